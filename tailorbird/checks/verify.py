@@ -30,6 +30,7 @@ from tailorbird.evaluation.report.model_scores import (
     confusions,
     mean_measures,
     reliability_by_role,
+    scores_on_all_rows,
     scores_without_near_duplicates,
 )
 from tailorbird.evaluation.report.preregistration import (
@@ -95,6 +96,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: _validation_faults(evidence, tables=tables),
         lambda: _hybrid_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
+        lambda: verify_files.trained_rows_faults(evidence),
         lambda: _test_access_faults(evidence),
         lambda: verify_files.evaluated_faults(evidence),
         lambda: verify_files.model_faults(evidence.base_model, what="base model"),
@@ -177,6 +179,7 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         "recipe": (evaluated_recipe(evidence.recipe), evaluated_recipe(recipe)),
         "requested_by": (evidence.requested_by, registration.requested_by),
         "retrieval_encoder": (evidence.retrieval_encoder, registration.retrieval_encoder),
+        "trained_rows": (evidence.trained_rows, registration.trained_rows),
     }
     for part, (value, registered) in pairs.items():
         yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
@@ -288,13 +291,16 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
         return
     verdict = decide(evidence.verdict_inputs(tables), protocol=evidence.protocol)
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
+    roles, trained = [model.role for model in evidence.family.predicting], evidence.trained_rows
+    report, metric = evidence.data.report, evidence.protocol.metric
+    on_all_rows = scores_on_all_rows(tables, roles=roles, trained=trained, metric=metric)
+    yield from differences(evidence.scores_on_all_rows, on_all_rows, at="scores_on_all_rows", other=RECOMPUTED)
+    tables = trained.without(tables, roles=roles)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
-    roles = [model.role for model in evidence.family.predicting]
     on_suites = suite_scores(tables, suites=tuple(evidence.protocol.suites), roles=roles)
     yield from differences(evidence.suites, on_suites, at="suites", other=RECOMPUTED)
-    report, metric = evidence.data.report, evidence.protocol.metric
     contenders = evidence.family.contenders
     distinct = scores_without_near_duplicates(tables, contenders=contenders, report=report, metric=metric)
     yield from differences(evidence.distinct, distinct, at="distinct", other=RECOMPUTED)

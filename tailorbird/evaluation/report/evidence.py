@@ -1,7 +1,7 @@
 """The evidence of a run: the inputs and results of its verdict, stored as `evidence.json` next to the predictions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, JsonValue
@@ -14,7 +14,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, Traini
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions, trained_rows_sentences
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
@@ -44,10 +44,42 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class DistinctRecord:
-    """Scores on the test rows without a near-duplicate in train, in the verdict's metric. They do not affect it."""
+    """Scores on other test rows than those of the verdict, in its metric. They do not affect it."""
 
     n: int  # number of these rows
     scores: Mapping[str, float]  # by role
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """The test rows that compared models were trained or selected on; no model is compared on them."""
+
+    rows: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    """Ids of these rows by role; None for a model whose training rows are unknown."""
+
+    @property
+    def known(self) -> dict[str, frozenset[str]]:
+        """The rows by role, without the models whose training rows are unknown."""
+        return {role: frozenset(rows) for role, rows in self.rows.items() if rows is not None}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The roles of the models whose training rows are unknown."""
+        return tuple(role for role, rows in self.rows.items() if rows is None)
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The rows on which no model is compared: those that a model in any role was trained on."""
+        return frozenset[str]().union(*self.known.values())
+
+    def sentences(self, num_test: int) -> tuple[str, ...]:
+        """Return a sentence for each model that was trained on some of the test rows, or may have been."""
+        return trained_rows_sentences(self.known, unknown=self.unknown, num_rows=num_test)
+
+    def without(self, tables: Mapping[str, Predictions], *, roles: Iterable[str]) -> dict[str, Predictions]:
+        """Return the tables by name, those of the test rows (named by `roles`) without these rows."""
+        compared = {role: tables[role].without(self.excluded) for role in roles}
+        return {**tables, **compared}
 
 
 PRETRAINED = "pretrained"
@@ -273,6 +305,10 @@ class Evidence(StoredModel):
     """(chat only) Scores on the suites of the gate `suites`."""
     distinct: DistinctRecord | None
     """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
+    trained_rows: TrainedRows = TrainedRows()
+    """The test rows on which no model was compared, because a compared model was trained on them."""
+    scores_on_all_rows: DistinctRecord | None = None
+    """Scores on all test rows, those that a compared model was trained on included; None if there are none."""
     versions: dict[str, CandidateRecord]
     """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict selected it."""
     champion: str | None
@@ -316,6 +352,8 @@ class Evidence(StoredModel):
             costs=self.cost.serving,
             training=self.cost.training,
             accepted_loss=self.accepted_loss,
+            trained_on=self.trained_rows.known,
+            unknown_training=self.trained_rows.unknown,
         )
 
 

@@ -10,9 +10,9 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.gates.calibration import NUM_BINS, has_confidences
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
-from tailorbird.evaluation.report.evidence import Confusion, DistinctRecord, ModelScore, ReliabilityBin
+from tailorbird.evaluation.report.evidence import Confusion, DistinctRecord, ModelScore, ReliabilityBin, TrainedRows
 from tailorbird.evaluation.statistics.paired import wilson_interval
-from tailorbird.evaluation.statistics.scoring import macro_f1
+from tailorbird.evaluation.statistics.scoring import macro_f1, score_table
 from tailorbird.evaluation.verdict.types import Verdict
 
 COMPARED = ("candidate", "incumbent")
@@ -94,6 +94,16 @@ def scores_without_near_duplicates(
         return None
     roles = (*COMPARED, *contenders)
     return DistinctRecord(len(rows), {role: _score(tables[role], rows=rows, metric=metric) for role in roles})
+
+
+def scores_on_all_rows(
+    tables: Mapping[str, Predictions], *, roles: Sequence[str], trained: TrainedRows, metric: str
+) -> DistinctRecord | None:
+    """Return the scores on all test rows; None if no compared model was trained on one of them."""
+    if not trained.excluded:
+        return None
+    scores = {role: score_table(metric, tables[role]) for role in roles}
+    return DistinctRecord(len(tables[COMPARED[0]]), scores)
 
 
 def _score(table: Predictions, *, rows: Sequence[int], metric: str) -> float:

@@ -6,7 +6,12 @@ from tailorbird.evaluation.statistics.posterior import posterior_of
 from tailorbird.evaluation.verdict.assess import Assessment, assess
 from tailorbird.evaluation.verdict.contender_costs import cheapest_sentences, contender_costs
 from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
+from tailorbird.evaluation.verdict.inputs import (
+    VerdictInputs,
+    require_same_rows,
+    trained_rows_sentences,
+    without_trained_rows,
+)
 from tailorbird.evaluation.verdict.parts import SecondMetric
 from tailorbird.evaluation.verdict.power import power_of
 from tailorbird.evaluation.verdict.protocol import TestProtocol
@@ -27,12 +32,17 @@ SECOND_METRIC = {
 def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     """Return the verdict on replacing the incumbent with the candidate.
 
-    The first rule of the outcome table that holds decides. Gates have the level of the protocol, because they only
-    prevent a change of model; everything else has the level of the access to the test rows. Raises VerdictRefused (rule
-    1) if test rows changed or predictions are misaligned or not finite. Raises ValueError if predictions or
-    measurements that the protocol's gates need are missing.
+    No model is compared on rows that one of them was trained on. The first rule of the outcome table that holds
+    decides. Gates have the level of the protocol, because they only prevent a change of model; everything else has the
+    level of the access to the test rows. Raises VerdictRefused (rule 1) if test rows changed or predictions are
+    misaligned or not finite. Raises ValueError if predictions or measurements that the protocol's gates need are
+    missing.
     """
     require_same_rows(inputs, protocol=protocol)
+    of_training = trained_rows_sentences(
+        inputs.trained_on, unknown=inputs.unknown_training, num_rows=protocol.num_test_rows
+    )
+    inputs = without_trained_rows(inputs)
     assessment = assess(inputs, protocol=protocol)
     result, rule, alpha = assessment.main, assessment.rule, assessment.alpha
     main, outcome = result.comparison, OUTCOME_OF_RULE[rule]
@@ -48,6 +58,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
             *explain(rule, explained),
             *(cheapest_sentences(costs, protocol=protocol) if rule != 2 else ()),
             *further_access(inputs, alpha=alpha, protocol_alpha=protocol.alpha),
+            *of_training,
         ),
         metric=protocol.metric,
         n=main.counts.n,

@@ -1,7 +1,7 @@
 """The predictions and measurements from which a verdict is computed and recomputed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class VerdictInputs:
     costs: ServingCosts | None = None  # resources for serving each model by role; None if not measured
     training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
     accepted_loss: float = 0.0  # losses accepted for lower cost since the last proven champion
+    trained_on: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Ids of the test rows that the model in a role was trained on; see `without_trained_rows`."""
+    unknown_training: tuple[str, ...] = ()  # roles of the models whose training rows are unknown
 
     @property
     def models(self) -> Mapping[str, ModelPredictions]:
@@ -48,6 +51,49 @@ def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPred
     sets = [name.removeprefix(f"{role}_") for name in tables if name.startswith(f"{role}_{SUITE_PREFIX}")]
     changed = {name: tables[f"{role}_{name}"] for name in (*CHANGED_SETS, *sets) if f"{role}_{name}" in tables}
     return ModelPredictions(tables[role], changed)
+
+
+def without_trained_rows(inputs: VerdictInputs) -> VerdictInputs:
+    """Return the inputs without the test rows that a model was trained on, and without the changed rows of these.
+
+    A model is right on rows that it was trained on more often than on others, so no model is compared on them. Suites
+    are not changed. Raises VerdictRefused if no row remains.
+    """
+    trained = frozenset[str]().union(*inputs.trained_on.values())
+
+    def without(model: ModelPredictions) -> ModelPredictions:
+        changed = {name: table.without(trained) for name, table in model.changed.items() if name in CHANGED_SETS}
+        return ModelPredictions(model.clean.without(trained), {**model.changed, **changed})
+
+    if not trained:
+        return inputs
+    remaining = replace(
+        inputs,
+        incumbent=without(inputs.incumbent),
+        candidate=without(inputs.candidate),
+        contenders={role: without(model) for role, model in inputs.contenders.items()},
+        hybrid_parts={role: without(model) for role, model in inputs.hybrid_parts.items()},
+    )
+    if not len(remaining.incumbent.clean):
+        raise VerdictRefused("the compared models were trained on all test rows; add test rows that are new to them")
+    return remaining
+
+
+def trained_rows_sentences(
+    trained_on: Mapping[str, Collection[str]], *, unknown: Sequence[str], num_rows: int
+) -> tuple[str, ...]:
+    """Return a sentence for each model that was trained on test rows, or whose training rows are unknown, by role."""
+    sentences = [
+        f"the {role} was trained on {len(rows):,} of the {num_rows:,} test rows ({len(rows) / num_rows:.1%}), on which "
+        "no model is compared"
+        for role, rows in trained_on.items()
+        if rows
+    ]
+    sentences += [
+        f"the training rows of the {role} are unknown: if test rows are among them, its score is too high"
+        for role in unknown
+    ]
+    return tuple(sentences)
 
 
 def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:

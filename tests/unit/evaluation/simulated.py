@@ -28,10 +28,17 @@ from tailorbird.evaluation.report.evidence import (
     FrozenModel,
     MixRecord,
     SeedRecord,
+    TrainedRows,
     TrainingRecord,
     TrialRecord,
 )
-from tailorbird.evaluation.report.model_scores import confusions, mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.report.model_scores import (
+    confusions,
+    mean_measures,
+    model_scores,
+    reliability_by_role,
+    scores_on_all_rows,
+)
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -87,6 +94,7 @@ class Simulation:
     suites: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(chat) Scores of the candidate and of all other models on each suite of 100 rows, by name."""
     curve: CurveRecord | None = None
+    trained: TrainedRows = TrainedRows()  # noqa: RUF009
 
 
 def recipe_of(simulation: Simulation) -> Recipe:
@@ -165,6 +173,8 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
         training=simulation.training,
+        trained_on=simulation.trained.known,
+        unknown_training=simulation.trained.unknown,
     )
 
 
@@ -232,6 +242,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         retrieval_encoder=None,
         champion=None,
         accepted_loss=0.0,
+        trained_rows=simulation.trained,
         requested_by="an engineer",
         requested_at="2026-11-24T16:00:00+00:00",
     )
@@ -244,6 +255,9 @@ def evidence_of(
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
     verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     family = family_of(simulation, tables)
+    roles, metric = [model.role for model in family.models], recipe_of(simulation).evaluation.metric
+    on_all_rows = scores_on_all_rows(tables, roles=roles, trained=simulation.trained, metric=metric)
+    tables = simulation.trained.without(tables, roles=roles)
     parts = family.hybrid.parts if family.hybrid is not None and verdict.winner == "hybrid" else ()
     registered = {"incumbent", verdict.winner, *parts}
     kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
@@ -271,8 +285,10 @@ def evidence_of(
         reliability=reliability_by_role(tables),
         confusions=confusions(tables),
         measures=mean_measures(tables),
-        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=[model.role for model in family.models]),
+        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=roles),
         distinct=None,
+        trained_rows=simulation.trained,
+        scores_on_all_rows=on_all_rows,
         champion=None,
         accepted_loss=0.0,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
