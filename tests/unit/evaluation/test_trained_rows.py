@@ -45,7 +45,8 @@ def test_the_test_rows_of_each_version_are_known_by_letters_and_digits(tmp_path:
     }
     trained = trained_rows(TEST, versions)
     assert trained == TrainedRows({"incumbent": ("0",), "elsewhere": None, "pretrained": ()})
-    assert (trained.excluded, trained.unknown) == ({"0"}, ("elsewhere",))
+    assert trained.excluded == frozenset({"0"})
+    assert trained.unknown == ("elsewhere",)
 
 
 def test_a_hybrid_was_trained_on_the_rows_of_its_parts(tmp_path: Path) -> None:
