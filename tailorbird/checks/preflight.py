@@ -52,6 +52,9 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     remedy = "or check where the driver of a run sends the requests: submit preflight as a job, as the run"
     results += [fault("endpoint", text, remedy) for text in facts.endpoint_faults.values()]
     results += [note("endpoint", text) for text in facts.endpoint_warnings]
+    results += [note("test rows", text) for text in facts.trained_rows]
+    if facts.trained_rows_fault is not None:
+        results.append(fault("test rows", facts.trained_rows_fault))
     if facts.encoder_fault is not None:
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:

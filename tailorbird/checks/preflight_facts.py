@@ -17,9 +17,10 @@ from cluster.resources import Holder, Node, NodeType, Versions
 from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.loader import SPLIT_FRACTIONS
+from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.tasks import DataTask, data_task
+from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
@@ -76,6 +77,8 @@ class PreflightFacts:
     model_fault: str | None
     ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
+    trained_rows: tuple[str, ...] = ()  # sentences about test rows that the champion was trained on
+    trained_rows_fault: str | None = None  # reason why too few other test rows remain
     encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
     champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
     endpoint_faults: Mapping[str, str] = field(default_factory=dict)
@@ -108,6 +111,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
+    trained, trained_fault = _or_fault(lambda: trained_sentences(recipe)) if planned is not None else (None, None)
     of_champion = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
     of_recipe = recipe.evaluation.endpoint
     endpoints = (*of_champion, *(() if of_recipe is None else (Endpoint.from_config(of_recipe),)))
@@ -125,6 +129,8 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         model_fault=model_fault,
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
+        trained_rows=trained or (),
+        trained_rows_fault=trained_fault,
         encoder_fault=encoder_fault,
         champion_endpoints=of_champion,
         endpoint_faults=faults_of_endpoints,
@@ -210,6 +216,17 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
         for name, counted in counts.items()
     }
     return PlannedTest(num_test, groups, config.split_by, len(documents) or None)
+
+
+def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
+    """Return sentences about test rows that the champion was trained on; raise ValueError if too few others remain."""
+    stored = read_champion(recipe.task_uri)
+    if stored is None:
+        return ()
+    test = read_test(recipe.data, task=data_task(recipe.task, system=recipe.data.system))
+    trained = trained_rows(test, {"incumbent": champion_version(stored[0])})
+    require_enough_rows(trained, num_test=len(test), config=recipe.evaluation)
+    return trained.sentences(len(test))
 
 
 def _model(recipe: Recipe) -> ModelMetadata:

@@ -96,6 +96,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: _validation_faults(evidence, tables=tables),
         lambda: _hybrid_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
+        lambda: verify_files.trained_rows_faults(evidence),
         lambda: _test_access_faults(evidence),
         lambda: verify_files.evaluated_faults(evidence),
         lambda: verify_files.model_faults(evidence.base_model, what="base model"),
@@ -179,6 +180,7 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         "recipe": (evaluated_recipe(evidence.recipe), evaluated_recipe(recipe)),
         "requested_by": (evidence.requested_by, registration.requested_by),
         "retrieval_encoder": (evidence.retrieval_encoder, registration.retrieval_encoder),
+        "trained_rows": (evidence.trained_rows, registration.trained_rows),
     }
     for part, (value, registered) in pairs.items():
         yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
@@ -292,10 +294,12 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
         return
     verdict = reach_verdict(evidence.verdict_inputs(tables), protocol=evidence.protocol)
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
+    roles = [model.role for model in evidence.family.models]
+    trained = evidence.trained_rows
+    tables = trained.without(tables, roles=roles)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
-    roles = [model.role for model in evidence.family.models]
     on_suites = suite_scores(tables, suites=tuple(evidence.protocol.suites), roles=roles)
     yield from differences(evidence.suites, on_suites, at="suites", other=RECOMPUTED)
     for index, score in enumerate(evidence.scores):

@@ -8,10 +8,14 @@ from pyarrow import ArrowException
 from cluster.code_snapshot import CodeVersion, shipped_sha256
 from tailorbird import storage
 from tailorbird.checks.differences import differences, read_content, read_value
+from tailorbird.data.loader import read_test
+from tailorbird.data.rows import DataError, rows_sha256
+from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import PARTS
 from tailorbird.registry.version_files import version_faults
@@ -76,6 +80,22 @@ def evaluated_faults(evidence: Evidence) -> Iterator[str]:
         for name, expected in (version.files or {}).items():
             if (sha256 := _sha256(f"{version.uri}/{name}")) not in (None, expected):
                 yield f"the {role}'s file {version.uri}/{name} was changed: its sha256 is {sha256}, not {expected}"
+
+
+def trained_rows_faults(evidence: Evidence) -> Iterator[str]:
+    """Compare the test rows that the champion was trained on with its version, if it and the test rows still exist."""
+    recipe = evidence.recipe
+    if evidence.champion is None:
+        return
+    try:
+        champion = read_version(evidence.champion)
+        task = data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
+        test = read_test(recipe.data, task=task)
+    except (RegistryError, DataError):
+        return
+    if rows_sha256(test) == evidence.data.sha256["test"]:
+        expected = trained_rows(test, {"incumbent": champion})
+        yield from differences(evidence.trained_rows, expected, at="trained_rows", other="the champion's version gives")
 
 
 def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:

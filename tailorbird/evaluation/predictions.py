@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,27 +72,31 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.row_ids)
 
-    def take(self, positions: Sequence[int]) -> Predictions:
-        """Return the predictions of the rows at `positions`, in that order."""
+    def take(self, rows: Sequence[int]) -> Predictions:
+        """Return the predictions for the rows at these positions, in that order."""
+        positions = np.array(rows, dtype=np.int64)
 
-        def texts(values: Sequence[str]) -> tuple[str, ...]:
-            return tuple(values[position] for position in positions)
+        def pick(column: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(column[row] for row in rows)
 
-        kept = np.array(positions, dtype=np.int64)
-        logprobs = None if self.logprobs is None else tuple(self.logprobs[position] for position in positions)
         return replace(
             self,
-            row_ids=texts(self.row_ids),
-            labels=texts(self.labels),
-            outputs=texts(self.outputs),
-            scores=self.scores[kept],
-            confidences=self.confidences[kept],
-            calibrated=self.calibrated[kept],
-            groups={name: texts(values) for name, values in self.groups.items()},
-            measures={name: values[kept] for name, values in self.measures.items()},
-            clusters=None if self.clusters is None else texts(self.clusters),
-            logprobs=logprobs,
+            row_ids=pick(self.row_ids),
+            labels=pick(self.labels),
+            outputs=pick(self.outputs),
+            scores=self.scores[positions],
+            confidences=self.confidences[positions],
+            calibrated=self.calibrated[positions],
+            groups={name: pick(values) for name, values in self.groups.items()},
+            measures={name: values[positions] for name, values in self.measures.items()},
+            clusters=None if self.clusters is None else pick(self.clusters),
+            logprobs=None if self.logprobs is None else pick(self.logprobs),
         )
+
+    def without(self, row_ids: Set[str]) -> Predictions:
+        """Return the predictions without some test rows, and without the changed rows (`<row id>|...`) of these."""
+        kept = [row not in row_ids and row.rpartition("|")[0] not in row_ids for row in self.row_ids]
+        return self.take(np.flatnonzero(kept).tolist())
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
         """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused if missing."""

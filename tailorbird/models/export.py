@@ -17,6 +17,7 @@ from tailorbird.registry.versions import (
     BAG_FILES,
     BAG_KINDS,
     EXPORTED_ENCODER,
+    TRAINING_ROWS,
     ModelVersion,
     PinnedVersion,
     VersionConfig,
@@ -46,9 +47,10 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     """Export the version at `uri` for one of `TARGETS` and write it as an artifact to the URI `to`.
 
     For torch, copy the version's files and change the dtype. For other engines, write `EXPORTED_ENCODER`, with the
-    adapter merged, and copy the head and the bag of words. OpenVINO uses bfloat16 if this machine supports it.
-    `code` is the URI of the code that can load the artifact. Raises EngineError if a package or bfloat16 support is
-    missing or the encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
+    adapter merged, and copy the head, the bag of words and the fingerprints of the training rows. OpenVINO uses
+    bfloat16 if this machine supports it. `code` is the URI of the code that can load the artifact. Raises EngineError
+    if a package or bfloat16 support is missing or the encoder cannot be exported, and the errors of
+    `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
@@ -72,6 +74,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
         else:
             for file in ("head.safetensors", *(BAG_FILES if version.kind in BAG_KINDS else ())):
                 shutil.copy(source / file, folder)
+            if (source / TRAINING_ROWS).exists():
+                shutil.copy(source / TRAINING_ROWS, folder)
             encoder = load_encoder(local_copy(version.base_model))
             model = load_weights(source, encoder=encoder, kind=version.kind).eval()
             write_graph(model, folder / EXPORTED_ENCODER, max_length=version.max_length)

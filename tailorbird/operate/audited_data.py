@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 from tailorbird import storage
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.fingerprints import Hashes, are_among, fingerprints, user_texts
 from tailorbird.data.parquet import read_table
 from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, unreadable
+from tailorbird.evaluation.trained_rows import NO_ROWS
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
 from tailorbird.monitoring.traffic import SHADOW
@@ -25,21 +27,27 @@ from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 
-def usable_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
+def usable_rows(
+    rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset(), learned: Hashes = NO_ROWS
+) -> tuple[Rows, dict[str, int]]:
     """Return the rows that are in no split, and the number of dropped rows by reason.
 
+    A row is also dropped if its fingerprint is one of `learned`, those of the training rows of the compared versions.
     For chat, a row with a redacted correct answer is dropped: no answer of a model is equal to it.
     A row is also dropped if its text occurs in an earlier row or in a row of `evaluated` (ids), which are kept. Texts
     are compared in the form of the request log: normalised and redacted. Conversations are compared without system
     messages, because an application may add one to a question of a training row.
     """
     split_texts = {name: set(_as_logged(split)) for name, split in splits.items()}
-    dropped = dict.fromkeys((*split_texts, "duplicate", "redacted"), 0)
+    dropped = dict.fromkeys((*split_texts, "trained", "duplicate", "redacted"), 0)
+    is_trained = are_among(fingerprints(user_texts(rows)), learned)
     texts = _as_logged(rows)
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
     kept = []
     for index, (row_id, text) in enumerate(zip(rows.row_ids, texts, strict=True)):
         reason = next((name for name, texts_of_split in split_texts.items() if text in texts_of_split), None)
+        if reason is None and is_trained[index]:
+            reason = "trained"
         if reason is None and text in seen and row_id not in evaluated:
             reason = "duplicate"
         if reason is None and rows.conversations is not None and is_redacted(rows.labels[index]):

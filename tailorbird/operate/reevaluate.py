@@ -1,9 +1,11 @@
 """Re-evaluate a served champion on audited rows, and roll it back if its verdict no longer holds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+
+import numpy as np
 
 from cluster.progress import ProgressReporter
 from cluster.ranks.remote_ranks import run_evaluation
@@ -21,6 +23,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, CostRecord
 from tailorbird.evaluation.report.evidence_files import read_evidence
+from tailorbird.evaluation.trained_rows import NO_ROWS, training_fingerprints
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
@@ -96,7 +99,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     champion, former, _ = rollback_target(recipe.task_uri, other_weights=True)
     versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
-    audited = _audited(recipe, champion=champion, earlier=earlier)
+    audited = _audited(recipe, champion=champion, earlier=earlier, versions=versions.values())
     rows = audited.rows
     progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
     models = {role: version.uri for role, version in versions.items()}
@@ -159,14 +162,23 @@ class _Audited:
     splits: Splits
 
 
-def _audited(recipe: Recipe, *, champion: Champion, earlier: Mapping[str, ReevaluationEvidence]) -> _Audited:
+def _audited(
+    recipe: Recipe,
+    *,
+    champion: Champion,
+    earlier: Mapping[str, ReevaluationEvidence],
+    versions: Iterable[ModelVersion],
+) -> _Audited:
     """Return the rows to test: audited rows since the champion's promotion that are in no split.
 
-    Earlier rows may have been used to choose the champion.
+    Earlier rows may have been used to choose the champion. No version is compared on rows that one was trained on, also
+    with an earlier recipe.
     """
     since, evaluated = datetime.fromisoformat(champion.since), evaluated_rows(earlier)
     splits = load_inputs(recipe).splits
-    rows, dropped = usable_rows(audited_rows(recipe, since=since), splits, evaluated=evaluated)
+    of_versions = [training_fingerprints(version) for version in versions]
+    learned = np.concatenate([NO_ROWS, *(hashes for hashes in of_versions if hashes is not None)])
+    rows, dropped = usable_rows(audited_rows(recipe, since=since), splits, evaluated=evaluated, learned=learned)
     new = [index for index, row_id in enumerate(rows.row_ids) if row_id not in evaluated]
     if len(new) < recipe.monitoring.min_labels:
         raise ReevaluationError(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tailorbird import storage
+from tailorbird.data.fingerprints import save_fingerprints
+from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.registry import versions
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.routing import Routing
@@ -66,11 +68,14 @@ def kind_of_artifact(contender: Contender) -> str:
     return versions.read_artifact_config(contender.uri).kind
 
 
-def register_contender(task_uri: str, contender: Contender, *, code: str, max_spend: float | None) -> ModelVersion:
+def register_contender(
+    task_uri: str, contender: Contender, *, code: str, max_spend: float | None, data: LoadedDataset
+) -> ModelVersion:
     """Register an artifact as a version that is served by the code at the URI `code`.
 
     If the contender is a version already, return it unchanged. The artifact may come from the stage cache of an earlier
-    run with another code snapshot or, for an endpoint, another limit, so its config gets `code` and `max_spend`.
+    run with another code snapshot or, for an endpoint, another limit, so its config gets `code` and `max_spend`. It
+    learned from the rows of `data`, whose fingerprints are stored.
     """
     if is_version_uri(contender.uri):
         return versions.read_version(contender.uri)
@@ -78,9 +83,10 @@ def register_contender(task_uri: str, contender: Contender, *, code: str, max_sp
     config = versions.read_artifact_config(folder.as_uri())
     endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
     current = config.model_copy(update={"code": code, "endpoint": endpoint})
-    if current == config:
-        return versions.register(task_uri, folder)
     with _copy_with_config(folder, current) as renewed:
+        if config.kind not in versions.UNTRAINED_KINDS:
+            learned = data.learned_rows(in_memory=config.kind in versions.BASELINE_KINDS)
+            save_fingerprints((renewed / versions.TRAINING_ROWS).as_uri(), learned)
         return versions.register(task_uri, renewed)
 
 

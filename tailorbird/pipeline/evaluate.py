@@ -240,6 +240,8 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         costs=evaluated.cost.serving,
         training=evaluated.cost.training,
         look=evaluated.test_access,
+        trained_on=context.trained_rows.known,
+        unknown_training=context.trained_rows.unknown,
     )
 
 
@@ -270,8 +272,9 @@ def _register(
     context: RunContext, contenders: Mapping[str, Contender], *, winner: str, hybrid: FrozenHybrid | None
 ) -> dict[str, ModelVersion]:
     """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
-    task_uri, max_spend = context.recipe.task_uri, request_limits(context.inputs).max_spend
-    register = partial(register_contender, task_uri, code=context.inputs.code.uri, max_spend=max_spend)
+    inputs, task_uri = context.inputs, context.recipe.task_uri
+    max_spend = request_limits(inputs).max_spend
+    register = partial(register_contender, task_uri, code=inputs.code.uri, max_spend=max_spend, data=inputs.data)
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))
         return {role: register(contenders[role]) for role in roles}

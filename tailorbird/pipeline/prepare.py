@@ -9,7 +9,9 @@ from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.quality import listed, require_no_test_row
 from tailorbird.data.rows import Splits
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
+from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_uri
+from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
@@ -30,6 +32,7 @@ class RunContext:
     champion: str | None  # URI of the champion at the time when the protocol was registered
     anchor: str | None  # URI of the last champion that was proven better, unless it is the champion
     requested_by: str
+    trained_rows: TrainedRows = TrainedRows()  # test rows that the champion was trained on  # noqa: RUF009
 
     def reporting_to(self, progress: ProgressReporter) -> "RunContext":
         """Return the context with a reporter for its Ray tasks, that of an event queue."""
@@ -47,7 +50,10 @@ class RunContext:
 
 
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
-    """Read and check the data, stage the base model and the code, and register the test protocol."""
+    """Read and check the data, stage the base model and the code, and register the test protocol.
+
+    Raises ValueError if the champion was trained on so many test rows that too few others remain.
+    """
     progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe, progress=progress)
     require_no_test_row(recipe.serving.examples, test=inputs.splits.test)
@@ -63,6 +69,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     use = next_access(recipe.task_uri, rows=fingerprints(user_texts(inputs.splits.test)))
     if use.num_seen:  # report a lower alpha before the training, because a user may prefer to collect fresh rows
         progress.note(earlier_tests_line(use, alpha=recipe.evaluation.alpha))
+    trained = _trained_rows(inputs, champion=champion)
     hashes, code = inputs.hashes, inputs.code.sha256
     protocol = build_protocol(
         recipe.evaluation,
@@ -85,10 +92,13 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         retrieval_encoder=inputs.encoder,
         champion=champion.uri if champion else None,
         anchor=champion.anchor.uri if champion is not None and champion.anchor is not None else None,
+        trained_rows=trained,
         requested_by=current_user(),
         requested_at=now(),
     )
     registered = storage.write_once(f"{uri}/{PROTOCOL_FILE}", preregistration)
+    for sentence in registered.trained_rows.sentences(protocol.num_test_rows):
+        progress.note(sentence)
     return RunContext(
         uri,
         inputs,
@@ -97,7 +107,18 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         champion=registered.champion,
         anchor=registered.anchor,
         requested_by=registered.requested_by,
+        trained_rows=registered.trained_rows,
     )
+
+
+def _trained_rows(inputs: RunInputs, *, champion: Champion | None) -> TrainedRows:
+    """Return the test rows that the champion was trained on; raise ValueError if too few others remain."""
+    if champion is None:
+        return TrainedRows()
+    test = inputs.splits.test
+    trained = trained_rows(test, {"incumbent": champion_version(champion)})
+    require_enough_rows(trained, num_test=len(test), config=inputs.recipe.evaluation)
+    return trained
 
 
 def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | None:

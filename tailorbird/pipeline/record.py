@@ -105,7 +105,9 @@ def build_evidence(
     """Return the evidence of a run. The verdict expires `valid_days` after the test rows were accessed."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
     recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
-    data, predictions, seed = inputs.data, evaluated.predictions, recipe.training.seed
+    data, seed = inputs.data, recipe.training.seed
+    roles = [model.role for model in evaluated.family.models]
+    predictions = context.trained_rows.without(evaluated.predictions, roles=roles)
     return evidence.Evidence(
         name=recipe.name,
         run=context.run,
@@ -139,9 +141,8 @@ def build_evidence(
             predictions, rows=context.splits.test, metric=protocol.metric, most=recipe.evaluation.report_examples
         ),
         measures=mean_measures(predictions),
-        suites=suite_scores(
-            predictions, suites=tuple(protocol.suites), roles=[model.role for model in evaluated.family.models]
-        ),
+        suites=suite_scores(predictions, suites=tuple(protocol.suites), roles=roles),
+        trained_rows=context.trained_rows,
         versions=dict(versions),
         champion=context.champion,
         code=inputs.code,
@@ -162,7 +163,9 @@ def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endp
 def _differences(context: RunContext, predictions: Mapping[str, Predictions]) -> tuple[str, ...]:
     """Return the differences between validation and test that are larger than chance."""
     samples = []
-    for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", context.splits.test)):
+    test = context.splits.test
+    compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in context.trained_rows.excluded]
+    for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", test.take(compared))):
         table = predictions[name]
         lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
         metric = "accuracy" if context.protocol.metric == "macro_f1" else context.protocol.metric

@@ -4,14 +4,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 from pydantic import BaseModel
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.data.fingerprints import (
+    Hashes,
+    fingerprints,
+    load_fingerprints,
+    trained_fingerprints,
+    user_texts,
+)
 from tailorbird.data.loader import read_splits, read_validation_and_test
 from tailorbird.data.quality import DataReport, clean, leaks_of, rare_classes, take_training_rows, texts_by_split
 from tailorbird.data.rows import DataError, Splits, digest_of, fingerprint, rows_sha256
-from tailorbird.data.sharding.shards import Shards
+from tailorbird.data.sharding.shards import Shards, fingerprints_uri
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import DataTask
@@ -33,6 +41,17 @@ class LoadedDataset:
     @property
     def num_train(self) -> int:
         return len(self.splits.train if self.shards is None else self.shards)
+
+    def learned_rows(self, *, in_memory: bool) -> Hashes:
+        """Return the fingerprints of the training and validation rows, from which the models of a run learn.
+
+        `in_memory` omits the training rows that are only in shards, which the baselines do not learn from.
+        """
+        validation = fingerprints(user_texts(self.splits.validation))
+        if in_memory or self.shards is None:
+            return np.concatenate([validation, trained_fingerprints(self.splits.train)])
+        uris = [fingerprints_uri(self.shards.uri, number) for number in range(len(self.shards.sizes))]
+        return np.concatenate([validation, *map(load_fingerprints, uris)])
 
 
 class _ShardsStage(BaseModel):

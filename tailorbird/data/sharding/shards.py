@@ -87,6 +87,11 @@ def file_uri(uri: str, number: int) -> str:
     return f"{uri}/{number:06d}.arrow"
 
 
+def fingerprints_uri(uri: str, number: int) -> str:
+    """Return the URI of the fingerprints of the rows in a file of shards."""
+    return f"{uri}/{number:06d}.fingerprints.parquet"
+
+
 @contextmanager
 def write_shard_file(uri: str, number: int) -> Iterator["ShardWriter"]:
     """Yield a writer of a file of shards on the local disk; upload the file if the block succeeds."""

@@ -14,10 +14,11 @@ from pydantic import BaseModel, TypeAdapter
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.data.fingerprints import Hashes, fingerprints, save_fingerprints, trained_fingerprints
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.data.quality import drop_copies
 from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
-from tailorbird.data.sharding.shards import write_shard_file
+from tailorbird.data.sharding.shards import fingerprints_uri, write_shard_file
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenize import load_tokenizer
@@ -149,7 +150,7 @@ def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenize
 
 
 def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase") -> ShardReport:
-    """Write a file of shards and its record, unless an earlier run has written them."""
+    """Write a file of shards, the fingerprints of its rows and its record, unless an earlier run has written them."""
     record_uri = _record_uri(job.uri, spec.number)
     if storage.exists(record_uri):
         return ShardRecord.model_validate(storage.read_json(record_uri)).report
@@ -157,6 +158,7 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     num_empty, copies, turn_copies, labels = 0, Counter[str](), Counter[str](), Counter[str]()
     shared_keys: set[str] = set()
     digests: list[str] = []
+    hashes: list[Hashes] = [fingerprints(())]  # the row groups can have no rows
     sample: list[Rows] = []
     first_rows: dict[str, Rows] = {}
     with write_shard_file(job.uri, spec.number) as shard:
@@ -167,12 +169,14 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
             turn_copies += dropped.turns
             shard.add(rows.row_ids, job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length))
             digests.append(rows_sha256(rows))
+            hashes.append(trained_fingerprints(rows))
             shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())
             labels.update(rows.class_labels)
             for row, label in enumerate(rows.class_labels):
                 if label not in first_rows:
                     first_rows[label] = rows.take([row])
             sample.append(rows.take(np.flatnonzero(generator.random(len(rows)) < job.sample_share)))
+    save_fingerprints(fingerprints_uri(job.uri, spec.number), np.concatenate(hashes))
     report = ShardReport(
         number=spec.number,
         num_rows=shard.num_rows,

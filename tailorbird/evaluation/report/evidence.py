@@ -1,7 +1,7 @@
 """The evidence of a run: the inputs and results of its verdict, stored as `evidence.json` next to the predictions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, JsonValue
@@ -14,7 +14,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, Traini
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, model_predictions, trained_rows_sentences
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
@@ -40,6 +40,38 @@ class DataRecord:
     sha256: Mapping[str, str]  # sha256 of each split by name
     differences: tuple[str, ...] = ()
     """Sentences about differences between validation and test that are larger than chance."""
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """The test rows that compared models were trained or selected on; no model is compared on them."""
+
+    rows: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    """Ids of these rows by role; None for a model whose training rows are unknown."""
+
+    @property
+    def known(self) -> dict[str, frozenset[str]]:
+        """The rows by role, without the models whose training rows are unknown."""
+        return {role: frozenset(rows) for role, rows in self.rows.items() if rows is not None}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The roles of the models whose training rows are unknown."""
+        return tuple(role for role, rows in self.rows.items() if rows is None)
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The rows on which no model is compared: those that a model in any role was trained on."""
+        return frozenset[str]().union(*self.known.values())
+
+    def sentences(self, num_test: int) -> tuple[str, ...]:
+        """Return a sentence for each model that was trained on some of the test rows, or may have been."""
+        return trained_rows_sentences(self.known, unknown=self.unknown, num_rows=num_test)
+
+    def without(self, tables: Mapping[str, Predictions], *, roles: Iterable[str]) -> dict[str, Predictions]:
+        """Return the tables by name, those of the test rows (named by `roles`) without these rows."""
+        compared = {role: tables[role].without(self.excluded) for role in roles}
+        return {**tables, **compared}
 
 
 PRETRAINED = "pretrained"
@@ -261,6 +293,8 @@ class Evidence(StoredModel):
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     suites: tuple[SuiteScore, ...] = ()
     """(chat only) Scores on the suites of the gate `suites`."""
+    trained_rows: TrainedRows = TrainedRows()
+    """The test rows on which no model was compared, because a compared model was trained on them."""
     versions: dict[str, CandidateRecord]
     """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict selected it."""
     champion: str | None
@@ -302,6 +336,8 @@ class Evidence(StoredModel):
             costs=self.cost.serving,
             training=self.cost.training,
             look=self.test_access,
+            trained_on=self.trained_rows.known,
+            unknown_training=self.trained_rows.unknown,
         )
 
 

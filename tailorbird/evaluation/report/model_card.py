@@ -172,6 +172,10 @@ def _hybrid(evidence: Evidence, hybrid: TestedHybrid) -> str:
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     names = METRIC_NAMES | {"ece": "expected calibration error (debiased)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
+    on_all = verdict.model(role).score_on_all
+    if on_all is not None:
+        num_test = verdict.n + verdict.num_trained_rows
+        lines.append(f"- {names[verdict.metric]} on all {num_test:,} test rows: {on_all:.4f}")
     is_first = evidence.test_access.number == 1
     rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if is_first else "")
     return f"On {rows}:\n\n" + "\n".join(lines)

@@ -10,6 +10,7 @@ from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import LIMITS
 from tailorbird.config.recipe import Recipe
+from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.champion import Champion
@@ -37,6 +38,8 @@ class Preregistration(StoredModel):
     """URI of the champion, if there is one."""
     anchor: str | None
     """URI of the last champion that was proven better than its predecessor, unless it is the champion."""
+    trained_rows: TrainedRows = TrainedRows()
+    """The test rows that the champion was trained on."""
     requested_by: str
     requested_at: str
     """ISO 8601."""

@@ -16,7 +16,7 @@ from tailorbird.evaluation.verdict.formatting import (
     points,
     size,
 )
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, trained_rows_sentences
 from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
@@ -207,13 +207,8 @@ def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) ->
             f"{look.num_seen:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
             f"instead of {protocol.alpha:g}"
         )
-    if verdict.num_trained_rows:
-        total = verdict.n + verdict.num_trained_rows
-        roles = listed([named(role) for role, rows in inputs.trained_on.items() if rows])
-        parts.append(f"{verdict.num_trained_rows:,} of {total:,} test rows left, because {roles} was trained on them")
-    if verdict.unknown_training:
-        roles = listed([named(role) for role in verdict.unknown_training])
-        parts.append(f"it is unknown whether {roles} was trained on test rows")
+    num_test = verdict.n + verdict.num_trained_rows
+    parts += trained_rows_sentences(inputs.trained_on, unknown=verdict.unknown_training, num_rows=num_test)
     few = few_documents(verdict.num_units, num_rows=verdict.n) if verdict.num_units < verdict.n else None
     if few is not None:
         parts.append(few)

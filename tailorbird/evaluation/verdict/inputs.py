@@ -1,6 +1,6 @@
 """The predictions and measurements from which a verdict is computed and recomputed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,25 +66,43 @@ def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPred
 
 
 def without_trained_rows(inputs: VerdictInputs) -> VerdictInputs:
-    """Return the inputs without the test rows that a compared model was trained on, also in their changed forms."""
+    """Return the inputs without the test rows that a model was trained on, and without the changed rows of these.
+
+    A model is right on rows that it was trained on more often than on others, so no model is compared on them. Suites
+    are not changed. Raises VerdictRefused if no row remains.
+    """
     trained = frozenset[str]().union(*inputs.trained_on.values())
+
+    def without(model: ModelPredictions) -> ModelPredictions:
+        changed = {name: table.without(trained) for name, table in model.changed.items() if name in CHANGED_SETS}
+        return ModelPredictions(model.clean.without(trained), {**model.changed, **changed})
+
     if not trained:
         return inputs
-    models = {role: _without(model, trained) for role, model in inputs.models.items()}
     anchor = inputs.anchor
     if anchor is not None and anchor.predictions is not None:
-        anchor = replace(anchor, predictions=_without(anchor.predictions, trained))
-    return replace(inputs, models=models, anchor=anchor)
+        anchor = replace(anchor, predictions=without(anchor.predictions))
+    remaining = replace(inputs, models={role: without(model) for role, model in inputs.models.items()}, anchor=anchor)
+    if not len(remaining.incumbent.clean):
+        raise VerdictRefused("the compared models were trained on all test rows; add test rows that are new to them")
+    return remaining
 
 
-def _without(model: ModelPredictions, trained: frozenset[str]) -> ModelPredictions:
-    changed = dict(model.changed)
-    for name in CHANGED_SETS:
-        if name in changed:
-            sources = [row.rpartition("|")[0] for row in changed[name].row_ids]
-            changed[name] = changed[name].take([row for row, source in enumerate(sources) if source not in trained])
-    kept = [row for row, row_id in enumerate(model.clean.row_ids) if row_id not in trained]
-    return ModelPredictions(model.clean.take(kept), changed)
+def trained_rows_sentences(
+    trained_on: Mapping[str, Collection[str]], *, unknown: Sequence[str], num_rows: int
+) -> tuple[str, ...]:
+    """Return a sentence for each model that was trained on test rows, or whose training rows are unknown, by role."""
+    sentences = [
+        f"the {role} was trained on {len(rows):,} of the {num_rows:,} test rows ({len(rows) / num_rows:.1%}), on which "
+        "no model is compared"
+        for role, rows in trained_on.items()
+        if rows
+    ]
+    sentences += [
+        f"the training rows of the {role} are unknown: if test rows are among them, its score is too high"
+        for role in unknown
+    ]
+    return tuple(sentences)
 
 
 def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:

@@ -29,6 +29,7 @@ from tailorbird.evaluation.report.evidence_files import (
     prediction_table_names,
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
+from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES
@@ -156,7 +157,10 @@ def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None
     role = small_run.result.verdict.winner
     assert small_run.result.evidence.versions[role].digest == winner.digest
     loaded = load_model(winner.uri, LoadedClassifier)
-    assert loaded.classes == prepare(small_run.recipe, progress=SILENT).task.classes
+    context = prepare(small_run.recipe, progress=SILENT)
+    assert loaded.classes == context.task.classes
+    train = context.splits.train
+    assert trained_rows(train, {"winner": winner}).rows == {"winner": train.row_ids}
 
 
 def test_a_second_run_reuses_the_first_and_writes_no_stage_again(small_run: SmallRun) -> None:

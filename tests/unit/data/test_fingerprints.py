@@ -1,8 +1,20 @@
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tailorbird.data.fingerprints import fingerprints, letters_and_digits, user_texts
-from tailorbird.data.rows import Rows
+from tailorbird.data.fingerprints import (
+    are_among,
+    fingerprints,
+    letters_and_digits,
+    load_fingerprints,
+    save_fingerprints,
+    trained_fingerprints,
+    user_texts,
+)
+from tailorbird.data.rows import DataError, Rows
 
 
 @pytest.mark.parametrize("changed", ["Hello, world!", "hello\u200b WORLD.", " Hello  World\n", "ｈｅｌｌｏ world"])
@@ -23,3 +35,30 @@ def test_a_conversation_is_known_by_the_turns_of_its_user() -> None:
     rows = Rows(("0",), ("all turns",), ("answer",), conversations=(conversation,))
     assert user_texts(rows) == ("Hi\nWhy?",)
     assert user_texts(Rows(("0",), ("text",), ("label",))) == ("text",)
+
+
+def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_it() -> None:
+    conversation = (("user", "Hi"), ("assistant", "Hello"), ("user", "Why?"), ("assistant", "So"), ("user", "How?"))
+    rows = Rows(("0",), ("all",), ("answer",), conversations=(conversation,), untrained_turns=((3,),))
+    expected = fingerprints(["Hi", "Hi\nWhy?\nHow?"])
+    np.testing.assert_array_equal(trained_fingerprints(rows), expected)
+
+
+def test_stored_fingerprints_are_distinct_and_sorted(tmp_path: Path) -> None:
+    uri = (tmp_path / "rows.parquet").as_uri()
+    for texts in (["b", "a", "c", "a"], []):
+        save_fingerprints(uri, fingerprints(texts))
+        np.testing.assert_array_equal(load_fingerprints(uri), np.unique(fingerprints(texts)))
+
+
+@pytest.mark.parametrize("values", [pa.array([1, None], pa.uint64()), pa.array([1], pa.int64())])
+def test_another_column_is_refused(tmp_path: Path, values: pa.Array) -> None:
+    pq.write_table(pa.table({"fingerprint": values}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="is no column of uint64 without nulls; restore it from a copy"):
+        load_fingerprints((tmp_path / "rows.parquet").as_uri())
+
+
+def test_hashes_are_compared_in_any_order() -> None:
+    others = fingerprints(map(str, range(100)))
+    assert are_among(fingerprints(["7", "x", "99"]), others).tolist() == [True, False, True]
+    assert not are_among(others, fingerprints([])).any()

@@ -28,10 +28,16 @@ from tailorbird.evaluation.report.evidence import (
     FrozenModel,
     MixRecord,
     SeedRecord,
+    TrainedRows,
     TrainingRecord,
     TrialRecord,
 )
-from tailorbird.evaluation.report.model_scores import confusions, mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.report.model_scores import (
+    confusions,
+    mean_measures,
+    model_scores,
+    reliability_by_role,
+)
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -89,6 +95,7 @@ class Simulation:
     suites: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(chat) Scores of the candidate and of all other models on each suite of 100 rows, by name."""
     curve: CurveRecord | None = None
+    trained: TrainedRows = TrainedRows()  # noqa: RUF009
 
 
 def recipe_of(simulation: Simulation) -> Recipe:
@@ -165,6 +172,8 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         costs=simulation.costs,
         training=simulation.training,
         look=look_of(simulation),
+        trained_on=simulation.trained.known,
+        unknown_training=simulation.trained.unknown,
     )
 
 
@@ -241,6 +250,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         retrieval_encoder=None,
         champion=None,
         anchor=None,
+        trained_rows=simulation.trained,
         requested_by="an engineer",
         requested_at="2026-11-24T16:00:00+00:00",
     )
@@ -253,6 +263,8 @@ def evidence_of(
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
     verdict = reach_verdict(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     family = family_of(simulation, tables)
+    roles = [model.role for model in family.models]
+    tables = simulation.trained.without(tables, roles=roles)
     parts = family.hybrid.parts if family.hybrid is not None and verdict.selected == "hybrid" else ()
     registered = {"incumbent", verdict.selected, *parts}
     kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
@@ -280,7 +292,8 @@ def evidence_of(
         reliability=reliability_by_role(tables),
         confusions=confusions(tables),
         measures=mean_measures(tables),
-        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=[model.role for model in family.models]),
+        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=roles),
+        trained_rows=simulation.trained,
         champion=None,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.evaluation.trained_rows import training_fingerprints
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_version, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact
@@ -19,6 +21,7 @@ from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import EngineError, load_exported
 from tailorbird.registry.versions import (
     EXPORTED_ENCODER,
+    TRAINING_ROWS,
     Kind,
     ModelVersion,
     VersionConfig,
@@ -55,6 +58,7 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVers
             parameter.add_(torch.randn(parameter.shape), alpha=0.05)
     save_file(encoder.state_dict(), folder / "encoder.safetensors")
     save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
+    save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(["a training row"]))
     write_config(folder, config_of(base, kind="full"))
     return register(task_uri.as_uri(), folder)
 
@@ -145,6 +149,7 @@ def test_an_exported_version_records_its_original_version(
     assert (version.classes, version.temperature, version.max_length) == (evaluated.classes, 1.5, 32)
     assert version.code == "s3://models/toy/code/later.zip"
     assert not shares_base(version)
+    np.testing.assert_array_equal(training_fingerprints(version), fingerprints(["a training row"]))
     assert sorted(json.loads((exports / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
 
 

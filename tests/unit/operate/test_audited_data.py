@@ -13,6 +13,7 @@ import pytest
 from tailorbird import storage
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.tasks import data_task
@@ -84,7 +85,9 @@ def test_a_text_is_used_once_and_not_if_it_is_in_a_split_before_redaction() -> N
     audited = rows(a="my card [number] was refused", b="My knee", c="my knee", f="An eye", d="an eye", e="a cough")
     usable, dropped = usable_rows(audited, splits, evaluated={"d"})
     assert usable.row_ids == ("b", "d")  # not f: its text was evaluated as d
-    assert dropped == {"train": 1, "validation": 1, "test": 0, "duplicate": 2, "redacted": 0}
+    assert dropped == {"train": 1, "validation": 1, "test": 0, "trained": 0, "duplicate": 2, "redacted": 0}
+    usable, dropped = usable_rows(audited, splits, learned=fingerprints(["an eye!", "a hand"]))
+    assert (usable.row_ids, dropped["trained"]) == (("b",), 2)
 
 
 CHAT = Rows(

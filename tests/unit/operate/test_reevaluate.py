@@ -10,6 +10,7 @@ import pytest
 from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
@@ -68,6 +69,7 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "run_evaluation": lambda *_, **__: predict,
         "record_test_access": lambda _, **access: recorded.append(access),
         "endpoint_answers": lambda *_, **__: {},  # the versions are not stored, and are no endpoints
+        "training_fingerprints": lambda _: None,
     }
     for name, value in replaced.items():
         monkeypatch.setattr(reevaluate, name, value)
@@ -170,6 +172,18 @@ def test_without_new_rows_a_champion_whose_verdict_was_withdrawn_is_named(
     assert (withdrawn.verdict.holds, withdrawn.proposed) == (False, "s3://m/recipe.yaml")
     with pytest.raises(ReevaluationError, match=r"only 0 audited rows .* no longer holds: to roll back, run"):
         reevaluate_champion(recipe, progress=SILENT)
+
+
+@pytest.mark.usefixtures("accesses")
+def test_rows_that_one_of_both_versions_was_trained_on_are_not_compared(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit(monkeypatch, 205)
+    learned = {OLD: fingerprints(rows(20).texts), NEW: None}
+    monkeypatch.setattr(reevaluate, "training_fingerprints", lambda version: learned[version.uri])
+    result = reevaluate_champion(recipe, progress=SILENT)
+    assert result.verdict.n == 185
+    assert storage.read_json(f"{result.uri}/evidence.json")["data"]["dropped"]["trained"] == 15  # 5 are in train
 
 
 @pytest.mark.usefixtures("accesses")

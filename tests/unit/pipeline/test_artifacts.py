@@ -7,9 +7,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailorbird import storage
+from tailorbird.data.fingerprints import fingerprints, load_fingerprints
 from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_temperature
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import Prompting, VersionConfig, read_artifact_config, write_artifact_config
+from tailorbird.registry.versions import (
+    TRAINING_ROWS,
+    Prompting,
+    VersionConfig,
+    read_artifact_config,
+    write_artifact_config,
+)
+from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
 
 
 def config_of(code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:00:00+00:00") -> VersionConfig:
@@ -23,6 +31,9 @@ def config_of(code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:
         recipe_hash="r",
         created_at=created_at,
     )
+
+
+DATA = context_of(recipe_at(Path("/none")), splits_of()).inputs.data
 
 
 def test_a_resumed_run_does_not_change_the_config(tmp_path: Path) -> None:
@@ -53,7 +64,8 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
     task_uri = (tmp_path / "task").as_uri()
     before = storage.read_bytes(f"{contender.uri}/config.json")
     same, renewed = (
-        register_contender(task_uri, contender, code=f"s3://m/code/{name}.zip", max_spend=None) for name in "cd"
+        register_contender(task_uri, contender, code=f"s3://m/code/{name}.zip", max_spend=None, data=DATA)
+        for name in "cd"
     )
     assert (same.code, renewed.code) == ("s3://m/code/c.zip", "s3://m/code/d.zip")
     assert same.digest != renewed.digest
@@ -62,6 +74,19 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
         assert storage.read_bytes(f"{version.uri}/head.safetensors") == storage.read_bytes(
             f"{contender.uri}/head.safetensors"
         )
+
+
+def test_a_version_stores_the_fingerprints_of_its_training_and_validation_rows(
+    tmp_path: Path, contender: Contender
+) -> None:
+    version = register_contender(
+        (tmp_path / "task").as_uri(), contender, code="s3://m/c.zip", max_spend=None, data=DATA
+    )
+    texts = DATA.splits.train.texts + DATA.splits.validation.texts
+    stored = load_fingerprints(f"{version.uri}/{TRAINING_ROWS}")
+    np.testing.assert_array_equal(stored, np.sort(fingerprints(texts)))
+    assert TRAINING_ROWS in storage.read_json(f"{version.uri}/manifest.json")
+    assert not storage.exists(f"{contender.uri}/{TRAINING_ROWS}")
 
 
 def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(tmp_path: Path) -> None:
@@ -73,16 +98,23 @@ def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(t
     write_artifact_config((tmp_path / "artifact").as_uri(), config_of().model_copy(update=fields))
     contender = Contender("endpoint_zero_shot", (tmp_path / "artifact").as_uri(), 0.5)
     task_uri, code = (tmp_path / "task").as_uri(), config_of().code
-    versions = [register_contender(task_uri, contender, code=code, max_spend=limit) for limit in (5, 50, None)]
+    versions = [
+        register_contender(task_uri, contender, code=code, max_spend=limit, data=DATA) for limit in (5, 50, None)
+    ]
     assert [version.endpoint and version.endpoint.max_spend for version in versions] == [5, 50, None]
     assert read_artifact_config(versions[1].uri).endpoint == endpoint.model_copy(update={"max_spend": 50})
+    assert not storage.exists(f"{versions[0].uri}/{TRAINING_ROWS}")  # it learned from no rows
     assert read_artifact_config(contender.uri).endpoint == endpoint  # models are compared by the URI of the artifact
 
 
 def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender) -> None:
-    version = register_contender((tmp_path / "task").as_uri(), contender, code="s3://m/code/c.zip", max_spend=None)
+    version = register_contender(
+        (tmp_path / "task").as_uri(), contender, code="s3://m/code/c.zip", max_spend=None, data=DATA
+    )
     champion = Contender("champion", version.uri, 0.5)
-    again = register_contender((tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip", max_spend=None)
+    again = register_contender(
+        (tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip", max_spend=None, data=DATA
+    )
     assert again == version
 
 

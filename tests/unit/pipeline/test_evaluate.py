@@ -12,11 +12,13 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
+from tailorbird.data.fingerprints import load_fingerprints
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence import PairedExample
+from tailorbird.evaluation.prediction_store import load_predictions
+from tailorbird.evaluation.report.evidence import PairedExample, TrainedRows
 from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names, render_files, write_evidence
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
 from tailorbird.pipeline import evaluate
@@ -26,7 +28,7 @@ from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import TrainedModels
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import read_artifact_config, read_version
+from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
 from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, run_locally
 from training.reports import TrainingResult
 from tuning.sweep import SweepResult
@@ -169,6 +171,19 @@ def test_a_second_evaluation_reuses_predictions_and_cost(
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
     again = evaluate_run(context, trained, progress=SILENT)
     assert again.verdict == result.verdict
+
+
+@pytest.mark.usefixtures("result")
+def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
+    context: RunContext, trained: TrainedModels
+) -> None:
+    known = TrainedRows({"incumbent": ("0", "1", "2", "3")})
+    run = replace(context, run=f"{context.recipe.task_uri}/runs/known", trained_rows=known)
+    evidence = evaluate_run(run, trained, progress=SILENT).evidence
+    assert (evidence.verdict.n, evidence.verdict.num_trained_rows, evidence.trained_rows) == (36, 4, known)
+    assert len(load_predictions(f"{run.run}/predictions/incumbent.parquet")) == 40
+    stored = load_fingerprints(f"{evidence.versions['incumbent'].uri}/{TRAINING_ROWS}")
+    assert len(stored) == 24 + 12  # training and validation rows
 
 
 @pytest.mark.usefixtures("result")

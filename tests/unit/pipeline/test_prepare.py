@@ -12,15 +12,17 @@ from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.fingerprints import fingerprints, user_texts
+from tailorbird.data.fingerprints import fingerprints, save_fingerprints, user_texts
 from tailorbird.data.rows import DataError
+from tailorbird.evaluation.report.evidence import TrainedRows
+from tailorbird.evaluation.report.preregistration import Preregistration
 from tailorbird.models import base_model
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import VersionConfig, register, write_config
+from tailorbird.registry.versions import TRAINING_ROWS, VersionConfig, register, write_config
 from tests import small_chat, small_encoder
 from tests.champions import set_champion
 from tests.progress import ProgressRecorder
@@ -94,9 +96,11 @@ def _notes_on_earlier_tests(recorder: ProgressRecorder) -> list[str]:
     return [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
 
 
-def champion_of(recipe: Recipe, folder: Path, **fields: Any) -> str:
-    """Register a probe as the champion of the recipe's task; return its URI."""
+def champion_of(recipe: Recipe, folder: Path, *, learned: tuple[str, ...] | None = None, **fields: Any) -> str:
+    """Register a probe that learned from these texts as the champion of the recipe's task; return its URI."""
     folder.mkdir()
+    if learned is not None:
+        save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(learned))
     (folder / "head.safetensors").write_bytes(b"weights")
     config = {"kind": "probe", "base_model": "s3://m/base", "max_length": 8, "dtype": "float32", "code": "s3://m/c.zip"}
     dated = {"recipe_hash": "0" * 64, "created_at": "2026-01-01T00:00:00+00:00"}
@@ -135,6 +139,34 @@ def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -
 def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(recipe: Recipe, tmp_path: Path) -> None:
     uri = champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
     assert prepared(recipe).champion == uri
+
+
+def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(recipe: Recipe, tmp_path: Path) -> None:
+    test = prepared(recipe).splits.test
+    unknown = champion_of(recipe, tmp_path / "unknown", classes=("x", "y", "z"))
+    context = prepared(recipe)
+    assert (context.champion, context.trained_rows) == (unknown, TrainedRows({"incumbent": None}))
+    other = recipe.model_copy(update={"name": "other"})
+    champion_of(other, tmp_path / "champion", classes=("x", "y", "z"), learned=("a text", *test.texts[:2]))
+    recorder = ProgressRecorder()
+    context = prepare(other, progress=recorder)
+    assert context.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
+    sentence = "the incumbent was trained on 2 of the 22 test rows (9.1%), on which no model is compared"
+    assert sentence in [event.text for event in recorder.of_kind(NoteEvent)]
+    stored = Preregistration.model_validate_json(storage.read_bytes(f"{context.run}/protocol.json"))
+    assert stored.trained_rows == context.trained_rows
+
+
+def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_protocol_is_registered(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    test = prepared(recipe.model_copy(update={"name": "other"})).splits.test
+    champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"), learned=test.texts)
+    with pytest.raises(
+        ValueError, match=r"trained on 22 of the 22 test rows .* no other row remains.* or give the recipe another name"
+    ):
+        prepared(recipe)
+    assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
 
 
 @pytest.mark.parametrize(("num_documents", "expected"), [(5, True), (6, False)])

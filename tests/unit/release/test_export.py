@@ -33,6 +33,7 @@ from tailorbird.models.lora import add_adapter
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
+    TRAINING_ROWS,
     Hybrid,
     Kind,
     PinnedVersion,
@@ -79,6 +80,7 @@ def chat_version(folder: Path, *, kind: Kind, base: Path, prompting: Prompting =
     """Register a chat version with changed weights, and return its URI."""
     files = folder / kind
     files.mkdir(parents=True)
+    (files / TRAINING_ROWS).write_bytes(b"fingerprints")
     torch.manual_seed(1)
     lm: Any = small_chat.language_model()
     adapted: Any = add_adapter(lm, r=4, alpha=8, dropout=0.0) if kind == "lora" else lm
@@ -211,6 +213,7 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
     assert result.exit_code == 0, result.output
     value, folder = json.loads(result.stdout), tmp_path / "out" / "model"
     assert (value["library"], value["folder"]) == ("peft", str(folder))
+    assert TRAINING_ROWS not in value["files"]
     assert set(value["files"]) == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert (folder / "LICENSE.txt").read_text() == "the license of the base model"
     assert (folder / "chat_template.jinja").read_text() == small_chat.TEMPLATE

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import DataError
@@ -73,6 +75,10 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
         assert report[name] == expected[name], name
     assert dataset.hashes.keys() == {"train", "validation", "test"}
     assert dataset.splits.validation == splits.validation
+    of_all_rows = LoadedDataset(splits, in_memory, dataset.hashes).learned_rows(in_memory=False)
+    np.testing.assert_array_equal(np.unique(dataset.learned_rows(in_memory=False)), np.unique(of_all_rows))
+    of_sample = fingerprints(splits.validation.texts + dataset.splits.train.texts)
+    np.testing.assert_array_equal(dataset.learned_rows(in_memory=True), of_sample)
     load()
     assert len(reports) == 4  # the stage is cached
     storage.write_bytes(str(config.train), storage.read_bytes(str(config.train)))

@@ -1,0 +1,79 @@
+"""No model is compared on rows that one of the compared models was trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tailorbird.evaluation.predictions import VerdictRefused
+from tailorbird.evaluation.report.evidence import TrainedRows
+from tailorbird.evaluation.report.html import to_html
+from tailorbird.evaluation.report.model_card import to_model_card
+from tailorbird.evaluation.verdict.inputs import without_trained_rows
+from tailorbird.evaluation.verdict.reach import reach_verdict
+from tests.unit.evaluation.simulated import Simulation, evidence_of, inputs_of_tables, protocol_of, tables_of
+
+TRAINED = TrainedRows({"incumbent": tuple(f"r{row}" for row in range(600)), "centroid": ("r599", "r601"), "few": None})
+SIMULATION = Simulation(trained=TRAINED)
+
+
+def test_rows_that_a_model_was_trained_on_leave_all_tables_of_test_rows() -> None:
+    inputs = inputs_of_tables(SIMULATION, tables_of(SIMULATION))
+    remaining = without_trained_rows(inputs)
+    excluded = {*(f"r{row}" for row in range(600)), "r601"}
+    for role, model in inputs.models.items():
+        left = remaining.models[role]
+        assert left.clean.row_ids == tuple(row for row in model.clean.row_ids if row not in excluded)
+        for name, table in model.changed.items():
+            kept = [row for row in table.row_ids if row.partition("|")[0] not in excluded]
+            assert 0 < len(kept) < len(table)
+            assert left.changed[name].row_ids == tuple(kept)
+    assert without_trained_rows(replace(inputs, trained_on={"incumbent": frozenset()})).models == inputs.models
+
+
+def test_the_rows_of_a_suite_are_kept() -> None:
+    chat = Simulation(num_rows=300, chat=True, suites={"general": (0.7, 0.7)})
+    tables = tables_of(chat)
+    first = tables["incumbent_suite-general"].row_ids[0]
+    trained = {"incumbent": frozenset({first, tables["incumbent"].row_ids[0]})}
+    remaining = without_trained_rows(replace(inputs_of_tables(chat, tables), trained_on=trained))
+    assert len(remaining.candidate.clean) == 299
+    assert len(remaining.candidate.changed["suite-general"]) == 100
+
+
+def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_candidate_away() -> None:
+    simulation = Simulation(num_rows=3000, incumbent=0.70, candidate=0.76, gates=False)
+    tables = tables_of(simulation)
+    known = np.arange(3000) < 1000
+    incumbent = tables["incumbent"]
+    outputs = np.where(known, incumbent.labels, incumbent.outputs).tolist()
+    tables["incumbent"] = replace(incumbent, outputs=tuple(outputs), scores=np.where(known, 1.0, incumbent.scores))
+    inputs, protocol = inputs_of_tables(simulation, tables), protocol_of(simulation)
+    trained = {"incumbent": frozenset(incumbent.row_ids[:1000])}
+    before = reach_verdict(inputs, protocol=protocol)
+    verdict = reach_verdict(replace(inputs, trained_on=trained, unknown_training=("centroid",)), protocol=protocol)
+    assert (before.outcome, before.n) == ("STAY", 3000)
+    assert (verdict.outcome, verdict.n) == ("FINE_TUNE", 2000)
+    [rows] = [sentence for sentence in verdict.sentences if "was trained on" in sentence]
+    assert "the incumbent was trained on 1,000 of the 3,000 test rows (33.3%), on which no model is compared" in rows
+    assert "the training rows of the centroid are unknown" in rows
+
+
+def test_models_that_were_trained_on_all_rows_cannot_be_compared() -> None:
+    tables = tables_of(SIMULATION)
+    trained = {"incumbent": frozenset(tables["incumbent"].row_ids)}
+    inputs = replace(inputs_of_tables(SIMULATION, tables), trained_on=trained)
+    with pytest.raises(VerdictRefused, match="were trained on all test rows; add test rows that are new to them"):
+        reach_verdict(inputs, protocol=protocol_of(SIMULATION))
+
+
+def test_report_and_card_have_the_scores_with_and_without_the_rows() -> None:
+    evidence = evidence_of(SIMULATION)
+    incumbent = evidence.verdict.incumbent
+    assert evidence.verdict.n == 1199
+    assert incumbent.score_on_all == tables_of(SIMULATION)["incumbent"].scores.mean()
+    assert sum(row.n for row in evidence.reliability["incumbent"]) == 1199
+    on_all = evidence.verdict.candidate.score_on_all
+    assert f"accuracy on all 1,800 test rows: {on_all:.4f}" in to_model_card(evidence)
+    assert 'data-from="verdict.models.0.score_on_all"' in to_html(evidence)
+    assert "score_on_all" not in to_html(evidence_of(Simulation()))
