@@ -94,7 +94,7 @@ def add_champion(paths: TaskPaths, uri: str, *, at: datetime, evidence: Evidence
         uri=uri,
         digest=DIGEST,
         run=evidence.run if evidence else "",
-        verdict=ChosenBy(outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence()) if verdict else None,
+        verdict=ChosenBy(outcome=verdict.outcome, sentence=verdict.sentence()) if verdict else None,
         reason=ChangeReason(change="promotion", text="promoted by an engineer"),
         since=_iso(at),
     )

@@ -1,11 +1,12 @@
 """Finished runs for tests of their readers: the evidence of a simulated run, with other versions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 from tailorbird.evaluation.report.evidence import CandidateRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import write_evidence
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import ModelVersion, now
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -16,10 +17,19 @@ def _simulated() -> Evidence:
     return evidence_of(Simulation(num_rows=60))
 
 
-def verdict_of(outcome: str, *, rule: int) -> Verdict:
-    """Return a verdict with this outcome and rule. Its other figures do not matter."""
-    changes = {"outcome": Outcome(outcome), "rule": rule}
-    return Verdict.model_validate(dict(_simulated().verdict) | changes)
+def verdict_of(outcome: str, *, selected: str | None = None) -> Verdict:
+    """Return a verdict with this outcome and selected role, by default that of the outcome.
+
+    Other figures do not matter: the selected model has those of the candidate.
+    """
+    verdict = _simulated().verdict
+    role = selected or {"FINE_TUNE": "candidate", "HYBRID": "hybrid"}.get(outcome, "incumbent")
+    changes: dict[str, object] = {"outcome": Outcome(outcome), "selected": role}
+    if not verdict.has(role):
+        model = verdict.candidate.model_copy(update={"role": role})
+        relations = [replace(each, first=role) for each in verdict.relations if each.first == "candidate"]
+        changes |= {"models": (*verdict.models, model), "relations": (*verdict.relations, *relations)}
+    return Verdict.model_validate(dict(verdict) | changes)
 
 
 def candidate_record(version: ModelVersion) -> CandidateRecord:
@@ -33,7 +43,7 @@ def write_finished_run(run: str, *, versions: Mapping[str, CandidateRecord], **c
     By default, the verdict chose the candidate, there was no champion, and the verdict does not expire.
     """
     defaults = {
-        "verdict": verdict_of("FINE_TUNE", rule=4),
+        "verdict": verdict_of("FINE_TUNE"),
         "champion": None,
         "created_at": now(),
         "expires_at": "2099-01-01T00:00:00+00:00",

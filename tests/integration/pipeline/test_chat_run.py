@@ -33,8 +33,9 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.report.evidence import ROLES
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
 from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 from tailorbird.monitoring.label_audit import import_labels, parse_days
@@ -121,10 +122,10 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> None:
     verdict, evidence = chat_run.result.verdict, chat_run.result.evidence
-    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
-    assert (verdict.metric, verdict.second_metric.metric) == ("choice", "exact_match")
+    assert (verdict.outcome, verdict.selected) == (Outcome.FINE_TUNE, "candidate")
+    assert tuple(verdict.candidate.scores) == ("choice", "exact_match")
     assert verdict.n == SIZES["test"]
-    assert verdict.candidate_score > 0.9 > verdict.incumbent_score
+    assert verdict.candidate.score > 0.9 > verdict.incumbent.score
     assert [score.kind for score in evidence.scores] == ["nearest", "zero_shot", "few_shot", "retrieved", "full"]
     assert evidence.versions["incumbent"].kind == "nearest"
     assert evidence.training.padding_share < 0.05
@@ -136,9 +137,9 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     run = chat_run.result.run
     assert verify_evidence(run) == ()
     tables = load_all_predictions(run)
-    contenders = chat_run.result.evidence.family.contenders
-    assert len(contenders) == 2  # the two further baselines that are best on validation
-    assert set(tables) == set(prediction_table_names(contenders, changed=("suite-own", "suite-extraction")))
+    others = [model.role for model in chat_run.result.evidence.family.models if model.role not in ROLES]
+    assert sorted(others) == ["few_shot", "retrieved", "zero_shot"]
+    assert set(tables) == set(prediction_table_names(others, changed=("suite-own", "suite-extraction")))
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 

@@ -18,7 +18,7 @@ from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.prompts import label_answer
 from tailorbird.pipeline.evaluate import RunResult
@@ -114,9 +114,9 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         evidence, verdict = result.evidence, result.verdict
         assert evidence.test_access.number == read_test_accesses(task_uri)[accesses].number
         assert len(read_test_accesses(task_uri)) == accesses + 1
-        assert (verdict.outcome, verdict.winner) == (Outcome.STAY, "incumbent")
-        assert verdict.incumbent_kind == "endpoint_zero_shot"
-        assert verdict.incumbent_score > 0.9 > verdict.candidate_score
+        assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
+        assert verdict.incumbent.kind == "endpoint_zero_shot"
+        assert verdict.incumbent.score > 0.9 > verdict.candidate.score
         assert evidence.endpoint is not None
         assert (evidence.endpoint.url, evidence.endpoint.reported_model) == (server.url, MODEL)
         answers = evidence.endpoint_answers["incumbent"]
@@ -134,7 +134,7 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert costs["incumbent"].tokens == pytest.approx(12_000 * 0.002)
         assert all(cost.total and cost.replicas for cost in costs.values())
         assert {role for role, cost in costs.items() if cost.training} == {"candidate"}
-        assert any(text.startswith("cost: ") and "not shown to be worse" in text for text in verdict.reasons)
+        assert any("To serve, the candidate costs" in text for text in verdict.sentences)
 
         version = read_version(result.winner)
         assert (version.kind, version.task, version.endpoint) == (

@@ -139,7 +139,10 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
         "onnxruntime-int8",
         versions.PinnedVersion(uri=evaluated.uri, digest=evaluated.digest),
     )
-    assert champion.reason.sentence() == f"FINE_TUNE by rule 4; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
+    assert (
+        champion.reason.sentence()
+        == f"FINE_TUNE: candidate dominates the incumbent; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
+    )
     assert champion.parity is None  # no version is served yet
     result = EngineEvidence.model_validate(storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")).equivalence
     assert result.accepted

@@ -16,7 +16,7 @@ from serving.deploy.rollout import undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.loader import load_recipe
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.pipeline.run import run_pipeline
 from tailorbird.registry.versions import read_version
 from tailorbird.release.promotion import promote_version
@@ -86,10 +86,11 @@ def test_a_cascade_wins_is_served_with_streams_and_falls_back(tmp_path: Path) ->
     with connect():
         result = run_pipeline(recipe, progress=ProgressRecorder())
     verdict, hybrid = result.verdict, result.verdict.hybrid
-    assert (verdict.outcome, verdict.rule) == (Outcome.HYBRID, 3), verdict.reasons
+    assert (verdict.outcome, verdict.selected) == (Outcome.HYBRID, "hybrid"), verdict.sentences
     assert hybrid is not None
-    assert (hybrid.first.kind, hybrid.second.kind) == ("nearest", "full")
-    assert hybrid.score > max(part.score for part in hybrid.parts)
+    first, second = (verdict.model(role) for role in (hybrid.first, hybrid.second))
+    assert (first.kind, second.kind) == ("nearest", "full")
+    assert verdict.model("hybrid").score > max(first.score, second.score)
     assert 0.2 < hybrid.share_to_second < 0.8
     assert verify_evidence(result.run) == ()
     champion = promote_version(recipe.task_uri)

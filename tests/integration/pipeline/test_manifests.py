@@ -56,7 +56,7 @@ def chosen(recipe: Recipe, tmp_path: Path) -> ModelVersion:
     config = VersionConfig.model_validate_json((folder / "config.json").read_text())
     write_config(folder, config.model_copy(update={"code": ship_code(recipe.task_uri, ROOT).uri}))
     version = register(recipe.task_uri, folder)
-    set_champion(recipe.task_uri, version, reason="FINE_TUNE by rule 4")
+    set_champion(recipe.task_uri, version, reason="FINE_TUNE")
     return version
 
 
@@ -127,7 +127,7 @@ def test_the_cluster_of_every_manifest_has_room_for_the_recipe(recipe: Recipe, c
 def test_additional_versions_are_declared_as_in_a_deployment(recipe: Recipe, chosen: ModelVersion) -> None:
     untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
-    verdict = ChosenBy(outcome="FINE_TUNE", rule=4, sentence="better")
+    verdict = ChosenBy(outcome="FINE_TUNE", sentence="better")
     champion = champion.model_copy(update={"pretrained": untouched, "verdict": verdict})
     write_champion(recipe.task_uri, champion, etag=etag)
     serving = SERVING.model_copy(update={"pretrained": True})

@@ -40,7 +40,7 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
 def write_concluded_run(task_uri: str, chosen: ModelVersion, **more: Any) -> None:
     """Write a finished run whose verdict chose the candidate."""
     versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
-    verdict = verdict_of("FINE_TUNE", rule=4)
+    verdict = verdict_of("FINE_TUNE")
     changes = {"expires_at": (datetime.now(UTC) + DAY).isoformat(), "verdict": verdict} | more
     write_finished_run(f"{task_uri}/runs/r", versions=versions, **changes)
 
@@ -52,7 +52,7 @@ def unregistered(task_uri: str) -> CandidateRecord:
 def test_an_override_that_is_not_required_is_not_recorded(task_uri: str, chosen: ModelVersion) -> None:
     write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
-    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 4")
+    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE: candidate dominates the incumbent")
 
 
 @pytest.mark.parametrize("override", ["", "  \n"])
@@ -112,7 +112,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
     assert (again.uri, again.rolled_back, again.reason.sentence()) == (
         second.uri,
         (),
-        "FINE_TUNE by rule 4; override: mended",
+        "FINE_TUNE: candidate dominates the incumbent; override: mended",
     )
     roll_back(task_uri, reason="again")
     write_concluded_run(task_uri, first, versions=versions)
@@ -150,7 +150,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
     write_concluded_run(
         task_uri,
         chosen,
-        verdict=verdict_of("HYBRID", rule=3),
+        verdict=verdict_of("HYBRID"),
         versions={
             "candidate": other,
             "incumbent": other,
@@ -158,7 +158,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
         },
     )
     champion = promote_version(task_uri)
-    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "HYBRID by rule 3")
+    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "HYBRID: hybrid dominates the incumbent")
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
@@ -213,7 +213,7 @@ def test_a_champion_with_another_engine_can_return_to_torch_after_a_later_run(
         f"{task_uri}/runs/later",
         versions={"incumbent": candidate_record(faster), "candidate": unregistered(task_uri)},
         created_at="2099-01-01T00:00:00+00:00",
-        verdict=verdict_of("STAY", rule=9),
+        verdict=verdict_of("STAY"),
         champion=faster.uri,
     )
     assert promote_version(task_uri).uri == faster.uri

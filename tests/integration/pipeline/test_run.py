@@ -30,10 +30,10 @@ from tailorbird.evaluation.report.evidence_files import (
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
 from tailorbird.evaluation.trained_rows import trained_rows
-from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedClassifier, load_model
@@ -82,7 +82,7 @@ def test_the_verdict_is_recomputed_from_the_stored_predictions_and_protocol(smal
     registered = Preregistration.model_validate_json(storage.read_bytes(f"{run}/{PROTOCOL_FILE}"))
     inputs = small_run.result.evidence.verdict_inputs(load_all_predictions(run))
     assert inputs.test_sha256 == registered.data["test"]
-    again = decide(inputs, protocol=registered.protocol)
+    again = reach_verdict(inputs, protocol=registered.protocol)
     assert again == small_run.result.verdict
     assert {gate.name for gate in again.gates} == {"calibration", "groups", "counterfactual", "robustness"}
     assert again.n == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)) == 400
@@ -99,8 +99,8 @@ def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(small_r
 def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: SmallRun) -> None:
     run = small_run.result.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
-    contenders = small_run.result.evidence.family.contenders
-    expected = prediction_table_names(contenders, changed=changed_sets(small_run.recipe.evaluation.gates))
+    others = [model.role for model in small_run.result.evidence.family.models if model.role not in ROLES]
+    expected = prediction_table_names(others, changed=changed_sets(small_run.recipe.evaluation.gates))
     tables = {f"predictions/{name}.parquet" for name in expected}
     assert names == {PROTOCOL_FILE, FAMILY_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")
@@ -154,7 +154,7 @@ def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None
         assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]
     for name in ("evidence.json", "report.html", "MODEL_CARD.md", *(f"predictions/{role}.parquet" for role in ROLES)):
         assert storage.exists(f"{winner.uri}/{name}")
-    role = small_run.result.verdict.winner
+    role = small_run.result.verdict.selected
     assert small_run.result.evidence.versions[role].digest == winner.digest
     loaded = load_model(winner.uri, LoadedClassifier)
     context = prepare(small_run.recipe, progress=SILENT)
@@ -182,7 +182,7 @@ def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, 
     assert entry is not None
     assert entry[0].uri == small_run.result.winner
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
-    role = small_run.result.verdict.winner
+    role = small_run.result.verdict.selected
     stored = load_all_predictions(small_run.result.run)[role]
     indices = list(range(0, len(rows), 8))
     body = {"input": [rows.texts[row] for row in indices]}
@@ -196,7 +196,9 @@ def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, 
 def test_the_notebook_compares_loads_and_queries_the_models_of_the_run(small_run: SmallRun, champion_url: str) -> None:
     values = execute(ROOT / "docs" / "notebook.ipynb", parameters={"RECIPE": small_run.recipe, "URL": champion_url})
     assert values["run-code"].evidence == small_run.result.evidence
-    assert values["compare-code"].gain == pytest.approx(small_run.result.verdict.gain)
+    assert values["compare-code"].gain == pytest.approx(
+        small_run.result.verdict.relation("candidate", "incumbent").gain
+    )
     assert [answer.version for answer in values["client"]] == [read_version(small_run.result.winner).version] * 3
     assert values["same"] is True
 
@@ -230,7 +232,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     champion = promote_version(small_run.recipe.task_uri, version=result.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == (result.evidence.versions["candidate"].kind, result.winner)
-    assert "FINE_TUNE by rule 4" in champion.reason.sentence()
+    assert "FINE_TUNE: candidate dominates the incumbent" in champion.reason.sentence()
     check_export(version.uri, card=result.verdict.sentence(), folder=tmp_path)
     assert champion.parity is not None
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
@@ -316,20 +318,20 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
     recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: cascade}",))
     with connection.connect():
         context = prepare(recipe, progress=SILENT)
-        hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.4), "incumbent", "candidate", "candidate", 0.5, 0.5)
+        hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.4), "incumbent", "candidate", 0.5, 0.5)
         evaluated = evaluated_models(small_run, hybrid=hybrid)
         protocol = context.protocol.model_copy(update={"gates": NO_GATES})
-        decided = decide(verdict_inputs(context, evaluated), protocol=protocol)
+        decided = reach_verdict(verdict_inputs(context, evaluated), protocol=protocol)
         assert decided.hybrid is not None
         assert 0 < decided.hybrid.share_to_second < 1
         trained = trained_models(small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri)
-        won = decided.model_copy(update={"outcome": Outcome.HYBRID, "rule": 3})
+        won = decided.model_copy(update={"outcome": Outcome.HYBRID, "selected": "hybrid"})
         result = publish(context, trained, evaluated, won)
         champion = promote_version(recipe.task_uri, version=result.winner)
         version = read_version(champion.uri)
         assert (version.kind, champion.uri) == ("hybrid", result.winner)
         answered = predict_rows(version.uri, rows=context.splits.test)
-        assert answered.scores.mean() == pytest.approx(decided.hybrid.score, abs=0.01)
+        assert answered.scores.mean() == pytest.approx(decided.model("hybrid").score, abs=0.01)
         overrides = ("evaluation.hybrid={by: cascade}", "evaluation.minimum_gain=0.02")
         again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides), progress=SILENT)
         baselines = fit_baselines(again, progress=SILENT)
@@ -343,9 +345,9 @@ def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
     sure = np.ones(len(right))
     perfect = replace(right, outputs=right.labels, scores=sure, confidences=sure, calibrated=sure)
     sha256 = context.inputs.data.hashes["test"]
-    models = (ModelPredictions(tables["incumbent"]), ModelPredictions(perfect))
-    inputs = VerdictInputs(*models, test_sha256=sha256)
-    return decide(inputs, protocol=context.protocol.model_copy(update={"gates": NO_GATES}))
+    models = {"incumbent": ModelPredictions(tables["incumbent"]), "candidate": ModelPredictions(perfect)}
+    inputs = VerdictInputs(models, test_sha256=sha256)
+    return reach_verdict(inputs, protocol=context.protocol.model_copy(update={"gates": NO_GATES}))
 
 
 def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:

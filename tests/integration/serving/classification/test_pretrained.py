@@ -27,7 +27,7 @@ def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> N
 @pytest.fixture(scope="module")
 def compare_url(service: Service) -> Iterator[str]:
     """Yield the URL of a service whose champion is the first version and whose pretrained model the swapped one."""
-    verdict = ChosenBy(outcome="FINE_TUNE", rule=4, sentence="FINE_TUNE: <b>+7 points</b>")
+    verdict = ChosenBy(outcome="FINE_TUNE", sentence="FINE_TUNE: <b>+7 points</b>")
     additional = AdditionalVersions(pretrained=service.swapped)
     yield rollout.deploy(
         CONFIG, task_uri=service.task_uri, version=service.first, additional=additional, verdict=verdict

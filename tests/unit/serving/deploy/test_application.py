@@ -21,7 +21,7 @@ from tailorbird.registry.versions import Prompting
 from tests.unit.serving.deploy.registered import registered
 
 TASK = "s3://models/t"
-CHOSEN_BY = ChosenBy(outcome="FINE_TUNE", rule=4, sentence="FINE_TUNE: why", costs={"d": "2 CPU-seconds"})
+CHOSEN_BY = ChosenBy(outcome="FINE_TUNE", sentence="FINE_TUNE: why", costs={"d": "2 CPU-seconds"})
 CHAT = Prompting(system=None, max_new_tokens=8)
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
