@@ -24,10 +24,10 @@ ACCURACY, KNOWN, MINIMUM_GAIN = 0.75, 0.99, 0.01
 SHARES, GAINS = (0.3, 0.1), (0.03, 0.0)
 ROW_IDS = tuple(map(str, range(NUM_ROWS)))
 BOUNDS = {
-    "fine_tune_at_30%_known_and_+3_points": ">= 0.85",
-    "fine_tune_at_10%_known_and_+3_points": ">= 0.9",
-    "fine_tune_at_30%_known_and_+0_points": "<= 0.05",
-    "fine_tune_at_10%_known_and_+0_points": "<= 0.05",
+    "30% known, +3 points": ">= 0.85",
+    "10% known, +3 points": ">= 0.9",
+    "30% known, +0 points": "<= 0.05",
+    "10% known, +0 points": "<= 0.05",
 }
 PROTOCOL = TestProtocol(
     metric="accuracy",
@@ -45,10 +45,10 @@ def main() -> None:
     """Print a table, then one line of JSON."""
     rows: dict[str, Figures] = {}
     for gain, share in product(GAINS, SHARES):
-        rows[f"{share:.0%}_known_and_{100 * gain:+g}_points"] = _rates(share, gain=gain)
+        rows[f"{share:.0%} known, {100 * gain:+g} points"] = _rates(share, gain=gain)
     print_table(f"FINE_TUNE, {NUM_ROWS:,} test rows, {NUM_RUNS} tests", rows)
-    figures = {f"fine_tune_at_{name}": row["without known rows"] for name, row in rows.items()}
-    figures |= {f"fine_tune_on_all_rows_at_{name}": row["all rows"] for name, row in rows.items()}
+    figures = {name: row["unknown rows"] for name, row in rows.items()}
+    figures |= {f"{name}, on all rows": row["all rows"] for name, row in rows.items()}
     finish("trained_rows", figures, bounds=BOUNDS)
 
 
@@ -62,7 +62,7 @@ def _rates(share: float, *, gain: float) -> Figures:
         trained_on = {"incumbent": frozenset(np.array(ROW_IDS)[known].tolist())}
         on_all += decide(inputs, protocol=PROTOCOL).outcome == "FINE_TUNE"
         without += decide(replace(inputs, trained_on=trained_on), protocol=PROTOCOL).outcome == "FINE_TUNE"
-    rates = {"all rows": on_all / NUM_RUNS, "without known rows": without / NUM_RUNS}
+    rates = {"all rows": on_all / NUM_RUNS, "unknown rows": without / NUM_RUNS}
     errors = {f"+- {name}": float(np.sqrt(rate * (1 - rate) / NUM_RUNS)) for name, rate in rates.items()}
     return rates | errors
 

@@ -69,12 +69,10 @@ def are_among(hashes: Hashes, others: Hashes) -> NDArray[np.bool_]:
 
 def save_fingerprints(uri: str, hashes: Hashes) -> None:
     """Write the distinct hashes, sorted, as a Parquet file with the column `fingerprint`."""
-    ordered = np.sort(hashes)  # `np.unique` takes 50 times as long
-    is_first = np.ones(len(ordered), dtype=bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
+    distinct = np.sort(pa.array(hashes).unique())  # `np.unique` takes ten times as long
     sink = io.BytesIO()
     encoding = {COLUMN: "DELTA_BINARY_PACKED"}  # sorted hashes take two thirds of 8 bytes
-    pq.write_table(pa.table({COLUMN: ordered[is_first]}), sink, use_dictionary=False, column_encoding=encoding)
+    pq.write_table(pa.table({COLUMN: distinct}), sink, use_dictionary=False, column_encoding=encoding)
     storage.write_bytes(uri, sink.getvalue())
 
 

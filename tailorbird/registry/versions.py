@@ -29,8 +29,7 @@ BASELINE_KINDS = (
     "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", *ENDPOINT_KINDS,
 )  # fmt: skip
 """Kinds that need no fine-tuning. Their base model is unchanged."""
-UNTRAINED_KINDS: tuple[Kind, ...] = ("zero_shot", "endpoint_zero_shot")
-"""Kinds that learn nothing from the rows of a recipe, except a temperature."""
+UNTRAINED_KINDS: tuple[Kind, ...] = ("zero_shot", "endpoint_zero_shot")  # learn at most a temperature from rows
 MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
 """Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the unmixed classifier."""
 ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
@@ -39,8 +38,7 @@ INDEX_KINDS: tuple[Kind, ...] = ("retrieved", "nearest", "endpoint_retrieved")  
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 CONFIG = "config.json"
-TRAINING_ROWS = "training_rows.parquet"
-"""Fingerprints of the rows that a version learned from, sorted; see `evaluation.trained_rows`."""
+TRAINING_ROWS = "training_rows.parquet"  # fingerprints of the rows that a version learned from
 EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine than torch
 Dtype = Literal["float32", "bfloat16"]
 """Precision of a model in evaluation and serving: that of the worker that trained and scored it."""

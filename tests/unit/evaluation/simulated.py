@@ -375,21 +375,14 @@ def _chat_table(table: Predictions, generator: np.random.Generator) -> Predictio
 
 def _changed(clean: Predictions, *, kind: str, rows: range, flip_every: int) -> Predictions:
     """Return predictions for changed rows, with another output at every row number divisible by `flip_every`."""
+    taken = clean.take(rows)
     outputs = [
         CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)] if row % flip_every == 0 else clean.outputs[row]
         for row in rows
     ]
-    labels = [clean.labels[row] for row in rows]
-    return replace(
-        clean,
-        row_ids=tuple(f"{clean.row_ids[row]}|{kind}" for row in rows),
-        labels=tuple(labels),
-        outputs=tuple(outputs),
-        scores=np.array([a == b for a, b in zip(outputs, labels, strict=True)], dtype=np.float64),
-        confidences=clean.confidences[list(rows)],
-        calibrated=clean.calibrated[list(rows)],
-        groups={name: tuple(values[row] for row in rows) for name, values in clean.groups.items()},
-    )
+    scores = np.array([a == b for a, b in zip(outputs, taken.labels, strict=True)], dtype=np.float64)
+    row_ids = tuple(f"{row_id}|{kind}" for row_id in taken.row_ids)
+    return replace(taken, row_ids=row_ids, outputs=tuple(outputs), scores=scores)
 
 
 def _baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline:
