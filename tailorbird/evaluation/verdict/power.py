@@ -46,6 +46,7 @@ class PowerInputs:
     costs: CostTable
     hybrid: FrozenHybrid | None = None
     anchor: Predictions | None = None
+    is_anchor_missing: bool = False  # the anchor cannot predict these rows, so nothing replaces for cost
 
     @property
     def protocol(self) -> TestProtocol:
@@ -228,8 +229,8 @@ class SimulatedTests:
                 ends[first, second, share] = pairs[pair].ends(alpha / share)
             low, high, lowest = (values[test] for values in ends[first, second, share])
             gain = Gain(float(pairs[pair].gains[test]), (float(low), float(high)), float(lowest), alpha / share)
-            is_anchored = True
-            if inputs.anchor is not None and first != ANCHOR:
+            is_anchored = not inputs.is_anchor_missing
+            if inputs.anchor is not None and ANCHOR not in pair:
                 is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior
             return relation_of(pair, gain, cost=costs[pair], protocol=inputs.protocol, is_anchored=is_anchored)
 

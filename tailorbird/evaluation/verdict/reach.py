@@ -66,6 +66,7 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
             compared.costs,
             hybrid=inputs.hybrid if HYBRID in compared.models else None,
             anchor=_anchor_table(inputs),
+            is_anchor_missing=inputs.anchor is not None and inputs.anchor.predictions is None,
         )
     )
     _compare_for_readers(compared, decision)

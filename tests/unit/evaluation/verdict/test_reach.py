@@ -1,0 +1,380 @@
+"""Tests of verdicts from predictions: what is compared, and which rows, costs and parts count."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailorbird.config.evaluation import HybridConfig
+from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.hybrid import FrozenHybrid
+from tailorbird.evaluation.predictions import ModelPredictions
+from tailorbird.evaluation.verdict import power
+from tailorbird.evaluation.verdict.decide import Decision, Outcome, decide
+from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.evaluation.verdict.inputs import Anchor, TestSetLook, VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.reach import compare_models, reach_verdict
+from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.routing import Routing
+from tests.unit.evaluation.simulated import on_cpu
+from tests.unit.evaluation.verdict.tables import (
+    BoolArray,
+    inputs_of,
+    inputs_of_right,
+    models,
+    predictions,
+    protocol_for,
+)
+
+N = 2_000
+ROW = np.arange(N)
+PRICES = CostTerms(
+    value_of_correct=0.0005,
+    requests_per_month=1000,
+    horizon_months=10,
+    price_per_cpu_hour=3.6,
+    price_per_gb_month=0,
+)
+PROTOCOL = protocol_for(N)
+PRICED = protocol_for(N, cost=PRICES)
+
+
+def right(count: int) -> BoolArray:
+    """Return which rows are right: the first `count`."""
+    return count > ROW
+
+
+def verdict_of(*table: int, **changes: object) -> Verdict:
+    return reach_verdict(inputs_of(*models(*table)), protocol=protocol_for(sum(table), **changes))
+
+
+def decision_of(inputs: VerdictInputs, *, protocol: TestProtocol) -> Decision:
+    """Return the decision without the power of the test."""
+    compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol)
+    return decide(compared.entries, compared.relate, protocol=protocol)
+
+
+def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:
+    """Return the inputs with a serving cost of each model, in CPU-seconds for a thousand rows."""
+    costs = on_cpu({role: (seconds.get(role, 10.0),) * 5 for role in inputs.models})
+    return replace(inputs, costs=costs, training=TrainingUsage())
+
+
+@contextmanager
+def few_simulated_tests() -> Iterator[None]:
+    """Compute the power, which no decision reads, from few simulated tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(power, "NUM_TESTS", 20)
+        patched.setattr(power, "MAX_ROWS", 10_000)
+        yield
+
+
+def test_the_compared_models_their_scores_and_relations_are_in_the_verdict() -> None:
+    verdict = reach_verdict(
+        inputs_of_right(incumbent=right(1300), candidate=right(1400), bag_of_words=right(1310), centroid=right(1000)),
+        protocol=PROTOCOL,
+    )
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.FINE_TUNE, "candidate", ())
+    assert [(model.role, model.kind, model.score) for model in verdict.models] == [
+        ("incumbent", "probe", 0.65),
+        ("candidate", "full", 0.7),
+        ("bag_of_words", "bag_of_words", 0.655),
+        ("centroid", "centroid", 0.5),
+    ]
+    assert [model.may_replace for model in verdict.models] == [False, False, True, True]
+    assert list(verdict.candidate.scores) == ["accuracy", "macro_f1"]
+    pairs = {(relation.first, relation.second): relation for relation in verdict.relations}
+    assert pairs.keys() >= {("candidate", other) for other in ("incumbent", "bag_of_words", "centroid")}
+    # Only a model that may replace the incumbent is compared with it at a part of alpha.
+    assert pairs["candidate", "incumbent"].level == 0.05
+    assert pairs["bag_of_words", "incumbent"].level == pairs["centroid", "incumbent"].level == 0.05 / 2
+    assert pairs["candidate", "bag_of_words"].only_first_right == 90
+    assert verdict.closest == pairs["candidate", "bag_of_words"]
+    assert verdict.numbers() == (
+        "FINE_TUNE: candidate minus bag_of_words +4.50 points (95% interval +3.59 to +5.42, n = 2,000)"
+    )
+
+
+def test_a_retrained_baseline_that_is_as_good_as_the_candidate_replaces_the_champion() -> None:
+    inputs = inputs_of_right(incumbent=right(1480), candidate=right(1540), bag_of_words=right(1540))
+    verdict = reach_verdict(inputs, protocol=PROTOCOL)
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.STAY, "bag_of_words", ("bag_of_words",))
+    assert not verdict.replaces_for_cost
+    blocks_only = reach_verdict(replace(inputs, replacing=()), protocol=PROTOCOL)
+    assert (blocks_only.outcome, blocks_only.selected) == (Outcome.STAY, "candidate")
+
+
+def test_a_gate_that_fails_for_a_contender_removes_it_from_the_decision() -> None:
+    inputs = inputs_of_right(incumbent=right(1300), candidate=right(1400), endpoint_zero_shot=right(1500))
+    priced = measured(inputs, endpoint_zero_shot=1000.0)
+    verdict = reach_verdict(priced, protocol=PRICED)
+    assert [model.passes for model in verdict.models] == [True, True, False]
+    assert (verdict.outcome, verdict.selected) == (Outcome.FINE_TUNE, "candidate")
+    assert reach_verdict(inputs, protocol=PROTOCOL).blocked_by == ("endpoint_zero_shot",)
+
+
+# Costs
+
+
+def test_a_cheaper_candidate_is_chosen_if_it_is_not_inferior() -> None:
+    inputs = inputs_of_right(incumbent=right(1300), candidate=right(1295))
+    verdict = reach_verdict(measured(inputs, candidate=1.0), protocol=PRICED)
+    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.FINE_TUNE, "candidate", True)
+    assert verdict.relation("candidate", "incumbent").cost_ratio == pytest.approx((0.1,) * 3)
+    assert reach_verdict(measured(inputs, candidate=9.5), protocol=PRICED).outcome is Outcome.STAY
+    # Without prices, nothing is chosen for its cost, but the ratio is reported.
+    unpriced = reach_verdict(measured(inputs, candidate=1.0), protocol=PROTOCOL)
+    assert (unpriced.outcome, unpriced.selected) == (Outcome.STAY, "incumbent")
+    assert unpriced.relation("candidate", "incumbent").cost_ratio == pytest.approx((0.1,) * 3)
+    assert (unpriced.cost_unit, unpriced.costs) == ("CPU-seconds", ())
+
+
+def test_the_training_of_the_candidate_counts_in_its_net_benefit() -> None:
+    inputs = measured(inputs_of_right(incumbent=right(1300), candidate=right(1400)))
+    # A gain of 5 points is worth 0.25, with an interval of 0.2 to 0.3. A CPU-second costs 0.001.
+    outcomes = {240: Outcome.FINE_TUNE, 260: Outcome.INSUFFICIENT_EVIDENCE, 400: Outcome.STAY}
+    for seconds, outcome in outcomes.items():
+        verdict = reach_verdict(replace(inputs, training=TrainingUsage(cpu_s=seconds)), protocol=PRICED)
+        assert verdict.outcome is outcome
+        assert verdict.relation("candidate", "incumbent").net == pytest.approx(0.25 - 0.001 * seconds)
+
+
+def test_the_cost_ratio_has_the_level_of_the_protocol() -> None:
+    costs = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)})
+    inputs = replace(inputs_of(*models(50, 20, 10, 20)), costs=costs)
+    ratios = []
+    for alpha in (0.05, 0.01):
+        relation = reach_verdict(inputs, protocol=protocol_for(100, alpha=alpha)).relation("candidate", "incumbent")
+        assert relation.cost_ratio is not None
+        ratios.append(relation.cost_ratio)
+    assert ratios[0][0] == ratios[1][0]
+    assert ratios[0][2] < ratios[1][2]
+
+
+def test_a_cheaper_model_must_not_be_inferior_to_the_anchor() -> None:
+    inputs = measured(inputs_of_right(incumbent=right(1300), candidate=right(1297)), candidate=1.0)
+    equal, better = (ModelPredictions(predictions("lora", right(count))) for count in (1300, 1330))
+    for anchor, outcome in (
+        (Anchor("s3://models/lora", equal), Outcome.FINE_TUNE),
+        (Anchor("s3://models/lora", better), Outcome.INSUFFICIENT_EVIDENCE),
+        (Anchor("s3://models/lora", None, "it has other classes"), Outcome.INSUFFICIENT_EVIDENCE),
+    ):
+        verdict = reach_verdict(replace(inputs, anchor=anchor), protocol=PRICED)
+        assert verdict.outcome is outcome
+        assert verdict.selected == ("candidate" if outcome is Outcome.FINE_TUNE else "incumbent")
+        # The power counts the anchor, too: a candidate that gains 1 point is also chosen for its cost, or it is not.
+        assert (verdict.power.at_minimum_gain > 0.9) == (anchor.predictions is equal)
+    proven = measured(inputs_of_right(incumbent=right(1300), candidate=right(1360)), candidate=1.0)
+    assert reach_verdict(replace(proven, anchor=anchor), protocol=PRICED).outcome is Outcome.FINE_TUNE
+
+
+# Rows
+
+
+def test_rows_that_a_model_was_trained_on_leave_the_comparison() -> None:
+    """The champion was trained on a third of the rows, and answers them without an error."""
+    trained = ROW % 3 == 0
+    champion = trained | (ROW % 10 < 7)
+    inputs = inputs_of_right(incumbent=champion, candidate=ROW % 10 < 8)
+    assert reach_verdict(inputs, protocol=PROTOCOL).outcome is Outcome.INSUFFICIENT_EVIDENCE
+    ids = frozenset(str(row) for row in ROW[trained])
+    verdict = reach_verdict(replace(inputs, trained_on={"incumbent": ids}), protocol=PROTOCOL)
+    assert (verdict.outcome, verdict.n, verdict.num_trained_rows) == (Outcome.FINE_TUNE, N - len(ids), len(ids))
+    assert verdict.incumbent.score == pytest.approx(0.7, abs=0.001)
+    assert verdict.incumbent.score_on_all == pytest.approx(champion.mean())
+    assert verdict.relation("candidate", "incumbent").gain == pytest.approx(0.1, abs=0.001)
+
+
+def test_a_further_look_has_its_share_of_alpha() -> None:
+    inputs = inputs_of_right(incumbent=right(1300), candidate=right(1306))
+    first = reach_verdict(inputs, protocol=PROTOCOL)
+    later = reach_verdict(replace(inputs, look=TestSetLook(2, N, 1 / 6)), protocol=PROTOCOL)
+    assert later.alpha == pytest.approx(first.alpha / 6)
+    assert later.relation("candidate", "incumbent").interval[0] < first.relation("candidate", "incumbent").interval[0]
+
+
+# Hybrids
+
+SURE = np.where(ROW % 2 == 0, 0.9, 0.1)  # confidence of the cheap part
+RIGHT = ROW % 10 < 7  # rows on which the incumbent is right
+CHEAP = RIGHT & (SURE > 0.5)  # as good as the incumbent where it is confident, always wrong elsewhere
+FROZEN = FrozenHybrid(Routing(by="cascade", threshold=0.5), "nearest", "incumbent", 0.7, share_to_second=0.5)
+CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
+
+
+def cascade_inputs(
+    *, candidate: BoolArray = RIGHT, cheap: BoolArray = CHEAP, frozen: FrozenHybrid = FROZEN
+) -> VerdictInputs:
+    inputs = inputs_of_right(incumbent=RIGHT, candidate=candidate, nearest=cheap)
+    table = inputs.models["nearest"].clean
+    sure = ModelPredictions(replace(table, confidences=SURE, calibrated=SURE))
+    return measured(replace(inputs, models={**inputs.models, "nearest": sure}, hybrid=frozen), nearest=1.0)
+
+
+def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> None:
+    verdict = reach_verdict(cascade_inputs(), protocol=CASCADE)
+    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.STAY, "hybrid", True)
+    assert verdict.model("hybrid").may_replace
+    assert verdict.relation("hybrid", "incumbent").level == 0.05 / 2  # the nearest rows may replace it, too
+    assert "hybrid" in verdict.blocked_by
+    hybrid = verdict.hybrid
+    assert hybrid is not None
+    assert (hybrid.first, hybrid.second, hybrid.share_to_second) == ("nearest", "incumbent", 0.5)
+    # The cheap part answers all rows, the other one half of them. The training is not the hybrid's.
+    ratio = verdict.relation("hybrid", "incumbent").cost_ratio
+    assert ratio is not None
+    assert ratio[0] == pytest.approx(0.6)
+    trained = replace(cascade_inputs(), training=TrainingUsage(cpu_s=3600.0))
+    costs = {cost.role: cost.training for cost in reach_verdict(trained, protocol=CASCADE).costs}
+    assert costs == {"incumbent": 0, "candidate": pytest.approx(3.6), "hybrid": 0, "nearest": 0}
+
+
+def test_a_hybrid_with_the_candidate_is_chosen_if_it_dominates_the_candidate_too() -> None:
+    frozen = replace(FROZEN, second="candidate")
+    candidate = ROW % 10 < 8
+    inputs = cascade_inputs(candidate=candidate, cheap=candidate & (SURE > 0.5), frozen=frozen)
+    verdict = reach_verdict(inputs, protocol=CASCADE)
+    assert (verdict.outcome, verdict.selected) == (Outcome.HYBRID, "hybrid")
+    assert verdict.closest.first == "hybrid"
+    # Without prices, it is only as good as the candidate.
+    unpriced = CASCADE.model_copy(update={"cost": None})
+    assert reach_verdict(inputs, protocol=unpriced).outcome is Outcome.FINE_TUNE
+
+
+def test_an_equal_hybrid_that_costs_more_than_the_incumbent_is_not_chosen() -> None:
+    frozen = replace(FROZEN, first="incumbent", second="candidate")
+    inputs = measured(replace(cascade_inputs(), hybrid=frozen), incumbent=1.0, candidate=100.0)
+    verdict = reach_verdict(inputs, protocol=CASCADE)
+    assert verdict.relation("hybrid", "candidate").is_cheaper
+    assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
+
+
+def test_a_cascade_that_loses_where_its_cheap_part_answers_is_not_chosen() -> None:
+    verdict = reach_verdict(cascade_inputs(cheap=CHEAP & (ROW % 100 != 4)), protocol=CASCADE)
+    assert verdict.relation("hybrid", "incumbent").lowest <= -0.01
+    assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
+
+
+@pytest.mark.parametrize(("size", "selected", "lowest"), [(2, "hybrid", -0.0054), (8, "incumbent", -0.0184)])
+def test_few_documents_do_not_exclude_rare_losses_of_a_cheaper_hybrid(size: int, selected: str, lowest: float) -> None:
+    inputs = cascade_inputs(cheap=CHEAP & (ROW % 1000 != 4))  # two rows are lost, in different documents
+    documents = tuple(str(row // size) for row in ROW)
+    clustered = {
+        role: replace(model, clean=replace(model.clean, clusters=documents)) for role, model in inputs.models.items()
+    }
+    verdict = reach_verdict(replace(inputs, models=clustered), protocol=CASCADE)
+    assert verdict.num_units == N / size
+    relation = verdict.relation("hybrid", "incumbent")
+    assert relation.interval[0] > -0.01
+    assert relation.lowest == pytest.approx(lowest, abs=1e-4)
+    assert verdict.selected == selected
+
+
+# Properties of all verdicts
+
+counts = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
+
+
+@few_simulated_tests()
+@settings(max_examples=25, deadline=None)
+@given(counts, st.sampled_from([0.0, 0.01, 0.1]), st.randoms())
+def test_every_valid_input_gets_a_consistent_verdict_in_any_row_order(
+    table: tuple[int, int, int, int], minimum_gain: float, random: "np.random.Generator"
+) -> None:
+    n = sum(table)
+    protocol = protocol_for(n, minimum_gain=minimum_gain, expected_gain=2 * minimum_gain)
+    incumbent, candidate = models(*table)
+    verdict = reach_verdict(inputs_of(incumbent, candidate), protocol=protocol)
+    relation = verdict.relation("candidate", "incumbent")
+    low, high = relation.interval
+    assert low <= relation.gain <= high
+    assert relation.is_better == (low > 0 and relation.gain >= minimum_gain)
+    expected = Outcome.STAY if high < minimum_gain else Outcome.INSUFFICIENT_EVIDENCE
+    assert verdict.outcome is (Outcome.FINE_TUNE if relation.is_better else expected)
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+    order = list(range(n))
+    random.shuffle(order)
+    shuffled = reach_verdict(inputs_of(incumbent.take(order), candidate.take(order)), protocol=protocol)
+    # Power changes the candidate on random rows, so it depends slightly on the order of the rows.
+    same = {"power": verdict.power, "sentences": verdict.sentences}
+    assert shuffled.model_copy(update=same) == verdict
+
+    swapped = reach_verdict(inputs_of(candidate, incumbent), protocol=protocol).relation("candidate", "incumbent")
+    assert swapped.gain == -relation.gain
+    assert swapped.interval == pytest.approx((-high, -low), abs=1e-12)
+    assert not (swapped.is_better and relation.is_better)
+
+
+def test_equal_models_lead_to_fine_tune_at_a_rate_of_at_most_alpha() -> None:
+    generator = np.random.default_rng(11)
+    outcomes = []
+    for _ in range(80):
+        cells = generator.multinomial(400, [0.6, 0.08, 0.08, 0.24])
+        tables = models(*(int(count) for count in cells))
+        outcomes.append(decision_of(inputs_of(*tables), protocol=protocol_for(400)).outcome)
+    # At a rate of alpha / 2 = 0.025, more than 8 of 80 have a probability of 1 in 5,000.
+    assert outcomes.count(Outcome.FINE_TUNE) <= 8
+
+
+def test_a_candidate_equal_to_a_baseline_that_beats_the_champion_is_seldom_chosen() -> None:
+    generator = np.random.default_rng(5)
+    chosen = 0
+    for _ in range(60):
+        shared = generator.random(N)
+        right_of = {}
+        for role, accuracy in (("incumbent", 0.74), ("candidate", 0.77), ("bag_of_words", 0.77)):
+            own = generator.random(N)
+            right_of[role] = np.where(generator.random(N) < 0.8, shared, own) < accuracy
+        chosen += decision_of(inputs_of_right(**right_of), protocol=PROTOCOL).outcome is Outcome.FINE_TUNE
+    # At a rate of 0.028, more than 7 of 60 have a probability below 1 in 3,000.
+    assert chosen <= 7
+
+
+def test_equal_inputs_give_equal_verdicts() -> None:
+    assert verdict_of(200, 30, 25, 45).model_dump() == verdict_of(200, 30, 25, 45).model_dump()
+
+
+def test_a_gain_of_exactly_the_minimum_is_enough() -> None:
+    for n, minimum in [(2150, 0.02), (3000, 0.01), (700, 0.03), (10_000, 0.07)]:
+        tables = models(n - round(n * minimum) - 10, round(n * minimum), 0, 10)
+        found = decision_of(inputs_of(*tables), protocol=protocol_for(n, minimum_gain=minimum))
+        assert found.outcome is Outcome.FINE_TUNE
+
+
+# Records
+
+
+def test_a_verdict_needs_rows_sentences_and_a_selected_model_that_was_compared() -> None:
+    verdict = verdict_of(1300, 290, 120, 441)
+    for change in ({"n": 0}, {"sentences": ()}, {"selected": "hybrid"}):
+        with pytest.raises(ValueError, match="selects one of incumbent, candidate, and has at least one row"):
+            Verdict.model_validate(dict(verdict) | change)
+    with pytest.raises(KeyError, match="candidate was not compared with hybrid"):
+        verdict.relation("candidate", "hybrid")
+
+
+def test_an_invalid_record_is_refused() -> None:
+    record = verdict_of(1300, 290, 120, 441).model_dump(mode="json")
+    for change in ({"surprise": 1}, {"outcome": "PERHAPS"}, {"alpha": float("nan")}):
+        with pytest.raises(ValueError, match=f"for Verdict\n{next(iter(change))}"):
+            Verdict.model_validate(record | change)
+    record["models"][1]["gates"] = [{"name": "cost", "state": "passes", "bounds": [], "note": "", "surprise": 1}]
+    with pytest.raises(ValueError, match=r"models\.1\.gates\.0\.surprise"):
+        Verdict.model_validate(record)
+    del record["models"], record["n"]
+    with pytest.raises(ValueError, match=r"\nn\n  Field required"):
+        Verdict.model_validate(record)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0316, "+3.16"), (-0.01, "-1.00"), (0.0, "+0.00"), (0.00001, "+0.001"), (-0.00002, "-0.002")]
+)
+def test_points_never_shows_a_difference_as_0(share: float, text: str) -> None:
+    assert points(share) == text
