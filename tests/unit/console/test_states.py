@@ -199,7 +199,7 @@ def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPa
     verdict = evidence.verdict
     content = html_of(paths, f"icd10-chapters/runs/{RUN}")
     text = text_of(content)
-    assert f"Verdict {verdict.outcome} , by rule {verdict.rule} {verdict.sentence()}" in text
+    assert f"Verdict {verdict.outcome} {verdict.sentence()}" in text
     assert f"only the candidate right {verdict.only_candidate_right}" in text
     for gate in verdict.gates:
         assert f"{gate.name} {gate.state}" in text

@@ -20,7 +20,7 @@ from tailorbird.registry import security_log
 from tailorbird.registry.champion import Champion, ChangeReason
 from tailorbird.registry.security_log import SecurityEvent
 from tailorbird.registry.versions import PinnedVersion
-from tests.unit.evaluation.verdict.test_decide import inputs_of, predictions, protocol_for
+from tests.unit.evaluation.verdict.tables import inputs_of, predictions, protocol_for
 
 PROMOTED_AT = "2026-03-01T00:00:00+00:00"
 

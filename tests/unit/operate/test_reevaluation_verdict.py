@@ -10,9 +10,8 @@ from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_reevaluation
-from tests.unit.evaluation.verdict.test_decide import inputs_of, models, predictions, protocol_for
+from tests.unit.evaluation.verdict.tables import inputs_of, models, predictions, protocol_for
 
 ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None)
 
@@ -66,8 +65,6 @@ def test_a_champion_of_unknown_cost_is_not_withdrawn_if_it_is_not_worse() -> Non
 
 
 def test_a_champion_that_was_chosen_for_its_lower_cost_is_kept_while_it_is_not_inferior() -> None:
-    run = replace(inputs_of(*models(9_000, 100, 100, 800)), costs=costs_of(0.5))
-    assert decide(run, protocol=protocol_for(10_000)).rule == 7
     renewed = result(90_000, 1_000, 1_000, 8_000, cost=0.5)
     assert (renewed.holds, renewed.interval[1] < 0.01) == (True, True)
     assert renewed.reasons[0].endswith("is above -1.00 points, and the champion is cheaper")

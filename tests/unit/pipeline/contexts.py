@@ -45,7 +45,7 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
         recipe.evaluation, serving=recipe.serving, test_sha256=data.hashes["test"], num_test_rows=len(cleaned.test)
     )
     run = f"{recipe.task_uri}/runs/r"
-    return RunContext(run, inputs, task_of(inputs), protocol, champion=None, accepted_loss=0.0, requested_by="me")
+    return RunContext(run, inputs, task_of(inputs), protocol, champion=None, anchor=None, requested_by="me")
 
 
 def run_locally(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.report.evidence import PairedExample, TrainedRows
+from tailorbird.evaluation.report.evidence import ROLES, PairedExample, TrainedRows
 from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names, render_files, write_evidence
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
 from tailorbird.pipeline import evaluate
@@ -118,7 +118,8 @@ def test_baselines_are_fitted_once(
 
 
 def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:
-    names = prediction_table_names(result.evidence.family.contenders, changed=CHANGED_SETS)
+    others = [model.role for model in result.evidence.family.models if model.role not in ROLES]
+    names = prediction_table_names(others, changed=CHANGED_SETS)
     files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
     tables = {f"predictions/{name}.parquet" for name in names}
     assert files == {"evidence.json", "report.html", "MODEL_CARD.md", "family.json", MANIFEST} | tables

@@ -12,17 +12,15 @@ PARITY = ParityResult(rows=64, matching=63, ties=2, at=NOW)
 
 
 def champion(**fields: Any) -> Champion:
-    reason = ChangeReason(change="promotion", text="FINE_TUNE by rule 4")
+    reason = ChangeReason(change="promotion", text="FINE_TUNE")
     defaults = {"uri": "s3://m/t/versions/full-1", "digest": "1", "run": "s3://m/t/runs/r", "version": "full-1"}
     return Champion.model_validate(defaults | {"reason": reason, "since": NOW} | fields)
 
 
 def test_a_reason_includes_override_and_runtime() -> None:
-    reason = ChangeReason(
-        change="promotion", text="STAY by rule 9", override="we want it", runtime="openvino in float32"
-    )
-    assert reason.sentence() == "STAY by rule 9; override: we want it; run by openvino in float32"
-    assert champion().reason.sentence() == "FINE_TUNE by rule 4"
+    reason = ChangeReason(change="promotion", text="STAY", override="we want it", runtime="openvino in float32")
+    assert reason.sentence() == "STAY; override: we want it; run by openvino in float32"
+    assert champion().reason.sentence() == "FINE_TUNE"
 
 
 def test_parity_is_needed_once_and_not_after_a_rollback() -> None:

@@ -189,13 +189,13 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
 
 def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(task: Task) -> None:
     incumbent, candidate, baseline = task.register("1"), task.register("2"), task.register("3", kind="probe")
-    verdict = verdict_of("STAY", rule=9).model_copy(update={"replacement": "probe", "accepted_loss": 0.0})
+    verdict = verdict_of("STAY", selected="probe")
     records = {"candidate": candidate, "incumbent": incumbent, "probe": baseline}
     versions = {role: candidate_record(version) for role, version in records.items()}
     write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
     champion = promote_version(task.uri)
     assert (champion.uri, champion.pretrained) == (baseline.uri, baseline.pinned)
-    assert champion.reason.sentence() == "STAY by rule 9: probe is proven better than the incumbent"
+    assert champion.reason.sentence() == "STAY: probe dominates the incumbent"
     with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote_version(task.uri, version=candidate.uri)
 
@@ -224,12 +224,16 @@ def test_an_expired_verdict_is_refused(task: Task) -> None:
     assert task.champion is None
 
 
-def test_the_losses_accepted_for_cost_are_stored_with_the_champion(task: Task) -> None:
-    first, second, third = task.register("1"), task.register("2"), task.register("3")
-    cheaper = verdict_of("FINE_TUNE", rule=7).model_copy(update={"accepted_loss": 0.004})
-    assert task.promote(second, incumbent=first, verdict=cheaper).accepted_loss == 0.004
-    assert task.promote(third, incumbent=second).accepted_loss == 0.0
-    assert promotion.roll_back(task.uri, reason="worse").accepted_loss == 0.004
+def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_proven_better_as_its_anchor(
+    task: Task,
+) -> None:
+    versions = [task.register(name) for name in "1234"]
+    for_cost = verdict_of("FINE_TUNE").model_copy(update={"replaces_for_cost": True})
+    assert task.promote(versions[1], incumbent=versions[0]).anchor is None
+    assert task.promote(versions[2], incumbent=versions[1], verdict=for_cost).anchor == versions[1].pinned
+    assert task.promote(versions[3], incumbent=versions[2], verdict=for_cost).anchor == versions[1].pinned
+    assert promotion.roll_back(task.uri, reason="worse").anchor == versions[1].pinned
+    assert promotion.roll_back(task.uri, reason="worse").anchor is None
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -247,7 +247,7 @@ def test_a_switch_of_the_service_is_written_to_the_rayservice(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setattr(serving, "switch_version", lambda *_args, **_options: None)  # its tests use Serve's REST API
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
-    reason = ChangeReason(change="promotion", text="FINE_TUNE by rule 4")
+    reason = ChangeReason(change="promotion", text="FINE_TUNE")
     version = registered("full-2")
     champion = Champion(uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now())
     serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
@@ -267,7 +267,7 @@ def test_the_champion_is_written_to_the_rayservice_if_only_the_challenger_cannot
     monkeypatch.setattr(serving, "switch_version", refuse)
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
     version = registered("full-2")
-    reason = ChangeReason(change="promotion", text="FINE_TUNE by rule 4")
+    reason = ChangeReason(change="promotion", text="FINE_TUNE")
     champion = Champion(uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now())
     with pytest.raises(ChallengerError, match="serves without the challenger"):
         serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
