@@ -6,38 +6,35 @@ Each simulation is an experiment of 28 days with 150 labelled answers per day, a
 days. The false decisions promote a challenger that answers exactly as well as the champion, at alpha = 5%:
 
 - hours: accuracy is 60% by night and 90% by day;
-- subjects: few subjects send most requests, and eight in ten answers to a subject are all right or all wrong;
+- share: accuracy is 90% by night and 60% by day, when half of the canary's answers are lost;
+- subjects: few subjects send most requests, and most answers to a subject are all right or all wrong;
 - texts: each request has eight texts, and eight in ten answers to a request are all right or all wrong;
-- scores: answers have scores from 0 to 1 (chat) with these means and a Beta distribution.
+- scores: answers have scores from 0 to 1 (chat) with these means and a Beta distribution;
+- missing: the shadow fails to answer 2% of the requests, only such that it would answer worse than the champion;
+- both: a shadow for 14 days, then a canary.
 
-`before` is the share of false decisions if each pair of answers is one bet, and a canary's answers of a day are paired
-with the champion's in order of time. `by_day` bets once per unit and day. Two more kinds of experiments compare `watch`
-with the former test, in which `before` is its share of false decisions:
-
-- missing: the shadow fails to answer 2% of the requests, only such that it would answer worse than the champion. They
-  were not compared before;
-- both: a shadow for 14 days, then a canary. After many missing answers, the canary was compared alone.
-
-The power figures are the labels and units
-that prove a challenger that is right in 83% of the requests against a champion that is right in 80%.
+Their contrasts are the shares of false decisions without a part of the comparison: if each answer is a unit, if a
+canary is compared by the day instead of the hour, if missing answers are left out, and if each arm has a test of its
+own. The power figures are the labels and units that prove a challenger that is right in 83% of the requests against a
+champion that is right in 80%.
 """
 
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import beta
 
 from benchmarks.rounds import finish, print_table
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
 from tailorbird.monitoring.challenger_units import UnitOutcome, control_share, unit_differences, unit_outcomes
 from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_gate
-from tailorbird.monitoring.sequential_test import log_e_value, units_needed
-from tailorbird.monitoring.traffic import ARMS, DAY_US, HOUR_US, Outcomes
+from tailorbird.monitoring.sequential_test import units_needed
+from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, DAY_US, HOUR_US, Outcomes
+from tailorbird.registry.draws import CODES
 
 ALPHA, DAYS, PER_DAY, AUDIT_DAYS, SEED = 0.05, 28, 150, 4, 1979
 GRADES = 1.0  # sum of the parameters of the Beta distribution of scores; most scores are near 0 or 1
@@ -58,6 +55,7 @@ class Setting:
     gain: float = 0.0  # of the challenger
     same: float = 0.0  # share of the requests that both versions answer equally well (shadow)
     missing: float = 0.0  # share of the requests that the shadow fails to answer, all worse than the champion
+    lost: float = 0.0  # share of the canary's answers by day that are not in the log
 
 
 SETTINGS = {
@@ -72,8 +70,8 @@ SETTINGS = {
     "scores, shadow": Setting(None, night=0.6, day=0.9, graded=True),
     "scores and subjects, canary": Setting(0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9, graded=True),
     "scores and subjects, shadow": Setting(None, subjects=300, repeat=0.8, graded=True),
-}
-MISSING = {
+    "share, canary": Setting(0.1, night=0.9, day=0.6, lost=0.5),
+    "share and subjects, canary": Setting(0.1, subjects=3000, repeat=0.5, night=0.9, day=0.6, lost=0.5),
     "missing, shadow": Setting(None, same=0.6, missing=0.02),
     "missing, scores, shadow": Setting(None, same=0.6, missing=0.02, graded=True),
 }
@@ -95,18 +93,13 @@ POWER = {
 def main() -> None:
     """Print false decisions and power, then one line of JSON."""
     num = int(sys.argv[1]) if sys.argv[1:] else 400
-    figures: dict[str, float] = {}
-    rates: dict[str, dict[str, float]] = {}
-    for name, setting in SETTINGS.items():
-        rng = np.random.default_rng([SEED, len(rates)])
-        promoted = np.array([_false_decisions(_log(setting, rng), setting) for _ in range(num)])
-        before, by_day, now = map(float, promoted.mean(0))
-        error = float(np.sqrt(max(now, 1 / num) * (1 - now) / num))
-        rates[name] = {"before": before, "by_day": by_day, "now": now, "standard error": error}
-        figures |= {f"before: {name}": before, f"now: {name}": now}
-        print(name, rates[name], flush=True)
+    rates = {name: _false_decisions(setting, seed=row, num=num) for row, (name, setting) in enumerate(SETTINGS.items())}
+    for row, (name, arms) in enumerate(BOTH.items()):
+        rates[name] = _false_decisions_of_both(*arms, seed=60 + row, num=num)
     print_table(f"share of {num} experiments that promote an equal challenger (alpha {ALPHA})", rates)
-    figures |= _compared_with_before(num)
+    figures = {f"{kind}: {name}": rate for name, of_name in rates.items() for kind, rate in of_name.items()}
+    bounds = {f"watch: {name}": "<= 0.08" for name in rates}
+
     power: dict[str, dict[str, float]] = {}
     for name, setting in POWER.items():
         rng = np.random.default_rng([SEED, 100 + len(power)])
@@ -114,7 +107,7 @@ def main() -> None:
         figures[f"labels, median: {name}"] = power[name]["labels, median"]
         print(name, power[name], flush=True)
     print_table("labelled answers until a challenger with +3 points is promoted", power)
-    bounds = {f"now: {name}": "<= 0.08" for name in (*SETTINGS, *MISSING, *BOTH)}
+
     for mean in (0.5, 0.8, 0.95):
         name = f"quality alarm: mean score {mean}"
         figures[name] = _quality_alarms(mean, num=25 * num)
@@ -123,28 +116,56 @@ def main() -> None:
     finish("challenger", figures, bounds=bounds)
 
 
-def _compared_with_before(num: int) -> dict[str, float]:
-    """Return the false decisions of experiments with missing answers, and of those with both arms."""
-    rates: dict[str, dict[str, float]] = {}
-    for row, (name, setting) in enumerate(MISSING.items()):
-        rng, promoted = np.random.default_rng([SEED, 50 + row]), np.zeros(2)
-        for _ in range(num):
-            log = _log(setting, rng)
-            former = log.where(~log.missing)
-            promoted += [_proven_from(_compared(each, setting)) is not None for each in (former, log)]
-        rates[name] = dict(zip(("before", "now"), (promoted / num).tolist(), strict=True))
-        print(name, rates[name], flush=True)
-    for row, (name, (shadow, canary)) in enumerate(BOTH.items()):
-        rng, promoted = np.random.default_rng([SEED, 60 + row]), np.zeros(2)
-        for _ in range(num):
-            first, last = (_compared(_log(each, rng, days=DAYS // 2), each) for each in (shadow, canary))
-            moved = [outcome.model_copy(update={"audit": outcome.audit + DAYS}) for outcome in last]
-            alone = [_proven_from(of_arm, days=DAYS // 2) is not None for of_arm in (first, last)]
-            promoted += [any(alone), _proven_from([*first, *moved], days=AUDIT_DAYS * 2 * DAYS) is not None]
-        rates[name] = dict(zip(("before", "now"), (promoted / num).tolist(), strict=True))
-        print(name, rates[name], flush=True)
-    print_table(f"share of {num} experiments that promote an equal challenger (alpha {ALPHA})", rates)
-    return {f"{when}: {name}": rate for name, of_name in rates.items() for when, rate in of_name.items()}
+def _false_decisions(setting: Setting, *, seed: int, num: int) -> dict[str, float]:
+    """Return the share of experiments that promote an equal challenger, by the kind of comparison."""
+    kinds: dict[str, Callable[[Outcomes], list[UnitOutcome]]] = {"watch": lambda log: _compared(log, setting)}
+    if setting.repeat:
+        kinds["each answer"] = lambda log: _compared(_by_answer(log, setting), replace(setting, canary=0.5))
+    if setting.canary:
+        kinds["by the day"] = lambda log: _by_day(_compared(log, setting))
+    if setting.missing:
+        kinds["without missing answers"] = lambda log: _compared(log.where(~log.missing), setting)
+    rng = np.random.default_rng([SEED, seed])
+    promoted = dict.fromkeys(kinds, 0)
+    for _ in range(num):
+        log = _log(setting, rng)
+        for kind, compared in kinds.items():
+            promoted[kind] += _proven_from(compared(log)) is not None
+    rates = _with_error({kind: count / num for kind, count in promoted.items()}, num=num)
+    print(setting, rates, flush=True)
+    return rates
+
+
+def _false_decisions_of_both(shadow: Setting, canary: Setting, *, seed: int, num: int) -> dict[str, float]:
+    """Return the same for experiments with a shadow and then a canary."""
+    rng = np.random.default_rng([SEED, seed])
+    promoted = {"watch": 0, "a test for each arm": 0}
+    for _ in range(num):
+        first, last = (_compared(_log(arm, rng, days=DAYS // 2), arm) for arm in (shadow, canary))
+        moved = [outcome.model_copy(update={"audit": outcome.audit + DAYS}) for outcome in last]
+        promoted["watch"] += _proven_from([*first, *moved]) is not None
+        promoted["a test for each arm"] += any(_proven_from(of_arm) is not None for of_arm in (first, last))
+    rates = _with_error({kind: count / num for kind, count in promoted.items()}, num=num)
+    print(canary, rates, flush=True)
+    return rates
+
+
+def _with_error(rates: dict[str, float], *, num: int) -> dict[str, float]:
+    """Return the rates with the standard error of that of `watch`."""
+    now = max(rates["watch"], 1 / num)
+    return rates | {"standard error": float(np.sqrt(now * (1 - now) / num))}
+
+
+def _by_answer(log: Outcomes, setting: Setting) -> Outcomes:
+    """Return the compared answers, each as a unit of its own."""
+    is_control = log.units.astype(np.float64) < control_share(setting.canary) * CODES
+    compared = log if setting.canary is None else log.where((log.arms != ARMS.index(CHAMPION)) | is_control)
+    return replace(compared, units=compared.keys)
+
+
+def _by_day(outcomes: Sequence[UnitOutcome]) -> list[UnitOutcome]:
+    """Return the outcomes without their hours, so units are matched within the day."""
+    return [outcome.model_copy(update={"hour": outcome.hour // 24}) for outcome in outcomes]
 
 
 def _quality_alarms(mean: float, *, num: int) -> float:
@@ -172,10 +193,7 @@ def _quality_alarms(mean: float, *, num: int) -> float:
 
 
 def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Outcomes:
-    """Return the audited answers of an experiment; audits are numbered from 1.
-
-    A canary's audit also has the champion's answers that are not compared, because the former pairing used them.
-    """
+    """Return the audited answers of an experiment; audits are numbered from 1."""
     per_day = PER_DAY if setting.canary is None else PER_DAY / 2 / setting.canary
     num = int(days * per_day / setting.texts)
     day = rng.integers(0, days, num)
@@ -208,7 +226,7 @@ def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Out
         missing[half + rng.choice(worse, min(int(setting.missing * half), len(worse)), replace=False)] = True
         scores = np.where(missing & (arms == 2), 0.0, scores)
     at = (day * DAY_US + hour * HOUR_US + rng.integers(0, HOUR_US, num))[rows]
-    return Outcomes(
+    log = Outcomes(
         keys=np.resize(rng.integers(0, 2**63, num * setting.texts).astype(np.uint64), len(rows)),
         arms=arms.astype(np.uint8),
         at=at,
@@ -221,67 +239,23 @@ def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Out
         by_person=np.zeros(len(rows), bool),
         missing=missing,
     )
-
-
-def _false_decisions(log: Outcomes, setting: Setting) -> tuple[bool, bool, bool]:
-    """Return True for each test that ever promotes: each pair is a bet, each unit and day is a bet, each unit is."""
-    pairs, units, days = _pairs_by_order(log)
-    per_day: list[list[float]] = [[] for _ in range(DAYS)]
-    for day in range(DAYS):
-        of_day = days == day
-        sums = np.bincount(np.unique(units[of_day], return_inverse=True)[1], weights=pairs[of_day])
-        counts = np.unique(units[of_day], return_counts=True)[1]
-        per_day[day] = (sums / counts).tolist()
-    looks = range(AUDIT_DAYS, DAYS + 1, AUDIT_DAYS)
-    by_pair = _ever_proven([pairs[days < day] for day in looks])
-    by_day = _ever_proven([np.concatenate(per_day[:day]) for day in looks])
-    return by_pair, by_day, _proven_from(_compared(log, setting)) is not None
-
-
-def _pairs_by_order(log: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the differences, the challenger's units and the days of pairs of answers, as they were formed before."""
-    shadow = np.flatnonzero(log.arms == ARMS.index("shadow"))
-    if len(shadow):
-        champion = np.flatnonzero(log.arms == 0)
-        _, ours, theirs = np.intersect1d(log.keys[champion], log.keys[shadow], return_indices=True)
-        first, second = champion[ours], shadow[theirs]
-    else:
-        paired = [_first_of_day(log, day) for day in range(DAYS)]
-        first, second = (np.concatenate([pair[arm] for pair in paired]) for arm in (0, 1))
-    return log.scores[second] - log.scores[first], log.units[second], log.at[second] // DAY_US
-
-
-def _first_of_day(log: Outcomes, day: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    of_day = np.flatnonzero(log.at // DAY_US == day)
-    of_day = of_day[np.argsort(log.at[of_day])]
-    champion, canary = of_day[log.arms[of_day] == 0], of_day[log.arms[of_day] == 1]
-    size = min(len(champion), len(canary))
-    return champion[:size], canary[:size]
+    if not setting.lost:
+        return log
+    is_busy = (log.arms == ARMS.index(CANARY)) & (log.at % DAY_US >= NIGHT * HOUR_US)
+    return log.where(~is_busy | (rng.random(len(log)) >= setting.lost))
 
 
 def _compared(log: Outcomes, setting: Setting) -> list[UnitOutcome]:
     return list(unit_outcomes(log, columns=(), fixed=(), share=control_share(setting.canary)))
 
 
-def _proven_from(outcomes: Sequence[UnitOutcome], *, days: int = DAYS) -> int | None:
+def _proven_from(outcomes: Sequence[UnitOutcome]) -> int | None:
     """Return the first audit after which the challenger is promoted, or None."""
-    first: dict[int, int] = {}
-    for outcome in outcomes:
-        first[outcome.unit] = min(outcome.audit, first.get(outcome.unit, outcome.audit))
-    by_audit: dict[int, list[UnitOutcome]] = defaultdict(list)
-    for outcome in outcomes:
-        if first[outcome.unit] == outcome.audit:  # units that counted before are ignored
-            by_audit[outcome.audit].append(outcome)
-    values = np.zeros(0)
-    for audit in range(1, days // AUDIT_DAYS + 1):
-        values = np.concatenate([values, unit_differences(by_audit[audit]).values])
-        if _ever_proven([values]):
+    for audit in sorted({outcome.audit for outcome in outcomes}):
+        units = unit_differences([outcome for outcome in outcomes if outcome.audit <= audit])
+        if log_e_value(units.values) >= -np.log(ALPHA):
             return audit
     return None
-
-
-def _ever_proven(looks: Sequence[NDArray[np.float64]]) -> bool:
-    return any(log_e_value(values) >= -np.log(ALPHA) for values in looks)
 
 
 def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str, float]:
@@ -289,7 +263,7 @@ def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str,
     used = []
     for _ in range(num):
         outcomes = _compared(_log(setting, rng, days=LONGEST), setting)
-        audit = _proven_from(outcomes, days=LONGEST) or LONGEST
+        audit = _proven_from(outcomes) or LONGEST
         until = [outcome for outcome in outcomes if outcome.audit <= audit]
         labels = sum(outcome.answers for outcome in until)
         used.append((labels, len(unit_differences(until))))

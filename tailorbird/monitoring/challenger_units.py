@@ -1,20 +1,21 @@
 """Compare challenger and champion on audited answers, by unit: a subject, or a request without one.
 
-A unit counts once in the whole experiment, with the first audit that has labels of its answers. Later audits do not
-change it, so all decisions on a challenger are about one growing sequence of independent units.
+A unit counts once in the whole experiment, in one arm. Later audits change no earlier comparison, so all decisions on a
+challenger are about one growing sequence of independent units.
 
-A shadow answers the champion's texts, so each unit is compared with itself. Its missing answers have bounds: the score
-is between 0 and 1. A canary has units of its own. They are compared with the control units: a random sample of the
-champion's units, about as many as the canary has or, if the canary has more than half of the requests, all of them.
-Each canary unit is matched at random with a control unit of the same hour, because requests of other hours may be
-harder. Units without a match in their hour are matched within the day. In both arms, a unit belongs to the hour of its
-first audited answer. A unit with answers in several arms counts in that of its first audit, and in the shadow if that
-is one of them, so both kinds of differences are one sequence.
+A shadow answers the champion's texts, so each unit is compared with itself, with all answers of its first audit. Its
+missing answers have bounds: the score is between 0 and 1.
+
+A canary has units of its own. They are compared with the control units: a random sample of the champion's units, about
+as many as the canary has or, if the canary has more than half of the requests, all of them. Only answers of the same
+hour are compared: requests change during a day, and so may the canary's share of them, because it was changed or
+because the canary fails under load. In each audit and hour, the units that have not counted yet are matched at random.
+If one arm has more units, each unit of the other is matched with several, whose mean counts.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -24,36 +25,30 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, HOUR_US, SHADOW, Out
 from tailorbird.registry.draws import CODES
 from tailorbird.registry.versions import Frozen
 
-PERIODS = (1, 24)  # hours within which units are matched, in order
-
 
 class UnitOutcome(Frozen):
-    """The audited answers of one unit on one day in one arm, for one combination of groups."""
+    """The audited answers of one unit in one hour in one arm, for one combination of groups."""
 
     unit: int  # code
     is_subject: bool
     arm: str  # `champion`, `canary`, `shadow`
     audit: int  # number of the first audit with these answers
-    hour: int  # of the first of these answers, since 1970
+    hour: int  # since 1970; 0 for a shadow, whose answers count together
     groups: tuple[str, ...]  # groups of the reference
     answers: int
     right: float
     """Right answers or, for chat, the sum of the scores; for a shadow, minus the champion's to the same texts."""
     missing: int = 0  # of these, answers that the shadow failed to give; they count 0 in `right`
 
+    @property
+    def place(self) -> tuple[int, bool, int]:
+        """The audit, the arm and the hour, in the order in which units are counted; shadows are first in an audit."""
+        return self.audit, self.arm != SHADOW, self.hour
 
-@dataclass(frozen=True)
-class _Unit:
-    """A unit with all of its answers in its first audit."""
-
-    code: int
-    is_subject: bool
-    audit: int
-    hour: int
-    answers: int
-    share: float  # of right answers, or the mean score; for a shadow, minus the champion's
-    missing: float  # share of answers that the shadow failed to give
-    num_missing: int
+    @property
+    def share(self) -> float:
+        """The share of right answers, or the mean score."""
+        return self.right / self.answers
 
 
 def control_share(canary: float | None) -> float:
@@ -75,119 +70,83 @@ def unit_outcomes(
     """
     champion, canary, shadow = (audited_rows(outcomes, arm) for arm in (CHAMPION, CANARY, SHADOW))
     _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
-    difference = outcomes.scores[shadow[theirs]] - outcomes.scores[champion[ours]]
+    shadow = shadow[theirs]
+    scores = outcomes.scores.copy()
+    scores[shadow] -= outcomes.scores[champion[ours]]
     control = champion[outcomes.units[champion].astype(np.float64) < share * CODES]
     masks = group_masks(outcomes, columns=columns, fixed=fixed)
-    sums: dict[tuple[str, int, int, tuple[str, ...]], UnitOutcome] = {}
-    columns_of_rows = (outcomes.units, outcomes.is_subject, outcomes.audits, outcomes.at // HOUR_US, outcomes.missing)
-    for arm, rows, right in (
-        (SHADOW, shadow[theirs], difference),
-        (CANARY, canary, outcomes.scores[canary]),
-        (CHAMPION, control, outcomes.scores[control]),
-    ):
-        of_rows = zip(
-            rows.tolist(), right.tolist(), *(column[rows].tolist() for column in columns_of_rows), strict=True
-        )
-        for row, value, unit, is_subject, audit, hour, missing in of_rows:
+
+    of_units = []
+    for arm, rows in ((SHADOW, shadow), (CANARY, canary), (CHAMPION, control)):
+        for row in rows.tolist():
             outcome = UnitOutcome(
-                unit=unit,
-                is_subject=is_subject,
+                unit=int(outcomes.units[row]),
+                is_subject=bool(outcomes.is_subject[row]),
                 arm=arm,
-                audit=audit,
-                hour=hour,
+                audit=int(outcomes.audits[row]),
+                hour=0 if arm == SHADOW else int(outcomes.at[row] // HOUR_US),
                 groups=tuple(name for name in fixed if masks[name][row]),
                 answers=1,
-                right=value,
-                missing=int(missing),
+                right=float(scores[row]),
+                missing=int(outcomes.missing[row]),
             )
-            key = (arm, outcome.unit, outcome.audit, outcome.groups)
-            sums[key] = _sum(sums[key], outcome) if key in sums else outcome
-    return tuple(sums[key] for key in sorted(sums))
+            of_units.append(outcome)
+    return tuple(_summed(of_units, by=lambda outcome: (*outcome.place, outcome.unit, outcome.arm, outcome.groups)))
 
 
-def _sum(first: UnitOutcome, second: UnitOutcome) -> UnitOutcome:
-    answers, right = first.answers + second.answers, first.right + second.right
-    hour, missing = min(first.hour, second.hour), first.missing + second.missing
-    return first.model_copy(update={"hour": hour, "answers": answers, "right": right, "missing": missing})
+def _summed(outcomes: Sequence[UnitOutcome], *, by: Callable[[UnitOutcome], tuple[Any, ...]]) -> list[UnitOutcome]:
+    """Return the sums of the outcomes with an equal key, in order of the keys."""
+    of_keys = groupby(sorted(outcomes, key=by), key=by)
+    return [_sum(list(of_key)) for _, of_key in of_keys]
+
+
+def _sum(outcomes: Sequence[UnitOutcome]) -> UnitOutcome:
+    if len(outcomes) == 1:
+        return outcomes[0]  # most units have one answer
+    sums = {
+        "answers": sum(outcome.answers for outcome in outcomes),
+        "right": sum(outcome.right for outcome in outcomes),
+        "missing": sum(outcome.missing for outcome in outcomes),
+    }
+    return outcomes[0].model_copy(update=sums)
 
 
 def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = None) -> UnitDifferences:
-    """Return the differences between challenger and champion by unit, overall or in a group.
-
-    The experiment begins in the hour of the canary's first answer: earlier answers of control units are ignored.
-    """
-    start = min((outcome.hour for outcome in outcomes if outcome.arm == CANARY), default=None)
-    by_arm: dict[str, list[UnitOutcome]] = defaultdict(list)
-    for outcome in outcomes:
-        before = outcome.arm == CHAMPION and (start is None or outcome.hour < start)
-        if not before and (group is None or group in outcome.groups):
-            by_arm[outcome.arm].append(outcome)
-    shadow, canary, control = (_units(by_arm[arm]) for arm in (SHADOW, CANARY, CHAMPION))
-    mirrored = [unit for unit in shadow.values() if not _is_in_earlier_audit(unit, canary, control)]
-    pairs = _match(_without(canary, shadow, control), _without(control, shadow, canary))
-    values = [unit.share for unit in mirrored] + [ours.share - theirs.share for ours, theirs in pairs]
-    units = [*mirrored, *(ours for ours, _ in pairs)]
+    """Return the differences between challenger and champion by unit, overall or in a group."""
+    of_group = [outcome for outcome in outcomes if group is None or group in outcome.groups]
+    summed = _summed(of_group, by=lambda outcome: (*outcome.place, outcome.unit, outcome.arm))
+    counted: set[int] = set()
+    units: list[UnitOutcome] = []
+    values: list[float] = []
+    for _, of_place in groupby(summed, key=lambda unit: unit.place):
+        new = [unit for unit in of_place if unit.unit not in counted]
+        shadow, canary, control = ([unit for unit in new if unit.arm == arm] for arm in (SHADOW, CANARY, CHAMPION))
+        counted.update(unit.unit for unit in shadow)
+        units += shadow
+        values += [unit.share for unit in shadow]
+        for ours, theirs in _matches(canary, control):
+            counted.update(unit.unit for unit in (*ours, *theirs))
+            units.append(_sum(ours))
+            values.append(_mean_share(ours) - _mean_share(theirs))
     return UnitDifferences(
         np.array(values, np.float64),
-        missing=np.array([unit.missing for unit in units], np.float64),
-        num_missing=sum(unit.num_missing for unit in units),
+        missing=np.array([unit.missing / unit.answers for unit in units], np.float64),
+        num_missing=sum(unit.missing for unit in units),
         num_subjects=sum(unit.is_subject for unit in units),
         num_answers=sum(unit.answers for unit in units),
-        matched=bool(pairs),
+        matched=any(unit.arm == CANARY for unit in units),
     )
 
 
-def _units(outcomes: Sequence[UnitOutcome]) -> dict[int, _Unit]:
-    """Return the units by code, each with its answers in its first audit."""
-    first: dict[int, int] = {}
-    for outcome in outcomes:
-        first[outcome.unit] = min(outcome.audit, first.get(outcome.unit, outcome.audit))
-    sums: dict[int, UnitOutcome] = {}
-    for outcome in outcomes:
-        if outcome.audit == first[outcome.unit]:
-            sums[outcome.unit] = _sum(sums[outcome.unit], outcome) if outcome.unit in sums else outcome
-    return {
-        code: _Unit(
-            code,
-            summed.is_subject,
-            summed.audit,
-            summed.hour,
-            summed.answers,
-            summed.right / summed.answers,
-            summed.missing / summed.answers,
-            summed.missing,
-        )
-        for code, summed in sums.items()
-    }
+def _matches(
+    canary: Sequence[UnitOutcome], control: Sequence[UnitOutcome]
+) -> list[tuple[Sequence[UnitOutcome], Sequence[UnitOutcome]]]:
+    """Return matches of units of one hour in order of their codes, so at random. All units of both arms are matched."""
+    moved = {unit.unit for unit in canary}
+    control = [unit for unit in control if unit.unit not in moved]
+    num = min(len(canary), len(control))
+    return [(canary[start::num], control[start::num]) for start in range(num)]
 
 
-def _is_in_earlier_audit(unit: _Unit, *arms: dict[int, _Unit]) -> bool:
-    return any(unit.code in arm and arm[unit.code].audit < unit.audit for arm in arms)
-
-
-def _without(units: dict[int, _Unit], shadow: dict[int, _Unit], other: dict[int, _Unit]) -> list[_Unit]:
-    """Return the units whose first audit is before that in the shadow and first answer before that in the other arm."""
-    return [
-        unit
-        for code, unit in units.items()
-        if (code not in shadow or unit.audit < shadow[code].audit)
-        and (code not in other or (unit.audit, unit.hour) < (other[code].audit, other[code].hour))
-    ]
-
-
-def _match(canary: Sequence[_Unit], control: Sequence[_Unit]) -> list[tuple[_Unit, _Unit]]:
-    """Return pairs of a canary and a control unit with the same first audit and hour, then with the same day.
-
-    Units are paired in order of their codes, so the pairs are random.
-    """
-    pairs: list[tuple[_Unit, _Unit]] = []
-    left = [sorted(units, key=lambda unit: unit.code) for units in (canary, control)]
-    for period in PERIODS:
-        groups: dict[tuple[int, int], tuple[list[_Unit], list[_Unit]]] = defaultdict(lambda: ([], []))
-        for arm, units in enumerate(left):
-            for unit in units:
-                groups[unit.audit, unit.hour // period][arm].append(unit)
-        pairs += [pair for group in groups.values() for pair in zip(*group, strict=False)]
-        matched = {unit.code for pair in pairs for unit in pair}
-        left = [[unit for unit in units if unit.code not in matched] for units in left]
-    return pairs
+def _mean_share(units: Sequence[UnitOutcome]) -> float:
+    return sum(unit.share for unit in units) / len(units)

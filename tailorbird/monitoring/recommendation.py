@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
+from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
 from tailorbird.monitoring.challenger_units import UnitOutcome, unit_differences
 from tailorbird.monitoring.report import ChallengerDay, Report
-from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger, log_e_value
+from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger
 from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.watch_record import ChallengerPoint
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
 from tailorbird.monitoring.challenger_units import control_share, unit_differences, unit_outcomes
 from tailorbird.monitoring.quality import feedback_as_audit
-from tailorbird.monitoring.sequential_test import UnitDifferences, log_e_value
+from tailorbird.monitoring.sequential_test import UnitDifferences
 from tailorbird.monitoring.traffic import ARMS, HOUR_US, Outcomes
 from tailorbird.registry.draws import CODES
 
@@ -112,16 +113,25 @@ def test_a_canary_is_compared_with_the_champion_of_the_same_hour() -> None:
     assert result.matched
 
 
-def test_units_without_a_match_in_their_hour_are_matched_within_the_day() -> None:
-    rows: list[Row] = [(1, "canary", True, 1, 6, 1), (2, "champion", True, 2, 8, 1), (3, "champion", False, 3, 30, 1)]
-    assert compared(logged(*rows)).values.tolist() == [0.0]
-    other_audit: list[Row] = [(1, "canary", True, 1, 6, 1), (2, "champion", True, 2, 8, 2)]
-    assert len(compared(logged(*other_audit))) == 0  # a later audit does not change earlier matches
+@pytest.mark.parametrize(("hour", "audit"), [(8, 1), (30, 1), (6, 2)])
+def test_a_unit_of_another_hour_or_audit_is_no_match(hour: int, audit: int) -> None:
+    rows: list[Row] = [(1, "canary", True, 1, 6, 1), (2, "champion", False, 2, hour, audit)]
+    assert len(compared(logged(*rows))) == 0
 
 
-def test_answers_before_the_experiment_are_ignored() -> None:
-    rows: list[Row] = [(1, "champion", False, 1, 5, 1), (2, "champion", True, 2, 8, 1), (3, "canary", True, 3, 7, 1)]
-    assert compared(logged(*rows)).values.tolist() == [0.0]
+def test_the_arm_with_more_units_shares_its_matches() -> None:
+    canary: list[Row] = [(unit, "canary", unit != 5, unit, 6, 1) for unit in range(1, 6)]
+    champion: list[Row] = [(6, "champion", True, 6, 6, 1), (7, "champion", False, 7, 6, 1)]
+    result = compared(logged(*canary, *champion))
+    assert result.values.tolist() == pytest.approx([2 / 3 - 1, 1.0])  # units 1, 3 and 5, and units 2 and 4
+    assert (result.num_subjects, result.num_answers) == (2, 5)
+
+
+def test_a_unit_counts_with_its_answers_of_the_first_hour_with_both_arms() -> None:
+    alone: list[Row] = [(1, "canary", False, 1, 6, 1)]
+    matched: list[Row] = [(2, "canary", True, 1, 7, 1), (3, "canary", False, 1, 7, 1), (4, "champion", False, 2, 7, 1)]
+    later: list[Row] = [(5, "canary", False, 1, 8, 1), (6, "champion", True, 3, 8, 1)]
+    assert compared(logged(*alone, *matched, *later)).values.tolist() == [0.5]
 
 
 def test_only_control_units_are_compared_with_a_canary() -> None:
@@ -138,7 +148,9 @@ def test_only_control_units_are_compared_with_a_canary() -> None:
 def test_a_subject_that_moves_to_the_canary_counts_once() -> None:
     moved: list[Row] = [(1, "canary", True, 9, 8, 1), (2, "champion", True, 1, 9, 1), (3, "canary", False, 1, 10, 2)]
     other: list[Row] = [(4, "champion", True, 2, 10, 2)]
-    assert compared(logged(*moved, *other)).values.tolist() == [0.0]
+    assert compared(logged(*moved, *other)).values.tolist() == [-1.0]
+    first: list[Row] = [(5, "canary", True, 3, 9, 1)]
+    assert compared(logged(*moved, *other, *first)).values.tolist() == [0.0]  # as a unit of the champion
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_log() -> None:

@@ -35,6 +35,17 @@ def test_the_wealth_against_no_gain_is_that_of_a_beta_mixture_of_win_rates(wins:
     assert wealth == pytest.approx(mixture + (wins + losses + 1) * np.log(2), abs=1e-6)
 
 
+@pytest.mark.parametrize("past", [(), (1.0, -0.5, 0.25), (-1.0, -1.0, 0.5), (0.125,) * 300])
+@pytest.mark.parametrize(("mean", "size"), [(0.0, 1.0), (0.0, 0.25), (0.2, 0.5)])
+def test_the_wealth_is_constant_on_average_if_the_mean_is_as_assumed(
+    past: tuple[float, ...], mean: float, size: float
+) -> None:
+    values = np.array([*past, mean + size, mean - size])
+    counts = np.array([[1] * len(past) + list(last) for last in ((0, 0), (1, 0), (0, 1))])
+    now, won, lost = np.exp(log_wealth(values, counts=counts, mean=mean))
+    assert (won + lost) / 2 == pytest.approx(now)
+
+
 def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reaches_the_level() -> None:
     for wins in range(20, 60):
         counts = {"losses": 20, "ties": 60, "wins": wins}
