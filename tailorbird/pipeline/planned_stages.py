@@ -8,7 +8,7 @@ from cluster.progress import PlannedStage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
-from tailorbird.evaluation.baselines.baseline import NUM_REPLACING
+from tailorbird.evaluation.baselines.baseline import ALWAYS_TESTED
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.report.evidence_files import changed_sets
 from training.reports import Rates
@@ -19,7 +19,8 @@ GROUP_START_S = 30.0
 NUM_COST_ROWS: Mapping[TaskName, int] = {"classification": 256, "chat": 16}
 """Test rows on which the cost of all models is measured: fewer for chat, because an answer takes a hundred times as
 long as a label."""
-NUM_MODELS = 2 + NUM_REPLACING  # that predict the test rows: incumbent, candidate and the best other baselines
+NUM_MODELS = 2 + len(ALWAYS_TESTED)
+"""Most models that predict the test rows: incumbent, candidate and the other baselines."""
 
 
 @dataclass(frozen=True)

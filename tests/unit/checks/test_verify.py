@@ -279,7 +279,7 @@ def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Pat
 
 def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path) -> None:
     run, routing = run_of(task_folder), Routing("group", "sex", ("male",))
-    hybrid = asdict(FrozenHybrid(routing, "incumbent", "candidate", "candidate", validation=0.8, share_to_second=0.5))
+    hybrid = asdict(FrozenHybrid(routing, "incumbent", "candidate", validation=0.8, share_to_second=0.5))
     family = json.loads((run / "family.json").read_text()) | {"hybrid": hybrid}
     content = json.dumps(family).encode()
     (run / "family.json").write_bytes(content)

@@ -191,7 +191,7 @@ def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
 def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_rows_are_read(
     context: RunContext, trained: TrainedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", "candidate", 0.5, 0.3)
+    hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", 0.5, 0.3)
     monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
     monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
     with pytest.raises(ValueError, match=r"family.json has another hybrid than this run"):

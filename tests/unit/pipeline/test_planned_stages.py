@@ -33,7 +33,7 @@ def test_all_workers_share_the_rows_of_a_training(tmp_path: Path) -> None:
         "baselines": 480 / 40,
         "sweep": pytest.approx(GROUP_START_S + 4 * steps_s),
         "seeds": pytest.approx(2 * (GROUP_START_S + steps_s)),
-        "test": pytest.approx(4 * (200 * 3 + 6 * 100) / 40),  # two changed sets of rows; a warm-up and five rounds
+        "test": pytest.approx(7 * (200 * 3 + 6 * 100) / 40),  # two changed sets of rows; a warm-up and five rounds
     }
 
 
@@ -49,7 +49,7 @@ def test_a_stage_states_how_its_duration_is_computed(tmp_path: Path) -> None:
         "baselines": "480 rows, then linear heads, at 40 rows/s",
         "sweep": "4 trials, 1 at once, each 2 epochs of 400 rows at 20 rows/s",
         "seeds": "1 seed, each 2 epochs of 400 rows at 20 rows/s",
-        "test": "up to 4 models, 4,800 rows with those of gates and cost, at 40 rows/s",
+        "test": "up to 7 models, 8,400 rows with those of gates and cost, at 40 rows/s",
     }
 
 
@@ -79,6 +79,6 @@ def test_a_chat_task_answers_the_validation_rows_once_for_each_prompt(tmp_path: 
     stages = planned_stages(chat, sizes, rates=RATES)
     assert stages[0].seconds == (1 + 2 + 2) * 80 / 40
     assert stages[0].basis == "400 answers with 5 prompts, at 40 rows/s"
-    assert stages[-1].seconds == pytest.approx(4 * (200 + 6 * 16) / 40)  # no changed sets of rows
+    assert stages[-1].seconds == pytest.approx(7 * (200 + 6 * 16) / 40)  # no changed sets of rows
     with_suites = planned_stages(chat, replace(sizes, suites=100), rates=RATES)
-    assert with_suites[-1].seconds == pytest.approx(4 * (200 + 100 + 6 * 16) / 40)
+    assert with_suites[-1].seconds == pytest.approx(7 * (200 + 100 + 6 * 16) / 40)
