@@ -30,7 +30,6 @@ from tailorbird.evaluation.report.model_scores import (
     confusions,
     mean_measures,
     reliability_by_role,
-    scores_without_near_duplicates,
 )
 from tailorbird.evaluation.report.preregistration import (
     PROTOCOL_FILE,
@@ -294,10 +293,6 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     roles = [model.role for model in evidence.family.predicting]
     on_suites = suite_scores(tables, suites=tuple(evidence.protocol.suites), roles=roles)
     yield from differences(evidence.suites, on_suites, at="suites", other=RECOMPUTED)
-    report, metric = evidence.data.report, evidence.protocol.metric
-    contenders = evidence.family.contenders
-    distinct = scores_without_near_duplicates(tables, contenders=contenders, report=report, metric=metric)
-    yield from differences(evidence.distinct, distinct, at="distinct", other=RECOMPUTED)
     tested = {contender.role: contender.score for contender in verdict.contenders}
     for index, score in enumerate(evidence.scores):
         test = tested.get(score.kind) if score.role == "contender" else None

@@ -212,7 +212,6 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         incumbent=model_predictions("incumbent", tables),
         candidate=model_predictions("candidate", tables),
         test_sha256=context.inputs.data.hashes["test"],
-        leaks=context.inputs.data.report.leaks,
         access_number=evaluated.test_access.number,
         num_rows_seen=evaluated.test_access.num_seen,
         contenders={role: model_predictions(role, tables) for role in family.contenders},

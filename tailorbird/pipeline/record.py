@@ -18,7 +18,6 @@ from tailorbird.evaluation.report.model_scores import (
     mean_measures,
     model_scores,
     reliability_by_role,
-    scores_without_near_duplicates,
 )
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
@@ -141,9 +140,6 @@ def build_evidence(
         measures=mean_measures(predictions),
         suites=suite_scores(
             predictions, suites=tuple(protocol.suites), roles=[model.role for model in evaluated.family.predicting]
-        ),
-        distinct=scores_without_near_duplicates(
-            predictions, contenders=evaluated.family.contenders, report=data.report, metric=protocol.metric
         ),
         versions=dict(versions),
         champion=context.champion,

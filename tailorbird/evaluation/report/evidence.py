@@ -42,14 +42,6 @@ class DataRecord:
     """Sentences about differences between validation and test that are larger than chance."""
 
 
-@dataclass(frozen=True)
-class DistinctRecord:
-    """Scores on the test rows without a near-duplicate in train, in the verdict's metric. They do not affect it."""
-
-    n: int  # number of these rows
-    scores: Mapping[str, float]  # by role
-
-
 PRETRAINED = "pretrained"
 """Status of a baseline in the table of the sweep."""
 
@@ -271,8 +263,6 @@ class Evidence(StoredModel):
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     suites: tuple[SuiteScore, ...] = ()
     """(chat only) Scores on the suites of the gate `suites`."""
-    distinct: DistinctRecord | None
-    """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
     versions: dict[str, CandidateRecord]
     """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict selected it."""
     champion: str | None
@@ -307,7 +297,6 @@ class Evidence(StoredModel):
             incumbent=model_predictions("incumbent", tables),
             candidate=model_predictions("candidate", tables),
             test_sha256=self.data.sha256["test"],
-            leaks=self.data.report.leaks,
             access_number=self.test_access.number,
             num_rows_seen=self.test_access.num_seen,
             contenders={role: model_predictions(role, tables) for role in self.family.contenders},

@@ -182,12 +182,6 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
     first = verdict.access_number == 1
     rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if first else "")
-    distinct = evidence.distinct
-    if distinct is not None and role in distinct.scores:
-        name = names[verdict.metric]
-        lines.append(
-            f"- {name} on the {distinct.n:,} rows without a near-duplicate in train: {distinct.scores[role]:.4f}"
-        )
     return f"On {rows}:\n\n" + "\n".join(lines)
 
 

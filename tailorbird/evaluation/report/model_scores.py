@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.gates.calibration import NUM_BINS, has_confidences
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
-from tailorbird.evaluation.report.evidence import Confusion, DistinctRecord, ModelScore, ReliabilityBin
+from tailorbird.evaluation.report.evidence import Confusion, ModelScore, ReliabilityBin
 from tailorbird.evaluation.statistics.paired import wilson_interval
-from tailorbird.evaluation.statistics.scoring import macro_f1
 from tailorbird.evaluation.verdict.types import Verdict
 
 COMPARED = ("candidate", "incumbent")
@@ -77,29 +75,6 @@ def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, floa
     if not all(name in tables[role].measures for role in COMPARED):
         return {}
     return {name: {role: float(np.mean(tables[role].measures[name])) for role in COMPARED}}
-
-
-def scores_without_near_duplicates(
-    tables: Mapping[str, Predictions], *, contenders: Sequence[str], report: DataReport, metric: str
-) -> DistinctRecord | None:
-    """Return the scores of candidate, incumbent and `contenders` on the test rows without a near-duplicate in train.
-
-    Return None if no test row has a near-duplicate, if all have one, or if only a sample of the test rows, or of
-    streamed training rows, was compared.
-    """
-    near = set(report.near_duplicate_test_rows)
-    rows = [row for row, row_id in enumerate(tables[COMPARED[0]].row_ids) if row_id not in near]
-    sampled = report.near_duplicates_compared < report.num_test or report.num_in_memory is not None
-    if not near or not rows or sampled:
-        return None
-    roles = (*COMPARED, *contenders)
-    return DistinctRecord(len(rows), {role: _score(tables[role], rows=rows, metric=metric) for role in roles})
-
-
-def _score(table: Predictions, *, rows: Sequence[int], metric: str) -> float:
-    if metric == "macro_f1":
-        return macro_f1([table.labels[row] for row in rows], outputs=[table.outputs[row] for row in rows])
-    return float(table.per_row(metric)[list(rows)].mean())
 
 
 def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:

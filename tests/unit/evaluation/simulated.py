@@ -272,7 +272,6 @@ def evidence_of(
         confusions=confusions(tables),
         measures=mean_measures(tables),
         suites=suite_scores(tables, suites=tuple(simulation.suites), roles=[model.role for model in family.models]),
-        distinct=None,
         champion=None,
         accepted_loss=0.0,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
@@ -324,7 +323,7 @@ def evidence_of(
 def report_of(simulation: Simulation) -> DataReport:
     counts: dict[str, Any] = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
     sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
-    return DataReport(**(counts | sizes), rare_classes=(), leaks=())
+    return DataReport(**(counts | sizes), rare_classes=())
 
 
 def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray) -> Predictions:
