@@ -3,15 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
 
-from tailorbird.data.near_duplicates import near_duplicates
+from tailorbird.data.copies import CopyIndex, copies_of, copy_index, documents
+from tailorbird.data.fingerprints import letters_and_digits
 from tailorbird.data.rows import DataError, Rows, Splits, text_of, trained_turns
 from tailorbird.data.splits import normalise, subsample_of_classes
 
-EVALUATION_SPLITS = ("test", "validation")
-"""Splits whose texts are not trained on. A text that is in both counts as a copy of the first."""
 RARE_ROWS = 10
 MAX_LISTED = 5
 
@@ -24,107 +23,115 @@ class DataReport:
     num_validation: int
     num_test: int
     num_classes: int  # distinct labels in train; for chat tasks, distinct answers
-    train_copies_of_test: int  # training rows dropped because their normalised text is in test
-    train_copies_of_validation: int  # the same for validation; texts in both count for test only
+    train_copies_of_test: int  # training rows dropped because they are copies of test rows, near copies included
+    train_copies_of_validation: int  # the same for validation; copies of both count for test only
     validation_copies_of_test: int
-    near_duplicates_of_test: int
-    """Test rows with a near-duplicate in train (cosine of character TF-IDF of 0.9 or more). They are kept."""
-    near_duplicates_compared: int  # test rows compared with train: all, or a random sample of large data
-    near_duplicates_of_validation: int
-    near_duplicates_compared_in_validation: int
+    near_copies: int  # rows among these copies that are near copies
+    test_documents: int  # numbers of test rows that are independent of each other
+    largest_test_document: int
     conflicting_texts: int  # normalised texts with more than one label, over all splits before cleaning
     empty_texts: int  # rows with an empty or blank text, over all splits before cleaning
     rare_classes: tuple[str, ...]  # (classification only) classes with fewer than 10 training rows after cleaning
-    leaks: tuple[str, ...]  # sentences of `leaks_of`
-    near_duplicate_test_rows: tuple[str, ...] = ()
-    """Ids of the rows in `near_duplicates_of_test`."""
     test_answers_in_train: int | None = None  # (chat only) test rows whose normalised answer is in train
-    train_turn_copies_of_test: int = 0
+    untrained_turns: int = 0
     """(chat only) Turns before the answer of a training row that are not trained on, because all turns before them are
-    the prompt of a test row. The model still reads them."""
-    train_turn_copies_of_validation: int = 0
+    a copy of the prompt of a test or validation row. The model still reads them."""
     num_in_memory: int | None = None
-    """(sharded data only) Training rows of the random sample in memory. Conflicts, near-duplicates and answers in train
-    are counted, and baselines fitted, on this sample."""
+    """(sharded data only) Training rows of the random sample in memory. Conflicts and answers in train are counted, and
+    baselines fitted, on this sample."""
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Numbers of copies of rows in test and validation, by split. A copy of both counts for test only."""
+class EvaluatedRows:
+    """The test rows and, after them, the validation rows, which no model is trained on."""
 
-    rows: Counter[str] = field(default_factory=Counter)  # training rows that were dropped
-    turns: Counter[str] = field(default_factory=Counter)  # (chat only) earlier turns that are no longer trained on
+    index: CopyIndex
+    num_test: int
+
+    def copied(self, text: str, *, label: str) -> tuple[str, ...]:
+        """Return the split that has a copy of a text, with "near" if it has a near copy only; () without a copy.
+
+        A text that is in both splits counts as a copy of the test row.
+        """
+        key = letters_and_digits(text)
+        found = copies_of(key, label=label, index=self.index)
+        if not found:
+            return ()
+        split = "test" if min(found) < self.num_test else "validation"
+        equal = self.index.first.get(key)
+        if equal is None or (split == "test" and equal >= self.num_test):
+            return split, "near"
+        return (split,)
 
 
-def drop_copies(train: Rows, *, evaluated: Mapping[str, Set[str]]) -> tuple[Rows, Copies]:
-    """Return training rows without training on copies of evaluation rows, and the numbers of copies.
+def evaluated_rows(test: Rows, *, validation: Rows) -> EvaluatedRows:
+    """Return the rows of test and validation, to find their copies."""
+    index = copy_index((*test.texts, *validation.texts), labels=(*test.labels, *validation.labels))
+    return EvaluatedRows(index, len(test))
 
-    `evaluated` has the normalised texts of test and validation by split. A row whose text is among them is dropped. In
-    a conversation, a turn before the answer is also trained on: if the text up to it is among them, it becomes context,
-    as a turn with weight 0, because the same beginning ("Hello") can be in many conversations.
+
+def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter[str]]:
+    """Return training rows without copies of evaluation rows, and the numbers of copies.
+
+    The keys of the counts are those of `EvaluatedRows.copied`, and "turns". In a conversation, a turn before the answer
+    is also trained on: if the text up to it is a copy, it becomes context, as a turn with weight 0, because the same
+    beginning ("Hello") can be in many conversations.
     """
-    copies = Copies()
-
-    def is_copy(text: str, counts: Counter[str]) -> bool:
-        normalised = normalise(text)
-        split = next((split for split in EVALUATION_SPLITS if normalised in evaluated[split]), None)
-        counts.update([split] if split else [])
-        return split is not None
-
-    rows = train.take([row for row, text in enumerate(train.texts) if not is_copy(text, copies.rows)])
+    copied = [evaluated.copied(text, label=label) for text, label in zip(train.texts, train.labels, strict=True)]
+    counts = Counter(chain.from_iterable(copied))
+    rows = train.take([row for row, splits in enumerate(copied) if not splits])
     if rows.conversations is None:
-        return rows, copies
+        return rows, counts
+
     untrained = rows.untrained_turns or ((),) * len(rows)
-    with_copies = tuple(
-        tuple(
+    with_copies = []
+    for turns, known in zip(rows.conversations, untrained, strict=True):
+        copies = [
             at
-            for at, (role, _) in enumerate(turns)
-            if at in known or (role == "assistant" and is_copy(text_of(turns[:at]), copies.turns))
-        )
-        for turns, known in zip(rows.conversations, untrained, strict=True)
-    )
-    return (replace(rows, untrained_turns=with_copies) if copies.turns else rows), copies
+            for at, (role, answer) in enumerate(turns)
+            if role == "assistant" and at not in known and evaluated.copied(text_of(turns[:at]), label=answer)
+        ]
+        counts["turns"] += len(copies)
+        with_copies.append(tuple(sorted((*known, *copies))))
+    return (replace(rows, untrained_turns=tuple(with_copies)) if counts["turns"] else rows), counts
 
 
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
-    """Drop rows of train and validation whose normalised text is in a later split, and see `drop_copies` for chat.
+    """Drop rows of train and validation that are copies of rows in a later split, and see `drop_copies` for chat.
 
-    Test is not changed. Near-duplicates are counted but kept: production traffic contains them too, so a test without
-    them would not be representative. Raises DataError for an empty split, a single class, or a label in validation or
-    test that is not in train.
+    Test is not changed: copies within it are one document. Raises DataError for an empty split, a single class, a label
+    in validation or test that is not in train, or a value of `split_by` in two splits.
     """
     _require_rows(splits, when="")
-    texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
-    evaluated = {split: set(texts[split]) for split in EVALUATION_SPLITS}
-    validation = [row for row, text in enumerate(texts["validation"]) if text not in evaluated["test"]]
+    evaluated = evaluated_rows(splits.test, validation=splits.validation)
+    pairs = zip(splits.validation.texts, splits.validation.labels, strict=True)
+    copied = [evaluated.copied(text, label=label) for text, label in pairs]
+    validation = splits.validation.take([row for row, names in enumerate(copied) if "test" not in names])
     train, copies = drop_copies(splits.train, evaluated=evaluated)
-    cleaned = Splits(train=train, validation=splits.validation.take(validation), test=splits.test)
-    _require_rows(cleaned, when=" after exact copies of rows in later splits were dropped")
+    cleaned = Splits(train=train, validation=validation, test=splits.test)
+    _require_rows(cleaned, when=" after copies of rows in later splits were dropped")
     _require_classes(cleaned)
-    trained = trained_turns(train)
-    per_class = Counter(cleaned.train.labels)
-    near_test = near_duplicates(cleaned.test.texts, among=trained.texts)
-    near_validation = near_duplicates(cleaned.validation.texts, among=trained.texts)
+    require_separate_keys({name: set(rows.split_keys or ()) for name, rows in cleaned.items()})
+
+    texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
+    per_class = Counter(train.labels)
+    sizes = Counter(documents(cleaned.test) or cleaned.test.row_ids)
     return cleaned, DataReport(
-        num_train=len(cleaned.train),
-        num_validation=len(cleaned.validation),
+        num_train=len(train),
+        num_validation=len(validation),
         num_test=len(cleaned.test),
         num_classes=len(per_class),
-        train_copies_of_test=copies.rows["test"],
-        train_copies_of_validation=copies.rows["validation"],
+        train_copies_of_test=copies["test"],
+        train_copies_of_validation=copies["validation"],
         validation_copies_of_test=len(splits.validation) - len(validation),
-        near_duplicates_of_test=near_test.num_duplicates,
-        near_duplicates_compared=near_test.num_compared,
-        near_duplicates_of_validation=near_validation.num_duplicates,
-        near_duplicates_compared_in_validation=near_validation.num_compared,
+        near_copies=copies["near"] + copied.count(("test", "near")),
+        test_documents=len(sizes),
+        largest_test_document=max(sizes.values()),
         conflicting_texts=_conflicts(splits, texts),
         empty_texts=sum(not text for column in texts.values() for text in column),
-        rare_classes=rare_classes(Counter(cleaned.train.class_labels)),
-        leaks=leaks_between(cleaned),
-        near_duplicate_test_rows=tuple(cleaned.test.row_ids[position] for position in near_test.positions),
-        test_answers_in_train=_answers_in_train(trained, test=cleaned.test),
-        train_turn_copies_of_test=copies.turns["test"],
-        train_turn_copies_of_validation=copies.turns["validation"],
+        rare_classes=rare_classes(Counter(train.class_labels)),
+        test_answers_in_train=_answers_in_train(trained_turns(train), test=cleaned.test),
+        untrained_turns=copies["turns"],
     )
 
 
@@ -136,36 +143,16 @@ def _answers_in_train(trained: Rows, *, test: Rows) -> int | None:
     return sum(normalise(answer) in answers for answer in test.labels)
 
 
-def leaks_between(splits: Splits) -> tuple[str, ...]:
-    """Return the sentences of `leaks_of` for splits in memory."""
-    return leaks_of(
-        {name: set(rows.split_keys or ()) for name, rows in splits.items()},
-        texts_by_split(splits),
-    )
-
-
-def texts_by_split(splits: Splits) -> dict[str, set[str]]:
-    """Return the normalised texts of each split, in train only those that are also in another split.
-
-    In train, these are the texts up to each turn that is trained on.
-    """
-    texts = {split: set(map(normalise, getattr(splits, split).texts)) for split in EVALUATION_SPLITS}
-    evaluated = set().union(*texts.values())
-    trained = {text for text in map(normalise, trained_turns(splits.train).texts) if text in evaluated}
-    return {"train": trained, "validation": texts["validation"], "test": texts["test"]}
-
-
-def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tuple[str, ...]:
-    """Return sentences about the pairs of splits that share values of `split_by` or normalised texts."""
-    sentences: list[str] = []
+def require_separate_keys(keys: Mapping[str, Set[str]]) -> None:
+    """Raise DataError if two splits share values of `split_by`; `keys` are the values by split."""
     for earlier, later in combinations(keys, 2):
         if shared := keys[earlier] & keys[later]:
             digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] for key in shared)
             hashes = ", ".join(f"{digest}…" for digest in sorted(digests)[:MAX_LISTED])  # a key may identify a patient
-            sentences.append(f"{len(shared):,} values of split_by are in both {earlier} and {later} (sha256 {hashes})")
-        if copies := texts[earlier] & texts[later]:
-            sentences.append(f"{len(copies):,} texts are in both {earlier} and {later}")
-    return tuple(sentences)
+            raise DataError(
+                f"{len(shared):,} values of data.split_by are in both {earlier} and {later} (sha256 {hashes}); move "
+                "all rows with the same value into one split, or remove data.split_by if such rows are independent"
+            )
 
 
 def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:

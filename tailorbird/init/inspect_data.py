@@ -17,7 +17,7 @@ from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_rol
 from tailorbird.data.profiling.languages import Languages, languages_of
 from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
 from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
-from tailorbird.data.quality import DataReport, clean, leaks_between
+from tailorbird.data.quality import DataReport, clean
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.statistics.split_differences import SplitSample
@@ -195,7 +195,7 @@ def max_length(summary: DataSummary) -> int:
 
 
 def check_splits(summary: DataSummary) -> SplitCheck:
-    """Read and check the rows as a run does, and return the first column that splits them without a leak, if any.
+    """Read and check the rows as a run does, and return the first column that separates them, if any.
 
     If the data is too large to read, return the most likely column without a check, and compare samples of the splits.
     """
@@ -208,11 +208,8 @@ def check_splits(summary: DataSummary) -> SplitCheck:
     for key in (*keys, None):
         try:
             splits = read_splits(data_config(summary, split_by=key), task=data_task(summary.roles.task))
-            leaks = [leak for leak in leaks_between(splits) if "split_by" in leak]
-            if key is None or not leaks:
-                warnings = split_warnings(splits) if summary.uris.test is not None else ()
-                return SplitCheck(key, clean(splits)[1], rejected=tuple(rejected), warnings=warnings)
-            rejected.append(f"{key} cannot be split_by: {leaks[0]}")
+            warnings = split_warnings(splits) if summary.uris.test is not None else ()
+            return SplitCheck(key, clean(splits)[1], rejected=tuple(rejected), warnings=warnings)
         except DataError as error:
             if key is None:
                 return SplitCheck(None, fault=str(error), rejected=tuple(rejected))

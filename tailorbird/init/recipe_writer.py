@@ -231,13 +231,11 @@ def _checked(report: DataReport) -> Iterator[str]:
     copies = report.train_copies_of_test + report.train_copies_of_validation + report.validation_copies_of_test
     yield (
         f"The rows passed the checks of a run: {report.num_train:,} train, {report.num_validation:,} validation and "
-        f"{report.num_test:,} test rows. {copies:,} rows were dropped because their text is also in a later split"
+        f"{report.num_test:,} test rows. {copies:,} rows were dropped as copies of rows in a later split, "
+        f"{report.near_copies:,} of them near copies"
     )
-    if turns := report.train_turn_copies_of_test + report.train_turn_copies_of_validation:
+    if turns := report.untrained_turns:
         yield f"{turns:,} turns of training conversations answer a validation or test row, so they are not trained on"
-    if report.near_duplicates_of_test:
-        near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
-        yield f"{near:,} of {compared:,} test rows are near-duplicates of a training row"
     if report.conflicting_texts:
         yield f"{report.conflicting_texts:,} texts have more than one label or answer"
     if report.rare_classes:

@@ -17,7 +17,14 @@ from tailorbird.data.fingerprints import (
     user_texts,
 )
 from tailorbird.data.loader import read_splits, read_validation_and_test
-from tailorbird.data.quality import DataReport, clean, leaks_of, rare_classes, take_training_rows, texts_by_split
+from tailorbird.data.quality import (
+    DataReport,
+    clean,
+    evaluated_rows,
+    rare_classes,
+    require_separate_keys,
+    take_training_rows,
+)
 from tailorbird.data.rows import DataError, Splits, digest_of, fingerprint, rows_sha256
 from tailorbird.data.sharding.shards import Shards, fingerprints_uri
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
@@ -95,7 +102,7 @@ def load_sharded(
             base_model=base_model,
             uri=uri,
             sample_share=config.stream_above_rows / sum(spec.num_rows for spec in specs),
-            evaluation_texts={name: frozenset(map(normalise, rows.texts)) for name, rows in evaluation.items()},
+            evaluated=evaluated_rows(test, validation=validation),
             evaluation_keys=frozenset(key for rows in evaluation.values() for key in rows.split_keys or ()),
         )
         return _ShardsStage(uri=uri, reports=tuple(run_job(specs, job)))
@@ -109,7 +116,7 @@ def load_sharded(
     stage_inputs = {**inputs, **key}  # every process writes the same shards
     stage = cached_stage(task_uri, "shards", output=_ShardsStage, inputs=stage_inputs, compute=compute, resumes=True)
     if not sum(report.num_rows for report in stage.reports):
-        raise DataError("train has no rows after exact copies of rows in later splits were dropped; give more data")
+        raise DataError("train has no rows after copies of rows in later splits were dropped; give more data")
     train = read_sample(stage.uri, num_files=len(stage.reports))
     return _with_shards(Splits(train=train, validation=validation, test=test), stage)
 
@@ -122,8 +129,8 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
     labels = sum((Counter(report.labels) for report in reports), Counter[str]())
     keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
     keys["train"] = {key for report in reports for key in report.shared_keys}
+    require_separate_keys(keys)
     copies = sum((Counter(report.copies) for report in reports), Counter[str]())
-    turn_copies = sum((Counter(report.turn_copies) for report in reports), Counter[str]())
     num_empty = sum(not normalise(text) for rows in (evaluated.validation, evaluated.test) for text in rows.texts)
     report = replace(
         sample_report,
@@ -132,11 +139,10 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
         num_classes=len(labels) or sample_report.num_classes,  # for chat tasks, the answers in the sample
         train_copies_of_test=copies["test"],
         train_copies_of_validation=copies["validation"],
-        train_turn_copies_of_test=turn_copies["test"],
-        train_turn_copies_of_validation=turn_copies["validation"],
+        near_copies=sample_report.near_copies + copies["near"],
+        untrained_turns=copies["turns"],
         empty_texts=num_empty + sum(report.num_empty for report in reports),
         rare_classes=rare_classes(labels),
-        leaks=leaks_of(keys, texts_by_split(splits)),
     )
     hashes = fingerprint(splits) | {"train": digest_of(report.sha256 for report in reports)}
     shards = Shards(stage.uri, sizes, labels_of(list(labels)))

@@ -16,7 +16,7 @@ from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.fingerprints import Hashes, fingerprints, save_fingerprints, trained_fingerprints
 from tailorbird.data.parquet import open_parquet, parquet_files
-from tailorbird.data.quality import drop_copies
+from tailorbird.data.quality import EvaluatedRows, drop_copies
 from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
 from tailorbird.data.sharding.shards import fingerprints_uri, write_shard_file
 from tailorbird.data.splits import normalise
@@ -55,7 +55,7 @@ class ShardingJob:
     base_model: str
     uri: str
     sample_share: float  # share of the training rows that the driver keeps in memory
-    evaluation_texts: dict[str, frozenset[str]]  # normalised texts of validation and test, by split
+    evaluated: EvaluatedRows
     evaluation_keys: frozenset[str]  # values of `split_by` in validation or test
 
 
@@ -66,9 +66,7 @@ class ShardReport(BaseModel, frozen=True):
     num_rows: int
     num_empty: int
     copies: dict[str, int]
-    """Rows dropped because their text is in an evaluation split, by split."""
-    turn_copies: dict[str, int]
-    """(chat only) Earlier turns that are not trained on because the text up to them is in an evaluation split."""
+    """The counts of `drop_copies`."""
     shared_keys: tuple[str, ...]
     """Values of `split_by` that are also in an evaluation split."""
     labels: dict[str, int]
@@ -155,7 +153,7 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     if storage.exists(record_uri):
         return ShardRecord.model_validate(storage.read_json(record_uri)).report
     generator = np.random.default_rng((SEED, spec.number))
-    num_empty, copies, turn_copies, labels = 0, Counter[str](), Counter[str](), Counter[str]()
+    num_empty, copies, labels = 0, Counter[str](), Counter[str]()
     shared_keys: set[str] = set()
     digests: list[str] = []
     hashes: list[Hashes] = [fingerprints(())]  # the row groups can have no rows
@@ -164,9 +162,8 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     with write_shard_file(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
             num_empty += sum(not normalise(text) for text in batch.texts)
-            rows, dropped = drop_copies(batch, evaluated=job.evaluation_texts)
-            copies += dropped.rows
-            turn_copies += dropped.turns
+            rows, dropped = drop_copies(batch, evaluated=job.evaluated)
+            copies += dropped
             shard.add(rows.row_ids, job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length))
             digests.append(rows_sha256(rows))
             hashes.append(trained_fingerprints(rows))
@@ -182,7 +179,6 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
         num_rows=shard.num_rows,
         num_empty=num_empty,
         copies=copies,
-        turn_copies=turn_copies,
         shared_keys=tuple(sorted(shared_keys)),
         labels=labels,
         sha256=digest_of(digests),

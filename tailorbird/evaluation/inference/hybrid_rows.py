@@ -7,9 +7,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.hybrid import routed_to_second
-from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.registry.routing import Routing, routes_to_second
 

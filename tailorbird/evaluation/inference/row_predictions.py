@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailorbird.data.rows import Rows, document_keys
+from tailorbird.data.copies import documents
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.answer_metrics import answer_metrics, per_row
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words_sha256
@@ -61,16 +62,3 @@ def text_predictions(
         clusters=documents(rows),
         logprobs=logprobs,
     )
-
-
-def documents(rows: Rows) -> tuple[str, ...] | None:
-    """Return the document number of each row (see `document_keys`).
-
-    Without `split_by`, the result is None if each row is a document. Documents are numbered because `split_by` values
-    may identify a person.
-    """
-    keys = document_keys(rows)
-    if rows.split_keys is None and len(set(keys)) == len(keys):
-        return None
-    numbers = {key: str(number) for number, key in enumerate(dict.fromkeys(keys))}
-    return tuple(numbers[key] for key in keys)

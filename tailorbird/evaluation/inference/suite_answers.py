@@ -7,9 +7,9 @@ import numpy as np
 
 from tailorbird.config.suites import LIKELIHOOD_METRICS
 from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.copies import documents
 from tailorbird.data.rows import Conversation, Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import Answer, answer_texts, conversations
-from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_answer
 from tailorbird.evaluation.statistics.text_metrics import words_sha256

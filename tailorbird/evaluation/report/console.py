@@ -1,9 +1,7 @@
 """Format the data and the verdict of a run for the terminal."""
 
 from tailorbird.data.quality import RARE_ROWS, listed
-from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.loading import LoadedDataset
-from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.statistics.documents import few_documents
@@ -15,17 +13,17 @@ from tailorbird.registry.test_set_ledger import RowUse
 
 
 def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
-    """Return lines about the rows of a run: sizes, near-duplicates, rare classes, and what limits the verdict."""
+    """Return lines about the rows of a run: sizes, copies, rare classes, and what limits the verdict."""
     report = data.report
     sizes = {name: len(rows) for name, rows in data.splits.items()} | {"train": data.num_train}
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     lines = [f"{counts} rows, {report.num_classes} {label_noun}"]
-    if report.test_answers_in_train is not None:
-        near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
+    if report.near_copies:
         lines.append(
-            f"{report.test_answers_in_train:,} of {report.num_test:,} test answers are also answers in train; {near:,} "
-            f"of {compared:,} test rows have a near-duplicate in train"
+            f"near copies of rows in later splits, which were dropped from train and validation: {report.near_copies:,}"
         )
+    if report.test_answers_in_train is not None:
+        lines.append(f"{report.test_answers_in_train:,} of {report.num_test:,} test answers are also answers in train")
     if data.shards is not None:
         sample = len(data.splits.train)
         lines.append(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")
@@ -34,18 +32,15 @@ def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
         lines.append(f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: {rare}")
     if report.empty_texts:
         lines.append(f"rows with an empty text, which all get the same answer: {report.empty_texts:,}")
-    if (few := _few_documents(data.splits.test)) is not None:
-        lines.append(few)
+    if report.largest_test_document > report.num_test / 2:
+        lines.append(
+            f"{report.largest_test_document:,} of {report.num_test:,} test rows are one document: they share values of "
+            "split_by or are copies of each other, so the test has little evidence"
+        )
+    if report.test_documents < report.num_test:
+        few = few_documents(report.test_documents, num_rows=report.num_test)
+        lines += [f"{few}, or the verdict will be INSUFFICIENT_EVIDENCE"] if few else []
     return lines
-
-
-def _few_documents(test: Rows) -> str | None:
-    """Return a sentence if the test rows come from too few documents for an interval."""
-    clusters = documents(test)
-    if clusters is None:
-        return None
-    reason = few_documents(len(set(clusters)), num_rows=len(test))
-    return reason and f"{reason}, or the verdict will be INSUFFICIENT_EVIDENCE"
 
 
 def earlier_tests_line(use: RowUse, *, alpha: float) -> str:
@@ -148,6 +143,5 @@ def streaming_sentence(evidence: Evidence) -> str | None:
         return None
     return (
         f"training rows were streamed: the candidate was trained on all {report.num_train:,} rows, the baselines on a "
-        f"random sample of {report.num_in_memory:,} rows; conflicting labels and near-duplicates were counted in this "
-        "sample"
+        f"random sample of {report.num_in_memory:,} rows; conflicting labels were counted in this sample"
     )

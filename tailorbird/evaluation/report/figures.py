@@ -23,13 +23,11 @@ FIELD_NAMES = {
     "num_classes": "classes (chat: distinct answers)",
     "train_copies_of_test": "training rows removed as copies of test rows",
     "train_copies_of_validation": "training rows removed as copies of validation rows",
-    "train_turn_copies_of_test": "training turns not trained on because they answer a test row",
-    "train_turn_copies_of_validation": "training turns not trained on because they answer a validation row",
+    "untrained_turns": "training turns not trained on because they answer a test or validation row",
     "validation_copies_of_test": "validation rows removed as copies of test rows",
-    "near_duplicates_of_test": "test rows with a near-duplicate in the training rows",
-    "near_duplicates_compared": "test rows checked for near-duplicates",
-    "near_duplicates_of_validation": "validation rows with a near-duplicate in the training rows",
-    "near_duplicates_compared_in_validation": "validation rows checked for near-duplicates",
+    "near_copies": "near copies among the removed rows",
+    "test_documents": "independent documents in the test rows",
+    "largest_test_document": "test rows of the largest document",
     "conflicting_texts": "texts with more than one label",
     "empty_texts": "rows with an empty text",
     "rare_classes": "classes with fewer than 10 training rows",
@@ -43,8 +41,6 @@ FIELD_NAMES = {
     "padding_share": "share of padding in the tokens",
 }
 """Names of fields that the report lists, if the name of the field itself is not readable."""
-UNLISTED = ("near_duplicate_test_rows",)
-"""Fields of listed records that the report does not show: a value for each row."""
 
 
 def _rows(value: int | None) -> str:

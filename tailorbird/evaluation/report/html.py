@@ -14,7 +14,7 @@ from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, contender_chart, costs
 from tailorbird.evaluation.report.console import mix_sentence, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import PRETRAINED, Evidence
-from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, UNLISTED, Figures
+from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.explain import why_no_hybrid
@@ -76,7 +76,7 @@ def to_html(evidence: Evidence) -> str:
 def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
     templates.globals |= {"metric_names": METRIC_NAMES, "row_metrics": ROW_METRICS, "tones": TONES, "roles": COMPARED}
-    templates.globals |= {"field_names": FIELD_NAMES, "unlisted": UNLISTED, "pretrained": PRETRAINED}
+    templates.globals |= {"field_names": FIELD_NAMES, "pretrained": PRETRAINED}
     templates.filters |= {
         "interval_name": interval_name,
         "model_name": model_name,

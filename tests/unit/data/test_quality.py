@@ -1,6 +1,5 @@
 """Data quality checks on random splits: cleaning drops copies, keeps test, and is idempotent."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,18 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from tailorbird.data import near_duplicates
-from tailorbird.data.quality import DataReport, clean, leaks_between, take_training_rows
+from tailorbird.data.fingerprints import letters_and_digits
+from tailorbird.data.quality import DataReport, clean, take_training_rows
 from tailorbird.data.rows import DataError, Rows, Splits
-from tailorbird.data.splits import normalise
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_columns() -> Iterator[None]:
-    """Hash the n-grams of these short texts into 2^14 instead of 2^20 columns, which take 10 ms to fit."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(near_duplicates, "NUM_COLUMNS", 1 << 14)
-        yield
 
 
 def rows(*pairs: tuple[str, str], keys: list[str] | None = None) -> Rows:
@@ -49,7 +39,7 @@ def dialogues(*contents: str, untrained: tuple[tuple[int, ...], ...] | None = No
 
 
 BASE = (("fever", "a"), ("cough", "b"))
-few_texts = st.sampled_from(["Pain", "pain ", "PAIN", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"])
+few_texts = st.sampled_from(["Pain", "pain ", "PAIN!", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"])
 pair_lists = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
 
 
@@ -66,12 +56,11 @@ def any_splits(draw: st.DrawFn) -> Splits:
 
 @given(splits=any_splits())
 def test_after_cleaning_no_text_is_in_two_splits(splits: Splits) -> None:
-    cleaned, report = clean(splits)
-    train, validation, test = ({normalise(text) for text in part.texts} for _, part in cleaned.items())
+    cleaned, _ = clean(splits)
+    train, validation, test = ({letters_and_digits(text) for text in part.texts} for _, part in cleaned.items())
     assert not train & validation
     assert not train & test
     assert not validation & test
-    assert report.leaks == ()
 
 
 @given(splits=any_splits())
@@ -140,20 +129,33 @@ def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
     assert report.num_classes == 2
 
 
-def test_near_duplicates_in_test_and_validation_are_counted_and_kept() -> None:
+CARD = "my new card has not arrived yet, please tell me where it is"
+UNRELATED = tuple((f"an unrelated complaint of patient {number}", "b") for number in range(20))
+
+
+def test_near_copies_leave_train_and_validation_like_copies_and_are_counted() -> None:
     splits = Splits(
-        train=rows(
-            *BASE, ("kinking and stricture of the ureter", "a"), ("my card has not arrived yet, where is it", "b")
-        ),
-        validation=rows(("My card has not arrived yet, where is it?", "b"), ("itch", "a")),
-        test=rows(("kinking and strictures of the ureter", "a"), ("a stricture of another duct", "a"), ("ache", "b")),
+        train=rows(*BASE, (CARD.replace("yet", "here"), "a"), (f"Hello, {CARD}", "b"), (f"{CARD}!", "b")),
+        validation=rows((CARD.upper(), "a"), (CARD.replace("please", "do"), "a"), ("itch", "a")),
+        test=rows((CARD, "a"), (CARD.replace("new", "other"), "a"), *UNRELATED),
     )
     cleaned, report = clean(splits)
-    assert cleaned == splits
-    assert (report.near_duplicates_of_test, report.near_duplicates_compared) == (1, 3)
-    assert report.near_duplicate_test_rows == (splits.test.row_ids[0],)
-    assert report.test_answers_in_train is None
-    assert (report.near_duplicates_of_validation, report.near_duplicates_compared_in_validation) == (1, 2)
+    assert cleaned.train.row_ids == ("0", "1", "3")  # the label of a near copy is the same, that of a copy any
+    assert cleaned.validation.row_ids == ("2",)
+    assert cleaned.test == splits.test
+    assert (report.train_copies_of_test, report.validation_copies_of_test, report.near_copies) == (2, 2, 2)
+    assert (report.test_documents, report.largest_test_document) == (21, 2)
+
+
+def test_a_near_copy_of_a_validation_row_leaves_train() -> None:
+    splits = Splits(
+        train=rows(*BASE, (f"Hello, {CARD}", "a")),
+        validation=rows((CARD, "a")),
+        test=rows(("ache", "b"), ("itch", "b")),
+    )
+    cleaned, report = clean(splits)
+    assert cleaned.train.row_ids == ("0", "1")
+    assert (report.train_copies_of_test, report.train_copies_of_validation, report.near_copies) == (0, 1, 1)
 
 
 def test_test_answers_that_occur_in_train_are_counted_for_chat_tasks() -> None:
@@ -183,12 +185,10 @@ def test_an_earlier_turn_that_answers_a_row_of_a_later_split_is_not_trained_on()
     assert cleaned.train.untrained_turns == ((1,), (1, 3), (1,))
     assert cleaned.train.conversations == tuple(splits.train.conversations or ())[:3]
     assert (report.train_copies_of_test, report.train_copies_of_validation) == (1, 0)
-    assert (report.train_turn_copies_of_test, report.train_turn_copies_of_validation) == (2, 1)
-    assert [leak[:7] for leak in leaks_between(splits)] == ["1 texts", "2 texts"]
-    assert report.leaks == leaks_between(cleaned) == ()
+    assert report.untrained_turns == 3
     again, second = clean(cleaned)
     assert again == cleaned
-    assert (second.train_turn_copies_of_test, second.train_turn_copies_of_validation) == (0, 0)
+    assert second.untrained_turns == 0
 
 
 def test_the_same_beginning_of_many_conversations_costs_no_training_row() -> None:
@@ -199,39 +199,40 @@ def test_the_same_beginning_of_many_conversations_costs_no_training_row() -> Non
     )
     cleaned, report = clean(splits)
     assert cleaned.train.untrained_turns == ((1,), (1,))
-    assert report.train_turn_copies_of_test == 2
+    assert report.untrained_turns == 2
 
 
-def test_near_duplicates_and_answers_are_compared_with_every_trained_turn() -> None:
+def test_near_copies_and_answers_are_compared_with_every_trained_turn() -> None:
     splits = Splits(
-        train=dialogues("my card has not arrived yet, where is it/N13/and of the duct/K83", "itch/L29/pain/R52"),
+        train=dialogues(f"Hello, {CARD}/N13/and of the duct/K83", "itch/L29/pain/R52"),
         validation=dialogues("ache/R10"),
-        test=dialogues("My card has not arrived yet, where is it?/N13", "burn/T30"),
+        test=dialogues(f"{CARD}/N13", "burn/L29"),
     )
-    _, report = clean(splits)
-    assert report.near_duplicate_test_rows == ("0",)
-    assert report.test_answers_in_train == 1
+    cleaned, report = clean(splits)
+    assert cleaned.train.untrained_turns == ((1,), ())
+    assert (report.untrained_turns, report.test_answers_in_train) == (1, 1)
     _, report = clean(replace(splits, train=replace(splits.train, untrained_turns=((1,), ()))))
-    assert (report.near_duplicates_of_test, report.test_answers_in_train) == (0, 0)
+    assert report.untrained_turns == 0
 
 
-def test_a_split_by_value_in_two_splits_is_reported_but_not_dropped() -> None:
+def test_a_split_by_value_in_two_splits_is_rejected() -> None:
     splits = Splits(
         train=rows(*BASE, keys=["p1", "p2"]),
         validation=rows(("rash", "a"), keys=["p3"]),
         test=rows(("itch", "b"), ("burn", "b"), keys=["p2", "p4"]),
     )
-    cleaned, report = clean(splits)
-    assert len(cleaned.train) == 2
-    assert report.leaks == ("1 values of split_by are in both train and test (sha256 3946ca64ff78…)",)
+    message = r"1 values of data.split_by are in both train and test \(sha256 3946ca64ff78…\); move all rows"
+    with pytest.raises(DataError, match=message):
+        clean(splits)
 
 
-def test_remaining_copies_between_splits_are_reported_as_leaks() -> None:
-    splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("FEVER", "a"), ("Rash", "b")))
-    assert leaks_between(splits) == (
-        "1 texts are in both train and test",
-        "1 texts are in both validation and test",
+def test_a_split_by_value_of_dropped_copies_is_allowed() -> None:
+    splits = Splits(
+        train=rows(*BASE, ("Itch", "a"), keys=["p1", "p5", "p2"]),
+        validation=rows(("rash", "a"), keys=["p3"]),
+        test=rows(("itch", "b"), keys=["p2"]),
     )
+    assert len(clean(splits)[0].train) == 2
 
 
 def test_the_report_is_restored_from_json() -> None:
@@ -249,7 +250,7 @@ def test_an_empty_split_is_rejected_with_its_name(empty: str) -> None:
 
 def test_a_split_that_is_empty_after_cleaning_is_rejected_with_the_reason() -> None:
     splits = Splits(train=rows(*BASE), validation=rows(("itch", "a")), test=rows(("Itch", "a")))
-    with pytest.raises(DataError, match="the validation split has no rows after exact copies"):
+    with pytest.raises(DataError, match="the validation split has no rows after copies"):
         clean(splits)
 
 

@@ -342,7 +342,7 @@ def evidence_of(
 def report_of(simulation: Simulation) -> DataReport:
     counts: dict[str, Any] = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
     sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
-    return DataReport(**(counts | sizes), rare_classes=(), leaks=())
+    return DataReport(**(counts | sizes), rare_classes=())
 
 
 def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray) -> Predictions:

@@ -5,18 +5,16 @@ from pathlib import Path
 import pytest
 
 from tailorbird.config.data import DataConfig
-from tests.unit.data.sharding.small import texts_of, write
+from tests.unit.data.sharding.small import LONG, NEAR_COPY, texts_of, write
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> DataConfig:
-    train = [*texts_of(1000), "Copied  test", "copied validation", " "]
+    train = [*texts_of(1000), "Copied  test", "copied validation", " ", NEAR_COPY]
     return DataConfig(
         train=write(tmp_path, train),
-        validation=write(
-            tmp_path, ["copied validation", "validation b", "copied test"], name="validation", key=["k1", "v", "w"]
-        ),
-        test=write(tmp_path, ["copied test", "test b"], name="test", key=["t", "k2"]),
+        validation=write(tmp_path, ["copied validation", LONG, "copied test"], name="validation", key=["u", "v", "w"]),
+        test=write(tmp_path, ["copied test", "test b"], name="test", key=["s", "t"]),
         split_by="key",
         stream_above_rows=500,
     )

@@ -7,12 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailorbird.config.data import DataConfig
+from tailorbird.data.quality import EvaluatedRows, evaluated_rows
+from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.worker import ShardingJob
 from tailorbird.data.tasks import CLASSIFICATION
 
+LONG = "one two three four five six seven eight nine ten"
+NEAR_COPY = LONG.replace("ten", "six")
+
+
+def label_of(text: str) -> str:
+    return "ab"[len(text) % 2]
+
 
 def write(folder: Path, texts: Sequence[str], *, name: str = "train", group_rows: int = 100, **columns: object) -> str:
-    labels = ["ab"[len(text) % 2] for text in texts]
+    labels = list(map(label_of, texts))
     table = pa.table(
         {"text": list(texts), "label": labels, "key": [f"k{index}" for index in range(len(texts))]} | columns
     )
@@ -27,6 +36,14 @@ def texts_of(num: int) -> list[str]:
     ]
 
 
+def evaluated(*, test: Sequence[str] = (), validation: Sequence[str] = ()) -> EvaluatedRows:
+    of_test, of_validation = (
+        Rows(tuple(map(str, range(len(texts)))), tuple(texts), tuple(map(label_of, texts)))
+        for texts in (test, validation)
+    )
+    return evaluated_rows(of_test, validation=of_validation)
+
+
 def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:
     values = {
         "config": config.model_copy(update={"max_length": 16}),
@@ -34,10 +51,7 @@ def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:
         "base_model": "",
         "uri": (folder / "shards").as_uri(),
         "sample_share": 0.2,
-        "evaluation_texts": {
-            "test": frozenset({"copied test"}),
-            "validation": frozenset({"copied validation", "copied test"}),
-        },
+        "evaluated": evaluated(test=["copied test"], validation=["copied validation", LONG, "copied test"]),
         "evaluation_keys": frozenset({"k1", "k2", "t"}),
     }
     return ShardingJob(**values | fields)  # type: ignore[arg-type]

@@ -18,10 +18,11 @@ from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, ShardSpec, write_shard
 from tailorbird.data.tasks import CLASSIFICATION
 from tests.small_chat import tokenizer
+from tests.unit.data.sharding.small import write
 
 
 def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataConfig) -> None:
-    small = config.model_copy(update={"stream_above_rows": 1003, "max_train_rows": 100})
+    small = config.model_copy(update={"stream_above_rows": 1004, "max_train_rows": 100})
     dataset = load_in_memory(small, CLASSIFICATION, seed=0)
     assert dataset is not None
     assert dataset.shards is None
@@ -69,9 +70,8 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     assert dataset.shards.sizes == (300, 300, 300, 101)
     assert dataset.shards.classes == ("a", "b")
     assert dataset.report.num_in_memory == len(dataset.splits.train)
-    counted_in_memory = {"conflicting_texts", "near_duplicates_of_test", "near_duplicates_of_validation"}
     report, expected = asdict(dataset.report), asdict(in_memory)
-    for name in report.keys() - counted_in_memory - {"num_in_memory"}:
+    for name in report.keys() - {"conflicting_texts", "num_in_memory"}:
         assert report[name] == expected[name], name
     assert dataset.hashes.keys() == {"train", "validation", "test"}
     assert dataset.splits.validation == splits.validation
@@ -84,3 +84,14 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     storage.write_bytes(str(config.train), storage.read_bytes(str(config.train)))
     load()
     assert len(reports) == 8  # the file was written again
+
+
+def test_a_split_by_value_of_a_streamed_row_in_another_split_is_rejected(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "run_job", lambda specs, job: [write_shard(spec, job, tokenizer()) for spec in specs])
+    shared = config.model_copy(
+        update={"test": write(tmp_path, ["copied test", "test b"], name="other", key=["s", "k7"])}
+    )
+    with pytest.raises(DataError, match=r"1 values of data.split_by are in both train and test \(sha256"):
+        load_sharded(shared, CLASSIFICATION, base_model="", task_uri=(tmp_path / "task").as_uri(), inputs={})

@@ -16,7 +16,7 @@ from tailorbird.data.sharding.worker import ShardRecord, ShardReport, read_sampl
 from tailorbird.data.tasks import CLASSIFICATION, ChatData
 from tailorbird.data.tokenized import TokenizedRows
 from tests.small_chat import tokenizer
-from tests.unit.data.sharding.small import job_of, texts_of, write
+from tests.unit.data.sharding.small import evaluated, job_of, texts_of, write
 
 
 def test_row_groups_are_combined_but_not_split(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +24,7 @@ def test_row_groups_are_combined_but_not_split(config: DataConfig, monkeypatch: 
     specs = list(worker.shard_specs(config))
     assert [spec.row_groups for spec in specs] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
     assert [spec.first for spec in specs] == [spec.first_in_file for spec in specs] == [0, 300, 600, 900]
-    assert [spec.num_rows for spec in specs] == [300, 300, 300, 103]
+    assert [spec.num_rows for spec in specs] == [300, 300, 300, 104]
 
 
 def test_a_shard_is_written_without_copies_and_reported(
@@ -34,7 +34,7 @@ def test_a_shard_is_written_without_copies_and_reported(
     (spec,) = worker.shard_specs(config)
     report = write_shard(spec, job_of(config, tmp_path), tokenizer())
     assert report.num_rows == 1001
-    assert report.copies == {"test": 1, "validation": 1}
+    assert report.copies == {"test": 1, "validation": 2, "near": 1}
     assert report.num_empty == 1
     assert report.shared_keys == ("k1", "k2")
     assert sum(report.labels.values()) == 1001
@@ -90,8 +90,7 @@ def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> 
     pq.write_table(table, tmp_path / "train.parquet")
     config = DataConfig(train=(tmp_path / "train.parquet").as_uri())
     (spec,) = worker.shard_specs(config)
-    no_texts: dict[str, frozenset[str]] = {"test": frozenset(), "validation": frozenset()}
-    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluation_texts=no_texts)
+    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluated=evaluated())
     report = write_shard(spec, job, tokenizer())
     assert (report.num_rows, report.labels) == (40, {})
     shards = Shards(job.uri, (40,), ())
@@ -113,10 +112,10 @@ def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_m
     pq.write_table(pa.table({"messages": messages}), tmp_path / "train.parquet")
     config = DataConfig(train=(tmp_path / "train.parquet").as_uri(), messages="messages")
     (spec,) = worker.shard_specs(config)
-    evaluated = {"test": frozenset({"a b"}), "validation": frozenset({"a b"})}
-    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluation_texts=evaluated)
+    copied = evaluated(test=["a b"], validation=["a b"])
+    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluated=copied)
     report = write_shard(spec, job, tokenizer())
-    assert (report.num_rows, report.copies, report.turn_copies) == (3, {}, {"test": 3})
+    assert (report.num_rows, report.copies) == (3, {"turns": 3})
     rows = Shards(job.uri, (3,), ()).read(Shards(job.uri, (3,), ()).chunks())
     sample = read_sample(job.uri, num_files=1)
     assert sample.untrained_turns == ((1,),) * 3

@@ -245,7 +245,9 @@ def test_everything_in_the_evidence_is_escaped() -> None:
         **dict.fromkeys(("name", "run", "requested_by", "sweep_ended"), attack),
         "scores": (replace(evidence.scores[0], kind=attack), *evidence.scores[1:]),
         "sweep": (replace(evidence.sweep[0], kind=attack, config={attack: attack}, status=attack),),
-        "data": replace(evidence.data, report=replace(evidence.data.report, leaks=(attack,)), sha256={attack: attack}),
+        "data": replace(
+            evidence.data, report=replace(evidence.data.report, rare_classes=(attack,)), sha256={attack: attack}
+        ),
         "training": replace(evidence.training, selected={attack: attack}),
         "recipe": recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": attack})}),
         "verdict": verdict.model_copy(

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tailorbird.config.tasks import TASKS
-from tailorbird.evaluation.report.evidence import DistinctRecord, MixRecord
+from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.evaluation.report.model_card import scores_of, to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -111,13 +111,6 @@ def test_the_card_of_a_model_that_differs_from_the_evaluated_one_has_no_scores_f
     card = to_model_card(evidence_for(), difference="Its bag of words is missing.")
     assert not {"metrics", "model-index"} & set(yaml.safe_load(card.split("---")[1]))
     assert card.index("Its bag of words is missing.") < card.index("## Scores")
-
-
-def test_the_score_without_near_duplicates_of_train_is_next_to_the_score() -> None:
-    evidence = evidence_of(Simulation())
-    distinct = DistinctRecord(1234, {"candidate": 0.4321, "incumbent": 0.1234})
-    card = to_model_card(evidence.model_copy(update={"distinct": distinct}), role="candidate")
-    assert "- accuracy on the 1,234 rows without a near-duplicate in train: 0.4321\n" in card
 
 
 def test_a_mixed_model_is_described_with_its_weight() -> None:

@@ -1,0 +1,102 @@
+"""Copies are found by letters and digits, near copies by their words."""
+
+from collections import Counter
+from dataclasses import replace
+from math import log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.data.copies import MIN_WEIGHT, RARE_SHARE, SIMILARITY, copies_of, copy_index, documents
+from tailorbird.data.fingerprints import letters_and_digits
+from tailorbird.data.rows import Rows
+
+QUESTION = "I would like to transfer money from my other bank account into this one"
+OTHERS = tuple(f"{word} texts of unrelated customers keep the shares of words low" for word in "abcdefghijklmnopqrst")
+
+
+def near(text: str, *, other: str, label: str = "x") -> bool:
+    index = copy_index((text, *OTHERS), labels=("x", *OTHERS))
+    return copies_of(letters_and_digits(other), label=label, index=index) == {0}
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "i would like to transfer money from my other bank account, into this ONE!",
+        "Hello, I would like to transfer some money from my other bank account into this one",
+        "I would like to transfer cash from my other bank account into this one",
+        "Into this one I would like to transfer money from my other bank account",
+    ],
+)
+def test_punctuation_order_and_single_words_make_no_new_text(copy: str) -> None:
+    assert near(QUESTION, other=copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Fracture of left femur", "Fracture of right femur"),
+        ("Cancel my order", "Cancel my order please"),
+        (QUESTION, "I would like to order a card for my other bank account and not this one"),
+        ("", "..."),
+    ],
+)
+def test_other_words_make_another_text(text: str, other: str) -> None:
+    assert not near(text, other=other)
+
+
+def test_a_near_copy_has_the_same_label_and_an_equal_text_any() -> None:
+    assert not near(QUESTION, other=f"Please, {QUESTION}", label="y")
+    assert near(QUESTION, other=f"{QUESTION}!", label="y")
+    assert near(QUESTION, other=f"Please, {QUESTION}", label="X.")
+
+
+def test_a_fixed_instruction_makes_no_near_copies() -> None:
+    instruction = "Read the following message of a customer and answer with the one department that should handle it"
+    messages = [f"{instruction}: {topic} {word}" for topic in ("card", "loan") for word in "abcdefghijklmnopqrst"]
+    index = copy_index(messages, labels=["x"] * len(messages))
+    assert [copies_of(letters_and_digits(text), label="x", index=index) for text in messages[:2]] == [{0}, {1}]
+
+
+texts = st.lists(st.sampled_from("abcdefghijkl"), max_size=14).map(" ".join)
+
+
+@given(known=st.lists(st.tuples(texts, st.sampled_from("xy")), max_size=12), text=texts, label=st.sampled_from("xy"))
+def test_the_index_finds_what_a_comparison_with_all_texts_finds(
+    known: list[tuple[str, str]], text: str, label: str
+) -> None:
+    index = copy_index([other for other, _ in known], labels=[of_other for _, of_other in known])
+    sets = {other: set(other.split()) for other, _ in known}
+    once = 1 / (1 + len(sets))
+    counts = Counter(word for words in sets.values() for word in words)
+
+    def weight(words: set[str]) -> float:
+        return sum(min(1.0, log(once * (counts[word] or 1)) / log(max(RARE_SHARE, once))) for word in words)
+
+    words = set(text.split())
+    expected = {[other for other, _ in known].index(text)} if text in sets else set()
+    for pair in known:
+        others = sets[pair[0]]
+        least = SIMILARITY * weight(words | others) - 1e-9
+        if pair[1] == label and weight(words & others) >= least and min(weight(words), weight(others)) >= MIN_WEIGHT:
+            expected.add(known.index(pair))
+    assert copies_of(text, label=label, index=index) == expected
+
+
+def rows_of(*texts: str, split_keys: tuple[str, ...] | None = None) -> Rows:
+    return Rows(tuple(map(str, range(len(texts)))), texts, ("a",) * len(texts), split_keys=split_keys)
+
+
+def test_rows_that_are_copies_are_one_document() -> None:
+    assert documents(rows_of("One text", "another")) is None
+    assert documents(rows_of("One text", "another", "one  TEXT.")) == ("0", "1", "0")
+    chain = (QUESTION, f"Hello, {QUESTION}", f"Hello, {QUESTION} please", "another")
+    assert documents(rows_of(*chain, *OTHERS)) == ("0", "0", "0", *map(str, range(1, 22)))
+
+
+def test_a_long_copy_joins_documents_of_split_by_and_a_short_one_does_not() -> None:
+    rows = rows_of("No findings", QUESTION, "no findings.", f"Hello, {QUESTION}", "another", *OTHERS)
+    keys = ("p1", "p2", "p3", "p4", "p4", *OTHERS)
+    assert documents(replace(rows, split_keys=keys)) == ("0", "1", "2", "1", "1", *map(str, range(3, 23)))
