@@ -1,400 +1,361 @@
-"""Error rates of the verdict, by simulation: claimed and measured rates with the Monte Carlo error.
+"""Error rates of the verdict, by simulation: bounds and measured rates with their Monte Carlo errors.
 
-    python -m benchmarks.evaluation.verdict_error_rates [equal] [protocol] [cascade] [scores] [power]
+    python -m benchmarks.evaluation.verdict_error_rates [mended] [dominates] [power] [losses] [equal]
 
-- equal: two equally good models at many sizes, by the candidate's comparison alone; coverage of the interval.
-- protocol: the whole protocol with a champion in place. Of 20 candidates, the best on 1,500 validation rows is tested
-  in a family with two further contenders, or with a hybrid that is frozen on validation. Rule 4 errs if all models are
-  equal. Rule 7 errs if the cheaper candidate is worse by the margin.
-- cascade: the same with a cascade of a bag of words, the champion or candidate, and an endpoint. Rule 3 errs if the
-  frozen cascade is truly worse than the best of its parts and the incumbent by the margin or more.
-- scores: runs of a chat metric without further contenders. Rare answers lose 90 points, or all rows of rare documents.
-  Rule 7 errs if the cheaper candidate thereby loses the margin and is else nearly equal, rule 4 if small gains of all
-  other answers make up for the losses. With normal differences, the power of rule 4 and of Student's t test alone.
-- power: the claimed probability of FINE_TUNE, computed from the rows of single runs, and its measured frequency.
+- mended: the cases for which one relation replaced nine rules, with the rates of these rules ("before").
+- dominates: false decisions if models are equal, or if cheaper models are worse by the margin.
+- power: the measured frequency of FINE_TUNE, and the one that `power_of` computes from the rows of single runs.
+- losses: by a chat metric, rare rows or documents lose 90 points. It is wrong to accept a cheaper candidate whose mean
+  loss is the margin, or a candidate whose small gains only make up for the losses.
+- equal: two equally good models, by their comparison alone.
+
+A run has models whose answers are correlated, and uses the functions of real runs. Seeds are fixed. Equally good
+candidates need no selection: on new rows, the best on validation is like any other. Bounds are those of the design;
+those of a rate near 0.025 allow two Monte Carlo errors. Other benchmarks measure rows that a model was trained on, near
+copies of test rows, and repeated looks.
 """
 
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import norm, ttest_1samp
 
-from benchmarks.rounds import Figures, finish, print_table
-from tailorbird.config.evaluation import HybridConfig, SubgroupGateConfig
-from tailorbird.evaluation.gates.cost import ServingUsage
-from tailorbird.evaluation.hybrid import FrozenHybrid, fit_hybrid
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.paired import compare, midp_values, newcombe_limits
-from tailorbird.evaluation.statistics.power import Scenario, draw_tables, rule_holds
-from tailorbird.evaluation.verdict.assess import assess
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.power import power_of
-from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
-from tailorbird.registry.routing import Routing
+from benchmarks.rounds import finish, print_table
+from benchmarks.simulated_runs import (
+    ALPHA,
+    CASCADE,
+    MARGIN,
+    Truth,
+    answers,
+    compared,
+    decision,
+    protocol,
+    right_answers,
+)
+from tailorbird.config.evaluation import SubgroupGateConfig
+from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.gates.net_benefit import NetBenefit
+from tailorbird.evaluation.hybrid import FrozenHybrid
+from tailorbird.evaluation.statistics.paired import compare, newcombe_limits, newcombe_paired_interval, paired_counts
+from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Entry, Outcome, decide
+from tailorbird.evaluation.verdict.inputs import Anchor
+from tailorbird.evaluation.verdict.power import PowerInputs, power_of
+from tailorbird.evaluation.verdict.protocol import NO_GATES
+from tailorbird.evaluation.verdict.relation import Gain, PairCost, Relation, relation_of
 
-ALPHA, MINIMUM_GAIN, ACCURACY = 0.05, 0.01, 0.75
-SIZES, NUM_DRAWS = (100, 300, 1000, 3000), 40_000
-TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's accuracy
-NUM_CANDIDATES, NUM_VALIDATION, NUM_TEST, NUM_PROTOCOLS = 20, 1500, 1000, 400
-NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 200, 30, 3
-CLASS_SHARES, NUM_MACRO_F1 = (0.45, 0.25, 0.15, 0.10, 0.05), 200
-RARE_LOSS, CHAT_SIZES = 0.9, (200, 500, 1000)
-NORMAL = ((160, 0.06), (300, 0.05), (1000, 0.03))  # rows, and the mean of differences with a standard deviation of 0.25
-CHEAP, DEAR = ServingUsage((1.0, 1.01, 0.99, 1.0, 1.0)), ServingUsage((2.0, 2.02, 1.98, 2.0, 2.0))
-DEAREST = ServingUsage((9.0, 9.02, 8.98, 9.0, 9.0))
-BOUNDS = {
-    "fine_tune_rate_of_equal_models": "<= 0.03",  # one-sided, so alpha / 2
-    "type_i_error_of_midp": "<= 0.055",
-    "lowest_interval_coverage": ">= 0.94",
-    "fine_tune_rate_of_equal_models_by_macro_f1": "<= 0.05",
-    "rule_4_of_the_best_of_20_equal_candidates": "<= 0.05",
-    "rule_3_of_a_cascade_worse_by_the_margin": "<= 0.05",
-    "rule_4_with_a_cascade": "<= 0.05",
-    "rule_7_of_a_candidate_worse_by_the_margin": "<= 0.05",
-    "rule_7_with_rare_losses_of_the_margin": "<= 0.05",
-    "rule_7_with_rare_losses_of_the_margin_by_documents": "<= 0.05",
-    "rule_4_with_rare_losses_and_small_gains": "<= 0.05",
-    "power_of_rule_4_lost_to_a_t_test": "<= 0.03",
-    "largest_difference_of_power_claimed_and_measured": "<= 0.1",
-}
+NUM_CLAIMS = 25
+STEP_OF_CHAIN = 0.005
+RARE_LOSS = 0.9
+CLASS_SHARES = (0.45, 0.25, 0.15, 0.10, 0.05)
+NUM_DRAWS = 40_000
+NUM_MACRO_F1 = 200
+Event = Callable[[np.random.Generator], bool]
+"""Simulates a run, and returns whether the event happens in it."""
+Measured = tuple[dict[str, float], dict[str, str]]
+"""Figures, and their bounds, by name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An event with the bound of its rate."""
+
+    event: Event
+    bound: str
+    before: float | None = None  # rate with nine rules
+    num_runs: int = 1_000
 
 
 def main() -> None:
     """Print a table per part, then one line of JSON."""
-    parts: dict[str, Callable[[], Figures]] = {
-        "equal": equal, "protocol": whole_protocol, "cascade": cascade, "scores": scores, "power": power
-    }  # fmt: skip
-    figures = {name: value for part in sys.argv[1:] or parts for name, value in parts[part]().items()}
-    finish("verdict_error_rates", figures, bounds={name: BOUNDS[name] for name in BOUNDS if name in figures})
+    parts: dict[str, Callable[[], Measured]] = {
+        "mended": lambda: _rates("What one relation mends", MENDED),
+        "dominates": lambda: _rates("Equal models, and cheaper models", DOMINATES),
+        "power": power,
+        "losses": lambda: _rates("Rare losses of 90 points", LOSSES),
+        "equal": equal,
+    }
+    figures: dict[str, float] = {}
+    bounds: dict[str, str] = {}
+    for part in sys.argv[1:] or parts:
+        measured, limits = parts[part]()
+        figures |= measured
+        bounds |= limits
+    finish("verdict_error_rates", figures, bounds=bounds)
 
 
-def equal() -> Figures:
+def _rates(title: str, cases: Mapping[str, Case]) -> Measured:
+    """Print and return the rates of the events."""
+    rows: dict[str, dict[str, float]] = {}
+    for number, (name, case) in enumerate(cases.items()):
+        generator = np.random.default_rng((len(title), number))
+        rate = float(np.mean([case.event(generator) for _ in range(case.num_runs)]))
+        row = {"before": case.before} if case.before is not None else {}
+        rows[f"{name} ({case.bound})"] = row | {"measured": rate, "+-": _error(rate, case.num_runs)}
+    print_table(title, rows)
+    figures = {name: row["measured"] for name, row in zip(cases, rows.values(), strict=True)}
+    return figures, {name: case.bound for name, case in cases.items()}
+
+
+def power() -> Measured:
+    """Frequency of FINE_TUNE if the candidate is 3 points better, measured and claimed."""
+    figures, bounds = _rates(
+        "Power: FINE_TUNE if the candidate is 3 points better",
+        {name: Case(_ends_in(truth, Outcome.FINE_TUNE), bound) for name, (truth, bound) in POWER.items()},
+    )
+    rows: dict[str, dict[str, float]] = {}
+    for name, (truth, _) in POWER.items():
+        generator = np.random.default_rng(truth.num_rows)
+        claims = []
+        for _ in range(NUM_CLAIMS):
+            models = truth.compared(generator)
+            tables = {role: model.clean for role, model in models.models.items()}
+            claims.append(power_of(PowerInputs(tables, models.entries, models.costs)).at_expected_gain)
+        error = float(np.std(claims) / np.sqrt(NUM_CLAIMS))
+        rows[name] = {"measured": figures[name], "claimed": float(np.mean(claims)), "+-": error}
+    print_table("Power that single runs claim", rows)
+    difference = "largest difference of power claimed and measured"
+    figures[difference] = max(abs(row["claimed"] - row["measured"]) for row in rows.values())
+    return figures, bounds | {difference: "<= 0.1"}
+
+
+def equal() -> Measured:
     """Rates of two equally good models, by accuracy and by macro-F1."""
-    rows: dict[str, Figures] = {}
-    for n in SIZES:
-        for discordance, accuracy in TRUTHS:
-            tables = draw_tables(n, scenario=Scenario(0.0, discordance, accuracy), num_draws=NUM_DRAWS, seed=n)
-            low, high = newcombe_limits(tables, alpha=ALPHA)
-            rate = float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)))
+    rows = {}
+    for n in (100, 300, 1_000, 3_000):
+        for discordance, accuracy in ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66)):
+            half = discordance / 2
+            shares = (accuracy - half, half, half, 1 - accuracy - half)
+            cells = np.random.default_rng(n).multinomial(n, shares, size=NUM_DRAWS)
+            low, high = newcombe_limits(cells, alpha=ALPHA)
             rows[f"{n:,} rows, discordance {discordance:g}"] = {
-                "proven": rate,
-                "mid-p < alpha": float(np.mean(midp_values(tables[:, 1], only_other=tables[:, 2]) < ALPHA)),
+                "proven better": float(np.mean((low > 0) & (cells[:, 1] - cells[:, 2] >= MARGIN * n))),
                 "coverage": float(np.mean((low <= 0) & (high >= 0))),
-                "+-": _error(rate, NUM_DRAWS),
+                "+-": _error(0.95, NUM_DRAWS),
             }
     print_table("Two equally good models", rows)
-    by_macro_f1 = {f"{n:,} rows": _equal_by_macro_f1(n) for n in SIZES}
+    by_macro_f1 = {f"{n:,} rows": _equal_by_macro_f1(n) for n in (300, 1_000)}
     print_table("Two equally good models of five classes, by macro-F1", by_macro_f1)
-    return {
-        "fine_tune_rate_of_equal_models": max(row["proven"] for row in rows.values()),
-        "type_i_error_of_midp": max(row["mid-p < alpha"] for row in rows.values()),
-        "lowest_interval_coverage": min(row["coverage"] for row in rows.values()),
-        "mean_interval_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
-        "fine_tune_rate_of_equal_models_by_macro_f1": max(row["proven"] for row in by_macro_f1.values()),
-        "lowest_interval_coverage_of_macro_f1": min(row["coverage"] for row in by_macro_f1.values()),
+    figures = {
+        "an equal model is proven better": max(row["proven better"] for row in rows.values()),
+        "lowest coverage of the interval": min(row["coverage"] for row in rows.values()),
+        "an equal model is proven better by macro-F1": max(row["proven better"] for row in by_macro_f1.values()),
+        "lowest coverage of the interval of macro-F1": min(row["coverage"] for row in by_macro_f1.values()),
     }
+    return figures, dict(zip(figures, ("<= 0.03", ">= 0.94", "<= 0.05", ">= 0.9"), strict=True))
 
 
-@dataclass(frozen=True)
-class Truth:
-    """True differences to the champion's accuracy."""
-
-    candidates: float = 0.0
-    cheaper: bool = False
-
-
-def whole_protocol() -> Figures:
-    """False decisions by rules 4 and 7 through the whole protocol."""
-    truths = {
-        "rule_4_of_the_best_of_20_equal_candidates": (4, Truth()),
-        "rule_7_of_a_candidate_worse_by_the_margin": (7, Truth(candidates=-MINIMUM_GAIN, cheaper=True)),
-    }
-    rows: dict[str, Figures] = {}
-    for name, (rule, truth) in truths.items():
-        generator = np.random.default_rng((rule, 0))
-        rules = [_one_protocol(generator, truth) for _ in range(NUM_PROTOCOLS)]
-        rate = float(np.mean([decided == rule for decided in rules]))
-        others = {f"rule {other}": float(np.mean([decided == other for decided in rules])) for other in (3, 4, 7, 8, 9)}
-        rows[name] = {"claimed at most": ALPHA, "measured": rate, "+-": _error(rate, NUM_PROTOCOLS), **others}
-    print_table(f"Whole protocol, {NUM_TEST:,} test rows, {NUM_PROTOCOLS} protocols", rows)
-    return {name: row["measured"] for name, row in rows.items()}
-
-
-@dataclass(frozen=True)
-class CascadeTruth:
-    """What the bag of words loses to the champion, on the confident half of the rows and on the others."""
-
-    sure: float
-    unsure: float
-    is_fitted: bool = True
-    """False for a cascade that is not fitted: its bag of words answers the confident half."""
-
-
-CASCADES = {
-    "better by 8 points on confident rows": CascadeTruth(-0.08, 0.2),
-    "equal on confident rows": CascadeTruth(0.0, 0.2),
-    "worse by 1 point on confident rows": CascadeTruth(0.01, 0.2),
-    "worse by 2 points on all rows": CascadeTruth(0.02, 0.02),
-    "worse by 3 points on all rows": CascadeTruth(0.03, 0.03),
-    "not fitted, worse by the margin": CascadeTruth(2 * MINIMUM_GAIN, 0.2, is_fitted=False),
-}
-
-
-def cascade() -> Figures:
-    """False HYBRID: a frozen cascade is truly worse than the incumbent or a part by the margin, and rule 3 decides."""
-    rows: dict[str, Figures] = {}
-    for number, (name, truth) in enumerate(CASCADES.items()):
-        generator = np.random.default_rng((3, number))
-        runs = [_one_cascade(generator, truth) for _ in range(NUM_PROTOCOLS)]
-        false = float(np.mean([run.rule == 3 and run.loss >= MINIMUM_GAIN for run in runs]))
-        rows[name] = {
-            "claimed at most": ALPHA,
-            "measured": false,
-            "+-": _error(false, NUM_PROTOCOLS),
-            "frozen": float(np.mean([run.is_frozen for run in runs])),
-            "frozen and worse": float(np.mean([run.loss >= MINIMUM_GAIN for run in runs])),
-            "HYBRID": float(np.mean([run.rule == 3 for run in runs])),
-            "rule 4": float(np.mean([run.rule == 4 for run in runs])),
-        }
-    print_table(f"Cascades, {NUM_TEST:,} test rows, {NUM_PROTOCOLS} protocols", rows)
-    return {
-        "rule_3_of_a_cascade_worse_by_the_margin": max(row["measured"] for row in rows.values()),
-        "rule_4_with_a_cascade": max(row["rule 4"] for row in rows.values()),
-    }
-
-
-@dataclass(frozen=True)
-class CascadeRun:
-    """The rule that decides a simulated run, and its cascade's true loss to the best of its parts and the incumbent."""
-
-    rule: int
-    is_frozen: bool
-    loss: float
-
-
-UNFITTED = FrozenHybrid(Routing(by="cascade", threshold=0.5), "bag_of_words", "incumbent", "incumbent", 0.75, 0.5)
-
-
-def _one_cascade(generator: np.random.Generator, truth: CascadeTruth) -> CascadeRun:
-    """Return a simulated run with a champion, the best of 20 equal candidates, a bag of words and an endpoint."""
-    gains = (0.0,) * (NUM_CANDIDATES + 1)  # champion and candidates
-    tables = []
-    for num_rows in (NUM_VALIDATION, NUM_TEST):
-        right = _right(generator, num_rows, gains=(*gains, 0.0, 0.0))
-        confidence = generator.uniform(0, 1, num_rows)
-        loss, chance = np.where(confidence >= 0.5, truth.sure, truth.unsure), generator.uniform(0, 1, num_rows)
-        gained, lost = chance < -loss / (1 - ACCURACY), chance < loss / ACCURACY
-        right[:, -2] = np.where(right[:, 0], ~lost, gained)  # the champion, with the losses or gains of `truth`
-        tables.append((right, confidence))
-    best = int(tables[0][0][:, 1 : NUM_CANDIDATES + 1].mean(axis=0).argmax()) + 1
-    columns = {"incumbent": (0, "probe"), "candidate": (best, "full"), "bag_of_words": (-2, "bag_of_words")}
-    columns["endpoint_zero_shot"] = (-1, "endpoint_zero_shot")
-    held_out, test = (
-        {role: _predictions(kind, right[:, column], confidence=confidence) for role, (column, kind) in columns.items()}
-        for right, confidence in tables
-    )
-    config = HybridConfig(by="cascade")
-    hybrid = fit_hybrid(config, held_out, metric="accuracy") if truth.is_fitted else UNFITTED
-    models = {role: ModelPredictions(table) for role, table in test.items()}
-    further = ("bag_of_words", "endpoint_zero_shot")
-    costs = {"incumbent": DEAR, "candidate": DEAR, "bag_of_words": CHEAP, "endpoint_zero_shot": DEAREST}
-    inputs = VerdictInputs(
-        models["incumbent"],
-        models["candidate"],
-        "simulated",
-        contenders={role: models[role] for role in further},
-        hybrid=hybrid,
-        costs=costs,
-    )
-    rule = assess(inputs, protocol=_protocol(NUM_TEST, hybrid=config)).rule
-    if hybrid is None:
-        return CascadeRun(rule, is_frozen=False, loss=0.0)
-    # All other models are equally accurate, so only answers of the bag of words lose.
-    threshold = hybrid.routing.threshold or 0.0
-    unsure, sure = max(0.5 - threshold, 0.0), min(1 - threshold, 0.5)
-    true_loss = sure * truth.sure + unsure * truth.unsure if hybrid.first == "bag_of_words" else 0.0
-    return CascadeRun(rule, is_frozen=True, loss=true_loss)
-
-
-def scores() -> Figures:
-    """False decisions by rules 4 and 7 with a chat metric if large losses are rare, and the power of rule 4."""
-    generator = np.random.default_rng((4, 7))
-
-    def lost(n: int, mean: float) -> NDArray[np.float64]:
-        return np.asarray(RARE_LOSS * (generator.random(n) < mean / RARE_LOSS), dtype=np.float64)
-
-    rows: dict[str, Figures] = {}
-    for n in CHAT_SIZES:
-        alike = [generator.choice([-0.001, 0.001], n) - lost(n, MINIMUM_GAIN) for _ in range(NUM_PROTOCOLS)]
-        rows[f"{n} rows lose the margin"] = _chat_rates(7, alike)
-        rows[f"{n} documents lose the margin"] = _chat_rates(7, alike, rows_of_document=2)
-        rows[f"{n} rows, small gains"] = _chat_rates(4, [0.04 - lost(n, 0.04) for _ in range(NUM_PROTOCOLS)])
-    for n, gain in NORMAL:
-        normal = generator.normal(gain, 0.25, (NUM_PROTOCOLS, n)).clip(-1, 1)
-        rows[f"{n} rows, normal, +{gain:g}"] = _chat_rates(4, list(normal))
-    print_table(f"Runs of a chat metric, {NUM_PROTOCOLS} protocols", rows)
-
-    def worst(case: str) -> float:
-        return max(row["measured"] for name, row in rows.items() if name.endswith(case))
-
-    return {
-        "rule_7_with_rare_losses_of_the_margin": worst("rows lose the margin"),
-        "rule_7_with_rare_losses_of_the_margin_by_documents": worst("documents lose the margin"),
-        "rule_4_with_rare_losses_and_small_gains": worst("small gains"),
-        "power_of_rule_4_lost_to_a_t_test": max(
-            row["t interval"] - row["measured"] for name, row in rows.items() if "normal" in name
-        ),
-    }
-
-
-def power() -> Figures:
-    """The claimed and the measured probability of FINE_TUNE, with a groups gate."""
-    rows: dict[str, Figures] = {}
-    for n, gain, regulated in ((1000, 0.03, False), (3000, 0.03, False), (600, 0.05, True), (1000, 0.05, True)):
-        protocol = _protocol(n, expected_gain=gain, groups=True, regulated=regulated)
-        generator = np.random.default_rng((n, int(1000 * gain)))
-        claims, measured = [], []
-        for run in range(NUM_RUNS):
-            right = _right(generator, n, gains=(0.0, gain))
-            groups = tuple(str(number % NUM_GROUPS) for number in range(n))
-            old, new = (
-                _predictions(name, right[:, column], groups=groups) for column, name in enumerate(("old", "new"))
-            )
-            inputs = VerdictInputs(ModelPredictions(old), ModelPredictions(new), "simulated")
-            assessment = assess(inputs, protocol=protocol)
-            measured.append(assessment.rule in (4, 7))
-            if run < NUM_CLAIMS:
-                claims.append(power_of(inputs, assessment=assessment, protocol=protocol).fine_tune)
-        rate, claimed = float(np.mean(measured)), float(np.mean(claims))
-        rows[f"{n:,} rows, +{100 * gain:g} points{', regulated' if regulated else ''}"] = {
-            "claimed": claimed,
-            "measured": rate,
-            "difference": abs(claimed - rate),
-            "+-": float(np.hypot(_error(rate, NUM_RUNS), np.std(claims) / np.sqrt(NUM_CLAIMS))),
-        }
-    print_table(f"Power of FINE_TUNE with {NUM_GROUPS} groups", rows)
-    return {"largest_difference_of_power_claimed_and_measured": max(row["difference"] for row in rows.values())}
-
-
-def _one_protocol(generator: np.random.Generator, truth: Truth) -> int:
-    """Return the rule that decides a simulated run with a champion, the best of 20 candidates, and two baselines."""
-    gains = (0.0, *(truth.candidates,) * NUM_CANDIDATES, 0.0, 0.0)
-    validation, test = (_right(generator, n, gains=gains) for n in (NUM_VALIDATION, NUM_TEST))
-    best = int(validation[:, 1 : NUM_CANDIDATES + 1].mean(axis=0).argmax()) + 1
-    columns = {"champion": 0, "candidate": best, "first": NUM_CANDIDATES + 1, "second": NUM_CANDIDATES + 2}
-    models = {name: ModelPredictions(_predictions(name, test[:, column])) for name, column in columns.items()}
-    roles = ("first", "second")
-    candidate_cost = CHEAP if truth.cheaper else DEAR
-    inputs = VerdictInputs(
-        models["champion"],
-        models["candidate"],
-        "simulated",
-        contenders={role: models[role] for role in roles},
-        costs={"incumbent": DEAR, "candidate": candidate_cost, **dict.fromkeys(roles, DEAR)},
-    )
-    return assess(inputs, protocol=_protocol(NUM_TEST)).rule
-
-
-def _chat_rates(rule: int, runs: list[NDArray[np.float64]], *, rows_of_document: int = 1) -> Figures:
-    """Return how often the rule decides runs with these differences [N] in token F1, by row or by document.
-
-    Also return how often it would with Student's t interval of the differences.
-    """
-    decided, by_t = [], []
-    for differences in runs:
-        values = np.repeat(differences, rows_of_document)
-        documents = tuple(str(row // rows_of_document) for row in range(len(values))) if rows_of_document > 1 else None
-        old, new = (
-            replace(_predictions(name, values > 1), clusters=documents, measures={"token_f1": part.clip(min=0)})
-            for name, part in (("old", -values), ("new", values))
-        )
-        costs = {"incumbent": DEAR, "candidate": CHEAP if rule == 7 else DEAR}
-        inputs = VerdictInputs(ModelPredictions(old), ModelPredictions(new), "simulated", costs=costs)
-        decided.append(assess(inputs, protocol=_protocol(len(values), metric="token_f1")).rule == rule)
-        low, gain = ttest_1samp(differences, 0.0).confidence_interval(1 - ALPHA).low, differences.mean()
-        by_t.append(low > -MINIMUM_GAIN if rule == 7 else low > 0 and gain >= MINIMUM_GAIN)
-    measured = float(np.mean(decided))
-    return {"measured": measured, "+-": _error(measured, len(runs)), "t interval": float(np.mean(by_t))}
-
-
-def _protocol(
-    num_rows: int,
-    *,
-    expected_gain: float = 2 * MINIMUM_GAIN,
-    groups: bool = False,
-    regulated: bool = False,
-    hybrid: HybridConfig | None = None,
-    metric: str = "accuracy",
-) -> TestProtocol:
-    gates = NO_GATES.model_copy(update={"groups": SubgroupGateConfig()}) if groups else NO_GATES
-    return TestProtocol(
-        metric=metric,
-        minimum_gain=MINIMUM_GAIN,
-        non_inferiority_margin=MINIMUM_GAIN,
-        expected_gain=expected_gain,
-        alpha=ALPHA,
-        test_sha256="simulated",
-        num_test_rows=num_rows,
-        gates=gates,
-        regulated=regulated,
-        hybrid=hybrid,
-    )
-
-
-def _right(generator: np.random.Generator, num_rows: int, *, gains: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Return which model is right on which row [rows, models]; a row has a difficulty that all models share."""
-    shared = generator.standard_normal((num_rows, 1))
-    own = generator.standard_normal((num_rows, len(gains)))
-    least = norm.isf(ACCURACY + np.array(gains))
-    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > least)
-
-
-def _predictions(
-    model: str,
-    right: NDArray[np.bool_],
-    *,
-    groups: tuple[str, ...] | None = None,
-    confidence: NDArray[np.float64] | None = None,
-) -> Predictions:
-    n = len(right)
-    unsure = np.full(n, 0.5) if confidence is None else confidence
-    outputs = tuple(np.where(right, "yes", "no").tolist())
-    ids = tuple(map(str, range(n)))
-    by_column: Mapping[str, tuple[str, ...]] = {} if groups is None else {"group": groups}
-    return Predictions(model, ids, ("yes",) * n, outputs, right.astype(np.float64), unsure, unsure, dict(by_column))
-
-
-def _equal_by_macro_f1(n: int) -> Figures:
-    generator = np.random.default_rng((n, len(CLASS_SHARES)))
-    classes = np.array([str(number) for number in range(len(CLASS_SHARES))])
+def _equal_by_macro_f1(n: int) -> dict[str, float]:
+    generator = np.random.default_rng(n)
     results = []
     for _ in range(NUM_MACRO_F1):
-        truth = generator.choice(len(classes), n, p=CLASS_SHARES)
-        wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # the same for both models
-        right = _right(generator, n, gains=(0.0, 0.0))
-        pair = [_answers(classes[truth], classes[np.where(right[:, column], truth, wrong)]) for column in (0, 1)]
-        results.append(compare(pair[0], other=pair[1], metric="macro_f1", alpha=ALPHA))
-    proven = [each.p_value < ALPHA and each.interval[0] > 0 and each.gain >= MINIMUM_GAIN for each in results]
+        labels = generator.choice(len(CLASS_SHARES), n, p=CLASS_SHARES)
+        wrong = (labels + generator.integers(1, len(CLASS_SHARES), n)) % len(CLASS_SHARES)  # the same for both models
+        first, second = (
+            answers(right, labels=labels.astype(str), wrong=wrong.astype(str)).clean
+            for right in right_answers(generator, n, accuracies=(0.75, 0.75)).T
+        )
+        results.append(compare(first, other=second, metric="macro_f1", alpha=ALPHA))
     return {
-        "proven": float(np.mean(proven)),
+        "proven better": float(np.mean([each.interval[0] > 0 and each.gain >= MARGIN for each in results])),
         "coverage": float(np.mean([each.interval[0] <= 0 <= each.interval[1] for each in results])),
         "+-": _error(0.95, NUM_MACRO_F1),
     }
 
 
-def _answers(labels: NDArray[np.str_], outputs: NDArray[np.str_]) -> Predictions:
-    unsure = np.full(len(labels), 0.5)
-    ids, right = tuple(map(str, range(len(labels)))), (labels == outputs).astype(np.float64)
-    return Predictions("simulated", ids, tuple(labels.tolist()), tuple(outputs.tolist()), right, unsure, unsure)
+def _ends_in(truth: Truth, *outcomes: Outcome) -> Event:
+    """Return the event that the outcome is one of these."""
+    return lambda generator: decision(truth.compared(generator)).outcome in outcomes
+
+
+def _replaces(truth: Truth) -> Event:
+    """Return the event that the incumbent is not selected."""
+    return lambda generator: decision(truth.compared(generator)).selected != INCUMBENT
+
+
+def _moves_away(generator: np.random.Generator) -> bool:
+    """Return True if one more right answer of a candidate moves the outcome away from FINE_TUNE.
+
+    One wrong answer after another becomes right, from 70% to 80% of 1,000 rows. Half of the candidates are cheaper than
+    all other models, which pays for a loss of at most half a point.
+    """
+    n = 1_000
+    right = right_answers(generator, n, accuracies=(0.75, 0.74, 0.70))
+    columns = {INCUMBENT: 0, "other": 1, CANDIDATE: 2}
+    entries = [Entry(role, is_fine_tuned=role == CANDIDATE) for role in columns]
+    benefit = NetBenefit(value_of_one=1_000, training=0, saving=5, half_saving=0, trained=TrainingUsage())
+    cost = PairCost((0.5, 0.5, 0.5), benefit) if generator.random() < 0.5 else PairCost()
+    of_run = protocol(n, value_of_point=10)
+
+    def relate(first: str, second: str, share: int) -> Relation:
+        pair = right[:, [columns[first], columns[second]]].astype(np.float64)
+        counts = paired_counts(pair[:, 0], other=pair[:, 1])
+        interval = newcombe_paired_interval(counts, alpha=ALPHA / share)
+        gain = Gain(counts.gain, interval, interval[0], ALPHA / share)
+        return relation_of((first, second), gain, cost=cost, protocol=of_run)
+
+    order = (Outcome.STAY, Outcome.INSUFFICIENT_EVIDENCE, Outcome.FINE_TUNE)
+    ranks = []
+    for row in generator.permutation(np.flatnonzero(~right[:, 2]))[: n // 10]:
+        ranks.append(order.index(decide(entries, relate, protocol=of_run).outcome))
+        right[row, 2] = True
+    return bool(np.any(np.diff(ranks) < 0))
+
+
+def _chain(num_rows: int) -> Event:
+    """Return the event that the champion after twelve runs is worse than the first one by more than the margin.
+
+    Each run has new rows, and a candidate that costs 20% less than its champion and is truly half a point worse.
+    """
+
+    def event(generator: np.random.Generator) -> bool:
+        champion = 0.75
+        anchor = 0.75
+        for _ in range(12):
+            accuracies = (champion, champion - STEP_OF_CHAIN, anchor)
+            right = right_answers(generator, num_rows, accuracies=accuracies)
+            models = compared(
+                {INCUMBENT: answers(right[:, 0]), CANDIDATE: answers(right[:, 1])},
+                protocol=protocol(num_rows, value_of_point=0.01),
+                costs={INCUMBENT: 1.0, CANDIDATE: 0.8},
+                anchor=None if champion == anchor else Anchor("simulated", answers(right[:, 2])),
+            )
+            if decision(models).selected == CANDIDATE:
+                champion -= STEP_OF_CHAIN
+                anchor = champion if models.relate(CANDIDATE, INCUMBENT, 1).is_better else anchor
+        return champion < 0.75 - MARGIN - STEP_OF_CHAIN / 2
+
+    return event
+
+
+def _chosen_over_failing(generator: np.random.Generator) -> bool:
+    """Return True for FINE_TUNE; an endpoint is better, but loses 10 points in a group of 600 rows."""
+    n = 3_000
+    is_in_group = np.arange(n) < 600
+    accuracies = np.stack([np.full(n, 0.74), np.full(n, 0.80), np.where(is_in_group, 0.64, 0.8525)], axis=1)
+    right = right_answers(generator, n, accuracies=accuracies).T
+    groups = {"group": tuple(np.where(is_in_group, "small", "large").tolist())}
+    roles = (INCUMBENT, CANDIDATE, "endpoint_zero_shot")
+    models = {role: answers(column, groups=groups) for role, column in zip(roles, right, strict=True)}
+    gates = NO_GATES.model_copy(update={"groups": SubgroupGateConfig()})
+    return decision(compared(models, protocol=protocol(n, gates=gates))).outcome is Outcome.FINE_TUNE
+
+
+def _worse_cascade(generator: np.random.Generator) -> bool:
+    """Return True for HYBRID; the cascade is cheaper, but worse than incumbent and candidate by the margin.
+
+    Its first part is worse by two points on the half that it answers, and by 20 points on the other half.
+    """
+    n = 10_000
+    confidences = generator.uniform(0, 1, n)
+    accuracies = np.full((n, 3), 0.75)
+    accuracies[:, 2] = np.where(confidences >= 0.5, 0.75 - 2 * MARGIN, 0.55)
+    right = right_answers(generator, n, accuracies=accuracies).T
+    roles = (INCUMBENT, CANDIDATE, "bag_of_words")
+    models = compared(
+        {role: answers(column, confidences=confidences) for role, column in zip(roles, right, strict=True)},
+        protocol=protocol(n, value_of_point=0.01),
+        costs={INCUMBENT: 2.0, CANDIDATE: 2.0, "bag_of_words": 0.2},
+        hybrid=FrozenHybrid(CASCADE, "bag_of_words", CANDIDATE, 0.75, 0.5),
+    )
+    return decision(models).outcome is Outcome.HYBRID
+
+
+def _accepts_losses(num: int, *, rows_of_document: int = 1, small_gain: float = 0.0) -> Event:
+    """Return the event FINE_TUNE for a candidate with rare losses in token F1.
+
+    Without small gains, the candidate is cheaper and its mean loss is the margin; with them, its mean gain is 0.
+    """
+
+    def event(generator: np.random.Generator) -> bool:
+        lost = generator.random(num) < (small_gain or MARGIN) / RARE_LOSS
+        others = np.full(num, small_gain) if small_gain else generator.choice([-0.001, 0.001], num)
+        differences = np.repeat(others - RARE_LOSS * lost, rows_of_document)
+        n = len(differences)
+        documents = None
+        if rows_of_document > 1:
+            documents = tuple(map(str, np.arange(n) // rows_of_document))
+        ours, theirs = (
+            answers(np.zeros(n, np.bool_), clusters=documents, measures={"token_f1": part.clip(min=0)})
+            for part in (differences, -differences)
+        )
+        models = compared(
+            {INCUMBENT: theirs, CANDIDATE: ours},
+            protocol=protocol(n, metric="token_f1", value_of_point=None if small_gain else 0.01),
+            costs=None if small_gain else {INCUMBENT: 2.0, CANDIDATE: 1.0},
+        )
+        return decision(models).outcome is Outcome.FINE_TUNE
+
+    return event
 
 
 def _error(rate: float, num: int) -> float:
     """Return the Monte Carlo standard error of a rate."""
     return float(np.sqrt(rate * (1 - rate) / num))
 
+
+FINE_TUNE = Outcome.FINE_TUNE
+DEAR_HYBRID = Truth((0.75,), 0.75, costs=(1, 132), value_of_point=1_000, has_hybrid=True)  # 67 times the incumbent's
+DEAR_ENDPOINT = Truth((0.75,), 0.75, 10_000, costs=(100, 1), value_of_point=1)
+CHEAPER = Truth((0.75,), 0.75 - MARGIN, 10_000, costs=(2, 1), value_of_point=0.01)
+EQUAL = Truth((0.75,) * 4, 0.75, has_hybrid=True)
+OTHERS_BELOW = Truth((0.75, 0.65, 0.65), 0.75)
+SELECTED = Truth((0.77, 0.75, 0.75, 0.75, 0.70), 0.77, num_validation=200)
+BETTER_BASELINE = Truth((0.78, 0.75, 0.75, 0.75), 0.775, num_validation=200)
+MENDED = {
+    "FINE_TUNE: champion .74, baseline .77, candidate .77": Case(
+        _ends_in(Truth((0.74, 0.77), 0.77), FINE_TUNE), "<= 0.05", 0.97
+    ),
+    "FINE_TUNE: baselines .77 .75 .75 .75 .70, candidate .77": Case(_ends_in(SELECTED, FINE_TUNE), "<= 0.08", 0.29),
+    "FINE_TUNE: baselines .78 .75 .75 .75, candidate .775": Case(
+        _ends_in(BETTER_BASELINE, FINE_TUNE), "<= 0.025", 0.18
+    ),
+    "HYBRID: equal at 67 times the cost, 3,000 rows": Case(_ends_in(DEAR_HYBRID, Outcome.HYBRID), "<= 0.025", 0.33),
+    "HYBRID: the same, 10,000 rows": Case(
+        _ends_in(replace(DEAR_HYBRID, num_rows=10_000), Outcome.HYBRID), "<= 0.025", 0.84, 200
+    ),
+    "a better candidate moves away from FINE_TUNE": Case(_moves_away, "<= 0", num_runs=200),
+    "a loss beyond the margin after 12 runs of 3,000 rows": Case(_chain(3_000), "<= 0.05", 0.62, 200),
+    "a loss beyond the margin after 12 runs of 10,000 rows": Case(_chain(10_000), "<= 0.05", 0.88, 100),
+    "STAY: equal at 1% of an endpoint's cost, 10,000 rows": Case(
+        _ends_in(DEAR_ENDPOINT, Outcome.STAY), "<= 0", 0.52, 200
+    ),
+    "FINE_TUNE: champion .74, failing endpoint .81, candidate .80": Case(_chosen_over_failing, ">= 0.95", 0.03, 500),
+}
+DOMINATES = {
+    "FINE_TUNE or HYBRID: incumbent, three others, candidate, hybrid are equal": Case(
+        _ends_in(EQUAL, FINE_TUNE, Outcome.HYBRID), "<= 0.025"
+    ),
+    "another model is selected: the same": Case(_replaces(EQUAL), "<= 0.06"),
+    **{
+        f"FINE_TUNE: candidate equal to the champion, others far below, {n:,} rows": Case(
+            _ends_in(replace(OTHERS_BELOW, num_rows=n), FINE_TUNE), "<= 0.035"
+        )
+        for n in (100, 200, 300, 3_000)
+    },
+    "FINE_TUNE: champion .75, candidate equal to another model, .77": Case(
+        _ends_in(Truth((0.75, 0.77), 0.77), FINE_TUNE), "<= 0.035"
+    ),
+    "FINE_TUNE: at half the cost, worse by the margin, 10,000 rows": Case(
+        _ends_in(CHEAPER, FINE_TUNE), "<= 0.05", num_runs=200
+    ),
+    "HYBRID: cheaper, worse by the margin, 10,000 rows": Case(_worse_cascade, "<= 0.05", num_runs=200),
+}
+POWER = {
+    "baselines .75 .74 .73 .70, 2,000 rows": (Truth((0.75, 0.74, 0.73, 0.70), 0.78, 2_000), ">= 0.86"),
+    "baselines .75 .74 .73 .70, 3,000 rows": (Truth((0.75, 0.74, 0.73, 0.70), 0.78, 3_000), ">= 0.96"),
+    "baselines .75 .75 .75, 2,000 rows": (Truth((0.75,) * 3, 0.78, 2_000), ">= 0.72"),
+}
+LOSSES = {
+    f"{name}, {num:,} {units}": Case(event(num), "<= 0.05", num_runs=500)
+    for name, units, event in (
+        ("non-inferior: losses of the margin", "rows", _accepts_losses),
+        ("non-inferior: losses of the margin", "documents of 5", partial(_accepts_losses, rows_of_document=5)),
+        ("proven better: small gains and rare losses", "rows", partial(_accepts_losses, small_gain=0.04)),
+    )
+    for num in (200, 500, 1_000)
+}
 
 if __name__ == "__main__":
     main()
