@@ -16,7 +16,7 @@ from tailorbird.evaluation.verdict.formatting import (
     points,
     size,
 )
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, trained_rows_sentences
 from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
@@ -28,14 +28,14 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
     chain = [
         _answers(verdict),
         _compared(verdict),
-        _deciding(verdict),
+        _deciding(verdict, anchor=inputs.anchor),
         _replacement(verdict),
         _cost(verdict, protocol=protocol),
         _gates(verdict, protocol=protocol),
         _rows(verdict, inputs=inputs, protocol=protocol),
         what_would_change(verdict),
     ]
-    return tuple(sentence for sentence in chain if sentence)
+    return tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in chain if sentence)
 
 
 def score_text(metric: str, score: float) -> str:
@@ -47,6 +47,9 @@ def _model(verdict: Verdict, role: str) -> str:
     """Return a model with its score: `the incumbent, a bag-of-words model (74.0%)`."""
     model = verdict.model(role)
     name = model_name(model.kind)
+    if role == HYBRID and verdict.hybrid is not None:
+        parts = f"{named(verdict.hybrid.first)} and {named(verdict.hybrid.second)}"
+        return f"the hybrid of {parts} ({score_text(verdict.metric, model.score)})"
     if model.role == model.kind:
         return f"{role} ({score_text(verdict.metric, model.score)})"
     return f"{named(role)}, the {name} ({score_text(verdict.metric, model.score)})"
@@ -77,7 +80,7 @@ def _compared(verdict: Verdict) -> str:
 
 def _score_of(verdict: Verdict, model: TestedModel) -> str:
     stopped = "" if model.passes else ", stopped by its gates"
-    return f"{model.role} {score_text(verdict.metric, model.score)}{stopped}"
+    return f"{model.role} ({score_text(verdict.metric, model.score)}{stopped})"
 
 
 def gain_text(relation: Relation) -> str:
@@ -87,7 +90,7 @@ def gain_text(relation: Relation) -> str:
     return f"{points(relation.gain)} points ({interval})"
 
 
-def _deciding(verdict: Verdict) -> str:
+def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     """Return the comparison that decides, and by which part of *dominates*."""
     relation = verdict.closest
     first, second = named(relation.first), named(relation.second)
@@ -98,8 +101,8 @@ def _deciding(verdict: Verdict) -> str:
     elif relation.dominates:
         dominated = f"{first} costs less than {second} and is non-inferior: {gain}; {_limit(verdict, relation)}"
     else:
-        return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation)}"
-    num_others = sum(other.first == relation.first for other in verdict.relations) - 1
+        return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation, anchor=anchor)}"
+    num_others = len(verdict.required) - 1
     if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return dominated
     rest = "the other model" if num_others == 1 else f"each of the {num_others} other models"
@@ -110,7 +113,7 @@ def _limit(verdict: Verdict, relation: Relation) -> str:
     return f"the loss is below {size(verdict.non_inferiority_margin)} (lowest {points(relation.lowest)})"
 
 
-def _why_not(verdict: Verdict, relation: Relation) -> str:
+def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> str:
     low, high = relation.interval
     if high < 0:
         return "it is worse"
@@ -119,7 +122,10 @@ def _why_not(verdict: Verdict, relation: Relation) -> str:
     if low > 0:
         return f"the gain is above 0, but measured below the minimum gain of {size(verdict.minimum_gain)}"
     if relation.is_cheaper and relation.is_non_inferior:
-        return "it costs less and is non-inferior, but not to the last champion that was proven better"
+        proven = "the last champion that was proven better"
+        if anchor is not None and anchor.predictions is None:
+            return f"it costs less and is non-inferior, but {proven} does not predict these rows: {anchor.problem}"
+        return f"it costs less and is non-inferior, but not to {proven}"
     if relation.is_cheaper:
         margin = points(-verdict.non_inferiority_margin)
         return f"it costs less, but a loss beyond {margin} points is not ruled out (lowest {points(relation.lowest)})"
@@ -133,12 +139,16 @@ def _replacement(verdict: Verdict) -> str:
     if verdict.selected == INCUMBENT or verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return ""
     relation = verdict.relation(verdict.selected, INCUMBENT)
+    selected = named(verdict.selected)
     num_replacing = sum(model.may_replace for model in verdict.models)
-    level = f", at alpha / {num_replacing} because {num_replacing} models could replace it" if num_replacing > 1 else ""
+    level = ""
+    if verdict.model(verdict.selected).may_replace and num_replacing > 1:
+        level = f", at alpha / {num_replacing} because {num_replacing} models could replace it"
+    gain = f"{gain_text(relation)}{level}"
     if relation.is_better:
-        return f"{named(verdict.selected)} is proven better than the incumbent: {gain_text(relation)}{level}"
-    gain = f"{gain_text(relation)}{level}; {_limit(verdict, relation)}"
-    return f"{named(verdict.selected)} costs less than the incumbent and is non-inferior: {gain}"
+        return f"the incumbent is replaced, because {selected} is proven better: {gain}"
+    limit = _limit(verdict, relation)
+    return f"the incumbent is replaced, because {selected} costs less and is non-inferior: {gain}; {limit}"
 
 
 def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
@@ -148,19 +158,15 @@ def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
     basis = cost_basis(verdict.cost_unit)
     if verdict.selected != INCUMBENT:
         relation = verdict.relation(verdict.selected, INCUMBENT)
-        text = f"{named(verdict.selected)} costs {_ratio(relation)} what the incumbent costs to serve ({basis})"
+        text = f"to serve, {named(verdict.selected)} costs {_ratio(relation)} what the incumbent costs ({basis})"
     else:
         relation = verdict.relation(CANDIDATE, INCUMBENT)
-        text = f"the candidate costs {_ratio(relation)} what the incumbent costs to serve ({basis})"
+        text = f"to serve, the candidate costs {_ratio(relation)} what the incumbent costs ({basis})"
     if relation.cost_ratio is None:
         text = f"the costs of {named(relation.first)} and of the incumbent cannot be compared, so it is not cheaper"
-    if relation.net is not None:
-        text += (
-            f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
-            if protocol.cost
-            else ""
-        )
-    return text + _needs_less(verdict)
+    if relation.net is not None and protocol.cost is not None:
+        text += f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
+    return text + _needs_less(verdict, described=relation.first)
 
 
 def _ratio(relation: Relation) -> str:
@@ -170,12 +176,13 @@ def _ratio(relation: Relation) -> str:
     return f"{estimate:.2f} ({low:.2f} to {high:.2f}) times"
 
 
-def _needs_less(verdict: Verdict) -> str:
-    """Return the non-inferior model that needs least, if another than the selected model needs clearly less."""
+def _needs_less(verdict: Verdict, *, described: str) -> str:
+    """Return the non-inferior model that needs least, if one that is not described needs less than the selected one."""
     less = [
         relation
         for relation in verdict.relations
         if relation.second == verdict.selected
+        and relation.first != described
         and relation.is_non_inferior
         and relation.cost_ratio is not None
         and relation.cost_ratio[2] < CHEAPER_RATIO
@@ -202,18 +209,13 @@ def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) ->
     """Return what the rows limit: known rows, rows that a model was trained on, and units of several rows."""
     parts = []
     look = inputs.look
-    if look.num_known:
+    if look.num_seen:
         parts.append(
-            f"{look.num_known:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
+            f"{look.num_seen:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
             f"instead of {protocol.alpha:g}"
         )
-    if verdict.num_trained_rows:
-        total = verdict.n + verdict.num_trained_rows
-        roles = listed([named(role) for role, rows in inputs.trained_on.items() if rows])
-        parts.append(f"{verdict.num_trained_rows:,} of {total:,} test rows left, because {roles} was trained on them")
-    if verdict.unknown_training:
-        roles = listed([named(role) for role in verdict.unknown_training])
-        parts.append(f"it is unknown whether {roles} was trained on test rows")
+    num_test = verdict.n + verdict.num_trained_rows
+    parts += trained_rows_sentences(inputs.trained_on, unknown=verdict.unknown_training, num_rows=num_test)
     few = few_documents(verdict.num_units, num_rows=verdict.n) if verdict.num_units < verdict.n else None
     if few is not None:
         parts.append(few)
@@ -230,22 +232,23 @@ def what_would_change(verdict: Verdict) -> str:
         return f"a later run replaces {selected} if a model dominates it, with a proven gain of {gain} or more"
     power = verdict.power
     expected = size(verdict.expected_gain)
-    needed = f"{rows_text(power.rows_needed)} would choose a fine-tuned model in 80% of tests"
+    needed = f"{rows_text(power.rows_needed)} would do so in 80% of tests"
     if power.rows_needed is None:
         needed = f"{rows_text(None)} would be needed"
-    now = (
-        f"if the candidate were {expected} better than {named(power.over)}, {power.at_expected_gain:.0%} of such tests"
-    )
+    share = f"{power.at_expected_gain:.0%} of such tests of {verdict.n:,} rows"
     if verdict.expected_gain <= verdict.minimum_gain:
         needed = f"no number of rows gives 80%, because expected_gain is not above minimum_gain ({gain})"
-    chosen = f"{now} of {verdict.n:,} rows would choose it; {needed}"
+    chosen = f"{share} would choose a candidate that is {expected} better than {named(power.over)}; {needed}"
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if failed:
-        return f"a candidate that passes {listed(failed)} would be chosen if it dominates all models; {chosen}"
+        return f"a candidate that passes {listed(failed)} and dominates all models without fine-tuning would be chosen"
+    if not verdict.candidate.passes:
+        undecided = [gate.name for gate in verdict.gates if gate.state is State.NOT_ASSESSABLE]
+        return f"more rows would settle the open gates ({listed(undecided)}); assuming that they pass, {chosen}"
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
         return f"a candidate that dominates {blocking} too would be chosen; {chosen}"
-    return "rows that decide the open gates would choose the candidate"
+    return chosen
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
