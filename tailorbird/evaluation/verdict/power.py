@@ -1,8 +1,9 @@
 """Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
 
 Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
-is the stated one. Intervals in the resamples need no bootstrap: Newcombe's for shares of independent rows, the normal
-interval for other metrics (with the influence function of macro-F1), Student's t over documents.
+is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples need
+no bootstrap: they are Newcombe's for shares of independent rows, Student's t over documents, and normal for other
+metrics, with the influence function of macro-F1.
 """
 
 from collections import Counter
@@ -32,6 +33,7 @@ FloatArray = NDArray[np.float64]
 NUM_TESTS = 400
 SEED = 1998
 CHOSEN = (Outcome.FINE_TUNE, Outcome.HYBRID)
+LEAST_KEPT = 1e-6
 GATES = "gates"
 ANCHOR = "anchor"
 
@@ -54,6 +56,8 @@ class PowerInputs:
 
 def power_of(inputs: PowerInputs) -> Power:
     """Return how often such tests choose a fine-tuned model (fixed seeds)."""
+    entries = tuple(replace(entry, passes=not entry.fails) for entry in inputs.entries)
+    inputs = replace(inputs, entries=entries)
     protocol = inputs.protocol
     strongest = _strongest(inputs)
     num_rows = len(inputs.tables[CANDIDATE])
@@ -270,7 +274,7 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
     num_rows = weights @ sizes
     gains = weights @ sums / num_rows
     shares = sizes / num_rows.mean()
-    kept = 1 - shares
+    kept = np.maximum(1 - shares, LEAST_KEPT)  # a document may be larger than a small test
     squares = weights @ (sums**2 / kept) - 2 * gains * (weights @ (sums * sizes / kept))
     squares += gains**2 * (weights @ (sizes**2 / kept))
     errors = np.sqrt(np.maximum(squares, 0.0)) / num_rows
@@ -278,7 +282,8 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
     inverse = weights @ shares**2 + (weights @ across) ** 2 - weights @ across**2
     freedom = 1 / inverse
     num_units = weights.sum(axis=1)
-    errors = np.where(num_units < LEAST_DOCUMENTS, np.inf, errors)
+    is_unknown = (num_units < LEAST_DOCUMENTS) | (documents.num == 1)
+    errors = np.where(is_unknown, np.inf, errors)
     return _Resampled(gains, None, errors, freedom, freedom + 1)
 
 
