@@ -48,6 +48,7 @@ def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("num_documents", [1, 5, 12])
 @pytest.mark.parametrize("simulation", [replace(BETTER, gates=False), PROVEN], ids=["token_f1", "accuracy"])
 def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(simulation: Simulation, num_documents: int) -> None:
@@ -62,6 +63,8 @@ def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(simulation: Si
         return
     assert (verdict.outcome, verdict.selected) == (Outcome.INSUFFICIENT_EVIDENCE, "incumbent")
     assert verdict.closest.interval == (-1.0, 1.0)
+    assert verdict.power.at_expected_gain == 0
+    assert num_documents > 1 or verdict.power.rows_needed is None
     units = "1 document or text" if num_documents == 1 else "5 documents or texts"
     expected = f"The 900 test rows come from {units}, but an interval needs at least 6; add test rows from further"
     assert any(sentence.startswith(expected) for sentence in verdict.sentences)
