@@ -16,7 +16,7 @@ from tailorbird.evaluation.verdict.formatting import (
     points,
     size,
 )
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, trained_rows_sentences
+from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, trained_rows_sentences
 from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
@@ -28,7 +28,7 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
     chain = [
         _answers(verdict),
         _compared(verdict),
-        _deciding(verdict),
+        _deciding(verdict, anchor=inputs.anchor),
         _replacement(verdict),
         _cost(verdict, protocol=protocol),
         _gates(verdict, protocol=protocol),
@@ -47,6 +47,9 @@ def _model(verdict: Verdict, role: str) -> str:
     """Return a model with its score: `the incumbent, a bag-of-words model (74.0%)`."""
     model = verdict.model(role)
     name = model_name(model.kind)
+    if role == HYBRID and verdict.hybrid is not None:
+        parts = f"{named(verdict.hybrid.first)} and {named(verdict.hybrid.second)}"
+        return f"the hybrid of {parts} ({score_text(verdict.metric, model.score)})"
     if model.role == model.kind:
         return f"{role} ({score_text(verdict.metric, model.score)})"
     return f"{named(role)}, the {name} ({score_text(verdict.metric, model.score)})"
@@ -77,7 +80,7 @@ def _compared(verdict: Verdict) -> str:
 
 def _score_of(verdict: Verdict, model: TestedModel) -> str:
     stopped = "" if model.passes else ", stopped by its gates"
-    return f"{model.role} {score_text(verdict.metric, model.score)}{stopped}"
+    return f"{model.role} ({score_text(verdict.metric, model.score)}{stopped})"
 
 
 def gain_text(relation: Relation) -> str:
@@ -87,7 +90,7 @@ def gain_text(relation: Relation) -> str:
     return f"{points(relation.gain)} points ({interval})"
 
 
-def _deciding(verdict: Verdict) -> str:
+def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     """Return the comparison that decides, and by which part of *dominates*."""
     relation = verdict.closest
     first, second = named(relation.first), named(relation.second)
@@ -98,7 +101,7 @@ def _deciding(verdict: Verdict) -> str:
     elif relation.dominates:
         dominated = f"{first} costs less than {second} and is non-inferior: {gain}; {_limit(verdict, relation)}"
     else:
-        return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation)}"
+        return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation, anchor=anchor)}"
     num_others = len(verdict.required) - 1
     if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return dominated
@@ -110,7 +113,7 @@ def _limit(verdict: Verdict, relation: Relation) -> str:
     return f"the loss is below {size(verdict.non_inferiority_margin)} (lowest {points(relation.lowest)})"
 
 
-def _why_not(verdict: Verdict, relation: Relation) -> str:
+def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> str:
     low, high = relation.interval
     if high < 0:
         return "it is worse"
@@ -119,7 +122,10 @@ def _why_not(verdict: Verdict, relation: Relation) -> str:
     if low > 0:
         return f"the gain is above 0, but measured below the minimum gain of {size(verdict.minimum_gain)}"
     if relation.is_cheaper and relation.is_non_inferior:
-        return "it costs less and is non-inferior, but not to the last champion that was proven better"
+        proven = "the last champion that was proven better"
+        if anchor is not None and anchor.predictions is None:
+            return f"it costs less and is non-inferior, but {proven} does not predict these rows: {anchor.problem}"
+        return f"it costs less and is non-inferior, but not to {proven}"
     if relation.is_cheaper:
         margin = points(-verdict.non_inferiority_margin)
         return f"it costs less, but a loss beyond {margin} points is not ruled out (lowest {points(relation.lowest)})"
@@ -160,7 +166,7 @@ def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
         text = f"the costs of {named(relation.first)} and of the incumbent cannot be compared, so it is not cheaper"
     if relation.net is not None and protocol.cost is not None:
         text += f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
-    return text + _needs_less(verdict)
+    return text + _needs_less(verdict, described=relation.first)
 
 
 def _ratio(relation: Relation) -> str:
@@ -170,12 +176,13 @@ def _ratio(relation: Relation) -> str:
     return f"{estimate:.2f} ({low:.2f} to {high:.2f}) times"
 
 
-def _needs_less(verdict: Verdict) -> str:
-    """Return the non-inferior model that needs least, if another than the selected model needs clearly less."""
+def _needs_less(verdict: Verdict, *, described: str) -> str:
+    """Return the non-inferior model that needs least, if one that is not described needs less than the selected one."""
     less = [
         relation
         for relation in verdict.relations
         if relation.second == verdict.selected
+        and relation.first != described
         and relation.is_non_inferior
         and relation.cost_ratio is not None
         and relation.cost_ratio[2] < CHEAPER_RATIO
@@ -234,7 +241,7 @@ def what_would_change(verdict: Verdict) -> str:
     chosen = f"{share} would choose a candidate that is {expected} better than {named(power.over)}; {needed}"
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if failed:
-        return f"a candidate that passes {listed(failed)} would be chosen if it dominates all models; {chosen}"
+        return f"a candidate that passes {listed(failed)} and dominates all models without fine-tuning would be chosen"
     if not verdict.candidate.passes:
         undecided = [gate.name for gate in verdict.gates if gate.state is State.NOT_ASSESSABLE]
         return f"more rows would settle the open gates ({listed(undecided)}); assuming that they pass, {chosen}"

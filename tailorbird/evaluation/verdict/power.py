@@ -33,6 +33,7 @@ FloatArray = NDArray[np.float64]
 NUM_TESTS = 400
 SEED = 1998
 CHOSEN = (Outcome.FINE_TUNE, Outcome.HYBRID)
+LEAST_KEPT = 1e-6
 GATES = "gates"
 ANCHOR = "anchor"
 
@@ -273,7 +274,7 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
     num_rows = weights @ sizes
     gains = weights @ sums / num_rows
     shares = sizes / num_rows.mean()
-    kept = 1 - shares
+    kept = np.maximum(1 - shares, LEAST_KEPT)  # a document may be larger than a small test
     squares = weights @ (sums**2 / kept) - 2 * gains * (weights @ (sums * sizes / kept))
     squares += gains**2 * (weights @ (sizes**2 / kept))
     errors = np.sqrt(np.maximum(squares, 0.0)) / num_rows
@@ -281,7 +282,8 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
     inverse = weights @ shares**2 + (weights @ across) ** 2 - weights @ across**2
     freedom = 1 / inverse
     num_units = weights.sum(axis=1)
-    errors = np.where(num_units < LEAST_DOCUMENTS, np.inf, errors)
+    is_unknown = (num_units < LEAST_DOCUMENTS) | (documents.num == 1)
+    errors = np.where(is_unknown, np.inf, errors)
     return _Resampled(gains, None, errors, freedom, freedom + 1)
 
 

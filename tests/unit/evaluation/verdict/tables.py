@@ -1,4 +1,4 @@
-"""Predictions with given right answers, and the protocol and inputs of their verdicts."""
+"""Predictions with given right answers, and the protocols and inputs of their verdicts."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,10 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.config.evaluation import HybridConfig
+from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.verdict.decide import Decision, decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tests.unit.evaluation.simulated import KINDS
+from tailorbird.evaluation.verdict.reach import compare_models
+from tailorbird.registry.routing import Routing
+from tests.unit.evaluation.simulated import KINDS, on_cpu
 
 SHA = "ab" * 32
 BoolArray = NDArray[np.bool_]
@@ -60,3 +67,51 @@ def inputs_of(incumbent: Predictions, candidate: Predictions, *others: Predictio
 def inputs_of_right(**right: BoolArray) -> VerdictInputs:
     """Return the inputs of models by role, which are right on these rows."""
     return inputs_of(*(predictions(KINDS.get(role, role), rows) for role, rows in right.items()))
+
+
+def decision_of(inputs: VerdictInputs, *, protocol: TestProtocol) -> Decision:
+    """Return the decision without the power of the test."""
+    compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol)
+    return decide(compared.entries, compared.relate, protocol=protocol)
+
+
+# Models on the same 2,000 rows, with prices.
+
+N = 2_000
+ROW = np.arange(N)
+PRICES = CostTerms(
+    value_of_correct=0.0005,
+    requests_per_month=1000,
+    horizon_months=10,
+    price_per_cpu_hour=3.6,
+    price_per_gb_month=0,
+)
+"""Over 10,000 requests, a point is worth 0.05, and a CPU-second for a thousand rows costs 0.01."""
+PROTOCOL = protocol_for(N)
+PRICED = protocol_for(N, cost=PRICES)
+CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
+
+
+def right(count: int) -> BoolArray:
+    """Return which rows are right: the first `count`."""
+    return count > ROW
+
+
+def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:
+    """Return the inputs with the cost of serving each model in CPU-seconds for a thousand rows, by default 10."""
+    costs = on_cpu({role: (seconds.get(role, 10.0),) * 5 for role in inputs.models})
+    return replace(inputs, costs=costs, training=TrainingUsage())
+
+
+SURE = np.where(ROW % 2 == 0, 0.9, 0.1)  # confidence of a cascade's first part
+RIGHT = ROW % 10 < 7  # rows on which the incumbent is right
+CHEAP = RIGHT & (SURE > 0.5)  # as good as the incumbent where the first part is confident, always wrong elsewhere
+FROZEN = FrozenHybrid(Routing(by="cascade", threshold=0.5), "nearest", "incumbent", 0.7, share_to_second=0.5)
+
+
+def cascade(*, candidate: BoolArray = RIGHT, cheap: BoolArray = CHEAP, frozen: FrozenHybrid = FROZEN) -> VerdictInputs:
+    """Return the inputs with a cascade whose first part, `nearest`, has a tenth of the others' cost."""
+    inputs = inputs_of_right(incumbent=RIGHT, candidate=candidate, nearest=cheap)
+    sure = replace(inputs.models["nearest"].clean, confidences=SURE, calibrated=SURE)
+    models = {**inputs.models, "nearest": ModelPredictions(sure)}
+    return measured(replace(inputs, models=models, hybrid=frozen), nearest=1.0)

@@ -1,31 +1,244 @@
-"""Tests of the sentences that explain a verdict."""
+"""Tests of the sentences that explain a verdict, in every state that they describe."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
+import pytest
+
+from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State
-from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
+from tailorbird.evaluation.predictions import ModelPredictions
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.explain import open_gates
+from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
+from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.routing import Routing
-from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, on_cpu, protocol_of, tables_of
-from tests.unit.evaluation.verdict.test_decide import inputs_of, models_in_documents, protocol_for
+from tailorbird.registry.test_set_ledger import RowUse
+from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
+from tests.unit.evaluation.verdict.tables import (
+    CASCADE,
+    FROZEN,
+    PRICED,
+    PROTOCOL,
+    ROW,
+    SURE,
+    cascade,
+    inputs_of,
+    inputs_of_right,
+    measured,
+    models,
+    models_in_documents,
+    predictions,
+    protocol_for,
+    right,
+)
 
-OPEN = State.NOT_ASSESSABLE
-CHEAP = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (5.0, 5.1, 5.0, 4.9, 5.0)})
+Case = tuple[VerdictInputs, TestProtocol]
+BETTER = inputs_of_right(incumbent=right(1300), candidate=right(1400))
+OTHERS = {"bag_of_words": right(1540), "centroid": right(900)}
+BLOCKED = inputs_of_right(incumbent=right(1480), candidate=right(1540), **OTHERS)
+CHEAPER = measured(inputs_of_right(incumbent=right(1300), candidate=right(1297)), candidate=1.0)
+EQUAL = measured(inputs_of_right(incumbent=right(1300), candidate=right(1300), centroid=right(1299)), centroid=1.0)
+CALIBRATED = NO_GATES.model_copy(update={"calibration": CalibrationGateConfig(max_ece=0.05, max_increase=0.02)})
+PART = replace(FROZEN, second="candidate")
 
 
-def cheaper_in_documents(num_documents: int, *, size: int) -> Verdict:
-    inputs = replace(inputs_of(*models_in_documents(num_documents, size=size)), costs=CHEAP)
-    return decide(inputs, protocol=protocol_for(num_documents * size))
+def counted(*table: int, **changes: object) -> Case:
+    return inputs_of(*models(*table)), protocol_for(sum(table), **changes)
+
+
+def simulated(simulation: Simulation) -> Case:
+    return inputs_of_tables(simulation, tables_of(simulation)), protocol_of(simulation)
+
+
+def with_anchor(count: int | None) -> Case:
+    """Return a cheaper candidate with an anchor that is right on `count` rows, or that cannot predict them."""
+    table = None if count is None else ModelPredictions(predictions("lora", right(count)))
+    anchor = Anchor("s3://models/lora", table, "" if table else "it has other classes")
+    return replace(CHEAPER, anchor=anchor), PRICED
+
+
+def with_endpoint(count: int, *, seconds: float | None = None) -> Case:
+    """Return an endpoint that is right on `count` rows, by default at an unknown price."""
+    inputs = inputs_of_right(incumbent=right(1300), candidate=right(1400), endpoint_zero_shot=right(count))
+    inputs = measured(inputs, endpoint_zero_shot=seconds or 1.0)
+    tokens = Tokens("m at https://host/v1", (1000.0,) * 5, (100.0,) * 5)
+    unpriced = {} if seconds else {"endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=tokens)}
+    return replace(inputs, costs={**(inputs.costs or {}), **unpriced}), PRICED
+
+
+STATES: dict[str, Callable[[], Case]] = {
+    "proven": lambda: counted(1300, 290, 120, 441),
+    "proven, perhaps by less than the minimum": lambda: counted(1400, 130, 90, 531),
+    "below the minimum": lambda: counted(9000, 120, 60, 820),
+    "below the minimum, which is not ruled out": lambda: counted(9000, 150, 60, 790),
+    "worse": lambda: counted(700, 20, 120, 160),
+    "unsure": lambda: counted(200, 30, 25, 45),
+    "no rows are enough": lambda: counted(200, 30, 25, 45, expected_gain=0.01),
+    "equal": lambda: counted(9000, 100, 100, 800),
+    "one row": lambda: counted(0, 1, 0, 0),
+    "cheaper": lambda: (CHEAPER, PRICED),
+    "cheaper, perhaps inferior": lambda: (measured(inputs_of(*models(1200, 60, 80, 660)), candidate=1.0), PRICED),
+    "cheaper, inferior to the anchor": lambda: with_anchor(1330),
+    "cheaper, without the anchor": lambda: with_anchor(None),
+    "worth less than its cost": lambda: (replace(measured(BETTER), training=TrainingUsage(cpu_s=260.0)), PRICED),
+    "the cost gate fails": lambda: (replace(measured(BETTER), training=TrainingUsage(cpu_s=400.0)), PRICED),
+    "a baseline replaces": lambda: (BLOCKED, PROTOCOL),
+    "a baseline only blocks": lambda: (replace(BLOCKED, replacing=()), PROTOCOL),
+    "a cheaper baseline replaces": lambda: (EQUAL, PRICED),
+    "a baseline needs less": lambda: (EQUAL, PROTOCOL),
+    "unknown costs": lambda: with_endpoint(1400),
+    "a gate stops a contender": lambda: with_endpoint(1500, seconds=1000.0),
+    "a gate is open": lambda: simulated(Simulation()),
+    "a gate is open in a regulated recipe": lambda: simulated(Simulation(evaluation={"regulated": True})),
+    "a gate fails": lambda: counted(1300, 290, 120, 441, gates=CALIBRATED),
+    "hybrid": lambda: (
+        cascade(candidate=ROW % 10 < 8, cheap=(ROW % 10 < 8) & (SURE > 0.5), frozen=PART),
+        CASCADE,
+    ),
+    "hybrid of contenders": lambda: (cascade(), CASCADE),
+    "second look": lambda: (
+        replace(counted(1400, 130, 90, 531)[0], look=RowUse(number=2, num_rows=2151, num_seen=900, alpha_share=0.5)),
+        protocol_for(2151),
+    ),
+    "training rows": lambda: (
+        replace(BETTER, trained_on={"incumbent": frozenset("123")}, unknown_training=("candidate",)),
+        PROTOCOL,
+    ),
+    "documents": lambda: (inputs_of(*models_in_documents(60, size=20)), protocol_for(1200)),
+    "few documents": lambda: (inputs_of(*models_in_documents(5, size=20)), protocol_for(100)),
+    "macro-F1": lambda: simulated(Simulation(num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"})),
+    "chat": lambda: simulated(Simulation(num_rows=600, chat=True)),
+}
+
+
+@cache
+def verdict_of(state: str) -> Verdict:
+    inputs, protocol = STATES[state]()
+    return reach_verdict(inputs, protocol=protocol)
+
+
+def text_of(state: str) -> str:
+    return " ".join(verdict_of(state).sentences)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_the_comparison(state: str) -> None:
+    verdict = verdict_of(state)
+    assert 4 <= len(verdict.sentences) <= 8
+    answer, compared, deciding, *_, change = verdict.sentences
+    assert all(not sentence[0].islower() and sentence.endswith(".") for sentence in verdict.sentences)
+    assert all(re.search(r"\d", sentence) for sentence in (answer, compared, deciding))
+
+    kept = verdict.selected == "incumbent"
+    assert {
+        Outcome.FINE_TUNE: "Fine-tuning pays: use the candidate",
+        Outcome.HYBRID: "pays: use the hybrid",
+        Outcome.STAY: f"Fine-tuning does not pay: {'keep' if kept else 'replace'} the incumbent",
+        Outcome.INSUFFICIENT_EVIDENCE: f"for now, {'keep' if kept else 'replace'} the incumbent",
+    }[verdict.outcome] in answer
+
+    assert f"{verdict.n:,} test rows" in compared
+    assert all(model.role in compared for model in verdict.models)
+    closest = verdict.closest
+    assert closest.first in deciding
+    assert closest.second in deciding
+    low, high = closest.interval
+    figures = (
+        f"{points(closest.gain)} points ({100 * (1 - closest.level):.4g}% interval {points(low)} to {points(high)})"
+    )
+    assert figures in deciding
+    failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
+    if failed:
+        assert change.startswith(f"A candidate that passes {failed[0]}")
+    else:
+        assert re.search(r"A later run replaces .* 1 point|\d+% of such tests .* would choose a candidate", change)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) -> None:
+    verdict = verdict_of(state)
+    gain, least, margin = verdict.closest.gain, verdict.minimum_gain, verdict.non_inferiority_margin
+    low, high = verdict.closest.interval
+    deciding = verdict.sentences[2]
+    claims = {
+        "is proven better than": low > 0 and gain >= least,
+        "the interval is above 0": low > 0,
+        "and is non-inferior": verdict.closest.lowest > -margin,
+        "it is worse": high < 0,
+        "is ruled out": high < least,
+        "are possible": low <= 0 and high >= least,
+        "not ruled out": verdict.closest.lowest <= -margin,
+        "does not dominate": not verdict.closest.dominates,
+        "it dominates": all(relation.dominates for relation in verdict.required),
+    }
+    made = [claim for claim in claims if claim in deciding]
+    assert made
+    assert [claim for claim in made if not claims[claim]] == []
+    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        assert "does not dominate" not in deciding
+
+
+@pytest.mark.parametrize(
+    ("state", "part"),
+    [
+        ("below the minimum", "the gain is above 0, but measured below the minimum gain of 1 point"),
+        ("cheaper", "costs less than the incumbent and is non-inferior: -0.15 points"),
+        ("cheaper, perhaps inferior", "it costs less, but a loss beyond -1.00 points is not ruled out (lowest -2.16)"),
+        ("cheaper, inferior to the anchor", "is non-inferior, but not to the last champion that was proven better"),
+        ("cheaper, without the anchor", "that was proven better does not predict these rows: it has other classes"),
+        ("worth less than its cost", "the gain is worth less than its further cost (net -0.01)"),
+        ("a baseline replaces", "at alpha / 2 because 2 models could replace it"),
+        ("a baseline only blocks", "because the candidate is proven better: +3.00 points (95% interval"),
+        ("a cheaper baseline replaces", "because centroid costs less and is non-inferior: -0.05 points"),
+        (
+            "a baseline needs less",
+            "; centroid is non-inferior to the incumbent and needs 0.10 (0.10 to 0.10) times as much",
+        ),
+        ("a gate stops a contender", "endpoint_zero_shot (75.0%, stopped by its gates)"),
+        ("a gate is open", "about 44,316 rows are needed"),
+        ("a gate is open in a regulated recipe", "but a regulated recipe requires it to pass"),
+        ("a gate fails", "The candidate's calibration gate fails: the debiased ECE is 23.89 points"),
+        ("hybrid", "use the hybrid of nearest and the candidate (80.0%)"),
+        ("hybrid", "it dominates the other model too, by more"),
+        ("second look", "900 different test rows are known from earlier looks, so alpha is 0.025 instead of 0.05"),
+        ("training rows", "the training rows of the candidate are unknown"),
+        ("documents", "The 1,200 rows are 60 independent documents or groups of near copies"),
+        ("few documents", "come from 5 documents or texts, but an interval needs at least 6"),
+        ("no rows are enough", "no number of rows gives 80%, because expected_gain is not above minimum_gain"),
+        ("macro-F1", "the fine-tuned model (macro-F1 0."),
+        ("chat", "the fine-tuned model (token F1 0."),
+    ],
+)
+def test_what_decided_is_named_with_its_figure(state: str, part: str) -> None:
+    assert part in text_of(state)
+
+
+def test_the_sentences_of_a_verdict() -> None:
+    assert verdict_of("unsure").sentences == (
+        "These rows do not decide whether fine-tuning pays: for now, keep the incumbent, the pretrained model with a "
+        "linear head (75.0%).",
+        "Compared on the same 300 test rows: the incumbent, the pretrained model with a linear head (75.0%); the "
+        "candidate, the fine-tuned model (76.7%).",
+        "The candidate does not dominate the incumbent: +1.67 points (95% interval -3.23 to +6.57); both 0 and the "
+        "minimum gain of 1 point are possible.",
+        "A candidate that dominates the incumbent too would be chosen; 14% of such tests of 300 rows would choose a "
+        "candidate that is 2 points better than the incumbent; about 3,701 test rows would do so in 80% of tests.",
+    )
 
 
 def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
     bounds = (
-        Bound("change for sex = female", -0.01, (-0.05, 0.03), -0.03, 200, OPEN, 1300),
+        Bound("change for sex = female", -0.01, (-0.05, 0.03), -0.03, 200, State.NOT_ASSESSABLE, 1300),
         Bound("change for sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
-        Bound("change for sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, OPEN, 5000),
+        Bound("change for sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, State.NOT_ASSESSABLE, 5000),
     )
-    [reason] = open_gates((Gate("groups", OPEN, bounds),), regulated=True)
+    [reason] = open_gates((Gate("groups", State.NOT_ASSESSABLE, bounds),), regulated=True)
     assert reason == (
         "the groups gate does not rule out a loss in these groups, but a regulated recipe requires it to pass: "
         "sex = female (n = 200, about 1,300 needed if nothing changed), sex = unstated (n = 20, about 5,000 needed if "
@@ -34,39 +247,5 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> N
 
 
 def test_a_gate_without_bounds_is_explained_by_its_note() -> None:
-    [reason] = open_gates((Gate("cost", OPEN, (), "the serving cost is not measured"),))
-    assert reason == ("the cost gate cannot be assessed on these rows: the serving cost is not measured")
-
-
-def test_a_hybrid_that_holds_is_not_chosen_if_a_contender_is_better_and_the_reason_says_so() -> None:
-    simulation = Simulation(
-        num_rows=4000,
-        candidate=0.86,
-        by_group={"female": 0.55},
-        contenders={"bag_of_words": 0.93, "centroid": 0.6},
-        evaluation={"hybrid": {"by": "group", "column": "sex"}},
-        routing=Routing("group", "sex", ("male", "unstated"), None),
-    )
-    verdict = decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
-    assert verdict.hybrid is not None
-    assert verdict.hybrid.holds
-    assert (verdict.winner, verdict.rule) == ("bag_of_words", 5)
-    assert any("is also better than the hybrid" in reason for reason in verdict.reasons)
-    assert "bag_of_words is one of 4 contenders that these rows compare" in verdict.reasons[1]
-
-
-def test_a_cheaper_candidate_that_may_have_rare_losses_stays_with_a_reason() -> None:
-    verdict = cheaper_in_documents(60, size=20)
-    assert verdict.rule == 9
-    assert verdict.interval[0] > -0.01
-    [reason] = [reason for reason in verdict.reasons if "may be inferior" in reason]
-    assert "starts at -6.05 points if rare large losses are considered" in reason
-    assert reason.endswith("not above the limit of -1.00")
-
-
-def test_the_reason_for_a_cheaper_candidate_over_documents_has_the_tested_value() -> None:
-    verdict = cheaper_in_documents(500, size=4)
-    assert verdict.rule == 7
-    assert verdict.interval[0] > -0.005
-    assert "the interval of the gain starts at -0.79 points if rare large losses are considered" in verdict.reasons[1]
-    assert verdict.reasons[1].endswith("above the limit of -1.00")
+    [reason] = open_gates((Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"),))
+    assert reason == "the cost gate cannot be assessed on these rows: the serving cost is not measured"

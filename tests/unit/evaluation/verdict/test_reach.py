@@ -9,61 +9,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import TrainingUsage
-from tailorbird.evaluation.gates.prices import CostTerms
-from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions
 from tailorbird.evaluation.verdict import power
-from tailorbird.evaluation.verdict.decide import Decision, Outcome, decide
+from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.evaluation.verdict.inputs import Anchor, TestSetLook, VerdictInputs
-from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.reach import compare_models, reach_verdict
+from tailorbird.evaluation.verdict.inputs import Anchor
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.test_set_ledger import RowUse
 from tests.unit.evaluation.simulated import on_cpu
 from tests.unit.evaluation.verdict.tables import (
-    BoolArray,
+    CASCADE,
+    CHEAP,
+    FROZEN,
+    PRICED,
+    PROTOCOL,
+    ROW,
+    SURE,
+    N,
+    cascade,
+    decision_of,
     inputs_of,
     inputs_of_right,
+    measured,
     models,
     predictions,
     protocol_for,
+    right,
 )
-
-N = 2_000
-ROW = np.arange(N)
-PRICES = CostTerms(
-    value_of_correct=0.0005,
-    requests_per_month=1000,
-    horizon_months=10,
-    price_per_cpu_hour=3.6,
-    price_per_gb_month=0,
-)
-PROTOCOL = protocol_for(N)
-PRICED = protocol_for(N, cost=PRICES)
-
-
-def right(count: int) -> BoolArray:
-    """Return which rows are right: the first `count`."""
-    return count > ROW
 
 
 def verdict_of(*table: int, **changes: object) -> Verdict:
     return reach_verdict(inputs_of(*models(*table)), protocol=protocol_for(sum(table), **changes))
-
-
-def decision_of(inputs: VerdictInputs, *, protocol: TestProtocol) -> Decision:
-    """Return the decision without the power of the test."""
-    compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol)
-    return decide(compared.entries, compared.relate, protocol=protocol)
-
-
-def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:
-    """Return the inputs with a serving cost of each model, in CPU-seconds for a thousand rows."""
-    costs = on_cpu({role: (seconds.get(role, 10.0),) * 5 for role in inputs.models})
-    return replace(inputs, costs=costs, training=TrainingUsage())
 
 
 @contextmanager
@@ -177,48 +155,21 @@ def test_a_cheaper_model_must_not_be_inferior_to_the_anchor() -> None:
 # Rows
 
 
-def test_rows_that_a_model_was_trained_on_leave_the_comparison() -> None:
-    """The champion was trained on a third of the rows, and answers them without an error."""
-    trained = ROW % 3 == 0
-    champion = trained | (ROW % 10 < 7)
-    inputs = inputs_of_right(incumbent=champion, candidate=ROW % 10 < 8)
-    assert reach_verdict(inputs, protocol=PROTOCOL).outcome is Outcome.INSUFFICIENT_EVIDENCE
-    ids = frozenset(str(row) for row in ROW[trained])
-    verdict = reach_verdict(replace(inputs, trained_on={"incumbent": ids}), protocol=PROTOCOL)
-    assert (verdict.outcome, verdict.n, verdict.num_trained_rows) == (Outcome.FINE_TUNE, N - len(ids), len(ids))
-    assert verdict.incumbent.score == pytest.approx(0.7, abs=0.001)
-    assert verdict.incumbent.score_on_all == pytest.approx(champion.mean())
-    assert verdict.relation("candidate", "incumbent").gain == pytest.approx(0.1, abs=0.001)
-
-
 def test_a_further_look_has_its_share_of_alpha() -> None:
     inputs = inputs_of_right(incumbent=right(1300), candidate=right(1306))
     first = reach_verdict(inputs, protocol=PROTOCOL)
-    later = reach_verdict(replace(inputs, look=TestSetLook(2, N, 1 / 6)), protocol=PROTOCOL)
+    later = reach_verdict(
+        replace(inputs, look=RowUse(number=2, num_rows=N, num_seen=N, alpha_share=1 / 6)), protocol=PROTOCOL
+    )
     assert later.alpha == pytest.approx(first.alpha / 6)
     assert later.relation("candidate", "incumbent").interval[0] < first.relation("candidate", "incumbent").interval[0]
 
 
 # Hybrids
 
-SURE = np.where(ROW % 2 == 0, 0.9, 0.1)  # confidence of the cheap part
-RIGHT = ROW % 10 < 7  # rows on which the incumbent is right
-CHEAP = RIGHT & (SURE > 0.5)  # as good as the incumbent where it is confident, always wrong elsewhere
-FROZEN = FrozenHybrid(Routing(by="cascade", threshold=0.5), "nearest", "incumbent", 0.7, share_to_second=0.5)
-CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
-
-
-def cascade_inputs(
-    *, candidate: BoolArray = RIGHT, cheap: BoolArray = CHEAP, frozen: FrozenHybrid = FROZEN
-) -> VerdictInputs:
-    inputs = inputs_of_right(incumbent=RIGHT, candidate=candidate, nearest=cheap)
-    table = inputs.models["nearest"].clean
-    sure = ModelPredictions(replace(table, confidences=SURE, calibrated=SURE))
-    return measured(replace(inputs, models={**inputs.models, "nearest": sure}, hybrid=frozen), nearest=1.0)
-
 
 def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> None:
-    verdict = reach_verdict(cascade_inputs(), protocol=CASCADE)
+    verdict = reach_verdict(cascade(), protocol=CASCADE)
     assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.STAY, "hybrid", True)
     assert verdict.model("hybrid").may_replace
     assert verdict.relation("hybrid", "incumbent").level == 0.05 / 2  # the nearest rows may replace it, too
@@ -230,7 +181,7 @@ def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> N
     ratio = verdict.relation("hybrid", "incumbent").cost_ratio
     assert ratio is not None
     assert ratio[0] == pytest.approx(0.6)
-    trained = replace(cascade_inputs(), training=TrainingUsage(cpu_s=3600.0))
+    trained = replace(cascade(), training=TrainingUsage(cpu_s=3600.0))
     costs = {cost.role: cost.training for cost in reach_verdict(trained, protocol=CASCADE).costs}
     assert costs == {"incumbent": 0, "candidate": pytest.approx(3.6), "hybrid": 0, "nearest": 0}
 
@@ -238,7 +189,7 @@ def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> N
 def test_a_hybrid_with_the_candidate_is_chosen_if_it_dominates_the_candidate_too() -> None:
     frozen = replace(FROZEN, second="candidate")
     candidate = ROW % 10 < 8
-    inputs = cascade_inputs(candidate=candidate, cheap=candidate & (SURE > 0.5), frozen=frozen)
+    inputs = cascade(candidate=candidate, cheap=candidate & (SURE > 0.5), frozen=frozen)
     verdict = reach_verdict(inputs, protocol=CASCADE)
     assert (verdict.outcome, verdict.selected) == (Outcome.HYBRID, "hybrid")
     assert verdict.closest.first == "hybrid"
@@ -249,21 +200,21 @@ def test_a_hybrid_with_the_candidate_is_chosen_if_it_dominates_the_candidate_too
 
 def test_an_equal_hybrid_that_costs_more_than_the_incumbent_is_not_chosen() -> None:
     frozen = replace(FROZEN, first="incumbent", second="candidate")
-    inputs = measured(replace(cascade_inputs(), hybrid=frozen), incumbent=1.0, candidate=100.0)
+    inputs = measured(replace(cascade(), hybrid=frozen), incumbent=1.0, candidate=100.0)
     verdict = reach_verdict(inputs, protocol=CASCADE)
     assert verdict.relation("hybrid", "candidate").is_cheaper
     assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
 
 
 def test_a_cascade_that_loses_where_its_cheap_part_answers_is_not_chosen() -> None:
-    verdict = reach_verdict(cascade_inputs(cheap=CHEAP & (ROW % 100 != 4)), protocol=CASCADE)
+    verdict = reach_verdict(cascade(cheap=CHEAP & (ROW % 100 != 4)), protocol=CASCADE)
     assert verdict.relation("hybrid", "incumbent").lowest <= -0.01
     assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
 
 
 @pytest.mark.parametrize(("size", "selected", "lowest"), [(2, "hybrid", -0.0054), (8, "incumbent", -0.0184)])
 def test_few_documents_do_not_exclude_rare_losses_of_a_cheaper_hybrid(size: int, selected: str, lowest: float) -> None:
-    inputs = cascade_inputs(cheap=CHEAP & (ROW % 1000 != 4))  # two rows are lost, in different documents
+    inputs = cascade(cheap=CHEAP & (ROW % 1000 != 4))  # two rows are lost, in different documents
     documents = tuple(str(row // size) for row in ROW)
     clustered = {
         role: replace(model, clean=replace(model.clean, clusters=documents)) for role, model in inputs.models.items()

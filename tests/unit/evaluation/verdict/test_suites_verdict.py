@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.predictions import VerdictRefused
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.report.suite_scores import suite_scores
-from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.decide import Outcome
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tests.unit.evaluation.simulated import (
     Simulation,
     evidence_of,
@@ -34,11 +33,12 @@ KEEPS = replace(FORGETS, suites={"general": (0.7, 0.7), "refusals": (0.9, 0.9)})
 
 
 def test_a_better_candidate_that_forgets_is_stopped_by_the_suites_gate() -> None:
-    verdict = decide(inputs_of_tables(FORGETS, tables_of(FORGETS)), protocol=protocol_of(FORGETS))
-    assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 5)
-    assert "fails the suites gate" in verdict.sentence()
-    assert verdict.reasons[0].startswith("the suites gate fails: the loss on the suite general (incumbent minus")
-    kept = decide(inputs_of_tables(KEEPS, tables_of(KEEPS)), protocol=protocol_of(KEEPS))
+    verdict = reach_verdict(inputs_of_tables(FORGETS, tables_of(FORGETS)), protocol=protocol_of(FORGETS))
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.STAY, "incumbent", ())
+    [gates] = [sentence for sentence in verdict.sentences if "suites gate fails" in sentence]
+    assert "the loss on the suite general (incumbent minus" in gates
+    assert "passes suites" in verdict.sentences[-1]
+    kept = reach_verdict(inputs_of_tables(KEEPS, tables_of(KEEPS)), protocol=protocol_of(KEEPS))
     assert kept.outcome is Outcome.FINE_TUNE
     assert next(gate for gate in kept.gates if gate.name == "suites").state is State.PASSES
 
@@ -55,7 +55,7 @@ def test_the_scores_by_group_are_in_report_card_and_console() -> None:
     card = to_model_card(evidence)
     assert "| general | 0.700 | 0.200 | 100 |" in card
     assert "The suites gate FAILS for the candidate." in card
-    assert any("suites fails" in line for line in verdict_lines(evidence))
+    assert any("suites gate fails" in line for line in verdict_lines(evidence))
     without = evidence_of(replace(FORGETS, suites={}))
     assert "## Suites" not in to_model_card(without)
     assert 'id="suites"' not in to_html(without)
@@ -69,17 +69,3 @@ def test_a_model_that_cannot_answer_a_row_has_no_score() -> None:
     scores = suite_scores(tables, suites=("x",), roles=("incumbent", "candidate"))
     assert [score.scores["incumbent"] for score in scores] == [None, 1.0, None]
     assert scores[0].scores["candidate"] == pytest.approx(2 / 3)
-
-
-def test_answers_to_other_rows_or_without_valid_scores_are_refused() -> None:
-    tables, protocol = tables_of(FORGETS), protocol_of(FORGETS)
-    name = "candidate_suite-general"
-    for changed, message in (
-        (suite_table("full", [1.0] * 99), "answer different rows of the suite general"),
-        (suite_table("full", [2.0] * 100), "has no scores from 0 to 1 for the suite general"),
-    ):
-        with pytest.raises(VerdictRefused, match=message):
-            decide(inputs_of_tables(FORGETS, tables | {name: changed}), protocol=protocol)
-    del tables[name]
-    with pytest.raises(ValueError, match="the recipe has the suite general; give all models' answers to it"):
-        decide(inputs_of_tables(FORGETS, tables), protocol=protocol)
