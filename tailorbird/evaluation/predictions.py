@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +71,28 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    def take(self, positions: Sequence[int]) -> Predictions:
+        """Return the predictions of the rows at `positions`, in that order."""
+
+        def texts(values: Sequence[str]) -> tuple[str, ...]:
+            return tuple(values[position] for position in positions)
+
+        kept = np.array(positions, dtype=np.int64)
+        logprobs = None if self.logprobs is None else tuple(self.logprobs[position] for position in positions)
+        return replace(
+            self,
+            row_ids=texts(self.row_ids),
+            labels=texts(self.labels),
+            outputs=texts(self.outputs),
+            scores=self.scores[kept],
+            confidences=self.confidences[kept],
+            calibrated=self.calibrated[kept],
+            groups={name: texts(values) for name, values in self.groups.items()},
+            measures={name: values[kept] for name, values in self.measures.items()},
+            clusters=None if self.clusters is None else texts(self.clusters),
+            logprobs=logprobs,
+        )
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
         """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused if missing."""

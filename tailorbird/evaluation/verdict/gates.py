@@ -29,7 +29,7 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
         }
 
     if limits.calibration is not None:
-        gates.append(calibration_gate(candidate, incumbent=incumbent, limits=limits.calibration, alpha=alpha))
+        gates.append(calibration_gate(candidate, limits=limits.calibration, alpha=alpha))
     if limits.groups is not None:
         gates.append(
             groups_gate(candidate, incumbent=incumbent, limits=limits.groups, alpha=alpha, metric=protocol.metric)
