@@ -1,68 +1,153 @@
-"""Measure the power of the suites gate on `refusals` and `over-refusals`: losses that fail, and what passes.
+"""Measure the suites gate: how often it passes a sound candidate, and finds a loss on one of five suites.
 
     python -m benchmarks.evaluation.suite_power
 
-Each suite has as many rows as the built-in ones, scores of 0 and 1, and the default margin. The incumbent scores 20% or
-95%. The candidate loses a share of all rows on one suite, alone or with four other suites on which it answers as the
-incumbent does. With random changes, a further 2% of the rows get worse, and 2% better.
+Five suites of equal numbers of rows with scores of 0 and 1 and the default margin. On each suite, some answers get
+worse and as many get better (*changes*, as a share of the rows for each side). *claimed* is the loss that the gate
+states as found in 80% of tests. Further tables have scores between 0 and 1: rare losses of 90 points that sum to the
+margin, and a suite like `bias` of pairs and questions.
 """
 
-from itertools import product
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.rounds import Figures, finish, print_table
+from benchmarks.rounds import finish, print_table
 from tailorbird.config.suites import SuiteConfig
-from tailorbird.data.suites.read import read_suite
-from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.predictions import Predictions
 
-ALPHA, SEED, NUM_GATES = 0.05, 2026, 2_000
+FloatArray = NDArray[np.float64]
+Draw = Callable[[np.random.Generator], tuple[FloatArray, FloatArray]]
+"""Returns the scores of the candidate and of the incumbent on a suite."""
+
+ALPHA = 0.05
+SEED = 2026
+NUM_GATES = 400
 CONFIG = SuiteConfig(uri="builtin://refusals")
-INCUMBENTS, CHANGES, NUM_OTHERS = (0.2, 0.95), (0.0, 0.02), (0, 4)
-DETECTED = {(0, 0.0): 0.13, (4, 0.0): 0.15, (0, 0.02): 0.15, (4, 0.02): 0.18}
-"""Loss that is detected in 80% of cases, by number of other suites and share of random changes."""
-BOUNDS = {"detected": ">= 0.8", "unchanged_that_pass": ">= 1", "losses_of_the_margin_that_pass": "<= 0.05"}
+NUM_SUITES = 5
+ROWS = (100, 150, 300)
+CHANGES = (0.0, 0.01, 0.02, 0.03, 0.05)
+INCUMBENT = 0.8
+HARM = 0.1
+BUILTIN = "150 rows, changes 2%"
+RARE_LOSS = 0.9
+RARE = ((5, 0.25), (20, 0.07), (50, 0.07), (150, 0.07))
+"""Rows and margin of the suites with rare losses."""
+BOUNDS = {
+    "losses_of_10_points_found": ">= 0.8",
+    "claimed_losses_found_least": ">= 0.75",
+    "claimed_losses_found_most": "<= 0.92",
+    "sound_candidates_that_pass": ">= 0.5",
+    "sound_candidates_that_fail": "<= 0.05",
+    "unchanged_candidates_that_pass": ">= 1",
+    "losses_of_the_margin_that_pass": "<= 0.05",
+    "rare_losses_of_the_margin_that_pass": "<= 0.06",
+    "equal_models_that_pass_pairs_and_questions": ">= 0.8",
+}
 
 
 def main() -> None:
-    """Prints a table, then one line of JSON."""
-    num_rows = {len(read_suite(f"builtin://{name}")) for name in ("refusals", "over-refusals")}
-    (n,) = num_rows  # both suites have the same number
-    rows: dict[str, Figures] = {}
-    rates: dict[str, list[float]] = {name: [] for name in BOUNDS}
-    for others, changed, score in product(NUM_OTHERS, CHANGES, INCUMBENTS):
-        for loss in (0.0, CONFIG.max_loss, DETECTED[others, changed]):
-            fails, passes = _rates(score, loss=loss, changed=changed, num_rows=n, num_others=others)
-            name = f"{others} other suites, incumbent {score:.0%}, changes {changed:.0%}, loss {loss:.0%}"
-            rows[name] = {"fails": fails, "passes": passes}
-            if loss > CONFIG.max_loss:
-                rates["detected"].append(fails)
-            elif loss:
-                rates["losses_of_the_margin_that_pass"].append(passes)
-            elif not changed:
-                rates["unchanged_that_pass"].append(passes)
-    print_table(f"Suites of {n} rows with a margin of {CONFIG.max_loss:.0%}", rows)
-    worst = {name: (min if BOUNDS[name].startswith(">") else max)(values) for name, values in rates.items()}
-    finish("suite_power", worst, bounds=BOUNDS)
+    """Prints tables, then one line of JSON."""
+    rows: dict[str, dict[str, float]] = {}
+    for n in ROWS:
+        for changes in CHANGES:
+            rows[f"{n} rows, changes {changes:.0%}"] = _five_suites(n, changes=changes)
+    print_table(f"{NUM_SUITES} suites with a margin of {CONFIG.max_loss:.0%}", rows)
+    rare = {f"{n} rows, margin {margin:.0%}": _rates(_rare_losses(n, margin), max_loss=margin) for n, margin in RARE}
+    print_table("Nearly equal scores, but rare losses of 90 points that sum to the margin", rare)
+    pairs = {f"{share:.0%} of the questions differ": _rates(_pairs(share)) for share in (0.0, 0.05, 0.15)}
+    print_table("80 pairs whose scores vary by 5 points, and 20 questions, no loss", pairs)
+    unchanged = [row for name, row in rows.items() if name.endswith("changes 0%")]
+    figures = {
+        "losses_of_10_points_found": rows[BUILTIN]["10 points fail"],
+        "claimed_losses_found_least": min(row["claimed fails"] for row in rows.values()),
+        "claimed_losses_found_most": max(row["claimed fails"] for row in rows.values()),
+        "sound_candidates_that_pass": rows[BUILTIN]["passes"],
+        "sound_candidates_that_fail": max(row["fails"] for row in rows.values()),
+        "unchanged_candidates_that_pass": min(row["passes"] for row in unchanged),
+        "losses_of_the_margin_that_pass": max(row["margin passes"] for row in rows.values()),
+        "rare_losses_of_the_margin_that_pass": max(row["passes"] for row in rare.values()),
+        "equal_models_that_pass_pairs_and_questions": pairs["0% of the questions differ"]["passes"],
+    }
+    finish("suite_power", figures, bounds=BOUNDS)
 
 
-def _rates(score: float, *, loss: float, changed: float, num_rows: int, num_others: int) -> tuple[float, float]:
-    """Return how often the gate fails and passes. The incumbent is right on `score` of the rows."""
-    generator, states = np.random.default_rng(SEED), []
-    shares = (score - loss - changed, loss + changed, changed, 1 - score - changed)
-    same = _answers(np.arange(num_rows) < round(score * num_rows))
-    equal = {str(number): AnsweredSuite(CONFIG, same, same) for number in range(num_others)}
-    for cells in generator.multinomial(num_rows, np.clip(shares, 0, 1), size=NUM_GATES):
-        row = np.repeat(np.arange(4), cells)  # both right, only the incumbent, only the candidate, neither
-        suite = AnsweredSuite(CONFIG, _answers((row == 0) | (row == 2)), _answers(row <= 1))
-        states.append(suites_gate({"suite": suite} | equal, alpha=ALPHA).state)
-    return states.count(State.FAILS) / NUM_GATES, states.count(State.PASSES) / NUM_GATES
+def _five_suites(n: int, *, changes: float) -> dict[str, float]:
+    """Return how often five suites pass and fail without a loss, and one of them with losses."""
+    sound = _answers(n, changes=changes)
+    generator = np.random.default_rng((SEED, n))
+    gates = [_gate([sound] * NUM_SUITES, generator) for _ in range(NUM_GATES)]
+    claimed = float(np.median([bound.detects for gate in gates for bound in gate.bounds]))
+    at_margin = _rates(_answers(n, changes=changes, loss=CONFIG.max_loss))
+    figures = _shares(gates) | {"margin passes": at_margin["passes"], "claimed": claimed}
+    for name, loss in (("10 points", HARM), ("claimed", claimed)):
+        harmed = _answers(n, changes=changes, loss=loss)
+        found = _shares([_gate([harmed, *[sound] * (NUM_SUITES - 1)], generator) for _ in range(NUM_GATES)])
+        figures[f"{name} fail" if loss == HARM else f"{name} fails"] = found["fails"]
+    return figures
 
 
-def _answers(right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Predictions:
-    n, scores = len(right), right.astype(np.float64)
+def _gate(suites: list[Draw], generator: np.random.Generator, *, max_loss: float = CONFIG.max_loss) -> Gate:
+    config = SuiteConfig(uri=CONFIG.uri, max_loss=max_loss)
+    answered = {}
+    for number, draw in enumerate(suites):
+        ours, theirs = draw(generator)
+        answered[str(number)] = AnsweredSuite(config, _table(ours), _table(theirs))
+    return suites_gate(answered, alpha=ALPHA)
+
+
+def _rates(draw: Draw, *, max_loss: float = CONFIG.max_loss) -> dict[str, float]:
+    generator = np.random.default_rng(SEED)
+    return _shares([_gate([draw], generator, max_loss=max_loss) for _ in range(NUM_GATES)])
+
+
+def _shares(gates: list[Gate]) -> dict[str, float]:
+    states = [gate.state for gate in gates]
+    passes = states.count(State.PASSES) / len(states)
+    error = float(np.sqrt(passes * (1 - passes) / len(states)))
+    return {"passes": passes, "+-": error, "fails": states.count(State.FAILS) / len(states)}
+
+
+def _answers(n: int, *, changes: float, loss: float = 0.0) -> Draw:
+    """Return answers of which some get worse and as many get better, and some more get worse by a loss."""
+    shares = (INCUMBENT - loss - changes, changes, loss + changes, 1 - INCUMBENT - changes)
+
+    def draw(generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        cells = generator.choice(4, n, p=shares)  # both right, only the candidate, only the incumbent, neither
+        return (cells <= 1).astype(np.float64), ((cells == 0) | (cells == 2)).astype(np.float64)
+
+    return draw
+
+
+def _rare_losses(n: int, margin: float) -> Draw:
+    def draw(generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        theirs = generator.uniform(0.95, 0.99, n)
+        rare = generator.random(n) < margin / RARE_LOSS
+        return theirs + generator.normal(0, 0.002, n) - RARE_LOSS * rare, theirs
+
+    return draw
+
+
+def _pairs(share: float) -> Draw:
+    """Return scores of pairs and questions; a model alone is right on this share of the questions."""
+    accuracy = (1 + np.sqrt(1 - 2 * share)) / 2
+
+    def draw(generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        means = generator.uniform(0.8, 1, 80)
+        scores = []
+        for _ in range(2):
+            pairs = np.clip(means + generator.normal(0, 0.05, 80), 0, 1)
+            scores.append(np.append(pairs, generator.random(20) < accuracy))
+        return scores[0], scores[1]
+
+    return draw
+
+
+def _table(scores: FloatArray) -> Predictions:
+    n = len(scores)
     return Predictions("simulated", ("r",) * n, ("a",) * n, ("a",) * n, scores, scores, scores)
 
 

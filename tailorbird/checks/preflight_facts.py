@@ -17,8 +17,10 @@ from cluster.resources import Holder, Node, NodeType, Versions
 from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.suites import EXTRACTION
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
+from tailorbird.data.suites.read import read_suite
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
@@ -190,7 +192,7 @@ def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
 
 
 def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
-    """Return the number of test rows, their groups and documents, from the columns of these alone.
+    """Return the number of test rows, their groups and documents, from the columns of these alone, and the suites.
 
     Without `data.test`, the test rows are a share of the training rows. Return None if a table has a fault or too many
     rows.
@@ -215,7 +217,12 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
         name: {value: max(1, round(num / num_rows * num_test)) for value, num in counted.items()}
         for name, counted in counts.items()
     }
-    return PlannedTest(num_test, groups, config.split_by, len(documents) or None)
+    suites = {
+        name: len(read_suite(suite.uri))
+        for name, suite in (recipe.evaluation.gates.suites or {}).items()
+        if suite.uri != EXTRACTION  # whose rows are those of the training data
+    }
+    return PlannedTest(num_test, groups, config.split_by, len(documents) or None, suites)
 
 
 def trained_sentences(recipe: Recipe) -> tuple[str, ...]:

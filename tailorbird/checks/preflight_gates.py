@@ -1,69 +1,129 @@
-"""Simulate which gates the test rows can settle, for a candidate with the expected gain in every group.
+"""Simulate which gates the test rows can settle, by calling them on simulated predictions of a sound candidate.
 
-The simulation is of the first access to the test rows, and of independent rows: rows that share documents settle less.
+A sound candidate has the expected gain in every group, is calibrated, and is as robust as the incumbent. Rows are
+simulated as independent: rows that share documents settle less.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.behavioral import robustness_gate
+from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.redraw import all_of, group_states
-from tailorbird.evaluation.gates.subgroups import likely_level
+from tailorbird.evaluation.gates.subgroups import groups_gate
+from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
-from tailorbird.evaluation.statistics.simulation import TestedRows
 from tailorbird.evaluation.verdict.protocol import expected_gain
 
-DISCORDANCE, ACCURACY = 0.15, 0.75
-"""Assumptions before any model is evaluated: share of rows on which two models differ, accuracy of the incumbent."""
-LOST, WON = 0.04, 0.01  # shares of right and of wrong answers that a typing error changes
-USUALLY = 0.8
-NUM_TESTS, NUM_GATES, SEED = 2_000, 10, 1991
-MAX_ROWS = 5_000  # rows of a simulated gate; more rows settle every gate but that on groups
+DISCORDANCE = 0.15  # share of the rows on which exactly one of the two models is right
+SWAPPED = 1 / 3  # share of the rows with a name, sex or age
+FLIPPED = 0.03  # share of the predictions of a model that change with them
+LOST = 0.04  # share of right answers that a typing error changes
+WON = 0.01  # share of wrong answers that it makes right
+CHANGED = 0.02  # share of the answers to a suite that get worse, and share that get better
+USUALLY = 0.5
+NUM_TESTS = 40
+SEED = 1991
+FACTORS = (1.5, 2, 3, 5, 10)  # that are tried for a margin and for the rows
+MAX_ROWS = 20_000  # in a simulated test
 
 
 @dataclass(frozen=True)
 class PlannedTest:
-    """The number of test rows, and the rows in each group by column and value."""
+    """The number of test rows, the rows in each group by column and value, and the rows of each suite."""
 
     num_rows: int
     groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     split_by: str | None = None  # column of the documents, which the simulation does not read
     num_documents: int | None = None
     """Values of `split_by` in the rows of which the test rows are a part, or in the test rows."""
+    suites: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
-    """Report how often a sound candidate would pass each gate and have FINE_TUNE."""
-    gain = expected_gain(config)
-    shares = settled_shares(config, planned, gain=gain)
-    fine_tune = shares.pop("FINE_TUNE")
-    open_gates = [f"{name} (passes in {share:.0%} of tests)" for name, share in shares.items() if share < USUALLY]
-    candidate = f"a candidate that gains {100 * gain:g} points in every group of {planned.num_rows:,} test rows"
-    smallest = min(
-        ((num, f"{column} = {value}") for column, values in planned.groups.items() for value, num in values.items()),
-        default=None,
+    """Report for each gate how often a sound candidate passes and, if seldom, which margin or rows would do."""
+    for name, margin in MARGINS.items():
+        if getattr(config.gates, name) is None or (name in ("groups", "suites") and not getattr(planned, name)):
+            continue
+        share = pass_share(name, config=config, planned=planned)
+        text = f"a sound candidate passes in {share:.0%} of simulated tests of {planned.num_rows:,} rows"
+        if name == "suites":
+            text = f"a sound candidate passes in {share:.0%} of simulated answers to {len(planned.suites)} suites"
+        if planned.split_by is not None and name != "suites":
+            text += f", counted as independent: documents of several rows by {planned.split_by} settle less"
+        if name == "groups":
+            smallest = min((rows, f"{column} = {value}") for column, value, rows in _groups(planned))
+            text += f"; the smallest group is {smallest[1]} with {smallest[0]:,} rows"
+        if share >= USUALLY:
+            yield ok(f"gate {name}", text)
+        else:
+            yield note(f"gate {name}", text, _remedy(name, margin=margin, config=config, planned=planned))
+
+
+def pass_share(name: str, *, config: EvaluationConfig, planned: PlannedTest) -> float:
+    """Return the share of simulated tests in which a sound candidate passes a gate."""
+    generator = np.random.default_rng(SEED)
+    states = [GATES[name](generator, config, planned).state for _ in range(NUM_TESTS)]
+    return float(np.mean([state is State.PASSES for state in states]))
+
+
+def _remedy(name: str, *, margin: str, config: EvaluationConfig, planned: PlannedTest) -> str:
+    """Return the smallest margin and the fewest rows of those tried with which a sound candidate usually passes."""
+    remedies = []
+    for factor in FACTORS:
+        wider = _with_margin(config, name, margin=margin, factor=factor)
+        if pass_share(name, config=wider, planned=planned) >= USUALLY:
+            remedies.append(f"{margin} {_limit(wider, name, margin):.2g}")
+            break
+    for factor in FACTORS:
+        more = _with_rows(planned, factor=factor)
+        if more.num_rows > MAX_ROWS:
+            break
+        if pass_share(name, config=config, planned=more) >= USUALLY:
+            remedies.append(f"{factor:g} times the rows")
+            break
+    options = " or ".join(remedies)
+    off = "merge small groups, or set the gate to null" if name == "groups" else "or set the gate to null"
+    return f"it passes in at least {USUALLY:.0%} with {options}; {off}" if options else f"add rows, {off}"
+
+
+def _with_margin(config: EvaluationConfig, name: str, *, margin: str, factor: float) -> EvaluationConfig:
+    """Return the configuration with a wider margin of a gate; that of every suite."""
+
+    def widened(limits: Any) -> Any:
+        return limits.model_copy(update={margin: min(factor * getattr(limits, margin), 0.99)})
+
+    limits = getattr(config.gates, name)
+    wider = {suite: widened(of) for suite, of in limits.items()} if name == "suites" else widened(limits)
+    return config.model_copy(update={"gates": config.gates.model_copy(update={name: wider})})
+
+
+def _limit(config: EvaluationConfig, name: str, margin: str) -> float:
+    limits = getattr(config.gates, name)
+    return min(of.max_loss for of in limits.values()) if name == "suites" else float(getattr(limits, margin))
+
+
+def _with_rows(planned: PlannedTest, *, factor: float) -> PlannedTest:
+    return replace(
+        planned,
+        num_rows=round(factor * planned.num_rows),
+        suites={name: round(factor * rows) for name, rows in planned.suites.items()},
     )
-    if planned.split_by is not None:
-        candidate += f" (counted as independent; documents of several rows by {planned.split_by} lower these shares)"
-    if not open_gates and fine_tune >= USUALLY:
-        text = f"{candidate} passes all gates that can be simulated, and has FINE_TUNE in {fine_tune:.0%} of tests"
-        yield ok("gates", text)
-        return
-    text = f"{candidate} has FINE_TUNE in {fine_tune:.0%} of tests"
-    if open_gates:
-        text += f"; these data often cannot settle: {', '.join(open_gates)}"
-    if smallest is not None and shares.get("groups", 1.0) < USUALLY:
-        text += f"; the smallest group is {smallest[1]} with {smallest[0]:,} rows"
-    remedy = "add test rows, merge small groups, or set a gate to null that you do not need"
-    yield note("gates", text, remedy if open_gates else "add test rows, or expect a larger gain")
+
+
+def _groups(planned: PlannedTest) -> Iterator[tuple[str, str, int]]:
+    for column, sizes in planned.groups.items():
+        for value, num_rows in sizes.items():
+            yield column, value, num_rows
 
 
 def check_documents(planned: PlannedTest) -> Iterator[CheckResult]:
@@ -100,78 +160,88 @@ def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
         yield ok("prices", "all resources that the recipe uses have a price")
 
 
-def settled_shares(config: EvaluationConfig, planned: PlannedTest, *, gain: float) -> dict[str, float]:
-    """Return the share of simulated tests in which each gate passes, and with FINE_TUNE."""
-    generator, limits = np.random.default_rng(SEED), config.gates
-    rows = _rows(generator, planned, gain=gain)
-    tests = rows.simulate(gain, num_rows=planned.num_rows, num_tests=NUM_TESTS)
-    level = config.alpha
-    proven = (tests.p_values[:, 0] < level) & (tests.intervals(level)[0][:, 0] > 0)
-    holds = proven & (tests.gains[:, 0] >= config.minimum_gain)
-    shares: dict[str, float] = {}
-    allowed = {State.PASSES} if config.regulated else {State.PASSES, State.NOT_ASSESSABLE}
-    if limits.groups is not None and planned.groups:
-        errors, freedom = tests.group_errors, tests.group_freedom
-        harm = likely_level(gain, errors=errors.mean(axis=0), freedom=freedom, limits=limits.groups)
-        states = all_of(group_states(tests, limits=limits.groups, level=harm, alpha=config.alpha))
-        shares["groups"] = float(np.mean(states == State.PASSES))
-        holds &= np.isin(states.astype(str), [str(state) for state in allowed])
-    fine_tune = float(holds.mean())
-    gates: dict[str, Callable[[], Gate]] = {}
-    if limits.calibration is not None:
-        of_calibration = limits.calibration
-        gates["calibration"] = lambda: calibration_gate(
-            _model(generator, planned), incumbent=_model(generator, planned), limits=of_calibration, alpha=config.alpha
-        )
-    if limits.robustness is not None:
-        of_robustness = limits.robustness
-        gates["robustness"] = lambda: robustness_gate(
-            candidate=_with_noise(generator, _model(generator, planned)),
-            incumbent=_with_noise(generator, _model(generator, planned)),
-            limits=of_robustness,
-            alpha=config.alpha,
-        )
-    for name, draw in gates.items():
-        drawn = [draw().state for _ in range(NUM_GATES)]
-        shares[name] = float(np.mean([state is State.PASSES for state in drawn]))
-        fine_tune *= float(np.mean([state in allowed for state in drawn]))
-    return shares | {"FINE_TUNE": fine_tune}
+def _calibration(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
+    candidate, _ = _models(generator, planned, gain=expected_gain(config))
+    assert config.gates.calibration is not None
+    return calibration_gate(candidate, limits=config.gates.calibration, alpha=config.alpha)
 
 
-def _rows(generator: np.random.Generator, planned: PlannedTest, *, gain: float) -> TestedRows:
-    """Return rows of two models with the assumed accuracy and discordance, in groups of the planned sizes."""
-    n, discordance = planned.num_rows, max(DISCORDANCE, gain)
-    won, lost = (discordance + gain) / 2, (discordance - gain) / 2
-    cell = generator.choice(4, n, p=[max(ACCURACY - lost, 0.0), won, lost, max(1 - ACCURACY - won, 0.0)])
-    members = []
-    for values in planned.groups.values():
-        sizes = np.array(list(values.values()), dtype=np.float64)
-        ends = np.round(np.cumsum(sizes) / sizes.sum() * n).astype(np.int64)
-        order, starts = generator.permutation(n), np.concatenate([[0], ends[:-1]])
-        members += [np.isin(order, np.arange(start, end)) for start, end in zip(starts, ends, strict=True)]
-    inside = np.stack(members, axis=1) if members else np.zeros((n, 0), dtype=bool)
-    inside = inside[:, inside.any(axis=0)]
-    ours, theirs = ((cell <= 1), (cell == 0) | (cell == 2))
-    return TestedRows(
-        ours[:, None].astype(np.float64), theirs[:, None].astype(np.float64), inside, np.zeros(inside.shape[1]), None
-    )
+def _by_group(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
+    """Return the groups gate by accuracy, for any metric."""
+    candidate, incumbent = _models(generator, planned, gain=expected_gain(config))
+    assert config.gates.groups is not None
+    return groups_gate(candidate, incumbent=incumbent, limits=config.gates.groups, alpha=config.alpha)
 
 
-def _model(generator: np.random.Generator, planned: PlannedTest) -> Predictions:
-    """Return the predictions of a perfectly calibrated model."""
-    n = min(planned.num_rows, MAX_ROWS)
+def _counterfactual(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
+    models = _models(generator, replace(planned, num_rows=max(1, round(SWAPPED * planned.num_rows))), gain=0.0)
+    candidate, incumbent = (_perturbed(generator, model, lost=FLIPPED, won=FLIPPED) for model in models)
+    assert config.gates.counterfactual is not None
+    limits = config.gates.counterfactual
+    return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
+
+
+def _robustness(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
+    models = _models(generator, planned, gain=expected_gain(config))
+    candidate, incumbent = (_perturbed(generator, model, lost=LOST, won=WON) for model in models)
+    assert config.gates.robustness is not None
+    limits = config.gates.robustness
+    return robustness_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
+
+
+def _suites(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
+    answered = {}
+    for name, num_rows in planned.suites.items():
+        luck = generator.random(num_rows)
+        right = luck < 0.8
+        changed = (luck < CHANGED) | (luck > 1 - CHANGED)
+        assert config.gates.suites is not None
+        answered[name] = AnsweredSuite(config.gates.suites[name], _table(right != changed), _table(right))
+    return suites_gate(answered, alpha=config.alpha)
+
+
+GATES: Mapping[str, Callable[[np.random.Generator, EvaluationConfig, PlannedTest], Gate]] = MappingProxyType({
+    "calibration": _calibration,
+    "groups": _by_group,
+    "counterfactual": _counterfactual,
+    "robustness": _robustness,
+    "suites": _suites,
+})  # fmt: skip
+"""Simulated gates of a sound candidate."""
+MARGINS = MappingProxyType({
+    "calibration": "max_ece",
+    "groups": "max_loss",
+    "counterfactual": "max_increase",
+    "robustness": "max_extra_drop",
+    "suites": "max_loss",
+})  # fmt: skip
+
+
+def _models(generator: np.random.Generator, planned: PlannedTest, *, gain: float) -> tuple[Predictions, Predictions]:
+    """Return the predictions of a calibrated candidate with this gain, and of the incumbent."""
+    n = planned.num_rows
     confidence = 0.3 + 0.7 * generator.beta(4, 1.5, n)
-    return _table(tuple(map(str, range(n))), generator.random(n) < confidence, confidence)
+    right = generator.random(n) < confidence
+    won = (max(DISCORDANCE, gain) + gain) / 2
+    lost = (max(DISCORDANCE, gain) - gain) / 2
+    changed = generator.random(n) < np.where(right, won / confidence.mean(), lost / (1 - confidence.mean()))
+    groups = {}
+    for column, sizes in planned.groups.items():
+        shares = np.array(list(sizes.values())) / sum(sizes.values())
+        groups[column] = tuple(generator.choice(list(sizes), n, p=shares).tolist())
+    candidate = replace(_table(right), calibrated=confidence, groups=groups)
+    return candidate, replace(_table(right != changed), groups=groups)
 
 
-def _with_noise(generator: np.random.Generator, clean: Predictions) -> tuple[Predictions, Predictions]:
-    """Return the predictions with those of changed texts, some of which are answered otherwise."""
+def _perturbed(generator: np.random.Generator, clean: Predictions, *, lost: float, won: float) -> Tables:
+    """Return the predictions, and those of changed texts, some of which are answered otherwise."""
     right = clean.scores == 1
-    changed = np.where(right, generator.random(len(right)) >= LOST, generator.random(len(right)) < WON)
-    return clean, _table(tuple(f"{row}|noise" for row in clean.row_ids), changed, clean.calibrated)
+    changed = generator.random(len(right)) < np.where(right, lost, won)
+    return clean, replace(_table(right != changed), row_ids=tuple(f"{row}|changed" for row in clean.row_ids))
 
 
-def _table(row_ids: tuple[str, ...], right: np.ndarray, confidence: np.ndarray) -> Predictions:
-    outputs = tuple(np.where(right, "a", "b").tolist())
+def _table(right: NDArray[np.bool_]) -> Predictions:
+    n = len(right)
     scores = right.astype(np.float64)
-    return Predictions("simulated", row_ids, ("a",) * len(row_ids), outputs, scores, confidence, confidence)
+    outputs = tuple(np.where(right, "a", "b").tolist())
+    return Predictions("simulated", tuple(map(str, range(n))), ("a",) * n, outputs, scores, scores, scores)

@@ -22,21 +22,19 @@ EXAMPLES = {
 class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
     """Maximum expected calibration error (ECE) of the candidate, after temperature scaling unless it is an endpoint."""
-    max_increase: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum amount by which the candidate's ECE may exceed the incumbent's."""
 
 
 class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
     likely_harm: float = Field(default=0.2, ge=0, lt=0.5)
-    """One-sided level at which a measured decrease of `max_loss` or more in a group fails the gate. The level is lower
-    if chance would otherwise fail more than 5% of the candidates that gain equally in every group. With 0, only a
-    decrease that is significant at `alpha` fails the gate."""
+    """One-sided level of a likely loss. A group passes if its interval at this level is above -`max_loss`. It fails if
+    it lost `max_loss` or more, its interval at this level is below 0, and it differs from all rows by more than chance.
+    With 0, the level is `alpha` divided by the number of groups."""
 
 
 class CounterfactualGateConfig(ConfigSection):
-    max_increase: float = Field(default=0.01, ge=0, lt=1)
+    max_increase: float = Field(default=0.03, ge=0, lt=1)
     """Maximum increase over the incumbent in the share of texts whose prediction changes when a name, sex or age is
     swapped."""
 

@@ -32,8 +32,8 @@ class SuiteConfig(ConfigSection):
     `metric` and `expectation`, and optionally `group`, `options` and `counterpart`; or one of the suites of this
     package: `builtin://general`, `builtin://refusals`, `builtin://over-refusals`, `builtin://bias` and
     `builtin://extraction`."""
-    max_loss: float = Field(default=0.05, gt=0, lt=1)
-    """Largest loss of the mean score on the suite against the incumbent, as a share (0.05 is five points)."""
+    max_loss: float = Field(default=0.07, gt=0, lt=1)
+    """Largest loss of the mean score on the suite against the incumbent, as a share (0.07 is seven points)."""
 
     @field_validator("uri")
     @classmethod

@@ -1,10 +1,14 @@
-"""Gates and their bounds; a bound passes or fails only if its whole interval is on one side of the limit."""
+"""Gates and their bounds: an estimate with its interval, compared with a limit."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from tailorbird.evaluation.statistics.power import MAX_ROWS
+from tailorbird.evaluation.statistics.distributions import norm_isf
+from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER
+
+Interval = tuple[float, float]
 
 
 class State(StrEnum):
@@ -22,14 +26,36 @@ class Bound:
 
     what: str  # name of the estimate in reports, for example `debiased ECE`
     estimate: float
-    interval: tuple[float, float]
+    interval: Interval
     limit: float
     n: int  # rows from which the estimate is computed
     state: State
     rows_needed: int | None = None
     """Rows that decide the bound if the estimate does not change; None if it is decided or `MAX_ROWS` are too few."""
-    shrunken: float | None = None
-    """(groups only) The estimate shrunken to the mean of all groups (partial pooling)."""
+    detects: float | None = None
+    """(losses only) The smallest true loss with which the bound fails in 80% of such tests."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate from n rows with its two-sided interval at level 1 - alpha."""
+
+    value: float
+    interval: Interval
+    n: int
+    alpha: float
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error that the interval implies."""
+        low, high = self.interval
+        return (high - low) / 2 / float(norm_isf(self.alpha / 2))
+
+    def ends(self, level: float) -> Interval:
+        """Return the ends of the one-sided intervals at a level; the normal distribution scales both sides."""
+        low, high = self.interval
+        ratio = float(norm_isf(level) / norm_isf(self.alpha / 2))
+        return self.value - ratio * (self.value - low), self.value + ratio * (high - self.value)
 
 
 @dataclass(frozen=True)
@@ -42,17 +68,43 @@ class Gate:
     note: str = ""  # further information for readers
 
 
-def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, float], n: int) -> Bound:
+def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: int) -> Bound:
     """Return a bound that passes if the interval is at or below the limit, and fails if it is above the limit."""
     low, high = interval
     if high <= limit:
         return Bound(what, estimate, interval, limit, n, State.PASSES)
     if low > limit:
         return Bound(what, estimate, interval, limit, n, State.FAILS)
-    half, distance = (high - low) / 2, abs(estimate - limit)
-    # The width of an interval decreases with the square root of the rows. No number is enough if estimate equals limit.
-    needed = None if distance**2 * MAX_ROWS < n * half**2 else max(n + 1, round(n * (half / distance) ** 2))
+    needed = _rows_needed(n, half=(high - low) / 2, distance=abs(estimate - limit))
     return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
+
+
+def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> Bound:
+    """Return a bound on a loss against the incumbent, one of `num_losses` in a gate.
+
+    It fails if the incumbent is proven better: the measured loss is at least the limit, and its one-sided interval at
+    alpha / 2, or at alpha / `num_losses` if that is lower, is above 0. It passes if the candidate is non-inferior: the
+    interval is at or below the limit.
+    """
+    level = min(loss.alpha / 2, loss.alpha / num_losses)
+    bound = Bound(
+        what,
+        loss.value,
+        loss.interval,
+        limit,
+        loss.n,
+        State.NOT_ASSESSABLE,
+        detects=_detected(limit, loss=loss, level=level),
+    )
+    if loss.interval[1] <= limit:
+        return replace(bound, state=State.PASSES)
+    low = loss.ends(level)[0]
+    if loss.value >= limit:
+        if low > 0:
+            return replace(bound, state=State.FAILS)
+        return replace(bound, rows_needed=_rows_needed(loss.n, half=loss.value - low, distance=loss.value))
+    half = loss.interval[1] - loss.value
+    return replace(bound, rows_needed=_rows_needed(loss.n, half=half, distance=limit - loss.value))
 
 
 def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
@@ -68,3 +120,25 @@ def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
     else:
         state = State.NOT_ASSESSABLE
     return Gate(name, state, tuple(bounds), note)
+
+
+def _rows_needed(n: int, *, half: float, distance: float) -> int | None:
+    """Return the rows with which half an interval is as wide as the distance; None if `MAX_ROWS` are too few."""
+    # The width of an interval decreases with the square root of the rows.
+    if distance**2 * MAX_ROWS < n * half**2:
+        return None
+    return max(n + 1, round(n * (half / distance) ** 2))
+
+
+def _detected(limit: float, *, loss: Estimate, level: float) -> float:
+    """Return the smallest true loss that is measured as at least the limit and as significant in 80% of tests.
+
+    A loss of all of the score on some of the rows adds to the variance of the measured difference.
+    """
+    z = float(norm_isf(level))
+    z_power = float(norm_isf(1 - TARGET_POWER))
+    found = limit
+    for _ in range(100):
+        error = math.sqrt(loss.standard_error**2 + found * (1 - found) / loss.n)
+        found = min(max(limit, z * error) + z_power * error, 1.0)
+    return found

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import CounterfactualGateConfig, RobustnessGateConfig
-from tailorbird.evaluation.gates.base import Gate, State, at_most, gate
+from tailorbird.evaluation.gates.base import Estimate, Gate, State, gate, no_loss
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
+from tailorbird.evaluation.statistics.paired import mean_change
 
 Tables = tuple[Predictions, Predictions]
 """A model's predictions for the clean rows and for the changed rows; changed row ids are `<row_id>|<kind>`."""
@@ -21,9 +21,8 @@ def counterfactual_gate(
     """Compare how often swapping a name, sex or age changes the predictions of the two models.
 
     A row counts as changed if any of its changed texts gets another prediction than the clean text. A row counts once,
-    because its changed texts are not independent. The difference of the two rates is paired by row: Newcombe's
-    interval if the rows are independent, Student's t over documents otherwise. Without changed texts, the gate is not
-    applicable. Raises VerdictRefused if the tables have different rows.
+    because its changed texts are not independent. The difference of the two rates has the interval of `mean_change`.
+    Without changed texts, the gate is not applicable. Raises VerdictRefused if the tables have different rows.
     """
     if not len(candidate[1]) and not len(incumbent[1]):
         none = "no test row contains a sex, an age or a given name of the English word lists, so there is none to swap"
@@ -32,15 +31,11 @@ def counterfactual_gate(
     flips = [_flips(tables, positions=positions) for tables in (candidate, incumbent)]
     rows, row_of = np.unique(positions, return_inverse=True)
     ours, theirs = (np.bincount(row_of, weights=flipped, minlength=len(rows)).clip(max=1) for flipped in flips)
-    counts, clusters = paired_counts(ours, other=theirs), _shared_clusters(candidate[0], rows)
-    bound = at_most(
+    effect = mean_change(ours, theirs, alpha=alpha, clusters=_shared_clusters(candidate[0], rows))
+    bound = no_loss(
         limits.max_increase,
         what="difference in the share of predictions that change with a name, sex or age (candidate minus incumbent)",
-        estimate=counts.gain,
-        interval=newcombe_paired_interval(counts, alpha=alpha)
-        if clusters is None
-        else mean_change(ours, theirs, alpha=alpha, clusters=clusters).interval,
-        n=counts.n,
+        loss=Estimate(effect.gain, effect.interval, len(rows), alpha),
     )
     kinds = Counter(row_id.rpartition("|")[2] for row_id in candidate[1].row_ids)
     changes = [
@@ -64,12 +59,10 @@ def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessG
     if len(positions) < 2 or (clusters is not None and len(set(clusters)) < 2):
         return gate("robustness", (), note="a single row or document has no interval")
     effect = mean_change(ours, theirs, alpha=alpha, clusters=clusters)
-    bound = at_most(
+    bound = no_loss(
         limits.max_extra_drop,
         what="difference in the score lost to typing errors, case and white space (candidate minus incumbent)",
-        estimate=effect.gain,
-        interval=effect.interval,
-        n=len(set(positions.tolist())),
+        loss=Estimate(effect.gain, effect.interval, len(set(positions.tolist())), alpha),
     )
     note = f"the candidate loses {100 * ours.mean():.2f} points, the incumbent {100 * theirs.mean():.2f}"
     return gate("robustness", (bound,), note=note)

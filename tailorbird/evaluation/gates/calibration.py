@@ -3,9 +3,6 @@
 An external endpoint has no temperature.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -14,7 +11,7 @@ from scipy.special import logsumexp
 from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import Gate, at_most, gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.statistics.debiased import DebiasedSum, debiased_difference, debiased_sum
+from tailorbird.evaluation.statistics.debiased import debiased_sum
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.registry.versions import ENDPOINT_KINDS
@@ -25,7 +22,6 @@ NUM_BINS = 15
 NUM_DRAWS = 1_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
-ECE = "debiased ECE"  # name of the bounded estimate
 INDEPENDENT = 1e-9  # share of the variance of a bin that is added to it, so that its covariance has a Cholesky factor
 SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
 
@@ -65,44 +61,30 @@ def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -
     return _ece_of(*_excess(correct, confidence, num_bins), num_bins)
 
 
-def calibration_gate(
-    candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGateConfig, alpha: float
-) -> Gate:
-    """Test that the candidate's ECE is small and not much larger than the incumbent's, after temperature scaling.
+def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, alpha: float) -> Gate:
+    """Test that the candidate's ECE is small, after temperature scaling.
 
-    A candidate without confidences cannot be assessed. If only the incumbent has none, which is possible for an
-    external endpoint, only `max_ece` applies. Both ECEs are debiased (`statistics.debiased`): a perfectly calibrated
-    model has a measured ECE of about 0.08 on 200 rows. The errors of the bins of both models are drawn together, from
-    the covariance over documents if rows share documents. Raises VerdictRefused if the rows differ or a confidence is
-    invalid.
+    A candidate without confidences cannot be assessed. The ECE is debiased (`statistics.debiased`): a perfectly
+    calibrated model has a measured ECE of about 0.08 on 200 rows. The errors of the bins are drawn from the covariance
+    over documents if rows share documents. Raises VerdictRefused if a confidence is invalid.
     """
-    align(candidate, incumbent)
-    n = len(candidate)
+    align(candidate)
     if not has_confidences(candidate):
         return gate("calibration", (), note=f"{candidate.model} returns no confidences")
-    if not has_confidences(incumbent):
-        return _without_incumbent(candidate, incumbent=incumbent.model, limits=limits, alpha=alpha)
-    measured = [_ece_of(*_excess_of(table), NUM_BINS) for table in (candidate, incumbent)]
-    documents = documents_of(candidate.clusters, num_rows=n)
+    documents = documents_of(candidate.clusters, num_rows=len(candidate))
     if documents.num < LEAST_DOCUMENTS:
-        return gate("calibration", (), note=_too_few(documents))
-    ours, theirs = _debiased((candidate, incumbent), documents=documents, alpha=alpha)
-    increase, of_increase = debiased_difference(ours, theirs)
-    bounds = (
-        at_most(limits.max_ece, what=ECE, estimate=ours.estimate, interval=ours.interval, n=n),
-        at_most(
-            limits.max_increase,
-            what=f"difference in {ECE} (candidate minus incumbent)",
-            estimate=increase,
-            interval=of_increase,
-            n=n,
-        ),
-    )
+        few = f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
+        return gate("calibration", (), note=few)
+    excess, bins = _excess_of(candidate)
+    estimate, interval = _debiased(candidate, documents=documents, alpha=alpha)
+    bound = at_most(limits.max_ece, what="debiased ECE", estimate=estimate, interval=interval, n=len(candidate))
     note = (
-        f"ECE in {NUM_BINS} bins of equal width: candidate {ours.estimate:.4f}, incumbent {theirs.estimate:.4f}; "
-        f"before the correction for chance {measured[0]:.4f} and {measured[1]:.4f}{_scaling(candidate, incumbent)}"
+        f"ECE in {NUM_BINS} bins of equal width: {estimate:.4f}, before the correction for chance "
+        f"{_ece_of(excess, bins, NUM_BINS):.4f}"
     )
-    return gate("calibration", bounds, note=note)
+    if candidate.model in ENDPOINT_KINDS:
+        note += "; confidences of an endpoint are not scaled by a temperature"
+    return gate("calibration", (bound,), note=note)
 
 
 def has_confidences(table: Predictions) -> bool:
@@ -111,61 +93,26 @@ def has_confidences(table: Predictions) -> bool:
     return not (len(table) and (missing.all() or (table.model == "hybrid" and missing.any())))
 
 
-def _without_incumbent(candidate: Predictions, *, incumbent: str, limits: CalibrationGateConfig, alpha: float) -> Gate:
-    """Return the gate without a comparison, for an incumbent without confidences."""
-    documents, n = documents_of(candidate.clusters, num_rows=len(candidate)), len(candidate)
-    measured = _ece_of(*_excess_of(candidate), NUM_BINS)
-    if documents.num < LEAST_DOCUMENTS:
-        return gate("calibration", (), note=_too_few(documents))
-    [ours] = _debiased((candidate,), documents=documents, alpha=alpha)
-    bound = at_most(limits.max_ece, what=ECE, estimate=ours.estimate, interval=ours.interval, n=n)
-    note = (
-        f"ECE in {NUM_BINS} bins of equal width: candidate {ours.estimate:.4f}, before the correction for chance "
-        f"{measured:.4f}; the incumbent, {incumbent}, returns no confidences, so max_increase does not apply"
-        f"{_scaling(candidate)}"
-    )
-    return gate("calibration", (bound,), note=note)
-
-
-def _scaling(*tables: Predictions) -> str:
-    """Return the end of a note if one of the models is an endpoint."""
-    if not any(table.model in ENDPOINT_KINDS for table in tables):
-        return ""
-    return "; confidences of an endpoint are not scaled by a temperature, those of other models are"
-
-
-def _too_few(documents: Documents) -> str:
-    return f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
-
-
-def _debiased(tables: Sequence[Predictions], *, documents: Documents, alpha: float) -> tuple[DebiasedSum, ...]:
-    """Return the debiased ECE of each model on the same rows, from draws of the joint error of their bins."""
-    n, freedom = len(documents.codes), documents.degrees_of_freedom
+def _debiased(table: Predictions, *, documents: Documents, alpha: float) -> tuple[float, tuple[float, float]]:
+    """Return the debiased ECE with its interval, from draws of the joint error of its bins."""
+    n = len(table)
+    freedom = documents.degrees_of_freedom
     # An error that occurs on none of n rows may have this rate, and a bin of few rows may show less variance than the
     # bin of a calibrated model has.
     unseen = min(unseen_rate(freedom + 1, alpha=alpha), 0.5)
-    sums, least, num_bins = [], [], []
-    for table in tables:
-        excess, bins = _excess_of(table)
-        confidence = np.clip(table.calibrated, unseen, 1 - unseen)
-        members = [bins == index for index in np.unique(bins)]
-        sums += [documents.sums(np.where(rows, excess, 0.0)) for rows in members]
-        least += [float(np.sum((confidence * (1 - confidence))[rows])) / n**2 for rows in members]
-        num_bins.append(len(members))
-    by_document = np.stack(sums, axis=1)
+    excess, bins = _excess_of(table)
+    confidence = np.clip(table.calibrated, unseen, 1 - unseen)
+    members = np.stack([bins == index for index in np.unique(bins)])
+    by_document = np.stack([documents.sums(np.where(rows, excess, 0.0)) for rows in members], axis=1)
     covariance = documents.mean_covariance(by_document)
-    covariance += np.diag(np.maximum(np.array(least) - np.diag(covariance), 0.0))
-    # Cholesky's factor is unique, unlike eigenvectors; models with the same answers have a singular covariance.
+    least = members @ (confidence * (1 - confidence)) / n**2
+    covariance += np.diag(np.maximum(least - np.diag(covariance), 0.0))
+    # Cholesky's factor is unique, unlike eigenvectors.
     factor = np.linalg.cholesky(covariance + INDEPENDENT * np.diag(np.diag(covariance)))
     generator = np.random.default_rng(SEED)
     normal = generator.standard_normal((NUM_DRAWS, len(factor))) @ factor.T
     noise = normal * np.sqrt(freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1)))  # Student's t
-    means = by_document.sum(axis=0) / n
-    ends = np.cumsum([0, *num_bins])
-    return tuple(
-        debiased_sum(means[first:end], noise=noise[:, first:end], unseen=unseen, alpha=alpha)
-        for first, end in pairwise(ends)
-    )
+    return debiased_sum(by_document.sum(axis=0) / n, noise=noise, unseen=unseen, alpha=alpha)
 
 
 def _excess_of(predictions: Predictions) -> tuple[FloatArray, NDArray[np.int64]]:

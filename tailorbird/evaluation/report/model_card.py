@@ -6,7 +6,7 @@ from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.suites import WITH_TRAINING_ROWS
+from tailorbird.evaluation.gates.suites import WITH_TRAINING_ROWS, loss_name
 from tailorbird.evaluation.report.console import (
     mix_sentence,
     power_sentence,
@@ -101,12 +101,8 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     verdict = evidence.verdict
     scores = dict(verdict.model(role).scores)
     gate = _gates(verdict, role=role).get("calibration")
-    if gate is not None and gate.bounds:
-        of_candidate, *increases = (bound.estimate for bound in gate.bounds)
-        if role != "incumbent":
-            scores["ece"] = of_candidate
-        elif increases:  # an incumbent without confidences has no ECE
-            scores["ece"] = of_candidate - increases[0]
+    if gate is not None and gate.bounds and role != "incumbent":
+        scores["ece"] = gate.bounds[0].estimate
     return scores
 
 
@@ -203,14 +199,13 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         low, high = bound.interval
         change = f"{points(bound.estimate)} ({points(low)} to {points(high)})"
         group = bound.what.removeprefix("change for ").replace("|", "\\|")
-        shrunken = "" if bound.shrunken is None else points(bound.shrunken)
-        rows.append(f"| {group} | {change} | {shrunken} | {bound.n:,} | {bound.state} |")
+        rows.append(f"| {group} | {change} | {bound.n:,} | {bound.state} |")
     if not rows:
         return gate.note
     compared = "Change from the incumbent to this version"
     if role == "incumbent":
         compared = "Change from this version to the candidate"
-    head = "| group | points (interval) | shrunken to the mean of the groups | rows | state |\n|---|---|---|---|---|\n"
+    head = "| group | points (interval) | rows | state |\n|---|---|---|---|\n"
     table = head + "\n".join(rows)
     return f"{compared}, in {METRIC_NAMES[verdict.metric]}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
 
@@ -220,18 +215,20 @@ def _suites(evidence: Evidence, *, role: str) -> list[str]:
     compared = [
         name for name in dict.fromkeys(("incumbent", role)) if evidence.suites and name in evidence.suites[0].scores
     ]
-    rows = [
-        [
-            score.suite,
-            *("" if score.scores[name] is None else f"{score.scores[name]:.3f}" for name in compared),
-            f"{score.n:,}",
-        ]
-        for score in evidence.suites
-        if score.group is None
-    ]
-    head = ["suite", *compared, "rows"]
+    gate = _gates(evidence.verdict, role=role).get("suites")
+    detects = {} if gate is None else {bound.what: bound.detects for bound in gate.bounds}
+    rows = []
+    for score in evidence.suites:
+        if score.group is not None:
+            continue
+        scores = ("" if score.scores[name] is None else f"{score.scores[name]:.3f}" for name in compared)
+        found = detects.get(loss_name(score.suite))
+        rows.append([score.suite, *scores, f"{score.n:,}", "" if found is None else f"{100 * found:.1f}"])
+    if not rows:
+        return []
+    head = ["suite", *compared, "rows", "loss found in 80% of tests, points"]
     table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return ["## Suites", "Mean scores on the regression suites.", "\n".join(table)] if rows else []
+    return ["## Suites", "Mean scores on the regression suites.", "\n".join(table)]
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:

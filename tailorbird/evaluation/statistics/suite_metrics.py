@@ -71,17 +71,17 @@ def expectation_fault(rows: Rows) -> tuple[int, str] | None:
 def choice_score(likelihoods: Sequence[float], *, metric: str, options: Sequence[str], expectation: str) -> float:
     """Return the score of a row in a metric of `LIKELIHOOD_METRICS`, from the log-likelihoods of its options.
 
-    `forced_choice` has one log-likelihood for each option, and is 1 if the expectation has the highest one.
-    `same_choice` has those of the prompt, then those of the counterpart. It is 1 minus the total variation distance of
-    the two distributions over the options: 1 if they are equal, 0 if each is certain of another option.
+    `forced_choice` has one log-likelihood for each option, and is the probability of the expectation among the options.
+    It shows a loss on fewer rows than a count of right choices. `same_choice` has the log-likelihoods of the prompt,
+    then those of the counterpart. It is 1 minus the total variation distance of the two distributions over the options:
+    1 if they are equal, 0 if each is certain of another option.
     """
-    values = np.array(likelihoods, dtype=np.float64)
+    values = np.array(likelihoods, dtype=np.float64).reshape(-1, len(options))
+    odds = np.exp(values - values.max(axis=1, keepdims=True))
+    shares = odds / odds.sum(axis=1, keepdims=True)
     if metric == "forced_choice":
-        return float(options[int(np.argmax(values))] == expectation)
-    pair = values.reshape(2, len(options))
-    odds = np.exp(pair - pair.max(axis=1, keepdims=True))
-    first, second = odds / odds.sum(axis=1, keepdims=True)
-    return max(0.0, float(1 - np.abs(first - second).sum() / 2))  # rounding can exceed a distance of 1
+        return float(shares[0, options.index(expectation)])
+    return max(0.0, float(1 - np.abs(shares[0] - shares[1]).sum() / 2))  # rounding can exceed a distance of 1
 
 
 def _structured(metric: str, *, options: Sequence[str]) -> AnswerMetric:

@@ -28,7 +28,7 @@ def evaluate_gates(
     limits, alpha = protocol.gates, protocol.alpha
     gates = []
     if limits.calibration is not None:
-        gates.append(calibration_gate(model.clean, incumbent=incumbent.clean, limits=limits.calibration, alpha=alpha))
+        gates.append(calibration_gate(model.clean, limits=limits.calibration, alpha=alpha))
     if limits.groups is not None:
         metric = protocol.metric
         gates.append(

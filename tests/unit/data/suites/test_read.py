@@ -17,7 +17,7 @@ from tailorbird.data.splits import normalise
 from tailorbird.data.suites.read import read_suite
 from tailorbird.evaluation.statistics.effect import unseen_rate
 
-NUM_ROWS = {"general": 100, "refusals": 150, "over-refusals": 150, "bias": 100}
+NUM_ROWS = {"general": 150, "refusals": 150, "over-refusals": 150, "bias": 100}
 ROW = {"prompt": "What is 2 plus 2?", "metric": "numeric", "expectation": "4"}
 CHOICE = {"prompt": "Yes or no?", "metric": "forced_choice", "expectation": "yes", "options": ["yes", "no"]}
 

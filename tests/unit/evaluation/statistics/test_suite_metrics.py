@@ -43,13 +43,18 @@ def test_a_choice_is_one_of_the_options_of_the_row() -> None:
     assert score_answer("Yes and no.", metric="choice", expectation="yes", options=("yes", "no")) == 0
 
 
-def test_the_likeliest_option_is_the_choice() -> None:
+def test_a_forced_choice_scores_the_probability_of_the_expectation_among_the_options() -> None:
     options = ("yes", "no", "unknown")
-    scores = [
-        choice_score((-3.0, -2.0, -9.0), metric="forced_choice", options=options, expectation=option)
-        for option in options
-    ]
-    assert scores == [0, 1, 0]
+
+    def score(likelihoods: tuple[float, ...], expectation: str) -> float:
+        return choice_score(likelihoods, metric="forced_choice", options=options, expectation=expectation)
+
+    likelihoods = (-903.0, -902.0, -909.0)
+    scores = [score(likelihoods, option) for option in options]
+    assert sum(scores) == pytest.approx(1)
+    assert scores[1] == pytest.approx(1 / (1 + np.exp(-1) + np.exp(-7)))
+    assert score((0.0, -100.0, -100.0), "yes") == pytest.approx(1)
+    assert score((0.0, -100.0, -100.0), "no") == pytest.approx(0)
 
 
 def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0() -> None:

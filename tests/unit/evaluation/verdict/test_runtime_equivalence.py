@@ -66,11 +66,11 @@ def test_few_documents_cannot_rule_out_rare_losses_whether_outputs_differ_or_not
 
 def test_a_failed_gate_or_an_open_gate_in_a_regulated_recipe_prevents_acceptance() -> None:
     none = {"groups": None, "counterfactual": None, "robustness": None}
-    strict = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.05, max_increase=0.02), **none)
+    strict = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.05), **none)
     result = equivalence_of(1500, 2, 3, 495, gates=strict)  # confidence 0.5, accuracy 0.75
     assert not result.accepted
     assert any(reason.startswith("the calibration gate fails") for reason in result.reasons)
-    near = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.25, max_increase=0.02), **none)
+    near = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.25), **none)
     assert equivalence_of(1500, 2, 3, 495, gates=near).accepted
     result = equivalence_of(1500, 2, 3, 495, gates=near, regulated=True)
     assert not result.accepted

@@ -3,8 +3,6 @@
 If a figure changes, `verify` fails for verdicts that were made before the change.
 """
 
-import re
-
 import pytest
 
 from tailorbird.evaluation.verdict.reach import reach_verdict
@@ -33,11 +31,6 @@ def figures(verdict: Verdict) -> dict[str, float | None]:
     }
 
 
-def p_values_of_gaps(verdict: Verdict) -> list[str]:
-    """Return the p values of the differences between groups, of scores and of changes."""
-    return re.findall(r"p = (0\.\d+)", next(gate.note for gate in verdict.gates if gate.name == "groups"))
-
-
 EXPECTED = {
     "accuracy": {
         "low": -0.001773590667511038,
@@ -47,7 +40,6 @@ EXPECTED = {
         "power": 0.2125,
         "rows": 3544,
         "debiased ECE": 0.05450895062831063,
-        "difference in debiased ECE (candidate minus incumbent)": 0.04402643787717232,
     },
     "macro_f1": {
         "low": 0.01072776316091335,
@@ -57,7 +49,6 @@ EXPECTED = {
         "power": 0.015,
         "rows": 10469,
         "debiased ECE": 0.056958370248621396,
-        "difference in debiased ECE (candidate minus incumbent)": 0.04757332611695485,
     },
     "token_f1": {
         "low": 0.024525269608009357,
@@ -68,7 +59,6 @@ EXPECTED = {
         "rows": 2980,
     },
 }
-GAPS = {"accuracy": ["0.947", "0.619"], "macro_f1": ["0.580", "0.252"], "token_f1": ["0.257", "0.107"]}
 
 
 @pytest.mark.parametrize("name", SIMULATIONS)
@@ -76,4 +66,3 @@ def test_the_figures_of_a_verdict_are_the_same_everywhere(name: str) -> None:
     simulation = SIMULATIONS[name]
     verdict = reach_verdict(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
     assert figures(verdict) == pytest.approx(EXPECTED[name], rel=1e-9, abs=1e-12)
-    assert p_values_of_gaps(verdict) == GAPS[name]
