@@ -24,7 +24,7 @@ COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
 class VerdictRefused(ValueError):
-    """The predictions cannot be compared, so there is no verdict (rule 1)."""
+    """The predictions cannot be compared, so there is no verdict."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ def detectable_gain(num_test: int, *, variance: float) -> float:
     """Return the smallest gain that is proven in 80% of tests if a row's difference has this variance."""
     for steps in range(2, 101):
         gain = steps * STEP
-        precision = Precision(num_test, num_test, math.sqrt(max(variance, gain) / num_test))
+        precision = Precision(num_test, math.sqrt(max(variance, gain) / num_test))
         if precision.power(gain, minimum_gain=minimum_gain(gain), alpha=ALPHA) >= POWER:
             return round(gain, 3)
     return 0.5

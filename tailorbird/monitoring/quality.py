@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, test_propor
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
-from tailorbird.evaluation.statistics.paired import holm, wilson_interval
+from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.monitoring.day_variance import effective_rows
 from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 
@@ -148,8 +148,8 @@ def group_gate(
 ) -> Gate:
     """Compare the accuracy of each group with the reference. The rows differ, so the comparison is unpaired.
 
-    A group fails if its loss is proven: by Holm's test over the groups, and with the upper end of Newcombe's interval
-    for two proportions below 0 at the adjusted level. Unlike with paired rows, a likely loss never decides: between two
+    A group fails if its loss is proven at alpha divided by the number of groups, by the test and by the upper end of
+    Newcombe's interval for two proportions. Unlike with paired rows, a likely loss never decides: between two
     samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of the
     unadjusted interval is above -`max_loss`, and is not assessable otherwise. Answers to a subject, or to a request
     without one, may all be equal, so tests and intervals use the effective number of rows. Rows with values that are
@@ -168,13 +168,14 @@ def group_gate(
     known = {name: counts[name] for name in fixed if counts[name].n}
     if not known:
         return gate("groups", (), note=note or "no labelled answer belongs to a group")
-    p_values = [_p_value(now, reference[name]) for name, now in known.items()]
-    ordered, bounds = sorted(p_values), []
-    for (name, now), p_value, adjusted in zip(known.items(), p_values, holm(p_values), strict=True):
-        before, level = reference[name], alpha / (len(known) - ordered.index(p_value))
-        change, interval = now.right / now.n - before.right / before.n, _interval(now, before, alpha=alpha)
+    level = alpha / len(known)
+    bounds = []
+    for name, now in known.items():
+        before = reference[name]
+        change = now.right / now.n - before.right / before.n
+        interval = _interval(now, before, alpha=alpha)
         state = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
-        if adjusted < alpha and _interval(now, before, alpha=level)[1] < 0:
+        if _p_value(now, before) < level and _interval(now, before, alpha=level)[1] < 0:
             state = State.FAILS
         bounds.append(Bound(f"change for {name}", change, interval, -limits.max_loss, now.n, state))
     return gate("groups", bounds, note=note)

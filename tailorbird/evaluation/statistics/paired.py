@@ -1,16 +1,16 @@
 """Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson; `compare` by any metric."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
-from tailorbird.evaluation.statistics.bootstrap import likelihood_interval, macro_f1_effect, mean_effect
+from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect, mean_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
-from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
+from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
 from tailorbird.evaluation.statistics.scoring import score_table
 
@@ -208,38 +208,6 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
     if len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
     return with_unseen(mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha)
-
-
-def cautious_change(
-    ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None
-) -> Effect:
-    """Return `mean_change` with an interval for tests of non-inferiority, which does not exclude rare large losses.
-
-    For independent rows, this is the interval of `mean_change`. Over documents, it also contains the interval of
-    `bootstrap.likelihood_interval` and reaches at least the unseen rate to both sides of the change.
-    """
-    effect = mean_change(ours, theirs, alpha=alpha, clusters=clusters)
-    documents, freedom = documents_of(clusters, num_rows=len(ours)), effect.degrees_of_freedom
-    if freedom is None or documents.num < LEAST_DOCUMENTS:
-        return effect
-    low, high = likelihood_interval(
-        documents.sums(ours - theirs), sizes=documents.sizes, alpha=alpha, degrees_of_freedom=freedom
-    )
-    wide = replace(effect, interval=(min(low, effect.interval[0]), max(high, effect.interval[1])))
-    return with_unseen(wide, num_units=freedom + 1, alpha=alpha)
-
-
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return Holm's adjusted p values in the given order. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
-
-    The function of statsmodels runs the garbage collector on each call (0.3 s with torch loaded). A test compares the
-    two.
-    """
-    values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
-    return tuple(adjusted.tolist())
 
 
 def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:
