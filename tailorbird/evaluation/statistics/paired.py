@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
-from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect, mean_effect
+from tailorbird.evaluation.statistics.bootstrap import likelihood_interval, macro_f1_effect, mean_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
-from tailorbird.evaluation.statistics.documents import document_effect, documents_of
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
 from tailorbird.evaluation.statistics.scoring import score_table
 
@@ -68,8 +68,8 @@ class Comparison:
     """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
     lowest: float
-    """Lower end of the gain in tests of non-inferiority: that of `interval`. For a mean over documents, it is at most
-    the gain minus the unseen rate, because few documents seldom contain a rare one with large losses."""
+    """Lower end of the gain in tests of non-inferiority: that of `interval`, or of `cautious_change` for a mean over
+    documents, because few documents seldom contain a rare one with large losses."""
     degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
 
 
@@ -180,8 +180,8 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         scores_of_both = (candidate.per_row(metric), other.per_row(metric))
         effect = mean_change(*scores_of_both, alpha=alpha, clusters=candidate.clusters)
     lowest = effect.interval[0]
-    if metric != "macro_f1" and effect.degrees_of_freedom is not None:
-        lowest = min(lowest, effect.gain - unseen_rate(effect.degrees_of_freedom + 1, alpha=alpha))
+    if metric != "macro_f1" and candidate.clusters is not None:
+        lowest = _lowest_over_documents(effect, scores_of_both, clusters=candidate.clusters, alpha=alpha)
     return Comparison(
         counts,
         *scores,
@@ -208,6 +208,19 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
     if len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
     return with_unseen(mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha)
+
+
+def _lowest_over_documents(
+    effect: Effect, scores: tuple[FloatArray, FloatArray], *, clusters: Sequence[str], alpha: float
+) -> float:
+    """Return the lowest gain that does not exclude rare documents with large losses, which Student's t does."""
+    freedom = effect.degrees_of_freedom
+    documents = documents_of(clusters, num_rows=len(clusters))
+    if freedom is None or documents.num < LEAST_DOCUMENTS:
+        return effect.interval[0]
+    sums = documents.sums(scores[0] - scores[1])
+    low, _ = likelihood_interval(sums, sizes=documents.sizes, alpha=alpha, degrees_of_freedom=freedom)
+    return min(effect.interval[0], low, effect.gain - unseen_rate(freedom + 1, alpha=alpha))
 
 
 def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:
