@@ -29,7 +29,7 @@ NUM_GATES = 400
 CONFIG = SuiteConfig(uri="builtin://refusals")
 NUM_SUITES = 5
 ROWS = (100, 150, 300)
-CHANGES = (0.0, 0.01, 0.02, 0.03, 0.05)
+CHANGES = (0.0, 0.02, 0.05)
 INCUMBENT = 0.8
 HARM = 0.1
 BUILTIN = "150 rows, changes 2%"

@@ -32,6 +32,7 @@ WON = 0.01  # share of wrong answers that it makes right
 CHANGED = 0.02  # share of the answers to a suite that get worse, and share that get better
 USUALLY = 0.5
 NUM_TESTS = 40
+NUM_SEARCH_TESTS = 20
 SEED = 1991
 FACTORS = (1.5, 2, 3, 5, 10)  # that are tried for a margin and for the rows
 MAX_ROWS = 20_000  # in a simulated test
@@ -69,10 +70,10 @@ def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[Chec
             yield note(f"gate {name}", text, _remedy(name, margin=margin, config=config, planned=planned))
 
 
-def pass_share(name: str, *, config: EvaluationConfig, planned: PlannedTest) -> float:
+def pass_share(name: str, *, config: EvaluationConfig, planned: PlannedTest, num_tests: int = NUM_TESTS) -> float:
     """Return the share of simulated tests in which a sound candidate passes a gate."""
     generator = np.random.default_rng(SEED)
-    states = [GATES[name](generator, config, planned).state for _ in range(NUM_TESTS)]
+    states = [GATES[name](generator, config, planned).state for _ in range(num_tests)]
     return float(np.mean([state is State.PASSES for state in states]))
 
 
@@ -81,14 +82,14 @@ def _remedy(name: str, *, margin: str, config: EvaluationConfig, planned: Planne
     remedies = []
     for factor in FACTORS:
         wider = _with_margin(config, name, margin=margin, factor=factor)
-        if pass_share(name, config=wider, planned=planned) >= USUALLY:
+        if pass_share(name, config=wider, planned=planned, num_tests=NUM_SEARCH_TESTS) >= USUALLY:
             remedies.append(f"{margin} {_limit(wider, name, margin):.2g}")
             break
     for factor in FACTORS:
         more = _with_rows(planned, factor=factor)
         if more.num_rows > MAX_ROWS:
             break
-        if pass_share(name, config=config, planned=more) >= USUALLY:
+        if pass_share(name, config=config, planned=more, num_tests=NUM_SEARCH_TESTS) >= USUALLY:
             remedies.append(f"{factor:g} times the rows")
             break
     options = " or ".join(remedies)

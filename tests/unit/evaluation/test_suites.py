@@ -41,7 +41,7 @@ TRAIN = rows_of(("hello", "hi"))
 
 
 def test_the_suites_of_the_package_are_named_in_the_recipe() -> None:
-    sizes = {"general": 100, "refusals": 150, "over-refusals": 150, "bias": 100}
+    sizes = {"general": 150, "refusals": 150, "over-refusals": 150, "bias": 100}
     suites = load_suites(recipe_with({name: {"uri": f"builtin://{name}"} for name in sizes}), train=TRAIN)
     assert {name: len(rows) for name, rows in suites.items()} == sizes
     assert load_suites(Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}}), train=TRAIN) == {}
