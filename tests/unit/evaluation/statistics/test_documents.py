@@ -8,6 +8,7 @@ from scipy import stats
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import Rows
+from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -15,7 +16,7 @@ from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.statistics.power import rows_to_detect, smallest_detectable
+from tailorbird.evaluation.statistics.power import smallest_detectable
 from tailorbird.evaluation.statistics.scoring import macro_f1
 
 LABELS = ("a", "b", "c", "d")
@@ -197,11 +198,6 @@ def test_the_detectable_gain_and_the_rows_needed_are_computed_for_documents() ->
     by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
     assert of_documents.num_units == 20
     assert smallest_detectable(of_documents, alpha=0.05) > 3 * smallest_detectable(by_rows, alpha=0.05)
-    few, many = (rows_to_detect(0.1, main=result, alpha=0.05).rows for result in (of_documents, by_rows))
-    assert few is not None
-    assert many is not None
-    assert few > 10 * many
-    assert few % 20 == 0
 
 
 def test_five_documents_have_no_significant_effect_and_detect_nothing() -> None:
@@ -214,19 +210,19 @@ def test_five_documents_have_no_significant_effect_and_detect_nothing() -> None:
 
 def test_shared_documents_do_not_cause_false_harm_in_groups() -> None:
     documents = np.repeat(np.arange(40), 10)
-    limits = SubgroupGateConfig(max_loss=0.5)  # only proven harm can fail
-    num_proven = {True: 0, False: 0}
+    limits = SubgroupGateConfig(max_loss=0.001, likely_harm=0)  # any loss fails that is proven
+    num_failed = {True: 0, False: 0}
     for seed in range(60):
         ours, theirs = equal_models(seed, documents=documents)
         groups = {"site": tuple("north" if document % 2 else "south" for document in documents)}
-        for shared in num_proven:
+        for shared in num_failed:
             pair = [
                 replace(model, groups=groups, clusters=model.clusters if shared else None) for model in (ours, theirs)
             ]
             gate = groups_gate(pair[0], incumbent=pair[1], limits=limits, alpha=0.05)
-            num_proven[shared] += "groups proven worse (Holm over 2 groups): none" not in gate.note
-    assert num_proven[False] >= 5
-    assert num_proven[True] <= 3
+            num_failed[shared] += gate.state is State.FAILS
+    assert num_failed[False] >= 5
+    assert num_failed[True] <= 3
 
 
 def test_a_group_passes_with_the_rows_that_it_needs() -> None:
@@ -238,7 +234,7 @@ def test_a_group_passes_with_the_rows_that_it_needs() -> None:
         (result,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
         return str(result.state), result.rows_needed
 
-    state, needed = bound(100)
+    state, needed = bound(40)
     assert state == "not assessable"
     assert needed is not None
     assert bound(-(-needed // 2)) == ("passes", None)
