@@ -1,6 +1,6 @@
-"""Tests of the selection of the incumbent."""
+"""Tests of the selection of the incumbent, and of the other baselines that predict the test rows."""
 
-from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
+from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 
 
 def baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline:
@@ -20,12 +20,28 @@ def test_a_champion_is_the_incumbent_even_if_a_baseline_scores_higher_on_validat
     assert select_incumbent([baseline("champion", 0.6), baseline("probe", 0.7)]).kind == "champion"
 
 
-def test_the_best_kind_of_an_endpoint_is_tested_in_any_case() -> None:
-    local = [baseline("probe", 0.9), baseline("bag_of_words", 0.8), baseline("centroid", 0.7)]
+def test_cheap_baselines_and_the_best_three_others_predict_the_test_rows() -> None:
+    scores = {"probe": 0.9, "few_shot": 0.8, "retrieved": 0.75, "nearest": 0.7, "few_shot_2": 0.6, "centroid": 0.3}
+    others = other_baselines([baseline(kind, score) for kind, score in scores.items()])
+    assert [one.kind for one in others.tested] == ["few_shot", "retrieved", "nearest", "centroid"]
+    assert others.replacing == ("few_shot", "retrieved", "nearest")  # the centroid can only block a fine-tuned model
+
+
+def test_baselines_that_cannot_be_served_are_not_compared() -> None:
+    others = other_baselines([baseline("probe", 0.9), baseline("majority", 0.8, servable=False)])
+    assert (others.tested, others.replacing) == ((), ())
+
+
+def test_the_best_kind_of_an_endpoint_may_replace_the_incumbent_in_any_case() -> None:
+    local = [
+        baseline(kind, 0.9 - 0.1 * rank) for rank, kind in enumerate(("probe", "few_shot", "retrieved", "nearest"))
+    ]
     weak = [baseline("endpoint_zero_shot", 0.2), baseline("endpoint_few_shot", 0.3)]
-    assert [one.kind for one in further_contenders(local)] == ["bag_of_words", "centroid"]
-    assert [one.kind for one in further_contenders([*local, *weak])] == ["bag_of_words", "endpoint_few_shot"]
-    best = baseline("endpoint_retrieved", 0.95)
-    assert [one.kind for one in further_contenders([*local, *weak, best])] == ["probe", "bag_of_words"]
-    second = baseline("endpoint_retrieved", 0.85)
-    assert [one.kind for one in further_contenders([*local, *weak, second])] == ["endpoint_retrieved", "bag_of_words"]
+    assert other_baselines(local).replacing == ("few_shot", "retrieved", "nearest")
+    with_endpoint = other_baselines([*local, *weak])
+    assert with_endpoint.replacing == ("few_shot", "retrieved", "nearest", "endpoint_few_shot")
+    assert [one.kind for one in with_endpoint.tested] == list(with_endpoint.replacing)
+    best = other_baselines([*local, *weak, baseline("endpoint_retrieved", 0.95)])
+    assert best.replacing == ("probe", "few_shot", "retrieved")  # an endpoint is the incumbent
+    second = other_baselines([*local, *weak, baseline("endpoint_retrieved", 0.85)])
+    assert second.replacing == ("endpoint_retrieved", "few_shot", "retrieved")
