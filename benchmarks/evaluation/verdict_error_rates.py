@@ -321,6 +321,9 @@ MENDED = {
     "STAY: equal at 1% of an endpoint's cost, 10,000 rows": Case(
         _ends_in(DEAR_ENDPOINT, Outcome.STAY), "<= 0", 0.52, 200
     ),
+    "STAY: the same, a point is worth ten times the saving": Case(
+        _ends_in(replace(DEAR_ENDPOINT, value_of_point=1_000), Outcome.STAY), "<= 0.05", num_runs=200
+    ),
     "FINE_TUNE: champion .74, failing endpoint .81, candidate .80": Case(_chosen_over_failing, ">= 0.95", 0.03, 500),
 }
 DOMINATES = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.relation import Relate, Relation
+from tailorbird.evaluation.verdict.relation import Relate
 
 INCUMBENT, CANDIDATE, HYBRID = "incumbent", "candidate", "hybrid"
 
@@ -63,7 +63,7 @@ def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) 
         return Decision(Outcome.FINE_TUNE, CANDIDATE)
 
     outcome = Outcome.INSUFFICIENT_EVIDENCE
-    if candidate.fails or any(_is_out_of_reach(relate(CANDIDATE, role, 1), protocol) for role in blocking):
+    if candidate.fails or any(relate(CANDIDATE, role, 1).is_out_of_reach for role in blocking):
         outcome = Outcome.STAY
     return Decision(outcome, _without_proof_over_all(entries, relate, protocol=protocol), blocked_by)
 
@@ -71,12 +71,6 @@ def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) 
 def blocking_roles(entries: Sequence[Entry]) -> list[str]:
     """Return the roles of the models without fine-tuning that the candidate must dominate."""
     return [entry.role for entry in entries if not entry.is_fine_tuned and (entry.passes or entry.role == INCUMBENT)]
-
-
-def _is_out_of_reach(relation: Relation, protocol: TestProtocol) -> bool:
-    """Return True if more rows would not make the first model dominate the second."""
-    limit = -protocol.non_inferiority_margin if relation.is_cheaper else protocol.minimum_gain
-    return relation.interval[1] < limit
 
 
 def _without_proof_over_all(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) -> str:

@@ -27,6 +27,7 @@ class Relation:
     is_better: bool  # proven better: the interval is above 0, the gain is at least `minimum_gain`, the net not negative
     is_non_inferior: bool
     is_cheaper: bool  # in prices; False without `evaluation.cost`
+    is_out_of_reach: bool  # more rows would not make the first model dominate the second
     is_anchored: bool = True
     """False if the first model may not replace any for its cost, because it is not non-inferior to the anchor."""
     cost_ratio: Ratio | None = None  # the first model's cost of serving divided by the second's
@@ -74,7 +75,9 @@ def relation_of(
     net = None if cost.benefit is None else cost.benefit.at(gain.gain)
     pays = net is None or net > 0
     is_above = gain.interval[0] > 0 and gain.gain >= protocol.minimum_gain
-    has_lower_cost = cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
+    has_lower_cost = protocol.cost is not None and cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
+    needed = -protocol.non_inferiority_margin if has_lower_cost else protocol.minimum_gain
+    can_pay = cost.benefit is None or cost.benefit.at(gain.interval[1]) > 0
     return Relation(
         first=roles[0],
         second=roles[1],
@@ -84,7 +87,8 @@ def relation_of(
         level=gain.level,
         is_better=is_above and pays,
         is_non_inferior=gain.lowest > -protocol.non_inferiority_margin,
-        is_cheaper=has_lower_cost and pays and protocol.cost is not None,
+        is_cheaper=has_lower_cost and pays,
+        is_out_of_reach=gain.interval[1] < needed or not can_pay,
         is_anchored=is_anchored,
         cost_ratio=cost.ratio,
         net=net,
