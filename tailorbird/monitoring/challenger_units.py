@@ -15,6 +15,7 @@ If one arm has more units, each unit of the other is matched with several, whose
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, HOUR_US, SHADOW, Out
 from tailorbird.registry.draws import CODES
 from tailorbird.registry.versions import Frozen
 
+ALL_HOURS = -1  # before the hours of an audit, so a unit in a shadow and a canary counts in the shadow
+
 
 class UnitOutcome(Frozen):
     """The audited answers of one unit in one hour in one arm, for one combination of groups."""
@@ -33,17 +36,12 @@ class UnitOutcome(Frozen):
     is_subject: bool
     arm: str  # `champion`, `canary`, `shadow`
     audit: int  # number of the first audit with these answers
-    hour: int  # since 1970; 0 for a shadow, whose answers count together
+    hour: int  # since 1970; `ALL_HOURS` for a shadow, whose answers count together
     groups: tuple[str, ...]  # groups of the reference
     answers: int
     right: float
     """Right answers or, for chat, the sum of the scores; for a shadow, minus the champion's to the same texts."""
     missing: int = 0  # of these, answers that the shadow failed to give; they count 0 in `right`
-
-    @property
-    def place(self) -> tuple[int, bool, int]:
-        """The audit, the arm and the hour, in the order in which units are counted; shadows are first in an audit."""
-        return self.audit, self.arm != SHADOW, self.hour
 
     @property
     def share(self) -> float:
@@ -84,17 +82,17 @@ def unit_outcomes(
                 is_subject=bool(outcomes.is_subject[row]),
                 arm=arm,
                 audit=int(outcomes.audits[row]),
-                hour=0 if arm == SHADOW else int(outcomes.at[row] // HOUR_US),
+                hour=ALL_HOURS if arm == SHADOW else int(outcomes.at[row] // HOUR_US),
                 groups=tuple(name for name in fixed if masks[name][row]),
                 answers=1,
                 right=float(scores[row]),
                 missing=int(outcomes.missing[row]),
             )
             of_units.append(outcome)
-    return tuple(_summed(of_units, by=lambda outcome: (*outcome.place, outcome.unit, outcome.arm, outcome.groups)))
+    return tuple(_summed(of_units, by=attrgetter("audit", "hour", "unit", "arm", "groups")))
 
 
-def _summed(outcomes: Sequence[UnitOutcome], *, by: Callable[[UnitOutcome], tuple[Any, ...]]) -> list[UnitOutcome]:
+def _summed(outcomes: Sequence[UnitOutcome], *, by: Callable[[UnitOutcome], Any]) -> list[UnitOutcome]:
     """Return the sums of the outcomes with an equal key, in order of the keys."""
     of_keys = groupby(sorted(outcomes, key=by), key=by)
     return [_sum(list(of_key)) for _, of_key in of_keys]
@@ -114,12 +112,12 @@ def _sum(outcomes: Sequence[UnitOutcome]) -> UnitOutcome:
 def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = None) -> UnitDifferences:
     """Return the differences between challenger and champion by unit, overall or in a group."""
     of_group = [outcome for outcome in outcomes if group is None or group in outcome.groups]
-    summed = _summed(of_group, by=lambda outcome: (*outcome.place, outcome.unit, outcome.arm))
+    summed = _summed(of_group, by=attrgetter("audit", "hour", "unit", "arm"))
     counted: set[int] = set()
     units: list[UnitOutcome] = []
     values: list[float] = []
-    for _, of_place in groupby(summed, key=lambda unit: unit.place):
-        new = [unit for unit in of_place if unit.unit not in counted]
+    for _, of_hour in groupby(summed, key=attrgetter("audit", "hour")):
+        new = [unit for unit in of_hour if unit.unit not in counted]
         shadow, canary, control = ([unit for unit in new if unit.arm == arm] for arm in (SHADOW, CANARY, CHAMPION))
         counted.update(unit.unit for unit in shadow)
         units += shadow

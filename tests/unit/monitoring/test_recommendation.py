@@ -50,7 +50,7 @@ def day_of(
 ) -> Report:
     """Return the report of a day on which the challenger's shadow wins by `won` for each of these subjects."""
     outcomes = tuple(
-        UnitOutcome(unit=unit, is_subject=True, arm="shadow", audit=1, hour=1, groups=(), answers=1, right=won)
+        UnitOutcome(unit=unit, is_subject=True, arm="shadow", audit=1, hour=-1, groups=(), answers=1, right=won)
         for unit in units
     )
     day = ChallengerDay(digest=digest, groups=("sex = f", "sex = m"), outcomes=outcomes)
