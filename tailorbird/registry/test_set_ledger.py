@@ -4,14 +4,15 @@ A row is known by its hash (see `data.fingerprints`), in all tasks of the regist
 number: 1 if no earlier access contains the row, k if k - 1 do. The numbers give the level of the test: see
 `share_of_alpha`.
 
-The ledger has two parts. A shard contains all accesses to the rows whose hash begins with the same hexadecimal digit.
-A `Ledger` contains the accesses of a task. Hashes have no key: whoever can read the ledger can check whether a text is
-in it.
+The ledger has three parts. A shard contains the rows whose hash begins with the same hexadecimal digit, with the test
+sets that contain them; a test set is stored once, however often it is used. The order contains 16 bytes for each access
+of any task: its id and that of its test set. `Ledger` contains the entries of a task. An access counts once it is in
+the order. Hashes have no key: whoever can read the ledger can check whether a text is in it.
 """
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 
 from tailorbird.config.base import digest
 from tailorbird.registry.versions import Frozen, now
-from tailorbird.storage import exists, list_files, read_bytes, update_bytes, update_json
+from tailorbird.storage import exists, read_bytes, update_bytes, update_json
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
@@ -34,6 +35,7 @@ DIGITS = "0123456789abcdef"
 NUM_TRANSFERS = 8
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
+Order = NDArray[np.uint64]  # [accesses, 2]: ids of an access and of its test set
 
 
 class RowUse(Frozen):
@@ -67,40 +69,38 @@ class Ledger(StoredModel):
 
 @dataclass(frozen=True)
 class Shard:
-    """Pairs of a row and an access to it, by row. The accesses to a row are in the order in which they were added."""
+    """Pairs of a row and a test set that contains it, sorted by row."""
 
     rows: Hashes  # [pairs]
-    accesses: Hashes  # [pairs], ids
+    sets: Hashes  # [pairs], ids
 
-    def add(self, rows: Hashes, *, access: np.uint64) -> "Shard":
-        """Return the shard with an access to these distinct rows, or the same shard if it contains the access."""
-        if access in self.accesses:
-            return self
-        at = np.searchsorted(self.rows, rows, side="right")
-        return Shard(np.insert(self.rows, at, rows), np.insert(self.accesses, at, access))
+    def add(self, rows: Hashes, *, of_set: np.uint64) -> "Shard":
+        """Return the shard with these distinct rows of a test set that it does not contain."""
+        at = np.searchsorted(self.rows, rows)
+        return Shard(np.insert(self.rows, at, rows), np.insert(self.sets, at, of_set))
 
-    def rows_of(self, access: np.uint64) -> tuple[Hashes, Numbers]:
-        """Return the rows of an access and the number of each."""
-        at = np.flatnonzero(self.accesses == access)
-        rows = self.rows[at]
-        return rows, 1 + at - np.searchsorted(self.rows, rows)
+    def numbers(self, rows: Hashes, *, earlier: Hashes) -> Numbers:
+        """Return the number of each of these sorted rows; `earlier` are the sorted ids of the sets of each access."""
+        start = np.searchsorted(self.rows, rows)
+        end = np.searchsorted(self.rows, rows, side="right")
+        pairs = np.concatenate([np.arange(*limits) for limits in zip(start, end, strict=True)])
+        sets = self.sets[pairs]
+        times = np.searchsorted(earlier, sets, side="right") - np.searchsorted(earlier, sets)
+        positions = np.repeat(np.arange(len(rows)), end - start)
+        return 1 + np.bincount(positions, weights=times, minlength=len(rows)).astype(np.int64)
 
     def to_parquet(self) -> bytes:
         """Return the shard as a Parquet file."""
         file = io.BytesIO()
-        table = pa.table({"row": self.rows, "access": self.accesses})
         pq.write_table(
-            table,
+            pa.table({"row": self.rows, "test_set": self.sets}),
             file,
             compression="zstd",
-            use_dictionary=["access"],
+            use_dictionary=["test_set"],
             column_encoding={"row": "DELTA_BINARY_PACKED"},  # sorted hashes have small differences
             write_page_checksum=True,
         )
         return file.getvalue()
-
-
-EMPTY = Shard(np.array([], np.uint64), np.array([], np.uint64))
 
 
 def share_of_alpha(numbers: Numbers) -> float:
@@ -128,30 +128,20 @@ def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], pr
 
     Return the existing entry if the same models were compared on the same rows with this protocol before. `rows` are
     the hashes of the rows, in any order. `protocol` is the digest of the test protocol, so a test with another minimum
-    gain or without a gate is a further access. Of concurrent accesses to a row, one is the earlier one for this row,
-    and counts for the other. Call this function before the first prediction, because a run may fail after its results
-    are visible. If the function is interrupted, the access may count for later ones, and has the same numbers when it
-    is recorded again. Raises StorageError if the ledger cannot be read or written, and ValueError if there are no
-    models or rows.
+    gain or without a gate is a further access. Call this function before the first prediction, because a run may fail
+    after its results are visible. Raises StorageError if the ledger cannot be read or written, and ValueError if there
+    are no models or rows.
     """
     if not models:
         raise ValueError("there are no models; give the URIs of the compared models")
     distinct = _distinct(rows)
-    digest_of_rows = _sha256(distinct)
-    identity = _identity(models, protocol=protocol, rows=digest_of_rows)
-    recorded = _find(read_test_accesses(task_uri), identity)
-    if recorded is not None:
-        return recorded
-    numbers = _map_shards(
-        task_uri, distinct, function=lambda uri, part: _add_to_shard(uri, part, access=_access_id(identity))
-    )
+    digest_of_set = digest_of_rows(distinct)
+    identity = _identity(models, protocol=protocol, rows=digest_of_set)
+    _store_rows(task_uri, distinct)  # first, so that the shards have each test set in the order
+    order = _add_to_order(task_uri, access=short_id(identity), test_set=short_id(digest_of_set))
+    use = _row_use(task_uri, distinct, earlier=_sets_before(order, short_id(identity)))
     entry = TestSetAccess(
-        **row_use(numbers).model_dump(),
-        rows=digest_of_rows,
-        models=tuple(models),
-        protocol=protocol,
-        run=run,
-        at=now(),
+        **use.model_dump(), rows=digest_of_set, models=tuple(models), protocol=protocol, run=run, at=now()
     )
     uri = TaskPaths(task_uri).test_set_ledger
 
@@ -167,73 +157,130 @@ def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], pr
 
 def next_access(task_uri: str, *, rows: Hashes) -> RowUse:
     """Return the use of these rows in a new access, without recording one."""
-    stored = _stored_shards(task_uri)
-
-    def number(uri: str, part: Hashes) -> Numbers:
-        if uri not in stored:
-            return np.ones(len(part), np.int64)
-        (known,) = _read_columns(uri, read_bytes(uri), names=["row"])
-        return np.asarray(1 + np.searchsorted(known, part, side="right") - np.searchsorted(known, part))
-
-    return row_use(_map_shards(task_uri, _distinct(rows), function=number))
+    return _row_use(task_uri, _distinct(rows), earlier=_read_order(task_uri)[:, 1])
 
 
 def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
     """Return the accesses of the task, in order."""
     uri = TaskPaths(task_uri).test_set_ledger
-    return _parse(uri, read_bytes(uri)).entries if exists(uri) else ()
+    content = _read(uri)
+    return () if content is None else _parse(uri, content).entries
 
 
 def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
     """Return the ledger's entry for `access`, with the use of its rows counted again; None if there is no entry.
 
-    Raises StorageError if the ledger or the rows of the access are missing or damaged.
+    Raises StorageError if a part of the ledger is missing or damaged.
     """
     identity = _identity(access.models, protocol=access.protocol, rows=access.rows)
     entry = _find(read_test_accesses(task_uri), identity)
     if entry is None:
         return None
-    shards = [EMPTY, *(_parse_shard(uri, read_bytes(uri)) for uri in _stored_shards(task_uri))]
-    used = [shard.rows_of(_access_id(identity)) for shard in shards]
-    if _sha256(np.concatenate([rows for rows, _ in used])) != entry.rows:
-        folder = TaskPaths(task_uri).test_rows
+    order = _read_order(task_uri)
+    shards = _read_shards(task_uri, digits=DIGITS)
+    rows = np.concatenate([shard.rows[shard.sets == short_id(entry.rows)] for shard in shards])
+    if short_id(identity) not in order[:, 0] or digest_of_rows(rows) != entry.rows:
+        folder = f"{TaskPaths(task_uri).registry}/_ledger"
         raise StorageError(f"{folder} does not contain the rows of {entry.run}; restore the folder from a copy")
-    numbers = np.concatenate([numbers for _, numbers in used])
-    return entry.model_copy(update=row_use(numbers).model_dump())
+    use = _row_use(task_uri, rows, earlier=_sets_before(order, short_id(identity)))
+    return entry.model_copy(update=use.model_dump())
 
 
-def _stored_shards(task_uri: str) -> list[str]:
-    """Return the URIs of the shards that exist."""
-    paths = TaskPaths(task_uri)
-    names = {uri.rpartition("/")[2] for uri in list_files(paths.test_rows, missing_ok=True)}
-    return [paths.test_rows_shard(digit) for digit in DIGITS if f"{digit}.parquet" in names]
-
-
-def _map_shards(task_uri: str, rows: Hashes, *, function: Callable[[str, Hashes], Numbers]) -> Numbers:
-    """Return the concatenated results of a function of the URI of each shard and of the sorted rows in it."""
-    shard_uri, parts = TaskPaths(task_uri).test_rows_shard, parts_by_digit(rows)
-    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        results = [pool.submit(function, shard_uri(digit), part) for digit, part in parts]
-        return np.concatenate([result.result() for result in results])
-
-
-def parts_by_digit(rows: Hashes) -> Iterator[tuple[str, Hashes]]:
-    """Yield the first hexadecimal digits of sorted hashes, each with the hashes that begin with it."""
+def parts_by_digit(rows: Hashes) -> dict[str, Hashes]:
+    """Return sorted hashes by their first hexadecimal digit."""
     bounds = np.arange(1, len(DIGITS), dtype=np.uint64) << np.uint64(60)
-    for digit, part in zip(DIGITS, np.split(rows, np.searchsorted(rows, bounds)), strict=True):
-        if len(part):
-            yield digit, part
+    parts = np.split(rows, np.searchsorted(rows, bounds))
+    return {digit: part for digit, part in zip(DIGITS, parts, strict=True) if len(part)}
 
 
-def _add_to_shard(uri: str, rows: Hashes, *, access: np.uint64) -> Numbers:
-    """Add an access to a stored shard unless the shard contains it, and return the number of each row."""
+def digest_of_rows(rows: Hashes) -> str:
+    """Return the sha256 of sorted hashes, in hex."""
+    return hashlib.sha256(rows.astype("<u8").tobytes()).hexdigest()
+
+
+def short_id(digest: str) -> np.uint64:
+    """Return the id of the access or the test set with this digest."""
+    return np.uint64(int(digest[:16], 16))
+
+
+def _store_rows(task_uri: str, rows: Hashes) -> None:
+    """Add a test set to the shards that do not contain it."""
+    of_set = short_id(digest_of_rows(rows))
+
+    def store(digit: str, part: Hashes) -> None:
+        uri = TaskPaths(task_uri).test_rows(digit)
+
+        def add(content: bytes | None) -> bytes | None:
+            shard = _parse_shard(uri, content)
+            return None if of_set in shard.sets else shard.add(part, of_set=of_set).to_parquet()
+
+        update_bytes(uri, add)
+
+    parts = parts_by_digit(rows)
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        list(pool.map(store, parts.keys(), parts.values()))
+
+
+def _row_use(task_uri: str, rows: Hashes, *, earlier: Hashes) -> RowUse:
+    """Return the use of sorted rows; `earlier` are the ids of the test sets of the earlier accesses."""
+    parts = parts_by_digit(rows)
+    shards = _read_shards(task_uri, digits=parts.keys())
+    used = np.sort(earlier)
+    numbers = [shard.numbers(part, earlier=used) for shard, part in zip(shards, parts.values(), strict=True)]
+    return row_use(np.concatenate(numbers))
+
+
+def _read_shards(task_uri: str, *, digits: Iterable[str]) -> list[Shard]:
+    def read(uri: str) -> Shard:
+        return _parse_shard(uri, _read(uri))
+
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        return list(pool.map(read, map(TaskPaths(task_uri).test_rows, digits)))
+
+
+def _add_to_order(task_uri: str, *, access: np.uint64, test_set: np.uint64) -> Order:
+    """Add an access to the order unless it contains the access, and return the order."""
+    uri = TaskPaths(task_uri).test_set_order
 
     def add(content: bytes | None) -> bytes | None:
-        shard = _parse_shard(uri, content)
-        changed = shard.add(rows, access=access)
-        return None if changed is shard else changed.to_parquet()
+        order = _parse_order(uri, content)
+        if access in order[:, 0]:
+            return None
+        return np.concatenate([order, np.array([[access, test_set]], np.uint64)]).astype("<u8").tobytes()
 
-    return _parse_shard(uri, update_bytes(uri, add)).rows_of(access)[1]
+    return _parse_order(uri, update_bytes(uri, add))
+
+
+def _read_order(task_uri: str) -> Order:
+    uri = TaskPaths(task_uri).test_set_order
+    return _parse_order(uri, _read(uri))
+
+
+def _parse_order(uri: str, content: bytes | None) -> Order:
+    ids = content or b""
+    if len(ids) % 16:
+        raise StorageError(f"{uri} is not a valid order of accesses; restore the file from a copy")
+    return np.frombuffer(ids, "<u8").reshape(-1, 2)
+
+
+def _sets_before(order: Order, access: np.uint64) -> Hashes:
+    """Return the ids of the test sets of the accesses before this one."""
+    return order[: np.flatnonzero(order[:, 0] == access)[0], 1]
+
+
+def _read(uri: str) -> bytes | None:
+    return read_bytes(uri) if exists(uri) else None
+
+
+def _parse_shard(uri: str, content: bytes | None) -> Shard:
+    if content is None:
+        return Shard(np.array([], np.uint64), np.array([], np.uint64))
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        return Shard(table["row"].to_numpy(), table["test_set"].to_numpy())
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
 
 
 def _distinct(rows: Hashes) -> Hashes:
@@ -247,30 +294,9 @@ def _identity(models: Sequence[str], *, protocol: str, rows: str) -> str:
     return digest({"models": list(models), "protocol": protocol, "rows": rows})
 
 
-def _access_id(identity: str) -> np.uint64:
-    return np.uint64(int(identity[:16], 16))
-
-
 def _find(entries: Sequence[TestSetAccess], identity: str) -> TestSetAccess | None:
     identities = [_identity(entry.models, protocol=entry.protocol, rows=entry.rows) for entry in entries]
     return entries[identities.index(identity)] if identity in identities else None
-
-
-def _sha256(rows: Hashes) -> str:
-    return hashlib.sha256(rows.astype("<u8").tobytes()).hexdigest()
-
-
-def _parse_shard(uri: str, content: bytes | None) -> Shard:
-    return EMPTY if content is None else Shard(*_read_columns(uri, content, names=["row", "access"]))
-
-
-def _read_columns(uri: str, content: bytes, *, names: Sequence[str]) -> list[Hashes]:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        table = file.read(columns=names, use_threads=False)
-        return [table[name].to_numpy() for name in names]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
 
 
 def _parse(uri: str, content: object) -> Ledger:

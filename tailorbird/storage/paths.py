@@ -83,13 +83,13 @@ class TaskPaths:
         return f"{self.registry}/_ledger/accesses/{self.name}.json"
 
     @property
-    def test_rows(self) -> str:
-        """Folder of the test rows of all tasks of the registry, in the test-set ledger."""
-        return f"{self.registry}/_ledger/rows"
+    def test_set_order(self) -> str:
+        """The order of the accesses of all tasks of the registry, in the test-set ledger."""
+        return f"{self.registry}/_ledger/order"
 
-    def test_rows_shard(self, digit: str) -> str:
-        """The test rows whose hash begins with a hexadecimal digit."""
-        return f"{self.test_rows}/{digit}.parquet"
+    def test_rows(self, digit: str) -> str:
+        """Test rows of all tasks whose hash begins with a hexadecimal digit, in the test-set ledger of the registry."""
+        return f"{self.registry}/_ledger/rows/{digit}.parquet"
 
     @property
     def draw_secret(self) -> str:

@@ -14,7 +14,6 @@ from tailorbird.registry.test_set_ledger import (
     read_test_accesses,
     record_test_access,
     recount_access,
-    share_of_alpha,
 )
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
@@ -37,8 +36,8 @@ def test_each_new_model_is_recorded_as_one_access(bucket: str) -> None:
         (2, "b", "s3://r2"),
     ]
     paths = TaskPaths(task_uri)
-    shards = map(paths.test_rows_shard, DIGITS)
-    assert set(storage.list_files(f"{bucket}/_ledger")) == {paths.test_set_ledger, *shards}
+    shards = map(paths.test_rows, DIGITS)
+    assert set(storage.list_files(f"{bucket}/_ledger")) == {paths.test_set_ledger, paths.test_set_order, *shards}
     assert [recount_access(task_uri, access=entry) for entry in entries] == list(entries)
 
 
@@ -53,19 +52,18 @@ def test_rows_are_counted_across_the_tasks_of_a_registry(bucket: str) -> None:
     assert next_access(f"{bucket}/new", rows=HASHES).num_seen == 700
 
 
-def test_concurrent_accesses_have_different_numbers_for_each_row(bucket: str) -> None:
-    gate = threading.Barrier(6)
+def test_concurrent_accesses_get_different_numbers(bucket: str) -> None:
+    gate = threading.Barrier(8)
 
     def access_one(number: int) -> TestSetAccess:
         gate.wait()
-        return access(f"{bucket}/task{number}", f"c{number}")
+        return access(f"{bucket}/task{number}", f"c{number}", rows=slice(100 + number))
 
-    with ThreadPoolExecutor(6) as pool:
-        entries = list(pool.map(access_one, range(6)))
-    shares = [share_of_alpha(np.array([number])) for number in range(1, 7)]
-    assert sum(entry.alpha_share for entry in entries) == pytest.approx(sum(shares))
-    assert max(entry.number for entry in entries) == 6
-    assert all(recount_access(f"{bucket}/task{number}", access=entry) == entry for number, entry in enumerate(entries))
+    with ThreadPoolExecutor(8) as pool:
+        entries = list(pool.map(access_one, range(8)))
+    assert sorted(entry.number for entry in entries) == list(range(1, 9))
+    assert [read_test_accesses(f"{bucket}/task{number}") for number in range(8)] == [(entry,) for entry in entries]
+    assert [recount_access(f"{bucket}/task{number}", access=entry) for number, entry in enumerate(entries)] == entries
 
 
 def test_concurrent_accesses_of_the_same_test_are_recorded_once(bucket: str) -> None:
@@ -84,7 +82,7 @@ def test_concurrent_accesses_of_the_same_test_are_recorded_once(bucket: str) -> 
 def test_an_invalid_ledger_raises_an_error_and_is_not_changed(bucket: str) -> None:
     uri = TaskPaths(f"{bucket}/task").test_set_ledger
     storage.write_bytes(uri, b"not JSON")
-    with pytest.raises(s3.StorageError, match="is not a valid test-set ledger"):
+    with pytest.raises(s3.StorageError, match="is not valid JSON"):
         access(f"{bucket}/task", "a")
     assert storage.read_bytes(uri) == b"not JSON"
 

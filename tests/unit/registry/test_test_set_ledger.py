@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tailorbird import storage
 from tailorbird.registry import test_set_ledger
 from tailorbird.registry.test_set_ledger import (
-    EMPTY,
+    DIGITS,
     Hashes,
+    Shard,
     TestSetAccess,
     next_access,
     parts_by_digit,
@@ -56,23 +57,22 @@ def test_one_row_changes_the_level_only_a_little() -> None:
     assert np.diff(shares) == pytest.approx(-(1 - 1 / 6) / 1_000)
 
 
-@given(st.lists(st.sets(st.integers(0, 9), min_size=1), max_size=8))
-def test_a_shard_numbers_the_accesses_to_each_row(sets: list[set[int]]) -> None:
-    shard = EMPTY
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), max_size=8, unique_by=frozenset), st.data())
+def test_a_shard_numbers_the_accesses_to_each_row(sets: list[set[int]], data: st.DataObject) -> None:
+    shard = Shard(np.array([], np.uint64), np.array([], np.uint64))
     for number, rows in enumerate(sets):
-        shard = shard.add(np.array(sorted(rows), np.uint64), access=np.uint64(number))
-    for number, rows in enumerate(sets):
-        stored, numbers = shard.rows_of(np.uint64(number))
-        assert stored.tolist() == sorted(rows)
-        assert numbers.tolist() == [sum(row in earlier for earlier in sets[: number + 1]) for row in sorted(rows)]
-        assert shard.add(stored, access=np.uint64(number)) is shard
+        shard = shard.add(np.array(sorted(rows), np.uint64), of_set=np.uint64(number))
+    used = data.draw(st.lists(st.sampled_from(range(len(sets))), max_size=20) if sets else st.just([]))
+    for rows in ({0}, {9}, set(range(12)), *sets):
+        numbers = shard.numbers(np.array(sorted(rows), np.uint64), earlier=np.sort(np.array(used, np.uint64)))
+        assert numbers.tolist() == [1 + sum(row in sets[number] for number in used) for row in sorted(rows)]
 
 
 def test_each_hash_is_in_the_shard_of_its_first_digit() -> None:
-    parts = dict(parts_by_digit(np.unique(HASHES)))
+    parts = parts_by_digit(np.unique(HASHES))
     assert sum(map(len, parts.values())) == len(HASHES)
     assert {f"{row:016x}"[0] for row in parts["b"].tolist()} == {"b"}
-    assert list(dict(parts_by_digit(np.array([1, 2**64 - 1], np.uint64)))) == ["0", "f"]
+    assert list(parts_by_digit(np.array([1, 2**64 - 1], np.uint64))) == ["0", "f"]
 
 
 def test_a_repeated_test_keeps_its_entry_and_any_change_is_a_further_access(task_uri: str) -> None:
@@ -100,7 +100,7 @@ def test_an_access_is_recounted_from_the_ledger(task_uri: str) -> None:
         assert recount_access(task_uri, access=claimed) == entry
     unknown = entries[0].model_copy(update={"models": ("c",)})
     assert recount_access(task_uri, access=unknown) is None
-    storage.delete(TaskPaths(task_uri).test_rows_shard("3"))
+    storage.delete(TaskPaths(task_uri).test_rows("3"))
     with pytest.raises(s3.StorageError, match="does not contain the rows of s3://r; restore the folder from a copy"):
         recount_access(task_uri, access=entries[2])
 
@@ -115,16 +115,23 @@ def test_the_use_of_the_rows_is_known_without_recording_an_access(task_uri: str)
     assert len(read_test_accesses(task_uri)) == 2
 
 
-def test_an_interrupted_access_counts_for_later_ones_and_once_if_it_is_repeated(
-    task_uri: str, monkeypatch: pytest.MonkeyPatch
+def test_a_test_set_is_stored_once(task_uri: str) -> None:
+    access(task_uri)
+    stored = [storage.file_state(TaskPaths(task_uri).test_rows(digit)) for digit in DIGITS]
+    assert access(task_uri, model="b").number == 2
+    assert [storage.file_state(uri) for uri, *_ in stored] == stored
+
+
+@pytest.mark.parametrize(("failing", "numbers"), [("_add_to_order", [1, 2]), ("update_json", [2, 1])])
+def test_an_interrupted_access_counts_from_its_place_in_the_order_on(
+    task_uri: str, monkeypatch: pytest.MonkeyPatch, failing: str, numbers: list[int]
 ) -> None:
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(test_set_ledger, "update_json", lambda *_: pytest.fail("interrupted"))
+        interrupted.setattr(test_set_ledger, failing, lambda *_, **__: pytest.fail("interrupted"))
         with pytest.raises(pytest.fail.Exception, match="interrupted"):
             access(task_uri)
     assert read_test_accesses(task_uri) == ()
-    assert access(task_uri, model="b").number == 2
-    assert access(task_uri).number == 1
+    assert [access(task_uri, model=model).number for model in "ba"] == numbers
 
 
 def test_an_access_without_models_or_rows_is_refused(task_uri: str) -> None:
@@ -135,12 +142,13 @@ def test_an_access_without_models_or_rows_is_refused(task_uri: str) -> None:
     assert not storage.exists(f"{TaskPaths(task_uri).registry}/_ledger")
 
 
-def test_a_damaged_shard_is_refused_and_not_changed(task_uri: str) -> None:
-    uri = TaskPaths(task_uri).test_rows_shard("b")
-    storage.write_bytes(uri, b"not Parquet")
+@pytest.mark.parametrize(
+    ("name", "message"), [("rows/b.parquet", "a valid shard of test rows: "), ("order", "a valid order of accesses; ")]
+)
+def test_a_damaged_ledger_is_refused_and_not_changed(task_uri: str, name: str, message: str) -> None:
+    uri = f"{TaskPaths(task_uri).registry}/_ledger/{name}"
+    storage.write_bytes(uri, b"damaged")
     for function in (access, lambda task_uri: next_access(task_uri, rows=HASHES)):
-        with pytest.raises(
-            s3.StorageError, match=r"b\.parquet is not a valid shard of test rows: .*; restore the file"
-        ):
+        with pytest.raises(s3.StorageError, match=f"{name} is not {message}.*restore the file from a copy"):
             function(task_uri)
-    assert storage.read_bytes(uri) == b"not Parquet"
+    assert storage.read_bytes(uri) == b"damaged"
