@@ -1,20 +1,19 @@
 """Tests of the paired statistics against published examples and other implementations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
-    cautious_change,
     compare,
-    holm,
     mcnemar_midp,
     mean_change,
     midp_values,
@@ -205,33 +204,15 @@ def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
 
 
 def test_documents_that_are_nearly_equal_do_not_exclude_losses_of_other_documents() -> None:
-    ours, theirs = 0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5)
-    clusters = [str(row // 3) for row in range(300)]
-    low, high = cautious_change(ours, theirs, alpha=0.05, clusters=clusters).interval
-    assert (low < -0.036, high > 0.036) == (True, True)  # 3.6% of documents may be unlike these 100
-    narrow = mean_change(ours, theirs, alpha=0.05, clusters=clusters)
-    assert narrow.interval[1] < 0.001  # the interval of a gain agrees with its t test
-    rows = mean_change(ours, theirs, alpha=0.05)
-    assert cautious_change(ours, theirs, alpha=0.05) == rows
-
-
-def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
-    assert holm([0.7, 0.6]) == (1, 1)
-    assert holm([]) == ()
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_is_between_the_p_value_and_bonferroni(p_values: list[float]) -> None:
-    for adjusted, p_value in zip(holm(p_values), p_values, strict=True):
-        assert p_value <= adjusted <= min(1, len(p_values) * p_value) + 1e-12
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 40])
-def test_holm_equals_statsmodels(size: int) -> None:
-    p_values = np.random.default_rng(size).random(size).round(1)  # rounding creates ties
-    assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-15)
+    tables = []
+    for scores in (0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5)):
+        clusters = tuple(str(row // 3) for row in range(300))
+        tables.append(
+            replace(predictions("a" * 300, labels="b" * 300), measures={"token_f1": scores}, clusters=clusters)
+        )
+    comparison = compare(tables[0], other=tables[1], metric="token_f1", alpha=0.05)
+    assert comparison.lowest < -0.036  # 3.6% of documents may be unlike these 100
+    assert comparison.interval[1] < 0.001  # the interval of a gain agrees with its t test
 
 
 def test_the_wilson_interval_equals_statsmodels() -> None:
