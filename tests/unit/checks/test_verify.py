@@ -43,9 +43,9 @@ def test_the_verdict_of_a_hybrid_is_recomputed(tmp_path: Path) -> None:
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     assert evidence["verdict"]["outcome"] == "HYBRID"
     assert verify_evidence(run) == ()
-    evidence["verdict"]["hybrid"]["p_holm"] = 0.5
+    evidence["verdict"]["hybrid"]["share_to_second"] = 0.5
     rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"])
-    assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify_evidence(run))
+    assert any("verdict.hybrid.share_to_second is 0.5" in fault for fault in verify_evidence(run))
 
 
 def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
@@ -103,11 +103,11 @@ def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_
 def test_further_contenders_that_are_not_the_best_on_validation_are_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
     scores = json.loads((run / "evidence.json").read_text())["scores"]
-    raised = [score | ({"validation": 0.9} if score["kind"] == "zero_shot" else {}) for score in scores]
+    raised = [score | ({"validation": 0.9} if score["kind"] == "centroid" else {}) for score in scores]
     rewrite(run, scores=raised)
     faults = verify_evidence(run.as_uri())
-    assert any(fault.startswith("the other models") and "zero_shot" in fault for fault in faults)
-    assert any(fault.startswith("the incumbent.kind is") and fault.endswith('it is "zero_shot"') for fault in faults)
+    assert any(fault.startswith("the other models") and "centroid" in fault for fault in faults)
+    assert any(fault.startswith("the incumbent.kind is") and fault.endswith('it is "centroid"') for fault in faults)
 
 
 def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_detected(task_folder: Path) -> None:
@@ -216,10 +216,11 @@ def test_a_protocol_and_recipe_weakened_in_all_files_do_not_match_the_name_of_th
 
 def test_a_forged_verdict_is_detected_even_if_every_hash_matches(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
-    forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
-    rewrite(run_of(task_folder), verdict=forged)
+    forged = evidence["verdict"]["relations"][0]
+    forged |= {"gain": 0.2, "p_value": forged["p_value"] + 1e-15}
+    rewrite(run_of(task_folder), verdict=evidence["verdict"])
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.startswith("verdict.gain is 0.2 in evidence.json; the recomputed value is 0.0")
+    assert fault.startswith("verdict.relations.0.gain is 0.2 in evidence.json; the recomputed value is 0.0")
 
 
 def test_a_protocol_that_differs_from_the_registered_one_is_detected(task_folder: Path) -> None:
@@ -340,7 +341,7 @@ def test_the_command_compares_two_versions_of_a_run(finished: Path) -> None:
     uris = [(finished / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
     done = CliRunner().invoke(app, ["compare", *uris, "--json"])
     verdict = json.loads((run_of(finished) / "evidence.json").read_text())["verdict"]
-    assert json.loads(done.stdout)["comparison"]["gain"] == pytest.approx(verdict["gain"])
+    assert json.loads(done.stdout)["comparison"]["gain"] == pytest.approx(verdict["relations"][0]["gain"])
 
 
 def test_pages_rewritten_by_newer_code_are_listed_in_the_manifest(task_folder: Path) -> None:

@@ -270,7 +270,7 @@ def evidence_of(
     kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
     baselines = (
         _baseline("majority", 0.18, servable=False),
-        _baseline("zero_shot", 0.37),
+        _baseline("zero_shot", 0.37, servable=False),
         *(_baseline(model.kind, model.validation) for model in family.models if model.role != "candidate"),
     )
     return Evidence(
