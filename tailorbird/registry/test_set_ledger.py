@@ -107,8 +107,8 @@ def share_of_alpha(numbers: Numbers) -> float:
     """Return the level of a test as a share of alpha, from the number of each of its rows.
 
     It is the mean over the rows of 1 for a row with the number 1, and of 1 / (k (k + 1)) for one with the number
-    k >= 2. The shares of all tests of the same rows sum to less than 1.5. A gain above 0 has half of each level, so a
-    false improvement has an error rate below alpha over all these tests.
+    k >= 2. The shares of all tests of the same rows sum to less than 1.5. A false improvement has half of each level,
+    so its rate over all these tests is below alpha. Fresh rows add a level, because they are fresh evidence.
     """
     return float(np.where(numbers == 1, 1.0, 1 / (numbers * (numbers + 1))).mean())
 
@@ -139,7 +139,7 @@ def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], pr
     identity = _identity(models, protocol=protocol, rows=digest_of_set)
     _store_rows(task_uri, distinct)  # first, so that the shards have each test set in the order
     order = _add_to_order(task_uri, access=short_id(identity), test_set=short_id(digest_of_set))
-    use = _row_use(task_uri, distinct, earlier=_sets_before(order, short_id(identity)))
+    use = _count_use(task_uri, distinct, earlier=_sets_before(order, identity))
     entry = TestSetAccess(
         **use.model_dump(), rows=digest_of_set, models=tuple(models), protocol=protocol, run=run, at=now()
     )
@@ -157,7 +157,7 @@ def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], pr
 
 def next_access(task_uri: str, *, rows: Hashes) -> RowUse:
     """Return the use of these rows in a new access, without recording one."""
-    return _row_use(task_uri, _distinct(rows), earlier=_read_order(task_uri)[:, 1])
+    return _count_use(task_uri, _distinct(rows), earlier=_read_order(task_uri)[:, 1])
 
 
 def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
@@ -182,7 +182,7 @@ def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | N
     if short_id(identity) not in order[:, 0] or digest_of_rows(rows) != entry.rows:
         folder = f"{TaskPaths(task_uri).registry}/_ledger"
         raise StorageError(f"{folder} does not contain the rows of {entry.run}; restore the folder from a copy")
-    use = _row_use(task_uri, rows, earlier=_sets_before(order, short_id(identity)))
+    use = _count_use(task_uri, rows, earlier=_sets_before(order, identity))
     return entry.model_copy(update=use.model_dump())
 
 
@@ -221,7 +221,7 @@ def _store_rows(task_uri: str, rows: Hashes) -> None:
         list(pool.map(store, parts.keys(), parts.values()))
 
 
-def _row_use(task_uri: str, rows: Hashes, *, earlier: Hashes) -> RowUse:
+def _count_use(task_uri: str, rows: Hashes, *, earlier: Hashes) -> RowUse:
     """Return the use of sorted rows; `earlier` are the ids of the test sets of the earlier accesses."""
     parts = parts_by_digit(rows)
     shards = _read_shards(task_uri, digits=parts.keys())
@@ -243,10 +243,9 @@ def _add_to_order(task_uri: str, *, access: np.uint64, test_set: np.uint64) -> O
     uri = TaskPaths(task_uri).test_set_order
 
     def add(content: bytes | None) -> bytes | None:
-        order = _parse_order(uri, content)
-        if access in order[:, 0]:
+        if access in _parse_order(uri, content)[:, 0]:
             return None
-        return np.concatenate([order, np.array([[access, test_set]], np.uint64)]).astype("<u8").tobytes()
+        return (content or b"") + np.array([access, test_set], "<u8").tobytes()
 
     return _parse_order(uri, update_bytes(uri, add))
 
@@ -263,9 +262,10 @@ def _parse_order(uri: str, content: bytes | None) -> Order:
     return np.frombuffer(ids, "<u8").reshape(-1, 2)
 
 
-def _sets_before(order: Order, access: np.uint64) -> Hashes:
+def _sets_before(order: Order, identity: str) -> Hashes:
     """Return the ids of the test sets of the accesses before this one."""
-    return order[: np.flatnonzero(order[:, 0] == access)[0], 1]
+    (position,) = np.flatnonzero(order[:, 0] == short_id(identity))
+    return order[:position, 1]
 
 
 def _read(uri: str) -> bytes | None:
