@@ -18,7 +18,6 @@ def few_draws() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bootstrap, "NUM_RESAMPLES", 1_000)
         patched.setattr(power, "NUM_TESTS", 200)
-        patched.setattr(power, "NUM_SEARCH_TESTS", 100)
         yield
 
 

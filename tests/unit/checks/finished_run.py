@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.code_snapshot import ship_code
+from tailorbird import storage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import MANIFEST, render_files, write_evidence
-from tailorbird.registry.test_set_ledger import Ledger, TestSetAccess
-from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, hashes_of, registration_of, tables_of
+from tailorbird.registry.test_set_ledger import Ledger, TestSetAccess, record_test_access
+from tailorbird.storage.paths import TaskPaths
+from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, registration_of, tables_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,9 +37,6 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
-    rows = folder.parent / "_ledger" / "rows"
-    rows.mkdir(parents=True)
-    (rows / evidence.test_access.rows).write_bytes(hashes_of(simulation).tobytes())
     write_ledger(folder, evidence.test_access)
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
     registration = registration_of(simulation, task_uri=task_uri, code=code.sha256)
@@ -51,9 +51,13 @@ def concluded(folder: Path, simulation: Simulation) -> str:
 
 
 def write_ledger(folder: Path, *entries: TestSetAccess) -> None:
-    """Write the test-set ledger of the registry that contains the task's folder."""
-    content = Ledger(key="00" * 16, entries=entries).model_dump_json()
-    (folder.parent / "_ledger" / "accesses.json").write_text(content)
+    """Write the test-set ledger of the registry that contains the task's folder, with accesses to the same rows."""
+    paths = TaskPaths(folder.as_uri())
+    storage.delete_folder(f"{paths.registry}/_ledger")
+    for entry in entries:
+        rows = np.arange(entry.num_rows, dtype=np.uint64)  # those of `hashes_of`
+        record_test_access(paths.task_uri, rows=rows, models=entry.models, protocol=entry.protocol, run=entry.run)
+    storage.write_bytes(paths.test_set_ledger, Ledger(entries=entries).model_dump_json().encode())
 
 
 def registered(folder: Path, kind: str) -> str:

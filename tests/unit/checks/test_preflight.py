@@ -113,6 +113,14 @@ def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> 
         assert (fault.name, fault.message) == ("endpoint", "http://h/v1/models cannot be reached")
 
 
+def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault() -> None:
+    lines = check_facts(recipe(), replace(GOOD, trained_rows=("the incumbent was trained on 9 rows",)))
+    assert passes(lines)
+    assert "the incumbent was trained on 9 rows" in [line.message for line in lines if line.name == "test rows"]
+    lines = check_facts(recipe(), replace(GOOD, trained_rows_fault="too few other rows; add test rows"))
+    assert [line.message for line in lines if line.state == "fault"] == ["too few other rows; add test rows"]
+
+
 @pytest.mark.parametrize(
     "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
 )

@@ -4,14 +4,23 @@ import hashlib
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.checks.verify import verify_evidence
-from tailorbird.evaluation.report.evidence import UNREGISTERED
+from tailorbird.checks.verify_files import trained_rows_faults
+from tailorbird.config.data import DataConfig
+from tailorbird.data.loader import read_test
+from tailorbird.data.rows import rows_sha256
+from tailorbird.evaluation.report.evidence import UNREGISTERED, TrainedRows
 from tailorbird.evaluation.report.evidence_files import MANIFEST
-from tests.unit.checks.finished_run import flip, rewrite, run_of
+from tests.unit.checks.finished_run import concluded, flip, rewrite, run_of
+from tests.unit.evaluation.simulated import Simulation, evidence_of
+from tests.unit.evaluation.test_trained_rows import version_of
 
 NAMES = (
     "evidence.json", "protocol.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
@@ -112,3 +121,29 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     (part / "head.safetensors").write_bytes(b"other weights")
     faults = verify_evidence(run_of(task_folder).as_uri())
     assert any("the first part of the hybrid's file" in fault for fault in faults)
+
+
+def test_rows_that_were_excluded_after_the_registration_are_reported(tmp_path: Path) -> None:
+    trained = TrainedRows({"incumbent": ("r1", "r2")})
+    uri = concluded(tmp_path / "task", Simulation(num_rows=900, trained=trained))
+    assert verify_evidence(uri) == ()
+    rewrite(run_of(tmp_path / "task"), trained_rows={"rows": {"incumbent": ["r1", "r2", "r3"]}})
+    faults = verify_evidence(uri)
+    assert any(fault.startswith("trained_rows.rows.incumbent") and "in protocol.json" in fault for fault in faults)
+    assert any(fault.startswith("verdict.n is 898") for fault in faults)
+
+
+def test_excluded_rows_are_compared_with_the_version_of_the_champion(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["my knee", "a rash"], "label": ["a", "b"]}), tmp_path / "test.parquet")
+    data = DataConfig(train="s3://lake/none", test=(tmp_path / "test.parquet").as_uri())
+    evidence = evidence_of(Simulation())
+    record = replace(evidence.data, sha256={"test": rows_sha256(read_test(data))})
+    champion = version_of(tmp_path / "champion", texts=("A rash.",))
+    fields = {"recipe": evidence.recipe.model_copy(update={"data": data}), "data": record, "champion": champion.uri}
+    for rows, num_faults in ((("1",), 0), (("0", "1"), 1), (None, 1)):
+        trained = TrainedRows({"incumbent": rows})
+        faults = list(trained_rows_faults(evidence.model_copy(update={**fields, "trained_rows": trained})))
+        assert len(faults) == num_faults
+        assert all("the champion's version gives" in fault for fault in faults)
+    (tmp_path / "test.parquet").unlink()
+    assert list(trained_rows_faults(evidence.model_copy(update=fields))) == []  # nothing to compare with

@@ -28,19 +28,25 @@ from tailorbird.evaluation.report.evidence import (
     FrozenModel,
     MixRecord,
     SeedRecord,
+    TrainedRows,
     TrainingRecord,
     TrialRecord,
 )
-from tailorbird.evaluation.report.model_scores import confusions, mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.report.model_scores import (
+    confusions,
+    mean_measures,
+    model_scores,
+    reliability_by_role,
+)
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.inputs import TestSetLook, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
+from tailorbird.registry.test_set_ledger import Hashes, RowUse, TestSetAccess, share_of_alpha
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
 
 SHA = "5f" * 32
@@ -83,14 +89,13 @@ class Simulation:
     """Accuracy of the further contenders by kind, best on validation first."""
     access_number: int = 1
     num_rows_seen: int = 0
-    alpha_share: float = 1.0
-    """Share of alpha that this look at the test rows has."""
     gates: bool = True
     chat: bool = False
     """True for a chat task with token F1: no changed rows, clusters of three rows."""
     suites: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(chat) Scores of the candidate and of all other models on each suite of 100 rows, by name."""
     curve: CurveRecord | None = None
+    trained: TrainedRows = TrainedRows()  # noqa: RUF009
 
 
 def recipe_of(simulation: Simulation) -> Recipe:
@@ -166,13 +171,25 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
         training=simulation.training,
-        look=TestSetLook(simulation.access_number, simulation.num_rows_seen, simulation.alpha_share),
+        look=look_of(simulation),
+        trained_on=simulation.trained.known,
+        unknown_training=simulation.trained.unknown,
     )
 
 
 def hashes_of(simulation: Simulation) -> Hashes:
     """Return the hashes of the test rows in the ledger."""
     return np.arange(simulation.num_rows, dtype="<u8")
+
+
+def look_of(simulation: Simulation) -> RowUse:
+    """Return the use of the test rows if all of them are in all earlier accesses."""
+    return RowUse(
+        number=simulation.access_number,
+        num_rows=simulation.num_rows,
+        num_seen=simulation.num_rows_seen,
+        alpha_share=share_of_alpha(np.full(simulation.num_rows, simulation.access_number)),
+    )
 
 
 def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
@@ -233,6 +250,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         retrieval_encoder=None,
         champion=None,
         anchor=None,
+        trained_rows=simulation.trained,
         requested_by="an engineer",
         requested_at="2026-11-24T16:00:00+00:00",
     )
@@ -245,12 +263,14 @@ def evidence_of(
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
     verdict = reach_verdict(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     family = family_of(simulation, tables)
+    roles = [model.role for model in family.models]
+    tables = simulation.trained.without(tables, roles=roles)
     parts = family.hybrid.parts if family.hybrid is not None and verdict.selected == "hybrid" else ()
     registered = {"incumbent", verdict.selected, *parts}
     kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
     baselines = (
         _baseline("majority", 0.18, servable=False),
-        _baseline("zero_shot", 0.37),
+        _baseline("zero_shot", 0.37, servable=False),
         *(_baseline(model.kind, model.validation) for model in family.models if model.role != "candidate"),
     )
     return Evidence(
@@ -272,7 +292,8 @@ def evidence_of(
         reliability=reliability_by_role(tables),
         confusions=confusions(tables),
         measures=mean_measures(tables),
-        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=[model.role for model in family.models]),
+        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=roles),
+        trained_rows=simulation.trained,
         champion=None,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
@@ -306,9 +327,7 @@ def evidence_of(
             for role, kind in kinds.items()
         },
         test_access=TestSetAccess(
-            number=simulation.access_number,
-            num_rows=simulation.num_rows,
-            num_seen=simulation.num_rows_seen,
+            **look_of(simulation).model_dump(),
             rows=sha256(hashes_of(simulation).tobytes()).hexdigest(),
             models=tuple(model.uri for model in family.models),
             protocol=digest(registration.protocol),
@@ -323,7 +342,7 @@ def evidence_of(
 def report_of(simulation: Simulation) -> DataReport:
     counts: dict[str, Any] = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
     sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
-    return DataReport(**(counts | sizes), rare_classes=(), leaks=())
+    return DataReport(**(counts | sizes), rare_classes=())
 
 
 def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray) -> Predictions:
@@ -356,21 +375,14 @@ def _chat_table(table: Predictions, generator: np.random.Generator) -> Predictio
 
 def _changed(clean: Predictions, *, kind: str, rows: range, flip_every: int) -> Predictions:
     """Return predictions for changed rows, with another output at every row number divisible by `flip_every`."""
+    taken = clean.take(rows)
     outputs = [
         CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)] if row % flip_every == 0 else clean.outputs[row]
         for row in rows
     ]
-    labels = [clean.labels[row] for row in rows]
-    return replace(
-        clean,
-        row_ids=tuple(f"{clean.row_ids[row]}|{kind}" for row in rows),
-        labels=tuple(labels),
-        outputs=tuple(outputs),
-        scores=np.array([a == b for a, b in zip(outputs, labels, strict=True)], dtype=np.float64),
-        confidences=clean.confidences[list(rows)],
-        calibrated=clean.calibrated[list(rows)],
-        groups={name: tuple(values[row] for row in rows) for name, values in clean.groups.items()},
-    )
+    scores = np.array([a == b for a, b in zip(outputs, taken.labels, strict=True)], dtype=np.float64)
+    row_ids = tuple(f"{row_id}|{kind}" for row_id in taken.row_ids)
+    return replace(taken, row_ids=row_ids, outputs=tuple(outputs), scores=scores)
 
 
 def _baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline:
