@@ -15,7 +15,7 @@ from tailorbird.cli.app import app
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EngineEvidence
-from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
@@ -43,9 +43,9 @@ def test_the_verdict_of_a_hybrid_is_recomputed(tmp_path: Path) -> None:
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     assert evidence["verdict"]["outcome"] == "HYBRID"
     assert verify_evidence(run) == ()
-    evidence["verdict"]["hybrid"]["share_to_second"] = 0.5
+    evidence["verdict"]["hybrid"]["share_to_second"] = 0.9
     rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"])
-    assert any("verdict.hybrid.share_to_second is 0.5" in fault for fault in verify_evidence(run))
+    assert any("verdict.hybrid.share_to_second is 0.9" in fault for fault in verify_evidence(run))
 
 
 def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
@@ -100,14 +100,15 @@ def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_
     assert any(fault.startswith("protocol.cost.min_replicas is 0") for fault in verify_evidence(run))
 
 
-def test_further_contenders_that_are_not_the_best_on_validation_are_detected(task_folder: Path) -> None:
+def test_a_baseline_that_was_not_compared_and_another_incumbent_are_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
     scores = json.loads((run / "evidence.json").read_text())["scores"]
-    raised = [score | ({"validation": 0.9} if score["kind"] == "centroid" else {}) for score in scores]
+    hidden = {"servable": True, "validation": 0.9}
+    raised = [score | (hidden if score["kind"] == "zero_shot" else {}) for score in scores]
     rewrite(run, scores=raised)
     faults = verify_evidence(run.as_uri())
-    assert any(fault.startswith("the other models") and "centroid" in fault for fault in faults)
-    assert any(fault.startswith("the incumbent.kind is") and fault.endswith('it is "centroid"') for fault in faults)
+    assert any(fault.startswith("the other models") and "zero_shot" in fault for fault in faults)
+    assert any(fault.startswith("the incumbent.kind is") and fault.endswith('it is "zero_shot"') for fault in faults)
 
 
 def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_detected(task_folder: Path) -> None:
@@ -216,8 +217,8 @@ def test_a_protocol_and_recipe_weakened_in_all_files_do_not_match_the_name_of_th
 
 def test_a_forged_verdict_is_detected_even_if_every_hash_matches(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
-    forged = evidence["verdict"]["relations"][0]
-    forged |= {"gain": 0.2, "p_value": forged["p_value"] + 1e-15}
+    relation = evidence["verdict"]["relations"][0]
+    relation |= {"gain": 0.2, "p_value": relation["p_value"] + 1e-15}
     rewrite(run_of(task_folder), verdict=evidence["verdict"])
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.startswith("verdict.relations.0.gain is 0.2 in evidence.json; the recomputed value is 0.0")
@@ -340,8 +341,8 @@ def test_the_command_exits_with_0_only_if_the_verdict_holds(task_folder: Path) -
 def test_the_command_compares_two_versions_of_a_run(finished: Path) -> None:
     uris = [(finished / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
     done = CliRunner().invoke(app, ["compare", *uris, "--json"])
-    verdict = json.loads((run_of(finished) / "evidence.json").read_text())["verdict"]
-    assert json.loads(done.stdout)["comparison"]["gain"] == pytest.approx(verdict["relations"][0]["gain"])
+    gain = read_evidence(run_of(finished).as_uri()).verdict.relation("candidate", "incumbent").gain
+    assert json.loads(done.stdout)["comparison"]["gain"] == pytest.approx(gain)
 
 
 def test_pages_rewritten_by_newer_code_are_listed_in_the_manifest(task_folder: Path) -> None:

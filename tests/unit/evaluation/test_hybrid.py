@@ -49,7 +49,7 @@ def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_a
     }
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
     assert hybrid is not None
-    assert (hybrid.first, hybrid.second) == ("bag_of_words", "incumbent")
+    assert hybrid.parts == ("bag_of_words", "incumbent")
     # It is right on its most confident 50 rows. On the next 10 it is wrong on 5, and the incumbent on 2.
     assert hybrid.share_to_second == 0.5
     assert hybrid.validation == pytest.approx(0.9)
@@ -79,7 +79,7 @@ def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_i
     }
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
     assert hybrid is not None  # with the first tenths, the cascade scores lower than `nearest` alone
-    assert hybrid.validation == 1.0
+    assert (hybrid.validation, hybrid.parts) == (1.0, ("incumbent", "candidate"))
 
 
 def test_a_larger_share_that_scores_higher_by_chance_is_not_used() -> None:

@@ -39,10 +39,10 @@ def test_only_models_that_predicted_the_test_rows_have_test_scores() -> None:
     scores, verdict = {score.kind: score for score in evidence.scores}, evidence.verdict
     assert {kind: (score.role, score.test) for kind, score in scores.items()} == {
         "majority": (None, None), "zero_shot": (None, None),
-        "bag_of_words": ("contender", verdict.contenders[0].score),
-        "centroid": ("contender", verdict.contenders[1].score),
-        "probe": ("incumbent", verdict.incumbent_score),
-        "full": ("candidate", verdict.candidate_score),
+        "bag_of_words": ("contender", verdict.model("bag_of_words").score),
+        "centroid": ("contender", verdict.model("centroid").score),
+        "probe": ("incumbent", verdict.incumbent.score),
+        "full": ("candidate", verdict.candidate.score),
     }  # fmt: skip
     assert scores["full"].validation == evidence.family.models[1].validation
     for score in scores.values():
@@ -66,7 +66,7 @@ def test_the_mean_gap_of_the_reliability_bins_is_the_ece() -> None:
 )
 def test_every_evidence_file_states_the_outcome(outcome: str, role: str) -> None:
     evidence = evidence_for(outcome)
-    assert evidence.verdict.winner == role
+    assert evidence.verdict.selected == role
     assert evidence.role_of(evidence.run) == role
     assert evidence.winner is evidence.versions[role]
     assert evidence.role_of(evidence.versions["incumbent"].uri) == "incumbent"

@@ -134,30 +134,17 @@ def formats_of(value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_report_and_console_show_outcome_and_reasons(outcome: str) -> None:
+def test_report_and_console_show_the_outcome_and_every_sentence(outcome: str) -> None:
     evidence = evidence_for(outcome)
     assert evidence.verdict.outcome == outcome
     page = Page(to_html(evidence))
     assert ("verdict.outcome", outcome) in page.figures
     assert ("div", {"class": f"verdict {outcome}"}) in page.tags
-    assert f"n = {evidence.verdict.n:,}" in page.text
-    for reason in evidence.verdict.reasons:
-        assert reason in page.text
-        assert f"  - {reason}" in verdict_lines(evidence)
-    assert verdict_lines(evidence)[0] == evidence.verdict.sentence()
-    assert evidence.verdict.sentence() in page.text
-    assert verdict_lines(evidence)[1].strip().startswith(outcome)
-
-
-def test_the_console_shows_the_gates_of_the_model_that_is_selected() -> None:
-    def gates_line(evidence: Evidence) -> str:
-        return next(line for line in verdict_lines(evidence) if line.startswith("  gates of the "))
-
-    assert gates_line(evidence_for("HYBRID")).startswith("  gates of the hybrid: calibration ")
-    assert "groups fails" not in gates_line(evidence_for("HYBRID"))
-    assert gates_line(evidence_for("STAY")).startswith("  gates of the candidate: calibration ")
-    replaced = evidence_of(Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
-    assert gates_line(replaced).startswith("  gates of the bag_of_words: calibration ")
+    lines = verdict_lines(evidence)
+    assert lines[0] == f"{outcome}: {evidence.verdict.sentence()}"
+    for number, sentence in enumerate(evidence.verdict.sentences[1:], start=2):
+        assert lines[number - 1] == f"  {number}. {sentence}"
+    assert all(sentence in page.text for sentence in evidence.verdict.sentences)
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
@@ -169,12 +156,18 @@ def test_each_figure_equals_the_value_at_its_path_in_the_evidence(outcome: str) 
         if path.startswith(("verdict.", "scores.", "cost.", "curve.", "reliability.")) and not path.endswith(".kind"):
             assert text in formats_of(value), path
     paths = {path for path, _ in figures}
-    assert {"verdict.gain", "verdict.interval.0", "verdict.interval.1", "verdict.p_value", "verdict.n"} <= paths
-    for number, gate in enumerate(evidence.verdict.gates):
-        assert f"verdict.gates.{number}.state" in paths
-        for bound in range(len(gate.bounds)):
-            for name in ("state", "estimate", "interval.0", "interval.1", "limit", "n"):
-                assert f"verdict.gates.{number}.bounds.{bound}.{name}" in paths
+    for number, relation in enumerate(evidence.verdict.relations):
+        here = f"verdict.relations.{number}"
+        assert {f"{here}.{name}" for name in ("first", "second", "gain", "interval.0", "interval.1")} <= paths
+        assert (f"{here}.cost_ratio.0" in paths) == (relation.cost_ratio is not None)
+    for number, model in enumerate(evidence.verdict.models):
+        here = f"verdict.models.{number}"
+        assert f"{here}.scores.accuracy" in paths
+        for position, gate in enumerate(model.gates):
+            assert f"{here}.gates.{position}.state" in paths
+            for bound in range(len(gate.bounds)):
+                for name in ("state", "estimate", "interval.0", "interval.1", "limit", "n"):
+                    assert f"{here}.gates.{position}.bounds.{bound}.{name}" in paths
     for number in range(len(evidence.scores)):
         assert {f"scores.{number}.validation", f"scores.{number}.interval.0"} <= paths
 
@@ -203,8 +196,10 @@ def test_optional_sections_are_omitted() -> None:
 
 def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
     page = Page(to_html(evidence_for("INSUFFICIENT_EVIDENCE"))).text
-    assert "2 (140 of 150 different rows in earlier accesses; alpha 0.0083)" in page
-    assert "different rows in earlier accesses; alpha 0.05)" in Page(to_html(evidence_for())).text
+    alpha = evidence_for("INSUFFICIENT_EVIDENCE").verdict.alpha
+    assert f"2 (140 of 150 different rows are known from earlier looks; alpha {alpha:.2g})" in page
+    assert alpha < 0.05
+    assert "different rows are known from earlier looks; alpha 0.05)" in Page(to_html(evidence_for())).text
 
 
 def test_the_page_states_the_requester_the_expiry_and_the_documentation_duties() -> None:
@@ -230,7 +225,8 @@ def test_the_number_of_rows_on_which_both_models_are_right_is_printed() -> None:
     evidence = evidence_for()
     text = Page(to_html(evidence)).text
     verdict = evidence.verdict
-    both = round(verdict.candidate_score * verdict.n) - verdict.only_candidate_right
+    gained = verdict.relation("candidate", "incumbent").only_first_right
+    both = round(verdict.candidate.score * verdict.n) - gained
     assert f"both right{both:,}" in text
 
 
@@ -238,8 +234,16 @@ def test_everything_in_the_evidence_is_escaped() -> None:
     evidence = evidence_for()
     attack = '<script>alert("x")</script>\'"&'
     verdict, recipe = evidence.verdict, evidence.recipe
-    noted, bounded, *gates = verdict.gates
+    incumbent, candidate, *others = verdict.models
+    noted, bounded, *gates = candidate.gates
     bound, *bounds = bounded.bounds
+    gated = {
+        "gates": (
+            replace(noted, note=attack, name=attack),
+            replace(bounded, bounds=(replace(bound, what=attack), *bounds)),
+            *gates,
+        )
+    }
     assert evidence.curve is not None
     changes = {
         **dict.fromkeys(("name", "run", "requested_by", "sweep_ended"), attack),
@@ -252,12 +256,8 @@ def test_everything_in_the_evidence_is_escaped() -> None:
         "recipe": recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": attack})}),
         "verdict": verdict.model_copy(
             update={
-                "reasons": (attack,),
-                "gates": (
-                    replace(noted, note=attack, name=attack),
-                    replace(bounded, bounds=(replace(bound, what=attack), *bounds)),
-                    *gates,
-                ),
+                "sentences": (attack,) * 4,
+                "models": (incumbent.model_copy(update={"kind": attack}), candidate.model_copy(update=gated), *others),
             }
         ),
         "versions": evidence.versions | {"candidate": replace(evidence.versions["candidate"], uri=attack)},
@@ -373,7 +373,6 @@ def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> Non
         at = f"verdict.costs.{index}"
         parts = ("total", "interval.0", "interval.1", "replicas", "busy", "tokens", "training", "replica_hours")
         assert {f"{at}.{part}" for part in parts} <= paths
-        assert (f"{at}.gain.gain" in paths) == (cost.role != evidence.winning_role)
         assert f"| {cost.role} | {cost.total:,.2f} (" in card or f"| {cost.role} | {cost.total:.2g} (" in card
     assert "0 per GB of storage a month" in page.text
     assert "## Cost of 12 months" in card
@@ -392,7 +391,7 @@ def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
 def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
     cost = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_gb_month": 0}
     evidence = evidence_of(Simulation(costs=on_cpu(SECONDS), evaluation={"cost": cost}))
-    assert evidence.verdict.cost_ratio is None
+    assert evidence.verdict.relation("candidate", "incumbent").cost_ratio is None
     page, card = Page(to_html(evidence)), to_model_card(evidence)
     assert ("verdict.costs.0.missing.0", "evaluation.cost.price_per_cpu_hour is not set") in page.figures
     assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)

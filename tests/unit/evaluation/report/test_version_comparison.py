@@ -1,7 +1,6 @@
 """Tests of the comparison of two versions from their stored predictions."""
 
 import io
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,7 +8,7 @@ import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
 from tailorbird.evaluation.report.evidence import UNREGISTERED
-from tailorbird.evaluation.report.evidence_files import render_files, write_evidence
+from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
 from tailorbird.evaluation.report.version_comparison import compare_versions
 from tests.unit.evaluation.report.test_html import SIMULATIONS
 from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
@@ -32,17 +31,17 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
 
 def test_versions_of_a_run_compare_as_in_its_verdict(tmp_path: Path) -> None:
     uris = stored(tmp_path, SIMULATIONS["HYBRID"])
-    verdict = json.loads(next(tmp_path.glob("runs/*/evidence.json")).read_text())["verdict"]
+    verdict = read_evidence(uris["run"]).verdict
+    gain = verdict.relation("candidate", "incumbent")
     result = compare_versions(uris["candidate"], second=uris["incumbent"] + "/")
     comparison = result.comparison
-    assert [comparison.gain, *comparison.interval] == pytest.approx([verdict["gain"], *verdict["interval"]])
-    assert comparison.p_value == pytest.approx(verdict["p_value"])
-    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(-verdict["gain"])
-    assert compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison.gain == pytest.approx(
-        verdict["hybrid"]["gain"]
-    )
+    assert [comparison.gain, *comparison.interval] == pytest.approx([gain.gain, *gain.interval])
+    assert comparison.p_value == pytest.approx(gain.p_value)
+    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(-gain.gain)
+    of_hybrid = verdict.relation("hybrid", "incumbent").gain
+    assert compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison.gain == pytest.approx(of_hybrid)
     words = " ".join(result.lines())
-    assert f"n = {verdict['n']:,}" in words
+    assert f"n = {verdict.n:,}" in words
     assert uris["candidate"] in words
     assert result.model_dump(mode="json")["comparison"]["counts"]
 
