@@ -54,7 +54,7 @@ def test_the_comparison_in_the_notebook_and_the_guide_works_after_each_outcome(t
         exec(source, namespace)
         comparison = namespace["comparison"]
         assert isinstance(comparison, Comparison)
-        assert comparison.gain == pytest.approx(result.verdict.gain)
+        assert comparison.gain == pytest.approx(result.verdict.relation("candidate", "incumbent").gain)
 
 
 def test_cells_share_a_namespace_and_have_the_value_of_their_last_line(tmp_path: Path) -> None:

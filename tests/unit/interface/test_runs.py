@@ -62,7 +62,7 @@ def test_a_run_on_an_embedded_stack_waits_for_its_turn(monkeypatch: pytest.Monke
 def test_a_run_has_its_verdict_as_text_and_its_report_as_html(outcome: str) -> None:
     evidence = evidence_for(outcome)
     run = Run(evidence)
-    assert repr(run).startswith(evidence.verdict.sentence())
+    assert repr(run).startswith(f"{evidence.verdict.outcome}: {evidence.verdict.sentence()}")
     assert (run.uri, run.winner) == (evidence.run, evidence.winner.uri)
     assert run.versions["candidate"] == evidence.versions["candidate"].uri
     assert page_in(run._repr_html_()) == to_html(evidence) == run.report()
@@ -71,9 +71,9 @@ def test_a_run_has_its_verdict_as_text_and_its_report_as_html(outcome: str) -> N
 def test_a_comparison_has_the_figures_of_the_verdict(tmp_path: Path) -> None:
     uris = stored(tmp_path, SIMULATIONS["HYBRID"])
     comparison = tailorbird.compare(uris["run"], uris["incumbent"])
-    verdict = evidence_for("HYBRID").verdict
-    assert [comparison.gain, *comparison.interval] == pytest.approx([verdict.gain, *verdict.interval])
-    assert comparison.p_value == pytest.approx(verdict.p_value)
+    relation = evidence_for("HYBRID").verdict.relation("candidate", "incumbent")
+    assert [comparison.gain, *comparison.interval] == pytest.approx([relation.gain, *relation.interval])
+    assert comparison.p_value == pytest.approx(relation.p_value)
     page = page_in(comparison._repr_html_())
     for shown in (*comparison.interval, comparison.gain):
         assert f"{100 * shown:+.2f}" in page
