@@ -85,8 +85,8 @@ def _five_suites(n: int, *, changes: float) -> dict[str, float]:
     figures = _shares(gates) | {"margin passes": at_margin["passes"], "claimed": claimed}
     for name, loss in (("10 points", HARM), ("claimed", claimed)):
         harmed = _answers(n, changes=changes, loss=loss)
-        found = _shares([_gate([harmed, *[sound] * (NUM_SUITES - 1)], generator) for _ in range(NUM_GATES)])
-        figures[f"{name} fail" if loss == HARM else f"{name} fails"] = found["fails"]
+        shares = _shares([_gate([harmed, *[sound] * (NUM_SUITES - 1)], generator) for _ in range(NUM_GATES)])
+        figures[f"{name} fail" if loss == HARM else f"{name} fails"] = shares["fails"]
     return figures
 
 

@@ -54,10 +54,10 @@ class EvaluatedRows:
         A text that is in both splits counts as a copy of the test row.
         """
         key = letters_and_digits(text)
-        found = copies_of(key, label=label, index=self.index)
-        if not found:
+        copied = copies_of(key, label=label, index=self.index)
+        if not copied:
             return ()
-        split = "test" if min(found) < self.num_test else "validation"
+        split = "test" if min(copied) < self.num_test else "validation"
         equal = self.index.first.get(key)
         if equal is None or (split == "test" and equal >= self.num_test):
             return split, "near"

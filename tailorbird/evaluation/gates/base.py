@@ -137,8 +137,8 @@ def _detected(limit: float, *, loss: Estimate, level: float) -> float:
     """
     z = float(norm_isf(level))
     z_power = float(norm_isf(1 - TARGET_POWER))
-    found = limit
+    smallest = limit
     for _ in range(100):
-        error = math.sqrt(loss.standard_error**2 + found * (1 - found) / loss.n)
-        found = min(max(limit, z * error) + z_power * error, 1.0)
-    return found
+        error = math.sqrt(loss.standard_error**2 + smallest * (1 - smallest) / loss.n)
+        smallest = min(max(limit, z * error) + z_power * error, 1.0)
+    return smallest

@@ -222,8 +222,8 @@ def _suites(evidence: Evidence, *, role: str) -> list[str]:
         if score.group is not None:
             continue
         scores = ("" if score.scores[name] is None else f"{score.scores[name]:.3f}" for name in compared)
-        found = detects.get(loss_name(score.suite))
-        rows.append([score.suite, *scores, f"{score.n:,}", "" if found is None else f"{100 * found:.1f}"])
+        detected = detects.get(loss_name(score.suite))
+        rows.append([score.suite, *scores, f"{score.n:,}", "" if detected is None else f"{100 * detected:.1f}"])
     if not rows:
         return []
     head = ["suite", *compared, "rows", "loss found in 80% of tests, points"]

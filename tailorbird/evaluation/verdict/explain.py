@@ -295,8 +295,8 @@ def _bound_text(bound: Bound, *, money: bool) -> str:
     scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
     low, high = (format(scale * end, form) for end in bound.interval)
     estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
-    found = "" if bound.detects is None else f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
-    return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}{found}"
+    detects = "" if bound.detects is None else f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
+    return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}{detects}"
 
 
 def why_no_hybrid(config: HybridConfig) -> str:

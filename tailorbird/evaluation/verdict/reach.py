@@ -195,8 +195,10 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
 def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:
     if decision.selected == INCUMBENT:
         return False
-    found = [relation for key, relation in compared.known.items() if key[:2] == (decision.selected, INCUMBENT)]
-    return not any(relation.is_better for relation in found)
+    relations_of_selected = [
+        relation for key, relation in compared.known.items() if key[:2] == (decision.selected, INCUMBENT)
+    ]
+    return not any(relation.is_better for relation in relations_of_selected)
 
 
 def _tested_hybrid(inputs: VerdictInputs) -> TestedHybrid:

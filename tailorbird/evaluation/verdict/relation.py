@@ -142,14 +142,14 @@ def _compared(
 ) -> Relation:
     first, second, share = key
     level = costs.alpha / share
-    found = compare(tables[first], other=tables[second], metric=costs.protocol.metric, alpha=level)
-    gain = Gain(found.gain, found.interval, found.lowest, level)
+    comparison = compare(tables[first], other=tables[second], metric=costs.protocol.metric, alpha=level)
+    gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level)
     relation = relation_of(
         (first, second), gain, cost=costs.pair(first, second), protocol=costs.protocol, is_anchored=is_anchored
     )
     return replace(
         relation,
-        p_value=found.p_value,
-        only_first_right=found.counts.only_candidate_right,
-        only_second_right=found.counts.only_other_right,
+        p_value=comparison.p_value,
+        only_first_right=comparison.counts.only_candidate_right,
+        only_second_right=comparison.counts.only_other_right,
     )

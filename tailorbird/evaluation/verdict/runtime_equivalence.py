@@ -48,12 +48,12 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
         raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
     exported = inputs.candidate.clean
     evaluated = inputs.incumbent.clean
-    found = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
+    comparison = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
     gates = evaluate_gates(
         inputs.candidate, incumbent=inputs.incumbent, protocol=protocol, costs=pair, training=TrainingUsage()
     )
     is_cheaper = ratio[2] < CHEAPER_RATIO
-    is_non_inferior = found.lowest > -protocol.non_inferiority_margin
+    is_non_inferior = comparison.lowest > -protocol.non_inferiority_margin
     limit = points(-protocol.non_inferiority_margin)
     cost = (
         f"the exported model uses {ratio[0]:.2f} times the evaluated engine's CPU-seconds per row (the interval ends "
@@ -63,18 +63,18 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
         accepted=is_cheaper and is_non_inferior and gates_pass(gates, regulated=protocol.regulated),
         reasons=(
             cost if is_cheaper else f"{cost}, which is not proven to be below {CHEAPER_RATIO}",
-            f"the interval of the difference starts at {points(found.lowest)} points, "
+            f"the interval of the difference starts at {points(comparison.lowest)} points, "
             f"{'above' if is_non_inferior else 'not above'} the limit of {limit}",
             *failed_gates(gates),
             *open_gates(gates, regulated=protocol.regulated),
         ),
         metric=protocol.metric,
-        n=found.counts.n,
+        n=comparison.counts.n,
         alpha=protocol.alpha,
-        evaluated_score=found.other_score,
-        exported_score=found.candidate_score,
-        gain=found.gain,
-        interval=found.interval,
+        evaluated_score=comparison.other_score,
+        exported_score=comparison.candidate_score,
+        gain=comparison.gain,
+        interval=comparison.interval,
         num_different=sum(a != b for a, b in zip(exported.outputs, evaluated.outputs, strict=True)),
         gates=gates,
         cost_ratio=ratio,

@@ -200,7 +200,8 @@ def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPa
     content = html_of(paths, f"icd10-chapters/runs/{RUN}")
     text = text_of(content)
     assert f"Verdict {verdict.outcome} {verdict.sentence()}" in text
-    assert f"only the candidate right {verdict.relation("candidate", "incumbent").only_first_right}" in text
+    won = verdict.relation("candidate", "incumbent").only_first_right
+    assert f"only the candidate right {won}" in text
     for gate in verdict.gates:
         assert f"{gate.name} {gate.state}" in text
         for bound in gate.bounds:

@@ -194,7 +194,7 @@ def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_ro
     hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", 0.5, 0.3)
     monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
     monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
-    with pytest.raises(ValueError, match=r"family.json has another hybrid than this run"):
+    with pytest.raises(ValueError, match=r"family.json has another hybrid or anchor than this run"):
         evaluate_run(context, trained, progress=SILENT)
 
 

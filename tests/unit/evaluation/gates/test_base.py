@@ -65,10 +65,10 @@ def test_the_stated_loss_is_found_in_80_percent_of_tests(noise: float) -> None:
     error = np.sqrt(noise / 400)
     stated = loss(0.0, -1.96 * error, 1.96 * error).detects
     assert stated is not None
-    found = 0
+    num_failed = 0
     for _ in range(2_000):
         differences = generator.choice([1.0, 1.0, -1.0, 0.0], 400, p=(stated, *[noise / 2] * 2, 1 - stated - noise))
         mean = float(differences.mean())
         half = 1.96 * float(differences.std()) / 20
-        found += loss(mean, mean - half, mean + half).state is State.FAILS
-    assert found / 2_000 == pytest.approx(0.8, abs=0.06)
+        num_failed += loss(mean, mean - half, mean + half).state is State.FAILS
+    assert num_failed / 2_000 == pytest.approx(0.8, abs=0.06)

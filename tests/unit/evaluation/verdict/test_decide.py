@@ -58,8 +58,10 @@ def relate_by(pairs: Pairs) -> Relate:
         gain = (pair.low + pair.high) / 2
         half = (pair.high - pair.low) / 2 * (1 + (share - 1) / 4)
         ratio = None if pair.ratio is None else (pair.ratio,) * 3
-        found = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share)
-        return relation_of((first, second), found, cost=PairCost(ratio), protocol=PRICED, is_anchored=pair.is_anchored)
+        decided = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share)
+        return relation_of(
+            (first, second), decided, cost=PairCost(ratio), protocol=PRICED, is_anchored=pair.is_anchored
+        )
 
     return relate
 
@@ -88,11 +90,11 @@ def test_a_candidate_that_dominates_every_model_without_fine_tuning_is_chosen(pa
 @pytest.mark.parametrize("pair", [UNSURE, EQUAL, WORSE])
 def test_one_model_that_it_does_not_dominate_blocks_it(role: str, pair: Pair) -> None:
     pairs = over(CANDIDATE, incumbent=BETTER, bag_of_words=BETTER, probe=BETTER) | over(CANDIDATE, **{role: pair})
-    found = decision(pairs, ENTRIES[BAG], ENTRIES[PROBE])
-    assert found.outcome is (OPEN if pair is UNSURE else STAY)
-    assert found.blocked_by == (role,)
+    decided = decision(pairs, ENTRIES[BAG], ENTRIES[PROBE])
+    assert decided.outcome is (OPEN if pair is UNSURE else STAY)
+    assert decided.blocked_by == (role,)
     # What serves does not depend on it: the candidate dominates the incumbent, or else nothing does.
-    assert found.selected == (INCUMBENT if role == INCUMBENT else CANDIDATE)
+    assert decided.selected == (INCUMBENT if role == INCUMBENT else CANDIDATE)
 
 
 def test_a_model_that_its_gates_stop_neither_blocks_nor_serves_but_the_incumbent_counts() -> None:
@@ -297,9 +299,9 @@ def test_more_evidence_for_the_fine_tuned_models_never_moves_the_outcome_away_fr
 
 @given(worlds())
 def test_what_is_selected_may_serve_and_no_model_that_may_replace_the_incumbent_dominates_it(world: World) -> None:
-    found = world.decide()
+    decided = world.decide()
     entries = {entry.role: entry for entry in world.entries}
-    selected = entries[found.selected]
+    selected = entries[decided.selected]
     num_replacing = sum(entry.may_replace for entry in world.entries)
 
     def replaces(entry: Entry) -> bool:
@@ -309,24 +311,24 @@ def test_what_is_selected_may_serve_and_no_model_that_may_replace_the_incumbent_
         return world.relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1).dominates
 
     replacing = [entry.role for entry in world.entries if replaces(entry)]
-    assert found.selected in (replacing or [INCUMBENT])
-    assert selected.passes or found.selected == INCUMBENT
+    assert decided.selected in (replacing or [INCUMBENT])
+    assert selected.passes or decided.selected == INCUMBENT
 
     def dominating(role: str) -> list[str]:
         return [other for other in replacing if other != role and world.relate(other, role, 1).dominates]
 
     is_cycle = all(dominating(role) for role in replacing)
-    assert not dominating(found.selected) or is_cycle
+    assert not dominating(decided.selected) or is_cycle
 
 
 @given(worlds())
 def test_the_outcome_is_a_fine_tuned_model_only_if_it_serves_and_dominates_the_others(world: World) -> None:
-    found = world.decide()
-    if found.outcome not in (FINE_TUNE, Outcome.HYBRID):
+    decided = world.decide()
+    if decided.outcome not in (FINE_TUNE, Outcome.HYBRID):
         return
-    assert found.selected == (CANDIDATE if found.outcome is FINE_TUNE else HYBRID)
+    assert decided.selected == (CANDIDATE if decided.outcome is FINE_TUNE else HYBRID)
     blocking = [entry.role for entry in world.entries if not entry.is_fine_tuned and entry.passes]
-    assert all(world.relate(found.selected, role, 1).dominates for role in (INCUMBENT, *blocking))
+    assert all(world.relate(decided.selected, role, 1).dominates for role in (INCUMBENT, *blocking))
 
 
 def test_the_decision_needs_neither_ray_nor_torch() -> None:

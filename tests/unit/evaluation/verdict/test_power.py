@@ -95,30 +95,30 @@ def test_the_claimed_power_is_the_frequency_of_fine_tune(
 
 def test_the_rows_needed_grow_with_a_smaller_gain_and_give_the_power_that_they_claim() -> None:
     inputs = of_rows(np.random.default_rng(5), N)
-    found = {gain: power_of(inputs, protocol_for(N, expected_gain=gain)) for gain in (0.02, 0.03, 0.05)}
-    needed = [power.rows_needed or 0 for power in found.values()]
+    powers = {gain: power_of(inputs, protocol_for(N, expected_gain=gain)) for gain in (0.02, 0.03, 0.05)}
+    needed = [power.rows_needed or 0 for power in powers.values()]
     assert needed == sorted(needed, reverse=True)
     assert needed[-1] > 0
-    shares = [power.at_expected_gain for power in found.values()]
+    shares = [power.at_expected_gain for power in powers.values()]
     assert shares == sorted(shares)
-    for power, share in zip(found.values(), shares, strict=True):
+    for power, share in zip(powers.values(), shares, strict=True):
         assert ((power.rows_needed or 0) <= N) == (share >= 0.8)
-    rows = found[0.02].rows_needed or 0
+    rows = powers[0.02].rows_needed or 0
     more = of_rows(np.random.default_rng(5), rows)
     again = power_of(more, protocol_for(rows, expected_gain=0.02))
     assert again.at_expected_gain == pytest.approx(0.8, abs=0.1)
 
 
 def test_no_number_of_rows_is_enough_for_a_gain_of_the_minimum() -> None:
-    found = power_of(of_rows(np.random.default_rng(5), N), protocol_for(N, expected_gain=0.01))
-    assert found.rows_needed is None
-    assert found.at_expected_gain == found.at_minimum_gain < 0.6
+    powers = power_of(of_rows(np.random.default_rng(5), N), protocol_for(N, expected_gain=0.01))
+    assert powers.rows_needed is None
+    assert powers.at_expected_gain == powers.at_minimum_gain < 0.6
 
 
 def test_the_strongest_model_without_fine_tuning_is_the_one_to_beat() -> None:
     inputs = inputs_of_right(incumbent=right(1300), candidate=right(1310), bag_of_words=right(1340))
-    found = power_of(inputs, PROTOCOL)
-    assert (found.over, found.limited_by) == ("bag_of_words", "bag_of_words")
+    powers = power_of(inputs, PROTOCOL)
+    assert (powers.over, powers.limited_by) == ("bag_of_words", "bag_of_words")
     stopped = measured(inputs, bag_of_words=10_000.0)
     assert power_of(stopped, PRICED).over == "incumbent"
 
@@ -128,8 +128,8 @@ def test_a_lower_cost_and_the_gates_count() -> None:
     plain = power_of(measured(inputs), PRICED).at_minimum_gain
     assert power_of(measured(inputs, candidate=1.0), PRICED).at_minimum_gain > plain + 0.2
     harmed = Simulation(num_rows=4000, candidate=0.80, by_group={"unstated": 0.50})
-    found = power_of(inputs_of_tables(harmed, tables_of(harmed)), protocol_of(harmed))
-    assert (found.at_expected_gain, found.rows_needed, found.limited_by) == (0.0, None, "gates")
+    powers = power_of(inputs_of_tables(harmed, tables_of(harmed)), protocol_of(harmed))
+    assert (powers.at_expected_gain, powers.rows_needed, powers.limited_by) == (0.0, None, "gates")
 
 
 def test_an_open_gate_of_a_regulated_recipe_is_assumed_to_pass() -> None:
@@ -158,6 +158,6 @@ def test_three_thousand_rows_of_five_models_take_a_second() -> None:
     rows = correlated(np.random.default_rng(1), 3000, incumbent=0.74, candidate=0.77, **kinds)
     inputs, protocol = inputs_of_right(**rows), protocol_for(3000)
     start = time.process_time()
-    found = power_of(inputs, protocol)
+    powers = power_of(inputs, protocol)
     assert time.process_time() - start < 2.0  # with the rest of the verdict; 0.5 on an idle core
-    assert found.rows_needed is not None
+    assert powers.rows_needed is not None

@@ -295,8 +295,8 @@ def test_equal_inputs_give_equal_verdicts() -> None:
 def test_a_gain_of_exactly_the_minimum_is_enough() -> None:
     for n, minimum in [(2150, 0.02), (3000, 0.01), (700, 0.03), (10_000, 0.07)]:
         tables = models(n - round(n * minimum) - 10, round(n * minimum), 0, 10)
-        found = decision_of(inputs_of(*tables), protocol=protocol_for(n, minimum_gain=minimum))
-        assert found.outcome is Outcome.FINE_TUNE
+        decided = decision_of(inputs_of(*tables), protocol=protocol_for(n, minimum_gain=minimum))
+        assert decided.outcome is Outcome.FINE_TUNE
 
 
 # Records

@@ -42,6 +42,6 @@ def relation(low: float, high: float, *, saving: float) -> Relation:
 def test_a_gain_that_does_not_pay_is_out_of_reach_only_if_the_whole_interval_does_not_pay(
     low: float, high: float, saving: float, is_out_of_reach: bool
 ) -> None:
-    found = relation(low, high, saving=saving)
-    assert found.is_out_of_reach is is_out_of_reach
-    assert found.dominates is (found.net is not None and found.net > 0)
+    result = relation(low, high, saving=saving)
+    assert result.is_out_of_reach is is_out_of_reach
+    assert result.dominates is (result.net is not None and result.net > 0)
