@@ -49,6 +49,7 @@ SOUND_GROUPS = {
 TEMPERATURE_ROWS = 1_500
 BOUNDS = {
     "lowest_coverage_of_ece": ">= 0.93",
+    "coverage_of_ece_by_50_documents": ">= 0.90",
     "calibrated_passes_at_1000_rows": ">= 0.5",
     "ece_of_8_points_fails_at_2000_rows": ">= 0.8",
     "ece_at_the_limit_fails": "<= 0.05",
@@ -85,10 +86,13 @@ def calibration() -> Figures:
         for n in (500, 2_000):
             rows[f"ECE {excess:g}, {n:,} rows"] = _calibration_rates(n, excess=excess)
     rows["S-shaped, 500 rows"] = _calibration_rates(500, excess=0.08, is_s_shaped=True)
-    rows["ECE 0.08, 50 documents of 10 rows"] = _calibration_rates(500, excess=0.08, size=10)
+    by_documents = rows["ECE 0.08, 50 documents of 10 rows"] = _calibration_rates(500, excess=0.08, size=10)
     print_table("The calibration gate: debiased ECE at most 0.05", rows)
     return {
-        "lowest_coverage_of_ece": min(row["coverage"] for row in rows.values() if "coverage" in row),
+        "lowest_coverage_of_ece": min(
+            row["coverage"] for row in rows.values() if "coverage" in row and row is not by_documents
+        ),
+        "coverage_of_ece_by_50_documents": by_documents["coverage"],
         "calibrated_passes_at_1000_rows": rows["sound, 1,000 rows"]["passes"],
         "ece_of_8_points_fails_at_2000_rows": rows["ECE 0.08, 2,000 rows"]["fails"],
         "ece_at_the_limit_fails": max(rows[f"ECE 0.05, {n} rows"]["fails"] for n in ("500", "2,000")),
