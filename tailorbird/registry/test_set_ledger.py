@@ -1,43 +1,60 @@
 """The test-set ledger of a registry: the record of every access to test rows.
 
-Rows are counted by their content. An access is the n-th access to its rows if n is the smallest number such that at
-most `IGNORED_SHARE` of the rows are in n or more earlier accesses. Each further access is tested at a lower level
-(`verdict.protocol.spent_alpha`).
+A row is known by its hash (see `data.fingerprints`), in all tasks of the registry. Each distinct row of an access has a
+number: 1 if no earlier access contains the row, k if k - 1 do. The numbers give the level of the test: see
+`share_of_alpha`.
 
-Rows are stored as keyed, truncated hashes. The ledger contains the key, so a reader of the registry can check whether a
-guessed row is in it. Hashes of different registries cannot be compared.
+The ledger has three parts. A shard contains the rows whose hash begins with the same hexadecimal digit, with the test
+sets that contain them; a test set is stored once, however often it is used. The order contains 16 bytes for each access
+of any task: its id and that of its test set. `Ledger` contains the entries of a task. An access counts once it is in
+the order. Hashes have no key: whoever can read the ledger can check whether a text is in it.
 """
 
 import hashlib
-import secrets
+import io
 from collections.abc import Iterable, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from tailorbird.config.base import digest
 from tailorbird.registry.versions import Frozen, now
-from tailorbird.storage import exists, read_bytes, update_json, write_bytes
+from tailorbird.storage import exists, read_bytes, update_bytes, update_json
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
-IGNORED_SHARE = 0.05
-"""Share of the rows that may be in earlier accesses without being counted: short texts recur in unrelated sets."""
-HASH_BYTES = 8  # among 10 million rows, two have the same hash with a probability of 3e-6
+DIGITS = "0123456789abcdef"
+"""The names of the shards. A test set has rows in each shard, so more of them would only need more requests."""
+NUM_TRANSFERS = 8
 Hashes = NDArray[np.uint64]
+Numbers = NDArray[np.int64]
+Order = NDArray[np.uint64]  # [accesses, 2]: ids of an access and of its test set
 
 
-class TestSetAccess(Frozen):
+class RowUse(Frozen):
+    """How much the distinct rows of an access were used before."""
+
+    number: int
+    """1 + the most earlier accesses to one of the rows."""
+    num_rows: int
+    num_seen: int
+    """Rows that are in an earlier access."""
+    alpha_share: float
+    """Level of the test as a share of alpha, in (0, 1]; 1 if no row is in an earlier access."""
+
+
+class TestSetAccess(RowUse):
     """An entry of the ledger."""
 
     __test__: ClassVar[bool] = False  # pytest must not collect this class
-    number: int  # 1 for the first access to these rows
-    num_rows: int  # distinct rows
-    num_seen: int  # distinct rows that are in an earlier access
-    rows: str  # sha256 of the file with the rows' hashes
+    rows: str  # sha256 of the sorted hashes of the distinct rows
     models: tuple[str, ...]  # URIs of the compared models, the incumbent first
     protocol: str  # digest of the test protocol
     run: str  # URI of the run
@@ -45,127 +62,243 @@ class TestSetAccess(Frozen):
 
 
 class Ledger(StoredModel):
-    """The accesses of all tasks of a registry, in order."""
+    """The accesses of a task, in order."""
 
-    key: str  # key of the rows' hashes, in hex
     entries: tuple[TestSetAccess, ...] = ()
 
 
-def record_test_access(
-    task_uri: str, *, contents: Iterable[tuple[str, str]], models: Sequence[str], protocol: str, run: str
-) -> TestSetAccess:
+@dataclass(frozen=True)
+class Shard:
+    """Pairs of a row and a test set that contains it, sorted by row."""
+
+    rows: Hashes  # [pairs]
+    sets: Hashes  # [pairs], ids
+
+    def add(self, rows: Hashes, *, of_set: np.uint64) -> "Shard":
+        """Return the shard with these distinct rows of a test set that it does not contain."""
+        at = np.searchsorted(self.rows, rows)
+        return Shard(np.insert(self.rows, at, rows), np.insert(self.sets, at, of_set))
+
+    def numbers(self, rows: Hashes, *, earlier: Hashes) -> Numbers:
+        """Return the number of each of these sorted rows; `earlier` are the sorted ids of the sets of each access."""
+        start = np.searchsorted(self.rows, rows)
+        end = np.searchsorted(self.rows, rows, side="right")
+        pairs = np.concatenate([np.arange(*limits) for limits in zip(start, end, strict=True)])
+        sets = self.sets[pairs]
+        times = np.searchsorted(earlier, sets, side="right") - np.searchsorted(earlier, sets)
+        positions = np.repeat(np.arange(len(rows)), end - start)
+        return 1 + np.bincount(positions, weights=times, minlength=len(rows)).astype(np.int64)
+
+    def to_parquet(self) -> bytes:
+        """Return the shard as a Parquet file."""
+        file = io.BytesIO()
+        pq.write_table(
+            pa.table({"row": self.rows, "test_set": self.sets}),
+            file,
+            compression="zstd",
+            use_dictionary=["test_set"],
+            column_encoding={"row": "DELTA_BINARY_PACKED"},  # sorted hashes have small differences
+            write_page_checksum=True,
+        )
+        return file.getvalue()
+
+
+def share_of_alpha(numbers: Numbers) -> float:
+    """Return the level of a test as a share of alpha, from the number of each of its rows.
+
+    It is the mean over the rows of 1 for a row with the number 1, and of 1 / (k (k + 1)) for one with the number
+    k >= 2. The shares of all tests of the same rows sum to less than 1.5. A false improvement has half of each level,
+    so its rate over all these tests is below alpha. Fresh rows add a level, because they are fresh evidence.
+    """
+    return float(np.where(numbers == 1, 1.0, 1 / (numbers * (numbers + 1))).mean())
+
+
+def row_use(numbers: Numbers) -> RowUse:
+    """Return the use of the rows of an access, from the number of each row."""
+    return RowUse(
+        number=int(numbers.max()),
+        num_rows=len(numbers),
+        num_seen=int(np.count_nonzero(numbers > 1)),
+        alpha_share=share_of_alpha(numbers),
+    )
+
+
+def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], protocol: str, run: str) -> TestSetAccess:
     """Add an access to the ledger of the task's registry and return its entry.
 
-    Return the existing entry if the same models were compared on the same rows with this protocol before. `contents`
-    yields the normalised text and the label of each row. `protocol` is the digest of the test protocol, so a test with
-    another minimum gain or without a gate is a further access. Call this function before the first prediction, because
-    a run may fail after its results are visible. Raises StorageError if the ledger cannot be read or written, and
-    ValueError if there are no models or rows.
+    Return the existing entry if the same models were compared on the same rows with this protocol before. `rows` are
+    the hashes of the rows, in any order. `protocol` is the digest of the test protocol, so a test with another minimum
+    gain or without a gate is a further access. Call this function before the first prediction, because a run may fail
+    after its results are visible. Raises StorageError if the ledger cannot be read or written, and ValueError if there
+    are no models or rows.
     """
     if not models:
         raise ValueError("there are no models; give the URIs of the compared models")
+    distinct = _distinct(rows)
+    digest_of_set = digest_of_rows(distinct)
+    identity = _identity(models, protocol=protocol, rows=digest_of_set)
+    _store_rows(task_uri, distinct)  # first, so that the shards have each test set in the order
+    order = _add_to_order(task_uri, access=short_id(identity), test_set=short_id(digest_of_set))
+    use = _count_use(task_uri, distinct, earlier=_sets_before(order, identity))
+    entry = TestSetAccess(
+        **use.model_dump(), rows=digest_of_set, models=tuple(models), protocol=protocol, run=run, at=now()
+    )
     uri = TaskPaths(task_uri).test_set_ledger
-    ledger = _parse(uri, update_json(uri, lambda stored: _new_ledger() if stored is None else None))
-    hashes = hash_rows(contents, key=ledger.key)
-    rows = hashlib.sha256(hashes.tobytes()).hexdigest()
-    # Store the rows before the entry, so that every entry has its rows.
-    write_bytes(TaskPaths(task_uri).test_set_rows(rows), hashes.tobytes())
-    read_rows = cache(lambda digest: _read_rows(task_uri, digest))  # each attempt of an update reads the same rows
-
-    def find(entries: Sequence[TestSetAccess]) -> TestSetAccess | None:
-        key = (tuple(models), protocol, rows)
-        return next((entry for entry in entries if _key(entry) == key), None)
 
     def add(stored: object) -> object:
-        current = _parse(uri, stored)
-        if find(current.entries):
-            return None
-        number, num_seen = count_access(hashes, earlier=[read_rows(entry.rows) for entry in current.entries])
-        entry = TestSetAccess(
-            number=number,
-            num_rows=len(hashes),
-            num_seen=num_seen,
-            rows=rows,
-            models=tuple(models),
-            protocol=protocol,
-            run=run,
-            at=now(),
-        )
-        return current.model_copy(update={"entries": (*current.entries, entry)}).model_dump(mode="json")
+        entries = () if stored is None else _parse(uri, stored).entries
+        known = _find(entries, identity)
+        return None if known else Ledger(entries=(*entries, entry)).model_dump(mode="json")
 
-    access = find(_parse(uri, update_json(uri, add)).entries)
-    assert access is not None
-    return access
+    recorded = _find(_parse(uri, update_json(uri, add)).entries, identity)
+    assert recorded is not None
+    return recorded
 
 
-def next_access(task_uri: str, *, contents: Iterable[tuple[str, str]]) -> tuple[int, int]:
-    """Return the number that a new access to these rows would have, and the number of rows in an earlier access."""
-    uri = TaskPaths(task_uri).test_set_ledger
-    if not exists(uri):
-        return 1, 0
-    ledger, read_rows = _parse(uri, read_bytes(uri)), cache(lambda digest: _read_rows(task_uri, digest))
-    hashes = hash_rows(contents, key=ledger.key)
-    return count_access(hashes, earlier=[read_rows(entry.rows) for entry in ledger.entries])
+def next_access(task_uri: str, *, rows: Hashes) -> RowUse:
+    """Return the use of these rows in a new access, without recording one."""
+    return _count_use(task_uri, _distinct(rows), earlier=_read_order(task_uri)[:, 1])
 
 
 def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
-    """Return all accesses of the task's registry, in order."""
+    """Return the accesses of the task, in order."""
     uri = TaskPaths(task_uri).test_set_ledger
-    return _parse(uri, read_bytes(uri)).entries if exists(uri) else ()
+    content = _read(uri)
+    return () if content is None else _parse(uri, content).entries
 
 
 def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
-    """Return the ledger's entry for `access` with recomputed counts; None if there is no entry.
+    """Return the ledger's entry for `access`, with the use of its rows counted again; None if there is no entry.
 
-    Raises StorageError if the ledger or the rows of an entry are missing or damaged.
+    Raises StorageError if a part of the ledger is missing or damaged.
     """
-    entries = read_test_accesses(task_uri)
-    index = next((i for i, entry in enumerate(entries) if _key(entry) == _key(access)), None)
-    if index is None:
+    identity = _identity(access.models, protocol=access.protocol, rows=access.rows)
+    entry = _find(read_test_accesses(task_uri), identity)
+    if entry is None:
         return None
-    hashes = _read_rows(task_uri, access.rows)
-    earlier = [_read_rows(task_uri, entry.rows) for entry in entries[:index]]
-    number, num_seen = count_access(hashes, earlier=earlier)
-    return entries[index].model_copy(update={"number": number, "num_rows": len(hashes), "num_seen": num_seen})
+    order = _read_order(task_uri)
+    shards = _read_shards(task_uri, digits=DIGITS)
+    rows = np.concatenate([shard.rows[shard.sets == short_id(entry.rows)] for shard in shards])
+    if short_id(identity) not in order[:, 0] or digest_of_rows(rows) != entry.rows:
+        folder = f"{TaskPaths(task_uri).registry}/_ledger"
+        raise StorageError(f"{folder} does not contain the rows of {entry.run}; restore the folder from a copy")
+    use = _count_use(task_uri, rows, earlier=_sets_before(order, identity))
+    return entry.model_copy(update=use.model_dump())
 
 
-def hash_rows(contents: Iterable[tuple[str, str]], *, key: str) -> Hashes:
-    """Return the sorted hashes of the distinct rows (text and label); raise ValueError if there are none."""
-    secret, digests = bytes.fromhex(key), []
-    for text, label in contents:
-        encoded = text.encode("utf-8", "surrogatepass")
-        content = len(encoded).to_bytes(8, "big") + encoded + label.encode("utf-8", "surrogatepass")
-        digests.append(hashlib.blake2b(content, digest_size=HASH_BYTES, key=secret).digest())
-    if not digests:
+def parts_by_digit(rows: Hashes) -> dict[str, Hashes]:
+    """Return sorted hashes by their first hexadecimal digit."""
+    bounds = np.arange(1, len(DIGITS), dtype=np.uint64) << np.uint64(60)
+    parts = np.split(rows, np.searchsorted(rows, bounds))
+    return {digit: part for digit, part in zip(DIGITS, parts, strict=True) if len(part)}
+
+
+def digest_of_rows(rows: Hashes) -> str:
+    """Return the sha256 of sorted hashes, in hex."""
+    return hashlib.sha256(rows.astype("<u8").tobytes()).hexdigest()
+
+
+def short_id(digest: str) -> np.uint64:
+    """Return the id of the access or the test set with this digest."""
+    return np.uint64(int(digest[:16], 16))
+
+
+def _store_rows(task_uri: str, rows: Hashes) -> None:
+    """Add a test set to the shards that do not contain it."""
+    of_set = short_id(digest_of_rows(rows))
+
+    def store(digit: str, part: Hashes) -> None:
+        uri = TaskPaths(task_uri).test_rows(digit)
+
+        def add(content: bytes | None) -> bytes | None:
+            shard = _parse_shard(uri, content)
+            return None if of_set in shard.sets else shard.add(part, of_set=of_set).to_parquet()
+
+        update_bytes(uri, add)
+
+    parts = parts_by_digit(rows)
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        list(pool.map(store, parts.keys(), parts.values()))
+
+
+def _count_use(task_uri: str, rows: Hashes, *, earlier: Hashes) -> RowUse:
+    """Return the use of sorted rows; `earlier` are the ids of the test sets of the earlier accesses."""
+    parts = parts_by_digit(rows)
+    shards = _read_shards(task_uri, digits=parts.keys())
+    used = np.sort(earlier)
+    numbers = [shard.numbers(part, earlier=used) for shard, part in zip(shards, parts.values(), strict=True)]
+    return row_use(np.concatenate(numbers))
+
+
+def _read_shards(task_uri: str, *, digits: Iterable[str]) -> list[Shard]:
+    def read(uri: str) -> Shard:
+        return _parse_shard(uri, _read(uri))
+
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        return list(pool.map(read, map(TaskPaths(task_uri).test_rows, digits)))
+
+
+def _add_to_order(task_uri: str, *, access: np.uint64, test_set: np.uint64) -> Order:
+    """Add an access to the order unless it contains the access, and return the order."""
+    uri = TaskPaths(task_uri).test_set_order
+
+    def add(content: bytes | None) -> bytes | None:
+        if access in _parse_order(uri, content)[:, 0]:
+            return None
+        return (content or b"") + np.array([access, test_set], "<u8").tobytes()
+
+    return _parse_order(uri, update_bytes(uri, add))
+
+
+def _read_order(task_uri: str) -> Order:
+    uri = TaskPaths(task_uri).test_set_order
+    return _parse_order(uri, _read(uri))
+
+
+def _parse_order(uri: str, content: bytes | None) -> Order:
+    ids = content or b""
+    if len(ids) % 16:
+        raise StorageError(f"{uri} is not a valid order of accesses; restore the file from a copy")
+    return np.frombuffer(ids, "<u8").reshape(-1, 2)
+
+
+def _sets_before(order: Order, identity: str) -> Hashes:
+    """Return the ids of the test sets of the accesses before this one."""
+    (position,) = np.flatnonzero(order[:, 0] == short_id(identity))
+    return order[:position, 1]
+
+
+def _read(uri: str) -> bytes | None:
+    return read_bytes(uri) if exists(uri) else None
+
+
+def _parse_shard(uri: str, content: bytes | None) -> Shard:
+    if content is None:
+        return Shard(np.array([], np.uint64), np.array([], np.uint64))
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        columns = [table[name].combine_chunks() for name in ("row", "test_set")]
+        # `to_numpy` would import pandas.
+        return Shard(*(np.asarray(np.from_dlpack(column), np.uint64) for column in columns))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
+
+
+def _distinct(rows: Hashes) -> Hashes:
+    if not len(rows):
         raise ValueError("there are no test rows; give at least one")
-    return np.unique(np.frombuffer(b"".join(digests), dtype="<u8"))
+    return np.unique(rows)
 
 
-def count_access(hashes: Hashes, *, earlier: Iterable[Hashes]) -> tuple[int, int]:
-    """Return the number of an access to these rows, from 1, and the number of rows in an earlier access."""
-    times = np.zeros(len(hashes), np.int64)
-    for other in earlier:
-        times += np.isin(hashes, other, assume_unique=True)
-    num_ignored = int(IGNORED_SHARE * len(hashes))
-    return 1 + int(np.sort(times)[::-1][num_ignored]), int(np.count_nonzero(times))
+def _identity(models: Sequence[str], *, protocol: str, rows: str) -> str:
+    """Return a digest of all that makes a test another access."""
+    return digest({"models": list(models), "protocol": protocol, "rows": rows})
 
 
-def _key(entry: TestSetAccess) -> tuple[tuple[str, ...], str, str]:
-    """Return the identity of an entry: models, protocol and rows."""
-    return entry.models, entry.protocol, entry.rows
-
-
-def _new_ledger() -> object:
-    return Ledger(key=secrets.token_hex(16)).model_dump(mode="json")
-
-
-def _read_rows(task_uri: str, digest: str) -> Hashes:
-    """Read the hashes of an entry's rows; raise StorageError if the file is damaged."""
-    uri = TaskPaths(task_uri).test_set_rows(digest)
-    content = read_bytes(uri)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise StorageError(f"{uri} was changed: its sha256 differs from its name; restore the file from a copy")
-    return np.frombuffer(content, dtype="<u8")
+def _find(entries: Sequence[TestSetAccess], identity: str) -> TestSetAccess | None:
+    identities = [_identity(entry.models, protocol=entry.protocol, rows=entry.rows) for entry in entries]
+    return entries[identities.index(identity)] if identity in identities else None
 
 
 def _parse(uri: str, content: object) -> Ledger:
