@@ -12,13 +12,22 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
+from tailorbird.data.fingerprints import load_fingerprints
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence import PairedExample
-from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names, render_files, write_evidence
+from tailorbird.evaluation.prediction_store import load_predictions
+from tailorbird.evaluation.report.evidence import ROLES, FrozenAnchor, PairedExample, TrainedRows
+from tailorbird.evaluation.report.evidence_files import (
+    MANIFEST,
+    load_all_predictions,
+    prediction_table_names,
+    render_files,
+    write_evidence,
+)
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
@@ -26,7 +35,7 @@ from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import TrainedModels
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import read_artifact_config, read_version
+from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
 from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, run_locally
 from training.reports import TrainingResult
 from tuning.sweep import SweepResult
@@ -47,7 +56,7 @@ def _on_this_machine() -> Iterator[None]:
         monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
         at = "2026-01-01T00:00:00+00:00"
         access = TestSetAccess(
-            number=1, num_rows=40, num_seen=0, rows="5f", models=("c",), protocol="p", run="r", at=at
+            number=1, num_rows=40, num_seen=0, alpha_share=1.0, rows="5f", models=("c",), protocol="p", run="r", at=at
         )
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
@@ -116,7 +125,8 @@ def test_baselines_are_fitted_once(
 
 
 def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:
-    names = prediction_table_names(result.evidence.family.contenders, changed=CHANGED_SETS)
+    others = [model.role for model in result.evidence.family.models if model.role not in ROLES]
+    names = prediction_table_names(others, changed=CHANGED_SETS)
     files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
     tables = {f"predictions/{name}.parquet" for name in names}
     assert files == {"evidence.json", "report.html", "MODEL_CARD.md", "family.json", MANIFEST} | tables
@@ -172,13 +182,46 @@ def test_a_second_evaluation_reuses_predictions_and_cost(
 
 
 @pytest.mark.usefixtures("result")
+def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
+    context: RunContext, trained: TrainedModels
+) -> None:
+    known = TrainedRows({"incumbent": ("0", "1", "2", "3")})
+    run = replace(context, run=f"{context.recipe.task_uri}/runs/known", trained_rows=known)
+    evidence = evaluate_run(run, trained, progress=SILENT).evidence
+    assert (evidence.verdict.n, evidence.verdict.num_trained_rows, evidence.trained_rows) == (36, 4, known)
+    assert len(load_predictions(f"{run.run}/predictions/incumbent.parquet")) == 40
+    stored = load_fingerprints(f"{evidence.versions['incumbent'].uri}/{TRAINING_ROWS}")
+    assert len(stored) == 24 + 12  # training and validation rows
+
+
+def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
+    context: RunContext, trained: TrainedModels, result: RunResult
+) -> None:
+    uri = result.evidence.versions["incumbent"].uri
+    run = replace(context, run=f"{context.recipe.task_uri}/runs/anchored", anchor=uri)
+    evidence = evaluate_run(run, trained, progress=SILENT).evidence
+    assert evidence.family.anchor == FrozenAnchor(uri)
+    table = load_predictions(f"{run.run}/predictions/anchor.parquet")
+    incumbent = load_predictions(f"{run.run}/predictions/incumbent.parquet")
+    assert (table.row_ids, table.outputs) == (incumbent.row_ids, incumbent.outputs)
+    tables = load_all_predictions(run.run)
+    assert reach_verdict(evidence.verdict_inputs(tables), protocol=run.protocol) == evidence.verdict
+
+    gone = replace(context, run=f"{context.recipe.task_uri}/runs/without", anchor=f"{uri}-gone")
+    frozen = evaluate_run(gone, trained, progress=SILENT).evidence.family.anchor
+    assert frozen is not None
+    assert frozen.problem.startswith("it cannot be read: ")
+    assert "anchor" not in load_all_predictions(gone.run)
+
+
+@pytest.mark.usefixtures("result")
 def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_rows_are_read(
     context: RunContext, trained: TrainedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", "candidate", 0.5, 0.3)
+    hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", 0.5, 0.3)
     monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
     monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
-    with pytest.raises(ValueError, match=r"family.json has another hybrid than this run"):
+    with pytest.raises(ValueError, match=r"family.json has another hybrid or anchor than this run"):
         evaluate_run(context, trained, progress=SILENT)
 
 
