@@ -278,7 +278,9 @@ def _parse_shard(uri: str, content: bytes | None) -> Shard:
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         table = file.read(use_threads=False)
-        return Shard(table["row"].to_numpy(), table["test_set"].to_numpy())
+        columns = [table[name].combine_chunks() for name in ("row", "test_set")]
+        # `to_numpy` would import pandas.
+        return Shard(*(np.asarray(np.from_dlpack(column), np.uint64) for column in columns))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
 

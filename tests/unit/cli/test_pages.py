@@ -29,7 +29,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bootstrap, "NUM_RESAMPLES", 200)
         patched.setattr(power, "NUM_TESTS", 50)
-        patched.setattr(power, "NUM_SEARCH_TESTS", 50)
         yield concluded(tmp_path_factory.mktemp("registry") / "task", Simulation(num_rows=200))
 
 
@@ -57,7 +56,7 @@ import json, sys
 from tailorbird.cli.app import app
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.verdict import power
-bootstrap.NUM_RESAMPLES, power.NUM_TESTS, power.NUM_SEARCH_TESTS = 200, 50, 50
+bootstrap.NUM_RESAMPLES, power.NUM_TESTS = 200, 50
 commands, large = map(json.loads, sys.argv[1:])
 for command in commands:
     app(command, standalone_mode=False)

@@ -18,9 +18,16 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.report.evidence import ROLES, PairedExample, TrainedRows
-from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names, render_files, write_evidence
+from tailorbird.evaluation.report.evidence import ROLES, FrozenAnchor, PairedExample, TrainedRows
+from tailorbird.evaluation.report.evidence_files import (
+    MANIFEST,
+    load_all_predictions,
+    prediction_table_names,
+    render_files,
+    write_evidence,
+)
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
@@ -185,6 +192,26 @@ def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
     assert len(load_predictions(f"{run.run}/predictions/incumbent.parquet")) == 40
     stored = load_fingerprints(f"{evidence.versions['incumbent'].uri}/{TRAINING_ROWS}")
     assert len(stored) == 24 + 12  # training and validation rows
+
+
+def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
+    context: RunContext, trained: TrainedModels, result: RunResult
+) -> None:
+    uri = result.evidence.versions["incumbent"].uri
+    run = replace(context, run=f"{context.recipe.task_uri}/runs/anchored", anchor=uri)
+    evidence = evaluate_run(run, trained, progress=SILENT).evidence
+    assert evidence.family.anchor == FrozenAnchor(uri)
+    table = load_predictions(f"{run.run}/predictions/anchor.parquet")
+    incumbent = load_predictions(f"{run.run}/predictions/incumbent.parquet")
+    assert (table.row_ids, table.outputs) == (incumbent.row_ids, incumbent.outputs)
+    tables = load_all_predictions(run.run)
+    assert reach_verdict(evidence.verdict_inputs(tables), protocol=run.protocol) == evidence.verdict
+
+    gone = replace(context, run=f"{context.recipe.task_uri}/runs/without", anchor=f"{uri}-gone")
+    frozen = evaluate_run(gone, trained, progress=SILENT).evidence.family.anchor
+    assert frozen is not None
+    assert frozen.problem.startswith("it cannot be read: ")
+    assert "anchor" not in load_all_predictions(gone.run)
 
 
 @pytest.mark.usefixtures("result")

@@ -50,7 +50,7 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     assert set(tables) == {"incumbent", "candidate", "incumbent_suite-own", "candidate_suite-own"}
     candidate, incumbent = tables["candidate_suite-own"], tables["incumbent_suite-own"]
     assert (candidate.model, len(candidate), candidate.groups) == ("zero_shot", 1, {"group": ("a",)})
-    assert 0 < candidate.scores[0] < 1  # from the log-likelihoods of the options
+    assert 0 <= candidate.scores[0] <= 1
     assert np.isnan(incumbent.scores).all()
     assert [table.measures[TRAINING_TEXT].tolist() for table in (incumbent, candidate)] == [[1.0], [0.0]]
 
