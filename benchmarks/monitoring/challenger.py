@@ -29,7 +29,7 @@ from scipy.stats import beta
 from benchmarks.rounds import finish, print_table
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
+from tailorbird.evaluation.statistics.confidence_sequence import log_e_value, log_wealth
 from tailorbird.monitoring.challenger_units import UnitOutcome, control_share, unit_differences, unit_outcomes
 from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_gate
 from tailorbird.monitoring.sequential_test import units_needed
@@ -121,7 +121,7 @@ def _false_decisions(setting: Setting, *, seed: int, num: int) -> dict[str, floa
     kinds: dict[str, Callable[[Outcomes], list[UnitOutcome]]] = {"watch": lambda log: _compared(log, setting)}
     if setting.repeat:
         kinds["each answer"] = lambda log: _compared(_by_answer(log, setting), replace(setting, canary=0.5))
-    if setting.canary:
+    if setting.canary and setting.night != setting.day:
         kinds["by the day"] = lambda log: _by_day(_compared(log, setting))
     if setting.missing:
         kinds["without missing answers"] = lambda log: _compared(log.where(~log.missing), setting)
@@ -251,6 +251,11 @@ def _compared(log: Outcomes, setting: Setting) -> list[UnitOutcome]:
 
 def _proven_from(outcomes: Sequence[UnitOutcome]) -> int | None:
     """Return the first audit after which the challenger is promoted, or None."""
+    values = unit_differences(outcomes).values
+    points = np.unique(values)
+    counts = (values[:, None] == points).cumsum(axis=0, dtype=np.int32)
+    if np.all(log_wealth(points, counts=counts, mean=0.0) < -np.log(ALPHA)):
+        return None  # after no unit, so after no audit
     for audit in sorted({outcome.audit for outcome in outcomes}):
         units = unit_differences([outcome for outcome in outcomes if outcome.audit <= audit])
         if log_e_value(units.values) >= -np.log(ALPHA):

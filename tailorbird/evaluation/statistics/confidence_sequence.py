@@ -57,7 +57,7 @@ def least_sum(squares: FloatArray, *, alpha: float) -> FloatArray:
     return np.asarray(np.sqrt(total * (np.log(total / (2 * SHAPE + 1)) - 2 * np.log(2 * alpha))))
 
 
-def log_wealth(values: FloatArray, *, counts: NDArray[np.int64], mean: float) -> FloatArray:
+def log_wealth(values: FloatArray, *, counts: NDArray[np.integer], mean: float) -> FloatArray:
     """Return the log of the wealth [...] of bets against a mean of at most `mean`.
 
     `counts` [..., V] are the numbers of the values [V] in one or more samples.
