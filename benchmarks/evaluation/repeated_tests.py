@@ -1,13 +1,6 @@
-"""Error rates of tests that are repeated on known rows, and of a year of monthly re-evaluations, by simulation.
+"""Error rates of tests at small levels, and of a year of monthly re-evaluations, by simulation.
 
     python -m benchmarks.evaluation.repeated_tests
-
-Repeated tests: twelve equal candidates are tested on the same rows, or on rows of which a share is in all tests. Each
-test changes the known rows as a user might: another punctuation, a zero-width space, another system prompt and
-class. One equal candidate is tested again after each of ten additions of rows. A figure is the share of these series
-with any false improvement. It is at most the sum of half of the levels, because each level is two-sided. "Uncorrected"
-is the share if every test has the full alpha. "Best again" is the share of false improvements if the last test does not
-compare a new candidate but the one with the largest gain in the tests before.
 
 Small levels: late accesses have levels that few resamples do not give. Macro-F1 continues the tail of its resamples, so
 with a tenth of them, how often are equal models significant at 0.004? And how often is a gain of 40 points proven at
@@ -17,19 +10,14 @@ Re-evaluations: each month brings newly audited rows. "Separate tests" is the sh
 rows, at alpha / (month (month + 1)).
 """
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from benchmarks.rounds import finish, print_table
-from tailorbird.data.fingerprints import fingerprints, user_texts
-from tailorbird.data.rows import Rows, text_of
 from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics import bootstrap
@@ -39,13 +27,10 @@ from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.operate.reevaluation_verdict import decide_reevaluation
-from tailorbird.registry.test_set_ledger import Hashes, record_test_access, share_of_alpha
+from tailorbird.registry.test_set_ledger import share_of_alpha
 
 ALPHA, MINIMUM_GAIN = 0.05, 0.01
-NUM_SERIES, CHUNK, NUM_CANDIDATES = 4_000, 100, 12
-NUM_ROWS, MORE_ROWS, NUM_ADDITIONS = 1_500, 500, 10
-SHARES = (1.0, 0.5, 0.3, 0.06, 0.04)
-EDITS = ("{}", "{}.", "\u200b{}", "  {} !")
+CHUNK = 100
 NUM_YEARS, MONTHS, ROWS_A_MONTH = 10_000, 12, 300
 DISCORDANCES = (0.08, 0.12, 0.2)
 NUM_TEXTS, NUM_CLUSTERED_YEARS, NUM_DECISIONS = 8, 2_000, 40
@@ -55,10 +40,6 @@ CLASS_SHARES, SMALL_SIZES, NUM_ACCESSES, NUM_LARGE = (0.45, 0.25, 0.15, 0.10, 0.
 VALUES = np.array([-1.0, 0.0, 1.0])
 LEVEL = float(np.log(2 / ALPHA))
 BOUNDS = {
-    "rate_of_a_false_improvement_in_12_tests_of_the_same_rows": f"<= {ALPHA}",
-    "largest_rate_above_the_sum_of_half_of_the_levels": "<= 0",
-    "largest_rate_of_a_false_improvement_if_the_best_candidate_is_tested_again": f"<= {ALPHA}",
-    "rate_of_a_false_improvement_of_an_equal_candidate_after_10_additions": f"<= {ALPHA}",
     "rate_of_equal_models_significant_at_0.004_beyond_the_resamples": "<= 0.007",
     "share_of_gains_of_40_points_proven_at_24_accesses": ">= 1",
     "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": f"<= {ALPHA}",
@@ -78,12 +59,6 @@ Indices = NDArray[np.int64]
 
 def main() -> None:
     """Print the tables, then one line of JSON."""
-    shared = {share: _shared_rows(share) for share in SHARES}
-    same = shared[1.0]
-    appended = _additions()
-    series = {f"12 tests, {share:.0%} of the rows in all": rates for share, rates in shared.items()}
-    series["a test after each of 10 additions of rows"] = appended
-    print_table(f"A false improvement in any test ({NUM_SERIES:,} series)", series)
     years = {f"discordance {rate:g}": _years(rate) for rate in DISCORDANCES}
     print_table(f"A year with {ROWS_A_MONTH} audited rows a month ({NUM_YEARS:,} years)", years)
     usual, worst = years["discordance 0.12"], _worst(years)
@@ -91,20 +66,10 @@ def main() -> None:
     small = {f"{n:,} rows": {"significant": _significant_beyond_resamples(n)} for n in SMALL_SIZES}
     print_table(f"Equal models by macro-F1, level {SMALL_LEVEL}, {NUM_SMALL:,} tests", small)
     figures = {
-        "rate_of_a_false_improvement_in_12_tests_of_the_same_rows": same["any"],
-        "largest_rate_above_the_sum_of_half_of_the_levels": max(
-            row["any"] - row["half of the levels"] for row in shared.values()
-        ),
-        "largest_rate_of_a_false_improvement_if_the_best_candidate_is_tested_again": max(
-            row["best again"] for row in shared.values()
-        ),
-        "rate_of_a_false_improvement_of_an_equal_candidate_after_10_additions": appended["any"],
         "rate_of_equal_models_significant_at_0.004_beyond_the_resamples": max(
             row["significant"] for row in small.values()
         ),
         "share_of_gains_of_40_points_proven_at_24_accesses": _proven_at_all_accesses(),
-        "uncorrected_rate_of_12_tests_of_the_same_rows": same["uncorrected"],
-        "uncorrected_rate_of_an_equal_candidate_after_10_additions": appended["uncorrected"],
         "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": worst["withdrawn at +1"],
         "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": alike,
         "rate_of_withdrawing_it_if_texts_counted_as_independent": _withdrawn_with_alike_texts(by_request=False),
@@ -124,89 +89,7 @@ def main() -> None:
     finish("repeated_tests", figures, bounds=BOUNDS)
 
 
-def _shared_rows(share: float) -> dict[str, float]:
-    """Return shares of series of tests of equal candidates, if a share of the rows is in all tests."""
-    num_known = round(share * NUM_ROWS)
-    levels = _levels([_edited_rows(test, num_known=num_known) for test in range(NUM_CANDIDATES)])
-    generator = np.random.default_rng(num_known)
-    chunks = [_tests(generator, num_known=num_known) for _ in range(NUM_SERIES // CHUNK)]
-    *tables, again = np.concatenate(chunks, axis=1)
-    best = {"best again": float(_proven(again, alpha=levels[-1]).mean()), "half of its level": levels[-1] / 2}
-    return _rates(tables, levels=levels) | best
-
-
-def _tests(generator: np.random.Generator, *, num_known: int) -> Indices:
-    """Return the paired counts [tests, series, 4] of each candidate, and of the best one in the last test."""
-    right = _right(generator, num_rows=num_known, num_models=1 + NUM_CANDIDATES)
-    known = np.stack([_cells(right, model=1 + test) for test in range(NUM_CANDIDATES)])
-    fresh_rows = [_right(generator, num_rows=NUM_ROWS - num_known, num_models=2) for _ in range(NUM_CANDIDATES)]
-    fresh = np.stack([_cells(right, model=1) for right in fresh_rows])
-    tables = known + fresh
-    best = (tables[:-1, :, 1] - tables[:-1, :, 2]).argmax(axis=0)
-    again = known[best, np.arange(CHUNK)] + fresh[-1]
-    return np.concatenate([tables, again[None]])
-
-
-def _additions() -> dict[str, float]:
-    """Return shares of series of tests of an equal candidate, if each test has more rows."""
-    sizes = [NUM_ROWS + MORE_ROWS * test for test in range(NUM_ADDITIONS)]
-    generator = np.random.default_rng(len(sizes))
-    chunks = []
-    for _ in range(NUM_SERIES // CHUNK):
-        right = _right(generator, num_rows=max(sizes), num_models=2)
-        chunks.append(np.stack([_cells(right[:, :size], model=1) for size in sizes]))
-    levels = _levels([np.arange(size, dtype=np.uint64) for size in sizes])
-    return _rates(np.concatenate(chunks, axis=1), levels=levels)
-
-
-def _rates(tables: Sequence[Indices] | Indices, *, levels: Sequence[float]) -> dict[str, float]:
-    """Return the shares of series with a false improvement in any test, from tables [tests, series, 4]."""
-    any_proven = np.any([_proven(cells, alpha=level) for cells, level in zip(tables, levels, strict=True)], axis=0)
-    rate = float(any_proven.mean())
-    return {
-        "any": rate,
-        "Monte Carlo error": float(np.sqrt(rate * (1 - rate) / NUM_SERIES)),
-        "half of the levels": sum(levels) / 2,
-        "uncorrected": float(np.any([_proven(cells, alpha=ALPHA) for cells in tables], axis=0).mean()),
-    }
-
-
-def _edited_rows(test: int, *, num_known: int) -> Hashes:
-    """Return the fingerprints of the rows of a test; the known rows have another form in each test."""
-    edit = EDITS[test % len(EDITS)]
-    known = [edit.format(f"Question {number}") for number in range(num_known)]
-    texts = known + [f"Question {number} of test {test}" for number in range(num_known, NUM_ROWS)]
-    conversations = tuple((("system", f"Prompt {test}"), ("user", text)) for text in texts)
-    ids = tuple(map(str, range(NUM_ROWS)))
-    rows = Rows(ids, tuple(map(text_of, conversations)), (f"class {test}",) * NUM_ROWS, conversations=conversations)
-    return fingerprints(user_texts(rows))
-
-
-def _levels(sets: Sequence[Hashes]) -> list[float]:
-    """Return the level of each test, from the hashes of its rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        record = partial(record_test_access, f"{Path(folder).as_uri()}/task", protocol="p", run="r")
-        return [ALPHA * record(rows=rows, models=[f"{test}"]).alpha_share for test, rows in enumerate(sets)]
-
-
-def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
-    """Return which model is right [series, rows, models]; the first is the incumbent, with an accuracy of about 0.75.
-
-    A row has a difficulty that all models share, and each model also has independent errors: a discordance of 0.15.
-    """
-    shared = generator.standard_normal((CHUNK, num_rows, 1), dtype=np.float32)
-    own = generator.standard_normal((CHUNK, num_rows, num_models), dtype=np.float32)
-    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > -0.6745)
-
-
-def _cells(right: NDArray[np.bool_], *, model: int) -> Indices:
-    """Return the four paired counts [series, 4] in the order of `PairedCounts`."""
-    ours, theirs = right[..., model], right[..., 0]
-    cells = (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs)
-    return np.stack([cell.sum(axis=1) for cell in cells], axis=-1)
-
-
-def _proven(cells: Indices, *, alpha: float) -> NDArray[np.bool_]:
+def proven(cells: Indices, *, alpha: float) -> NDArray[np.bool_]:
     low, _ = newcombe_limits(cells, alpha=alpha)
     gain = (cells[..., 1] - cells[..., 2]) / cells.sum(axis=-1)
     significant = midp_values(cells[..., 1], only_other=cells[..., 2]) < alpha
@@ -298,7 +181,7 @@ def _separately(gain: float, discordance: float) -> tuple[NDArray[np.bool_], NDA
     for month in range(MONTHS):
         alpha = ALPHA / ((month + 1) * (month + 2))
         low, high = newcombe_limits(cells[:, month], alpha=alpha)
-        renewed.append(_proven(cells[:, month], alpha=alpha))
+        renewed.append(proven(cells[:, month], alpha=alpha))
         withdrawn.append((high < MINIMUM_GAIN) & (low <= 0))
     return np.stack(renewed, axis=1), np.stack(withdrawn, axis=1)
 

@@ -33,6 +33,7 @@ from tailorbird.storage.stored_model import StoredModel
 DIGITS = "0123456789abcdef"
 """The names of the shards. A test set has rows in each shard, so more of them would only need more requests."""
 NUM_TRANSFERS = 8
+SCHEMA = pa.schema({"row": pa.uint64(), "test_set": pa.uint64()})
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 Order = NDArray[np.uint64]  # [accesses, 2]: ids of an access and of its test set
@@ -93,7 +94,7 @@ class Shard:
         """Return the shard as a Parquet file."""
         file = io.BytesIO()
         pq.write_table(
-            pa.table({"row": self.rows, "test_set": self.sets}),
+            pa.table([self.rows, self.sets], schema=SCHEMA),
             file,
             compression="zstd",
             use_dictionary=["test_set"],
@@ -277,11 +278,11 @@ def _parse_shard(uri: str, content: bytes | None) -> Shard:
         return Shard(np.array([], np.uint64), np.array([], np.uint64))
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        table = file.read(use_threads=False)
-        columns = [table[name].combine_chunks() for name in ("row", "test_set")]
+        if not file.schema_arrow.equals(SCHEMA):
+            raise pa.ArrowInvalid(f"its columns are {file.schema_arrow.names}")
+        columns = [column.combine_chunks() for column in file.read(use_threads=False).columns]
         # `to_numpy` would import pandas.
         return Shard(*(np.asarray(np.from_dlpack(column), np.uint64) for column in columns))
-    except (pa.ArrowException, OSError, KeyError) as error:
         raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
 
 

@@ -135,9 +135,7 @@ def test_a_record_is_restored_from_json() -> None:
         groups={"g": ("x",)},
         conversations=((("user", "a"), ("assistant", "b")),),
     )
-    report = ShardReport(
-        number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256=""
-    )
+    report = ShardReport(number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256="")
     record = ShardRecord(report=report, sample=(rows,), first_rows={"l": rows})
     assert ShardRecord.model_validate_json(record.model_dump_json()) == record
     assert concat_rows([rows, rows]) == rows.take([0, 0])
