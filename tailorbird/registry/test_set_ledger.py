@@ -283,6 +283,7 @@ def _parse_shard(uri: str, content: bytes | None) -> Shard:
         columns = [column.combine_chunks() for column in file.read(use_threads=False).columns]
         # `to_numpy` would import pandas.
         return Shard(*(np.asarray(np.from_dlpack(column), np.uint64) for column in columns))
+    except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
 
 
