@@ -273,8 +273,10 @@ def _result(counts: Indices, *, is_cheaper: bool) -> bool | None:
     num_rows = losses + ties + wins
     table = _table(num_rows)
     inputs = VerdictInputs(
-        ModelPredictions(table("former", np.arange(num_rows) < losses)),
-        ModelPredictions(table("champion", np.arange(num_rows) >= losses + ties)),
+        {
+            "incumbent": ModelPredictions(table("former", np.arange(num_rows) < losses)),
+            "candidate": ModelPredictions(table("champion", np.arange(num_rows) >= losses + ties)),
+        },
         "simulated",
         costs={"incumbent": ServingUsage((2.0,) * 5), "candidate": cost} if is_cheaper else None,
     )

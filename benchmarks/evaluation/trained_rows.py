@@ -15,9 +15,9 @@ from scipy.stats import norm
 
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
+from tailorbird.evaluation.verdict.reach import reach_verdict
 
 NUM_ROWS, NUM_RUNS = 3_000, 200
 ACCURACY, KNOWN, MINIMUM_GAIN = 0.75, 0.99, 0.01
@@ -60,8 +60,8 @@ def _rates(share: float, *, gain: float) -> Figures:
         known = generator.permutation(NUM_ROWS) < share * NUM_ROWS
         inputs = _inputs(generator, known, gain=gain)
         trained_on = {"incumbent": frozenset(np.array(ROW_IDS)[known].tolist())}
-        on_all += decide(inputs, protocol=PROTOCOL).outcome == "FINE_TUNE"
-        without += decide(replace(inputs, trained_on=trained_on), protocol=PROTOCOL).outcome == "FINE_TUNE"
+        on_all += reach_verdict(inputs, protocol=PROTOCOL).outcome == "FINE_TUNE"
+        without += reach_verdict(replace(inputs, trained_on=trained_on), protocol=PROTOCOL).outcome == "FINE_TUNE"
     rates = {"all rows": on_all / NUM_RUNS, "unknown rows": without / NUM_RUNS}
     errors = {f"+- {name}": float(np.sqrt(rate * (1 - rate) / NUM_RUNS)) for name, rate in rates.items()}
     return rates | errors
@@ -74,7 +74,7 @@ def _inputs(generator: np.random.Generator, known: NDArray[np.bool_], *, gain: f
     right = skill > norm.isf([ACCURACY, ACCURACY + gain])
     right[:, 0] = np.where(known, generator.random(NUM_ROWS) < KNOWN, right[:, 0])
     champion, candidate = (ModelPredictions(_predictions(right[:, model])) for model in range(2))
-    return VerdictInputs(champion, candidate, "simulated")
+    return VerdictInputs({"incumbent": champion, "candidate": candidate}, "simulated")
 
 
 def _predictions(right: NDArray[np.bool_]) -> Predictions:
