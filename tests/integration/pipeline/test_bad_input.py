@@ -132,7 +132,7 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
         pytest.param({"test": EMPTY}, ("/test has no rows", "at least one row"), id="an empty split"),
         pytest.param(
             {"train": COPIED, "validation": COPIED},
-            ("the train split has no rows after exact copies", "give more data"),
+            ("the train split has no rows after copies of rows in later splits were dropped", "give more data"),
             id="a split empty after cleaning",
         ),
         pytest.param(ONE_CLASS, ("only one class, 'x'", "at least two"), id="one class only"),

@@ -57,12 +57,14 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
     assert results.keys() == {
         *(f"data.{split}: ok" for split in ("train", "validation", "test")),
         *("Ray: ok", "registry: ok", "base model: ok", "workers: ok", "free now: ok", "nodes: ok", "memory: ok"),
-        "gates: note",
+        *(f"gate {name}: note" for name in ("calibration", "groups", "counterfactual", "robustness")),
+        "power: note",
         *("expected time: ok", "baselines: ok", "sweep: ok", "test: ok"),
     }
     assert results["sweep: ok"].startswith("about ")
     assert "2 trials, 2 at once, each 1 epoch of 300 rows" in results["sweep: ok"]
-    assert "these data often cannot settle" in results["gates: note"]
+    assert "of simulated tests of 400 rows" in results["power: note"]
+    assert "the smallest group is chapter" in results["gate groups: note"]
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]
     assert "conditional writes work" in results["registry: ok"]
