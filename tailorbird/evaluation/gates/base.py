@@ -75,7 +75,8 @@ def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: 
         return Bound(what, estimate, interval, limit, n, State.PASSES)
     if low > limit:
         return Bound(what, estimate, interval, limit, n, State.FAILS)
-    needed = _rows_needed(n, half=(high - low) / 2, distance=abs(estimate - limit))
+    half = high - estimate if estimate <= limit else estimate - low  # the side that contains the limit
+    needed = _rows_needed(n, half=half, distance=abs(estimate - limit))
     return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
 
 

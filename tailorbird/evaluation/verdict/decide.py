@@ -76,12 +76,14 @@ def blocking_roles(entries: Sequence[Entry]) -> list[str]:
 def _without_proof_over_all(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) -> str:
     """Return the model to serve if no fine-tuned model is eligible: one that dominates the incumbent, or else it.
 
+    The candidate may replace it, but a hybrid with the candidate only as an eligible model.
+
     Models without fine-tuning come first, then the cheapest of those that are not shown to gain less than the best.
     """
     num_replacing = sum(entry.may_replace for entry in entries)
     gains: dict[str, float] = {}
     for entry in entries:
-        if entry.role == INCUMBENT or not entry.passes or not (entry.may_replace or entry.is_fine_tuned):
+        if not entry.passes or not (entry.may_replace or entry.role == CANDIDATE):
             continue
         relation = relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1)
         if relation.dominates:
@@ -93,8 +95,7 @@ def _without_proof_over_all(entries: Sequence[Entry], relate: Relate, *, protoco
         return any(relate(other, role, 1).dominates for other in gains if other != role)
 
     undominated = [role for role in gains if not is_dominated(role)] or list(gains)
-    fine_tuned = {entry.role for entry in entries if entry.is_fine_tuned}
-    allowed = [role for role in undominated if role not in fine_tuned] or undominated
+    allowed = [role for role in undominated if role != CANDIDATE] or undominated
     best = max(allowed, key=lambda role: gains[role])
     if protocol.cost is None:
         return best

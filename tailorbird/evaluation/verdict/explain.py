@@ -66,6 +66,8 @@ def _answers(verdict: Verdict) -> str:
     }[verdict.outcome]
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID) or verdict.selected == INCUMBENT:
         return f"{answer} {selected}"
+    if verdict.selected == CANDIDATE:
+        answer = "the candidate dominates the incumbent, but not every other model without fine-tuning: keep"
     return f"{answer.removesuffix('keep')}replace {_model(verdict, INCUMBENT)} by {selected}"
 
 
@@ -117,7 +119,7 @@ def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> 
     low, high = relation.interval
     if high < 0:
         return "it is worse"
-    if relation.net is not None and relation.net <= 0 and low > 0:
+    if relation.net is not None and relation.net <= 0:
         return f"the gain is worth less than its further cost (net {money(relation.net)})"
     if low > 0:
         return f"the gain is above 0, but measured below the minimum gain of {size(verdict.minimum_gain)}"
@@ -254,7 +256,7 @@ def what_would_change(verdict: Verdict) -> str:
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
     """Return a sentence for each bound that fails; `owner` begins the sentences (`the hybrid's`)."""
     return tuple(
-        f"{owner} {gate.name} gate fails: {_bound_text(bound, money=gate.name == 'cost')})"
+        f"{owner} {gate.name} gate fails: {_bound_text(bound, is_money=gate.name == 'cost')})"
         for gate in gates
         for bound in gate.bounds
         if bound.state is State.FAILS
@@ -281,7 +283,7 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str =
             sentences.append(f"{owner} groups gate does not rule out a loss in these groups{rule}: {names}")
             continue
         details = [
-            _bound_text(bound, money=gate.name == "cost")
+            _bound_text(bound, is_money=gate.name == "cost")
             + (")" if bound.rows_needed is None else f"; about {bound.rows_needed:,} rows are needed)")
             for bound in unproven
         ]
@@ -290,11 +292,11 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str =
     return tuple(sentences)
 
 
-def _bound_text(bound: Bound, *, money: bool) -> str:
+def _bound_text(bound: Bound, *, is_money: bool) -> str:
     """Return the estimate with its interval, limit and rows in a parenthesis that the caller closes."""
-    scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
-    low, high = (format(scale * end, form) for end in bound.interval)
-    estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
+    amounts = (bound.estimate, *bound.interval, bound.limit)
+    estimate, low, high, limit = (money(share) if is_money else f"{100 * share:.2f}" for share in amounts)
+    unit = "" if is_money else " points"
     detects = "" if bound.detects is None else f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
     return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}{detects}"
 

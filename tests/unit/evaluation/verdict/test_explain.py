@@ -138,12 +138,15 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
     assert all(re.search(r"\d", sentence) for sentence in (answer, compared, deciding))
 
     kept = verdict.selected == "incumbent"
-    assert {
+    expected = {
         Outcome.FINE_TUNE: "Fine-tuning pays: use the candidate",
         Outcome.HYBRID: "pays: use the hybrid",
         Outcome.STAY: f"Fine-tuning does not pay: {'keep' if kept else 'replace'} the incumbent",
         Outcome.INSUFFICIENT_EVIDENCE: f"for now, {'keep' if kept else 'replace'} the incumbent",
-    }[verdict.outcome] in answer
+    }[verdict.outcome]
+    if verdict.selected == "candidate" and verdict.outcome is not Outcome.FINE_TUNE:
+        expected = "but not every other model without fine-tuning: replace the incumbent"
+    assert expected in answer
 
     assert f"{verdict.n:,} test rows" in compared
     assert all(model.role in compared for model in verdict.models)
