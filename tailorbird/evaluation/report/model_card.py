@@ -186,8 +186,8 @@ def _sentences(evidence: Evidence) -> list[str]:
 
 def _access(evidence: Evidence) -> str:
     access = evidence.test_access
-    seen = f"{access.num_seen:,} of {access.num_rows:,} different rows are known from earlier looks"
-    return f"The test is look {access.number} at these rows ({seen}; alpha {evidence.verdict.alpha:.2g})."
+    seen = f"{access.num_seen:,} of {access.num_rows:,} different test rows are known from earlier tests"
+    return f"{seen} (alpha {evidence.verdict.alpha:.2g})."
 
 
 def _groups(verdict: Verdict, *, role: str) -> str:

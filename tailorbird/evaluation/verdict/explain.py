@@ -213,7 +213,7 @@ def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) ->
     look = inputs.look
     if look.num_seen:
         parts.append(
-            f"{look.num_seen:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
+            f"{look.num_seen:,} different test rows are known from earlier tests, so alpha is {verdict.alpha:.2g} "
             f"instead of {protocol.alpha:g}"
         )
     num_test = verdict.n + verdict.num_trained_rows

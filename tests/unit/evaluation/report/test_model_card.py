@@ -118,7 +118,7 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
     ):
         assert expected in card
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
-    assert "The test is look 2 at these rows (140 of 150 different rows are known from earlier looks; alpha 0." in later
+    assert "140 of 150 different test rows are known from earlier tests (alpha 0." in later
     assert "that were not used to train or select a model before" in card
     assert "that were not used to train or select a model before" not in later
 

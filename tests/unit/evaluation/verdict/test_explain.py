@@ -211,7 +211,7 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
         ("a gate fails", "The candidate's calibration gate fails: the debiased ECE is 23.93 points"),
         ("hybrid", "use the hybrid of nearest and the candidate (80.0%)"),
         ("hybrid", "it dominates the other model too, by more"),
-        ("second look", "900 different test rows are known from earlier looks, so alpha is 0.025 instead of 0.05"),
+        ("second look", "900 different test rows are known from earlier tests, so alpha is 0.025 instead of 0.05"),
         ("training rows", "the training rows of the candidate are unknown"),
         ("documents", "The 1,200 rows are 60 independent documents or groups of near copies"),
         ("few documents", "come from 5 documents or texts, but an interval needs at least 6"),
