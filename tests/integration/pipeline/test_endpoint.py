@@ -122,8 +122,6 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         answers = evidence.endpoint_answers["incumbent"]
         assert (answers.rows, answers.refused, answers.truncated) == (evidence.data.report.num_test, 0, 0)
         assert evidence.endpoint.max_spend == 100  # the stored baseline has the limit of the second run
-        [calibration] = [gate for gate in verdict.gates if gate.name == "calibration"]
-        assert "returns no confidences" in calibration.note
         assert evidence.reliability["incumbent"] == ()
         assert evidence.cost.serving is not None
         tokens = evidence.cost.serving["incumbent"].tokens
