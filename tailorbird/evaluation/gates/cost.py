@@ -103,8 +103,6 @@ class ServingUsage:
     those of an external endpoint."""
     tokens: Tokens | None = None
     """The tokens of an external endpoint. None if no endpoint answers any row."""
-    stored_bytes: int | None = None
-    """Size of the stored version, without the base model that versions share. None if it was not measured."""
 
     def __post_init__(self) -> None:
         given = {"CPU-seconds": self.cpu_s, "GPU-seconds": self.device_s}
@@ -118,8 +116,6 @@ class ServingUsage:
                 f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.tokens.input)} have tokens; count the tokens "
                 "in as many parts of the rows"
             )
-        if self.stored_bytes is not None and self.stored_bytes < 0:
-            raise ValueError(f"stored_bytes is {self.stored_bytes}; give a size of 0 or more")
 
     @property
     def unit(self) -> SecondsUnit:
@@ -135,8 +131,8 @@ class ServingUsage:
 def combined_usage(parts: Sequence[tuple[Sequence[float], ServingUsage]]) -> ServingUsage:
     """Return the resources of a model whose parts each answer some of the rows: pairs of shares and resources.
 
-    The shares have a value per round and apply to the seconds; the tokens must be those of the answered rows. All parts
-    are stored. A part without GPU-seconds or tokens has none of them to add to the others'. The tokens of several
+    The shares have a value per round and apply to the seconds; the tokens must be those of the answered rows. A
+    part without GPU-seconds or tokens has none of them to add to the others'. The tokens of several
     endpoints are added, so that no endpoint's price applies to them.
     """
     rounds = range(len(parts[0][1].cpu_s))
@@ -144,13 +140,7 @@ def combined_usage(parts: Sequence[tuple[Sequence[float], ServingUsage]]) -> Ser
     on_gpu = [(shares, usage.gpu_s) for shares, usage in parts if usage.gpu_s is not None]
     gpu_s = tuple(sum(shares[index] * seconds[index] for shares, seconds in on_gpu) for index in rounds)
     counted = [usage.tokens for _, usage in parts if usage.tokens is not None]
-    sizes = [usage.stored_bytes for _, usage in parts if usage.stored_bytes is not None]
-    return ServingUsage(
-        cpu_s,
-        gpu_s if on_gpu else None,
-        _added(counted) if counted else None,
-        sum(sizes) if len(sizes) == len(parts) else None,
-    )
+    return ServingUsage(cpu_s, gpu_s if on_gpu else None, _added(counted) if counted else None)
 
 
 def scaled_tokens(tokens: Tokens, *, shares: Sequence[float]) -> Tokens:

@@ -22,7 +22,6 @@ from tailorbird.evaluation.gates.cost import (
 from tailorbird.evaluation.statistics.distributions import t_ppf
 
 HOURS_PER_MONTH = 730
-BYTES_PER_GB = 1e9
 CostUnit = SecondsUnit | Literal["price"]
 Ratio = tuple[float, float, float]
 """A ratio of costs: estimate, lower and upper end of its interval."""
@@ -77,12 +76,11 @@ class ServingPrice:
     replicas: NDArray[np.float64]  # [K] cost of the paid replica-hours
     busy: NDArray[np.float64]  # [K] the part of `replicas` for the hours in which a replica answers
     tokens: NDArray[np.float64]  # [K]
-    storage: float
 
     @property
     def total(self) -> NDArray[np.float64]:
         """The cost of serving [K]."""
-        return self.replicas + self.tokens + self.storage
+        return self.replicas + self.tokens
 
 
 def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, ...]:
@@ -100,10 +98,6 @@ def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, 
         f"evaluation.endpoint is not {tokens.endpoint if tokens else ''}": other,
         "evaluation.endpoint.price_input is not set": ours and terms.price_input is None,
         "evaluation.endpoint.price_output is not set": ours and terms.price_output is None,
-        "evaluation.cost.price_per_gb_month is not set": terms.price_per_gb_month is None,
-        "the size of the stored version was not measured": bool(
-            terms.price_per_gb_month and usage.stored_bytes is None
-        ),
     }
     return tuple(phrase for phrase, holds in missing.items() if holds)
 
@@ -145,13 +139,11 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
         price_input, price_output = _token_prices(usage.tokens, terms=terms)
         tokens = np.array(usage.tokens.input) * price_input + np.array(usage.tokens.output) * price_output
     replica_hour = terms.replica_hour(with_gpus=usage.gpu_s is not None)
-    price_per_gb = _known(terms.price_per_gb_month, "evaluation.cost.price_per_gb_month")
     return ServingPrice(
         replica_hours=paid_hours,
         replicas=paid_hours * months * replica_hour,
         busy=busy_hours * months * replica_hour,
         tokens=tokens / 1000 * thousands * months,
-        storage=(usage.stored_bytes or 0) / BYTES_PER_GB * price_per_gb * months,  # not measured only if it is free
     )
 
 

@@ -11,7 +11,7 @@ from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
 
-PARTS = ("replicas", "tokens", "storage", "training")
+PARTS = ("replicas", "tokens", "training")
 UNKNOWN = "not assessable"
 
 
@@ -51,7 +51,6 @@ def terms_sentence(terms: CostTerms) -> str:
     prices = {
         "CPU-hour": terms.price_per_cpu_hour,
         "GPU-hour": terms.price_per_gpu_hour,
-        "GB of storage a month": terms.price_per_gb_month,
         "1,000 input tokens": terms.price_input,
         "1,000 output tokens": terms.price_output,
     }
@@ -76,9 +75,8 @@ def cost_lines(evidence: Evidence) -> list[str]:
         return []
     rows = []
     for cost in costs:
-        missing = cost.total is None
         cells = [_with_interval(cost)]
-        cells += [_amount(getattr(cost, part), missing=missing) for part in PARTS]
+        cells += ["" if cost.total is None else money(getattr(cost, part)) for part in PARTS]
         rows.append("| " + " | ".join((cost.role, *cells)) + " |")
     head = f"| contender | total (interval) | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}\n"
     return [
@@ -94,13 +92,6 @@ def _with_interval(cost: ContenderCost) -> str:
         return UNKNOWN
     low, high = cost.interval
     return f"{money(cost.total)} ({money(low)} to {money(high)})"
-
-
-def _amount(value: float | None, *, missing: bool) -> str:
-    """Return an amount; if the cost is known, only storage has none."""
-    if value is None:
-        return "" if missing else "not priced"
-    return money(value)
 
 
 def costs_by_digest(evidence: Evidence) -> dict[str, str]:

@@ -45,7 +45,6 @@ def _cost(role: str, usage: ServingUsage, *, training: TrainingUsage, terms: Cos
         busy=float(serving.busy.mean()),
         replica_hours=float(serving.replica_hours.mean()),
         tokens=float(serving.tokens.mean()),
-        storage=serving.storage,
         training=trained,
     )
 

@@ -86,7 +86,7 @@ def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> No
 
 def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_the_protocol(tmp_path: Path) -> None:
     seconds = dict.fromkeys(("incumbent", "candidate", "bag_of_words", "centroid"), (1.0,) * 5)
-    cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1, "price_per_gb_month": 0}
+    cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1}
     priced = Simulation(evaluation={"cost": cost}, serving={"min_replicas": 1}, costs=on_cpu(seconds))
     run = concluded(tmp_path / "task", priced)
     assert verify_evidence(run) == ()

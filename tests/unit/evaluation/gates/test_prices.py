@@ -1,4 +1,4 @@
-"""Tests of the cost of serving at a volume: replicas, tokens, storage, missing prices, and the ratio of two costs."""
+"""Tests of the cost of serving at a volume: replicas, tokens, missing prices, and the ratio of two costs."""
 
 import math
 from dataclasses import replace
@@ -24,8 +24,8 @@ from tailorbird.evaluation.gates.prices import (
 )
 
 VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
-TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gb_month=0)
-ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, price_per_gb_month=0, gpus_per_replica=1)
+TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
+ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, gpus_per_replica=1)
 ENDPOINT = "m at https://host/v1"
 TOKENS = Tokens(ENDPOINT, (100_000.0,) * 5, (20_000.0,) * 5)
 
@@ -89,13 +89,6 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
     assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(730 * 12 * (0.36 + 3.6))
 
 
-def test_storage_is_paid_by_the_month() -> None:
-    usage = ServingUsage((500.0,) * 5, stored_bytes=2_000_000_000)
-    assert price_serving(usage, terms=terms(price_per_gb_month=0.02)).storage == pytest.approx(0.48)
-    assert total(usage, terms(price_per_gb_month=0.02)) == pytest.approx(0.60 + 0.48)
-    assert price_serving(usage, terms=TERMS).storage == 0
-
-
 @pytest.mark.parametrize(
     ("changes", "usage", "missing"),
     [
@@ -124,12 +117,6 @@ def test_storage_is_paid_by_the_month() -> None:
             "m at https://host/v1 does not report its tokens",
         ),
         ({}, ServingUsage((1.0,) * 5, tokens=TOKENS), "evaluation.endpoint is not m at https://host/v1"),
-        (
-            {"price_per_gb_month": None},
-            ServingUsage((1.0,) * 5, stored_bytes=1),
-            "evaluation.cost.price_per_gb_month is not set",
-        ),
-        ({"price_per_gb_month": 1}, ServingUsage((1.0,) * 5), "size of the stored version was not measured"),
     ],
 )
 def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: ServingUsage, missing: str) -> None:
@@ -138,7 +125,7 @@ def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: Se
     assert missing in phrase
     with pytest.raises(ValueError, match=f"not assessable: .*{missing}"):
         price_serving(usage, terms=prices)
-    known = ServingUsage((1.0,) * 5, (1.0,) * 5 if prices.gpus_per_replica else None, stored_bytes=1)
+    known = ServingUsage((1.0,) * 5, (1.0,) * 5 if prices.gpus_per_replica else None)
     pair = CostPair(known, usage)
     assert cost_ratio(pair, alpha=0.05, terms=prices) is None
 
@@ -158,7 +145,7 @@ def test_the_training_is_priced_by_what_it_used() -> None:
         price_training(TrainingUsage(gpu_s=1), terms=TERMS)
 
 
-@pytest.mark.parametrize("field", ["price_per_cpu_hour", "price_per_gpu_hour", "price_per_gb_month"])
+@pytest.mark.parametrize("field", ["price_per_cpu_hour", "price_per_gpu_hour"])
 @pytest.mark.parametrize("price", [-0.1, math.nan, math.inf])
 def test_prices_that_are_negative_or_not_finite_are_refused(field: str, price: float) -> None:
     with pytest.raises(ValueError, match=field):
@@ -242,10 +229,7 @@ def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
 
 amounts = st.floats(1e-6, 1e6)
 prices = st.fixed_dictionaries(
-    {
-        name: st.floats(1e-6, 1e3)
-        for name in ("price_per_cpu_hour", "price_per_gpu_hour", "price_per_gb_month", "price_input", "price_output")
-    }
+    {name: st.floats(1e-6, 1e3) for name in ("price_per_cpu_hour", "price_per_gpu_hour", "price_input", "price_output")}
 )
 
 
@@ -253,7 +237,6 @@ prices = st.fixed_dictionaries(
     cpu_s=amounts,
     gpu_s=amounts,
     counts=st.tuples(amounts, amounts),
-    size=st.integers(0, 10**12),
     known=prices,
     min_replicas=st.integers(0, 3),
     factor=st.floats(1, 100),
@@ -262,13 +245,12 @@ def test_totals_grow_with_each_price_and_scale_with_all(
     cpu_s: float,
     gpu_s: float,
     counts: tuple[float, float],
-    size: int,
     known: dict[str, float],
     min_replicas: int,
     factor: float,
 ) -> None:
     tokens = Tokens(ENDPOINT, (counts[0],) * 5, (counts[1],) * 5)
-    usage = ServingUsage((cpu_s,) * 5, (gpu_s,) * 5, tokens, size)
+    usage = ServingUsage((cpu_s,) * 5, (gpu_s,) * 5, tokens)
     base = terms(ON_GPU, **known, endpoint=ENDPOINT, min_replicas=min_replicas)
     before = total(usage, base)
     assert before > 0

@@ -16,7 +16,6 @@ COST = {
     "requests_per_month": 1000,
     "horizon_months": 10,
     "price_per_cpu_hour": 3.6,
-    "price_per_gb_month": 0,
 }
 SECONDS = {
     "incumbent": (500.0, 510.0, 490.0, 500.0, 500.0),
@@ -45,7 +44,7 @@ def test_each_model_has_its_total_and_its_parts() -> None:
     candidate = costs["candidate"]
     assert candidate.replicas == pytest.approx(4.0)
     assert candidate.busy == pytest.approx(4.0)
-    assert (candidate.tokens, candidate.storage) == (0, 0)
+    assert candidate.tokens == 0
     assert candidate.training == pytest.approx(3.6)
     assert candidate.replica_hours == pytest.approx(400 / 3600)
     assert candidate.interval == pytest.approx((7.6, 7.6))
