@@ -72,9 +72,7 @@ class CostTerms(CostConfig):
 class ServingPrice:
     """The cost of serving one model over the horizon, in the recipe's currency; arrays [K] have a value per round."""
 
-    replica_hours: NDArray[np.float64]  # [K] paid replica-hours per month
-    replicas: NDArray[np.float64]  # [K] cost of the paid replica-hours
-    busy: NDArray[np.float64]  # [K] the part of `replicas` for the hours in which a replica answers
+    replicas: NDArray[np.float64]  # [K] of the hours for which they are paid, busy or idle
     tokens: NDArray[np.float64]  # [K]
 
     @property
@@ -140,9 +138,7 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
         tokens = np.array(usage.tokens.input) * price_input + np.array(usage.tokens.output) * price_output
     replica_hour = terms.replica_hour(with_gpus=usage.gpu_s is not None)
     return ServingPrice(
-        replica_hours=paid_hours,
         replicas=paid_hours * months * replica_hour,
-        busy=busy_hours * months * replica_hour,
         tokens=tokens / 1000 * thousands * months,
     )
 

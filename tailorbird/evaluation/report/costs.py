@@ -6,7 +6,7 @@ from statistics import fmean
 from tailorbird.evaluation.gates.cost import ServingDevice
 from tailorbird.evaluation.gates.prices import CostTerms, Ratio
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
-from tailorbird.evaluation.verdict.contender_costs import common_cost, money, named
+from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
@@ -140,14 +140,8 @@ def cost_answer(evidence: Evidence) -> str:
 
 
 def _a_month(known: Mapping[str, float], verdict: Verdict) -> str:
-    """Return the known costs a month of the selected model, incumbent and candidate, once if they are the same."""
+    """Return the known costs a month of the selected model, incumbent and candidate."""
     shown = [role for role in dict.fromkeys((verdict.selected, "incumbent", "candidate")) if role in known]
-    every = "all contenders" if len(known) == len(verdict.costs) else "all contenders with a known cost"
-    same, which = common_cost(list(known.values())), every
-    if same is None:
-        same, which = common_cost([known[role] for role in shown]), " and ".join(map(named, shown))
-    if same is not None:
-        return f"A month costs the same for {which}: about {money(same)}, in the recipe's currency."
     amounts = ", ".join(f"{named(role)} {money(known[role])}" for role in shown)
     return f"A month costs, in the recipe's currency: {amounts}." if shown else ""
 

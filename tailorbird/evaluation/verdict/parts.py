@@ -87,10 +87,6 @@ class ContenderCost(VerdictPart):
     """Of the total: Student's t over the rounds, two-sided at level 1 - alpha."""
     replicas: float | None = None
     """Cost of the paid replica-hours, busy or idle."""
-    busy: float | None = None
-    """Part of `replicas` for the hours in which a replica answers requests."""
-    replica_hours: float | None = None
-    """Paid replica-hours per month."""
     tokens: float | None = None
     """Cost of the tokens of an external endpoint."""
     training: float | None = None

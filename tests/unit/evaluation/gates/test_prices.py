@@ -48,9 +48,7 @@ def test_without_provisioned_replicas_busy_time_is_paid() -> None:
 def test_replicas_that_always_run_are_paid_and_busy_time_within_them_is_not_added() -> None:
     always = terms(min_replicas=2, cpus_per_replica=3)
     price = price_serving(ServingUsage((500.0,) * 5), terms=always)
-    assert price.replica_hours.tolist() == [2 * 730] * 5
     assert price.total.mean() == pytest.approx(2 * 730 * 12 * 3 * 0.36)
-    assert price.busy.mean() == pytest.approx(0.60)
     # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is paid.
     above = ServingUsage((2 * 15_768_000.0,) * 5)
     assert total(above, always) == pytest.approx(2 * 2 * 730 * 12 * 3 * 0.36)

@@ -370,7 +370,7 @@ def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> Non
     paths = {path for path, _ in page.figures}
     for index, cost in enumerate(evidence.verdict.costs):
         at = f"verdict.costs.{index}"
-        parts = ("total", "interval.0", "interval.1", "replicas", "busy", "tokens", "training", "replica_hours")
+        parts = ("total", "interval.0", "interval.1", "replicas", "tokens", "training")
         assert {f"{at}.{part}" for part in parts} <= paths
         assert f"| {cost.role} | {cost.total:,.2f} (" in card or f"| {cost.role} | {cost.total:.2g} (" in card
     assert "## Cost of 12 months" in card
