@@ -51,8 +51,8 @@ def terms_sentence(terms: CostTerms) -> str:
     prices = {
         "CPU-hour": terms.price_per_cpu_hour,
         "GPU-hour": terms.price_per_gpu_hour,
-        "1,000 input tokens": terms.price_input,
-        "1,000 output tokens": terms.price_output,
+        "1,000 input tokens": terms.token_prices and terms.token_prices[0],
+        "1,000 output tokens": terms.token_prices and terms.token_prices[1],
     }
     known = [f"{price:g} per {unit}" for unit, price in prices.items() if price is not None]
     resources = _count(terms.cpus_per_replica, "CPU core")

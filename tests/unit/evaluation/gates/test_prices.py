@@ -65,7 +65,7 @@ def test_a_replica_is_paid_with_its_cores_and_gpus_while_either_is_busy() -> Non
 
 def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_calls_it() -> None:
     usage = ServingUsage((10.0,) * 5, tokens=TOKENS)
-    prices = terms(endpoint=ENDPOINT, price_input=0.001, price_output=0.004)
+    prices = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
     # 12 times 100,000 input and 20,000 output tokens; 120 CPU-seconds.
     assert total(usage, prices) == pytest.approx(12 * (0.10 + 0.08) + 0.012)
 
@@ -73,16 +73,16 @@ def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_call
 def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoint() -> None:
     usage = ServingUsage((10.0,) * 5, tokens=replace(TOKENS, prices=(0.001, 0.004)))
     expected = 12 * (0.10 + 0.08) + 0.012
-    other = terms(endpoint="other at https://host/v1", price_input=9, price_output=9)
+    other = terms(endpoint="other at https://host/v1", token_prices=(9, 9))
     for prices in (TERMS, other, terms(endpoint=ENDPOINT)):
         assert missing_for_serving(usage, terms=prices) == ()
         assert total(usage, prices) == pytest.approx(expected)
-    named = terms(endpoint=ENDPOINT, price_input=0.002, price_output=0.008)  # the recipe has newer prices
+    named = terms(endpoint=ENDPOINT, token_prices=(0.002, 0.008))  # the recipe has newer prices
     assert total(usage, named) == pytest.approx(2 * (expected - 0.012) + 0.012)
 
 
 def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
-    prices = terms(ON_GPU, endpoint=ENDPOINT, price_input=0, price_output=0, min_replicas=1)
+    prices = terms(ON_GPU, endpoint=ENDPOINT, token_prices=(0, 0), min_replicas=1)
     assert total(ServingUsage((10.0,) * 5, tokens=TOKENS), prices) == pytest.approx(730 * 12 * 0.36)
     assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(730 * 12 * (0.36 + 3.6))
 
@@ -92,29 +92,32 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
     [
         ({"price_per_cpu_hour": None}, ServingUsage((1.0,) * 5), "evaluation.cost.price_per_cpu_hour is not set"),
         ({"gpus_per_replica": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "price_per_gpu_hour is not set"),
-        ({"gpus_per_replica": 1, "price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5), "GPU-seconds were not measured"),
-        ({"price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "serving.gpus_per_replica was 0"),
         (
-            {"endpoint": ENDPOINT, "price_output": 1},
+            {"gpus_per_replica": 1, "price_per_gpu_hour": 1},
+            ServingUsage((1.0,) * 5),
+            "serving.gpus_per_replica has changed",
+        ),
+        ({"price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "serving.gpus_per_replica has changed"),
+        (
+            {"endpoint": ENDPOINT},
             ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint.price_input is not set",
+            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
         (
-            {"endpoint": ENDPOINT, "price_input": 1},
+            {"endpoint": "other at https://host/v1", "token_prices": (1, 1)},
             ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint.price_output is not set",
+            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
         (
-            {"endpoint": "other at https://host/v1", "price_input": 1, "price_output": 1},
-            ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint is not m at https://host/v1",
-        ),
-        (
-            {"endpoint": ENDPOINT, "price_input": 1, "price_output": 1},
+            {"endpoint": ENDPOINT, "token_prices": (1, 1)},
             ServingUsage((1.0,) * 5, tokens=Tokens(ENDPOINT, (), ())),
             "m at https://host/v1 does not report its tokens",
         ),
-        ({}, ServingUsage((1.0,) * 5, tokens=TOKENS), "evaluation.endpoint is not m at https://host/v1"),
+        (
+            {},
+            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
+        ),
     ],
 )
 def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: ServingUsage, missing: str) -> None:
@@ -130,7 +133,7 @@ def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: Se
 
 def test_a_price_of_0_is_a_price() -> None:
     usage = ServingUsage((500.0,) * 5, tokens=TOKENS)
-    assert total(usage, terms(endpoint=ENDPOINT, price_input=0, price_output=0)) == pytest.approx(0.60)
+    assert total(usage, terms(endpoint=ENDPOINT, token_prices=(0, 0))) == pytest.approx(0.60)
 
 
 def test_the_training_is_priced_by_what_it_used() -> None:
@@ -172,7 +175,7 @@ def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoin
     assert of_recipe is not None
     assert (of_recipe.min_replicas, of_recipe.cpus_per_replica, of_recipe.gpus_per_replica) == (2, 4, 0.5)
     assert of_recipe.endpoint == ENDPOINT
-    assert (of_recipe.price_input, of_recipe.price_output) == (0.001, 0.004)
+    assert of_recipe.token_prices == (0.001, 0.004)
     assert CostTerms.of_recipe(EvaluationConfig(), serving=serving) is None
 
 
@@ -199,7 +202,7 @@ def test_seconds_of_different_devices_and_tokens_cannot_be_compared_without_pric
     assert cost_ratio(CostPair(CHEAP, replace(CHEAP, gpu_s=CHEAP.cpu_s)), alpha=0.05) is None
     endpoint = ServingUsage((0.1,) * 5, tokens=TOKENS)
     assert cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05) is None
-    priced = terms(endpoint=ENDPOINT, price_input=0.001, price_output=0.004)
+    priced = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
     ratio = cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05, terms=priced)
     assert ratio is not None
     assert ratio[1] > 1000
@@ -226,8 +229,9 @@ def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
 
 
 amounts = st.floats(1e-6, 1e6)
+price = st.floats(1e-6, 1e3)
 prices = st.fixed_dictionaries(
-    {name: st.floats(1e-6, 1e3) for name in ("price_per_cpu_hour", "price_per_gpu_hour", "price_input", "price_output")}
+    {"price_per_cpu_hour": price, "price_per_gpu_hour": price, "token_prices": st.tuples(price, price)}
 )
 
 
@@ -243,7 +247,7 @@ def test_totals_grow_with_each_price_and_scale_with_all(
     cpu_s: float,
     gpu_s: float,
     counts: tuple[float, float],
-    known: dict[str, float],
+    known: dict[str, Any],
     min_replicas: int,
     factor: float,
 ) -> None:
@@ -252,9 +256,12 @@ def test_totals_grow_with_each_price_and_scale_with_all(
     base = terms(ON_GPU, **known, endpoint=ENDPOINT, min_replicas=min_replicas)
     before = total(usage, base)
     assert before > 0
-    for name, price in known.items():
-        assert total(usage, terms(base, **{name: price * factor})) >= before
-    scaled = terms(base, **{name: price * factor for name, price in known.items()})
+    cpu, gpu = (known[name] * factor for name in ("price_per_cpu_hour", "price_per_gpu_hour"))
+    of_input, of_output = known["token_prices"]
+    grown = {"price_per_cpu_hour": cpu, "price_per_gpu_hour": gpu, "token_prices": (of_input * factor, of_output)}
+    for name, value in (*grown.items(), ("token_prices", (of_input, of_output * factor))):
+        assert total(usage, terms(base, **{name: value})) >= before
+    scaled = terms(base, **(grown | {"token_prices": (of_input * factor, of_output * factor)}))
     assert total(usage, scaled) == pytest.approx(factor * before)
     assert total(usage, terms(base, min_replicas=min_replicas + 1)) >= before
     assert np.isfinite(before)

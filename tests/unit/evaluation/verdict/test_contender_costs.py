@@ -55,7 +55,7 @@ def test_a_missing_price_is_named_and_no_number_is_known() -> None:
     tokens = Tokens("m at https://host/v1", (1000.0,) * 5, (100.0,) * 5)
     endpoint = ServingUsage((0.1,) * 5, tokens=tokens)
     cost = costs_of(replace(PRICED, costs={**on_cpu(SECONDS), "bag_of_words": endpoint}))["bag_of_words"]
-    assert cost.missing == ("evaluation.endpoint is not m at https://host/v1",)
+    assert cost.missing == ("evaluation.endpoint has no price_input and price_output for m at https://host/v1",)
     assert (cost.total, cost.interval, cost.tokens) == (None, None, None)
 
 
