@@ -71,12 +71,12 @@ class Gate:
 def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: int) -> Bound:
     """Return a bound that passes if the interval is at or below the limit, and fails if it is above the limit."""
     low, high = interval
+    bound = Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE)
     if high <= limit:
-        return Bound(what, estimate, interval, limit, n, State.PASSES)
+        return replace(bound, state=State.PASSES)
     if low > limit:
-        return Bound(what, estimate, interval, limit, n, State.FAILS)
-    needed = _rows_needed(n, half=(high - low) / 2, distance=abs(estimate - limit))
-    return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
+        return replace(bound, state=State.FAILS)
+    return replace(bound, rows_needed=_rows_needed(n, half=(high - low) / 2, distance=abs(estimate - limit)))
 
 
 def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> Bound:

@@ -8,12 +8,11 @@ import regex
 from tailorbird.config.answers import ChoiceConfig, JsonFieldsConfig, NumericConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.statistics.answer_metrics import (
-    PATTERN_SECONDS,
     AnswerMetric,
-    PatternTimeout,
     choice,
     json_fields,
     numeric,
+    search,
 )
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words
 
@@ -45,7 +44,7 @@ def score_answer(answer: str, *, metric: str, expectation: str, options: Sequenc
     if metric == "not_contains":
         return float(_letters_and_digits(expectation) not in _letters_and_digits(answer))
     if metric == "regex":
-        return float(_matches(expectation, answer))
+        return float(search(regex.compile(expectation), answer) is not None)
     if metric in ("refusal", "no_refusal"):
         return float((_REFUSAL.search(answer) is not None) == (metric == "refusal"))
     return _structured(metric, options=options)(answer, expectation)
@@ -97,13 +96,3 @@ def _contains(answer: Sequence[str], expected: Sequence[str]) -> bool:
 
 def _letters_and_digits(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
-
-
-def _matches(pattern: str, text: str) -> bool:
-    try:
-        return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
-    except TimeoutError:
-        raise PatternTimeout(
-            f"the regular expression {pattern!r} of a suite takes more than {PATTERN_SECONDS:g} s on an answer of "
-            f"{len(text):,} characters; give a pattern without nested repetitions such as (a+)+"
-        ) from None

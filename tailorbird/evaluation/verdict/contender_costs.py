@@ -1,6 +1,6 @@
 """The cost of each model at the recipe's volume, for readers: the decision reads the ratios of `relation` only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
 from tailorbird.evaluation.gates.prices import (
@@ -20,10 +20,10 @@ def contender_costs(costs: CostTable, roles: Sequence[str]) -> tuple[ContenderCo
     terms = costs.protocol.cost
     if terms is None or costs.serving is None:
         return ()
-    training: Mapping[str, TrainingUsage] = costs.training
+    trained = {role: costs.training.get(role, TrainingUsage()) for role in roles}
     return tuple(
-        _cost(role, costs.serving[role], training=training.get(role, TrainingUsage()), terms=terms, alpha=costs.alpha)
-        for role in roles
+        _cost(role, costs.serving[role], training=training, terms=terms, alpha=costs.alpha)
+        for role, training in trained.items()
     )
 
 

@@ -76,16 +76,6 @@ def test_changed_rows_that_a_gate_needs_must_be_those_of_the_test_rows(
         require_same_rows(inputs_of_tables(CHANGED, tables), protocol=protocol_of(CHANGED))
 
 
-def test_a_changed_row_needs_its_source_among_the_test_rows() -> None:
-    foreign = {
-        name: replace(table, row_ids=("x|sex", *table.row_ids[1:]))
-        for name, table in TABLES.items()
-        if name.endswith("_counterfactual")
-    }
-    with pytest.raises(VerdictRefused, match=r"the counterfactual row 'x\|sex' has no test row as its source"):
-        require_same_rows(inputs_of_tables(CHANGED, TABLES | foreign), protocol=protocol_of(CHANGED))
-
-
 def test_answers_to_other_rows_of_a_suite_or_without_valid_scores_are_refused() -> None:
     name = "candidate_suite-general"
     for answers, message in (
