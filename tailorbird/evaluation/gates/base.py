@@ -76,7 +76,7 @@ def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: 
         return replace(bound, state=State.PASSES)
     if low > limit:
         return replace(bound, state=State.FAILS)
-    return replace(bound, rows_needed=_rows_needed(n, half=(high - low) / 2, distance=abs(estimate - limit)))
+    return replace(bound, rows_needed=rows_needed(n, half=(high - low) / 2, distance=abs(estimate - limit)))
 
 
 def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> Bound:
@@ -102,9 +102,9 @@ def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> 
     if loss.value >= limit:
         if low > 0:
             return replace(bound, state=State.FAILS)
-        return replace(bound, rows_needed=_rows_needed(loss.n, half=loss.value - low, distance=loss.value))
+        return replace(bound, rows_needed=rows_needed(loss.n, half=loss.value - low, distance=loss.value))
     half = loss.interval[1] - loss.value
-    return replace(bound, rows_needed=_rows_needed(loss.n, half=half, distance=limit - loss.value))
+    return replace(bound, rows_needed=rows_needed(loss.n, half=half, distance=limit - loss.value))
 
 
 def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
@@ -122,7 +122,7 @@ def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
     return Gate(name, state, tuple(bounds), note)
 
 
-def _rows_needed(n: int, *, half: float, distance: float) -> int | None:
+def rows_needed(n: int, *, half: float, distance: float) -> int | None:
     """Return the rows with which half an interval is as wide as the distance; None if `MAX_ROWS` are too few."""
     # The width of an interval decreases with the square root of the rows.
     if distance**2 * MAX_ROWS < n * half**2:

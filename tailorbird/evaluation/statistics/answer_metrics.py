@@ -114,8 +114,8 @@ def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
 
     def compare(given: Any, expected: Any) -> float:
         paths = compared or list(dict.fromkeys((*_leaves(expected), *_leaves(given))))
-        pairs = [(_canonical(_value_at(given, path)), _canonical(_value_at(expected, path))) for path in paths]
-        equal = [ours == theirs for ours, theirs in pairs if (ours, theirs) != (None, None)]
+        pairs = [(_value_at(given, path), _value_at(expected, path)) for path in paths]
+        equal = [ours == theirs for ours, theirs in pairs if ours is not _MISSING or theirs is not _MISSING]
         return sum(equal) / len(equal) if equal else 1.0
 
     return AnswerMetric("JSON object", _json_object, compare)
@@ -173,14 +173,21 @@ def choice(config: ChoiceConfig) -> AnswerMetric:
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that is the whole text, or the only content of its code block; None if it is not one."""
+    """Return the JSON object that is the whole text, or the only content of its code block; None if it is not one.
+
+    Numbers are read so that 1 and 1.0 are equal, and 1 and true are not.
+    """
     fenced = _FENCED.fullmatch(text)
+    content = fenced[1] if fenced else text
     try:
-        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant)
-        _canonical(value)
-    except (ValueError, RecursionError):
+        value = json.loads(content, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, DecimalException):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _number(text: str) -> tuple[Decimal]:
+    return (Decimal(text),)  # unlike a bare number, a tuple is equal to no boolean
 
 
 def _refuse_constant(name: str) -> object:
@@ -214,24 +221,6 @@ def _value_at(document: Any, path: Sequence[str]) -> Any:
         else:
             return _MISSING
     return value
-
-
-def _canonical(value: Any) -> str | None:
-    """Return a text that two JSON values share if and only if they are equal; None for a missing value.
-
-    1 and 1.0 are equal, 1 and true are not.
-    """
-    if value is _MISSING:
-        return None
-    return json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=False)
-
-
-def _plain_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain_numbers(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _last_number(text: str) -> Decimal | None:

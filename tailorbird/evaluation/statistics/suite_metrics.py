@@ -8,7 +8,6 @@ import regex
 from tailorbird.config.answers import ChoiceConfig, JsonFieldsConfig, NumericConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.statistics.answer_metrics import (
-    AnswerMetric,
     choice,
     json_fields,
     numeric,
@@ -47,7 +46,11 @@ def score_answer(answer: str, *, metric: str, expectation: str, options: Sequenc
         return float(search(regex.compile(expectation), answer) is not None)
     if metric in ("refusal", "no_refusal"):
         return float((_REFUSAL.search(answer) is not None) == (metric == "refusal"))
-    return _structured(metric, options=options)(answer, expectation)
+    if metric == "choice":
+        return choice(ChoiceConfig(options=tuple(options)))(answer, expectation)
+    if metric == "numeric":
+        return numeric(NumericConfig())(answer, expectation)
+    return json_fields(JsonFieldsConfig())(answer, expectation)
 
 
 def expectation_fault(rows: Rows) -> tuple[int, str] | None:
@@ -81,12 +84,6 @@ def choice_score(likelihoods: Sequence[float], *, metric: str, options: Sequence
     if metric == "forced_choice":
         return float(shares[0, options.index(expectation)])
     return max(0.0, float(1 - np.abs(shares[0] - shares[1]).sum() / 2))  # rounding can exceed a distance of 1
-
-
-def _structured(metric: str, *, options: Sequence[str]) -> AnswerMetric:
-    if metric == "choice":
-        return choice(ChoiceConfig(options=tuple(options)))
-    return numeric(NumericConfig()) if metric == "numeric" else json_fields(JsonFieldsConfig())
 
 
 def _contains(answer: Sequence[str], expected: Sequence[str]) -> bool:

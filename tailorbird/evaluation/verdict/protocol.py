@@ -24,16 +24,16 @@ class TestProtocol(BaseModel):
     """`evaluation.metric` of the recipe."""
     answers: AnswersConfig | None = None
     """(chat only) How structured answers are compared."""
-    minimum_gain: float = Field(ge=0, lt=1)
+    minimum_gain: float
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
-    expected_gain: float = Field(ge=0, lt=1)
+    expected_gain: float
     """The gain at which power and the number of rows needed are computed."""
-    non_inferiority_margin: float = Field(ge=0, lt=1)
+    non_inferiority_margin: float
     """The largest loss at which a hybrid or a cheaper model may replace another model, as a share."""
-    alpha: float = Field(gt=0, lt=0.5)
+    alpha: float
     """Two-sided level of the tests, over all contenders; a further access to the same test rows has a lower one."""
     test_sha256: str
-    num_test_rows: int = Field(ge=1)
+    num_test_rows: int
     regulated: bool = False
     """True if a gate that cannot be assessed stops a change of model."""
     gates: GatesConfig = NO_GATES
