@@ -91,5 +91,5 @@ def _shared_clusters(clean: Predictions, positions: NDArray[np.int64]) -> list[s
 
 def _flips(tables: Tables, *, positions: NDArray[np.int64]) -> NDArray[np.float64]:
     clean, changed = tables
-    is_flipped = np.array(changed.outputs, dtype=object) != np.array(clean.outputs, dtype=object)[positions]
-    return is_flipped.astype(np.float64)
+    before = np.array(clean.outputs, dtype=object)[positions]
+    return np.array(np.array(changed.outputs, dtype=object) != before, dtype=np.float64)

@@ -112,15 +112,12 @@ class ServingUsage:
     def __post_init__(self) -> None:
         _require_amounts("CPU-seconds", self.cpu_s, is_positive=True)
         _require_amounts("GPU-seconds", self.device_s, is_positive=True)
-        rounds = {"GPU-seconds": self.device_s}
+        columns = [self.cpu_s, self.device_s]
         if self.tokens is not None and self.tokens.reported:
-            rounds |= {"input tokens": self.tokens.input, "output tokens": self.tokens.output}
-        for what, amounts in rounds.items():
-            if len(amounts) != len(self.cpu_s):
-                raise ValueError(
-                    f"{len(self.cpu_s)} rounds have CPU-seconds and {len(amounts)} have {what}; measure all of them in "
-                    "the same rounds"
-                )
+            columns += [self.tokens.input, self.tokens.output]
+        rounds = [len(amounts) for amounts in columns]
+        if len(set(rounds)) > 1:
+            raise ValueError(f"seconds and tokens have {rounds} rounds; measure all of them in the same rounds")
 
     @property
     def unit(self) -> SecondsUnit:

@@ -125,27 +125,25 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
             "all of them"
         )
     for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        tables += _changed_tables(name, models, is_required=gate is not None)
+        changed = _tables_of(models, name=name, is_required=gate is not None)
+        if name == "noise" and any(len(table) != len(tables[0]) for table in changed):
+            raise VerdictRefused(
+                "the noise set must have one row per test row; create the set again from all test rows"
+            )
+        if changed and len(changed[0]):
+            align(*changed)
+            tables += changed
     for table in tables:
         require_valid_scores(table)
     for name in protocol.suites:
-        answers = [model.changed.get(f"{SUITE_PREFIX}{name}") for model in models]
-        if None in answers:
-            raise ValueError(f"the recipe has the suite {name}; give all models' answers to it")
-        _require_same_suite(name, [table for table in answers if table is not None])
+        _require_same_suite(name, _tables_of(models, name=f"{SUITE_PREFIX}{name}", is_required=True))
 
 
-def _changed_tables(name: str, models: list[ModelPredictions], *, is_required: bool) -> list[Predictions]:
-    """Return the aligned predictions of a set of changed rows; the gates find their test rows."""
+def _tables_of(models: list[ModelPredictions], *, name: str, is_required: bool) -> list[Predictions]:
+    """Return the predictions of a set of rows by all models that have them."""
     tables = [model.changed[name] for model in models if name in model.changed]
     if is_required and len(tables) < len(models):
         raise ValueError(f"the recipe has a gate on {name} rows; give all models' predictions for these rows")
-    clean = models[0].clean
-    if name == "noise" and any(len(table) != len(clean) for table in tables):
-        raise VerdictRefused("the noise set must have one row per test row; create the set again from all test rows")
-    if len(tables) < 2 or not len(tables[0]):
-        return []
-    align(*tables)
     return tables
 
 

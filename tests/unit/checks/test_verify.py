@@ -71,7 +71,7 @@ def test_the_scores_on_suites_are_recomputed(tmp_path: Path) -> None:
     )
     assert any(fault.startswith("protocol.suites.general is") for fault in faults)
     (run_of(tmp_path / "task") / "predictions" / "candidate_suite-general.parquet").unlink()
-    assert any("give all models' answers to it" in fault for fault in verify_evidence(run))
+    assert any("the recipe has a gate on suite-general rows" in fault for fault in verify_evidence(run))
 
 
 def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> None:

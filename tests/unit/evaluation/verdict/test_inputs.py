@@ -85,7 +85,7 @@ def test_answers_to_other_rows_of_a_suite_or_without_valid_scores_are_refused() 
         with pytest.raises(VerdictRefused, match=message):
             require_same_rows(inputs_of_tables(CHAT, CHAT_TABLES | {name: answers}), protocol=protocol_of(CHAT))
     missing = {other: table for other, table in CHAT_TABLES.items() if other != name}
-    with pytest.raises(ValueError, match="the recipe has the suite general; give all models' answers to it"):
+    with pytest.raises(ValueError, match="the recipe has a gate on suite-general rows; give all models' predictions"):
         require_same_rows(inputs_of_tables(CHAT, missing), protocol=protocol_of(CHAT))
 
 
