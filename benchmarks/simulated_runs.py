@@ -94,7 +94,6 @@ def protocol(
             value_of_correct=value_of_point / 10,  # one point is 10 of 1,000 requests
             requests_per_month=1_000 / 12,
             price_per_cpu_hour=SECONDS_PER_HOUR,
-            price_per_gb_month=0,
         )
     return TestProtocol(
         metric=metric,

@@ -12,7 +12,7 @@ from scipy.stats import norm, t
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
-from tailorbird.evaluation.statistics.documents import cluster_robust_means
+from tailorbird.evaluation.statistics.documents import Documents
 
 ALPHA = 0.05
 SEED = 2026
@@ -81,9 +81,13 @@ def _coverage(sizes: str, *, num: int, correlation: float, is_accuracy: bool) ->
         sums = (wins - losses).astype(np.float64)
     else:
         sums = GAIN * rows + 0.3 * (shared * rows + own * np.sqrt(rows) * generator.standard_normal(rows.shape))
-    estimates = cluster_robust_means(sums, sizes=rows.astype(np.float64))
-    half = t.ppf(1 - ALPHA / 2, estimates.degrees_of_freedom) * estimates.errors
-    return float(np.mean(np.abs(estimates.means - GAIN) <= half))
+    num_covered = 0
+    for of_test, of_documents in zip(sums, rows, strict=True):
+        documents = Documents(np.arange(num), of_documents.astype(np.float64))
+        error = np.sqrt(documents.mean_covariance(of_test[:, None])[0, 0])
+        half = t.ppf(1 - ALPHA / 2, documents.degrees_of_freedom) * error
+        num_covered += abs(of_test.sum() / of_documents.sum() - GAIN) <= half
+    return num_covered / len(rows)
 
 
 def _macro_f1_coverage(sizes: str, *, num: int) -> float:

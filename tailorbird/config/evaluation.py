@@ -91,9 +91,6 @@ class CostConfig(ConfigSection):
     includes the CPU cores."""
     price_per_gpu_hour: float | None = Field(default=None, gt=0)
     """Price of one GPU per hour, in the same currency, for training and serving."""
-    price_per_gb_month: float | None = Field(default=None, ge=0)
-    """Price of storing 1 GB (10^9 bytes) for a month, in the same currency. 0 if storage costs nothing. Without this
-    price, no model has a known cost, because each version is stored."""
 
     @model_validator(mode="after")
     def _something_has_a_price(self) -> Self:

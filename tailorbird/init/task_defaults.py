@@ -1,14 +1,13 @@
 """Values of a drafted recipe that depend on its task."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from tailorbird.config.tasks import TaskName
-from tailorbird.evaluation.statistics.power import Precision
+from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 
-ALPHA, POWER, STEP = 0.05, 0.8, 0.005
+ALPHA, STEP = 0.05, 0.005
 DISCORDANCE, DEVIATION = 0.15, 0.25
 """Assumptions before any model is evaluated: share of rows on which two models differ, and standard deviation of the
 difference between the scores of two answers to a row."""
@@ -18,8 +17,7 @@ def detectable_gain(num_test: int, *, variance: float) -> float:
     """Return the smallest gain that is proven in 80% of tests if a row's difference has this variance."""
     for steps in range(2, 101):
         gain = steps * STEP
-        precision = Precision(num_test, math.sqrt(max(variance, gain) / num_test))
-        if precision.power(gain, minimum_gain=minimum_gain(gain), alpha=ALPHA) >= POWER:
+        if minimum_detectable_effect(num_test, discordance=max(variance, gain), alpha=ALPHA) <= gain:
             return round(gain, 3)
     return 0.5
 

@@ -71,13 +71,13 @@ class Gate:
 def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: int) -> Bound:
     """Return a bound that passes if the interval is at or below the limit, and fails if it is above the limit."""
     low, high = interval
+    bound = Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE)
     if high <= limit:
-        return Bound(what, estimate, interval, limit, n, State.PASSES)
+        return replace(bound, state=State.PASSES)
     if low > limit:
-        return Bound(what, estimate, interval, limit, n, State.FAILS)
+        return replace(bound, state=State.FAILS)
     half = high - estimate if estimate <= limit else estimate - low  # the side that contains the limit
-    needed = _rows_needed(n, half=half, distance=abs(estimate - limit))
-    return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
+    return replace(bound, rows_needed=rows_needed(n, half=half, distance=abs(estimate - limit)))
 
 
 def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> Bound:
@@ -103,9 +103,9 @@ def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> 
     if loss.value >= limit:
         if low > 0:
             return replace(bound, state=State.FAILS)
-        return replace(bound, rows_needed=_rows_needed(loss.n, half=loss.value - low, distance=loss.value))
+        return replace(bound, rows_needed=rows_needed(loss.n, half=loss.value - low, distance=loss.value))
     half = loss.interval[1] - loss.value
-    return replace(bound, rows_needed=_rows_needed(loss.n, half=half, distance=limit - loss.value))
+    return replace(bound, rows_needed=rows_needed(loss.n, half=half, distance=limit - loss.value))
 
 
 def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
@@ -123,7 +123,7 @@ def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
     return Gate(name, state, tuple(bounds), note)
 
 
-def _rows_needed(n: int, *, half: float, distance: float) -> int | None:
+def rows_needed(n: int, *, half: float, distance: float) -> int | None:
     """Return the rows with which half an interval is as wide as the distance; None if `MAX_ROWS` are too few."""
     # The width of an interval decreases with the square root of the rows.
     if distance**2 * MAX_ROWS < n * half**2:

@@ -1,8 +1,5 @@
 """Behavioral gates: predictions that change when a name, sex or age is swapped, and robustness to typing errors."""
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,13 +34,13 @@ def counterfactual_gate(
         what="difference in the share of predictions that change with a name, sex or age (candidate minus incumbent)",
         loss=Estimate(effect.gain, effect.interval, len(rows), alpha),
     )
-    kinds = Counter(row_id.rpartition("|")[2] for row_id in candidate[1].row_ids)
-    changes = [
-        Counter(row_id.rpartition("|")[2] for row_id, flip in zip(candidate[1].row_ids, flipped, strict=True) if flip)
-        for flipped in flips
-    ]
-    by_kind = ", ".join(f"{kind} {changes[0][kind]} and {changes[1][kind]} of {kinds[kind]}" for kind in sorted(kinds))
-    note = f"swapped texts that change the prediction of the candidate and of the incumbent: {by_kind}"
+    kinds = np.array([row_id.rpartition("|")[2] for row_id in candidate[1].row_ids])
+    counts = []
+    for kind in np.unique(kinds):
+        is_kind = kinds == kind
+        changed = [int(flipped[is_kind].sum()) for flipped in flips]
+        counts.append(f"{kind} {changed[0]} and {changed[1]} of {is_kind.sum()}")
+    note = f"swapped texts that change the prediction of the candidate and of the incumbent: {', '.join(counts)}"
     return gate("counterfactual", (bound,), note=note)
 
 
@@ -92,7 +89,7 @@ def _shared_clusters(clean: Predictions, positions: NDArray[np.int64]) -> list[s
     return None if len(set(clusters)) == len(clusters) else clusters
 
 
-def _flips(tables: Tables, *, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+def _flips(tables: Tables, *, positions: NDArray[np.int64]) -> NDArray[np.float64]:
     clean, changed = tables
-    flips = [output != clean.outputs[position] for output, position in zip(changed.outputs, positions, strict=True)]
-    return np.array(flips, dtype=np.float64)
+    before = np.array(clean.outputs, dtype=object)[positions]
+    return np.array(np.array(changed.outputs, dtype=object) != before, dtype=np.float64)

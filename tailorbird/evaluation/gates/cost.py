@@ -1,6 +1,6 @@
 """The resources that models use: measured for serving and training, without prices (see `gates.prices`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,22 +23,22 @@ class Tokens:
     """Prices of 1,000 input and 1,000 output tokens that are stored with the version; None if it has none."""
 
     def __post_init__(self) -> None:
-        for name in ("input", "output"):
-            counts = getattr(self, name)
-            if not (np.isfinite(counts) & (np.array(counts) >= 0)).all():
-                raise ValueError(f"{name} tokens {sorted(counts)} must be finite and 0 or more")
-        if self.prices is not None and not all(np.isfinite(price) and price >= 0 for price in self.prices):
-            raise ValueError(f"prices of tokens {self.prices} must be finite and 0 or more")
-        if len(self.input) != len(self.output):
-            raise ValueError(
-                f"{len(self.input)} rounds have input tokens and {len(self.output)} have output tokens; give both for "
-                "the same rounds"
-            )
+        _require_amounts("input tokens", self.input)
+        _require_amounts("output tokens", self.output)
+        _require_amounts("prices of tokens", self.prices or ())
 
     @property
     def reported(self) -> bool:
         """True if the endpoint reports its tokens."""
         return bool(self.input)
+
+
+def _require_amounts(what: str, amounts: Sequence[float], *, is_positive: bool = False) -> None:
+    """Raise ValueError if an amount is not finite, or is below 0, or is 0 and must be positive."""
+    values = np.array(amounts)
+    if not (np.isfinite(values) & (values >= 0)).all() or (is_positive and 0 in amounts):
+        least = "above 0; measure on more rows" if is_positive else "0 or more"
+        raise ValueError(f"{what} {sorted(amounts)} must be finite and {least}")
 
 
 def endpoint_name(model: str, *, url: str) -> str:
@@ -59,35 +59,40 @@ class RowTokens:
 def tokens_by_round(
     rows: RowTokens, *, answered: NDArray[np.bool_] | None = None, num_rounds: int = MIN_ROUNDS
 ) -> Tokens:
-    """Return the tokens for a thousand rows of `num_rounds` equal parts of the rows, in row order.
+    """Return the tokens for a thousand rows of each round (`_by_round`).
 
     With `answered` [N], the endpoint answers only these rows, and the other rows have no tokens. If the tokens of an
-    answered row are not known, or if there are fewer rows than rounds, the result has no tokens. The number of tokens
-    of a row does not vary by round, but the rows are a sample; the spread over the parts is that of the sample.
+    answered row are not known, the result has no tokens.
     """
-    sent, received = (
-        [count if answered is None or answered[row] else 0 for row, count in enumerate(counts)]
-        for counts in (rows.input, rows.output)
-    )
-    if None in sent or None in received or len(sent) < num_rounds:
+    counts = np.array((rows.input, rows.output), dtype=np.float64)
+    if answered is not None:
+        counts = np.where(answered, counts, 0.0)
+    if np.isnan(counts).any():
         return Tokens(rows.endpoint, (), (), rows.prices)
-    parts = (np.array_split(np.array(counts, dtype=np.float64), num_rounds) for counts in (sent, received))
-    inputs, outputs = (tuple(float(1000 * part.mean()) for part in of_all) for of_all in parts)
-    return Tokens(rows.endpoint, inputs, outputs, rows.prices)
+    sent, received = (_by_round(1000 * of_all, num_rounds) for of_all in counts)
+    return Tokens(rows.endpoint, sent, received, rows.prices)
 
 
 def shares_by_round(
     answered: NDArray[np.bool_], *, lengths: NDArray[np.float64] | None = None, num_rounds: int = MIN_ROUNDS
 ) -> tuple[float, ...]:
-    """Return the share of the rows that a part of a hybrid answers, in `num_rounds` equal parts of the rows, in order.
+    """Return the share of the rows of each round (`_by_round`) that a part of a hybrid answers.
 
     `lengths` [N] are proportional to the time that the part needs for a row; a row counts with its length relative to
-    the mean. The spread over the parts is the sampling error of the share. If the part answers all rows, there is no
-    such error and every share is 1. With fewer rows than rounds, every round has the share of all rows.
+    the mean. If the part answers all rows, there is no sampling error and every share is 1.
     """
     values = answered.astype(np.float64)
-    if lengths is not None and lengths.mean() > 0 and not answered.all():
+    if lengths is not None and lengths.any() and not answered.all():
         values = values * lengths / lengths.mean()
+    return _by_round(values, num_rounds)
+
+
+def _by_round(values: NDArray[np.float64], num_rounds: int) -> tuple[float, ...]:
+    """Return the mean of each of `num_rounds` equal parts of per-row values [N], in row order.
+
+    What a model uses for a row does not vary by round, but the rows are a sample; the spread over the parts is that of
+    the sample. With fewer rows than rounds, every round has the mean of all rows.
+    """
     if len(values) < num_rounds:
         return (float(values.mean()),) * num_rounds
     return tuple(float(part.mean()) for part in np.array_split(values, num_rounds))
@@ -103,23 +108,16 @@ class ServingUsage:
     those of an external endpoint."""
     tokens: Tokens | None = None
     """The tokens of an external endpoint. None if no endpoint answers any row."""
-    stored_bytes: int | None = None
-    """Size of the stored version, without the base model that versions share. None if it was not measured."""
 
     def __post_init__(self) -> None:
-        given = {"CPU-seconds": self.cpu_s, "GPU-seconds": self.device_s}
-        for unit, seconds in given.items():
-            if not (np.isfinite(seconds) & (np.array(seconds) > 0)).all():
-                raise ValueError(f"{unit} {sorted(seconds)} must be finite and above 0; measure on more rows")
-        if len(self.cpu_s) != len(self.device_s):
-            raise ValueError(f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.device_s)} have GPU-seconds")
-        if self.tokens is not None and len(self.tokens.input) not in (0, len(self.cpu_s)):
-            raise ValueError(
-                f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.tokens.input)} have tokens; count the tokens "
-                "in as many parts of the rows"
-            )
-        if self.stored_bytes is not None and self.stored_bytes < 0:
-            raise ValueError(f"stored_bytes is {self.stored_bytes}; give a size of 0 or more")
+        _require_amounts("CPU-seconds", self.cpu_s, is_positive=True)
+        _require_amounts("GPU-seconds", self.device_s, is_positive=True)
+        columns = [self.cpu_s, self.device_s]
+        if self.tokens is not None and self.tokens.reported:
+            columns += [self.tokens.input, self.tokens.output]
+        rounds = [len(amounts) for amounts in columns]
+        if len(set(rounds)) > 1:
+            raise ValueError(f"seconds and tokens have {rounds} rounds; measure all of them in the same rounds")
 
     @property
     def unit(self) -> SecondsUnit:
@@ -135,42 +133,35 @@ class ServingUsage:
 def combined_usage(parts: Sequence[tuple[Sequence[float], ServingUsage]]) -> ServingUsage:
     """Return the resources of a model whose parts each answer some of the rows: pairs of shares and resources.
 
-    The shares have a value per round and apply to the seconds; the tokens must be those of the answered rows. All parts
-    are stored. A part without GPU-seconds or tokens has none of them to add to the others'. The tokens of several
-    endpoints are added, so that no endpoint's price applies to them.
+    The shares have a value per round and apply to the seconds; the tokens must be those of the answered rows. A part
+    without GPU-seconds or tokens has none of them to add to the others'. The tokens of several endpoints are added, so
+    that no endpoint's price applies to them.
     """
-    rounds = range(len(parts[0][1].cpu_s))
-    cpu_s = tuple(sum(shares[index] * usage.cpu_s[index] for shares, usage in parts) for index in rounds)
-    on_gpu = [(shares, usage.gpu_s) for shares, usage in parts if usage.gpu_s is not None]
-    gpu_s = tuple(sum(shares[index] * seconds[index] for shares, seconds in on_gpu) for index in rounds)
-    counted = [usage.tokens for _, usage in parts if usage.tokens is not None]
-    sizes = [usage.stored_bytes for _, usage in parts if usage.stored_bytes is not None]
-    return ServingUsage(
-        cpu_s,
-        gpu_s if on_gpu else None,
-        _added(counted) if counted else None,
-        sum(sizes) if len(sizes) == len(parts) else None,
-    )
+    cpu_s = _summed(_scaled(usage.cpu_s, shares) for shares, usage in parts)
+    gpu_s = _summed(_scaled(usage.gpu_s, shares) for shares, usage in parts if usage.gpu_s is not None)
+    tokens = [usage.tokens for _, usage in parts if usage.tokens is not None]
+    return ServingUsage(cpu_s, gpu_s or None, _added(tokens) if tokens else None)
 
 
 def scaled_tokens(tokens: Tokens, *, shares: Sequence[float]) -> Tokens:
     """Return the tokens of an endpoint that answers a share of the rows, which has a value per round."""
-    if not tokens.reported:
-        return tokens
-    sent, received = (
-        tuple(share * count for share, count in zip(shares, of_all, strict=True))
-        for of_all in (tokens.input, tokens.output)
-    )
-    return replace(tokens, input=sent, output=received)
+    return replace(tokens, input=_scaled(tokens.input, shares), output=_scaled(tokens.output, shares))
+
+
+def _scaled(amounts: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
+    return tuple(share * amount for share, amount in zip(shares, amounts, strict=False))
+
+
+def _summed(columns: Iterable[Sequence[float]]) -> tuple[float, ...]:
+    """Return the sum of each round; empty if there is no column, or if the columns have no rounds."""
+    return tuple(map(sum, zip(*columns, strict=False)))
 
 
 def _added(tokens: Sequence[Tokens]) -> Tokens:
     name = " and ".join(dict.fromkeys(each.endpoint for each in tokens))
     prices = tokens[0].prices if len({(each.endpoint, each.prices) for each in tokens}) == 1 else None
-    if not all(each.reported for each in tokens):
-        return Tokens(name, (), (), prices)
-    sums = [np.sum([getattr(each, kind) for each in tokens], axis=0).tolist() for kind in ("input", "output")]
-    return Tokens(name, tuple(sums[0]), tuple(sums[1]), prices)
+    # Without the tokens of one endpoint, the sum is not known: `_summed` ends with the shortest column.
+    return Tokens(name, _summed(each.input for each in tokens), _summed(each.output for each in tokens), prices)
 
 
 ServingCosts = Mapping[str, ServingUsage]
@@ -202,10 +193,7 @@ class TrainingUsage:
     gpu_s: float = 0.0  # GPU-seconds
 
     def __post_init__(self) -> None:
-        for name in ("cpu_s", "gpu_s"):
-            seconds = getattr(self, name)
-            if not (np.isfinite(seconds) and seconds >= 0):
-                raise ValueError(f"training {name} is {seconds}; give a finite time of 0 or more")
+        _require_amounts("seconds of training", (self.cpu_s, self.gpu_s))
 
     def __str__(self) -> str:
         """Return the resources in hours: `3.2 GPU-hours and 25.6 CPU-hours`."""

@@ -1,6 +1,5 @@
 """The cost of serving and training a model, from its measured resources and the recipe's prices."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -19,10 +18,10 @@ from tailorbird.evaluation.gates.cost import (
     TrainingUsage,
     endpoint_name,
 )
-from tailorbird.evaluation.statistics.distributions import t_ppf
+from tailorbird.evaluation.statistics.distributions import t_isf
+from tailorbird.registry.endpoint import Endpoint
 
 HOURS_PER_MONTH = 730
-BYTES_PER_GB = 1e9
 CostUnit = SecondsUnit | Literal["price"]
 Ratio = tuple[float, float, float]
 """A ratio of costs: estimate, lower and upper end of its interval."""
@@ -35,91 +34,81 @@ class CostTerms(CostConfig):
     cpus_per_replica: int = Field(default=1, ge=1)
     gpus_per_replica: float = Field(default=0, ge=0)
     endpoint: str | None = None
-    """The endpoint of the recipe (`cost.endpoint_name`), to which the prices of tokens apply."""
-    price_input: float | None = Field(default=None, ge=0)
-    """Price of 1,000 input tokens; None if it is not stated."""
-    price_output: float | None = Field(default=None, ge=0)
+    """The endpoint of the recipe (`cost.endpoint_name`), to which `token_prices` apply."""
+    token_prices: tuple[float, float] | None = None
+    """Prices of 1,000 input and 1,000 output tokens; None if they are not stated."""
 
     @classmethod
     def of_recipe(cls, evaluation: EvaluationConfig, *, serving: ServingConfig) -> Self | None:
         """Return the terms of a recipe; None if it has no `evaluation.cost`."""
         if evaluation.cost is None:
             return None
-        endpoint = evaluation.endpoint
-        return cls(
+        terms = cls(
             **evaluation.cost.model_dump(),
             min_replicas=serving.min_replicas,
             cpus_per_replica=serving.cpus_per_replica,
             gpus_per_replica=serving.gpus_per_replica,
-            endpoint=endpoint_name(endpoint.model, url=endpoint.url) if endpoint else None,
-            price_input=endpoint.price_input if endpoint else None,
-            price_output=endpoint.price_output if endpoint else None,
         )
+        if evaluation.endpoint is None:
+            return terms
+        endpoint = Endpoint.from_config(evaluation.endpoint)
+        name = endpoint_name(endpoint.model, url=endpoint.url)
+        return terms.model_copy(update={"endpoint": name, "token_prices": endpoint.prices})
 
     @property
     def requests(self) -> float:
         """Number of requests over the horizon."""
         return self.requests_per_month * self.horizon_months
 
-    def replica_hour(self, *, with_gpus: bool) -> float:
-        """Return the price of one hour of a replica, with its CPU cores and GPUs; a missing price raises ValueError."""
-        cores = self.cpus_per_replica * _known(self.price_per_cpu_hour, "evaluation.cost.price_per_cpu_hour")
-        if not with_gpus:
-            return cores
-        return cores + self.gpus_per_replica * _known(self.price_per_gpu_hour, "evaluation.cost.price_per_gpu_hour")
+    def missing(self, *, uses_cpu: bool, uses_gpu: bool) -> list[str]:
+        """Return the prices of the devices that are used and have none, one phrase each."""
+        is_used = {"price_per_cpu_hour": uses_cpu, "price_per_gpu_hour": uses_gpu}
+        return [
+            f"evaluation.cost.{name} is not set" for name in is_used if is_used[name] and getattr(self, name) is None
+        ]
+
+    def per_hour(self, *, cpus: float, gpus: float) -> float:
+        """Return the price of CPU cores and GPUs for an hour, of which none is `missing`."""
+        return cpus * (self.price_per_cpu_hour or 0) + gpus * (self.price_per_gpu_hour or 0)
+
+    def prices_of(self, tokens: Tokens) -> tuple[float, float] | None:
+        """Return the prices of 1,000 tokens: the recipe's if it has those of the endpoint, else the version's."""
+        if tokens.endpoint == self.endpoint and self.token_prices is not None:
+            return self.token_prices
+        return tokens.prices
 
 
 @dataclass(frozen=True)
 class ServingPrice:
-    """The cost of serving one model over the horizon, in the recipe's currency; arrays [K] have a value per round."""
+    """The cost of serving one model over the horizon, in the recipe's currency, one value per round [K]."""
 
-    replica_hours: NDArray[np.float64]  # [K] paid replica-hours per month
-    replicas: NDArray[np.float64]  # [K] cost of the paid replica-hours
-    busy: NDArray[np.float64]  # [K] the part of `replicas` for the hours in which a replica answers
-    tokens: NDArray[np.float64]  # [K]
-    storage: float
+    replicas: NDArray[np.float64]  # of the hours for which they are paid, busy or idle
+    tokens: NDArray[np.float64]
 
     @property
     def total(self) -> NDArray[np.float64]:
-        """The cost of serving [K]."""
-        return self.replicas + self.tokens + self.storage
+        return self.replicas + self.tokens
 
 
 def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, ...]:
     """Return what prevents a price for serving, one phrase each: a missing price, or a missing measurement."""
-    tokens, stored = usage.tokens, usage.tokens and usage.tokens.prices
-    on_gpu = terms.gpus_per_replica > 0 and not _without_gpus(usage)
-    ours = tokens is not None and stored is None and tokens.endpoint == terms.endpoint
-    other = tokens is not None and stored is None and tokens.endpoint != terms.endpoint
-    missing = {
-        "evaluation.cost.price_per_cpu_hour is not set": terms.price_per_cpu_hour is None,
-        "evaluation.cost.price_per_gpu_hour is not set": on_gpu and terms.price_per_gpu_hour is None,
-        "GPU-seconds were not measured": on_gpu and usage.gpu_s is None,
-        "serving.gpus_per_replica was 0 when the run was registered": not on_gpu and usage.gpu_s is not None,
-        f"{tokens.endpoint if tokens else ''} does not report its tokens": tokens is not None and not tokens.reported,
-        f"evaluation.endpoint is not {tokens.endpoint if tokens else ''}": other,
-        "evaluation.endpoint.price_input is not set": ours and terms.price_input is None,
-        "evaluation.endpoint.price_output is not set": ours and terms.price_output is None,
-        "evaluation.cost.price_per_gb_month is not set": terms.price_per_gb_month is None,
-        "the size of the stored version was not measured": bool(
-            terms.price_per_gb_month and usage.stored_bytes is None
-        ),
-    }
-    return tuple(phrase for phrase, holds in missing.items() if holds)
-
-
-def _without_gpus(usage: ServingUsage) -> bool:
-    """Return True if all rows are answered by an external endpoint, whose replicas have no GPU."""
-    return usage.tokens is not None and usage.gpu_s is None
+    tokens = usage.tokens
+    is_on_gpu = usage.gpu_s is not None
+    # If an external endpoint answers all rows, its replicas have no GPU.
+    needs_gpu = terms.gpus_per_replica > 0 and (is_on_gpu or tokens is None)
+    missing = terms.missing(uses_cpu=True, uses_gpu=needs_gpu)
+    if needs_gpu != is_on_gpu:
+        missing.append("serving.gpus_per_replica has changed between the registration of the run and the measurement")
+    if tokens is not None and not tokens.reported:
+        missing.append(f"{tokens.endpoint} does not report its tokens")
+    if tokens is not None and terms.prices_of(tokens) is None:
+        missing.append(f"evaluation.endpoint has no price_input and price_output for {tokens.endpoint}")
+    return tuple(missing)
 
 
 def missing_for_training(training: TrainingUsage, *, terms: CostTerms) -> tuple[str, ...]:
     """Return the prices that are missing for a training, one phrase each."""
-    missing = {
-        "evaluation.cost.price_per_cpu_hour is not set": training.cpu_s and terms.price_per_cpu_hour is None,
-        "evaluation.cost.price_per_gpu_hour is not set": training.gpu_s and terms.price_per_gpu_hour is None,
-    }
-    return tuple(phrase for phrase, holds in missing.items() if holds)
+    return tuple(terms.missing(uses_cpu=training.cpu_s > 0, uses_gpu=training.gpu_s > 0))
 
 
 def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
@@ -132,52 +121,38 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
 
     Raises ValueError if a price or a measurement is missing: see `missing_for_serving`.
     """
-    if missing := missing_for_serving(usage, terms=terms):
-        raise ValueError(f"the cost of serving is not assessable: {'; '.join(missing)}")
-    thousands, months = terms.requests_per_month / 1000, terms.horizon_months
-    busy = np.array(usage.cpu_s) / terms.cpus_per_replica
+    _require_known(missing_for_serving(usage, terms=terms))
+    busy_s = np.array(usage.cpu_s) / terms.cpus_per_replica
+    gpus = 0.0
     if usage.gpu_s is not None:
-        busy = np.maximum(busy, np.array(usage.gpu_s) / terms.gpus_per_replica)
-    busy_hours = busy * thousands / SECONDS_PER_HOUR
+        gpus = terms.gpus_per_replica
+        busy_s = np.maximum(busy_s, np.array(usage.gpu_s) / gpus)
+    busy_hours = busy_s / SECONDS_PER_HOUR * terms.requests_per_month / 1000
     paid_hours = np.maximum(busy_hours, terms.min_replicas * HOURS_PER_MONTH)
-    tokens = np.zeros(len(busy))
-    if usage.tokens is not None:
-        price_input, price_output = _token_prices(usage.tokens, terms=terms)
-        tokens = np.array(usage.tokens.input) * price_input + np.array(usage.tokens.output) * price_output
-    replica_hour = terms.replica_hour(with_gpus=usage.gpu_s is not None)
-    price_per_gb = _known(terms.price_per_gb_month, "evaluation.cost.price_per_gb_month")
-    return ServingPrice(
-        replica_hours=paid_hours,
-        replicas=paid_hours * months * replica_hour,
-        busy=busy_hours * months * replica_hour,
-        tokens=tokens / 1000 * thousands * months,
-        storage=(usage.stored_bytes or 0) / BYTES_PER_GB * price_per_gb * months,  # not measured only if it is free
-    )
-
-
-def _token_prices(tokens: Tokens, *, terms: CostTerms) -> tuple[float, float]:
-    """Return the prices of 1,000 tokens: those of the recipe if it names the endpoint, else those of the version."""
-    if tokens.endpoint == terms.endpoint and terms.price_input is not None and terms.price_output is not None:
-        return terms.price_input, terms.price_output
-    assert tokens.prices is not None, "`missing_for_serving` names a missing price"
-    return tokens.prices
+    replicas = paid_hours * terms.horizon_months * terms.per_hour(cpus=terms.cpus_per_replica, gpus=gpus)
+    prices = usage.tokens and terms.prices_of(usage.tokens)
+    if usage.tokens is None or prices is None:
+        return ServingPrice(replicas, np.zeros_like(replicas))
+    per_thousand = np.array((usage.tokens.input, usage.tokens.output)).T @ prices / 1000
+    return ServingPrice(replicas, per_thousand * terms.requests / 1000)
 
 
 def price_training(training: TrainingUsage, *, terms: CostTerms) -> float:
     """Return the cost of a training; raise ValueError if a price is missing: see `missing_for_training`."""
-    total = 0.0
-    if training.cpu_s:
-        total += training.cpu_s * _known(terms.price_per_cpu_hour, "evaluation.cost.price_per_cpu_hour")
-    if training.gpu_s:
-        total += training.gpu_s * _known(terms.price_per_gpu_hour, "evaluation.cost.price_per_gpu_hour")
-    return total / SECONDS_PER_HOUR
+    _require_known(missing_for_training(training, terms=terms))
+    return terms.per_hour(cpus=training.cpu_s, gpus=training.gpu_s) / SECONDS_PER_HOUR
 
 
-def mean_interval(values: Sequence[float] | NDArray[np.float64], *, alpha: float) -> tuple[float, float]:
-    """Return the mean over rounds and half the width of Student's t interval, two-sided at level 1 - alpha."""
-    rounds = np.asarray(values, dtype=np.float64)
-    half = t_ppf(1 - alpha / 2, len(rounds) - 1) * rounds.std(ddof=1) / np.sqrt(len(rounds))
-    return float(rounds.mean()), float(half)
+def _require_known(missing: tuple[str, ...]) -> None:
+    """Raise ValueError if a price is missing, because nothing that is used is free."""
+    if missing:
+        raise ValueError(f"the cost is not assessable: {'; '.join(missing)}")
+
+
+def mean_interval(values: NDArray[np.float64], *, alpha: float) -> tuple[float, float]:
+    """Return the mean over rounds [K] and half the width of Student's t interval, two-sided at level 1 - alpha."""
+    half = t_isf(alpha / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
 
 
 def cost_ratio(pair: CostPair, *, alpha: float, terms: CostTerms | None = None) -> Ratio | None:
@@ -199,9 +174,9 @@ def cost_ratio(pair: CostPair, *, alpha: float, terms: CostTerms | None = None) 
         if any(missing_for_serving(usage, terms=terms) for usage in sides):
             return None
         ours, theirs = (price_serving(usage, terms=terms).total for usage in sides)
-    if not (ours > 0).all() or not (theirs > 0).all():
+    if not ours.all() or not theirs.all():
         return None  # every price that applies is 0
-    mean, half = mean_interval(np.log(ours) - np.log(theirs), alpha=alpha)
+    mean, half = mean_interval(np.log(ours / theirs), alpha=alpha)
     estimate, low, high = np.exp([mean, mean - half, mean + half])
     return float(estimate), float(low), float(high)
 
@@ -209,10 +184,3 @@ def cost_ratio(pair: CostPair, *, alpha: float, terms: CostTerms | None = None) 
 def cost_unit(pair: CostPair, *, terms: CostTerms | None) -> CostUnit:
     """Return what `cost_ratio` compares."""
     return pair.candidate.unit if terms is None else "price"
-
-
-def _known(price: float | None, name: str) -> float:
-    """Return a price; raise ValueError if it is missing, because nothing that is used is free."""
-    if price is None:
-        raise ValueError(f"{name} is not set; set it")
-    return price

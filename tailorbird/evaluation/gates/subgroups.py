@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tailorbird.config.evaluation import SubgroupGateConfig
-from tailorbird.evaluation.gates.base import Bound, Estimate, Gate, State, gate
-from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
+from tailorbird.evaluation.gates.base import Bound, Estimate, Gate, State, gate, rows_needed
+from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.statistics.distributions import norm_isf
 from tailorbird.evaluation.statistics.effect import Effect, with_unseen
 from tailorbird.evaluation.statistics.paired import compare
@@ -26,7 +26,6 @@ def groups_gate(
     Macro-F1 in a group is that of the group's rows, over the classes that occur among them. The bounds are those of
     `group_bounds`. Raises VerdictRefused if rows or groups differ.
     """
-    align(candidate, incumbent)
     if candidate.groups != incumbent.groups:
         raise VerdictRefused(f"{candidate.model} and {incumbent.model} differ in their groups; predict the same rows")
     changes = {}
@@ -71,6 +70,7 @@ def group_bounds(changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig,
     docs/gates.md.
     """
     level = _level(limits, alpha=alpha, num_groups=len(changes))
+    z = float(norm_isf(level) + norm_isf(1 - TARGET_POWER))
     gains = [change.value for change in changes.values()]
     overall = max(float(np.average(gains, weights=[change.n for change in changes.values()])), 0.0)
     bounds = []
@@ -84,7 +84,7 @@ def group_bounds(changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig,
             state = State.PASSES
         else:
             state = State.NOT_ASSESSABLE
-            needed = max(change.n + 1, _rows_needed(change, max_loss=limits.max_loss, level=level))
+            needed = rows_needed(change.n, half=z * change.standard_error, distance=limits.max_loss)
         bounds.append(
             Bound(f"change for {name}", change.value, change.interval, -limits.max_loss, change.n, state, needed)
         )
@@ -93,8 +93,3 @@ def group_bounds(changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig,
 
 def _level(limits: SubgroupGateConfig, *, alpha: float, num_groups: int) -> float:
     return max(limits.likely_harm, alpha / num_groups)
-
-
-def _rows_needed(change: Estimate, *, max_loss: float, level: float) -> int:
-    distance = float(norm_isf(level) + norm_isf(1 - TARGET_POWER)) * change.standard_error
-    return round(change.n * (distance / max_loss) ** 2)

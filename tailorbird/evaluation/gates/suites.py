@@ -1,6 +1,7 @@
 """The suites gate: the candidate loses at most a margin to the incumbent on each regression suite."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -78,5 +79,5 @@ def suites_gate(suites: Mapping[str, AnsweredSuite], *, alpha: float, omitted: S
     ]
     result = gate("suites", bounds, note="; ".join((*unanswered, *notes)))
     if unanswered and result.state is State.PASSES:
-        return Gate("suites", State.NOT_ASSESSABLE, result.bounds, result.note)
+        return replace(result, state=State.NOT_ASSESSABLE)
     return result

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from cluster.ranks.process_group import current_group, wait_for_ranks
-from tailorbird import storage
 from tailorbird.config.serving import BATCH_SIZE
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage, Tokens
@@ -60,7 +59,6 @@ class _Model:
     answer: Callable[[Rows], object]
     weights: tuple[torch.nn.Module, ...]
     dtypes: frozenset[str]
-    stored_bytes: int  # size of its files and of its parts', without the base model that versions share
 
 
 def measure_serving(
@@ -110,10 +108,7 @@ def measure_serving(
         for role in roles if number % 2 == 0 else roles[::-1]:
             measured[role].append(_seconds(models[role], rows, device=device))
     emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
-    costs = {
-        role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus, stored_bytes=models[role].stored_bytes)
-        for role, values in measured.items()
-    }
+    costs = {role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus) for role, values in measured.items()}
     for role, counts in (tokens or {}).items():
         costs[role] = replace(costs[role], gpu_s=None, tokens=counts)
     return MeasuredCosts(ServingDevice(_device_name(num_gpus), emulated), costs)
@@ -144,11 +139,11 @@ def host_bytes(kinds: Sequence[str], *, shape: ModelShape, bf16: bool, num_ranks
     return (num_copies * size + loading) * shape.num_parameters
 
 
-def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int, stored_bytes: int | None) -> ServingUsage:
+def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int) -> ServingUsage:
     """Return the resources for a thousand rows, from the times of the rounds; `num_gpus` is 0 on CPU."""
     cpu_s = tuple(1000 * seconds.cpu / num_rows for seconds in rounds)
     gpu_s = tuple(1000 * num_gpus * seconds.elapsed / num_rows for seconds in rounds)
-    return ServingUsage(cpu_s, gpu_s if num_gpus else None, stored_bytes=stored_bytes)
+    return ServingUsage(cpu_s, gpu_s if num_gpus else None)
 
 
 def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
@@ -214,13 +209,7 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
     answer: Callable[[Rows], object] = partial(_answer, parts[0], batch_size=batch_size)
     if hybrid is not None:
         answer = partial(_answer_hybrid, first=parts[0], second=parts[1], routing=hybrid.routing, batch_size=batch_size)
-    sizes = [storage.folder_sizes(each) for each in dict.fromkeys((uri, *uris))]
-    return _Model(
-        answer,
-        tuple(weights),
-        frozenset(str(part.version.dtype) for part in parts),
-        stored_bytes=sum(sum(of_files.values()) for of_files in sizes),
-    )
+    return _Model(answer, tuple(weights), frozenset(str(part.version.dtype) for part in parts))
 
 
 def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
@@ -231,7 +220,7 @@ def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
     def prepare(rows: Rows) -> list[str]:
         return [json.dumps(body) for body in request_bodies(rows, version=config, index=index)]
 
-    return _Model(prepare, (), frozenset(), stored_bytes=sum(storage.folder_sizes(uri).values()))
+    return _Model(prepare, (), frozenset())
 
 
 def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.verdict.contender_costs import common_cost, money
+from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.evaluation.verdict.formatting import PERCENTAGES
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, interval_marks
@@ -105,7 +106,10 @@ def cost_note(models: Sequence[Contender]) -> str:
 
 
 def _same_cost(models: Sequence[Contender]) -> float | None:
-    return common_cost([model.cost for model in models if model.cost is not None], tolerance=SAME_COST)
+    """Return the mean of two or more known costs of which the highest exceeds the lowest by at most `SAME_COST`."""
+    costs = [model.cost for model in models if model.cost is not None]
+    is_same = len(costs) > 1 and max(costs) <= (1 + SAME_COST) * min(costs)
+    return fmean(costs) if is_same else None
 
 
 def _ends(model: Contender, incumbent: float) -> tuple[float, float]:

@@ -6,12 +6,12 @@ from statistics import fmean
 from tailorbird.evaluation.gates.cost import ServingDevice
 from tailorbird.evaluation.gates.prices import CostTerms, Ratio
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
-from tailorbird.evaluation.verdict.contender_costs import common_cost, money, named
+from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
 
-PARTS = ("replicas", "tokens", "storage", "training")
+PARTS = ("replicas", "tokens", "training")
 UNKNOWN = "not assessable"
 
 
@@ -51,9 +51,8 @@ def terms_sentence(terms: CostTerms) -> str:
     prices = {
         "CPU-hour": terms.price_per_cpu_hour,
         "GPU-hour": terms.price_per_gpu_hour,
-        "GB of storage a month": terms.price_per_gb_month,
-        "1,000 input tokens": terms.price_input,
-        "1,000 output tokens": terms.price_output,
+        "1,000 input tokens": terms.token_prices and terms.token_prices[0],
+        "1,000 output tokens": terms.token_prices and terms.token_prices[1],
     }
     known = [f"{price:g} per {unit}" for unit, price in prices.items() if price is not None]
     resources = _count(terms.cpus_per_replica, "CPU core")
@@ -76,9 +75,8 @@ def cost_lines(evidence: Evidence) -> list[str]:
         return []
     rows = []
     for cost in costs:
-        missing = cost.total is None
         cells = [_with_interval(cost)]
-        cells += [_amount(getattr(cost, part), missing=missing) for part in PARTS]
+        cells += ["" if cost.total is None else money(getattr(cost, part)) for part in PARTS]
         rows.append("| " + " | ".join((cost.role, *cells)) + " |")
     head = f"| contender | total (interval) | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}\n"
     return [
@@ -94,13 +92,6 @@ def _with_interval(cost: ContenderCost) -> str:
         return UNKNOWN
     low, high = cost.interval
     return f"{money(cost.total)} ({money(low)} to {money(high)})"
-
-
-def _amount(value: float | None, *, missing: bool) -> str:
-    """Return an amount; if the cost is known, only storage has none."""
-    if value is None:
-        return "" if missing else "not priced"
-    return money(value)
 
 
 def costs_by_digest(evidence: Evidence) -> dict[str, str]:
@@ -149,14 +140,8 @@ def cost_answer(evidence: Evidence) -> str:
 
 
 def _a_month(known: Mapping[str, float], verdict: Verdict) -> str:
-    """Return the known costs a month of the selected model, incumbent and candidate, once if they are the same."""
+    """Return the known costs a month of the selected model, incumbent and candidate."""
     shown = [role for role in dict.fromkeys((verdict.selected, "incumbent", "candidate")) if role in known]
-    every = "all contenders" if len(known) == len(verdict.costs) else "all contenders with a known cost"
-    same, which = common_cost(list(known.values())), every
-    if same is None:
-        same, which = common_cost([known[role] for role in shown]), " and ".join(map(named, shown))
-    if same is not None:
-        return f"A month costs the same for {which}: about {money(same)}, in the recipe's currency."
     amounts = ", ".join(f"{named(role)} {money(known[role])}" for role in shown)
     return f"A month costs, in the recipe's currency: {amounts}." if shown else ""
 

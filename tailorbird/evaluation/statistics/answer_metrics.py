@@ -5,6 +5,7 @@ the score 0. A reference without one is an error of the data.
 """
 
 import json
+import operator
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,23 +60,19 @@ class AnswerMetric:
         expected, given = self.read(reference), self.read(answer)
         if expected is None:
             raise ValueError(f"the reference answer {reference[:80]!r} has no {self.what}")
-        return 0.0 if given is None else self.compare(given, expected)
+        return 0.0 if given is None else float(self.compare(given, expected))
 
 
 def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
     """Return the metrics that a recipe configures, by name."""
-    if config is None:
-        return {}
-    metrics = {}
-    if config.json_fields is not None:
-        metrics["json_fields"] = json_fields(config.json_fields)
-    if config.regex is not None:
-        metrics["regex"] = regex_group(config.regex)
-    if config.numeric is not None:
-        metrics["numeric"] = numeric(config.numeric)
-    if config.choice is not None:
-        metrics["choice"] = choice(config.choice)
-    return metrics
+    kinds: dict[str, Callable[[Any], AnswerMetric]] = {
+        "json_fields": json_fields,
+        "regex": regex_group,
+        "numeric": numeric,
+        "choice": choice,
+    }
+    sections = {name: getattr(config, name, None) for name in kinds}
+    return {name: kinds[name](section) for name, section in sections.items() if section is not None}
 
 
 def scorer(metric: str, *, config: AnswersConfig | None = None) -> Callable[[str, str], float]:
@@ -113,12 +110,12 @@ def unreadable(references: Sequence[str], *, config: AnswersConfig | None) -> tu
 
 def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
     """Return the metric that compares fields of JSON objects. Fields that both lack do not count."""
-    paths = config.compared
+    compared = [_names(pointer) for pointer in config.compared]
 
     def compare(given: Any, expected: Any) -> float:
-        names = paths or tuple(dict.fromkeys((*_leaves(expected), *_leaves(given))))
-        pairs = [(_canonical(_value_at(given, path)), _canonical(_value_at(expected, path))) for path in names]
-        equal = [ours == theirs for ours, theirs in pairs if (ours, theirs) != (None, None)]
+        paths = compared or list(dict.fromkeys((*_leaves(expected), *_leaves(given))))
+        pairs = [(_value_at(given, path), _value_at(expected, path)) for path in paths]
+        equal = [ours == theirs for ours, theirs in pairs if ours is not _MISSING or theirs is not _MISSING]
         return sum(equal) / len(equal) if equal else 1.0
 
     return AnswerMetric("JSON object", _json_object, compare)
@@ -129,17 +126,22 @@ def regex_group(config: RegexConfig) -> AnswerMetric:
     compiled = regex.compile(config.pattern)
 
     def read(text: str) -> str | None:
-        try:
-            match = compiled.search(text, timeout=PATTERN_SECONDS)
-        except TimeoutError:
-            raise PatternTimeout(
-                f"evaluation.answers.regex.pattern {config.pattern!r} takes more than {PATTERN_SECONDS:g} s on a text "
-                f"of {len(text):,} characters; give a pattern without nested repetitions such as (a+)+"
-            ) from None
+        match = search(compiled, text)
         group = None if match is None else match.group(config.group)
         return None if group is None else str(group).strip()
 
-    return AnswerMetric(f"match of {config.pattern!r}", read, _equal)
+    return AnswerMetric(f"match of {config.pattern!r}", read, operator.eq)
+
+
+def search(pattern: regex.Pattern[str], text: str) -> regex.Match[str] | None:
+    """Return the first match in a text; raise PatternTimeout if it takes too long."""
+    try:
+        return pattern.search(text, timeout=PATTERN_SECONDS)
+    except TimeoutError:
+        raise PatternTimeout(
+            f"the regular expression {pattern.pattern!r} takes more than {PATTERN_SECONDS:g} s on a text of "
+            f"{len(text):,} characters; give a pattern without nested repetitions such as (a+)+"
+        ) from None
 
 
 def numeric(config: NumericConfig) -> AnswerMetric:
@@ -147,7 +149,7 @@ def numeric(config: NumericConfig) -> AnswerMetric:
     absolute, relative = Decimal(str(config.absolute)), Decimal(str(config.relative))
 
     def compare(given: Decimal, expected: Decimal) -> float:
-        return float(abs(given - expected) <= max(absolute, relative * abs(expected)))
+        return abs(given - expected) <= max(absolute, relative * abs(expected))
 
     return AnswerMetric("number", _last_number, compare)
 
@@ -167,48 +169,51 @@ def choice(config: ChoiceConfig) -> AnswerMetric:
             position += size or 1
         return chosen.pop() if len(chosen) == 1 else None
 
-    return AnswerMetric(f"single option of {', '.join(config.options)}", read, _equal)
-
-
-def _equal(given: str, expected: str) -> float:
-    return float(given == expected)
+    return AnswerMetric(f"single option of {', '.join(config.options)}", read, operator.eq)
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that is the whole text, or the only content of its code block; None if it is not one."""
+    """Return the JSON object that is the whole text, or the only content of its code block; None if it is not one.
+
+    Numbers are read so that 1 and 1.0 are equal, and 1 and true are not.
+    """
     fenced = _FENCED.fullmatch(text)
+    content = fenced[1] if fenced else text
     try:
-        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant)
-        _canonical(value)
-    except (ValueError, RecursionError):
+        value = json.loads(content, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, DecimalException):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _number(text: str) -> tuple[Decimal]:
+    return (Decimal(text),)  # unlike a bare number, a tuple is equal to no boolean
 
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _leaves(value: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the JSON Pointers of the fields that are no objects, or are empty."""
-    pending: list[tuple[str, Any]] = [("", value)]
+def _names(pointer: str) -> tuple[str, ...]:
+    """Return the names and positions of which a JSON Pointer (RFC 6901) consists."""
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:])
+
+
+def _leaves(value: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the fields that are no objects, or are empty."""
+    pending: list[tuple[tuple[str, ...], Any]] = [((), value)]
     while pending:
         prefix, item = pending.pop()
         if isinstance(item, dict) and (item or not prefix):
-            pending += [(f"{prefix}/{_escaped(name)}", inner) for name, inner in reversed(item.items())]
+            pending += [((*prefix, name), inner) for name, inner in reversed(item.items())]
         else:
             yield prefix
 
 
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
-
-
-def _value_at(document: Any, path: str) -> Any:
-    """Return the value at a JSON Pointer (RFC 6901); _MISSING if there is none."""
+def _value_at(document: Any, path: Sequence[str]) -> Any:
+    """Return the value at a path; _MISSING if there is none."""
     value = document
-    for part in path.split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~")
+    for name in path:
         if isinstance(value, dict) and name in value:
             value = value[name]
         elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
@@ -216,24 +221,6 @@ def _value_at(document: Any, path: str) -> Any:
         else:
             return _MISSING
     return value
-
-
-def _canonical(value: Any) -> str | None:
-    """Return a text that two JSON values share if and only if they are equal; None for a missing value.
-
-    1 and 1.0 are equal, 1 and true are not.
-    """
-    if value is _MISSING:
-        return None
-    return json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=False)
-
-
-def _plain_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain_numbers(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _last_number(text: str) -> Decimal | None:

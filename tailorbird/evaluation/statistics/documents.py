@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.evaluation.statistics.distributions import t_isf
-from tailorbird.evaluation.statistics.effect import Effect, t_effect, unseen_rate, with_least_p
+from tailorbird.evaluation.statistics.distributions import t_isf, t_sf
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -44,7 +44,9 @@ class Documents:
 
         They equal (tr M)^2 / tr(M^2), where M is the matrix of the variance as a quadratic form of independent rows.
         """
-        return float(_degrees_of_freedom(self.shares))
+        shares = self.shares
+        across = shares**2 / (1 - shares)
+        return float(1 / (np.sum(shares**2) + across.sum() ** 2 - np.sum(across**2)))
 
     def sums(self, values: FloatArray) -> FloatArray:
         """Return the sums [G] of per-row values [N] by document."""
@@ -56,23 +58,6 @@ class Documents:
         residuals = sums - np.outer(self.sizes, sums.sum(axis=0) / num_rows)
         scaled = residuals / (num_rows * np.sqrt(1 - self.shares))[:, None]
         return np.asarray(scaled.T @ scaled, dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class MeanEstimates:
-    """Means over rows with their CR2 standard errors and degrees of freedom, of any number of tests [...]."""
-
-    means: FloatArray
-    errors: FloatArray
-    degrees_of_freedom: FloatArray
-
-
-def cluster_robust_means(sums: FloatArray, *, sizes: FloatArray) -> MeanEstimates:
-    """Return the estimates of tests [...] from the sums and sizes [..., G] of the documents of each test."""
-    num_rows = sizes.sum(axis=-1, keepdims=True)
-    means, shares = sums.sum(axis=-1, keepdims=True) / num_rows, sizes / num_rows
-    variances = np.sum(((sums - sizes * means) / num_rows) ** 2 / (1 - shares), axis=-1)
-    return MeanEstimates(means[..., 0], np.sqrt(variances), _degrees_of_freedom(shares))
 
 
 def documents_of(clusters: Sequence[str] | None, *, num_rows: int) -> Documents:
@@ -104,7 +89,7 @@ def document_effect(differences: FloatArray, *, documents: Documents, alpha: flo
     """
     error = 1.0
     if documents.num > 1:
-        error = float(cluster_robust_means(documents.sums(differences), sizes=documents.sizes).errors)
+        error = float(np.sqrt(documents.mean_covariance(documents.sums(differences)[:, None])[0, 0]))
     return of_documents(
         float(np.mean(differences)),
         standard_error=error,
@@ -130,12 +115,10 @@ def of_documents(
         unseen = unseen_rate(freedom + 1, alpha=alpha)
         return Effect(gain, (-unseen, unseen), 1.0, standard_error, freedom)
     least = abs(gain) / float(t_isf(max(2.0**-documents.num, LEAST_P), freedom))
-    effect = t_effect(gain, standard_error=max(standard_error, least), degrees_of_freedom=freedom, alpha=alpha)
+    error = max(standard_error, least)
+    half = float(t_isf(alpha / 2, freedom)) * error
+    # The interval and the p value come from the same t statistic, so that they always agree.
+    interval = (max(gain - half, min(gain, -1.0)), min(gain + half, max(gain, 1.0)))
+    p_value = 2 * float(t_sf(abs(gain) / error, freedom)) if gain else 1.0
+    effect = Effect(gain, interval, p_value, error, freedom)
     return with_least_p(effect, num_differing=num_differing, alpha=alpha)
-
-
-def _degrees_of_freedom(shares: FloatArray) -> FloatArray:
-    """Return Satterthwaite's degrees of freedom [...] from the shares of the rows in each document [..., G]."""
-    across = shares**2 / (1 - shares)
-    inverse = np.sum(shares**2, axis=-1) + across.sum(axis=-1) ** 2 - np.sum(across**2, axis=-1)
-    return np.asarray(1 / inverse, dtype=np.float64)

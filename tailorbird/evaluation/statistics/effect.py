@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from tailorbird.evaluation.statistics.distributions import t_ppf, t_sf
-
 
 @dataclass(frozen=True)
 class Effect:
@@ -15,17 +13,6 @@ class Effect:
     standard_error: float
     degrees_of_freedom: float | None = None
     """Of Student's t, from which interval and p value come; None for independent rows."""
-
-
-def t_effect(gain: float, *, standard_error: float, degrees_of_freedom: float, alpha: float) -> Effect:
-    """Return an effect whose interval and p value come from the same t statistic, so that they always agree.
-
-    The standard error must be above 0 unless the gain is 0.
-    """
-    half = float(t_ppf(1 - alpha / 2, degrees_of_freedom)) * standard_error
-    p_value = 2 * float(t_sf(abs(gain) / standard_error, degrees_of_freedom)) if gain else 1.0
-    interval = (max(gain - half, min(gain, -1.0)), min(gain + half, max(gain, 1.0)))
-    return Effect(gain, interval, p_value, standard_error, degrees_of_freedom)
 
 
 def with_least_p(effect: Effect, *, num_differing: int, alpha: float) -> Effect:

@@ -39,7 +39,7 @@ def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
     num_classes = len(classes)
     support, right = (np.bincount(codes, minlength=num_classes) for codes in (truth, truth[truth == answers]))
     answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs of unknown classes
-    return float(mean_f1(support[:, None], answered=answered[:, None], right=right[:, None])[0])
+    return float(mean_f1(support, answered=answered, right=right))
 
 
 def class_codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
@@ -48,7 +48,7 @@ def class_codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
 
 
 def mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
-    """Return the mean of 2 right / (support + answered) over classes with support; arguments are [L, resamples]."""
+    """Return the mean of 2 right / (support + answered) over classes with support; arguments are [L, ...]."""
     f1 = 2 * right / np.maximum(support + answered, 1)
     # A class without support has no right answers and adds 0.
     return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)

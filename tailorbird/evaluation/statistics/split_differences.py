@@ -36,40 +36,36 @@ def split_differences(
     The variance of each mean counts documents as units. `names` are those of the splits in the sentences. Differences
     by a factor of less than `least` are omitted.
     """
-    sentences, p_values, factors, splits = [], [], [], (validation, test)
-    for name in sorted(set(validation.labels) | set(test.labels)):
-        pair = tuple(np.array([label == name for label in split.labels], dtype=np.float64) for split in splits)
-        share = float(np.concatenate(pair).mean())
-        if share * min(map(len, pair)) < LEAST_ROWS:
-            continue
-        first, second = (f"{100 * values.mean():.1f}%" for values in pair)
-        sentences.append(f"the class {name!r} has {first} of the {names[0]} rows and {second} of the {names[1]} rows")
-        p_values.append(_p_value(pair, splits=splits))
-        factors.append(_factor(pair))
-    lengths = validation.lengths, test.lengths
-    first, second = (f"{values.mean():.0f}" for values in lengths)
-    sentences.append(f"texts have {first} characters on average in {names[0]} and {second} in {names[1]}")
-    p_values.append(_p_value(tuple(np.log1p(values) for values in lengths), splits=splits))
-    factors.append(_factor(lengths))
-    if validation.scores is not None and test.scores is not None:
-        scores = validation.scores, test.scores
-        first, second = (f"{values.mean():.3f}" for values in scores)
-        sentences.append(f"the incumbent's score is {first} on {names[0]} and {second} on {names[1]}")
-        p_values.append(_p_value(scores, splits=splits))
-        factors.append(_factor(scores))
-    level = ALPHA / len(p_values)
-    by_p_value = sorted(zip(p_values, sentences, factors, strict=True))
-    listed = [sentence for p_value, sentence, factor in by_p_value if p_value < level and factor >= least]
+    splits = (validation, test)
+    found: list[tuple[float, str, float]] = []  # p value, sentence, factor
+
+    def compare(what: str, *, form: str, values: Sequence[FloatArray], tested: Sequence[FloatArray]) -> None:
+        means = [float(column.mean()) for column in values]
+        sentence = f"{what} is {means[0]:{form}} in {names[0]} and {means[1]:{form}} in {names[1]}"
+        found.append((_p_value(tested, splits=splits), sentence, _factor(means)))
+
+    for name in sorted({*validation.labels, *test.labels}):
+        shares = [np.array([label == name for label in split.labels], dtype=np.float64) for split in splits]
+        if np.concatenate(shares).mean() * min(map(len, shares)) >= LEAST_ROWS:
+            compare(f"the share of the class {name!r}", form=".1%", values=shares, tested=shares)
+    lengths = [split.lengths for split in splits]
+    logs = [np.log1p(values) for values in lengths]
+    compare("the mean number of characters of a text", form=".0f", values=lengths, tested=logs)
+    scores = [split.scores for split in splits if split.scores is not None]
+    if len(scores) == len(splits):
+        compare("the incumbent's score", form=".3f", values=scores, tested=scores)
+    level = ALPHA / len(found)
+    listed = [sentence for p_value, sentence, factor in sorted(found) if p_value < level and factor >= least]
     return tuple(listed[:MAX_LISTED])
 
 
-def _factor(values: tuple[FloatArray, ...]) -> float:
+def _factor(means: Sequence[float]) -> float:
     """Return the larger mean divided by the smaller one; infinity if only the smaller one is 0."""
-    low, high = sorted(float(column.mean()) for column in values)
+    low, high = sorted(means)
     return high / low if low else math.inf if high else 1.0
 
 
-def _p_value(values: tuple[FloatArray, ...], *, splits: tuple[SplitSample, SplitSample]) -> float:
+def _p_value(values: Sequence[FloatArray], *, splits: tuple[SplitSample, SplitSample]) -> float:
     """Return the two-sided p value for equal means, by a normal approximation with the variance under equality."""
     pooled, variance = float(np.concatenate(values).mean()), 0.0
     for column, split in zip(values, splits, strict=True):

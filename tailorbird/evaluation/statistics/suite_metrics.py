@@ -8,12 +8,10 @@ import regex
 from tailorbird.config.answers import ChoiceConfig, JsonFieldsConfig, NumericConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.statistics.answer_metrics import (
-    PATTERN_SECONDS,
-    AnswerMetric,
-    PatternTimeout,
     choice,
     json_fields,
     numeric,
+    search,
 )
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words
 
@@ -45,10 +43,14 @@ def score_answer(answer: str, *, metric: str, expectation: str, options: Sequenc
     if metric == "not_contains":
         return float(_letters_and_digits(expectation) not in _letters_and_digits(answer))
     if metric == "regex":
-        return float(_matches(expectation, answer))
+        return float(search(regex.compile(expectation), answer) is not None)
     if metric in ("refusal", "no_refusal"):
         return float((_REFUSAL.search(answer) is not None) == (metric == "refusal"))
-    return _structured(metric, options=options)(answer, expectation)
+    if metric == "choice":
+        return choice(ChoiceConfig(options=tuple(options)))(answer, expectation)
+    if metric == "numeric":
+        return numeric(NumericConfig())(answer, expectation)
+    return json_fields(JsonFieldsConfig())(answer, expectation)
 
 
 def expectation_fault(rows: Rows) -> tuple[int, str] | None:
@@ -84,12 +86,6 @@ def choice_score(likelihoods: Sequence[float], *, metric: str, options: Sequence
     return max(0.0, float(1 - np.abs(shares[0] - shares[1]).sum() / 2))  # rounding can exceed a distance of 1
 
 
-def _structured(metric: str, *, options: Sequence[str]) -> AnswerMetric:
-    if metric == "choice":
-        return choice(ChoiceConfig(options=tuple(options)))
-    return numeric(NumericConfig()) if metric == "numeric" else json_fields(JsonFieldsConfig())
-
-
 def _contains(answer: Sequence[str], expected: Sequence[str]) -> bool:
     size = len(expected)
     return any(answer[start : start + size] == expected for start in range(len(answer) - size + 1))
@@ -97,13 +93,3 @@ def _contains(answer: Sequence[str], expected: Sequence[str]) -> bool:
 
 def _letters_and_digits(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
-
-
-def _matches(pattern: str, text: str) -> bool:
-    try:
-        return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
-    except TimeoutError:
-        raise PatternTimeout(
-            f"the regular expression {pattern!r} of a suite takes more than {PATTERN_SECONDS:g} s on an answer of "
-            f"{len(text):,} characters; give a pattern without nested repetitions such as (a+)+"
-        ) from None

@@ -1,6 +1,6 @@
 """The cost of each model at the recipe's volume, for readers: the decision reads the ratios of `relation` only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
 from tailorbird.evaluation.gates.prices import (
@@ -14,18 +14,16 @@ from tailorbird.evaluation.gates.prices import (
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.relation import CostTable
 
-EQUAL_COSTS = 0.001  # share of the lowest cost by which another cost may exceed it and count as equal
-
 
 def contender_costs(costs: CostTable, roles: Sequence[str]) -> tuple[ContenderCost, ...]:
     """Return the cost of the models in these roles; empty if the recipe has no prices or nothing was measured."""
     terms = costs.protocol.cost
     if terms is None or costs.serving is None:
         return ()
-    training: Mapping[str, TrainingUsage] = costs.training
+    trained = {role: costs.training.get(role, TrainingUsage()) for role in roles}
     return tuple(
-        _cost(role, costs.serving[role], training=training.get(role, TrainingUsage()), terms=terms, alpha=costs.alpha)
-        for role in roles
+        _cost(role, costs.serving[role], training=training, terms=terms, alpha=costs.alpha)
+        for role, training in trained.items()
     )
 
 
@@ -42,21 +40,9 @@ def _cost(role: str, usage: ServingUsage, *, training: TrainingUsage, terms: Cos
         total=total,
         interval=(total - half, total + half),
         replicas=float(serving.replicas.mean()),
-        busy=float(serving.busy.mean()),
-        replica_hours=float(serving.replica_hours.mean()),
         tokens=float(serving.tokens.mean()),
-        storage=serving.storage,
         training=trained,
     )
-
-
-def common_cost(amounts: Sequence[float], *, tolerance: float = EQUAL_COSTS) -> float | None:
-    """Return the mean of two or more costs that are the same; None if they differ, or if there are fewer.
-
-    Costs are the same if the highest exceeds the lowest by at most `tolerance`, a share of the lowest.
-    """
-    same = len(amounts) > 1 and max(amounts) <= (1 + tolerance) * min(amounts)
-    return sum(amounts) / len(amounts) if same else None
 
 
 def named(role: str) -> str:

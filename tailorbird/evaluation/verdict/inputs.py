@@ -60,8 +60,9 @@ class VerdictInputs:
 
 def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
     """Return the predictions of the model in a role; a table of changed rows or of a suite is named `<role>_<set>`."""
-    sets = [name.removeprefix(f"{role}_") for name in tables if name.startswith(f"{role}_{SUITE_PREFIX}")]
-    changed = {name: tables[f"{role}_{name}"] for name in (*CHANGED_SETS, *sets) if f"{role}_{name}" in tables}
+    prefix = f"{role}_"
+    sets = {name.removeprefix(prefix): table for name, table in tables.items() if name.startswith(prefix)}
+    changed = {name: table for name, table in sets.items() if name in CHANGED_SETS or name.startswith(SUITE_PREFIX)}
     return ModelPredictions(tables[role], changed)
 
 
@@ -124,31 +125,25 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
             "all of them"
         )
     for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        tables += _changed_tables(name, models, is_required=gate is not None)
+        changed = _tables_of(models, name=name, is_required=gate is not None)
+        if name == "noise" and any(len(table) != len(tables[0]) for table in changed):
+            raise VerdictRefused(
+                "the noise set must have one row per test row; create the set again from all test rows"
+            )
+        if changed and len(changed[0]):
+            align(*changed)
+            tables += changed
     for table in tables:
         require_valid_scores(table)
     for name in protocol.suites:
-        answers = [model.changed.get(f"{SUITE_PREFIX}{name}") for model in models]
-        if None in answers:
-            raise ValueError(f"the recipe has the suite {name}; give all models' answers to it")
-        _require_same_suite(name, [table for table in answers if table is not None])
+        _require_same_suite(name, _tables_of(models, name=f"{SUITE_PREFIX}{name}", is_required=True))
 
 
-def _changed_tables(name: str, models: list[ModelPredictions], *, is_required: bool) -> list[Predictions]:
-    """Return the aligned predictions of a set of changed rows; raise VerdictRefused if they have no test row."""
+def _tables_of(models: list[ModelPredictions], *, name: str, is_required: bool) -> list[Predictions]:
+    """Return the predictions of a set of rows by all models that have them."""
     tables = [model.changed[name] for model in models if name in model.changed]
     if is_required and len(tables) < len(models):
         raise ValueError(f"the recipe has a gate on {name} rows; give all models' predictions for these rows")
-    clean = models[0].clean
-    if name == "noise" and any(len(table) != len(clean) for table in tables):
-        raise VerdictRefused("the noise set must have one row per test row; create the set again from all test rows")
-    if len(tables) < 2 or not len(tables[0]):
-        return []
-    align(*tables)
-    known = set(clean.row_ids)
-    foreign = next((row for row in tables[0].row_ids if row.rpartition("|")[0] not in known), None)
-    if foreign is not None:
-        raise VerdictRefused(f"the {name} row {foreign!r} has no test row as its source; create the set again")
     return tables
 
 

@@ -82,17 +82,12 @@ class ContenderCost(VerdictPart):
     missing: tuple[str, ...] = ()
     """Prices that are not set and measurements that were not made. If there are any, no number is known."""
     total: float | None = None
-    """Sum of `replicas`, `tokens`, `storage` and `training`."""
+    """Sum of `replicas`, `tokens` and `training`."""
     interval: tuple[float, float] | None = None
     """Of the total: Student's t over the rounds, two-sided at level 1 - alpha."""
     replicas: float | None = None
     """Cost of the paid replica-hours, busy or idle."""
-    busy: float | None = None
-    """Part of `replicas` for the hours in which a replica answers requests."""
-    replica_hours: float | None = None
-    """Paid replica-hours per month."""
     tokens: float | None = None
     """Cost of the tokens of an external endpoint."""
-    storage: float | None = None
     training: float | None = None
     """Cost of the training of this run, with the sweep; 0 for a model that this run did not train."""

@@ -21,8 +21,6 @@ class Equivalence(VerdictPart):
     metric: str
     n: int
     alpha: float
-    evaluated_score: float
-    exported_score: float
     gain: float
     interval: tuple[float, float]
     """Two-sided at level 1 - alpha."""
@@ -42,10 +40,11 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
     `reach_verdict`, and ValueError if a measurement or table is missing.
     """
     require_same_rows(inputs, protocol=protocol)
-    pair = None if inputs.costs is None else cost_pair(inputs.costs)
-    ratio = None if pair is None else cost_ratio(pair, alpha=protocol.alpha)
-    if ratio is None:
+    if inputs.costs is None:
         raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
+    pair = cost_pair(inputs.costs)
+    ratio = cost_ratio(pair, alpha=protocol.alpha)
+    assert ratio is not None, "both engines were measured on the same device"
     exported = inputs.candidate.clean
     evaluated = inputs.incumbent.clean
     comparison = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
@@ -71,8 +70,6 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
         metric=protocol.metric,
         n=comparison.counts.n,
         alpha=protocol.alpha,
-        evaluated_score=comparison.other_score,
-        exported_score=comparison.candidate_score,
         gain=comparison.gain,
         interval=comparison.interval,
         num_different=sum(a != b for a, b in zip(exported.outputs, evaluated.outputs, strict=True)),

@@ -50,7 +50,7 @@ OVERRIDES = (
     f"evaluation.endpoint.api_key=env://{VARIABLE}",
     "evaluation.endpoint.price_input=0",
     "evaluation.endpoint.price_output=1",  # an answer of 2 output tokens costs 0.002
-    "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05, price_per_gb_month: 0}",
+    "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05}",
 )
 
 

@@ -118,11 +118,10 @@ def test_each_missing_price_of_something_that_is_used_is_named() -> None:
     for name in (
         "price_per_cpu_hour",
         "price_per_gpu_hour",
-        "price_per_gb_month",
         "evaluation.endpoint.price_input and price_output",
     ):
         assert name in line.message
-    (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1, "price_per_gb_month": 0}, endpoint=endpoint))
+    (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}, endpoint=endpoint))
     assert line.message.startswith("evaluation.endpoint.price_input and price_output is not set, so")
-    (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1, "price_per_gb_month": 0}))
+    (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}))
     assert line.state == "ok"

@@ -71,7 +71,7 @@ def test_the_scores_on_suites_are_recomputed(tmp_path: Path) -> None:
     )
     assert any(fault.startswith("protocol.suites.general is") for fault in faults)
     (run_of(tmp_path / "task") / "predictions" / "candidate_suite-general.parquet").unlink()
-    assert any("give all models' answers to it" in fault for fault in verify_evidence(run))
+    assert any("the recipe has a gate on suite-general rows" in fault for fault in verify_evidence(run))
 
 
 def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> No
 
 def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_the_protocol(tmp_path: Path) -> None:
     seconds = dict.fromkeys(("incumbent", "candidate", "bag_of_words", "centroid"), (1.0,) * 5)
-    cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1, "price_per_gb_month": 0}
+    cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1}
     priced = Simulation(evaluation={"cost": cost}, serving={"min_replicas": 1}, costs=on_cpu(seconds))
     run = concluded(tmp_path / "task", priced)
     assert verify_evidence(run) == ()

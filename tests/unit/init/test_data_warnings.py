@@ -64,7 +64,7 @@ def test_a_class_that_is_3_percent_of_validation_and_18_percent_of_test_is_repor
     assert (
         "validation and test differ by more than chance (p < 0.01 after Holm's correction) and by a factor" in warning
     )
-    assert "the class 'out of scope' has 2.1% of the validation rows and 18.1% of the test rows" in warning
+    assert "the share of the class 'out of scope' is 2.1% in validation and 18.1% in test" in warning
 
 
 def test_longer_test_texts_are_reported_for_both_other_splits() -> None:

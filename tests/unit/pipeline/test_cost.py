@@ -24,9 +24,9 @@ ROWS = rows_of(["short", "a longer text"] * 5, ["a", "b"] * 5)
 SURE = np.array([0.9, 0.1] * 5)  # the longer texts are routed to the endpoint
 PRICES = (0.1, 0.2)
 MEASURED = {
-    "incumbent: first part": ServingUsage((1.0,) * 5, stored_bytes=1),
-    "incumbent: second part": ServingUsage((2.0,) * 5, stored_bytes=2),
-    "candidate": ServingUsage((4.0,) * 5, stored_bytes=4),
+    "incumbent: first part": ServingUsage((1.0,) * 5),
+    "incumbent: second part": ServingUsage((2.0,) * 5),
+    "candidate": ServingUsage((4.0,) * 5),
 }
 CONTENDERS = {"incumbent": Contender("hybrid", "cascade", 0.5), "candidate": Contender("full", "full", 0.5)}
 
@@ -91,7 +91,6 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     counts = ((10_000.0,) * 5, (1_500.0,) * 5) if reported else ((), ())
     assert usage.tokens == Tokens("m at http://host", counts[0], counts[1], PRICES)
     assert usage.cpu_s == pytest.approx((1 + 2 * 13 / 18,) * 5)  # 13 of 18 characters
-    assert usage.stored_bytes == 3
     assert result.device.emulated == ("incumbent",)
 
 

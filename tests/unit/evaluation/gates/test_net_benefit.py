@@ -24,9 +24,7 @@ def on_cpu(*, incumbent: tuple[float, ...], candidate: tuple[float, ...]) -> Cos
 
 
 SAME = on_cpu(incumbent=(2.0,) * 5, candidate=(2.0,) * 5)
-TERMS = CostTerms(
-    value_of_correct=0.5, requests_per_month=1000, horizon_months=12, price_per_cpu_hour=0.36, price_per_gb_month=0
-)
+TERMS = CostTerms(value_of_correct=0.5, requests_per_month=1000, horizon_months=12, price_per_cpu_hour=0.36)
 
 
 def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int = 20) -> Comparison:

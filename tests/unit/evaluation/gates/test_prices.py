@@ -1,4 +1,4 @@
-"""Tests of the cost of serving at a volume: replicas, tokens, storage, missing prices, and the ratio of two costs."""
+"""Tests of the cost of serving at a volume: replicas, tokens, missing prices, and the ratio of two costs."""
 
 import math
 from dataclasses import replace
@@ -24,8 +24,8 @@ from tailorbird.evaluation.gates.prices import (
 )
 
 VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
-TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gb_month=0)
-ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, price_per_gb_month=0, gpus_per_replica=1)
+TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
+ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, gpus_per_replica=1)
 ENDPOINT = "m at https://host/v1"
 TOKENS = Tokens(ENDPOINT, (100_000.0,) * 5, (20_000.0,) * 5)
 
@@ -48,9 +48,7 @@ def test_without_provisioned_replicas_busy_time_is_paid() -> None:
 def test_replicas_that_always_run_are_paid_and_busy_time_within_them_is_not_added() -> None:
     always = terms(min_replicas=2, cpus_per_replica=3)
     price = price_serving(ServingUsage((500.0,) * 5), terms=always)
-    assert price.replica_hours.tolist() == [2 * 730] * 5
     assert price.total.mean() == pytest.approx(2 * 730 * 12 * 3 * 0.36)
-    assert price.busy.mean() == pytest.approx(0.60)
     # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is paid.
     above = ServingUsage((2 * 15_768_000.0,) * 5)
     assert total(above, always) == pytest.approx(2 * 2 * 730 * 12 * 3 * 0.36)
@@ -67,7 +65,7 @@ def test_a_replica_is_paid_with_its_cores_and_gpus_while_either_is_busy() -> Non
 
 def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_calls_it() -> None:
     usage = ServingUsage((10.0,) * 5, tokens=TOKENS)
-    prices = terms(endpoint=ENDPOINT, price_input=0.001, price_output=0.004)
+    prices = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
     # 12 times 100,000 input and 20,000 output tokens; 120 CPU-seconds.
     assert total(usage, prices) == pytest.approx(12 * (0.10 + 0.08) + 0.012)
 
@@ -75,25 +73,18 @@ def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_call
 def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoint() -> None:
     usage = ServingUsage((10.0,) * 5, tokens=replace(TOKENS, prices=(0.001, 0.004)))
     expected = 12 * (0.10 + 0.08) + 0.012
-    other = terms(endpoint="other at https://host/v1", price_input=9, price_output=9)
+    other = terms(endpoint="other at https://host/v1", token_prices=(9, 9))
     for prices in (TERMS, other, terms(endpoint=ENDPOINT)):
         assert missing_for_serving(usage, terms=prices) == ()
         assert total(usage, prices) == pytest.approx(expected)
-    named = terms(endpoint=ENDPOINT, price_input=0.002, price_output=0.008)  # the recipe has newer prices
+    named = terms(endpoint=ENDPOINT, token_prices=(0.002, 0.008))  # the recipe has newer prices
     assert total(usage, named) == pytest.approx(2 * (expected - 0.012) + 0.012)
 
 
 def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
-    prices = terms(ON_GPU, endpoint=ENDPOINT, price_input=0, price_output=0, min_replicas=1)
+    prices = terms(ON_GPU, endpoint=ENDPOINT, token_prices=(0, 0), min_replicas=1)
     assert total(ServingUsage((10.0,) * 5, tokens=TOKENS), prices) == pytest.approx(730 * 12 * 0.36)
     assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(730 * 12 * (0.36 + 3.6))
-
-
-def test_storage_is_paid_by_the_month() -> None:
-    usage = ServingUsage((500.0,) * 5, stored_bytes=2_000_000_000)
-    assert price_serving(usage, terms=terms(price_per_gb_month=0.02)).storage == pytest.approx(0.48)
-    assert total(usage, terms(price_per_gb_month=0.02)) == pytest.approx(0.60 + 0.48)
-    assert price_serving(usage, terms=TERMS).storage == 0
 
 
 @pytest.mark.parametrize(
@@ -101,35 +92,32 @@ def test_storage_is_paid_by_the_month() -> None:
     [
         ({"price_per_cpu_hour": None}, ServingUsage((1.0,) * 5), "evaluation.cost.price_per_cpu_hour is not set"),
         ({"gpus_per_replica": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "price_per_gpu_hour is not set"),
-        ({"gpus_per_replica": 1, "price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5), "GPU-seconds were not measured"),
-        ({"price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "serving.gpus_per_replica was 0"),
         (
-            {"endpoint": ENDPOINT, "price_output": 1},
+            {"gpus_per_replica": 1, "price_per_gpu_hour": 1},
+            ServingUsage((1.0,) * 5),
+            "serving.gpus_per_replica has changed",
+        ),
+        ({"price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "serving.gpus_per_replica has changed"),
+        (
+            {"endpoint": ENDPOINT},
             ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint.price_input is not set",
+            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
         (
-            {"endpoint": ENDPOINT, "price_input": 1},
+            {"endpoint": "other at https://host/v1", "token_prices": (1, 1)},
             ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint.price_output is not set",
+            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
         (
-            {"endpoint": "other at https://host/v1", "price_input": 1, "price_output": 1},
-            ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint is not m at https://host/v1",
-        ),
-        (
-            {"endpoint": ENDPOINT, "price_input": 1, "price_output": 1},
+            {"endpoint": ENDPOINT, "token_prices": (1, 1)},
             ServingUsage((1.0,) * 5, tokens=Tokens(ENDPOINT, (), ())),
             "m at https://host/v1 does not report its tokens",
         ),
-        ({}, ServingUsage((1.0,) * 5, tokens=TOKENS), "evaluation.endpoint is not m at https://host/v1"),
         (
-            {"price_per_gb_month": None},
-            ServingUsage((1.0,) * 5, stored_bytes=1),
-            "evaluation.cost.price_per_gb_month is not set",
+            {},
+            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
-        ({"price_per_gb_month": 1}, ServingUsage((1.0,) * 5), "size of the stored version was not measured"),
     ],
 )
 def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: ServingUsage, missing: str) -> None:
@@ -138,14 +126,14 @@ def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: Se
     assert missing in phrase
     with pytest.raises(ValueError, match=f"not assessable: .*{missing}"):
         price_serving(usage, terms=prices)
-    known = ServingUsage((1.0,) * 5, (1.0,) * 5 if prices.gpus_per_replica else None, stored_bytes=1)
+    known = ServingUsage((1.0,) * 5, (1.0,) * 5 if prices.gpus_per_replica else None)
     pair = CostPair(known, usage)
     assert cost_ratio(pair, alpha=0.05, terms=prices) is None
 
 
 def test_a_price_of_0_is_a_price() -> None:
     usage = ServingUsage((500.0,) * 5, tokens=TOKENS)
-    assert total(usage, terms(endpoint=ENDPOINT, price_input=0, price_output=0)) == pytest.approx(0.60)
+    assert total(usage, terms(endpoint=ENDPOINT, token_prices=(0, 0))) == pytest.approx(0.60)
 
 
 def test_the_training_is_priced_by_what_it_used() -> None:
@@ -158,7 +146,7 @@ def test_the_training_is_priced_by_what_it_used() -> None:
         price_training(TrainingUsage(gpu_s=1), terms=TERMS)
 
 
-@pytest.mark.parametrize("field", ["price_per_cpu_hour", "price_per_gpu_hour", "price_per_gb_month"])
+@pytest.mark.parametrize("field", ["price_per_cpu_hour", "price_per_gpu_hour"])
 @pytest.mark.parametrize("price", [-0.1, math.nan, math.inf])
 def test_prices_that_are_negative_or_not_finite_are_refused(field: str, price: float) -> None:
     with pytest.raises(ValueError, match=field):
@@ -187,7 +175,7 @@ def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoin
     assert of_recipe is not None
     assert (of_recipe.min_replicas, of_recipe.cpus_per_replica, of_recipe.gpus_per_replica) == (2, 4, 0.5)
     assert of_recipe.endpoint == ENDPOINT
-    assert (of_recipe.price_input, of_recipe.price_output) == (0.001, 0.004)
+    assert of_recipe.token_prices == (0.001, 0.004)
     assert CostTerms.of_recipe(EvaluationConfig(), serving=serving) is None
 
 
@@ -214,7 +202,7 @@ def test_seconds_of_different_devices_and_tokens_cannot_be_compared_without_pric
     assert cost_ratio(CostPair(CHEAP, replace(CHEAP, gpu_s=CHEAP.cpu_s)), alpha=0.05) is None
     endpoint = ServingUsage((0.1,) * 5, tokens=TOKENS)
     assert cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05) is None
-    priced = terms(endpoint=ENDPOINT, price_input=0.001, price_output=0.004)
+    priced = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
     ratio = cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05, terms=priced)
     assert ratio is not None
     assert ratio[1] > 1000
@@ -241,11 +229,9 @@ def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
 
 
 amounts = st.floats(1e-6, 1e6)
+price = st.floats(1e-6, 1e3)
 prices = st.fixed_dictionaries(
-    {
-        name: st.floats(1e-6, 1e3)
-        for name in ("price_per_cpu_hour", "price_per_gpu_hour", "price_per_gb_month", "price_input", "price_output")
-    }
+    {"price_per_cpu_hour": price, "price_per_gpu_hour": price, "token_prices": st.tuples(price, price)}
 )
 
 
@@ -253,7 +239,6 @@ prices = st.fixed_dictionaries(
     cpu_s=amounts,
     gpu_s=amounts,
     counts=st.tuples(amounts, amounts),
-    size=st.integers(0, 10**12),
     known=prices,
     min_replicas=st.integers(0, 3),
     factor=st.floats(1, 100),
@@ -262,19 +247,21 @@ def test_totals_grow_with_each_price_and_scale_with_all(
     cpu_s: float,
     gpu_s: float,
     counts: tuple[float, float],
-    size: int,
-    known: dict[str, float],
+    known: dict[str, Any],
     min_replicas: int,
     factor: float,
 ) -> None:
     tokens = Tokens(ENDPOINT, (counts[0],) * 5, (counts[1],) * 5)
-    usage = ServingUsage((cpu_s,) * 5, (gpu_s,) * 5, tokens, size)
+    usage = ServingUsage((cpu_s,) * 5, (gpu_s,) * 5, tokens)
     base = terms(ON_GPU, **known, endpoint=ENDPOINT, min_replicas=min_replicas)
     before = total(usage, base)
     assert before > 0
-    for name, price in known.items():
-        assert total(usage, terms(base, **{name: price * factor})) >= before
-    scaled = terms(base, **{name: price * factor for name, price in known.items()})
+    cpu, gpu = (known[name] * factor for name in ("price_per_cpu_hour", "price_per_gpu_hour"))
+    of_input, of_output = known["token_prices"]
+    grown = {"price_per_cpu_hour": cpu, "price_per_gpu_hour": gpu, "token_prices": (of_input * factor, of_output)}
+    for name, value in (*grown.items(), ("token_prices", (of_input, of_output * factor))):
+        assert total(usage, terms(base, **{name: value})) >= before
+    scaled = terms(base, **(grown | {"token_prices": (of_input * factor, of_output * factor)}))
     assert total(usage, scaled) == pytest.approx(factor * before)
     assert total(usage, terms(base, min_replicas=min_replicas + 1)) >= before
     assert np.isfinite(before)

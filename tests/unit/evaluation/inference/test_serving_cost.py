@@ -61,9 +61,6 @@ def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
     assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
     assert {usage.gpu_s for usage in costs.values()} == {None}
     assert measured.device == ServingDevice("CPU", emulated=())
-    for role, usage in costs.items():
-        folder = Path(uris[role].removeprefix("file://"))
-        assert usage.stored_bytes == sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
@@ -76,9 +73,7 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
         answered.append(model.uri.rpartition("/")[2])
         return Seconds(cpu=len(answered) * len(rows) / 1000, elapsed=1.0)
 
-    monkeypatch.setattr(
-        serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device}, stored_bytes=7)
-    )
+    monkeypatch.setattr(serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device}))
     monkeypatch.setattr(serving_cost, "_seconds", counted)
     in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
     costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7), num_rounds=5).serving
@@ -129,11 +124,11 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
 
 def test_gpu_seconds_are_the_elapsed_time_on_all_gpus_of_a_replica() -> None:
     rounds = [Seconds(cpu=0.2, elapsed=0.5)] * 5
-    usage = usage_of(rounds, num_rows=50, num_gpus=1, stored_bytes=3)
+    usage = usage_of(rounds, num_rows=50, num_gpus=1)
     assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0,) * 5)
     assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
-    assert usage_of(rounds, num_rows=50, num_gpus=8, stored_bytes=3).gpu_s == (80.0,) * 5
-    assert usage_of(rounds, num_rows=50, num_gpus=0, stored_bytes=3).unit == "CPU-seconds"
+    assert usage_of(rounds, num_rows=50, num_gpus=8).gpu_s == (80.0,) * 5
+    assert usage_of(rounds, num_rows=50, num_gpus=0).unit == "CPU-seconds"
 
 
 def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(

@@ -36,7 +36,7 @@ CURVE = CurveRecord(
     interval=(0.751, 0.786),
     sentence="twice the data (17,934 rows) would give a validation score of about 0.768",
 )
-COST = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05, "price_per_gb_month": 0}
+COST = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}
 SIMULATIONS = {
     "FINE_TUNE": Simulation(
         costs=on_cpu(SECONDS),
@@ -63,7 +63,6 @@ ON_GPU = Simulation(
             "requests_per_month": 10000,
             "price_per_cpu_hour": 0.1,
             "price_per_gpu_hour": 3.6,
-            "price_per_gb_month": 0,
         }
     },
     serving={"min_replicas": 0, "gpus_per_replica": 1},
@@ -326,7 +325,7 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
         "cost: to serve, the candidate costs 0.60 times as much as the incumbent (0.59 to 0.62, by price at the "
         "recipe's volume, measured on NVIDIA H100); training used 2 GPU-hours and 10 CPU-hours; 10,000 requests a "
         "month, at least 0 replicas, each with 1 CPU core and 1 GPU; prices in the recipe's currency: 0.1 per "
-        "CPU-hour, 3.6 per GPU-hour, 0 per GB of storage a month"
+        "CPU-hour, 3.6 per GPU-hour"
     )
     assert f"  {sentence}" in verdict_lines(evidence)
     assert f"- {sentence}" in to_model_card(evidence)
@@ -372,10 +371,9 @@ def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> Non
     paths = {path for path, _ in page.figures}
     for index, cost in enumerate(evidence.verdict.costs):
         at = f"verdict.costs.{index}"
-        parts = ("total", "interval.0", "interval.1", "replicas", "busy", "tokens", "training", "replica_hours")
+        parts = ("total", "interval.0", "interval.1", "replicas", "tokens", "training")
         assert {f"{at}.{part}" for part in parts} <= paths
         assert f"| {cost.role} | {cost.total:,.2f} (" in card or f"| {cost.role} | {cost.total:.2g} (" in card
-    assert "0 per GB of storage a month" in page.text
     assert "## Cost of 12 months" in card
     assert "## Cost of" not in to_model_card(evidence_for("STAY"))
 
@@ -390,11 +388,11 @@ def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
 
 
 def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
-    cost = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_gb_month": 0}
+    cost = {"value_of_correct": 0.5, "requests_per_month": 10000}
     evidence = evidence_of(Simulation(costs=on_cpu(SECONDS), evaluation={"cost": cost}))
     assert evidence.verdict.relation("candidate", "incumbent").cost_ratio is None
     page, card = Page(to_html(evidence)), to_model_card(evidence)
     assert ("verdict.costs.0.missing.0", "evaluation.cost.price_per_cpu_hour is not set") in page.figures
     assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
-    assert "| incumbent | not assessable |  |  |  |  |" in card
+    assert "| incumbent | not assessable |  |  |  |" in card
     assert "the costs of serving the candidate and the incumbent cannot be compared" in (cost_sentence(evidence) or "")

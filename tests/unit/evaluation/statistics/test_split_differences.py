@@ -24,8 +24,8 @@ def test_splits_of_one_population_rarely_differ() -> None:
 def test_a_class_with_another_share_longer_texts_and_another_score_are_reported() -> None:
     validation, test = sample(1, size=800), sample(2, size=1_500, share=0.18, length=90, score=0.6)
     sentences = " / ".join(split_differences(validation, test=test))
-    assert "the class 'oos' has 2.4% of the validation rows" in sentences
-    assert "characters on average in validation" in sentences
+    assert "the share of the class 'oos' is 2.4% in validation and" in sentences
+    assert "the mean number of characters of a text is " in sentences
     assert "the incumbent's score is 0." in sentences
 
 
@@ -35,7 +35,7 @@ def test_small_differences_can_be_omitted() -> None:
     assert split_differences(validation, test=test, least=1.5) == ()
     shifted = sample(2, size=4_000, length=70, share=0.1)
     (sentence,) = split_differences(validation, test=shifted, names=("train", "test"), least=1.5)
-    assert re.fullmatch(r"the class 'oos' has .*% of the train rows and .*% of the test rows", sentence)
+    assert re.fullmatch(r"the share of the class 'oos' is .*% in train and .*% in test", sentence)
 
 
 def test_rows_of_one_document_count_as_one_unit() -> None:

@@ -107,6 +107,6 @@ def test_an_expectation_without_a_value_is_a_fault(metric: str, expectation: str
 
 
 def test_a_pattern_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailorbird.evaluation.statistics.suite_metrics.PATTERN_SECONDS", 0.05)
-    with pytest.raises(PatternTimeout, match=r"of a suite takes more than 0\.05 s on an answer of 40 characters"):
+    monkeypatch.setattr("tailorbird.evaluation.statistics.answer_metrics.PATTERN_SECONDS", 0.05)
+    with pytest.raises(PatternTimeout, match=r"takes more than 0\.05 s on a text of 40 characters"):
         score_answer("a" * 39 + "!", metric="regex", expectation=r"^(a|aa)+$|^(a+)+$")

@@ -84,7 +84,6 @@ PRICES = CostTerms(
     requests_per_month=1000,
     horizon_months=10,
     price_per_cpu_hour=3.6,
-    price_per_gb_month=0,
 )
 """Over 10,000 requests, a point is worth 0.05, and a CPU-second for a thousand rows costs 0.01."""
 PROTOCOL = protocol_for(N)
