@@ -58,7 +58,7 @@ def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
         differences = split_differences(samples[name], test=samples["test"], names=(name, "test"), least=LEAST_FACTOR)
         if differences:
             warnings.append(
-                f"{name} and test differ by more than chance (p < {ALPHA:g}, corrected for several comparisons) and by a factor "
+                f"{name} and test differ by more than chance (corrected p < {ALPHA:g}) and by a factor "
                 f"of at least {LEAST_FACTOR:g}: {'; '.join(differences)}. What is learned or chosen on {name} then "
                 "holds less on test; draw the splits at random from the same rows, unless the difference is intended"
             )
