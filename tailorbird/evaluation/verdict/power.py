@@ -1,9 +1,9 @@
 """Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
 
 Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
-is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples need
-no bootstrap: they are Newcombe's for shares of independent rows, Student's t over documents, and normal for other
-metrics, with the influence function of macro-F1.
+is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples are
+Newcombe's for shares of independent rows, Student's t over documents, and normal for other metrics, with the jackknife
+values of macro-F1.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
 from tailorbird.evaluation.predictions import ROW_METRICS, ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.bootstrap import macro_f1_contributions
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.evaluation.statistics.macro_f1 import jackknife_values
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
 from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -289,5 +289,5 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
 
 def _scores(table: Predictions, *, metric: str) -> FloatArray:
     if metric == "macro_f1":
-        return macro_f1_contributions(table)
+        return jackknife_values(table)
     return table.per_row(metric)
