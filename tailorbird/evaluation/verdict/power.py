@@ -67,6 +67,9 @@ def power_of(inputs: PowerInputs) -> Power:
     expected = by_gain[protocol.expected_gain]
     at_expected, limits = expected.outcomes(num_rows)
     at_minimum, _ = by_gain[protocol.minimum_gain].outcomes(num_rows)
+    rows_needed = None
+    if any(entry.is_fine_tuned and entry.passes for entry in entries):  # otherwise, more rows do not help
+        rows_needed = _rows_needed(expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER)
     main = compare(
         inputs.tables[CANDIDATE],
         other=inputs.tables[strongest],
@@ -77,7 +80,7 @@ def power_of(inputs: PowerInputs) -> Power:
         over=strongest,
         at_minimum_gain=at_minimum,
         at_expected_gain=at_expected,
-        rows_needed=_rows_needed(expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER),
+        rows_needed=rows_needed,
         smallest_detectable=smallest_detectable(main, alpha=inputs.costs.alpha),
         limited_by=limits.most_common(1)[0][0] if limits else "",
     )
