@@ -17,14 +17,14 @@ class Precision:
 
     num_units: int  # independent units: rows, or documents
     standard_error: float
-    degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
+    degrees_of_freedom: float | None = None  # of Student's t; None for the normal distribution
 
     def least_units(self, alpha: float) -> int:
-        """Return the smallest number of units that can prove a gain; for rows, 2^(1 - units) < alpha (sign flips)."""
+        """Return the smallest number of units that can prove a gain; without t, 2^(1 - units) < alpha (sign flips)."""
         return LEAST_DOCUMENTS if self.degrees_of_freedom is not None else math.floor(1 - math.log2(alpha)) + 1
 
     def half_width(self, alpha: float) -> float:
-        """Return half the width of the interval: normal for rows, Student's t for documents."""
+        """Return half the width of the interval, which is normal or Student's t."""
         if self.degrees_of_freedom is None:
             return float(norm_ppf(1 - alpha / 2) * self.standard_error)
         return float(t_ppf(1 - alpha / 2, self.degrees_of_freedom) * self.standard_error)
