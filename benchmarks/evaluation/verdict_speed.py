@@ -5,8 +5,8 @@
 Five models on 3,000 rows of 20 classes, without gates: by accuracy, by macro-F1, and by accuracy over documents of five
 rows. Two models on 100,000 rows of 77 classes, with every gate on predictions: 100,000 rows with typing errors, 20,000
 rows with a swapped name, sex or age, and six groups. The variants alternate in several rounds. The time includes
-reading Parquet. Wrong predictions are spread evenly over the classes, which gives the bootstrap more distinct cells
-than real confusions. The memory is the peak of the whole process, with libraries.
+reading Parquet. Wrong predictions are spread evenly over the classes, which gives more distinct jackknife values than
+with real confusions. The memory is the peak of the whole process, with libraries.
 """
 
 import os

@@ -82,40 +82,28 @@ def few_documents(num_documents: int, *, num_rows: int) -> str | None:
     )
 
 
-def document_effect(differences: FloatArray, *, documents: Documents, alpha: float) -> Effect:
-    """Return the mean of per-row differences [N] in [-1, 1] with its cluster-robust t interval and p value.
-
-    `of_documents` describes the cases in which few documents differ.
-    """
-    error = 1.0
-    if documents.num > 1:
-        error = float(np.sqrt(documents.mean_covariance(documents.sums(differences)[:, None])[0, 0]))
-    return of_documents(
-        float(np.mean(differences)),
-        standard_error=error,
-        documents=documents,
-        alpha=alpha,
-        num_differing=len(np.unique(documents.codes[differences != 0])),
-    )
-
-
-def of_documents(
-    gain: float, *, standard_error: float, documents: Documents, alpha: float, num_differing: int
+def document_effect(
+    differences: FloatArray, *, documents: Documents, alpha: float, is_different: NDArray[np.bool_] | None = None
 ) -> Effect:
-    """Return the t effect of a gain over documents, in `num_differing` of which the two models differ.
+    """Return the mean of per-row differences [N] of two models with its cluster-robust t interval and p value.
 
-    Fewer than `LEAST_DOCUMENTS` documents have the interval (-1, 1) and p = 1. If no document differs, the interval is
-    the unseen rate. The standard error is at least that of a p value of 2^(1 - documents), because documents that gain
-    exactly the same amount, with a standard error of 0, do not prove more.
+    `is_different` [N] tells where the models differ, by default where the difference is not 0. Fewer than
+    `LEAST_DOCUMENTS` documents have the interval (-1, 1) and p = 1. If no document differs, the interval is the unseen
+    rate. The standard error is at least that of a p value of 2^(1 - documents), because documents that gain exactly the
+    same amount, with a standard error of 0, do not prove more.
     """
-    freedom = documents.degrees_of_freedom if documents.num > 1 else 1.0
+    gain = float(np.mean(differences))
     if documents.num < LEAST_DOCUMENTS:
-        return Effect(gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, standard_error, freedom)
+        return Effect(gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, 1.0, max(documents.num - 1.0, 1.0))
+    freedom = documents.degrees_of_freedom
+    is_different = differences != 0 if is_different is None else is_different
+    num_differing = len(np.unique(documents.codes[is_different]))
     if not num_differing:
         unseen = unseen_rate(freedom + 1, alpha=alpha)
-        return Effect(gain, (-unseen, unseen), 1.0, standard_error, freedom)
+        return Effect(gain, (-unseen, unseen), 1.0, 0.0, freedom)
+    error = float(np.sqrt(documents.mean_covariance(documents.sums(differences)[:, None])[0, 0]))
     least = abs(gain) / float(t_isf(max(2.0**-documents.num, LEAST_P), freedom))
-    error = max(standard_error, least)
+    error = max(error, least)
     half = float(t_isf(alpha / 2, freedom)) * error
     # The interval and the p value come from the same t statistic, so that they always agree.
     interval = (max(gain - half, min(gain, -1.0)), min(gain + half, max(gain, 1.0)))

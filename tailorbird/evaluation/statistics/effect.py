@@ -12,7 +12,7 @@ class Effect:
     p_value: float  # two-sided, for the hypothesis that the gain is 0
     standard_error: float
     degrees_of_freedom: float | None = None
-    """Of Student's t, from which interval and p value come; None for independent rows."""
+    """Of Student's t, from which interval and p value come; None for an effect without t statistic."""
 
 
 def with_least_p(effect: Effect, *, num_differing: int, alpha: float) -> Effect:

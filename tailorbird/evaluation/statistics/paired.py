@@ -8,10 +8,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
-from tailorbird.evaluation.statistics.bootstrap import likelihood_interval, macro_f1_effect, mean_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
+from tailorbird.evaluation.statistics.macro_f1 import macro_f1_effect
+from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 from tailorbird.evaluation.statistics.scoring import score_table
 
 FloatArray = NDArray[np.float64]
@@ -59,18 +60,18 @@ class Comparison:
     other_score: float
     gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
-    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, bootstrap percentiles for macro-F1,
-    empirical likelihood for other means. If rows share documents, Student's t over documents for any metric."""
+    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, Student's t for macro-F1, empirical
+    likelihood for other means. If rows share documents, Student's t over documents for any metric."""
     p_value: float
-    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, bootstrap for macro-F1, sign
-    flips for other means. If rows share documents, from the same t statistic as the interval."""
+    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, sign flips for means other
+    than macro-F1. Otherwise, from the same t statistic as the interval."""
     standard_error: float | None
     """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
     lowest: float
     """Lower end of the gain in tests of non-inferiority: that of `interval`, or of `cautious_change` for a mean over
     documents, because few documents seldom contain a rare one with large losses."""
-    degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
+    degrees_of_freedom: float | None = None  # of Student's t; None for another interval
 
 
 def wilson_interval(num_right: float, *, n: float, alpha: float = 0.05) -> tuple[float, float]:
@@ -198,7 +199,7 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
     """Return the change of the mean of two models' per-row scores [N].
 
-    `bootstrap.mean_effect` if rows are independent, `documents.document_effect` if they share documents. The interval
+    `means.mean_effect` if rows are independent, `documents.document_effect` if they share documents. The interval
     of independent rows reaches at least the unseen rate to both sides of the change. A single row has the interval (-1,
     1) and p = 1.
     """

@@ -13,7 +13,7 @@ MAX_ROWS = 10_000_000
 def smallest_detectable(main: Comparison, *, alpha: float) -> float:
     """Return the true gain that the test alone detects with a power of 0.8: half its interval plus z_power errors.
 
-    The interval is Student's t for documents and normal for rows. With fewer than `LEAST_DOCUMENTS` units, it is 1.
+    The interval is Student's t, or normal for means of independent rows. With fewer than six units, the gain is 1.
     """
     if main.num_units < LEAST_DOCUMENTS:
         return 1.0

@@ -1,6 +1,7 @@
 """Score a model by the recipe's metric; imports little, because every training worker imports this module."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,6 @@ if TYPE_CHECKING:
     from tailorbird.evaluation.predictions import Predictions
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
@@ -35,20 +35,16 @@ def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
     if not len(labels):
         raise ValueError("labels are empty; macro-F1 needs at least one row")
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}
-    truth, answers = class_codes(labels, classes), class_codes(outputs, classes)
+    truth = class_codes(labels, classes)
+    answers = class_codes(outputs, classes)
     num_classes = len(classes)
-    support, right = (np.bincount(codes, minlength=num_classes) for codes in (truth, truth[truth == answers]))
-    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs of unknown classes
-    return float(mean_f1(support, answered=answered, right=right))
+    support = np.bincount(truth)
+    right = np.bincount(truth[truth == answers], minlength=num_classes)
+    answered = np.bincount(answers, minlength=num_classes)[:num_classes]  # without outputs of unknown classes
+    return float(np.mean(2 * right / (support + answered)))
 
 
 def class_codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
     """Return the class index of each value; unknown values get the number of classes."""
-    return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
-
-
-def mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
-    """Return the mean of 2 right / (support + answered) over classes with support; arguments are [L, ...]."""
-    f1 = 2 * right / np.maximum(support + answered, 1)
-    # A class without support has no right answers and adds 0.
-    return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)
+    codes = map(classes.get, values, repeat(len(classes)))
+    return np.fromiter(codes, dtype=np.int64, count=len(values))

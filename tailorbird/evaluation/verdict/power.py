@@ -1,9 +1,9 @@
 """Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
 
 Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
-is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples need
-no bootstrap: they are Newcombe's for shares of independent rows, Student's t over documents, and normal for other
-metrics, with the influence function of macro-F1.
+is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples are
+Newcombe's for shares of independent rows, Student's t over documents, and normal for other metrics, with the jackknife
+values of macro-F1.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
 from tailorbird.evaluation.predictions import ROW_METRICS, ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.bootstrap import macro_f1_contributions
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.evaluation.statistics.macro_f1 import jackknife_values
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
 from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -67,6 +67,9 @@ def power_of(inputs: PowerInputs) -> Power:
     expected = by_gain[protocol.expected_gain]
     at_expected, limits = expected.outcomes(num_rows)
     at_minimum, _ = by_gain[protocol.minimum_gain].outcomes(num_rows)
+    rows_needed = None
+    if any(entry.is_fine_tuned and entry.passes for entry in entries):  # otherwise, more rows do not help
+        rows_needed = _rows_needed(expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER)
     main = compare(
         inputs.tables[CANDIDATE],
         other=inputs.tables[strongest],
@@ -77,7 +80,7 @@ def power_of(inputs: PowerInputs) -> Power:
         over=strongest,
         at_minimum_gain=at_minimum,
         at_expected_gain=at_expected,
-        rows_needed=_rows_needed(expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER),
+        rows_needed=rows_needed,
         smallest_detectable=smallest_detectable(main, alpha=inputs.costs.alpha),
         limited_by=limits.most_common(1)[0][0] if limits else "",
     )
@@ -289,5 +292,5 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
 
 def _scores(table: Predictions, *, metric: str) -> FloatArray:
     if metric == "macro_f1":
-        return macro_f1_contributions(table)
+        return jackknife_values(table)
     return table.per_row(metric)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.statistics import means
 from tailorbird.evaluation.verdict import power
 from tests.unit.checks.finished_run import concluded
 from tests.unit.evaluation.simulated import Simulation
@@ -16,7 +16,7 @@ from tests.unit.evaluation.simulated import Simulation
 def few_draws() -> Iterator[None]:
     """A tenth of the random draws: each of these tests computes a verdict two or more times."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bootstrap, "NUM_RESAMPLES", 1_000)
+        patched.setattr(means, "NUM_FLIPS", 1_000)
         patched.setattr(power, "NUM_TESTS", 200)
         yield
 

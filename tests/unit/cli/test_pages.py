@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tailorbird.cli.app import app
 from tailorbird.cli.options import ExitCode
-from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.statistics import means
 from tailorbird.evaluation.verdict import power
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
@@ -27,7 +27,7 @@ from tests.unit.evaluation.simulated import Simulation
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of a finished run in a local folder. Its verdict is computed with few random draws."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bootstrap, "NUM_RESAMPLES", 200)
+        patched.setattr(means, "NUM_FLIPS", 200)
         patched.setattr(power, "NUM_TESTS", 50)
         yield concluded(tmp_path_factory.mktemp("registry") / "task", Simulation(num_rows=200))
 
@@ -54,9 +54,9 @@ def test_without_an_option_the_page_and_the_options_that_show_it_are_printed(run
 COMMANDS = """
 import json, sys
 from tailorbird.cli.app import app
-from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.statistics import means
 from tailorbird.evaluation.verdict import power
-bootstrap.NUM_RESAMPLES, power.NUM_TESTS = 200, 50
+means.NUM_FLIPS, power.NUM_TESTS = 200, 50
 commands, large = map(json.loads, sys.argv[1:])
 for command in commands:
     app(command, standalone_mode=False)

@@ -12,9 +12,9 @@ from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.evaluation.statistics.macro_f1 import macro_f1_effect
 from tailorbird.evaluation.statistics.paired import Comparison, compare
 from tailorbird.evaluation.statistics.power import smallest_detectable
 from tailorbird.evaluation.statistics.scoring import macro_f1
@@ -168,7 +168,7 @@ def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_cluste
     assert of(("One text", "another", "one  TEXT"), ("patient 3", "patient 9", "patient 9")) == ("0", "1", "1")
 
 
-def test_the_macro_f1_bootstrap_resamples_whole_documents() -> None:
+def test_the_macro_f1_interval_is_close_to_that_of_resampled_documents() -> None:
     documents = np.repeat(np.arange(40), 5)
     ours, theirs = equal_models(3, documents=documents)
     result = macro_f1_effect(ours, other=theirs, alpha=0.05)

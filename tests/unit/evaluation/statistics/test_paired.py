@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
-from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.statistics import means
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
     compare,
@@ -168,7 +168,7 @@ def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
     assert comparison.standard_error is None
 
 
-def test_macro_f1_is_compared_by_bootstrap_with_the_same_counts() -> None:
+def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
     labels = "aab" * 40
     candidate, other = predictions(labels, labels=labels), predictions("aaa" * 40, labels=labels)
     comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
@@ -194,7 +194,7 @@ def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
     num_rows: int, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mean loss is 1 point, by a loss of 0.9 on rare rows: at most alpha / 2 of the intervals may exclude it."""
-    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 10)  # of the p value, which is not read
+    monkeypatch.setattr(means, "NUM_FLIPS", 10)  # of the p value, which is not read
     generator, num_tests, excluded = np.random.default_rng(0), 200, 0
     for _ in range(num_tests):
         theirs = generator.uniform(0.91, 1, num_rows)
