@@ -199,7 +199,7 @@ def _moves_away(generator: np.random.Generator) -> bool:
         pair = right[:, [columns[first], columns[second]]].astype(np.float64)
         counts = paired_counts(pair[:, 0], other=pair[:, 1])
         interval = newcombe_paired_interval(counts, alpha=ALPHA / share)
-        gain = Gain(counts.gain, interval, interval[0], ALPHA / share)
+        gain = Gain(counts.gain, interval, interval[0], ALPHA / share, (counts.gain, interval[1]))
         return relation_of((first, second), gain, cost=cost, protocol=of_run)
 
     order = (Outcome.STAY, Outcome.INSUFFICIENT_EVIDENCE, Outcome.FINE_TUNE)

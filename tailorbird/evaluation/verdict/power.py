@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.evaluation.gates.net_benefit import priced_metric
 from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
 from tailorbird.evaluation.predictions import ROW_METRICS, ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.distributions import t_isf
@@ -201,7 +203,8 @@ class SimulatedTests:
         first = inputs.tables[CANDIDATE]
         metric = inputs.protocol.metric
         self._is_counted = metric in ROW_METRICS and first.clusters is None
-        scores = {role: _scores(table, metric=metric) for role, table in tables.items()}
+        columns = product(tables, dict.fromkeys((metric, priced_metric(metric))))
+        scores = {(role, name): _scores(tables[role], metric=name) for role, name in columns}
         self._documents = documents_of(first.clusters, num_rows=len(first))
         self._is_clustered = first.clusters is not None
         # Rows on which all models have the same scores are drawn together.
@@ -221,6 +224,7 @@ class SimulatedTests:
         pairs: dict[tuple[str, str], _Resampled] = {}
         ends: dict[tuple[str, str, int], tuple[FloatArray, FloatArray, FloatArray]] = {}
         costs: dict[tuple[str, str], PairCost] = {}
+        priced: dict[tuple[str, str], FloatArray] = {}
         inputs = self._inputs
         alpha = inputs.costs.alpha
 
@@ -228,11 +232,13 @@ class SimulatedTests:
             pair = (first, second)
             if pair not in pairs:
                 pairs[pair] = self._resample(pair, weights)
+                priced[pair] = self._priced_gains(pair, weights)
                 costs[pair] = inputs.costs.pair(first, second)
             if (first, second, share) not in ends:
                 ends[first, second, share] = pairs[pair].ends(alpha / share)
-            low, high, lowest = (values[test] for values in ends[first, second, share])
-            gain = Gain(float(pairs[pair].gains[test]), (float(low), float(high)), float(lowest), alpha / share)
+            low, high, lowest = (float(values[test]) for values in ends[first, second, share])
+            value = float(priced[pair][test])
+            gain = Gain(float(pairs[pair].gains[test]), (low, high), lowest, alpha / share, (value, value))
             is_anchored = not inputs.is_anchor_missing
             if inputs.anchor is not None and ANCHOR not in pair:
                 is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior
@@ -248,9 +254,18 @@ class SimulatedTests:
                 limits[decision.blocked_by[0] if decision.blocked_by else GATES] += 1
         return num_chosen / NUM_TESTS, limits
 
+    def _priced_gains(self, pair: tuple[str, str], weights: FloatArray) -> FloatArray:
+        metric = priced_metric(self._inputs.protocol.metric)
+        differences = self._scores[pair[0], metric] - self._scores[pair[1], metric]
+        sizes = np.ones_like(differences)
+        if self._is_clustered:
+            differences, sizes = self._documents.sums(differences), self._documents.sizes
+        return np.asarray(weights @ differences / (weights @ sizes), dtype=np.float64)
+
     def _resample(self, pair: tuple[str, str], weights: FloatArray) -> _Resampled:
-        ours = self._scores[pair[0]]
-        theirs = self._scores[pair[1]]
+        metric = self._inputs.protocol.metric
+        ours = self._scores[pair[0], metric]
+        theirs = self._scores[pair[1], metric]
         differences = ours - theirs
         if self._is_clustered:
             return _clustered(self._documents, differences, weights)

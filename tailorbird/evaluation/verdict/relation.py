@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
-from tailorbird.evaluation.gates.net_benefit import NetBenefit, net_benefit
+from tailorbird.evaluation.gates.net_benefit import NetBenefit, net_benefit, priced_metric
 from tailorbird.evaluation.gates.prices import Ratio, cost_ratio, missing_for_serving, missing_for_training
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
@@ -62,6 +62,8 @@ class Gain:
     interval: tuple[float, float]
     lowest: float
     level: float
+    priced: tuple[float, float]
+    """The gain that the recipe prices, and the upper end of its interval: see `priced_metric`."""
 
 
 def relation_of(
@@ -72,12 +74,12 @@ def relation_of(
     Where the recipe names prices and the value of a correct answer, a model with a negative net benefit is neither
     proven better nor cheaper. Unknown costs are "not cheaper".
     """
-    net = None if cost.benefit is None else cost.benefit.at(gain.gain)
+    net = None if cost.benefit is None else cost.benefit.at(gain.priced[0])
     pays = net is None or net > 0
     is_above = gain.interval[0] > 0 and gain.gain >= protocol.minimum_gain
     has_lower_cost = protocol.cost is not None and cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
     needed = -protocol.non_inferiority_margin if has_lower_cost else protocol.minimum_gain
-    can_pay = cost.benefit is None or cost.benefit.at(gain.interval[1]) > 0
+    can_pay = cost.benefit is None or cost.benefit.at(gain.priced[1]) > 0
     return Relation(
         first=roles[0],
         second=roles[1],
@@ -142,11 +144,14 @@ def _compared(
 ) -> Relation:
     first, second, share = key
     level = costs.alpha / share
-    comparison = compare(tables[first], other=tables[second], metric=costs.protocol.metric, alpha=level)
-    gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level)
-    relation = relation_of(
-        (first, second), gain, cost=costs.pair(first, second), protocol=costs.protocol, is_anchored=is_anchored
-    )
+    metric = costs.protocol.metric
+    comparison = compare(tables[first], other=tables[second], metric=metric, alpha=level)
+    cost = costs.pair(first, second)
+    priced = comparison
+    if cost.benefit is not None and priced_metric(metric) != metric:
+        priced = compare(tables[first], other=tables[second], metric=priced_metric(metric), alpha=level)
+    gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level, (priced.gain, priced.interval[1]))
+    relation = relation_of((first, second), gain, cost=cost, protocol=costs.protocol, is_anchored=is_anchored)
     return replace(
         relation,
         p_value=comparison.p_value,

@@ -58,7 +58,7 @@ def relate_by(pairs: Pairs) -> Relate:
         gain = (pair.low + pair.high) / 2
         half = (pair.high - pair.low) / 2 * (1 + (share - 1) / 4)
         ratio = None if pair.ratio is None else (pair.ratio,) * 3
-        decided = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share)
+        decided = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share, (gain, gain + half))
         return relation_of(
             (first, second), decided, cost=PairCost(ratio), protocol=PRICED, is_anchored=pair.is_anchored
         )
@@ -192,7 +192,7 @@ def test_a_model_replaces_for_its_cost_only_if_it_is_not_inferior_to_the_anchor(
 def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper() -> None:
     for saving, is_better in ((-0.02, True), (-0.04, False)):
         benefit = NetBenefit(1.0, training=0.0, saving=saving, half_saving=0.0, trained=TrainingUsage())
-        gain = Gain(0.03, (0.01, 0.05), 0.01, 0.05)
+        gain = Gain(0.03, (0.01, 0.05), 0.01, 0.05, (0.03, 0.05))
         relation = relation_of(("a", "b"), gain, cost=PairCost((0.5,) * 3, benefit), protocol=PRICED)
         assert (relation.is_better, relation.is_cheaper, relation.dominates) == (is_better,) * 3
         assert relation.net == pytest.approx(0.03 + saving)

@@ -123,6 +123,16 @@ def test_the_training_of_the_candidate_counts_in_its_net_benefit() -> None:
         assert verdict.relation("candidate", "incumbent").net == pytest.approx(0.25 - 0.001 * seconds)
 
 
+def test_under_macro_f1_the_gain_in_right_answers_has_the_value() -> None:
+    inputs = measured(inputs_of_right(incumbent=right(1300), candidate=right(1400)))
+    verdict = reach_verdict(inputs, protocol=PRICED.model_copy(update={"metric": "macro_f1"}))
+    relation = verdict.relation("candidate", "incumbent")
+    [bound] = [bound for gate in verdict.gates if gate.name == "cost" for bound in gate.bounds]
+    assert relation.gain < 0.04
+    assert relation.net == pytest.approx(0.25)
+    assert bound.estimate == relation.net
+
+
 def test_the_cost_ratio_has_the_level_of_the_protocol() -> None:
     costs = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)})
     inputs = replace(inputs_of(*models(50, 20, 10, 20)), costs=costs)

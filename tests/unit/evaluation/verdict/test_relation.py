@@ -25,7 +25,7 @@ def relation(low: float, high: float, *, saving: float) -> Relation:
         num_test_rows=1_000,
         cost=PRICES,
     )
-    gain = Gain((low + high) / 2, (low, high), low, 0.05)
+    gain = Gain((low + high) / 2, (low, high), low, 0.05, ((low + high) / 2, high))
     return relation_of(("candidate", "incumbent"), gain, cost=PairCost((ratio,) * 3, benefit), protocol=protocol)
 
 
