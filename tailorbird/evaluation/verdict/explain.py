@@ -249,7 +249,8 @@ def what_would_change(verdict: Verdict) -> str:
         return f"more rows would settle the open gates ({listed(undecided)}); assuming that they pass, {chosen}"
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
-        return f"a candidate that dominates {blocking} too would be chosen; {chosen}"
+        also = "" if len(verdict.blocked_by) == len(verdict.required) else "also "
+        return f"a candidate that {also}dominates {blocking} would be chosen; {chosen}"
     return chosen
 
 
@@ -275,12 +276,11 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str =
         unproven = [bound for bound in gate.bounds if bound.state is State.NOT_ASSESSABLE]
         rule = ", but a regulated recipe requires it to pass" if regulated else ""
         if gate.name == "groups" and unproven:
-            names = ", ".join(
-                f"{bound.what.removeprefix('change for ')} (n = {bound.n:,}, about {bound.rows_needed:,} needed if "
-                "nothing changed)"
+            names = [
+                f"{bound.what.removeprefix('change for ')} ({bound.n:,} of {rows_text(bound.rows_needed)} needed)"
                 for bound in unproven
-            )
-            sentences.append(f"{owner} groups gate does not rule out a loss in these groups{rule}: {names}")
+            ]
+            sentences.append(f"{owner} groups gate does not rule out a loss in {listed(names)}{rule}")
             continue
         details = [
             _bound_text(bound, is_money=gate.name == "cost")

@@ -232,7 +232,7 @@ def test_the_sentences_of_a_verdict() -> None:
         "candidate, the fine-tuned model (76.7%).",
         "The candidate does not dominate the incumbent: +1.67 points (95% interval -3.23 to +6.57); both 0 and the "
         "minimum gain of 1 point are possible.",
-        "A candidate that dominates the incumbent too would be chosen; 14% of such tests of 300 rows would choose a "
+        "A candidate that dominates the incumbent would be chosen; 14% of such tests of 300 rows would choose a "
         "candidate that is 2 points better than the incumbent; about 3,701 test rows would do so in 80% of tests.",
     )
 
@@ -245,9 +245,8 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> N
     )
     [reason] = open_gates((Gate("groups", State.NOT_ASSESSABLE, bounds),), regulated=True)
     assert reason == (
-        "the groups gate does not rule out a loss in these groups, but a regulated recipe requires it to pass: "
-        "sex = female (n = 200, about 1,300 needed if nothing changed), sex = unstated (n = 20, about 5,000 needed if "
-        "nothing changed)"
+        "the groups gate does not rule out a loss in sex = female (200 of about 1,300 test rows needed) and sex = unstated "
+        "(20 of about 5,000 test rows needed), but a regulated recipe requires it to pass"
     )
 
 
