@@ -245,8 +245,8 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> N
     )
     [reason] = open_gates((Gate("groups", State.NOT_ASSESSABLE, bounds),), regulated=True)
     assert reason == (
-        "the groups gate does not rule out a loss in sex = female (200 of about 1,300 test rows needed) and sex = unstated "
-        "(20 of about 5,000 test rows needed), but a regulated recipe requires it to pass"
+        "the groups gate does not rule out a loss in sex = female (200 of about 1,300 test rows needed) and sex = "
+        "unstated (20 of about 5,000 test rows needed), but a regulated recipe requires it to pass"
     )
 
 
