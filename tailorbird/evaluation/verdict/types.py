@@ -107,9 +107,13 @@ class Verdict(VerdictPart):
 
     @property
     def closest(self) -> Relation:
-        """The comparison of `required` that is furthest from *dominates*, or closest to it if all dominate."""
+        """The comparison that decides: the lowest gain of those in `required` that are out of reach.
+
+        If none is, it is the lowest gain of those that do not dominate or, if all do, of all.
+        """
         failing = [relation for relation in self.required if not relation.dominates]
-        return min(failing or self.required, key=lambda relation: relation.gain)
+        ruled_out = [relation for relation in failing if relation.is_out_of_reach]
+        return min(ruled_out or failing or self.required, key=lambda relation: relation.gain)
 
     def sentence(self) -> str:
         """Return the model to use and why, without further figures: the first of `sentences`."""

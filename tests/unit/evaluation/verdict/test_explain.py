@@ -42,6 +42,7 @@ Case = tuple[VerdictInputs, TestProtocol]
 BETTER = inputs_of_right(incumbent=right(1300), candidate=right(1400))
 OTHERS = {"bag_of_words": right(1540), "centroid": right(900)}
 BLOCKED = inputs_of_right(incumbent=right(1480), candidate=right(1540), **OTHERS)
+TWO_OPPONENTS = inputs_of_right(incumbent=right(1300), candidate=right(1302), centroid=right(1610) & ~right(300))
 CHEAPER = measured(inputs_of_right(incumbent=right(1300), candidate=right(1297)), candidate=1.0)
 EQUAL = measured(inputs_of_right(incumbent=right(1300), candidate=right(1300), centroid=right(1299)), centroid=1.0)
 CALIBRATED = NO_GATES.model_copy(update={"calibration": CalibrationGateConfig(max_ece=0.05)})
@@ -89,6 +90,7 @@ STATES: dict[str, Callable[[], Case]] = {
     "worth less than its cost": lambda: (replace(measured(BETTER), training=TrainingUsage(cpu_s=260.0)), PRICED),
     "the cost gate fails": lambda: (replace(measured(BETTER), training=TrainingUsage(cpu_s=400.0)), PRICED),
     "a baseline replaces": lambda: (BLOCKED, PROTOCOL),
+    "out of reach over one of two": lambda: (TWO_OPPONENTS, PROTOCOL),
     "a baseline only blocks": lambda: (replace(BLOCKED, replacing=()), PROTOCOL),
     "a cheaper baseline replaces": lambda: (EQUAL, PRICED),
     "a baseline needs less": lambda: (EQUAL, PROTOCOL),
@@ -199,6 +201,10 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
         ("cheaper, without the anchor", "that was proven better does not predict these rows: it has other classes"),
         ("worth less than its cost", "the gain is worth less than its further cost (net -0.01)"),
         ("a baseline replaces", "at alpha / 2 because 2 models could replace it"),
+        (
+            "out of reach over one of two",
+            "The candidate does not dominate the incumbent: +0.10 points",
+        ),
         ("a baseline only blocks", "because the candidate is proven better: +3.00 points (95% interval"),
         ("a cheaper baseline replaces", "because centroid costs less and is non-inferior: -0.05 points"),
         (
