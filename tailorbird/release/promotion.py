@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from cluster.progress import SILENT, ProgressReporter
 from tailorbird.evaluation.report.costs import costs_by_digest
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
+from tailorbird.evaluation.verdict.decide import INCUMBENT
 from tailorbird.registry import versions
 from tailorbird.registry.champion import (
     Champion,
@@ -293,5 +294,5 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
     if rolled_back and override is None:
         raise PromotionRefused(f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}")
     reason = override.strip() if rolled_back and override is not None else None
-    text = f"{verdict.outcome}: {verdict.selected} dominates the incumbent"
-    return ChangeReason(change="promotion", text=text, override=reason)
+    why = "the incumbent stays" if verdict.selected == INCUMBENT else f"{verdict.selected} dominates the incumbent"
+    return ChangeReason(change="promotion", text=f"{verdict.outcome}: {why}", override=reason)

@@ -187,6 +187,13 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
         promote_version(task.uri, version=second.uri)
 
 
+def test_the_incumbent_of_a_first_run_becomes_the_champion_because_it_stays(task: Task) -> None:
+    incumbent, candidate = task.register("1", kind="probe"), task.register("2")
+    versions = {role: candidate_record(of) for role, of in {"candidate": candidate, "incumbent": incumbent}.items()}
+    write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict_of("STAY"), champion=None)
+    assert promote_version(task.uri).reason.sentence() == "STAY: the incumbent stays"
+
+
 def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(task: Task) -> None:
     incumbent, candidate, baseline = task.register("1"), task.register("2"), task.register("3", kind="probe")
     verdict = verdict_of("STAY", selected="probe")
