@@ -30,19 +30,19 @@ class SplitSample:
 def split_differences(
     validation: SplitSample, *, test: SplitSample, names: tuple[str, str] = ("validation", "test"), least: float = 1.0
 ) -> tuple[str, ...]:
-    """Return a sentence for each significant difference between the splits, the largest first.
+    """Return a sentence for each significant difference between the splits, the most significant first.
 
     A difference is significant at `ALPHA` divided by the number of compared differences.
     The variance of each mean counts documents as units. `names` are those of the splits in the sentences. Differences
     by a factor of less than `least` are omitted.
     """
     splits = (validation, test)
-    found: list[tuple[float, str, float]] = []  # p value, sentence, factor
+    differences: list[tuple[float, str, float]] = []  # p value, sentence, factor
 
     def compare(what: str, *, form: str, values: Sequence[FloatArray], tested: Sequence[FloatArray]) -> None:
         means = [float(column.mean()) for column in values]
         sentence = f"{what} is {means[0]:{form}} in {names[0]} and {means[1]:{form}} in {names[1]}"
-        found.append((_p_value(tested, splits=splits), sentence, _factor(means)))
+        differences.append((_p_value(tested, splits=splits), sentence, _factor(means)))
 
     for name in sorted({*validation.labels, *test.labels}):
         shares = [np.array([label == name for label in split.labels], dtype=np.float64) for split in splits]
@@ -54,8 +54,8 @@ def split_differences(
     scores = [split.scores for split in splits if split.scores is not None]
     if len(scores) == len(splits):
         compare("the incumbent's score", form=".3f", values=scores, tested=scores)
-    level = ALPHA / len(found)
-    listed = [sentence for p_value, sentence, factor in sorted(found) if p_value < level and factor >= least]
+    level = ALPHA / len(differences)
+    listed = [sentence for p_value, sentence, factor in sorted(differences) if p_value < level and factor >= least]
     return tuple(listed[:MAX_LISTED])
 
 
