@@ -64,7 +64,7 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
     assert results["sweep: ok"].startswith("about ")
     assert "2 trials, 2 at once, each 1 epoch of 300 rows" in results["sweep: ok"]
     assert "of simulated tests of 400 rows" in results["power: note"]
-    assert "the smallest group is chapter" in results["gate groups: note"]
+    assert "the smallest group is group = newborn with 4 rows" in results["gate groups: note"]
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]
     assert "conditional writes work" in results["registry: ok"]
