@@ -57,18 +57,22 @@ def _model(verdict: Verdict, role: str) -> str:
 
 def _answers(verdict: Verdict) -> str:
     """Return the two answers: whether to fine-tune, and what serves."""
-    selected = _model(verdict, verdict.selected)
     answer = {
-        Outcome.FINE_TUNE: "fine-tuning pays: use",
-        Outcome.HYBRID: "the hybrid with a fine-tuned part pays: use",
-        Outcome.STAY: "fine-tuning does not pay: keep",
-        Outcome.INSUFFICIENT_EVIDENCE: "these rows do not decide whether fine-tuning pays: for now, keep",
+        Outcome.FINE_TUNE: "fine-tuning pays",
+        Outcome.HYBRID: "the hybrid with a fine-tuned part pays",
+        Outcome.STAY: "fine-tuning does not pay",
+        Outcome.INSUFFICIENT_EVIDENCE: "these rows do not decide whether fine-tuning pays",
     }[verdict.outcome]
-    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID) or verdict.selected == INCUMBENT:
-        return f"{answer} {selected}"
+    selected = _model(verdict, verdict.selected)
+    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        return f"{answer}: use {selected}"
     if verdict.selected == CANDIDATE:
-        answer = "the candidate dominates the incumbent, but not every other model without fine-tuning: keep"
-    return f"{answer.removesuffix('keep')}replace {_model(verdict, INCUMBENT)} by {selected}"
+        answer = "the candidate dominates the incumbent, but not every other model without fine-tuning"
+    action = f"keep {selected}"
+    if verdict.selected != INCUMBENT:
+        action = f"replace {_model(verdict, INCUMBENT)} by {selected}"
+    is_open = verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE
+    return f"{answer}: {'for now, ' if is_open else ''}{action}"
 
 
 def _compared(verdict: Verdict) -> str:
