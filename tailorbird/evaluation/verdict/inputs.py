@@ -24,7 +24,10 @@ FIRST_LOOK = RowUse(number=1, num_rows=0, num_seen=0, alpha_share=1.0)
 
 @dataclass(frozen=True)
 class Anchor:
-    """The last champion that was proven better than its predecessor; one that replaces for its cost must be non-inferior to it."""
+    """The last champion that was proven better than its predecessor.
+
+    A model that replaces another for its cost must be non-inferior to it.
+    """
 
     uri: str
     predictions: ModelPredictions | None  # None if it cannot predict today's rows
