@@ -38,7 +38,7 @@ def head(uri: str) -> tuple[str, int]:
         return _local_etag(content), len(content)
     path = _object_path(uri)
     with storage_errors(uri):
-        info = s3.conditional_client().info(path, refresh=True)
+        info = s3.s3fs_client().info(path, refresh=True)
         if info["type"] != "file":
             raise FileNotFoundError(uri)
     return str(info["ETag"]), int(info["size"])
@@ -59,7 +59,7 @@ def delete(uri: str) -> None:
         return
     path = _object_path(uri)
     with storage_errors(uri):
-        s3.conditional_client().rm_file(path)
+        s3.s3fs_client().rm_file(path)
 
 
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
@@ -72,7 +72,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
         with storage_errors(uri):
             content = local.read_bytes() if local.is_file() else None
         return None if content is None else (content, _local_etag(content))
-    path, client = _object_path(uri), s3.conditional_client()
+    path, client = _object_path(uri), s3.s3fs_client()
     with storage_errors(uri):
         try:
             info = client.info(path, refresh=True)
@@ -100,7 +100,7 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     # A single PUT for any size: s3fs's multipart upload drops the condition on the ETag.
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
     try:
-        answer = s3.conditional_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
+        answer = s3.s3fs_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
     except (OSError, ClientError, BotoCoreError) as error:
         if s3.is_conflict(error) or (etag is not None and s3.is_absent(error, uri=uri)):
             raise _precondition_failed(uri, etag=etag) from error

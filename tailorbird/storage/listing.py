@@ -42,7 +42,7 @@ def list_folder(uri: str) -> tuple[Entry, ...]:
                         if not entry.name.startswith(".")
                     ]
             else:
-                infos = s3.conditional_client().ls(path, detail=True, refresh=True)
+                infos = s3.s3fs_client().ls(path, detail=True, refresh=True)
                 listed = [_on_s3(info) for info in infos if info["name"].strip("/") != path]  # no marker of the folder
         except (FileNotFoundError, NotADirectoryError):
             return ()
@@ -56,7 +56,7 @@ def file_entry(uri: str) -> Entry | None:
         try:
             if scheme == "file":
                 return None if Path(path).is_dir() else _local(uri, os.stat(path), is_folder=False)
-            entry = _on_s3(s3.conditional_client().info(path, refresh=True))
+            entry = _on_s3(s3.s3fs_client().info(path, refresh=True))
         except FileNotFoundError:
             return None
     return None if entry.is_folder else entry

@@ -13,7 +13,16 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from tailorbird.storage.s3 import STANDARD, RetryPolicy, StorageError, filesystem, parse, require_bucket, storage_errors
+from tailorbird.storage.s3 import (
+    STANDARD,
+    RetryPolicy,
+    StorageError,
+    filesystem,
+    parse,
+    require_bucket,
+    s3fs_client,
+    storage_errors,
+)
 
 MANIFEST = "manifest.json"
 NUM_TRANSFERS = 8
@@ -26,10 +35,15 @@ def comes_from_storage(error: BaseException) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Return an object's content."""
-    store, path = filesystem(uri)
-    with storage_errors(uri), store.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    """Return an object's content, also while another process replaces the object.
+
+    On S3 it is read with a single GET. pyarrow reads the size first, and then as many bytes of what is stored by then.
+    """
+    scheme, path = parse(uri)
+    with storage_errors(uri):
+        if scheme == "file":
+            return Path(path).read_bytes()
+        return bytes(s3fs_client().cat_file(path, max_concurrency=1))
 
 
 def write_bytes(uri: str, data: bytes, *, retry_policy: RetryPolicy = STANDARD) -> None:

@@ -178,8 +178,8 @@ def _with_attempts(number: int) -> _S3:
     return _s3(replace(settings(), num_attempts=number))
 
 
-def conditional_client() -> s3fs.S3FileSystem:
-    """Return an s3fs client for conditional writes; s3fs caches one per combination of settings.
+def s3fs_client() -> s3fs.S3FileSystem:
+    """Return the s3fs client, for reads and conditional writes; s3fs caches one per combination of settings.
 
     s3fs retries a request without a response up to five times. botocore retries a request with an error response once.
     """
@@ -220,7 +220,7 @@ def _type_in_listing(path: str) -> pafs.FileType | None:
     bucket, _, key = path.rstrip("/").partition("/")
     if not key:
         return pafs.FileType.Directory
-    list_objects = conditional_client().call_s3
+    list_objects = s3fs_client().call_s3
     try:  # keys are sorted, so a key is listed before longer ones that begin with it
         first, below = (
             list_objects("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])

@@ -1,4 +1,5 @@
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,28 @@ def test_bytes_and_json_are_read_back_as_written(bucket: str) -> None:
     storage.write_json(f"{bucket}/a/naïve name.json", {"b": [1, 2.5, None], "a": "ü"})
     assert storage.read_bytes(f"{bucket}/a/data") == b"\x00\x01"
     assert storage.read_json(f"{bucket}/a/naïve name.json") == {"a": "ü", "b": [1, 2.5, None]}
+
+
+def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
+    uri, contents = f"{bucket}/replaced", [bytes([number]) * (20_000 * (number + 1)) for number in range(8)]
+    storage.write_bytes(uri, contents[0])
+    stop = threading.Event()
+
+    def replace_object() -> None:
+        while not stop.is_set():
+            for content in contents:
+                storage.write_bytes(uri, content)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(replace_object) for _ in range(2)]
+        try:
+            read = {storage.read_bytes(uri) for _ in range(200)}
+        finally:
+            stop.set()
+    for writer in writers:
+        writer.result()
+    assert read <= set(contents)
+    assert len(read) > 1
 
 
 def test_the_error_for_invalid_json_names_the_object(bucket: str) -> None:
