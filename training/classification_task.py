@@ -17,7 +17,8 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import load_tokenizer, to_device
 from tailorbird.data.tokenized import TokenizedRows
-from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.evaluation.class_weights import weights_of_classes
+from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.models.classifier import Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.metadata import shape_of
@@ -45,6 +46,8 @@ class ClassificationTrainingTask(TrainingTask):
     """Training task of a classification recipe."""
 
     classes: tuple[str, ...]
+    class_counts: tuple[int, ...] = ()  # training rows of each class, which class weights need
+    documents: tuple[str, ...] | None = None  # document of each validation row; None if each row is one
     metric: str = "accuracy"
     validates_tokens: ClassVar[bool] = True
 
@@ -111,14 +114,19 @@ class ClassifierRuntime:
 
     def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
         logits = engine(*batch.inputs)
-        return cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=config.label_smoothing)
+        weights = None
+        if config.class_weights != "equal":
+            of_classes = weights_of_classes(self.task.class_counts, kind=config.class_weights)
+            weights = torch.from_numpy(of_classes).to(logits.device)
+        smoothing = config.label_smoothing
+        return cross_entropy(logits, batch.targets, weight=weights, reduction="sum", label_smoothing=smoothing)
 
     def score(self, engine: Any, config: TrainingConfig) -> float:  # noqa: ARG002  part of the protocol
-        """Return the validation score. Every rank runs the same number of forward passes."""
+        """Return the validation score with offsets, as for the baselines. Every rank runs as many forward passes."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         lengths = self.validation.lengths
         batches = validation_batches(lengths, num_ranks=num_ranks, device=engine.device.type)
-        answers = torch.zeros(len(lengths), dtype=torch.int64, device=engine.device)
+        all_logits = torch.zeros((len(lengths), len(self.task.classes)), device=engine.device)
         own: list[tuple[NDArray[np.int64], torch.Tensor]] = []  # read after the last pass
         finite = torch.ones((), dtype=torch.bool, device=engine.device)
         engine.eval()
@@ -128,15 +136,19 @@ class ClassifierRuntime:
                 logits = engine(*self._inputs(self.validation, rows, device=engine.device))
                 finite &= torch.isfinite(logits).all()
                 if start + rank < len(batches):
-                    own.append((rows, logits.argmax(-1)))
+                    own.append((rows, logits))
         engine.train()
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")
-        for rows, predicted in own:
-            answers[torch.from_numpy(rows).to(engine.device)] = predicted
-        dist.all_reduce(answers)  # one rank predicts each row; the other ranks have 0
-        assert self.validation.labels is not None
-        return score_of(self.task.metric, labels=self.validation.labels, outputs=answers.cpu().numpy())
+        for rows, logits in own:
+            all_logits[torch.from_numpy(rows).to(engine.device)] = logits
+        dist.all_reduce(all_logits)  # one rank predicts each row; the other ranks have 0
+        truth = self.validation.labels
+        assert truth is not None
+        fitted = fit_offsets(
+            all_logits.cpu().numpy(), truth=truth, metric=self.task.metric, documents=self.task.documents
+        )
+        return fitted.score
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         rows = np.arange(min(COMPARED_ROWS, len(self.validation)))

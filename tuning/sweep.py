@@ -96,7 +96,7 @@ def delete_other_weights(trained: TrainingResult) -> None:
     folder, _, selected = trained.weights.rpartition("/")
     prefix = f"{selected.partition('-')[0]}-"  # `trial-` or `weights-`
     for name in sorted({name.partition("/")[0] for name in folder_sizes(folder)}):
-        # Calibrated copies of the selected weights (`set_temperature`) have names that start with the same name.
+        # Calibrated copies of the selected weights (`set_decision`) have names that start with the same name.
         if name.startswith(prefix) and not name.startswith(selected):
             delete_folder(f"{folder}/{name}")
 

@@ -314,7 +314,7 @@ def serve_plain(uri: str, port: int) -> None:
 
     from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
-    from tailorbird.models.temperature import temperature_softmax
+    from tailorbird.models.decision import temperature_softmax
 
     class Body(BaseModel):
         input: str

@@ -9,7 +9,7 @@ import numpy as np
 from serving.engines.passes import cost_of, pass_costs
 from serving.http.schemas import ClassifyRequest
 from tailorbird.data.length_batches import length_batches
-from tailorbird.models.temperature import temperature_softmax
+from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.registry.routing import PartName, Routing, routes_to_second
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Prediction(NamedTuple):
     """True if the other part of the hybrid should have answered, but failed."""
     reported_model: str | None = None
     """The model that an endpoint reported; None for models of this service."""
+    is_most_probable: bool = True
+    """False if another class has a higher score, and the version's offsets decide for this one."""
 
     @property
     def known_score(self) -> float | None:
@@ -126,10 +128,14 @@ def predict_shared(
 def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
     """Return the predictions of one model's logits [N, L]."""
     scores = temperature_softmax(logits, temperature=loaded.version.temperature)
-    best = logits.argmax(axis=-1).tolist()  # not from `scores`: a high temperature can round them to ties
-    highest = scores.max(axis=-1).tolist()
+    answers = decide(logits, offsets=loaded.version.offsets)  # not from `scores`: they can be rounded to ties
+    is_most_probable = answers == logits.argmax(axis=-1)
+    of_answers = at_index(scores, answers)
     return [
-        Prediction(loaded.classes[index], score, row) for index, score, row in zip(best, highest, scores, strict=True)
+        Prediction(loaded.classes[index], score, row, is_most_probable=most_probable)
+        for index, score, row, most_probable in zip(
+            answers.tolist(), of_answers.tolist(), scores, is_most_probable.tolist(), strict=True
+        )
     ]
 
 

@@ -164,6 +164,8 @@ def _rows(request: ClassifyRequest, *, engine: ClassifierEngine) -> list[Any]:
 def _result(prediction: Prediction, *, version: ModelVersion) -> dict[str, object]:
     """Return the fields of the response for one text."""
     result: dict[str, object] = {"label": version.typed_label(prediction.label), "score": prediction.known_score}
+    if not prediction.is_most_probable:
+        result["most_probable"] = False
     if prediction.answered_by is not None:
         result["answered_by"] = prediction.answered_by
     if prediction.is_fallback:

@@ -49,7 +49,7 @@ TASKS: dict[TaskName, TaskRules] = {
     "chat": TaskRules(
         metrics=("exact_match", "token_f1", "rouge_l", *ANSWER_METRICS),
         input_fields=("messages", "prompt"),
-        fixed=dict.fromkeys(CLASSIFICATION_GATE_FIELDS),
+        fixed={**dict.fromkeys(CLASSIFICATION_GATE_FIELDS), "training.class_weights": "equal"},
         hub_task="text-generation",
         hub_example=lambda text: {"messages": [{"role": "user", "content": text}]},
         model="A chat model",

@@ -50,6 +50,8 @@ def _kind_of_workers(value: Any) -> str:
     return "range" if isinstance(value, dict | WorkerRange) else "number"
 
 
+ClassWeights = Literal["equal", "square-root", "balanced"]
+
 NumWorkers = Annotated[
     Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")], Discriminator(_kind_of_workers)
 ]
@@ -129,6 +131,10 @@ class TrainingConfig(ConfigSection):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed evenly over all classes or, for chat tasks, over all tokens
     of the vocabulary."""
+    class_weights: ClassWeights = "equal"
+    """(classification only) Weight of a training row by the size n of its class: `balanced` is in proportion to 1 / n,
+    `square-root` to 1 / sqrt(n). Try them in `tuning.space` if classes differ much in size and the metric is
+    `macro_f1`."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables torch's fused
     attention, which makes steps of 320 tokens three times as fast."""

@@ -173,20 +173,20 @@ def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(name for name, count in counts.items() if count < RARE_ROWS))
 
 
-def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits:
-    """Return the splits with a random subset of `size` training rows that has every class; None keeps all rows.
+def take_training_rows(train: Rows, *, size: int | None, seed: int) -> Rows:
+    """Return a random subset of `size` training rows that has every class; None keeps all rows.
 
     Call it after `clean`, so that dropped rows are not drawn. Raises DataError if `size` is less than the number of
     classes.
     """
-    if size is None or size >= len(splits.train):
-        return splits
-    classes = splits.train.class_labels or ("",) * len(splits.train)
+    if size is None or size >= len(train):
+        return train
+    classes = train.class_labels or ("",) * len(train)
     try:
         kept = subsample_of_classes(classes, size=size, seed=seed)
     except ValueError as error:
         raise DataError(f"data.max_train_rows {size} is too small: {error}") from None
-    return Splits(train=splits.train.take(kept), validation=splits.validation, test=splits.test)
+    return train.take(kept)
 
 
 def _require_rows(splits: Splits, *, when: str) -> None:

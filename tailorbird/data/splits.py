@@ -43,13 +43,18 @@ def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.n
         raise ValueError(f"{size} rows cannot contain all {num_classes} classes; give at least {num_classes}")
     if size >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
+    return np.sort(classes_first(labels, seed=seed)[:size])
+
+
+def classes_first(labels: Sequence[str], *, seed: int) -> NDArray[np.int64]:
+    """Return the rows in a random order, int64 [N], that begins with one row of each class."""
     order = np.random.default_rng(seed).permutation(len(labels))
     first_of_class: dict[str, int] = {}
     for row in order:
         first_of_class.setdefault(labels[row], int(row))
     kept = list(first_of_class.values())
     rest = order[~np.isin(order, kept)]
-    return np.sort(np.concatenate([kept, rest[: size - len(kept)]]).astype(np.int64))
+    return np.concatenate([kept, rest]).astype(np.int64)
 
 
 def _uniform(key: str, *, seed: int) -> float:

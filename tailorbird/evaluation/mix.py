@@ -6,14 +6,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import label_indices
+from tailorbird.evaluation.baselines.linear_head import HeldOut
+from tailorbird.evaluation.baselines.linear_solver import FloatArray
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.evaluation.report.evidence import MixRecord
-from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import bag_files, load_bag
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.versions import MIXED_KINDS, read_artifact_config, write_config
@@ -28,7 +29,7 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
     """Select the weight of a mix on validation, and write the mixed classifier to the URI `to` if it scores higher.
 
     The mix of two models has the log-probabilities w * model + (1 - w) * bag of words, up to a constant per row. Both
-    are calibrated first. Raises ValueError if the models have different classes.
+    are calibrated first, and their offsets are not used. Raises ValueError if the models have different classes.
     """
     configs = [read_artifact_config(uri) for uri in (model_uri, bag_uri)]
     if configs[0].classes != configs[1].classes:
@@ -37,29 +38,25 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
             "again"
         )
     logits = [_calibrated_logits(uri, validation) for uri in (model_uri, bag_uri)]
-    record = select_weight(*logits, truth=label_indices(validation.labels, classes=configs[0].classes), metric=metric)
+    truth = label_indices(validation.labels, classes=configs[0].classes)
+    record = select_weight(*logits, held_out=HeldOut(truth, metric, documents(validation)))
     if record.weight < 1:
         write_mix(model_uri, bag_uri=bag_uri, weight=record.weight, to=to)
     return record
 
 
-def select_weight(
-    model: NDArray[np.floating], bag: NDArray[np.floating], *, truth: NDArray[np.integer], metric: str
-) -> MixRecord:
+def select_weight(model: FloatArray, bag: FloatArray, *, held_out: HeldOut) -> MixRecord:
     """Return the weight of the mix with the highest score on validation. If scores are equal, the largest weight wins.
 
-    `model` and `bag` are calibrated logits [N, L], `truth` are class indices [N].
+    `model` and `bag` are calibrated logits [N, L] of the validation rows. Each mix is scored with its own offsets.
     """
-    scores = {
-        weight: score_of(metric, labels=truth, outputs=(weight * model + (1 - weight) * bag).argmax(1))
-        for weight in (1.0, *WEIGHTS)
-    }
+    scores = {weight: held_out.fit_offsets(weight * model + (1 - weight) * bag).score for weight in (1.0, *WEIGHTS)}
     best = max(scores, key=lambda weight: scores[weight])
     return MixRecord(best, num_weights=len(WEIGHTS), validation=scores[best], unmixed=scores[1.0])
 
 
 def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
-    """Write the mix of a classifier and a bag of words as an artifact to the URI `to`, with temperature 1.
+    """Write the mix of a classifier and a bag of words as an artifact to the URI `to`, with temperature 1, no offsets.
 
     A mixed classifier adds the logits of its head and its bag of words. Weights and temperatures therefore become
     factors of both linear layers.
@@ -74,11 +71,13 @@ def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
         scaled = load_bag(local_copy(bag_uri)).scaled((1 - weight) / bag.temperature)
         for file, content in bag_files(scaled).items():
             (folder / file).write_bytes(content)
-        write_config(folder, model.model_copy(update={"kind": MIXED_KINDS[model.kind], "temperature": 1.0}))
+        write_config(
+            folder, model.model_copy(update={"kind": MIXED_KINDS[model.kind], "temperature": 1.0, "offsets": ()})
+        )
         upload_folder(folder, to)
 
 
-def _calibrated_logits(uri: str, rows: Rows) -> NDArray[np.floating]:
+def _calibrated_logits(uri: str, rows: Rows) -> FloatArray:
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier)
-    return class_logits(loaded, rows) / loaded.version.temperature
+    return np.asarray(class_logits(loaded, rows) / loaded.version.temperature, dtype=np.float32)

@@ -164,6 +164,8 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
     else:
         yield "  # No column looks like a group (2 to 20 values), so results are not reported by group."
     yield from _length(summary)
+    if settings.max_train_rows is not None:
+        yield "  # Rows for embeddings and fine-tuning, to save time. Bags of words learn from all training rows."
     limits = ("max_train_rows", "max_validation_rows", "max_test_rows")
     yield from (f"  {limit}: {value}" for limit in limits if (value := getattr(settings, limit)) is not None)
     if summary.num_train > config.stream_above_rows and config.test is None:
@@ -271,6 +273,8 @@ def _training(summary: DataSummary, budget: TimeBudget) -> Iterator[str]:
     yield "  space:"
     if defaults.tuned_methods:
         yield f"    method: {{choice: {defaults.tuned_methods}}}"
+    if _metric(summary) == "macro_f1":
+        yield "    class_weights: {choice: [equal, square-root]}  # macro-F1 counts rare classes as much"
     yield "    learning_rate: {log_uniform: [5.0e-5, 4.0e-4]}"
 
 

@@ -95,6 +95,14 @@ def require_exportable(version: ModelVersion, *, encoder_only: bool = False) -> 
         raise ModelError(f"{version.uri} {reason}; export another version (`tailorbird models RECIPE` lists them)")
 
 
+def decides_by_offsets(version: ModelVersion) -> bool:
+    """Return True if offsets are added to the exported logits before the highest one decides.
+
+    The offsets of a mixed classifier fit the mix, and not its encoder and head alone.
+    """
+    return bool(version.offsets) and version.kind not in MIXED_KINDS.values()
+
+
 def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion, pooler: Any) -> None:
     """Write the encoder, and the modules that map its hidden states to logits."""
     encoder: Any = model.encoder
@@ -102,6 +110,8 @@ def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion,
         encoder.pooler = pooler
     encoder.config.id2label = dict(enumerate(version.classes))
     encoder.config.label2id = {label: index for index, label in enumerate(version.classes)}
+    if decides_by_offsets(version):
+        encoder.config.offsets = [offset / version.temperature for offset in version.offsets]
     _save_model(encoder, folder, dtype=torch.float32)
     num_classes, num_features = model.head.weight.shape
     pooling = {"word_embedding_dimension": num_features, "pooling_mode_mean_tokens": True}

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tailorbird import storage
+from tailorbird.config.base import digest
 from tailorbird.data.fingerprints import save_fingerprints
 from tailorbird.data.sharding.loading import LoadedDataset
+from tailorbird.evaluation.inference.predict import DecisionFit
 from tailorbird.registry import versions
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.routing import Routing
@@ -19,6 +21,7 @@ from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import is_version_uri
 
 UNCALIBRATED = 1.0  # temperature of an artifact before calibration
+NUM_DIGITS = 12  # of the digest in the name of a copy
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,21 @@ def make_loadable(uri: str, config: VersionConfig, *, index_uri: str | None = No
     versions.write_artifact_config(uri, config)
 
 
-def set_temperature(contender: Contender, temperature: float) -> Contender:
-    """Return the contender with the temperature in its config.
+def set_decision(contender: Contender, decision: DecisionFit) -> Contender:
+    """Return the contender with the temperature and the offsets in its config, and with their validation score.
 
-    If an earlier run with other code calibrated the same weights differently, write a copy with the new temperature.
-    The evidence of the earlier run contains hashes of its files, so they must not change.
+    If an earlier run with other code or another metric fitted the same weights differently, write a copy. The evidence
+    of the earlier run contains hashes of its files, so they must not change.
     """
+    contender = replace(contender, validation=decision.validation)
     config = versions.read_artifact_config(contender.uri)
-    calibrated = config.model_copy(update={"temperature": temperature})
-    if config.temperature in (UNCALIBRATED, temperature):
+    fitted = {"temperature": decision.temperature, "offsets": decision.offsets}
+    calibrated = config.model_copy(update=fitted)
+    if config.temperature == UNCALIBRATED or config == calibrated:
         if config != calibrated:
             versions.write_artifact_config(contender.uri, calibrated)
         return contender
-    copy = replace(contender, uri=f"{contender.uri}-{temperature!r}")
+    copy = replace(contender, uri=f"{contender.uri}-{digest(fitted)[:NUM_DIGITS]}")
     if not storage.exists(f"{copy.uri}/config.json"):
         with _copy_with_config(local_copy(contender.uri), calibrated) as folder:
             (folder / "config.json").unlink()

@@ -15,7 +15,7 @@ def estimate_run(inputs: RunInputs, task: Task) -> PlanEvent:
     """
     splits, training = inputs.splits, inputs.recipe.training
     sizes = Sizes(
-        inputs.data.num_train,
+        inputs.num_tuning_rows,
         len(splits.validation),
         len(splits.test),
         classes=len(task.classes),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
@@ -13,6 +14,7 @@ from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.parquet import has_integers
+from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
@@ -51,6 +53,23 @@ class RunInputs:
     def splits(self) -> Splits:
         """Rows in memory; `train` is a sample if the training rows are sharded."""
         return self.data.splits
+
+    @cached_property
+    def tuning_rows(self) -> Rows:
+        """Training rows in memory for fine-tuning and embeddings: at most `data.max_train_rows`."""
+        return take_training_rows(
+            self.splits.train, size=self.recipe.data.max_train_rows, seed=self.recipe.training.seed
+        )
+
+    @property
+    def num_tuning_rows(self) -> int:
+        """Number of training rows for fine-tuning, those in shards included."""
+        return len(self.tuning_rows) if self.data.shards is None else len(self.data.shards)
+
+    @property
+    def retrieved_rows(self) -> Rows:
+        """Training rows that chat baselines can retrieve: all of them, unless an encoder has to embed them."""
+        return self.splits.train if self.encoder is None else self.tuning_rows
 
     @property
     def suite_hashes(self) -> dict[str, str]:

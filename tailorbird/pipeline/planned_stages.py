@@ -1,5 +1,6 @@
 """The expected duration of each stage of a run, computed from rates. Imports neither ray nor torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from cluster.progress import PlannedStage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
-from tailorbird.evaluation.baselines.baseline import ALWAYS_TESTED
+from tailorbird.evaluation.baselines.baseline import ALWAYS_TESTED, EMBEDDING_S
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.report.evidence_files import changed_sets
 from training.reports import Rates
@@ -79,10 +80,13 @@ def _baselines(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
     evaluation = recipe.evaluation
     if sizes.classes:
         num_rows, text = sizes.train + sizes.validation, "rows, then linear heads"
+        longest = EMBEDDING_S + sizes.validation / rates.prediction
     else:
+        longest = math.inf
         passes = 1 + evaluation.prompt_draws + len(evaluation.retrieved_examples)
         num_rows, text = passes * sizes.validation, f"answers with {passes} prompts"
-    return PlannedStage("baselines", num_rows / rates.prediction, f"{num_rows:,} {text}, at {rate(rates.prediction)}")
+    seconds = min(num_rows / rates.prediction, longest)
+    return PlannedStage("baselines", seconds, f"{num_rows:,} {text}, at {rate(rates.prediction)}")
 
 
 def _endpoint(config: EvaluationConfig, sizes: Sizes) -> tuple[PlannedStage, ...]:

@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     champion = _read_champion(recipe, classes=task.classes)
     if inputs.ranks.note is not None:
         progress.note(inputs.ranks.note)
-    for line in data_lines(inputs.data, label_noun=task.label_noun):
+    for line in data_lines(inputs.data, num_tuning=inputs.num_tuning_rows, label_noun=task.label_noun):
         progress.note(line)
     use = next_access(recipe.task_uri, rows=fingerprints(user_texts(inputs.splits.test)))
     if use.num_seen:  # report a lower alpha before the training, because a user may prefer to collect fresh rows

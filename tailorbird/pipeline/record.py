@@ -119,7 +119,9 @@ def build_evidence(
         verdict=verdict,
         test_access=evaluated.test_access,
         family=evaluated.family,
-        data=evidence.DataRecord(data.report, data.num_train, inputs.hashes, _differences(context, predictions)),
+        data=evidence.DataRecord(
+            data.report, inputs.num_tuning_rows, inputs.hashes, _differences(context, predictions)
+        ),
         scores=model_scores(
             trained.baselines,
             kind=versions["candidate"].kind,

@@ -15,7 +15,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.reachability import check_answering
-from tailorbird.pipeline.artifacts import Contender, set_temperature
+from tailorbird.pipeline.artifacts import Contender, set_decision
 from tailorbird.pipeline.endpoint import endpoint_baselines, first_answer, predict_contender
 from tailorbird.pipeline.estimate import estimate_run
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
@@ -219,8 +219,8 @@ def measure_curve(
     """Return the learning curve of the selected configuration; None if `tuning.learning_curve` is false."""
     if not context.recipe.tuning.learning_curve:
         return None
-    num_rows = context.inputs.data.num_train
-    sizes = curve_sizes(len(context.splits.train), num_classes=max(1, len(context.task.classes)))
+    num_rows = context.inputs.num_tuning_rows
+    sizes = curve_sizes(len(context.inputs.tuning_rows), num_classes=max(1, len(context.task.classes)))
     # The sweep has trained on all rows, so skip that size. Sizes are smaller if memory holds only a sample of the rows.
     parts = sizes if sizes[-1] < num_rows else sizes[:-1]
 
@@ -279,9 +279,9 @@ def _dtype_of(contender: Contender, seeds: tuple[TrainingResult, ...]) -> Dtype:
 
 
 def calibrate_contender(context: RunContext, contender: Contender) -> Contender:
-    """Return the contender with a temperature that is fitted on validation, if it is a classifier."""
-    temperature = context.task.fit_temperature(contender.uri)
-    return contender if temperature is None else set_temperature(contender, temperature)
+    """Return the contender with a temperature and offsets that are fitted on validation, if it is a classifier."""
+    decision = context.task.fit_decision(contender.uri)
+    return contender if decision is None else set_decision(contender, decision)
 
 
 def _train(

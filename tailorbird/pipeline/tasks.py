@@ -1,9 +1,11 @@
 """Classification and chat tasks. The other modules of the pipeline do not depend on the kind of task."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+from tailorbird.data.copies import documents
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
@@ -14,7 +16,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.baselines.classification import fit_baselines, store_baselines
 from tailorbird.evaluation.inference.answer_rate import NUM_ANSWERS, measure_answers
-from tailorbird.evaluation.inference.predict import calibrate
+from tailorbird.evaluation.inference.predict import DecisionFit, fit_decision
 from tailorbird.models.metadata import longest_row
 from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
 from tailorbird.pipeline.artifacts import make_loadable
@@ -42,6 +44,17 @@ class ClassificationTask:
         """Labels that a model can predict; empty for a chat task."""
         return labels_of(self.inputs.splits.train.labels)
 
+    @cached_property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training rows of each class; of the sample in memory if the training rows are streamed."""
+        counts = Counter(self.inputs.splits.train.labels)
+        return tuple(counts[label] for label in self.classes)
+
+    @cached_property
+    def documents(self) -> tuple[str, ...] | None:
+        """Document of each validation row; None if each row is a document."""
+        return documents(self.inputs.splits.validation)
+
     @property
     def training_inputs(self) -> dict[str, object]:
         """Inputs of a training stage in addition to the rows and the training config."""
@@ -68,10 +81,16 @@ class ClassificationTask:
                 max_length=recipe.data.max_length,
                 config=config,
                 seed=seed,
+                max_embedded=recipe.data.max_train_rows,
             )
             return store_baselines(uri, results, config=self.version_config("zero_shot", dtype=results.dtype))
 
-        named = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "metric": config.metric}
+        named = {
+            "max_length": recipe.data.max_length,
+            "shots": config.centroid_shots,
+            "metric": config.metric,
+            "max_embedded": recipe.data.max_train_rows,
+        }
         inputs = self.inputs.stage_inputs(fit_baselines, seed=seed, **named)
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
 
@@ -83,6 +102,8 @@ class ClassificationTask:
             train=_training_rows(self.inputs, num_train_rows),
             validation=self.inputs.splits.validation,
             classes=self.classes,
+            class_counts=self.class_counts,
+            documents=self.documents,
             max_length=recipe.data.max_length,
             metric=recipe.evaluation.metric,
         )
@@ -96,14 +117,15 @@ class ClassificationTask:
     def require_trainable(self) -> None:
         """Do nothing. Every encoder and every labelled text can be trained on."""
 
-    def fit_temperature(self, uri: str) -> float | None:
-        """Return the temperature of the artifact at `uri`, fitted on validation; a cached stage."""
+    def fit_decision(self, uri: str) -> DecisionFit | None:
+        """Return the temperature and the offsets of the artifact at `uri`, fitted on validation; a cached stage."""
+        metric = self.inputs.recipe.evaluation.metric
 
-        def compute(_: str) -> float:
-            return self.inputs.remote(calibrate)(uri, rows=self.inputs.splits.validation)
+        def compute(_: str) -> DecisionFit:
+            return self.inputs.remote(fit_decision)(uri, rows=self.inputs.splits.validation, metric=metric)
 
-        inputs = self.inputs.stage_inputs(calibrate, model=uri)
-        return self.inputs.cached("temperature", output=float, inputs=inputs, compute=compute)
+        inputs = self.inputs.stage_inputs(fit_decision, model=uri, metric=metric)
+        return self.inputs.cached("decision", output=DecisionFit, inputs=inputs, compute=compute)
 
 
 @dataclass(frozen=True)
@@ -144,7 +166,7 @@ class ChatTask:
         def compute(uri: str) -> tuple[Baseline, ...]:
             baselines = self.inputs.remote_model(fit_prompt_baselines)(
                 self.inputs.base_model.uri,
-                train=splits.train,
+                train=self.inputs.retrieved_rows,
                 validation=splits.validation,
                 prompting=self.prompting,
                 config=config,
@@ -159,6 +181,7 @@ class ChatTask:
             "draws": config.prompt_draws,
             "retrieved": [config.retrieved_examples, config.retrieved_tokens],
             "metric": config.metric,
+            "max_train_rows": None if self.inputs.encoder is None else self.inputs.recipe.data.max_train_rows,
             "encoder": self.inputs.pinned_encoder
             and self.inputs.pinned_encoder.model_dump(mode="json", exclude={"dtype"}),
         }
@@ -259,7 +282,7 @@ class ChatTask:
         longest = longest_row(self.inputs.base_model.uri, task=ChatData())
         return prompting if longest is None else prompting.within(longest - self.inputs.recipe.data.max_length)
 
-    def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002
+    def fit_decision(self, uri: str) -> DecisionFit | None:  # noqa: ARG002
         """Return None. Generated answers are not calibrated."""
         return None
 
@@ -284,12 +307,17 @@ def task_of(inputs: RunInputs) -> Task:
 
 
 def _training_inputs(inputs: RunInputs) -> dict[str, object]:
-    return {"max_length": inputs.recipe.data.max_length, "metric": inputs.recipe.evaluation.metric}
+    data = inputs.recipe.data
+    return {
+        "max_length": data.max_length,
+        "metric": inputs.recipe.evaluation.metric,
+        "max_train_rows": data.max_train_rows,
+    }
 
 
 def _few_rows(task: TrainingTask, inputs: RunInputs) -> TrainingTask:
     """Return the task with a few random training rows and one validation row."""
-    train = inputs.splits.train
+    train = inputs.tuning_rows
     rows = subsample(len(train), size=min(NUM_ROWS, len(train)), seed=inputs.recipe.training.seed)
     return replace(task, train=train.take(rows), validation=inputs.splits.validation.take([0]))
 
@@ -297,4 +325,4 @@ def _few_rows(task: TrainingTask, inputs: RunInputs) -> TrainingTask:
 def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> Rows | Shards:
     if num_train_rows is None and inputs.data.shards is not None:
         return inputs.data.shards
-    return take_training_rows(inputs.splits, size=num_train_rows, seed=inputs.recipe.training.seed).train
+    return take_training_rows(inputs.tuning_rows, size=num_train_rows, seed=inputs.recipe.training.seed)

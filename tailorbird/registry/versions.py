@@ -146,8 +146,8 @@ class Prompting(Frozen):
 class VersionConfig(StoredModel):
     """The content of `config.json` in the folder of a version.
 
-    The `base_model`, `max_length`, `dtype`, `temperature` and `prompting` of a hybrid are ignored; those of its parts
-    are used.
+    The `base_model`, `max_length`, `dtype`, `temperature`, `offsets` and `prompting` of a hybrid are ignored; those of
+    its parts are used.
     """
 
     kind: Kind
@@ -160,6 +160,8 @@ class VersionConfig(StoredModel):
     recipe_hash: str
     created_at: str
     temperature: float = Field(default=1.0, gt=0)  # divides the logits before the softmax
+    offsets: tuple[float, ...] = ()
+    """(classifiers only) Added to the logits of the classes before the highest one decides; empty for none."""
     hybrid: Hybrid | None = None
     prompting: Prompting | None = None  # (chat, and endpoints for both tasks)
     endpoint: Endpoint | None = None  # (kinds of `ENDPOINT_KINDS` only)
@@ -189,6 +191,10 @@ class VersionConfig(StoredModel):
     def _fields_fit_kind_and_engine(self) -> Self:
         if (self.kind == "hybrid") != (self.hybrid is not None):
             raise ValueError("the field `hybrid` is required for the kind `hybrid` and not allowed for other kinds")
+        if self.offsets and len(self.offsets) != len(self.classes):
+            raise ValueError(
+                f"{len(self.offsets)} offsets for {len(self.classes)} classes; give one per class, or none"
+            )
         if self.kind in INDEX_KINDS and not self.has_index:
             raise ValueError(f"the field `prompting.retrieval` is required for the kind `{self.kind}`")
         if (self.kind in ENDPOINT_KINDS) != (self.endpoint is not None):

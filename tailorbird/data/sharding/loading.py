@@ -76,7 +76,7 @@ def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDa
     if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
         return None
     splits, report = clean(read_splits(config, task=task))
-    splits = take_training_rows(splits, size=config.max_train_rows, seed=seed)
+    take_training_rows(splits.train, size=config.max_train_rows, seed=seed)  # raises an error if they are too few
     return LoadedDataset(splits, report, fingerprint(splits))
 
 

@@ -20,6 +20,9 @@ class Baseline:
     note: str  # description for reports
 
 
+EMBEDDING_S = 600.0
+"""Seconds after which no further training rows are embedded: an embedding takes a thousand times as long as a bag of
+words. The heads on embeddings learn from the rows that were embedded by then."""
 NUM_REPLACING = 3  # baselines that may replace the incumbent
 ALWAYS_TESTED = ("zero_shot", "centroid", "bag_of_words", "probe", "probe_bag")
 """Kinds that predict the test rows in any case, because they are cheap."""

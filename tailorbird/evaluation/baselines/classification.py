@@ -1,7 +1,8 @@
 """Baselines for classification: majority, and linear heads on embeddings, on a bag of words, and on both."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +11,26 @@ from safetensors.numpy import save
 from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.copies import documents
+from tailorbird.data.quality import listed
 from tailorbird.data.rows import Rows
+from tailorbird.data.splits import classes_first, subsample_of_classes
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
-from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.baselines.linear_head import LOGISTIC, SVM, Fit, Head, HeadData, best_of, fit_linear
+from tailorbird.evaluation.baselines.baseline import EMBEDDING_S, Baseline
+from tailorbird.evaluation.baselines.linear_head import (
+    LOGISTIC,
+    SVM,
+    Fit,
+    Head,
+    HeadData,
+    HeldOut,
+    best_class_weights,
+    best_of,
+    fit_linear,
+)
 from tailorbird.evaluation.baselines.linear_solver import FloatArray, IntArray
 from tailorbird.evaluation.gates.calibration import fit_temperature
+from tailorbird.evaluation.offsets import OffsetFit
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
@@ -23,6 +38,7 @@ from tailorbird.models.pretrained import default_device, dtype_name, inference_d
 from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
+EMBEDDED_AT_ONCE = 2048  # rows
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
 BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}  # the same on a bag of words, by kind of linear model
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
@@ -37,16 +53,25 @@ class BaselineResults:
     heads: dict[str, Head]  # heads on the embedding by kind
     bags: dict[str, BagOfWords]  # bags of words by kind
     temperatures: dict[str, float]  # temperatures of the servable baselines by kind, fitted on validation
+    offsets: dict[str, tuple[float, ...]]  # offsets of the classes by kind, fitted on validation
     dtype: Dtype  # precision of the encoder in this process
 
 
 def fit_baselines(
-    base_model: str, *, train: Rows, validation: Rows, max_length: int, config: EvaluationConfig, seed: int
+    base_model: str,
+    *,
+    train: Rows,
+    validation: Rows,
+    max_length: int,
+    config: EvaluationConfig,
+    seed: int,
+    max_embedded: int | None = None,
 ) -> BaselineResults:
     """Fit all baselines on the training rows, and select their settings on validation by `config.metric`.
 
-    Each text is embedded once. Raises ValueError if train has a single class or no text with a word or a character, or
-    if validation is empty.
+    Bags of words learn from all training rows. At most `max_embedded` of these, or as many as `EMBEDDING_S` allows, are
+    embedded, each once. Raises ValueError if train has a single class or no text with a word or a character, or if
+    validation is empty.
     """
     classes, metric = labels_of(train.labels), config.metric
     if len(classes) < 2:
@@ -59,31 +84,46 @@ def fit_baselines(
     baselines = {"majority": Baseline("majority", None, always, False, f"always {most_frequent}")}
     progress.score("majority", always, baselines["majority"].note)
     labels, truth = (label_indices(rows.labels, classes=classes) for rows in (train, validation))
-    logits: dict[str, FloatArray] = {}
+    held_out = HeldOut(truth, metric, documents(validation))
+    temperatures: dict[str, float] = {}
+    offsets: dict[str, tuple[float, ...]] = {}
 
-    def add(kind: Kind, values: FloatArray, note: str) -> None:
-        """Add a servable baseline with its logits [N, L] for the held-out rows, and report its score."""
-        logits[kind] = values
-        score = score_of(metric, labels=truth, outputs=values.argmax(1))
-        baselines[kind] = Baseline(kind, None, score, True, note)
-        progress.score(kind, score, note)
+    def add(kind: Kind, logits: FloatArray, fitted: Fit | OffsetFit, note: str) -> None:
+        """Add a servable baseline with its logits [N, L] for the validation rows, and report its score."""
+        temperatures[kind] = fit_temperature(logits, labels=truth)
+        offsets[kind] = fitted.offsets
+        text = f"{note}{offsets_note(fitted.offsets, classes=classes, labels=validation.labels)}"
+        baselines[kind] = Baseline(kind, None, fitted.score, True, text)
+        progress.score(kind, fitted.score, text)
 
-    progress.activity("embedding the training and validation rows")
-    features, held_out, names = embed_texts(base_model, train.texts, validation.texts, classes, max_length=max_length)
-    directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
-    zero_shot, centroid = (cosine_head(vectors, features) for vectors in (names, directions))
-    add("zero_shot", zero_shot.logits(held_out), "label names")
-    add("centroid", centroid.logits(held_out), f"{config.centroid_shots} examples per class")
-    progress.activity("fitting linear heads")
+    progress.activity("fitting linear heads on bags of words")
     vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
     held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
-    data = HeadData((terms,), labels, (held_out_terms,), truth, metric)
+    data = HeadData((terms,), labels, (held_out_terms,), held_out)
     bag = fit_bag(data)
-    add("bag_of_words", bag.logits, bag.note())
-    probe = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
-    add("probe", probe.logits, probe.note())
-    both = fit_with_embeddings(data, embeddings=unit(features), held_out_embeddings=unit(held_out), alone=bag)
-    add("probe_bag", both.logits, both.note())
+    add("bag_of_words", bag.logits, bag, bag.note())
+
+    progress.activity("embedding the training and validation rows")
+    embed = text_embedder(base_model, max_length=max_length)
+    held_out_features = embed(validation.texts)
+    rows, features = embed_in_time(train, embed=embed, seed=seed, max_rows=max_embedded)
+    directions = centroids(features, labels[rows], shots=config.centroid_shots, seed=seed)
+    zero_shot = cosine_head(embed(classes), features)
+    centroid = cosine_head(directions, features)
+    by_names = zero_shot.logits(held_out_features)
+    add("zero_shot", by_names, held_out.fit_offsets(by_names), "label names")
+    by_centroids = centroid.logits(held_out_features)
+    add("centroid", by_centroids, held_out.fit_offsets(by_centroids), f"{config.centroid_shots} examples per class")
+
+    progress.activity("fitting linear heads on embeddings")
+    embedded_only = f" on {len(rows):,} of {len(train):,} rows" if len(rows) < len(train) else ""
+    probe = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
+    add("probe", probe.logits, probe, f"{probe.note()}{embedded_only}")
+    embedded = replace(data, train=(terms[rows],), labels=labels[rows])
+    both = fit_with_embeddings(
+        embedded, embeddings=unit(features), held_out_embeddings=unit(held_out_features), alone=bag
+    )
+    add("probe_bag", both.logits, both, f"{both.note()}{embedded_only}")
     heads = {
         "zero_shot": zero_shot,
         "centroid": centroid,
@@ -94,14 +134,13 @@ def fit_baselines(
         "bag_of_words": BagOfWords(vectorizers, bag.weights[0], bag.bias),
         "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
     }
-    temperatures = {kind: fit_temperature(values, labels=truth) for kind, values in logits.items()}
-    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, dtype_name())
+    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, offsets, dtype_name())
 
 
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
 
-    `config` supplies all fields except kind, temperature and the dtype of `bag_of_words`.
+    `config` supplies all fields except kind, temperature, offsets and the dtype of `bag_of_words`.
     """
     for kind, temperature in results.temperatures.items():
         files = bag_files(results.bags[kind]) if kind in results.bags else {}
@@ -110,7 +149,7 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
             files["head.safetensors"] = save({"weight": head.weight, "bias": head.bias})
         for name, content in files.items():
             storage.write_bytes(f"{uri}/{kind}/{name}", content)
-        changes: dict[str, object] = {"kind": kind, "temperature": temperature}
+        changes: dict[str, object] = {"kind": kind, "temperature": temperature, "offsets": results.offsets[kind]}
         if kind == "bag_of_words":
             changes["dtype"] = "float32"  # it has no encoder, and the linear head computes in float32 on every device
         write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))
@@ -118,15 +157,56 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
     return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
 
 
-def embed_texts(base_model: str, *texts: Sequence[str], max_length: int) -> tuple[FloatArray, ...]:
-    """Return the embeddings [N, D] of each sequence of texts by the pretrained encoder."""
+def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str]], FloatArray]:
+    """Return a function that returns the embeddings [N, D] of texts by the pretrained encoder."""
     base = local_copy(base_model)
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     model = Classifier(encoder, zero_head(width, 1).to(default_device()))
-    tokens = (encode_texts(part, tokenizer=tokenizer, max_length=max_length) for part in texts)
-    return tuple(embed_rows(model, part, pad_id=int(tokenizer.pad_token_id)) for part in tokens)
+
+    def embed(texts: Sequence[str]) -> FloatArray:
+        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
+        return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
+
+    return embed
+
+
+def embed_in_time(
+    train: Rows, *, embed: Callable[[Sequence[str]], FloatArray], seed: int, max_rows: int | None
+) -> tuple[IntArray, FloatArray]:
+    """Return the positions [M] and embeddings [M, D] of training rows, in order.
+
+    The rows are those of `subsample_of_classes`, or as many of them as can be embedded within `EMBEDDING_S`, with a row
+    of each class.
+    """
+    deadline = time.monotonic() + EMBEDDING_S
+    size = min(max_rows or len(train), len(train))
+    chosen = subsample_of_classes(train.labels, size=size, seed=seed)
+    order = chosen[classes_first([train.labels[row] for row in chosen], seed=seed)]
+    num_classes = len(set(train.labels))
+    parts = []
+    for start in range(0, size, EMBEDDED_AT_ONCE):
+        if start >= num_classes and time.monotonic() > deadline:
+            break
+        parts.append(embed([train.texts[row] for row in order[start : start + EMBEDDED_AT_ONCE]]))
+    features = np.concatenate(parts)
+    rows = order[: len(features)]
+    in_order = np.argsort(rows)
+    return rows[in_order], features[in_order]
+
+
+def offsets_note(offsets: Sequence[float], *, classes: Sequence[str], labels: Sequence[str]) -> str:
+    """Return the offsets for reports, with the classes that have none for lack of validation rows."""
+    changed = {label: offset for label, offset in zip(classes, offsets, strict=False) if offset}
+    if not changed:
+        return ""
+    if len(changed) == 1:
+        [(label, offset)] = changed.items()
+        return f", offset of {label} {offset:+.2f}"
+    missing = sorted(set(classes) - set(labels))
+    without = f" (without validation rows: {listed(missing)})" if missing else ""
+    return f", offsets of {len(changed)} classes{without}"
 
 
 def majority(train_labels: Sequence[str]) -> tuple[str, float]:
@@ -151,25 +231,25 @@ def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) 
     return np.stack([unit(features[rows]).mean(0) for rows in examples]).astype(np.float32)
 
 
-def fit_probe(
-    features: FloatArray, labels: IntArray, *, held_out: FloatArray, truth: IntArray, metric: str = "accuracy"
-) -> Fit:
-    """Fit logistic regression on frozen embeddings and select C on the held-out rows."""
-    data = HeadData((features,), labels, (held_out,), truth, metric)
-    return best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))
+def fit_probe(data: HeadData) -> Fit:
+    """Fit logistic regression on frozen embeddings, and select C, class weights and offsets."""
+    return best_class_weights(data, [best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))])
 
 
 def fit_bag(data: HeadData) -> Fit:
-    """Fit a head on a bag of words, and select C and the kind of linear model. Of equal scores, the first wins."""
-    return best_of(best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items())
+    """Fit a head on a bag of words, and select the kind of linear model, C, class weights and offsets."""
+    fits = [best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items()]
+    return best_class_weights(data, fits)
 
 
 def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray, alone: Fit) -> Fit:
-    """Fit a head on unit embeddings followed by the bag of words, and select the weight of the embeddings.
+    """Fit a head on unit embeddings followed by the bag of words, and select the weight of the embeddings and offsets.
 
-    C and the kind of linear model are those of `alone`, the fit on the bag of words.
+    C, class weights and the kind of linear model are those of `alone`, the fit on the bag of words.
     """
-    return best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
+    return data.held_out.with_offsets(
+        best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
+    )
 
 
 def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit) -> Iterator[Fit]:
@@ -179,12 +259,12 @@ def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArra
         weighted = replace(
             data,
             train=(factor * train, *data.train),
-            held_out=(factor * held_out, *data.held_out),
+            features=(factor * held_out, *data.features),
             embedding_weight=weight,
         )
-        for fit in fit_linear(weighted, start.model, strengths=(start.c,), start=start):
-            yield fit
-            start = fit
+        [fit] = fit_linear(weighted, start.model, strengths=(start.c,), class_weights=start.class_weights, start=start)
+        yield fit
+        start = fit
 
 
 def unit(vectors: FloatArray) -> FloatArray:

@@ -1,18 +1,22 @@
 """Linear heads on features, with settings that are selected on validation."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tailorbird.config.training import ClassWeights
 from tailorbird.evaluation.baselines.linear_solver import (
     Blocks,
     FloatArray,
     IntArray,
+    Loss,
     SoftmaxLoss,
     SquaredHingeLoss,
     minimise,
 )
+from tailorbird.evaluation.class_weights import POWERS, weights_of_classes
+from tailorbird.evaluation.offsets import OffsetFit, fit_offsets
 from tailorbird.evaluation.statistics.scoring import score_of
 
 LOGISTIC, SVM = "logistic regression", "linear SVM"  # names of the kinds of linear models
@@ -42,35 +46,69 @@ class Fit:
     bias: FloatArray  # [L]
     model: str  # `LOGISTIC` or `SVM`
     c: float
+    class_weights: ClassWeights
     embedding_weight: float
     logits: FloatArray
-    score: float
+    score: float  # of the highest logit, or that of `OffsetFit`
+    offsets: tuple[float, ...] = ()  # [L]
 
     def note(self) -> str:
         """Return the settings for reports."""
         embedding = f", embedding weight {self.embedding_weight:g}" if self.embedding_weight else ""
-        return f"{self.model}, C = {self.c:g}{embedding}"
+        weights = f", {self.class_weights} class weights" if self.class_weights != "equal" else ""
+        return f"{self.model}, C = {self.c:g}{embedding}{weights}"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The validation rows of linear models: labels [N], the metric, and the document of each row."""
+
+    truth: IntArray
+    metric: str
+    documents: tuple[str, ...] | None = None  # None if each row is a document
+
+    def score(self, logits: FloatArray) -> float:
+        """Return the score of the highest logits, from [N, L]."""
+        return score_of(self.metric, labels=self.truth, outputs=logits.argmax(1))
+
+    def fit_offsets(self, logits: FloatArray) -> OffsetFit:
+        """Return the offsets that suit the metric, from logits [N, L]."""
+        return fit_offsets(logits, truth=self.truth, metric=self.metric, documents=self.documents)
+
+    def with_offsets(self, fit: Fit) -> Fit:
+        """Return the fit with its offsets and their score."""
+        fitted = self.fit_offsets(fit.logits)
+        return replace(fit, offsets=fitted.offsets, score=fitted.score)
 
 
 @dataclass(frozen=True)
 class HeadData:
-    """Blocks of features, and the labels of the training and validation rows."""
+    """Blocks of features of the training and validation rows, and the labels of the training rows."""
 
     train: Blocks
     labels: IntArray
-    held_out: Blocks
-    truth: IntArray
-    metric: str
+    features: Blocks  # of the validation rows
+    held_out: HeldOut
     embedding_weight: float = 0.0  # factor of the embedding; 0 without one, or if it is the only block
 
 
-def fit_linear(data: HeadData, model: str, *, strengths: Sequence[float], start: Fit | None = None) -> Iterator[Fit]:
+def fit_linear(
+    data: HeadData,
+    model: str,
+    *,
+    strengths: Sequence[float],
+    class_weights: ClassWeights = "equal",
+    start: Fit | None = None,
+) -> Iterator[Fit]:
     """Fit a kind of linear model for each C in ascending order.
 
     Each fit starts from the previous fit. The first starts from `start`, a fit of the last blocks, or from zeros.
     """
     num_classes = int(data.labels.max()) + 1
-    loss = SoftmaxLoss(data.labels) if model == LOGISTIC else SquaredHingeLoss(data.labels, num_classes=num_classes)
+    weights = weights_of_classes(np.bincount(data.labels), kind=class_weights)[data.labels]
+    loss: Loss = SoftmaxLoss(data.labels, weights=weights)
+    if model == SVM:
+        loss = SquaredHingeLoss(data.labels, weights=weights, num_classes=num_classes)
     parts = [np.zeros((block.shape[1], num_classes), dtype=np.float32) for block in data.train]
     bias = np.zeros((1, num_classes), dtype=np.float32)
     if start is not None:
@@ -80,11 +118,28 @@ def fit_linear(data: HeadData, model: str, *, strengths: Sequence[float], start:
             parts[0] = parts[0] * np.float32(start.embedding_weight / data.embedding_weight)
     for c in strengths:
         *parts, bias = minimise(data.train, loss, c=c, start=(*parts, bias))
-        logits = bias + sum(block @ part for block, part in zip(data.held_out, parts, strict=True))
-        score = score_of(data.metric, labels=data.truth, outputs=logits.argmax(1))
-        yield Fit(tuple(parts), bias[0], model, c, data.embedding_weight, logits, score)
+        logits = bias + sum(block @ part for block, part in zip(data.features, parts, strict=True))
+        score = data.held_out.score(logits)
+        yield Fit(tuple(parts), bias[0], model, c, class_weights, data.embedding_weight, logits, score)
 
 
 def best_of(fits: Iterable[Fit]) -> Fit:
     """Return the fit with the best validation score, the first if scores are equal. Keep two fits in memory."""
     return max(fits, key=lambda fit: fit.score)
+
+
+def best_class_weights(data: HeadData, fits: Sequence[Fit]) -> Fit:
+    """Return the best fit with offsets, for each kind of class weights.
+
+    `fits` are those of equal weights. Each is fitted again with other weights and the same settings.
+    """
+    best = data.held_out.with_offsets(best_of(fits))
+    for class_weights in POWERS:
+        if class_weights == "equal":
+            continue
+        weighted = best_of(
+            next(fit_linear(data, fit.model, strengths=(fit.c,), class_weights=class_weights, start=fit))
+            for fit in fits
+        )
+        best = best_of([best, data.held_out.with_offsets(weighted)])
+    return best

@@ -32,41 +32,49 @@ class Loss(Protocol):
 
 
 class SoftmaxLoss:
-    """The negative log-likelihood of multinomial logistic regression."""
+    """The negative log-likelihood of multinomial logistic regression, with a weight for each row [N]."""
 
-    def __init__(self, labels: IntArray) -> None:
+    def __init__(self, labels: IntArray, *, weights: FloatArray) -> None:
         self._at = (np.arange(len(labels)), labels)
+        self._weights = weights[:, None]
 
     def gradient(self, scores: FloatArray) -> tuple[float, FloatArray, float]:
         probabilities = _softmax(scores)
         at_label = np.maximum(probabilities[self._at], np.finfo(np.float32).tiny)
-        curvature = float(np.mean(probabilities * (1 - probabilities)))
+        curvature = float(np.mean(self._weights * probabilities * (1 - probabilities)))
         probabilities[self._at] -= 1
-        return -float(np.log(at_label).sum(dtype=np.float64)), probabilities, curvature
+        probabilities *= self._weights
+        return -float(self._weights[:, 0] @ np.log(at_label)), probabilities, curvature
 
     def slope(self, scores: FloatArray, direction: FloatArray) -> tuple[float, float]:
         weighted = _softmax(scores)
         weighted *= direction
         means = weighted.sum(1, dtype=np.float64)
-        first = means.sum() - direction[self._at].sum(dtype=np.float64)
-        return float(first), float(np.vdot(weighted, direction) - means @ means)
+        weights = self._weights[:, 0].astype(np.float64)
+        first = weights @ (means - direction[self._at])
+        weighted *= self._weights
+        return float(first), float(np.vdot(weighted, direction) - weights @ means**2)
 
 
 class SquaredHingeLoss:
-    """The loss of linear support vector machines, one class against the others."""
+    """The loss of linear support vector machines, one class against the others, with a weight for each row [N]."""
 
-    def __init__(self, labels: IntArray, *, num_classes: int) -> None:
+    def __init__(self, labels: IntArray, *, weights: FloatArray, num_classes: int) -> None:
+        self._weights = weights[:, None]
         self._signs = np.full((len(labels), num_classes), -1, dtype=np.float32)
         self._signs[np.arange(len(labels)), labels] = 1
 
     def gradient(self, scores: FloatArray) -> tuple[float, FloatArray, float]:
         slack = np.maximum(1 - self._signs * scores, 0)
-        return float(np.vdot(slack, slack)), -2 * self._signs * slack, 2 * float(np.mean(slack > 0))
+        weighted = self._weights * slack
+        curvature = 2 * float(np.mean(self._weights * (slack > 0)))
+        return float(np.vdot(weighted, slack)), -2 * self._signs * weighted, curvature
 
     def slope(self, scores: FloatArray, direction: FloatArray) -> tuple[float, float]:
         slack = np.maximum(1 - self._signs * scores, 0)
         moved = np.where(slack > 0, direction, 0)
-        return -2 * float(np.vdot(slack * self._signs, moved)), 2 * float(np.vdot(moved, moved))
+        weighted = self._weights * moved
+        return -2 * float(np.vdot(slack * self._signs, weighted)), 2 * float(np.vdot(weighted, moved))
 
 
 def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray]) -> tuple[FloatArray, ...]:

@@ -1,10 +1,12 @@
 """Predict rows with a stored model, using the same forward pass as serving."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from cluster.ranks.process_group import on_first_rank
+from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
@@ -15,10 +17,11 @@ from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.inference.suite_answers import predict_suite
+from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import logits_rows
+from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedNearest, load_artifact
-from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
@@ -44,21 +47,33 @@ def _predict_part(uri: str, rows: Rows, *, on_gpu: bool, limits: RequestLimits |
     return predict_rows(uri, rows=rows, on_gpu=on_gpu, limits=limits)
 
 
-def calibrate(uri: str, *, rows: Rows) -> float:
-    """Return the temperature that calibrates the classifier at `uri` on validation rows."""
+@dataclass(frozen=True)
+class DecisionFit:
+    """From the logits of a classifier to its answers, as fitted on validation."""
+
+    temperature: float
+    offsets: tuple[float, ...]
+    validation: float  # score of the validation rows; see `OffsetFit.score`
+
+
+def fit_decision(uri: str, *, rows: Rows, metric: str) -> DecisionFit:
+    """Return the temperature and the offsets of the classifier at `uri`, fitted on validation rows."""
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier), f"{uri} is not a classifier"
-    return fit_temperature(class_logits(loaded, rows), labels=label_indices(rows.labels, classes=loaded.classes))
+    logits = class_logits(loaded, rows)
+    truth = label_indices(rows.labels, classes=loaded.classes)
+    fitted = fit_offsets(logits, truth=truth, metric=metric, documents=documents(rows))
+    return DecisionFit(fit_temperature(logits, labels=truth), fitted.offsets, fitted.score)
 
 
 def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Predictions:
     logits = class_logits(loaded, rows)
-    before, after = (
-        temperature_softmax(logits, temperature=temperature) for temperature in (1.0, loaded.version.temperature)
-    )
-    outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
+    answers = decide(logits, offsets=loaded.version.offsets)
+    before = at_index(temperature_softmax(logits, temperature=1.0), answers)
+    after = at_index(temperature_softmax(logits, temperature=loaded.version.temperature), answers)
+    outputs = tuple(loaded.classes[index] for index in answers)
     kind = loaded.version.kind
-    return label_predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
+    return label_predictions(kind, rows=rows, outputs=outputs, confidences=before, calibrated=after)
 
 
 def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:

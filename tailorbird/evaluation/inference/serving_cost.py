@@ -19,6 +19,7 @@ from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import (
     AnyArtifact,
@@ -29,7 +30,6 @@ from tailorbird.models.loading import (
     load_retrieval_index,
 )
 from tailorbird.models.shape import ModelShape
-from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.routing import Routing, routes_to_second
 from tailorbird.registry.versions import (
     CLASSIFIER_WEIGHTS,
@@ -247,6 +247,7 @@ def _confidences(loaded: Loaded, rows: Rows, *, batch_size: int) -> np.ndarray:
     """Answer rows, and return the confidences that a cascade compares with its threshold."""
     if isinstance(loaded, LoadedClassifier):
         logits = class_logits(loaded, rows, batch_size=batch_size)
-        return np.asarray(temperature_softmax(logits, temperature=loaded.version.temperature).max(1))
+        scores = temperature_softmax(logits, temperature=loaded.version.temperature)
+        return at_index(scores, decide(logits, offsets=loaded.version.offsets))
     generate = partial(answer_prompts, max_requests=batch_size)
     return np.array([answer.confidence for answer in answer_texts(loaded, rows, generate=generate)])

@@ -12,12 +12,19 @@ from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
 
 
-def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
-    """Return lines about the rows of a run: sizes, copies, rare classes, and what limits the verdict."""
+def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list[str]:
+    """Return lines about the rows of a run: sizes, copies, rare classes, and what limits the verdict.
+
+    `num_tuning` is the number of training rows for fine-tuning.
+    """
     report = data.report
     sizes = {name: len(rows) for name, rows in data.splits.items()} | {"train": data.num_train}
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     lines = [f"{counts} rows, {report.num_classes} {label_noun}"]
+    if num_tuning < data.num_train:
+        lines.append(
+            f"fine-tuning and embeddings use {num_tuning:,} training rows (data.max_train_rows), bags of words use all"
+        )
     if report.near_copies:
         lines.append(
             f"near copies of rows in later splits, which were dropped from train and validation: {report.near_copies:,}"

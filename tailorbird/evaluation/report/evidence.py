@@ -36,7 +36,7 @@ class DataRecord:
     """The rows of a run."""
 
     report: DataReport
-    trained_on: int  # number of training rows; `report` may cover a part of them
+    trained_on: int  # training rows of the fine-tuned models; `data.max_train_rows` limits them
     sha256: Mapping[str, str]  # sha256 of each split by name
     differences: tuple[str, ...] = ()
     """Sentences about differences between validation and test that are larger than chance."""

@@ -1,5 +1,8 @@
 """Interval and p value of a gain in macro-F1, by the jackknife: what the score changes if a row is left out."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,15 +31,20 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
 
 
 def jackknife_values(table: Predictions) -> FloatArray:
+    """Return `jackknife_scores` of a model's predictions."""
+    return jackknife_scores(table.labels, outputs=table.outputs)
+
+
+def jackknife_scores(labels: Sequence[Any], *, outputs: Sequence[Any]) -> FloatArray:
     """Return a score per row [N] whose mean is macro-F1, and whose spread is that of macro-F1.
 
     A row differs from the mean by N - 1 times the macro-F1 that is lost if the row is left out, minus the mean of this
     loss over rows. A class whose only row is left out is not part of macro-F1.
     """
-    classes = {label: code for code, label in enumerate(sorted(set(table.labels)))}
+    classes = {label: code for code, label in enumerate(sorted(set(labels)))}
     num_classes = len(classes)
-    truth = class_codes(table.labels, classes)
-    answers = class_codes(table.outputs, classes)
+    truth = class_codes(labels, classes)
+    answers = class_codes(outputs, classes)
     is_right = truth == answers
 
     support = np.bincount(truth, minlength=num_classes + 1)

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.inference.predict import class_logits, predict_rows
 from tailorbird.evaluation.mix import mix_with_bag, select_weight, write_mix
 from tailorbird.models.export import export_version
@@ -92,13 +93,13 @@ def test_the_weight_with_the_highest_score_is_selected() -> None:
     truth = np.array([0, 0, 1, 1])
     model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]])  # wrong in the second row
     bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # wrong in the first and third row
-    record = select_weight(model, bag, truth=truth, metric="accuracy")
+    record = select_weight(model, bag, held_out=HeldOut(truth, "accuracy"))
     assert (record.weight, record.validation, record.unmixed, record.num_weights) == (0.6, 1.0, 0.75, 9)
 
 
 def test_the_largest_weight_is_selected_if_scores_are_equal() -> None:
     logits = np.eye(3)
-    record = select_weight(logits, logits, truth=np.arange(3), metric="macro_f1")
+    record = select_weight(logits, logits, held_out=HeldOut(np.arange(3), "macro_f1"))
     assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
 
 

@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 
 from tailorbird import storage
 from tailorbird.data.fingerprints import fingerprints, load_fingerprints
-from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_temperature
+from tailorbird.evaluation.inference.predict import DecisionFit
+from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_decision
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
     TRAINING_ROWS,
@@ -40,10 +41,10 @@ def test_a_resumed_run_does_not_change_the_config(tmp_path: Path) -> None:
     uri = tmp_path.as_uri()
     make_loadable(uri, config_of())
     assert read_artifact_config(uri).temperature == 1
-    set_temperature(Contender("probe", uri, 0.5), 1.4)
+    set_decision(Contender("probe", uri, 0.5), DecisionFit(1.4, (), 0.5))
     before = storage.read_bytes(f"{uri}/config.json")
     make_loadable(uri, config_of(created_at="2030-01-01T00:00:00+00:00"))  # the next run on the same weights
-    set_temperature(Contender("probe", uri, 0.5), 1.4)
+    set_decision(Contender("probe", uri, 0.5), DecisionFit(1.4, (), 0.5))
     assert storage.read_bytes(f"{uri}/config.json") == before
     assert read_artifact_config(uri) == config_of().model_copy(update={"temperature": 1.4})
 
@@ -118,13 +119,16 @@ def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender)
     assert again == version
 
 
-def test_a_different_temperature_is_stored_in_a_copy(contender: Contender) -> None:
-    assert set_temperature(contender, 1.4) == contender
+def test_another_temperature_or_offset_is_stored_in_a_copy(contender: Contender) -> None:
+    assert set_decision(contender, DecisionFit(1.4, (), 0.5)) == contender
     before = storage.read_bytes(f"{contender.uri}/config.json")
-    copy = set_temperature(contender, 1.5)
-    assert set_temperature(contender, 1.5) == copy != contender
+    copy = set_decision(contender, DecisionFit(1.5, (), 0.5))
+    assert set_decision(contender, DecisionFit(1.5, (), 0.5)) == copy != contender
     assert (copy.kind, copy.validation) == (contender.kind, contender.validation)
     assert storage.read_bytes(f"{contender.uri}/config.json") == before
     assert read_artifact_config(copy.uri).temperature == 1.5
+    decided = set_decision(contender, DecisionFit(1.4, (0.5, *[0.0] * (len(config_of().classes) - 1)), 0.6))
+    assert decided.uri not in (contender.uri, copy.uri)
+    assert decided.validation == 0.6
     head = storage.read_bytes(f"{contender.uri}/head.safetensors")
     assert storage.read_bytes(f"{copy.uri}/head.safetensors") == head

@@ -70,7 +70,7 @@ def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, mon
     assert [len(prompt.shots) for prompt in prompts] == [0, 0, 4, 0]
     assert [prompt.retrieval is not None for prompt in prompts] == [True, False, False, True]
     assert [config.contains_training_text for config in configs] == [True, False, True, True]
-    assert chat.task.fit_temperature("anything") is None
+    assert chat.task.fit_decision("anything") is None
 
 
 def test_baselines_have_the_precision_of_the_worker_that_fitted_them(

@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[Callable[..., object], ...]] = {
     "chat sweep": (sweep, ChatTrainingTask),
     "seed": (finetune, ClassificationTrainingTask),
     "average": (average_weights, predict.predict_rows),
-    "temperature": (predict.calibrate,),
+    "decision": (predict.fit_decision,),
     "predictions": (predict.predict_rows,),
     "noise predictions": (predict.predict_rows, perturbations.add_typos),
     "cost": (serving_cost.measure_serving,),

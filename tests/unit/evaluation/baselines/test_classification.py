@@ -23,7 +23,7 @@ from tailorbird.evaluation.baselines.classification import (
     store_baselines,
     unit,
 )
-from tailorbird.evaluation.baselines.linear_head import Head, HeadData
+from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
 from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
 
@@ -40,7 +40,7 @@ def clusters(num_classes: int, *, per_class: int = 40, width: int = 8) -> tuple[
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_a_probe_separates_separable_classes_and_notes_its_regularisation(num_classes: int) -> None:
     features, labels = clusters(num_classes)
-    fit = fit_probe(features, labels, held_out=features, truth=labels)
+    fit = fit_probe(HeadData((features,), labels, (features,), HeldOut(labels, "accuracy")))
     assert fit.weights[0].shape == (8, num_classes)
     assert fit.score == 1.0
     assert fit.note().startswith("logistic regression, C = ")
@@ -51,7 +51,7 @@ def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
     wrong = GENERATOR.permutation(labels)
     held_out, truth = clusters(3)
     noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
-    assert fit_probe(features, noisy, held_out=held_out, truth=truth).score > 0.8
+    assert fit_probe(HeadData((features,), noisy, (held_out,), HeldOut(truth, "accuracy"))).score > 0.8
 
 
 def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
@@ -91,8 +91,8 @@ def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
 def data_of(num_classes: int = 3) -> HeadData:
     """Return sparse features of training and validation rows that separate most of the classes."""
     (train, labels), (held_out, truth) = clusters(num_classes), clusters(num_classes)
-    sparse = (csr_matrix(np.maximum(train, 0)),), labels, (csr_matrix(np.maximum(held_out, 0)),), truth
-    return HeadData(*sparse, "accuracy")
+    sparse = (csr_matrix(np.maximum(train, 0)),), labels, (csr_matrix(np.maximum(held_out, 0)),)
+    return HeadData(*sparse, HeldOut(truth, "accuracy"))
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
@@ -103,7 +103,7 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: i
     both = fit_with_embeddings(data, embeddings=embeddings, held_out_embeddings=held_out, alone=bag)
     assert bag.embedding_weight == 0
     assert both.embedding_weight in EMBEDDING_WEIGHTS
-    expected = both.embedding_weight * held_out @ both.weights[0] + data.held_out[0] @ both.weights[1] + both.bias
+    expected = both.embedding_weight * held_out @ both.weights[0] + data.features[0] @ both.weights[1] + both.bias
     np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
     assert both.note() == f"{bag.note()}, embedding weight {both.embedding_weight:g}"
 
@@ -111,7 +111,7 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: i
 def test_a_class_with_one_row_is_learned() -> None:
     train = np.eye(5, dtype=np.float32)
     labels = np.array([0, 0, 1, 1, 2])
-    data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), labels, "accuracy")
+    data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), HeldOut(labels, "accuracy"))
     bag = fit_bag(data)
     both = fit_with_embeddings(data, embeddings=train, held_out_embeddings=train, alone=bag)
     assert (bag.score, both.score) == (1.0, 1.0)
@@ -125,7 +125,9 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
     heads = dict.fromkeys(("probe", "probe_bag"), head)
     bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
-    results = BaselineResults((), heads, bags, dict.fromkeys((*heads, "bag_of_words"), 2.0), "bfloat16")
+    kinds = (*heads, "bag_of_words")
+    offsets = dict.fromkeys(kinds, (0.0, 1.5))
+    results = BaselineResults((), heads, bags, dict.fromkeys(kinds, 2.0), offsets, "bfloat16")
     config = VersionConfig(
         kind="zero_shot",
         classes=("a", "b"),
@@ -144,6 +146,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
         "bag_of_words": "float32",
     }
     assert {(kind, 2.0) for kind in stored} == {(item.kind, item.temperature) for item in stored.values()}
+    assert {item.offsets for item in stored.values()} == {(0.0, 1.5)}
 
 
 @pytest.mark.parametrize(("texts", "labels"), [(("x",), ("a",)), (("x", "y"), ("a", "a"))])

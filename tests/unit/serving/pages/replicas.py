@@ -15,7 +15,7 @@ from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.classification import fit_bag
-from tailorbird.evaluation.baselines.linear_head import HeadData
+from tailorbird.evaluation.baselines.linear_head import HeadData, HeldOut
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers
 from tailorbird.models.endpoint.prompts import label_prompting
 from tailorbird.models.retrieval.files import index_files, index_sha256
@@ -52,7 +52,7 @@ def register_bag(task_uri: str, folder: Path, *, swapped: bool = False, integer_
     texts = [text for name in order for text in TEXTS[name]]
     labels = np.repeat(np.arange(len(CLASSES)), [len(TEXTS[name]) for name in order])
     vectorizers, terms = fit_vectorizers(texts, num_classes=len(CLASSES))
-    fit = fit_bag(HeadData((terms,), labels, (terms,), labels, "accuracy"))
+    fit = fit_bag(HeadData((terms,), labels, (terms,), HeldOut(labels, "accuracy")))
     files = bag_files(BagOfWords(vectorizers, fit.weights[0], fit.bias))
     classes = tuple(str(index) for index in range(len(CLASSES))) if integer_labels else CLASSES
     config = _config("bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5)

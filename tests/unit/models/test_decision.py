@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.models.temperature import temperature_softmax
+from tailorbird.models.decision import temperature_softmax
 
 logits = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5)
 

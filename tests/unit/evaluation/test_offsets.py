@@ -1,0 +1,101 @@
+"""Offsets of the classes: they reach the best score of a search by brute force, and are used only where they win."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailorbird.evaluation import offsets as module
+from tailorbird.evaluation.offsets import MIN_ROWS, OffsetFit, fit_offsets
+from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.models.decision import decide
+
+METRICS = ("accuracy", "macro_f1")
+
+
+def rows_of(
+    seed: int, *, shares: tuple[float, ...], num_rows: int, signal: float = 1.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits [N, L] and class indices [N] of rows whose classes have these shares."""
+    generator = np.random.default_rng(seed)
+    truth = generator.choice(len(shares), size=num_rows, p=shares)
+    logits = generator.normal(size=(num_rows, len(shares))) + np.log(shares)
+    logits[np.arange(num_rows), truth] += signal
+    return logits, truth
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(seed=st.integers(0, 1000), num_classes=st.integers(2, 5), num_rows=st.integers(1, 40))
+@settings(deadline=None, max_examples=60)
+def test_the_offset_of_a_class_reaches_the_best_score_of_all_offsets(
+    metric: str, seed: int, num_classes: int, num_rows: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(num_classes, size=num_rows)
+    logits = generator.integers(-3, 4, size=(num_rows, num_classes)).astype(np.float64)  # with equal logits
+    logits += generator.normal(scale=1e-3, size=logits.shape)
+    rows = module._Rows(logits, truth, metric)
+    for label in range(num_classes):
+        score, offset = module._best_offset(rows, module._Ranked.of(logits), label)
+        changed = logits + offset * np.eye(num_classes)[label]
+        assert score == pytest.approx(score_of(metric, labels=truth, outputs=changed.argmax(1)))
+        for other in np.linspace(-8, 8, 97):
+            tried = (logits + other * np.eye(num_classes)[label]).argmax(1)
+            assert score_of(metric, labels=truth, outputs=tried) <= score + 1e-9
+
+
+def test_a_rare_class_gets_an_offset_that_raises_macro_f1_on_new_rows() -> None:
+    logits, truth = rows_of(0, shares=(0.92, 0.08), num_rows=2000)
+    fit = fit_offsets(logits, truth=truth, metric="macro_f1")
+    new, labels = rows_of(1, shares=(0.92, 0.08), num_rows=4000)
+    before, after = (
+        score_of("macro_f1", labels=labels, outputs=decide(new, offsets=offsets)) for offsets in ((), fit.offsets)
+    )
+    assert fit.score > fit.unadjusted
+    assert after > before + 0.03
+    assert fit.offsets[1] - fit.offsets[0] > 0.5
+
+
+def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
+    """The rows of a fold are decided with offsets from other folds, so the score is not that of the fitted rows."""
+    differences = []
+    for seed in range(40):
+        logits, truth = rows_of(seed, shares=(0.8, 0.1, 0.1), num_rows=300, signal=1.0)
+        fit = fit_offsets(logits, truth=truth, metric="macro_f1")
+        new, labels = rows_of(1000 + seed, shares=(0.8, 0.1, 0.1), num_rows=3000, signal=1.0)
+        differences.append(fit.score - score_of("macro_f1", labels=labels, outputs=decide(new, offsets=fit.offsets)))
+    assert np.mean(differences) < 2 * np.std(differences) / np.sqrt(len(differences))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_balanced_classes_keep_the_highest_logit(metric: str) -> None:
+    fitted = []
+    for seed in range(20):
+        logits, truth = rows_of(seed, shares=(0.25,) * 4, num_rows=400)
+        fitted.append(fit_offsets(logits, truth=truth, metric=metric))
+    assert sum(bool(fit.offsets) for fit in fitted) <= 4  # by chance
+    for fit in fitted:
+        assert fit.score >= fit.unadjusted
+
+
+def test_a_class_with_few_validation_rows_has_no_offset() -> None:
+    logits, truth = rows_of(0, shares=(0.60, 0.39, 0.01), num_rows=20 * MIN_ROWS, signal=0.5)
+    assert np.bincount(truth)[2] < MIN_ROWS
+    fit = fit_offsets(logits + np.array([2.0, 0.0, 0.0]), truth=truth, metric="macro_f1")
+    assert fit.offsets
+    assert fit.offsets[2] == 0
+    assert fit_offsets(logits[:5], truth=truth[:5], metric="accuracy").offsets == ()
+
+
+def test_rows_of_a_document_are_in_the_same_fold_and_few_documents_give_no_offset() -> None:
+    logits, truth = rows_of(0, shares=(0.92, 0.08), num_rows=2000)
+    documents = tuple(str(row % 5) for row in range(len(truth)))
+    assert fit_offsets(logits, truth=truth, metric="macro_f1", documents=documents) == OffsetFit(
+        (), *[score_of("macro_f1", labels=truth, outputs=logits.argmax(1))] * 2
+    )
+
+
+def test_offsets_decide_without_changing_the_order_at_any_temperature() -> None:
+    logits = np.array([[1.0, 0.8], [3.0, 0.0]], dtype=np.float32)
+    assert decide(logits).tolist() == [0, 0]
+    assert decide(logits, offsets=(0.0, 0.5)).tolist() == [1, 0]
