@@ -14,15 +14,13 @@ from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.baselines.linear_solver import FloatArray
 from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.evaluation.mix_weight import select_weight
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.models.bag_of_words import bag_files, load_bag
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.versions import MIXED_KINDS, read_artifact_config, write_config
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-
-WEIGHTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""Weights of the fine-tuned model's log-probabilities that are tried on validation."""
 
 
 def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str, to: str) -> MixRecord:
@@ -43,16 +41,6 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
     if record.weight < 1:
         write_mix(model_uri, bag_uri=bag_uri, weight=record.weight, to=to)
     return record
-
-
-def select_weight(model: FloatArray, bag: FloatArray, *, held_out: HeldOut) -> MixRecord:
-    """Return the weight of the mix with the highest score on validation. If scores are equal, the largest weight wins.
-
-    `model` and `bag` are calibrated logits [N, L] of the validation rows. Each mix is scored with its own offsets.
-    """
-    scores = {weight: held_out.fit_offsets(weight * model + (1 - weight) * bag).score for weight in (1.0, *WEIGHTS)}
-    best = max(scores, key=lambda weight: scores[weight])
-    return MixRecord(best, num_weights=len(WEIGHTS), validation=scores[best], unmixed=scores[1.0])
 
 
 def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:

@@ -28,6 +28,8 @@ and 1.4 GB while the linear SVMs are fitted (28 B per weight). Above 250 classes
 MIN_TERMS = 2_000
 """Lower bound of the vocabulary limit, because fewer terms are not a useful baseline. Above 12,500 classes, the number
 of weights exceeds `MAX_WEIGHTS` by 4,000 for each further class."""
+MAX_VOCABULARY_ROWS = 200_000
+"""Texts whose n-grams are counted to choose the terms, because the n-grams of a million texts take gigabytes."""
 TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
 
 
@@ -88,12 +90,17 @@ def fit_vectorizers(texts: Sequence[str], *, num_classes: int) -> tuple[dict[str
     """Return the vectorizers by kind of n-grams and the features [N, V] of the texts.
 
     Each block of a row has length 1, or 0 if the text has no n-gram of this kind. A kind without n-grams in any text is
-    omitted. Raises ValueError if no text contains an n-gram.
+    omitted. The terms of many texts are those of `MAX_VOCABULARY_ROWS` of them, evenly spaced. Raises ValueError if no
+    text contains an n-gram.
     """
     vectorizers, blocks = {}, []
+    step = -(-len(texts) // MAX_VOCABULARY_ROWS)
     for name, options in NGRAMS.items():
         vectorizer = _vectorizer(options, max_features=vocabulary_limit(num_classes))
         try:
+            if step > 1:
+                vectorizer.fit(texts[::step])
+                vectorizer = _vectorizer(options, vocabulary=vectorizer.vocabulary_)
             blocks.append(vectorizer.fit_transform(list(texts)))
         except ValueError as error:
             if "empty vocabulary" not in str(error):

@@ -30,6 +30,7 @@ from tailorbird.evaluation.baselines.linear_head import (
 )
 from tailorbird.evaluation.baselines.linear_solver import FloatArray, IntArray
 from tailorbird.evaluation.gates.calibration import fit_temperature
+from tailorbird.evaluation.mix_weight import select_weight
 from tailorbird.evaluation.offsets import OffsetFit
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
@@ -38,6 +39,7 @@ from tailorbird.models.pretrained import default_device, dtype_name, inference_d
 from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
+MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
 EMBEDDED_AT_ONCE = 2048  # rows
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
 BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}  # the same on a bag of words, by kind of linear model
@@ -100,7 +102,7 @@ def fit_baselines(
     vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
     held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
     data = HeadData((terms,), labels, (held_out_terms,), held_out)
-    bag = fit_bag(data)
+    bag = fit_bag(data, seed=seed)
     add("bag_of_words", bag.logits, bag, bag.note())
 
     progress.activity("embedding the training and validation rows")
@@ -119,10 +121,18 @@ def fit_baselines(
     embedded_only = f" on {len(rows):,} of {len(train):,} rows" if len(rows) < len(train) else ""
     probe = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
     add("probe", probe.logits, probe, f"{probe.note()}{embedded_only}")
-    embedded = replace(data, train=(terms[rows],), labels=labels[rows])
     both = fit_with_embeddings(
-        embedded, embeddings=unit(features), held_out_embeddings=unit(held_out_features), alone=bag
+        data.take(rows), embeddings=unit(features), held_out_embeddings=unit(held_out_features), alone=bag
     )
+    if embedded_only:
+        length = float(np.linalg.norm(features, axis=1).mean())
+        units = HeadData(
+            (unit(features) * np.float32(length),),
+            labels[rows],
+            (unit(held_out_features) * np.float32(length),),
+            held_out,
+        )
+        both = best_of([both, mix_fits(fit_probe(units), bag=bag, length=length, held_out=held_out)])
     add("probe_bag", both.logits, both, f"{both.note()}{embedded_only}")
     heads = {
         "zero_shot": zero_shot,
@@ -236,10 +246,23 @@ def fit_probe(data: HeadData) -> Fit:
     return best_class_weights(data, [best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))])
 
 
-def fit_bag(data: HeadData) -> Fit:
-    """Fit a head on a bag of words, and select the kind of linear model, C, class weights and offsets."""
-    fits = [best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items()]
-    return best_class_weights(data, fits)
+def fit_bag(data: HeadData, *, seed: int = 0) -> Fit:
+    """Fit a head on a bag of words, and select the kind of linear model, C, class weights and offsets.
+
+    If there are more than `MAX_SELECTION_ROWS` training rows, the settings are selected on as many, and the head is
+    then fitted on all rows.
+    """
+    part = data
+    if len(data.labels) > MAX_SELECTION_ROWS:
+        part = data.take(classes_first(data.labels.tolist(), seed=seed)[:MAX_SELECTION_ROWS])
+    fits = [best_of(fit_linear(part, model, strengths=strengths)) for model, strengths in BAG_C.items()]
+    selected = best_class_weights(part, fits)
+    if part is data:
+        return selected
+    [fit] = fit_linear(
+        data, selected.model, strengths=(selected.c,), class_weights=selected.class_weights, start=selected
+    )
+    return data.held_out.with_offsets(fit)
 
 
 def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray, alone: Fit) -> Fit:
@@ -250,6 +273,27 @@ def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embe
     return data.held_out.with_offsets(
         best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
     )
+
+
+def mix_fits(probe: Fit, *, bag: Fit, length: float, held_out: HeldOut) -> Fit:
+    """Return the mix of a bag of words and a probe that learned from fewer rows, by a weight selected on validation.
+
+    The probe's features are unit embeddings times `length`. The mix has the weighted log-probabilities of both.
+    """
+    temperatures = [fit_temperature(fit.logits, labels=held_out.truth) for fit in (probe, bag)]
+    calibrated = [fit.logits / np.float32(value) for fit, value in zip((probe, bag), temperatures, strict=True)]
+    weight = select_weight(*calibrated, held_out=held_out).weight
+    of_probe = np.float32(weight / temperatures[0])
+    of_bag = np.float32((1 - weight) / temperatures[1])
+    mixed = replace(
+        bag,
+        weights=(probe.weights[0] * of_probe * np.float32(length), bag.weights[0] * of_bag),
+        bias=probe.bias * of_probe + bag.bias * of_bag,
+        embedding_weight=1.0,
+        logits=np.asarray(weight * calibrated[0] + (1 - weight) * calibrated[1], dtype=np.float32),
+        mixed=weight,
+    )
+    return held_out.with_offsets(mixed)
 
 
 def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit) -> Iterator[Fit]:

@@ -51,11 +51,14 @@ class Fit:
     logits: FloatArray
     score: float  # of the highest logit, or that of `OffsetFit`
     offsets: tuple[float, ...] = ()  # [L]
+    mixed: float | None = None  # weight of a probe that is mixed with this bag of words
 
     def note(self) -> str:
         """Return the settings for reports."""
         embedding = f", embedding weight {self.embedding_weight:g}" if self.embedding_weight else ""
         weights = f", {self.class_weights} class weights" if self.class_weights != "equal" else ""
+        if self.mixed is not None:
+            return f"bag of words ({self.model}, C = {self.c:g}{weights}), mixed with {self.mixed:.0%} probe"
         return f"{self.model}, C = {self.c:g}{embedding}{weights}"
 
 
@@ -90,6 +93,10 @@ class HeadData:
     features: Blocks  # of the validation rows
     held_out: HeldOut
     embedding_weight: float = 0.0  # factor of the embedding; 0 without one, or if it is the only block
+
+    def take(self, rows: IntArray) -> "HeadData":
+        """Return the data with a part of the training rows."""
+        return replace(self, train=tuple(block[rows] for block in self.train), labels=self.labels[rows])
 
 
 def fit_linear(

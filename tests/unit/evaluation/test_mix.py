@@ -13,7 +13,8 @@ from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.inference.predict import class_logits, predict_rows
-from tailorbird.evaluation.mix import mix_with_bag, select_weight, write_mix
+from tailorbird.evaluation.mix import mix_with_bag, write_mix
+from tailorbird.evaluation.mix_weight import select_weight
 from tailorbird.models.export import export_version
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
 from tailorbird.models.lora import add_adapter

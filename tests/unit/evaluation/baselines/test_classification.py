@@ -1,5 +1,6 @@
 """Tests of classification baselines on synthetic embeddings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,25 @@ from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines import classification
 from tailorbird.evaluation.baselines.classification import (
     COSINE_SCALE,
     EMBEDDING_WEIGHTS,
     BaselineResults,
     centroids,
     cosine_head,
+    embed_in_time,
     fit_bag,
     fit_baselines,
     fit_probe,
     fit_with_embeddings,
+    mix_fits,
     majority,
+    offsets_note,
     store_baselines,
     unit,
 )
-from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut
+from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut, fit_linear
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
 from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
 
@@ -126,7 +131,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
     heads = dict.fromkeys(("probe", "probe_bag"), head)
     bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
     kinds = (*heads, "bag_of_words")
-    offsets = dict.fromkeys(kinds, (0.0, 1.5))
+    offsets: dict[str, tuple[float, ...]] = dict.fromkeys(kinds, (0.0, 1.5))
     results = BaselineResults((), heads, bags, dict.fromkeys(kinds, 2.0), offsets, "bfloat16")
     config = VersionConfig(
         kind="zero_shot",
@@ -173,3 +178,57 @@ def test_the_first_of_equally_frequent_labels_in_the_alphabet_is_the_majority() 
 def test_the_majority_of_no_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="no training labels"):
         majority([])
+
+
+def test_settings_are_selected_on_a_part_of_many_rows_and_the_head_learns_from_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = data_of()
+    expected = fit_bag(data)
+    monkeypatch.setattr(classification, "MAX_SELECTION_ROWS", 12)
+    fit = fit_bag(data)
+    assert fit.score >= expected.score - 0.1
+    part = data.take(np.arange(12))
+    assert (len(part.labels), part.train[0].shape[0]) == (12, 12)
+    [alone] = fit_linear(part, fit.model, strengths=(fit.c,), class_weights=fit.class_weights)
+    assert not np.allclose(alone.weights[0], fit.weights[0])
+
+
+def test_rows_are_embedded_until_the_time_is_over_with_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ("a",) * 50 + ("b", "c")
+    rows = Rows(tuple(map(str, range(52))), tuple(f"text {number}" for number in range(52)), labels)
+    monkeypatch.setattr(classification, "EMBEDDED_AT_ONCE", 8)
+    monkeypatch.setattr(classification, "EMBEDDING_S", 0.0)
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return np.array([[float(text.split()[1])] for text in texts], dtype=np.float32)
+
+    positions, features = embed_in_time(rows, embed=embed, seed=0, max_rows=None)
+    assert len(positions) == 8
+    assert {labels[row] for row in positions} == {"a", "b", "c"}
+    assert features[:, 0].tolist() == positions.tolist() == sorted(positions)
+
+    monkeypatch.setattr(classification, "EMBEDDING_S", 600.0)
+    positions, _ = embed_in_time(rows, embed=embed, seed=0, max_rows=20)
+    assert len(positions) == 20
+    assert embed_in_time(rows, embed=embed, seed=0, max_rows=None)[0].tolist() == list(range(52))
+
+
+def test_an_offset_is_noted_with_the_classes_that_have_no_validation_rows() -> None:
+    assert offsets_note((), classes="ab", labels="ab") == ""
+    assert offsets_note((0.0, 1.25), classes="ab", labels="ab") == ", offset of b +1.25"
+    note = offsets_note((0.5, 1.25, 0.0), classes="abc", labels="ab")
+    assert note == ", offsets of 2 classes (without validation rows: 'c')"
+
+
+def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:
+    data = data_of()
+    embeddings, labels = clusters(3, per_class=4)
+    held_out = unit(clusters(3)[0])
+    bag = fit_bag(data)
+    features = HeadData((unit(embeddings) * np.float32(5),), labels, (held_out * np.float32(5),), data.held_out)
+    mixed = mix_fits(fit_probe(features), bag=bag, length=5.0, held_out=data.held_out)
+    expected = held_out @ mixed.weights[0] + data.features[0] @ mixed.weights[1] + mixed.bias
+    np.testing.assert_allclose(mixed.logits, expected, rtol=1e-3, atol=1e-4)
+    assert mixed.score >= bag.score
+    assert mixed.note().startswith("bag of words (")
