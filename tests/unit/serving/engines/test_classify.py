@@ -13,7 +13,10 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.http.schemas import parse_request
+from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.evaluation.inference.predict import _predict_labels
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
 from tailorbird.models.pretrained import without_pooler
@@ -126,6 +129,27 @@ def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None
     for sure, less in zip(*(predict_texts(m, TEXTS, batch_size=BATCH) for m in (warm, plain)), strict=True):
         assert sure.score > less.score
         assert sure.score == pytest.approx(less.scores.max() ** 2 / (less.scores**2).sum(), abs=1e-5)
+
+
+def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(hybrid: LoadedHybrid) -> None:
+    plain = classifier(hybrid.first)
+    before = predict_texts(plain, TEXTS, batch_size=BATCH)
+    assert {prediction.is_most_probable for prediction in before} == {True}
+    decided = replace(plain, version=plain.version.model_copy(update={"offsets": (0.0, 1e3, 0.0)}))
+    after = predict_texts(decided, TEXTS, batch_size=BATCH)
+    assert {prediction.label for prediction in after} == {"b"}
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old.scores, new.scores)
+        assert new.score == new.scores[1]
+        assert new.is_most_probable == (old.label == "b")
+    evaluated = label_rows(decided, TEXTS)
+    assert list(evaluated.outputs) == [prediction.label for prediction in after]
+    np.testing.assert_allclose(evaluated.calibrated, [prediction.score for prediction in after], rtol=1e-6)
+
+
+def label_rows(loaded: LoadedClassifier[ModelVersion], texts: list[str]) -> Predictions:
+    """Return the predictions of the evaluation."""
+    return _predict_labels(loaded, Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts)))
 
 
 def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: LoadedHybrid) -> None:
