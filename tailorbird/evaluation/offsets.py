@@ -141,10 +141,13 @@ def _offset_of_one_class(rows: _Rows) -> FloatArray:
     if not len(rows.truth):
         return offsets
     ranked = _Ranked.of(rows.logits)
-    found = [(*_best_offset(rows, ranked, label), label) for label in rows.candidates.tolist()]
-    if found:
-        _, offset, label = max(found, key=lambda each: each[0])
-        offsets[label] = offset
+    best = -1.0
+    for label in rows.candidates.tolist():
+        score, offset = _best_offset(rows, ranked, label)
+        if score > best:
+            best = score
+            offsets[:] = 0
+            offsets[label] = offset
     return offsets
 
 
