@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
@@ -48,12 +49,15 @@ class ClassificationTask:
         return _training_inputs(self.inputs)
 
     def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
-        """Return the config of an artifact of this run."""
-        return self.inputs.version_config(kind, dtype=dtype, classes=self.classes)
+        """Return the config of an artifact of this run, with the base model's own pooling."""
+        config = self.inputs.version_config(kind, dtype=dtype, classes=self.classes)
+        return config.model_copy(update={"pooling": self.inputs.pooling})
 
-    def make_loadable(self, uri: str, *, kind: Kind, dtype: Dtype) -> None:
+    def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, unless it has one."""
-        make_loadable(uri, self.version_config(kind, dtype=dtype))
+        pooling = self.inputs.pooling.trained(trained.pooling)
+        config = self.version_config(trained.method, dtype=dtype).model_copy(update={"pooling": pooling})
+        make_loadable(uri, config)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         """Return the stored baselines; a cached stage."""
@@ -85,6 +89,7 @@ class ClassificationTask:
             classes=self.classes,
             max_length=recipe.data.max_length,
             metric=recipe.evaluation.metric,
+            pooling=self.inputs.pooling,
         )
 
     def measure_rates(self) -> Rates:
@@ -132,10 +137,10 @@ class ChatTask:
     def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
         return self.inputs.version_config(kind, dtype=dtype, prompting=self.prompting)
 
-    def make_loadable(self, uri: str, *, kind: Kind, dtype: Dtype) -> None:
+    def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, and the index of a model with retrieved examples."""
         examples = self._examples()
-        config = self.inputs.version_config(kind, dtype=dtype, prompting=self._trained_prompting(examples))
+        config = self.inputs.version_config(trained.method, dtype=dtype, prompting=self._trained_prompting(examples))
         make_loadable(uri, config, index_uri=None if examples is None else examples.index_uri)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:

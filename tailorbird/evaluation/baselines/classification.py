@@ -19,11 +19,13 @@ from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
+from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_encoder
 from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
-PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
+PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is 1."""
 BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}  # the same on a bag of words, by kind of linear model
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
@@ -119,13 +121,14 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
 
 
 def embed_texts(base_model: str, *texts: Sequence[str], max_length: int) -> tuple[FloatArray, ...]:
-    """Return the embeddings [N, D] of each sequence of texts by the pretrained encoder."""
+    """Return the embeddings [N, D] of each sequence of texts by the pretrained encoder, with its own pooling."""
     base = local_copy(base_model)
+    pooling = read_pooling(base.as_uri(), purpose="classification")
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    model = Classifier(encoder, zero_head(width, 1).to(default_device()))
-    tokens = (encode_texts(part, tokenizer=tokenizer, max_length=max_length) for part in texts)
+    model = Classifier(encoder, zero_head(width, 1).to(default_device()), pooling=pooling)
+    tokens = (encode_texts(part, tokenizer=tokenizer, max_length=max_length, prompt=pooling.prompt) for part in texts)
     return tuple(embed_rows(model, part, pad_id=int(tokenizer.pad_token_id)) for part in tokens)
 
 
@@ -140,8 +143,13 @@ def majority(train_labels: Sequence[str]) -> tuple[str, float]:
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:
     """Return a head of cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
-    length = float(np.linalg.norm(features, axis=1).mean())
-    return Head(unit(directions) * np.float32(COSINE_SCALE / length), np.zeros(len(directions), dtype=np.float32))
+    scale = np.float32(COSINE_SCALE / _mean_length(features))
+    return Head(unit(directions) * scale, np.zeros(len(directions), dtype=np.float32))
+
+
+def _mean_length(features: FloatArray) -> float:
+    """Return the mean length of embeddings [N, D]; 1 if all are zero."""
+    return float(np.linalg.norm(features, axis=1).mean()) or 1.0
 
 
 def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) -> FloatArray:
@@ -154,9 +162,14 @@ def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) 
 def fit_probe(
     features: FloatArray, labels: IntArray, *, held_out: FloatArray, truth: IntArray, metric: str = "accuracy"
 ) -> Fit:
-    """Fit logistic regression on frozen embeddings and select C on the held-out rows."""
-    data = HeadData((features,), labels, (held_out,), truth, metric)
-    return best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))
+    """Fit logistic regression on frozen embeddings and select C on the held-out rows.
+
+    The weights are those of the given embeddings. C does not depend on their scale, which differs between encoders.
+    """
+    scale = np.float32(1 / _mean_length(features))
+    data = HeadData((scale * features,), labels, (scale * held_out,), truth, metric)
+    best = best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))
+    return replace(best, weights=(scale * best.weights[0],))
 
 
 def fit_bag(data: HeadData) -> Fit:

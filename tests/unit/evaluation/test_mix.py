@@ -17,6 +17,7 @@ from tailorbird.models.export import export_version
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import Kind, VersionConfig, read_artifact_config, register, write_config
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
@@ -39,7 +40,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def artifact(folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] = CLASSES) -> str:
+def artifact(
+    folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] = CLASSES, pooling: Pooling = MEAN
+) -> str:
     """Write a fine-tuned classifier or a bag of words with a temperature, and return its URI."""
     folder.mkdir()
     torch.manual_seed(1)
@@ -67,6 +70,7 @@ def artifact(folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] =
         recipe_hash="0" * 64,
         created_at="2026-01-01T00:00:00+00:00",
         temperature=0.5 if kind == "bag_of_words" else 1.5,
+        pooling=pooling,
     )
     write_config(folder, config)
     return folder.as_uri()
