@@ -13,11 +13,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tailorbird.models.loading import load_text_encoder
 from tailorbird.models.metadata import MetadataError, require_encoder
-from tailorbird.models.pooling.declared import PoolingError, read_pooling
+from tailorbird.models.pooling.declared import MODES, PoolingError, read_pooling
 from tailorbird.monitoring.drift_reference import embed_texts
-from tailorbird.registry.pooling import MEAN, Pooling
+from tailorbird.registry.pooling import MEAN, Pooling, PoolingMode
 from tests import small_encoder
-from tests.declared_pooling import FLAGS, declare, write, write_modules
+from tests.declared_pooling import declare, write, write_modules
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.evaluation.test_mix import TEXTS, base
 
@@ -64,15 +64,15 @@ def test_a_folder_without_a_declaration_has_the_mean_of_the_tokens(folder: Path)
     assert_same(folder)
 
 
-@pytest.mark.parametrize("mode", FLAGS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_each_mode_is_that_of_the_library(folder: Path, mode: str, normalize: bool) -> None:
+def test_each_mode_is_that_of_the_library(folder: Path, mode: PoolingMode, normalize: bool) -> None:
     declare(folder, mode, normalize=normalize)
     assert read_pooling(folder.as_uri(), purpose="classification") == Pooling(mode=mode, normalize=normalize)
     assert_same(folder)
 
 
-@pytest.mark.parametrize("mode", FLAGS)
+@pytest.mark.parametrize("mode", MODES)
 def test_tokens_of_a_prompt_that_is_excluded_are_not_pooled(folder: Path, mode: str) -> None:
     prompts = {"prompts": NAMED, "default_prompt_name": "classification"}
     declare(folder, mode, prompts=prompts, include_prompt=False)

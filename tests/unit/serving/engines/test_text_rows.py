@@ -82,11 +82,13 @@ def test_the_cost_of_a_text_is_its_number_of_tokens_and_the_work_of_the_bag_of_w
 
 
 def test_the_prompt_of_a_version_is_put_before_a_text_and_adds_to_its_cost() -> None:
-    row, prompted = (TextRow(loaded(prompt=prompt), "a b c") for prompt in ("", "query is this: "))
+    model = loaded(prompt="query is this: ")
+    row = TextRow(loaded(), "a b c")
+    prompted = TextRow(model, "a b c")
     assert cost_of_row(prompted) > cost_of_row(row)
     tokenize([row, prompted])
     assert (row.tokens, prompted.tokens) == ([1] * 3, [1] * 6)
-    assert prompted.loaded.tokenizer.texts == ["query is this: a b c"]
+    assert model.tokenizer.texts == ["query is this: a b c"]
 
 
 def test_a_text_far_beyond_the_models_length_costs_its_tokenization() -> None:
