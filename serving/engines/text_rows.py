@@ -43,8 +43,10 @@ def cost_of_row(row: TextRow) -> int:
     cost = 0
     if row.loaded.model is not None:
         length = row.loaded.max_length
-        text = f"{row.loaded.version.pooling.prompt}{row.text}"
-        cost = estimated_length(text, max_length=length) if row.tokens is None else len(row.tokens)
+        if row.tokens is None:
+            cost = estimated_length(f"{row.loaded.version.pooling.prompt}{row.text}", max_length=length)
+        else:
+            cost = len(row.tokens)
         cost += max(num_bytes(row.text) - LONG_TEXT_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
     if row.loaded.bag is not None:
         cost += num_bytes(row.text) // BAG_BYTES_PER_TOKEN

@@ -49,9 +49,8 @@ class ClassificationTask:
         return _training_inputs(self.inputs)
 
     def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
-        """Return the config of an artifact of this run, with the base model's own pooling."""
-        config = self.inputs.version_config(kind, dtype=dtype, classes=self.classes)
-        return config.model_copy(update={"pooling": self.inputs.pooling})
+        """Return the config of an artifact of this run, with the default pooling."""
+        return self.inputs.version_config(kind, dtype=dtype, classes=self.classes)
 
     def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, unless it has one."""

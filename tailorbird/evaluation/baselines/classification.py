@@ -21,6 +21,7 @@ from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizer
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_encoder
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
@@ -40,6 +41,7 @@ class BaselineResults:
     bags: dict[str, BagOfWords]  # bags of words by kind
     temperatures: dict[str, float]  # temperatures of the servable baselines by kind, fitted on validation
     dtype: Dtype  # precision of the encoder in this process
+    pooling: Pooling  # that the encoder declares
 
 
 def fit_baselines(
@@ -97,13 +99,14 @@ def fit_baselines(
         "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
     }
     temperatures = {kind: fit_temperature(values, labels=truth) for kind, values in logits.items()}
-    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, dtype_name())
+    pooling = read_pooling(base_model, purpose="classification")
+    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, dtype_name(), pooling)
 
 
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
 
-    `config` supplies all fields except kind, temperature and the dtype of `bag_of_words`.
+    `config` supplies all fields except kind, temperature, pooling and the dtype of `bag_of_words`.
     """
     for kind, temperature in results.temperatures.items():
         files = bag_files(results.bags[kind]) if kind in results.bags else {}
@@ -112,7 +115,7 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
             files["head.safetensors"] = save({"weight": head.weight, "bias": head.bias})
         for name, content in files.items():
             storage.write_bytes(f"{uri}/{kind}/{name}", content)
-        changes: dict[str, object] = {"kind": kind, "temperature": temperature}
+        changes: dict[str, object] = {"kind": kind, "temperature": temperature, "pooling": results.pooling}
         if kind == "bag_of_words":
             changes["dtype"] = "float32"  # it has no encoder, and the linear head computes in float32 on every device
         write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))

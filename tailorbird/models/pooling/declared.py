@@ -36,12 +36,12 @@ def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
     if not declares_pooling(uri):
         return Pooling()
     modules = storage.read_json(f"{uri}/{MODULES}")
-    names = tuple(_class_name(module["type"]) for module in modules)
+    names = tuple(_class_name(str(module.get("type"))) for module in modules)
     if names not in (CHAIN[:2], CHAIN):
         allowed = f"{', '.join(CHAIN[:2])} and, optionally, {CHAIN[2]}"
         raise _unsupported(uri, f"the modules {', '.join(names)}", allowed=allowed)
-    _require_plain_text(uri, folder=modules[0]["path"])
-    config = storage.read_json(f"{uri}/{modules[1]['path']}/config.json")
+    _require_plain_text(uri, folder=modules[0].get("path", ""))
+    config = storage.read_json(f"{uri}/{modules[1].get('path')}/config.json")
     prompt = _prompt(uri, purpose=purpose)
     num_skipped = 0 if config.get("include_prompt", True) else _num_tokens(uri, prompt)
     return Pooling(mode=_mode(uri, config), normalize=names == CHAIN, prompt=prompt, num_skipped=num_skipped)

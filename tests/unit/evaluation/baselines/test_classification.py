@@ -25,6 +25,7 @@ from tailorbird.evaluation.baselines.classification import (
 )
 from tailorbird.evaluation.baselines.linear_head import Head, HeadData
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
 
 GENERATOR = np.random.default_rng(0)
@@ -52,6 +53,16 @@ def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
     held_out, truth = clusters(3)
     noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
     assert fit_probe(features, noisy, held_out=held_out, truth=truth).score > 0.8
+
+
+def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
+    features, labels = clusters(3)
+    fits = [fit_probe(scale * features, labels, held_out=scale * features, truth=labels) for scale in (1, 64)]
+    assert fits[0].c == fits[1].c
+    np.testing.assert_allclose(fits[1].logits, fits[0].logits, atol=1e-4)
+    for fit, scale in zip(fits, (1, 64), strict=True):
+        logits = scale * features @ fit.weights[0] + fit.bias
+        np.testing.assert_allclose(logits, fit.logits, atol=1e-4)
 
 
 def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
@@ -117,7 +128,7 @@ def test_a_class_with_one_row_is_learned() -> None:
     assert (bag.score, both.score) == (1.0, 1.0)
 
 
-def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_their_encoder(
+def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and_pooling_of_their_encoder(
     tmp_path: Path,
 ) -> None:
     head, uri = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)), tmp_path.as_uri()
@@ -125,7 +136,9 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
     heads = dict.fromkeys(("probe", "probe_bag"), head)
     bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
-    results = BaselineResults((), heads, bags, dict.fromkeys((*heads, "bag_of_words"), 2.0), "bfloat16")
+    temperatures = dict.fromkeys((*heads, "bag_of_words"), 2.0)
+    own = Pooling(mode="cls", normalize=True, prompt="query: ")
+    results = BaselineResults((), heads, bags, temperatures, "bfloat16", own)
     config = VersionConfig(
         kind="zero_shot",
         classes=("a", "b"),
@@ -143,6 +156,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
         "probe_bag": "bfloat16",
         "bag_of_words": "float32",
     }
+    assert {item.pooling for item in stored.values()} == {own}
     assert {(kind, 2.0) for kind in stored} == {(item.kind, item.temperature) for item in stored.values()}
 
 
