@@ -58,7 +58,7 @@ def _class_name(type_name: str) -> str:
     return rest.rpartition(".")[2] if package == PACKAGE else type_name
 
 
-def _mode(uri: str, config: dict[str, Any]) -> PoolingMode:
+def _mode(uri: str, config: Any) -> PoolingMode:
     """Return the mode of a module `Pooling`, whose config names it or has a flag for each mode."""
     given = config.get("pooling_mode") or [mode for flag, mode in FLAGS.items() if config.get(flag)] or "mean"
     modes = [given] if isinstance(given, str) else given
