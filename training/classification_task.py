@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.tasks import CLASSIFICATION
+from tailorbird.data.tasks import ClassificationData
 from tailorbird.data.tokenize import load_tokenizer, to_device
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.class_weights import weights_of_classes
@@ -24,6 +24,7 @@ from tailorbird.models.loading import load_weights
 from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import load_encoder, share_weights
 from tailorbird.models.shape import GPU_ROWS, ModelShape
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
@@ -49,6 +50,7 @@ class ClassificationTrainingTask(TrainingTask):
     class_counts: tuple[int, ...] = ()  # training rows of each class, which class weights need
     documents: tuple[str, ...] | None = None  # document of each validation row; None if each row is one
     metric: str = "accuracy"
+    pooling: Pooling = MEAN  # of the base model
     validates_tokens: ClassVar[bool] = True
 
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ClassifierRuntime":
@@ -71,7 +73,8 @@ class ClassificationTrainingTask(TrainingTask):
     def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
         assert isinstance(self.train, Rows)
         train = self.train.take(rows)
-        tokens = CLASSIFICATION.encode(train, tokenizer=tokenizer, max_length=self.max_length)
+        data = ClassificationData(self.pooling.prompt)
+        tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length)
         return TokenizedRows.from_lists(train.row_ids, tokens, classes=self.classes)
 
 
@@ -99,7 +102,11 @@ class ClassifierRuntime:
         """
         hidden_size = int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
         head = zero_head(hidden_size, len(self.task.classes))
-        return place_weights(Classifier(trainable_copy(self.encoder, config), head), config, autocast=autocast)
+        model = Classifier(trainable_copy(self.encoder, config), head, pooling=self._pooling(config))
+        return place_weights(model, config, autocast=autocast)
+
+    def _pooling(self, config: TrainingConfig) -> Pooling:
+        return self.task.pooling.trained(config.pooling)
 
     def attention(self, config: TrainingConfig) -> str:  # noqa: ARG002  part of the protocol
         return "dense"
@@ -186,7 +193,8 @@ class ClassifierRuntime:
         save_file(head, folder / "head.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
-        return load_weights(folder, encoder=share_weights(self.encoder), kind=config.method, dtype=None)
+        encoder = share_weights(self.encoder)
+        return load_weights(folder, encoder=encoder, kind=config.method, dtype=None, pooling=self._pooling(config))
 
 
 def validation_batches(lengths: NDArray[np.int64], *, num_ranks: int, device: str) -> list[NDArray[np.int64]]:

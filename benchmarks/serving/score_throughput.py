@@ -106,7 +106,6 @@ def _raw(uri: str, texts: list[str], num_processes: int) -> Mapping[str, float]:
 
 def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None:
     """Run a process of the raw variant: tokenize, sort and classify its texts once."""
-    from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
@@ -116,7 +115,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
     assert tokenizer is not None
 
     def forward(rows: list[str]) -> None:
-        tokens = encode_texts(rows, tokenizer=tokenizer, max_length=loaded.max_length)
+        tokens = loaded.encode(rows)
         logits_rows(model, tokens, pad_id=tokenizer.pad_token_id, batch_size=RAW_BATCH)
 
     forward(texts[:512])

@@ -50,7 +50,6 @@ from cluster.local import stack
 from serving.deploy import rollout
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
-from tailorbird.data.tokenize import encode_texts
 from tailorbird.models import base_model, loading, lora, pretrained
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.export import export_version
@@ -170,7 +169,7 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
     parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
     loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
     begun = time.process_time()
-    tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    tokens = loaded.encode(texts)
     encoded = time.process_time()
     for start in range(0, len(tokens), NUM_CLIENTS):
         logits_rows(loaded.model, tokens[start : start + NUM_CLIENTS], pad_id=loaded.tokenizer.pad_token_id)
@@ -260,7 +259,6 @@ def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, floa
 
 def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None:
     """Run a process of the raw variant: tokenize, sort and classify its texts for SECONDS."""
-    from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
@@ -269,7 +267,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
 
     def forward(start: int) -> int:
         rows = texts[start : start + part]
-        tokens = encode_texts(rows, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        tokens = loaded.encode(rows)
         logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id, batch_size=RAW_BATCH)
         return len(rows)
 
@@ -312,7 +310,6 @@ def serve_plain(uri: str, port: int) -> None:
     from fastapi import FastAPI
     from pydantic import BaseModel
 
-    from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
     from tailorbird.models.decision import temperature_softmax
 
@@ -325,7 +322,7 @@ def serve_plain(uri: str, port: int) -> None:
 
     @app.post("/v1/classify")
     def classify(body: Body) -> dict[str, Any]:
-        tokens = encode_texts([body.input], tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        tokens = loaded.encode([body.input])
         logits = logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
         scores = temperature_softmax(logits, temperature=1.0)[0]
         best = int(scores.argmax())

@@ -67,12 +67,11 @@ def predict_texts(
     """
     logits = np.zeros((len(texts), len(loaded.classes)), dtype=np.float32)
     if loaded.model is not None and loaded.tokenizer is not None:
-        from tailorbird.data.tokenize import encode_texts
         from tailorbird.models.classifier import logits_rows
 
         pad_id = int(loaded.tokenizer.pad_token_id)
         if tokens is None:
-            tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+            tokens = loaded.encode(texts)
         cost = cost_of(pass_costs(loaded.model.head.weight.device.type))
         for rows in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
             part = [tokens[row] for row in rows]
@@ -108,16 +107,16 @@ def predict_shared(
     pad_id = int(encoder.tokenizer.pad_token_id)
     with torch.inference_mode():
         for batch in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
-            inputs = collate([tokens[row] for row in batch], pad_id=pad_id, device=encoder.device)
+            input_ids, mask = collate([tokens[row] for row in batch], pad_id=pad_id, device=encoder.device)
             adapters = [adapter_of(rows[row][0]) for row in batch]
-            embedded = encoder.embed(*inputs, adapters=adapters)
+            hidden = encoder.hidden_states(input_ids, mask, adapters=adapters)
             for digest, loaded in members.items():
                 part = np.flatnonzero(digests[batch] == digest)
                 if not part.size:
                     continue
                 assert loaded.model is not None  # a version on a shared encoder has a model
-                head = loaded.model.head
-                logits = head(embedded[part].to(head.weight.dtype)).float().cpu().numpy()
+                embedded = loaded.model.pool(hidden[part], None if mask is None else mask[part])
+                logits = loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
                 if loaded.bag is not None:
                     logits += loaded.bag.logits([rows[row][1] for row in batch[part]])
                 for row, prediction in zip(batch[part], _predictions(loaded, logits), strict=True):

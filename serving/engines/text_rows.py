@@ -43,7 +43,10 @@ def cost_of_row(row: TextRow) -> int:
     cost = 0
     if row.loaded.model is not None:
         length = row.loaded.max_length
-        cost = estimated_length(row.text, max_length=length) if row.tokens is None else len(row.tokens)
+        if row.tokens is None:
+            cost = estimated_length(f"{row.loaded.version.pooling.prompt}{row.text}", max_length=length)
+        else:
+            cost = len(row.tokens)
         cost += max(num_bytes(row.text) - LONG_TEXT_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
     if row.loaded.bag is not None:
         cost += num_bytes(row.text) // BAG_BYTES_PER_TOKEN
@@ -77,15 +80,11 @@ def run_pass(
 
 def tokenize(rows: Sequence[TextRow]) -> None:
     """Store the tokens of the rows that have none, with one call of the tokenizer for each version."""
-    from tailorbird.data.tokenize import encode_texts
-
     new: dict[int, list[TextRow]] = {}
     for row in rows:
         if row.tokens is None and row.loaded.tokenizer is not None:
             new.setdefault(id(row.loaded), []).append(row)
     for group in new.values():
-        loaded = group[0].loaded
-        assert loaded.tokenizer is not None
-        encoded = encode_texts([row.text for row in group], tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        encoded = group[0].loaded.encode([row.text for row in group])
         for row, tokens in zip(group, encoded, strict=True):
             row.tokens = tokens

@@ -43,7 +43,7 @@ TASKS: dict[TaskName, TaskRules] = {
         hub_task="text-classification",
         hub_example=lambda text: {"text": text},
         model="A text classifier",
-        architecture="mean-pooled encoder and linear head, ",
+        architecture="encoder and linear head, ",
         unfitting=" with one of its classes, even if none fits",
     ),
     "chat": TaskRules(

@@ -61,6 +61,10 @@ class TrainingConfig(ConfigSection):
     method: Literal["lora", "full"] = "full"
     """`full` trains all weights; `lora` trains low-rank adapters and, for classification, the head. Use `lora` if the
     model does not fit in memory with its gradients and optimizer states."""
+    pooling: Literal["own", "mean"] = "own"
+    """(classification only) How the head gets one vector from the encoder's hidden states: `own` as the base model
+    declares in `modules.json`, or the `mean` of the tokens. Neither scales the vector to length 1, and both put the
+    model's own prompt before each text."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from stage 2 and the
     parameters from stage 3. Raise it if workers run out of memory; higher stages communicate more."""

@@ -26,6 +26,7 @@ class ClassificationData:
     """Data of classification tasks: texts and labels."""
 
     name: ClassVar[TaskName] = "classification"
+    prompt: str = ""  # text before each text
 
     def columns(self, config: DataConfig) -> list[str]:
         """Return the names of the columns that the task reads, without duplicates."""
@@ -43,7 +44,8 @@ class ClassificationData:
 
     def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
         """Tokenize training rows, truncated to `max_length` tokens; raise DataError as `training_tokens`."""
-        return TokenLists(encode_texts(rows.texts, tokenizer=tokenizer, max_length=max_length), labels=rows.labels)
+        tokens = encode_texts(rows.texts, tokenizer=tokenizer, max_length=max_length, prompt=self.prompt)
+        return TokenLists(tokens, labels=rows.labels)
 
     def longest_row(self, config: Any) -> int | None:
         """Return the maximum tokens of a training row for a transformers config; None if there is no limit."""

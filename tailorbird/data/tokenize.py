@@ -36,12 +36,21 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def encode_texts(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[list[int]]:
-    """Return the token ids of each text with special tokens, truncated to `max_length`; at least one per text."""
+def encode_texts(
+    texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase", max_length: int, prompt: str = ""
+) -> list[list[int]]:
+    """Return the token ids of each text with special tokens, truncated to `max_length`; at least one per text.
+
+    `prompt` is put before each text.
+    """
     if not texts:
         return []
     encoded = tokenizer(
-        list(texts), truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False
+        [f"{prompt}{text}" for text in texts],
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
     )
     unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]  # the mean over zero tokens would be NaN

@@ -96,7 +96,8 @@ def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
         raise DataError(f"{sample.uri} has no rows; give Parquet files with at least one row")
     roles = infer_column_roles(sample, text=options.text, label=options.label)
     base_model = options.base_model or DEFAULTS[roles.task].base_model
-    lengths = _lengths(roles, tokenizer=_offline_tokenizer(base_model, registry=options.registry))
+    tokenizer, prompt = _offline_tokenizer(base_model, registry=options.registry)
+    lengths = _lengths(roles, tokenizer=tokenizer, prompt=prompt)
     num_train = sample.num_rows + sum(count_rows(uri) for uri in uris.train[1:])
     num_validation, num_test = _held_out(uris, num_train=num_train)
     languages = languages_of(texts_in(roles))
@@ -115,9 +116,9 @@ def _held_out(uris: SplitUris, *, num_train: int) -> tuple[int, int]:
     return int(share * num_train), num_test
 
 
-def _lengths(roles: ColumnRoles, *, tokenizer: Any) -> TokenLengths:
+def _lengths(roles: ColumnRoles, *, tokenizer: Any, prompt: str) -> TokenLengths:
     if roles.text is not None:
-        return text_lengths(texts_in(roles), tokenizer=tokenizer)
+        return text_lengths(texts_in(roles), tokenizer=tokenizer, prompt=prompt)
     try:
         return conversation_lengths(conversations_in(roles), tokenizer=tokenizer)
     except DataError:  # The chat template rejects a conversation. A run reports it.
@@ -245,15 +246,19 @@ def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
     return SplitSample(labels, lengths, documents)
 
 
-def _offline_tokenizer(base_model: str, *, registry: str) -> Any:
-    """Return the base model's tokenizer if it is on the local disk or already on S3; None otherwise."""
+def _offline_tokenizer(base_model: str, *, registry: str) -> tuple[Any, str]:
+    """Return the base model's tokenizer and its prompt for classification.
+
+    They are None and "" if the model is neither on the local disk nor already on S3, or if it cannot be used.
+    """
     if base_model.startswith(("pypi://", "hf://", "s3://")) and not any(os.environ.get(name) for name in S3_SETTINGS):
-        return None
+        return None, ""
     with suppress(ValueError, OSError):
         is_folder = base_model.startswith(("s3://", "file://"))
         folder = base_model if is_folder else staged_base_model(base_model, registry=registry)
         if folder is not None:
             from tailorbird.models.metadata import read_tokenizer  # imports torch, which takes seconds
+            from tailorbird.models.pooling.declared import read_pooling
 
-            return read_tokenizer(folder)
-    return None
+            return read_tokenizer(folder), read_pooling(folder, purpose="classification").prompt
+    return None, ""

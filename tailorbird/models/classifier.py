@@ -1,4 +1,4 @@
-"""A classifier with encoder, masked mean pooling and linear head, and its forward pass over many rows."""
+"""A classifier with encoder, pooling and linear head, and its forward pass over many rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from cluster.progress import tracked
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
+from tailorbird.models.pooling.pool import pool
 from tailorbird.models.shape import CPU_ROWS, GPU_ROWS
+from tailorbird.registry.pooling import MEAN, Pooling
 
 TokenIds = Sequence[Sequence[int]]  # token ids of each row, unpadded
 GPU_TOKENS = 65_536  # maximum number of tokens with padding of a forward pass on a GPU; an estimate
@@ -22,18 +24,23 @@ class Classifier(nn.Module):
     The output of `encoder`, a transformers model, has `last_hidden_state` [B, T, D]; `head` maps [B, D] to [B, L].
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Linear, *, pooling: Pooling = MEAN) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.pooling = pooling
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the mean of the last hidden states, without padding: [B, T], [B, T] -> [B, D].
+        """Return the pooled last hidden states, without padding: [B, T], [B, T] -> [B, D].
 
         `attention_mask` is None if there is no padding, which allows faster kernels for the attention.
         """
         hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return masked_mean(hidden, attention_mask)
+        return self.pool(hidden, attention_mask)
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return the embeddings of rows from their last hidden states: [B, T, D], [B, T] -> [B, D]."""
+        return pool(hidden, attention_mask, pooling=self.pooling)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return logits [B, L] in fp32."""
@@ -46,14 +53,6 @@ class UnitLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(nn.functional.normalize(input, dim=-1))
-
-
-def masked_mean(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return the mean over the tokens, without padding: [B, T, D], [B, T] -> [B, D]. No mask means no padding."""
-    if attention_mask is None:
-        return hidden.sum(1) / hidden.new_full((), hidden.shape[1])  # rounded like the quotient below
-    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def zero_head(num_features: int, num_classes: int) -> nn.Linear:

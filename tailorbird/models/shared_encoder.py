@@ -9,11 +9,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tailorbird.data.tokenize import load_tokenizer
-from tailorbird.models.classifier import Classifier, masked_mean
+from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, load_head
 from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.models.pretrained import default_device, load_encoder
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import ADAPTER_KINDS, ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
@@ -34,7 +35,7 @@ def adapter_of(loaded: LoadedClassifier[ModelVersion]) -> str:
 class SharedEncoder:
     """A pretrained encoder with the adapters of any number of versions.
 
-    Call `add`, `remove` and `embed` from one thread only.
+    Call `add`, `remove` and `hidden_states` from one thread only.
     """
 
     def __init__(self, base_model: str, *, dtype: str, device: str | None = None) -> None:
@@ -61,7 +62,7 @@ class SharedEncoder:
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
-        model = SharedEncoderClassifier(self, adapter=name, head=head).eval()
+        model = SharedEncoderClassifier(self, adapter=name, head=head, pooling=version.pooling).eval()
         return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version, bag)
 
     def _add_adapter(self, name: str, folder: Path) -> None:
@@ -100,10 +101,10 @@ class SharedEncoder:
         else:
             self._adapted.delete_adapter(name)
 
-    def embed(
+    def hidden_states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, adapters: Sequence[str]
     ) -> torch.Tensor:
-        """Return the mean of the last hidden states, with an adapter for each row: [B, T], [B, T] -> [B, D].
+        """Return the last hidden states, with an adapter for each row: [B, T], [B, T] -> [B, T, D].
 
         Raises KeyError for an adapter that is not loaded, because PEFT would ignore it.
         """
@@ -113,14 +114,15 @@ class SharedEncoder:
             raise KeyError(f"adapter {sorted(names - known)[0]} is not loaded")
         rows = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._adapted is None:
-            hidden = self._encoder(**rows).last_hidden_state
+            output = self._encoder(**rows)
         elif len(names) > 1:
             self._activate(MIXED)
-            hidden = self._adapted(**rows, adapter_names=list(adapters)).last_hidden_state
+            output = self._adapted(**rows, adapter_names=list(adapters))
         else:  # PEFT's code for mixed rows copies the input of each layer, so it is not used here
             self._activate(*names)
-            hidden = self._adapted.base_model.model(**rows).last_hidden_state
-        return masked_mean(hidden, attention_mask)
+            output = self._adapted.base_model.model(**rows)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
 
     def _activate(self, name: str) -> None:
         """Activate an adapter, or none. If it is active, do nothing, because PEFT visits all layers."""
@@ -136,13 +138,15 @@ class SharedEncoder:
 
 
 class SharedEncoderClassifier(Classifier):
-    """A classifier with its own head and adapter on a shared encoder."""
+    """A classifier with its own head, adapter and pooling on a shared encoder."""
 
-    def __init__(self, shared: SharedEncoder, *, adapter: str, head: nn.Linear) -> None:
+    def __init__(self, shared: SharedEncoder, *, adapter: str, head: nn.Linear, pooling: Pooling) -> None:
         nn.Module.__init__(self)
         self.shared = shared
         self.adapter = adapter
         self.head = head
+        self.pooling = pooling
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        return self.shared.embed(input_ids, attention_mask, adapters=[self.adapter] * len(input_ids))
+        adapters = [self.adapter] * len(input_ids)
+        return self.pool(self.shared.hidden_states(input_ids, attention_mask, adapters=adapters), attention_mask)

@@ -27,6 +27,7 @@ from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
+from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.quality import GroupAccuracy, group_accuracies
@@ -192,9 +193,14 @@ def hashed_ngrams(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def embed_texts(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:
-    """Return embeddings [N, D] by the pretrained encoder, which all champions of a base model share."""
+    """Return embeddings [N, D] by the pretrained encoder, which all champions of a base model share.
+
+    The pooling is the encoder's own.
+    """
     base = local_copy(base_model)
+    pooling = read_pooling(base.as_uri(), purpose="classification")
     tokenizer, encoder = load_tokenizer(base), load_encoder(base)
-    model = Classifier(encoder, zero_head(int(encoder.config.hidden_size), 1))  # type: ignore[union-attr, arg-type]
-    tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
+    head = zero_head(int(encoder.config.hidden_size), 1)  # type: ignore[union-attr, arg-type]
+    model = Classifier(encoder, head, pooling=pooling)
+    tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length, prompt=pooling.prompt)
     return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))

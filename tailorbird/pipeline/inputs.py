@@ -1,7 +1,7 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
@@ -17,16 +17,18 @@ from tailorbird.data.parquet import has_integers
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
-from tailorbird.data.tasks import data_task
+from tailorbird.data.tasks import ClassificationData, data_task
 from tailorbird.evaluation.statistics.answer_metrics import require_readable_answers
 from tailorbird.evaluation.suites import load_suites, trained_suites
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
 from tailorbird.models.base_model import BaseModelRecord, model_record, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
+from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.hybrids import used_base_models
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
@@ -48,6 +50,7 @@ class RunInputs:
     integer_labels: bool = False  # the label column of a classification task holds integers
     suites: Mapping[str, Rows] = field(default_factory=dict)  # rows of the suites to ask, by name
     ranks: Ranks = ONE_RANK  # that hold each model of the run together
+    pooling: Pooling = MEAN  # that the base model of a classifier declares
 
     @property
     def splits(self) -> Splits:
@@ -160,6 +163,9 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
+    pooling = _pooling(recipe, uri)
+    if isinstance(task, ClassificationData):
+        task = replace(task, prompt=pooling.prompt)
     base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
     encoder = _stage_encoder(recipe)
     progress.activity("copying the code to the registry")
@@ -173,7 +179,17 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
     suites = trained_suites(recipe, suites, base_model=uri)
     ranks = run_ranks(recipe, base_model=uri)
-    return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels, suites=suites, ranks=ranks)
+    return RunInputs(
+        recipe,
+        data,
+        base_model,
+        code,
+        encoder,
+        integer_labels=integer_labels,
+        suites=suites,
+        ranks=ranks,
+        pooling=pooling,
+    )
 
 
 def inspect_inputs(recipe: Recipe) -> RunInputs | None:
@@ -191,7 +207,13 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
     suites = trained_suites(recipe, suites, base_model=uri)
     ranks = run_ranks(recipe, base_model=uri)
-    return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites, ranks=ranks)
+    pooling = _pooling(recipe, uri)
+    return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites, ranks=ranks, pooling=pooling)
+
+
+def _pooling(recipe: Recipe, base_model: str) -> Pooling:
+    """Return the pooling that the base model of a classifier declares. Raises PoolingError."""
+    return read_pooling(base_model, purpose="classification") if recipe.task == "classification" else MEAN
 
 
 def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:

@@ -84,7 +84,7 @@ def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any)
     mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
     averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
-    context.task.make_loadable(best.uri, kind=sweep_result.selected.method, dtype=_dtype_of(best, seeds))
+    context.task.make_loadable(best.uri, trained=sweep_result.selected, dtype=_dtype_of(best, seeds))
     unmixed = calibrate_contender(context, best)
     mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
     candidate = calibrate_contender(context, mix.candidate)
@@ -255,7 +255,7 @@ def average_seeds(
     def compute(uri: str) -> Contender:
         progress.activity("averaging the weights of the seeds")
         inputs.remote(average_weights)(weights, f"{uri}/weights")
-        context.task.make_loadable(f"{uri}/weights", kind=selected.method, dtype=seeds[0].dtype)
+        context.task.make_loadable(f"{uri}/weights", trained=selected, dtype=seeds[0].dtype)
         table = inputs.remote_model(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
         return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 

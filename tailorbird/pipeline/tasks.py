@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.copies import documents
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
@@ -61,12 +62,14 @@ class ClassificationTask:
         return _training_inputs(self.inputs)
 
     def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
-        """Return the config of an artifact of this run."""
+        """Return the config of an artifact of this run, with the default pooling."""
         return self.inputs.version_config(kind, dtype=dtype, classes=self.classes)
 
-    def make_loadable(self, uri: str, *, kind: Kind, dtype: Dtype) -> None:
+    def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, unless it has one."""
-        make_loadable(uri, self.version_config(kind, dtype=dtype))
+        pooling = self.inputs.pooling.trained(trained.pooling)
+        config = self.version_config(trained.method, dtype=dtype).model_copy(update={"pooling": pooling})
+        make_loadable(uri, config)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         """Return the stored baselines; a cached stage."""
@@ -106,6 +109,7 @@ class ClassificationTask:
             documents=self.documents,
             max_length=recipe.data.max_length,
             metric=recipe.evaluation.metric,
+            pooling=self.inputs.pooling,
         )
 
     def measure_rates(self) -> Rates:
@@ -154,10 +158,10 @@ class ChatTask:
     def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
         return self.inputs.version_config(kind, dtype=dtype, prompting=self.prompting)
 
-    def make_loadable(self, uri: str, *, kind: Kind, dtype: Dtype) -> None:
+    def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, and the index of a model with retrieved examples."""
         examples = self._examples()
-        config = self.inputs.version_config(kind, dtype=dtype, prompting=self._trained_prompting(examples))
+        config = self.inputs.version_config(trained.method, dtype=dtype, prompting=self._trained_prompting(examples))
         make_loadable(uri, config, index_uri=None if examples is None else examples.index_uri)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from tailorbird import storage
 from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.storage import MANIFEST, StorageError
 from tailorbird.storage.paths import TaskPaths, is_version_uri, parse_version_uri
@@ -146,8 +147,8 @@ class Prompting(Frozen):
 class VersionConfig(StoredModel):
     """The content of `config.json` in the folder of a version.
 
-    The `base_model`, `max_length`, `dtype`, `temperature`, `offsets` and `prompting` of a hybrid are ignored; those of
-    its parts are used.
+    A hybrid ignores `base_model`, `max_length`, `dtype`, `temperature`, `offsets`, `prompting` and `pooling`. Its parts
+    have their own.
     """
 
     kind: Kind
@@ -156,6 +157,7 @@ class VersionConfig(StoredModel):
     base_model: str  # S3 URI
     max_length: int
     dtype: Dtype  # in evaluation and serving
+    pooling: Pooling = MEAN  # (classification only) of the encoder, with the prompt before each text
     code: str  # S3 URI
     recipe_hash: str
     created_at: str

@@ -140,8 +140,9 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
             classes += ", and `config.offsets` are added to the logits to decide for a class by the recipe's metric"
             decided = "(logits + model[0].auto_model.config.offsets)"
         return (
-            "The three modules are the encoder, the mean of its hidden states, and the linear head. The output is the "
-            f"logits, divided by the temperature, so their softmax is the calibrated confidence; {classes}.\n\n"
+            "The modules are the encoder, the pooling of its hidden states, and the linear head. The prompt of the "
+            "encoder, if any, is the default prompt. The output is the logits, divided by the temperature, so their "
+            f"softmax is the calibrated confidence; {classes}.\n\n"
             "```python\n"
             "from sentence_transformers import SentenceTransformer\n\n"
             'model = SentenceTransformer("FOLDER")\n'

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
 """A program that waits for the end of its input, which comes when the test process dies, and then stops the stack."""
 
-FOLDERS = ("classification", "pipeline", "training", "serving", "cluster", "storage")
+FOLDERS = ("classification", "pipeline", "training", "serving", "cluster", "storage", "models")
 """The folders in the order in which pytest-xdist starts them: the longest first, so that no process ends early."""
 
 

@@ -32,12 +32,14 @@ class TokenLengths:
     counted: bool  # False if the lengths are estimated
 
 
-def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None") -> TokenLengths:
-    """Return the token lengths of texts."""
+def text_lengths(
+    texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None", prompt: str = ""
+) -> TokenLengths:
+    """Return the token lengths of texts, each after the prompt. Estimates are without it."""
     sample = spread(texts)
     if tokenizer is None:
         return _lengths([_estimate(text) + SPECIAL_TOKENS for text in sample], [], counted=False)
-    tokens = encode_texts(sample, tokenizer=tokenizer, max_length=UNLIMITED)
+    tokens = encode_texts(sample, tokenizer=tokenizer, max_length=UNLIMITED, prompt=prompt)
     return _lengths([len(row) for row in tokens], [], counted=True)
 
 

@@ -35,13 +35,16 @@ from tailorbird.evaluation.offsets import OffsetFit
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
+from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_encoder
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
 EMBEDDED_AT_ONCE = 2048  # rows
-PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
+PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is 1."""
 BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}  # the same on a bag of words, by kind of linear model
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
@@ -57,6 +60,7 @@ class BaselineResults:
     temperatures: dict[str, float]  # temperatures of the servable baselines by kind, fitted on validation
     offsets: dict[str, tuple[float, ...]]  # offsets of the classes by kind, fitted on validation
     dtype: Dtype  # precision of the encoder in this process
+    pooling: Pooling  # that the encoder declares
 
 
 def fit_baselines(
@@ -125,14 +129,8 @@ def fit_baselines(
         data.take(rows), embeddings=unit(features), held_out_embeddings=unit(held_out_features), alone=bag
     )
     if embedded_only:
-        length = float(np.linalg.norm(features, axis=1).mean())
-        units = HeadData(
-            (unit(features) * np.float32(length),),
-            labels[rows],
-            (unit(held_out_features) * np.float32(length),),
-            held_out,
-        )
-        both = best_of([both, mix_fits(fit_probe(units), bag=bag, length=length, held_out=held_out)])
+        units = HeadData((unit(features),), labels[rows], (unit(held_out_features),), held_out)
+        both = best_of([both, mix_fits(fit_probe(units), bag=bag, held_out=held_out)])
     add("probe_bag", both.logits, both, f"{both.note()}{embedded_only}")
     heads = {
         "zero_shot": zero_shot,
@@ -144,13 +142,14 @@ def fit_baselines(
         "bag_of_words": BagOfWords(vectorizers, bag.weights[0], bag.bias),
         "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
     }
-    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, offsets, dtype_name())
+    pooling = read_pooling(base_model, purpose="classification")
+    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, offsets, dtype_name(), pooling)
 
 
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
 
-    `config` supplies all fields except kind, temperature, offsets and the dtype of `bag_of_words`.
+    `config` supplies all fields except kind, temperature, offsets, pooling and the dtype of `bag_of_words`.
     """
     for kind, temperature in results.temperatures.items():
         files = bag_files(results.bags[kind]) if kind in results.bags else {}
@@ -159,7 +158,12 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
             files["head.safetensors"] = save({"weight": head.weight, "bias": head.bias})
         for name, content in files.items():
             storage.write_bytes(f"{uri}/{kind}/{name}", content)
-        changes: dict[str, object] = {"kind": kind, "temperature": temperature, "offsets": results.offsets[kind]}
+        changes: dict[str, object] = {
+            "kind": kind,
+            "temperature": temperature,
+            "offsets": results.offsets[kind],
+            "pooling": results.pooling,
+        }
         if kind == "bag_of_words":
             changes["dtype"] = "float32"  # it has no encoder, and the linear head computes in float32 on every device
         write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))
@@ -168,15 +172,16 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
 
 
 def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str]], FloatArray]:
-    """Return a function that returns the embeddings [N, D] of texts by the pretrained encoder."""
+    """Return a function that returns the embeddings [N, D] of texts by the pretrained encoder, with its own pooling."""
     base = local_copy(base_model)
+    pooling = read_pooling(base.as_uri(), purpose="classification")
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    model = Classifier(encoder, zero_head(width, 1).to(default_device()))
+    model = Classifier(encoder, zero_head(width, 1).to(default_device()), pooling=pooling)
 
     def embed(texts: Sequence[str]) -> FloatArray:
-        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
+        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length, prompt=pooling.prompt)
         return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
     return embed
@@ -230,8 +235,13 @@ def majority(train_labels: Sequence[str]) -> tuple[str, float]:
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:
     """Return a head of cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
-    length = float(np.linalg.norm(features, axis=1).mean())
-    return Head(unit(directions) * np.float32(COSINE_SCALE / length), np.zeros(len(directions), dtype=np.float32))
+    scale = np.float32(COSINE_SCALE / _mean_length(features))
+    return Head(unit(directions) * scale, np.zeros(len(directions), dtype=np.float32))
+
+
+def _mean_length(features: FloatArray) -> float:
+    """Return the mean length of embeddings [N, D]; 1 if all are zero."""
+    return float(np.linalg.norm(features, axis=1).mean()) or 1.0
 
 
 def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) -> FloatArray:
@@ -242,8 +252,15 @@ def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) 
 
 
 def fit_probe(data: HeadData) -> Fit:
-    """Fit logistic regression on frozen embeddings, and select C, class weights and offsets."""
-    return best_class_weights(data, [best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))])
+    """Fit logistic regression on frozen embeddings, and select C, class weights and offsets.
+
+    The weights are those of the given embeddings. C does not depend on their scale, which differs between encoders.
+    """
+    [train], [validation] = data.train, data.features
+    scale = np.float32(1 / _mean_length(train))
+    scaled = replace(data, train=(scale * train,), features=(scale * validation,))
+    best = best_class_weights(scaled, [best_of(fit_linear(scaled, LOGISTIC, strengths=PROBE_C))])
+    return replace(best, weights=(scale * best.weights[0],))
 
 
 def fit_bag(data: HeadData, *, seed: int = 0) -> Fit:
@@ -275,10 +292,10 @@ def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embe
     )
 
 
-def mix_fits(probe: Fit, *, bag: Fit, length: float, held_out: HeldOut) -> Fit:
+def mix_fits(probe: Fit, *, bag: Fit, held_out: HeldOut) -> Fit:
     """Return the mix of a bag of words and a probe that learned from fewer rows, by a weight selected on validation.
 
-    The probe's features are unit embeddings times `length`. The mix has the weighted log-probabilities of both.
+    The probe's features are unit embeddings. The mix has the weighted log-probabilities of both.
     """
     temperatures = [fit_temperature(fit.logits, labels=held_out.truth) for fit in (probe, bag)]
     calibrated = [fit.logits / np.float32(value) for fit, value in zip((probe, bag), temperatures, strict=True)]
@@ -287,7 +304,7 @@ def mix_fits(probe: Fit, *, bag: Fit, length: float, held_out: HeldOut) -> Fit:
     of_bag = np.float32((1 - weight) / temperatures[1])
     mixed = replace(
         bag,
-        weights=(probe.weights[0] * of_probe * np.float32(length), bag.weights[0] * of_bag),
+        weights=(probe.weights[0] * of_probe, bag.weights[0] * of_bag),
         bias=probe.bias * of_probe + bag.bias * of_bag,
         embedding_weight=1.0,
         logits=np.asarray(weight * calibrated[0] + (1 - weight) * calibrated[1], dtype=np.float32),

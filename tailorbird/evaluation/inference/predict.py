@@ -8,7 +8,7 @@ import numpy as np
 from cluster.ranks.process_group import on_first_rank
 from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
-from tailorbird.data.tokenize import encode_texts, label_indices
+from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
 from tailorbird.evaluation.inference.device import evaluation_device
@@ -102,7 +102,7 @@ def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows, *, batch_s
     """
     logits = np.zeros((len(rows), len(loaded.classes)), dtype=np.float32)
     if loaded.model is not None and loaded.tokenizer is not None:
-        tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        tokens = loaded.encode(rows.texts)
         logits += logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id), batch_size=batch_size)
     if loaded.bag is not None:
         logits += loaded.bag.logits(rows.texts)

@@ -37,9 +37,9 @@ ARCHITECTURES: dict[str, str] = {
     "bag_of_words": "TF-IDF of n-grams and linear head, ",
     "nearest": "index of training rows, without a language model, ",
     "retrieved": "pretrained model with training rows in its prompt, ",
-    "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
+    "probe_bag": "encoder, TF-IDF of n-grams and linear head, ",
     **dict.fromkeys(ENDPOINT_KINDS, "prompt for an external endpoint, without weights, "),
-    **dict.fromkeys(MIXED_KINDS.values(), "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, "),
+    **dict.fromkeys(MIXED_KINDS.values(), "encoder and TF-IDF of n-grams, each with a linear head, "),
 }
 """Architecture of the kinds that differ from the other models of their task."""
 BEHAVIORAL_GATES = {

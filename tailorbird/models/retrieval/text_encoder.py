@@ -15,6 +15,7 @@ from tailorbird.data.tokenize import encode_texts
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import cast_parameters
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import PinnedEncoder
 from tailorbird.storage.node_cache import local_copy, repaired_copy, sha256_files
 
@@ -45,7 +46,8 @@ class TextEncoder:
 
         The last digits of an embedding depend on the other texts, with which it is padded.
         """
-        tokens = encode_texts(texts, tokenizer=self.tokenizer, max_length=self.max_length)
+        prompt = self.model.pooling.prompt
+        tokens = encode_texts(texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt)
         embeddings = embed_rows(self.model, tokens, pad_id=int(self.tokenizer.pad_token_id))
         visible = np.array([bool(text.strip()) for text in texts], dtype=np.float32)
         lengths = np.linalg.norm(embeddings, axis=1)
@@ -75,11 +77,12 @@ def checked_files(pinned: PinnedEncoder) -> Path:
 
 
 def text_encoder(
-    encoder: nn.Module, *, tokenizer: "PreTrainedTokenizerBase", pinned: PinnedEncoder, device: str
+    encoder: nn.Module, *, tokenizer: "PreTrainedTokenizerBase", pinned: PinnedEncoder, pooling: Pooling, device: str
 ) -> TextEncoder:
     """Return a loaded pretrained model as an encoder in its dtype; raise ModelError if it cannot embed a text."""
     config: Any = encoder.config
-    model = Classifier(cast_parameters(encoder, getattr(torch, pinned.dtype)), zero_head(int(config.hidden_size), 1))
+    head = zero_head(int(config.hidden_size), 1)
+    model = Classifier(cast_parameters(encoder, getattr(torch, pinned.dtype)), head, pooling=pooling)
     longest = int(getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
     result = TextEncoder(
         pinned, model.to(device).eval().requires_grad_(False), tokenizer, min(longest, MAX_TEXT_TOKENS)

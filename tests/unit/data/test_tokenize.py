@@ -43,6 +43,11 @@ def test_a_text_is_encoded_with_special_tokens(tokenizer: Any) -> None:
     assert encoded == [[CLS, ACUTE, CHEST, PAIN, PLURAL, SEP], [CLS, FEVER, SEP], [CLS, SEP]]
 
 
+def test_a_prompt_is_put_before_each_text_and_is_not_truncated(tokenizer: Any) -> None:
+    encoded = encode_texts(["pain " * 50, ""], tokenizer=tokenizer, max_length=5, prompt="acute chest ")
+    assert encoded == [[CLS, ACUTE, CHEST, PAIN, SEP], [CLS, ACUTE, CHEST, SEP]]
+
+
 def test_a_long_text_is_truncated_before_its_end_token(tokenizer: Any) -> None:
     assert encode_texts(["pain " * 50], tokenizer=tokenizer, max_length=4) == [[CLS, PAIN, PAIN, SEP]]
 

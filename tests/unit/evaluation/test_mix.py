@@ -19,6 +19,7 @@ from tailorbird.models.export import export_version
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import Kind, VersionConfig, read_artifact_config, register, write_config
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
@@ -41,7 +42,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def artifact(folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] = CLASSES) -> str:
+def artifact(
+    folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] = CLASSES, pooling: Pooling = MEAN
+) -> str:
     """Write a fine-tuned classifier or a bag of words with a temperature, and return its URI."""
     folder.mkdir()
     torch.manual_seed(1)
@@ -69,6 +72,7 @@ def artifact(folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] =
         recipe_hash="0" * 64,
         created_at="2026-01-01T00:00:00+00:00",
         temperature=0.5 if kind == "bag_of_words" else 1.5,
+        pooling=pooling,
     )
     write_config(folder, config)
     return folder.as_uri()
@@ -92,14 +96,14 @@ def load(uri: str) -> LoadedClassifier[VersionConfig]:
 
 def test_the_weight_with_the_highest_score_is_selected() -> None:
     truth = np.array([0, 0, 1, 1])
-    model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]])  # wrong in the second row
-    bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # wrong in the first and third row
+    model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]], np.float32)  # wrong in the second row
+    bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)  # wrong in the first and third row
     record = select_weight(model, bag, held_out=HeldOut(truth, "accuracy"))
     assert (record.weight, record.validation, record.unmixed, record.num_weights) == (0.6, 1.0, 0.75, 9)
 
 
 def test_the_largest_weight_is_selected_if_scores_are_equal() -> None:
-    logits = np.eye(3)
+    logits = np.eye(3, dtype=np.float32)
     record = select_weight(logits, logits, held_out=HeldOut(np.arange(3), "macro_f1"))
     assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
 

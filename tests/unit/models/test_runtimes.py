@@ -19,6 +19,7 @@ from tailorbird.models.export import export_version, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import EngineError, load_exported
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import (
     EXPORTED_ENCODER,
     TRAINING_ROWS,
@@ -114,6 +115,24 @@ def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersi
     np.testing.assert_allclose(logits_of(with_openvino, ROWS), logits_of(with_torch, ROWS), atol=1e-4)
     ours, theirs = (embed_rows(model_of(loaded), ROWS, pad_id=0) for loaded in (with_openvino, with_torch))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        Pooling(mode="cls", num_skipped=1),
+        Pooling(mode="lasttoken", normalize=True),
+        Pooling(mode="weightedmean", num_skipped=1),
+        Pooling(mode="max"),
+        Pooling(mode="mean_sqrt_len_tokens"),
+    ],
+)
+def test_an_exported_graph_has_the_pooling_of_the_version(base: Path, tmp_path: Path, pooling: Pooling) -> None:
+    model = Classifier(load_encoder(base), torch.nn.Linear(32, 3), pooling=pooling).eval()
+    write_graph(model, tmp_path / EXPORTED_ENCODER, max_length=32)
+    rows = [[1, *row] for row in ROWS]  # no row has only tokens that are skipped
+    ours = load_exported(tmp_path, head=model.head, engine="openvino", dtype="float32")
+    np.testing.assert_allclose(embed_rows(ours, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5)
 
 
 def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import dtype_name, inference_dtype
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
 from tailorbird.storage.node_cache import sha256_files
 from tests import small_chat, small_encoder
@@ -56,6 +57,20 @@ def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunCo
     chat_task = chat.task.training_task()
     assert isinstance(chat_task, ChatTrainingTask)
     assert (chat_task.metric, chat_task.prompting.system, len(chat_task.validation)) == ("token_f1", "s", 3)
+
+
+def test_a_trained_classifier_stores_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
+    own = Pooling(mode="cls", normalize=True, prompt="query: ")
+    context = context_of(recipe_at(tmp_path), splits_of())
+    task = ClassificationTask(replace(context.inputs, pooling=own))
+    training_task = task.training_task()
+    assert isinstance(training_task, ClassificationTrainingTask)
+    assert training_task.pooling == own
+    expected = {"own": Pooling(mode="cls", prompt="query: "), "mean": Pooling(prompt="query: ")}
+    for choice, pooling in expected.items():
+        trained = context.recipe.training.model_copy(update={"pooling": choice})
+        task.make_loadable((tmp_path / choice).as_uri(), trained=trained, dtype="float32")
+        assert read_artifact_config((tmp_path / choice).as_uri()).pooling == pooling
 
 
 def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +140,7 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     assert task.training_inputs != chat.task.training_inputs
     weights = tmp_path / "weights"
     weights.mkdir()
-    task.make_loadable(weights.as_uri(), kind="full", dtype="bfloat16")
+    task.make_loadable(weights.as_uri(), trained=recipe.training, dtype="bfloat16")
     config = read_artifact_config(weights.as_uri())
     assert (config.kind, config.prompting, config.dtype) == ("full", trained.prompting, "bfloat16")
     assert {path.name for path in weights.iterdir()} == {"config.json", *INDEX_FILES}

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-SCRIPT = '''
+SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def causal(folder, text):
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -29,24 +29,15 @@ def causal(folder, text):
     return model.eval()(input_ids=ids).logits[0].float()
 
 def classifier(folder, text):
-    """The modules of sentence-transformers, without the package."""
-    from safetensors.torch import load_file
-    assert [module["path"] for module in json.load(open(folder + "/modules.json"))] == ["", "1_Pooling", "2_Dense"]
-    longest = json.load(open(folder + "/sentence_bert_config.json"))["max_seq_length"]
-    assert json.load(open(folder + "/1_Pooling/config.json"))["pooling_mode_mean_tokens"]
-    tokens = AutoTokenizer.from_pretrained(folder)(text, truncation=True, max_length=longest, return_tensors="pt")
-    hidden = AutoModel.from_pretrained(folder).eval()(**tokens).last_hidden_state
-    mask = tokens["attention_mask"][..., None].float()
-    head = load_file(folder + "/2_Dense/model.safetensors")
-    pooled = (hidden * mask).sum(1) / mask.sum(1)
-    return (pooled @ head["linear.weight"].T + head["linear.bias"])[0]
+    from sentence_transformers import SentenceTransformer
+    return SentenceTransformer(folder, device="cpu").encode(text)
 
 jobs, functions = json.load(sys.stdin), {"causal": causal, "classifier": classifier}
 with torch.inference_mode():
     logits = {name: functions[job["kind"]](job["folder"], job["text"]) for name, job in jobs.items()}
 assert not {"tailorbird", "training", "cluster"} & {name.partition(".")[0] for name in sys.modules}
 print(json.dumps({name: values.tolist() for name, values in logits.items()}))
-'''
+"""
 
 
 def logits_of(jobs: Mapping[str, tuple[str, Path, str]], *, folder: Path) -> dict[str, np.ndarray[Any, Any]]:

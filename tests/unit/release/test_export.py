@@ -31,6 +31,7 @@ from tailorbird.models.hub_format import require_exportable, write_hub_format
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     TRAINING_ROWS,
@@ -64,6 +65,11 @@ ANSWER_SCHEMA = {
     "type": "object",
     "properties": {"code": {"type": "string", "pattern": "^[A-Z][0-9]{2}$"}, "ok": {"type": "boolean"}},
     "required": ["code", "ok"],
+}
+POOLINGS: dict[Kind, Pooling] = {
+    "full": MEAN,
+    "lora": Pooling(mode="weightedmean", prompt="acute fever: ", num_skipped=4),
+    "probe": Pooling(mode="lasttoken", normalize=True, prompt="chest "),
 }
 PROMPTING = Prompting(system="be brief", shots=(("user", "a"), ("assistant", "b")), max_new_tokens=8)
 
@@ -117,9 +123,7 @@ def chat_logits(uri: str) -> np.ndarray:
 def class_logits(uri: str, text: str) -> Any:
     loaded = load_model(uri, LoadedClassifier)
     assert loaded.model is not None
-    assert loaded.tokenizer is not None
-    tokens = loaded.tokenizer([text], truncation=True, max_length=loaded.max_length)["input_ids"]
-    return logits_rows(loaded.model, tokens, pad_id=0)[0] / loaded.version.temperature
+    return logits_rows(loaded.model, loaded.encode([text]), pad_id=0)[0] / loaded.version.temperature
 
 
 def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, chat_base: Path, tmp_path: Path) -> None:
@@ -132,9 +136,10 @@ def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, cha
         exported = export_version(uri, tmp_path / name, merged=merged)
         assert exported.library == ("peft" if name == "adapter" else "transformers")
         jobs[name], expected[name] = ("causal", tmp_path / name, "ab"), chat_logits(uri)
-    for kind in ("full", "lora"):
+    for kind, pooling in POOLINGS.items():
         name = f"classifier-{kind}"
-        uri = register((tmp_path / name / "task").as_uri(), artifact_folder(tmp_path, kind, base)).uri
+        folder = artifact_folder(tmp_path, kind, base, pooling=pooling)
+        uri = register((tmp_path / name / "task").as_uri(), folder).uri
         assert export_version(uri, tmp_path / f"{name}-out", merged=False).library == "sentence-transformers"
         for text in (TEXT, LONG):
             jobs[f"{name} {text}"] = ("classifier", tmp_path / f"{name}-out", text)
@@ -202,8 +207,8 @@ def test_the_exported_format_gives_the_answers_of_the_evaluation(
     assert TypeAdapter(StructuredFormat).validate_python(written) == format
 
 
-def artifact_folder(folder: Path, kind: Kind, base: Path) -> Path:
-    artifact(folder / f"artifact-{kind}", kind=kind, base=base)
+def artifact_folder(folder: Path, kind: Kind, base: Path, *, pooling: Pooling = MEAN) -> Path:
+    artifact(folder / f"artifact-{kind}", kind=kind, base=base, pooling=pooling)
     return folder / f"artifact-{kind}"
 
 

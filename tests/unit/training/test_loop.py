@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.registry.pooling import Pooling
 from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
 from training import checkpoint, export, loop, preemption
 from training.classification_task import ClassifierRuntime
@@ -240,6 +242,17 @@ def test_the_exported_model_predicts_as_the_trained_model(
     with trained(runtime, zero_stage=stage, method=method) as (engine, config):
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
     assert (tmp_path / "head.safetensors").exists()
+
+
+def test_a_training_uses_the_pooling_of_its_configuration(
+    runtime: ClassifierRuntime, plain_losses: list[float], tmp_path: Path
+) -> None:
+    task = replace(runtime.task, pooling=Pooling(mode="lasttoken", normalize=True))
+    runtime = replace(runtime, task=task)
+    assert losses(runtime, pooling="mean") == pytest.approx(plain_losses)
+    with trained(runtime, zero_stage=3) as (engine, config):
+        assert engine.module.pooling == Pooling(mode="lasttoken")
+        export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compares the logits
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

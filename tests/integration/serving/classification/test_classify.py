@@ -12,7 +12,6 @@ import torch
 from serving.deploy import rollout
 from serving.engines.classify import predict_texts
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.tokenize import encode_texts
 from tailorbird.models import classifier, loading
 from tests.fuzz import fuzz
 from tests.integration.serving.classification.service import (
@@ -96,7 +95,7 @@ def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
         loaded = loading.load_model(service.swapped.uri, loading.LoadedClassifier)
         assert loaded.model is not None
         assert loaded.tokenizer is not None
-        tokens = encode_texts(TEXTS, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        tokens = loaded.encode(TEXTS)
         logits = classifier.logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
         expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
         results = service.ask({"input": TEXTS, "scores": True})["results"]

@@ -11,6 +11,7 @@ def test_lengths_are_estimated_from_words_without_a_tokenizer() -> None:
 
 def test_a_tokenizer_counts_the_tokens_that_training_uses() -> None:
     assert text_lengths(["abc", "abcde"], tokenizer=tokenizer()).p99 == 5
+    assert text_lengths(["abc", "abcde"], tokenizer=tokenizer(), prompt="ab").p99 == 7
     conversation = (("user", "abc"), ("assistant", "de"), ("user", "f"), ("assistant", "ghij"))
     chat = conversation_lengths([conversation], tokenizer=tokenizer())
     assert chat.counted

@@ -30,6 +30,7 @@ from tailorbird.evaluation.baselines.classification import (
 )
 from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut, fit_linear
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
+from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
 
 GENERATOR = np.random.default_rng(0)
@@ -57,6 +58,17 @@ def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
     held_out, truth = clusters(3)
     noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
     assert fit_probe(HeadData((features,), noisy, (held_out,), HeldOut(truth, "accuracy"))).score > 0.8
+
+
+def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
+    features, labels = clusters(3)
+    held_out = HeldOut(labels, "accuracy")
+    fits = [fit_probe(HeadData((scale * features,), labels, (scale * features,), held_out)) for scale in (1, 64)]
+    assert fits[0].c == fits[1].c
+    np.testing.assert_allclose(fits[1].logits, fits[0].logits, atol=1e-4)
+    for fit, scale in zip(fits, (1, 64), strict=True):
+        logits = scale * features @ fit.weights[0] + fit.bias
+        np.testing.assert_allclose(logits, fit.logits, atol=1e-4)
 
 
 def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
@@ -122,7 +134,7 @@ def test_a_class_with_one_row_is_learned() -> None:
     assert (bag.score, both.score) == (1.0, 1.0)
 
 
-def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_their_encoder(
+def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and_pooling_of_their_encoder(
     tmp_path: Path,
 ) -> None:
     head, uri = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)), tmp_path.as_uri()
@@ -132,7 +144,8 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
     bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
     kinds = (*heads, "bag_of_words")
     offsets: dict[str, tuple[float, ...]] = dict.fromkeys(kinds, (0.0, 1.5))
-    results = BaselineResults((), heads, bags, dict.fromkeys(kinds, 2.0), offsets, "bfloat16")
+    own = Pooling(mode="cls", normalize=True, prompt="query: ")
+    results = BaselineResults((), heads, bags, dict.fromkeys(kinds, 2.0), offsets, "bfloat16", own)
     config = VersionConfig(
         kind="zero_shot",
         classes=("a", "b"),
@@ -150,6 +163,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
         "probe_bag": "bfloat16",
         "bag_of_words": "float32",
     }
+    assert {item.pooling for item in stored.values()} == {own}
     assert {(kind, 2.0) for kind in stored} == {(item.kind, item.temperature) for item in stored.values()}
     assert {item.offsets for item in stored.values()} == {(0.0, 1.5)}
 
@@ -226,8 +240,8 @@ def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:
     embeddings, labels = clusters(3, per_class=4)
     held_out = unit(clusters(3)[0])
     bag = fit_bag(data)
-    features = HeadData((unit(embeddings) * np.float32(5),), labels, (held_out * np.float32(5),), data.held_out)
-    mixed = mix_fits(fit_probe(features), bag=bag, length=5.0, held_out=data.held_out)
+    features = HeadData((unit(embeddings),), labels, (held_out,), data.held_out)
+    mixed = mix_fits(fit_probe(features), bag=bag, held_out=data.held_out)
     expected = held_out @ mixed.weights[0] + data.features[0] @ mixed.weights[1] + mixed.bias
     np.testing.assert_allclose(mixed.logits, expected, rtol=1e-3, atol=1e-4)
     assert mixed.score >= bag.score

@@ -101,7 +101,7 @@ def test_a_mixed_model_is_described_with_its_weight() -> None:
     record = MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748)
     changes = {"versions": dict(evidence.versions) | {"candidate": mixed}, "mix": record}
     card = to_model_card(evidence.model_copy(update=changes), role="candidate")
-    assert "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, kind `full_bag`" in card
+    assert "encoder and TF-IDF of n-grams, each with a linear head, kind `full_bag`" in card
     assert "- mix: 0.3 x fine-tuned encoder + 0.7 x bag of words (best of 9 weights on validation): 0.774" in card
 
 

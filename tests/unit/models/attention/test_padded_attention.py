@@ -9,8 +9,10 @@ from transformers import AutoConfig, AutoModel, DistilBertConfig
 
 from tailorbird.data.tokenize import collate
 from tailorbird.models.attention.padded_attention import PADDED
-from tailorbird.models.classifier import Classifier, masked_mean
+from tailorbird.models.classifier import Classifier
+from tailorbird.models.pooling.pool import pool
 from tailorbird.models.pretrained import load_encoder
+from tailorbird.registry.pooling import MEAN
 from tests.small_chat import model_of, save
 from tests.unit.device_reads import DeviceReads
 
@@ -46,7 +48,7 @@ def test_an_encoder_reads_nothing_and_has_the_hidden_states_of_transformers(
         with DeviceReads() as reads:
             embedded = model.embed(input_ids, mask)
         with DeviceReads() as plain_reads:
-            expected = masked_mean(plain(input_ids=input_ids, attention_mask=ones).last_hidden_state, ones)
+            expected = pool(plain(input_ids=input_ids, attention_mask=ones).last_hidden_state, ones, pooling=MEAN)
     assert plain_reads.places  # of the mask; without them, this attention is not needed
     assert reads.places == []
     assert torch.equal(embedded, expected)
@@ -76,4 +78,5 @@ def test_a_model_with_an_attention_of_its_own_keeps_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_mean_without_a_mask_is_the_mean_with_a_mask_of_ones(dtype: torch.dtype) -> None:
     hidden = torch.randn(3, 301, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert torch.equal(masked_mean(hidden, None), masked_mean(hidden, torch.ones(3, 301, dtype=torch.int64)))
+    ones = torch.ones(3, 301, dtype=torch.int64)
+    assert torch.equal(pool(hidden, None, pooling=MEAN), pool(hidden, ones, pooling=MEAN))

@@ -147,7 +147,7 @@ def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(hybrid: L
     np.testing.assert_allclose(evaluated.calibrated, [prediction.score for prediction in after], rtol=1e-6)
 
 
-def label_rows(loaded: LoadedClassifier[ModelVersion], texts: list[str]) -> Predictions:
+def label_rows(loaded: Any, texts: list[str]) -> Predictions:
     """Return the predictions of the evaluation."""
     return _predict_labels(loaded, Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts)))
 

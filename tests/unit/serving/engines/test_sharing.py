@@ -18,12 +18,18 @@ from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.shared_encoder import SharedEncoder
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, Kind, ModelVersion, shares_base
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
 TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
 KINDS: dict[str, Kind] = {"a": "probe", "b": "lora", "c": "lora", "d": "probe_bag", "e": "lora_bag"}
+POOLINGS = {
+    "a": Pooling(mode="cls", normalize=True, prompt="chest "),
+    "c": Pooling(mode="lasttoken"),
+    "d": Pooling(mode="weightedmean", prompt="acute ", num_skipped=2),
+}
 BATCH = 4
 
 
@@ -69,6 +75,7 @@ def make_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
         recipe_hash="0" * 64,
         created_at="2026-01-01T00:00:00+00:00",
         temperature=1.5,
+        pooling=POOLINGS.get(name, MEAN),
         name="task",
         version=f"{KINDS[name]}-{name}",
         uri=folder.as_uri(),
@@ -103,7 +110,8 @@ def predict(encoder: SharedEncoder, rows: Sequence[tuple[LoadedClassifier[ModelV
 def alone(version: ModelVersion, base: Path) -> list[Prediction]:
     """Return the version's predictions with its own weights, into which the adapter is merged."""
     folder = Path(version.uri.removeprefix("file://"))
-    model = load_weights(folder, encoder=load_encoder(base), kind=version.kind).eval()
+    encoder = load_encoder(base)
+    model = load_weights(folder, encoder=encoder, kind=version.kind, pooling=version.pooling).eval()
     tokenizer = SharedEncoder(base.as_uri(), dtype="float32").tokenizer
     bag = load_bag_of_words(folder, kind=version.kind)
     loaded = LoadedClassifier(model, tokenizer, version.classes, version.max_length, version, bag)

@@ -18,7 +18,10 @@ from serving.engines.text_rows import (
     estimated_length,
     num_bytes,
     run_pass,
+    tokenize,
 )
+from tailorbird.models.loading import LoadedClassifier
+from tailorbird.registry.pooling import Pooling
 
 COSTS = PassCosts(fixed=10, alone=400, share=100, tokenized_bytes=16_384)
 
@@ -36,9 +39,10 @@ class Tokenizer:
         return {"input_ids": [[1] * min(len(text.split()), max_length) for text in texts]}
 
 
-def loaded(*, max_length: int = 64, model: Any = "model", bag: Any = None) -> Any:
-    tokenizer = None if model is None else Tokenizer()
-    return SimpleNamespace(model=model, tokenizer=tokenizer, max_length=max_length, bag=bag)
+def loaded(*, max_length: int = 64, model: Any = "model", bag: Any = None, prompt: str = "") -> Any:
+    tokenizer: Any = None if model is None else Tokenizer()
+    version: Any = SimpleNamespace(pooling=Pooling(prompt=prompt))
+    return LoadedClassifier(model, tokenizer, (), max_length, version, bag)
 
 
 def run(rows: list[TextRow], *, max_tokens: int = COSTS.alone) -> list[str]:
@@ -75,6 +79,16 @@ def test_the_cost_of_a_text_is_its_number_of_tokens_and_the_work_of_the_bag_of_w
     assert cost_of_row(TextRow(loaded(model=None, bag="bag"), text)) == 10
     assert cost_of_row(TextRow(loaded(max_length=8, bag="bag"), text)) == 18
     assert cost_of_row(TextRow(loaded(model=None, bag="bag"), "")) == 1
+
+
+def test_the_prompt_of_a_version_is_put_before_a_text_and_adds_to_its_cost() -> None:
+    model = loaded(prompt="query is this: ")
+    row = TextRow(loaded(), "a b c")
+    prompted = TextRow(model, "a b c")
+    assert cost_of_row(prompted) > cost_of_row(row)
+    tokenize([row, prompted])
+    assert (row.tokens, prompted.tokens) == ([1] * 3, [1] * 6)
+    assert model.tokenizer.texts == ["query is this: a b c"]
 
 
 def test_a_text_far_beyond_the_models_length_costs_its_tokenization() -> None:

@@ -1,0 +1,47 @@
+"""Pool the hidden states of an encoder to one embedding per row."""
+
+import torch
+from torch import Tensor, nn
+
+from tailorbird.registry.pooling import Pooling
+
+
+def pool(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
+    """Return the embeddings of rows that are padded on the right: [B, T, D], [B, T] -> [B, D].
+
+    No mask means no padding. The result has the dtype of the hidden states, or fp32 if it is normalized.
+    """
+    pooled = _pooled(hidden, attention_mask, pooling=pooling)
+    return nn.functional.normalize(pooled.float(), dim=-1) if pooling.normalize else pooled
+
+
+def _pooled(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
+    if pooling.mode == "mean" and attention_mask is None and not pooling.num_skipped:
+        return hidden.sum(1) / hidden.new_full((), hidden.shape[1])  # rounded like the quotient in `_mean`
+    tokens = _ones(hidden) if attention_mask is None else attention_mask
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    mask = tokens * (positions >= pooling.num_skipped) if pooling.num_skipped else tokens
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    match pooling.mode:
+        case "mean":
+            return _mean(hidden, mask)
+        case "mean_sqrt_len_tokens":
+            return _mean(hidden, mask) * mask.sum(1, keepdim=True).to(hidden.dtype).sqrt()
+        case "weightedmean":  # in fp32, because bf16 rounds positions above 256
+            return _mean(hidden.float(), mask * (positions + 1)).to(hidden.dtype)
+        case "max":
+            return hidden.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
+        case "cls":
+            return hidden[rows, mask.to(torch.int32).argmax(1)]
+        case "lasttoken":
+            return hidden[rows, tokens.sum(1) - 1]
+
+
+def _ones(hidden: Tensor) -> Tensor:
+    return torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+
+
+def _mean(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean over the tokens: [B, T, D], [B, T] -> [B, D]."""
+    factors = weights.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * factors).sum(1) / factors.sum(1).clamp(min=1)

@@ -1,0 +1,169 @@
+"""The embeddings of an encoder are those of sentence-transformers, with the pooling and the prompt of its folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from tailorbird.models.loading import load_text_encoder
+from tailorbird.models.metadata import MetadataError, require_encoder
+from tailorbird.models.pooling.declared import MODES, PoolingError, read_pooling
+from tailorbird.monitoring.drift_reference import embed_texts
+from tailorbird.registry.pooling import MEAN, Pooling, PoolingMode
+from tests import small_encoder
+from tests.declared_pooling import declare, write, write_modules
+from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+from tests.unit.evaluation.test_mix import TEXTS, base
+
+__all__ = ["base"]  # a fixture
+
+NAMED = {"classification": "acute pain: ", "query": "pain: ", "document": "chest: "}
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(base, tmp_path / "encoder")
+
+
+@pytest.fixture
+def causal(tmp_path: Path) -> Path:
+    """A folder with a tiny causal language model, whose tokenizer has a chat template."""
+    folder = wordpiece(tmp_path / "causal", **BERT)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        head_dim=8,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("chest {{ messages[0]['content'] }}")
+    return folder
+
+
+def embedded(folder: Path) -> np.ndarray:
+    return embed_texts(folder.as_uri(), TEXTS, max_length=16)
+
+
+def assert_same(folder: Path, **encode: Any) -> None:
+    expected = SentenceTransformer(str(folder), device="cpu").encode(list(TEXTS), **encode)
+    np.testing.assert_allclose(embedded(folder), expected, atol=1e-5)
+
+
+def test_a_folder_without_a_declaration_has_the_mean_of_the_tokens(folder: Path) -> None:
+    assert read_pooling(folder.as_uri(), purpose="classification") == MEAN
+    assert_same(folder)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_each_mode_is_that_of_the_library(folder: Path, mode: PoolingMode, normalize: bool) -> None:
+    declare(folder, mode, normalize=normalize)
+    assert read_pooling(folder.as_uri(), purpose="classification") == Pooling(mode=mode, normalize=normalize)
+    assert_same(folder)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_of_a_prompt_that_is_excluded_are_not_pooled(folder: Path, mode: str) -> None:
+    prompts = {"prompts": NAMED, "default_prompt_name": "classification"}
+    declare(folder, mode, prompts=prompts, include_prompt=False)
+    pooling = read_pooling(folder.as_uri(), purpose="classification")
+    assert (pooling.prompt, pooling.num_skipped) == ("acute pain: ", 4)
+    assert_same(folder)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "name"),
+    [
+        (NAMED, None, "classification"),
+        (NAMED, "document", "classification"),
+        ({"Classification": "fever: "}, None, "Classification"),
+        ({"query": "pain: ", "document": "chest: "}, "document", "document"),
+        ({"query": "pain: ", "document": ""}, None, "query"),
+        ({"document": "chest: "}, None, None),
+    ],
+)
+def test_the_prompt_of_classification_is_put_before_each_text(
+    folder: Path, prompts: dict[str, str], default: str | None, name: str | None
+) -> None:
+    declare(folder, "cls", prompts={"prompts": prompts, "default_prompt_name": default})
+    assert_same(folder, prompt_name=name)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "expected"),
+    [(NAMED, "document", "pain: "), ({"document": "chest: "}, "document", "chest: "), ({}, None, "")],
+)
+def test_the_prompt_of_retrieval_is_that_of_queries(
+    folder: Path, prompts: dict[str, str], default: str | None, expected: str
+) -> None:
+    declare(folder, "cls", prompts={"prompts": prompts, "default_prompt_name": default})
+    assert read_pooling(folder.as_uri(), purpose="retrieval").prompt == expected
+
+
+def test_a_causal_model_that_declares_its_pooling_is_an_encoder(causal: Path) -> None:
+    with pytest.raises(MetadataError, match="a causal language model"):
+        require_encoder(causal.as_uri())
+    declare(causal, "lasttoken", normalize=True, prompts={"prompts": {"query": "pain: "}})
+    require_encoder(causal.as_uri())
+    assert_same(causal, prompt_name="query")
+
+
+def test_a_folder_that_the_library_has_saved_is_read(folder: Path, tmp_path: Path) -> None:
+    prompts = {"prompts": NAMED, "default_prompt_name": "query"}
+    declare(folder, "weightedmean", normalize=True, prompts=prompts, include_prompt=False)
+    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
+    saved, original = ((tmp_path / name).as_uri() for name in ("saved", "encoder"))
+    assert read_pooling(saved, purpose="classification") == read_pooling(original, purpose="classification")
+    np.testing.assert_array_equal(embedded(tmp_path / "saved"), embedded(folder))
+
+
+def test_an_index_of_training_rows_uses_the_pooling_of_its_encoder(tmp_path: Path) -> None:
+    small_encoder.save(tmp_path / "encoder")
+    declare(tmp_path / "encoder", "cls", normalize=True, prompts={"prompts": {"query": "what is "}})
+    texts = ["blue sky", "red rose at noon"]
+    expected = SentenceTransformer(str(tmp_path / "encoder"), device="cpu").encode(texts, prompt_name="query")
+    encoder = load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
+    np.testing.assert_allclose(encoder.embed(texts), expected, atol=1e-5)
+
+
+def test_a_module_that_is_not_supported_is_refused(folder: Path) -> None:
+    declare(folder, "mean")
+    write_modules(folder, "Transformer", "Pooling", "Dense")
+    message = r"the modules Transformer, Pooling, Dense, which .*; allowed: Transformer, Pooling and, optionally, Norm"
+    with pytest.raises(PoolingError, match=message):
+        read_pooling(folder.as_uri(), purpose="classification")
+
+
+def test_code_of_the_model_is_refused(folder: Path) -> None:
+    declare(folder, "mean")
+    modules = json.loads((folder / "modules.json").read_text())
+    write(folder / "modules.json", [modules[0] | {"type": "custom_st.Transformer"}, modules[1]])
+    with pytest.raises(PoolingError, match=r"the modules custom_st\.Transformer, Pooling"):
+        read_pooling(folder.as_uri(), purpose="classification")
+
+
+def test_several_modes_are_refused(folder: Path) -> None:
+    declare(folder, "mean", "max")
+    with pytest.raises(PoolingError, match=r"the pooling mean \+ max, .* copy of this one without modules\.json"):
+        read_pooling(folder.as_uri(), purpose="classification")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [({"do_lower_case": True}, "do_lower_case"), ({"modality_config": {"message": {}}}, "texts in a chat template")],
+)
+def test_a_changed_text_is_refused(folder: Path, config: dict[str, Any], reason: str) -> None:
+    declare(folder, "mean")
+    write(folder / "sentence_bert_config.json", config)
+    with pytest.raises(PoolingError, match=reason):
+        read_pooling(folder.as_uri(), purpose="classification")
