@@ -8,10 +8,7 @@ from scipy.special import betaincinv
 
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
-from tailorbird.evaluation.statistics.scoring import score_table
-
-HIGHEST_SCORE = 1.0
-"""The highest score in every metric of a recipe."""
+from tailorbird.evaluation.statistics.scoring import HIGHEST_SCORE, score_table
 
 
 @dataclass(frozen=True)
