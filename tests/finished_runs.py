@@ -26,7 +26,7 @@ def verdict_of(outcome: str, *, selected: str | None = None) -> Verdict:
     role = selected or {"FINE_TUNE": "candidate", "HYBRID": "hybrid"}.get(outcome, "incumbent")
     changes: dict[str, object] = {"outcome": Outcome(outcome), "selected": role}
     if not verdict.has(role):
-        model = verdict.candidate.model_copy(update={"role": role})
+        model = verdict.model("candidate").model_copy(update={"role": role})
         relations = [replace(each, first=role) for each in verdict.relations if each.first == "candidate"]
         changes |= {"models": (*verdict.models, model), "relations": (*verdict.relations, *relations)}
     return Verdict.model_validate(dict(verdict) | changes)

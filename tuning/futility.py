@@ -6,6 +6,7 @@ from math import sqrt
 from statistics import mean, stdev
 
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
+from tailorbird.evaluation.statistics.scoring import HIGHEST_SCORE
 from tailorbird.registry.versions import BAG_KINDS
 
 Z_TWO_SIDED_95 = 1.96
@@ -32,7 +33,7 @@ class TrialScores:
 
 
 def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
-    """Return the validation score that a trial must reach: that of the incumbent plus `minimum_gain`.
+    """Return the validation score that a trial must reach: that of the incumbent plus `minimum_gain`, at most 1.
 
     If the incumbent is a baseline with a bag of words, the best baseline without one takes its place, because the best
     trial will be mixed with the bag of words too. Requires at least one servable baseline.
@@ -41,9 +42,10 @@ def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
     if incumbent.kind in BAG_KINDS:
         alone = [baseline for baseline in baselines if baseline.servable and baseline.kind not in BAG_KINDS]
         incumbent = max(alone, key=lambda baseline: baseline.validation, default=incumbent)
-    to_beat = incumbent.validation + minimum_gain
+    to_beat = min(incumbent.validation + minimum_gain, HIGHEST_SCORE)
+    limit = ", at most 1" if to_beat == HIGHEST_SCORE else ""
     scores = {baseline.kind: baseline.validation for baseline in baselines}
-    return Target(scores, to_beat, f"{to_beat:.3f} ({incumbent.kind} + {minimum_gain:g})")
+    return Target(scores, to_beat, f"{to_beat:.3f} ({incumbent.kind} + {minimum_gain:g}{limit})")
 
 
 def optimistic_final_score(trial: TrialScores, *, num_rows: int) -> float | None:

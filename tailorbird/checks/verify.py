@@ -39,6 +39,7 @@ from tailorbird.evaluation.report.preregistration import (
     run_name,
 )
 from tailorbird.evaluation.report.suite_scores import suite_scores
+from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.inputs import (
     CHANGED_SETS,
@@ -80,11 +81,11 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     except ValueError as error:
         files = verify_files.file_faults(uri, needed=NEEDED, tables=ROLES)
         return (*files, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
-    others = [model.role for model in evidence.family.models if model.role not in ROLES]
+    roles = [model.role for model in evidence.family.models]
     if evidence.family.anchor is not None and not evidence.family.anchor.problem:
-        others.append(ANCHOR)
+        roles.append(ANCHOR)
     on_validation = _validation_roles(evidence)
-    names = evidence_files.prediction_table_names(others, changed=(), on_validation=on_validation)
+    names = evidence_files.prediction_table_names(roles, changed=(), on_validation=on_validation)
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
@@ -94,6 +95,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: _protocol_faults(evidence, registration=registration),
         lambda: _family_faults(uri, evidence=evidence),
         lambda: _validation_faults(evidence, tables=tables),
+        lambda: _headroom_faults(evidence, tables=tables),
         lambda: _hybrid_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
         lambda: verify_files.trained_rows_faults(evidence),
@@ -211,7 +213,7 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
         return
     yield from differences(evidence.family, frozen, at="family", other=f"in {FAMILY_FILE} it is")
     models = {model.role: model for model in evidence.family.models}
-    if missing := {*models, "incumbent", "candidate"} - set(evidence.versions):
+    if missing := {*models, "incumbent"} - set(evidence.versions):
         yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
     baselines = [score for score in evidence.scores if score.role != "candidate" and score.servable]
     incumbent = next((score for score in baselines if score.role == "incumbent"), None)
@@ -220,7 +222,7 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
         best = max(baselines, key=lambda score: score.validation, default=None)  # the first of equal scores
     yield from differences(incumbent, best, at="the incumbent", other="by the scores on validation it is")
     validation = {score.role: score.validation for score in evidence.scores if score.role in ROLES}
-    frozen_scores = {role: models[role].validation for role in ROLES}
+    frozen_scores = {role: models[role].validation for role in evidence.family.compared_roles}
     yield from differences(validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is")
     others = [score for score in baselines if score is not incumbent]
     selected = select_others(others, incumbent=incumbent.kind if incumbent else "")
@@ -263,14 +265,34 @@ def rounding_tolerance(metric: str, table: Predictions) -> float:
 def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
     """Return the roles of the models that a hybrid is fitted from; see `pipeline.evaluate.validation_roles`."""
     config = evidence.recipe.evaluation.hybrid
+    roles = evidence.family.compared_roles
     if config is None or config.by == "group":
-        return ROLES
+        return roles
     servable = {score.role if score.role in ROLES else score.kind: score for score in evidence.scores if score.servable}
-    servable = {role: servable[role] for role in ROLES} | servable  # ties are broken in this order
+    servable = {role: servable[role] for role in roles} | servable  # ties are broken in this order
     kinds = {role: score.kind for role, score in servable.items()}
-    kinds |= {role: evidence.versions[role].kind for role in ROLES}  # the kind of a champion is that of its version
+    kinds |= {role: evidence.versions[role].kind for role in roles}  # the kind of a champion is that of its version
     validation = {role: score.validation for role, score in servable.items()}
-    return tuple(dict.fromkeys((*ROLES, *best_of_each_cost(kinds, validation=validation))))
+    return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
+
+
+def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
+    """Check why no model was trained: the headroom of the stored predictions is below the minimum gain."""
+    headroom = evidence.family.headroom
+    if "candidate" in evidence.family.compared_roles:
+        yield from differences(headroom, None, at="family.headroom", other="with a candidate it is")
+        return
+    table = tables.get(f"incumbent_{VALIDATION}")
+    if table is None:
+        return  # already reported as a missing file
+    protocol = evidence.protocol
+    recomputed = headroom_of(table, metric=protocol.metric, alpha=protocol.alpha)
+    yield from differences(headroom, recomputed, at="family.headroom", other=RECOMPUTED)
+    if recomputed.most >= protocol.minimum_gain:
+        most = f"{recomputed.most:.4g} can be gained, and the minimum gain is {protocol.minimum_gain:g}"
+        yield f"no model was trained, although up to {most}"
+    if evidence.recipe.tuning.train_anyway:
+        yield "no model was trained, although tuning.train_anyway is true"
 
 
 def _hybrid_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:

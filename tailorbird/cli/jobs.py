@@ -21,6 +21,7 @@ def submit(
     driver_memory: Annotated[
         float, typer.Option(min=0.1, help="Memory (GiB) of the head node that the job's driver reserves.")
     ] = 2.0,
+    train_anyway: options.TrainAnyway = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Submit a recipe as a job to a Ray cluster, with the code of this checkout.
@@ -32,6 +33,7 @@ def submit(
     from cluster import jobs
     from cluster.dashboard import use_dashboard
 
+    overrides = options.with_training(overrides, train_anyway=train_anyway)
     loaded = options.read_recipe(recipe, overrides, as_json=as_json)
     use_dashboard(address)
     with options.activity("packing this checkout and submitting the job", as_json=as_json):

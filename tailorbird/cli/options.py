@@ -22,6 +22,13 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe.")
 ]
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a version.")]
+TrainAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--train-anyway",
+        help="Train even if less than the minimum gain can be gained. The same as tuning.train_anyway=true.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to standard output, and progress as lines of JSON.")
 ]
@@ -109,6 +116,11 @@ def connected_recipe(
             what, code = "terminated", ExitCode.TERMINATED
         print(f"\n{what}; the results of finished stages are stored. To resume: {command}", file=sys.stderr)
         raise typer.Exit(code) from None
+
+
+def with_training(overrides: list[str] | None, *, train_anyway: bool) -> list[str]:
+    """Return the overrides of a command with the option `--train-anyway`."""
+    return [*(overrides or ()), *(["tuning.train_anyway=true"] if train_anyway else ())]
 
 
 @contextmanager

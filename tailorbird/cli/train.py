@@ -73,21 +73,23 @@ def run(
     keep_log: Annotated[
         bool, typer.Option("--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/.")
     ] = False,
+    train_anyway: options.TrainAnyway = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
 
-    A rerun resumes after the last finished stage.
+    A rerun resumes after the last finished stage. No training starts if the baselines leave less than the minimum gain.
 
     In a log, a line about the current activity is printed after 5 s without output, and then at least every 15 s.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
+    overrides = options.with_training(overrides, train_anyway=train_anyway)
     if keep_log:
         from tailorbird.pipeline.kept_log import run_and_keep_log
 
         task_uri = options.read_recipe(recipe, overrides, as_json=as_json).task_uri
-        command = [sys.executable, "-m", "tailorbird", "run", recipe, *(overrides or ())]
+        command = [sys.executable, "-m", "tailorbird", "run", recipe, *overrides]
         code = run_and_keep_log([*command, "--json"] if as_json else command, task_uri=task_uri)
         raise typer.Exit(code)
     with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
@@ -114,13 +116,19 @@ def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as
     options.print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
 
 
-def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
+def sweep(
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
+    train_anyway: options.TrainAnyway = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Run only the baselines and the sweep, and print all trials.
 
-    No model predicts the test rows.
+    No model predicts the test rows. Exit with 2 if the baselines leave less than the minimum gain.
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
+    overrides = options.with_training(overrides, train_anyway=train_anyway)
     with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from cluster.display.state import trial_name
         from tailorbird.evaluation.report.evidence import PRETRAINED

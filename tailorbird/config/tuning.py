@@ -59,6 +59,10 @@ class TuningConfig(ConfigSection):
     """Also train the selected configuration on parts of the training rows, and predict the score with twice as many
     rows. This takes about as long as training the configuration once more."""
 
+    train_anyway: bool = False
+    """Train even if the validation rows show that less than `evaluation.minimum_gain` can be gained over the incumbent.
+    The option `--train-anyway` sets it."""
+
     def trials_at_once(self, *, room: int) -> int:
         """Return the number of trials that run at the same time if the cluster has room for `room` trials."""
         return min(self.num_trials, self.max_concurrent_trials or room)

@@ -67,10 +67,12 @@ def best_of_each_cost(kinds: Mapping[str, str], *, validation: Mapping[str, floa
 def fit_hybrid(config: HybridConfig, tables: Mapping[str, Predictions], *, metric: str) -> FrozenHybrid | None:
     """Return the hybrid fitted on validation, or None if no hybrid is as good as the best single model.
 
-    `tables` are predictions of the validation rows by role. They need `incumbent` and `candidate` and, for a cascade,
-    the roles of `best_of_each_cost`.
+    `tables` are predictions of the validation rows by role. They need `incumbent`, for a hybrid by group `candidate`,
+    and for a cascade the roles of `best_of_each_cost`. Without a candidate, there is no hybrid by group.
     """
     if config.by == "group":
+        if "candidate" not in tables:
+            return None
         assert config.column is not None  # validated by the recipe schema
         return _fit_groups(config.column, tables, metric=metric)
     return _fit_cascade(tables, metric=metric)

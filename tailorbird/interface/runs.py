@@ -121,8 +121,8 @@ def run(
 def compare(first: str, second: str) -> Comparison:
     """Compare two versions on the same test rows, from their stored predictions, without a cluster.
 
-    Each argument is the URI of a version, or of a run for its candidate. Raises VerdictRefused if they were tested on
-    different rows, and ValueError if there is no evidence at a URI.
+    Each argument is the URI of a version, or of a run for its candidate or, without one, its winner. Raises
+    VerdictRefused if they were tested on different rows, and ValueError if there is no evidence at a URI.
     """
     use_running_stack()
     from tailorbird.evaluation.report.version_comparison import compare_versions

@@ -229,7 +229,7 @@ def protocol_for(
         evidence = read_evidence(champion.run)
         test_rows = {"test_sha256": protocol.test_sha256, "num_test_rows": len(rows)}
         protocol = evidence.protocol.model_copy(update=test_rows)
-        digests = {role: evidence.versions[role].digest for role in ROLES}
+        digests = {role: evidence.versions[role].digest for role in evidence.family.compared_roles}
         if digests == {"incumbent": versions["incumbent"].digest, "candidate": weights_digest(versions["candidate"])}:
             cost = evidence.cost
     priced = protocol.cost if cost.serving is not None else None

@@ -121,8 +121,8 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     tables = predict_all(context, compared, on_validation=on_validation, progress=progress)
     if family.anchor is not None and not family.anchor.problem:
         progress.activity("the anchor on the test rows")
-        tables[ANCHOR] = _predict(context, family.anchor.uri, rows_name="test")
-    predict = partial(_predict, context, rows_name="test")
+        tables[ANCHOR] = stored_predictions(context, family.anchor.uri, rows_name="test")
+    predict = partial(stored_predictions, context, rows_name="test")
     progress.activity("measuring the cost of all models in alternating rounds")
     measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
     progress.activity("computing the verdict")
@@ -151,10 +151,11 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
         replacing=other_baselines(trained.baselines).replacing,
         hybrid=hybrid,
         anchor=_freeze_anchor(context),
+        headroom=trained.headroom,
     )
     stored = storage.write_once(f"{context.run}/{FAMILY_FILE}", family)
     if stored != family:
-        what = "other models" if stored.models != family.models else "another hybrid or anchor"
+        what = "other models" if stored.models != family.models else "another hybrid, anchor or headroom"
         raise ValueError(
             f"{context.run}/{FAMILY_FILE} has {what} than this run; change the recipe (for example the seed) to start "
             "a new run"
@@ -183,7 +184,8 @@ def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> Fro
         return None
     servable = trained.servable
     tables = {
-        role: _predict(context, servable[role].uri, rows_name=VALIDATION) for role in validation_roles(context, trained)
+        role: stored_predictions(context, servable[role].uri, rows_name=VALIDATION)
+        for role in validation_roles(context, trained)
     }
     return fit_hybrid(config, tables, metric=context.protocol.metric)
 
@@ -191,14 +193,16 @@ def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> Fro
 def validation_roles(context: RunContext, trained: TrainedModels) -> tuple[str, ...]:
     """Return the roles of the models whose predictions of the validation rows are stored.
 
-    They are the incumbent, the candidate and, for a cascade, the best contender of each cost.
+    They are the incumbent, the candidate if there is one and, for a cascade, the best contender of each cost.
     """
     config = context.protocol.hybrid
+    servable = trained.servable
+    roles = tuple(role for role in ROLES if role in servable)
     if config is None or config.by == "group":
-        return ROLES
-    kinds = {role: kind_of_artifact(contender) for role, contender in trained.servable.items()}
-    validation = {role: contender.validation for role, contender in trained.servable.items()}
-    return tuple(dict.fromkeys((*ROLES, *best_of_each_cost(kinds, validation=validation))))
+        return roles
+    kinds = {role: kind_of_artifact(contender) for role, contender in servable.items()}
+    validation = {role: contender.validation for role, contender in servable.items()}
+    return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
 
 
 def predict_all(
@@ -217,11 +221,11 @@ def predict_all(
     for role, contender in contenders.items():
         for name in ("test", *sets):
             progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
-            table = _predict(context, contender.uri, rows_name=name)
+            table = stored_predictions(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, contender in on_validation.items():
         progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
-        tables[f"{role}_{VALIDATION}"] = _predict(context, contender.uri, rows_name=VALIDATION)
+        tables[f"{role}_{VALIDATION}"] = stored_predictions(context, contender.uri, rows_name=VALIDATION)
     return tables
 
 
@@ -239,6 +243,7 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
         costs=evaluated.cost.serving,
         training=evaluated.cost.training,
+        headroom=family.headroom,
         look=evaluated.test_access,
         trained_on=context.trained_rows.known,
         unknown_training=context.trained_rows.unknown,
@@ -285,7 +290,7 @@ def _register(
     return versions | {"hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)}
 
 
-def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
+def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
     """Return the predictions of validation, test, a changed test set or a suite; a cached stage."""
     inputs, splits, on_gpu = context.inputs, context.splits, context.recipe.serving.gpus_per_replica > 0
     rows: dict[str, Callable[[], Rows]] = {

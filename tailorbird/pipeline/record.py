@@ -20,6 +20,7 @@ from tailorbird.evaluation.report.model_scores import (
     reliability_by_role,
 )
 from tailorbird.evaluation.report.suite_scores import suite_scores
+from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
@@ -34,10 +35,9 @@ from tuning.sweep import SweepResult
 
 
 @dataclass(frozen=True)
-class TrainedModels:
-    """Results of the stages before the evaluation on test."""
+class FineTuning:
+    """Results of the trainings."""
 
-    baselines: tuple[Baseline, ...]
     sweep: SweepResult
     seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's trial first
     averaged: evidence.AverageRecord | None
@@ -45,9 +45,24 @@ class TrainedModels:
     curve: LearningCurve | None
     candidate: Contender
 
+    def usage(self, training: TrainingConfig) -> TrainingUsage:
+        """Return the resources that the training steps of all trials and seed runs used."""
+        seconds = sum(row.seconds for row in self.sweep.rows) + sum(seed.step_seconds for seed in self.seeds[1:])
+        cpu_s = seconds * training.max_workers * training.cpus_per_worker
+        return TrainingUsage(cpu_s, seconds * training.max_workers * training.gpus_per_worker)
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Results of the stages before the evaluation on test: either a fine-tuning, or the headroom that rules it out."""
+
+    baselines: tuple[Baseline, ...]
+    fine_tuning: FineTuning | None = None
+    headroom: Headroom | None = None
+
     @property
     def contenders(self) -> dict[str, Contender]:
-        """The incumbent, the candidate and the other models without fine-tuning that predict the test rows, by role."""
+        """The models that predict the test rows, by role: the incumbent, the candidate if there is one, and others."""
         baselines = {"incumbent": select_incumbent(self.baselines)}
         baselines |= {baseline.kind: baseline for baseline in other_baselines(self.baselines).tested}
         contenders = {
@@ -55,18 +70,20 @@ class TrainedModels:
             for role, baseline in baselines.items()
             if baseline.uri is not None  # servable baselines have artifacts
         }
-        return {"incumbent": contenders.pop("incumbent"), "candidate": self.candidate, **contenders}
+        fine_tuned = {} if self.fine_tuning is None else {"candidate": self.fine_tuning.candidate}
+        return {"incumbent": contenders.pop("incumbent"), **fine_tuned, **contenders}
 
     @property
     def servable(self) -> dict[str, Contender]:
-        """The incumbent, the candidate and all other servable baselines, by role: the possible parts of a hybrid."""
+        """The possible parts of a hybrid by role: incumbent, candidate if there is one, other servable baselines."""
         incumbent = select_incumbent(self.baselines)
         others = {
             baseline.kind: Contender(baseline.kind, baseline.uri, baseline.validation)
             for baseline in self.baselines
             if baseline.servable and baseline.uri is not None and baseline is not incumbent
         }
-        return {role: self.contenders[role] for role in evidence.ROLES} | others
+        contenders = self.contenders
+        return {role: contenders[role] for role in evidence.ROLES if role in contenders} | others
 
     @property
     def models(self) -> tuple[evidence.FrozenModel, ...]:
@@ -77,10 +94,8 @@ class TrainedModels:
         )
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
-        """Return the resources that the training steps of all trials and seed runs used."""
-        seconds = sum(row.seconds for row in self.sweep.rows) + sum(seed.step_seconds for seed in self.seeds[1:])
-        cpu_s = seconds * training.max_workers * training.cpus_per_worker
-        return TrainingUsage(cpu_s, seconds * training.max_workers * training.gpus_per_worker)
+        """Return the resources of the fine-tuning; none without one."""
+        return TrainingUsage() if self.fine_tuning is None else self.fine_tuning.usage(training)
 
 
 @dataclass(frozen=True)
@@ -105,10 +120,13 @@ def build_evidence(
     """Return the evidence of a run. The verdict expires `valid_days` after the test rows were accessed."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
     recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
-    data, seed = inputs.data, recipe.training.seed
+    data = inputs.data
     roles = [model.role for model in evaluated.family.models]
     predictions = context.trained_rows.without(evaluated.predictions, roles=roles)
-    return evidence.Evidence(
+    candidate = None
+    if trained.fine_tuning is not None:
+        candidate = (versions["candidate"].kind, trained.fine_tuning.candidate.validation)
+    without_training = evidence.Evidence(
         name=recipe.name,
         run=context.run,
         created_at=now(),
@@ -124,18 +142,10 @@ def build_evidence(
         ),
         scores=model_scores(
             trained.baselines,
-            kind=versions["candidate"].kind,
-            validation=trained.candidate.validation,
+            candidate=candidate,
             num_validation=data.report.num_validation,
             verdict=verdict,
         ),
-        sweep=_trials(trained.sweep, method=recipe.training.method),
-        sweep_ended=trained.sweep.ended,
-        seeds=tuple(evidence.SeedRecord(seed + number, model.score) for number, model in enumerate(trained.seeds)),
-        averaged=trained.averaged,
-        mix=trained.mix,
-        curve=evidence.CurveRecord(**asdict(trained.curve)) if trained.curve else None,
-        training=_training(trained, recipe.training),
         cost=evaluated.cost,
         reliability=reliability_by_role(predictions),
         confusions=confusions(predictions),
@@ -153,6 +163,26 @@ def build_evidence(
         endpoint=_endpoint(trained.baselines, max_spend=request_limits(inputs).max_spend),
         endpoint_answers=dict(evaluated.endpoint_answers),
     )
+    if trained.fine_tuning is None:
+        return without_training
+    return _with_fine_tuning(without_training, trained.fine_tuning, recipe.training)
+
+
+def _with_fine_tuning(record: evidence.Evidence, fine_tuning: FineTuning, config: TrainingConfig) -> evidence.Evidence:
+    """Return the evidence with the results of the trainings."""
+    sweep = fine_tuning.sweep
+    curve = fine_tuning.curve
+    scores = enumerate(model.score for model in fine_tuning.seeds)
+    results = {
+        "sweep": _trials(sweep, method=config.method),
+        "sweep_ended": sweep.ended,
+        "seeds": tuple(evidence.SeedRecord(config.seed + number, score) for number, score in scores),
+        "averaged": fine_tuning.averaged,
+        "mix": fine_tuning.mix,
+        "curve": evidence.CurveRecord(**asdict(curve)) if curve else None,
+        "training": _training(fine_tuning, config),
+    }
+    return record.model_copy(update=results)
 
 
 def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endpoint | None:
@@ -191,7 +221,7 @@ def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRe
     )
 
 
-def _training(trained: TrainedModels, config: TrainingConfig) -> evidence.TrainingRecord:
+def _training(trained: FineTuning, config: TrainingConfig) -> evidence.TrainingRecord:
     best = max(trained.seeds, key=lambda seed: seed.score)
     return evidence.TrainingRecord(
         selected=trained.sweep.selected.model_dump(mode="json"),

@@ -20,9 +20,10 @@ from tailorbird.pipeline.endpoint import endpoint_baselines, first_answer, predi
 from tailorbird.pipeline.estimate import estimate_run
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
+from tailorbird.pipeline.nothing_to_gain import headroom_without_training, no_training_line
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.progress_record import first_record, recorded
-from tailorbird.pipeline.record import TrainedModels
+from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.pipeline.side_by_side import run_side_by_side
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrids import called_endpoints
@@ -36,7 +37,7 @@ from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, delete_other_weights, sweep
 from tuning.worker_groups import num_groups_that_fit
 
-NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
+NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials", "train_anyway"}
 """Fields of the tuning config that do not affect a trial's result."""
 NOT_OF_RESULTS = {
     "gradient_checkpointing",
@@ -77,6 +78,18 @@ def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any)
         progress.activity("measuring the speed of a worker on a few rows, to estimate the duration of each stage")
         progress.report(estimate_run(context.inputs, context.task))
     baselines = fit_baselines(context, progress=progress)
+    headroom = headroom_without_training(context, baselines)
+    if headroom is not None:
+        progress.note(no_training_line(context, headroom))
+        return evaluate_run(context, TrainedModels(baselines, headroom=headroom), progress=progress)
+    fine_tuning = fine_tune(context, baselines, progress=progress, events=events)
+    return evaluate_run(context, TrainedModels(baselines, fine_tuning), progress=progress)
+
+
+def fine_tune(
+    context: RunContext, baselines: tuple[Baseline, ...], *, progress: ProgressReporter, events: Any
+) -> FineTuning:
+    """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average and mix."""
     sweep_result = run_sweep(context, baselines, progress=progress, events=events)
     seeds = train_seeds(context, sweep_result, progress=progress, events=events)
     curve = measure_curve(context, sweep_result, progress=progress, events=events)
@@ -88,12 +101,11 @@ def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any)
     unmixed = calibrate_contender(context, best)
     mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
     candidate = calibrate_contender(context, mix.candidate)
-    trained = TrainedModels(baselines, sweep_result, seeds, averaged, mix.record, curve, candidate)
-    return evaluate_run(context, trained, progress=progress)
+    return FineTuning(sweep_result, seeds, averaged, mix.record, curve, candidate)
 
 
 def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
-    """Run a recipe up to its sweep."""
+    """Run a recipe up to its sweep; raise ValueError if there is nothing to gain."""
     require_trackers(recipe.tuning)
     context = prepare(recipe, progress=progress)
     require_usable(context, progress=progress)
@@ -101,7 +113,11 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     context.task.require_trainable()
     with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
         context = context.reporting_to(progress)
-        return run_sweep(context, fit_baselines(context, progress=progress), progress=progress, events=events)
+        baselines = fit_baselines(context, progress=progress)
+        headroom = headroom_without_training(context, baselines)
+        if headroom is not None:
+            raise ValueError(no_training_line(context, headroom))
+        return run_sweep(context, baselines, progress=progress, events=events)
 
 
 def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Baseline, ...]:

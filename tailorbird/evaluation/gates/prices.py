@@ -13,6 +13,7 @@ from tailorbird.evaluation.gates.cost import (
     SECONDS_PER_HOUR,
     CostPair,
     SecondsUnit,
+    ServingCosts,
     ServingUsage,
     Tokens,
     TrainingUsage,
@@ -181,6 +182,9 @@ def cost_ratio(pair: CostPair, *, alpha: float, terms: CostTerms | None = None) 
     return float(estimate), float(low), float(high)
 
 
-def cost_unit(pair: CostPair, *, terms: CostTerms | None) -> CostUnit:
+def cost_unit(costs: ServingCosts, *, terms: CostTerms | None) -> CostUnit:
     """Return what `cost_ratio` compares."""
-    return pair.candidate.unit if terms is None else "price"
+    if terms is not None:
+        return "price"
+    units = {usage.unit for usage in costs.values()}
+    return "GPU-seconds" if "GPU-seconds" in units else "CPU-seconds"

@@ -8,6 +8,7 @@ from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.formatting import model_name, size
+from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
 
@@ -69,7 +70,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         table.append("  ".join(cells).rstrip())
     details = [
         *evidence.data.differences,
-        power_sentence(verdict),
+        power_sentence(verdict.power, verdict) if verdict.power else None,
         seed_sentence(evidence),
         mix_sentence(evidence.mix) if evidence.mix else None,
         cost_sentence(evidence),
@@ -105,9 +106,8 @@ def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
     return name, f"{score.validation:.3f}", interval, "" if score.test is None else f"{score.test:.3f}"
 
 
-def power_sentence(verdict: Verdict) -> str:
+def power_sentence(power: Power, verdict: Verdict) -> str:
     """Return the probability that such a test chooses a fine-tuned model, what prevents it, and the rows needed."""
-    power = verdict.power
     over = named(power.over)
     at_minimum = f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
     at_expected = f"{power.at_expected_gain:.0%} at {size(verdict.expected_gain)} (expected_gain)"
@@ -120,7 +120,12 @@ def power_sentence(verdict: Verdict) -> str:
 
 
 def seed_sentence(evidence: Evidence) -> str:
-    """Return the range of validation scores over seeds (from 3 seeds), and the score of the averaged weights."""
+    """Return the range of validation scores over seeds (from 3 seeds), and the score of the averaged weights.
+
+    Empty if no model was trained.
+    """
+    if not evidence.seeds:
+        return ""
     scores, averaged = [seed.validation for seed in evidence.seeds], evidence.averaged
     spread = f"validation scores {min(scores):.3f} to {max(scores):.3f}"
     sentence = f"seeds: {len(scores)}, {spread if len(scores) >= 3 else 'spread not assessed (needs 3 seeds)'}"
@@ -148,7 +153,7 @@ def streaming_sentence(evidence: Evidence) -> str | None:
     report = evidence.data.report
     if report.num_in_memory is None:
         return None
-    return (
-        f"training rows were streamed: the candidate was trained on all {report.num_train:,} rows, the baselines on a "
-        f"random sample of {report.num_in_memory:,} rows; conflicting labels were counted in this sample"
-    )
+    fitted = f"the baselines on a random sample of {report.num_in_memory:,} rows"
+    if evidence.training is not None:
+        fitted = f"the candidate was trained on all {report.num_train:,} rows, {fitted}"
+    return f"training rows were streamed: {fitted}; conflicting labels were counted in this sample"

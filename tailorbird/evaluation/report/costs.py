@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from tailorbird.evaluation.gates.cost import ServingDevice
-from tailorbird.evaluation.gates.prices import CostTerms, Ratio
+from tailorbird.evaluation.gates.prices import CostTerms
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.verdict.contender_costs import money, named
+from tailorbird.evaluation.verdict.explain import cheaper_text
 from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
@@ -16,27 +17,33 @@ UNKNOWN = "not assessable"
 
 
 def cost_sentence(evidence: Evidence) -> str | None:
-    """Return the ratio of the measured costs, the training and the prices; None if the costs were not measured."""
+    """Return the ratio of the measured costs, the training and the prices; None if there is none of them."""
     cost = evidence.cost
     terms = evidence.protocol.cost
     if cost.serving is None or cost.device is None:
         return None
-    ratio = "the costs of serving the candidate and the incumbent cannot be compared"
-    unit = evidence.verdict.cost_unit
-    measured = _ratio(evidence.verdict)
-    if measured is not None:
-        estimate, low, high = measured
-        ratio = (
-            f"to serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
-            f"{cost_basis(unit)}, {measured_on(evidence, cost.device)})"
-        )
-    sentence = f"cost: {ratio}; training used {cost.training}"
-    return sentence if terms is None else f"{sentence}; {terms_sentence(terms)}"
+    parts = [_serving_sentence(evidence, cost.device)]
+    if evidence.training is not None:
+        parts = [parts[0] or "the costs of serving the candidate and the incumbent cannot be compared"]
+        parts.append(f"training used {cost.training}")
+    if terms is not None:
+        parts.append(terms_sentence(terms))
+    sentence = "; ".join(filter(None, parts))
+    return f"cost: {sentence}" if sentence else None
 
 
-def _ratio(verdict: Verdict) -> Ratio | None:
-    """Return the candidate's cost of serving divided by the incumbent's, with its interval."""
-    return verdict.relation("candidate", "incumbent").cost_ratio
+def _serving_sentence(evidence: Evidence, device: ServingDevice) -> str:
+    """Return what the candidate costs or, without one, the selected model; empty if that cannot be compared."""
+    verdict = evidence.verdict
+    role = "candidate" if verdict.candidate is not None else verdict.selected
+    ratio = None if role == "incumbent" else verdict.relation(role, "incumbent").cost_ratio
+    if ratio is None:
+        return ""
+    estimate, low, high = ratio
+    return (
+        f"to serve, {named(role)} costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
+        f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, device)})"
+    )
 
 
 def measured_on(evidence: Evidence, device: ServingDevice) -> str:
@@ -129,14 +136,11 @@ def cost_answer(evidence: Evidence) -> str:
         ]
         return " ".join(filter(None, sentences))
     unpriced = "The recipe has no prices (`evaluation.cost`), so there is no cost a month."
-    measured = _ratio(verdict)
-    if measured is not None and evidence.cost.device is not None:
-        estimate, low, high = measured
-        return (
-            f"To serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
-            f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, evidence.cost.device)}). {unpriced}"
-        )
-    return f"The cost of serving was not measured. {unpriced}"
+    if evidence.cost.device is None:
+        return f"The cost of serving was not measured. {unpriced}"
+    sentences = [_serving_sentence(evidence, evidence.cost.device), cheaper_text(verdict)]
+    measured = "".join(f"{sentence[0].upper()}{sentence[1:]}. " for sentence in sentences if sentence)
+    return f"{measured}{unpriced}"
 
 
 def _a_month(known: Mapping[str, float], verdict: Verdict) -> str:

@@ -14,6 +14,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, Traini
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, model_predictions, trained_rows_sentences
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
@@ -179,12 +180,20 @@ class Family(StoredModel):
     """The models of a run's comparison, and the hybrid; stored before the test rows are predicted."""
 
     models: tuple[FrozenModel, ...]
-    """The incumbent, the candidate, then the other models without fine-tuning, best on validation first. Parts of the
-    hybrid are among them."""
+    """The incumbent, the candidate if a model was trained, then the other models without fine-tuning, best on
+    validation first. Parts of the hybrid are among them."""
     replacing: tuple[str, ...] = ()
     """Roles of the other models that may replace the incumbent."""
     hybrid: FrozenHybrid | None = None
     anchor: FrozenAnchor | None = None
+    headroom: Headroom | None = None
+    """What was left to gain over the incumbent, by the validation rows, if therefore no model was trained."""
+
+    @property
+    def compared_roles(self) -> tuple[str, ...]:
+        """Those of `ROLES` that a model has."""
+        roles = {model.role for model in self.models}
+        return tuple(role for role in ROLES if role in roles)
 
 
 @dataclass(frozen=True)
@@ -270,23 +279,25 @@ class Evidence(StoredModel):
     """The compared models, as frozen before the test rows were read."""
     data: DataRecord
     scores: tuple[ModelScore, ...]
-    """Scores of each baseline, then of the candidate."""
-    sweep: tuple[TrialRecord, ...]
-    sweep_ended: str | None
+    """Scores of each baseline, then of the candidate, if a model was trained."""
+    sweep: tuple[TrialRecord, ...] = ()
+    """Empty if no model was trained."""
+    sweep_ended: str | None = None
     """Reason why the sweep ended before its last trial; None if it did not."""
-    seeds: tuple[SeedRecord, ...]
-    averaged: AverageRecord | None
+    seeds: tuple[SeedRecord, ...] = ()
+    averaged: AverageRecord | None = None
     """The averaged weights; None if they were not evaluated."""
-    mix: MixRecord | None
+    mix: MixRecord | None = None
     """The mix with the bag of words; None for chat tasks."""
-    curve: CurveRecord | None
+    curve: CurveRecord | None = None
     """The learning curve, if the recipe requests it."""
-    training: TrainingRecord
+    training: TrainingRecord | None = None
+    """None if no model was trained."""
     cost: CostRecord
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """Reliability bins by role; empty for chat tasks."""
     confusions: tuple[Confusion, ...] | None
-    """(classification only) The confusions that the candidate fixes or makes most often; None for chat tasks."""
+    """(classification only) The confusions that the candidate fixes or makes most often; None without a candidate."""
     examples: tuple[PairedExample, ...] = ()
     """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts in the report."""
     measures: dict[str, dict[str, float]]
@@ -335,6 +346,7 @@ class Evidence(StoredModel):
             anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
             costs=self.cost.serving,
             training=self.cost.training,
+            headroom=self.family.headroom,
             look=self.test_access,
             trained_on=self.trained_rows.known,
             unknown_training=self.trained_rows.unknown,

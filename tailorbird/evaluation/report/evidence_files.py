@@ -21,14 +21,13 @@ VALIDATION = "validation"
 
 
 def prediction_table_names(
-    others: Sequence[str], *, changed: Sequence[str], on_validation: Sequence[str] = ROLES
+    roles: Sequence[str], *, changed: Sequence[str], on_validation: Sequence[str] = ROLES
 ) -> tuple[str, ...]:
     """Return the names of a run's tables in `predictions/`.
 
-    `others` are the roles of the further contenders and of other parts of the hybrid, `changed` the sets of changed
-    rows that gates need, and `on_validation` the roles that have a table of the validation rows.
+    `roles` are those of all models that predict the test rows, `changed` the sets of changed rows that gates need, and
+    `on_validation` the roles that have a table of the validation rows.
     """
-    roles = (*ROLES, *others)
     return (
         *roles,
         *(f"{role}_{VALIDATION}" for role in on_validation),

@@ -21,11 +21,12 @@ def paired_examples(
     """Return up to `most` rows on which the candidate scores higher, then as many on which the incumbent does.
 
     They are evenly spaced among all such rows, so that they are not chosen by their content. `metric` is that of the
-    verdict; rows are compared by accuracy if it is macro-F1. Texts are redacted.
+    verdict; rows are compared by accuracy if it is macro-F1. Texts are redacted. Empty without a candidate.
     """
-    if not most:
+    candidate = tables.get("candidate")
+    incumbent = tables["incumbent"]
+    if not most or candidate is None:
         return ()
-    candidate, incumbent = tables["candidate"], tables["incumbent"]
     by_row = "accuracy" if metric == "macro_f1" else metric
     scores = {role: tables[role].per_row(by_row) for role in ROLES}
     position = {row_id: number for number, row_id in enumerate(rows.row_ids)}

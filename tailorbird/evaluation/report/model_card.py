@@ -179,9 +179,14 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
 
 def _sentences(evidence: Evidence) -> list[str]:
     """Return the sentences below the table of scores."""
-    mix = [mix_sentence(evidence.mix)] if evidence.mix else []
-    cost = [sentence] if (sentence := cost_sentence(evidence)) else []
-    return [seed_sentence(evidence), *mix, *cost, power_sentence(evidence.verdict)]
+    verdict = evidence.verdict
+    sentences = [
+        seed_sentence(evidence),
+        mix_sentence(evidence.mix) if evidence.mix else "",
+        cost_sentence(evidence) or "",
+        power_sentence(verdict.power, verdict) if verdict.power else "",
+    ]
+    return list(filter(None, sentences))
 
 
 def _access(evidence: Evidence) -> str:
@@ -193,7 +198,8 @@ def _access(evidence: Evidence) -> str:
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
     if gate is None:
-        return "The recipe has no groups gate, so the scores of single groups are not known."
+        reason = "The recipe has no groups gate" if verdict.candidate is not None else "No model was trained"
+        return f"{reason}, so the scores of single groups are not known."
     rows = []
     for bound in gate.bounds:
         low, high = bound.interval
@@ -244,11 +250,12 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
         State.NOT_ASSESSABLE: "could not be assessed",
         State.NOT_APPLICABLE: "is not applicable",
     }
-    subject = "candidate" if role == "incumbent" else role
+    subject = "candidate" if role == "incumbent" and verdict.candidate is not None else role
     lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
-    gain = verdict.relation(subject, "incumbent")
-    lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain_text(gain)}.")
+    if subject != "incumbent":
+        gain = verdict.relation(subject, "incumbent")
+        lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain_text(gain)}.")
     kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
     parts = [kind]
     if role == "hybrid" and verdict.hybrid is not None:
@@ -274,9 +281,9 @@ def _out_of_scope(evidence: Evidence) -> str:
 
 
 def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
-    """Return the gates of the model in a role by name; for the incumbent, those of the candidate."""
-    model = verdict.candidate if role == "incumbent" else verdict.model(role)
-    return {gate.name: gate for gate in model.gates}
+    """Return the gates of the model in a role by name; for the incumbent, those of the candidate, if there is one."""
+    gates = verdict.gates if role == "incumbent" else verdict.model(role).gates
+    return {gate.name: gate for gate in gates}
 
 
 def _role_name(role: str) -> str:

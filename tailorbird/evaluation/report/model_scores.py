@@ -18,9 +18,9 @@ MAX_CONFUSIONS = 20
 
 
 def model_scores(
-    baselines: Sequence[Baseline], *, kind: str, validation: float, num_validation: int, verdict: Verdict
+    baselines: Sequence[Baseline], *, candidate: tuple[str, float] | None, num_validation: int, verdict: Verdict
 ) -> tuple[ModelScore, ...]:
-    """Return the scores of each baseline, then of the candidate with this kind and validation score.
+    """Return the scores of each baseline, then of the candidate with this kind and validation score, if there is one.
 
     Only models that predicted the test rows have test scores.
     """
@@ -35,7 +35,9 @@ def model_scores(
         elif verdict.has(baseline.kind):
             score = replace(score, role="contender", test=verdict.model(baseline.kind).score)
         scores.append(score)
-    scores.append(ModelScore(kind, validation, interval=None, test=verdict.candidate.score, role="candidate"))
+    if candidate is not None:
+        test = verdict.model("candidate").score
+        scores.append(ModelScore(*candidate, interval=None, test=test, role="candidate"))
     if verdict.metric not in ROW_METRICS:  # a Wilson interval needs a metric that is a share of rows
         return tuple(scores)
     n = num_validation
@@ -43,20 +45,24 @@ def model_scores(
 
 
 def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[ReliabilityBin, ...]]:
-    """Return `reliability_bins` of candidate and incumbent by role.
+    """Return `reliability_bins` of candidate, if there is one, and incumbent by role.
 
     Empty for chat tasks, because their confidence is about tokens and not about the correctness of the answer.
     """
-    return {} if tables[COMPARED[0]].measures else {role: reliability_bins(tables[role]) for role in COMPARED}
+    if tables["incumbent"].measures:
+        return {}
+    return {role: reliability_bins(tables[role]) for role in COMPARED if role in tables}
 
 
 def confusions(tables: Mapping[str, Predictions]) -> tuple[Confusion, ...] | None:
     """Return the confusions of the test rows that only one of candidate and incumbent answers correctly.
 
-    They are sorted by the number of rows, up to `MAX_CONFUSIONS`. None for chat tasks, whose answers are texts.
+    They are sorted by the number of rows, up to `MAX_CONFUSIONS`. None without a candidate, and for chat tasks, whose
+    answers are texts.
     """
-    candidate, incumbent = (tables[role] for role in COMPARED)
-    if candidate.measures:
+    candidate = tables.get("candidate")
+    incumbent = tables["incumbent"]
+    if candidate is None or candidate.measures:
         return None
     fixed, made = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for label, new, old in zip(candidate.labels, candidate.outputs, incumbent.outputs, strict=True):
@@ -71,9 +77,10 @@ def confusions(tables: Mapping[str, Predictions]) -> tuple[Confusion, ...] | Non
 def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
     """(chat only) Return the mean log-likelihood of the reference answers by role, in nats per token."""
     name = "log_likelihood"
-    if not all(name in tables[role].measures for role in COMPARED):
+    compared = [role for role in COMPARED if role in tables]
+    if not all(name in tables[role].measures for role in compared):
         return {}
-    return {name: {role: float(np.mean(tables[role].measures[name])) for role in COMPARED}}
+    return {name: {role: float(np.mean(tables[role].measures[name])) for role in compared}}
 
 
 def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:

@@ -38,7 +38,7 @@ class VersionComparison(BaseModel, frozen=True):
 
 
 def compare_versions(first: str, *, second: str) -> VersionComparison:
-    """Compare two versions by URI; the URI of a run selects its candidate.
+    """Compare two versions by URI; the URI of a run selects its candidate or, without one, its winner.
 
     Metric and level are those of the first. Raises VerdictRefused if the two were tested on different rows, ValueError
     if there is no evidence.
@@ -68,7 +68,7 @@ def _predicted(uri: str) -> tuple[str, Predictions, TestProtocol]:
         raise ValueError(f"{uri} has no {EVIDENCE_FILE}; give the URI of a finished run or of a version")
     evidence = Evidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}"))
     is_version = uri in {version.uri for version in evidence.versions.values()}
-    role = evidence.role_of(uri) if is_version else "candidate"
+    role = "candidate" if not is_version and evidence.verdict.candidate is not None else evidence.role_of(uri)
     tables = load_all_predictions(uri)
     if role == "hybrid":
         inputs = evidence.verdict_inputs(tables)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 IntArray = NDArray[np.int64]
 
+HIGHEST_SCORE = 1.0
+"""The highest score in every metric of a recipe."""
+
 
 def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
     """Return the `accuracy` or `macro_f1` of a model; labels and outputs are [N]."""

@@ -1,6 +1,7 @@
 """Decide whether a fine-tuned model deserves to serve, and which model serves: one relation, *dominates*.
 
-- The candidate must dominate every model without fine-tuning. The hybrid must dominate the candidate, too.
+- The candidate must dominate every model without fine-tuning. The hybrid must dominate the candidate, too. Without a
+  candidate, because there was nothing to gain, the outcome is STAY.
 - Another model without fine-tuning may replace the incumbent if it dominates it.
 - A model whose gates do not pass neither blocks another nor is selected. The incumbent always counts.
 
@@ -49,7 +50,9 @@ class Decision:
 def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) -> Decision:
     """Return the outcome and the role of the model that serves."""
     by_role = {entry.role: entry for entry in entries}
-    candidate = by_role[CANDIDATE]
+    candidate = by_role.get(CANDIDATE)
+    if candidate is None:
+        return Decision(Outcome.STAY, _without_proof_over_all(entries, relate, protocol=protocol))
     blocking = blocking_roles(entries)
     blocked_by = tuple(role for role in blocking if not relate(CANDIDATE, role, 1).dominates)
 

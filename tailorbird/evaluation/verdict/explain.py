@@ -3,12 +3,14 @@
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
+from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
 from tailorbird.evaluation.verdict.formatting import (
     METRIC_NAMES,
     PERCENTAGES,
+    at_most,
     cost_basis,
     interval_name,
     listed,
@@ -19,14 +21,18 @@ from tailorbird.evaluation.verdict.formatting import (
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, trained_rows_sentences
 from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
+from tailorbird.evaluation.verdict.relation import Relation
 from tailorbird.evaluation.verdict.types import Verdict
 
 
 def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
-    """Return answers, compared models, the comparison that decides, costs, gates, rows, and what would change it."""
+    """Return answers, compared models, the comparison that decides, costs, gates, rows, and what would change it.
+
+    If no model was trained, the second sentence says why.
+    """
     chain = [
         _answers(verdict),
+        _no_training(verdict),
         _compared(verdict),
         _deciding(verdict, anchor=inputs.anchor),
         _replacement(verdict),
@@ -63,6 +69,8 @@ def _answers(verdict: Verdict) -> str:
         Outcome.STAY: "fine-tuning does not pay",
         Outcome.INSUFFICIENT_EVIDENCE: "these rows do not decide whether fine-tuning pays",
     }[verdict.outcome]
+    if verdict.candidate is None:
+        answer = "fine-tuning has nothing to gain"
     selected = _model(verdict, verdict.selected)
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return f"{answer}: use {selected}"
@@ -75,12 +83,30 @@ def _answers(verdict: Verdict) -> str:
     return f"{answer}: {'for now, ' if is_open else ''}{action}"
 
 
+def _no_training(verdict: Verdict) -> str:
+    if verdict.headroom is None:
+        return ""
+    why = headroom_text(verdict.headroom, metric=verdict.metric, minimum_gain=verdict.minimum_gain)
+    return f"no training was started: {why}"
+
+
+def headroom_text(headroom: Headroom, *, metric: str, minimum_gain: float) -> str:
+    """Return what can be gained at most over the incumbent, and that this is below the minimum gain."""
+    score = f"{METRIC_NAMES[metric]} {headroom.score:.5g}"
+    if metric in PERCENTAGES:
+        score = f"{100 * headroom.score:.5g}%"
+    bound = f"at most {at_most(headroom.most)} points can be gained ({100 * (1 - headroom.level):.4g}% bound)"
+    return (
+        f"the incumbent scores {score} on {headroom.num_rows:,} validation rows, so {bound}, below the minimum gain of "
+        f"{size(minimum_gain)}"
+    )
+
+
 def _compared(verdict: Verdict) -> str:
     others = [_score_of(verdict, model) for model in verdict.models if model.role not in (INCUMBENT, CANDIDATE, HYBRID)]
-    names = [_model(verdict, INCUMBENT), _model(verdict, CANDIDATE)]
-    if verdict.has(HYBRID):
-        names.append(_model(verdict, HYBRID))
-    further = f", and without fine-tuning {listed(others)}" if others else ""
+    names = [_model(verdict, role) for role in (INCUMBENT, CANDIDATE, HYBRID) if verdict.has(role)]
+    kind = "without fine-tuning " if verdict.candidate is not None else ""
+    further = f", and {kind}{listed(others)}" if others else ""
     return f"compared on the same {verdict.n:,} test rows: {'; '.join(names)}{further}"
 
 
@@ -97,8 +123,11 @@ def gain_text(relation: Relation) -> str:
 
 
 def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
-    """Return the comparison that decides, and by which part of *dominates*."""
+    """Return the comparison that decides, and by which part of *dominates*; empty if `_replacement` has it."""
     relation = verdict.closest
+    is_replaced = verdict.candidate is None and verdict.selected != INCUMBENT
+    if relation is None or is_replaced:
+        return ""
     first, second = named(relation.first), named(relation.second)
     gain = gain_text(relation)
     if relation.is_better:
@@ -158,51 +187,52 @@ def _replacement(verdict: Verdict) -> str:
 
 
 def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
-    """Return what the selected model costs against the incumbent, or a non-inferior model that needs less."""
+    """Return what the selected model, or else the candidate, costs, and a non-inferior model that costs less."""
+    described = verdict.described
     if verdict.cost_unit is None:
         return ""
-    basis = cost_basis(verdict.cost_unit)
-    if verdict.selected != INCUMBENT:
-        relation = verdict.relation(verdict.selected, INCUMBENT)
-        text = f"to serve, {named(verdict.selected)} costs {_ratio(relation)} what the incumbent costs ({basis})"
-    else:
-        relation = verdict.relation(CANDIDATE, INCUMBENT)
-        text = f"to serve, the candidate costs {_ratio(relation)} what the incumbent costs ({basis})"
+    parts = [] if described is None else [_cost_against_incumbent(verdict, described, protocol=protocol)]
+    return "; ".join(filter(None, [*parts, cheaper_text(verdict)]))
+
+
+def _cost_against_incumbent(verdict: Verdict, role: str, *, protocol: TestProtocol) -> str:
+    relation = verdict.relation(role, INCUMBENT)
     if relation.cost_ratio is None:
-        text = f"the costs of {named(relation.first)} and of the incumbent cannot be compared, so it is not cheaper"
+        text = f"the costs of {named(role)} and of the incumbent cannot be compared, so it is not cheaper"
+    else:
+        estimate, low, high = relation.cost_ratio
+        ratio = f"{estimate:.2f} ({low:.2f} to {high:.2f}) times what the incumbent costs"
+        text = f"to serve, {named(role)} costs {ratio} ({cost_basis(verdict.cost_unit)})"
     if relation.net is not None and protocol.cost is not None:
         text += f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
-    return text + _needs_less(verdict, described=relation.first)
+    return text
 
 
-def _ratio(relation: Relation) -> str:
-    if relation.cost_ratio is None:
+def cheaper_text(verdict: Verdict) -> str:
+    """Return which non-inferior model costs least, if one costs less than the selected model; else an empty text."""
+    relation = verdict.cheaper
+    if relation is None or relation.cost_ratio is None:
         return ""
-    estimate, low, high = relation.cost_ratio
-    return f"{estimate:.2f} ({low:.2f} to {high:.2f}) times"
-
-
-def _needs_less(verdict: Verdict, *, described: str) -> str:
-    """Return the non-inferior model that needs least, if one that is not described needs less than the selected one."""
-    less = [
-        relation
-        for relation in verdict.relations
-        if relation.second == verdict.selected
-        and relation.first != described
-        and relation.is_non_inferior
-        and relation.cost_ratio is not None
-        and relation.cost_ratio[2] < CHEAPER_RATIO
-        and verdict.model(relation.first).passes
-    ]
-    if not less:
-        return ""
-    least = min(less, key=lambda relation: relation.cost_ratio[0] if relation.cost_ratio else 1.0)
-    return f"; {named(least.first)} is non-inferior to {named(verdict.selected)} and needs {_ratio(least)} as much"
+    first = named(relation.first)
+    second = named(relation.second)
+    below = f"at most {at_most(max(-relation.lowest, 0.0))} points below"
+    loss = f"{first} is {below} {second}"
+    if relation.interval[1] >= 0:
+        loss = f"{first} is not shown to be worse than {second} ({below})"
+    share = f"{100 * relation.cost_ratio[0]:.2g}%"
+    if verdict.cost_unit == "price":
+        return f"{loss} and costs {share} as much"
+    return f"{loss} and needs {share} of its {verdict.cost_unit} per row; set evaluation.cost to let the cost count"
 
 
 def _gates(verdict: Verdict, *, protocol: TestProtocol) -> str:
-    """Return the states of the candidate's gates, or of the hybrid's if it is selected."""
-    role = HYBRID if verdict.selected == HYBRID else CANDIDATE
+    """Return the states of the candidate's gates, or of the hybrid's if it is selected.
+
+    Without a candidate, they are those of the selected model.
+    """
+    role = CANDIDATE
+    if verdict.selected == HYBRID or verdict.candidate is None:
+        role = verdict.selected
     gates = verdict.model(role).gates
     failed = failed_gates(gates, owner=f"{named(role)}'s")
     undecided = open_gates(gates, regulated=protocol.regulated, owner=f"{named(role)}'s")
@@ -237,6 +267,8 @@ def what_would_change(verdict: Verdict) -> str:
         selected = named(verdict.selected)
         return f"a later run replaces {selected} if a model dominates it, with a proven gain of {gain} or more"
     power = verdict.power
+    if verdict.candidate is None or power is None:
+        return _what_would_start_a_training(verdict)
     expected = size(verdict.expected_gain)
     needed = f"{rows_text(power.rows_needed)} would do so in 80% of tests"
     if power.rows_needed is None:
@@ -256,6 +288,11 @@ def what_would_change(verdict: Verdict) -> str:
         also = "" if len(verdict.blocked_by) == len(verdict.required) else "also "
         return f"a candidate that {also}dominates {blocking} would be chosen; {chosen}"
     return chosen
+
+
+def _what_would_start_a_training(verdict: Verdict) -> str:
+    lower = "" if verdict.headroom is None else f" below the {at_most(verdict.headroom.most)} points that can be gained"
+    return f"a training starts with --train-anyway, or with a minimum gain{lower}"
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
@@ -305,8 +342,10 @@ def _bound_text(bound: Bound, *, is_money: bool) -> str:
     return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}{detects}"
 
 
-def why_no_hybrid(config: HybridConfig) -> str:
+def why_no_hybrid(config: HybridConfig, *, has_candidate: bool) -> str:
     """Return why the validation rows gave no hybrid."""
+    if config.by == "group" and not has_candidate:
+        return "no model was trained that could answer some groups"
     if config.by == "group":
         return "on validation one model would answer every row, or the incumbent is already a hybrid"
     return "on validation, none scores as high as the best single model"

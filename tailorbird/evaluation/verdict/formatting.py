@@ -1,6 +1,7 @@
 """Names of metrics and models, and the format of gains, sizes and p values."""
 
 from collections.abc import Sequence
+from math import ceil
 
 from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.evaluation.predictions import ROW_METRICS
@@ -57,6 +58,11 @@ def size(share: float) -> str:
     """Return a share in percentage points without a sign: `1 point`, `2.5 points`."""
     number = f"{100 * share:.4g}"
     return f"{number} {'point' if number == '1' else 'points'}"
+
+
+def at_most(share: float) -> str:
+    """Return an upper bound in percentage points, rounded up to two decimals: `0.26`."""
+    return f"{ceil(round(10_000 * share, 6)) / 100:g}"
 
 
 def interval_name(level: float) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
+from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.registry.test_set_ledger import RowUse
 
@@ -39,14 +40,15 @@ class VerdictInputs:
     """The inputs of `reach_verdict` in addition to the protocol."""
 
     models: Mapping[str, ModelPredictions]
-    """Predictions by role: `incumbent`, `candidate`, then the other models without fine-tuning, best on validation
-    first. The hybrid is computed from its parts."""
+    """Predictions by role: `incumbent`, `candidate` if a model was trained, then the other models without fine-tuning,
+    best on validation first. The hybrid is computed from its parts."""
     test_sha256: str
     replacing: tuple[str, ...] = ()  # roles of the other models that may replace the incumbent
     hybrid: FrozenHybrid | None = None  # fitted on validation before the test rows are read
     anchor: Anchor | None = None  # None if the incumbent is the anchor, or there is no champion
     costs: ServingCosts | None = None  # resources for serving each model by role; None if not measured
     training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
+    headroom: Headroom | None = None  # of the incumbent on validation; None if a model was trained
     look: RowUse = FIRST_LOOK  # how much the test rows were used before
     trained_on: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Ids of the test rows that the model in a role was trained on. They leave the comparison."""

@@ -19,7 +19,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_row
 from tailorbird.evaluation.verdict.parts import TestedHybrid, TestedModel
 from tailorbird.evaluation.verdict.power import PowerInputs, power_of
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.relation import CostTable, Relate, Relation, relations
+from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, CostTable, Relate, Relation, relations
 from tailorbird.evaluation.verdict.types import Verdict
 
 ANCHOR = "anchor"
@@ -59,16 +59,9 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     inputs = without_trained_rows(inputs)
     compared = compare_models(inputs, on_all_rows=on_all_rows, protocol=protocol)
     decision = decide(compared.entries, compared.relate, protocol=protocol)
-    power = power_of(
-        PowerInputs(
-            {role: model.clean for role, model in compared.models.items()},
-            compared.entries,
-            compared.costs,
-            hybrid=inputs.hybrid if HYBRID in compared.models else None,
-            anchor=_anchor_table(inputs),
-            is_anchor_missing=inputs.anchor is not None and inputs.anchor.predictions is None,
-        )
-    )
+    power = None
+    if CANDIDATE in compared.models:
+        power = power_of(_power_inputs(compared, inputs=inputs))
     _compare_for_readers(compared, decision)
     first = inputs.incumbent.clean
     verdict = Verdict(
@@ -87,6 +80,7 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         blocked_by=decision.blocked_by,
         replaces_for_cost=_replaces_for_cost(compared, decision),
         power=power,
+        headroom=inputs.headroom,
         hybrid=_tested_hybrid(inputs) if HYBRID in compared.models else None,
         costs=contender_costs(compared.costs, [model.role for model in compared.tested]),
         cost_unit=_cost_unit(compared.costs),
@@ -94,6 +88,17 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         unknown_training=inputs.unknown_training,
     )
     return verdict.model_copy(update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)})
+
+
+def _power_inputs(compared: Compared, *, inputs: VerdictInputs) -> PowerInputs:
+    return PowerInputs(
+        {role: model.clean for role, model in compared.models.items()},
+        compared.entries,
+        compared.costs,
+        hybrid=inputs.hybrid if HYBRID in compared.models else None,
+        anchor=_anchor_table(inputs),
+        is_anchor_missing=inputs.anchor is not None and inputs.anchor.predictions is None,
+    )
 
 
 def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protocol: TestProtocol) -> Compared:
@@ -155,7 +160,7 @@ def _anchor_table(inputs: VerdictInputs) -> Predictions | None:
 def _with_hybrid(inputs: VerdictInputs, *, protocol: TestProtocol) -> dict[str, ModelPredictions]:
     """Return the predictions by role: incumbent, candidate, hybrid, others."""
     hybrid = hybrid_predictions(inputs, protocol=protocol)
-    models = {INCUMBENT: inputs.incumbent, CANDIDATE: inputs.candidate}
+    models = {role: inputs.models[role] for role in (INCUMBENT, CANDIDATE) if role in inputs.models}
     if hybrid is not None:
         models[HYBRID] = hybrid
     return models | {role: model for role, model in inputs.models.items() if role not in models}
@@ -181,7 +186,10 @@ def _serving_costs(inputs: VerdictInputs) -> ServingCosts | None:
 
 
 def _compare_for_readers(compared: Compared, decision: Decision) -> None:
-    """Compare each pair of models that a reader of the verdict asks for; most are compared by the decision, too."""
+    """Compare each pair of models that a reader of the verdict asks for; most are compared by the decision, too.
+
+    A reader also asks whether a model that costs less than the selected one would do.
+    """
     num_replacing = sum(entry.may_replace for entry in compared.entries)
     for entry in compared.entries:
         if entry.role != INCUMBENT:
@@ -190,6 +198,11 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
             is_compared = any((first, entry.role) == key[:2] for key in compared.known)
             if first in compared.models and entry.role != first and not is_compared:
                 compared.relate(first, entry.role, 1)
+        is_known = any((entry.role, decision.selected) == key[:2] for key in compared.known)
+        if entry.role != decision.selected and not is_known:
+            ratio = compared.costs.pair(entry.role, decision.selected).ratio
+            if ratio is not None and ratio[2] < CHEAPER_RATIO:
+                compared.relate(entry.role, decision.selected, 1)
 
 
 def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:
@@ -217,4 +230,4 @@ def _tested_hybrid(inputs: VerdictInputs) -> TestedHybrid:
 def _cost_unit(costs: CostTable) -> CostUnit | None:
     if costs.serving is None:
         return None
-    return cost_unit(cost_pair(costs.serving), terms=costs.protocol.cost)
+    return cost_unit(costs.serving, terms=costs.protocol.cost)

@@ -6,10 +6,11 @@ from pydantic import model_validator
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.prices import CostUnit
+from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
 from tailorbird.evaluation.verdict.formatting import interval_name, points
 from tailorbird.evaluation.verdict.parts import ContenderCost, Power, TestedHybrid, TestedModel, VerdictPart
-from tailorbird.evaluation.verdict.relation import Relation
+from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
 
 
 class Verdict(VerdictPart):
@@ -32,14 +33,18 @@ class Verdict(VerdictPart):
     non_inferiority_margin: float
     expected_gain: float
     models: tuple[TestedModel, ...]
-    """The incumbent, the candidate, the hybrid if there is one, then the other models, best on validation first."""
+    """The incumbent, the candidate if a model was trained, the hybrid if there is one, then the other models, best on
+    validation first."""
     relations: tuple[Relation, ...]
     """Every pair of models that was compared."""
     blocked_by: tuple[str, ...]
     """Roles of the models without fine-tuning that the candidate does not dominate."""
     replaces_for_cost: bool
     """True if the selected model replaces the incumbent for its lower cost, without being proven better."""
-    power: Power
+    power: Power | None
+    """None without a candidate."""
+    headroom: Headroom | None
+    """What was left to gain over the incumbent, by the validation rows, if therefore no model was trained."""
     hybrid: TestedHybrid | None
     costs: tuple[ContenderCost, ...]
     """Cost of each model; empty without prices."""
@@ -86,17 +91,24 @@ class Verdict(VerdictPart):
         return self.model(INCUMBENT)
 
     @property
-    def candidate(self) -> TestedModel:
-        return self.model(CANDIDATE)
+    def candidate(self) -> TestedModel | None:
+        """The fine-tuned model; None if no model was trained."""
+        return self.model(CANDIDATE) if self.has(CANDIDATE) else None
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        """Gates of the candidate."""
-        return self.candidate.gates
+        """Gates of the candidate; empty if there is none."""
+        return () if self.candidate is None else self.candidate.gates
 
     @property
     def required(self) -> tuple[Relation, ...]:
-        """The comparisons that decide the outcome: of the candidate, or the hybrid, with all that it must dominate."""
+        """The comparisons that decide the outcome: of the candidate, or the hybrid, with all that it must dominate.
+
+        Without a candidate, they are those of the models that could replace the incumbent with it.
+        """
+        if self.candidate is None:
+            replacing = {model.role for model in self.models if model.may_replace and model.passes}
+            return tuple(each for each in self.relations if each.first in replacing and each.second == INCUMBENT)
         first = HYBRID if self.outcome is Outcome.HYBRID else CANDIDATE
         must_dominate = {INCUMBENT}
         for model in self.models:
@@ -106,14 +118,44 @@ class Verdict(VerdictPart):
         return tuple(each for each in self.relations if each.first == first and each.second in must_dominate)
 
     @property
-    def closest(self) -> Relation:
+    def closest(self) -> Relation | None:
         """The comparison that decides: the lowest gain of those in `required` that are out of reach.
 
-        If none is, it is the lowest gain of those that do not dominate or, if all do, of all.
+        If none is, it is the lowest gain of those that do not dominate or, if all do, of all. Without a candidate, it
+        is that of the selected model or else the highest one; None if no model could replace the incumbent.
         """
+        if self.candidate is None:
+            of_selected = [relation for relation in self.required if relation.first == self.selected]
+            return max(of_selected or self.required, key=lambda relation: relation.gain, default=None)
         failing = [relation for relation in self.required if not relation.dominates]
         ruled_out = [relation for relation in failing if relation.is_out_of_reach]
         return min(ruled_out or failing or self.required, key=lambda relation: relation.gain)
+
+    @property
+    def described(self) -> str | None:
+        """Role of the model whose cost is compared with the incumbent's: the selected one, or else the candidate."""
+        if self.selected != INCUMBENT:
+            return self.selected
+        return None if self.candidate is None else CANDIDATE
+
+    @property
+    def cheaper(self) -> Relation | None:
+        """The model that costs least of those that are non-inferior to the selected one and cost less, if any.
+
+        With prices, the cost of the model in the role `described` needs no second mention.
+        """
+        described = self.described if self.cost_unit == "price" else None
+        ratios = {
+            relation.cost_ratio[0]: relation
+            for relation in self.relations
+            if relation.second == self.selected
+            and relation.first != described
+            and relation.is_non_inferior
+            and relation.cost_ratio is not None
+            and relation.cost_ratio[2] < CHEAPER_RATIO
+            and self.model(relation.first).passes
+        }
+        return ratios[min(ratios)] if ratios else None
 
     def sentence(self) -> str:
         """Return the model to use and why, without further figures: the first of `sentences`."""
@@ -122,6 +164,8 @@ class Verdict(VerdictPart):
     def numbers(self) -> str:
         """Return one line: outcome, closest comparison, interval, n."""
         closest = self.closest
+        if closest is None:
+            return f"{self.outcome}: no other model could replace the incumbent (n = {self.n:,})"
         low, high = closest.interval
         interval = f"{interval_name(closest.level)} {points(low)} to {points(high)}"
         gain = f"{closest.first} minus {closest.second} {points(closest.gain)} points"

@@ -33,7 +33,6 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence import ROLES
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
@@ -123,11 +122,12 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
 def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> None:
     verdict, evidence = chat_run.result.verdict, chat_run.result.evidence
     assert (verdict.outcome, verdict.selected) == (Outcome.FINE_TUNE, "candidate")
-    assert tuple(verdict.candidate.scores) == ("choice", "exact_match")
+    assert tuple(verdict.model("candidate").scores) == ("choice", "exact_match")
     assert verdict.n == SIZES["test"]
-    assert verdict.candidate.score > 0.9 > verdict.incumbent.score
+    assert verdict.model("candidate").score > 0.9 > verdict.incumbent.score
     assert [score.kind for score in evidence.scores] == ["nearest", "zero_shot", "few_shot", "retrieved", "full"]
     assert evidence.versions["incumbent"].kind == "nearest"
+    assert evidence.training is not None
     assert evidence.training.padding_share < 0.05
     assert evidence.data.report.test_answers_in_train == SIZES["test"]
     assert (evidence.measures, evidence.reliability) == ({}, {})  # nearest has no language model
@@ -137,9 +137,9 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     run = chat_run.result.run
     assert verify_evidence(run) == ()
     tables = load_all_predictions(run)
-    others = [model.role for model in chat_run.result.evidence.family.models if model.role not in ROLES]
-    assert sorted(others) == ["few_shot", "retrieved", "zero_shot"]
-    assert set(tables) == set(prediction_table_names(others, changed=("suite-own", "suite-extraction")))
+    roles = [model.role for model in chat_run.result.evidence.family.models]
+    assert sorted(roles) == ["candidate", "few_shot", "incumbent", "retrieved", "zero_shot"]
+    assert set(tables) == set(prediction_table_names(roles, changed=("suite-own", "suite-extraction")))
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 

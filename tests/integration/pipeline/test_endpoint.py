@@ -116,7 +116,7 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert len(read_test_accesses(task_uri)) == accesses + 1
         assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
         assert verdict.incumbent.kind == "endpoint_zero_shot"
-        assert verdict.incumbent.score > 0.9 > verdict.candidate.score
+        assert verdict.incumbent.score > 0.9 > verdict.model("candidate").score
         assert evidence.endpoint is not None
         assert (evidence.endpoint.url, evidence.endpoint.reported_model) == (server.url, MODEL)
         answers = evidence.endpoint_answers["incumbent"]

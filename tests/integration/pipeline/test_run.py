@@ -40,7 +40,7 @@ from tailorbird.models.loading import LoadedClassifier, load_model
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, publish, verdict_inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
-from tailorbird.pipeline.record import EvaluatedModels, TrainedModels
+from tailorbird.pipeline.record import EvaluatedModels, FineTuning, TrainedModels
 from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.routing import Routing
@@ -99,8 +99,8 @@ def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(small_r
 def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: SmallRun) -> None:
     run = small_run.result.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
-    others = [model.role for model in small_run.result.evidence.family.models if model.role not in ROLES]
-    expected = prediction_table_names(others, changed=changed_sets(small_run.recipe.evaluation.gates))
+    roles = [model.role for model in small_run.result.evidence.family.models]
+    expected = prediction_table_names(roles, changed=changed_sets(small_run.recipe.evaluation.gates))
     tables = {f"predictions/{name}.parquet" for name in expected}
     assert names == {PROTOCOL_FILE, FAMILY_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")
@@ -263,7 +263,7 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     kind = evidence.versions["incumbent"].kind
     baselines = (Baseline(kind, incumbent, 1.0, True, ""), *baselines)
     candidate = Contender(evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5)
-    return TrainedModels(baselines, sweep_result, (sweep_result.trained,), None, None, None, candidate)
+    return TrainedModels(baselines, FineTuning(sweep_result, (sweep_result.trained,), None, None, None, candidate))
 
 
 def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None) -> EvaluatedModels:

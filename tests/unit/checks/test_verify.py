@@ -22,7 +22,7 @@ from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion, VersionConfig, now, register, write_config
 from tailorbird.storage.s3 import StorageError
 from tests.unit.checks.finished_run import concluded, flip, registered, rewrite, run_of, write_ledger
-from tests.unit.evaluation.simulated import Simulation, on_cpu
+from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, on_cpu
 
 HYBRID = Simulation(
     num_rows=4000,
@@ -391,3 +391,28 @@ def test_one_row_of_a_rare_class_that_is_rounded_differently_is_no_fault(support
     change = 1 - score_table("macro_f1", table)
     assert 0.005 < change < rounding_tolerance("macro_f1", table)
     assert rounding_tolerance("accuracy", table) < 0.02
+
+
+def test_the_verdict_of_a_run_without_a_training_and_the_headroom_are_recomputed(tmp_path: Path) -> None:
+    run = concluded(tmp_path / "task", NOTHING_TO_GAIN)
+    assert verify_evidence(run) == ()
+    folder = run_of(tmp_path / "task")
+    evidence = json.loads((folder / "evidence.json").read_text())
+    assert (evidence["verdict"]["outcome"], evidence["training"]) == ("STAY", None)
+    evidence["family"]["headroom"]["most"] = 0.0001
+    rewrite(folder, family=evidence["family"])
+    assert any(fault.startswith("family.headroom.most is 0.0001") for fault in verify_evidence(run))
+
+
+@pytest.mark.parametrize(
+    ("simulation", "part"),
+    [
+        (replace(NOTHING_TO_GAIN, incumbent=0.9), "no model was trained, although up to 0.1"),
+        (
+            replace(NOTHING_TO_GAIN, tuning={"train_anyway": True}),
+            "no model was trained, although tuning.train_anyway is true",
+        ),
+    ],
+)
+def test_a_run_that_should_have_trained_a_model_is_reported(tmp_path: Path, simulation: Simulation, part: str) -> None:
+    assert any(fault.startswith(part) for fault in verify_evidence(concluded(tmp_path / "task", simulation)))

@@ -14,7 +14,7 @@ from tailorbird.console.site import Site, page_at
 from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
-from tests.unit.evaluation.simulated import Simulation, evidence_of
+from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, evidence_of
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 RUN = "0f3a9c21d4e70f3a"
@@ -336,3 +336,12 @@ def test_a_ledger_that_cannot_be_read_is_named_in_its_section_only(paths: TaskPa
     assert f"The ledger of the registry cannot be read. {paths.test_set_ledger} is not a valid record" in text
     assert "Some records could not be read" not in text
     assert f"{RUN} 8 days ago finished" in text
+
+
+def test_the_page_of_a_run_without_a_training_says_why_and_has_no_gates_of_a_candidate(paths: TaskPaths) -> None:
+    made.add_run(paths, RUN, at=NOW, evidence=evidence_of(NOTHING_TO_GAIN))
+    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    assert "Fine-tuning has nothing to gain" in text
+    assert "No training was started: the incumbent scores 100% on 1,389 validation rows" in text
+    assert "Gates of the candidate" not in text
+    assert "Paired outcomes" not in text

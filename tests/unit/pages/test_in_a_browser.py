@@ -250,6 +250,8 @@ def test_a_report_shows_outcome_and_interval(open_page: OpenPage, tmp_path: Path
     verdict = evidence_for(outcome).verdict
     (tmp_path / "page.html").write_text(report_page(outcome, tmp_path), encoding="utf-8")
     shown = open_page((tmp_path / "page.html").as_uri(), width=320).locator("body").inner_text()
-    low, high = verdict.closest.interval
+    closest = verdict.closest
+    assert closest is not None
+    low, high = closest.interval
     for expected in (outcome, points(low), points(high), f"{verdict.n:,}"):
         assert expected in shown

@@ -18,7 +18,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.report.evidence import ROLES, FrozenAnchor, PairedExample, TrainedRows
+from tailorbird.evaluation.report.evidence import FrozenAnchor, PairedExample, TrainedRows
 from tailorbird.evaluation.report.evidence_files import (
     MANIFEST,
     load_all_predictions,
@@ -32,7 +32,7 @@ from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.pipeline.record import TrainedModels
+from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
@@ -91,7 +91,8 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
         weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1, dtype="float32"
     )
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=trained)
-    return TrainedModels(baselines, sweep_result, (trained,), None, None, None, Contender("centroid", uri, 0.5))
+    candidate = Contender("centroid", uri, 0.5)
+    return TrainedModels(baselines, FineTuning(sweep_result, (trained,), None, None, None, candidate))
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,8 @@ def test_baselines_are_fitted_once(
 
 
 def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:
-    others = [model.role for model in result.evidence.family.models if model.role not in ROLES]
-    names = prediction_table_names(others, changed=CHANGED_SETS)
+    roles = [model.role for model in result.evidence.family.models]
+    names = prediction_table_names(roles, changed=CHANGED_SETS)
     files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
     tables = {f"predictions/{name}.parquet" for name in names}
     assert files == {"evidence.json", "report.html", "MODEL_CARD.md", "family.json", MANIFEST} | tables
@@ -221,7 +222,7 @@ def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_ro
     hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", 0.5, 0.3)
     monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
     monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
-    with pytest.raises(ValueError, match=r"family.json has another hybrid or anchor than this run"):
+    with pytest.raises(ValueError, match=r"family.json has another hybrid, anchor or headroom than this run"):
         evaluate_run(context, trained, progress=SILENT)
 
 

@@ -14,7 +14,7 @@ from tailorbird.evaluation.report.evidence import (
     SeedRecord,
 )
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
+from tailorbird.pipeline.record import EvaluatedModels, FineTuning, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
@@ -61,8 +61,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         trial("probe", config={}, scores=(), status="pretrained"),
     )
     selected = TrainingConfig(method="lora")
-    models = TrainedModels(
-        baselines=(Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),),
+    fine_tuning = FineTuning(
         sweep=SweepResult(rows=rows, selected=selected, trained=seeds[0]),
         seeds=seeds,
         averaged=AverageRecord(0.8, chosen=False),
@@ -70,6 +69,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         curve=None,
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )
+    models = TrainedModels((Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),), fine_tuning)
     simulation = Simulation()
     family = Family(models=models.models)
     evaluated = EvaluatedModels(family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage()))
@@ -78,6 +78,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
     evidence = build_evidence(context, models, evaluated, versions=versions, verdict=verdict)
     assert [(row.kind, row.epochs) for row in evidence.sweep] == [("lora", 2), ("full", 1), ("probe", 0)]
     assert evidence.seeds == (SeedRecord(5, 0.7), SeedRecord(6, 0.9))
+    assert evidence.training is not None
     assert (evidence.training.epochs, evidence.training.selected) == (3, selected.model_dump(mode="json"))
     assert evidence.expires_at == "2026-11-26T16:30:00+00:00"
     # Three rows of 1 s and one further seed of 7 s, on the workers of the recipe.

@@ -189,3 +189,8 @@ def ended_wrongly(trials: list[TrialScores], *, to_beat: float, num_rows: int) -
 def test_the_module_imports_neither_ray_nor_torch() -> None:
     code = "import sys, tuning.futility, tailorbird.config.recipe; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_target_is_at_most_the_highest_score() -> None:
+    target = set_target((Baseline("probe", "s3://m/probe", 0.995, True, ""),), minimum_gain=0.01)
+    assert (target.to_beat, target.text) == (1.0, "1.000 (probe + 0.01, at most 1)")

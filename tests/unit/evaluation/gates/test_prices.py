@@ -188,7 +188,8 @@ def test_without_prices_the_ratio_is_that_of_the_seconds_of_the_device_that_serv
         ServingUsage((1.0,) * 5, (4.0, 8.0, 4.0, 2.0, 4.0)), ServingUsage((3.0,) * 5, (1.0, 2.0, 1.0, 0.5, 1.0))
     )
     assert cost_ratio(gpu, alpha=0.05) == pytest.approx((0.25,) * 3)
-    assert (cost_unit(gpu, terms=None), cost_unit(gpu, terms=ON_GPU)) == ("GPU-seconds", "price")
+    costs = {"incumbent": gpu.incumbent, "candidate": gpu.candidate}
+    assert (cost_unit(costs, terms=None), cost_unit(costs, terms=ON_GPU)) == ("GPU-seconds", "price")
 
 
 def test_with_prices_the_ratio_is_that_of_the_costs_of_serving() -> None:

@@ -42,7 +42,7 @@ def test_only_models_that_predicted_the_test_rows_have_test_scores() -> None:
         "bag_of_words": ("contender", verdict.model("bag_of_words").score),
         "centroid": ("contender", verdict.model("centroid").score),
         "probe": ("incumbent", verdict.incumbent.score),
-        "full": ("candidate", verdict.candidate.score),
+        "full": ("candidate", verdict.model("candidate").score),
     }  # fmt: skip
     assert scores["full"].validation == evidence.family.models[1].validation
     for score in scores.values():

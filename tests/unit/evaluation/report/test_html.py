@@ -25,7 +25,7 @@ from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
-from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
+from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, evidence_of, on_cpu
 
 SECONDS = {"incumbent": (1.0, 1.02, 0.98, 1.01, 1.0), "candidate": (0.6, 0.61, 0.59, 0.6, 0.62)}
 SECONDS |= {"bag_of_words": (0.1, 0.11, 0.1, 0.1, 0.1), "centroid": (1.0, 1.01, 0.99, 1.0, 1.0)}
@@ -226,7 +226,7 @@ def test_the_number_of_rows_on_which_both_models_are_right_is_printed() -> None:
     text = Page(to_html(evidence)).text
     verdict = evidence.verdict
     gained = verdict.relation("candidate", "incumbent").only_first_right
-    both = round(verdict.candidate.score * verdict.n) - gained
+    both = round(verdict.model("candidate").score * verdict.n) - gained
     assert f"both right{both:,}" in text
 
 
@@ -245,6 +245,7 @@ def test_everything_in_the_evidence_is_escaped() -> None:
         )
     }
     assert evidence.curve is not None
+    assert evidence.training is not None
     changes = {
         **dict.fromkeys(("name", "run", "requested_by", "sweep_ended"), attack),
         "scores": (replace(evidence.scores[0], kind=attack), *evidence.scores[1:]),
@@ -396,3 +397,40 @@ def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
     assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
     assert "| incumbent | not assessable |  |  |  |" in card
     assert "the costs of serving the candidate and the incumbent cannot be compared" in (cost_sentence(evidence) or "")
+
+
+CHEAP_BAG = replace(
+    NOTHING_TO_GAIN, costs=on_cpu({role: SECONDS[role] for role in ("incumbent", "bag_of_words", "centroid")})
+)
+
+
+def test_the_report_of_a_run_without_a_training_says_why_and_shows_no_candidate() -> None:
+    evidence = evidence_of(CHEAP_BAG)
+    page = Page(to_html(evidence))
+    sections = {str(attrs["id"]) for tag, attrs in page.tags if tag == "section" and "id" in attrs}
+    assert not sections & {"gain", "outcomes", "power", "sweep"}
+    assert "Fine-tuning has nothing to gain: keep the incumbent" in page.text
+    assert "at most 0.22 points can be gained (95% bound), below the minimum gain of 1 point" in page.text
+    assert {("family.headroom.num_rows", "1,389"), ("family.headroom.most", "0.22")} <= set(page.figures)
+    assert "No model was trained." in page.text
+    assert "None" not in page.text
+
+
+def test_the_report_names_a_cheaper_model_that_is_not_worse_although_the_recipe_has_no_prices() -> None:
+    named = "ag_of_words is not shown to be worse than the incumbent (at most 0.28 points below) and needs 10% of its "
+    named += "CPU-seconds per row; set evaluation.cost to let the cost count."
+    evidence = evidence_of(CHEAP_BAG)
+    assert named in Page(to_html(evidence)).text
+    assert any(named in line for line in verdict_lines(evidence))
+    assert named in to_model_card(evidence, role="incumbent")
+    priced = replace(CHEAP_BAG, evaluation={"cost": COST})
+    assert "set evaluation.cost" not in Page(to_html(evidence_of(priced))).text
+
+
+def test_the_card_and_the_lines_of_a_run_without_a_training_have_no_figures_of_a_candidate() -> None:
+    evidence = evidence_of(NOTHING_TO_GAIN)
+    card = to_model_card(evidence, role="incumbent")
+    lines = "\n".join(verdict_lines(evidence))
+    assert "candidate" not in card
+    assert "candidate" not in lines
+    assert "No training was started: the incumbent scores 100%" in card

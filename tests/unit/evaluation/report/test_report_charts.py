@@ -63,4 +63,4 @@ def test_outcomes_of_a_metric_that_is_not_exact_match_are_titled_by_exact_match(
     assert "by exact match" not in Page(to_html(evidence_for("FINE_TUNE"))).text
     counts = charts.outcome_counts(evidence.verdict)
     right = counts["both right"] + counts["only the candidate right"]
-    assert right == round(evidence.verdict.candidate.scores["exact_match"] * evidence.verdict.n)
+    assert right == round(evidence.verdict.model("candidate").scores["exact_match"] * evidence.verdict.n)

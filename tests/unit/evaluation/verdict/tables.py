@@ -11,6 +11,7 @@ from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.gates.prices import CostTerms
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.decide import Decision, decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
@@ -94,6 +95,15 @@ CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
 def right(count: int) -> BoolArray:
     """Return which rows are right: the first `count`."""
     return count > ROW
+
+
+HEADROOM = Headroom(0.999, most=0.00258, level=0.05, num_rows=3000)
+
+
+def without_candidate(inputs: VerdictInputs) -> VerdictInputs:
+    """Return the inputs of a run that trained no model, because there was nothing to gain."""
+    models = {role: model for role, model in inputs.models.items() if role != "candidate"}
+    return replace(inputs, models=models, headroom=HEADROOM)
 
 
 def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:

@@ -43,7 +43,7 @@ def verdict_of(simulation: Simulation) -> Verdict:
 def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
     verdict = verdict_of(replace(BETTER, gates=False))
     assert (verdict.outcome, verdict.num_units) == (Outcome.FINE_TUNE, 300)
-    assert list(verdict.candidate.scores) == ["token_f1", "exact_match"]
+    assert list(verdict.model("candidate").scores) == ["token_f1", "exact_match"]
     assert "bag-of-words" not in " ".join(verdict.sentences)
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
@@ -62,7 +62,8 @@ def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(simulation: Si
         assert verdict.outcome is Outcome.FINE_TUNE
         return
     assert (verdict.outcome, verdict.selected) == (Outcome.INSUFFICIENT_EVIDENCE, "incumbent")
-    assert verdict.closest.interval == (-1.0, 1.0)
+    assert verdict.relation("candidate", "incumbent").interval == (-1.0, 1.0)
+    assert verdict.power is not None
     assert verdict.power.at_expected_gain == 0
     assert num_documents > 1 or verdict.power.rows_needed is None
     units = "1 document or text" if num_documents == 1 else "5 documents or texts"

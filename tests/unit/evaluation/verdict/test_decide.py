@@ -347,3 +347,26 @@ def test_the_protocol_comes_from_the_recipe_and_survives_a_json_round_trip() -> 
     assert (protocol.minimum_gain, protocol.expected_gain, protocol.alpha) == (0.015, 0.03, 0.05)
     assert TestProtocol.model_validate_json(protocol.model_dump_json()) == protocol
     assert expected_gain(EvaluationConfig(expected_gain=0.04)) == 0.04
+
+
+# Without a candidate, because there was nothing to gain, no fine-tuned model can serve.
+
+
+@pytest.mark.parametrize(
+    ("pairs", "entries", "selected"),
+    [
+        ({}, [BAG, PROBE], INCUMBENT),
+        (over(BAG, incumbent=BETTER), [BAG], BAG),
+        (over(BAG, incumbent=CHEAPER), [BAG], BAG),
+        (over(PROBE, incumbent=BETTER), [PROBE], INCUMBENT),  # it may not replace the incumbent
+        (over(HYBRID, incumbent=CHEAPER), [HYBRID], HYBRID),
+        ({}, [], INCUMBENT),
+    ],
+)
+def test_without_a_candidate_the_outcome_is_stay_and_another_model_replaces_the_incumbent_by_the_usual_rules(
+    pairs: Pairs, entries: list[str], selected: str
+) -> None:
+    hybrid = Entry(HYBRID, may_replace=True)  # of two models without fine-tuning
+    others = [hybrid if role == HYBRID else ENTRIES[role] for role in entries]
+    decided = decide([ENTRIES[INCUMBENT], *others], relate_by(pairs), protocol=PRICED)
+    assert decided == Decision(STAY, selected)

@@ -17,6 +17,7 @@ from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
+from tailorbird.evaluation.verdict.relation import Relation
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
@@ -36,6 +37,7 @@ from tests.unit.evaluation.verdict.tables import (
     predictions,
     protocol_for,
     right,
+    without_candidate,
 )
 
 Case = tuple[VerdictInputs, TestProtocol]
@@ -127,6 +129,12 @@ def verdict_of(state: str) -> Verdict:
     return reach_verdict(inputs, protocol=protocol)
 
 
+def closest_of(verdict: Verdict) -> Relation:
+    closest = verdict.closest
+    assert closest is not None
+    return closest
+
+
 def text_of(state: str) -> str:
     return " ".join(verdict_of(state).sentences)
 
@@ -152,7 +160,7 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
 
     assert f"{verdict.n:,} test rows" in compared
     assert all(model.role in compared for model in verdict.models)
-    closest = verdict.closest
+    closest = closest_of(verdict)
     assert closest.first in deciding
     assert closest.second in deciding
     low, high = closest.interval
@@ -170,18 +178,19 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
 @pytest.mark.parametrize("state", STATES)
 def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) -> None:
     verdict = verdict_of(state)
-    gain, least, margin = verdict.closest.gain, verdict.minimum_gain, verdict.non_inferiority_margin
-    low, high = verdict.closest.interval
+    closest = closest_of(verdict)
+    gain, least, margin = closest.gain, verdict.minimum_gain, verdict.non_inferiority_margin
+    low, high = closest.interval
     deciding = verdict.sentences[2]
     claims = {
         "is proven better than": low > 0 and gain >= least,
         "the interval is above 0": low > 0,
-        "and is non-inferior": verdict.closest.lowest > -margin,
+        "and is non-inferior": closest.lowest > -margin,
         "it is worse": high < 0,
         "is ruled out": high < least,
         "are possible": low <= 0 and high >= least,
-        "not ruled out": verdict.closest.lowest <= -margin,
-        "does not dominate": not verdict.closest.dominates,
+        "not ruled out": closest.lowest <= -margin,
+        "does not dominate": not closest.dominates,
         "it dominates": all(relation.dominates for relation in verdict.required),
     }
     made = [claim for claim in claims if claim in deciding]
@@ -209,7 +218,8 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
         ("a cheaper baseline replaces", "because centroid costs less and is non-inferior: -0.05 points"),
         (
             "a baseline needs less",
-            "; centroid is non-inferior to the incumbent and needs 0.10 (0.10 to 0.10) times as much",
+            "; centroid is not shown to be worse than the incumbent (at most 0.21 points below) and needs 10% of its "
+            "CPU-seconds per row; set evaluation.cost to let the cost count.",
         ),
         ("a gate stops a contender", "endpoint_zero_shot (75.0%, stopped by its gates)"),
         ("a gate is open", "calibration gate cannot be assessed on these rows: the debiased ECE is 0.00 points"),
@@ -259,3 +269,43 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> N
 def test_a_gate_without_bounds_is_explained_by_its_note() -> None:
     [reason] = open_gates((Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"),))
     assert reason == "the cost gate cannot be assessed on these rows: the serving cost is not measured"
+
+
+NOTHING = without_candidate(inputs_of_right(incumbent=right(1998), candidate=right(0), bag_of_words=right(1996)))
+CHEAP_BAG = measured(NOTHING, bag_of_words=0.7)
+
+
+def sentences_of(inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
+    return reach_verdict(inputs, protocol=protocol).sentences
+
+
+def test_without_a_candidate_the_first_sentences_say_that_there_is_nothing_to_gain() -> None:
+    assert sentences_of(CHEAP_BAG, PROTOCOL) == (
+        "Fine-tuning has nothing to gain: keep the incumbent, the pretrained model with a linear head (99.9%).",
+        "No training was started: the incumbent scores 99.9% on 3,000 validation rows, so at most 0.26 points can be "
+        "gained (95% bound), below the minimum gain of 1 point.",
+        "Compared on the same 2,000 test rows: the incumbent, the pretrained model with a linear head (99.9%), and "
+        "bag_of_words (99.8%).",
+        "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval -0.38 to +0.12); a gain of 1 point "
+        "is ruled out.",
+        "Bag_of_words is not shown to be worse than the incumbent (at most 0.39 points below) and needs 7% of its "
+        "CPU-seconds per row; set evaluation.cost to let the cost count.",
+        "A training starts with --train-anyway, or with a minimum gain below the 0.26 points that can be gained.",
+    )
+
+
+def test_without_a_candidate_a_model_that_replaces_the_incumbent_for_its_cost_is_explained() -> None:
+    answer, why, _, replaced, cost, gates, change = sentences_of(CHEAP_BAG, PRICED)
+    assert answer.startswith("Fine-tuning has nothing to gain: replace the incumbent")
+    assert why.startswith("No training was started")
+    assert replaced.startswith("The incumbent is replaced, because bag_of_words costs less and is non-inferior")
+    assert cost.startswith("To serve, bag_of_words costs 0.07 (0.07 to 0.07) times what the incumbent costs")
+    assert "evaluation.cost" not in cost
+    assert gates == "Bag_of_words passes cost."
+    assert change.startswith("A training starts with --train-anyway")
+
+
+def test_a_cheaper_model_that_is_proven_worse_by_less_than_the_margin_is_named_with_its_loss() -> None:
+    inputs = measured(inputs_of_right(incumbent=right(1999), candidate=right(0), centroid=right(1989)), centroid=0.5)
+    cost = next(sentence for sentence in sentences_of(inputs, PROTOCOL) if "evaluation.cost" in sentence)
+    assert "; centroid is at most 0.93 points below the incumbent and needs 5% of its CPU-seconds per row" in cost

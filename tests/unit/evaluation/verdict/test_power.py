@@ -34,7 +34,9 @@ CLASSES = np.array(["a", "b", "c"])
 
 
 def power_of(inputs: VerdictInputs, protocol: TestProtocol) -> Power:
-    return reach_verdict(inputs, protocol=protocol).power
+    power = reach_verdict(inputs, protocol=protocol).power
+    assert power is not None
+    return power
 
 
 def correlated(generator: np.random.Generator, num_rows: int, **accuracy: float) -> dict[str, np.ndarray]:
@@ -137,7 +139,8 @@ def test_an_open_gate_of_a_regulated_recipe_is_assumed_to_pass() -> None:
     regulated = replace(simulation, evaluation={"regulated": True})
     inputs = inputs_of_tables(simulation, tables_of(simulation))
     verdict = reach_verdict(inputs, protocol=protocol_of(regulated))
-    assert not verdict.candidate.passes
+    assert not verdict.model("candidate").passes
+    assert verdict.power is not None
     assert verdict.power == power_of(inputs, protocol_of(simulation)).model_copy(
         update={"over": verdict.power.over, "limited_by": verdict.power.limited_by}
     )

@@ -23,6 +23,7 @@ from tests.unit.evaluation.verdict.tables import (
     CASCADE,
     CHEAP,
     FROZEN,
+    HEADROOM,
     PRICED,
     PROTOCOL,
     ROW,
@@ -37,6 +38,7 @@ from tests.unit.evaluation.verdict.tables import (
     predictions,
     protocol_for,
     right,
+    without_candidate,
 )
 
 
@@ -66,7 +68,7 @@ def test_the_compared_models_their_scores_and_relations_are_in_the_verdict() -> 
         ("centroid", "centroid", 0.5),
     ]
     assert [model.may_replace for model in verdict.models] == [False, False, True, True]
-    assert list(verdict.candidate.scores) == ["accuracy", "macro_f1"]
+    assert list(verdict.model("candidate").scores) == ["accuracy", "macro_f1"]
     pairs = {(relation.first, relation.second): relation for relation in verdict.relations}
     assert pairs.keys() >= {("candidate", other) for other in ("incumbent", "bag_of_words", "centroid")}
     # Only a model that may replace the incumbent is compared with it at a part of alpha.
@@ -157,6 +159,7 @@ def test_a_cheaper_model_must_not_be_inferior_to_the_anchor() -> None:
         assert verdict.outcome is outcome
         assert verdict.selected == ("candidate" if outcome is Outcome.FINE_TUNE else "incumbent")
         # The power counts the anchor, too: a candidate that gains 1 point is also chosen for its cost, or it is not.
+        assert verdict.power is not None
         assert (verdict.power.at_minimum_gain > 0.9) == (anchor.predictions is equal)
     proven = measured(inputs_of_right(incumbent=right(1300), candidate=right(1360)), candidate=1.0)
     assert reach_verdict(replace(proven, anchor=anchor), protocol=PRICED).outcome is Outcome.FINE_TUNE
@@ -202,7 +205,7 @@ def test_a_hybrid_with_the_candidate_is_chosen_if_it_dominates_the_candidate_too
     inputs = cascade(candidate=candidate, cheap=candidate & (SURE > 0.5), frozen=frozen)
     verdict = reach_verdict(inputs, protocol=CASCADE)
     assert (verdict.outcome, verdict.selected) == (Outcome.HYBRID, "hybrid")
-    assert verdict.closest.first == "hybrid"
+    assert {relation.first for relation in verdict.required} == {"hybrid"}
     # Without prices, it is only as good as the candidate.
     unpriced = CASCADE.model_copy(update={"cost": None})
     assert reach_verdict(inputs, protocol=unpriced).outcome is Outcome.FINE_TUNE
@@ -339,3 +342,57 @@ def test_an_invalid_record_is_refused() -> None:
 )
 def test_points_never_shows_a_difference_as_0(share: float, text: str) -> None:
     assert points(share) == text
+
+
+def test_without_a_candidate_the_verdict_is_stay_with_the_headroom_and_without_power() -> None:
+    inputs = without_candidate(inputs_of_right(incumbent=right(1990), candidate=right(1990), probe=right(1980)))
+    verdict = reach_verdict(inputs, protocol=PROTOCOL)
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.STAY, "incumbent", ())
+    assert [model.role for model in verdict.models] == ["incumbent", "probe"]
+    assert (verdict.candidate, verdict.gates, verdict.power, verdict.headroom) == (None, (), None, HEADROOM)
+    assert verdict.closest == verdict.relation("probe", "incumbent")
+    assert verdict.numbers().startswith("STAY: probe minus incumbent -0.50 points")
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_without_a_candidate_a_better_model_or_a_cheaper_one_with_prices_replaces_the_incumbent() -> None:
+    better = without_candidate(inputs_of_right(incumbent=right(1900), candidate=right(0), probe=right(1960)))
+    cheaper = measured(
+        without_candidate(inputs_of_right(incumbent=right(1990), candidate=right(0), probe=right(1989))), probe=1.0
+    )
+    for inputs, protocol, selected in (
+        (better, PROTOCOL, "probe"),
+        (cheaper, PRICED, "probe"),
+        (cheaper, PROTOCOL, ""),
+    ):
+        verdict = reach_verdict(inputs, protocol=protocol)
+        assert (verdict.outcome, verdict.selected) == (Outcome.STAY, selected or "incumbent")
+
+
+def test_without_a_candidate_a_hybrid_of_two_models_can_serve() -> None:
+    verdict = reach_verdict(without_candidate(cascade()), protocol=CASCADE)
+    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.STAY, "hybrid", True)
+    assert verdict.hybrid is not None
+
+
+def test_an_incumbent_can_be_the_only_model() -> None:
+    inputs = measured(without_candidate(inputs_of_right(incumbent=right(1990), candidate=right(0))))
+    verdict = reach_verdict(inputs, protocol=PROTOCOL)
+    assert (verdict.outcome, verdict.selected, verdict.closest) == (Outcome.STAY, "incumbent", None)
+    assert verdict.numbers() == "STAY: no other model could replace the incumbent (n = 2,000)"
+    assert len(verdict.sentences) == 4
+
+
+def test_a_cheaper_model_is_compared_with_the_selected_one() -> None:
+    """Without prices, it is named; with prices, it is selected."""
+    inputs = inputs_of_right(incumbent=right(1300), candidate=right(0), probe=right(1400), bag_of_words=right(1399))
+    for protocol, least in ((PROTOCOL, "bag_of_words"), (PRICED, None)):
+        verdict = reach_verdict(measured(inputs, bag_of_words=1.0), protocol=protocol)
+        assert verdict.selected == ("probe" if protocol is PROTOCOL else "bag_of_words")
+        assert (verdict.cheaper.first if verdict.cheaper else None) == least
+    # A model that costs about as much, or that may lose more than the margin, is not named.
+    for seconds, count in ((9.5, 1399), (1.0, 1370)):
+        changed = inputs_of_right(
+            incumbent=right(1300), candidate=right(0), probe=right(1400), bag_of_words=right(count)
+        )
+        assert reach_verdict(measured(changed, bag_of_words=seconds), protocol=PROTOCOL).cheaper is None

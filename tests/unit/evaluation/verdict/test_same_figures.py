@@ -19,14 +19,16 @@ SIMULATIONS = {
 def figures(verdict: Verdict) -> dict[str, float | None]:
     """Return the figures that depend on draws."""
     gain = verdict.relation("candidate", "incumbent")
+    power = verdict.power
+    assert power is not None
     calibration = [bound for gate in verdict.gates if gate.name == "calibration" for bound in gate.bounds]
     return {
         "low": gain.interval[0],
         "high": gain.interval[1],
         "p": gain.p_value,
-        "power at the minimum": verdict.power.at_minimum_gain,
-        "power": verdict.power.at_expected_gain,
-        "rows": verdict.power.rows_needed,
+        "power at the minimum": power.at_minimum_gain,
+        "power": power.at_expected_gain,
+        "rows": power.rows_needed,
         **{bound.what: bound.interval[1] for bound in calibration},
     }
 

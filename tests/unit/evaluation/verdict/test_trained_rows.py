@@ -73,7 +73,7 @@ def test_report_and_card_have_the_scores_with_and_without_the_rows() -> None:
     assert evidence.verdict.n == 1199
     assert incumbent.score_on_all == tables_of(SIMULATION)["incumbent"].scores.mean()
     assert sum(row.n for row in evidence.reliability["incumbent"]) == 1199
-    on_all = evidence.verdict.candidate.score_on_all
+    on_all = evidence.verdict.model("candidate").score_on_all
     assert f"accuracy on all 1,800 test rows: {on_all:.4f}" in to_model_card(evidence)
     assert 'data-from="verdict.models.0.score_on_all"' in to_html(evidence)
     assert "score_on_all" not in to_html(evidence_of(Simulation()))

@@ -1,0 +1,134 @@
+"""A run starts no training if the validation rows leave less than the minimum gain over its incumbent."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.progress import SILENT
+from tailorbird.data.rows import Splits
+from tailorbird.data.sharding.loading import LoadedDataset
+from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, select_incumbent
+from tailorbird.evaluation.statistics.headroom import highest_rate
+from tailorbird.pipeline import evaluate
+from tailorbird.pipeline.artifacts import Contender, register_contender
+from tailorbird.pipeline.evaluate import evaluate_run, find_finished_run
+from tailorbird.pipeline.nothing_to_gain import headroom_without_training, no_training_line
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.pipeline.record import TrainedModels
+from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.versions import TRAINING_ROWS
+from tests import small_encoder
+from tests.separable import separable_rows
+from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
+
+NUM_VALIDATION = 320
+ACCESS = TestSetAccess(
+    number=1,
+    num_rows=40,
+    num_seen=0,
+    alpha_share=1.0,
+    rows="5f",
+    models=("c",),
+    protocol="p",
+    run="r",
+    at="2026-01-01T00:00:00+00:00",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_this_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_locally(monkeypatch)
+        monkeypatch.setattr("tailorbird.pipeline.inputs.run_evaluation", lambda function, **_: function)
+        monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
+        # The ledger needs conditional writes, which a local folder does not support.
+        monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: ACCESS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    folder = tmp_path_factory.mktemp("registry")
+    small_encoder.save(folder / "base")
+    sizes = (48, NUM_VALIDATION, 40)
+    splits = Splits(*(separable_rows(size, seed=seed) for seed, size in enumerate(sizes)))
+    return context_of(recipe_at(folder), splits, base_model=(folder / "base").as_uri())
+
+
+@pytest.fixture(scope="module")
+def baselines(context: RunContext) -> tuple[Baseline, ...]:
+    return context.task.fit_baselines()
+
+
+def with_tuning(context: RunContext, **changes: object) -> RunContext:
+    tuning = context.recipe.tuning.model_copy(update=changes)
+    recipe = context.recipe.model_copy(update={"tuning": tuning})
+    return replace(context, inputs=replace(context.inputs, recipe=recipe))
+
+
+def with_minimum_gain(context: RunContext, gain: float) -> RunContext:
+    return replace(context, protocol=context.protocol.model_copy(update={"minimum_gain": gain}))
+
+
+def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: LoadedDataset) -> str:
+    """Return the URI of the incumbent's version, which learned from these rows."""
+    incumbent = select_incumbent(baselines)
+    assert incumbent.uri is not None
+    contender = Contender(incumbent.kind, incumbent.uri, incumbent.validation)
+    code = context.inputs.code.uri
+    return register_contender(context.recipe.task_uri, contender, code=code, max_spend=None, data=data).uri
+
+
+def with_champion(
+    context: RunContext, baselines: tuple[Baseline, ...], *, uri: str
+) -> tuple[RunContext, tuple[Baseline, ...]]:
+    return replace(context, champion=uri), (Baseline(CHAMPION, uri, 1.0, True, ""), *baselines)
+
+
+def test_no_training_starts_if_less_than_the_minimum_gain_is_left(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> None:
+    headroom = headroom_without_training(context, baselines)
+    assert headroom is not None
+    assert (headroom.score, headroom.num_rows) == (1.0, NUM_VALIDATION)
+    assert headroom.most == pytest.approx(highest_rate(0, n=NUM_VALIDATION, alpha=0.05))
+    assert no_training_line(context, headroom) == (
+        "no training is started: the incumbent scores 100% on 320 validation rows, so at most 0.94 points can be "
+        "gained (95% bound), below the minimum gain of 1 point; to train anyway, use --train-anyway"
+    )
+
+
+def test_a_training_starts_if_the_rows_are_too_few_to_rule_a_gain_out_or_if_it_is_wanted(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> None:
+    assert headroom_without_training(with_minimum_gain(context, 0.009), baselines) is None
+    assert headroom_without_training(with_tuning(context, train_anyway=True), baselines) is None
+    worse = tuple(replace(baseline, validation=0.9) for baseline in baselines)
+    assert headroom_without_training(context, worse) is None
+
+
+def test_a_champion_rules_a_gain_out_only_by_rows_that_it_does_not_know(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> None:
+    known = registered(context, baselines, data=context.inputs.data)
+    assert headroom_without_training(*with_champion(context, baselines, uri=known)) is None
+    others = Splits(*(separable_rows(size, seed=10 + size) for size in (48, 50, 52)))
+    new = registered(context, baselines, data=context_of(context.recipe, others).inputs.data)
+    assert headroom_without_training(*with_champion(context, baselines, uri=new)) is not None
+    Path(f"{new.removeprefix('file://')}/{TRAINING_ROWS}").unlink()  # now nobody knows what it was trained on
+    assert headroom_without_training(*with_champion(context, baselines, uri=new)) is None
+
+
+def test_a_run_without_a_training_has_a_verdict_with_evidence(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> None:
+    headroom = headroom_without_training(context, baselines)
+    result = evaluate_run(context, TrainedModels(baselines, headroom=headroom), progress=SILENT)
+    evidence = result.evidence
+    assert "candidate" not in {model.role for model in evidence.family.models}
+    assert evidence.family.headroom == evidence.verdict.headroom == headroom
+    assert (evidence.training, evidence.sweep, evidence.seeds, evidence.cost.training.cpu_s) == (None, (), (), 0)
+    assert evidence.verdict.outcome == "STAY"
+    assert find_finished_run(context) == result
