@@ -14,7 +14,7 @@ from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.baselines.linear_solver import FloatArray
 from tailorbird.evaluation.inference.predict import class_logits
-from tailorbird.evaluation.mix_weight import select_weight
+from tailorbird.evaluation.mix_weight import WEIGHTS, select_weight
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.models.bag_of_words import bag_files, load_bag
 from tailorbird.models.loading import LoadedClassifier, load_artifact
@@ -37,7 +37,10 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
         )
     logits = [_calibrated_logits(uri, validation) for uri in (model_uri, bag_uri)]
     truth = label_indices(validation.labels, classes=configs[0].classes)
-    record = select_weight(*logits, held_out=HeldOut(truth, metric, documents(validation)))
+    selected = select_weight(*logits, held_out=HeldOut(truth, metric, documents(validation)))
+    record = MixRecord(
+        selected.weight, num_weights=len(WEIGHTS), validation=selected.validation, unmixed=selected.unmixed
+    )
     if record.weight < 1:
         write_mix(model_uri, bag_uri=bag_uri, weight=record.weight, to=to)
     return record

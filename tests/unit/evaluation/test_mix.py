@@ -99,7 +99,7 @@ def test_the_weight_with_the_highest_score_is_selected() -> None:
     model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]], np.float32)  # wrong in the second row
     bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)  # wrong in the first and third row
     record = select_weight(model, bag, held_out=HeldOut(truth, "accuracy"))
-    assert (record.weight, record.validation, record.unmixed, record.num_weights) == (0.6, 1.0, 0.75, 9)
+    assert (record.weight, record.validation, record.unmixed) == (0.6, 1.0, 0.75)
 
 
 def test_the_largest_weight_is_selected_if_scores_are_equal() -> None:
