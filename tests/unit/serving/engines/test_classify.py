@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.http.schemas import parse_request
+from serving.replica.classifier import _result
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.predict import _predict_labels
@@ -142,6 +143,9 @@ def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(hybrid: L
         np.testing.assert_array_equal(old.scores, new.scores)
         assert new.score == new.scores[1]
         assert new.is_most_probable == (old.label == "b")
+        answer = _result(new, version=decided.version)
+        assert answer.get("most_probable", True) == new.is_most_probable
+    assert "most_probable" not in _result(before[0], version=plain.version)
     evaluated = label_rows(decided, TEXTS)
     assert list(evaluated.outputs) == [prediction.label for prediction in after]
     np.testing.assert_allclose(evaluated.calibrated, [prediction.score for prediction in after], rtol=1e-6)
