@@ -140,7 +140,8 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
             assert table.scores.mean() == pytest.approx(baseline.validation, abs=1 / len(rows) + 1e-9), baseline.kind
     evidence = small_run.result.evidence
     assert evidence.mix is not None
-    assert evidence.mix.unmixed == pytest.approx(evidence.seeds[0].validation, abs=3 / len(rows))
+    # Rounding changes the logits of the stored weights, and with them a few answers and the offsets that are selected.
+    assert evidence.mix.unmixed == pytest.approx(evidence.seeds[0].validation, abs=6 / len(rows))
     table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
     assert table.model == evidence.versions["candidate"].kind == ("full" if evidence.mix.weight == 1 else "full_bag")
     assert table.scores.mean() == pytest.approx(evidence.mix.validation, abs=1 / len(rows) + 1e-9)
