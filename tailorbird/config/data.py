@@ -57,8 +57,9 @@ class DataConfig(ConfigSection):
     them from S3, and baselines and data checks use a random sample of this size. `validation` and `test` must then be
     set. Lower it if workers run out of memory."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Number of training rows for fine-tuning and embeddings, drawn at random. By default, all. Set it to try a recipe
-    quickly. Bags of words, and retrieval without an encoder, still learn from all rows, because that takes seconds."""
+    """Number of training rows for fine-tuning, drawn at random. By default, all. Set it to try a recipe quickly. The
+    baselines still learn from all rows: heads on embeddings from as many as are embedded in five minutes. Retrieval
+    with `evaluation.retrieval_encoder` uses the rows of fine-tuning."""
     max_validation_rows: int | None = Field(default=None, ge=1)
     """Number of validation rows to use, drawn at random and the same in every run. By default, all."""
     max_test_rows: int | None = Field(default=None, ge=1)

@@ -165,7 +165,7 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
         yield "  # No column looks like a group (2 to 20 values), so results are not reported by group."
     yield from _length(summary)
     if settings.max_train_rows is not None:
-        yield "  # Rows for embeddings and fine-tuning, to save time. Bags of words learn from all training rows."
+        yield "  # Rows for fine-tuning, to save time. The baselines learn from all training rows."
     limits = ("max_train_rows", "max_validation_rows", "max_test_rows")
     yield from (f"  {limit}: {value}" for limit in limits if (value := getattr(settings, limit)) is not None)
     if summary.num_train > config.stream_above_rows and config.test is None:

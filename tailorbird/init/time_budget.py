@@ -80,8 +80,9 @@ def _reduced(settings: RunSettings, rows: DraftRows, *, stage: str) -> Iterator[
     if stage == "test":
         if test >= 2 * LEAST_TEST:
             yield replace(settings, max_test_rows=test // 2)
-    elif stage == "baselines" and not rows.classes:  # answers to the validation rows
-        if validation >= 2 * LEAST_VALIDATION:
+    elif stage == "baselines":
+        # Those of a chat model answer the validation rows. Those of a classifier limit their time themselves.
+        if not rows.classes and validation >= 2 * LEAST_VALIDATION:
             yield replace(settings, max_validation_rows=validation // 2)
     elif stage == "sweep" and settings.num_trials > LEAST_TRIALS:
         yield replace(settings, num_trials=settings.num_trials - 1)
@@ -100,6 +101,7 @@ def _seconds_by_stage(
     num_test = settings.max_test_rows or rows.test
     sizes = Sizes(
         settings.max_train_rows or rows.train,
+        rows.train,
         settings.max_validation_rows or rows.validation,
         num_test,
         classes=rows.classes,

@@ -16,6 +16,7 @@ def estimate_run(inputs: RunInputs, task: Task) -> PlanEvent:
     splits, training = inputs.splits, inputs.recipe.training
     sizes = Sizes(
         inputs.num_tuning_rows,
+        len(splits.train),
         len(splits.validation),
         len(splits.test),
         classes=len(task.classes),

@@ -59,7 +59,7 @@ class RunInputs:
 
     @cached_property
     def tuning_rows(self) -> Rows:
-        """Training rows in memory for fine-tuning and embeddings: at most `data.max_train_rows`."""
+        """Training rows in memory for fine-tuning: at most `data.max_train_rows`."""
         return take_training_rows(
             self.splits.train, size=self.recipe.data.max_train_rows, seed=self.recipe.training.seed
         )

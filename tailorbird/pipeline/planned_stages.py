@@ -28,7 +28,8 @@ NUM_MODELS = 2 + len(ALWAYS_TESTED)
 class Sizes:
     """What the durations depend on, in addition to the recipe."""
 
-    train: int
+    train: int  # training rows for fine-tuning
+    all_train: int  # training rows for the baselines
     validation: int
     test: int
     classes: int  # 0 for a chat task
@@ -79,7 +80,7 @@ def _baselines(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
     """Return the stage of the baselines: embeddings of a classifier, answers to the validation rows of a chat model."""
     evaluation = recipe.evaluation
     if sizes.classes:
-        num_rows, text = sizes.train + sizes.validation, "rows, then linear heads"
+        num_rows, text = sizes.all_train + sizes.validation, "rows, then linear heads"
         longest = EMBEDDING_S + sizes.validation / rates.prediction
     else:
         longest = math.inf

@@ -84,16 +84,10 @@ class ClassificationTask:
                 max_length=recipe.data.max_length,
                 config=config,
                 seed=seed,
-                max_embedded=recipe.data.max_train_rows,
             )
             return store_baselines(uri, results, config=self.version_config("zero_shot", dtype=results.dtype))
 
-        named = {
-            "max_length": recipe.data.max_length,
-            "shots": config.centroid_shots,
-            "metric": config.metric,
-            "max_embedded": recipe.data.max_train_rows,
-        }
+        named = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "metric": config.metric}
         inputs = self.inputs.stage_inputs(fit_baselines, seed=seed, **named)
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
 

@@ -20,7 +20,7 @@ class Baseline:
     note: str  # description for reports
 
 
-EMBEDDING_S = 600.0
+EMBEDDING_S = 300.0
 """Seconds after which no further training rows are embedded: an embedding takes a thousand times as long as a bag of
 words. The heads on embeddings learn from the rows that were embedded by then."""
 NUM_REPLACING = 3  # baselines that may replace the incumbent

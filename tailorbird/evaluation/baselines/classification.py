@@ -14,7 +14,7 @@ from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.copies import documents
 from tailorbird.data.quality import listed
 from tailorbird.data.rows import Rows
-from tailorbird.data.splits import classes_first, subsample_of_classes
+from tailorbird.data.splits import classes_first
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
 from tailorbird.evaluation.baselines.baseline import EMBEDDING_S, Baseline
 from tailorbird.evaluation.baselines.linear_head import (
@@ -71,13 +71,12 @@ def fit_baselines(
     max_length: int,
     config: EvaluationConfig,
     seed: int,
-    max_embedded: int | None = None,
 ) -> BaselineResults:
     """Fit all baselines on the training rows, and select their settings on validation by `config.metric`.
 
-    Bags of words learn from all training rows. At most `max_embedded` of these, or as many as `EMBEDDING_S` allows, are
-    embedded, each once. Raises ValueError if train has a single class or no text with a word or a character, or if
-    validation is empty.
+    Bags of words learn from all training rows, heads on embeddings from as many as are embedded within `EMBEDDING_S`.
+    Each text is embedded once. Raises ValueError if train has a single class or no text with a word or a character, or
+    if validation is empty.
     """
     classes, metric = labels_of(train.labels), config.metric
     if len(classes) < 2:
@@ -112,7 +111,7 @@ def fit_baselines(
     progress.activity("embedding the training and validation rows")
     embed = text_embedder(base_model, max_length=max_length)
     held_out_features = embed(validation.texts)
-    rows, features = embed_in_time(train, embed=embed, seed=seed, max_rows=max_embedded)
+    rows, features = embed_in_time(train, embed=embed, seed=seed)
     directions = centroids(features, labels[rows], shots=config.centroid_shots, seed=seed)
     zero_shot = cosine_head(embed(classes), features)
     centroid = cosine_head(directions, features)
@@ -188,20 +187,17 @@ def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str
 
 
 def embed_in_time(
-    train: Rows, *, embed: Callable[[Sequence[str]], FloatArray], seed: int, max_rows: int | None
+    train: Rows, *, embed: Callable[[Sequence[str]], FloatArray], seed: int
 ) -> tuple[IntArray, FloatArray]:
     """Return the positions [M] and embeddings [M, D] of training rows, in order.
 
-    The rows are those of `subsample_of_classes`, or as many of them as can be embedded within `EMBEDDING_S`, with a row
-    of each class.
+    They are all rows, or a random part with each class if `EMBEDDING_S` is over.
     """
     deadline = time.monotonic() + EMBEDDING_S
-    size = min(max_rows or len(train), len(train))
-    chosen = subsample_of_classes(train.labels, size=size, seed=seed)
-    order = chosen[classes_first([train.labels[row] for row in chosen], seed=seed)]
+    order = classes_first(train.labels, seed=seed)
     num_classes = len(set(train.labels))
     parts = []
-    for start in range(0, size, EMBEDDED_AT_ONCE):
+    for start in range(0, len(train), EMBEDDED_AT_ONCE):
         if start >= num_classes and time.monotonic() > deadline:
             break
         parts.append(embed([train.texts[row] for row in order[start : start + EMBEDDED_AT_ONCE]]))

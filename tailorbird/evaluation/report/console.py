@@ -23,9 +23,7 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     lines = [f"{counts} rows, {report.num_classes} {label_noun}"]
     if num_tuning < data.num_train:
-        lines.append(
-            f"fine-tuning and embeddings use {num_tuning:,} training rows (data.max_train_rows), bags of words use all"
-        )
+        lines.append(f"fine-tuning uses {num_tuning:,} training rows (data.max_train_rows), the baselines use all")
     if report.near_copies:
         lines.append(
             f"near copies of rows in later splits, which were dropped from train and validation: {report.near_copies:,}"

@@ -11,7 +11,7 @@ from tests.unit.pipeline.contexts import recipe_at
 from training.reports import Rates
 
 RATES = Rates(training=10.0, prediction=40.0, num_rows=16)
-SIZES = Sizes(train=400, validation=80, test=200, classes=3, groups=1, cost_rows=100)
+SIZES = Sizes(train=400, all_train=400, validation=80, test=200, classes=3, groups=1, cost_rows=100)
 SCORING_S = 80 / 80  # validation rows, by two workers
 
 
@@ -75,7 +75,7 @@ def test_a_chat_task_answers_the_validation_rows_once_for_each_prompt(tmp_path: 
         evaluation={"metric": "token_f1", "prompt_draws": 2, "retrieved_examples": [1, 4]},
         training={"num_workers": 2, "num_seeds": 1},
     )
-    sizes = Sizes(train=400, validation=80, test=200, classes=0, groups=1, cost_rows=16)
+    sizes = Sizes(train=400, all_train=400, validation=80, test=200, classes=0, groups=1, cost_rows=16)
     stages = planned_stages(chat, sizes, rates=RATES)
     assert stages[0].seconds == (1 + 2 + 2) * 80 / 40
     assert stages[0].basis == "400 answers with 5 prompts, at 40 rows/s"

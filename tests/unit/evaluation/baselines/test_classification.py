@@ -217,15 +217,13 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(monkeypatch: 
     def embed(texts: Sequence[str]) -> np.ndarray:
         return np.array([[float(text.split()[1])] for text in texts], dtype=np.float32)
 
-    positions, features = embed_in_time(rows, embed=embed, seed=0, max_rows=None)
+    positions, features = embed_in_time(rows, embed=embed, seed=0)
     assert len(positions) == 8
     assert {labels[row] for row in positions} == {"a", "b", "c"}
     assert features[:, 0].tolist() == positions.tolist() == sorted(positions)
 
     monkeypatch.setattr(classification, "EMBEDDING_S", 600.0)
-    positions, _ = embed_in_time(rows, embed=embed, seed=0, max_rows=20)
-    assert len(positions) == 20
-    assert embed_in_time(rows, embed=embed, seed=0, max_rows=None)[0].tolist() == list(range(52))
+    assert embed_in_time(rows, embed=embed, seed=0)[0].tolist() == list(range(52))
 
 
 def test_an_offset_is_noted_with_the_classes_that_have_no_validation_rows() -> None:
