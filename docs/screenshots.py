@@ -23,7 +23,7 @@ from tailorbird.registry.champion import read_champion
 
 IMAGES = Path(__file__).parent / "images"
 THEMES = ("light", "dark")
-WIDTH, HEIGHT, RUN_HEIGHT, TABLE_HEIGHT = 1200, 800, 860, 320  # CSS pixels
+WIDTH, HEIGHT, RUN_HEIGHT, TABLE_HEIGHT = 1200, 800, 680, 320  # CSS pixels
 MAX_BYTES = 200_000
 TIMEOUT_MS = 300_000
 
