@@ -71,7 +71,7 @@ def _mode(uri: str, config: Any) -> PoolingMode:
 def _require_plain_text(uri: str, *, folder: str) -> None:
     """Raise PoolingError if the module `Transformer` changes texts or is not in the folder of the model."""
     if folder:
-        raise _unsupported(uri, f"an encoder in the folder {folder}", allowed="one beside modules.json")
+        raise _unsupported(uri, f"an encoder in the folder {folder}", allowed="one in the folder of modules.json")
     file = f"{uri}/sentence_bert_config.json"
     config = storage.read_json(file) if storage.exists(file) else {}
     if config.get("do_lower_case"):

@@ -118,7 +118,7 @@ def test_the_files_that_declare_the_pooling_are_staged_and_pinned(registry: str,
 
 def test_a_pooling_that_is_declared_in_another_folder_is_refused(registry: str, index: Index) -> None:
     index.publish("1.0", files={"modules.json": "[]"})
-    with pytest.raises(FetchError, match=r"in a modules\.json that is not beside config\.json"):
+    with pytest.raises(FetchError, match=r"in a modules\.json that is in another folder than config\.json"):
         stage_base_model("pypi://tiny", registry=registry)
 
 
