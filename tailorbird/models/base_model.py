@@ -296,8 +296,8 @@ def _find_model(folder: Path, *, uri: str) -> Path:
     declared = sorted(path.parent for path in folder.rglob("modules.json"))
     if declared and declared != models:
         raise FetchError(
-            f"{uri} declares its pooling in a modules.json that is in another folder than config.json; upload one folder with both "
-            "to S3, with an empty path of the encoder in modules.json, and use its s3:// URI"
+            f"{uri} declares its pooling in a modules.json that is in another folder than config.json; upload one "
+            "folder with both to S3, with an empty path of the encoder in modules.json, and use its s3:// URI"
         )
     return models[0]
 
