@@ -11,8 +11,8 @@ from scipy.stats import norm, t
 
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
 from tailorbird.evaluation.statistics.documents import Documents
-from tailorbird.evaluation.statistics.macro_f1 import macro_f1_effect
 
 ALPHA = 0.05
 SEED = 2026
@@ -103,7 +103,7 @@ def _macro_f1_coverage(sizes: str, *, num: int) -> float:
             right = latent < norm.ppf(0.75)
             outputs = np.where(right, labels, (labels + 1) % 4)
             tables.append(_table(labels, outputs=outputs, documents=codes))
-        low, high = macro_f1_effect(tables[0], other=tables[1], alpha=ALPHA).interval
+        low, high = class_metric_effect(tables[0], other=tables[1], metric="macro_f1", alpha=ALPHA).interval
         covered += low <= 0 <= high
     return covered / NUM_MACRO_F1
 

@@ -19,8 +19,8 @@ from scipy.stats import norm
 from benchmarks.rounds import finish, print_table
 from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
 from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence, log_wealth
-from tailorbird.evaluation.statistics.macro_f1 import macro_f1_effect
 from tailorbird.evaluation.statistics.means import mean_effect
 from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -109,7 +109,7 @@ def _of_classes(generator: np.random.Generator, num_rows: int, *, accuracies: tu
 def _significant_at_small_level(num_rows: int) -> float:
     generator = np.random.default_rng((6, num_rows))
     tests = (_of_classes(generator, num_rows, accuracies=(0.75, 0.75)) for _ in range(NUM_SMALL))
-    effects = [macro_f1_effect(ours, other=theirs, alpha=SMALL_LEVEL) for ours, theirs in tests]
+    effects = [class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=SMALL_LEVEL) for ours, theirs in tests]
     return float(np.mean([effect.p_value < SMALL_LEVEL for effect in effects]))
 
 
@@ -120,7 +120,7 @@ def _proven_at_all_accesses() -> float:
     for _ in range(NUM_LARGE):
         scores = generator.uniform(0, 0.5, (2, 1_000)) + np.array([[0.4], [0.0]])
         better, worse = _of_classes(generator, 1_000, accuracies=(0.9, 0.5))
-        effects = [macro_f1_effect(better, other=worse, alpha=level) for level in levels]
+        effects = [class_metric_effect(better, other=worse, metric="macro_f1", alpha=level) for level in levels]
         effects += [mean_effect(scores[0], other_scores=scores[1], alpha=level) for level in (levels[0], levels[-1])]
         tested = [*levels, levels[0], levels[-1]]
         proven += [

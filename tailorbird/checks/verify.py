@@ -12,6 +12,7 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.baselines.baseline import CHAMPION, select_others
 from tailorbird.evaluation.hybrid import best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.prediction_store import load_predictions
@@ -253,10 +254,10 @@ def rounding_tolerance(metric: str, table: Predictions) -> float:
     """Return by how much two scores of the same model may differ, because training and evaluation round differently.
 
     This is the weight of two rows or, if larger, half of the largest standard error of an accuracy, 0.25 / sqrt(n). A
-    row has the weight 1 / n or, in macro-F1, at most 1 / (number of classes x rows of the smallest class).
+    row has the weight 1 / n or, in a mean over classes, at most 1 / (number of classes x rows of the smallest class).
     """
     weighted = len(table)
-    if metric == "macro_f1":
+    if METRICS[metric].is_over_classes:
         supports = Counter(table.labels)
         weighted = len(supports) * min(supports.values())
     return max(2 / weighted, 0.25 / math.sqrt(len(table)))

@@ -10,8 +10,6 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tailorbird.config.base import ConfigSection
 
-ANSWER_METRICS = ("json_fields", "regex", "numeric", "choice")
-"""Metrics that are configured by the section `evaluation.answers`."""
 THUMBS = {"good": 1.0, "bad": 0.0}
 """Scores of the labels that feedback on a chat answer can have."""
 LOCAL_REFERENCE = "#/"

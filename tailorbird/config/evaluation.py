@@ -5,9 +5,10 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from tailorbird.config.answers import ANSWER_METRICS, AnswersConfig
+from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.config.metrics import METRICS, MetricName
 from tailorbird.config.suites import SuiteConfig
 
 EXAMPLES = {
@@ -117,9 +118,7 @@ class HybridConfig(ConfigSection):
 
 
 class EvaluationConfig(ConfigSection):
-    metric: Literal[
-        "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "json_fields", "regex", "numeric", "choice"
-    ] = "accuracy"
+    metric: MetricName = "accuracy"
     """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`, `token_f1`, `rouge_l` or a
     metric of `answers` for chat. Prefer `macro_f1` if the classes differ greatly in size."""
     answers: AnswersConfig | None = None
@@ -196,7 +195,7 @@ class EvaluationConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _metric_is_configured(self) -> Self:
-        if self.metric in ANSWER_METRICS and getattr(self.answers, self.metric, None) is None:
+        if METRICS[self.metric].is_configured and getattr(self.answers, self.metric, None) is None:
             raise ValueError(
                 f"metric {self.metric!r} requires the section answers.{self.metric}; set it, for example "
                 f"`answers: {{{self.metric}: {EXAMPLES[self.metric]}}}`"

@@ -9,6 +9,7 @@ from tailorbird.config.base import MODEL_STORES, STORES, ConfigSection, with_sch
 from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
+from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
@@ -75,10 +76,11 @@ class Recipe(ConfigSection):
     @model_validator(mode="after")
     def _fields_fit_the_task(self) -> Self:
         rules = TASKS[self.task]
-        if self.evaluation.metric not in rules.metrics:
-            allowed = f"allowed: {', '.join(rules.metrics)}"
+        if METRICS[self.evaluation.metric].task != self.task:
+            allowed = ", ".join(name for name, metric in METRICS.items() if metric.task == self.task)
             raise ValueError(
-                f"evaluation.metric {self.evaluation.metric!r} is not available for {self.task} tasks; {allowed}"
+                f"evaluation.metric {self.evaluation.metric!r} is not available for {self.task} tasks; allowed: "
+                f"{allowed}"
             )
         for path, value in rules.fixed.items():
             if self._value_at(path) not in (value, None):

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tailorbird.config.answers import ANSWER_METRICS
-
 TaskName = Literal["classification", "chat"]
 
 
@@ -13,7 +11,6 @@ TaskName = Literal["classification", "chat"]
 class TaskRules:
     """Rules for recipes of one kind of task, and texts for its model cards."""
 
-    metrics: tuple[str, ...]  # allowed values of `evaluation.metric`
     input_fields: tuple[str, ...]
     """Fields of section `data` that can name the input column; the first that is set is used."""
     fixed: dict[str, str | bool | None]  # fields of the other task, by path, with their only allowed value
@@ -30,7 +27,6 @@ CLASSIFICATION_GATE_FIELDS = [f"evaluation.gates.{name}" for name in CLASSIFICAT
 
 TASKS: dict[TaskName, TaskRules] = {
     "classification": TaskRules(
-        metrics=("accuracy", "macro_f1"),
         input_fields=("text",),
         fixed={
             "serving.engine": "transformers",
@@ -47,7 +43,6 @@ TASKS: dict[TaskName, TaskRules] = {
         unfitting=" with one of its classes, even if none fits",
     ),
     "chat": TaskRules(
-        metrics=("exact_match", "token_f1", "rouge_l", *ANSWER_METRICS),
         input_fields=("messages", "prompt"),
         fixed={**dict.fromkeys(CLASSIFICATION_GATE_FIELDS), "training.class_weights": "equal"},
         hub_task="text-generation",

@@ -10,13 +10,13 @@ from urllib.parse import quote
 
 from jinja2 import Environment
 
+from tailorbird.config.metrics import METRICS
 from tailorbird.console import charts as own_charts
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunsPage, RunState
 from tailorbird.console.tasks import TaskSummary
 from tailorbird.console.times import parse_time, relative_text, time_text
 from tailorbird.console.versions import Change, VersionsPage
-from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
 from tailorbird.evaluation.report.evidence import Evidence
@@ -97,7 +97,7 @@ def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None) -> st
 def _validation_rows(run: Run, evidence: Evidence | None) -> int | None:
     """Return the number of validation rows if a score is the share of correct ones; None if not, or if unknown."""
     if evidence is not None:
-        return evidence.data.report.num_validation if evidence.verdict.metric in ROW_METRICS else None
+        return evidence.data.report.num_validation if METRICS[evidence.verdict.metric].is_share else None
     return run.progress.validation_rows if run.progress else None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.metrics import METRICS
 from tailorbird.console.reader import Reader
 from tailorbird.console.records import DayReport, RunEvidence
 from tailorbird.console.runs import Run, read_active
@@ -63,8 +63,8 @@ class TaskSummary:
     @property
     def quality_name(self) -> str:
         """What the reports measure on answers with a correct answer."""
-        metric = self.evidence.verdict.metric if self.evidence else ""
-        return "mean score" if metric in TASKS["chat"].metrics else "accuracy"
+        is_chat = self.evidence is not None and METRICS[self.evidence.verdict.metric].task == "chat"
+        return "mean score" if is_chat else "accuracy"
 
     @property
     def since(self) -> datetime | None:

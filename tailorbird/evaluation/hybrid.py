@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
+from tailorbird.config.metrics import row_metric
 from tailorbird.evaluation.gates.cost import (
     RowTokens,
     ServingUsage,
@@ -133,7 +134,7 @@ def _best_cascade(
             break
         if cascade.validation >= to_reach:
             table = _routed(routing, first=tables[first], second=tables[second])
-            reached.append((cascade, table.scores if metric == "macro_f1" else table.per_row(metric)))
+            reached.append((cascade, table.per_row(row_metric(metric))))
     if not reached:
         return None
     best, scores_of_best = max(reached, key=lambda one: one[0].validation)

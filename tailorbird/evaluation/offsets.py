@@ -11,9 +11,10 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.config.metrics import METRICS
+from tailorbird.evaluation.statistics.class_metrics import jackknife_scores
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
-from tailorbird.evaluation.statistics.macro_f1 import jackknife_scores
-from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.evaluation.statistics.scoring import CLASS_SCORES, score_of
 from tailorbird.models.decision import decide
 
 FloatArray = NDArray[np.float64]
@@ -123,10 +124,10 @@ def _decide_by_fold(rows: _Rows, fit: FitOffsets) -> IntArray:
 
 def _is_gain(rows: _Rows, outputs: IntArray, plain: IntArray) -> bool:
     """Return True if the outputs score better than the plain ones by more than one standard error."""
-    if rows.metric == "macro_f1":
+    if METRICS[rows.metric].is_over_classes:
         labels = rows.truth.tolist()
-        before = jackknife_scores(labels, outputs=plain.tolist())
-        after = jackknife_scores(labels, outputs=outputs.tolist())
+        before = jackknife_scores(rows.metric, labels=labels, outputs=plain.tolist())
+        after = jackknife_scores(rows.metric, labels=labels, outputs=outputs.tolist())
     else:
         before = (plain == rows.truth).astype(np.float64)
         after = (outputs == rows.truth).astype(np.float64)
@@ -214,13 +215,14 @@ def _scores_by_count(rivals: IntArray, truth: IntArray, *, label: int, rows: _Ro
     """Return the scores [N + 1] where the first k rows are answered with `label` and the others with their rivals."""
     num_classes = rows.logits.shape[1]
     support = np.bincount(truth, minlength=num_classes)
+    class_score = CLASS_SCORES.get(rows.metric)
 
     def value(classes: IntArray | int, right: IntArray, answered: IntArray) -> FloatArray:
         """Return the part of the score that classes contribute."""
-        if rows.metric == "macro_f1":
-            f1 = 2 * right / np.maximum(support[classes] + answered, 1)
-            return np.asarray(f1 * (support[classes] > 0) / np.count_nonzero(support))
-        return np.asarray(right / len(truth), dtype=np.float64)
+        if class_score is None:
+            return np.asarray(right / len(truth), dtype=np.float64)
+        scores = class_score(right, support[classes], answered)
+        return np.asarray(scores * (support[classes] > 0) / np.count_nonzero(support))
 
     is_right = rivals == truth
     right = np.bincount(rivals[is_right], minlength=num_classes)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.config.metrics import METRICS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -19,7 +21,6 @@ CLUSTER = "cluster"
 LOGPROBS = "logprobs"
 TRAINING_TEXT = "contains_training_text"
 """Measure of answers to a suite: 1 in all rows if the model, or a part of a hybrid, stores training rows as text."""
-ROW_METRICS = ("accuracy", "exact_match")  # metrics whose per-row score is `scores`
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
@@ -100,10 +101,10 @@ class Predictions:
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
         """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused if missing."""
-        if metric in ROW_METRICS:
+        if metric in METRICS and METRICS[metric].is_share:
             return self.scores
         if metric not in self.measures:
-            allowed = ", ".join((ROW_METRICS[0], "macro_f1", *ROW_METRICS[1:], *self.measures))
+            allowed = ", ".join([*(name for name, spec in METRICS.items() if spec.is_share), *self.measures])
             raise VerdictRefused(f"{self.model} has no scores for {metric!r}; allowed: {allowed}")
         return self.measures[metric]
 

@@ -273,7 +273,7 @@ def _training(summary: DataSummary, budget: TimeBudget) -> Iterator[str]:
     yield "  space:"
     if defaults.tuned_methods:
         yield f"    method: {{choice: {defaults.tuned_methods}}}"
-    if _metric(summary) == "macro_f1":
+    if _uneven_classes(summary) is not None:
         yield "    class_weights: {choice: [equal, square-root]}  # macro-F1 counts rare classes as much"
     yield "    learning_rate: {log_uniform: [5.0e-5, 4.0e-4]}"
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import escape
 
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, outcome_basis, p_text, points
+from tailorbird.config.metrics import METRICS
+from tailorbird.evaluation.verdict.formatting import interval_name, outcome_basis, p_text, points
 from tailorbird.interface.answer import Answer
 from tailorbird.pages import charts
 from tailorbird.pages.environment import environment
@@ -45,7 +46,7 @@ def comparison_html(result: "VersionComparison") -> str:
         .render(
             result=result,
             comparison=comparison,
-            metric=METRIC_NAMES[result.metric],
+            metric=METRICS[result.metric].title,
             basis=outcome_basis(result.metric),
             strip=strip,
             axis=charts.axis_strip(scale, form=lambda share: f"{100 * share:+g}" if share else "0"),

@@ -12,6 +12,7 @@ from cluster.ranks.remote_ranks import run_evaluation
 from cluster.resources import evaluation_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
+from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.rows import Rows, Splits, rows_sha256
@@ -24,7 +25,7 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, CostRecord
 from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.trained_rows import NO_ROWS, training_fingerprints
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
+from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.models.tensor_parallel.ranks import comparison_ranks
@@ -205,10 +206,10 @@ def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
 
 def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int], metric: str) -> str:
     """Return a sentence on the new rows, which show a recent change that the average over all rows does not."""
-    is_share = metric in ("accuracy", "macro_f1")
-    per_row = [tables[role].per_row("accuracy" if is_share else metric) for role in ("candidate", "incumbent")]
+    spec = METRICS[row_metric(metric)]
+    per_row = [tables[role].per_row(row_metric(metric)) for role in ("candidate", "incumbent")]
     ours, theirs = (float(scores[new].mean()) for scores in per_row)
-    what = f"is right on {ours:.1%}" if is_share else f"has a {METRIC_NAMES[metric]} of {ours:.1%}"
+    what = f"is right on {ours:.1%}" if spec.is_share else f"has a {spec.title} of {ours:.1%}"
     return f"on the {len(new):,} rows that are new, the champion {what} ({points(ours - theirs)} points)"
 
 

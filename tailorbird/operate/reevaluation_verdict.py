@@ -8,6 +8,7 @@ count as one value, their mean.
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.cost import cost_pair
 from tailorbird.evaluation.gates.prices import cost_ratio
@@ -16,7 +17,7 @@ from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequ
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
+from tailorbird.evaluation.verdict.formatting import points, size
 from tailorbird.evaluation.verdict.gates import evaluate_gates
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import VerdictPart
@@ -50,7 +51,7 @@ class ReevaluationVerdict(VerdictPart):
     def numbers(self) -> str:
         """Return the gain in points with its interval and the number of rows."""
         low, high = self.interval
-        name = "" if self.compared == self.metric else f" of {METRIC_NAMES[self.compared]}"
+        name = "" if self.compared == self.metric else f" of {METRICS[self.compared].title}"
         interval = f"{100 * (1 - self.alpha):.4g}% confidence sequence{name} {points(low)} to {points(high)}"
         return f"{points(self.gain)} points ({interval}, n = {self.n:,})"
 
@@ -67,7 +68,7 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     """
     require_same_rows(inputs, protocol=protocol)
     champion, former = inputs.candidate.clean, inputs.incumbent.clean
-    compared = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
+    compared = row_metric(protocol.metric)
     ours, theirs = _by_unit(champion, former, metric=compared)
     interval = confidence_sequence(ours - theirs, alpha=protocol.alpha)
     scores = [float(values.mean()) for values in (ours, theirs)]
@@ -116,8 +117,8 @@ def _decide(
     """
     (low, high), minimum = interval, size(protocol.minimum_gain)
     reaches = gain >= protocol.minimum_gain
-    # The interval of accuracy cannot exclude a gain of macro-F1, so there the champion must be proven worse.
-    limit = 0.0 if protocol.metric == "macro_f1" else protocol.minimum_gain
+    # The interval of accuracy cannot exclude a gain of a mean over classes, so there the champion must be proven worse.
+    limit = 0.0 if METRICS[protocol.metric].is_over_classes else protocol.minimum_gain
     ends = f"the interval from {points(low)} to {points(high)} points"
     unassessed = open_gates(gates, regulated=protocol.regulated)
     if any(gate.state is State.FAILS for gate in gates):
@@ -147,8 +148,8 @@ def _decide_cheaper(
     (low, high), least = interval, -protocol.non_inferiority_margin
     if low > least:
         kept = f"{ends} is above {points(least)} points, and the champion is cheaper"
-        # The interval of accuracy does not show that macro-F1 is non-inferior.
-        is_open = protocol.metric == "macro_f1" or (protocol.regulated and unassessed)
+        # The interval of accuracy does not show that a mean over classes is non-inferior.
+        is_open = METRICS[protocol.metric].is_over_classes or (protocol.regulated and unassessed)
         return None if is_open else True, (kept, *unassessed)
     if high < least:
         return False, (f"{ends} is below {points(least)} points, which its lower cost does not outweigh",)

@@ -22,7 +22,7 @@ from cluster.progress import (
     StepEvent,
 )
 from tailorbird import storage
-from tailorbird.evaluation.predictions import ROW_METRICS
+from tailorbird.config.metrics import METRICS
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.run_progress import ContenderProgress, RunProgress, StageProgress
 from tailorbird.registry.versions import now
@@ -152,7 +152,7 @@ def first_record(context: RunContext) -> RunProgress:
         name=context.recipe.name,
         requested_by=context.requested_by,
         base_model=context.recipe.base_model,
-        validation_rows=len(context.splits.validation) if context.protocol.metric in ROW_METRICS else None,
+        validation_rows=len(context.splits.validation) if METRICS[context.protocol.metric].is_share else None,
         status="running",
         started_at=now(),
         updated_at=now(),

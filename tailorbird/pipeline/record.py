@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from tailorbird.config.metrics import row_metric
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
@@ -200,7 +201,7 @@ def _differences(context: RunContext, predictions: Mapping[str, Predictions]) ->
     for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", test.take(compared))):
         table = predictions[name]
         lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
-        metric = "accuracy" if context.protocol.metric == "macro_f1" else context.protocol.metric
+        metric = row_metric(context.protocol.metric)
         samples.append(SplitSample(rows.class_labels, lengths, table.clusters, scores=table.per_row(metric)))
     return split_differences(samples[0], test=samples[1])
 

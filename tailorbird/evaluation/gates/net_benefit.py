@@ -40,11 +40,6 @@ class NetBenefit:
         return self.at(gain) - float(low), self.at(gain) + float(high)
 
 
-def priced_metric(metric: str) -> str:
-    """Return the metric whose gain has the value of a correct answer: accuracy instead of macro-F1."""
-    return "accuracy" if metric == "macro_f1" else metric
-
-
 def net_benefit(terms: CostTerms, *, pair: CostPair, training: TrainingUsage, alpha: float) -> NetBenefit:
     """Return the net benefit with Student's t interval of the saving over the rounds, two-sided at level 1 - alpha.
 

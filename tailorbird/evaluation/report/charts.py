@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate
-from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report.evidence import (
     PRETRAINED,
     Confusion,
@@ -53,7 +53,7 @@ def outcome_counts(verdict: Verdict) -> dict[str, int]:
 
     A model is right if its output equals the label, for any metric; pages add `formatting.outcome_basis`.
     """
-    accuracy = next(score for metric, score in verdict.incumbent.scores.items() if metric in ROW_METRICS)
+    accuracy = next(score for metric, score in verdict.incumbent.scores.items() if METRICS[metric].is_share)
     relation = verdict.relation("candidate", "incumbent")
     won = relation.only_first_right
     lost = relation.only_second_right

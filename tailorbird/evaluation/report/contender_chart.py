@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.contender_costs import money
-from tailorbird.evaluation.verdict.formatting import PERCENTAGES
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, interval_marks
 
@@ -125,7 +125,7 @@ def _span(models: Sequence[Contender], verdict: Verdict, *, length: float) -> Sc
 
 def _form(verdict: Verdict) -> tuple[str, float, str]:
     """Return the format of a score, its factor, and the unit."""
-    return (".1f", 100.0, "%") if verdict.metric in PERCENTAGES else (".3f", 1.0, "")
+    return (".1f", 100.0, "%") if METRICS[verdict.metric].is_percentage else (".3f", 1.0, "")
 
 
 def _score_text(verdict: Verdict, score: float) -> str:
@@ -134,7 +134,7 @@ def _score_text(verdict: Verdict, score: float) -> str:
 
 
 def _tick_text(verdict: Verdict, value: float) -> str:
-    return f"{100 * value:.4g}%" if verdict.metric in PERCENTAGES else f"{value:.4g}"
+    return f"{100 * value:.4g}%" if METRICS[verdict.metric].is_percentage else f"{value:.4g}"
 
 
 def _score_axis(scale: Scale, verdict: Verdict, *, height: float) -> list[Mark]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from tailorbird.config.metrics import row_metric
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.predictions import Predictions
@@ -21,14 +22,13 @@ def paired_examples(
     """Return up to `most` rows on which the candidate scores higher, then as many on which the incumbent does.
 
     They are evenly spaced among all such rows, so that they are not chosen by their content. `metric` is that of the
-    verdict; rows are compared by accuracy if it is macro-F1. Texts are redacted. Empty without a candidate.
+    verdict; rows are compared by `row_metric`. Texts are redacted. Empty without a candidate.
     """
     candidate = tables.get("candidate")
     incumbent = tables["incumbent"]
     if not most or candidate is None:
         return ()
-    by_row = "accuracy" if metric == "macro_f1" else metric
-    scores = {role: tables[role].per_row(by_row) for role in ROLES}
+    scores = {role: tables[role].per_row(row_metric(metric)) for role in ROLES}
     position = {row_id: number for number, row_id in enumerate(rows.row_ids)}
     is_chat, queries, examples = rows.conversations is not None, rows.queries, []
     for better, sign in SIDES:

@@ -10,7 +10,7 @@ from jinja2 import Environment
 from pydantic import BaseModel, JsonValue
 
 from tailorbird.config.base import digest
-from tailorbird.evaluation.predictions import ROW_METRICS
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.report import charts, contender_chart, costs
 from tailorbird.evaluation.report.console import mix_sentence, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import PRETRAINED, Evidence
@@ -19,7 +19,6 @@ from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.explain import why_no_hybrid
 from tailorbird.evaluation.verdict.formatting import (
-    METRIC_NAMES,
     cost_basis,
     interval_name,
     model_name,
@@ -75,7 +74,8 @@ def to_html(evidence: Evidence) -> str:
 @cache
 def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
-    templates.globals |= {"metric_names": METRIC_NAMES, "row_metrics": ROW_METRICS, "tones": TONES, "roles": COMPARED}
+    templates.globals |= {"metrics": METRICS, "tones": TONES, "roles": COMPARED}
+    templates.globals["share_metrics"] = [name for name, metric in METRICS.items() if metric.is_share]
     templates.globals |= {"field_names": FIELD_NAMES, "pretrained": PRETRAINED}
     templates.filters |= {
         "interval_name": interval_name,

@@ -2,7 +2,7 @@
 
 import yaml
 
-from tailorbird.config.answers import ANSWER_METRICS
+from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
@@ -18,21 +18,12 @@ from tailorbird.evaluation.report.costs import cost_lines, cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.explain import gain_text
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
+from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.parts import TestedHybrid
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import ENDPOINT_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
 
-HUB_METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "f1",
-    "ece": "ece",
-    "exact_match": "exact_match",
-    "token_f1": "f1",
-    "rouge_l": "rouge",
-    **{name: name for name in ANSWER_METRICS},
-}
-"""Name of each metric on the Hub."""
+CALIBRATION_ERROR = "ece"  # in the scores of a card; also its name on the Hub
 ARCHITECTURES: dict[str, str] = {
     "bag_of_words": "TF-IDF of n-grams and linear head, ",
     "nearest": "index of training rows, without a language model, ",
@@ -102,7 +93,7 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     scores = dict(verdict.model(role).scores)
     gate = _gates(verdict, role=role).get("calibration")
     if gate is not None and gate.bounds and role != "incumbent":
-        scores["ece"] = gate.bounds[0].estimate
+        scores[CALIBRATION_ERROR] = gate.bounds[0].estimate
     return scores
 
 
@@ -114,11 +105,11 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
     task = task_rules.hub_task
     metrics = [
         {
-            "type": HUB_METRICS[name],
+            "type": _hub_name(name),
             "value": round(value, 6),
-            "name": f"{METRIC_NAMES.get(name, 'expected calibration error')}, {verdict.n} test rows",
+            "name": f"{_title(name)}, {verdict.n} test rows",
         }
-        | ({"args": {"average": "macro"}} if name == "macro_f1" else {})
+        | ({"args": {"average": "macro"}} if name in METRICS and METRICS[name].is_over_classes else {})
         for name, value in scores.items()
     ]
     dataset = {"type": datasets[0], "name": evidence.name, "split": "test"}
@@ -127,7 +118,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
         **({"license": recipe.license} if recipe.license else {}),
         **({} if version.kind in WITHOUT_BASE_MODEL else {"base_model": _base_model_id(recipe.base_model)}),
         "datasets": datasets,
-        "metrics": [HUB_METRICS[name] for name in scores],
+        "metrics": [_hub_name(name) for name in scores],
         "pipeline_tag": task,
         "library_name": library,
         "tags": ["tailorbird", version.kind],
@@ -165,13 +156,20 @@ def _hybrid(evidence: Evidence, hybrid: TestedHybrid) -> str:
     )
 
 
+def _title(name: str) -> str:
+    return "expected calibration error (debiased)" if name == CALIBRATION_ERROR else METRICS[name].title
+
+
+def _hub_name(name: str) -> str:
+    return CALIBRATION_ERROR if name == CALIBRATION_ERROR else METRICS[name].hub_name
+
+
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    names = METRIC_NAMES | {"ece": "expected calibration error (debiased)"}
-    lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
+    lines = [f"- {_title(name)}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
     on_all = verdict.model(role).score_on_all
     if on_all is not None:
         num_test = verdict.n + verdict.num_trained_rows
-        lines.append(f"- {names[verdict.metric]} on all {num_test:,} test rows: {on_all:.4f}")
+        lines.append(f"- {METRICS[verdict.metric].title} on all {num_test:,} test rows: {on_all:.4f}")
     is_first = evidence.test_access.number == 1
     rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if is_first else "")
     return f"On {rows}:\n\n" + "\n".join(lines)
@@ -213,7 +211,7 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         compared = "Change from this version to the candidate"
     head = "| group | points (interval) | rows | state |\n|---|---|---|---|\n"
     table = head + "\n".join(rows)
-    return f"{compared}, in {METRIC_NAMES[verdict.metric]}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
+    return f"{compared}, in {METRICS[verdict.metric].title}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
 
 
 def _suites(evidence: Evidence, *, role: str) -> list[str]:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 from tailorbird.evaluation.gates.calibration import NUM_BINS, has_confidences
-from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import Confusion, ModelScore, ReliabilityBin
 from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.evaluation.verdict.types import Verdict
@@ -38,7 +39,7 @@ def model_scores(
     if candidate is not None:
         test = verdict.model("candidate").score
         scores.append(ModelScore(*candidate, interval=None, test=test, role="candidate"))
-    if verdict.metric not in ROW_METRICS:  # a Wilson interval needs a metric that is a share of rows
+    if not METRICS[verdict.metric].is_share:  # a Wilson interval needs a metric that is a share of rows
         return tuple(scores)
     n = num_validation
     return tuple(replace(score, interval=wilson_interval(round(score.validation * n), n=n)) for score in scores)

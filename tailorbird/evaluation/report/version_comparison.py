@@ -3,11 +3,12 @@
 from pydantic import BaseModel
 
 from tailorbird import storage
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
+from tailorbird.evaluation.verdict.formatting import p_text, points
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.reach import hybrid_predictions
 
@@ -24,7 +25,7 @@ class VersionComparison(BaseModel, frozen=True):
 
     def lines(self) -> list[str]:
         """Return lines for the terminal with both scores, gain, interval, p and n."""
-        result, name = self.comparison, METRIC_NAMES[self.metric]
+        result, name = self.comparison, METRICS[self.metric].title
         low, high = result.interval
         return [
             f"{result.candidate_score:.4f}  {self.first}",

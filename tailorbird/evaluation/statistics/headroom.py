@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import betaincinv
 
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.scoring import HIGHEST_SCORE, score_table
@@ -25,13 +26,14 @@ def headroom_of(table: Predictions, *, metric: str, alpha: float) -> Headroom:
     """Return the headroom of a model with these predictions, one-sided at level 1 - alpha.
 
     The bound is that of `highest_rate`: exact for a share of independent rows, cautious for a mean of other scores. The
-    empirical likelihood of `means` is too low in 9% of samples with a few wrong rows instead of 5%. For macro-F1, every
-    class counts as many rows as the rarest one, because few rows of a class seldom contain a rare error. If rows share
-    documents, the bound is at least that of a comparison with a model that is always right: see `paired.compare`.
+    empirical likelihood of `means` is too low in 9% of samples with a few wrong rows instead of 5%. For a mean over
+    classes, each class counts as many rows as the rarest one, because few rows of a class seldom contain a rare error.
+    If rows share documents, the bound is at least that of a comparison with a model that is always right: see
+    `paired.compare`.
     """
     score = score_table(metric, table)
     missing = max(HIGHEST_SCORE - score, 0.0)
-    units = _balanced_units(table) if metric == "macro_f1" else len(set(table.clusters or table.row_ids))
+    units = _balanced_units(table) if METRICS[metric].is_over_classes else len(set(table.clusters or table.row_ids))
     most = highest_rate(missing * units, n=units, alpha=alpha)
     if table.clusters is not None:
         most = max(most, -compare(table, other=_always_right(table), metric=metric, alpha=2 * alpha).lowest)
@@ -58,7 +60,7 @@ def _always_right(table: Predictions) -> Predictions:
 def _balanced_units(table: Predictions) -> int:
     """Return the number of classes times the rows, or documents, of the rarest class.
 
-    An error changes macro-F1 by at most 1 divided by this number of rows.
+    An error changes a mean over classes by at most 1 divided by this number of rows.
     """
     units = defaultdict(set)
     for label, unit in zip(table.labels, table.clusters or table.row_ids, strict=True):

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
-from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
+from tailorbird.config.metrics import METRICS
+from tailorbird.evaluation.predictions import Predictions, align
+from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
-from tailorbird.evaluation.statistics.macro_f1 import macro_f1_effect
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 from tailorbird.evaluation.statistics.scoring import score_table
 
@@ -60,11 +61,11 @@ class Comparison:
     other_score: float
     gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
-    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, Student's t for macro-F1, empirical
-    likelihood for other means. If rows share documents, Student's t over documents for any metric."""
+    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, Student's t for means over classes,
+    empirical likelihood for other means. If rows share documents, Student's t over documents for any metric."""
     p_value: float
-    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, sign flips for means other
-    than macro-F1. Otherwise, from the same t statistic as the interval."""
+    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, sign flips for means over
+    rows. Otherwise, from the same t statistic as the interval."""
     standard_error: float | None
     """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
@@ -163,7 +164,8 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     align(candidate, other)
     counts = paired_counts(candidate.scores, other=other.scores)
     scores = score_table(metric, candidate), score_table(metric, other)
-    if metric in ROW_METRICS and candidate.clusters is None:
+    spec = METRICS[metric]
+    if spec.is_share and candidate.clusters is None:
         interval = newcombe_paired_interval(counts, alpha=alpha)
         return Comparison(
             counts,
@@ -175,13 +177,13 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
             num_units=counts.n,
             lowest=interval[0],
         )
-    if metric == "macro_f1":
-        effect = macro_f1_effect(candidate, other=other, alpha=alpha)
+    if spec.is_over_classes:
+        effect = class_metric_effect(candidate, other=other, metric=metric, alpha=alpha)
     else:
         scores_of_both = (candidate.per_row(metric), other.per_row(metric))
         effect = mean_change(*scores_of_both, alpha=alpha, clusters=candidate.clusters)
     lowest = effect.interval[0]
-    if metric != "macro_f1" and candidate.clusters is not None:
+    if not spec.is_over_classes and candidate.clusters is not None:
         lowest = _lowest_over_documents(effect, scores_of_both, clusters=candidate.clusters, alpha=alpha)
     return Comparison(
         counts,

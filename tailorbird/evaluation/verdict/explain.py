@@ -1,6 +1,7 @@
 """The verdict as a chain of at most eight sentences, each with its figure."""
 
 from tailorbird.config.evaluation import HybridConfig
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.headroom import Headroom
@@ -8,8 +9,6 @@ from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
 from tailorbird.evaluation.verdict.formatting import (
-    METRIC_NAMES,
-    PERCENTAGES,
     at_most,
     cost_basis,
     interval_name,
@@ -46,7 +45,8 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
 
 def score_text(metric: str, score: float) -> str:
     """Return a score as a percentage, or as a number with its metric."""
-    return f"{100 * score:.1f}%" if metric in PERCENTAGES else f"{METRIC_NAMES[metric]} {score:.3f}"
+    spec = METRICS[metric]
+    return f"{100 * score:.1f}%" if spec.is_percentage else f"{spec.title} {score:.3f}"
 
 
 def _model(verdict: Verdict, role: str) -> str:
@@ -92,8 +92,9 @@ def _no_training(verdict: Verdict) -> str:
 
 def headroom_text(headroom: Headroom, *, metric: str, minimum_gain: float) -> str:
     """Return what can be gained at most over the incumbent, and that this is below the minimum gain."""
-    score = f"{METRIC_NAMES[metric]} {headroom.score:.5g}"
-    if metric in PERCENTAGES:
+    spec = METRICS[metric]
+    score = f"{spec.title} {headroom.score:.5g}"
+    if spec.is_percentage:
         score = f"{100 * headroom.score:.5g}%"
     bound = f"at most {at_most(headroom.most)} points can be gained ({100 * (1 - headroom.level):.4g}% bound)"
     return (

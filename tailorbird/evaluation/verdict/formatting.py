@@ -1,24 +1,9 @@
-"""Names of metrics and models, and the format of gains, sizes and p values."""
+"""Names of models, and the format of gains, sizes and p values."""
 
 from collections.abc import Sequence
 from math import ceil
 
-from tailorbird.config.answers import ANSWER_METRICS
-from tailorbird.evaluation.predictions import ROW_METRICS
-
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "exact_match": "exact match",
-    "token_f1": "token F1",
-    "rouge_l": "ROUGE-L",
-    "json_fields": "share of equal fields",
-    "regex": "share of equal matches",
-    "numeric": "share of equal numbers",
-    "choice": "share of right choices",
-}
-"""Names for readers."""
-
+from tailorbird.config.metrics import METRICS
 
 FINE_TUNED = "fine-tuned model"
 MODEL_NAMES = {
@@ -40,7 +25,6 @@ MODEL_NAMES = {
     "endpoint_retrieved": "external endpoint with retrieved examples in the prompt",
 }
 """Names for readers by kind of model; other kinds are shown as they are."""
-PERCENTAGES = ("accuracy", "exact_match", *ANSWER_METRICS)  # metrics that are shares of rows or fields
 
 
 def model_name(kind: str) -> str:
@@ -80,7 +64,8 @@ def outcome_basis(metric: str) -> str:
 
     Outcomes are counted by whether an output equals its label. Metrics of classification and exact match add nothing.
     """
-    return "" if metric in (*ROW_METRICS, "macro_f1") else " by exact match"
+    spec = METRICS[metric]
+    return "" if spec.is_share or spec.task == "classification" else " by exact match"
 
 
 def cost_basis(unit: str | None) -> str:

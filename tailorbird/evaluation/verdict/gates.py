@@ -1,10 +1,11 @@
 """Evaluate a protocol's gates for a model, compared with the incumbent."""
 
+from tailorbird.config.metrics import row_metric
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
 from tailorbird.evaluation.gates.cost import CostPair, TrainingUsage
-from tailorbird.evaluation.gates.net_benefit import cost_gate, priced_metric
+from tailorbird.evaluation.gates.net_benefit import cost_gate
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.predictions import ModelPredictions
@@ -51,7 +52,7 @@ def evaluate_gates(
     if protocol.cost is not None and costs is None:
         gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"))
     elif protocol.cost is not None and costs is not None:
-        main = compare(model.clean, other=incumbent.clean, metric=priced_metric(protocol.metric), alpha=alpha)
+        main = compare(model.clean, other=incumbent.clean, metric=row_metric(protocol.metric), alpha=alpha)
         gates.append(cost_gate(main, terms=protocol.cost, pair=costs, training=training, alpha=alpha))
     return tuple(gates)
 

@@ -3,7 +3,7 @@
 Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
 is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples are
 Newcombe's for shares of independent rows, Student's t over documents, and normal for other metrics, with the jackknife
-values of macro-F1.
+values of means over classes.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.evaluation.gates.net_benefit import priced_metric
+from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
-from tailorbird.evaluation.predictions import ROW_METRICS, ModelPredictions, Predictions
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.statistics.class_metrics import jackknife_values
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
-from tailorbird.evaluation.statistics.macro_f1 import jackknife_values
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
 from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -202,8 +202,8 @@ class SimulatedTests:
             tables[ANCHOR] = inputs.anchor
         first = inputs.tables[CANDIDATE]
         metric = inputs.protocol.metric
-        self._is_counted = metric in ROW_METRICS and first.clusters is None
-        columns = product(tables, dict.fromkeys((metric, priced_metric(metric))))
+        self._is_counted = METRICS[metric].is_share and first.clusters is None
+        columns = product(tables, dict.fromkeys((metric, row_metric(metric))))
         scores = {(role, name): _scores(tables[role], metric=name) for role, name in columns}
         self._documents = documents_of(first.clusters, num_rows=len(first))
         self._is_clustered = first.clusters is not None
@@ -255,7 +255,7 @@ class SimulatedTests:
         return num_chosen / NUM_TESTS, limits
 
     def _priced_gains(self, pair: tuple[str, str], weights: FloatArray) -> FloatArray:
-        metric = priced_metric(self._inputs.protocol.metric)
+        metric = row_metric(self._inputs.protocol.metric)
         differences = self._scores[pair[0], metric] - self._scores[pair[1], metric]
         sizes = np.ones_like(differences)
         if self._is_clustered:
@@ -306,6 +306,6 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
 
 
 def _scores(table: Predictions, *, metric: str) -> FloatArray:
-    if metric == "macro_f1":
-        return jackknife_values(table)
+    if METRICS[metric].is_over_classes:
+        return jackknife_values(table, metric=metric)
     return table.per_row(metric)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tailorbird.config.answers import ANSWER_METRICS
+from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
 from tailorbird.evaluation.gates.prices import CostUnit, cost_unit
@@ -23,15 +23,6 @@ from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, CostTable, Rel
 from tailorbird.evaluation.verdict.types import Verdict
 
 ANCHOR = "anchor"
-SECOND_METRIC = {
-    "accuracy": "macro_f1",
-    "macro_f1": "accuracy",
-    "exact_match": "token_f1",
-    "token_f1": "exact_match",
-    "rouge_l": "exact_match",
-    **dict.fromkeys(ANSWER_METRICS, "exact_match"),
-}
-"""The second metric that is reported with each metric; no decision reads it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,7 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
             gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, costs=pair, training=used)
         passes = gates_pass(gates, regulated=protocol.regulated)
         entries.append(Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates)))
-        metrics = (protocol.metric, SECOND_METRIC[protocol.metric])
+        metrics = (protocol.metric, METRICS[protocol.metric].second)
         tested.append(
             TestedModel(
                 role=role,

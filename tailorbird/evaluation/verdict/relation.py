@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from tailorbird.config.metrics import row_metric
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
-from tailorbird.evaluation.gates.net_benefit import NetBenefit, net_benefit, priced_metric
+from tailorbird.evaluation.gates.net_benefit import NetBenefit, net_benefit
 from tailorbird.evaluation.gates.prices import Ratio, cost_ratio, missing_for_serving, missing_for_training
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
@@ -63,7 +64,7 @@ class Gain:
     lowest: float
     level: float
     priced: tuple[float, float]
-    """The gain that the recipe prices, and the upper end of its interval: see `priced_metric`."""
+    """The gain that the recipe prices, and the upper end of its interval: see `row_metric`."""
 
 
 def relation_of(
@@ -148,8 +149,8 @@ def _compared(
     comparison = compare(tables[first], other=tables[second], metric=metric, alpha=level)
     cost = costs.pair(first, second)
     priced = comparison
-    if cost.benefit is not None and priced_metric(metric) != metric:
-        priced = compare(tables[first], other=tables[second], metric=priced_metric(metric), alpha=level)
+    if cost.benefit is not None and row_metric(metric) != metric:
+        priced = compare(tables[first], other=tables[second], metric=row_metric(metric), alpha=level)
     gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level, (priced.gain, priced.interval[1]))
     relation = relation_of((first, second), gain, cost=cost, protocol=costs.protocol, is_anchored=is_anchored)
     return replace(

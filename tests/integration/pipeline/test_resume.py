@@ -61,7 +61,7 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data:
         result = run_pipeline(recipe, progress=recorder)
     assert left.items() <= written(task_uri).items()
     names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri))
-    assert set(names) == {"baselines", "cost", "mix", "predictions", "sweep", "temperature"}
+    assert set(names) == {"baselines", "cost", "decision", "mix", "predictions", "sweep"}
     # All models on test and on two changed sets; incumbent and candidate also on validation.
     assert names.count("predictions") == 3 * len(result.evidence.family.models) + 2
     assert storage.exists(f"{result.run}/evidence.json")
@@ -110,7 +110,7 @@ def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(small_data: str, 
         result = run_pipeline(load_recipe(path, overrides=overrides), progress=SILENT)
     assert left.items() <= written(task_uri).items()
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri)}
-    assert names == {"baselines", "sweep", "seed", "average", "mix", "temperature", "predictions", "cost"}
+    assert names == {"baselines", "sweep", "seed", "average", "mix", "decision", "predictions", "cost"}
     assert [seed.seed for seed in result.evidence.seeds] == [0, 1]
     mean, seeds = result.evidence.averaged, [seed.validation for seed in result.evidence.seeds]
     assert mean is not None

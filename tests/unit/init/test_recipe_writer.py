@@ -196,6 +196,7 @@ def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "notes.parquet")
     draft = write_recipe(str(tmp_path / "notes.parquet"), tmp_path / "task.yaml", options=DraftOptions())
     assert draft.recipe.evaluation.metric == "macro_f1"
+    assert draft.recipe.tuning.space["class_weights"].choice == ("equal", "square-root")
     assert "evaluation.metric is macro_f1: the largest class has 90% of the rows, so" in " ".join(draft.warnings)
 
 

@@ -12,7 +12,7 @@ from tailorbird.evaluation.gates.base import Estimate, Gate, State
 from tailorbird.evaluation.gates.subgroups import group_bounds, groups_gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.statistics.paired import PairedCounts, newcombe_paired_interval
-from tailorbird.evaluation.statistics.scoring import macro_f1
+from tailorbird.evaluation.statistics.scoring import score_of
 
 LIMITS = SubgroupGateConfig(max_loss=0.03)
 UNHARMED = (1400, 100, 100, 400)
@@ -126,7 +126,7 @@ def test_macro_f1_is_compared_within_each_group() -> None:
     ]
     gate = groups_gate(pair[0], incumbent=pair[1], limits=LIMITS, alpha=0.05, metric="macro_f1")
     rows = slice(1000, 1400)
-    scores = [macro_f1(model.labels[rows], outputs=model.outputs[rows]) for model in pair]
+    scores = [score_of("macro_f1", labels=model.labels[rows], outputs=model.outputs[rows]) for model in pair]
     assert gate.bounds[1].estimate == pytest.approx(scores[0] - scores[1])
     assert [bound.state for bound in gate.bounds] == [State.PASSES, State.FAILS]
 

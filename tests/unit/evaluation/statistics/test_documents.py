@@ -12,12 +12,12 @@ from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
-from tailorbird.evaluation.statistics.macro_f1 import macro_f1_effect
 from tailorbird.evaluation.statistics.paired import Comparison, compare
 from tailorbird.evaluation.statistics.power import smallest_detectable
-from tailorbird.evaluation.statistics.scoring import macro_f1
+from tailorbird.evaluation.statistics.scoring import score_of
 
 LABELS = ("a", "b", "c", "d")
 
@@ -171,12 +171,15 @@ def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_cluste
 def test_the_macro_f1_interval_is_close_to_that_of_resampled_documents() -> None:
     documents = np.repeat(np.arange(40), 5)
     ours, theirs = equal_models(3, documents=documents)
-    result = macro_f1_effect(ours, other=theirs, alpha=0.05)
+    result = class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=0.05)
     generator, gains = np.random.default_rng(0), []
     for _ in range(2_000):
         rows = np.concatenate([np.flatnonzero(documents == drawn) for drawn in generator.integers(0, 40, 40)])
         labels = [ours.labels[row] for row in rows]
-        scores = [macro_f1(labels, outputs=[model.outputs[row] for row in rows]) for model in (ours, theirs)]
+        scores = [
+            score_of("macro_f1", labels=labels, outputs=[model.outputs[row] for row in rows])
+            for model in (ours, theirs)
+        ]
         gains.append(scores[0] - scores[1])
     assert result.standard_error == pytest.approx(np.std(gains), rel=0.1)
     assert result.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.02)

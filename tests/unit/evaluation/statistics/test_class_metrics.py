@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.class_metrics import class_metric_effect, jackknife_values
 from tailorbird.evaluation.statistics.effect import Effect
-from tailorbird.evaluation.statistics.macro_f1 import jackknife_values, macro_f1_effect
-from tailorbird.evaluation.statistics.scoring import macro_f1
+from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.registry.test_set_ledger import share_of_alpha
 
 letters = st.sampled_from("abcd")
@@ -35,19 +35,21 @@ def answers(n: int, *, accuracies: tuple[float, float], seed: int) -> tuple[Pred
 
 def effect_of(rows: list[tuple[str, str, str]], *, alpha: float = 0.05) -> Effect:
     labels, ours, theirs = (np.array(column) for column in zip(*rows, strict=True))
-    return macro_f1_effect(predictions(ours, labels=labels), other=predictions(theirs, labels=labels), alpha=alpha)
+    return class_metric_effect(
+        predictions(ours, labels=labels), other=predictions(theirs, labels=labels), metric="macro_f1", alpha=alpha
+    )
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
 def test_macro_f1_equals_scikit_learns_over_the_classes_of_the_labels(rows: list[tuple[str, str]]) -> None:
     labels, outputs = zip(*rows, strict=True)
     expected = f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)
-    assert macro_f1(labels, outputs=outputs) == pytest.approx(expected, abs=1e-12)
+    assert score_of("macro_f1", labels=labels, outputs=outputs) == pytest.approx(expected, abs=1e-12)
 
 
 def test_macro_f1_of_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        macro_f1([], outputs=[])
+        score_of("macro_f1", labels=[], outputs=[])
 
 
 @settings(deadline=None, max_examples=15)
@@ -56,11 +58,13 @@ def test_the_jackknife_values_have_the_mean_and_the_spread_of_macro_f1_without_e
     rows: list[tuple[str, str]],
 ) -> None:
     labels, outputs = (np.array(column) for column in zip(*rows, strict=True))
-    values = jackknife_values(predictions(outputs, labels=labels))
-    assert values.mean() == pytest.approx(macro_f1(labels.tolist(), outputs=outputs.tolist()), abs=1e-12)
+    values = jackknife_values(predictions(outputs, labels=labels), metric="macro_f1")
+    assert values.mean() == pytest.approx(
+        score_of("macro_f1", labels=labels.tolist(), outputs=outputs.tolist()), abs=1e-12
+    )
     without = np.array(
         [
-            macro_f1(np.delete(labels, row).tolist(), outputs=np.delete(outputs, row).tolist())
+            score_of("macro_f1", labels=np.delete(labels, row).tolist(), outputs=np.delete(outputs, row).tolist())
             for row in range(len(rows))
         ]
     )
@@ -71,13 +75,13 @@ def test_the_jackknife_values_have_the_mean_and_the_spread_of_macro_f1_without_e
 @given(answered)
 def test_the_gain_is_the_difference_of_the_two_scores(rows: list[tuple[str, str, str]]) -> None:
     labels, ours, theirs = zip(*rows, strict=True)
-    expected = macro_f1(labels, outputs=ours) - macro_f1(labels, outputs=theirs)
+    expected = score_of("macro_f1", labels=labels, outputs=ours) - score_of("macro_f1", labels=labels, outputs=theirs)
     assert effect_of(rows).gain == pytest.approx(expected, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=15)
 @given(answered)
-def test_swapping_the_models_changes_only_the_sign_of_a_macro_f1_effect(rows: list[tuple[str, str, str]]) -> None:
+def test_swapping_the_models_changes_only_the_sign_of_a_class_metric_effect(rows: list[tuple[str, str, str]]) -> None:
     effect, swapped = effect_of(rows), effect_of([(label, theirs, ours) for label, ours, theirs in rows])
     assert swapped.gain == -effect.gain
     assert swapped.interval == pytest.approx((-effect.interval[1], -effect.interval[0]), abs=1e-9)
@@ -87,13 +91,16 @@ def test_swapping_the_models_changes_only_the_sign_of_a_macro_f1_effect(rows: li
 
 def test_a_model_against_itself_has_no_gain_and_p_is_one() -> None:
     model, _ = answers(200, accuracies=(0.8, 0.7), seed=0)
-    same = macro_f1_effect(model, other=model, alpha=0.05)
+    same = class_metric_effect(model, other=model, metric="macro_f1", alpha=0.05)
     assert (same.gain, same.p_value, same.standard_error) == (0.0, 1.0, 0.0)
 
 
 def test_the_macro_f1_interval_of_identical_models_has_the_width_of_the_unseen_rate() -> None:
     agreed = {n: answers(n, accuracies=(0.8, 0.7), seed=0)[0] for n in (10, 4000)}
-    intervals = {n: macro_f1_effect(model, other=model, alpha=0.05).interval for n, model in agreed.items()}
+    intervals = {
+        n: class_metric_effect(model, other=model, metric="macro_f1", alpha=0.05).interval
+        for n, model in agreed.items()
+    }
     assert intervals[10] == pytest.approx((-0.3085, 0.3085), abs=1e-4)  # Clopper and Pearson's limit at 0 of 10
     assert intervals[4000] == pytest.approx((-0.00092, 0.00092), abs=1e-5)
 
@@ -101,9 +108,15 @@ def test_the_macro_f1_interval_of_identical_models_has_the_width_of_the_unseen_r
 def test_a_smaller_alpha_gives_a_wider_interval_around_the_gain() -> None:
     first, second = answers(300, accuracies=(0.8, 0.7), seed=1)
     (low, high), (wider_low, wider_high) = (
-        macro_f1_effect(first, other=second, alpha=alpha).interval for alpha in (0.05, 0.01)
+        class_metric_effect(first, other=second, metric="macro_f1", alpha=alpha).interval for alpha in (0.05, 0.01)
     )
-    assert wider_low < low < macro_f1_effect(first, other=second, alpha=0.05).gain < high < wider_high
+    assert (
+        wider_low
+        < low
+        < class_metric_effect(first, other=second, metric="macro_f1", alpha=0.05).gain
+        < high
+        < wider_high
+    )
 
 
 def test_the_macro_f1_interval_is_close_to_that_of_resampled_rows_and_scikit_learn() -> None:
@@ -120,7 +133,7 @@ def test_the_macro_f1_interval_is_close_to_that_of_resampled_rows_and_scikit_lea
 
     generator = np.random.default_rng(3)
     gains = np.array([gain(generator.integers(0, 120, 120)) for _ in range(500)])
-    effect = macro_f1_effect(first, other=second, alpha=0.05)
+    effect = class_metric_effect(first, other=second, metric="macro_f1", alpha=0.05)
     # The 2.5% quantile of 500 draws is accurate to about 0.12 standard errors.
     assert effect.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.35 * effect.standard_error)
     assert effect.standard_error == pytest.approx(np.std(gains), rel=0.12)
@@ -130,17 +143,17 @@ def test_the_macro_f1_interval_is_close_to_that_of_resampled_rows_and_scikit_lea
 def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nominal_level() -> None:
     population = [np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)]
     labels = np.array(answers(50_000, accuracies=(0.8, 0.7), seed=4)[0].labels)
-    truth = macro_f1(labels.tolist(), outputs=population[0].tolist()) - macro_f1(
-        labels.tolist(), outputs=population[1].tolist()
+    truth = score_of("macro_f1", labels=labels.tolist(), outputs=population[0].tolist()) - score_of(
+        "macro_f1", labels=labels.tolist(), outputs=population[1].tolist()
     )
     generator, held, apart = np.random.default_rng(5), 0, 0
     for seed in range(200):
         rows = generator.integers(0, 50_000, 400)
         ours, theirs = (predictions(outputs[rows], labels=labels[rows]) for outputs in population)
-        low, high = macro_f1_effect(ours, other=theirs, alpha=0.1).interval
+        low, high = class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=0.1).interval
         held += low <= truth <= high
         equal = answers(400, accuracies=(0.75, 0.75), seed=1_000 + seed)
-        apart += macro_f1_effect(equal[0], other=equal[1], alpha=0.1).p_value < 0.1
+        apart += class_metric_effect(equal[0], other=equal[1], metric="macro_f1", alpha=0.1).p_value < 0.1
     # 200 tests: three standard errors of a rate of 0.1 are 0.064.
     assert held / 200 >= 0.9 - 0.064
     assert apart / 200 <= 0.1 + 0.064
@@ -150,7 +163,7 @@ def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nomi
 def test_a_large_gain_is_proven_at_any_access(access_number: int) -> None:
     level = 0.05 * share_of_alpha(np.array([access_number])) / 3
     better, worse = answers(600, accuracies=(0.95, 0.5), seed=12)
-    effect = macro_f1_effect(better, other=worse, alpha=level)
+    effect = class_metric_effect(better, other=worse, metric="macro_f1", alpha=level)
     assert effect.p_value < level / 3
     assert effect.interval[0] > 0.1
 
@@ -158,9 +171,15 @@ def test_a_large_gain_is_proven_at_any_access(access_number: int) -> None:
 @pytest.mark.parametrize("seed", [14, 16, 22])
 def test_the_interval_excludes_0_exactly_at_the_levels_above_the_p_value(seed: int) -> None:
     better, worse = answers(300, accuracies=(0.85, 0.65), seed=seed)
-    lows = [macro_f1_effect(better, other=worse, alpha=alpha).interval[0] for alpha in (0.05, 0.002, 1e-4, 1e-6, 1e-12)]
+    lows = [
+        class_metric_effect(better, other=worse, metric="macro_f1", alpha=alpha).interval[0]
+        for alpha in (0.05, 0.002, 1e-4, 1e-6, 1e-12)
+    ]
     assert lows == sorted(lows, reverse=True)
-    p_value = macro_f1_effect(better, other=worse, alpha=0.05).p_value
+    p_value = class_metric_effect(better, other=worse, metric="macro_f1", alpha=0.05).p_value
     assert 1e-12 < p_value < 0.002
-    around = [macro_f1_effect(better, other=worse, alpha=p_value * factor).interval[0] for factor in (1.01, 0.99)]
+    around = [
+        class_metric_effect(better, other=worse, metric="macro_f1", alpha=p_value * factor).interval[0]
+        for factor in (1.01, 0.99)
+    ]
     assert around[0] > 0 >= around[1]

@@ -1,0 +1,46 @@
+"""The metrics of recipes, one row per metric."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+MetricName = Literal[
+    "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "json_fields", "regex", "numeric", "choice"
+]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is the mean of, and its names. Every metric is at most 1."""
+
+    title: str  # for readers
+    hub_name: str  # on the Hugging Face Hub
+    task: Literal["classification", "chat"]
+    second: MetricName  # reported next to it; no decision reads it
+    is_share: bool = False  # the share of rows whose output equals the label: `Predictions.scores`
+    is_over_classes: bool = False
+    """A mean over the classes (`statistics.scoring.CLASS_SCORES`), so that a single row has no score."""
+    is_percentage: bool = False  # readers see 93.1%, not 0.931
+    is_configured: bool = False  # by the section `evaluation.answers` of a recipe
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("accuracy", "accuracy", "classification", "macro_f1", is_share=True, is_percentage=True),
+    "macro_f1": Metric("macro-F1", "f1", "classification", "accuracy", is_over_classes=True),
+    "exact_match": Metric("exact match", "exact_match", "chat", "token_f1", is_share=True, is_percentage=True),
+    "token_f1": Metric("token F1", "f1", "chat", "exact_match"),
+    "rouge_l": Metric("ROUGE-L", "rouge", "chat", "exact_match"),
+} | {
+    name: Metric(title, name, "chat", "exact_match", is_percentage=True, is_configured=True)
+    for name, title in {
+        "json_fields": "share of equal fields",
+        "regex": "share of equal matches",
+        "numeric": "share of equal numbers",
+        "choice": "share of right choices",
+    }.items()
+}
+
+
+def row_metric(metric: str) -> str:
+    """Return the metric itself, or accuracy if a single row has no score in it."""
+    return "accuracy" if METRICS[metric].is_over_classes else metric
