@@ -5,16 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MetricName = Literal[
-    "accuracy",
-    "macro_f1",
-    "macro_recall",
-    "exact_match",
-    "token_f1",
-    "rouge_l",
-    "json_fields",
-    "regex",
-    "numeric",
-    "choice",
+    "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "json_fields", "regex", "numeric", "choice"
 ]
 
 
@@ -36,7 +27,6 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy", "accuracy", "classification", "macro_f1", is_share=True, is_percentage=True),
     "macro_f1": Metric("macro-F1", "f1", "classification", "accuracy", is_over_classes=True),
-    "macro_recall": Metric("macro recall", "recall", "classification", "accuracy", is_over_classes=True),
     "exact_match": Metric("exact match", "exact_match", "chat", "token_f1", is_share=True, is_percentage=True),
     "token_f1": Metric("token F1", "f1", "chat", "exact_match"),
     "rouge_l": Metric("ROUGE-L", "rouge", "chat", "exact_match"),

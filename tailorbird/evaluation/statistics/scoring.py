@@ -27,15 +27,7 @@ def f1(right: IntArray, support: IntArray, answered: IntArray) -> FloatArray:
     return np.asarray(2 * right / np.maximum(support + answered, 1), dtype=np.float64)
 
 
-def recall(right: IntArray, support: IntArray, _: IntArray) -> FloatArray:
-    """Return the recall of classes, as in `f1`."""
-    return np.asarray(right / np.maximum(support, 1), dtype=np.float64)
-
-
-CLASS_SCORES: Mapping[str, Callable[[IntArray, IntArray, IntArray], FloatArray]] = {
-    "macro_f1": f1,
-    "macro_recall": recall,
-}
+CLASS_SCORES: Mapping[str, Callable[[IntArray, IntArray, IntArray], FloatArray]] = {"macro_f1": f1}
 """Score of a class, as in `f1`, by metric. A class without right rows must have the score 0."""
 
 

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import f1_score
 
-from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.class_metrics import class_metric_effect, jackknife_values
 from tailorbird.evaluation.statistics.effect import Effect
-from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.registry.test_set_ledger import share_of_alpha
 
@@ -47,22 +45,6 @@ def test_macro_f1_equals_scikit_learns_over_the_classes_of_the_labels(rows: list
     labels, outputs = zip(*rows, strict=True)
     expected = f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)
     assert score_of("macro_f1", labels=labels, outputs=outputs) == pytest.approx(expected, abs=1e-12)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
-def test_macro_recall_is_compared_as_the_mean_recall_of_the_classes(rows: list[tuple[str, str]]) -> None:
-    labels, outputs = (np.array(column) for column in zip(*rows, strict=True))
-    table = predictions(outputs, labels=labels)
-    always = predictions(labels, labels=labels)
-    expected = recall_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)
-    comparison = compare(table, other=always, metric="macro_recall", alpha=0.05)
-    assert comparison.gain == pytest.approx(expected - 1, abs=1e-12)
-    fit = fit_offsets(
-        np.eye(4)[np.searchsorted(list("abcd"), outputs)],
-        truth=np.searchsorted(list("abcd"), labels),
-        metric="macro_recall",
-    )
-    assert fit.unadjusted == pytest.approx(expected, abs=1e-12)
 
 
 def test_macro_f1_of_no_rows_is_refused() -> None:
