@@ -256,10 +256,19 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
     contenders = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
     versions = _register(context, contenders, winner=chosen, hybrid=family.hybrid)
     compared = {
-        role: CandidateRecord(contender.kind, contender.uri, UNREGISTERED, sha256_files(contender.uri))
+        role: CandidateRecord(
+            contender.kind,
+            contender.uri,
+            UNREGISTERED,
+            files=sha256_files(contender.uri),
+            offsets=read_artifact_config(contender.uri).offset_of,
+        )
         for role, contender in contenders.items()
     }
-    compared |= {role: CandidateRecord(version.kind, version.uri, version.digest) for role, version in versions.items()}
+    compared |= {
+        role: CandidateRecord(version.kind, version.uri, version.digest, offsets=version.offset_of)
+        for role, version in versions.items()
+    }
     evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)
     for name, table in evaluated.predictions.items():
         save_predictions(f"{context.run}/predictions/{name}.parquet", table)

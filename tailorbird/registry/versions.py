@@ -180,6 +180,11 @@ class VersionConfig(StoredModel):
         return int(label) if self.integer_labels and label in self.classes else label
 
     @property
+    def offset_of(self) -> dict[str, float]:
+        """The offsets that are not 0, by class."""
+        return {label: offset for label, offset in zip(self.classes, self.offsets, strict=False) if offset}
+
+    @property
     def has_index(self) -> bool:
         """True if the version's folder contains an index of training rows."""
         return self.prompting is not None and self.prompting.retrieval is not None

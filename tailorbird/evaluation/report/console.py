@@ -7,10 +7,13 @@ from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScor
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.contender_costs import named
+from tailorbird.evaluation.verdict.decide import CANDIDATE
 from tailorbird.evaluation.verdict.formatting import model_name, size
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
+
+MAX_OFFSETS = 5  # in a sentence
 
 
 def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list[str]:
@@ -71,6 +74,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         power_sentence(verdict.power, verdict) if verdict.power else None,
         seed_sentence(evidence),
         mix_sentence(evidence.mix) if evidence.mix else None,
+        offsets_sentence(evidence),
         cost_sentence(evidence),
         streaming_sentence(evidence),
     ]
@@ -143,6 +147,21 @@ def mix_sentence(mix: MixRecord) -> str:
     return (
         f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of {mix.num_weights} "
         f"weights on validation): {mix.validation:.3f}; encoder alone {mix.unmixed:.3f}"
+    )
+
+
+def offsets_sentence(evidence: Evidence, *, role: str = CANDIDATE) -> str:
+    """Return the largest offsets of a classifier, or an empty string if the highest logit decides."""
+    record = evidence.versions.get(role)
+    if record is None or not record.offsets:
+        return ""
+    by_size = sorted(record.offsets.items(), key=lambda item: abs(item[1]), reverse=True)
+    shown = ", ".join(f"{label} {offset:+.2f}" for label, offset in by_size[:MAX_OFFSETS])
+    num_more = max(0, len(by_size) - MAX_OFFSETS)
+    more = f", and {num_more} smaller ones" if num_more else ""
+    return (
+        f"offsets of the {role}, which are fitted on validation and added to the logits before the highest one "
+        f"decides: {shown}{more}"
     )
 
 

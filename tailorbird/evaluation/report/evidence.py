@@ -204,6 +204,7 @@ class CandidateRecord:
     uri: str
     digest: str  # `UNREGISTERED` if the verdict did not select it
     files: Mapping[str, str] | None = None  # sha256 of each file by name; only for an unregistered version
+    offsets: Mapping[str, float] = field(default_factory=dict)  # that are not 0, by class; see `VersionConfig.offsets`
 
 
 @dataclass(frozen=True)

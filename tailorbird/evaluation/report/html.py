@@ -12,7 +12,7 @@ from pydantic import BaseModel, JsonValue
 from tailorbird.config.base import digest
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.report import charts, contender_chart, costs
-from tailorbird.evaluation.report.console import mix_sentence, seed_sentence, streaming_sentence
+from tailorbird.evaluation.report.console import mix_sentence, offsets_sentence, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import PRETRAINED, Evidence
 from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
@@ -67,6 +67,7 @@ def to_html(evidence: Evidence) -> str:
         terms=costs.terms_sentence(evidence.protocol.cost) if evidence.protocol.cost else "",
         seeds=seed_sentence(evidence),
         mix=mix_sentence(evidence.mix) if evidence.mix else "",
+        offsets=offsets_sentence(evidence),
         streaming=streaming_sentence(evidence),
     )
 

@@ -9,6 +9,7 @@ from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.suites import WITH_TRAINING_ROWS, loss_name
 from tailorbird.evaluation.report.console import (
     mix_sentence,
+    offsets_sentence,
     power_sentence,
     score_cells,
     seed_sentence,
@@ -67,7 +68,7 @@ def to_model_card(
         _access(evidence),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
         + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
-        "\n".join(f"- {sentence}" for sentence in _sentences(evidence)),
+        "\n".join(f"- {sentence}" for sentence in _sentences(evidence, role=role)),
         *cost_lines(evidence),
         "## Groups",
         _groups(verdict, role=role),
@@ -175,12 +176,13 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     return f"On {rows}:\n\n" + "\n".join(lines)
 
 
-def _sentences(evidence: Evidence) -> list[str]:
+def _sentences(evidence: Evidence, *, role: str) -> list[str]:
     """Return the sentences below the table of scores."""
     verdict = evidence.verdict
     sentences = [
         seed_sentence(evidence),
         mix_sentence(evidence.mix) if evidence.mix else "",
+        offsets_sentence(evidence, role=role),
         cost_sentence(evidence) or "",
         power_sentence(verdict.power, verdict) if verdict.power else "",
     ]

@@ -9,7 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tailorbird.config.tasks import TASKS
+from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.verdict.explain import gain_text
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
@@ -36,6 +38,17 @@ def test_the_hub_metadata_contains_every_score_of_the_version(tmp_path: Path, ou
     assert data.datasets == ["s3://lake/icd10/train"]
     assert data.metrics == ["accuracy", "f1", *(["ece"] if role == "candidate" else [])]
     assert data.license is None
+
+
+def test_card_and_report_have_the_offsets_of_a_classifier() -> None:
+    evidence = evidence_for()
+    offsets = {f"class {number}": 0.1 * number for number in range(1, 8)}
+    versions = evidence.versions | {"candidate": replace(evidence.versions["candidate"], offsets=offsets)}
+    changed = evidence.model_copy(update={"versions": versions})
+    sentence = "decides: class 7 +0.70, class 6 +0.60, class 5 +0.50, class 4 +0.40, class 3 +0.30, and 2 smaller ones"
+    for text in (to_model_card(changed, role="candidate"), to_html(changed), "".join(verdict_lines(changed))):
+        assert sentence in text
+    assert "offsets of the" not in to_model_card(changed, role="incumbent")
 
 
 def test_an_endpoint_has_no_base_model() -> None:
