@@ -17,7 +17,7 @@ from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Decision,
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.reach import Compared, compare_models
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 
 FloatArray = NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,17 @@ from serving.engines.classify import Prediction, predict_hybrid, predict_texts
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import conversations_of, groups_of, texts_of
 from tailorbird.data.rows import Conversation, DataError
-from tailorbird.registry.routing import routes_to_second
+from tailorbird.registry.hybrid_routing import IntArray, PartName, answer_rows
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedHybrid, LoadedNearest
     from tailorbird.registry.versions import ModelVersion
 
 Columns = Mapping[str, pa.Array]
+CHAT_ANSWER = pa.schema(
+    {"answer": pa.string(), "finish_reason": pa.string(), "confidence": pa.float32(), "answered_by": pa.string()}
+)
+"""Columns of the answers of a hybrid."""
 
 
 @dataclass(frozen=True)
@@ -150,19 +154,19 @@ def _answer_cascade(loaded: "LoadedHybrid", rows: PartRows, *, batch_size: int) 
 
     assert not isinstance(loaded.first, LoadedClassifier)  # the parts have the task of the hybrid
     assert not isinstance(loaded.second, LoadedClassifier)
-    columns = {
-        name: column.to_pylist() for name, column in _answer_chat(loaded.first, rows, batch_size=batch_size).items()
-    }
-    routed = np.flatnonzero(routes_to_second(loaded.routing, confidences=columns["confidence"]))
-    columns["answered_by"] = ["first"] * rows.table.num_rows
-    if len(routed):
-        of_second = _answer_chat(loaded.second, rows.take(routed), batch_size=batch_size)
-        for number, row in enumerate(routed.tolist()):
-            for name, column in of_second.items():
-                columns[name][row] = column[number].as_py()
-            columns["answered_by"][row] = "second"
-    types = {"confidence": pa.float32()}
-    return {name: pa.array(column, types.get(name, pa.string())) for name, column in columns.items()}
+
+    def answer(name: PartName, indices: IntArray) -> list[dict[str, Any]]:
+        part = loaded.first if name == "first" else loaded.second
+        answers: list[dict[str, Any]] = pa.table(
+            _answer_chat(part, rows.take(indices), batch_size=batch_size)
+        ).to_pylist()
+        return answers
+
+    answers = answer_rows(
+        loaded.routing, rows.table.num_rows, answer=answer, confidence=lambda columns: columns["confidence"]
+    )
+    with_part = [{**columns, "answered_by": name} for name, columns in answers]
+    return dict(zip(CHAT_ANSWER.names, pa.Table.from_pylist(with_part, CHAT_ANSWER).columns, strict=True))
 
 
 def _prompts(

@@ -11,7 +11,7 @@ from serving.engines.fair_slots import FairSlots
 from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import ResponseFormat, StructuredFormat, TextFormat
 from tailorbird.data.rows import Conversation
-from tailorbird.registry.routing import PartName
+from tailorbird.registry.hybrid_routing import PartName
 
 if TYPE_CHECKING:
     from tailorbird.models.grammar.compiler import Grammar

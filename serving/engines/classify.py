@@ -10,7 +10,7 @@ from serving.engines.passes import cost_of, pass_costs
 from serving.http.schemas import ClassifyRequest
 from tailorbird.data.length_batches import length_batches
 from tailorbird.models.decision import at_index, decide, temperature_softmax
-from tailorbird.registry.routing import PartName, Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
@@ -154,31 +154,24 @@ def predict_hybrid(
     batch_size: int,
     predict: Callable[..., list[Prediction]] = predict_texts,
 ) -> list[Prediction]:
-    """Return the predictions of `hybrid_rows`, in order, each by the part that `routes_to_second` selects.
+    """Return the predictions of `hybrid_rows`, in order; see `answer_rows`.
 
-    In a cascade, the first part predicts all texts, and the second part those with low confidence. An error of a part
-    is raised: a batch is repeated, and does not fall back on the other part. `predict` returns the predictions of a
-    part, and has the arguments of `predict_texts`.
+    An error of a part is raised: a batch is repeated, and does not fall back on the other part. `predict` returns the
+    predictions of a part, and has the arguments of `predict_texts`.
     """
-    texts = [text for text, _ in rows]
-    results: list[Any] = [None] * len(rows)
 
-    def answer(name: PartName, indices: np.ndarray) -> None:
-        if not indices.size:
-            return
+    def answer(name: PartName, indices: IntArray) -> list[Prediction]:
         part = loaded.first if name == "first" else loaded.second
-        predictions = predict(part, [texts[index] for index in indices], batch_size=batch_size)
-        for index, prediction in zip(indices, predictions, strict=True):
-            results[index] = prediction._replace(answered_by=name)
+        return predict(part, [rows[index][0] for index in indices], batch_size=batch_size)
 
-    if loaded.routing.by == "group":
-        routed = routes_to_second(loaded.routing, groups=[value for _, value in rows])
-        answer("first", np.flatnonzero(~routed))
-    else:
-        answer("first", np.arange(len(rows)))
-        routed = routes_to_second(loaded.routing, confidences=[prediction.score for prediction in results])
-    answer("second", np.flatnonzero(routed))
-    return results
+    answers = answer_rows(
+        loaded.routing,
+        len(rows),
+        answer=answer,
+        confidence=lambda prediction: prediction.score,
+        groups=[value for _, value in rows],
+    )
+    return [prediction._replace(answered_by=name) for name, prediction in answers]
 
 
 def scores_by_class(loaded: "AnyClassifier", prediction: Prediction) -> dict[str, float]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
     from tailorbird.models.loading import LoadedClassifier
     from tailorbird.models.shared_encoder import SharedEncoder
-    from tailorbird.registry.routing import Routing
+    from tailorbird.registry.hybrid_routing import Routing
     from tailorbird.registry.versions import Hybrid, ModelVersion
 
 LINGER_S = 0.003

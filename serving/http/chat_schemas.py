@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from serving.http.schemas import CHAMPION, HttpModel, RequestError, faults_of, require_few_values
 from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTE_CHARS, Attributes
 from tailorbird.config.formats.response_format import ResponseFormat
-from tailorbird.registry.routing import PartName
+from tailorbird.registry.hybrid_routing import PartName
 
 
 class TokenUsage(HttpModel):

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from serving.http.json_values import has_more_values
 from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTES, Attribute, Attributes
 from tailorbird.config.answers import THUMBS
-from tailorbird.registry.routing import PartName
+from tailorbird.registry.hybrid_routing import PartName
 
 CHAMPION = "champion"
 PRETRAINED = "pretrained"

@@ -20,7 +20,7 @@ from serving.http.schemas import RequestError, is_client_error, is_too_long, no_
 from serving.hybrid.part_state import PartState
 from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.data.rows import Conversation, DataError
-from tailorbird.registry.routing import PARTS, PartName, Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import PARTS, PartName, Routing, routes_to_second
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion

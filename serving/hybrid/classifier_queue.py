@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from serving.engines.classify import Prediction
 from serving.http.schemas import RequestError, error_of_text, is_client_error, no_part_answers
 from serving.hybrid.part_state import PartState
-from tailorbird.registry.routing import PARTS, PartName, Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import PARTS, PartName, Routing, routes_to_second
 
 
 class Submit(Protocol):

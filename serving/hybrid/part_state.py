@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from serving.http.schemas import RequestError, is_too_long
-from tailorbird.registry.routing import PartName
+from tailorbird.registry.hybrid_routing import PartName
 
 MAX_TIMEOUTS = 3  # time-outs in a row after which requests skip the part
 COOL_DOWN_S = 30.0  # time for which they skip it

@@ -17,7 +17,7 @@ from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.models.base_model import BaseModelRecord
-from tailorbird.registry.routing import PARTS
+from tailorbird.registry.hybrid_routing import PARTS
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import Hybrid, PinnedVersion, RegistryError, read_version
 from tailorbird.storage import s3

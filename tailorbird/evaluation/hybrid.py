@@ -18,7 +18,7 @@ from tailorbird.evaluation.gates.cost import (
 )
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of, score_table
-from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ENDPOINT_KINDS
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -227,25 +227,34 @@ def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:
 
 def _routed(routing: Routing, *, first: Predictions, second: Predictions) -> Predictions:
     mask = routed_to_second(routing, first)
+    return merged(first.take(np.flatnonzero(~mask)), second.take(np.flatnonzero(mask)), to_second=mask)
 
-    def pick(of_first: NDArray[np.float64], of_second: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.where(mask, of_second, of_first))
 
-    rows = range(len(mask))
-    logprobs = None
-    if first.logprobs is not None or second.logprobs is not None:  # a part without a language model has none
-        logprobs = tuple((second if mask[row] else first).logprobs_of(row) for row in rows)
-    return replace(
-        first,
+def merged(first: Predictions, second: Predictions, *, to_second: NDArray[np.bool_]) -> Predictions:
+    """Return a hybrid's predictions for all rows, in order, with the measures that both parts have.
+
+    `first` and `second` have the rows that each part answers; `to_second` is the mask [N] of those of the second.
+    """
+    tables = [table for table in (first, second) if len(table)]
+    with_logprobs = any(table.logprobs is not None for table in tables)  # a part without a language model has none
+    joined = Predictions(
         model="hybrid",
-        outputs=tuple((second if mask[row] else first).outputs[row] for row in rows),
-        scores=pick(first.scores, second.scores),
-        confidences=pick(first.confidences, second.confidences),
-        calibrated=pick(first.calibrated, second.calibrated),
+        row_ids=tuple(row for table in tables for row in table.row_ids),
+        labels=tuple(label for table in tables for label in table.labels),
+        outputs=tuple(output for table in tables for output in table.outputs),
+        scores=np.concatenate([table.scores for table in tables]),
+        confidences=np.concatenate([table.confidences for table in tables]),
+        calibrated=np.concatenate([table.calibrated for table in tables]),
+        groups={name: tuple(value for table in tables for value in table.groups[name]) for name in tables[0].groups},
         measures={
-            name: pick(values, second.measures[name])
-            for name, values in first.measures.items()
-            if name in second.measures
+            name: np.concatenate([table.measures[name] for table in tables])
+            for name in tables[0].measures
+            if all(name in table.measures for table in tables)
         },
-        logprobs=logprobs,
+        clusters=None if first.clusters is None else tuple(name for table in tables for name in table.clusters or ()),
+        logprobs=tuple(table.logprobs_of(row) for table in tables for row in range(len(table)))
+        if with_logprobs
+        else None,
     )
+    order = np.argsort(np.concatenate([np.flatnonzero(~to_second), np.flatnonzero(to_second)]))
+    return joined.take(order.tolist())

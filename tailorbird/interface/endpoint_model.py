@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tailorbird.interface.answer import Answer, Input, last_text
 from tailorbird.interface.answers import Answers
 
 if TYPE_CHECKING:
     from tailorbird.data.rows import Rows
     from tailorbird.evaluation.inference.endpoint_requests import StoredAnswers
+    from tailorbird.registry.hybrid_routing import IntArray, PartName
     from tailorbird.registry.versions import ModelVersion
 
 PredictPart = Callable[[list[Input]], Answers]
@@ -90,24 +89,26 @@ def _of_hybrid(
     *,
     groups: Sequence[str | None] | None,
 ) -> Answers:
-    from tailorbird.registry.routing import PARTS, routes_to_second
+    from tailorbird.registry.hybrid_routing import answer_rows
 
     assert version.hybrid is not None
-    routing = version.hybrid.routing
-    if routing.by == "group":
-        routed = routes_to_second(routing, groups=groups)
-        of_first = parts[0]([value for value, to_second in zip(inputs, routed, strict=True) if not to_second])
-    else:
-        first = parts[0](inputs)
-        routed = routes_to_second(routing, confidences=[answer.confidence or 0.0 for answer in first])
-        of_first = Answers(answer for answer, to_second in zip(first, routed, strict=True) if not to_second)
-    of_second = parts[1]([value for value, to_second in zip(inputs, routed, strict=True) if to_second])
-    answers: dict[int, Answer] = {}
-    for name, mask, of_part in zip(PARTS, (~routed, routed), (of_first, of_second), strict=True):
-        for row, answer in zip(np.flatnonzero(mask).tolist(), of_part, strict=True):
-            scores = None if answer.scores is None else dict.fromkeys(version.classes, 0.0) | dict(answer.scores)
-            output = version.typed_label(str(answer.output)) if version.task == "classification" else answer.output
-            answers[row] = replace(
-                answer, output=output, version=version.version, scores=scores, answered_by=name, row=row
-            )
-    return Answers(answers[row] for row in range(len(inputs)))
+
+    def of_part(name: "PartName", rows: "IntArray") -> Answers:
+        predict = parts[0] if name == "first" else parts[1]
+        return predict([inputs[row] for row in rows])
+
+    routed = answer_rows(
+        version.hybrid.routing,
+        len(inputs),
+        answer=of_part,
+        confidence=lambda answer: answer.confidence or 0.0,
+        groups=groups,
+    )
+    answers = []
+    for row, (name, answer) in enumerate(routed):
+        scores = None if answer.scores is None else dict.fromkeys(version.classes, 0.0) | dict(answer.scores)
+        output = version.typed_label(str(answer.output)) if version.task == "classification" else answer.output
+        answers.append(
+            replace(answer, output=output, version=version.version, scores=scores, answered_by=name, row=row)
+        )
+    return Answers(answers)

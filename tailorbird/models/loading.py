@@ -24,8 +24,8 @@ from tailorbird.models.pretrained import cast_parameters, default_device, infere
 from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.pooling import MEAN, Pooling
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.version_files import require_intact, version_faults
 from tailorbird.registry.versions import (
     ModelVersion,

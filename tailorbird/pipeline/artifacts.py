@@ -14,8 +14,8 @@ from tailorbird.data.fingerprints import save_fingerprints
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.inference.predict import DecisionFit
 from tailorbird.registry import versions
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, VersionConfig
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import is_version_uri

@@ -1,7 +1,7 @@
 """The config of a hybrid, from those of its parts, and the endpoints and base models that a version uses."""
 
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.versions import (
     WITHOUT_BASE_MODEL,
     Hybrid,

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from tailorbird import storage
 from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tailorbird.registry.pooling import MEAN, Pooling
-from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.storage import MANIFEST, StorageError
 from tailorbird.storage.paths import TaskPaths, is_version_uri, parse_version_uri
 from tailorbird.storage.stored_model import StoredModel

@@ -22,7 +22,7 @@ from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.routing import PARTS, PartName
+from tailorbird.registry.hybrid_routing import PARTS, PartName
 from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, now, read_parts
 from tailorbird.release.probe_requests import ServedAnswer, send_probe
 from tailorbird.release.token_parity import (

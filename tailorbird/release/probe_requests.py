@@ -15,7 +15,7 @@ from cluster.certificates import verify
 from serving.deploy.serve_client import DeployError
 from serving.http.chat_schemas import GeneratedTokenLogprob
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
-from tailorbird.registry.routing import PartName
+from tailorbird.registry.hybrid_routing import PartName
 from tailorbird.release.token_parity import ServedToken
 
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120

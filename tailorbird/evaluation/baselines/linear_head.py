@@ -141,9 +141,8 @@ def best_class_weights(data: HeadData, fits: Sequence[Fit]) -> Fit:
     `fits` are those of equal weights. Each is fitted again with other weights and the same settings.
     """
     best = data.held_out.with_offsets(best_of(fits))
-    for class_weights in POWERS:
-        if class_weights == "equal":
-            continue
+    unequal = [kind for kind in POWERS if kind != "equal"]
+    for class_weights in unequal:
         weighted = best_of(
             next(fit_linear(data, fit.model, strengths=(fit.c,), class_weights=class_weights, start=fit))
             for fit in fits

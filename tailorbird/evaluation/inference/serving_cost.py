@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from cluster.ranks.process_group import current_group, wait_for_ranks
@@ -30,7 +29,7 @@ from tailorbird.models.loading import (
     load_retrieval_index,
 )
 from tailorbird.models.shape import ModelShape
-from tailorbird.registry.routing import Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
 from tailorbird.registry.versions import (
     CLASSIFIER_WEIGHTS,
     WITHOUT_BASE_MODEL,
@@ -230,24 +229,21 @@ def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:
 
 
 def _answer_hybrid(rows: Rows, *, first: Loaded, second: Loaded, routing: Routing, batch_size: int) -> None:
-    """Answer rows as a hybrid does: in a cascade, the first part answers all rows first."""
-    if routing.column is not None:
-        routed = routes_to_second(routing, groups=rows.groups[routing.column])
-        kept = np.flatnonzero(~routed)
-        if len(kept):
-            _answer(first, rows.take(kept), batch_size=batch_size)
-    else:
-        routed = routes_to_second(routing, confidences=_confidences(first, rows, batch_size=batch_size))
-    to_second = np.flatnonzero(routed)
-    if len(to_second):
-        _answer(second, rows.take(to_second), batch_size=batch_size)
+    """Answer rows as a hybrid does."""
+
+    def answer(name: PartName, indices: IntArray) -> Sequence[float]:
+        part = first if name == "first" else second
+        return _confidences(part, rows.take(indices), batch_size=batch_size)
+
+    groups = None if routing.column is None else rows.groups[routing.column]
+    answer_rows(routing, len(rows), answer=answer, confidence=float, groups=groups)
 
 
-def _confidences(loaded: Loaded, rows: Rows, *, batch_size: int) -> np.ndarray:
+def _confidences(loaded: Loaded, rows: Rows, *, batch_size: int) -> Sequence[float]:
     """Answer rows, and return the confidences that a cascade compares with its threshold."""
     if isinstance(loaded, LoadedClassifier):
         logits = class_logits(loaded, rows, batch_size=batch_size)
         scores = temperature_softmax(logits, temperature=loaded.version.temperature)
-        return at_index(scores, decide(logits, offsets=loaded.version.offsets))
+        return list(at_index(scores, decide(logits, offsets=loaded.version.offsets)))
     generate = partial(answer_prompts, max_requests=batch_size)
-    return np.array([answer.confidence for answer in answer_texts(loaded, rows, generate=generate)])
+    return [answer.confidence for answer in answer_texts(loaded, rows, generate=generate)]

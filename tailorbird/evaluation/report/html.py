@@ -26,7 +26,7 @@ from tailorbird.evaluation.verdict.formatting import (
     size,
 )
 from tailorbird.pages.environment import environment, plain
-from tailorbird.registry.routing import PARTS
+from tailorbird.registry.hybrid_routing import PARTS
 
 
 class Duty(BaseModel):

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 
 
 class VerdictPart(BaseModel):

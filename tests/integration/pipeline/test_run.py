@@ -43,7 +43,7 @@ from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.record import EvaluatedModels, FineTuning, TrainedModels
 from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.run_progress import RunProgress
 from tailorbird.registry.versions import list_versions, read_version, shares_base
 from tailorbird.release.export import export_version

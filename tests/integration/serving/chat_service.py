@@ -19,8 +19,8 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index, embed_index
 from tailorbird.registry import versions as registry
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tests import small_chat, small_encoder
 
 ROOT = Path(__file__).parents[3]

@@ -29,7 +29,7 @@ from serving.engines.classify import Prediction, predict_hybrid
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models import loading
-from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.serving.classification.service import ROOT, Service
 from tests.integration.small import icd10_tables, recipe_file, write_table

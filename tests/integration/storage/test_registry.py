@@ -17,8 +17,8 @@ from tailorbird.models.loading import LoadedClassifier, checked_copy, load_artif
 from tailorbird.registry import security_log
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.draws import draw_secret
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,

@@ -17,7 +17,7 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EngineEvidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion, VersionConfig, now, register, write_config
 from tailorbird.storage.s3 import StorageError

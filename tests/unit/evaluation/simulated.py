@@ -46,7 +46,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import Hashes, RowUse, TestSetAccess, share_of_alpha
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
 

@@ -18,7 +18,7 @@ from tailorbird.evaluation.hybrid import (
     hybrid_usage,
 )
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.registry.routing import NO_GROUP, Routing
+from tailorbird.registry.hybrid_routing import NO_GROUP, Routing
 
 CASCADE = HybridConfig(by="cascade")
 BY_SEX = HybridConfig(by="group", column="sex")

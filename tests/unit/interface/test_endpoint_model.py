@@ -10,8 +10,8 @@ from tailorbird.data.rows import DataError
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.prompts import label_answer, label_prompting
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, Prompting
 from tests.endpoint_server import MODEL, Server, completion, endpoint_server, question
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE

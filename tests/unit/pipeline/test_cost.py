@@ -17,7 +17,7 @@ from tailorbird.pipeline import cost
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.pipeline.contexts import rows_of
 
 ROWS = rows_of(["short", "a longer text"] * 5, ["a", "b"] * 5)

@@ -33,7 +33,7 @@ from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import FineTuning, TrainedModels
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
 from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, run_locally

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (

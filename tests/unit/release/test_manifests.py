@@ -14,7 +14,7 @@ from ray.dashboard.modules.job.common import JobSubmitRequest
 
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.versions import Hybrid, VersionConfig, register, write_config
 from tailorbird.release.kube_documents import MAX_NAME_LENGTH, RenderError
 from tailorbird.release.manifests import (

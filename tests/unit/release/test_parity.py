@@ -17,7 +17,7 @@ from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
-from tailorbird.registry.routing import PartName, Routing
+from tailorbird.registry.hybrid_routing import PartName, Routing
 from tailorbird.registry.versions import Hybrid, ModelVersion
 from tailorbird.release import parity, probe_requests
 from tailorbird.release.parity import (

@@ -19,8 +19,8 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.registry import versions as registry
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.storage import node_cache
 
 ROOT = Path(__file__).parents[4]

@@ -7,7 +7,7 @@ from pathlib import Path
 import requests
 
 from serving.engines.classify import Prediction
-from tailorbird.registry.routing import Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import Routing, routes_to_second
 from tests.integration.serving.classification.service import (
     TEXTS,
     Service,

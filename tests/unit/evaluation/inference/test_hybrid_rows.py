@@ -10,7 +10,7 @@ from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 
 N = 12
 TEXTS = tuple(f"row {index % 9}" for index in range(N))  # some texts are repeated, so rows have documents

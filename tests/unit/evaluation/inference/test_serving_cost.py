@@ -19,7 +19,7 @@ from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.shape import ModelShape
-from tailorbird.registry.routing import PARTS, Routing
+from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")

@@ -14,7 +14,7 @@ from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.pages.charts import Box, Dot, Text
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
 

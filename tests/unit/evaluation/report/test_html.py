@@ -24,7 +24,7 @@ from tailorbird.evaluation.report.evidence import (
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, evidence_of, on_cpu
 
 SECONDS = {"incumbent": (1.0, 1.02, 0.98, 1.01, 1.0), "candidate": (0.6, 0.61, 0.59, 0.6, 0.62)}

@@ -16,7 +16,7 @@ from tailorbird.evaluation.verdict.decide import Decision, decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.reach import compare_models
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.simulated import KINDS, on_cpu
 
 SHA = "ab" * 32

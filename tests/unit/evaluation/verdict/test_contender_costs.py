@@ -8,7 +8,7 @@ from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
 from tailorbird.evaluation.verdict.contender_costs import contender_costs, money
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.reach import compare_models
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, on_cpu, protocol_of, tables_of
 
 COST = {

@@ -24,8 +24,8 @@ from tailorbird.models.endpoint.prompts import label_answer, label_format, label
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval, VersionConfig
 from tests.endpoint_server import MODEL, Answer, Reply, Server, completion, endpoint_server, question, refusal
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE

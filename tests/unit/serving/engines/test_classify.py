@@ -21,8 +21,8 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
 from tailorbird.models.pretrained import without_pooler
+from tailorbird.registry.hybrid_routing import Routing, routes_to_second
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 

@@ -14,8 +14,8 @@ from serving.engines.model_pool import ModelPool
 from serving.http.metrics import Meter
 from tailorbird.models import bag_of_words
 from tailorbird.models.bag_of_words import BagOfWords, load_bag
+from tailorbird.registry.hybrid_routing import PARTS, Routing, routes_to_second
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import PARTS, Routing, routes_to_second
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,

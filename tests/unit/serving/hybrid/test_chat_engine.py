@@ -20,7 +20,7 @@ from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
 from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
 from serving.replica.generation import generation_request, partial_answers, stream_events, token_limit, usage_of
-from tailorbird.registry.routing import PARTS, Routing
+from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tests.unit.serving.engines.test_nearest_engine import engine_of
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 

@@ -11,7 +11,7 @@ from serving.engines.classify import Prediction
 from serving.http.schemas import RequestError
 from serving.hybrid.classifier_queue import HybridQueue, failing_together
 from serving.hybrid.part_state import MAX_TIMEOUTS
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 
 CASCADE = Routing(by="cascade", threshold=0.5)
 BY_SEX = Routing(by="group", column="sex", values=("f",))

@@ -22,8 +22,8 @@ from tailorbird.models.endpoint.prompts import label_prompting
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval, VersionConfig, register, write_config
 from tests import small_chat
 from tests.endpoint_server import MODEL

@@ -20,7 +20,7 @@ from serving.replica.classifier import SHADOW_TEXTS, Classifier
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.draws import DrawSecret
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.storage.paths import TaskPaths
 from tests.unit.serving.replica.loads import SECRET, config, ref
 

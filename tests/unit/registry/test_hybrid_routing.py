@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tailorbird.data import rows as read
-from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 
 GROUP = Routing(by="group", column="sex", values=("f", "x"))
 CASCADE = Routing(by="cascade", threshold=0.7)

@@ -1,11 +1,14 @@
-"""The routing rule of a hybrid, shared by evaluation and serving."""
+"""The routing rule of a hybrid, and the router of rows that evaluation, cost, batches and Python share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+T = TypeVar("T")
+IntArray = NDArray[np.int64]
 
 NO_GROUP = "(none)"  # group of rows without a value and of requests without the attribute
 PartName = Literal["first", "second"]
@@ -60,3 +63,35 @@ def routes_to_second(
     assert routing.threshold is not None
     # Compare in float64. In float32, numpy rounds the threshold, and a row on the threshold may change sides.
     return ~(np.asarray(confidences, dtype=np.float64) >= routing.threshold)
+
+
+def answer_rows(
+    routing: Routing,
+    num_rows: int,
+    *,
+    answer: Callable[[PartName, IntArray], Sequence[T]],
+    confidence: Callable[[T], float],
+    groups: Sequence[str | None] | None = None,
+) -> list[tuple[PartName, T]]:
+    """Return the answer to each row, with the part that gave it.
+
+    By group, each part answers the rows of its groups. In a cascade, the first part answers all rows, and the second
+    one those on which `confidence` of the first answer is below the threshold. `answer` returns the answers of a part
+    to the rows at some indices. It is not called without rows: an endpoint is paid per request.
+    """
+    answers: dict[int, tuple[PartName, T]] = {}
+
+    def ask(name: PartName, rows: IntArray) -> None:
+        if rows.size:
+            for row, of_row in zip(rows.tolist(), answer(name, rows), strict=True):
+                answers[row] = (name, of_row)
+
+    if routing.by == "group":
+        to_second = routes_to_second(routing, groups=groups)
+        ask("first", np.flatnonzero(~to_second))
+    else:
+        ask("first", np.arange(num_rows))
+        confidences = [confidence(answers[row][1]) for row in range(num_rows)]
+        to_second = routes_to_second(routing, confidences=confidences)
+    ask("second", np.flatnonzero(to_second))
+    return [answers[row] for row in range(num_rows)]
