@@ -63,7 +63,7 @@ def _tailorbird(*arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exit_code(
     stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +96,7 @@ def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exi
     assert jobs.follow(again.job.id, write=str).exit_code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_continues_without_followers_and_a_stopped_job_has_a_nonzero_exit_code(
     stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +205,7 @@ def test_without_a_valid_token_each_verb_names_the_variable_to_set(
         assert "RAY_AUTH_TOKEN_PATH" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuses_its_run(
     stack: StackState, small_data: str, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def fail(_: dict[str, Any]) -> None:
     raise ValueError("expected failure")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tunes_pickles_on_s3_are_not_loaded_and_contain_no_secret(
     stack: stacks.StackState, bucket: str, tmp_path: Path
 ) -> None:

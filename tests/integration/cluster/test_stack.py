@@ -85,7 +85,7 @@ def test_a_submitted_job_uses_this_python_and_connects_to_s3_and_ray(stack: stac
     assert json.loads(seen.removeprefix("SEEN ")) == [sys.prefix, key, 2.0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_stack_restarts_with_its_data_and_stops_without_leftovers(
     stack: stacks.StackState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

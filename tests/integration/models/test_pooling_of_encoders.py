@@ -17,7 +17,7 @@ from tailorbird.storage.node_cache import local_copy
 from tests.declared_pooling import FLAGS, declare
 from tests.integration.small import BASE_MODEL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 TEXTS = ("I still have not received my new card.", "A fracture of the left femur, not displaced", "", "Hello " * 40)
 NUM_PARTS = 5
 

@@ -34,7 +34,7 @@ from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, que
 from tests.integration.small import small_recipe
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 
-pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.long]
 
 OVERRIDES = (
     "data.max_train_rows=64",

@@ -127,7 +127,7 @@ def _classify(url: str, texts: list[str]) -> dict[str, Any]:
     return dict(answer.json())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
     evaluated: versions.ModelVersion,
 ) -> None:
@@ -189,7 +189,7 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
         rollout.undeploy("engines")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_auto_selects_the_cheapest_accepted_engine_or_torch(evaluated: versions.ModelVersion) -> None:
     recorder = ProgressRecorder()
     with connect():
@@ -209,7 +209,7 @@ def test_auto_selects_the_cheapest_accepted_engine_or_torch(evaluated: versions.
     assert stages[-1] == f"engine: {best}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_changed_record_an_unknown_engine_and_changed_rows_are_rejected(
     evaluated: versions.ModelVersion,
 ) -> None:

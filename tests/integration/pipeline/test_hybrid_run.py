@@ -25,7 +25,7 @@ from tests import small_chat
 from tests.integration.small import write_table
 from tests.progress import ProgressRecorder
 
-pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.long]
 
 BASE, DATA = "s3://lake/tiny-hybrid-base", "s3://lake/tiny-hybrid"
 SIZES = {"train": 96, "validation": 20, "test": 40}

@@ -55,7 +55,7 @@ NUM_REQUESTS, NUM_LABELLED, LIST, MOST = 240, 40, 8, 600
 SECRET, PERSON = "subject-of-the-monitoring-test", "the ward of a person of the monitoring test"
 Rows = list[tuple[str, str]]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:

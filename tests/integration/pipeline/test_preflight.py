@@ -110,7 +110,7 @@ def test_the_other_checks_run_if_ray_is_not_reachable(recipe: Path, monkeypatch:
     assert {"registry: ok", "base model: ok", "data.test: ok"} <= results.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("connected")
 def test_the_actors_that_hold_the_cpus_are_named(recipe: Path) -> None:
     holder = ray.remote(num_cpus=2)(Holder).options(name="a running service").remote()

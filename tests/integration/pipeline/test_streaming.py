@@ -69,7 +69,7 @@ def task(recipe: Recipe) -> ClassificationTrainingTask:
     return replace(task, validation=task.validation.take(range(60)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_streamed_rows_completes(few: Recipe) -> None:
     recorder = ProgressRecorder()
     with connect():

@@ -31,7 +31,7 @@ from tailorbird.registry.versions import ModelVersion
 from tests.integration.load import Responses, under_load
 from tests.integration.serving.classification.service import TEXTS, Service
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NUM_REPLICAS = 2
 TASK_URI = "s3://models/serving-faults"

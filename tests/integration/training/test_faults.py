@@ -82,7 +82,7 @@ def undisturbed(task: TrainingTask) -> set[tuple[int, float, float]]:
     return ends(recorder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_checkpoints_the_current_step_and_training_resumes_from_it(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
@@ -98,7 +98,7 @@ def test_sigterm_checkpoints_the_current_step_and_training_resumes_from_it(
     )  # no step was computed twice, although the previous checkpoint was at the start of the epoch
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_46814_workers_killed_at_any_moment_do_not_change_the_losses(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
@@ -203,7 +203,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
     task: TrainingTask, small_disk: Path, undisturbed: set[tuple[int, float, float]]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.small import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SETTINGS = ("AWS_", "RAY_", "TAILORBIRD_")
 """Prefixes of the variables of the stack that other tests use."""

@@ -33,7 +33,7 @@ from tuning.experiment_tracking import MLFLOW_URI, PACKAGES
 from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
 
-pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.long]
 
 NO_TARGET = Target({}, 0.0, "")
 RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}

@@ -55,7 +55,7 @@ def in_second_epoch(trial: TrialRecord) -> bool:
 
 
 @pytest.mark.parametrize(
-    "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+    "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
 def test_a_restarted_driver_keeps_finished_trials_and_resumes_the_others(
     small_data: str, tmp_path: Path, end: signal.Signals

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gpu.part_a import RESUME_TOLERANCE
 from benchmarks.gpu.report import in_child
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NUMBERS = (0, 8)
 """Of combinations at stages 0 and 3, one for each task."""

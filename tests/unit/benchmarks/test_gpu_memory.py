@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gpu.part_a import memory_in_child
 from benchmarks.gpu.report import Failed, in_child
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def measure_with_nan(folder: Path) -> None:

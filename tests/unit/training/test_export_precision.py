@@ -32,7 +32,7 @@ from training.export import UnusableWeights, export_weights, exported_values
 from training.reports import Progress
 from training.task import TaskRuntime, Weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NUM_STEPS, MORE_STEPS, BATCH_SIZE, RATE = 2, 2, 4, 1e-3
 

@@ -15,7 +15,7 @@ from training.engine.deepspeed_engine import MissingKernels, use_kernels
 LIGER = importlib.util.find_spec(deepspeed_engine.LIGER_PACKAGE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fields", [{"zero_stage": 1}, {"zero_stage": 2, "method": "lora", "parameter_dtype": "bf16"}])
 def test_compiled_layers_train_like_uncompiled_ones(fields: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Inductor, torch.compile traces the layers and their backward pass, and needs no minute to compile C++."""

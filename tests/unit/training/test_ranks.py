@@ -22,7 +22,7 @@ from training.engine.deepspeed_private import destroy_engine, import_deepspeed, 
 from training.errors import DiskFull
 from training.export import export_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CHECKPOINT_AT = (0, 2)
 METHODS = ("full", "lora")

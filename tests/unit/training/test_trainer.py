@@ -94,7 +94,7 @@ def wait_for_rank_0(rank: int, timeout_s: int, folder: Path) -> None:
     (folder / "error").write_text(str(raised.value))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_wait_for_one_that_works_alone_no_longer_than_the_recipe_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def wait_for_the_broker(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_late_answer_of_the_broker_does_not_end_the_waiting_ranks(tmp_path: Path) -> None:
     spawn(wait_for_the_broker, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["trial-1", "trial-1"]

@@ -116,7 +116,7 @@ def test_responses_are_valid_for_the_served_openapi_document(service: Service) -
     assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fuzzer_gets_only_documented_responses(service: Service, tmp_path: Path) -> None:
     lake = "s3://lake/fuzzed"
     fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}

@@ -22,7 +22,7 @@ from tests.integration.serving.classification.service import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_challenger_gets_mirrored_requests_and_then_a_share_while_the_champion_serves(
     service: Service, tmp_path: Path
 ) -> None:

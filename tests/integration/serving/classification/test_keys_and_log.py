@@ -72,7 +72,7 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_are_logged_and_no_row_is_lost_when_the_service_is_removed(service: Service, tmp_path: Path) -> None:
     uri = f"{tmp_path.as_uri()}/requests"
     storage.write_bytes(f"{tmp_path.as_uri()}/key", b"k" * 32)

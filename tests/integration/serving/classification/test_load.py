@@ -58,7 +58,7 @@ def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: S
         assert float(matching[0].rsplit(" ", 1)[-1]) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Service) -> None:
     name = "serving-busy"
     config = CONFIG.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
@@ -77,7 +77,7 @@ def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Servi
         rollout.undeploy(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: Service) -> None:
     source, num_texts = "s3://models/serving-fair/keys", 128
     keys = {name: new_key(name) for name in ("few", "many")}
@@ -115,7 +115,7 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
     assert since.count("few") > 3 * since.count("many")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
     task_uri = "s3://models/serving-scaled"
     fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}

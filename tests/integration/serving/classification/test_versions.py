@@ -123,7 +123,7 @@ def test_a_version_with_changed_or_added_files_is_refused_and_the_former_still_s
         assert {event.who for event in ours} == {security_log.caller()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_application_runs_its_shipped_code_and_does_not_change_the_first(
     service: Service, tmp_path: Path
 ) -> None:

@@ -236,7 +236,7 @@ def test_no_port_answers_a_call_by_grpc_without_a_certificate(server: Server) ->
     assert {call for call, code in codes.items() if code is not grpc.StatusCode.UNAVAILABLE} == set()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_administration_shell_reads_and_changes_nothing(server: Server, tmp_path: Path) -> None:
     assert SECRET not in attack_with_the_shell(server, tmp_path, timeout_s=4)
     assert harm() == []
@@ -276,7 +276,7 @@ def test_files_and_folders_are_private(server: Server) -> None:
     assert set(public) <= {".vif"}  # SeaweedFS sets the mode of these files; they describe volumes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_the_security_file_the_same_attacks_succeed(unprotected: Server, tmp_path: Path) -> None:
     codes = [code for port in ports.listening(unprotected.pid) for code in grpc_codes(port).values()]
     with pytest.raises(StackError, match="accepts clients without a certificate on the ports"):

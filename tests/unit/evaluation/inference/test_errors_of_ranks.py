@@ -15,7 +15,7 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import load_pretrained_chat
 from tests import small_chat
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def fail(*_: Any) -> NoReturn:

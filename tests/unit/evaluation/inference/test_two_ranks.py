@@ -28,7 +28,7 @@ from tailorbird.models.lora import add_adapter
 from tailorbird.registry.versions import Prompting, VersionConfig, write_config
 from tests.small_chat import WORDS, language_model, model_of, save
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TOLERANCE = 1e-5  # of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
 KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)

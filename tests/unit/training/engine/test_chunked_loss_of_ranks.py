@@ -16,7 +16,7 @@ from tests.small_chat import WORDS
 from tests.unit.training.test_export_precision import MORE_STEPS, NUM_STEPS, Case, step, train
 from training.engine.deepspeed_private import destroy_engine
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CASES = [
     (Case(stage, method, "wide", "bf16", parameters), autocast)

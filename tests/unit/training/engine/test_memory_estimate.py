@@ -203,7 +203,7 @@ def test_trained_weights_are_held_twice_while_stages_1_and_2_start() -> None:
     assert lora["flattened weights"] == 4 * 16 * LLAMA_8B.num_linear_ends
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_estimate_of_the_start_is_the_memory_of_its_tensors(tmp_path: Path) -> None:
     case = Case("1M", 32, {"zero_stage": 2, "gradient_checkpointing": True})
     figures = measure([case], folder=tmp_path)[case.name]
@@ -280,7 +280,7 @@ def test_smaller_batch_tokens_are_proposed_if_they_split_the_rows_of_a_step() ->
     assert f"with training.batch_tokens: {LONG.max_length} with" in list(proposed)[-2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_estimate_is_within_15_percent_of_real_trainings(tmp_path: Path) -> None:
     lora, less, bf16 = {"method": "lora"}, {"gradient_checkpointing": True}, {"parameter_dtype": "bf16"}
     options: list[dict[str, Any]] = [{}, less, lora, lora | less, bf16]

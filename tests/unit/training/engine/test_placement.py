@@ -174,7 +174,7 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rank", range(NUM_RANKS))
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_at_stage_3_a_rank_holds_its_part_and_at_most_two_weights(
