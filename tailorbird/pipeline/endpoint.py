@@ -30,7 +30,6 @@ from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
-    ENDPOINT_KINDS,
     INDEX_FILES,
     Prompting,
     Retrieval,
@@ -118,7 +117,7 @@ def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool =
         predict = partial(_predict_part, inputs, on_gpu=on_gpu)
         first, second = (partial(predict, part.uri) for part in read_parts(config.hybrid))
         return predict_hybrid(config.hybrid.routing, rows=rows, first=first, second=second)
-    if config.kind in ENDPOINT_KINDS:
+    if config.endpoint is not None:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
 

@@ -25,8 +25,8 @@ from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
+from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.versions import (
-    INDEX_KINDS,
     Dtype,
     PinnedEncoder,
     Prompting,
@@ -197,15 +197,15 @@ def _retrieved(scorer: _Scorer, prompting: Prompting, *, numbers: tuple[int, ...
 def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each baseline as a loadable artifact to `uri`/<kind>; return the baselines with their URIs.
 
-    `config` supplies all fields except kind, prompting and the dtype of `nearest`.
+    `config` supplies all fields except kind, prompting and the dtype of kinds without a language model.
     """
 
     def store(baseline: Baseline, prompting: Prompting) -> Baseline:
-        folder, kind = f"{uri}/{baseline.kind}", baseline.kind
-        for name, content in results.index_files.items() if kind in INDEX_KINDS else ():
+        folder, spec = f"{uri}/{baseline.kind}", spec_of(baseline.kind)
+        for name, content in results.index_files.items() if spec.has_index else ():
             storage.write_bytes(f"{folder}/{name}", content)
-        changes: dict[str, object] = {"kind": kind, "prompting": prompting}
-        if kind == "nearest":
+        changes: dict[str, object] = {"kind": baseline.kind, "prompting": prompting}
+        if not spec.uses_base:
             changes["dtype"] = "float32"  # it has no language model
         write_artifact_config(folder, config.model_copy(update=changes))
         return replace(baseline, uri=folder)

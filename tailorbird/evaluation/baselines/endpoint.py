@@ -19,7 +19,8 @@ from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import label_conversations, label_of
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import INDEX_KINDS, Kind, Prompting, Retrieval, VersionConfig, write_artifact_config
+from tailorbird.registry.kinds import Kind
+from tailorbird.registry.versions import Prompting, Retrieval, VersionConfig, write_artifact_config
 
 FetchAnswers = Callable[[Sequence[Body], Endpoint], Sequence[EndpointAnswer]]
 """Returns the answer of an endpoint to each request."""
@@ -130,7 +131,7 @@ def store_endpoint_baselines(
     stored = []
     for baseline, version in results:
         folder = f"{uri}/{version.kind}"
-        for name, content in index_files.items() if version.kind in INDEX_KINDS else ():
+        for name, content in index_files.items() if version.spec.has_index else ():
             storage.write_bytes(f"{folder}/{name}", content)
         write_artifact_config(folder, version)
         stored.append(replace(baseline, uri=folder))

@@ -12,8 +12,9 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows, training_fingerprints
 from tailorbird.registry.hybrids import hybrid_config
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import TRAINING_ROWS, Kind, ModelVersion, VersionConfig, register, write_config
+from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, VersionConfig, register, write_config
 
 TEST = Rows(("0", "1", "2"), ("My knee", "a rash", "an eye"), ("a", "b", "a"))
 

@@ -31,12 +31,12 @@ from tailorbird.models.hub_format import require_exportable, write_hub_format
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     TRAINING_ROWS,
     Hybrid,
-    Kind,
     PinnedVersion,
     Prompting,
     Retrieval,
