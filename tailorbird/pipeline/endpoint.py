@@ -9,11 +9,11 @@ from functools import partial
 from tailorbird import storage
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.chat import store_versions
 from tailorbird.evaluation.baselines.endpoint import (
     EndpointContender,
     fit_endpoint_baselines,
     require_names,
-    store_endpoint_baselines,
 )
 from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_room
@@ -70,7 +70,7 @@ def endpoint_baselines(
             seed=seed,
             fetch_answers=send,
         )
-        return store_endpoint_baselines(uri, results, index_files=files)
+        return store_versions(uri, results, index_files=files)
 
     named = {
         "endpoint": endpoint.model_dump(mode="json", exclude={"max_spend"}),

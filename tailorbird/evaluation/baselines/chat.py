@@ -1,8 +1,8 @@
 """Baselines for chat tasks: the nearest training row's answer, and the pretrained model with and without examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, starmap
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -200,17 +200,27 @@ def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionC
     `config` supplies all fields except kind, prompting and the dtype of kinds without a language model.
     """
 
-    def store(baseline: Baseline, prompting: Prompting) -> Baseline:
-        folder, spec = f"{uri}/{baseline.kind}", spec_of(baseline.kind)
-        for name, content in results.index_files.items() if spec.has_index else ():
-            storage.write_bytes(f"{folder}/{name}", content)
+    versions = []
+    for baseline, prompting in results.baselines:
         changes: dict[str, object] = {"kind": baseline.kind, "prompting": prompting}
-        if not spec.uses_base:
+        if not spec_of(baseline.kind).uses_base:
             changes["dtype"] = "float32"  # it has no language model
-        write_artifact_config(folder, config.model_copy(update=changes))
-        return replace(baseline, uri=folder)
+        versions.append((baseline, config.model_copy(update=changes)))
+    return store_versions(uri, versions, index_files=results.index_files)
 
-    return tuple(starmap(store, results.baselines))
+
+def store_versions(
+    uri: str, versions: Sequence[tuple[Baseline, VersionConfig]], *, index_files: Mapping[str, bytes]
+) -> tuple[Baseline, ...]:
+    """Write each baseline as an artifact to `uri`/<kind>; return the baselines with their URIs."""
+    stored = []
+    for baseline, version in versions:
+        folder = f"{uri}/{version.kind}"
+        for name, content in index_files.items() if version.spec.has_index else ():
+            storage.write_bytes(f"{folder}/{name}", content)
+        write_artifact_config(folder, version)
+        stored.append(replace(baseline, uri=folder))
+    return tuple(stored)
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:
