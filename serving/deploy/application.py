@@ -97,7 +97,7 @@ def is_pretrained_served(
         return is_champion  # otherwise, any client could cause costs
     if is_champion or not spec.uses_base or SERVED_TASKS[champion.task].serves_pretrained:
         return True
-    return shares_chat_base and champion.shares_base
+    return shares_chat_base and champion.shares_base and spec.shares_base
 
 
 def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None) -> Challenger | None:
