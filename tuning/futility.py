@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 from tailorbird.evaluation.statistics.scoring import HIGHEST_SCORE
-from tailorbird.registry.versions import BAG_KINDS
+from tailorbird.registry.kinds import spec_of
 
 Z_TWO_SIDED_95 = 1.96
 MIN_FINAL_SCORES = 4
@@ -39,8 +39,8 @@ def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
     trial will be mixed with the bag of words too. Requires at least one servable baseline.
     """
     incumbent = select_incumbent(baselines)
-    if incumbent.kind in BAG_KINDS:
-        alone = [baseline for baseline in baselines if baseline.servable and baseline.kind not in BAG_KINDS]
+    if spec_of(incumbent.kind).has_bag:
+        alone = [baseline for baseline in baselines if baseline.servable and not spec_of(baseline.kind).has_bag]
         incumbent = max(alone, key=lambda baseline: baseline.validation, default=incumbent)
     to_beat = min(incumbent.validation + minimum_gain, HIGHEST_SCORE)
     limit = ", at most 1" if to_beat == HIGHEST_SCORE else ""

@@ -152,14 +152,11 @@ def _answer_cascade(loaded: "LoadedHybrid", rows: PartRows, *, batch_size: int) 
     """Return the answers of the first part, and those of the second part where the first is not confident."""
     from tailorbird.models.loading import LoadedClassifier
 
-    assert not isinstance(loaded.first, LoadedClassifier)  # the parts have the task of the hybrid
-    assert not isinstance(loaded.second, LoadedClassifier)
-
     def answer(name: PartName, indices: IntArray) -> list[dict[str, Any]]:
         part = loaded.first if name == "first" else loaded.second
-        answers: list[dict[str, Any]] = pa.table(
-            _answer_chat(part, rows.take(indices), batch_size=batch_size)
-        ).to_pylist()
+        assert not isinstance(part, LoadedClassifier)  # the parts have the task of the hybrid
+        columns = _answer_chat(part, rows.take(indices), batch_size=batch_size)
+        answers: list[dict[str, Any]] = pa.table(columns).to_pylist()
         return answers
 
     answers = answer_rows(

@@ -20,7 +20,7 @@ from tailorbird.data.parquet import open_parquet
 from tailorbird.data.rows import DataError
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.models.endpoint.errors import EndpointError
-from tailorbird.registry.versions import calls_endpoint, kind_of, read_version
+from tailorbird.registry.versions import calls_endpoint, read_version
 from tailorbird.storage import s3
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> 
     torch.set_num_threads(config.cpus_per_replica)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core is used by a worker
     try:
-        if config.engine == "vllm" and kind_of(batch.version_uri) == "hybrid":
-            raise DataError(f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers only")
         version = read_version(batch.version_uri)
+        if config.engine == "vllm" and version.hybrid is not None:
+            raise DataError(f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers only")
         if calls_endpoint(version):
             require_digest(version, digest=batch.digest)
             return load_version(version, limits=limits, output=batch.output)
-        if config.engine == "vllm" and kind_of(batch.version_uri) != "nearest":
+        if config.engine == "vllm" and version.spec.uses_base:
             return VllmModel(batch.version_uri, batch.digest, config=config)
         loaded = load_model(batch.version_uri)
         require_digest(loaded.version, digest=batch.digest)

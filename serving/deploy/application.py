@@ -11,7 +11,7 @@ from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
-from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, PinnedVersion, kind_of, shares_base
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, spec_at
 
 IMPORT_PATH = "serving.app:build"
 USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions", "deploy_timeout_s"}
@@ -90,13 +90,14 @@ def is_pretrained_served(
 
     `shares_chat_base` is that of the `ServingConfig`. The baseline and an adapter of a run have the same base model.
     """
-    if pretrained is not None and kind_of(pretrained.uri) in ENDPOINT_KINDS:
-        return pretrained.digest == champion.digest  # otherwise, any client could cause costs
-    if pretrained is None or SERVED_TASKS[champion.task].serves_pretrained:
-        return pretrained is not None
-    if pretrained.digest == champion.digest or kind_of(pretrained.uri) == "nearest":
+    if pretrained is None:
+        return False
+    spec, is_champion = spec_at(pretrained.uri), pretrained.digest == champion.digest
+    if spec.calls_endpoint:
+        return is_champion  # otherwise, any client could cause costs
+    if is_champion or not spec.uses_base or SERVED_TASKS[champion.task].serves_pretrained:
         return True
-    return shares_chat_base and shares_base(champion)
+    return shares_chat_base and champion.shares_base and spec.shares_base
 
 
 def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None) -> Challenger | None:
@@ -127,7 +128,7 @@ def with_replicas(application: ServeApplication, config: ReplicaConfig) -> Serve
     """
     args = {name: value for name, value in application.args.items() if name != "without_gpu"}
     refs = [ref for ref in (config.champion, config.challenger) if ref is not None]
-    if uses_gpu(application) and all(kind_of(ref.uri) in ENDPOINT_KINDS for ref in refs):
+    if uses_gpu(application) and all(spec_at(ref.uri).calls_endpoint for ref in refs):
         args["without_gpu"] = True
     return application.model_copy(update={"args": args}).with_user_config(config.to_user_config())
 
@@ -140,7 +141,7 @@ def uses_gpu(application: ServeApplication) -> bool:
 def can_hold(application: ServeApplication, *, version: ModelVersion) -> bool:
     """Return True if the application's replicas can load the version: they run its code, and have a GPU if needed."""
     has_gpu = not application.args.get("without_gpu", False)
-    return application.code == version.code and (has_gpu or kind_of(version.uri) in ENDPOINT_KINDS)
+    return application.code == version.code and (has_gpu or spec_at(version.uri).calls_endpoint)
 
 
 def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:

@@ -140,7 +140,7 @@ class ModelPool:
             load_bag_of_words,
             load_model,
         )
-        from tailorbird.registry.versions import read_version, shares_base
+        from tailorbird.registry.versions import read_version
 
         version = read_version(uri)
         require_digest(version, digest=digest)
@@ -149,7 +149,7 @@ class ModelPool:
         if version.hybrid is not None:
             checked_copy(version.pinned)
             return self._load_hybrid(version, version.hybrid)
-        if shares_base(version):
+        if version.shares_base:
             folder = checked_copy(version.pinned)
             return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
         loaded = load_model(uri)

@@ -303,7 +303,7 @@ class VersionFiles:
     @property
     def adapter(self) -> Path | None:
         """Return the folder of an adapter that is applied to the base model; None without one."""
-        return self.folder / "adapter" if self.shares_base and self.parts.version.kind == "lora" else None
+        return self.folder / "adapter" if self.shares_base and self.parts.version.spec.base == "adapter" else None
 
     @property
     def lora_rank(self) -> int:
@@ -318,7 +318,7 @@ def version_files(uri: str, digest: str, *, merge_adapters: bool) -> VersionFile
     """
     from tailorbird.data.tokenize import load_tokenizer
     from tailorbird.models.loading import checked_copy, load_retrieval_index
-    from tailorbird.registry.versions import read_version, shares_base
+    from tailorbird.registry.versions import read_version
     from tailorbird.storage.node_cache import local_copy
 
     version = read_version(uri)
@@ -331,8 +331,8 @@ def version_files(uri: str, digest: str, *, merge_adapters: bool) -> VersionFile
         tokenizer=load_tokenizer(base),
         index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
     )
-    merges = version.kind == "lora" and merge_adapters
-    return VersionFiles(parts, folder, base, shares_base=shares_base(version) and not merges)
+    merges = version.spec.base == "adapter" and merge_adapters
+    return VersionFiles(parts, folder, base, shares_base=version.shares_base and not merges)
 
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:
@@ -362,15 +362,15 @@ def adapter_rank(folder: Path) -> int:
 def model_folder(files: VersionFiles) -> Iterator[Path]:
     """Yield a folder with the model that a version's server loads, in the format of the Hugging Face Hub.
 
-    It is the folder of a shared base model. The weights of the kind `full` are linked, so that no other process loads
-    them. An adapter that is not applied separately is merged into the weights, as in the evaluation.
+    It is the folder of a shared base model. Changed weights are linked, so that no other process loads them. An adapter
+    that is not applied separately is merged into the weights, as in the evaluation.
     """
     if files.shares_base:
         yield files.base
         return
     with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as temporary:
         model = Path(temporary)
-        if files.parts.version.kind == "full":
+        if files.parts.version.spec.base == "changed":
             for file in files.base.iterdir():
                 if not file.name.endswith(WEIGHT_FILES):
                     (model / file.name).symlink_to(file.resolve())

@@ -321,7 +321,7 @@ class _Loader:
             return load_chat(version, config=self._config, meter=self._meter, may_lack_key=of_hybrid)
         if version.hybrid is not None:
             return self._load_hybrid(version, version.hybrid)
-        if version.kind == "nearest":
+        if not version.spec.uses_base:
             from tailorbird.models.metadata import read_tokenizer
 
             on_cpu = self._config.engine == "vllm"  # the GPUs of the replica belong to the engine's actors

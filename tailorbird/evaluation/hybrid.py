@@ -19,11 +19,10 @@ from tailorbird.evaluation.gates.cost import (
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of, score_table
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
-from tailorbird.registry.versions import ENDPOINT_KINDS
+from tailorbird.registry.kinds import spec_of
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the validation rows that the first part of a cascade may answer. Few shares limit selection by chance."""
-WITHOUT_NETWORK = ("nearest", "bag_of_words")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ def cost_class(kind: str) -> int:
 
     The cost is measured after the hybrid is frozen. The first part of a cascade has a lower class than the second.
     """
-    return 2 if kind in ENDPOINT_KINDS else 0 if kind in WITHOUT_NETWORK else 1
+    spec = spec_of(kind)
+    return 2 if spec.calls_endpoint else int(spec.uses_base)
 
 
 def best_of_each_cost(kinds: Mapping[str, str], *, validation: Mapping[str, float]) -> tuple[str, ...]:
@@ -227,7 +227,9 @@ def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:
 
 def _routed(routing: Routing, *, first: Predictions, second: Predictions) -> Predictions:
     mask = routed_to_second(routing, first)
-    return merged(first.take(np.flatnonzero(~mask)), second.take(np.flatnonzero(mask)), to_second=mask)
+    of_first = first.take(np.flatnonzero(~mask).tolist())
+    of_second = second.take(np.flatnonzero(mask).tolist())
+    return merged(of_first, of_second, to_second=mask)
 
 
 def merged(first: Predictions, second: Predictions, *, to_second: NDArray[np.bool_]) -> Predictions:

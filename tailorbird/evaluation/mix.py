@@ -18,7 +18,7 @@ from tailorbird.evaluation.mix_weight import WEIGHTS, select_weight
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.models.bag_of_words import bag_files, load_bag
 from tailorbird.models.loading import LoadedClassifier, load_artifact
-from tailorbird.registry.versions import MIXED_KINDS, read_artifact_config, write_config
+from tailorbird.registry.versions import read_artifact_config, write_config
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 
@@ -53,6 +53,7 @@ def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
     factors of both linear layers.
     """
     model, bag = (read_artifact_config(uri) for uri in (model_uri, bag_uri))
+    assert model.spec.mixed is not None  # the model is fine-tuned
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder, source = Path(name), local_copy(model_uri)
         changed = shutil.ignore_patterns("head.safetensors", "config.json")
@@ -62,9 +63,7 @@ def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
         scaled = load_bag(local_copy(bag_uri)).scaled((1 - weight) / bag.temperature)
         for file, content in bag_files(scaled).items():
             (folder / file).write_bytes(content)
-        write_config(
-            folder, model.model_copy(update={"kind": MIXED_KINDS[model.kind], "temperature": 1.0, "offsets": ()})
-        )
+        write_config(folder, model.model_copy(update={"kind": model.spec.mixed, "temperature": 1.0, "offsets": ()}))
         upload_folder(folder, to)
 
 

@@ -12,7 +12,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 from tailorbird.evaluation.verdict.protocol import expected_gain
-from tailorbird.registry.versions import TRAINING_ROWS, UNTRAINED_KINDS, ModelVersion, read_parts
+from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, read_parts
 
 NO_ROWS: Hashes = np.array([], np.uint64)
 
@@ -26,7 +26,7 @@ def training_fingerprints(version: ModelVersion) -> Hashes | None:
         parts = [training_fingerprints(part) for part in read_parts(version.hybrid)]
         known = [part for part in parts if part is not None]
         return np.concatenate(known) if len(known) == len(parts) else None
-    if version.kind in UNTRAINED_KINDS:
+    if not version.spec.learns_from_rows:
         return NO_ROWS
     uri = f"{version.uri}/{TRAINING_ROWS}"
     return load_fingerprints(uri) if storage.exists(uri) else None

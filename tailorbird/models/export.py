@@ -15,7 +15,6 @@ from tailorbird.models.pretrained import cpu_supports_bfloat16, load_encoder
 from tailorbird.models.runtimes import INPUTS, INSTALL, OUTPUT, EngineError
 from tailorbird.registry.versions import (
     BAG_FILES,
-    BAG_KINDS,
     EXPORTED_ENCODER,
     TRAINING_ROWS,
     ModelVersion,
@@ -55,8 +54,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     version = read_version(uri)
     if version.exported_from is not None:
         raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
-    if version.kind == "bag_of_words":
-        raise EngineError(f"{uri} is a bag_of_words model, which has no encoder to export; serve it with torch")
+    if not version.spec.uses_base:
+        raise EngineError(f"{uri} is a {version.kind} model, which has no encoder to export; serve it with torch")
     engine, dtype = _engine_of(target, evaluated=version)
     source = checked_copy(version.pinned)
     config = VersionConfig.model_validate(
@@ -72,7 +71,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / file, folder / file)
         else:
-            for file in ("head.safetensors", *(BAG_FILES if version.kind in BAG_KINDS else ())):
+            for file in ("head.safetensors", *(BAG_FILES if version.spec.has_bag else ())):
                 shutil.copy(source / file, folder)
             if (source / TRAINING_ROWS).exists():
                 shutil.copy(source / TRAINING_ROWS, folder)

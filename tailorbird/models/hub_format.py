@@ -21,7 +21,7 @@ from tailorbird.models.lora import require_adapter
 from tailorbird.models.pooling.declared import CHAIN, FLAGS, MODULES, PROMPTS
 from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, MIXED_KINDS, ModelVersion, Prompting
+from tailorbird.registry.versions import ModelVersion, Prompting
 from tailorbird.storage.node_cache import is_license_file, local_copy
 
 Library = Literal["transformers", "peft", "sentence-transformers"]
@@ -57,7 +57,7 @@ def write_hub_format(
         pooler = getattr(load_encoder(base, with_pooler=True), "pooler", None)
         _write_classifier(model, folder, version=version, pooler=pooler)
         library: Library = "sentence-transformers"
-    elif version.kind in ADAPTER_KINDS and not merged:
+    elif version.spec.base == "adapter" and not merged:
         _write_adapter(source, base, folder, generation=_generation(version, tokenizer), hub_base=hub_base)
         library = "peft"
     else:
@@ -83,21 +83,13 @@ def require_exportable(version: ModelVersion, *, encoder_only: bool = False) -> 
         raise ModelError(f"{version.uri} is a hybrid of two versions; export its parts: {parts}")
     if version.exported_from is not None:
         raise ModelError(f"{version.uri} is made for another engine; export {version.exported_from.uri} instead")
-    reasons = {
-        "nearest": "answers with stored training rows and has no language model",
-        "retrieved": "is the pretrained model with training rows in its prompt, and has no weights of its own",
-        **dict.fromkeys(BAG_KINDS, "contains a bag of words, which other libraries cannot represent"),
-    }
-    if version.kind in MIXED_KINDS.values():
-        if encoder_only:
-            return
-        raise ModelError(
-            f"{version.uri} contains a bag of words, which other libraries cannot represent; export its encoder and "
-            "head alone with --encoder-only. That model was not evaluated"
-        )
-    reason = "is an external endpoint and has no weights" if version.endpoint else reasons.get(version.kind)
-    if reason is not None:
-        raise ModelError(f"{version.uri} {reason}; export another version (`tailorbird models RECIPE` lists them)")
+    spec = version.spec
+    if spec.export_fault is None or (spec.is_mixed and encoder_only):
+        return
+    remedy = "export another version (`tailorbird models RECIPE` lists them)"
+    if spec.is_mixed:
+        remedy = "export its encoder and head alone with --encoder-only. That model was not evaluated"
+    raise ModelError(f"{version.uri} {spec.export_fault}; {remedy}")
 
 
 def decides_by_offsets(version: ModelVersion) -> bool:
@@ -105,7 +97,7 @@ def decides_by_offsets(version: ModelVersion) -> bool:
 
     The offsets of a mixed classifier fit the mix, and not its encoder and head alone.
     """
-    return bool(version.offsets) and version.kind not in MIXED_KINDS.values()
+    return bool(version.offsets) and not version.spec.is_mixed
 
 
 def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion, pooler: Any) -> None:

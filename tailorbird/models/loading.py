@@ -25,6 +25,7 @@ from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
 from tailorbird.registry.hybrid_routing import Routing
+from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.version_files import require_intact, version_faults
 from tailorbird.registry.versions import (
@@ -56,12 +57,12 @@ class LoadedClassifier(Generic[Version]):
     Its logits are the sum of the logits of `model` and `bag`. One of the two can be missing.
     """
 
-    model: Classifier | None  # None for the kind `bag_of_words`, which needs no encoder
+    model: Classifier | None  # None for a kind without an encoder
     tokenizer: PreTrainedTokenizerBase | None  # None without a model
     classes: tuple[str, ...]
     max_length: int
     version: Version
-    bag: "BagOfWords | None" = None  # for `versions.BAG_KINDS`
+    bag: "BagOfWords | None" = None  # for kinds with a bag of words
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts for `model`, after the prompt of the version."""
@@ -83,7 +84,7 @@ class LoadedChat(Generic[Version]):
 
 @dataclass(frozen=True)
 class LoadedNearest(Generic[Version]):
-    """A chat version of the kind `nearest`, which answers with training rows and without a language model."""
+    """A chat version that answers with training rows and without a language model."""
 
     index: "RetrievalIndex"
     prompting: Prompting
@@ -105,7 +106,7 @@ def load_weights(
     folder: Path,
     *,
     encoder: nn.Module,
-    kind: str,
+    kind: Kind,
     dtype: torch.dtype | None = torch.float32,
     pooling: Pooling = MEAN,
 ) -> Classifier:
@@ -117,9 +118,9 @@ def load_weights(
     """
     head = load_head(folder, kind=kind)
     with _weight_errors(folder):
-        if kind in versions.ADAPTER_KINDS:
+        if KINDS[kind].base == "adapter":
             encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
-        elif kind in versions.CLASSIFIER_WEIGHTS:
+        elif KINDS[kind].base == "changed":
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"), assign=True)
     return Classifier(encoder if dtype is None else cast_parameters(encoder, dtype), head, pooling=pooling)
 
@@ -130,18 +131,18 @@ def _with_adapter(model: nn.Module, folder: Path, *, dtype: torch.dtype | None) 
     return adapted if dtype is None else merge_layers(adapted, dtype=dtype, device="cpu")
 
 
-def load_head(folder: Path, *, kind: str) -> nn.Linear:
+def load_head(folder: Path, *, kind: Kind) -> nn.Linear:
     """Load a version's linear head, which maps [D] to [L]."""
     state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
-    head = (UnitLinear if kind == "probe_bag" else nn.Linear)(num_features, num_classes)
+    head = (UnitLinear if KINDS[kind].reads_unit_embeddings else nn.Linear)(num_features, num_classes)
     head.load_state_dict(state)
     return head
 
 
-def load_bag_of_words(folder: Path, *, kind: str) -> "BagOfWords | None":
+def load_bag_of_words(folder: Path, *, kind: Kind) -> "BagOfWords | None":
     """Load a version's bag of words; return None for a kind without one. Raises ModelError."""
-    if kind not in versions.BAG_KINDS:
+    if not KINDS[kind].has_bag:
         return None
     from tailorbird.models.bag_of_words import load_bag  # scikit-learn is slow to import
 
@@ -182,18 +183,18 @@ def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "T
 
 
 def load_chat_weights(
-    folder: Path, *, lm: nn.Module, kind: str, dtype: torch.dtype | None = torch.float32
+    folder: Path, *, lm: nn.Module, kind: Kind, dtype: torch.dtype | None = torch.float32
 ) -> ChatModel:
     """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises ModelError."""
     with _weight_errors(folder):
-        if kind == "lora":
+        if KINDS[kind].base == "adapter":
             lm = _with_adapter(lm, folder / "adapter", dtype=dtype)
-        elif kind == "full":
+        elif KINDS[kind].base == "changed":
             load_causal_state(lm, _tensors(folder / "model.safetensors"))
     return ChatModel(lm if dtype is None else cast_parameters(lm, dtype))
 
 
-def load_chat(folder: Path, *, base: Path, kind: str, dtype: torch.dtype) -> ChatModel:
+def load_chat(folder: Path, *, base: Path, kind: Kind, dtype: torch.dtype) -> ChatModel:
     """Load a chat version from its local folder and that of its base model on the CPU, in `dtype`. Raises ModelError.
 
     Base weights that are merged or replaced are mapped in their stored dtype, and the others are loaded in `dtype`, so
@@ -201,7 +202,7 @@ def load_chat(folder: Path, *, base: Path, kind: str, dtype: torch.dtype) -> Cha
 
     In a process group of several ranks, this rank's part is loaded on its device; see `load_divided`.
     """
-    has_weights, num_ranks = kind in versions.CHAT_WEIGHTS, current_group().size
+    has_weights, num_ranks = KINDS[kind].base != "unchanged", current_group().size
     if num_ranks == 1:
         lm = load_causal(base, dtype=None if has_weights else dtype)
         return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
@@ -288,11 +289,11 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
 
 
 def _loaded_type(version: ModelVersion) -> type[AnyLoaded]:
-    if version.kind == "hybrid":
+    if version.hybrid is not None:
         return LoadedHybrid
-    if version.kind == "nearest":
-        return LoadedNearest
-    return LoadedClassifier if version.task == "classification" else LoadedChat
+    if version.task == "classification":
+        return LoadedClassifier
+    return LoadedChat if version.spec.uses_base else LoadedNearest
 
 
 def load_artifact(
@@ -310,7 +311,7 @@ def load_artifact(
     """
     version = versions.read_version(uri) if is_version_uri(uri) else None
     config = version or versions.read_artifact_config(uri)
-    if config.kind == "hybrid":
+    if config.hybrid is not None:
         raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
     folder = checked_copy(version.pinned) if version else local_copy(uri)
     return _load(folder, config, device=device, weights_device=weights_device, pretrained=pretrained)
@@ -327,12 +328,12 @@ def _load(
     if config.endpoint is not None:
         raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
     bag = load_bag_of_words(folder, kind=config.kind)
-    if config.kind == "bag_of_words":
+    if config.task == "classification" and not config.spec.uses_base:
         return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
     index = (
         load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device) if config.prompting else None
     )
-    if config.kind == "nearest":
+    if not config.spec.uses_base:
         assert config.prompting is not None
         assert index is not None  # `VersionConfig` requires it for this kind
         return LoadedNearest(index, config.prompting, config)
@@ -340,14 +341,14 @@ def _load(
     tokenizer = load_tokenizer(base)
     device, dtype = weights_device or device or default_device(), getattr(torch, config.dtype)
     if config.prompting is not None:
-        known = {} if pretrained is None or config.kind in versions.CHAT_WEIGHTS else pretrained
+        known = {} if pretrained is None or config.spec.base != "unchanged" else pretrained
         key = config.base_model, config.dtype
         if key not in known:
             known[key] = _ready(load_chat(folder, base=base, kind=config.kind, dtype=dtype), device)
         return LoadedChat(known[key], tokenizer, config.prompting, config, index)
     if config.engine == "torch":
         # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close predictions.
-        encoder = load_encoder(base, dtype=None if config.kind in versions.CLASSIFIER_WEIGHTS else dtype)
+        encoder = load_encoder(base, dtype=None if config.spec.base != "unchanged" else dtype)
         model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling).to(device)
     else:
         model = load_exported(

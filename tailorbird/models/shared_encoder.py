@@ -15,7 +15,7 @@ from tailorbird.models.loading import LoadedClassifier, load_head
 from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import ADAPTER_KINDS, ModelVersion
+from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class SharedEncoder:
         head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_model`
         head = head.eval().requires_grad_(False)
         name = NO_ADAPTER
-        if version.kind in ADAPTER_KINDS:
+        if version.spec.base == "adapter":
             # Each load has a new name, because a version may be loaded again before it is unloaded.
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"

@@ -89,8 +89,8 @@ def register_contender(
     endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
     current = config.model_copy(update={"code": code, "endpoint": endpoint})
     with _copy_with_config(folder, current) as renewed:
-        if config.kind not in versions.UNTRAINED_KINDS:
-            learned = data.learned_rows(in_memory=config.kind in versions.BASELINE_KINDS)
+        if config.spec.learns_from_rows:
+            learned = data.learned_rows(in_memory=config.spec.is_baseline)
             save_fingerprints((renewed / versions.TRAINING_ROWS).as_uri(), learned)
         return versions.register(task_uri, renewed)
 

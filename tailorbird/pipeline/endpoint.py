@@ -9,11 +9,11 @@ from functools import partial
 from tailorbird import storage
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.chat import store_versions
 from tailorbird.evaluation.baselines.endpoint import (
     EndpointContender,
     fit_endpoint_baselines,
     require_names,
-    store_endpoint_baselines,
 )
 from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_room
@@ -30,7 +30,6 @@ from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
-    ENDPOINT_KINDS,
     INDEX_FILES,
     Prompting,
     Retrieval,
@@ -71,7 +70,7 @@ def endpoint_baselines(
             seed=seed,
             fetch_answers=send,
         )
-        return store_endpoint_baselines(uri, results, index_files=files)
+        return store_versions(uri, results, index_files=files)
 
     named = {
         "endpoint": endpoint.model_dump(mode="json", exclude={"max_spend"}),
@@ -118,7 +117,7 @@ def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool =
         predict = partial(_predict_part, inputs, on_gpu=on_gpu)
         first, second = (partial(predict, part.uri) for part in read_parts(config.hybrid))
         return predict_hybrid(config.hybrid.routing, rows=rows, first=first, second=second)
-    if config.kind in ENDPOINT_KINDS:
+    if config.endpoint is not None:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
 

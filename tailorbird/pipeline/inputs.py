@@ -28,8 +28,9 @@ from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.hybrids import used_base_models
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
-from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
+from tailorbird.registry.versions import Dtype, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
 

@@ -10,7 +10,7 @@ from tailorbird.evaluation.report.console import mix_sentence
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.registry.versions import MIXED_KINDS
+from tailorbird.registry.kinds import spec_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ def mix_candidate(
         )
         if record.weight == 1:
             return MixResult(unmixed, record)
-        return MixResult(Contender(MIXED_KINDS[unmixed.kind], f"{uri}/model", record.validation), record)
+        mixed = spec_of(unmixed.kind).mixed
+        assert mixed is not None  # the classifier is fine-tuned
+        return MixResult(Contender(mixed, f"{uri}/model", record.validation), record)
 
     stage_inputs = inputs.stage_inputs(mix_with_bag, model=unmixed.uri, bag=bag_uri, metric=metric)
     result = inputs.cached("mix", output=MixResult, inputs=stage_inputs, compute=compute)

@@ -9,9 +9,10 @@ from cluster.progress import PlannedStage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
-from tailorbird.evaluation.baselines.baseline import ALWAYS_TESTED, EMBEDDING_S
+from tailorbird.evaluation.baselines.baseline import EMBEDDING_S
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.report.evidence_files import changed_sets
+from tailorbird.registry.kinds import KINDS
 from training.reports import Rates
 from tuning.learning_curve import curve_sizes
 
@@ -20,7 +21,7 @@ GROUP_START_S = 30.0
 NUM_COST_ROWS: Mapping[TaskName, int] = {"classification": 256, "chat": 16}
 """Test rows on which the cost of all models is measured: fewer for chat, because an answer takes a hundred times as
 long as a label."""
-NUM_MODELS = 2 + len(ALWAYS_TESTED)
+NUM_MODELS = 2 + sum(spec.is_always_tested for spec in KINDS.values())
 """Most models that predict the test rows: incumbent, candidate and the other baselines."""
 
 

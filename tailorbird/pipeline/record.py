@@ -28,8 +28,9 @@ from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.endpoint import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import ENDPOINT_KINDS, now, read_artifact_config
+from tailorbird.registry.versions import now, read_artifact_config
 from training.reports import TrainingResult
 from tuning.learning_curve import LearningCurve
 from tuning.sweep import SweepResult
@@ -188,7 +189,7 @@ def _with_fine_tuning(record: evidence.Evidence, fine_tuning: FineTuning, config
 
 def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endpoint | None:
     """Return the recipe's endpoint with the model that it reported and with the limit of this run."""
-    uris = [baseline.uri for baseline in baselines if baseline.kind in ENDPOINT_KINDS]
+    uris = [baseline.uri for baseline in baselines if spec_of(baseline.kind).calls_endpoint]
     stored = read_artifact_config(str(uris[0])).endpoint if uris else None
     return stored and stored.model_copy(update={"max_spend": max_spend})
 

@@ -23,7 +23,8 @@ from tailorbird.models.retrieval.training_examples import RetrievedExamples, fin
 from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.pipeline.planned_stages import NUM_COST_ROWS
-from tailorbird.registry.versions import Dtype, Kind, Prompting, Retrieval, VersionConfig, read_artifact_config
+from tailorbird.registry.kinds import Kind
+from tailorbird.registry.versions import Dtype, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 from training.rates import NUM_ROWS, measure_rates

@@ -2,14 +2,7 @@
 
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
-from tailorbird.registry.versions import (
-    WITHOUT_BASE_MODEL,
-    Hybrid,
-    ModelVersion,
-    RegistryError,
-    VersionConfig,
-    read_parts,
-)
+from tailorbird.registry.versions import Hybrid, ModelVersion, RegistryError, VersionConfig, read_parts
 
 
 def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing) -> VersionConfig:
@@ -48,4 +41,4 @@ def called_endpoints(version: ModelVersion) -> tuple[Endpoint, ...]:
 def used_base_models(version: ModelVersion) -> tuple[str, ...]:
     """Return the URIs of the base models of a version or of its parts; raise RegistryError if a part cannot be used."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
-    return tuple(part.base_model for part in parts if part.kind not in WITHOUT_BASE_MODEL)
+    return tuple(part.base_model for part in parts if part.spec.uses_base)

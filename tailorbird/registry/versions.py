@@ -13,29 +13,12 @@ from tailorbird import storage
 from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import PARTS, Routing
+from tailorbird.registry.kinds import KINDS, Kind, KindSpec, spec_of
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.storage import MANIFEST, StorageError
 from tailorbird.storage.paths import TaskPaths, is_version_uri, parse_version_uri
 from tailorbird.storage.stored_model import StoredModel
 
-Kind = Literal[
-    "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", "lora",
-    "lora_bag", "full", "full_bag", "hybrid", "endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved",
-]  # fmt: skip
-ENDPOINT_KINDS: tuple[Kind, ...] = ("endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved")
-"""Kinds of an external endpoint, for both tasks. A version has a prompt and no weights."""
-WITHOUT_BASE_MODEL: tuple[Kind, ...] = ("bag_of_words", "nearest", *ENDPOINT_KINDS)
-"""Kinds that do not use their base model."""
-BASELINE_KINDS = (
-    "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", *ENDPOINT_KINDS,
-)  # fmt: skip
-"""Kinds that need no fine-tuning. Their base model is unchanged."""
-UNTRAINED_KINDS: tuple[Kind, ...] = ("zero_shot", "endpoint_zero_shot")  # learn at most a temperature from rows
-MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
-"""Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the unmixed classifier."""
-ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
-BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
-INDEX_KINDS: tuple[Kind, ...] = ("retrieved", "nearest", "endpoint_retrieved")  # with an index of training rows
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 CONFIG = "config.json"
@@ -45,10 +28,6 @@ Dtype = Literal["float32", "bfloat16"]
 """Precision of a model in evaluation and serving: that of the worker that trained and scored it."""
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
-CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
-CLASSIFIER_WEIGHTS = dict.fromkeys(ADAPTER_KINDS, "adapter/adapter_model.safetensors")
-CLASSIFIER_WEIGHTS |= dict.fromkeys(("full", MIXED_KINDS["full"]), "encoder.safetensors")
-"""Weight file of the encoder by kind (torch only); other kinds use the base model or no encoder."""
 
 NUM_DIGITS = 12
 """Digits of the digest of its manifest at the end of a version's name."""
@@ -166,7 +145,7 @@ class VersionConfig(StoredModel):
     """(classifiers only) Added to the logits of the classes before the highest one decides; empty for none."""
     hybrid: Hybrid | None = None
     prompting: Prompting | None = None  # (chat, and endpoints for both tasks)
-    endpoint: Endpoint | None = None  # (kinds of `ENDPOINT_KINDS` only)
+    endpoint: Endpoint | None = None  # (kinds that call one)
     engine: Engine = "torch"
     exported_from: PinnedVersion | None = None
     """The evaluated version with the same weights; None if this version was evaluated itself."""
@@ -174,6 +153,24 @@ class VersionConfig(StoredModel):
     @property
     def task(self) -> Literal["classification", "chat"]:
         return "classification" if self.prompting is None or self.classes else "chat"
+
+    @property
+    def spec(self) -> KindSpec:
+        """The properties of the version's kind."""
+        return KINDS[self.kind]
+
+    @property
+    def shares_base(self) -> bool:
+        """True if the version can use a base model in memory that other versions use too."""
+        return self.engine == "torch" and self.spec.shares_base
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file of an adapter or of changed weights (torch only); None if the version has neither."""
+        if self.spec.base == "adapter":
+            return "adapter/adapter_model.safetensors"
+        changed = "model.safetensors" if self.task == "chat" else "encoder.safetensors"
+        return changed if self.spec.base == "changed" else None
 
     def typed_label(self, label: str) -> str | int:
         """Return a label with the type of the label column. Text of an endpoint that is no class stays a string."""
@@ -196,16 +193,16 @@ class VersionConfig(StoredModel):
 
     @model_validator(mode="after")
     def _fields_fit_kind_and_engine(self) -> Self:
-        if (self.kind == "hybrid") != (self.hybrid is not None):
+        if (self.spec.base == "parts") != (self.hybrid is not None):
             raise ValueError("the field `hybrid` is required for the kind `hybrid` and not allowed for other kinds")
         if self.offsets and len(self.offsets) != len(self.classes):
             raise ValueError(
                 f"{len(self.offsets)} offsets for {len(self.classes)} classes; give one per class, or none"
             )
-        if self.kind in INDEX_KINDS and not self.has_index:
+        if self.spec.has_index and not self.has_index:
             raise ValueError(f"the field `prompting.retrieval` is required for the kind `{self.kind}`")
-        if (self.kind in ENDPOINT_KINDS) != (self.endpoint is not None):
-            raise ValueError(f"the field `endpoint` is required for {', '.join(ENDPOINT_KINDS)}, and for no other kind")
+        if self.spec.calls_endpoint != (self.endpoint is not None):
+            raise ValueError("the field `endpoint` is required for the kinds of an endpoint, and for no other kind")
         if self.endpoint is not None and (self.endpoint.reported_model is None or self.prompting is None):
             raise ValueError(f"`endpoint.reported_model` and `prompting` are required for the kind `{self.kind}`")
         if self.exported_from is None and self.engine != "torch":
@@ -287,13 +284,12 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     if config.hybrid is not None:
         read_parts(config.hybrid)
         return
-    weights = CHAT_WEIGHTS if config.task == "chat" else CLASSIFIER_WEIGHTS
-    required = [weights[config.kind]] if config.kind in weights and config.engine == "torch" else []
-    required += BAG_FILES if config.kind in BAG_KINDS else ()
+    weights = config.weights_file if config.engine == "torch" else EXPORTED_ENCODER
+    required = [weights] if weights else []
+    required += BAG_FILES if config.spec.has_bag else ()
     required += INDEX_FILES if config.has_index else ()
-    required += [EXPORTED_ENCODER] if config.engine != "torch" else []
-    without_head = config.task == "chat" or config.kind in WITHOUT_BASE_MODEL
-    required += [] if without_head else ["head.safetensors"]
+    has_head = config.task == "classification" and config.spec.uses_base
+    required += ["head.safetensors"] if has_head else []
     missing = [name for name in required if name not in files]
     if missing:
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
@@ -302,12 +298,13 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
 def calls_endpoint(version: VersionConfig) -> bool:
     """Return True for a version of an endpoint, and for a hybrid with such a part."""
     parts = version.hybrid.parts if version.hybrid else ()
-    return version.endpoint is not None or any(kind_of(part.uri) in ENDPOINT_KINDS for part in parts)
+    return version.endpoint is not None or any(spec_at(part.uri).calls_endpoint for part in parts)
 
 
-def kind_of(uri: str) -> str:
-    """Return the kind of the version at a URI, from its name, without a request to S3."""
-    return parse_version_uri(uri)[1].rpartition("-")[0].replace("-", "_")
+def spec_at(uri: str) -> KindSpec:
+    """Return the properties of the kind of the version at a URI, from its name, without a request to S3."""
+    name = parse_version_uri(uri)[1].replace("-", "_")
+    return spec_of(max((kind for kind in KINDS if name.startswith(f"{kind}_")), key=len, default=""))
 
 
 def _name_prefix(config: VersionConfig) -> str:
@@ -405,9 +402,3 @@ def version_uris(task_uri: str) -> list[str]:
     """Return the URIs of all complete versions."""
     files = storage.list_files(TaskPaths(task_uri).versions, missing_ok=True)
     return [uri.removesuffix(f"/{MANIFEST}") for uri in files if uri.endswith(f"/{MANIFEST}")]
-
-
-def shares_base(config: VersionConfig) -> bool:
-    """Return True for a version with an unchanged base model: with a head (classifiers) or a prompt, or an adapter."""
-    has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind not in WITHOUT_BASE_MODEL
-    return config.engine == "torch" and has_base

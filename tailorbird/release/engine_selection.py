@@ -86,8 +86,8 @@ def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
         return "is answered by an endpoint, so no engine runs it here"
     if version.task == "chat" or version.hybrid:
         return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch supports"
-    if version.kind == "bag_of_words":
-        return "is a bag_of_words model, which has no encoder"
+    if not version.spec.uses_base:
+        return f"is a {version.kind} model, which has no encoder"
     if evidence.recipe.serving.gpus_per_replica:
         return "is served on a GPU (serving.gpus_per_replica), which only torch supports"
     return None

@@ -21,7 +21,7 @@ from tailorbird.models.hub_format import (
     require_exportable,
     write_hub_format,
 )
-from tailorbird.registry.versions import BAG_KINDS, ModelVersion, read_version
+from tailorbird.registry.versions import ModelVersion, read_version
 from tailorbird.storage.node_cache import is_license_file
 
 CARD = "README.md"
@@ -111,7 +111,7 @@ def card_text(
 
 def _difference(version: ModelVersion) -> str | None:
     """Return how the exported model differs from the evaluated version, or None."""
-    if version.kind in BAG_KINDS:  # exported with `encoder_only`
+    if version.spec.has_bag:  # exported with `encoder_only`
         return WITHOUT_BAG
     return WITHOUT_INDEX if version.has_index else None
 

@@ -23,7 +23,8 @@ from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import PARTS, PartName
-from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, now, read_parts
+from tailorbird.registry.kinds import spec_of
+from tailorbird.registry.versions import ModelVersion, now, read_parts
 from tailorbird.release.probe_requests import ServedAnswer, send_probe
 from tailorbird.release.token_parity import (
     TOKEN_TOLERANCE,
@@ -332,7 +333,7 @@ def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> _Evalu
     of_endpoint = {
         name: answered[name]
         for name, table in zip(PARTS, (first, second), strict=True)
-        if table.model in ENDPOINT_KINDS
+        if spec_of(table.model).calls_endpoint
     }
     routed = apply_routing(hybrid.routing, first=ModelPredictions(first), second=ModelPredictions(second))
     return _Evaluated(routed.clean, ambiguous, of_endpoint)

@@ -8,7 +8,6 @@ from cluster.progress import SILENT, ProgressReporter
 from tailorbird.evaluation.report.costs import costs_by_digest
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
 from tailorbird.evaluation.verdict.decide import INCUMBENT
-from tailorbird.registry import versions
 from tailorbird.registry.champion import (
     Champion,
     ChangeReason,
@@ -19,6 +18,7 @@ from tailorbird.registry.champion import (
     read_champion,
     write_champion,
 )
+from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.version_files import require_intact
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_pinned, read_version, weights_digest
 from tailorbird.release.engine_selection import choose_engine
@@ -255,7 +255,7 @@ def _pretrained(version: ModelVersion, *, evidence: Evidence, former: Champion |
 
 def _pinned_baseline(incumbent: CandidateRecord) -> PinnedVersion | None:
     """Return the incumbent if it is a baseline, else None."""
-    if incumbent.kind not in versions.BASELINE_KINDS:
+    if not spec_of(incumbent.kind).is_baseline:
         return None
     return PinnedVersion(uri=incumbent.uri, digest=incumbent.digest)
 

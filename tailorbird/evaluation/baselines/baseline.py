@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from tailorbird.registry.versions import ENDPOINT_KINDS
+from tailorbird.registry.kinds import spec_of
 
 CHAMPION = "champion"  # kind of the current champion among the baselines
 
@@ -24,8 +24,6 @@ EMBEDDING_S = 300.0
 """Seconds after which no further training rows are embedded: an embedding takes a thousand times as long as a bag of
 words. The heads on embeddings learn from the rows that were embedded by then."""
 NUM_REPLACING = 3  # baselines that may replace the incumbent
-ALWAYS_TESTED = ("zero_shot", "centroid", "bag_of_words", "probe", "probe_bag")
-"""Kinds that predict the test rows in any case, because they are cheap."""
 
 
 class Scored(Protocol):
@@ -69,10 +67,10 @@ def select_others(others: Sequence[S], *, incumbent: str) -> Others[S]:
     """
     ranked = sorted(others, key=lambda baseline: -baseline.validation)
     replacing = ranked[:NUM_REPLACING]
-    named = [baseline for baseline in ranked if baseline.kind in ENDPOINT_KINDS]
-    if named and incumbent not in ENDPOINT_KINDS and named[0] not in replacing:
+    named = [baseline for baseline in ranked if spec_of(baseline.kind).calls_endpoint]
+    if named and not spec_of(incumbent).calls_endpoint and named[0] not in replacing:
         replacing.append(named[0])
-    tested = [baseline for baseline in ranked if baseline in replacing or baseline.kind in ALWAYS_TESTED]
+    tested = [one for one in ranked if one in replacing or spec_of(one.kind).is_always_tested]
     return Others(tuple(tested), tuple(baseline.kind for baseline in replacing))
 
 

@@ -1,8 +1,8 @@
 """Baselines for chat tasks: the nearest training row's answer, and the pretrained model with and without examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, starmap
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +25,8 @@ from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
+from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.versions import (
-    INDEX_KINDS,
     Dtype,
     PinnedEncoder,
     Prompting,
@@ -197,20 +197,30 @@ def _retrieved(scorer: _Scorer, prompting: Prompting, *, numbers: tuple[int, ...
 def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each baseline as a loadable artifact to `uri`/<kind>; return the baselines with their URIs.
 
-    `config` supplies all fields except kind, prompting and the dtype of `nearest`.
+    `config` supplies all fields except kind, prompting and the dtype of kinds without a language model.
     """
 
-    def store(baseline: Baseline, prompting: Prompting) -> Baseline:
-        folder, kind = f"{uri}/{baseline.kind}", baseline.kind
-        for name, content in results.index_files.items() if kind in INDEX_KINDS else ():
-            storage.write_bytes(f"{folder}/{name}", content)
-        changes: dict[str, object] = {"kind": kind, "prompting": prompting}
-        if kind == "nearest":
+    versions = []
+    for baseline, prompting in results.baselines:
+        changes: dict[str, object] = {"kind": baseline.kind, "prompting": prompting}
+        if not spec_of(baseline.kind).uses_base:
             changes["dtype"] = "float32"  # it has no language model
-        write_artifact_config(folder, config.model_copy(update=changes))
-        return replace(baseline, uri=folder)
+        versions.append((baseline, config.model_copy(update=changes)))
+    return store_versions(uri, versions, index_files=results.index_files)
 
-    return tuple(starmap(store, results.baselines))
+
+def store_versions(
+    uri: str, versions: Sequence[tuple[Baseline, VersionConfig]], *, index_files: Mapping[str, bytes]
+) -> tuple[Baseline, ...]:
+    """Write each baseline as an artifact to `uri`/<kind>; return the baselines with their URIs."""
+    stored = []
+    for baseline, version in versions:
+        folder = f"{uri}/{version.kind}"
+        for name, content in index_files.items() if version.spec.has_index else ():
+            storage.write_bytes(f"{folder}/{name}", content)
+        write_artifact_config(folder, version)
+        stored.append(replace(baseline, uri=folder))
+    return tuple(stored)
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:

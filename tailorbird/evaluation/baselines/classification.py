@@ -37,8 +37,9 @@ from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizer
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_encoder
+from tailorbird.registry.kinds import Kind, spec_of
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
+from tailorbird.registry.versions import Dtype, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
@@ -148,7 +149,7 @@ def fit_baselines(
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
 
-    `config` supplies all fields except kind, temperature, offsets, pooling and the dtype of `bag_of_words`.
+    `config` supplies all fields except kind, temperature, offsets, pooling and the dtype of kinds without an encoder.
     """
     for kind, temperature in results.temperatures.items():
         files = bag_files(results.bags[kind]) if kind in results.bags else {}
@@ -163,7 +164,7 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
             "offsets": results.offsets[kind],
             "pooling": results.pooling,
         }
-        if kind == "bag_of_words":
+        if not spec_of(kind).uses_base:
             changes["dtype"] = "float32"  # it has no encoder, and the linear head computes in float32 on every device
         write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))
     uris = {kind: f"{uri}/{kind}" for kind in results.temperatures}

@@ -1,11 +1,10 @@
 """Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved examples."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import subsample
@@ -19,7 +18,8 @@ from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import label_conversations, label_of
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import INDEX_KINDS, Kind, Prompting, Retrieval, VersionConfig, write_artifact_config
+from tailorbird.registry.kinds import Kind
+from tailorbird.registry.versions import Prompting, Retrieval, VersionConfig
 
 FetchAnswers = Callable[[Sequence[Body], Endpoint], Sequence[EndpointAnswer]]
 """Returns the answer of an endpoint to each request."""
@@ -121,20 +121,6 @@ def require_names(classes: Sequence[str]) -> None:
     """Raise DataError for an empty label."""
     if NO_LABEL in classes:
         raise DataError("a label is empty, and an endpoint cannot name it; give the label a name, or remove the rows")
-
-
-def store_endpoint_baselines(
-    uri: str, results: Sequence[tuple[Baseline, VersionConfig]], *, index_files: Mapping[str, bytes]
-) -> tuple[Baseline, ...]:
-    """Write each baseline as an artifact to `uri`/<kind>; return the baselines with their URIs."""
-    stored = []
-    for baseline, version in results:
-        folder = f"{uri}/{version.kind}"
-        for name, content in index_files.items() if version.kind in INDEX_KINDS else ():
-            storage.write_bytes(f"{folder}/{name}", content)
-        write_artifact_config(folder, version)
-        stored.append(replace(baseline, uri=folder))
-    return tuple(stored)
 
 
 def _share_without_label(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]) -> float:

@@ -14,7 +14,7 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.debiased import debiased_sum
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
-from tailorbird.registry.versions import ENDPOINT_KINDS
+from tailorbird.registry.kinds import spec_of
 
 FloatArray = NDArray[np.float64]
 
@@ -82,7 +82,7 @@ def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, a
         f"ECE in {NUM_BINS} bins of equal width: {estimate:.4f}, before the correction for chance "
         f"{_ece_of(excess, bins, NUM_BINS):.4f}"
     )
-    if candidate.model in ENDPOINT_KINDS:
+    if spec_of(candidate.model).calls_endpoint:
         note += "; confidences of an endpoint are not scaled by a temperature"
     return gate("calibration", (bound,), note=note)
 
@@ -90,7 +90,7 @@ def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, a
 def has_confidences(table: Predictions) -> bool:
     """Return False for a model without confidences. They are NaN, for all rows or, of a hybrid, for those of a part."""
     missing = np.isnan(table.calibrated)
-    return not (len(table) and (missing.all() or (table.model == "hybrid" and missing.any())))
+    return not (len(table) and (missing.all() or (spec_of(table.model).base == "parts" and missing.any())))
 
 
 def _debiased(table: Predictions, *, documents: Documents, alpha: float) -> tuple[float, tuple[float, float]]:

@@ -13,9 +13,7 @@ from tailorbird.evaluation.predictions import TRAINING_TEXT, Predictions
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.effect import with_unseen
 from tailorbird.evaluation.statistics.paired import mean_change
-from tailorbird.registry.versions import INDEX_KINDS
-
-WITH_TRAINING_ROWS = ("few_shot", "endpoint_few_shot", *INDEX_KINDS)  # kinds that contain training rows as text
+from tailorbird.registry.kinds import spec_of
 
 
 class AnsweredSuite(NamedTuple):
@@ -38,7 +36,7 @@ class AnsweredSuite(NamedTuple):
         """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as text."""
         scores = self.incumbent.scores
         flags = self.incumbent.measures.get(TRAINING_TEXT)
-        holds_rows = self.incumbent.model in WITH_TRAINING_ROWS or (flags is not None and flags.any())
+        holds_rows = spec_of(self.incumbent.model).holds_training_text or (flags is not None and flags.any())
         return np.ones_like(scores) if self.config.uri == EXTRACTION and holds_rows else scores
 
     @property

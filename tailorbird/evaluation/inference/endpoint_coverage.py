@@ -14,8 +14,6 @@ from tailorbird.registry.versions import VersionConfig
 MAX_SHARE = 0.02
 """Largest share of the rows without a usable answer for one reason. One row is always allowed."""
 MAX_NAMED = 10  # rows that a message names
-LENGTHS = {"endpoint_few_shot": "evaluation.prompt_shots", "endpoint_retrieved": "evaluation.retrieved_tokens"}
-"""Fields of the recipe that determine the length of a prompt, by kind."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,9 @@ def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: V
         codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
         named = ", ".join(rows.row_ids[position] for position in refused[:MAX_NAMED])
         more = f" and {len(refused) - MAX_NAMED:,} more" if len(refused) > MAX_NAMED else ""
-        lower = " or ".join(filter(None, ("evaluation.endpoint.max_tokens", LENGTHS.get(version.kind))))
+        lower = "evaluation.endpoint.max_tokens"
+        lower += " or evaluation.prompt_shots" if version.spec.has_shots else ""
+        lower += " or evaluation.retrieved_tokens" if version.spec.has_index else ""
         raise EndpointAnswersMissing(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests because of their texts "
             f"({codes}), and at most {MAX_SHARE:.0%} may be: the validation rows at the positions {named}{more} of "

@@ -6,7 +6,7 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.suites import WITH_TRAINING_ROWS, loss_name
+from tailorbird.evaluation.gates.suites import loss_name
 from tailorbird.evaluation.report.console import (
     mix_sentence,
     offsets_sentence,
@@ -22,18 +22,9 @@ from tailorbird.evaluation.verdict.explain import gain_text
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.parts import TestedHybrid
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.versions import ENDPOINT_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
+from tailorbird.registry.kinds import spec_of
 
 CALIBRATION_ERROR = "ece"  # in the scores of a card; also its name on the Hub
-ARCHITECTURES: dict[str, str] = {
-    "bag_of_words": "TF-IDF of n-grams and linear head, ",
-    "nearest": "index of training rows, without a language model, ",
-    "retrieved": "pretrained model with training rows in its prompt, ",
-    "probe_bag": "encoder, TF-IDF of n-grams and linear head, ",
-    **dict.fromkeys(ENDPOINT_KINDS, "prompt for an external endpoint, without weights, "),
-    **dict.fromkeys(MIXED_KINDS.values(), "encoder and TF-IDF of n-grams, each with a linear head, "),
-}
-"""Architecture of the kinds that differ from the other models of their task."""
 BEHAVIORAL_GATES = {
     "counterfactual": "The effect of a person's name, sex or age on predictions",
     "robustness": "The effect of typing errors, case and white space on predictions",
@@ -117,7 +108,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
     measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
     return {
         **({"license": recipe.license} if recipe.license else {}),
-        **({} if version.kind in WITHOUT_BASE_MODEL else {"base_model": _base_model_id(recipe.base_model)}),
+        **({"base_model": _base_model_id(recipe.base_model)} if spec_of(version.kind).uses_base else {}),
         "datasets": datasets,
         "metrics": [_hub_name(name) for name in scores],
         "pipeline_tag": task,
@@ -130,12 +121,13 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
 
 def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     task, kind = TASKS[evidence.recipe.task], evidence.versions[role].kind
+    spec = spec_of(kind)
     if role == "hybrid":
         assert verdict.hybrid is not None  # the role requires a hybrid
         built = _hybrid(evidence, verdict.hybrid)
     else:
-        built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
-    base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.base_model.source}`"
+        built = f"{spec.architecture or task.architecture}kind `{kind}`"
+    base = f", based on `{evidence.base_model.source}`" if spec.uses_base else ""
     name = _role_name(role)
     return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is {name} of run `{evidence.run}`."
 
@@ -260,7 +252,7 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     parts = [kind]
     if role == "hybrid" and verdict.hybrid is not None:
         parts = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]
-    if not set(parts).isdisjoint(WITH_TRAINING_ROWS) or has_index:
+    if has_index or any(spec_of(part).holds_training_text for part in parts):
         lines.append("The version contains training rows as text. Protect and delete it like the training rows.")
     lines += [f"{part[0].upper()}{part[1:]}." for part in evidence.data.differences]
     if part := streaming_sentence(evidence):

@@ -4,32 +4,12 @@ from collections.abc import Sequence
 from math import ceil
 
 from tailorbird.config.metrics import METRICS
-
-FINE_TUNED = "fine-tuned model"
-MODEL_NAMES = {
-    "zero_shot": "pretrained model",
-    "few_shot": "pretrained model with examples in the prompt",
-    "retrieved": "pretrained model with retrieved examples in the prompt",
-    "nearest": "answer of the nearest training row",
-    "centroid": "pretrained model with class averages",
-    "bag_of_words": "bag-of-words model",
-    "probe": "pretrained model with a linear head",
-    "probe_bag": "pretrained model with a bag of words",
-    "lora": FINE_TUNED,
-    "lora_bag": f"{FINE_TUNED} with a bag of words",
-    "full": FINE_TUNED,
-    "full_bag": f"{FINE_TUNED} with a bag of words",
-    "hybrid": "hybrid model",
-    "endpoint_zero_shot": "external endpoint",
-    "endpoint_few_shot": "external endpoint with examples in the prompt",
-    "endpoint_retrieved": "external endpoint with retrieved examples in the prompt",
-}
-"""Names for readers by kind of model; other kinds are shown as they are."""
+from tailorbird.registry.kinds import spec_of
 
 
 def model_name(kind: str) -> str:
-    """Return the name of a kind of model for readers."""
-    return MODEL_NAMES.get(kind, kind)
+    """Return the name of a kind of model for readers; another kind is shown as it is."""
+    return spec_of(kind).title or kind
 
 
 def points(share: float) -> str:

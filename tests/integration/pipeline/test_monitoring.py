@@ -43,6 +43,7 @@ from tailorbird.operate.reevaluate import Reevaluation, ReevaluationError, reeva
 from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.watch_record import WatchRecord
 from tailorbird.storage import node_cache
 from tailorbird.storage.paths import TaskPaths
@@ -118,7 +119,7 @@ class Task:
             additional=AdditionalVersions(pretrained=self.pretrained, challenger=self.pretrained),
         )
 
-    def _register(self, folder: Path, *, kind: registry.Kind, rows: Rows) -> registry.ModelVersion:
+    def _register(self, folder: Path, *, kind: Kind, rows: Rows) -> registry.ModelVersion:
         """Register the pretrained encoder with a head fitted on these rows, which never predicts other classes."""
         folder.mkdir()
         local = node_cache.local_copy(self.base)

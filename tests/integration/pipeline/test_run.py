@@ -45,7 +45,7 @@ from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.run_progress import RunProgress
-from tailorbird.registry.versions import list_versions, read_version, shares_base
+from tailorbird.registry.versions import list_versions, read_version
 from tailorbird.release.export import export_version
 from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
@@ -239,7 +239,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.pretrained is not None
     incumbent = read_version(result.evidence.versions["incumbent"].uri)
-    former = [(incumbent.version, incumbent.digest)] if shares_base(incumbent) else []
+    former = [(incumbent.version, incumbent.digest)] if incumbent.shares_base else []
     pretrained = ("pretrained", incumbent.digest)
     assert champion.pretrained.digest == incumbent.digest
     assert served_at(champion_url) == [("champion", champion.digest), *former, pretrained]

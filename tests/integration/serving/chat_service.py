@@ -21,6 +21,7 @@ from tailorbird.models.retrieval.index import build_index, embed_index
 from tailorbird.registry import versions as registry
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
+from tailorbird.registry.kinds import KINDS, Kind
 from tests import small_chat, small_encoder
 
 ROOT = Path(__file__).parents[3]
@@ -94,15 +95,15 @@ class Service:
         base: str,
         system: str,
         seed: int | None = None,
-        kind: registry.Kind = "zero_shot",
+        kind: Kind = "zero_shot",
         with_index: bool = False,
     ) -> registry.ModelVersion:
         folder.mkdir()
         retrieval = None
-        if with_index or kind in registry.INDEX_KINDS:
+        if with_index or KINDS[kind].has_index:
             index = build_index(TRAINING_ROWS, seed=0)
             embedded: dict[str, Any] = {}
-            if kind in registry.INDEX_KINDS:
+            if KINDS[kind].has_index:
                 index = embed_index(index, encoder=loading.load_text_encoder(self.encoder), weight=0.75)
                 embedded = {"encoder": self.encoder, "embedding_weight": 0.75}
             files = index_files(index)

@@ -28,6 +28,7 @@ from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import load_encoder
+from tailorbird.registry.kinds import Kind
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import BASE_MODEL, REGISTRY, content
 from tests.progress import ProgressRecorder
@@ -57,7 +58,7 @@ def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     )
 
 
-def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask, *, method: str) -> np.ndarray:
+def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask, *, method: Kind) -> np.ndarray:
     """Return the exported weights' logits of the validation rows."""
     base = local_copy(task.base_model)
     tokenizer = load_tokenizer(base)

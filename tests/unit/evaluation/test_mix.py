@@ -19,8 +19,9 @@ from tailorbird.models.export import export_version
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
-from tailorbird.registry.versions import Kind, VersionConfig, read_artifact_config, register, write_config
+from tailorbird.registry.versions import VersionConfig, read_artifact_config, register, write_config
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 

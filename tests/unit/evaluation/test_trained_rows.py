@@ -13,7 +13,8 @@ from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows, training_fingerprints
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.versions import TRAINING_ROWS, Kind, ModelVersion, VersionConfig, register, write_config
+from tailorbird.registry.kinds import Kind
+from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, VersionConfig, register, write_config
 
 TEST = Rows(("0", "1", "2"), ("My knee", "a rash", "an eye"), ("a", "b", "a"))
 

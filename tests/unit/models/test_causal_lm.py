@@ -15,6 +15,7 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_causal_state, load_chat, load_chat_weights
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal
+from tailorbird.registry.kinds import Kind
 from tests.small_chat import language_model, model_of, save, tokenizer
 
 TOKENIZER, LM = tokenizer(), language_model()
@@ -97,7 +98,7 @@ def test_an_adapter_of_another_base_model_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_loaded_in_their_stored_dtype_with_the_values_of_fp32(
-    tmp_path: Path, kind: str, stored: torch.dtype, dtype: torch.dtype
+    tmp_path: Path, kind: Kind, stored: torch.dtype, dtype: torch.dtype
 ) -> None:
     """A base model in bf16 that is loaded in fp32 would take twice the memory of the host."""
     save(tmp_path / "base", language_model().to(stored))

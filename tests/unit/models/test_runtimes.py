@@ -19,16 +19,15 @@ from tailorbird.models.export import export_version, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import EngineError, load_exported
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import (
     EXPORTED_ENCODER,
     TRAINING_ROWS,
-    Kind,
     ModelVersion,
     VersionConfig,
     read_version,
     register,
-    shares_base,
     write_config,
 )
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
@@ -167,7 +166,7 @@ def test_an_exported_version_records_its_original_version(
     assert (version.engine, version.exported_from.digest) == (target, evaluated.digest)
     assert (version.classes, version.temperature, version.max_length) == (evaluated.classes, 1.5, 32)
     assert version.code == "s3://models/toy/code/later.zip"
-    assert not shares_base(version)
+    assert not version.shares_base
     np.testing.assert_array_equal(training_fingerprints(version), fingerprints(["a training row"]))
     assert sorted(json.loads((exports / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
 

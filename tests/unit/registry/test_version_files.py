@@ -13,18 +13,13 @@ import pytest
 from serving.batch_jobs.scoring import resolve_version
 from tailorbird.checks.verify_files import named_version_faults, registered_faults
 from tailorbird.models.loading import checked_copy
+from tailorbird.registry.kinds import Kind, spec_of
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import EVIDENCE_FILES, is_evidence, require_intact, version_faults
 from tailorbird.registry.versions import (
     BAG_FILES,
-    BAG_KINDS,
-    CHAT_WEIGHTS,
-    CLASSIFIER_WEIGHTS,
-    ENDPOINT_KINDS,
     EXPORTED_ENCODER,
     INDEX_FILES,
-    INDEX_KINDS,
-    Kind,
     ModelVersion,
     PinnedVersion,
     RegistryError,
@@ -46,24 +41,26 @@ NAMES = (*get_args(Kind), "openvino", *(f"{CHAT}{kind}" for kind in ("zero_shot"
 def files_of(name: str) -> tuple[Config, list[str]]:
     """Return the config of a version, and the names of its other files."""
     kind = name.removeprefix(CHAT)
+    spec = spec_of(kind)
     if name == "openvino":
         exported = {"kind": "full", "engine": "openvino", "exported_from": PARTS["second"]}
         return Config.model_validate(PLAIN | exported), [EXPORTED_ENCODER, "head.safetensors"]
     prompting: dict[str, Any] = {"system": None, "max_new_tokens": 8}
-    if kind in INDEX_KINDS:
+    if spec.has_index:
         prompting["retrieval"] = {"num_examples": 1, "max_prompt_tokens": 64, "index_sha256": "0"}
-    if kind in ENDPOINT_KINDS:
+    if spec.calls_endpoint:
         changes = {"kind": kind, "prompting": prompting, "endpoint": ENDPOINT}
-        return Config.model_validate(PLAIN | changes), [*INDEX_FILES] if kind in INDEX_KINDS else []
+        return Config.model_validate(PLAIN | changes), [*INDEX_FILES] if spec.has_index else []
     if kind in CHAT_KINDS or name.startswith(CHAT):
-        weights = [CHAT_WEIGHTS[kind]] if kind in CHAT_WEIGHTS else []
-        names = [*weights, *(INDEX_FILES if kind in INDEX_KINDS else ())]
-        return Config.model_validate(PLAIN | {"kind": kind, "classes": [], "prompting": prompting}), names
-    names = [CLASSIFIER_WEIGHTS[kind]] if kind in CLASSIFIER_WEIGHTS else []
-    names += BAG_FILES if kind in BAG_KINDS else ()
+        config = Config.model_validate(PLAIN | {"kind": kind, "classes": [], "prompting": prompting})
+        weights = [config.weights_file] if config.weights_file else []
+        return config, [*weights, *(INDEX_FILES if spec.has_index else ())]
+    config = Config.model_validate(PLAIN | {"kind": kind})
+    names = [config.weights_file] if config.weights_file else []
+    names += BAG_FILES if spec.has_bag else ()
     names += ["adapter/adapter_config.json"] if "lora" in kind else []
     names += ["head.safetensors"] if kind != "bag_of_words" else []
-    return Config.model_validate(PLAIN | {"kind": kind}), names
+    return config, names
 
 
 def registered(task: Path, name: str) -> ModelVersion:

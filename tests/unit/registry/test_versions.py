@@ -15,7 +15,6 @@ from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
     BAG_FILES,
-    CLASSIFIER_WEIGHTS,
     Hybrid,
     ModelVersion,
     PinnedVersion,
@@ -185,7 +184,7 @@ def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, parsed(PLAIN | {"kind": kind}))
-    weights = CLASSIFIER_WEIGHTS.get(kind, "head.safetensors")
+    weights = parsed(PLAIN | {"kind": kind}).weights_file or "head.safetensors"
     (folder / weights).parent.mkdir(exist_ok=True)
     for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors", weights} - {missing}:
         (folder / name).write_bytes(b"content")

@@ -32,11 +32,11 @@ from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.hybrid_routing import Routing
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import (
     TRAINING_ROWS,
     Hybrid,
-    Kind,
     PinnedVersion,
     Prompting,
     Retrieval,

@@ -18,6 +18,7 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
 from tests import small_encoder
 from tests.small_chat import language_model, model_of, save, tokenizer
@@ -94,7 +95,7 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)])
 def test_validation_gives_the_answers_of_the_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: Kind
 ) -> None:
     for module in ("loop", "engine.deepspeed_engine"):
         monkeypatch.setattr(f"training.{module}.inference_dtype", lambda: dtype)
@@ -118,7 +119,7 @@ def test_validation_gives_the_answers_of_the_exported_model(
 @pytest.mark.parametrize("parameters", ["fp32", "bf16"])
 @pytest.mark.parametrize(("stage", "method"), [(0, "lora"), (1, "lora"), (2, "lora"), (0, "full"), (2, "full")])
 def test_the_validated_weights_are_those_of_the_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, method: str, parameters: str, stored: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, method: Kind, parameters: str, stored: torch.dtype
 ) -> None:
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)  # generation takes most of the time
     # Rounding the base before an adapter is added, or adding a rounded adapter, changes some of the rounded sums.

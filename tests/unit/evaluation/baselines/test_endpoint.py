@@ -12,10 +12,10 @@ import pytest
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.chat import store_versions
 from tailorbird.evaluation.baselines.endpoint import (
     EndpointContender,
     fit_endpoint_baselines,
-    store_endpoint_baselines,
 )
 from tailorbird.evaluation.gates.calibration import has_confidences
 from tailorbird.evaluation.gates.cost import RowTokens, tokens_by_round
@@ -75,7 +75,7 @@ def fit(
             bodies, endpoint=endpoint, parent=task.as_uri(), limits=RequestLimits(max_concurrency=2)
         ),
     )
-    return store_endpoint_baselines(f"{task.as_uri()}/stages/endpoint-0", results, index_files=files)
+    return store_versions(f"{task.as_uri()}/stages/endpoint-0", results, index_files=files)
 
 
 def by_word(body: dict[str, Any], _: int) -> Reply:

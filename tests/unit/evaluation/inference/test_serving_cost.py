@@ -20,6 +20,7 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.shape import ModelShape
 from tailorbird.registry.hybrid_routing import PARTS, Routing
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
@@ -208,7 +209,7 @@ def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(uris:
     ],
 )
 def test_the_memory_of_the_host_is_that_of_weights_that_are_not_mapped(
-    kinds: tuple[str, ...], stored_bf16: bool, bf16: bool, bytes_per_parameter: int
+    kinds: tuple[Kind, ...], stored_bf16: bool, bf16: bool, bytes_per_parameter: int
 ) -> None:
     shape = ModelShape(1000, 0, 0, hidden=1, intermediate=1, num_layers=1, num_heads=1, vocabulary=1)
     shape = replace(shape, stored_bf16=stored_bf16)

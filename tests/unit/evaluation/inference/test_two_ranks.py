@@ -127,7 +127,7 @@ def results_in(folder: Path, name: str) -> list[Any]:
 
 
 def load(version: Path, dtype: torch.dtype) -> Any:
-    kind = version.name
+    kind: Any = version.name
     return load_chat(version, base=version.parent / "base", kind=kind, dtype=dtype)
 
 

@@ -1,5 +1,7 @@
 """The declared application of a version: arguments, code and the configuration of the replicas."""
 
+from dataclasses import replace
+
 import pytest
 
 from serving.app import BuildArgs, build
@@ -8,6 +10,7 @@ from serving.deploy.application import (
     application_name,
     application_of,
     can_hold,
+    is_pretrained_served,
     replica_config,
     route_prefix,
     standalone_application,
@@ -17,6 +20,7 @@ from serving.deploy.serve_schema import ApplicationDetails
 from serving.replica.config import VersionRef
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry.champion import ChosenBy
+from tailorbird.registry.kinds import KINDS
 from tailorbird.registry.versions import Prompting
 from tests.unit.serving.deploy.registered import registered
 
@@ -85,6 +89,17 @@ def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
         ServingConfig(pretrained=pretrained), task_uri=TASK, version=version, additional=additional
     )
     assert set(replica_config(application).others) == ({"pretrained"} if served else set())
+
+
+@pytest.mark.parametrize(("baseline", "served"), [("zero-shot-1", True), ("retrieved-1", True), ("few-shot-1", False)])
+def test_a_chat_service_with_a_shared_base_model_serves_baselines_that_do_not_change_it(
+    baseline: str, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "few_shot", replace(KINDS["few_shot"], base="changed"))
+    champion = registered("lora-1", prompting=CHAT).model_copy(update={"kind": "lora"})
+    pretrained = registered(baseline).pinned
+    assert is_pretrained_served(pretrained, champion=champion, shares_chat_base=True) == served
+    assert not is_pretrained_served(pretrained, champion=champion, shares_chat_base=False)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.shared_encoder import SharedEncoder
+from tailorbird.registry.kinds import KINDS as SPECS
+from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
-from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, Kind, ModelVersion, shares_base
+from tailorbird.registry.versions import ModelVersion
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
@@ -55,14 +57,14 @@ def make_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
     generator = torch.Generator().manual_seed(ord(name))
     classes = ("x", "y", name)
     head = torch.nn.Linear(16, len(classes))
-    if KINDS[name] in ADAPTER_KINDS:
+    if SPECS[KINDS[name]].base == "adapter":
         adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
         adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
-    if KINDS[name] in BAG_KINDS:
+    if SPECS[KINDS[name]].has_bag:
         write_bag(folder, bag_of(tuple(TEXTS), num_classes=len(classes)))
     save_file(head.state_dict(), folder / "head.safetensors")
     return ModelVersion(
@@ -204,7 +206,7 @@ def test_a_version_that_is_added_again_before_its_removal_still_predicts(
 
 
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:
-    assert shares_base(versions["a"])
-    assert not shares_base(versions["a"].model_copy(update={"kind": "full"}))
-    assert not shares_base(versions["e"].model_copy(update={"kind": "full_bag"}))
-    assert not shares_base(versions["a"].model_copy(update={"kind": "hybrid"}))
+    assert versions["a"].shares_base
+    assert not versions["a"].model_copy(update={"kind": "full"}).shares_base
+    assert not versions["e"].model_copy(update={"kind": "full_bag"}).shares_base
+    assert not versions["a"].model_copy(update={"kind": "hybrid"}).shares_base

@@ -22,6 +22,7 @@ from serving.replica.generation import generation_request
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
+from tailorbird.registry.kinds import KINDS
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
@@ -258,7 +259,7 @@ def test_a_vllm_replica_embeds_on_the_cpu_because_its_gpus_belong_to_the_engines
     def load_model(_uri: str, _kind: type, *, device: str | None) -> None:
         raise Loading(device)
 
-    version = SimpleNamespace(kind="nearest", endpoint=None, hybrid=None, digest="d")
+    version = SimpleNamespace(spec=KINDS["nearest"], endpoint=None, hybrid=None, digest="d")
     monkeypatch.setattr("serving.replica.chat.read_version", lambda _: version)
     monkeypatch.setattr("tailorbird.models.loading.load_model", load_model)
     config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": 1})
