@@ -7,7 +7,6 @@ from typing import Literal
 Kind = Literal[
     "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", "lora",
     "lora_bag", "full", "full_bag", "hybrid", "endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved",
-    "probe_twice",
 ]  # fmt: skip
 Base = Literal["none", "unchanged", "adapter", "changed", "parts"]
 """How a model uses its base model: not at all, with its own weights, with a LoRA adapter, with changed weights, or
@@ -113,7 +112,6 @@ KINDS: Mapping[Kind, KindSpec] = {
     "endpoint_retrieved": replace(
         _ENDPOINT, title="external endpoint with retrieved examples in the prompt", has_index=True
     ),
-    "probe_twice": KindSpec("pretrained model with a linear head, twice", "unchanged", is_always_tested=True),
 }
 _OTHER = KindSpec("", "changed", is_baseline=False)
 

@@ -125,8 +125,6 @@ def fit_baselines(
     embedded_only = f" on {len(rows):,} of {len(train):,} rows" if len(rows) < len(train) else ""
     probe = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
     add("probe", probe.logits, probe, f"{probe.note()}{embedded_only}")
-    twice = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
-    add("probe_twice", twice.logits, twice, f"{twice.note()}{embedded_only}")
     both = fit_with_embeddings(
         data.take(rows), embeddings=unit(features), held_out_embeddings=unit(held_out_features), alone=bag
     )
@@ -138,7 +136,6 @@ def fit_baselines(
         "zero_shot": zero_shot,
         "centroid": centroid,
         "probe": Head(probe.weights[0].T, probe.bias),
-        "probe_twice": Head(twice.weights[0].T, twice.bias),
         "probe_bag": Head(both.weights[0].T * np.float32(both.embedding_weight), both.bias),
     }
     bags = {
