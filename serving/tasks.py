@@ -14,7 +14,7 @@ class ServedTask:
     replica_class: str
     """Import path of the deployment's class, `module:name`. A string, so that clients import no model library."""
     shutdown_s: float  # time for a stopping replica to finish its requests, in seconds
-    serves_pretrained: bool
+    serves_baseline: bool
     """True if every baseline is served alongside the champion. Otherwise one is only served if it needs no further
     language model, which would double the memory."""
     actor_engines: frozenset[str] = frozenset()  # engines that run in separate actors, which use the replica's GPU
@@ -26,14 +26,14 @@ SERVED_TASKS: dict[str, ServedTask] = {
         route="/v1/classify",
         replica_class="serving.replica.classifier:Classifier",
         shutdown_s=10,
-        serves_pretrained=True,
+        serves_baseline=True,
     ),
     "chat": ServedTask(
         deployment="chat",
         route="/v1/chat/completions",
         replica_class="serving.replica.chat:Chat",
         shutdown_s=120,
-        serves_pretrained=False,
+        serves_baseline=False,
         actor_engines=frozenset({"vllm"}),
     ),
 }

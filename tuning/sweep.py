@@ -33,7 +33,7 @@ class TrialRow(BaseModel, frozen=True):
     score: float  # validation score after the last finished epoch
     scores: tuple[float, ...]  # validation score after each epoch
     seconds: float  # time in training steps
-    status: str  # `pretrained`, `completed`, `stopped: …` or `failed: …`
+    status: str  # `baseline`, `completed`, `stopped: …` or `failed: …`
 
 
 class SweepResult(StoredModel):
@@ -104,7 +104,7 @@ def delete_other_weights(trained: TrainingResult) -> None:
 def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int) -> tuple[TrialRow, ...]:
     """Return a row for each baseline and each trial, in descending order of score."""
     rows = [
-        TrialRow(trial=kind, config={}, score=score, scores=(), seconds=0.0, status="pretrained")
+        TrialRow(trial=kind, config={}, score=score, scores=(), seconds=0.0, status="baseline")
         for kind, score in target.baselines.items()
     ]
     for record in journal.trials:

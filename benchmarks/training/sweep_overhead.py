@@ -52,7 +52,7 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
         result = sweep(TUNING, training=TRAINING, task=task, target=Target({}, 0.0, ""), uri=uri, events=queue)
         wall = time.time() - started
         events = read_events()
-    trials = [row for row in result.rows if row.status != "pretrained"]
+    trials = [row for row in result.rows if row.status != "baseline"]
     assert [row.status for row in trials] == ["completed"] * NUM_TRIALS
     steps = [(row.event, row.time) for row in events if isinstance(row.event, StepEvent)]
     firsts, lasts = _ends(steps, first=True), _ends(steps, first=False)

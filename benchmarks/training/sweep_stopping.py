@@ -82,7 +82,7 @@ def _sweep(config: TuningConfig, *, task: TrainingTask, target: Target, uri: str
     started = time.time()
     result = sweep(config, training=TRAINING, task=task, target=target, uri=uri)
     seconds = time.time() - started
-    trials = [row for row in result.rows if row.status != "pretrained"]
+    trials = [row for row in result.rows if row.status != "baseline"]
     for row in trials:
         scores = ", ".join(f"{score:.4f}" for score in row.scores)
         print(f"  {row.config['learning_rate']:.2e}  {scores:<32}  {row.status}", flush=True)

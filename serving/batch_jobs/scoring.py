@@ -24,7 +24,7 @@ from serving.batch_jobs.schema import (
 )
 from serving.batch_jobs.scorers import SCORERS
 from serving.batch_jobs.worker import PartScorer, columns_of
-from serving.http.schemas import CHAMPION, PRETRAINED
+from serving.http.schemas import BASELINE, CHAMPION
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
@@ -68,14 +68,14 @@ class ScoringResult:
 
 
 def resolve_version(task_uri: str, model: str) -> "ModelVersion":
-    """Return the version for `champion`, `pretrained`, a version's name or its URI.
+    """Return the version for `champion`, `baseline`, a version's name or its URI.
 
     Raises RegistryError if it does not exist.
     """
     from tailorbird.registry.champion import champion_version, read_champion
     from tailorbird.registry.versions import RegistryError, read_pinned, read_version
 
-    if model not in (CHAMPION, PRETRAINED):
+    if model not in (CHAMPION, BASELINE):
         return read_version(model if "://" in model else TaskPaths(task_uri).version(model))
     stored = read_champion(task_uri)
     if stored is None:
@@ -83,9 +83,9 @@ def resolve_version(task_uri: str, model: str) -> "ModelVersion":
     champion = stored[0]
     if model == CHAMPION:
         return champion_version(champion)
-    if champion.pretrained is None:
-        raise RegistryError(f"champion {champion.uri} has no pretrained model; name a version")
-    return read_pinned(champion.pretrained)
+    if champion.baseline is None:
+        raise RegistryError(f"champion {champion.uri} has no baseline; name a version")
+    return read_pinned(champion.baseline)
 
 
 def new_batch(

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails, Deployment, ServeApplication
-from serving.http.schemas import PRETRAINED
+from serving.http.schemas import BASELINE
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
@@ -14,7 +14,7 @@ from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, spec_at
 
 IMPORT_PATH = "serving.app:build"
-USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions", "deploy_timeout_s"}
+USER_CONFIG_FIELDS = {"baseline", "challenger", "versions", "deploy_timeout_s"}
 """Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the replicas."""
 
 
@@ -22,7 +22,7 @@ USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions", "deploy_timeout_s"
 class AdditionalVersions:
     """The versions that replicas serve in addition to the champion."""
 
-    pretrained: ModelVersion | PinnedVersion | None = None  # selected by `model: pretrained`
+    baseline: ModelVersion | PinnedVersion | None = None  # selected by `model: baseline`
     challenger: ModelVersion | None = None  # receives the shares in `serving.challenger`
     others: Sequence[ModelVersion] = ()  # selected by version
 
@@ -58,16 +58,16 @@ def _replica_config(
     config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: ChosenBy | None
 ) -> ReplicaConfig:
     others = {other.version: version_ref(other) for other in additional.others if other.digest != version.digest}
-    if config.pretrained and is_pretrained_served(
-        additional.pretrained, champion=version, shares_chat_base=config.shares_chat_base
+    if config.baseline and is_baseline_served(
+        additional.baseline, champion=version, shares_chat_base=config.shares_chat_base
     ):
-        others[PRETRAINED] = version_ref(additional.pretrained)
+        others[BASELINE] = version_ref(additional.baseline)
     return ReplicaConfig(
         champion=version_ref(version),
         **shown_of(verdict),
         challenger=_challenger(config, champion=version, challenger=additional.challenger),
         others=others,
-        serve_pretrained=config.pretrained,
+        serve_baseline=config.baseline,
         max_versions=max_versions(config, task=version.task),
         deploy_timeout_s=config.deploy_timeout_s,
     )
@@ -83,19 +83,19 @@ def max_versions(config: ServingConfig, *, task: str) -> int:
     return config.versions if task == "classification" or config.shares_chat_base else 0
 
 
-def is_pretrained_served(
-    pretrained: ModelVersion | PinnedVersion | None, *, champion: ModelVersion, shares_chat_base: bool
+def is_baseline_served(
+    baseline: ModelVersion | PinnedVersion | None, *, champion: ModelVersion, shares_chat_base: bool
 ) -> TypeGuard[ModelVersion | PinnedVersion]:
-    """Return True if requests can select this baseline (see `ServedTask.serves_pretrained`).
+    """Return True if requests can select this baseline (see `ServedTask.serves_baseline`).
 
     `shares_chat_base` is that of the `ServingConfig`. The baseline and an adapter of a run have the same base model.
     """
-    if pretrained is None:
+    if baseline is None:
         return False
-    spec, is_champion = spec_at(pretrained.uri), pretrained.digest == champion.digest
+    spec, is_champion = spec_at(baseline.uri), baseline.digest == champion.digest
     if spec.calls_endpoint:
         return is_champion  # otherwise, any client could cause costs
-    if is_champion or not spec.uses_base or SERVED_TASKS[champion.task].serves_pretrained:
+    if is_champion or not spec.uses_base or SERVED_TASKS[champion.task].serves_baseline:
         return True
     return shares_chat_base and champion.shares_base and spec.shares_base
 

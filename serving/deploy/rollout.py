@@ -12,7 +12,7 @@ from serving.deploy.application import (
     application_name,
     application_of,
     can_hold,
-    is_pretrained_served,
+    is_baseline_served,
     replica_config,
     route_prefix,
     shown_of,
@@ -31,7 +31,7 @@ from serving.deploy.serve_client import (
 )
 from serving.deploy.serve_schema import ServeApplication
 from serving.http.api_keys import KeysError, read_keys
-from serving.http.schemas import PRETRAINED
+from serving.http.schemas import BASELINE
 from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
@@ -154,7 +154,7 @@ def switch_version(
     task_uri: str,
     *,
     version: ModelVersion,
-    pretrained: ModelVersion | PinnedVersion | None,
+    baseline: ModelVersion | PinnedVersion | None,
     verdict: ChosenBy | None,
     progress: ProgressReporter = SILENT,
 ) -> str | None:
@@ -171,10 +171,10 @@ def switch_version(
     config = replica_config(former)
     others = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
     refs = {other.version: version_ref(other) for other in others}
-    if config.serve_pretrained and is_pretrained_served(
-        pretrained, champion=version, shares_chat_base=former.shares_chat_base
+    if config.serve_baseline and is_baseline_served(
+        baseline, champion=version, shares_chat_base=former.shares_chat_base
     ):
-        refs[PRETRAINED] = version_ref(pretrained)
+        refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger
     promoted = challenger is not None and challenger.digest in (version.digest, weights_digest(version))
     config = config.model_copy(

@@ -94,7 +94,7 @@ HYBRID_ANSWERS = Metric(
 )
 SERVING = Metric(
     "tailorbird_serving",
-    "1 for a served version, 0 for a former one; the role is champion, challenger, pretrained or the version.",
+    "1 for a served version, 0 for a former one; the role is champion, challenger, baseline or the version.",
     ("model", "version", "role"),
 )
 REFUSED = Metric(

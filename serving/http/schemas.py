@@ -14,7 +14,7 @@ from tailorbird.config.answers import THUMBS
 from tailorbird.registry.hybrid_routing import PartName
 
 CHAMPION = "champion"
-PRETRAINED = "pretrained"
+BASELINE = "baseline"
 CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, before the request's id
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ANSWER_CHARS = 1 << 16  # of a correct answer in feedback
@@ -38,7 +38,7 @@ class ClassifyRequest(HttpModel):
     input: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
-    """`champion`, `pretrained`, `challenger`, or the version or `name@version` of a model that /v1/models lists."""
+    """`champion`, `baseline`, `challenger`, or the version or `name@version` of a model that /v1/models lists."""
     scores: bool = Field(default=False, strict=True)
     """If true, return the probability of every class."""
     attributes: Attributes | Annotated[list[Attributes], Field(fail_fast=True)] | None = Field(
@@ -166,7 +166,7 @@ class ClassifyResponse(HttpModel):
 
 class CompareResponse(HttpModel):
     request_id: str
-    pretrained: ClassifyResponse
+    baseline: ClassifyResponse
     champion: ClassifyResponse
 
 

@@ -12,7 +12,7 @@ from serving.engines.text_rows import estimated_length
 from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
-from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer, write_comparison
+from serving.http.schemas import BASELINE, CHAMPION, ClassifyRequest, parse_request, write_answer, write_comparison
 from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
@@ -69,7 +69,7 @@ class Classifier:
         context = self._replica.begin("compare", request_id)
         request = self._parse(body)
         context = context._replace(subject=request.subject)
-        engines = {name: self._replica.versions.engine_of(name) for name in (PRETRAINED, CHAMPION)}
+        engines = {name: self._replica.versions.engine_of(name) for name in (BASELINE, CHAMPION)}
         distinct = list({id(engine): engine for engine in engines.values()}.values())
         results = await asyncio.gather(*(self._answer(request, engine=engine, context=context) for engine in distinct))
         answers = {id(engine): answer for engine, answer in zip(distinct, results, strict=True)}

@@ -52,8 +52,8 @@ class ReplicaConfig(_Config):
     challenger: Challenger | None = None
     others: dict[str, VersionRef] = {}
     """Other versions, by the name that selects them in requests."""
-    serve_pretrained: bool = True
-    """`serving.pretrained` of the recipe, for the next `switch_version`."""
+    serve_baseline: bool = True
+    """`serving.baseline` of the recipe, for the next `switch_version`."""
     max_versions: int = 0
     """`serving.versions` of the recipe, for the next `switch_version`."""
     deploy_timeout_s: float = DEPLOY_TIMEOUT_S

@@ -134,7 +134,7 @@ def score(
     recipe: options.RecipePath,
     input: Annotated[str, typer.Option(help="s3:// URI of a Parquet file or folder.")],
     output: Annotated[str, typer.Option(help="s3:// URI of an empty folder, or of this batch to resume it.")],
-    model: Annotated[str, typer.Option(help="`champion`, `pretrained`, or a version's name or URI.")] = "champion",
+    model: Annotated[str, typer.Option(help="`champion`, `baseline`, or a version's name or URI.")] = "champion",
     column: Annotated[str | None, typer.Option(help="Text column. Default: the recipe's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Input column to copy to the output as `id`.")] = None,
     as_json: options.AsJson = False,

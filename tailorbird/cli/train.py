@@ -131,11 +131,11 @@ def sweep(
     overrides = options.with_training(overrides, train_anyway=train_anyway)
     with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from cluster.display.state import trial_name
-        from tailorbird.evaluation.report.evidence import PRETRAINED
+        from tailorbird.evaluation.report.evidence import BASELINE
         from tailorbird.pipeline.run import sweep_only
 
         swept = sweep_only(loaded, progress=progress)
-    names = {row.trial: row.trial if row.status == PRETRAINED else trial_name(row.trial) for row in swept.rows}
+    names = {row.trial: row.trial if row.status == BASELINE else trial_name(row.trial) for row in swept.rows}
     lines = [f"{row.score:.4f}  {names[row.trial]:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
     options.print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)

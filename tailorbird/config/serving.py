@@ -124,9 +124,9 @@ class ServingConfig(ConfigSection):
     """Texts or, for chat tasks, messages that the page at `/` of the service and the model cards show as examples. Do
     not take them from the test rows: a run refuses an example that is a test text or, for chat, the last message of the
     user in a test row. By default, the page of a classifier shows names of classes."""
-    pretrained: bool = True
+    baseline: bool = True
     """Also serve the best servable baseline of the run, or of an earlier run with the same base model and code.
-    Requests select it with `model: pretrained`. A chat service only serves a baseline that needs no further language
+    Requests select it with `model: baseline`. A chat service only serves a baseline that needs no further language
     model: the champion itself, one of the kind `nearest` or, with `engine: vllm`, one on the champion's base model."""
     versions: int = Field(default=4, ge=0)
     """(classification, or chat with `engine: vllm`) Number of further registered versions that are served and selected

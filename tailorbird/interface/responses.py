@@ -28,7 +28,7 @@ class ServedModel(Received):
     """A model of a service."""
 
     id: str
-    """Value for `model` in requests: `champion`, `pretrained`, `challenger` or a version."""
+    """Value for `model` in requests: `champion`, `baseline`, `challenger` or a version."""
     name: str
     version: str
     kind: str

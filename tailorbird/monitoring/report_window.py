@@ -44,7 +44,7 @@ class ServedVersions:
     """The served versions according to the registry."""
 
     champion: ModelVersion
-    pretrained: ModelVersion | None  # served as `model: pretrained`: a baseline
+    baseline: ModelVersion | None  # selected by `model: baseline`
     challenger: ModelVersion | None
     since: date  # first day of the champion, UTC
     tested: Mapping[str, GroupAccuracy] = field(default_factory=dict)
@@ -207,9 +207,9 @@ class ReportWindow:
 
     def _counterfactual(self, sample: AnswerSample) -> Gate | None:
         """Return the counterfactual gate on sampled texts, which needs no labels."""
-        pretrained, config = self.served.pretrained, self.recipe.evaluation
+        baseline, config = self.served.baseline, self.recipe.evaluation
         texts = [text for text in sample.texts if text is not None][:MAX_COUNTERFACTUAL_TEXTS]
-        if pretrained is None or not texts or "counterfactual" in TASKS[self.recipe.task].gates_off:
+        if baseline is None or not texts or "counterfactual" in TASKS[self.recipe.task].gates_off:
             return None
         rows = Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("",) * len(texts))
         swapped = swap_demographics(rows)
@@ -218,7 +218,7 @@ class ReportWindow:
         predict = run_remote(predict_rows, resources=worker_resources(self.recipe.training))
         candidate, incumbent = (
             (predict(version.uri, rows=rows), predict(version.uri, rows=swapped))
-            for version in (self.served.champion, pretrained)
+            for version in (self.served.champion, baseline)
         )
         limits = config.gates.counterfactual or CounterfactualGateConfig()
         return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)

@@ -58,13 +58,13 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     require_request_log(recipe)
     champion = _champion(recipe)
     version = champion_version(champion)
-    pretrained = read_pinned(champion.pretrained) if champion.pretrained else None
+    baseline = read_pinned(champion.baseline) if champion.baseline else None
     challenger = _challenger(recipe, champion=version)
     progress.stage(f"the request log of {version.version}")
     ensure_reference(recipe, version, made_at=now())
     since = champion.since[:10]
     tested = _tested(recipe, champion) if recipe.task == "chat" else {}
-    served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since), tested)
+    served = ServedVersions(version, baseline, challenger, date.fromisoformat(since), tested)
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())
     stored = read_reports(recipe.task_uri)

@@ -211,7 +211,7 @@ def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRe
     return tuple(
         evidence.TrialRecord(
             trial=row.trial,
-            kind=row.trial if row.status == evidence.PRETRAINED else str(row.config.get("method", method)),
+            kind=row.trial if row.status == evidence.BASELINE else str(row.config.get("method", method)),
             config=row.config,
             epochs=len(row.scores),
             validation=row.score,

@@ -82,7 +82,7 @@ class FormerChampion(Frozen):
     verdict: ChosenBy | None = None
     anchor: PinnedVersion | None = None
     """The last champion that was proven better than its predecessor; None if that is this version."""
-    pretrained: PinnedVersion | None = None  # served as `model: pretrained`: a baseline, which may be this version
+    baseline: PinnedVersion | None = None  # selected by `model: baseline`; may be this version
     parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 
     @property
@@ -146,7 +146,7 @@ def _event(task: str, champion: Champion, *, former: Champion | None) -> Securit
         what = f"{task}: parity of {champion.version}: {champion.parity.sentence() if champion.parity else 'none'}"
     else:
         what = f"{task}: {champion.version} becomes the champion: {champion.reason.sentence()}"
-    recorded_fields = {"version", "uri", "digest", "run", "pretrained", "reason", "parity"}
+    recorded_fields = {"version", "uri", "digest", "run", "baseline", "reason", "parity"}
     before = former.model_dump(mode="json", include=recorded_fields) if former else None
     after = champion.model_dump(mode="json", include=recorded_fields)
     return SecurityEvent(kind="champion", what=what, before=before, after=after)

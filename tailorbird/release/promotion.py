@@ -130,7 +130,7 @@ def _promoted(
         run=kept.run if kept else evidence.run,
         verdict=kept.verdict if kept else chosen_by,
         anchor=_anchor(version, evaluation=evaluation, former=former, reason=reason),
-        pretrained=kept.pretrained if kept else _pretrained(version, evidence=evidence, former=former),
+        baseline=kept.baseline if kept else _baseline(version, evidence=evidence, former=former),
         parity=parity,
         reason=reason,
         since=now(),
@@ -220,7 +220,7 @@ def _first_incumbent(champion: Champion) -> FormerChampion:
     incumbent = read_run_evidence(champion.run).versions["incumbent"] if champion.run else None
     if incumbent is None or incumbent.uri == champion.uri:
         raise PromotionRefused(f"there was no champion before {champion.uri}; run the recipe and promote its winner")
-    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=_pinned_baseline(incumbent))
+    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", baseline=_pinned_baseline(incumbent))
 
 
 def _keep(task_uri: str, champion: Champion) -> Champion:
@@ -237,19 +237,19 @@ def _weights_of(champion: FormerChampion) -> str | None:
     return None
 
 
-def _pretrained(version: ModelVersion, *, evidence: Evidence, former: Champion | None) -> PinnedVersion | None:
+def _baseline(version: ModelVersion, *, evidence: Evidence, former: Champion | None) -> PinnedVersion | None:
     """Return the baseline to serve next to the version: the baseline that its run chose, or else the former champion's.
 
     That is the version itself if it is a baseline, or the incumbent. The former champion's baseline must be undamaged
     and have the base model and the code of the version.
     """
     baseline = _pinned_baseline(evidence.winner) or _pinned_baseline(evidence.versions["incumbent"])
-    if baseline is not None or former is None or former.pretrained is None:
+    if baseline is not None or former is None or former.baseline is None:
         return baseline
     with suppress(ValueError):
-        kept = read_version(former.pretrained.uri)
-        if (kept.pinned, kept.base_model, kept.code) == (former.pretrained, version.base_model, version.code):
-            return former.pretrained
+        kept = read_version(former.baseline.uri)
+        if (kept.pinned, kept.base_model, kept.code) == (former.baseline, version.base_model, version.code):
+            return former.baseline
     return None
 
 

@@ -9,7 +9,7 @@ from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
 from cluster.progress import SILENT, ProgressReporter
 from serving.deploy import serve_client
-from serving.deploy.application import AdditionalVersions, application_name, is_pretrained_served, max_versions
+from serving.deploy.application import AdditionalVersions, application_name, is_baseline_served, max_versions
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import ChallengerError, DeployError
 from tailorbird.config.serving import ServingConfig
@@ -33,7 +33,7 @@ from tailorbird.storage.s3 import PreconditionFailed
 def serve_champion(
     config: ServingConfig, *, task_uri: str, progress: ProgressReporter = SILENT
 ) -> tuple[str, ModelVersion]:
-    """Deploy the champion with the recipe's pretrained model and challenger; return the base URL and the champion.
+    """Deploy the champion with the recipe's baseline and challenger; return the base URL and the champion.
 
     A champion that was promoted while the task was not served must pass the parity gate first. If another version is
     in service, the champion is checked next to it, and the other version stays in service if the check fails. Otherwise
@@ -98,10 +98,10 @@ def _deployed(version: ModelVersion, *, config: ServingConfig, additional: Addit
     pinned = {version.pinned}
     if additional.challenger is not None:
         pinned.add(additional.challenger.pinned)
-    if config.pretrained and is_pretrained_served(
-        additional.pretrained, champion=version, shares_chat_base=config.shares_chat_base
+    if config.baseline and is_baseline_served(
+        additional.baseline, champion=version, shares_chat_base=config.shares_chat_base
     ):
-        pinned.add(PinnedVersion(uri=additional.pretrained.uri, digest=additional.pretrained.digest))
+        pinned.add(PinnedVersion(uri=additional.baseline.uri, digest=additional.baseline.digest))
     return pinned
 
 
@@ -116,7 +116,7 @@ def additional_versions(
     if challenger is not None and weights_digest(challenger) == weights_digest(version):
         challenger = None
     others = versions_on_same_base(version, task_uri=task_uri, limit=max_versions(config, task=version.task))
-    return AdditionalVersions(champion.pretrained, challenger, others)
+    return AdditionalVersions(champion.baseline, challenger, others)
 
 
 def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
@@ -154,7 +154,7 @@ def switch_service(
             switch_version(
                 task_uri,
                 version=version,
-                pretrained=champion.pretrained,
+                baseline=champion.baseline,
                 verdict=champion.verdict,
                 progress=progress,
             )

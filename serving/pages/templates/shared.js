@@ -1,7 +1,7 @@
 "use strict";
 // The parts of the pages of all tasks: requests, the models that are served, and the feedback.
 const byId = id => document.getElementById(id);
-const ROLES = {champion: "Champion", pretrained: "Baseline", challenger: "Challenger"};
+const ROLES = {champion: "Champion", baseline: "Baseline", challenger: "Challenger"};
 const NUM_CLASSES_SHOWN = 8;
 let served = null;  // the response of /v1/models
 
@@ -37,7 +37,7 @@ function element(tag, {text, ...fields} = {}, ...children) {
 
 const champion = () => served.data.find(model => model.id === "champion");
 
-// The other models, each once: after a verdict for the incumbent, `pretrained` is the champion itself.
+// The other models, each once: after a verdict for the incumbent, `baseline` is the champion itself.
 function others() {
   const digests = new Set([champion().digest]);
   return served.data.filter(model => !digests.has(model.digest) && digests.add(model.digest));
@@ -72,7 +72,7 @@ function showOthers() {
     element("option", {value: "", text: "no other model"}));
   if (models.some(model => model.id === former)) byId("other").value = former;
   byId("alone").hidden = models.length > 0;
-  const isBaseline = served.data.some(model => model.id === "pretrained");
+  const isBaseline = served.data.some(model => model.id === "baseline");
   byId("alone").textContent = (isBaseline ? "The champion is the best baseline itself, and no" : "No")
     + " other model is served, so there is nothing to compare with.";
 }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.report.evidence import (
-    PRETRAINED,
+    BASELINE,
     Confusion,
     CurveRecord,
     ModelScore,
@@ -120,16 +120,16 @@ MAX_NAMED = 8  # trials whose names the chart of the sweep has room for
 
 def sweep(trials: Sequence[TrialRecord]) -> Chart:
     """Return the validation score of each trial and baseline in the order of the sweep, without trials that failed."""
-    trials, height = [trial for trial in trials if trial.epochs or trial.status == PRETRAINED], 180.0
+    trials, height = [trial for trial in trials if trial.epochs or trial.status == BASELINE], 180.0
     up = around([trial.validation for trial in trials], length=height)
     across = Scale(0.0, len(trials) + 1.0)
-    tuned = [trial for trial in trials if trial.status != PRETRAINED]
+    tuned = [trial for trial in trials if trial.status != BASELINE]
     best = max(tuned, key=lambda trial: trial.validation, default=None)
     shown = {index + 1.0: trial.name for index, trial in enumerate(trials)} if len(trials) <= MAX_NAMED else {}
     forms = (lambda x: shown.get(x, ""), lambda y: f"{y:.4g}")
     marks = axes(across, up, names=("trial", "validation score"), forms=forms, ticks=(len(shown) + 1, 4))
     for index, trial in enumerate(trials):
-        kind = "chosen" if trial is best else "other" if trial.status == PRETRAINED else "candidate"
+        kind = "chosen" if trial is best else "other" if trial.status == BASELINE else "candidate"
         where, title = across.at(index + 1.0), f"{trial.name}: {trial.validation:.4f} ({trial.status})"
         marks.append(Dot(where, up.down(trial.validation), 6 if trial is best else 4.5, f"dot {kind}", title=title))
     return Chart(tuple(marks), height, "validation score of each trial; see the table", "plot short")
@@ -143,7 +143,7 @@ def epochs(trials: Sequence[TrialRecord]) -> Chart | None:
     tuned = [trial for trial in trials if trial.scores]
     if not tuned:
         return None
-    baselines = [trial.validation for trial in trials if trial.status == PRETRAINED]
+    baselines = [trial.validation for trial in trials if trial.status == BASELINE]
     target = [max(baselines)] if baselines else []
     most, height = max(len(trial.scores) for trial in tuned), 220.0
     best = max(tuned, key=lambda trial: trial.validation)

@@ -75,13 +75,13 @@ class TrainedRows:
         return {**tables, **compared}
 
 
-PRETRAINED = "pretrained"
+BASELINE = "baseline"
 """Status of a baseline in the table of the sweep."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A row of the sweep table: a trial, or a baseline (with the status `pretrained`)."""
+    """A row of the sweep table: a trial, or a baseline (with the status `baseline`)."""
 
     trial: str
     kind: str
@@ -95,7 +95,7 @@ class TrialRecord:
     @property
     def name(self) -> str:
         """The name for people: that of the baseline, or `trial` with the end of the id, as in the terminal."""
-        return self.trial if self.status == PRETRAINED else trial_name(self.trial)
+        return self.trial if self.status == BASELINE else trial_name(self.trial)
 
 
 @dataclass(frozen=True)

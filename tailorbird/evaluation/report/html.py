@@ -13,7 +13,7 @@ from tailorbird.config.base import digest
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.report import charts, contender_chart, costs
 from tailorbird.evaluation.report.console import mix_sentence, offsets_sentence, seed_sentence, streaming_sentence
-from tailorbird.evaluation.report.evidence import PRETRAINED, Evidence
+from tailorbird.evaluation.report.evidence import BASELINE, Evidence
 from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.verdict.contender_costs import money, named
@@ -77,7 +77,7 @@ def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
     templates.globals |= {"metrics": METRICS, "tones": TONES, "roles": COMPARED}
     templates.globals["share_metrics"] = [name for name, metric in METRICS.items() if metric.is_share]
-    templates.globals |= {"field_names": FIELD_NAMES, "pretrained": PRETRAINED}
+    templates.globals |= {"field_names": FIELD_NAMES, "baseline": BASELINE}
     templates.filters |= {
         "interval_name": interval_name,
         "model_name": model_name,

@@ -199,7 +199,7 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
         listing = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
         assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
-        answer = client.chat.completions.create(model="pretrained", messages=[{"role": "user", "content": "abc"}])
+        answer = client.chat.completions.create(model="baseline", messages=[{"role": "user", "content": "abc"}])
         assert (answer.model_extra or {})["version"].startswith("nearest-")
         manifest = render_manifest(chat_run.recipe, to="serve").text
         assert {champion.uri, chat_run.result.evidence.versions["incumbent"].uri} <= set(manifest.split())

@@ -68,7 +68,7 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
             "base_model": BASE_MODEL,
             "data": {**{name: f"{DATA}/{name}" for name in ("train", "validation", "test")}, "label": "chapter"},
             "evaluation": {"gates": {"calibration": None, "groups": None, "counterfactual": None, "robustness": None}},
-            "serving": {"pretrained": False},  # the run's incumbent is not registered
+            "serving": {"baseline": False},  # the run's incumbent is not registered
             "registry": "s3://models",
         }
     )

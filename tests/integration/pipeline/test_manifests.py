@@ -30,7 +30,7 @@ from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, of_kind, text_of
 
 SERVING = ServingConfig(
-    min_replicas=5, max_replicas=7, cpus_per_replica=2, api_keys="env://KEYS", max_texts=9, pretrained=False, versions=0
+    min_replicas=5, max_replicas=7, cpus_per_replica=2, api_keys="env://KEYS", max_texts=9, baseline=False, versions=0
 )
 TRAINING = TrainingConfig(num_workers=6, cpus_per_worker=2, batch_size=96)
 BASES = {"rayjob": "prod/job", "rayservice": "prod/service", "promote": "prod/promote"}
@@ -95,7 +95,7 @@ def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_t
         deployment_options(serving, task=recipe.task) for serving in (arguments.serving, recipe.serving)
     )
     assert rendered == requested
-    recipe_fields = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
+    recipe_fields = {"baseline": recipe.serving.baseline, "versions": recipe.serving.versions}
     assert arguments.serving.model_copy(update=recipe_fields) == recipe.serving
     (deployment,) = application["deployments"]
     config = ReplicaConfig.model_validate(deployment["user_config"])
@@ -128,13 +128,13 @@ def test_additional_versions_are_declared_as_in_a_deployment(recipe: Recipe, cho
     untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
     verdict = ChosenBy(outcome="FINE_TUNE", sentence="better")
-    champion = champion.model_copy(update={"pretrained": untouched, "verdict": verdict})
+    champion = champion.model_copy(update={"baseline": untouched, "verdict": verdict})
     write_champion(recipe.task_uri, champion, etag=etag)
-    serving = SERVING.model_copy(update={"pretrained": True})
+    serving = SERVING.model_copy(update={"baseline": True})
     config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
     replicas = ReplicaConfig.model_validate(config["applications"][0]["deployments"][0]["user_config"])
-    assert replicas.others == {"pretrained": VersionRef(uri=untouched.uri, digest=untouched.digest)}
-    assert (replicas.verdict, replicas.serve_pretrained) == ("better", True)
+    assert replicas.others == {"baseline": VersionRef(uri=untouched.uri, digest=untouched.digest)}
+    assert (replicas.verdict, replicas.serve_baseline) == ("better", True)
     assert replicas.champion.digest == chosen.digest
 
 

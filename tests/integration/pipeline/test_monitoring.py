@@ -105,9 +105,9 @@ class Task:
         self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
         self.champion = self._register(folder / "full", kind="full", rows=train)
         part = registry.PinnedVersion(uri=self.pretrained.uri, digest=self.pretrained.digest)
-        former = champion.FormerChampion(uri=part.uri, digest=part.digest, run="", pretrained=part)
+        former = champion.FormerChampion(uri=part.uri, digest=part.digest, run="", baseline=part)
         set_champion(
-            self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", pretrained=part, former=(former,)
+            self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", baseline=part, former=(former,)
         )
         content["serving"]["challenger"] = {"version": self.pretrained.version, "shadow": 1.0}
         self.path.write_text(yaml.safe_dump(content))
@@ -116,7 +116,7 @@ class Task:
             self.recipe.serving,
             task_uri=self.recipe.task_uri,
             version=self.champion,
-            additional=AdditionalVersions(pretrained=self.pretrained, challenger=self.pretrained),
+            additional=AdditionalVersions(baseline=self.pretrained, challenger=self.pretrained),
         )
 
     def _register(self, folder: Path, *, kind: Kind, rows: Rows) -> registry.ModelVersion:

@@ -85,7 +85,7 @@ def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, ch
 def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
     pretrained, first, second = (
         register(task_uri, version_folder(tmp_path / name, value=value))
-        for value, name in enumerate(("pretrained", "first", "second"), 1)
+        for value, name in enumerate(("baseline", "first", "second"), 1)
     )
     fine_tuned = [CandidateRecord("full", version.uri, version.digest) for version in (first, second)]
     versions = {"candidate": fine_tuned[0], "incumbent": candidate_record(pretrained)}
@@ -102,7 +102,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
         roll_back(task_uri, reason="replaced in the meantime", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
     pinned = PinnedVersion(uri=pretrained.uri, digest=pretrained.digest)
-    assert (promoted.former[0].pretrained, promoted.pretrained) == (pinned, pinned)
+    assert (promoted.former[0].baseline, promoted.baseline) == (pinned, pinned)
     back = roll_back(task_uri, reason=" complaints ")
     assert (back.uri, back.run, back.former) == (first.uri, f"{task_uri}/runs/r", ())
     assert back.reason.sentence() == f"rolled back from {second.version}: complaints"
@@ -117,7 +117,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
     roll_back(task_uri, reason="again")
     write_concluded_run(task_uri, first, versions=versions)
     back = roll_back(task_uri, reason="and again")
-    assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.former[0].pretrained)
+    assert (back.uri, back.run, back.baseline) == (pretrained.uri, "", promoted.former[0].baseline)
     assert back.rolled_back == (second.digest, first.digest)
     with pytest.raises(PromotionRefused, match="there was no champion before"):
         roll_back(task_uri, reason="further")

@@ -114,7 +114,7 @@ def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run:
     table = small_run.result.evidence.sweep
     scores = [row.validation for row in table]
     assert scores == sorted(scores, reverse=True)
-    trials = [row for row in table if row.status != "pretrained"]
+    trials = [row for row in table if row.status != "baseline"]
     assert len(trials) == small_run.recipe.tuning.num_trials
     assert {row.trial for row in table} >= KINDS
     assert all(row.seconds > 0 for row in trials if row.epochs)
@@ -237,11 +237,11 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     check_export(version.uri, card=result.verdict.sentence(), folder=tmp_path)
     assert champion.parity is not None
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
-    assert champion.pretrained is not None
+    assert champion.baseline is not None
     incumbent = read_version(result.evidence.versions["incumbent"].uri)
     former = [(incumbent.version, incumbent.digest)] if incumbent.shares_base else []
-    pretrained = ("pretrained", incumbent.digest)
-    assert champion.pretrained.digest == incumbent.digest
+    pretrained = ("baseline", incumbent.digest)
+    assert champion.baseline.digest == incumbent.digest
     assert served_at(champion_url) == [("champion", champion.digest), *former, pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url

@@ -224,7 +224,7 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
     rows = rows_of(QUESTIONS)
     versions = (service.retrieved, service.nearest, service.trained)
     additional = application.AdditionalVersions(
-        pretrained=service.nearest, challenger=service.nearest, others=[service.trained]
+        baseline=service.nearest, challenger=service.nearest, others=[service.trained]
     )
     challenger = ChallengerConfig(version=service.nearest.version, canary=1.0)
     config = CONFIG.model_copy(update={"challenger": challenger})
@@ -235,16 +235,16 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
             probes = [parity._probe(rows, table, row, version=version) for row in range(len(rows))]
             assert parity.check_parity(probes, url=service.url, version=version).matching == len(QUESTIONS)
         messages: Any = [{"role": "user", "content": "what is a dog"}]
-        answer = service.client.chat.completions.create(model="pretrained", messages=messages)
+        answer = service.client.chat.completions.create(model="baseline", messages=messages)
         assert answer.choices[0].message.content == "what is a cat"
         usage = answer.usage
         assert usage is not None
         assert (usage.prompt_tokens, usage.completion_tokens) == (13, 13)
-        chunks = list(service.client.chat.completions.create(model="pretrained", messages=messages, stream=True))
+        chunks = list(service.client.chat.completions.create(model="baseline", messages=messages, stream=True))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
         assert service.ask("abc").version == service.nearest.version  # the canary answers every request
         with pytest.raises(openai.BadRequestError, match="no language model"):
-            service.client.completions.create(model="pretrained", prompt="abc")
+            service.client.completions.create(model="baseline", prompt="abc")
     finally:
         service.deploy(service.first)
 

@@ -147,7 +147,7 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
             assert url is not None
             result = parity.check_parity(probes, url=url, version=second)
         assert (result.rows, result.matching, result.requires_equality) == (2, 1, False)
-        assert rollout.switch_version(TASK_URI, version=second, pretrained=None, verdict=None) == url
+        assert rollout.switch_version(TASK_URI, version=second, baseline=None, verdict=None) == url
 
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, timeout=60, max_retries=0)
         messages: list[Any] = [{"role": "user", "content": "hello"}]

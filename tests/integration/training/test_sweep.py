@@ -73,10 +73,10 @@ def stopped(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(stopped: StoppedSweep) -> None:
     result = stopped.result
-    trials = [row for row in result.rows if row.status != "pretrained"]
+    trials = [row for row in result.rows if row.status != "baseline"]
     assert [row.status.startswith("stopped: cannot reach") for row in trials] == [True, True]
     assert [len(row.scores) for row in trials] == [2, 2]
-    assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == stopped.target.baselines
+    assert {row.trial: row.score for row in result.rows if row.status == "baseline"} == stopped.target.baselines
     assert result.rows[0].trial == "probe"
     rates = {row.config["learning_rate"] for row in trials}
     assert result.selected == stopped.training.model_copy(update={"learning_rate": result.selected.learning_rate})
@@ -100,7 +100,7 @@ def test_mlflow_has_each_trial_with_its_configuration_and_epochs(stopped: Stoppe
         )
         for run in runs
     }
-    trials = [row for row in stopped.result.rows if row.status != "pretrained"]
+    trials = [row for row in stopped.result.rows if row.status != "baseline"]
     assert tracked == {(row.config["learning_rate"], row.scores) for row in trials}
     assert {run.info.status for run in runs} == {"FINISHED"}
 
@@ -117,7 +117,7 @@ def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(sma
     with connect():
         config, target = TuningConfig(num_trials=12), Target({"probe": 0.98}, 0.99, "")
         result = sweep(config, training=training, task=task, target=target, uri=a_uri())
-    trials = [row for row in result.rows if row.status != "pretrained"]
+    trials = [row for row in result.rows if row.status != "baseline"]
     assert result.ended is not None
     assert "0.990 is out of reach" in result.ended
     completed = [row for row in trials if row.status == "completed"]

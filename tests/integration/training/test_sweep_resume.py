@@ -70,7 +70,7 @@ def test_a_restarted_driver_keeps_finished_trials_and_resumes_the_others(
     recorder = ProgressRecorder()
     with connect():
         swept = run.sweep_only(load_recipe(path, overrides=OVERRIDES), progress=recorder)
-    trials = {row.trial: row for row in swept.rows if row.status != "pretrained"}
+    trials = {row.trial: row for row in swept.rows if row.status != "baseline"}
     assert len(trials) == 3
     assert {trial.trial for trial in before} < set(trials)
     assert len({row.config["learning_rate"] for row in trials.values()}) == 3

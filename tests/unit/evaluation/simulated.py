@@ -327,7 +327,7 @@ def evidence_of(
         sweep=(
             _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
             _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: worse than other trials"),
-            _trial("probe", "probe", 0.66, config={}, status="pretrained"),
+            _trial("probe", "probe", 0.66, config={}, status="baseline"),
         ),
         sweep_ended=None,
         training=TrainingRecord(

@@ -58,8 +58,8 @@ def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
     version = replicas.register_chat(recipe.task_uri, tmp_path / "champion", base=recipe.base_model)
     right = replicas.register_nearest(recipe.task_uri, tmp_path / "former", base=recipe.base_model)
     pinned = PinnedVersion(uri=right.uri, digest=right.digest)
-    former = FormerChampion(uri=right.uri, digest=right.digest, run="", pretrained=pinned)
-    set_champion(recipe.task_uri, version, pretrained=pinned, former=(former,))
+    former = FormerChampion(uri=right.uri, digest=right.digest, run="", baseline=pinned)
+    set_champion(recipe.task_uri, version, baseline=pinned, former=(former,))
     return version
 
 

@@ -58,7 +58,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
     rows = (
         trial("1", config={"method": "lora"}, scores=(0.6, 0.7)),
         trial("2", config={}, scores=(0.5,)),
-        trial("probe", config={}, scores=(), status="pretrained"),
+        trial("probe", config={}, scores=(), status="baseline"),
     )
     selected = TrainingConfig(method="lora")
     fine_tuning = FineTuning(

@@ -73,8 +73,8 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
 def test_the_baseline_of_the_former_champion_is_kept_for_the_same_base_model_and_code(task: Task) -> None:
     baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
-    assert task.promote(first, incumbent=baseline).pretrained == baseline.pinned
-    assert task.promote(second, incumbent=first).pretrained == baseline.pinned
+    assert task.promote(first, incumbent=baseline).baseline == baseline.pinned
+    assert task.promote(second, incumbent=first).baseline == baseline.pinned
 
 
 def test_a_version_is_promoted_by_its_name(task: Task) -> None:
@@ -92,15 +92,15 @@ def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
     baseline, first = task.register("baseline", kind="probe"), task.register("1")
     second, third = task.register("2", **changed), task.register("3", **changed)
     task.promote(first, incumbent=baseline)
-    assert task.promote(second, incumbent=first).pretrained is None
-    assert task.promote(third, incumbent=second).pretrained is None
+    assert task.promote(second, incumbent=first).baseline is None
+    assert task.promote(third, incumbent=second).baseline is None
 
 
 def test_a_damaged_baseline_is_not_inherited(task: Task) -> None:
     baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
     task.promote(first, incumbent=baseline)
     (task.folder / "task" / "versions" / baseline.version / "manifest.json").unlink()
-    assert task.promote(second, incumbent=first).pretrained is None
+    assert task.promote(second, incumbent=first).baseline is None
 
 
 @pytest.mark.parametrize("promoted_before", [True, False])
@@ -136,16 +136,16 @@ def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored
     assert (task.champion, changed) == (before, [])
 
 
-@pytest.mark.parametrize("damaged", ["champion", "challenger", "pretrained"])
+@pytest.mark.parametrize("damaged", ["champion", "challenger", "baseline"])
 def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
     task: Task, monkeypatch: pytest.MonkeyPatch, damaged: str
 ) -> None:
     served = {role: task.register(role) for role in ("champion", "challenger")}
-    served["pretrained"] = task.register("pretrained", kind="probe")
+    served["baseline"] = task.register("baseline", kind="probe")
     first = served["champion"]
     champion = Champion(
         version=first.version, uri=first.uri, digest=first.digest, run="", since="2026",
-        reason=ChangeReason(change="promotion", text="a test"), pretrained=served["pretrained"].pinned,
+        reason=ChangeReason(change="promotion", text="a test"), baseline=served["baseline"].pinned,
         parity=ParityResult(rows=1, matching=1, at="2026"),
     )  # fmt: skip
     deployed: list[bool] = []
@@ -201,7 +201,7 @@ def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretr
     versions = {role: candidate_record(version) for role, version in records.items()}
     write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
     champion = promote_version(task.uri)
-    assert (champion.uri, champion.pretrained) == (baseline.uri, baseline.pinned)
+    assert (champion.uri, champion.baseline) == (baseline.uri, baseline.pinned)
     assert champion.reason.sentence() == "STAY: probe dominates the incumbent"
     with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote_version(task.uri, version=candidate.uri)

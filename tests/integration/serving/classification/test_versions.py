@@ -82,7 +82,7 @@ def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version
                 assert [result["label"] for result in answer["results"]] == wanted[service.swapped.version]
                 assert service.ask({"input": TEXTS})["version"] == service.first.version
             for version in (service.swapped, service.first):
-                rollout.switch_version(service.task_uri, version=version, pretrained=None, verdict=None)
+                rollout.switch_version(service.task_uri, version=version, baseline=None, verdict=None)
                 assert service.ask({"input": TEXTS})["version"] == version.version
         finally:
             done.set()

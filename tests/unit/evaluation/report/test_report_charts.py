@@ -3,7 +3,7 @@
 import re
 
 from tailorbird.evaluation.report import charts
-from tailorbird.evaluation.report.evidence import PRETRAINED, TrialRecord
+from tailorbird.evaluation.report.evidence import BASELINE, TrialRecord
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.pages.charts import Dot, Line, Text
 from tests.unit.evaluation.report.test_html import ON_GPU, Page, evidence_for
@@ -20,7 +20,7 @@ def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
 
 
 def test_the_chart_of_the_sweep_marks_the_best_trial_and_omits_failed_ones() -> None:
-    trials = (("probe", 0, 0.9, PRETRAINED), ("1af31", 2, 0.7, "completed"), ("17b62", 2, 0.8, "completed"))
+    trials = (("probe", 0, 0.9, BASELINE), ("1af31", 2, 0.7, "completed"), ("17b62", 2, 0.8, "completed"))
     rows = [
         TrialRecord(name, "full", {}, epochs, score, 1.0, status)
         for name, epochs, score, status in (*trials, ("broken", 0, 0.0, "failed"))
@@ -32,7 +32,7 @@ def test_the_chart_of_the_sweep_marks_the_best_trial_and_omits_failed_ones() -> 
 
 def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> None:
     trials = [
-        TrialRecord("probe", "probe", {}, 0, 0.75, 0.0, PRETRAINED),
+        TrialRecord("probe", "probe", {}, 0, 0.75, 0.0, BASELINE),
         TrialRecord("1af31", "full", {}, 1, 0.6, 1.0, "stopped", scores=(0.6,)),
         TrialRecord("17b62", "full", {}, 3, 0.9, 1.0, "completed", scores=(0.7, 0.8, 0.9)),
     ]

@@ -10,7 +10,7 @@ from serving.deploy.application import (
     application_name,
     application_of,
     can_hold,
-    is_pretrained_served,
+    is_baseline_served,
     replica_config,
     route_prefix,
     standalone_application,
@@ -57,17 +57,17 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     assert digests == {
         "champion": "d-full-1",
         "lora-1": "d-lora-1",
-        "pretrained": "d-probe-1",
+        "baseline": "d-probe-1",
         "challenger": "d-full-2",
     }
     assert config.challenger is not None
     assert (config.challenger.canary, config.challenger.shadow) == (0.1, 0.0)
     assert (config.verdict, config.costs) == (CHOSEN_BY.sentence, CHOSEN_BY.costs)
-    assert (config.serve_pretrained, config.max_versions) == (True, 4)
+    assert (config.serve_baseline, config.max_versions) == (True, 4)
 
 
 @pytest.mark.parametrize(
-    ("baseline", "prompting", "pretrained", "served"),
+    ("baseline", "prompting", "is_wanted", "served"),
     [
         ("probe-1", None, True, True),
         ("probe-1", None, False, False),
@@ -81,14 +81,14 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     ],
 )
 def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
-    baseline: str, prompting: Prompting | None, pretrained: bool, served: bool
+    baseline: str, prompting: Prompting | None, is_wanted: bool, served: bool
 ) -> None:
     version = registered("full-1", prompting=prompting)
     additional = AdditionalVersions(registered(baseline).pinned)
     application = application_of(
-        ServingConfig(pretrained=pretrained), task_uri=TASK, version=version, additional=additional
+        ServingConfig(baseline=is_wanted), task_uri=TASK, version=version, additional=additional
     )
-    assert set(replica_config(application).others) == ({"pretrained"} if served else set())
+    assert set(replica_config(application).others) == ({"baseline"} if served else set())
 
 
 @pytest.mark.parametrize(("baseline", "served"), [("zero-shot-1", True), ("retrieved-1", True), ("few-shot-1", False)])
@@ -98,8 +98,8 @@ def test_a_chat_service_with_a_shared_base_model_serves_baselines_that_do_not_ch
     monkeypatch.setitem(KINDS, "few_shot", replace(KINDS["few_shot"], base="changed"))
     champion = registered("lora-1", prompting=CHAT).model_copy(update={"kind": "lora"})
     pretrained = registered(baseline).pinned
-    assert is_pretrained_served(pretrained, champion=champion, shares_chat_base=True) == served
-    assert not is_pretrained_served(pretrained, champion=champion, shares_chat_base=False)
+    assert is_baseline_served(pretrained, champion=champion, shares_chat_base=True) == served
+    assert not is_baseline_served(pretrained, champion=champion, shares_chat_base=False)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
 
 def switch(name: str, version: ModelVersion | None = None) -> None:
     version = version or registered("full-2")
-    rollout.switch_version(f"s3://models/{name}", version=version, pretrained=None, verdict=None)
+    rollout.switch_version(f"s3://models/{name}", version=version, baseline=None, verdict=None)
 
 
 def test_a_concurrent_change_of_another_task_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

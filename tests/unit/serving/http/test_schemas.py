@@ -173,8 +173,8 @@ def test_a_written_answer_is_valid_for_its_schema() -> None:
     written = answer_of([{"label": "é", "score": 0.5, "scores": {"é": 0.5}}])
     result = ClassifyResponse.model_validate_json(written).results[0]
     assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
-    compared = CompareResponse.model_validate_json(write_comparison("r", {"pretrained": written, "champion": written}))
-    assert (compared.request_id, compared.champion) == ("r", compared.pretrained)
+    compared = CompareResponse.model_validate_json(write_comparison("r", {"baseline": written, "champion": written}))
+    assert (compared.request_id, compared.champion) == ("r", compared.baseline)
     assert compared.champion.results == [result]
 
 

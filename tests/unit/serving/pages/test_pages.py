@@ -83,7 +83,7 @@ def serve(models: Models, monkeypatch: pytest.MonkeyPatch) -> Serve:
 def classifiers(serve: Serve, models: Models) -> Iterator[str]:
     """Yield the URL of a service with two classifiers, examples and a request log."""
     fields = {"request_log": models.log, "examples": EXAMPLES}
-    with serve(models.bag, fields=fields, pretrained=models.swapped) as url:
+    with serve(models.bag, fields=fields, baseline=models.swapped) as url:
         yield url
 
 
@@ -91,7 +91,7 @@ def classifiers(serve: Serve, models: Models) -> Iterator[str]:
 def chats(serve: Serve, models: Models) -> Iterator[str]:
     """Yield the URL of a service with two chat models, examples and a request log."""
     fields = {"request_log": models.log, "examples": QUESTIONS}
-    with serve(models.chat, fields=fields, pretrained=models.nearest) as url:
+    with serve(models.chat, fields=fields, baseline=models.nearest) as url:
         yield url
 
 
@@ -181,7 +181,7 @@ def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
     log = models.folder / "feedback"
-    with serve(models.bag, fields={"request_log": log.as_uri()}, pretrained=models.swapped) as url:
+    with serve(models.bag, fields={"request_log": log.as_uri()}, baseline=models.swapped) as url:
         page = open_page(url)
         page.get_by_text("Names of classes").wait_for()
         page.get_by_label("Text to classify").focus()
@@ -208,7 +208,7 @@ def test_another_class_can_be_reported(open_page: OpenPage, classifiers: str) ->
 def test_a_service_of_one_model_says_so_and_has_no_feedback_without_a_log(
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
-    with serve(models.bag, fields={}, pretrained=models.bag) as url:  # after STAY, the champion is the baseline
+    with serve(models.bag, fields={}, baseline=models.bag) as url:  # after STAY, the champion is the baseline
         page = open_page(link(url, AGREED))
         page.locator("#both section").wait_for()
         assert page.locator("#both section").count() == 1
@@ -222,7 +222,7 @@ def test_a_further_version_can_be_compared_instead_and_integer_labels_are_feedba
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
     fields = {"request_log": models.log}
-    with serve(models.integers, fields=fields, pretrained=models.integers, other=models.swapped) as url:
+    with serve(models.integers, fields=fields, baseline=models.integers, other=models.swapped) as url:
         page = open_page(link(url, AGREED))
         page.locator("#both section").nth(1).wait_for()
         assert f"Other version: {models.swapped.version}" in page.locator("#both section").nth(1).inner_text()
@@ -235,7 +235,7 @@ def test_a_further_version_can_be_compared_instead_and_integer_labels_are_feedba
 def test_a_service_with_keys_asks_for_one(open_page: OpenPage, serve: Serve, models: Models) -> None:
     key, stored = new_key("app")
     (models.folder / "keys").write_text(f"{stored.name} {stored.sha256}\n")
-    with serve(models.bag, fields={"api_keys": (models.folder / "keys").as_uri()}, pretrained=models.swapped) as url:
+    with serve(models.bag, fields={"api_keys": (models.folder / "keys").as_uri()}, baseline=models.swapped) as url:
         page = open_page(url)
         page.get_by_text("This service requires an API key.").wait_for()
         assert faults(page) == []
@@ -264,7 +264,7 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
     log = models.folder / "chat feedback"
-    with serve(models.chat, fields={"request_log": log.as_uri()}, pretrained=models.nearest) as url:
+    with serve(models.chat, fields={"request_log": log.as_uri()}, baseline=models.nearest) as url:
         page = open_page(link(url, QUESTIONS[0]))
         page.get_by_role("button", name="Good").nth(1).wait_for()
         first, second = page.locator(".reply").all()
@@ -324,7 +324,7 @@ def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknow
     task = (models.folder / "registry" / "letters").as_uri()
     with endpoint_server(reply) as server:
         hybrid = replicas.register_cascade(task, models.folder / "classifiers", first=models.bag, url=server.url)
-        with serve(hybrid, fields={"examples": EXAMPLES}, pretrained=models.bag) as url:
+        with serve(hybrid, fields={"examples": EXAMPLES}, baseline=models.bag) as url:
             page = open_page(link(url, DISAGREED))
             page.get_by_text("The models disagree.").wait_for()
             both = page.locator("#both section").first

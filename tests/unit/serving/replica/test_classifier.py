@@ -131,13 +131,13 @@ def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_m
 def test_a_comparison_has_both_answers_and_one_pass_for_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         classifier = new_classifier(monkeypatch)
-        await classifier.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        await classifier.reconfigure(config("one", others={"baseline": ref("probe")}))
         answers = await answer(classifier, {"input": "x"}, route="_compare")
-        assert (answers["champion"]["version"], answers["pretrained"]["version"]) == ("one", "probe")
+        assert (answers["champion"]["version"], answers["baseline"]["version"]) == ("one", "probe")
         same = new_classifier(monkeypatch)
-        await same.reconfigure(config("one", others={"pretrained": ref("one")}))
+        await same.reconfigure(config("one", others={"baseline": ref("one")}))
         answers = await answer(same, {"input": "x"}, route="_compare")
-        assert answers["champion"] == answers["pretrained"]
+        assert answers["champion"] == answers["baseline"]
 
     asyncio.run(scenario())
 

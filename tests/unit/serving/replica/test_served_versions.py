@@ -64,10 +64,10 @@ def test_a_later_version_that_cannot_be_loaded_is_refused_until_the_next_change(
 def test_a_model_is_selected_by_name_by_version_by_both_or_by_role() -> None:
     async def scenario() -> None:
         versions = Loads().versions()
-        await versions.reconfigure(config("full-1", others={"pretrained": ref("probe-1")}))
+        await versions.reconfigure(config("full-1", others={"baseline": ref("probe-1")}))
         for model in ("champion", "task", "full-1", "task@full-1"):
             assert versions.engine_of(model).version.version == "full-1"
-        for model in ("pretrained", "probe-1", "task@probe-1"):
+        for model in ("baseline", "probe-1", "task@probe-1"):
             assert versions.engine_of(model).version.version == "probe-1"
         with pytest.raises(RequestError) as caught:
             versions.engine_of("gpt-4")
@@ -80,17 +80,17 @@ def test_a_served_version_is_not_reloaded_and_an_unused_one_is_unloaded() -> Non
     async def scenario() -> None:
         loads = Loads()
         versions = loads.versions()
-        await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
-        await change(versions, config("two", others={"pretrained": ref("probe")}))
+        await versions.reconfigure(config("one", others={"baseline": ref("probe")}))
+        await change(versions, config("two", others={"baseline": ref("probe")}))
         assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one"])
-        await change(versions, config("probe", others={"pretrained": ref("probe")}))
+        await change(versions, config("probe", others={"baseline": ref("probe")}))
         assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one", "two"])
-        assert versions.champion is versions.engine_of("pretrained")
-        await change(versions, config("one", others={"pretrained": ref("bad")}))
+        assert versions.champion is versions.engine_of("baseline")
+        await change(versions, config("one", others={"baseline": ref("bad")}))
         assert versions.refused is None  # the champion does not need the pretrained model
         assert champion(versions) == "one"
         with pytest.raises(RequestError, match="model 'pretrained' is not served"):
-            versions.engine_of("pretrained")
+            versions.engine_of("baseline")
 
     asyncio.run(scenario())
 
@@ -152,12 +152,12 @@ def test_an_absent_version_is_retried_until_it_loads_and_logged_once(
             return loads.load("bad" if uri == "probe" and num_tries < 4 else uri, digest)
 
         versions: ServedVersions[Any] = ServedVersions(load, read_secret=bytes)
-        await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        await versions.reconfigure(config("one", others={"baseline": ref("probe")}))
         retries = asyncio.create_task(versions.keep_retrying())
         await change(versions, config("bad"))  # is refused, so the former versions stay
-        while "pretrained" not in versions.engines:
+        while "baseline" not in versions.engines:
             await asyncio.sleep(0.01)
-        assert versions.engine_of("pretrained").version.version == "probe"
+        assert versions.engine_of("baseline").version.version == "probe"
         assert (versions.refused and versions.refused.digest, versions.absent) == ("d-bad", {})
         await asyncio.sleep(0.1)
         assert (loads.loaded, num_tries) == (["one", "probe"], 4)
@@ -173,11 +173,11 @@ def test_a_stopped_version_other_than_the_champion_is_reloaded(monkeypatch: pyte
     async def scenario() -> None:
         loads = Loads()
         versions = loads.versions()
-        await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        await versions.reconfigure(config("one", others={"baseline": ref("probe")}))
         retries = asyncio.create_task(versions.keep_retrying())
-        first = versions.engine_of("pretrained")
+        first = versions.engine_of("baseline")
         first.running = False
-        while versions.engine_of("pretrained") is first:
+        while versions.engine_of("baseline") is first:
             await asyncio.sleep(0.01)
         assert (loads.loaded, loads.unloaded) == (["one", "probe", "probe"], ["probe"])
         retries.cancel()

@@ -28,7 +28,7 @@ def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> N
 def compare_url(service: Service) -> Iterator[str]:
     """Yield the URL of a service whose champion is the first version and whose pretrained model the swapped one."""
     verdict = ChosenBy(outcome="FINE_TUNE", sentence="FINE_TUNE: <b>+7 points</b>")
-    additional = AdditionalVersions(pretrained=service.swapped)
+    additional = AdditionalVersions(baseline=service.swapped)
     yield rollout.deploy(
         CONFIG, task_uri=service.task_uri, version=service.first, additional=additional, verdict=verdict
     )
@@ -41,12 +41,12 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
     models = requests.get(f"{compare_url}/v1/models", timeout=60).json()["data"]
     assert [(model["id"], model["digest"], model["verdict"]) for model in models] == [
         ("champion", service.first.digest, "FINE_TUNE: <b>+7 points</b>"),
-        ("pretrained", service.swapped.digest, None),
+        ("baseline", service.swapped.digest, None),
     ]
-    wanted = {"champion": predictions["first"], "pretrained": predictions["second"]}
+    wanted = {"champion": predictions["first"], "baseline": predictions["second"]}
     body = {"input": TEXTS, "scores": True}
     compared = requests.post(f"{compare_url}/v1/compare", json=body, timeout=60).json()
-    for name, version in (("champion", service.first), ("pretrained", service.swapped)):
+    for name, version in (("champion", service.first), ("baseline", service.swapped)):
         answer_by_name = service.ask(body | {"model": name})
         assert answer_by_name["version"] == compared[name]["version"] == version.version
         for answer in (answer_by_name, compared[name]):
@@ -54,7 +54,7 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
                 prediction.label for prediction in wanted[name]
             ]
         assert service.ask(body | {"model": version.version})["version"] == version.version
-    assert compared["champion"]["results"][0]["label"] != compared["pretrained"]["results"][0]["label"]
+    assert compared["champion"]["results"][0]["label"] != compared["baseline"]["results"][0]["label"]
 
 
 @pytest.mark.parametrize("width", [390, 1280])
