@@ -89,7 +89,7 @@ def test_a_served_version_is_not_reloaded_and_an_unused_one_is_unloaded() -> Non
         await change(versions, config("one", others={"baseline": ref("bad")}))
         assert versions.refused is None  # the champion does not need the pretrained model
         assert champion(versions) == "one"
-        with pytest.raises(RequestError, match="model 'pretrained' is not served"):
+        with pytest.raises(RequestError, match="model 'baseline' is not served"):
             versions.engine_of("baseline")
 
     asyncio.run(scenario())
