@@ -266,8 +266,8 @@ class Reader:
 
 def is_answered(table: pa.Table) -> NDArray[np.bool_]:
     """Return a mask [N] of the rows with a class, or with a complete answer to a conversation."""
-    is_chat = pc.and_(pc.equal(table["route"], "chat").fill_null(False), table["finish_reason"].is_valid())
-    return np.asarray(pc.or_(table["label"].is_valid(), is_chat), bool)
+    is_complete = pc.and_(pc.equal(table["route"], "chat").fill_null(False), table["finish_reason"].is_valid())
+    return np.asarray(pc.or_(table["label"].is_valid(), is_complete), bool)
 
 
 @lru_cache(maxsize=10_000)
