@@ -1,6 +1,11 @@
 """The tasks that can be served, and their deployments."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from tailorbird.data.rows import Conversation, query_of
 
 RETRY_AFTER_S = 2  # `Retry-After` of responses with status 429
 
@@ -17,6 +22,7 @@ class ServedTask:
     serves_baseline: bool
     """True if every baseline is served alongside the champion. Otherwise one is only served if it needs no further
     language model, which would double the memory."""
+    request: Callable[[Conversation], dict[str, JsonValue]]  # fields of a request with these turns
     actor_engines: frozenset[str] = frozenset()  # engines that run in separate actors, which use the replica's GPU
 
 
@@ -27,6 +33,7 @@ SERVED_TASKS: dict[str, ServedTask] = {
         replica_class="serving.replica.classifier:Classifier",
         shutdown_s=10,
         serves_baseline=True,
+        request=lambda turns: {"input": query_of(turns), "scores": True},
     ),
     "chat": ServedTask(
         deployment="chat",
@@ -34,6 +41,7 @@ SERVED_TASKS: dict[str, ServedTask] = {
         replica_class="serving.replica.chat:Chat",
         shutdown_s=120,
         serves_baseline=False,
+        request=lambda turns: {"messages": [{"role": role, "content": content} for role, content in turns]},
         actor_engines=frozenset({"vllm"}),
     ),
 }

@@ -73,12 +73,11 @@ class ChatTrainingTask(TrainingTask):
         assert isinstance(self.train, Rows)
         train, data, prompts = self.train.take(rows), ChatData(self.prompting.system), None
         if self.examples is not None:
-            assert train.conversations is not None
             # The process that tokenizes has no GPU, and the examples of each row are known, so nothing is embedded.
             index, nearest_rows = self.examples.load_index(device="cpu"), [self.examples.rows[row] for row in rows]
             prompts = (  # one at a time, because the prompts of all rows take more memory than their tokens
                 chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=examples)
-                for turns, examples in zip(train.conversations, nearest_rows, strict=True)
+                for turns, examples in zip(train.turns, nearest_rows, strict=True)
             )
         tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts)
         return TokenizedRows.from_lists(train.row_ids, tokens, classes=())

@@ -26,9 +26,8 @@ from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
-from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, plan_ranks
-from tailorbird.pipeline.inputs import run_ranks
+from tailorbird.pipeline.inputs import run_ranks, task_pooling
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrids import called_endpoints
@@ -239,8 +238,7 @@ def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
 
 def _model(recipe: Recipe) -> ModelMetadata:
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
-    if recipe.task == "classification":
-        read_pooling(staged, purpose="classification")
+    task_pooling(recipe, staged)  # raises PoolingError
     return read_metadata(staged, task=data_task(recipe.task, system=recipe.data.system))
 
 

@@ -10,6 +10,7 @@ from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts
 from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.tasks import TASKS
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.engine.memory_alternatives import remedy, smaller_alternatives
@@ -117,7 +118,7 @@ def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool, gpu_byte
     batch = Batch(
         _longest_training_row(recipe),
         max_new_tokens=recipe.data.max_new_tokens,
-        packed=recipe.task == "chat",
+        packed=TASKS[recipe.task].packs_rows,
         autocast=autocast,
     )
 

@@ -96,8 +96,8 @@ class Recipe(ConfigSection):
     @model_validator(mode="after")
     def _hybrid_column_is_a_group(self) -> Self:
         hybrid = self.evaluation.hybrid
-        if hybrid and hybrid.by == "group" and self.task == "chat":
-            raise ValueError("evaluation.hybrid.by 'group' is not available for chat tasks; use `by: cascade`")
+        if hybrid and hybrid.by == "group" and not TASKS[self.task].has_classes:
+            raise ValueError(f"evaluation.hybrid.by 'group' is not available for {self.task} tasks; use `by: cascade`")
         if hybrid and hybrid.column is not None and hybrid.column not in self.data.groups:
             raise ValueError(f"evaluation.hybrid.column {hybrid.column!r} is not in data.groups {self.data.groups}")
         return self

@@ -5,13 +5,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
+from tailorbird.config.tasks import TASKS, TaskName
 from tailorbird.config.vllm_options import vllm_option_error
 
 DEPLOY_TIMEOUT_S = 1800.0
 FALLBACK_TIMEOUT_S = 60.0
 MAX_EXAMPLE_CHARS = 500
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
-GPU_BATCH_SIZE = 256  # the same for texts on a GPU; up to it, a pass of short texts takes about as long as a small one
 
 
 class ChallengerConfig(ConfigSection):
@@ -202,13 +202,13 @@ class ServingConfig(ConfigSection):
             )
         return self
 
-    def batch_size(self, task: str) -> int:
+    def batch_size(self, task: TaskName) -> int:
         """Return the maximum number of texts in a forward pass or, for chat, of conversations at the same time."""
         if self.max_batch_size is not None:
             return self.max_batch_size
-        return GPU_BATCH_SIZE if self.gpus_per_replica and task == "classification" else BATCH_SIZE
+        return TASKS[task].gpu_batch_size if self.gpus_per_replica else BATCH_SIZE
 
-    def max_requests(self, task: str) -> int:
+    def max_requests(self, task: TaskName) -> int:
         """Return the maximum number of requests in a replica: those answered at the same time, and those that wait."""
         return self.batch_size(task) + self.max_queued_requests
 

@@ -18,6 +18,11 @@ class TaskRules:
     hub_example: Callable[[str], dict[str, object]]  # entry of `widget` in the model card
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
+    fit: str  # end of a sentence in the preflight about a base model that suits the task
+    quality: str  # what daily reports measure on labelled answers
+    has_classes: bool  # labels are classes, and models are encoders with a pooling
+    packs_rows: bool  # training packs several rows into one
+    gpu_batch_size: int  # default of `serving.max_batch_size` on a GPU
     unfitting: str  # end of a sentence in the model card about inputs that fit no class or have no answer
     gates_off: tuple[str, ...] = ()  # gates that do not apply to the task
 
@@ -40,6 +45,11 @@ TASKS: dict[TaskName, TaskRules] = {
         hub_example=lambda text: {"text": text},
         model="A text classifier",
         architecture="encoder and linear head, ",
+        fit="",
+        quality="accuracy",
+        has_classes=True,
+        packs_rows=False,
+        gpu_batch_size=256,  # up to it, a pass of short texts takes about as long as a small one
         unfitting=" with one of its classes, even if none fits",
     ),
     "chat": TaskRules(
@@ -49,6 +59,11 @@ TASKS: dict[TaskName, TaskRules] = {
         hub_example=lambda text: {"messages": [{"role": "user", "content": text}]},
         model="A chat model",
         architecture="",
+        fit=", chat template with separable turns",
+        quality="mean score",
+        has_classes=False,
+        packs_rows=True,
+        gpu_batch_size=64,
         unfitting=", and its answer can be false",
         gates_off=CLASSIFICATION_GATES,
     ),

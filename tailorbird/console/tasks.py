@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from tailorbird.config.metrics import METRICS
+from tailorbird.config.tasks import TASKS
 from tailorbird.console.reader import Reader
 from tailorbird.console.records import DayReport, RunEvidence
 from tailorbird.console.runs import Run, read_active
@@ -63,8 +64,8 @@ class TaskSummary:
     @property
     def quality_name(self) -> str:
         """What the reports measure on answers with a correct answer."""
-        is_chat = self.evidence is not None and METRICS[self.evidence.verdict.metric].task == "chat"
-        return "mean score" if is_chat else "accuracy"
+        task = METRICS[self.evidence.verdict.metric].task if self.evidence else "classification"
+        return TASKS[task].quality
 
     @property
     def since(self) -> datetime | None:

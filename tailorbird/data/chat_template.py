@@ -47,8 +47,7 @@ def example_turns(conversation: Conversation, answer: str, *, untrained: Sequenc
 
 def examples_of(rows: Rows) -> list[Conversation]:
     """Return each row as an example; see `example_turns`."""
-    assert rows.conversations is not None
-    columns = zip(rows.conversations, rows.labels, rows.untrained_turns or ((),) * len(rows), strict=True)
+    columns = zip(rows.turns, rows.labels, rows.untrained_turns or ((),) * len(rows), strict=True)
     return [example_turns(turns, answer, untrained=untrained) for turns, answer, untrained in columns]
 
 
@@ -121,11 +120,10 @@ def training_tokens(
     towards `max_length`. Raises DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens
     of the assistant.
     """
-    assert rows.conversations is not None
     tokens = []
     known: Iterable[Prompt | None] = [None] * len(rows) if prompts is None else prompts
     untrained = rows.untrained_turns or ((),) * len(rows)
-    parts = zip(rows.row_ids, rows.conversations, rows.labels, untrained, known, strict=True)
+    parts = zip(rows.row_ids, rows.turns, rows.labels, untrained, known, strict=True)
     for row_id, conversation, answer, context, prompt in parts:
         try:
             row = _row_tokens(

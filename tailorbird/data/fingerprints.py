@@ -27,10 +27,8 @@ def user_texts(rows: Rows) -> tuple[str, ...]:
 
     A conversation without a turn of the user has its whole text.
     """
-    if rows.conversations is None:
-        return rows.texts
     texts = []
-    for text, conversation in zip(rows.texts, rows.conversations, strict=True):
+    for text, conversation in zip(rows.texts, rows.turns, strict=True):
         turns = [content for role, content in conversation if role == "user"]
         texts.append("\n".join(turns) if turns else text)
     return tuple(texts)

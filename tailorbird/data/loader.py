@@ -72,7 +72,7 @@ def _split(rows: Rows, *, fractions: tuple[float, float, float], config: DataCon
         for name, part, fraction in zip(SPLIT_NAMES, (train, validation, test), fractions, strict=True)
         if fraction and not len(part)
     ]
-    if rows.split_keys is None and rows.conversations is not None and empty:
+    if rows.split_keys is None and not rows.class_labels and empty:
         raise DataError(
             f"the conversations to split have too few different beginnings ({len(set(keys)):,}): no row is left for "
             f"{' and '.join(empty)}. Add other conversations, set data.train, data.validation and data.test, or set "

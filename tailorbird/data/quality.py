@@ -80,12 +80,9 @@ def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter
     copied = [evaluated.copied(text, label=label) for text, label in zip(train.texts, train.labels, strict=True)]
     counts = Counter(chain.from_iterable(copied))
     rows = train.take([row for row, splits in enumerate(copied) if not splits])
-    if rows.conversations is None:
-        return rows, counts
-
     untrained = rows.untrained_turns or ((),) * len(rows)
     with_copies = []
-    for turns, known in zip(rows.conversations, untrained, strict=True):
+    for turns, known in zip(rows.turns, untrained, strict=True):
         copies = [
             at
             for at, (role, answer) in enumerate(turns)
@@ -137,7 +134,7 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
 
 def _answers_in_train(trained: Rows, *, test: Rows) -> int | None:
     """Return the number of test rows whose answer is one of the trained turns; None for classes."""
-    if test.conversations is None:
+    if test.class_labels:
         return None
     answers = set(map(normalise, trained.labels))
     return sum(normalise(answer) in answers for answer in test.labels)

@@ -89,9 +89,14 @@ class Rows:
         return self.labels if self.conversations is None else ()
 
     @property
+    def turns(self) -> tuple[Conversation, ...]:
+        """The turns before the answer of each row; a text without conversation is one turn of the user."""
+        return tuple((("user", text),) for text in self.texts) if self.conversations is None else self.conversations
+
+    @property
     def queries(self) -> tuple[str, ...]:
         """The text of each row; for chat tasks, the query of its conversation, without system message and history."""
-        return self.texts if self.conversations is None else tuple(map(query_of, self.conversations))
+        return tuple(map(query_of, self.turns))
 
 
 @dataclass(frozen=True)
@@ -152,9 +157,7 @@ def document_keys(rows: Rows) -> list[str]:
     """
     if rows.split_keys is not None:
         return list(rows.split_keys)
-    if rows.conversations is None:
-        return [normalise(text) for text in rows.texts]
-    beginnings = [_beginnings(turns) for turns in rows.conversations]
+    beginnings = list(map(_beginnings, rows.turns))
     branches: dict[str, set[str]] = {}
     for text, longer in chain.from_iterable(map(pairwise, beginnings)):
         branches.setdefault(text, set()).add(longer)

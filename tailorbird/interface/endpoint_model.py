@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tailorbird.interface.answer import Answer, Input, last_text
+from tailorbird.interface.answer import Input
 from tailorbird.interface.answers import Answers
+from tailorbird.interface.tasks import PREDICTED_TASKS
 
 if TYPE_CHECKING:
-    from tailorbird.data.rows import Rows
     from tailorbird.evaluation.inference.endpoint_requests import StoredAnswers
     from tailorbird.registry.hybrid_routing import IntArray, PartName
     from tailorbird.registry.versions import ModelVersion
@@ -36,50 +36,19 @@ class EndpointModel:
 
 
 def _of_endpoint(version: "ModelVersion", inputs: list[Input], *, kept: "dict[str, StoredAnswers]") -> Answers:
-    from tailorbird.evaluation.inference.endpoint import NO_LABEL, answer_rows_of_endpoint
+    from tailorbird.data.rows import Rows
+    from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
     from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
-    from tailorbird.models.endpoint.prompts import label_of
 
-    is_chat = version.task == "chat"
-    rows, limits = _rows(inputs, is_chat=is_chat), RequestLimits()
-    answers = answer_rows_of_endpoint(version.uri, rows=rows, limits=limits, kept=kept)
+    task = PREDICTED_TASKS[version.task]
+    texts = task.texts(inputs)
+    ids = tuple(map(str, range(len(texts))))
+    rows = Rows(ids, texts, labels=("",) * len(texts), conversations=task.conversations(inputs))
+    answers = answer_rows_of_endpoint(version.uri, rows=rows, limits=RequestLimits(), kept=kept)
     return Answers(
-        Answer(
-            input=last_text(value),
-            output=answer.text
-            if is_chat
-            else version.typed_label(label_of(answer.text, classes=version.classes) or NO_LABEL),
-            confidence=answer.confidence if is_chat else answer.probability,
-            version=version.version,
-            finish_reason=answer.finish_reason if is_chat else None,
-            reported_model=answer.model or None,
-            row=row,
-        )
-        for row, (value, answer) in enumerate(zip(inputs, answers, strict=True))
+        replace(task.completed(answer, version), input=text, reported_model=answer.model or None, row=row)
+        for row, (text, answer) in enumerate(zip(texts, answers, strict=True))
     )
-
-
-def _rows(inputs: list[Input], *, is_chat: bool) -> "Rows":
-    """Return inputs as rows without labels; raise DataError for a conversation that does not end with the user."""
-    from tailorbird.data.rows import DataError, Rows
-
-    texts = tuple(map(last_text, inputs))
-    ids, labels = tuple(map(str, range(len(inputs)))), ("",) * len(inputs)
-    if not is_chat:
-        return Rows(ids, texts, labels)
-    conversations = tuple(
-        (("user", value),)
-        if isinstance(value, str)
-        else tuple((message["role"], message["content"]) for message in value)
-        for value in inputs
-    )
-    for position, conversation in enumerate(conversations):
-        if conversation[-1][0] != "user":
-            raise DataError(
-                f"the conversation in row {position} does not end with a user message; remove the messages after the "
-                "last user message"
-            )
-    return Rows(ids, texts, labels, conversations=conversations)
 
 
 def _of_hybrid(
@@ -107,7 +76,7 @@ def _of_hybrid(
     answers = []
     for row, (name, answer) in enumerate(routed):
         scores = None if answer.scores is None else dict.fromkeys(version.classes, 0.0) | dict(answer.scores)
-        output = version.typed_label(str(answer.output)) if version.task == "classification" else answer.output
+        output = version.typed_label(str(answer.output))
         answers.append(
             replace(answer, output=output, version=version.version, scores=scores, answered_by=name, row=row)
         )

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
-from tailorbird.interface.answer import Answer, Input, last_text
+from tailorbird.interface.answer import Answer, Input
 from tailorbird.interface.answers import Answers
 from tailorbird.interface.endpoint_model import EndpointModel
 from tailorbird.interface.environment import use_running_stack
+from tailorbird.interface.tasks import PREDICTED_TASKS
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import AnyLoaded, LoadedClassifier, LoadedHybrid
+    from tailorbird.models.loading import AnyLoaded
     from tailorbird.registry.versions import ModelVersion
-
-BATCH_SIZE = 64
-"""Maximum number of texts in a forward pass, as in the service by default."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,12 @@ class Model:
             raise ValueError(f"groups: give one value{column} per input, that is {len(listed)} values")
         if not listed:
             return Answers()
+        task = PREDICTED_TASKS[self.version.task]
+        task.texts(listed)  # raises ValueError
         if isinstance(self.loaded, EndpointModel):
-            if self.version.task == "classification":
-                _texts(listed)
             answers = self.loaded.answers(listed, groups=groups)
-        elif self.version.task == "classification":
-            answers = _classify(self.loaded, _texts(listed), groups=groups)  # type: ignore[arg-type]
         else:
-            answers = _answer(self.loaded, listed)
+            answers = task.predict(self.loaded, listed, groups)
         return answers[0] if isinstance(inputs, str) else answers
 
 
@@ -100,65 +96,3 @@ def _with_endpoint(version: "ModelVersion", *, device: str | None) -> EndpointMo
         return EndpointModel(version)
     first, second = (load(part.uri, device=device) for part in read_parts(version.hybrid))
     return EndpointModel(version, (first.predict, second.predict))
-
-
-def _texts(inputs: list[Input]) -> list[str]:
-    texts = [value for value in inputs if isinstance(value, str)]
-    if len(texts) != len(inputs):
-        raise ValueError("a classifier predicts texts; give texts instead of conversations")
-    return texts
-
-
-def _classify(
-    loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", texts: list[str], *, groups: Sequence[str | None] | None
-) -> Answers:
-    from serving.engines.classify import predict_hybrid, predict_texts, scores_by_class
-    from tailorbird.models.loading import LoadedHybrid
-
-    if isinstance(loaded, LoadedHybrid):
-        rows = list(zip(texts, groups or [None] * len(texts), strict=True))
-        predictions = predict_hybrid(loaded, rows, batch_size=BATCH_SIZE)
-    else:
-        predictions = predict_texts(loaded, texts, batch_size=BATCH_SIZE)
-    return Answers(
-        Answer(
-            input=text,
-            output=loaded.version.typed_label(prediction.label),
-            confidence=prediction.known_score,
-            version=loaded.version.version,
-            scores=scores_by_class(loaded, prediction),
-            answered_by=prediction.answered_by,
-            row=row,
-        )
-        for row, (text, prediction) in enumerate(zip(texts, predictions, strict=True))
-    )
-
-
-def _answer(loaded: "AnyLoaded", inputs: list[Input]) -> Answers:
-    """Return the answers of a chat model, by the code that scores batches."""
-    import pyarrow as pa
-
-    from serving.batch_jobs.schema import Part
-    from serving.batch_jobs.scorers import SCORERS, PartRows
-
-    prompts = [last_text(value) for value in inputs]
-    conversations = [
-        [{"role": "user", "content": value}] if isinstance(value, str) else list(value) for value in inputs
-    ]
-    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    table = pa.table({"messages": pa.array(conversations, messages)})
-    part = Part(number=0, uri="inputs", start=0, first=0, num_rows=len(inputs), etag="")
-    columns = SCORERS["chat"].answer(loaded, PartRows(table, part, "messages"), batch_size=BATCH_SIZE)
-    values = {name: column.to_pylist() for name, column in columns.items()}
-    return Answers(
-        Answer(
-            input=prompt,
-            output=values["answer"][row],
-            confidence=values["confidence"][row],
-            version=loaded.version.version,
-            answered_by=values["answered_by"][row] if "answered_by" in values else None,
-            finish_reason=values["finish_reason"][row],
-            row=row,
-        )
-        for row, prompt in enumerate(prompts)
-    )

@@ -12,6 +12,7 @@ from tailorbird.monitoring.log_windows import LogDays, span
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
 from tailorbird.monitoring.request_log import require_request_log
+from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.monitoring.traffic import WatchedVersions
 from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
@@ -50,9 +51,8 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
 def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -> WatchedVersions:
     """Return what is read about these versions (digests)."""
     groups, config = recipe.data.groups, recipe.evaluation
-    if recipe.task == "classification":
-        return WatchedVersions(champion, challenger, groups)
-    return WatchedVersions(champion, challenger, groups, metric=config.metric, answers=config.answers)
+    metric = config.metric if MONITORED_TASKS[recipe.task].has_corrections else None
+    return WatchedVersions(champion, challenger, groups, metric=metric, answers=config.answers)
 
 
 def read_reports(task_uri: str) -> list[Report]:

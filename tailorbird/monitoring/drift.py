@@ -115,8 +115,8 @@ def drift_statistics(
 
     Without drift, any of them exceeds its threshold on `per_year` days per year, if a window ends on each day. `clean`
     has the statistics of earlier windows without alarms; no two of these windows share a day. Without embeddings of
-    both samples, the first and the last statistic are omitted. Samples of chat have lengths, which are compared instead
-    of confidences and classes. The last one is also omitted if the window has texts of
+    both samples, the first and the last statistic are omitted. If the reference has lengths, as for chat, they are
+    compared instead of confidences and classes. The last one is also omitted if the window has texts of
     one day only, or if few keys have nearly all rows. Raises DriftError for fewer than 50 rows, and for a reference
     with fewer than 20 keys.
     """
@@ -133,18 +133,13 @@ def drift_statistics(
     can_embed = all(
         sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS for sample in (window, reference)
     )
-    is_chat = reference.lengths is not None
-    limits = _limits(per_year / ((1 if is_chat else 2) + (2 if can_embed else 0)), clean)
-    statistics: tuple[DriftStatistic, ...]
-    if is_chat:
-        statistics = (length_statistic(window, reference=reference, limit=limits["length"]),)
-    else:
-        statistics = (
-            confidence_statistic(window, reference=reference, limit=limits["confidence"]),
-            classes_statistic(window, reference=reference, limit=limits["classes"]),
-        )
+    of_rows = {"confidence": confidence_statistic, "classes": classes_statistic}
+    if reference.lengths is not None:
+        of_rows = {"length": length_statistic}
+    limits = _limits(per_year / (len(of_rows) + (2 if can_embed else 0)), clean)
+    statistics = [statistic(window, reference=reference, limit=limits[name]) for name, statistic in of_rows.items()]
     if window.embeddings is None or reference.embeddings is None or not can_embed:
-        return statistics
+        return tuple(statistics)
     days = np.zeros(len(window.embeddings), np.int64) if window.text_days is None else window.text_days
     texts = _Texts(_normalised(window.embeddings), _normalised(reference.embeddings), days, keys)
     unfamiliar = unfamiliar_statistic(texts, limit=limits["unfamiliar"])

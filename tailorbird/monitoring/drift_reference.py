@@ -31,6 +31,7 @@ from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.quality import GroupAccuracy, group_accuracies
+from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.registry.versions import ModelVersion, read_version
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import TaskPaths
@@ -67,7 +68,8 @@ class DriftReference:
     sample: TrafficSample
     right: NDArray[np.bool_]  # [N]; empty for chat
     groups: dict[str, tuple[str, ...]]  # group columns by name, one value per row
-    encoder: str | None = None  # (chat) as in `ReferenceMetadata`
+    encoder: str | None = None  # URI of the encoder of the texts; None for hashed n-grams
+    max_length: int = PROMPT_TOKENS  # of a text that is embedded
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the accuracy in each group by name, `column = value`."""
@@ -90,12 +92,8 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
             rows = read_splits(recipe.data, task=task).validation
         if len(rows) > MAX_ROWS:
             rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
-        if recipe.task == "chat":
-            storage.write_bytes(uri, _chat_reference(recipe, version, rows=rows, made_at=made_at))
-            return uri
-        build = run_remote(build_reference, resources=worker_resources(recipe.training))
-        limits = RequestLimits.from_config(recipe.evaluation.endpoint)
-        storage.write_bytes(uri, build(version.uri, rows=rows, made_at=made_at, limits=limits))
+        build = _answers_reference if MONITORED_TASKS[recipe.task].compares_answers else _texts_reference
+        storage.write_bytes(uri, build(recipe, version, rows=rows, made_at=made_at))
     return uri
 
 
@@ -121,7 +119,15 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
     )
     groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
     right = np.array(table["right"].to_pylist(), bool)
-    return DriftReference(metadata.digest, metadata.made_at, sample, right, groups)
+    return DriftReference(
+        metadata.digest, metadata.made_at, sample, right, groups, version.base_model, version.max_length
+    )
+
+
+def _answers_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
+    build = run_remote(build_reference, resources=worker_resources(recipe.training))
+    limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+    return build(version.uri, rows=rows, made_at=made_at, limits=limits)
 
 
 def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits | None = None) -> bytes:
@@ -145,11 +151,11 @@ def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits
     return _to_parquet(columns, embeddings=embeddings, keys=rows.split_keys, metadata=metadata)
 
 
-def _chat_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
-    """Return the reference of a chat version as Parquet: lengths and embeddings of the last messages."""
+def _texts_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
+    """Return a reference without answers as Parquet: lengths and embeddings of the last messages."""
     named = recipe.evaluation.retrieval_encoder
     encoder = None if named is None else stage_base_model(named, registry=recipe.registry)
-    embeddings = embed_prompts(recipe, tuple(map(redact, rows.queries)), encoder=encoder)
+    embeddings = embed_on_cluster(recipe, tuple(map(redact, rows.queries)), encoder=encoder)
     metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=(), encoder=encoder)
     columns = {"length": pa.array([len(text) for text in rows.queries], pa.int32())}
     return _to_parquet(columns, embeddings=embeddings, keys=rows.split_keys, metadata=metadata)
@@ -171,12 +177,14 @@ def _to_parquet(
     return sink.getvalue()
 
 
-def embed_prompts(recipe: Recipe, texts: tuple[str, ...], *, encoder: str | None) -> NDArray[np.float32]:
-    """Return embeddings [N, D] of prompts by the encoder (URI), on the cluster, or else by hashed n-grams."""
+def embed_on_cluster(
+    recipe: Recipe, texts: tuple[str, ...], *, encoder: str | None, max_length: int = PROMPT_TOKENS
+) -> NDArray[np.float32]:
+    """Return embeddings [N, D] of texts by the encoder (URI), on the cluster, or else by hashed n-grams."""
     if encoder is None:
         return hashed_ngrams(texts)
     embed = run_remote(embed_texts, resources=worker_resources(recipe.training))
-    return embed(encoder, texts, max_length=PROMPT_TOKENS)
+    return embed(encoder, texts, max_length=max_length)
 
 
 def hashed_ngrams(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -7,11 +7,8 @@ import hashlib
 import heapq
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import date, datetime, timedelta
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,9 +16,8 @@ import pyarrow.parquet as pq
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.conversations import logged_conversation
-from tailorbird.data.pii import is_redacted, redact
-from tailorbird.data.rows import Rows
-from tailorbird.evaluation.statistics.answer_metrics import unreadable
+from tailorbird.data.pii import redact
+from tailorbird.data.rows import Rows, text_of
 from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.log_reader import (
     ANSWERS,
@@ -33,21 +29,14 @@ from tailorbird.monitoring.log_reader import (
     unit_of,
     value_of,
 )
+from tailorbird.monitoring.tasks import COLUMNS, MONITORED_TASKS, AuditError, Row
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.registry.draws import CODES, draw_secret
 from tailorbird.storage.paths import TaskPaths
 
-COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
-CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "attributes", "context", "text", "correct_answer")
-SCORED_COLUMNS = (*CHAT_COLUMNS[:-1], "answer", "score", "correct_answer")
 STORED_COLUMNS = (*COLUMNS, "context", "score", "correct_answer")
 FILLED_IN = {"label", "score", "correct_answer"}
 PEOPLES_TEXTS = {"text", "correct_answer"}
-Row = dict[str, Any]  # a row of the request log or an audit, by column
-
-
-class AuditError(ValueError):
-    """Raised if an audit cannot be exported or imported."""
 
 
 def parse_days(days: str) -> list[date]:
@@ -77,23 +66,19 @@ def export_answers(
     units are drawn first and at the same rate, because only these are compared; see `challenger_units`. A shadow needs
     no audit of its own, because it answers the champion's texts. Within each of the two groups every row has the same
     chance, whatever its client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
-    same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has `COLUMNS`:
-    `subject` is the keyed hash of the log, `text` is empty without serving.log_texts, and `label` is empty. The file
-    does not have the model's answer, which would bias the labels. For chat, it has `CHAT_COLUMNS` or, `with_answers`,
-    `SCORED_COLUMNS`; no column names the version. Memory holds the drawn rows and the keys of audited rows.
+    same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has the
+    `export_columns` of the task: `subject` is the keyed hash of the log, `text` is empty without serving.log_texts, and
+    labels are empty. Only `with_answers` (chat) does it have the model's answer, which biases labels; no column names
+    the version. Memory holds the drawn rows and the keys of audited rows.
     """
-    is_chat = recipe.task == "chat"
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
     if recipe.serving.request_log is None:
         raise AuditError(
             "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
         )
-    if is_chat and not recipe.serving.log_texts:
-        raise AuditError("serving.log_texts is not set, so there are no conversations to audit; set it and serve again")
-    if with_answers and not is_chat:
-        raise AuditError("--with-answers is for chat: labels of classes are given without seeing the model's answer")
-    columns = (SCORED_COLUMNS if with_answers else CHAT_COLUMNS) if is_chat else COLUMNS
+    task = MONITORED_TASKS[recipe.task]
+    columns = task.export_columns(recipe, with_answers)
     log = recipe.serving.request_log.rstrip("/")
     secret = draw_secret(recipe.task_uri)
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
@@ -105,7 +90,7 @@ def export_answers(
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         table = read_columns(uri, ANSWERS)
         for answer in table.filter(pa.array(is_answered(table))).to_pylist():
-            eligible = (answer["arm"], answer["digest"]) in arms and not (is_chat and answer["text"] is None)
+            eligible = (answer["arm"], answer["digest"]) in arms and answer[task.audited] is not None
             if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
@@ -139,23 +124,15 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
     A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
     no texts. Raises AuditError for a label that is not a class, for a labelled row whose id or time is missing, and for
-    a file that was not exported. For chat, see `_require_chat_labels`.
+    a file that was not exported. For chat, see `tasks._require_chat_labels`.
     """
-    is_chat = recipe.task == "chat"
+    task = MONITORED_TASKS[recipe.task]
     try:
-        table = read_columns(uri, SCORED_COLUMNS if is_chat else COLUMNS)
+        table = read_columns(uri, task.columns)
     except TrafficError as error:
         raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
-    if is_chat:
-        rows = [_redacted(row) for row in _scored(uri, table.to_pylist())]
-        _require_chat_labels(uri, rows, recipe=recipe)
-    else:
-        rows = [_redacted(row) for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
-        unknown = sorted({str(row["label"]) for row in rows} - set(classes))
-        if unknown or not rows:
-            fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
-            known = f"{', '.join(classes[:10])}{' ...' * (len(classes) > 10)}"
-            raise AuditError(f"{uri} has {fault}; the classes are {known}")
+    rows = [_redacted(row) for row in task.filled_in(uri, table.to_pylist())]
+    task.require_labels(uri, rows, recipe, classes)
     damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
     if damaged:
         raise AuditError(
@@ -176,56 +153,18 @@ def _redacted(row: Row) -> Row:
     return row | {name: row[name] and redact(str(row[name])) for name in PEOPLES_TEXTS & set(row)}
 
 
-def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a score, as a float, or a correct answer; raise AuditError for a score outside 0 to 1."""
-    kept = []
-    for number, row in enumerate(rows):
-        stated, correct = row["score"], str(row["correct_answer"] or "").strip()
-        try:
-            score = None if stated is None or not str(stated).strip() else float(stated)
-        except ValueError:
-            score = math.nan
-        if score is not None and not 0 <= score <= 1:
-            raise AuditError(f"{uri} has the score {stated!r} in row {number}; give a number from 0 to 1")
-        if score is not None or correct:
-            kept.append(row | {"score": score, "correct_answer": correct or None})
-    return kept
-
-
-def _require_chat_labels(uri: str, rows: Sequence[Row], *, recipe: Recipe) -> None:
-    """Raise AuditError for a file without labels, for mixed ones, and for a correct answer that the metric cannot read.
-
-    A file has either scores or correct answers, because the two are not comparable. If people saw the model's answers,
-    each row with a correct answer needs a score: people correct wrong answers, which are no random sample.
-    Correct answers from which personal data are removed are stored, but neither compared nor trained on.
-    """
-    if not rows:
-        raise AuditError(f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`")
-    num_scores = sum(row["score"] is not None for row in rows)
-    if any(row["answer"] for row in rows) and num_scores < len(rows):
-        raise AuditError(
-            f"{uri} has {len(rows) - num_scores} correct answers without a score, but shows the model's answers; "
-            "fill in `score` too"
-        )
-    if 0 < num_scores < len(rows):
-        raise AuditError(f"{uri} has {num_scores} scores for {len(rows)} rows; give a score for each row, or for none")
-    corrected = [row["correct_answer"] for row in rows if row["correct_answer"]]
-    corrected = [answer for answer in corrected if not is_redacted(answer)]
-    fault = unreadable(corrected, config=recipe.evaluation.answers)
-    if fault is not None:
-        raise AuditError(f"{uri} has the correct answer {corrected[fault[0]][:80]!r}, which has no {fault[1]}")
-
-
 def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) -> Rows:
     """Return the audited texts of answers since a time, with their latest labels.
 
     For chat, these are the correct answers that people wrote without seeing the model's; with `corrected`, those of
     scored answers too, which are no random sample.
     """
-    audited = (row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since)
-    if recipe.task == "chat":
-        audited = (row for row in audited if row["correct_answer"] and (corrected or row["score"] is None))
-    rows = {(row["request_id"], row["row"]): row for row in audited}
+    label = MONITORED_TASKS[recipe.task].label
+    rows = {
+        (row["request_id"], row["row"]): row
+        for row in _audit_rows(recipe.task_uri)
+        if row["text"] and row["at"] >= since and row[label] and (corrected or row["score"] is None)
+    }
     return labelled_rows(recipe, [rows[key] for key in sorted(rows)])
 
 
@@ -235,20 +174,19 @@ def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
     Groups are read from the attributes. The split key is the unit, a subject or a request without one, because the
     answers to one unit are dependent. There are no split keys if all units are different.
     """
+    task = MONITORED_TASKS[recipe.task]
     units = tuple(row["subject"] or row["request_id"] for row in logged)
-    rows = Rows(
-        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
-        texts=tuple(row["text"] for row in logged),
-        labels=tuple(row["correct_answer" if recipe.task == "chat" else "label"] for row in logged),
-        split_keys=units if len(set(units)) < len(units) else None,
-    )
+    turns = tuple(logged_conversation(row["context"], row["text"]) for row in logged)
     attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in logged]
-    groups = {name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups}
-    if recipe.task == "classification":
-        return replace(rows, groups=groups)
-    conversations = tuple(logged_conversation(row["context"], row["text"]) for row in logged)
-    texts = tuple("\n".join(content for _, content in turns) for turns in conversations)
-    return replace(rows, groups=groups, texts=texts, conversations=conversations, answers=recipe.evaluation.answers)
+    return Rows(
+        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
+        texts=tuple(map(text_of, turns)),
+        labels=tuple(row[task.label] for row in logged),
+        split_keys=units if len(set(units)) < len(units) else None,
+        groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
+        conversations=turns if task.has_conversations else None,
+        answers=recipe.evaluation.answers,
+    )
 
 
 def audit_files(task_uri: str) -> list[str]:

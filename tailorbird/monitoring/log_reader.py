@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tailorbird import storage
-from tailorbird.config.answers import THUMBS
+from tailorbird.config.tasks import TaskName
 from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, scorer
 from tailorbird.monitoring import traffic
+from tailorbird.monitoring.tasks import MONITORED_TASKS, MonitoredTask
 from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
 from tailorbird.registry.draws import draw_code
 
@@ -86,7 +87,9 @@ def unit_of(name: str, *, challenger: str | None, secret: bytes) -> int:
     return draw_code(secret, "unit", str(challenger), name)
 
 
-def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = (), is_chat: bool = False) -> Labels:
+def read_labels(
+    files: Sequence[str], *, secret: bytes, audits: Sequence[str] = (), task: TaskName = "classification"
+) -> Labels:
     """Return the labels in these feedback files and audits, one label per text.
 
     An audit takes precedence over feedback, then the latest label counts, then the one read last. Audits are given in
@@ -99,7 +102,7 @@ def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = 
         table = read_columns(uri, FEEDBACK)
         columns = (table[name].to_pylist() for name in FEEDBACK if name != "at")
         for time, request_id, row, caller, *given in zip(_microseconds(table).tolist(), *columns, strict=True):
-            label, score = label_of(*given, is_chat=is_chat)
+            label, score = MONITORED_TASKS[task].label_of(*given)
             if request_id is None or row is None or (label is None and score is None):
                 continue
             keys.append(key_of(request_id, row, caller=caller, secret=secret))
@@ -121,15 +124,6 @@ def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = 
         labelled_at=all_times[kept],
         counts=counts,
     )
-
-
-def label_of(
-    label: str | None, score: float | None, correct_answer: str | None, *, is_chat: bool
-) -> tuple[str | None, float | None]:
-    """Return the class or, for chat, the correct answer and the score in a row of `FEEDBACK`; any may be None."""
-    if not is_chat:
-        return label, None
-    return correct_answer, THUMBS.get(label or "") if score is None else score
 
 
 def _first_audits(numbers: NDArray[np.int32], *, starts: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -187,7 +181,7 @@ class Reader:
             unanswered=Counter(version for version, is_answer in zip(versions, answered, strict=True) if not is_answer),
             outcomes=outcomes,
             redacted=redacted,
-            sample=_sample(table, keys=keys, rows=np.flatnonzero(champion), is_chat=self.versions.metric is not None),
+            sample=_sample(table, keys=keys, is_champion=champion, task=MONITORED_TASKS[self.versions.task]),
             misplaced=_misplaced(_microseconds(table), day_of(uri)),
             answered=np.unique(indices[is_labelled]).astype(np.int32),
         )
@@ -272,8 +266,8 @@ class Reader:
 
 def is_answered(table: pa.Table) -> NDArray[np.bool_]:
     """Return a mask [N] of the rows with a class, or with a complete answer to a conversation."""
-    is_chat = pc.and_(pc.equal(table["route"], "chat").fill_null(False), table["finish_reason"].is_valid())
-    return np.asarray(pc.or_(table["label"].is_valid(), is_chat), bool)
+    is_complete = pc.and_(pc.equal(table["route"], "chat").fill_null(False), table["finish_reason"].is_valid())
+    return np.asarray(pc.or_(table["label"].is_valid(), is_complete), bool)
 
 
 @lru_cache(maxsize=10_000)
@@ -304,16 +298,18 @@ def _scores(table: pa.Table) -> NDArray[np.float64]:
     return np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
 
 
-def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64], is_chat: bool) -> AnswerSample:
-    """Return a sample of the rows; for chat, of those with the length of their text."""
-    if is_chat:
-        rows = rows[table["text_chars"].is_valid().to_numpy()[rows]]
+def _sample(
+    table: pa.Table, *, keys: NDArray[np.uint64], is_champion: NDArray[np.bool_], task: MonitoredTask
+) -> AnswerSample:
+    """Return a sample of the champion's rows that have the column `sampled` of the task."""
+    rows = np.flatnonzero(is_champion & table[task.sampled].is_valid().to_numpy())
     if len(rows) > traffic.MAX_SAMPLE_ROWS:
         rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
     table = table.take(rows)
     labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
     days = (_microseconds(table) // DAY_US).astype(np.int32)
-    scores = np.full(len(rows), np.nan) if is_chat else _scores(table)  # of chat, only some kinds have a confidence
+    # Of chat, only some kinds have a confidence.
+    scores = _scores(table) if task.compares_answers else np.full(len(rows), np.nan)
     lengths = table["text_chars"].fill_null(0).to_numpy()  # nulls are left for classification only, without lengths
     return traffic.smallest_keys(
         AnswerSample(keys[rows], labels, scores.astype(np.float32), texts, lengths.astype(np.int32), days)

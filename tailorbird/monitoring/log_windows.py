@@ -33,8 +33,7 @@ class LogDays:
         """Labels of the days from `since` on."""
         days = [day for day in self.feedback if day >= self.since.isoformat()]
         files = [uri for day in days for uri in self.feedback[day]]
-        is_chat = self.versions.metric is not None
-        return read_labels(files, secret=self._secret, audits=self.audits, is_chat=is_chat)
+        return read_labels(files, secret=self._secret, audits=self.audits, task=self.versions.task)
 
     def window(self, first: date, last: date, *, label_days: int) -> Traffic:
         """Return the traffic of these days, with feedback received up to `label_days` after the last day."""

@@ -22,7 +22,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.monitoring import quality
 from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
 from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
-from tailorbird.monitoring.drift_reference import DriftReference, embed_prompts, embed_texts
+from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
 from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy, feedback_as_audit
@@ -173,12 +173,10 @@ class ReportWindow:
         """Return the drift statistics, and notes on those that were not computed."""
         notes, embeddings = [], None
         texts = tuple(text for text in sample.texts if text is not None)
-        champion = self.served.champion
-        if len(texts) >= MIN_ROWS and self.recipe.task == "chat":
-            embeddings = embed_prompts(self.recipe, texts, encoder=self.reference.encoder)
-        elif len(texts) >= MIN_ROWS:
-            embed = run_remote(embed_texts, resources=worker_resources(self.recipe.training))
-            embeddings = embed(champion.base_model, texts, max_length=champion.max_length)
+        if len(texts) >= MIN_ROWS:
+            embeddings = embed_on_cluster(
+                self.recipe, texts, encoder=self.reference.encoder, max_length=self.reference.max_length
+            )
         else:
             fault = f"the log has {len(texts)} of at least {MIN_ROWS} texts (serving.log_texts)"
             notes.append(f"drift of texts was not computed: {fault}")
@@ -187,7 +185,7 @@ class ReportWindow:
             sample.scores.astype(np.float64),
             sample.labels,
             embeddings,
-            lengths=sample.lengths.astype(np.float64) if self.recipe.task == "chat" else None,
+            lengths=sample.lengths.astype(np.float64),
             days=days,
             text_days=days[[text is not None for text in sample.texts]],
         )

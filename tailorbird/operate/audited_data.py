@@ -22,6 +22,7 @@ from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, unre
 from tailorbird.evaluation.trained_rows import NO_ROWS
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
+from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
@@ -50,7 +51,7 @@ def usable_rows(
             reason = "trained"
         if reason is None and text in seen and row_id not in evaluated:
             reason = "duplicate"
-        if reason is None and rows.conversations is not None and is_redacted(rows.labels[index]):
+        if reason is None and not rows.class_labels and is_redacted(rows.labels[index]):
             reason = "redacted"
         seen.add(text)
         if reason is None:
@@ -61,11 +62,8 @@ def usable_rows(
 
 
 def _as_logged(rows: Rows) -> list[str]:
-    texts: Sequence[str] = rows.texts
-    if rows.conversations is not None:
-        turns = ([content for role, content in turns if role != "system"] for turns in rows.conversations)
-        texts = ["\n".join(contents) for contents in turns]
-    return [normalise(redact(text)) for text in texts]
+    contents = ([content for role, content in turns if role != "system"] for turns in rows.turns)
+    return [normalise(redact("\n".join(texts))) for texts in contents]
 
 
 def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
@@ -119,7 +117,7 @@ def training_parts(
     scored audits and of feedback. They are no random sample, and clients can write any text as feedback, so no row of
     validation or test may be one. They are left out if such rows are split off `data.train`.
     """
-    if recipe.task != "chat":
+    if not MONITORED_TASKS[recipe.task].has_corrections:
         return {"": audited}, None
     unset = " and ".join(f"data.{name}" for name in ("validation", "test") if getattr(recipe.data, name) is None)
     if unset:
@@ -142,13 +140,12 @@ def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> 
     first row or, in an integer column, a negative number. If the columns are a prompt and a completion, a conversation
     with more than one turn before the answer is omitted.
     """
-    data, name = recipe.data, uri.rpartition("/")[2]
-    schema = read_table(data.train_uris[0], columns=data_task(recipe.task).columns(data)).schema
+    data, task = recipe.data, data_task(recipe.task)
+    name = uri.rpartition("/")[2]
+    schema = read_table(data.train_uris[0], columns=task.columns(data)).schema
     written = []
-    for suffix, rows in parts.items():
-        if recipe.task == "chat" and data.messages is None:
-            assert rows.conversations is not None
-            rows = rows.take([row for row, turns in enumerate(rows.conversations) if len(turns) == 1])
+    for suffix, part in parts.items():
+        rows = task.storable(part, config=data)
         if len(rows):
             written.append(TaskPaths(recipe.task_uri).audited_rows(f"{name}{suffix}"))
             storage.write_bytes(written[-1], _training_file(recipe, rows, schema=schema))
@@ -160,15 +157,7 @@ def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> 
 def _training_file(recipe: Recipe, rows: Rows, *, schema: pa.Schema) -> bytes:
     """Return the rows as Parquet with the columns and types of `schema`."""
     data = recipe.data
-    values: dict[str, Sequence[Any]] = {**rows.groups}
-    if recipe.task == "classification":
-        values |= {data.text: rows.texts, data.label: rows.labels}
-    elif data.messages is None:
-        values |= {data.prompt: rows.texts, data.completion: rows.labels}
-    else:
-        assert rows.conversations is not None
-        whole = ((*turns, ("assistant", label)) for turns, label in zip(rows.conversations, rows.labels, strict=True))
-        values[data.messages] = [[{"role": role, "content": content} for role, content in turns] for turns in whole]
+    values = {**rows.groups, **data_task(recipe.task).values(rows, config=data)}
     if data.split_by is not None:
         is_integer = pa.types.is_integer(schema.field(data.split_by).type)
         keys, new_keys = rows.split_keys or rows.row_ids, dict[str, str]()

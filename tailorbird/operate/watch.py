@@ -29,6 +29,7 @@ from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.request_log import MonitoringError, require_request_log
 from tailorbird.monitoring.sequential_test import ChallengerDecision
+from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_pinned
@@ -63,7 +64,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     progress.stage(f"the request log of {version.version}")
     ensure_reference(recipe, version, made_at=now())
     since = champion.since[:10]
-    tested = _tested(recipe, champion) if recipe.task == "chat" else {}
+    tested = {} if MONITORED_TASKS[recipe.task].compares_answers else _tested(recipe, champion)
     served = ServedVersions(version, baseline, challenger, date.fromisoformat(since), tested)
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())

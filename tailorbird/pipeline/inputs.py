@@ -13,7 +13,7 @@ from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.parquet import has_integers
+from tailorbird.config.tasks import TASKS
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
@@ -164,7 +164,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
-    pooling = _pooling(recipe, uri)
+    pooling = task_pooling(recipe, uri)
     if isinstance(task, ClassificationData):
         task = replace(task, prompt=pooling.prompt)
     base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
@@ -177,7 +177,6 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
         require_readable_answers(data.splits)
         suites = load_suites(recipe, train=data.splits.train)
-    integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
     suites = trained_suites(recipe, suites, base_model=uri)
     ranks = run_ranks(recipe, base_model=uri)
     return RunInputs(
@@ -186,7 +185,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         base_model,
         code,
         encoder,
-        integer_labels=integer_labels,
+        integer_labels=task.has_integer_labels(recipe.data),
         suites=suites,
         ranks=ranks,
         pooling=pooling,
@@ -208,13 +207,13 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
     suites = trained_suites(recipe, suites, base_model=uri)
     ranks = run_ranks(recipe, base_model=uri)
-    pooling = _pooling(recipe, uri)
+    pooling = task_pooling(recipe, uri)
     return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites, ranks=ranks, pooling=pooling)
 
 
-def _pooling(recipe: Recipe, base_model: str) -> Pooling:
+def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
     """Return the pooling that the base model of a classifier declares. Raises PoolingError."""
-    return read_pooling(base_model, purpose="classification") if recipe.task == "classification" else MEAN
+    return read_pooling(base_model, purpose="classification") if TASKS[recipe.task].has_classes else MEAN
 
 
 def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:

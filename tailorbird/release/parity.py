@@ -234,7 +234,7 @@ def compare_endpoint(
             "it is not promoted; set evaluation.endpoint.revision to a new text and run the recipe again to evaluate it"
         )
     differing = [pair for pair in zip(probes, answers, strict=True) if pair[0].output != pair[1].output]
-    if version.task == "classification" and 2 * len(differing) > len(probes):
+    if version.classes and 2 * len(differing) > len(probes):
         raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
     matching = len(probes) - len(differing)
     return ParityResult(rows=len(probes), matching=matching, requires_equality=False, at=now())
@@ -346,16 +346,13 @@ def _rows_of(mask: NDArray[np.bool_]) -> frozenset[int]:
 def _probe(
     rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, endpoint_part: PartName | None = None
 ) -> ParityProbe:
-    body: dict[str, JsonValue] = {"model": version.version}
-    confidence = None
-    if rows.conversations is None:
-        body |= {"input": rows.texts[row], "scores": True}
-        column = version.hybrid.routing.column if version.hybrid else None
-        if column is not None:
-            body["attributes"] = {column: rows.groups[column][row]}
-        confidence = float(evaluated.calibrated[row]) if endpoint_part is None else None
-    else:
-        body["messages"] = [{"role": role, "content": content} for role, content in rows.conversations[row]]
+    fields = SERVED_TASKS[version.task].request(rows.turns[row])
+    body: dict[str, JsonValue] = {"model": version.version, **fields}
+    column = version.hybrid.routing.column if version.hybrid else None
+    if column is not None:
+        body["attributes"] = {column: rows.groups[column][row]}
+    has_confidence = "scores" in body and endpoint_part is None
+    confidence = float(evaluated.calibrated[row]) if has_confidence else None
     logprobs = None
     if evaluated.logprobs is not None and version.endpoint is None and endpoint_part is None:
         logprobs = evaluated.logprobs[row]

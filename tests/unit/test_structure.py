@@ -12,6 +12,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
 OURS = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
 MAX_UNTYPED = 80
+MAX_TASK_CONDITIONS = 10
+TASK_MODULES = {
+    *(f"tailorbird/{package}/tasks.py" for package in ("config", "data", "interface", "monitoring", "pipeline")),
+    "tailorbird/data/rows.py",
+    "serving/tasks.py",
+    "training/chat_task.py",
+    "training/classification_task.py",
+}
 VAGUE = {"told", "asked", "found", "said", "place", "home"}
 """Identifiers without meaning; use a term of the field instead."""
 VENDOR_FILES = {
@@ -45,6 +53,18 @@ def private_imports(source: str) -> set[str]:
     return {module.partition(".")[0] for module in modules if "._" in module} & VENDOR_FILES.keys()
 
 
+def num_task_conditions(source: str) -> int:
+    """Return how often a source file compares a task with its name, or asks whether rows are conversations."""
+
+    def is_condition(node: ast.AST) -> bool:
+        match node:
+            case ast.Compare(left=ast.Name(id=name) | ast.Attribute(attr=name), comparators=[ast.Constant(value)]):
+                return (name, value) in {("task", "chat"), ("task", "classification"), ("conversations", None)}
+        return isinstance(node, ast.Name) and node.id == "is_chat" and isinstance(node.ctx, ast.Load)
+
+    return sum(map(is_condition, ast.walk(ast.parse(source))))
+
+
 def test_no_identifier_is_vague() -> None:
     vague = {path: identifiers(path.read_text(encoding="utf-8")) & VAGUE for path in OURS}
     assert {path: names for path, names in vague.items() if names} == {}
@@ -61,6 +81,28 @@ def test_few_values_are_untyped_dictionaries() -> None:
     sources = [path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 200
     assert sum(len(re.findall(r"dict\[str, Any\]", source)) for source in sources) <= MAX_UNTYPED
+
+
+def test_few_conditions_on_the_task_are_outside_the_modules_of_tasks() -> None:
+    files = {path.relative_to(ROOT).as_posix(): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert files.keys() >= TASK_MODULES
+    others = [path.read_text(encoding="utf-8") for name, path in files.items() if name not in TASK_MODULES]
+    assert sum(map(num_task_conditions, others)) <= MAX_TASK_CONDITIONS
+
+
+@pytest.mark.parametrize(
+    ("source", "num"),
+    [
+        ('if recipe.task == "chat": ...', 1),
+        ('x = 1 if task != "classification" else 2', 1),
+        ("assert rows.conversations is not None", 1),
+        ("is_chat = f()\ny = 1 if is_chat else 2", 1),
+        ('TASKS[recipe.task].name == "chat"', 0),
+        ("if rows.turns is None: ...", 0),
+    ],
+)
+def test_conditions_on_the_task_are_counted(source: str, num: int) -> None:
+    assert num_task_conditions(source) == num
 
 
 def test_private_modules_of_a_vendor_are_imported_by_one_file() -> None:

@@ -36,7 +36,7 @@ def private_span_rows(train: Rows, *, seed: int) -> Rows:
         texts=rows.texts,
         labels=tuple(text for _, _, text in rare),
         split_keys=rows.split_keys,
-        conversations=rows.conversations,
+        conversations=rows.turns,
         suite=SuiteColumns(
             metrics=("not_contains",) * size,
             options=((),) * size,
@@ -54,8 +54,7 @@ def within_trained_tokens(
     No model learns a later span from the row, so its score would be 1 without evidence. The end-of-turn token counts.
     """
     assert rows.suite is not None
-    assert rows.conversations is not None
-    columns = zip(rows.conversations, rows.suite.starts, rows.labels, strict=True)
+    columns = zip(rows.turns, rows.suite.starts, rows.labels, strict=True)
     lengths = [
         len(conversation_tokens(turns, f"{start} {span}".strip(), tokenizer=tokenizer, system=system))
         for turns, start, span in columns

@@ -16,7 +16,7 @@ from tailorbird.data.rows import Rows, query_of
 from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.inference.chat_answers import answer_rows, conversations
+from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import context_length
@@ -112,7 +112,7 @@ def fit_prompt_baselines(
         embedding_weight=index.embeddings.weight if index.embeddings else 0.0,
     )
     with_nearest = prompting.model_copy(update={"retrieval": retrieval})
-    copied = [nearest_answer(conversation, index=index).text for conversation in conversations(validation)]
+    copied = [nearest_answer(conversation, index=index).text for conversation in validation.turns]
     note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(index, tried=encoder is not None)
     nearest = Baseline("nearest", None, scorer.of_answers(copied), True, note)
     _report(nearest)
@@ -143,7 +143,7 @@ def add_embeddings(index: RetrievalIndex, *, encoder: PinnedEncoder, validation:
     embedded = embed_index(index, encoder=load_text_encoder(encoder), weight=1.0)
     assert embedded.embeddings is not None
     answers: dict[float, list[str]] = {weight: [] for weight in EMBEDDING_WEIGHTS}
-    for conversation in conversations(validation):
+    for conversation in validation.turns:
         text = query_of(conversation)
         ngrams, embeddings = index.similarities(text), embedded.similarities(text)
         for weight, outputs in answers.items():

@@ -76,7 +76,7 @@ def fit_endpoint_baselines(
     name, and the errors of `fetch_answers` and `require_answers`.
     """
     require_names(contender.config.classes)
-    examples = train if train.conversations is not None else label_conversations(train)
+    examples = label_conversations(train) if train.class_labels else train
     pinned = contender.endpoint
 
     def scored(kind: Kind, prompting: Prompting, detail: str) -> _Scored:

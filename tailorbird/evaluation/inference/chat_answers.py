@@ -1,10 +1,9 @@
 """Answers of a chat model to rows, for training, evaluation and the cost measurement."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tailorbird.data.chat_template import conversation_tokens
-from tailorbird.data.rows import Conversation, Rows
+from tailorbird.data.rows import Rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import GenerateAnswers, answer_prompts, log_likelihoods
 from tailorbird.models.grammar.compiler import grammar_for
@@ -45,7 +44,7 @@ def answer_rows(
     """
     prompts = [
         chat_prompt(conversation, tokenizer=tokenizer, prompting=prompting, index=index).tokens
-        for conversation in conversations(rows)
+        for conversation in rows.turns
     ]
     if rows.suite is not None:
         starts = (tokenizer(start, add_special_tokens=False)["input_ids"] for start in rows.suite.starts)
@@ -67,7 +66,7 @@ def answer_texts(
 ) -> list[Answer]:
     """Return the answer of a chat version to each row; raise DataError if the chat template refuses a conversation."""
     if isinstance(loaded, LoadedNearest):
-        return [Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in conversations(rows)]
+        return [Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in rows.turns]
     return answer_rows(
         loaded.model,
         rows,
@@ -82,15 +81,9 @@ def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list
     """Return the mean log-probability of each row's reference answer, in nats per token."""
     tokenizer, prompting = loaded.tokenizer, loaded.prompting
     tokens = []
-    for turns, answer in zip(conversations(rows), rows.labels, strict=True):
+    for turns, answer in zip(rows.turns, rows.labels, strict=True):
         known, shots = chat_prompt(turns, tokenizer=tokenizer, prompting=prompting, index=loaded.index)
         system = prompting.system
         whole = conversation_tokens(turns, answer, tokenizer=tokenizer, system=system, shots=shots, prompt=known)
         tokens.append(whole)
     return log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
-
-
-def conversations(rows: Rows) -> Sequence[Conversation]:
-    """Return the conversations of a chat task's rows."""
-    assert rows.conversations is not None
-    return rows.conversations

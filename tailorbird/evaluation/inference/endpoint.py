@@ -13,7 +13,7 @@ from tailorbird.evaluation.inference.suite_answers import generated_positions, s
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
-from tailorbird.models.endpoint.prompts import label_conversations, label_of, request_body
+from tailorbird.models.endpoint.prompts import label_of, request_body
 from tailorbird.models.loading import load_retrieval_index
 from tailorbird.registry.versions import VersionConfig, read_artifact_config
 from tailorbird.storage.node_cache import local_copy
@@ -63,9 +63,7 @@ def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex
     if rows.suite is not None and version.prompting is not None:
         free = version.prompting.model_copy(update={"response_format": None})
         version = version.model_copy(update={"prompting": free})
-    conversations = rows.conversations or label_conversations(rows).conversations
-    assert conversations is not None
-    return [request_body(conversation, version=version, index=index) for conversation in conversations]
+    return [request_body(conversation, version=version, index=index) for conversation in rows.turns]
 
 
 def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
@@ -74,7 +72,7 @@ def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, versi
     Confidences are 0 for such answers without log-probabilities, and NaN for all rows if another answer has none. They
     are not calibrated.
     """
-    if rows.conversations is None:
+    if version.classes:
         outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
         confidences = _known([answer.probability for answer in answers], outputs=outputs)
         return label_predictions(

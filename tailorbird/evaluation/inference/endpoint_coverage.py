@@ -62,12 +62,12 @@ def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: V
     """
     assert version.endpoint is not None
     assert version.prompting is not None
-    counts = count_answers(answers, classes=() if rows.conversations is not None else version.classes)
+    counts = count_answers(answers, classes=version.classes)
     limit, stated = max_missing(counts.rows), f"{version.endpoint.model!r} at {version.endpoint.url}"
     if counts.empty > limit:
         raise EndpointAnswersMissing(
             f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to validation rows end at "
-            f"{version.prompting.max_new_tokens} tokens without a {'text' if rows.conversations else 'label'}, so they "
+            f"{version.prompting.max_new_tokens} tokens without a {'label' if version.classes else 'text'}, so they "
             "show this limit and not what the model can do; a model that reasons counts its hidden tokens. Raise "
             "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run again"
         )

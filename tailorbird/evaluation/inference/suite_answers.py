@@ -9,7 +9,7 @@ from tailorbird.config.suites import LIKELIHOOD_METRICS
 from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.copies import documents
 from tailorbird.data.rows import Conversation, Rows, SuiteColumns
-from tailorbird.evaluation.inference.chat_answers import Answer, answer_texts, conversations
+from tailorbird.evaluation.inference.chat_answers import Answer, answer_texts
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_answer
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
@@ -104,7 +104,7 @@ def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tup
     """
     suite, tokenizer, prompting = suite_of(rows), loaded.tokenizer, loaded.prompting
     owners, tokens = [], []
-    for position, (turns, metric) in enumerate(zip(conversations(rows), suite.metrics, strict=True)):
+    for position, (turns, metric) in enumerate(zip(rows.turns, suite.metrics, strict=True)):
         if metric not in LIKELIHOOD_METRICS:
             continue
         prompts: list[Conversation] = [turns]

@@ -30,7 +30,7 @@ def paired_examples(
         return ()
     scores = {role: tables[role].per_row(row_metric(metric)) for role in ROLES}
     position = {row_id: number for number, row_id in enumerate(rows.row_ids)}
-    is_chat, queries, examples = rows.conversations is not None, rows.queries, []
+    classes, queries, examples = rows.class_labels, rows.queries, []
     for better, sign in SIDES:
         differing = np.flatnonzero(sign * (scores["candidate"] - scores["incumbent"]) > 0)
         spaced = np.unique(np.linspace(0, len(differing) - 1, min(most, len(differing))).astype(np.int64))
@@ -42,10 +42,10 @@ def paired_examples(
                     row_id,
                     better,
                     text=_shown(queries[at]),
-                    label=_shown(rows.labels[at]) if is_chat else rows.labels[at],
-                    outputs=None
-                    if is_chat
-                    else {"candidate": candidate.outputs[row], "incumbent": incumbent.outputs[row]},
+                    label=classes[at] if classes else _shown(rows.labels[at]),
+                    outputs={"candidate": candidate.outputs[row], "incumbent": incumbent.outputs[row]}
+                    if classes
+                    else None,
                     scores={role: float(scores[role][row]) for role in ROLES},
                 )
             )

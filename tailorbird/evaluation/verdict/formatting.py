@@ -45,7 +45,7 @@ def outcome_basis(metric: str) -> str:
     Outcomes are counted by whether an output equals its label. Metrics of classification and exact match add nothing.
     """
     spec = METRICS[metric]
-    return "" if spec.is_share or spec.task == "classification" else " by exact match"
+    return "" if spec.is_share or spec.is_over_classes else " by exact match"
 
 
 def cost_basis(unit: str | None) -> str:

@@ -116,8 +116,7 @@ def label_answer(label: str) -> str:
 
 def label_conversations(rows: Rows) -> Rows:
     """Return rows of texts and labels as conversations with the answer of `label_answer`."""
-    conversations = tuple(((USER, text),) for text in rows.texts)
-    return replace(rows, labels=tuple(map(label_answer, rows.labels)), conversations=conversations)
+    return replace(rows, labels=tuple(map(label_answer, rows.labels)), conversations=rows.turns)
 
 
 @lru_cache(maxsize=64)

@@ -144,9 +144,8 @@ class RetrievalIndex:
         and a longer part of the same conversation has the query as an earlier turn. The training rows need not be in
         the index.
         """
-        assert rows.conversations is not None
         keys = self._rows_by_key
-        for turns, group in zip(rows.conversations, rows.split_keys or repeat(None, len(rows)), strict=True):
+        for turns, group in zip(rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True):
             questions = [normalise(content) for role, content in turns if role == "user"]
             excluded = [keys.by_turn.get(normalise(query_of(turns)), NO_ROWS)]
             excluded += [keys.by_query.get(turn, NO_ROWS) for turn in set(questions)]
@@ -197,10 +196,9 @@ def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     """
     rows = trained_turns(rows)
     rows = rows.take([row for row, turns in enumerate(examples_of(rows)) if turns])
-    assert rows.conversations is not None
     if not len(rows):
         raise DataError("no training row has a turn of the user, so none can be retrieved; add rows with such a turn")
-    queries = [normalise(query_of(turns)) for turns in rows.conversations]
+    queries = list(map(normalise, rows.queries))
     first = {pair: position for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))}
     distinct = rows.take(sorted(first.values()))
     num_characters = sum(map(len, distinct.texts)) + sum(map(len, distinct.labels))
@@ -208,8 +206,7 @@ def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     sample = distinct.take(subsample(len(distinct), size=size, seed=seed))
     frequency = Counter(rows.labels)
     indexed = sample.take(np.argsort([-frequency[answer] for answer in sample.labels], kind="stable"))
-    assert indexed.conversations is not None
-    postings = _postings([query_of(turns) for turns in indexed.conversations])
+    postings = _postings(indexed.queries)
     return RetrievalIndex(postings, _table(indexed))
 
 

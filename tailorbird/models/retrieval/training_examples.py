@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tailorbird import storage
-from tailorbird.data.rows import Rows, query_of
+from tailorbird.data.rows import Rows
 from tailorbird.models.loading import load_retrieval_index, load_text_encoder
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
@@ -40,8 +40,7 @@ def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> 
     files = index_files(index)
     for name, content in files.items():
         storage.write_bytes(f"{uri}/{name}", content)
-    assert train.conversations is not None
-    queries = [query_of(turns) for turns in train.conversations]
+    queries = train.queries
     neighbours = index.search(queries, k=retrieval.num_examples, exclude=index.exclusions(train))
     rows = tuple(tuple(int(row) for row in nearest.rows) for nearest in neighbours)
     return RetrievedExamples(uri, retrieval.model_copy(update={"index_sha256": index_sha256(files)}), rows)

@@ -17,7 +17,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.monitoring import daily_report, log_windows, report_window
+from tailorbird.monitoring import daily_report, drift_reference, log_windows, report_window
 from tailorbird.monitoring.daily_report import make_reports, report_days
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.drift_reference import DriftReference
@@ -112,9 +112,12 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
         return read_traffic(files, *args, **kwargs)
 
     sample = TrafficSample(np.full(100, 0.75), ["a"] * 100, _unit(chance, 100))
-    reference = DriftReference(DIGEST, "2026-02-28", sample, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50})
+    reference = DriftReference(
+        DIGEST, "2026-02-28", sample, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50}, "encoder"
+    )
     monkeypatch.setattr(daily_report, "read_reference", lambda *_: reference)
-    monkeypatch.setattr(report_window, "embed_texts", embed)
+    monkeypatch.setattr(drift_reference, "embed_texts", embed)
+    monkeypatch.setattr(drift_reference, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(report_window, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(log_windows, "read_traffic", read)
     return task

@@ -12,7 +12,6 @@ from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.label_audit import (
-    AuditError,
     audit_files,
     audited_rows,
     export_answers,
@@ -20,6 +19,7 @@ from tailorbird.monitoring.label_audit import (
     parse_days,
 )
 from tailorbird.monitoring.log_reader import key_of, unit_of
+from tailorbird.monitoring.tasks import AuditError
 from tailorbird.registry.draws import CODES, DrawSecret
 from tailorbird.storage.paths import TaskPaths
 from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, SECRET, Task, answer, write
