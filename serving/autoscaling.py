@@ -9,14 +9,13 @@ from cluster.resources import gpu_visibility
 from serving.http.server_middleware import SETTINGS
 from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
-from tailorbird.config.tasks import TaskName
 
 SPARE_REQUESTS = 256
 """Requests that Serve sends to a replica beyond the replica's own limit. The replica refuses requests by client, which
 Serve's queue does not distinguish, and in its own error format."""
 
 
-def deployment_options(config: ServingConfig, *, task: TaskName) -> dict[str, Any]:
+def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
     """Return Serve's options of the deployment for a task."""
     served = SERVED_TASKS[task]
     threads = str(config.cpus_per_replica)

@@ -46,7 +46,6 @@ from serving.request_log.writer import utc_now
 from serving.security_events import SecurityEvents
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import ServingConfig
-from tailorbird.config.tasks import TaskName
 from tailorbird.evaluation.verdict.formatting import model_name
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
@@ -120,7 +119,7 @@ class Replica(Generic[EngineT]):
         self,
         versions: ServedVersions[EngineT],
         *,
-        task: TaskName,
+        task: str,
         task_uri: str,
         config: ServingConfig,
         meter: Meter | None = None,

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
-from tailorbird.config.tasks import TASKS, TaskName
+from tailorbird.config.tasks import TASKS
 from tailorbird.config.vllm_options import vllm_option_error
 
 DEPLOY_TIMEOUT_S = 1800.0
@@ -202,13 +202,13 @@ class ServingConfig(ConfigSection):
             )
         return self
 
-    def batch_size(self, task: TaskName) -> int:
+    def batch_size(self, task: str) -> int:
         """Return the maximum number of texts in a forward pass or, for chat, of conversations at the same time."""
         if self.max_batch_size is not None:
             return self.max_batch_size
         return TASKS[task].gpu_batch_size if self.gpus_per_replica else BATCH_SIZE
 
-    def max_requests(self, task: TaskName) -> int:
+    def max_requests(self, task: str) -> int:
         """Return the maximum number of requests in a replica: those answered at the same time, and those that wait."""
         return self.batch_size(task) + self.max_queued_requests
 

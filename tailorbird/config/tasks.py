@@ -30,7 +30,7 @@ class TaskRules:
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
 CLASSIFICATION_GATE_FIELDS = [f"evaluation.gates.{name}" for name in CLASSIFICATION_GATES]
 
-TASKS: dict[TaskName, TaskRules] = {
+TASKS: dict[str, TaskRules] = {
     "classification": TaskRules(
         input_fields=("text",),
         fixed={

@@ -76,7 +76,7 @@ def _classify(loaded: "AnyLoaded", inputs: Sequence[Input], groups: Sequence[str
             output=loaded.version.typed_label(prediction.label),
             confidence=prediction.known_score,
             version=loaded.version.version,
-            scores=scores_by_class(loaded, prediction),
+            scores=scores_by_class(loaded, prediction),  # type: ignore[arg-type]
             answered_by=prediction.answered_by,
             row=row,
         )
