@@ -152,12 +152,11 @@ def _answer_cascade(loaded: "LoadedHybrid", rows: PartRows, *, batch_size: int) 
     """Return the answers of the first part, and those of the second part where the first is not confident."""
     from tailorbird.models.loading import LoadedClassifier
 
-    def answer(name: PartName, indices: IntArray) -> list[dict[str, Any]]:
+    def answer(name: PartName, indices: IntArray) -> list[Mapping[str, Any]]:
         part = loaded.first if name == "first" else loaded.second
         assert not isinstance(part, LoadedClassifier)  # the parts have the task of the hybrid
         columns = _answer_chat(part, rows.take(indices), batch_size=batch_size)
-        answers: list[dict[str, Any]] = pa.table(columns).to_pylist()
-        return answers
+        return list(pa.table(columns).to_pylist())
 
     answers = answer_rows(
         loaded.routing, rows.table.num_rows, answer=answer, confidence=lambda columns: columns["confidence"]

@@ -328,7 +328,7 @@ def _load(
     if config.endpoint is not None:
         raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
     bag = load_bag_of_words(folder, kind=config.kind)
-    if config.task == "classification" and not config.spec.uses_base:
+    if config.prompting is None and not config.spec.uses_base:
         return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
     index = (
         load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device) if config.prompting else None
