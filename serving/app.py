@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve import Application
 
 from serving.autoscaling import deployment_options
-from serving.tasks import SERVED_TASKS
+from serving.served_tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 

@@ -7,7 +7,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.resources import gpu_visibility
 from serving.http.server_middleware import SETTINGS
-from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
+from serving.served_tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 SPARE_REQUESTS = 256

@@ -16,7 +16,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.packing import PackedRows, pack
 from tailorbird.data.rows import Rows
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.tasks import ClassificationData
+from tailorbird.data.task_data import ClassificationData
 from tailorbird.data.tokenize import load_tokenizer, to_device
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.class_weights import weights_of_classes

@@ -20,7 +20,7 @@ from benchmarks.gpu.report import Failed
 from benchmarks.training.trainer import RANK_VARIABLES
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.models.shape import ModelShape

@@ -32,7 +32,7 @@ from benchmarks.rounds import Figures, take_turns
 from benchmarks.training.trainer import RANK_VARIABLES
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.tasks import CLASSIFICATION, ChatData
+from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.shape import ModelShape

@@ -103,7 +103,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
 
     from cluster.connection import connect
     from tailorbird.data.sharding.loading import load_sharded
-    from tailorbird.data.tasks import CLASSIFICATION
+    from tailorbird.data.task_data import CLASSIFICATION
 
     config = DataConfig(
         train=f"{uri}/train.parquet",

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serving.batch_jobs.endpoint import LoadedEndpoint
+from serving.batch_jobs.loaded_endpoint import LoadedEndpoint
 from serving.batch_jobs.schema import Part
 from serving.batch_jobs.vllm_model import VllmModel
 from serving.engines.classify import Prediction, predict_hybrid, predict_texts

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.progress import ProgressReporter
 from cluster.resources import gpu_visibility
-from serving.batch_jobs import endpoint
+from serving.batch_jobs import loaded_endpoint
 from serving.batch_jobs.locations import normalized_locations
 from serving.batch_jobs.schema import (
     BatchError,
@@ -142,7 +142,7 @@ def score_batch(
     inputs = tuple(_inputs(batch, columns=columns_of(batch, version)))
     part_rows = SCORERS[version.task].part_rows
     if calls_endpoint(version):
-        part_rows = min(part_rows, endpoint.PART_ROWS)
+        part_rows = min(part_rows, loaded_endpoint.PART_ROWS)
     parts = list(parts_of(inputs, size=part_rows))
     if not parts:
         raise BatchError(f"{batch.input} has no rows; give files with at least one row")
@@ -321,7 +321,7 @@ def _score_parts(
     rows = [{"part": part.model_dump_json()} for part in parts]
     dataset = ray.data.from_items(rows, override_num_blocks=len(parts)).map(
         PartScorer,
-        fn_constructor_args=(batch, config, limits or endpoint.request_limits(config)),
+        fn_constructor_args=(batch, config, limits or loaded_endpoint.request_limits(config)),
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.batch_jobs.endpoint import load_version
+from serving.batch_jobs.loaded_endpoint import load_version
 from serving.batch_jobs.schema import BatchSpec, Part, PartResult, PartSource
 from serving.batch_jobs.scorers import SCORERS, PartRows
 from serving.batch_jobs.vllm_model import VllmModel

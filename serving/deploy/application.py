@@ -8,7 +8,7 @@ from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails, Deployment, ServeApplication
 from serving.http.schemas import BASELINE
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
-from serving.tasks import SERVED_TASKS
+from serving.served_tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, spec_at

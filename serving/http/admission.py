@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 from serving.http.schemas import RequestError
-from serving.tasks import RETRY_AFTER_S
+from serving.served_tasks import RETRY_AFTER_S
 
 RESERVED_PART = 16  # one part in 16 of each limit is reserved for clients that hold nothing
 

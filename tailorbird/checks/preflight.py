@@ -23,8 +23,8 @@ from tailorbird.checks.preflight_power import check_power
 from tailorbird.checks.preflight_time import expected_time
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TASKS
-from tailorbird.data.tasks import data_task
+from tailorbird.config.task_rules import TASKS
+from tailorbird.data.task_data import data_task
 
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 NUM_LISTED = 5

@@ -10,7 +10,7 @@ from tailorbird.checks.preflight_facts import Cluster
 from tailorbird.checks.preflight_memory import RAY_KILLS_AT, tried_configs
 from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.inference.serving_cost import BF16_BYTES, host_bytes
 from tailorbird.models.metadata import ModelMetadata, read_metadata
 from tailorbird.models.tensor_parallel.ranks import Ranks

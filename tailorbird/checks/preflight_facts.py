@@ -21,7 +21,7 @@ from tailorbird.config.suites import EXTRACTION
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.suites.read import read_suite
-from tailorbird.data.tasks import DataTask, data_task
+from tailorbird.data.task_data import DataTask, data_task
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering

@@ -10,7 +10,7 @@ from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts
 from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.engine.memory_alternatives import remedy, smaller_alternatives

@@ -100,7 +100,7 @@ def serve(
         return
     with options.deploy_progress(as_json=as_json) as progress:
         from serving.deploy.rollout import challenger_digest
-        from serving.tasks import SERVED_TASKS
+        from serving.served_tasks import SERVED_TASKS
         from tailorbird.release.serving import serve_champion
 
         url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri, progress=progress)

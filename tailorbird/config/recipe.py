@@ -13,7 +13,7 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
-from tailorbird.config.tasks import TASKS, TaskName
+from tailorbird.config.task_rules import TASKS, TaskName
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 

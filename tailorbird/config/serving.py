@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.config.vllm_options import vllm_option_error
 
 DEPLOY_TIMEOUT_S = 1800.0

@@ -14,7 +14,7 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.console import charts as own_charts
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunsPage, RunState
-from tailorbird.console.tasks import TaskSummary
+from tailorbird.console.task_summaries import TaskSummary
 from tailorbird.console.times import parse_time, relative_text, time_text
 from tailorbird.console.versions import Change, VersionsPage
 from tailorbird.evaluation.report import charts as report_charts

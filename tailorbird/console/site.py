@@ -10,7 +10,7 @@ from tailorbird.console.pages import Frame, TaskDetails
 from tailorbird.console.reader import Cache, Reader
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import RunState, read_full_evidence, read_looks, read_run, read_runs
-from tailorbird.console.tasks import read_task, read_tasks, task_names
+from tailorbird.console.task_summaries import read_task, read_tasks, task_names
 from tailorbird.console.versions import read_history, read_versions
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.storage.listing import Entry

@@ -6,7 +6,7 @@ from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import concat_tables, read_table
 from tailorbird.data.rows import SPLIT_NAMES, DataError, Rows, Splits, document_keys
 from tailorbird.data.splits import split_by_key, subsample
-from tailorbird.data.tasks import CLASSIFICATION, DataTask
+from tailorbird.data.task_data import CLASSIFICATION, DataTask
 
 SPLIT_FRACTIONS = (0.72, 0.11, 0.17)
 SPLIT_SEED = 0

@@ -19,7 +19,7 @@ from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, re
 from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean
 from tailorbird.data.rows import Conversation, DataError
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.statistics.split_differences import SplitSample
 from tailorbird.init.data_warnings import sample_warnings, split_warnings
 from tailorbird.init.task_defaults import DEFAULTS

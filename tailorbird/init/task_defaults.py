@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tailorbird.config.tasks import TaskName
+from tailorbird.config.task_rules import TaskName
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 
 ALPHA, STEP = 0.05, 0.005

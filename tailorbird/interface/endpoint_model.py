@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tailorbird.interface.answer import Input
 from tailorbird.interface.answers import Answers
-from tailorbird.interface.tasks import PREDICTED_TASKS
+from tailorbird.interface.predicted_tasks import PREDICTED_TASKS
 
 if TYPE_CHECKING:
     from tailorbird.evaluation.inference.endpoint_requests import StoredAnswers
@@ -37,7 +37,7 @@ class EndpointModel:
 
 def _of_endpoint(version: "ModelVersion", inputs: list[Input], *, kept: "dict[str, StoredAnswers]") -> Answers:
     from tailorbird.data.rows import Rows
-    from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
+    from tailorbird.evaluation.inference.endpoint_predictions import answer_rows_of_endpoint
     from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 
     task = PREDICTED_TASKS[version.task]

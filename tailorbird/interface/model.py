@@ -8,7 +8,7 @@ from tailorbird.interface.answer import Answer, Input
 from tailorbird.interface.answers import Answers
 from tailorbird.interface.endpoint_model import EndpointModel
 from tailorbird.interface.environment import use_running_stack
-from tailorbird.interface.tasks import PREDICTED_TASKS
+from tailorbird.interface.predicted_tasks import PREDICTED_TASKS
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import AnyLoaded

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from tailorbird import storage
 from tailorbird.data.rows import DataError
-from tailorbird.data.tasks import DataTask
+from tailorbird.data.task_data import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
 from tailorbird.models.pooling.declared import declares_pooling, read_pooling

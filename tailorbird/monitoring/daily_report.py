@@ -9,10 +9,10 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.monitoring.drift_reference import read_reference
 from tailorbird.monitoring.label_audit import audit_files
 from tailorbird.monitoring.log_windows import LogDays, span
+from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
 from tailorbird.monitoring.request_log import require_request_log
-from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.monitoring.traffic import WatchedVersions
 from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths

@@ -21,7 +21,7 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.loader import read_splits, read_validation_and_test
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -30,8 +30,8 @@ from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
+from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.quality import GroupAccuracy, group_accuracies
-from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.registry.versions import ModelVersion, read_version
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import TaskPaths

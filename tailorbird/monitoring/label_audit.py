@@ -29,7 +29,7 @@ from tailorbird.monitoring.log_reader import (
     unit_of,
     value_of,
 )
-from tailorbird.monitoring.tasks import COLUMNS, MONITORED_TASKS, AuditError, Row
+from tailorbird.monitoring.monitored_tasks import COLUMNS, MONITORED_TASKS, AuditError, Row
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.registry.draws import CODES, draw_secret
 from tailorbird.storage.paths import TaskPaths
@@ -124,7 +124,7 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
     A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
     no texts. Raises AuditError for a label that is not a class, for a labelled row whose id or time is missing, and for
-    a file that was not exported. For chat, see `tasks._require_chat_labels`.
+    a file that was not exported. For chat, see `monitored_tasks._require_chat_labels`.
     """
     task = MONITORED_TASKS[recipe.task]
     try:

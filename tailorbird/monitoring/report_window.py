@@ -13,7 +13,7 @@ from cluster.remote import run_remote
 from cluster.resources import worker_resources
 from tailorbird.config.evaluation import CounterfactualGateConfig, SubgroupGateConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.behavioral import counterfactual_gate

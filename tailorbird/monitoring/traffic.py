@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.metrics import METRICS
-from tailorbird.config.tasks import TaskName
+from tailorbird.config.task_rules import TaskName
 
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000

@@ -17,12 +17,12 @@ from tailorbird.data.parquet import read_table
 from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, unreadable
 from tailorbird.evaluation.trained_rows import NO_ROWS
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
-from tailorbird.monitoring.tasks import MONITORED_TASKS
+from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths

@@ -16,7 +16,7 @@ from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.rows import Rows, Splits, rows_sha256
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows

@@ -17,6 +17,7 @@ from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
+from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_accuracies
 from tailorbird.monitoring.recommendation import (
     Recommendation,
@@ -29,7 +30,6 @@ from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.request_log import MonitoringError, require_request_log
 from tailorbird.monitoring.sequential_test import ChallengerDecision
-from tailorbird.monitoring.tasks import MONITORED_TASKS
 from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_pinned

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.data.rows import Rows
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.gates.cost import (
     MeasuredCosts,
     RowTokens,
@@ -18,15 +18,15 @@ from tailorbird.evaluation.gates.cost import (
     tokens_by_round,
 )
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
-from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
+from tailorbird.evaluation.inference.endpoint_predictions import answer_rows_of_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.serving_cost import host_bytes, measure_serving
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.metadata import read_metadata
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint import request_limits
+from tailorbird.pipeline.endpoint_contender import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import Hybrid, VersionConfig, read_artifact_config, read_parts

@@ -43,7 +43,7 @@ from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
-from tailorbird.pipeline.endpoint import predict_contender, request_limits
+from tailorbird.pipeline.endpoint_contender import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access

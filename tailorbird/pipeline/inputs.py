@@ -13,11 +13,11 @@ from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
-from tailorbird.data.tasks import ClassificationData, data_task
+from tailorbird.data.task_data import ClassificationData, data_task
 from tailorbird.evaluation.statistics.answer_metrics import require_readable_answers
 from tailorbird.evaluation.suites import load_suites, trained_suites
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX

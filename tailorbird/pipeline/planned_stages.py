@@ -8,7 +8,7 @@ from cluster.display.state import rate
 from cluster.progress import PlannedStage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TaskName
+from tailorbird.config.task_rules import TaskName
 from tailorbird.evaluation.baselines.baseline import EMBEDDING_S
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.report.evidence_files import changed_sets

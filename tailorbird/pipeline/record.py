@@ -25,7 +25,7 @@ from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint import request_limits
+from tailorbird.pipeline.endpoint_contender import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.kinds import spec_of

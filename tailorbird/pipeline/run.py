@@ -16,7 +16,7 @@ from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.pipeline.artifacts import Contender, set_decision
-from tailorbird.pipeline.endpoint import endpoint_baselines, first_answer, predict_contender
+from tailorbird.pipeline.endpoint_contender import endpoint_baselines, first_answer, predict_contender
 from tailorbird.pipeline.estimate import estimate_run
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate

@@ -11,7 +11,7 @@ from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.splits import subsample
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
@@ -27,9 +27,9 @@ from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import Dtype, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
-from training.rates import NUM_ROWS, measure_rates
 from training.reports import NOT_MEASURED, Rates
 from training.task import TrainingTask, check_trainable
+from training.throughput import NUM_ROWS, measure_rates
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from serving.tasks import SERVED_TASKS
+from serving.served_tasks import SERVED_TASKS
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.hybrid import apply_routing, routed_to_second
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions

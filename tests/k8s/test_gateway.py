@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving.tasks import SERVED_TASKS
+from serving.served_tasks import SERVED_TASKS
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.release.kube_documents import RenderError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.tasks import SERVED_TASKS
+from serving.served_tasks import SERVED_TASKS
 from tests.k8s.manifests import (
     CLUSTER_SPEC,
     ENVIRONMENTS,

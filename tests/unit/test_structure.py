@@ -14,9 +14,13 @@ OURS = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorte
 MAX_UNTYPED = 80
 MAX_TASK_CONDITIONS = 10
 TASK_MODULES = {
-    *(f"tailorbird/{package}/tasks.py" for package in ("config", "data", "interface", "monitoring", "pipeline")),
+    "tailorbird/config/task_rules.py",
     "tailorbird/data/rows.py",
-    "serving/tasks.py",
+    "tailorbird/data/task_data.py",
+    "tailorbird/interface/predicted_tasks.py",
+    "tailorbird/monitoring/monitored_tasks.py",
+    "tailorbird/pipeline/tasks.py",
+    "serving/served_tasks.py",
     "training/chat_task.py",
     "training/classification_task.py",
 }

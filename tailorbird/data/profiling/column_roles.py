@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tailorbird.data.profiling.sample import Column, Sample
 from tailorbird.data.rows import DataError
-from tailorbird.data.tasks import TaskName
+from tailorbird.data.task_data import TaskName
 
 TEXTS = ("text", "sentence", "content", "body", "message", "utterance", "description", "abstract", "term", "question")
 LABELS = ("label", "labels", "class", "category", "intent", "target", "topic", "chapter", "sentiment", "decision")

@@ -29,7 +29,7 @@ from tailorbird.data.rows import DataError, Splits, digest_of, fingerprint, rows
 from tailorbird.data.sharding.shards import Shards, fingerprints_uri
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
 from tailorbird.data.splits import normalise
-from tailorbird.data.tasks import DataTask
+from tailorbird.data.task_data import DataTask
 from tailorbird.data.tokenize import labels_of
 from tailorbird.storage.stage_cache import cached_stage
 

@@ -20,7 +20,7 @@ from tailorbird.data.quality import EvaluatedRows, drop_copies
 from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
 from tailorbird.data.sharding.shards import fingerprints_uri, write_shard_file
 from tailorbird.data.splits import normalise
-from tailorbird.data.tasks import DataTask
+from tailorbird.data.task_data import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.storage import s3
 from tailorbird.storage.node_cache import local_copy

@@ -12,7 +12,7 @@ from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
 from tailorbird.evaluation.inference.device import evaluation_device
-from tailorbird.evaluation.inference.endpoint import predict_endpoint
+from tailorbird.evaluation.inference.endpoint_predictions import predict_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions

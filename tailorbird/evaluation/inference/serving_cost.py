@@ -16,7 +16,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage, Tokens
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
-from tailorbird.evaluation.inference.endpoint import request_bodies
+from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.generation import answer_prompts

@@ -4,7 +4,7 @@ import yaml
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import parse_model_uri
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.suites import loss_name
 from tailorbird.evaluation.report.console import (

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.tasks import DataTask
+from tailorbird.data.task_data import DataTask
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.tensor_parallel.plan import division_fault
 

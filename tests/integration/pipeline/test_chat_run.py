@@ -30,7 +30,7 @@ from tailorbird.config.loader import load_recipe, parse_recipe, recipe_text
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.loader import read_splits
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names

@@ -36,10 +36,10 @@ from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.monitoring.log_reader import by_day, files_of
+from tailorbird.monitoring.monitored_tasks import AuditError
 from tailorbird.monitoring.recommendation import Recommendation
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.request_log import MonitoringError
-from tailorbird.monitoring.tasks import AuditError
 from tailorbird.operate.reevaluate import Reevaluation, ReevaluationError, reevaluate_champion
 from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion

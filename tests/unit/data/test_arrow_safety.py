@@ -16,7 +16,7 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError
 from tailorbird.data.sharding.shards import _COLUMNS, Shards, file_uri
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.storage.s3 import StorageError

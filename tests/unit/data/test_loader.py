@@ -12,7 +12,7 @@ from tailorbird.data.loader import read_rows, read_splits
 from tailorbird.data.parquet import has_integers, read_table
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import normalise
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 
 
 def put(path: Path, **columns: Any) -> str:

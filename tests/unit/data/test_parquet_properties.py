@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError
-from tailorbird.data.tasks import ChatData, ClassificationData, DataTask
+from tailorbird.data.task_data import ChatData, ClassificationData, DataTask
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 COLUMNS = {"text": ["a", "é", ""], "label": ["x", "y", "x"], "area": [1, None, 3], "messages": [TURNS] * 3}

@@ -16,10 +16,10 @@ from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TaskName
+from tailorbird.config.task_rules import TaskName
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.init.inspect_data import DraftOptions, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
 from tailorbird.init.task_defaults import expected_gain

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.config.tasks import TaskName
+from tailorbird.config.task_rules import TaskName
 from tailorbird.data.profiling.token_lengths import TokenLengths
 from tailorbird.init import time_budget
 from tailorbird.init.task_defaults import DEFAULTS

@@ -8,7 +8,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from tailorbird.data.rows import DataError
-from tailorbird.data.tasks import CLASSIFICATION, ChatData
+from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import MetadataError, read_metadata, require_encoder, require_length, shape_of
 from tailorbird.models.pretrained import load_encoder

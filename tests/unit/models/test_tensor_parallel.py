@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.models.tensor_parallel.plan import division_fault, rank_divisor
 from tailorbird.models.tensor_parallel.ranks import Ranks, comparison_ranks, plan_ranks
 from tests.small_chat import model_of, save

@@ -18,10 +18,10 @@ from tailorbird.monitoring import daily_report
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.drift_reference import DriftReference, ensure_reference, hashed_ngrams, read_reference
 from tailorbird.monitoring.label_audit import audited_rows, export_answers, import_labels
+from tailorbird.monitoring.monitored_tasks import AuditError
 from tailorbird.monitoring.quality import ALL, GroupAccuracy
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
-from tailorbird.monitoring.tasks import AuditError
 from tailorbird.registry.versions import ModelVersion
 from tests.unit.monitoring import test_daily_report
 from tests.unit.monitoring.test_daily_report import CHAMPION, DIGEST, FIRST, days_from, write

@@ -19,7 +19,7 @@ from tailorbird.monitoring.label_audit import (
     parse_days,
 )
 from tailorbird.monitoring.log_reader import key_of, unit_of
-from tailorbird.monitoring.tasks import AuditError
+from tailorbird.monitoring.monitored_tasks import AuditError
 from tailorbird.registry.draws import CODES, DrawSecret
 from tailorbird.storage.paths import TaskPaths
 from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, SECRET, Task, answer, write

@@ -16,7 +16,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.statistics import answer_metrics
 from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, training_parts, usable_rows
 from tests.unit.monitoring.test_chat import ChatTask, feedback, logged

@@ -17,7 +17,7 @@ from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.loader import read_splits
-from tailorbird.data.tasks import data_task
+from tailorbird.data.task_data import data_task
 from tailorbird.interface.client import Client
 from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.operate import reevaluate

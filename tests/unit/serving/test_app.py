@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from serving.app import BuildArgs, build
-from serving.tasks import SERVED_TASKS
+from serving.served_tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 

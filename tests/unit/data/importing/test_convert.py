@@ -15,7 +15,7 @@ from tailorbird.data.importing import convert
 from tailorbird.data.importing.convert import check_file, write_parquet
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError
-from tailorbird.data.tasks import ChatData
+from tailorbird.data.task_data import ChatData
 
 
 def json_lines(path: Path, rows: Iterable[Any]) -> Path:

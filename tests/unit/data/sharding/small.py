@@ -10,7 +10,7 @@ from tailorbird.config.data import DataConfig
 from tailorbird.data.quality import EvaluatedRows, evaluated_rows
 from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.worker import ShardingJob
-from tailorbird.data.tasks import CLASSIFICATION
+from tailorbird.data.task_data import CLASSIFICATION
 
 LONG = "one two three four five six seven eight nine ten"
 NEAR_COPY = LONG.replace("ten", "six")

@@ -16,7 +16,7 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.sharding import loading, worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, ShardSpec, write_shard
-from tailorbird.data.tasks import CLASSIFICATION
+from tailorbird.data.task_data import CLASSIFICATION
 from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import write
 

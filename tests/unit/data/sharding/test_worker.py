@@ -13,7 +13,7 @@ from tailorbird.data.rows import DataError, Rows, concat_rows
 from tailorbird.data.sharding import worker
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.sharding.worker import ShardRecord, ShardReport, read_sample, write_shard
-from tailorbird.data.tasks import CLASSIFICATION, ChatData
+from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.data.tokenized import TokenizedRows
 from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import evaluated, job_of, texts_of, write

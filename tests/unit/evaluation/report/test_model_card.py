@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.evaluation.report.html import to_html

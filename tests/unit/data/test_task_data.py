@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError, Splits, concat_rows, fingerprint, rows_sha256
-from tailorbird.data.tasks import CLASSIFICATION, ChatData, data_task
+from tailorbird.data.task_data import CLASSIFICATION, ChatData, data_task
 
 
 def put(path: Path, **columns: Any) -> str:

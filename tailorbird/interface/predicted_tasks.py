@@ -111,7 +111,7 @@ def _answer(loaded: "AnyLoaded", inputs: Sequence[Input], _: Sequence[str | None
 
 
 def _completed_label(answer: "EndpointAnswer", version: "ModelVersion") -> Answer:
-    from tailorbird.evaluation.inference.endpoint import NO_LABEL
+    from tailorbird.evaluation.inference.endpoint_predictions import NO_LABEL
     from tailorbird.models.endpoint.prompts import label_of
 
     label = label_of(answer.text, classes=version.classes) or NO_LABEL

@@ -10,8 +10,8 @@ from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import subsample
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import replace_shots
-from tailorbird.evaluation.inference.endpoint import NO_LABEL, endpoint_predictions, request_bodies
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_answers
+from tailorbird.evaluation.inference.endpoint_predictions import NO_LABEL, endpoint_predictions, request_bodies
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer

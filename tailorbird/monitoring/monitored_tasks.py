@@ -7,7 +7,7 @@ from typing import Any
 
 from tailorbird.config.answers import THUMBS
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TaskName
+from tailorbird.config.task_rules import TaskName
 from tailorbird.data.pii import is_redacted
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
 

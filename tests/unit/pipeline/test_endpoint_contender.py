@@ -10,7 +10,7 @@ import pytest
 from tailorbird.data.rows import DataError, Splits
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.prompts import label_answer
-from tailorbird.pipeline.endpoint import endpoint_baselines
+from tailorbird.pipeline.endpoint_contender import endpoint_baselines
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.run import require_endpoints
 from tailorbird.registry.versions import read_artifact_config

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.batch_jobs import runner
-from serving.batch_jobs.endpoint import request_limits
+from serving.batch_jobs.loaded_endpoint import request_limits
 from serving.batch_jobs.schema import BatchSpec, Part, PartResult
 from serving.batch_jobs.scoring import _error
 from serving.batch_jobs.worker import PartScorer

@@ -10,13 +10,13 @@ from tailorbird import storage
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import store_versions
-from tailorbird.evaluation.baselines.endpoint import (
+from tailorbird.evaluation.baselines.endpoint_baselines import (
     EndpointContender,
     fit_endpoint_baselines,
     require_names,
 )
-from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_room
+from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.predict import predict_rows

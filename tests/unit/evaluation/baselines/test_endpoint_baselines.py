@@ -13,7 +13,7 @@ from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import store_versions
-from tailorbird.evaluation.baselines.endpoint import (
+from tailorbird.evaluation.baselines.endpoint_baselines import (
     EndpointContender,
     fit_endpoint_baselines,
 )

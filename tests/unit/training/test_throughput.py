@@ -13,8 +13,8 @@ from tests.small_chat import save
 from tests.unit.training import test_chat_task
 from tests.unit.training.small import config_of, small_runtime
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
-from training.rates import NUM_ROWS, measure_rates
 from training.reports import NOT_MEASURED
+from training.throughput import NUM_ROWS, measure_rates
 
 
 def test_rates_are_measured_on_at_most_a_batch_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

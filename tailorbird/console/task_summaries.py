@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from tailorbird.config.metrics import METRICS
-from tailorbird.config.tasks import TASKS
+from tailorbird.config.task_rules import TASKS
 from tailorbird.console.reader import Reader
 from tailorbird.console.records import DayReport, RunEvidence
 from tailorbird.console.runs import Run, read_active

@@ -64,7 +64,9 @@ class LoadedEndpoint:
 
         An endpoint does not return the probabilities of other classes.
         """
-        from tailorbird.evaluation.inference.endpoint import NO_LABEL  # imports torch, which replicas may not need
+        from tailorbird.evaluation.inference.endpoint_predictions import (
+            NO_LABEL,  # imports torch, which replicas may not need
+        )
 
         return [
             Prediction(
