@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from tailorbird.data.rows import Conversation, query_of
+from tailorbird.data.rows import Conversation, messages_of, query_of
 
 RETRY_AFTER_S = 2  # `Retry-After` of responses with status 429
 
@@ -41,7 +41,7 @@ SERVED_TASKS: dict[str, ServedTask] = {
         replica_class="serving.replica.chat:Chat",
         shutdown_s=120,
         serves_baseline=False,
-        request=lambda turns: {"messages": [{"role": role, "content": content} for role, content in turns]},
+        request=lambda turns: {"messages": messages_of(turns)},
         actor_engines=frozenset({"vllm"}),
     ),
 }

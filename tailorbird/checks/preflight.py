@@ -24,7 +24,6 @@ from tailorbird.checks.preflight_time import expected_time
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
-from tailorbird.data.task_data import data_task
 
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 NUM_LISTED = 5
@@ -136,9 +135,9 @@ def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
         yield fault("base model", facts.model_fault or f"{uri} was not checked")
         return
     faults: list[tuple[str, str]] = []
-    unfit = data_task(recipe.task).model_fault(is_causal=model.is_causal, is_encoder_decoder=model.is_encoder_decoder)
-    if unfit is not None:
-        faults.append((f"{uri} is a {model.kind}, {unfit[0]}", f"{unfit[1]}; change base_model"))
+    rules = TASKS[recipe.task]
+    if model.is_encoder_decoder if rules.has_classes else not model.is_causal:
+        faults.append((f"{uri} is a {model.kind}, {rules.unfit}", f"{rules.needs}; change base_model"))
     if model.template_error:
         faults.append((model.template_error, "choose an instruction-tuned model, whose tokenizer has a chat template"))
     if model.longest is not None and recipe.data.max_length > model.longest:
@@ -153,8 +152,7 @@ def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     yield from (fault("base model", text, remedy) for text, remedy in faults)
     if not faults:
         length = f", rows of up to {model.longest:,} tokens" if model.longest else ""
-        fit = TASKS[recipe.task].fit
-        text = f"{model.kind}, {model.shape.num_parameters:,} parameters{length}{fit}; staged at {model.uri}"
+        text = f"{model.kind}, {model.shape.num_parameters:,} parameters{length}{rules.fit}; staged at {model.uri}"
         yield ok("base model", text)
 
 

@@ -10,7 +10,7 @@ from tailorbird.checks.preflight_facts import Cluster
 from tailorbird.checks.preflight_memory import RAY_KILLS_AT, tried_configs
 from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.task_data import data_task
+from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.inference.serving_cost import BF16_BYTES, host_bytes
 from tailorbird.models.metadata import ModelMetadata, read_metadata
 from tailorbird.models.tensor_parallel.ranks import Ranks
@@ -82,7 +82,7 @@ def require_gpus(recipe: Recipe, *, base_model: str, ranks: Ranks) -> None:
     """Raise ValueError if the GPUs of an evaluation in the connected cluster cannot hold the staged base model."""
     if not uses_gpu(recipe):
         return
-    model = read_metadata(base_model, task=data_task(recipe.task, system=recipe.data.system))
+    model = read_metadata(base_model, task=recipe_task(recipe))
     for result in check_gpus(recipe, model, ranks=ranks, gpu_bytes=gpu_bytes_of_cluster()):
         if result.state == "fault":
             raise ValueError(f"{result.message}; {result.remedy}")

@@ -21,7 +21,7 @@ from tailorbird.config.suites import EXTRACTION
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.suites.read import read_suite
-from tailorbird.data.task_data import DataTask, data_task
+from tailorbird.data.task_data import DataTask, recipe_task
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
@@ -184,7 +184,7 @@ def inspect_cluster(request: ProbeRequest) -> Cluster:
 
 def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
     """Inspect all data URIs of the recipe, in parallel."""
-    config, task = recipe.data, data_task(recipe.task)
+    config, task = recipe.data, recipe_task(recipe)
     uris = [("train", uri) for uri in config.train_uris]
     uris += [(name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None]
     with ThreadPoolExecutor(NUM_READERS) as pool:
@@ -230,7 +230,7 @@ def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
     stored = read_champion(recipe.task_uri)
     if stored is None:
         return ()
-    test = read_test(recipe.data, task=data_task(recipe.task, system=recipe.data.system))
+    test = read_test(recipe.data, task=recipe_task(recipe))
     trained = trained_rows(test, {"incumbent": champion_version(stored[0])})
     require_enough_rows(trained, num_test=len(test), config=recipe.evaluation)
     return trained.sentences(len(test))
@@ -239,7 +239,7 @@ def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
 def _model(recipe: Recipe) -> ModelMetadata:
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
     task_pooling(recipe, staged)  # raises PoolingError
-    return read_metadata(staged, task=data_task(recipe.task, system=recipe.data.system))
+    return read_metadata(staged, task=recipe_task(recipe))
 
 
 def _require_encoder(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ from tailorbird import storage
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import DataError, rows_sha256
-from tailorbird.data.task_data import data_task
+from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
@@ -89,7 +89,7 @@ def trained_rows_faults(evidence: Evidence) -> Iterator[str]:
         return
     try:
         champion = read_version(evidence.champion)
-        task = data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
+        task = recipe_task(recipe)
         test = read_test(recipe.data, task=task)
     except (RegistryError, DataError):
         return

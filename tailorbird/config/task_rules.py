@@ -18,6 +18,9 @@ class TaskRules:
     hub_example: Callable[[str], dict[str, object]]  # entry of `widget` in the model card
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
+    label_field: str  # field of section `data` that names the column with the labels
+    needs: str  # in the preflight: the kind of base model
+    unfit: str  # in the preflight: a base model that is not of this kind
     fit: str  # end of a sentence in the preflight about a base model that suits the task
     quality: str  # what daily reports measure on labelled answers
     has_classes: bool  # labels are classes, and models are encoders with a pooling
@@ -45,6 +48,9 @@ TASKS: dict[str, TaskRules] = {
         hub_example=lambda text: {"text": text},
         model="A text classifier",
         architecture="encoder and linear head, ",
+        label_field="label",
+        needs="classification needs an encoder",
+        unfit="an encoder with a decoder",
         fit="",
         quality="accuracy",
         has_classes=True,
@@ -59,6 +65,9 @@ TASKS: dict[str, TaskRules] = {
         hub_example=lambda text: {"messages": [{"role": "user", "content": text}]},
         model="A chat model",
         architecture="",
+        label_field="completion",
+        needs="a chat task needs one",
+        unfit="not a causal language model",
         fit=", chat template with separable turns",
         quality="mean score",
         has_classes=False,

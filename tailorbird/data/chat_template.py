@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.data.rows import Conversation, DataError, Rows, messages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ def example_turns(conversation: Conversation, answer: str, *, untrained: Sequenc
 
 def examples_of(rows: Rows) -> list[Conversation]:
     """Return each row as an example; see `example_turns`."""
-    columns = zip(rows.turns, rows.labels, rows.untrained_turns or ((),) * len(rows), strict=True)
+    columns = zip(rows.turns, rows.labels, rows.untrained, strict=True)
     return [example_turns(turns, answer, untrained=untrained) for turns, answer, untrained in columns]
 
 
@@ -122,8 +122,7 @@ def training_tokens(
     """
     tokens = []
     known: Iterable[Prompt | None] = [None] * len(rows) if prompts is None else prompts
-    untrained = rows.untrained_turns or ((),) * len(rows)
-    parts = zip(rows.row_ids, rows.turns, rows.labels, untrained, known, strict=True)
+    parts = zip(rows.row_ids, rows.turns, rows.labels, rows.untrained, known, strict=True)
     for row_id, conversation, answer, context, prompt in parts:
         try:
             row = _row_tokens(
@@ -190,9 +189,8 @@ def _rendered(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase", answ
         raise DataError(
             "the model's tokenizer has no chat template; use an instruction-tuned base model for `task: chat`"
         )
-    messages = [{"role": role, "content": content} for role, content in turns]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering)
+        text = tokenizer.apply_chat_template(messages_of(turns), tokenize=False, add_generation_prompt=answering)
     except TemplateError as error:
         roles = ", ".join(role for role, _ in turns)
         raise DataError(

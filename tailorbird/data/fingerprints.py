@@ -27,11 +27,8 @@ def user_texts(rows: Rows) -> tuple[str, ...]:
 
     A conversation without a turn of the user has its whole text.
     """
-    texts = []
-    for text, conversation in zip(rows.texts, rows.turns, strict=True):
-        turns = [content for role, content in conversation if role == "user"]
-        texts.append("\n".join(turns) if turns else text)
-    return tuple(texts)
+    users = ([content for role, content in turns if role == "user"] for turns in rows.turns)
+    return tuple("\n".join(turns) if turns else text for turns, text in zip(users, rows.texts, strict=True))
 
 
 def letters_and_digits(text: str) -> str:

@@ -80,9 +80,8 @@ def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter
     copied = [evaluated.copied(text, label=label) for text, label in zip(train.texts, train.labels, strict=True)]
     counts = Counter(chain.from_iterable(copied))
     rows = train.take([row for row, splits in enumerate(copied) if not splits])
-    untrained = rows.untrained_turns or ((),) * len(rows)
     with_copies = []
-    for turns, known in zip(rows.turns, untrained, strict=True):
+    for turns, known in zip(rows.turns, rows.untrained, strict=True):
         copies = [
             at
             for at, (role, answer) in enumerate(turns)

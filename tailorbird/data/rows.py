@@ -17,6 +17,8 @@ Conversation = tuple[Message, ...]
 
 SPLIT_NAMES = ("train", "validation", "test")
 NO_GROUP = "(none)"
+COLUMNS = ("row_ids", "texts", "labels", "split_keys", "conversations", "untrained_turns")
+"""Fields of `Rows` that have one value per row."""
 MAX_BRANCHES = 10
 """Most ways in which the conversations of one document continue its beginning."""
 
@@ -68,19 +70,15 @@ class Rows:
         """Return the rows at `indices`, in that order."""
         positions = [int(index) for index in indices]
 
-        def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
+        def pick(column: tuple[Any, ...]) -> Any:
             return tuple(column[position] for position in positions)
 
-        return Rows(
-            row_ids=pick(self.row_ids),
-            texts=pick(self.texts),
-            labels=pick(self.labels),
-            split_keys=None if self.split_keys is None else pick(self.split_keys),
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        return replace(
+            self,
             groups={name: pick(column) for name, column in self.groups.items()},
-            conversations=None if self.conversations is None else pick(self.conversations),
-            untrained_turns=None if self.untrained_turns is None else pick(self.untrained_turns),
-            answers=self.answers,
-            suite=None if self.suite is None else self.suite.take(positions),
+            suite=self.suite and self.suite.take(positions),
+            **{name: pick(column) for name, column in columns.items() if column is not None},
         )
 
     @property
@@ -92,6 +90,16 @@ class Rows:
     def turns(self) -> tuple[Conversation, ...]:
         """The turns before the answer of each row; a text without conversation is one turn of the user."""
         return tuple((("user", text),) for text in self.texts) if self.conversations is None else self.conversations
+
+    @property
+    def answered_turns(self) -> list[Conversation]:
+        """The turns of each row, with the label as the answer."""
+        return [(*turns, ("assistant", label)) for turns, label in zip(self.turns, self.labels, strict=True)]
+
+    @property
+    def untrained(self) -> tuple[tuple[int, ...], ...]:
+        """The `untrained_turns` of each row, none by default."""
+        return self.untrained_turns or ((),) * len(self)
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -117,6 +125,11 @@ def text_of(turns: Conversation) -> str:
     return "\n".join(content for _, content in turns)
 
 
+def messages_of(turns: Conversation) -> list[Any]:
+    """Return turns as messages `{role, content}`."""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
 def query_of(conversation: Conversation) -> str:
     """Return the text by which a conversation is compared: its last turn of the user, or else its last turn."""
     users = [content for role, content in conversation if role == "user"]
@@ -130,8 +143,8 @@ def trained_turns(rows: Rows) -> Rows:
     """
     if rows.conversations is None:
         return rows
-    untrained = rows.untrained_turns or ((),) * len(rows)
-    whole = [(*turns, ("assistant", answer)) for turns, answer in zip(rows.conversations, rows.labels, strict=True)]
+    untrained = rows.untrained
+    whole = rows.answered_turns
     parts = [
         (row, turns, position)
         for row, turns in enumerate(whole)
@@ -179,9 +192,8 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
         columns = [getattr(rows, name) for rows in parts]
         return None if columns[0] is None else tuple(chain.from_iterable(columns))
 
-    names = [field.name for field in fields(Rows) if field.name not in ("groups", "answers", "suite")]
     groups = {name: tuple(chain.from_iterable(rows.groups[name] for rows in parts)) for name in parts[0].groups}
-    return Rows(groups=groups, answers=parts[0].answers, **{name: column(name) for name in names})
+    return Rows(groups=groups, answers=parts[0].answers, **{name: column(name) for name in COLUMNS})
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:

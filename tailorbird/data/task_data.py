@@ -2,23 +2,23 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.data import DataConfig
+from tailorbird.config.recipe import Recipe
+from tailorbird.config.task_rules import TaskName
 from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
 from tailorbird.data.conversations import answer_fault
-from tailorbird.data.parquet import conversations_of, groups_of, has_integers, read_strings, texts_of
+from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
 from tailorbird.data.rows import DataError, Rows, text_of
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TaskName = Literal["classification", "chat"]
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,6 @@ class ClassificationData:
         labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
         return _with_keys_and_groups(Rows((), texts, labels), table, config=config, uri=uri, first=first)
 
-    def storable(self, rows: Rows, *, config: DataConfig) -> Rows:  # noqa: ARG002  chat only
-        """Return the rows that the columns of a config can hold."""
-        return rows
-
-    def values(self, rows: Rows, *, config: DataConfig) -> dict[str, Sequence[Any]]:
-        """Return storable rows as columns of inputs and labels, from which `rows` reads them."""
-        return {config.text: rows.texts, config.label: rows.labels}
-
-    def has_integer_labels(self, config: DataConfig) -> bool:
-        """Return True if the labels of the training rows are integers."""
-        return has_integers(config.train_uris, column=config.label)
-
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         """Raise DataError for a column of an unsupported type, without reading rows."""
         self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
@@ -62,10 +50,6 @@ class ClassificationData:
     def longest_row(self, config: Any) -> int | None:
         """Return the maximum tokens of a training row for a transformers config; None if there is no limit."""
         return getattr(config, "max_position_embeddings", None) or None
-
-    def model_fault(self, *, is_causal: bool, is_encoder_decoder: bool) -> tuple[str, str] | None:  # noqa: ARG002
-        """Return what is wrong with a model for the task, and what the task needs; None if it can be trained."""
-        return ("an encoder with a decoder", "classification needs an encoder") if is_encoder_decoder else None
 
     def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:  # noqa: ARG002  chat only
         """Return the reason why the tokenizer's chat template cannot be used; None if it can, or is not needed."""
@@ -117,20 +101,6 @@ class ChatData:
         )
         return _with_keys_and_groups(rows, table, config=config, uri=uri, first=first)
 
-    def storable(self, rows: Rows, *, config: DataConfig) -> Rows:
-        if config.messages:
-            return rows
-        return rows.take([row for row, turns in enumerate(rows.turns) if len(turns) == 1])
-
-    def values(self, rows: Rows, *, config: DataConfig) -> dict[str, Sequence[Any]]:
-        if not config.messages:
-            return {config.prompt: rows.texts, config.completion: rows.labels}
-        whole = ((*turns, ("assistant", label)) for turns, label in zip(rows.turns, rows.labels, strict=True))
-        return {config.messages: [[{"role": role, "content": content} for role, content in turns] for turns in whole]}
-
-    def has_integer_labels(self, config: DataConfig) -> bool:  # noqa: ARG002
-        return False
-
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         table = _empty(schema, self.columns(config))
         self.rows(table, config=config, uri=uri)
@@ -163,9 +133,6 @@ class ChatData:
             limits.append(getattr(config, "sliding_window", None))
         return min((limit for limit in limits if limit), default=None)
 
-    def model_fault(self, *, is_causal: bool, is_encoder_decoder: bool) -> tuple[str, str] | None:  # noqa: ARG002
-        return None if is_causal else ("not a causal language model", "a chat task needs one")
-
     def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
         try:
             conversation_tokens((("user", "a"),), "b", tokenizer=tokenizer, system=self.system)
@@ -186,6 +153,11 @@ CLASSIFICATION = ClassificationData()
 def data_task(name: TaskName, *, system: str | None = None, answers: AnswersConfig | None = None) -> DataTask:
     """Return the data handling of the task with this name in the recipe. `system` and `answers` are for chat tasks."""
     return ChatData(system, answers) if name == "chat" else CLASSIFICATION
+
+
+def recipe_task(recipe: Recipe) -> DataTask:
+    """Return the data handling of a recipe."""
+    return data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
 
 
 def _column_names(config: DataConfig, *inputs: str) -> list[str]:

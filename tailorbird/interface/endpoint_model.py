@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tailorbird.interface.answer import Input
 from tailorbird.interface.answers import Answers
-from tailorbird.interface.predicted_tasks import PREDICTED_TASKS
+from tailorbird.interface.predicted_tasks import PREDICTED_TASKS, input_messages
 
 if TYPE_CHECKING:
     from tailorbird.evaluation.inference.endpoint_requests import StoredAnswers
@@ -36,14 +36,22 @@ class EndpointModel:
 
 
 def _of_endpoint(version: "ModelVersion", inputs: list[Input], *, kept: "dict[str, StoredAnswers]") -> Answers:
-    from tailorbird.data.rows import Rows
+    from tailorbird.data.rows import DataError, Rows
     from tailorbird.evaluation.inference.endpoint_predictions import answer_rows_of_endpoint
     from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 
     task = PREDICTED_TASKS[version.task]
     texts = task.texts(inputs)
+    conversations = []
+    for position, messages in enumerate(map(input_messages, inputs)):
+        conversations.append(tuple((message["role"], message["content"]) for message in messages))
+        if messages[-1]["role"] != "user":
+            raise DataError(
+                f"the conversation in row {position} does not end with a user message; remove the messages after the "
+                "last user message"
+            )
     ids = tuple(map(str, range(len(texts))))
-    rows = Rows(ids, texts, labels=("",) * len(texts), conversations=task.conversations(inputs))
+    rows = Rows(ids, texts, labels=("",) * len(texts), conversations=tuple(conversations))
     answers = answer_rows_of_endpoint(version.uri, rows=rows, limits=RequestLimits(), kept=kept)
     return Answers(
         replace(task.completed(answer, version), input=text, reported_model=answer.model or None, row=row)

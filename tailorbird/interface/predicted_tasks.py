@@ -8,7 +8,6 @@ from tailorbird.interface.answer import Answer, Input, last_text
 from tailorbird.interface.answers import Answers
 
 if TYPE_CHECKING:
-    from tailorbird.data.rows import Conversation
     from tailorbird.models.endpoint.completion import EndpointAnswer
     from tailorbird.models.loading import AnyLoaded
     from tailorbird.registry.versions import ModelVersion
@@ -23,8 +22,6 @@ class PredictedTask:
 
     texts: Callable[[Sequence[Input]], tuple[str, ...]]
     """Return the text of each input; raise ValueError for an input of another type."""
-    conversations: "Callable[[Sequence[Input]], tuple[Conversation, ...] | None]"
-    """Return the `conversations` of inputs as `Rows`; raise DataError if one does not end with the user."""
     predict: "Callable[[AnyLoaded, Sequence[Input], Sequence[str | None] | None], Answers]"
     """Return the answers of a loaded model to inputs with the values of the routing column, if any."""
     completed: "Callable[[EndpointAnswer, ModelVersion], Answer]"
@@ -38,25 +35,8 @@ def _texts(inputs: Sequence[Input]) -> tuple[str, ...]:
     return texts
 
 
-def _last_texts(inputs: Sequence[Input]) -> tuple[str, ...]:
-    return tuple(map(last_text, inputs))
-
-
-def _conversations(inputs: Sequence[Input]) -> "tuple[Conversation, ...]":
-    from tailorbird.data.rows import DataError
-
-    conversations: list[Conversation] = []
-    for position, messages in enumerate(map(_messages, inputs)):
-        conversations.append(tuple((message["role"], message["content"]) for message in messages))
-        if messages[-1]["role"] != "user":
-            raise DataError(
-                f"the conversation in row {position} does not end with a user message; remove the messages after the "
-                "last user message"
-            )
-    return tuple(conversations)
-
-
-def _messages(value: Input) -> list[Mapping[str, str]]:
+def input_messages(value: Input) -> list[Mapping[str, str]]:
+    """Return an input as the messages of a conversation."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else list(value)
 
 
@@ -92,7 +72,7 @@ def _answer(loaded: "AnyLoaded", inputs: Sequence[Input], _: Sequence[str | None
     from serving.batch_jobs.scorers import SCORERS, PartRows
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    table = pa.table({"messages": pa.array(map(_messages, inputs), messages)})
+    table = pa.table({"messages": pa.array(map(input_messages, inputs), messages)})
     part = Part(number=0, uri="inputs", start=0, first=0, num_rows=len(inputs), etag="")
     columns = SCORERS["chat"].answer(loaded, PartRows(table, part, "messages"), batch_size=BATCH_SIZE)
     values = {name: column.to_pylist() for name, column in columns.items()}
@@ -106,7 +86,7 @@ def _answer(loaded: "AnyLoaded", inputs: Sequence[Input], _: Sequence[str | None
             finish_reason=values["finish_reason"][row],
             row=row,
         )
-        for row, prompt in enumerate(_last_texts(inputs))
+        for row, prompt in enumerate(map(last_text, inputs))
     )
 
 
@@ -118,12 +98,14 @@ def _completed_label(answer: "EndpointAnswer", version: "ModelVersion") -> Answe
     return Answer("", version.typed_label(label), answer.probability, version.version)
 
 
-def _completed_text(answer: "EndpointAnswer", version: "ModelVersion") -> Answer:
-    return Answer("", answer.text, answer.confidence, version.version, finish_reason=answer.finish_reason)
-
-
 PREDICTED_TASKS = {
-    "classification": PredictedTask(_texts, lambda _: None, _classify, _completed_label),
-    "chat": PredictedTask(_last_texts, _conversations, _answer, _completed_text),
+    "classification": PredictedTask(_texts, _classify, _completed_label),
+    "chat": PredictedTask(
+        texts=lambda inputs: tuple(map(last_text, inputs)),
+        predict=_answer,
+        completed=lambda answer, version: Answer(
+            "", answer.text, answer.confidence, version.version, finish_reason=answer.finish_reason
+        ),
+    ),
 }
 """Predictions, by the `task` of a version."""

@@ -6,10 +6,10 @@ from datetime import date, timedelta
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.task_rules import TASKS
 from tailorbird.monitoring.drift_reference import read_reference
 from tailorbird.monitoring.label_audit import audit_files
 from tailorbird.monitoring.log_windows import LogDays, span
-from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
 from tailorbird.monitoring.request_log import require_request_log
@@ -51,8 +51,8 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
 def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -> WatchedVersions:
     """Return what is read about these versions (digests)."""
     groups, config = recipe.data.groups, recipe.evaluation
-    metric = config.metric if MONITORED_TASKS[recipe.task].has_corrections else None
-    return WatchedVersions(champion, challenger, groups, metric=metric, answers=config.answers)
+    metric = None if TASKS[recipe.task].has_classes else config.metric
+    return WatchedVersions(champion, challenger, groups, recipe.task, metric, config.answers)
 
 
 def read_reports(task_uri: str) -> list[Report]:

@@ -21,7 +21,7 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.loader import read_splits, read_validation_and_test
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
-from tailorbird.data.task_data import data_task
+from tailorbird.data.task_data import recipe_task
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -84,7 +84,7 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
     """
     uri = TaskPaths(recipe.task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
-        task = data_task(recipe.task)
+        task = recipe_task(recipe)
         has_files = recipe.data.validation is not None and recipe.data.test is not None
         if has_files:
             rows = read_validation_and_test(recipe.data, task=task)[0]
@@ -92,8 +92,13 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
             rows = read_splits(recipe.data, task=task).validation
         if len(rows) > MAX_ROWS:
             rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
-        build = _answers_reference if MONITORED_TASKS[recipe.task].compares_answers else _texts_reference
-        storage.write_bytes(uri, build(recipe, version, rows=rows, made_at=made_at))
+        if MONITORED_TASKS[recipe.task].compares_answers:
+            build = run_remote(build_reference, resources=worker_resources(recipe.training))
+            limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+            content = build(version.uri, rows=rows, made_at=made_at, limits=limits)
+        else:
+            content = _texts_reference(recipe, version, rows=rows, made_at=made_at)
+        storage.write_bytes(uri, content)
     return uri
 
 
@@ -122,12 +127,6 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
     return DriftReference(
         metadata.digest, metadata.made_at, sample, right, groups, version.base_model, version.max_length
     )
-
-
-def _answers_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
-    build = run_remote(build_reference, resources=worker_resources(recipe.training))
-    limits = RequestLimits.from_config(recipe.evaluation.endpoint)
-    return build(version.uri, rows=rows, made_at=made_at, limits=limits)
 
 
 def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits | None = None) -> bytes:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.task_rules import TASKS
 from tailorbird.data.conversations import logged_conversation
-from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows, text_of
 from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.log_reader import (
@@ -36,7 +36,6 @@ from tailorbird.storage.paths import TaskPaths
 
 STORED_COLUMNS = (*COLUMNS, "context", "score", "correct_answer")
 FILLED_IN = {"label", "score", "correct_answer"}
-PEOPLES_TEXTS = {"text", "correct_answer"}
 
 
 def parse_days(days: str) -> list[date]:
@@ -67,9 +66,9 @@ def export_answers(
     no audit of its own, because it answers the champion's texts. Within each of the two groups every row has the same
     chance, whatever its client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
     same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has the
-    `export_columns` of the task: `subject` is the keyed hash of the log, `text` is empty without serving.log_texts, and
-    labels are empty. Only `with_answers` (chat) does it have the model's answer, which biases labels; no column names
-    the version. Memory holds the drawn rows and the keys of audited rows.
+    `columns` or `scored_columns` of the task: `subject` is the keyed hash of the log, `text` is empty without
+    serving.log_texts, and labels are empty. Only `with_answers` (chat) does it have the model's answer, which would
+    bias labels; no column names the version. Memory holds the drawn rows and the keys of audited rows.
     """
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
@@ -78,7 +77,11 @@ def export_answers(
             "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
         )
     task = MONITORED_TASKS[recipe.task]
-    columns = task.export_columns(recipe, with_answers)
+    if task.needs_texts and not recipe.serving.log_texts:
+        raise AuditError("serving.log_texts is not set, so there are no conversations to audit; set it and serve again")
+    columns = task.scored_columns if with_answers else task.columns
+    if columns is None:
+        raise AuditError("--with-answers is for chat: labels of classes are given without seeing the model's answer")
     log = recipe.serving.request_log.rstrip("/")
     secret = draw_secret(recipe.task_uri)
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
@@ -90,7 +93,7 @@ def export_answers(
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         table = read_columns(uri, ANSWERS)
         for answer in table.filter(pa.array(is_answered(table))).to_pylist():
-            eligible = (answer["arm"], answer["digest"]) in arms and answer[task.audited] is not None
+            eligible = (answer["arm"], answer["digest"]) in arms and not (task.needs_texts and answer["text"] is None)
             if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
@@ -124,15 +127,14 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
     A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
     no texts. Raises AuditError for a label that is not a class, for a labelled row whose id or time is missing, and for
-    a file that was not exported. For chat, see `monitored_tasks._require_chat_labels`.
+    a file that was not exported. For chat, see `monitored_tasks._chat_labels`.
     """
     task = MONITORED_TASKS[recipe.task]
     try:
-        table = read_columns(uri, task.columns)
+        table = read_columns(uri, task.scored_columns or task.columns)
     except TrafficError as error:
         raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
-    rows = [_redacted(row) for row in task.filled_in(uri, table.to_pylist())]
-    task.require_labels(uri, rows, recipe, classes)
+    rows = task.labelled(uri, table.to_pylist(), recipe, classes)
     damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
     if damaged:
         raise AuditError(
@@ -147,10 +149,6 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     stored = TaskPaths(recipe.task_uri).audit(len(audits) + 1, digest)
     storage.write_bytes(stored, content)
     return stored, len(rows)
-
-
-def _redacted(row: Row) -> Row:
-    return row | {name: row[name] and redact(str(row[name])) for name in PEOPLES_TEXTS & set(row)}
 
 
 def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) -> Rows:
@@ -184,7 +182,7 @@ def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
         labels=tuple(row[task.label] for row in logged),
         split_keys=units if len(set(units)) < len(units) else None,
         groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
-        conversations=turns if task.has_conversations else None,
+        conversations=None if TASKS[recipe.task].has_classes else turns,
         answers=recipe.evaluation.answers,
     )
 

@@ -294,10 +294,6 @@ def _misplaced(at: NDArray[np.int64], day: str | None) -> int:
     return int(((at < first) | (at >= first + DAY_US)).sum())
 
 
-def _scores(table: pa.Table) -> NDArray[np.float64]:
-    return np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
-
-
 def _sample(
     table: pa.Table, *, keys: NDArray[np.uint64], is_champion: NDArray[np.bool_], task: MonitoredTask
 ) -> AnswerSample:
@@ -309,7 +305,8 @@ def _sample(
     labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
     days = (_microseconds(table) // DAY_US).astype(np.int32)
     # Of chat, only some kinds have a confidence.
-    scores = _scores(table) if task.compares_answers else np.full(len(rows), np.nan)
+    column = table["score"] if task.compares_answers else pa.nulls(len(rows), pa.float32())
+    scores = column.to_numpy(zero_copy_only=False)
     lengths = table["text_chars"].fill_null(0).to_numpy()  # nulls are left for classification only, without lengths
     return traffic.smallest_keys(
         AnswerSample(keys[rows], labels, scores.astype(np.float32), texts, lengths.astype(np.int32), days)

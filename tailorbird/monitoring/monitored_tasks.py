@@ -8,12 +8,12 @@ from typing import Any
 from tailorbird.config.answers import THUMBS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
-from tailorbird.data.pii import is_redacted
+from tailorbird.data.pii import is_redacted, redact
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
 
 COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
 CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "attributes", "context", "text", "correct_answer")
-SCORED_COLUMNS = (*CHAT_COLUMNS[:-1], "answer", "score", "correct_answer")
+PEOPLES_TEXTS = {"text", "correct_answer"}
 Row = dict[str, Any]  # a row of the request log or an audit, by column
 
 
@@ -25,42 +25,35 @@ class AuditError(ValueError):
 class MonitoredTask:
     """Monitoring of one task."""
 
-    columns: tuple[str, ...]  # of an audit to import
+    columns: tuple[str, ...]  # of an audit
+    scored_columns: tuple[str, ...] | None  # of an audit with the model's answers; None if people must not see them
+    needs_texts: bool  # an answer whose text is not logged cannot be audited
     label: str  # column with the correct answer
-    has_corrections: bool  # people and clients write correct answers, which the metric compares with the model's
-    has_conversations: bool
     compares_answers: bool  # drift compares the champion's answers with those to the reference rows
-    audited: str  # column without which an answer is not audited
     sampled: str  # column without which an answer is not in the sample for drift
-    export_columns: Callable[[Recipe, bool], tuple[str, ...]]
-    """Return the columns of an audit to export, with or without the model's answers; raise AuditError if the task or
-    the recipe does not allow it."""
-    filled_in: Callable[[str, Sequence[Row]], list[Row]]
-    """Return the rows of the audit at a URI that people filled in; raise AuditError for a score outside 0 to 1."""
-    require_labels: Callable[[str, Sequence[Row], Recipe, Sequence[str]], None]
-    """Raise AuditError if a label cannot be used, or if there is none. The last argument are the classes."""
+    labelled: Callable[[str, Sequence[Row], Recipe, Sequence[str]], list[Row]]
+    """Return the labelled rows of the audit at a URI, redacted; raise AuditError if a label cannot be used, or if there
+    is none. The last argument are the classes."""
     label_of: Callable[[str | None, float | None, str | None], tuple[str | None, float | None]]
     """Return the correct answer and the score, either may be None, in a label, score and correct answer of a log."""
 
 
-def _class_columns(_: Recipe, with_answers: bool) -> tuple[str, ...]:
-    if with_answers:
-        raise AuditError("--with-answers is for chat: labels of classes are given without seeing the model's answer")
-    return COLUMNS
+def _redacted(row: Row) -> Row:
+    return row | {name: row[name] and redact(str(row[name])) for name in PEOPLES_TEXTS & set(row)}
 
 
-def _chat_columns(recipe: Recipe, with_answers: bool) -> tuple[str, ...]:
-    if not recipe.serving.log_texts:
-        raise AuditError("serving.log_texts is not set, so there are no conversations to audit; set it and serve again")
-    return SCORED_COLUMNS if with_answers else CHAT_COLUMNS
-
-
-def _labelled(_: str, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["label"] is not None and str(row["label"]).strip()]
+def _class_labels(uri: str, rows: Sequence[Row], _: Recipe, classes: Sequence[str]) -> list[Row]:
+    labelled = [_redacted(row) for row in rows if row["label"] is not None and str(row["label"]).strip()]
+    unknown = sorted({str(row["label"]) for row in labelled} - set(classes))
+    if unknown or not labelled:
+        fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
+        known = f"{', '.join(classes[:10])}{' ...' * (len(classes) > 10)}"
+        raise AuditError(f"{uri} has {fault}; the classes are {known}")
+    return labelled
 
 
 def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a score, as a float, or a correct answer."""
+    """Return the rows with a score, as a float, or a correct answer; raise AuditError for a score outside 0 to 1."""
     kept = []
     for number, row in enumerate(rows):
         stated, correct = row["score"], str(row["correct_answer"] or "").strip()
@@ -75,21 +68,14 @@ def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
     return kept
 
 
-def _require_classes(uri: str, rows: Sequence[Row], _: Recipe, classes: Sequence[str]) -> None:
-    unknown = sorted({str(row["label"]) for row in rows} - set(classes))
-    if unknown or not rows:
-        fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
-        known = f"{', '.join(classes[:10])}{' ...' * (len(classes) > 10)}"
-        raise AuditError(f"{uri} has {fault}; the classes are {known}")
-
-
-def _require_chat_labels(uri: str, rows: Sequence[Row], recipe: Recipe, _: Sequence[str]) -> None:
-    """Raise AuditError for a file without labels, for mixed ones, and for a correct answer that the metric cannot read.
+def _chat_labels(uri: str, exported: Sequence[Row], recipe: Recipe, _: Sequence[str]) -> list[Row]:
+    """Return the redacted rows of `_scored`. The metric must be able to read their correct answers.
 
     A file has either scores or correct answers, because the two are not comparable. If people saw the model's answers,
     each row with a correct answer needs a score: people correct wrong answers, which are no random sample.
     Correct answers from which personal data are removed are stored, but neither compared nor trained on.
     """
+    rows = [_redacted(row) for row in _scored(uri, exported)]
     if not rows:
         raise AuditError(f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`")
     num_scores = sum(row["score"] is not None for row in rows)
@@ -105,37 +91,28 @@ def _require_chat_labels(uri: str, rows: Sequence[Row], recipe: Recipe, _: Seque
     fault = unreadable(corrected, config=recipe.evaluation.answers)
     if fault is not None:
         raise AuditError(f"{uri} has the correct answer {corrected[fault[0]][:80]!r}, which has no {fault[1]}")
-
-
-def _chat_label(label: str | None, score: float | None, correct_answer: str | None) -> tuple[str | None, float | None]:
-    return correct_answer, THUMBS.get(label or "") if score is None else score
+    return rows
 
 
 MONITORED_TASKS: Mapping[TaskName, MonitoredTask] = {
     "classification": MonitoredTask(
         columns=COLUMNS,
+        scored_columns=None,
+        needs_texts=False,
         label="label",
-        has_corrections=False,
-        has_conversations=False,
         compares_answers=True,
-        audited="label",
         sampled="label",
-        export_columns=_class_columns,
-        filled_in=_labelled,
-        require_labels=_require_classes,
+        labelled=_class_labels,
         label_of=lambda label, *_: (label, None),
     ),
     "chat": MonitoredTask(
-        columns=SCORED_COLUMNS,
+        columns=CHAT_COLUMNS,
+        scored_columns=(*CHAT_COLUMNS[:-1], "answer", "score", "correct_answer"),
+        needs_texts=True,
         label="correct_answer",
-        has_corrections=True,
-        has_conversations=True,
         compares_answers=False,
-        audited="text",
         sampled="text_chars",
-        export_columns=_chat_columns,
-        filled_in=_scored,
-        require_labels=_require_chat_labels,
-        label_of=_chat_label,
+        labelled=_chat_labels,
+        label_of=lambda label, score, answer: (answer, THUMBS.get(label or "") if score is None else score),
     ),
 }

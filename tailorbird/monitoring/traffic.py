@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.answers import AnswersConfig
-from tailorbird.config.metrics import METRICS
 from tailorbird.config.task_rules import TaskName
 
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
@@ -124,12 +123,9 @@ class WatchedVersions:
     champion: str
     challenger: str | None  # in the arm of the canary or the shadow
     groups: tuple[str, ...] = ()  # attributes by which outcomes are grouped
+    task: TaskName = "classification"
     metric: str | None = None  # (chat) metric of an answer against a correct answer; None for classification
     answers: AnswersConfig | None = None  # (chat) how structured answers are compared
-
-    @property
-    def task(self) -> TaskName:
-        return "classification" if self.metric is None else METRICS[self.metric].task
 
 
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:

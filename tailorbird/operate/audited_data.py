@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 from tailorbird import storage
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.task_rules import TASKS
 from tailorbird.data.fingerprints import Hashes, are_among, fingerprints, user_texts
 from tailorbird.data.parquet import read_table
 from tailorbird.data.pii import is_redacted, redact
-from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.rows import Rows, Splits, messages_of
 from tailorbird.data.splits import normalise
-from tailorbird.data.task_data import data_task
+from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, unreadable
 from tailorbird.evaluation.trained_rows import NO_ROWS
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
-from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
+from tailorbird.monitoring.monitored_tasks import Row
 from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
@@ -79,7 +80,7 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
     def files(kind: str) -> list[str]:
         return [uri for day, uris in by_day(log, kind).items() if day >= since.date().isoformat() for uri in uris]
 
-    def key(row: Mapping[str, Any]) -> int:
+    def key(row: Row) -> int:
         return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
     slow = set[str | None]()
@@ -98,7 +99,7 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
             if answer is not None and is_readable(answer, row["caller"]):
                 code = key(row)
                 latest[code] = max(latest.get(code, (row["at"], answer)), (row["at"], answer))
-    logged: dict[int, dict[str, Any]] = {}
+    logged: dict[int, Row] = {}
     for uri in files("answers"):
         table = read_columns(uri, ANSWERS)
         for row in table.filter(pa.array(is_answered(table))).to_pylist():
@@ -117,7 +118,7 @@ def training_parts(
     scored audits and of feedback. They are no random sample, and clients can write any text as feedback, so no row of
     validation or test may be one. They are left out if such rows are split off `data.train`.
     """
-    if not MONITORED_TASKS[recipe.task].has_corrections:
+    if TASKS[recipe.task].has_classes:
         return {"": audited}, None
     unset = " and ".join(f"data.{name}" for name in ("validation", "test") if getattr(recipe.data, name) is None)
     if unset:
@@ -140,12 +141,12 @@ def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> 
     first row or, in an integer column, a negative number. If the columns are a prompt and a completion, a conversation
     with more than one turn before the answer is omitted.
     """
-    data, task = recipe.data, data_task(recipe.task)
-    name = uri.rpartition("/")[2]
-    schema = read_table(data.train_uris[0], columns=task.columns(data)).schema
+    data, name = recipe.data, uri.rpartition("/")[2]
+    schema = read_table(data.train_uris[0], columns=recipe_task(recipe).columns(data)).schema
     written = []
-    for suffix, part in parts.items():
-        rows = task.storable(part, config=data)
+    for suffix, rows in parts.items():
+        if recipe.input_column != data.messages:
+            rows = rows.take([row for row, turns in enumerate(rows.turns) if len(turns) == 1])
         if len(rows):
             written.append(TaskPaths(recipe.task_uri).audited_rows(f"{name}{suffix}"))
             storage.write_bytes(written[-1], _training_file(recipe, rows, schema=schema))
@@ -157,7 +158,11 @@ def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> 
 def _training_file(recipe: Recipe, rows: Rows, *, schema: pa.Schema) -> bytes:
     """Return the rows as Parquet with the columns and types of `schema`."""
     data = recipe.data
-    values = {**rows.groups, **data_task(recipe.task).values(rows, config=data)}
+    values: dict[str, Sequence[Any]] = {**rows.groups, recipe.input_column: rows.texts}
+    if recipe.input_column == data.messages:
+        values[recipe.input_column] = list(map(messages_of, rows.answered_turns))
+    else:
+        values[getattr(data, TASKS[recipe.task].label_field)] = rows.labels
     if data.split_by is not None:
         is_integer = pa.types.is_integer(schema.field(data.split_by).type)
         keys, new_keys = rows.split_keys or rows.row_ids, dict[str, str]()

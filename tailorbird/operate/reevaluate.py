@@ -16,7 +16,7 @@ from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.rows import Rows, Splits, rows_sha256
-from tailorbird.data.task_data import data_task
+from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
@@ -244,7 +244,7 @@ def _remote_predict(
     """Return `predict_rows` as a function that runs with the resources of an evaluation of both versions."""
     ranks = comparison_ranks(
         recipe.serving,
-        task=data_task(recipe.task, system=recipe.data.system),
+        task=recipe_task(recipe),
         base_models=(uri for version in versions.values() for uri in used_base_models(version)),
     )
     if ranks.reason is not None:

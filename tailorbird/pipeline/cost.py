@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.data.rows import Rows
-from tailorbird.data.task_data import data_task
+from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.gates.cost import (
     MeasuredCosts,
     RowTokens,
@@ -220,7 +220,7 @@ def _host_bytes(context: RunContext, uris: Iterable[str]) -> int:
     configs = [read_artifact_config(uri) for uri in uris]
     parts = [read_parts(config.hybrid) if config.hybrid is not None else (config,) for config in configs]
     models = [part for of_one in parts for part in of_one]
-    metadata = read_metadata(context.inputs.base_model.uri, task=data_task(recipe.task, system=recipe.data.system))
+    metadata = read_metadata(context.inputs.base_model.uri, task=recipe_task(recipe))
     bf16 = any(model.dtype == "bfloat16" for model in models)
     kinds, num_ranks = [model.kind for model in models], context.inputs.ranks.number
     return host_bytes(kinds, shape=metadata.shape, bf16=bf16, num_ranks=num_ranks)

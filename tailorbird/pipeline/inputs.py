@@ -14,10 +14,11 @@ from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
+from tailorbird.data.parquet import has_integers
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
-from tailorbird.data.task_data import ClassificationData, data_task
+from tailorbird.data.task_data import ClassificationData, recipe_task
 from tailorbird.evaluation.statistics.answer_metrics import require_readable_answers
 from tailorbird.evaluation.suites import load_suites, trained_suites
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
@@ -155,7 +156,7 @@ class RunInputs:
 
 def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunInputs:
     """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the code."""
-    task = data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
+    task = recipe_task(recipe)
     # Check the rows first, so that an error in them is reported before the base model is downloaded.
     data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
     if data is not None:
@@ -177,6 +178,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
         require_readable_answers(data.splits)
         suites = load_suites(recipe, train=data.splits.train)
+    integer_labels = TASKS[recipe.task].has_classes and has_integers(recipe.data.train_uris, column=recipe.data.label)
     suites = trained_suites(recipe, suites, base_model=uri)
     ranks = run_ranks(recipe, base_model=uri)
     return RunInputs(
@@ -185,7 +187,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         base_model,
         code,
         encoder,
-        integer_labels=task.has_integer_labels(recipe.data),
+        integer_labels=integer_labels,
         suites=suites,
         ranks=ranks,
         pooling=pooling,
@@ -197,7 +199,7 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
 
     Return None if the training rows are streamed.
     """
-    task = data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
+    task = recipe_task(recipe)
     data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
     if data is None:
         return None
@@ -218,7 +220,7 @@ def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
 
 def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:
     """Return the ranks that hold each model of a run together: those of the staged base model, and the champion."""
-    task = data_task(recipe.task, system=recipe.data.system)
+    task = recipe_task(recipe)
     return comparison_ranks(recipe.serving, task=task, base_models=_compared_base_models(recipe, base_model))
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
 OURS = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
 MAX_UNTYPED = 80
-MAX_TASK_CONDITIONS = 10
+MAX_TASK_CONDITIONS = 12
 TASK_MODULES = {
     "tailorbird/config/task_rules.py",
     "tailorbird/data/rows.py",

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tailorbird.config.task_rules import TaskName
 from tailorbird.data.profiling.sample import Column, Sample
 from tailorbird.data.rows import DataError
-from tailorbird.data.task_data import TaskName
 
 TEXTS = ("text", "sentence", "content", "body", "message", "utterance", "description", "abstract", "term", "question")
 LABELS = ("label", "labels", "class", "category", "intent", "target", "topic", "chapter", "sentiment", "decision")

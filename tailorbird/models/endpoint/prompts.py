@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
 from tailorbird.data.chat_template import with_system
-from tailorbird.data.rows import Conversation, Rows, query_of
+from tailorbird.data.rows import Conversation, Rows, messages_of, query_of
 from tailorbird.data.splits import normalise
 from tailorbird.registry.versions import Prompting, VersionConfig
 
@@ -67,7 +67,7 @@ def chat_body(
     """
     body: dict[str, JsonValue] = {
         "model": model,
-        "messages": [{"role": role, "content": content} for role, content in messages],
+        "messages": messages_of(messages),
         "max_tokens": max_tokens,
         "temperature": 0,
         "logprobs": True,

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from tailorbird.data.chat_template import examples_of
-from tailorbird.data.rows import Conversation, DataError, Rows, query_of, trained_turns
+from tailorbird.data.rows import Conversation, DataError, Rows, messages_of, query_of, trained_turns
 from tailorbird.data.splits import normalise, subsample
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float)
 
 
 def _table(rows: Rows) -> pa.Table:
-    turns = [[{"role": role, "content": content} for role, content in turns[:-1]] for turns in examples_of(rows)]
+    turns = [messages_of(turns[:-1]) for turns in examples_of(rows)]
     groups = [None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)]
     columns = {"turns": turns, "answer": rows.labels, "group": groups}
     return pa.table(columns, schema=SCHEMA)
