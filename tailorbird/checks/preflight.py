@@ -136,7 +136,8 @@ def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
         return
     faults: list[tuple[str, str]] = []
     rules = TASKS[recipe.task]
-    if model.is_encoder_decoder if rules.has_classes else not model.is_causal:
+    is_unfit = model.is_encoder_decoder if rules.has_classes else not model.is_causal
+    if is_unfit:
         faults.append((f"{uri} is a {model.kind}, {rules.unfit}", f"{rules.needs}; change base_model"))
     if model.template_error:
         faults.append((model.template_error, "choose an instruction-tuned model, whose tokenizer has a chat template"))

@@ -19,8 +19,8 @@ class TaskRules:
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
     label_field: str  # field of section `data` that names the column with the labels
-    needs: str  # in the preflight: the kind of base model
-    unfit: str  # in the preflight: a base model that is not of this kind
+    needs: str  # in the preflight: the required kind of base model
+    unfit: str  # in the preflight: what a base model of another kind is
     fit: str  # end of a sentence in the preflight about a base model that suits the task
     quality: str  # what daily reports measure on labelled answers
     has_classes: bool  # labels are classes, and models are encoders with a pooling

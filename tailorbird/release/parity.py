@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from serving.served_tasks import SERVED_TASKS
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
-from tailorbird.data.task_data import recipe_task
+from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.hybrid import apply_routing, routed_to_second
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
@@ -79,7 +79,7 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
     the evaluation, DataError if they cannot be read.
     """
     recipe = evidence.recipe
-    rows = read_test(recipe.data, task=recipe_task(recipe))
+    rows = read_test(recipe.data, task=data_task(recipe.task))
     if rows_sha256(rows) != evidence.data.sha256["test"]:
         raise ParityRefused(
             f"the test rows changed after {version.version} was evaluated on them, so its parity cannot be checked; "
