@@ -114,7 +114,8 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     (whole / "manifest.json").write_bytes(manifest)
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["versions"]["hybrid"] = {
-        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest(), "files": None
+        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest(), "files": None,
+        "offsets": {},
     }  # fmt: skip
     rewrite(run_of(task_folder), versions=evidence["versions"])
     assert verify_evidence(run_of(task_folder).as_uri()) == ()
