@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from serving.endpoint.events import Piece
 from serving.endpoint.upstream import Upstream
 from serving.engines.classify import Prediction
 from serving.engines.fair_slots import FairSlots, max_held_alone
+from serving.engines.ref_counted import RefCounted
 from serving.engines.text_rows import num_bytes
 from serving.http.schemas import RequestError, error_of_text, is_client_error
 from tailorbird.models.endpoint.prompts import label_of, request_body
@@ -55,8 +56,7 @@ class EndpointClassifier:
         self._upstream = upstream
         self._slots = FairSlots(concurrency)
         self._num_at_once = max_held_alone(concurrency)
-        self._num_active = 0
-        self._unloaded = False
+        self._uses = RefCounted(upstream.start_close)
 
     async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
         """Return the predictions of texts, in order. If one of them fails, the requests of the others are cancelled.
@@ -72,7 +72,7 @@ class EndpointClassifier:
             except RequestError as error:
                 raise error_of_text(error, index=index) if len(rows) > 1 and _is_of_text(error) else error from None
 
-        with self._in_use():
+        with self._uses.use():
             tasks = [asyncio.create_task(predict(index)) for index in range(len(rows))]
             try:
                 return await asyncio.gather(*tasks)
@@ -103,7 +103,7 @@ class EndpointClassifier:
                     failures.append(error)
                 return error
 
-        with self._in_use():
+        with self._uses.use():
             tasks = [asyncio.create_task(result(text)) for text in rows]
             try:
                 await asyncio.wait(tasks, timeout=timeout_s * math.ceil(len(rows) / self._num_at_once))
@@ -126,23 +126,9 @@ class EndpointClassifier:
         score = math.nan if answer.probability is None else answer.probability
         return Prediction(label, score, UNKNOWN_SCORES, reported_model=answer.model)
 
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        self._num_active += 1
-        try:
-            yield
-        finally:
-            self._num_active -= 1
-            self._close_if_unused()
-
     def unload(self) -> None:
         """Close the connections after the last request."""
-        self._unloaded = True
-        self._close_if_unused()
-
-    def _close_if_unused(self) -> None:
-        if self._unloaded and not self._num_active:
-            self._upstream.start_close()
+        self._uses.unload()
 
 
 def _is_of_text(error: RequestError) -> bool:

@@ -3,11 +3,12 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.fair_slots import FairSlots
+from serving.engines.ref_counted import RefCounted
 from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import ResponseFormat, StructuredFormat, TextFormat
 from tailorbird.data.rows import Conversation
@@ -146,10 +147,9 @@ class ChatEngine(ABC):
         self.prompting = prompting
         self.num_active = 0
         """Number of answers that are generated or wait for their slot."""
-        self._num_kept = 0
         self.slots: FairSlots | None = None
         """Slots of answers that are generated at the same time; None for no limit."""
-        self._unloaded = False
+        self._uses = RefCounted(self._start_end)
         self._ending: asyncio.Future[None] | None = None
 
     @property
@@ -232,12 +232,12 @@ class ChatEngine(ABC):
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Keep the engine running during the block and until the next iteration of the event loop."""
-        self._num_kept += 1
+        stack = ExitStack()
+        stack.enter_context(self._uses.use())
         try:
             yield
         finally:
-            self._num_kept -= 1
-            asyncio.get_running_loop().call_soon(self._end_if_unused)
+            asyncio.get_running_loop().call_soon(stack.close)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -251,9 +251,7 @@ class ChatEngine(ABC):
 
     def unload(self) -> None:
         """End the engine after its last request."""
-        self._unloaded = True
-        self._end_if_unused()
+        self._uses.unload()
 
-    def _end_if_unused(self) -> None:
-        if self._unloaded and self._num_kept == 0 and self._ending is None:
-            self._ending = asyncio.get_running_loop().run_in_executor(None, self.end)
+    def _start_end(self) -> None:
+        self._ending = asyncio.get_running_loop().run_in_executor(None, self.end)

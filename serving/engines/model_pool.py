@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from serving.engines.classify import AnyClassifier, Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
 from serving.engines.passes import pass_costs
+from serving.engines.ref_counted import RefCounted
 from serving.engines.text_rows import MAX_OFFERED, PASSES, TextRow, cost_of_row, run_pass
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.hybrid.classifier_queue import HybridQueue, Submit, SubmitEach, failing_together
@@ -83,26 +84,15 @@ class _SharedVersion:
     def __init__(self, loaded: "LoadedClassifier[ModelVersion]", *, base: _SharedBase, worker: Executor) -> None:
         self._loaded = loaded
         self._base = base
-        self._worker = worker
-        self._num_active = 0
-        self._unloaded = False
+        # The models' thread runs this after a pass that may still contain texts of a cancelled request.
+        self._uses = RefCounted(partial(worker.submit, base.encoder.remove, loaded))
 
     async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
-        self._num_active += 1
-        try:
+        with self._uses.use():
             return await _submit(self._base.batcher, [TextRow(self._loaded, text) for text in rows], client=client)
-        finally:
-            self._num_active -= 1
-            self._remove_if_unused()
 
     def unload(self) -> None:
-        self._unloaded = True
-        self._remove_if_unused()
-
-    def _remove_if_unused(self) -> None:
-        if self._unloaded and self._num_active == 0:
-            # The models' thread runs this after a pass that may still contain texts of a cancelled request.
-            self._worker.submit(self._base.encoder.remove, self._loaded)
+        self._uses.unload()
 
 
 class ModelPool:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.engines.classify import Prediction
+from serving.engines.ref_counted import RefCounted
 from serving.http.schemas import RequestError, error_of_text, is_client_error, no_part_answers
 from serving.hybrid.part_state import PartState
 from tailorbird.registry.hybrid_routing import PARTS, PartName, Routing, routes_to_second
@@ -63,31 +64,20 @@ class HybridQueue:
         self._states = {name: PartState(name, version=version) for name in PARTS}
         self._routing = routing
         self._timeout_s = timeout_s
-        self._unload_parts = unload_parts
-        self._num_active = 0
-        self._unloaded = False
+        self._uses = RefCounted(unload_parts)
 
     def unload(self) -> None:
         """Unload the parts after the last request."""
-        self._unloaded = True
-        self._unload_if_unused()
-
-    def _unload_if_unused(self) -> None:
-        if self._unloaded and self._num_active == 0:
-            self._unload_parts()
+        self._uses.unload()
 
     async def submit(self, rows: Sequence[tuple[str, str | None]], *, client: str) -> list[Prediction]:
         """Return the predictions of the rows of `classify.hybrid_rows`, in order."""
         answers = _Answers([text for text, _ in rows], client)
-        self._num_active += 1
-        try:
+        with self._uses.use():
             if self._routing.by == "group":
                 await self._by_group(answers, routes_to_second(self._routing, groups=[value for _, value in rows]))
             else:
                 await self._cascade(answers)
-        finally:
-            self._num_active -= 1
-            self._unload_if_unused()
         return answers.complete()
 
     async def _by_group(self, answers: "_Answers", routed: NDArray[np.bool_]) -> None:

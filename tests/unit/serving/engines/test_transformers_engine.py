@@ -140,6 +140,7 @@ def test_an_unloaded_engine_releases_its_model() -> None:
         old = engine(lm)
         await tokens(old, PROMPTS[0])
         old.unload()
+        await asyncio.sleep(0)  # an engine is kept until the next iteration of the event loop
         await cast(Any, old._ending)
         return weakref.ref(lm)
 
