@@ -104,7 +104,8 @@ class Predictions:
         if metric in METRICS and METRICS[metric].is_share:
             return self.scores
         if metric not in self.measures:
-            allowed = ", ".join([*(name for name, spec in METRICS.items() if spec.is_share), *self.measures])
+            of_all = [name for name, spec in METRICS.items() if spec.is_share or spec.is_over_classes]
+            allowed = ", ".join([*of_all, *self.measures])
             raise VerdictRefused(f"{self.model} has no scores for {metric!r}; allowed: {allowed}")
         return self.measures[metric]
 

@@ -185,7 +185,7 @@ def test_different_rows_and_unknown_metrics_are_refused() -> None:
     with pytest.raises(VerdictRefused, match="labels"):
         compare(predictions("ab", labels="ab"), other=predictions("ab", labels="bb"), metric="macro_f1", alpha=0.05)
     with pytest.raises(ValueError, match="allowed: accuracy, macro_f1"):
-        compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge", alpha=0.05)
+        compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge_l", alpha=0.05)
 
 
 @pytest.mark.parametrize("num_rows", [200, 500])
