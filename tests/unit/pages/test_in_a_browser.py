@@ -158,9 +158,16 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "console, missing": partial(console_page, "none", nothing, status=404),
 }
 """Stored pages by name and state, each as a function of a folder that returns its HTML."""
+OTHER_FIGURES = (
+    "report STAY", "report INSUFFICIENT_EVIDENCE", "report with a cost that is not known", "report of equal costs",
+    "report of close scores", "console, run of equal costs", "console, run of close scores", "console, many runs",
+)  # fmt: skip
+"""Pages with the elements of another page and other figures, which are tested before a release."""
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in OTHER_FIGURES else name for name in PAGES]
+)
 def test_a_page_is_accessible_and_fits_each_width(open_page: OpenPage, tmp_path: Path, name: str) -> None:
     (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
     page = open_page((tmp_path / "page.html").as_uri())
