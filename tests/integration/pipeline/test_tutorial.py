@@ -30,7 +30,7 @@ def scripts(stack: StackState) -> Iterator[list[str]]:
     undeploy(application_name("s3://models/my-task"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_tutorial_ends_with_an_answer_of_the_served_model(
     scripts: list[str], stack: StackState, tmp_path: Path

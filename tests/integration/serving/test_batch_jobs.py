@@ -38,7 +38,7 @@ PREFIX = "s3://lake/batches"
 CONFIG = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))
 GROUPS = ("f", None, "m")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

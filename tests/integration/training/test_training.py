@@ -67,7 +67,7 @@ def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask,
     return logits_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) -> None:
     """tests/unit/training/test_ranks.py and the small run cover the other stages and methods."""
     task = training_task(small_data, num_rows=64)
@@ -89,7 +89,7 @@ def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) 
     assert accuracy == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("make", [classification_task, chat_task])
 def test_rows_that_ray_tasks_tokenize_have_the_tokens_of_one_process(
     tmp_path: Path, make: Callable[[Path], TrainingTask]
@@ -109,7 +109,7 @@ def test_rows_that_ray_tasks_tokenize_have_the_tokens_of_one_process(
     assert_equal(tokenized.train, expected.train)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
@@ -123,7 +123,7 @@ def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(sm
     assert [event.step for event in recorder.of_kind(StepEvent)] in ([], [1])  # nothing was retried
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_whose_gpu_is_too_small_is_not_started_again(small_data: str, tmp_path: Path) -> None:
     class TooLarge(ClassificationTrainingTask):
         def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:

@@ -174,7 +174,7 @@ def test_models_with_other_classes_or_another_order_are_refused(
         mix_with_bag(model_uri, bag_uri=other, validation=ROWS, metric="accuracy", to=(tmp_path / "mix").as_uri())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "target"), [("full", "openvino"), ("lora", "onnxruntime-int8")])
 def test_an_export_for_another_engine_keeps_the_bag_of_words(
     base: Path, bag_uri: str, tmp_path: Path, kind: Kind, target: str

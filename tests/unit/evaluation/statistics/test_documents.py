@@ -129,7 +129,7 @@ def test_identical_answers_have_the_interval_of_an_unseen_event(metric: str) -> 
     assert result.p_value == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("metric", "num_pairs", "at_least"), [("accuracy", 100, 6), ("macro_f1", 30, 4)])
 def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(
     metric: str, num_pairs: int, at_least: int
