@@ -43,7 +43,7 @@ class TrainingTask(ABC):
     train: Rows | TokenizedRows | Shards  # rows or their tokens in memory, or tokenized shards on S3
     validation: Rows
     max_length: int
-    metric: str  # metric of the validation score; one of the task's `metrics` in `tailorbird.config.task_rules.TASKS`
+    metric: str  # metric of the validation score; a key of `tailorbird.config.metrics.METRICS`
     validation_tokens: TokenizedRows | None = None  # tokens of `validation`, if they are known
     validates_tokens: ClassVar[bool] = False  # true if a validation reads the tokens of training, and no texts
 

@@ -64,9 +64,8 @@ class LoadedEndpoint:
 
         An endpoint does not return the probabilities of other classes.
         """
-        from tailorbird.evaluation.inference.endpoint_predictions import (
-            NO_LABEL,  # imports torch, which replicas may not need
-        )
+        # Replicas may not need torch, which this imports.
+        from tailorbird.evaluation.inference.endpoint_predictions import NO_LABEL
 
         return [
             Prediction(

@@ -92,7 +92,8 @@ def is_baseline_served(
     """
     if baseline is None:
         return False
-    spec, is_champion = spec_at(baseline.uri), baseline.digest == champion.digest
+    spec = spec_at(baseline.uri)
+    is_champion = baseline.digest == champion.digest
     if spec.calls_endpoint:
         return is_champion  # otherwise, any client could cause costs
     if is_champion or not spec.uses_base or SERVED_TASKS[champion.task].serves_baseline:

@@ -138,7 +138,9 @@ def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     rules = TASKS[recipe.task]
     is_unfit = model.is_encoder_decoder if rules.has_classes else not model.is_causal
     if is_unfit:
-        faults.append((f"{uri} is a {model.kind}, {rules.unfit}", f"{rules.needs}; change base_model"))
+        faults.append(
+            (f"{uri} is a {model.kind}, {rules.base_model_fault}", f"{rules.base_model_need}; change base_model")
+        )
     if model.template_error:
         faults.append((model.template_error, "choose an instruction-tuned model, whose tokenizer has a chat template"))
     if model.longest is not None and recipe.data.max_length > model.longest:
@@ -153,7 +155,8 @@ def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     yield from (fault("base model", text, remedy) for text, remedy in faults)
     if not faults:
         length = f", rows of up to {model.longest:,} tokens" if model.longest else ""
-        text = f"{model.kind}, {model.shape.num_parameters:,} parameters{length}{rules.fit}; staged at {model.uri}"
+        text = f"{model.kind}, {model.shape.num_parameters:,} parameters{length}{rules.base_model_note}"
+        text += f"; staged at {model.uri}"
         yield ok("base model", text)
 
 

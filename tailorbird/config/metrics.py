@@ -1,8 +1,10 @@
 """The metrics of recipes, one row per metric."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from tailorbird.config.task_rules import TaskName
 
 MetricName = Literal[
     "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "json_fields", "regex", "numeric", "choice"
@@ -15,7 +17,7 @@ class Metric:
 
     title: str  # for readers
     hub_name: str  # on the Hugging Face Hub
-    task: Literal["classification", "chat"]
+    task: TaskName
     second: MetricName  # reported next to it; no decision reads it
     is_share: bool = False  # the share of rows whose output equals the label: `Predictions.scores`
     is_over_classes: bool = False
@@ -24,20 +26,17 @@ class Metric:
     is_configured: bool = False  # by the section `evaluation.answers` of a recipe
 
 
+_CONFIGURED = Metric("", "", "chat", "exact_match", is_percentage=True, is_configured=True)
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy", "accuracy", "classification", "macro_f1", is_share=True, is_percentage=True),
     "macro_f1": Metric("macro-F1", "f1", "classification", "accuracy", is_over_classes=True),
     "exact_match": Metric("exact match", "exact_match", "chat", "token_f1", is_share=True, is_percentage=True),
     "token_f1": Metric("token F1", "f1", "chat", "exact_match"),
     "rouge_l": Metric("ROUGE-L", "rouge", "chat", "exact_match"),
-} | {
-    name: Metric(title, name, "chat", "exact_match", is_percentage=True, is_configured=True)
-    for name, title in {
-        "json_fields": "share of equal fields",
-        "regex": "share of equal matches",
-        "numeric": "share of equal numbers",
-        "choice": "share of right choices",
-    }.items()
+    "json_fields": replace(_CONFIGURED, title="share of equal fields", hub_name="json_fields"),
+    "regex": replace(_CONFIGURED, title="share of equal matches", hub_name="regex"),
+    "numeric": replace(_CONFIGURED, title="share of equal numbers", hub_name="numeric"),
+    "choice": replace(_CONFIGURED, title="share of right choices", hub_name="choice"),
 }
 
 

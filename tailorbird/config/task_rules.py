@@ -19,9 +19,9 @@ class TaskRules:
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
     label_field: str  # field of section `data` that names the column with the labels
-    needs: str  # in the preflight: the required kind of base model
-    unfit: str  # in the preflight: what a base model of another kind is
-    fit: str  # end of a sentence in the preflight about a base model that suits the task
+    base_model_need: str  # in the preflight: the required kind of base model
+    base_model_fault: str  # in the preflight: what a base model of another kind is
+    base_model_note: str  # end of a sentence in the preflight about a base model that suits the task
     quality: str  # what daily reports measure on labelled answers
     has_classes: bool  # labels are classes, and models are encoders with a pooling
     packs_rows: bool  # training packs several rows into one
@@ -49,9 +49,9 @@ TASKS: dict[str, TaskRules] = {
         model="A text classifier",
         architecture="encoder and linear head, ",
         label_field="label",
-        needs="classification needs an encoder",
-        unfit="an encoder with a decoder",
-        fit="",
+        base_model_need="classification needs an encoder",
+        base_model_fault="an encoder with a decoder",
+        base_model_note="",
         quality="accuracy",
         has_classes=True,
         packs_rows=False,
@@ -66,9 +66,9 @@ TASKS: dict[str, TaskRules] = {
         model="A chat model",
         architecture="",
         label_field="completion",
-        needs="a chat task needs one",
-        unfit="not a causal language model",
-        fit=", chat template with separable turns",
+        base_model_need="a chat task needs one",
+        base_model_fault="not a causal language model",
+        base_model_note=", chat template with separable turns",
         quality="mean score",
         has_classes=False,
         packs_rows=True,

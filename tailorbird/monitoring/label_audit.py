@@ -134,7 +134,7 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
         table = read_columns(uri, task.scored_columns or task.columns)
     except TrafficError as error:
         raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
-    rows = task.labelled(uri, table.to_pylist(), recipe, classes)
+    rows = task.require_labels(uri, table.to_pylist(), recipe, classes)
     damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
     if damaged:
         raise AuditError(
@@ -157,7 +157,7 @@ def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) ->
     For chat, these are the correct answers that people wrote without seeing the model's; with `corrected`, those of
     scored answers too, which are no random sample.
     """
-    label = MONITORED_TASKS[recipe.task].label
+    label = MONITORED_TASKS[recipe.task].label_column
     rows = {
         (row["request_id"], row["row"]): row
         for row in _audit_rows(recipe.task_uri)
@@ -179,7 +179,7 @@ def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
     return Rows(
         row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
         texts=tuple(map(text_of, turns)),
-        labels=tuple(row[task.label] for row in logged),
+        labels=tuple(row[task.label_column] for row in logged),
         split_keys=units if len(set(units)) < len(units) else None,
         groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
         conversations=None if TASKS[recipe.task].has_classes else turns,

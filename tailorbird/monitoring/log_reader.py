@@ -298,7 +298,7 @@ def _sample(
     table: pa.Table, *, keys: NDArray[np.uint64], is_champion: NDArray[np.bool_], task: MonitoredTask
 ) -> AnswerSample:
     """Return a sample of the champion's rows that have the column `sampled` of the task."""
-    rows = np.flatnonzero(is_champion & table[task.sampled].is_valid().to_numpy())
+    rows = np.flatnonzero(is_champion & table[task.required_column].is_valid().to_numpy())
     if len(rows) > traffic.MAX_SAMPLE_ROWS:
         rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
     table = table.take(rows)

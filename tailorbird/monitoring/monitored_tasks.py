@@ -28,10 +28,10 @@ class MonitoredTask:
     columns: tuple[str, ...]  # of an audit
     scored_columns: tuple[str, ...] | None  # of an audit with the model's answers; None if people must not see them
     needs_texts: bool  # an answer whose text is not logged cannot be audited
-    label: str  # column with the correct answer
+    label_column: str  # has the correct answer
     compares_answers: bool  # drift compares the champion's answers with those to the reference rows
-    sampled: str  # column without which an answer is not in the sample for drift
-    labelled: Callable[[str, Sequence[Row], Recipe, Sequence[str]], list[Row]]
+    required_column: str  # an answer without a value in it is not in the sample for drift
+    require_labels: Callable[[str, Sequence[Row], Recipe, Sequence[str]], list[Row]]
     """Return the labelled rows of the audit at a URI, redacted; raise AuditError if a label cannot be used, or if there
     is none. The last argument are the classes."""
     label_of: Callable[[str | None, float | None, str | None], tuple[str | None, float | None]]
@@ -99,20 +99,20 @@ MONITORED_TASKS: Mapping[TaskName, MonitoredTask] = {
         columns=COLUMNS,
         scored_columns=None,
         needs_texts=False,
-        label="label",
+        label_column="label",
         compares_answers=True,
-        sampled="label",
-        labelled=_class_labels,
+        required_column="label",
+        require_labels=_class_labels,
         label_of=lambda label, *_: (label, None),
     ),
     "chat": MonitoredTask(
         columns=CHAT_COLUMNS,
         scored_columns=(*CHAT_COLUMNS[:-1], "answer", "score", "correct_answer"),
         needs_texts=True,
-        label="correct_answer",
+        label_column="correct_answer",
         compares_answers=False,
-        sampled="text_chars",
-        labelled=_chat_labels,
+        required_column="text_chars",
+        require_labels=_chat_labels,
         label_of=lambda label, score, answer: (answer, THUMBS.get(label or "") if score is None else score),
     ),
 }

@@ -261,12 +261,12 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
             contender.uri,
             UNREGISTERED,
             files=sha256_files(contender.uri),
-            offsets=read_artifact_config(contender.uri).offset_of,
+            offsets=read_artifact_config(contender.uri).nonzero_offsets,
         )
         for role, contender in contenders.items()
     }
     compared |= {
-        role: CandidateRecord(version.kind, version.uri, version.digest, offsets=version.offset_of)
+        role: CandidateRecord(version.kind, version.uri, version.digest, offsets=version.nonzero_offsets)
         for role, version in versions.items()
     }
     evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)

@@ -75,7 +75,7 @@ _ENDPOINT = KindSpec(
     architecture="prompt for an external endpoint, without weights, ",
     export_fault="is an external endpoint and has no weights",
 )
-KINDS: Mapping[Kind, KindSpec] = {
+KINDS: Mapping[str, KindSpec] = {
     "zero_shot": KindSpec("pretrained model", "unchanged", learns_from_rows=False, is_always_tested=True),
     "few_shot": KindSpec("pretrained model with examples in the prompt", "unchanged", has_shots=True),
     "retrieved": KindSpec(
@@ -118,4 +118,4 @@ _OTHER = KindSpec("", "changed", is_baseline=False)
 
 def spec_of(kind: str) -> KindSpec:
     """Return the properties of a kind; for another name, as `champion` among the baselines, those of any model."""
-    return next((spec for name, spec in KINDS.items() if name == kind), _OTHER)
+    return KINDS.get(kind, _OTHER)

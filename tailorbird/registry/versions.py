@@ -177,7 +177,7 @@ class VersionConfig(StoredModel):
         return int(label) if self.integer_labels and label in self.classes else label
 
     @property
-    def offset_of(self) -> dict[str, float]:
+    def nonzero_offsets(self) -> dict[str, float]:
         """The offsets that are not 0, by class."""
         return {label: offset for label, offset in zip(self.classes, self.offsets, strict=False) if offset}
 

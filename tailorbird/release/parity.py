@@ -346,13 +346,13 @@ def _rows_of(mask: NDArray[np.bool_]) -> frozenset[int]:
 def _probe(
     rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, endpoint_part: PartName | None = None
 ) -> ParityProbe:
-    fields = SERVED_TASKS[version.task].request(rows.turns[row])
-    body: dict[str, JsonValue] = {"model": version.version, **fields}
+    (turns,) = rows.take([row]).turns
+    body: dict[str, JsonValue] = {"model": version.version, **SERVED_TASKS[version.task].request(turns)}
     column = version.hybrid.routing.column if version.hybrid else None
     if column is not None:
         body["attributes"] = {column: rows.groups[column][row]}
-    has_confidence = "scores" in body and endpoint_part is None
-    confidence = float(evaluated.calibrated[row]) if has_confidence else None
+    has_scores = bool(version.classes) and endpoint_part is None
+    confidence = float(evaluated.calibrated[row]) if has_scores else None
     logprobs = None
     if evaluated.logprobs is not None and version.endpoint is None and endpoint_part is None:
         logprobs = evaluated.logprobs[row]
