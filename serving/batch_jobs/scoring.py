@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.progress import ProgressReporter
 from cluster.resources import gpu_visibility
-from serving.batch_jobs import loaded_endpoint
 from serving.batch_jobs.locations import normalized_locations
 from serving.batch_jobs.schema import (
     BatchError,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 PART_BYTES = 64 << 20  # maximum uncompressed size of a part's columns; parts with long rows have fewer rows
+ENDPOINT_PART_ROWS = 1 << 8  # about a minute of requests, after which the progress is reported
 CLAIM, MANIFEST = "batch.json", "manifest.json"  # first and last file of an output
 PROGRESS_INTERVAL_S = 15.0
 RESTARTS = 3
@@ -142,7 +142,7 @@ def score_batch(
     inputs = tuple(_inputs(batch, columns=columns_of(batch, version)))
     part_rows = SCORERS[version.task].part_rows
     if calls_endpoint(version):
-        part_rows = min(part_rows, loaded_endpoint.PART_ROWS)
+        part_rows = min(part_rows, ENDPOINT_PART_ROWS)
     parts = list(parts_of(inputs, size=part_rows))
     if not parts:
         raise BatchError(f"{batch.input} has no rows; give files with at least one row")
@@ -181,6 +181,11 @@ def score_batch(
     ended = [result.ended for result in results.values() if result.ended]
     busy_s = max(ended) - min(started) if started else 0.0
     return ScoringResult(manifest_uri, total, len(parts), num_new, busy_s, num_unanswered)
+
+
+def request_limits(config: ServingConfig) -> RequestLimits:
+    """Return the limits of a batch that a service starts. Its spend has the limit of the version, if it has one."""
+    return RequestLimits(timeout_s=config.endpoint_timeout_s, max_concurrency=config.endpoint_concurrency)
 
 
 def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
@@ -321,7 +326,7 @@ def _score_parts(
     rows = [{"part": part.model_dump_json()} for part in parts]
     dataset = ray.data.from_items(rows, override_num_blocks=len(parts)).map(
         PartScorer,
-        fn_constructor_args=(batch, config, limits or loaded_endpoint.request_limits(config)),
+        fn_constructor_args=(batch, config, limits or request_limits(config)),
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,

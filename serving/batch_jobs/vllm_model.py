@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from serving.engines.vllm_engine import USABLE_SHARE, model_folder, require_installed, server_options, version_files
 from serving.engines.vllm_server import OfflineEngine
 from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.versions import ModelVersion
 
 if TYPE_CHECKING:
     from tailorbird.models.generation import Answer
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
 class VllmModel:
     """A chat version on vLLM with the options of the service. It uses all GPUs of the worker."""
 
-    def __init__(self, uri: str, digest: str, *, config: ServingConfig) -> None:
+    def __init__(self, version: ModelVersion, *, config: ServingConfig) -> None:
         """Load a version. Raises the errors of `version_files`, EngineNotInstalled, and the errors of vLLM."""
         require_installed()
-        files = version_files(uri, digest, merge_adapters=config.merge_adapters)
-        self.version, self.prompting = files.parts.version, files.parts.prompting
-        self.tokenizer, self.index = files.parts.tokenizer, files.parts.index
+        files = version_files(version, merge_adapters=config.merge_adapters)
+        self.loaded = files.loaded
         with model_folder(files) as folder:
             options = server_options(files, config=config, folder=folder)
             if options.num_gpus and "gpu_memory_utilization" not in config.vllm:
@@ -35,8 +35,9 @@ class VllmModel:
         from tailorbird.models.generation import Answer
         from tailorbird.models.grammar.compiler import grammar_of
 
-        end_id, limit = int(self.tokenizer.eos_token_id), self.prompting.max_new_tokens
-        format = self.prompting.response_format
+        prompting = self.loaded.prompting
+        end_id, limit = int(self.loaded.tokenizer.eos_token_id), prompting.max_new_tokens
+        format = prompting.response_format
         grammar = None if format is None else str(grammar_of(format))
         answers = []
         for tokens, logprobs in self._engine.greedy(prompts, max_tokens=limit, end_id=end_id, grammar=grammar):

@@ -3,16 +3,15 @@
 import io
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.batch_jobs.loaded_endpoint import load_version
 from serving.batch_jobs.schema import BatchSpec, Part, PartResult, PartSource
-from serving.batch_jobs.scorers import SCORERS, PartRows
-from serving.batch_jobs.vllm_model import VllmModel
+from serving.batch_jobs.scorers import SCORERS, input_rows
 from serving.engines.vllm_engine import EngineNotInstalled
+from serving.offline import OfflineModel, load_offline
 from serving.version_checks import require_digest
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -20,7 +19,7 @@ from tailorbird.data.parquet import open_parquet
 from tailorbird.data.rows import DataError
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.models.endpoint.errors import EndpointError
-from tailorbird.registry.versions import calls_endpoint, read_version
+from tailorbird.registry.versions import read_version
 from tailorbird.storage import s3
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ class PartScorer:
         self._config = config
         self._limits = limits
         self._failed: EndpointError | None = None
-        self._loaded: Any = None
-        self._batch_size = 1  # until a version is loaded
+        self._model: OfflineModel | None = None
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Score the `Part` in `row["part"]` and return its `PartResult` in `result`, both as JSON.
@@ -82,11 +80,10 @@ class PartScorer:
                 return PartResult(part=part.number, num_rows=file.metadata.num_rows, num_unanswered=num_unanswered)
         if self._failed is not None:
             raise self._failed
-        if self._loaded is None:
-            self._loaded = _load(batch, config=self._config, limits=self._limits)
-            self._batch_size = self._config.batch_size(self._loaded.version.task)
+        if self._model is None:
+            self._model = _load(batch, config=self._config, limits=self._limits)
         started = time.time()
-        table = score_part(part, batch, loaded=self._loaded, batch_size=self._batch_size)
+        table = score_part(part, batch, model=self._model)
         if storage.head(part.uri)[0] != part.etag:
             raise DataError(f"{part.uri} changed during the batch; score it again to another output")
         num_unanswered = sum(table.column(name).null_count for name in ANSWERS if name in table.column_names)
@@ -104,39 +101,44 @@ class PartScorer:
         )
 
 
-def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> Any:
+def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> OfflineModel:
     import torch
-
-    from tailorbird.models.loading import load_model
 
     torch.set_num_threads(config.cpus_per_replica)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core is used by a worker
     try:
         version = read_version(batch.version_uri)
+        require_digest(version, digest=batch.digest)
         if config.engine == "vllm" and version.hybrid is not None:
             raise DataError(f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers only")
-        if calls_endpoint(version):
-            require_digest(version, digest=batch.digest)
-            return load_version(version, limits=limits, output=batch.output)
-        if config.engine == "vllm" and version.spec.uses_base:
-            return VllmModel(batch.version_uri, batch.digest, config=config)
-        loaded = load_model(batch.version_uri)
-        require_digest(loaded.version, digest=batch.digest)
+        return load_offline(
+            version,
+            batch_size=config.batch_size(version.task),
+            limits=limits,
+            answers_uri=batch.output,
+            vllm=config if config.engine == "vllm" else None,
+        )
     except s3.StorageError:
         raise
     except (ValueError, EngineNotInstalled) as error:  # from the models or the registry, for a damaged version
         raise DataError(str(error)) from None
-    return loaded
 
 
-def score_part(part: Part, batch: BatchSpec, *, loaded: Any, batch_size: int) -> pa.Table:
+def score_part(part: Part, batch: BatchSpec, *, model: OfflineModel) -> pa.Table:
     """Return the part's rows with their answers, in order; raise DataError for a row that cannot be answered."""
-    version: ModelVersion = loaded.version
+    version = model.version
     table = _read(part, columns=columns_of(batch, version))
     columns = {"row": pa.array(range(part.first, part.first + part.num_rows), pa.int64())}
     if batch.id_column is not None:
         columns["id"] = table.column(batch.id_column)
-    columns |= SCORERS[version.task].answer(loaded, PartRows(table, part, batch.column), batch_size=batch_size)
+    group_column = version.hybrid.routing.column if version.hybrid else None
+    rows = input_rows(table, part, column=batch.column, group_column=group_column)
+    answers = model.answer(rows)
+    columns |= SCORERS[version.task].columns(answers, version)
+    if group_column is not None:
+        columns["group"] = pa.array([row.group for row in rows])
+    if version.hybrid is not None:
+        columns["answered_by"] = pa.array([answer.answered_by for answer in answers], pa.string())
     columns["version"] = pa.array([version.version] * part.num_rows)
     return pa.table(columns)
 

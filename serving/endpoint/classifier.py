@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,18 +24,6 @@ if TYPE_CHECKING:
 UNKNOWN_SCORES = np.empty(0)  # an endpoint does not return the probabilities of other classes
 
 
-@dataclass(frozen=True)
-class EndpointVersion:
-    """A version whose endpoint answers. It has no model in memory."""
-
-    version: "ModelVersion"
-    index: "RetrievalIndex | None" = None
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.version.classes
-
-
 class _NoClass(RequestError):
     """An answer that names none of the classes."""
 
@@ -51,8 +38,11 @@ class EndpointClassifier:
     Clients take turns for the slots of requests to the endpoint.
     """
 
-    def __init__(self, loaded: EndpointVersion, *, upstream: Upstream, concurrency: int) -> None:
-        self._loaded = loaded
+    def __init__(
+        self, version: "ModelVersion", *, upstream: Upstream, concurrency: int, index: "RetrievalIndex | None" = None
+    ) -> None:
+        self._version = version
+        self._index = index
         self._upstream = upstream
         self._slots = FairSlots(concurrency)
         self._num_at_once = max_held_alone(concurrency)
@@ -112,9 +102,9 @@ class EndpointClassifier:
         return [_timed_out(timeout_s) if task.cancelled() else task.result() for task in tasks]
 
     async def _predict(self, text: str) -> Prediction:
-        version, index = self._loaded.version, self._loaded.index
+        version = self._version
         conversation = (("user", text),)
-        body = await asyncio.to_thread(request_body, conversation, version=version, index=index)
+        body = await asyncio.to_thread(request_body, conversation, version=version, index=self._index)
         answer = Piece()
         async with aclosing(self._upstream.pieces(body, streaming=False)) as pieces:
             async for piece in pieces:

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from serving.endpoint.chat_engine import EndpointChatEngine
-from serving.endpoint.classifier import EndpointClassifier, EndpointVersion
+from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.model_pool import ClassifierEngine
 from serving.http.metrics import Meter
@@ -40,11 +40,10 @@ def load_classifier(
 
     Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`, see `Upstream`.
     """
-    loaded = EndpointVersion(version, _index(version))
     upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
-    classifier = EndpointClassifier(loaded, upstream=upstream, concurrency=limits.concurrency)
+    classifier = EndpointClassifier(version, index=_index(version), upstream=upstream, concurrency=limits.concurrency)
     return ClassifierEngine(
-        loaded,
+        version,
         classifier.submit,
         idle_s=lambda: math.inf,  # it does not use the cores that shadow passes wait for
         max_length=sys.maxsize,  # texts are not truncated

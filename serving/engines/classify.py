@@ -1,8 +1,8 @@
-"""Predict texts with a classifier, or with the model of a hybrid that its routing selects."""
+"""Predict texts with classifiers."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,22 +10,12 @@ from serving.engines.passes import cost_of, pass_costs
 from serving.http.schemas import ClassifyRequest
 from tailorbird.data.length_batches import length_batches
 from tailorbird.models.decision import at_index, decide, temperature_softmax
-from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
+from tailorbird.registry.hybrid_routing import PartName, Routing
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
+    from tailorbird.models.loading import LoadedClassifier
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.versions import ModelVersion
-
-
-class AnyClassifier(Protocol):
-    """A loaded version of any kind."""
-
-    @property
-    def version(self) -> "ModelVersion": ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
 
 
 TokenLists = Sequence[Sequence[int]]  # token ids of texts
@@ -47,6 +37,8 @@ class Prediction(NamedTuple):
     """The model that an endpoint reported; None for models of this service."""
     is_most_probable: bool = True
     """False if another class has a higher score, and the version's offsets decide for this one."""
+    classes: tuple[str, ...] = ()
+    """Classes of `scores`: those of the model that answered."""
 
     @property
     def known_score(self) -> float | None:
@@ -131,7 +123,7 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
     is_most_probable = answers == logits.argmax(axis=-1)
     of_answers = at_index(scores, answers)
     return [
-        Prediction(loaded.classes[index], score, row, is_most_probable=most_probable)
+        Prediction(loaded.classes[index], score, row, is_most_probable=most_probable, classes=loaded.classes)
         for index, score, row, most_probable in zip(
             answers.tolist(), of_answers.tolist(), scores, is_most_probable.tolist(), strict=True
         )
@@ -147,40 +139,7 @@ def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, s
     return [(text, values.get(routing.column)) for text, values in zip(texts, by_text, strict=True)]
 
 
-def predict_hybrid(
-    loaded: "LoadedHybrid",
-    rows: Sequence[tuple[str, str | None]],
-    *,
-    batch_size: int,
-    predict: Callable[..., list[Prediction]] = predict_texts,
-) -> list[Prediction]:
-    """Return the predictions of `hybrid_rows`, in order; see `answer_rows`.
-
-    An error of a part is raised: a batch is repeated, and does not fall back on the other part. `predict` returns the
-    predictions of a part, and has the arguments of `predict_texts`.
-    """
-
-    def answer(name: PartName, indices: IntArray) -> list[Prediction]:
-        part = loaded.first if name == "first" else loaded.second
-        return predict(part, [rows[index][0] for index in indices], batch_size=batch_size)
-
-    answers = answer_rows(
-        loaded.routing,
-        len(rows),
-        answer=answer,
-        confidence=lambda prediction: prediction.score,
-        groups=[value for _, value in rows],
-    )
-    return [prediction._replace(answered_by=name) for name, prediction in answers]
-
-
-def scores_by_class(loaded: "AnyClassifier", prediction: Prediction) -> dict[str, float]:
-    """Return the probability of each class. It is 0 for a class that the part of a hybrid does not have."""
-    scores = dict(zip(classes_of(loaded, prediction), prediction.scores.tolist(), strict=True))
-    return scores if prediction.answered_by is None else dict.fromkeys(loaded.classes, 0.0) | scores
-
-
-def classes_of(loaded: "AnyClassifier", prediction: Prediction) -> tuple[str, ...]:
-    """Return the classes of the prediction's scores: the classes of the model that answered."""
-    part = loaded if prediction.answered_by is None else getattr(loaded, prediction.answered_by)
-    return tuple(part.classes)
+def scores_by_class(prediction: Prediction, *, classes: Sequence[str]) -> dict[str, float]:
+    """Return the probability of each of a version's classes. It is 0 for a class that a hybrid's part does not have."""
+    scores = dict(zip(prediction.classes, prediction.scores.tolist(), strict=True))
+    return dict.fromkeys(classes, 0.0) | scores

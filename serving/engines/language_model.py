@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken, PartialAnswer, Sampling, TokenLogprobs
 from serving.engines.detokenizer import IncrementalDetokenizer
@@ -19,22 +19,11 @@ from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
-    from tailorbird.models.retrieval.index import RetrievalIndex
-    from tailorbird.registry.versions import ModelVersion, Prompting
+    from tailorbird.registry.versions import ModelVersion
 
 NUM_CONTEXT_TOKENS = 5
 """Number of prompt tokens that are decoded together with a continuation, because some tokenizers drop a space at the
 beginning of a text."""
-
-
-@dataclass(frozen=True)
-class LanguageModelVersion:
-    """A chat version without its weights, for an engine that loads them itself."""
-
-    version: "ModelVersion"
-    prompting: "Prompting"
-    tokenizer: Any
-    index: "RetrievalIndex | None"
 
 
 class Likelihood(NamedTuple):
@@ -84,7 +73,7 @@ class LanguageModelEngine(ChatEngine):
 
     max_length: int
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion] | LanguageModelVersion") -> None:
+    def __init__(self, loaded: "LoadedChat[ModelVersion]") -> None:
         super().__init__(version=loaded.version, prompting=loaded.prompting)
         self.default_max_tokens = loaded.prompting.max_new_tokens
         self.tokenizer = loaded.tokenizer

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from serving.engines.classify import AnyClassifier, Prediction, predict_shared, predict_texts
+from serving.engines.classify import Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
 from serving.engines.passes import pass_costs
 from serving.engines.ref_counted import RefCounted
@@ -37,7 +37,7 @@ Batcher = DynamicBatcher[TextRow, Prediction]
 class ClassifierEngine:
     """A loaded version and its queue. One version answers a request completely, even if versions are swapped."""
 
-    loaded: AnyClassifier
+    version: "ModelVersion"
     submit: Submit
     """Takes texts or, for a hybrid, the rows of `hybrid_rows`."""
     idle_s: Callable[[], float]  # returns the seconds since the last call, or 0 during a call
@@ -48,25 +48,11 @@ class ClassifierEngine:
     """Takes texts, and returns the errors of single texts; None if the texts of a request are answered or fail
     together."""
 
-    @property
-    def version(self) -> "ModelVersion":
-        return self.loaded.version
-
 
 class LoadEndpoint(Protocol):
     """A function that loads a version of an endpoint; see `serving.endpoint.loading.load_classifier`."""
 
     def __call__(self, version: "ModelVersion", /, *, may_lack_key: bool) -> ClassifierEngine: ...
-
-
-@dataclass(frozen=True)
-class HybridParts:
-    """The loaded versions of a hybrid's parts, of any kind."""
-
-    first: AnyClassifier
-    second: AnyClassifier
-    classes: tuple[str, ...]
-    version: "ModelVersion"
 
 
 @dataclass
@@ -124,12 +110,7 @@ class ModelPool:
         Files are checked, and base models and bags of words are loaded, in the caller's thread. Make one call at a
         time.
         """
-        from tailorbird.models.loading import (
-            LoadedClassifier,
-            checked_copy,
-            load_bag_of_words,
-            load_model,
-        )
+        from tailorbird.models.loading import LoadedClassifier, checked_copy, load_bag_of_words, load_version
         from tailorbird.registry.versions import read_version
 
         version = read_version(uri)
@@ -142,8 +123,7 @@ class ModelPool:
         if version.shares_base:
             folder = checked_copy(version.pinned)
             return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
-        loaded = load_model(uri)
-        require_digest(loaded.version, digest=digest)
+        loaded = load_version(version)
         assert isinstance(loaded, LoadedClassifier)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
 
@@ -156,7 +136,7 @@ class ModelPool:
         def submit(rows: Sequence[str], *, client: str) -> Awaitable[list[Prediction]]:
             return _submit(batcher, [TextRow(loaded, text) for text in rows], client=client)
 
-        return ClassifierEngine(loaded, submit, batcher.idle_s, loaded.max_length)
+        return ClassifierEngine(version, submit, batcher.idle_s, loaded.max_length)
 
     def _load_hybrid(self, version: "ModelVersion", hybrid: "Hybrid") -> ClassifierEngine:
         """Load both parts, each with an engine of its own, and compose them."""
@@ -183,7 +163,7 @@ class ModelPool:
             unload_parts=unload_parts,
         )
         return ClassifierEngine(
-            HybridParts(first.loaded, second.loaded, version.classes, version),
+            version,
             queue.submit,
             lambda: min(part.idle_s() for part in parts),
             max(part.max_length for part in parts),
@@ -219,7 +199,7 @@ class ModelPool:
                 del self._shared[key]
 
         idle_s = shared.batcher.idle_s
-        return ClassifierEngine(loaded, member.submit, idle_s, loaded.max_length, unload=unload)
+        return ClassifierEngine(version, member.submit, idle_s, loaded.max_length, unload=unload)
 
     def _batcher(self, predict: Predict, *labels: str, device: str) -> Batcher:
         costs = pass_costs(device)

@@ -13,7 +13,7 @@ from tailorbird.models.retrieval.chat_prompt import nearest_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tailorbird.models.loading import LoadedNearest
+    from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
 
@@ -25,8 +25,9 @@ class NearestEngine(ChatEngine):
 
     has_logprobs = has_formats = False
 
-    def __init__(self, loaded: "LoadedNearest[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__(version=loaded.version, prompting=loaded.prompting)
+        assert loaded.index is not None  # `VersionConfig` requires it for this kind
         self.max_length = self.default_max_tokens = None
         self._index = loaded.index
         self._tokenizer = tokenizer

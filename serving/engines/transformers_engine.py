@@ -36,14 +36,14 @@ class TransformersEngine(LanguageModelEngine):
         from serving.engines.sampling import Sampler
 
         self._sampler = Sampler()
-        self._grammars = compiler_for(loaded.model.lm, tokenizer=loaded.tokenizer)
+        self._grammars = compiler_for(loaded.lm, tokenizer=loaded.tokenizer)
         self._compiling = FairSlots(1)  # compiling takes up to seconds; clients take turns
         self._own: dict[str, Grammar] = {}  # of the version's format, by key; formats of clients cannot replace it
         if (format := loaded.prompting.response_format) is not None:
             self._own[format_key(format)] = self._grammars.compile(format, keep=False)
         options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
         self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, options=options)
-        self.max_length = _max_length(loaded.model.lm, self._manager)
+        self.max_length = _max_length(loaded.lm, self._manager)
 
     @property
     def running(self) -> bool:
@@ -152,7 +152,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: in
 
     register_request_attention()
     with torch.inference_mode():
-        lm: Any = loaded.model.lm
+        lm: Any = loaded.lm
         manager = lm.init_continuous_batching(
             generation_config=greedy(max_new_tokens=loaded.prompting.max_new_tokens, end_id=end_id),
             continuous_batching_config=batching_config(

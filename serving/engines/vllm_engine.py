@@ -23,22 +23,16 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import (
-    Generation,
-    LanguageModelEngine,
-    LanguageModelVersion,
-    engine_failed,
-    refused_format,
-)
+from serving.engines.language_model import Generation, LanguageModelEngine, engine_failed, refused_format
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.admission import client_name
 from serving.http.schemas import RequestError
-from serving.version_checks import require_digest
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.grammar.compiler import FormatError, grammar_of
 
 if TYPE_CHECKING:
+    from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
 GPU_SHARE = 0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
@@ -94,22 +88,21 @@ class VllmPool:
         self._servers: list[_Server] = []
         self._num_adapters = 0
 
-    def load(self, uri: str, digest: str) -> "VllmEngine":
+    def load(self, version: "ModelVersion") -> "VllmEngine":
         """Check the files of a version and return its engine. Make one call at a time.
 
         Raises the errors of `version_files`, EngineNotInstalled, and RuntimeError if no server starts or the GPU has no
         room for another one.
         """
         require_installed()
-        files = version_files(uri, digest, merge_adapters=self._config.merge_adapters)
-        version = files.parts.version
+        files = version_files(version, merge_adapters=self._config.merge_adapters)
         server = self._acquire(version, lora_rank=files.lora_rank) if files.shares_base else None
         if server is None:
             with model_folder(files) as model:
                 server = self._start(files, options=server_options(files, config=self._config, folder=model))
         try:
             adapter = self._add_adapter(server, version, files.adapter)
-            return VllmEngine(files.parts, pool=self, server=server, adapter=adapter)
+            return VllmEngine(files.loaded, pool=self, server=server, adapter=adapter)
         except BaseException:
             self.release(server)
             raise
@@ -140,7 +133,7 @@ class VllmPool:
 
     def _start(self, files: "VersionFiles", *, options: ServerOptions) -> _Server:
         """Return a new server for one engine."""
-        version = files.parts.version
+        version = files.loaded.version
         if options.num_gpus:
             self._wait_for_capacity(options)
         config, env_vars = llm_config(options)
@@ -222,14 +215,16 @@ class GrammarTexts:
 class VllmEngine(LanguageModelEngine):
     """An engine whose version runs in a separate server, which batches all active requests."""
 
-    def __init__(self, parts: LanguageModelVersion, *, pool: VllmPool, server: _Server, adapter: str | None) -> None:
-        super().__init__(parts)
+    def __init__(
+        self, loaded: "LoadedChat[ModelVersion]", *, pool: VllmPool, server: _Server, adapter: str | None
+    ) -> None:
+        super().__init__(loaded)
         self._pool = pool
         self._server = server
         self._adapter = adapter
         self.max_length = server.max_length
         self.slots = server.slots
-        self._grammars = GrammarTexts(own=parts.prompting.response_format)
+        self._grammars = GrammarTexts(own=loaded.prompting.response_format)
 
     @property
     def running(self) -> bool:
@@ -294,7 +289,7 @@ def require_installed() -> None:
 class VersionFiles:
     """The files of a chat version and of its base model on this node."""
 
-    parts: LanguageModelVersion
+    loaded: "LoadedChat[ModelVersion]"  # without weights
     folder: Path
     base: Path
     shares_base: bool
@@ -303,7 +298,7 @@ class VersionFiles:
     @property
     def adapter(self) -> Path | None:
         """Return the folder of an adapter that is applied to the base model; None without one."""
-        return self.folder / "adapter" if self.shares_base and self.parts.version.spec.base == "adapter" else None
+        return self.folder / "adapter" if self.shares_base and self.loaded.version.spec.base == "adapter" else None
 
     @property
     def lora_rank(self) -> int:
@@ -311,33 +306,31 @@ class VersionFiles:
         return adapter_rank(self.adapter) if self.adapter else 0
 
 
-def version_files(uri: str, digest: str, *, merge_adapters: bool) -> VersionFiles:
+def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFiles:
     """Download (once per node) and check a version and its base model, without loading weights.
 
-    Raises the errors of `read_version`, `require_digest`, `checked_copy` and `load_retrieval_index`.
+    Raises the errors of `checked_copy` and `load_retrieval_index`.
     """
     from tailorbird.data.tokenize import load_tokenizer
-    from tailorbird.models.loading import checked_copy, load_retrieval_index
-    from tailorbird.registry.versions import read_version
+    from tailorbird.models.loading import LoadedChat, checked_copy, load_retrieval_index
     from tailorbird.storage.node_cache import local_copy
 
-    version = read_version(uri)
-    require_digest(version, digest=digest)
     assert version.prompting is not None  # a chat version
     folder, base = checked_copy(version.pinned), local_copy(version.base_model)
-    parts = LanguageModelVersion(
-        version=version,
-        prompting=version.prompting,
+    loaded = LoadedChat(
+        model=None,
         tokenizer=load_tokenizer(base),
+        prompting=version.prompting,
+        version=version,
         index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
     )
     merges = version.spec.base == "adapter" and merge_adapters
-    return VersionFiles(parts, folder, base, shares_base=version.shares_base and not merges)
+    return VersionFiles(loaded, folder, base, shares_base=version.shares_base and not merges)
 
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:
     """Return the options of the server for a version whose model is in `folder`."""
-    gpus, version = config.gpus_per_replica, files.parts.version
+    gpus, version = config.gpus_per_replica, files.loaded.version
     share = config.vllm.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
     return ServerOptions(
         name=version.base_model.rstrip("/").rpartition("/")[2] if files.shares_base else version.version,
@@ -370,17 +363,17 @@ def model_folder(files: VersionFiles) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as temporary:
         model = Path(temporary)
-        if files.parts.version.spec.base == "changed":
+        if files.loaded.version.spec.base == "changed":
             for file in files.base.iterdir():
                 if not file.name.endswith(WEIGHT_FILES):
                     (model / file.name).symlink_to(file.resolve())
             (model / "model.safetensors").symlink_to((files.folder / "model.safetensors").resolve())
         else:
-            from tailorbird.models.loading import LoadedChat, load_model
+            from tailorbird.models.loading import LoadedChat, load_version
 
-            loaded = load_model(files.parts.version.uri, LoadedChat, device="cpu")
-            lm: Any = loaded.model.lm
-            lm.save_pretrained(model)
+            loaded = load_version(files.loaded.version, device="cpu")
+            assert isinstance(loaded, LoadedChat)
+            loaded.lm.save_pretrained(model)
             loaded.tokenizer.save_pretrained(model)
         yield model
 

@@ -313,7 +313,7 @@ class _Loader:
 
     def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ChatEngine:
         """Load a version. Make one call at a time. An endpoint of a hybrid may lack its API key; see `Upstream`."""
-        from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
+        from tailorbird.models.loading import LoadedChat, load_version
 
         version = read_version(uri)
         require_digest(version, digest=digest)
@@ -321,18 +321,16 @@ class _Loader:
             return load_chat(version, config=self._config, meter=self._meter, may_lack_key=of_hybrid)
         if version.hybrid is not None:
             return self._load_hybrid(version, version.hybrid)
-        if not version.spec.uses_base:
+        if self._config.engine == "vllm" and version.spec.uses_base:
+            self._pool = self._pool or VllmPool(self._config)
+            return self._pool.load(version)
+        on_cpu = self._config.engine == "vllm"  # the GPUs of the replica belong to the engine's actors
+        loaded = load_version(version, device="cpu" if on_cpu else None)
+        assert isinstance(loaded, LoadedChat)
+        if loaded.model is None:
             from tailorbird.models.metadata import read_tokenizer
 
-            on_cpu = self._config.engine == "vllm"  # the GPUs of the replica belong to the engine's actors
-            nearest = load_model(uri, LoadedNearest, device="cpu" if on_cpu else None)
-            require_digest(nearest.version, digest=digest)
-            return NearestEngine(nearest, tokenizer=read_tokenizer(version.base_model))
-        if self._config.engine == "vllm":
-            self._pool = self._pool or VllmPool(self._config)
-            return self._pool.load(uri, digest)
-        loaded = load_model(uri, LoadedChat)
-        require_digest(loaded.version, digest=digest)
+            return NearestEngine(loaded, tokenizer=read_tokenizer(version.base_model))
         num_slots = self._config.batch_size("chat")
         engine = TransformersEngine(loaded, max_batch_size=num_slots, num_gpus=self._config.gpus_per_replica)
         engine.slots = FairSlots(num_slots)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from serving.endpoint.loading import endpoint_limits, load_classifier
-from serving.engines.classify import Prediction, classes_of, hybrid_rows, scores_by_class
+from serving.engines.classify import Prediction, hybrid_rows, scores_by_class
 from serving.engines.model_pool import ClassifierEngine, ModelPool
 from serving.engines.text_rows import estimated_length
 from serving.http.admission import admit, client_name
@@ -96,7 +96,7 @@ class Classifier:
         for result, prediction in zip(results, predictions, strict=True):
             self._replica.meter.count_part(version, prediction.answered_by, is_fallback=prediction.is_fallback)
             if request.scores and prediction.scores.size:
-                result["scores"] = scores_by_class(engine.loaded, prediction)
+                result["scores"] = scores_by_class(prediction, classes=version.classes)
         fields = {"request_id": context.request_id, "model": version.name, "version": version.version}
         return await write_answer(fields, results=results)
 
@@ -147,7 +147,7 @@ class Classifier:
                     answered_by=prediction.answered_by,
                     reported_model=prediction.reported_model,
                     fallback=None if prediction.answered_by is None else prediction.is_fallback,
-                    classes=classes_of(engine.loaded, prediction),
+                    classes=prediction.classes,
                     scores=prediction.scores,
                     text=text,
                 )

@@ -1,25 +1,27 @@
 """Load a registered version in this process, and predict with it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, overload
 
-from tailorbird.interface.answer import Answer, Input
+from tailorbird.interface.answer import Answer, Input, last_text
 from tailorbird.interface.answers import Answers
-from tailorbird.interface.endpoint_model import EndpointModel
 from tailorbird.interface.environment import use_running_stack
 from tailorbird.interface.predicted_tasks import PREDICTED_TASKS
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import AnyLoaded
+    from serving.offline import OfflineModel
     from tailorbird.registry.versions import ModelVersion
+
+BATCH_SIZE = 64
+"""Maximum number of texts in a forward pass, as in the service by default."""
 
 
 @dataclass(frozen=True)
 class Model:
     """A loaded version. Its answers are those of the service, without requests, limits and the request log."""
 
-    loaded: "AnyLoaded | EndpointModel" = field(repr=False)
+    loaded: "OfflineModel" = field(repr=False)
     uri: str
     kind: str
     """For example `probe`, `full` or `hybrid`."""
@@ -53,46 +55,38 @@ class Model:
             raise ValueError(f"groups: give one value{column} per input, that is {len(listed)} values")
         if not listed:
             return Answers()
+        from serving.offline import InputRow
+
         task = PREDICTED_TASKS[self.version.task]
-        task.texts(listed)  # raises ValueError
-        if isinstance(self.loaded, EndpointModel):
-            answers = self.loaded.answers(listed, groups=groups)
-        else:
-            answers = task.predict(self.loaded, listed, groups)
-        return answers[0] if isinstance(inputs, str) else answers
+        by_row = groups or [None] * len(listed)
+        rows = [
+            InputRow(task.turns(value), f"inputs: row {row}", group)
+            for row, (value, group) in enumerate(zip(listed, by_row, strict=True))
+        ]
+        answers = [task.answer(answer, self.version) for answer in self.loaded.answer(rows)]
+        complete = Answers(
+            replace(answer, input=last_text(value), row=row)
+            for row, (value, answer) in enumerate(zip(listed, answers, strict=True))
+        )
+        return complete[0] if isinstance(inputs, str) else complete
 
 
 def load(uri: str, *, device: str | None = None) -> Model:
     """Download, check and load the version at a URI, for example `run.winner`.
 
     `device` is a torch device, for example `cpu`; by default, the GPU if there is one. A version of an endpoint has no
-    model to load: predictions are requests to its endpoint, see `EndpointModel`. Raises RegistryError if a file is
-    missing or was changed, StorageError if S3 cannot be reached, and EndpointKeyMissing if the environment has no key
-    for the endpoint.
+    model to load: predictions are requests to its endpoint, with the prompt and the `max_spend` of the version, and not
+    again for an input whose answer is stored in the registry. Raises RegistryError if a file is missing or was changed,
+    StorageError if S3 cannot be reached, and EndpointKeyMissing if the environment has no key for the endpoint.
     """
     use_running_stack()
-    from tailorbird.registry.versions import calls_endpoint, read_version
+    from serving.offline import load_offline
+    from tailorbird.models.endpoint.client import read_key
+    from tailorbird.registry.versions import read_parts, read_version
 
     version = read_version(uri.rstrip("/"))
-    loaded = _with_endpoint(version, device=device) if calls_endpoint(version) else _load(version.uri, device=device)
-    return Model(loaded, uri=loaded.version.uri, kind=loaded.version.kind)
-
-
-def _load(uri: str, *, device: str | None) -> "AnyLoaded":
-    from tailorbird.models.loading import load_model
-
-    return load_model(uri, device=device)
-
-
-def _with_endpoint(version: "ModelVersion", *, device: str | None) -> EndpointModel:
-    from tailorbird.models.endpoint.client import read_key
-    from tailorbird.models.loading import checked_copy
-    from tailorbird.registry.versions import read_parts
-
-    checked_copy(version.pinned)
-    if version.endpoint is not None:
-        read_key(version.endpoint)  # before the first prediction
-    if version.hybrid is None:
-        return EndpointModel(version)
-    first, second = (load(part.uri, device=device) for part in read_parts(version.hybrid))
-    return EndpointModel(version, (first.predict, second.predict))
+    for part in read_parts(version.hybrid) if version.hybrid else (version,):
+        if part.endpoint is not None:
+            read_key(part.endpoint)  # before the first prediction
+    loaded = load_offline(version, batch_size=BATCH_SIZE, device=device)
+    return Model(loaded, uri=version.uri, kind=version.kind)

@@ -24,7 +24,6 @@ from tailorbird.models.pretrained import cast_parameters, default_device, infere
 from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
-from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.version_files import require_intact, version_faults
@@ -73,33 +72,19 @@ class LoadedClassifier(Generic[Version]):
 
 @dataclass(frozen=True)
 class LoadedChat(Generic[Version]):
-    """A chat model ready to answer."""
+    """A chat version ready to answer."""
 
-    model: ChatModel
-    tokenizer: PreTrainedTokenizerBase
+    model: ChatModel | None  # None for the kind `nearest`, and for an engine that loads the weights itself
+    tokenizer: Any  # that of transformers; None for the kind `nearest`
     prompting: Prompting
     version: Version
     index: "RetrievalIndex | None" = None  # for a prompting with retrieval
 
-
-@dataclass(frozen=True)
-class LoadedNearest(Generic[Version]):
-    """A chat version that answers with training rows and without a language model."""
-
-    index: "RetrievalIndex"
-    prompting: Prompting
-    version: Version
-
-
-@dataclass(frozen=True)
-class LoadedHybrid:
-    """The two models of a hybrid, for the same task, and the rule that routes between them."""
-
-    first: "AnyPart"
-    second: "AnyPart"
-    routing: Routing
-    classes: tuple[str, ...]
-    version: ModelVersion
+    @property
+    def lm(self) -> Any:
+        """The causal language model of transformers."""
+        assert self.model is not None  # the caller has checked the kind
+        return self.model.lm
 
 
 def load_weights(
@@ -253,47 +238,35 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(file))
 
 
-AnyPart = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedNearest[ModelVersion]
-AnyLoaded = AnyPart | LoadedHybrid
-AnyArtifact = LoadedClassifier[Version] | LoadedChat[Version] | LoadedNearest[Version]
+AnyLoaded = LoadedClassifier[Version] | LoadedChat[Version]
 PretrainedModels = dict[tuple[str, str], ChatModel]
 """Pretrained language models by URI and dtype."""
-Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion], LoadedNearest[ModelVersion])
+Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion])
 
 
 @overload
-def load_model(uri: str, kind: None = None, *, device: str | None = None) -> AnyLoaded: ...
+def load_model(uri: str, kind: None = None, *, device: str | None = None) -> AnyLoaded[ModelVersion]: ...
 
 
 @overload
 def load_model(uri: str, kind: type[Loaded], *, device: str | None = None) -> Loaded: ...
 
 
-def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded:
-    """Download (once per node), check and load a registered version. `kind` is the required type of the result.
+def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded[ModelVersion]:
+    """Load the registered version at a URI; see `load_version`. `kind` is the required type of the result."""
+    loaded = load_version(versions.read_version(uri), device=device)
+    if kind is not None and not isinstance(loaded, kind):
+        raise ModelError(f"{uri} is a version for the task {loaded.version.task}; use a version for another task")
+    return loaded
 
-    Raises RegistryError if the version or a part of it is incomplete or was changed, and ModelError if it cannot be
-    loaded or is of another kind.
+
+def load_version(version: ModelVersion, *, device: str | None = None) -> AnyLoaded[ModelVersion]:
+    """Download (once per node), check and load a registered version.
+
+    Raises RegistryError if the version is incomplete or was changed, and ModelError if it cannot be loaded, or has no
+    model of its own, because it is a hybrid or an endpoint answers for it.
     """
-    version = versions.read_version(uri)
-    actual = _loaded_type(version)
-    if kind not in (None, actual):
-        raise ModelError(f"{uri} is a {version.kind} version for the task {version.task}; use another kind of version")
-    folder = checked_copy(version.pinned)
-    if version.hybrid is None:
-        return _load(folder, version, device=device)
-    first, second = (
-        _load(checked_copy(part.pinned), part, device=device) for part in versions.read_parts(version.hybrid)
-    )
-    return LoadedHybrid(first, second, version.hybrid.routing, version.classes, version)
-
-
-def _loaded_type(version: ModelVersion) -> type[AnyLoaded]:
-    if version.hybrid is not None:
-        return LoadedHybrid
-    if version.task == "classification":
-        return LoadedClassifier
-    return LoadedChat if version.spec.uses_base else LoadedNearest
+    return _load(checked_copy(version.pinned), version, device=device)
 
 
 def load_artifact(
@@ -302,7 +275,7 @@ def load_artifact(
     device: str | None = None,
     weights_device: str | None = None,
     pretrained: PretrainedModels | None = None,
-) -> AnyArtifact[VersionConfig]:
+) -> AnyLoaded[VersionConfig]:
     """Load a baseline, a candidate or a version from its URI.
 
     The files of a version are checked; see `checked_copy`. `weights_device` is that of the model's weights, if they are
@@ -311,8 +284,6 @@ def load_artifact(
     """
     version = versions.read_version(uri) if is_version_uri(uri) else None
     config = version or versions.read_artifact_config(uri)
-    if config.hybrid is not None:
-        raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
     folder = checked_copy(version.pinned) if version else local_copy(uri)
     return _load(folder, config, device=device, weights_device=weights_device, pretrained=pretrained)
 
@@ -324,7 +295,9 @@ def _load(
     device: str | None,
     weights_device: str | None = None,
     pretrained: PretrainedModels | None = None,
-) -> AnyArtifact[Version]:
+) -> AnyLoaded[Version]:
+    if config.hybrid is not None:
+        raise ModelError(f"{folder} is a hybrid of two versions; load its parts")
     if config.endpoint is not None:
         raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
     bag = load_bag_of_words(folder, kind=config.kind)
@@ -333,10 +306,8 @@ def _load(
     index = (
         load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device) if config.prompting else None
     )
-    if not config.spec.uses_base:
-        assert config.prompting is not None
-        assert index is not None  # `VersionConfig` requires it for this kind
-        return LoadedNearest(index, config.prompting, config)
+    if config.prompting is not None and not config.spec.uses_base:
+        return LoadedChat(None, None, config.prompting, config, index)
     base = local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
     device, dtype = weights_device or device or default_device(), getattr(torch, config.dtype)

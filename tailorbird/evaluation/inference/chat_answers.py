@@ -7,7 +7,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import GenerateAnswers, answer_prompts, log_likelihoods
 from tailorbird.models.grammar.compiler import grammar_for
-from tailorbird.models.loading import LoadedChat, LoadedNearest
+from tailorbird.models.loading import LoadedChat
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
 from tailorbird.registry.versions import Prompting, VersionConfig
 
@@ -59,13 +59,11 @@ def answer_rows(
 
 
 def answer_texts(
-    loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig],
-    rows: Rows,
-    *,
-    generate: GenerateAnswers = answer_prompts,
+    loaded: LoadedChat[VersionConfig], rows: Rows, *, generate: GenerateAnswers = answer_prompts
 ) -> list[Answer]:
     """Return the answer of a chat version to each row; raise DataError if the chat template refuses a conversation."""
-    if isinstance(loaded, LoadedNearest):
+    if loaded.model is None:
+        assert loaded.index is not None  # the kind `nearest`
         return [Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in rows.turns]
     return answer_rows(
         loaded.model,
@@ -79,6 +77,7 @@ def answer_texts(
 
 def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list[float]:
     """Return the mean log-probability of each row's reference answer, in nats per token."""
+    assert loaded.model is not None
     tokenizer, prompting = loaded.tokenizer, loaded.prompting
     tokens = []
     for turns, answer in zip(rows.turns, rows.labels, strict=True):

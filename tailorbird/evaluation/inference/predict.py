@@ -21,7 +21,7 @@ from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.decision import at_index, decide, temperature_softmax
-from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedNearest, load_artifact
+from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
@@ -76,14 +76,14 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
     return label_predictions(kind, rows=rows, outputs=outputs, confidences=before, calibrated=after)
 
 
-def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
+def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
     """Return a chat version's predictions. The kind `nearest` has no log-likelihoods: it has no language model."""
     if rows.suite is not None:
         return predict_suite(loaded, rows)
     answers = answer_texts(loaded, rows)
     confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
     outputs = [answer.text for answer in answers]
-    if isinstance(loaded, LoadedNearest):
+    if loaded.model is None:
         return text_predictions(loaded.version.kind, rows=rows, outputs=outputs, confidences=confidences)
     return text_predictions(
         loaded.version.kind,

@@ -21,8 +21,7 @@ from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import (
-    AnyArtifact,
-    LoadedChat,
+    AnyLoaded,
     LoadedClassifier,
     PretrainedModels,
     load_artifact,
@@ -34,7 +33,7 @@ from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 from tailorbird.storage.node_cache import local_copy
 
-Loaded = AnyArtifact[VersionConfig]
+Loaded = AnyLoaded[VersionConfig]
 CPU_NAME = "CPU"
 FP32_BYTES, BF16_BYTES = 4, 2
 
@@ -198,7 +197,7 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
     for part_uri in uris:
         loaded = load_artifact(part_uri, device=device, weights_device="cpu", pretrained=pretrained)
         parts.append(loaded)
-        if isinstance(loaded, LoadedChat | LoadedClassifier) and loaded.model is not None:
+        if loaded.model is not None:
             weights.append(loaded.model)
     answer: Callable[[Rows], object] = partial(_answer, parts[0], batch_size=batch_size)
     if hybrid is not None:

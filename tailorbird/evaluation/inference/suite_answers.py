@@ -14,21 +14,21 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_answer
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.models.generation import log_likelihoods
-from tailorbird.models.loading import LoadedChat, LoadedNearest
+from tailorbird.models.loading import LoadedChat
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.versions import VersionConfig
 
 PRIVATE = "not_contains"  # metric of rows whose expectation is a text that must not be written
 
 
-def predict_suite(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
+def predict_suite(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
     """Return the predictions of a chat version for the rows of a suite.
 
     The kind `nearest` has no language model, so its rows with a metric of log-likelihoods have no score.
     """
     positions = generated_positions(rows)
     answers = answer_texts(loaded, rows.take(positions)) if positions else []
-    likelihoods = {} if isinstance(loaded, LoadedNearest) else _likelihoods(loaded, rows)
+    likelihoods = {} if loaded.model is None else _likelihoods(loaded, rows)
     return suite_predictions(
         loaded.version.kind, rows=rows, answers=dict(zip(positions, answers, strict=True)), likelihoods=likelihoods
     )
@@ -121,6 +121,7 @@ def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tup
                 )
     if not tokens:
         return {}
+    assert loaded.model is not None
     means = log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id))
     sums = means * [row.assistant_mask.sum() for row in tokens]
     result = {}

@@ -36,7 +36,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
-from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
+from tailorbird.models.loading import LoadedChat, load_model
 from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.monitoring.log_reader import by_day, files_of
 from tailorbird.operate.reevaluate import reevaluate_champion
@@ -173,6 +173,7 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun,
     export_version(version.uri, tmp_path / "model")
     logits = logits_of({"model": ("causal", tmp_path / "model", "abc")}, folder=tmp_path)["model"]
     ids = prompt_tokens((("user", "abc"),), tokenizer=loaded.tokenizer, system=None)
+    assert loaded.model is not None
     expected = loaded.model.causal(input_ids=torch.tensor([ids])).logits[0]
     np.testing.assert_allclose(logits, expected.float().numpy(), atol=1e-4)
     again = predict_rows(version.uri, rows=rows)
@@ -180,7 +181,7 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun,
     assert (again.outputs, again.labels) == (tables["candidate"].outputs, tables["candidate"].labels)
     incumbent = read_version(chat_run.result.evidence.versions["incumbent"].uri)
     assert incumbent.contains_training_text
-    assert isinstance(load_model(incumbent.uri), LoadedNearest)
+    assert load_model(incumbent.uri, LoadedChat).model is None
     np.testing.assert_array_equal(predict_rows(incumbent.uri, rows=rows).scores, tables["incumbent"].scores)
 
 

@@ -85,7 +85,7 @@ class Service:
         tokenizer, system = loaded.tokenizer, loaded.prompting.system
         prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
         end_id = int(tokenizer.eos_token_id)
-        answers = answer_prompts(loaded.model.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
+        answers = answer_prompts(loaded.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
         return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
 
     def _register(

@@ -25,10 +25,10 @@ from serving.batch_jobs import runner, scoring
 from serving.batch_jobs.job_store import read_job, submit_job
 from serving.batch_jobs.schema import BatchError
 from serving.deploy import application, rollout, serve_client
-from serving.engines.classify import Prediction, predict_hybrid
+from serving.engines.classify import Prediction
+from serving.offline import InputRow, load_offline
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
-from tailorbird.models import loading
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.serving.classification.service import ROOT, Service
@@ -119,15 +119,15 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     assert set(answers["version"].to_pylist()) == {hybrid.version}
     groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
     assert (answers["row"].to_pylist(), answers["group"].to_pylist()) == (list(range(1000)), groups)
-    loaded = loading.load_model(hybrid.uri)
-    assert isinstance(loaded, loading.LoadedHybrid)
-    routed = routes_to_second(loaded.routing, groups=groups)
+    model = load_offline(hybrid, batch_size=CONFIG.batch_size("classification"))
+    assert hybrid.hybrid is not None
+    routed = routes_to_second(hybrid.hybrid.routing, groups=groups)
     assert answers["answered_by"].to_pylist() == ["second" if to else "first" for to in routed]
     expected: list[Prediction] = []
     # In the same batches, because rounding in bfloat16 depends on the batch.
     for indices in np.array_split(np.arange(len(rows)), 20):
         texts = [(rows["text"][index].as_py(), groups[index]) for index in indices.tolist()]
-        expected += predict_hybrid(loaded, texts, batch_size=CONFIG.batch_size("classification"))
+        expected += model.answer([InputRow((("user", text),), "row", group) for text, group in texts])
     assert answers["label"].to_pylist() == [prediction.label for prediction in expected]
     assert np.allclose(answers["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5)
     manifest = storage.read_json(result["manifest"])

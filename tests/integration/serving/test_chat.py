@@ -103,7 +103,7 @@ def test_a_completion_continues_a_text_complete_or_streamed(service: Service) ->
     assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
     loaded = loading.load_model(service.first.uri, loading.LoadedChat)
     prompt = loaded.tokenizer(request["prompt"])["input_ids"]
-    (answer,) = answer_prompts(loaded.model.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
+    (answer,) = answer_prompts(loaded.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
     text = loaded.tokenizer.decode([*prompt, *answer.tokens], skip_special_tokens=True)
     assert request["prompt"] + whole.choices[0].text == text
     parts = list(service.client.completions.create(**request, stream=True))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from serving.offline import load_offline
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models.errors import ModelError
@@ -307,12 +308,12 @@ def test_a_hybrid_with_a_changed_part_is_not_loaded(bucket: str, tmp_path: Path,
     manifest["head.safetensors"]["sha256"] = "0" * 64
     storage.write_json(f"{versions[1].uri}/manifest.json", manifest)
     with pytest.raises(RegistryError, match=r"has the digest .*, but its name has"):
-        load_model(hybrid.uri)
+        load_offline(hybrid, batch_size=1)
 
 
 def test_a_hybrid_is_not_loaded_as_a_single_model(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
-    with pytest.raises(ModelError, match="is a hybrid version"):
+    with pytest.raises(ModelError, match="is a hybrid of two versions"):
         load_model(hybrid.uri, LoadedClassifier)
     with pytest.raises(ModelError, match="is a hybrid of two versions"):
         load_artifact(hybrid.uri)

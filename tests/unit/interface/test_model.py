@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 import tailorbird
-from serving.engines.classify import predict_hybrid
+from serving.offline import of_loaded, of_parts
 from tailorbird.data.rows import DataError
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.interface.model import Model
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.loading import LoadedChat, LoadedHybrid
+from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import ModelVersion, Prompting, RegistryError, register
 from tests import small_chat
 from tests.unit.evaluation.test_mix import CLASSES, ROWS, TEXTS, artifact
 from tests.unit.serving.batch_jobs.test_scoring import version
 from tests.unit.serving.engines.test_classify import TEXTS as HYBRID_TEXTS
-from tests.unit.serving.engines.test_classify import hybrid
+from tests.unit.serving.engines.test_classify import LoadedHybrid, hybrid
 
 __all__ = ["hybrid"]  # a fixture
 
@@ -38,7 +38,7 @@ def chat() -> Model:
     loaded: Any = LoadedChat(
         ChatModel(small_chat.language_model()), small_chat.tokenizer(), prompting, version(prompting)
     )
-    return Model(loaded, uri=loaded.version.uri, kind=loaded.version.kind)
+    return Model(of_loaded(loaded, batch_size=4), uri=loaded.version.uri, kind=loaded.version.kind)
 
 
 def test_outputs_have_the_type_of_the_label_column(registered: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +73,9 @@ def test_a_damaged_version_is_not_loaded(registered: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("groups", [["f", "m", None, "f", "m", "f"]])
 def test_a_hybrid_routes_by_the_groups(hybrid: LoadedHybrid, groups: Sequence[str | None]) -> None:
-    model = Model(hybrid, uri="s3://hybrid", kind="hybrid")
-    expected = predict_hybrid(hybrid, list(zip(HYBRID_TEXTS, groups, strict=True)), batch_size=4)
+    parts = (of_loaded(part, batch_size=4) for part in (hybrid.first, hybrid.second))
+    model = Model(of_parts(hybrid.version, *parts), uri="s3://hybrid", kind="hybrid")
+    expected = hybrid.predict(list(zip(HYBRID_TEXTS, groups, strict=True)))
     answers = model.predict(list(HYBRID_TEXTS), groups=groups)
     assert [(answer.output, answer.answered_by) for answer in answers] == [
         (prediction.label, prediction.answered_by) for prediction in expected
@@ -92,7 +93,7 @@ def test_a_chat_model_answers_prompts_and_conversations_alike(chat: Model) -> No
     alone = [chat.predict(prompt) for prompt in prompts]
     assert [answer.output for answer in answers] == [answer.output for answer in alone]
     assert all(answer.finish_reason in ("stop", "length") and 0 < (answer.confidence or 0) <= 1 for answer in answers)
-    with pytest.raises(DataError, match="inputs: the conversation in row 0 does not end with a user message"):
+    with pytest.raises(DataError, match="inputs: row 0 does not end with a user message"):
         chat.predict([[{"role": "assistant", "content": "x"}]])
     with pytest.raises(ValueError, match="a conversation is a list of messages"):
         chat.predict([{"role": "user", "content": "x"}])  # type: ignore[list-item]

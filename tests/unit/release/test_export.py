@@ -115,6 +115,7 @@ def chat_version(folder: Path, *, kind: Kind, base: Path, prompting: Prompting =
 def chat_logits(uri: str) -> np.ndarray:
     """Return the logits [T, V] of the registered model for the prompt "ab"."""
     loaded = load_model(uri, LoadedChat)
+    assert loaded.model is not None
     ids = prompt_tokens((("user", "ab"),), tokenizer=loaded.tokenizer, system=None)
     with torch.inference_mode():
         return np.array(loaded.model.causal(input_ids=torch.tensor([ids])).logits[0])
@@ -170,6 +171,7 @@ def test_a_chat_folder_decodes_like_the_evaluation(tmp_path: Path, capsys: pytes
         capsys.readouterr()
         exec(code, names)
         loaded = load_model(uri, LoadedChat)
+        assert loaded.model is not None
         prompt = chat_prompt((("user", "a question"),), tokenizer=loaded.tokenizer, prompting=PROMPTING, index=None)
         [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=8, end_id=1)
         assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens)
@@ -199,6 +201,7 @@ def test_the_exported_format_gives_the_answers_of_the_evaluation(
     capsys.readouterr()
     exec(card.split("```python")[1].split("```")[0].replace("FOLDER", str(tmp_path / "out")), {})
     loaded = load_model(uri, LoadedChat)
+    assert loaded.model is not None
     grammar = grammar_for(format, lm=loaded.model.causal, tokenizer=loaded.tokenizer)
     prompt = chat_prompt((("user", "a question"),), tokenizer=loaded.tokenizer, prompting=prompting, index=None)
     [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=40, end_id=0, grammar=grammar)

@@ -3,17 +3,14 @@
 import gc
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
-import pyarrow as pa
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from serving.batch_jobs import scorers
-from serving.batch_jobs.schema import Part
+from serving.offline import InputRow, of_loaded
 from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
 from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import answer_rows
@@ -22,9 +19,11 @@ from tailorbird.models.generation import answer_prompts, greedy
 from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import FormatError, grammar_for
 from tailorbird.models.grammar.processor import GrammarLogits
+from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
 from tests import small_chat
 from tests.unit.byte_level import language_model, tokenizer
+from tests.unit.serving.batch_jobs.test_scoring import version
 
 TOKENIZER, LM, LIMIT = tokenizer(), language_model(), 40
 END = int(TOKENIZER.eos_token_id)
@@ -66,14 +65,15 @@ def test_the_confidence_is_that_among_the_allowed_tokens() -> None:
 
 
 def test_a_batch_answers_as_the_evaluation() -> None:
-    loaded: Any = SimpleNamespace(model=ChatModel(LM), tokenizer=TOKENIZER, prompting=prompting_of(CHOICE), index=None)
-    part = Part(number=0, uri="file:///rows.parquet", start=0, first=0, num_rows=len(TEXTS), etag="e")
-    rows = scorers.PartRows(pa.table({"prompt": list(TEXTS)}), part, "prompt")
-    columns = scorers._answer_chat(loaded, rows, batch_size=4)
+    prompting = prompting_of(CHOICE)
+    loaded = LoadedChat(ChatModel(LM), TOKENIZER, prompting, version(prompting))
+    rows = [InputRow((("user", text),), "row") for text in TEXTS]
+    answers = of_loaded(loaded, batch_size=4).answer(rows)
     evaluated = answers_of(CHOICE)
-    assert columns["answer"].to_pylist() == [answer.text for answer in evaluated]
-    assert columns["confidence"].to_pylist() == pytest.approx([answer.confidence for answer in evaluated], abs=1e-5)
-    assert set(columns["finish_reason"].to_pylist()) == {"stop"}
+    assert [answer.text for answer in answers] == [answer.text for answer in evaluated]
+    confidences = [answer.confidence for answer in evaluated]
+    assert [answer.confidence for answer in answers] == pytest.approx(confidences, abs=1e-5)
+    assert {answer.finish_reason for answer in answers} == {"stop"}
 
 
 def test_generation_in_step_gives_the_answers_of_the_evaluation() -> None:

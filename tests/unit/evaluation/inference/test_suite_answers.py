@@ -74,6 +74,7 @@ def likelihood(uri: str, prompt: str, option: str) -> float:
     """Return the log-likelihood of an answer, from a pass of its own."""
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedChat)
+    assert loaded.model is not None
     row = conversation_tokens((("user", prompt),), option, tokenizer=loaded.tokenizer, system="s")
     return float(log_likelihoods(loaded.model, [row], pad_id=0)[0] * row.assistant_mask.sum())
 

@@ -10,12 +10,13 @@ import pytest
 
 from serving.batch_jobs.schema import BatchSpec, Part
 from serving.batch_jobs.worker import score_part
+from serving.offline import of_loaded
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
-from tailorbird.models.loading import LoadedChat, LoadedNearest
+from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting, Retrieval
 from tests import small_chat
 from tests.unit.serving.batch_jobs.test_scoring import version
@@ -34,7 +35,7 @@ def _scored(
     folder: Path,
     column: pa.Array,
     *,
-    loaded: LoadedChat[Any] | LoadedNearest[Any],
+    loaded: LoadedChat[Any],
     start: int,
     num_rows: int,
 ) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _scored(
         column="question",
         id_column="key",
     )
-    columns: dict[str, Any] = score_part(part, batch, loaded=loaded, batch_size=4).to_pydict()
+    columns: dict[str, Any] = score_part(part, batch, model=of_loaded(loaded, batch_size=4)).to_pydict()
     return columns
 
 
@@ -60,7 +61,7 @@ def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(loaded: L
         prompt_tokens((("user", text),), tokenizer=loaded.tokenizer, system="be brief") for text in QUESTIONS[1:4]
     ]
     end_id = int(loaded.tokenizer.eos_token_id)
-    expected = answer_prompts(loaded.model.lm, prompts, max_new_tokens=8, end_id=end_id)
+    expected = answer_prompts(loaded.lm, prompts, max_new_tokens=8, end_id=end_id)
     texts = [loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in expected]
     assert (answers["row"], answers["id"], answers["answer"]) == ([101, 102, 103], [1, 2, 3], texts)
     assert answers["finish_reason"] == ["stop" if answer.finished else "length" for answer in expected]
@@ -84,7 +85,7 @@ def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_eval
     confidences = [answer.confidence for answer in answers]
     assert columns["confidence"] == pytest.approx(confidences)
     assert confidences != pytest.approx([answer.confidence for answer in answer_texts(loaded, rows)])
-    nearest: LoadedNearest[Any] = LoadedNearest(index, prompting, loaded.version)
+    nearest = replace(retrieved, model=None, tokenizer=None)
     answers = answer_texts(nearest, rows)
     columns = _scored(tmp_path, pa.array(QUESTIONS), loaded=nearest, start=0, num_rows=5)
     assert columns["answer"] == [answer.text for answer in answers]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving.endpoint.classifier import EndpointClassifier, EndpointVersion
+from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.classify import Prediction
 from serving.engines.model_pool import ClassifierEngine
@@ -33,10 +33,9 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine_of(server: Server, *, concurrency: int = 4) -> ClassifierEngine:
     version = endpoint_version(server.url, classes=CLASSES)
     upstream = Upstream(version, limits=Limits(concurrency, 5), meter=Meter(), retry=RETRY)
-    loaded = EndpointVersion(version)
-    classifier = EndpointClassifier(loaded, upstream=upstream, concurrency=concurrency)
+    classifier = EndpointClassifier(version, upstream=upstream, concurrency=concurrency)
     return ClassifierEngine(
-        loaded,
+        version,
         classifier.submit,
         lambda: math.inf,
         1 << 30,

@@ -1,7 +1,8 @@
 """Predictions of hybrids equal those of the selected model alone."""
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from serving.engines.classify import hybrid_rows, predict_hybrid, predict_texts, scores_by_class
+from serving.engines.classify import Prediction, hybrid_rows, predict_texts, scores_by_class
 from serving.http.schemas import parse_request
+from serving.offline import InputRow, of_loaded, of_parts
 from serving.replica.classifier import _result
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.predict import _predict_labels
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
+from tailorbird.models.loading import LoadedClassifier
 from tailorbird.models.pretrained import without_pooler
 from tailorbird.registry.hybrid_routing import Routing, routes_to_second
 from tailorbird.registry.hybrids import hybrid_config
@@ -56,6 +58,26 @@ def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: fl
     return LoadedClassifier(model, tokenizer, classes, 16, version)
 
 
+@dataclass(frozen=True)
+class LoadedHybrid:
+    """A hybrid in memory."""
+
+    version: ModelVersion
+    first: LoadedClassifier[ModelVersion]
+    second: LoadedClassifier[ModelVersion]
+
+    def predict(self, rows: Sequence[tuple[str, str | None]]) -> Sequence[Prediction]:
+        """Return the predictions of texts with their groups."""
+        model = of_parts(self.version, *(of_loaded(part, batch_size=BATCH) for part in (self.first, self.second)))
+        return model.answer([InputRow((("user", text),), "row", group) for text, group in rows])
+
+    def routed_by(self, routing: Routing) -> "LoadedHybrid":
+        """Return the hybrid with another routing."""
+        assert self.version.hybrid is not None
+        hybrid = self.version.hybrid.model_copy(update={"routing": routing})
+        return replace(self, version=self.version.model_copy(update={"hybrid": hybrid}))
+
+
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
     """Return a hybrid of two models with different classes that routes by group."""
@@ -64,12 +86,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
     second = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
     config = hybrid_config(first.version, second=second.version, routing=BY_GROUP)
     version = ModelVersion(**config.model_dump(), name="task", version="hybrid-1", uri="s3://hybrid-1", digest="3")
-    return LoadedHybrid(first, second, BY_GROUP, version.classes, version)
-
-
-def classifier(part: object) -> LoadedClassifier[ModelVersion]:
-    assert isinstance(part, LoadedClassifier)
-    return part
+    return LoadedHybrid(version, first, second)
 
 
 def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -80,10 +97,10 @@ def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.n
     """Assert that each row is answered by the model in `routed`, with the prediction of that model alone."""
     texts = [text for text, _ in rows]
     alone = {
-        "first": predict_texts(classifier(loaded.first), texts, batch_size=BATCH),
-        "second": predict_texts(classifier(loaded.second), texts, batch_size=BATCH),
+        "first": predict_texts(loaded.first, texts, batch_size=BATCH),
+        "second": predict_texts(loaded.second, texts, batch_size=BATCH),
     }
-    predictions = predict_hybrid(loaded, rows, batch_size=BATCH)
+    predictions = loaded.predict(rows)
     assert [prediction.answered_by for prediction in predictions] == ["second" if to else "first" for to in routed]
     for number, prediction in enumerate(predictions):
         assert prediction.answered_by is not None
@@ -109,20 +126,24 @@ def test_routing_by_group_selects_the_model_by_the_attribute(
 def test_a_cascade_sends_uncertain_texts_to_the_second_part(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]], threshold: float
 ) -> None:
-    loaded = replace(hybrid, routing=Routing(by="cascade", threshold=threshold))
-    sure = predict_texts(classifier(hybrid.first), [text for text, _ in rows], batch_size=BATCH)
-    check(loaded, rows, routes_to_second(loaded.routing, confidences=[prediction.score for prediction in sure]))
+    routing = Routing(by="cascade", threshold=threshold)
+    sure = predict_texts(hybrid.first, [text for text, _ in rows], batch_size=BATCH)
+    check(
+        hybrid.routed_by(routing),
+        rows,
+        routes_to_second(routing, confidences=[prediction.score for prediction in sure]),
+    )
 
 
 def test_a_threshold_splits_the_texts_by_confidence(hybrid: LoadedHybrid) -> None:
-    scores = sorted(prediction.score for prediction in predict_texts(classifier(hybrid.first), TEXTS, batch_size=BATCH))
-    loaded = replace(hybrid, routing=Routing(by="cascade", threshold=(scores[2] + scores[3]) / 2))
-    predictions = predict_hybrid(loaded, [(text, None) for text in TEXTS], batch_size=BATCH)
+    scores = sorted(prediction.score for prediction in predict_texts(hybrid.first, TEXTS, batch_size=BATCH))
+    routing = Routing(by="cascade", threshold=(scores[2] + scores[3]) / 2)
+    predictions = hybrid.routed_by(routing).predict([(text, None) for text in TEXTS])
     assert sorted(str(prediction.answered_by) for prediction in predictions) == ["first"] * 3 + ["second"] * 3
 
 
 def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None:
-    warm = classifier(hybrid.first)
+    warm = hybrid.first
     plain = replace(warm, version=warm.version.model_copy(update={"temperature": 1.0}))
     flat = replace(warm, version=warm.version.model_copy(update={"temperature": 1e9}))
     labels = [[p.label for p in predict_texts(loaded, TEXTS, batch_size=BATCH)] for loaded in (warm, plain, flat)]
@@ -133,7 +154,7 @@ def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None
 
 
 def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(hybrid: LoadedHybrid) -> None:
-    plain = classifier(hybrid.first)
+    plain = hybrid.first
     before = predict_texts(plain, TEXTS, batch_size=BATCH)
     assert {prediction.is_most_probable for prediction in before} == {True}
     decided = replace(plain, version=plain.version.model_copy(update={"offsets": (0.0, 1e3, 0.0)}))
@@ -157,14 +178,15 @@ def label_rows(loaded: Any, texts: list[str]) -> Predictions:
 
 
 def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: LoadedHybrid) -> None:
-    first, second = predict_hybrid(hybrid, [("fever", "m"), ("fever", "f")], batch_size=BATCH)
-    by_first, by_second = scores_by_class(hybrid, first), scores_by_class(hybrid, second)
+    first, second = hybrid.predict([("fever", "m"), ("fever", "f")])
+    classes = hybrid.version.classes
+    by_first, by_second = (scores_by_class(each, classes=classes) for each in (first, second))
     assert set(by_first) == set(by_second) == {"a", "b", "c", "d"}
     assert (by_first["d"], by_second["c"]) == (0.0, 0.0)
     assert by_first[first.label] == first.score
     assert by_second[second.label] == second.score
-    alone = predict_texts(classifier(hybrid.second), ["fever"], batch_size=BATCH)[0]
-    assert set(scores_by_class(classifier(hybrid.second), alone)) == {"a", "b", "d"}
+    alone = predict_texts(hybrid.second, ["fever"], batch_size=BATCH)[0]
+    assert set(scores_by_class(alone, classes=hybrid.second.classes)) == {"a", "b", "d"}
 
 
 @pytest.mark.parametrize(

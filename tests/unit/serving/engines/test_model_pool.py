@@ -83,7 +83,7 @@ def test_a_hybrid_composes_the_engines_of_its_parts_and_needs_both(base: Path, t
         assert [prediction.answered_by for prediction in predictions] == [PARTS[to] for to in routed]
         assert_same(predictions, [expected[to][row] for row, to in enumerate(routed)])
         prediction = next(each for each in predictions if each.answered_by == "second")
-        assert scores_by_class(engine.loaded, prediction)["a"] == 0.0  # a class of the first part only
+        assert scores_by_class(prediction, classes=version.classes)["a"] == 0.0  # a class of the first part only
         engine.unload()
         (Path(parts[1].uri.removeprefix("file://")) / "manifest.json").unlink()
         with pytest.raises(RegistryError, match="the second part of the hybrid cannot be used: no complete model"):

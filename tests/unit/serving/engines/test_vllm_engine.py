@@ -108,7 +108,7 @@ def registered_version(base: Path, folder: Path, *, kind: Kind, rank: int, task_
 
 def expected(version: ModelVersion) -> list[Answer]:
     """Return the answers of the evaluation."""
-    lm = load_model(version.uri, LoadedChat, device="cpu").model.lm
+    lm = load_model(version.uri, LoadedChat, device="cpu").lm
     return answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
 
 
@@ -139,7 +139,7 @@ def engine(pool: VllmPool, versions: dict[str, ModelVersion]) -> Iterator[VllmEn
 
 
 def load(pool: VllmPool, version: ModelVersion) -> VllmEngine:
-    return pool.load(version.uri, version.digest)
+    return pool.load(version)
 
 
 def unfinished(server: Any) -> bool:
@@ -297,7 +297,7 @@ def test_a_killed_engine_is_reported_and_leaves_no_process(
 @needs_vllm
 def test_a_batch_has_the_answers_and_the_confidence_of_the_evaluation(versions: dict[str, ModelVersion]) -> None:
     for name in ("a", "full"):
-        model = VllmModel(versions[name].uri, versions[name].digest, config=CONFIG)
+        model = VllmModel(versions[name], config=CONFIG)
         for answer, wanted in zip(model.answer(PROMPTS), expected(versions[name]), strict=True):
             assert (answer.tokens, answer.finished) == (wanted.tokens, wanted.finished)
             assert answer.confidence == pytest.approx(wanted.confidence, rel=1e-3)
@@ -355,7 +355,7 @@ def test_a_gpu_has_room_for_two_servers_unless_the_recipe_gives_one_more_memory(
 ) -> None:
     monkeypatch.setattr(vllm_engine, "SHUTDOWN_S", 0)
     config = CONFIG.model_copy(update={"gpus_per_replica": gpus, "vllm": options})
-    files = version_files(versions["a"].uri, versions["a"].digest, merge_adapters=False)
+    files = version_files(versions["a"], merge_adapters=False)
     server = server_options(files, config=config, folder=files.base)
     pool = VllmPool(config)
     running = SimpleNamespace(running=True)
@@ -368,7 +368,7 @@ def test_a_gpu_has_room_for_two_servers_unless_the_recipe_gives_one_more_memory(
 
 def test_the_options_of_a_gpu_server_use_all_gpus_of_the_replica(versions: dict[str, ModelVersion]) -> None:
     config = ServingConfig(engine="vllm", gpus_per_replica=4, vllm={"quantization": "fp8", "max_model_len": 4096})
-    files = version_files(versions["a"].uri, versions["a"].digest, merge_adapters=False)
+    files = version_files(versions["a"], merge_adapters=False)
     options = server_options(files, config=config, folder=files.base)
     kwargs = options.engine_kwargs()
     assert (kwargs["tensor_parallel_size"], kwargs["gpu_memory_utilization"]) == (4, vllm_engine.GPU_SHARE)

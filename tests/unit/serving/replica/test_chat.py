@@ -256,12 +256,12 @@ def test_a_vllm_replica_embeds_on_the_cpu_because_its_gpus_belong_to_the_engines
     class Loading(Exception):
         pass
 
-    def load_model(_uri: str, _kind: type, *, device: str | None) -> None:
+    def load_version(_version: Any, *, device: str | None) -> None:
         raise Loading(device)
 
     version = SimpleNamespace(spec=KINDS["nearest"], endpoint=None, hybrid=None, digest="d")
     monkeypatch.setattr("serving.replica.chat.read_version", lambda _: version)
-    monkeypatch.setattr("tailorbird.models.loading.load_model", load_model)
+    monkeypatch.setattr("tailorbird.models.loading.load_version", load_version)
     config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": 1})
     with pytest.raises(Loading) as raised:
         _Loader(config, meter=Meter()).load("s3://models/t/versions/nearest-1", "d")

@@ -35,15 +35,13 @@ class FakePool(ModelPool):
             name="task", version=uri, digest=digest, endpoint=None, hybrid=None, task="classification"
         )
         version.typed_label = {"by integers": 7}.get if uri == "integers" else str
-        loaded = SimpleNamespace(version=version, classes=CLASSES)
+        version.classes = CLASSES
 
         async def submit(texts: Sequence[str], *, client: str) -> list[Prediction]:  # noqa: ARG001
             assert len(texts) <= SHADOW_TEXTS or uri != "new"
-            return [Prediction(f"by {uri}", 0.75, np.array([0.75, 0.25])) for _ in texts]
+            return [Prediction(f"by {uri}", 0.75, np.array([0.75, 0.25]), classes=CLASSES) for _ in texts]
 
-        return SimpleNamespace(
-            loaded=loaded, version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=8
-        )
+        return SimpleNamespace(version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=8)
 
     def unload(self, engine: Any) -> None:
         pass
@@ -106,14 +104,16 @@ def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_m
         await classifier.reconfigure(config("one"))
         engine: Any = classifier._replica.versions.champion
         scores = np.array([0.75, 0.25])
-        predictions = [Prediction("a", 0.75, scores, "second"), Prediction("b", 0.25, scores, "first", True)]
+        predictions = [
+            Prediction("a", 0.75, scores, "second", classes=CLASSES),
+            Prediction("b", 0.25, scores, "first", True, classes=CLASSES),
+        ]
 
         async def submit(rows: Any, *, client: str) -> list[Prediction]:  # noqa: ARG001
             assert rows == [("x", None), ("y", None)]
             return predictions
 
         engine.routing, engine.submit = Routing(by="cascade", threshold=0.5), submit
-        engine.loaded.first = engine.loaded.second = engine.loaded
         answered = await answer(classifier, {"input": ["x", "y"]})
         assert classifier._replica.log is not None
         await classifier._replica.log.close()

@@ -171,7 +171,7 @@ def test_a_batch_in_the_format_of_its_version_has_the_answers_and_log_probabilit
 ) -> None:
     text = registered(tmp_path, language_model(width=WIDTH), TOKENIZER, response_format=TEXT)
     for version, format in ((own_format, CHOICE), (text, TEXT)):
-        answers = VllmModel(version.uri, version.digest, config=CONFIG).answer(PROMPTS)
+        answers = VllmModel(version, config=CONFIG).answer(PROMPTS)
         for answer, wanted in zip(answers, evaluated(format), strict=True):
             assert (answer.tokens, answer.finished) == (wanted.tokens, wanted.finished)
             assert answer.logprobs == pytest.approx(wanted.logprobs, abs=1e-3)

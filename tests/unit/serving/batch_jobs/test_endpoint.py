@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.batch_jobs import runner
-from serving.batch_jobs.loaded_endpoint import request_limits
 from serving.batch_jobs.schema import BatchSpec, Part, PartResult
-from serving.batch_jobs.scoring import _error
+from serving.batch_jobs.scoring import _error, request_limits
 from serving.batch_jobs.worker import PartScorer
 from serving.http.schemas import BatchJob
 from tailorbird import storage
