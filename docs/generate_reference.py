@@ -158,7 +158,7 @@ def http_api() -> str:
 
 A running service describes itself: `/docs` is a page and `/openapi.json` is the OpenAPI document. Both contain
 the limits of its recipe. Classification services have `/v1/classify` and `/v1/compare`. Chat services have
-`/v1/chat/completions` and `/v1/completions`, which follow OpenAI's API. Send an API key as `Authorization: Bearer KEY`.
+`/v1/chat/completions`, which follows OpenAI's API. Send an API key as `Authorization: Bearer KEY`.
 """
     ]
     statuses: dict[str, str] = {}

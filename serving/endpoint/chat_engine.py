@@ -62,13 +62,6 @@ class EndpointChatEngine(ChatEngine):
         messages = endpoint_messages(conversation, prompting=self.prompting, index=self._index)
         return EndpointPrompt(messages, sum(_estimated_tokens(content) + TURN_TOKENS for _, content in messages))
 
-    def text_prompt(self, text: str) -> EngineInput:  # noqa: ARG002
-        message = (
-            f"version {self.version.version} is answered by an endpoint for conversations, so it cannot continue a "
-            "text; use /v1/chat/completions"
-        )
-        raise RequestError(400, "invalid_request", message)
-
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
         decoded, num_pieces, last, stops = "", 0, Piece(), request.stops
         chosen = () if request.format is None else ("response_format",)

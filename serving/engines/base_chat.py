@@ -89,8 +89,6 @@ class GenerationRequest(NamedTuple):
     max_new_tokens: int | None  # None for no limit (stored answers only)
     sampling: Sampling
     stops: tuple[str, ...]
-    continues: bool = False
-    """True for a text completion, whose white space is kept. A chat answer is stripped, as in the evaluation."""
     num_likely: int | None = None
     """Number of most likely tokens at each position whose log-probabilities are returned with that of the generated
     token; None for no log-probabilities."""
@@ -171,10 +169,6 @@ class ChatEngine(ABC):
         """
 
     @abstractmethod
-    def text_prompt(self, text: str) -> EngineInput:
-        """Return the prompt that continues a text. This call blocks. Raises RequestError 400."""
-
-    @abstractmethod
     def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
         """Yield the answer as it grows or, if not `streaming`, only when it is complete.
 
@@ -184,7 +178,7 @@ class ChatEngine(ABC):
 
     def format_of(self, request: GenerationRequest) -> StructuredFormat | None:
         """Return the format of an answer: that of the request or of the version; None for any text."""
-        format = request.format or (None if request.continues else self.prompting.response_format)
+        format = request.format or self.prompting.response_format
         return None if isinstance(format, TextFormat) else format
 
     def require_format(self, format: ResponseFormat) -> None:
@@ -216,18 +210,15 @@ class ChatEngine(ABC):
         """Return the maximum number of tokens of a prompt and its answer; without a limit, those of the prompt."""
         return len(prompt) + (max_new_tokens or 0)
 
-    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None, param: str) -> None:
-        """Raise RequestError 400 if a prompt and its answer exceed the model's length.
-
-        `param` names the request's field with the prompt.
-        """
+    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None) -> None:
+        """Raise RequestError 400 if a prompt and its answer exceed the model's length."""
         requested = max_new_tokens or 0
         if self.max_length is not None and len(prompt) + requested > self.max_length:
             message = (
                 f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the model accepts "
-                f"{self.max_length} in total; shorten the {param} or lower max_tokens"
+                f"{self.max_length} in total; shorten the messages or lower max_tokens"
             )
-            raise RequestError(400, "too_long", message, param=param, code="context_length_exceeded")
+            raise RequestError(400, "too_long", message, param="messages", code="context_length_exceeded")
 
     @contextmanager
     def kept(self) -> Iterator[None]:

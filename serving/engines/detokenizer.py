@@ -22,13 +22,12 @@ class IncrementalDetokenizer:
     Each call decodes its new tokens and a window of at most `2 * INCOMPLETE_TOKENS` former ones.
     """
 
-    def __init__(self, tokenizer: Any, *, context: Sequence[int] = ()) -> None:
-        """Create a decoder of tokens that continue `context`, whose text is not returned."""
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self._skipped = {token for token, added_token in added.items() if added_token.special}
-        self._window = self._visible(context)
-        self._num_returned = len(self._decoded())
+        self._window: list[int] = []
+        self._num_returned = 0
 
     def add(self, tokens: Sequence[int], *, ended: bool) -> str:
         """Return the text that new tokens complete. A character that is incomplete is held back until `ended`."""

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-NUM_CONTEXT_TOKENS = 5
-"""Number of prompt tokens that are decoded together with a continuation, because some tokenizers drop a space at the
-beginning of a text."""
-
 
 class Likelihood(NamedTuple):
     """The log-probability of a generated token, and the most likely tokens at its position; tokens are ids."""
@@ -93,20 +89,12 @@ class LanguageModelEngine(ChatEngine):
         prompting = self.prompting.within(self.max_length - (max_new_tokens or self.prompting.max_new_tokens))
         return chat_prompt(conversation, tokenizer=self.tokenizer, prompting=prompting, index=self._index).tokens
 
-    def text_prompt(self, text: str) -> list[int]:
-        """Return the token ids of a text. Special tokens in it are recognized, for clients that build prompts."""
-        prompt: list[int] = self.tokenizer(text)["input_ids"]
-        if not prompt:
-            raise RequestError(400, "invalid_request", "prompt: must not be empty", param="prompt")
-        return prompt
-
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
         prompt, max_new_tokens = request.prompt, request.max_new_tokens
         grammar = (await self.prepared(request)).grammar
         assert isinstance(prompt, list)
         assert max_new_tokens is not None
-        context = prompt[-NUM_CONTEXT_TOKENS:] if request.continues else []
-        detokenizer = IncrementalDetokenizer(self.tokenizer, context=context)
+        detokenizer = IncrementalDetokenizer(self.tokenizer)
         decoded, num_tokens = "", 0
         likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
         generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods, grammar)
@@ -116,7 +104,7 @@ class LanguageModelEngine(ChatEngine):
                 finished = tokens[-1:] == [self.end_id]
                 ended = ended or finished
                 decoded += detokenizer.add(tokens[:-1] if finished else tokens, ended=ended)
-                text, stopped = visible_text(decoded, stops=request.stops, ended=ended, stripped=not request.continues)
+                text, stopped = visible_text(decoded, stops=request.stops, ended=ended)
                 reason = "stop" if stopped or finished else "length" if ended else None
                 logprobs = None
                 if likelihoods is not None and reason is not None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, StoredAnswer
 from serving.engines.stop_sequences import visible_text
-from serving.http.schemas import RequestError
 from tailorbird.data.rows import Conversation
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 
@@ -45,13 +44,6 @@ class NearestEngine(ChatEngine):
         contents = [content for _, content in conversation]
         tokens = self._tokenizer(contents, add_special_tokens=False)["input_ids"]
         return StoredAnswer(sum(map(len, tokens)), text, tuple(int(end) for _, end in ends), similarity)
-
-    def text_prompt(self, text: str) -> EngineInput:  # noqa: ARG002
-        message = (
-            f"version {self.version.version} returns stored answers and has no language model, so it cannot continue "
-            "a text; use /v1/chat/completions"
-        )
-        raise RequestError(400, "invalid_request", message)
 
     async def answers(
         self,

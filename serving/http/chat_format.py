@@ -1,15 +1,18 @@
-"""Format a chat model's answers as OpenAI responses, complete or as server-sent events."""
+"""Format a chat model's answers as OpenAI responses with `version`, complete or as server-sent events."""
 
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.stop_sequences import REPLACEMENT_CHARACTER
-from serving.http.schemas import CHAT_ID, COMPLETION_ID
+from serving.http.schemas import CHAT_ID
 
 if TYPE_CHECKING:
     from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
+
+ROUTE = "chat"  # name of the route in metrics and the request log
+OBJECT, STREAM_OBJECT = "chat.completion", "chat.completion.chunk"  # `object` of a response, and of an event
 
 
 class Usage(NamedTuple):
@@ -29,43 +32,33 @@ class AnswerHead(NamedTuple):
     version: str
 
 
-@dataclass(frozen=True)
-class AnswerFormat:
-    """The response format of an endpoint: OpenAI's, plus `version`."""
-
-    route: str
-    id_prefix: str  # precedes the request's id in the response's id
-    object: str
-    chunk: str  # `object` of a stream event
-    chat: bool
-
-    def head(self, object: str, *, request_id: str, created: int, model: str, version: str) -> AnswerHead:
-        """Return the head of a response or of its events; `object` is the format's `object` or `chunk`."""
-        return AnswerHead(f"{self.id_prefix}{request_id}", object, created, model, version)
-
-    def whole(self, head: AnswerHead, answer: "PartialAnswer", *, usage: Usage) -> bytes:
-        """Return a complete response."""
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        choice = _choice({"message": message} if self.chat else {"text": answer.text}, answer)
-        if answer.logprobs is not None:
-            choice["logprobs"] = {"content": [_token(entry) for entry in answer.logprobs], "refusal": None}
-        return _json(head, choices=[choice], usage=usage)
-
-    def first(self, head: AnswerHead) -> list[bytes]:
-        """Return the events before the first token."""
-        return [_event(head, {"delta": {"role": "assistant", "content": ""}})] if self.chat else []
-
-    def piece(self, head: AnswerHead, *, text: str) -> bytes:
-        """Return the event that appends a text."""
-        return _event(head, {"delta": {"content": text}} if self.chat else {"text": text})
-
-    def last(self, head: AnswerHead, answer: "PartialAnswer") -> bytes:
-        """Return the event after the last token."""
-        return _event(head, {"delta": {}} if self.chat else {"text": ""}, answer)
+def answer_head(object: str, *, request_id: str, model: str, version: str) -> AnswerHead:
+    """Return the head of a response of this moment; `object` is `OBJECT` or, for a stream, `STREAM_OBJECT`."""
+    return AnswerHead(f"{CHAT_ID}{request_id}", object, int(time.time()), model, version)
 
 
-CHAT = AnswerFormat("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
-COMPLETION = AnswerFormat("completion", COMPLETION_ID, "text_completion", "text_completion", chat=False)
+def whole_response(head: AnswerHead, answer: "PartialAnswer", *, usage: Usage) -> bytes:
+    """Return a complete response."""
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    choice = _choice({"message": message}, answer)
+    if answer.logprobs is not None:
+        choice["logprobs"] = {"content": [_token(entry) for entry in answer.logprobs], "refusal": None}
+    return _json(head, choices=[choice], usage=usage)
+
+
+def first_event(head: AnswerHead) -> bytes:
+    """Return the event before the first token."""
+    return _event(head, {"delta": {"role": "assistant", "content": ""}})
+
+
+def text_event(head: AnswerHead, *, text: str) -> bytes:
+    """Return the event that appends a text."""
+    return _event(head, {"delta": {"content": text}})
+
+
+def last_event(head: AnswerHead, answer: "PartialAnswer") -> bytes:
+    """Return the event after the last token."""
+    return _event(head, {"delta": {}}, answer)
 
 
 def usage_event(head: AnswerHead, *, usage: Usage) -> bytes:

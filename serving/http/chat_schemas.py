@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -64,15 +64,13 @@ class _Choice(HttpModel):
     fallback: bool | None = None
     """(hybrids only) True if the other part should have answered, but failed; absent otherwise."""
 
-
-class _ChatAnswer(_Choice):
     confidence: float | None = None
     """Only for an answer of the kind `nearest`: similarity of the training row whose answer is returned, 0 to 1."""
     reported_model: str | None = None
     """Only for an answer of an endpoint: the model that the endpoint reported."""
 
 
-class ChatChoice(_ChatAnswer):
+class ChatChoice(_Choice):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     """Only for requests with `logprobs: true`."""
@@ -80,27 +78,11 @@ class ChatChoice(_ChatAnswer):
     """`length` if the answer reached `max_tokens`; `content_filter` if an endpoint withheld a part of it."""
 
 
-class CompletionChoice(_Choice):
-    text: str
-    logprobs: None
-    """Part of OpenAI's format; always null."""
-    finish_reason: Literal["stop", "length"]
-    """`length` if the answer reached `max_tokens`."""
-
-
-class ChatChunkChoice(_ChatAnswer):
+class ChatChunkChoice(_Choice):
     delta: Delta
     logprobs: None
     """Part of OpenAI's format; always null."""
     finish_reason: Literal["stop", "length", "content_filter"] | None
-    """Set only in the last event with a choice."""
-
-
-class CompletionChunkChoice(_Choice):
-    text: str
-    logprobs: None
-    """Part of OpenAI's format; always null."""
-    finish_reason: Literal["stop", "length"] | None
     """Set only in the last event with a choice."""
 
 
@@ -129,21 +111,6 @@ class ChatChunk(_Head):
     usage: TokenUsage | None = None
 
 
-class CompletionResponse(_Head):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice] = Field(min_length=1, max_length=1)
-    usage: TokenUsage
-
-
-class CompletionChunk(_Head):
-    """An event of a stream. The last event is `[DONE]`, or an error if the generation failed."""
-
-    object: Literal["text_completion"]
-    choices: list[CompletionChunkChoice] = Field(max_length=1)
-    """Empty in the event with the token counts."""
-    usage: TokenUsage | None = None
-
-
 IGNORED = ("metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls")
 """Accepted fields that have no effect."""
 NEUTRAL: Mapping[str, object] = {
@@ -156,15 +123,6 @@ NEUTRAL: Mapping[str, object] = {
     "modalities": ["text"],
 }
 """Fields that are accepted only with this value, which has no effect."""
-TEXT_NEUTRAL: Mapping[str, object] = {
-    **NEUTRAL,
-    "logprobs": False,
-    "best_of": 1,
-    "echo": False,
-    "suffix": "",
-    "response_format": {"type": "text"},
-}
-"""Like `NEUTRAL`, for `/v1/completions`."""
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256  # after each token of a stream, the end of the answer is compared with each start of a stop text
 MAX_LIKELY = 20
@@ -199,9 +157,7 @@ class StreamOptions(_RequestModel):
     """If true, a last event without choices contains the token counts."""
 
 
-class PromptRequest(_RequestModel):
-    """The fields that chat and completion requests share."""
-
+class ChatRequest(_RequestModel):
     model: StrictStr = CHAMPION
     """`champion`, or the name, version or `name@version` of a served model."""
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
@@ -227,27 +183,6 @@ class PromptRequest(_RequestModel):
     user: object = None
     """OpenAI's older name for `safety_identifier`."""
 
-    @property
-    def subject(self) -> str | None:
-        """Return the id of the person that the request is about, or None if it cannot be logged."""
-        subject = self.safety_identifier or self.user
-        return subject if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS else None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Return the stop texts as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def limit(self) -> int | None:
-        """Return the requested maximum number of tokens in the answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-
-PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
-
-
-class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     """The conversation: at most 1,024 messages. The last message must have the role `user`. A system message replaces
     the version's own."""
@@ -266,6 +201,22 @@ class ChatRequest(PromptRequest):
     groups of the recipe's `data.groups`. At most 32 and 2,048 bytes; names and values have at most 256 characters."""
 
     @property
+    def subject(self) -> str | None:
+        """Return the id of the person that the request is about, or None if it cannot be logged."""
+        subject = self.safety_identifier or self.user
+        return subject if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS else None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Return the stop texts as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def limit(self) -> int | None:
+        """Return the requested maximum number of tokens in the answer."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Return the messages as turns."""
         return tuple((message.role, message.text) for message in self.messages)
@@ -276,22 +227,12 @@ class ChatRequest(PromptRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionRequest(PromptRequest):
-    prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
-    """Text to continue, without template, system message and examples. This use was not evaluated."""
-
-    @property
-    def text(self) -> str:
-        """Return the prompt as one text."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
-
-
 def parse_chat(body: bytes) -> ChatRequest:
     """Return the request in a body.
 
     Raises RequestError 400, which names the field, if it is not supported, and 413 if it has too many values.
     """
-    request = _parse(ChatRequest, body, neutral=NEUTRAL)
+    request = _parse(body)
     for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
@@ -306,21 +247,16 @@ def parse_chat(body: bytes) -> ChatRequest:
     return request
 
 
-def parse_completion(body: bytes) -> CompletionRequest:
-    """Return the request in a body. Raises the errors of `parse_chat`."""
-    return _parse(CompletionRequest, body, neutral=TEXT_NEUTRAL)
-
-
-def _parse(model: type[PromptRequestT], body: bytes, *, neutral: Mapping[str, object]) -> PromptRequestT:
+def _parse(body: bytes) -> ChatRequest:
     require_few_values(body)
     try:
-        request = model.model_validate_json(body)
+        request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise _invalid_request(error) from None
     for name, value in (request.model_extra or {}).items():
-        if name in IGNORED or value is None or (name in neutral and value == neutral[name]):
+        if name in IGNORED or value is None or (name in NEUTRAL and value == NEUTRAL[name]):
             continue
-        reason = f"only {json.dumps(neutral[name])} is accepted" if name in neutral else "unknown field"
+        reason = f"only {json.dumps(NEUTRAL[name])} is accepted" if name in NEUTRAL else "unknown field"
         raise _invalid_field(name, f"{reason}; omit it")
     if request.stream_options is not None and not request.stream:
         raise _invalid_field("stream_options", "only accepted with stream: true")

@@ -90,14 +90,6 @@ OPERATIONS: Mapping[str, Operation] = {
         events=chat_schemas.ChatChunk,
         errors=(404, 504),
     ),
-    "/v1/completions": Operation(
-        "Continue a text without the chat template, optionally as a stream",
-        chat_schemas.CompletionResponse,
-        chat_schemas.CompletionRequest,
-        {"prompt": "A fracture is", "max_tokens": 32},
-        events=chat_schemas.CompletionChunk,
-        errors=(404,),
-    ),
     "/v1/models": Operation("List the served versions", schemas.Models),
     "/v1/feedback": Operation(
         "Report the correct label of an earlier request of the same API key",
@@ -243,9 +235,8 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             for kind in components[name]["properties"][field_name]["anyOf"]:
                 if kind.get("type") == "array":
                     kind |= {"minItems": 1, "maxItems": config.max_texts}
-    for name, neutral in (("ChatRequest", chat_schemas.NEUTRAL), ("CompletionRequest", chat_schemas.TEXT_NEUTRAL)):
-        if name in components:
-            _forbid_extra_fields(components[name], neutral=neutral)
+    if "ChatRequest" in components:
+        _forbid_extra_fields(components["ChatRequest"])
     if "ChatMessage" in components:
         components["ChatMessage"]["properties"]["name"] = {"description": "Has no effect.", NO_EFFECT: True}
         # Clients send a response's message, which has this field, back as a turn of the conversation.
@@ -258,11 +249,11 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     return components
 
 
-def _forbid_extra_fields(schema: Schema, *, neutral: Mapping[str, object]) -> None:
+def _forbid_extra_fields(schema: Schema) -> None:
     """Add OpenAI's fields that are accepted without effect, and forbid all others."""
     for name in chat_schemas.IGNORED:
         schema["properties"][name] = {"description": "Has no effect.", NO_EFFECT: True}
-    for name, value in neutral.items():
+    for name, value in chat_schemas.NEUTRAL.items():
         text = "Accepted only with this value, which has no effect."
         schema["properties"][name] = {"enum": [value, None], "description": text, NO_EFFECT: True}
     schema["additionalProperties"] = False

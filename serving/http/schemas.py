@@ -15,7 +15,7 @@ from tailorbird.registry.hybrid_routing import PartName
 
 CHAMPION = "champion"
 BASELINE = "baseline"
-CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, before the request's id
+CHAT_ID = "chatcmpl-"  # precedes the request's id in the id of a chat response
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ANSWER_CHARS = 1 << 16  # of a correct answer in feedback
 SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
@@ -23,7 +23,7 @@ MAX_VALUES = 20_000  # values and names in a body, unless it may have very many 
 VALUES_PER_TEXT = 2 * MAX_ATTRIBUTES + 2  # of a text with its attributes
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 
-_AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
+_AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID})?[0-9a-f]{{32}}$")]
 _Integer = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
@@ -87,7 +87,7 @@ class FeedbackRequest(HttpModel):
     @property
     def bare_id(self) -> str:
         """Return the request's id without the prefix that a chat response adds."""
-        return self.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)
+        return self.request_id.removeprefix(CHAT_ID)
 
 
 class BatchRequest(HttpModel):

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -75,27 +75,18 @@ class HybridChatEngine(ChatEngine):
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> HybridInput:
         """Return the input of the parts that may answer; see `ChatEngine.chat_prompt`."""
-
-        def prompt_of(part: ChatEngine) -> EngineInput:
-            return part.chat_prompt(conversation, max_new_tokens=self._limit(part, max_new_tokens))
-
-        return self._input(prompt_of)
-
-    def text_prompt(self, text: str) -> HybridInput:
-        return self._input(lambda part: part.text_prompt(text))
-
-    def _input(self, prompt_of: Callable[[ChatEngine], EngineInput]) -> HybridInput:
-        first = self._prompt(prompt_of, "first")
+        first = self._prompt("first", conversation, max_new_tokens=max_new_tokens)
         if isinstance(first, StoredAnswer) and not self._is_routed(first.similarity):
             return HybridInput(first, None)
-        second = self._prompt(prompt_of, "second")
+        second = self._prompt("second", conversation, max_new_tokens=max_new_tokens)
         if first is None and second is None:
             raise no_part_answers()
         return HybridInput(first, second)
 
-    def _prompt(self, prompt_of: Callable[[ChatEngine], EngineInput], name: PartName) -> EngineInput | None:
+    def _prompt(self, name: PartName, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput | None:
+        part = self._part(name)
         try:
-            return prompt_of(self._part(name))
+            return part.chat_prompt(conversation, max_new_tokens=self._limit(part, max_new_tokens))
         except DataError:
             raise
         except Exception as error:
@@ -122,21 +113,18 @@ class HybridChatEngine(ChatEngine):
             for part, of_part in self._inputs(prompt)
         )
 
-    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None, param: str) -> None:
+    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None) -> None:
         """Raise RequestError 400 if a prompt and its answer exceed the length of each part that may answer."""
         errors = [
-            self._room_error(part, of_part, max_new_tokens=max_new_tokens, param=param)
-            for part, of_part in self._inputs(prompt)
+            self._room_error(part, of_part, max_new_tokens=max_new_tokens) for part, of_part in self._inputs(prompt)
         ]
         refusals = [error for error in errors if error is not None]
         if len(refusals) == len(errors):
             raise refusals[-1]
 
-    def _room_error(
-        self, part: ChatEngine, prompt: EngineInput, *, max_new_tokens: int | None, param: str
-    ) -> RequestError | None:
+    def _room_error(self, part: ChatEngine, prompt: EngineInput, *, max_new_tokens: int | None) -> RequestError | None:
         try:
-            part.require_room(prompt, max_new_tokens=self._limit(part, max_new_tokens), param=param)
+            part.require_room(prompt, max_new_tokens=self._limit(part, max_new_tokens))
         except RequestError as error:
             return error
         return None
@@ -147,7 +135,7 @@ class HybridChatEngine(ChatEngine):
         prompt: EngineInput | None = getattr(request.prompt, name)
         if prompt is None:
             return None
-        error = self._room_error(self._part(name), prompt, max_new_tokens=request.max_new_tokens, param="messages")
+        error = self._room_error(self._part(name), prompt, max_new_tokens=request.max_new_tokens)
         return prompt if error is None else None
 
     def _inputs(self, prompt: EngineInput) -> list[tuple[ChatEngine, EngineInput]]:

@@ -1,7 +1,6 @@
-"""A replica of a chat model: OpenAI's chat and text completions, complete or streamed."""
+"""A replica of a chat model: OpenAI's chat completions, complete or streamed."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
@@ -15,8 +14,8 @@ from serving.engines.transformers_engine import TransformersEngine
 from serving.engines.vllm_engine import VllmPool
 from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
-from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat
-from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest, parse_chat, parse_completion
+from serving.http.chat_format import OBJECT, ROUTE, STREAM_OBJECT, answer_head, whole_response
+from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
@@ -55,10 +54,7 @@ class Chat:
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {
-            "/v1/chat/completions": Route("POST", self._chat, watched=True, scopes=("answer",)),
-            "/v1/completions": Route("POST", self._complete, watched=True, scopes=("answer",)),
-        }
+        routes = {"/v1/chat/completions": Route("POST", self._chat, watched=True, scopes=("answer",))}
         return self._replica.asgi_app(routes, page="chat")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -71,21 +67,8 @@ class Chat:
             raise RuntimeError("the model's engine has stopped; see the replica's log")
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
-        context = self._replica.begin(CHAT.route, request_id)
-        return await self._answer(parse_chat(body), context, format=CHAT, num_bytes=len(body))
-
-    async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
-        context = self._replica.begin(COMPLETION.route, request_id)
-        return await self._answer(parse_completion(body), context, format=COMPLETION, num_bytes=len(body))
-
-    async def _answer(
-        self,
-        request: ChatRequest | CompletionRequest,
-        context: RequestContext,
-        *,
-        format: AnswerFormat,
-        num_bytes: int,
-    ) -> tuple[int, bytes | Events]:
+        context = self._replica.begin(ROUTE, request_id)
+        request, num_bytes = parse_chat(body), len(body)
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         self._replica.charge(texts=1)  # also for a prompt that is refused because of its length
@@ -104,16 +87,17 @@ class Chat:
         # For a client that disconnects before the answer: how much was generated is not known.
         charge_limit = partial(self._replica.charge, tokens=limit or 0)
         version = engine.version
-        object, created = format.chunk if request.stream else format.object, int(time.time())
-        head = format.head(
-            object, request_id=context.request_id, created=created, model=version.name, version=version.version
+        head = answer_head(
+            STREAM_OBJECT if request.stream else OBJECT,
+            request_id=context.request_id,
+            model=version.name,
+            version=version.version,
         )
         if request.stream:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
             events = stream_events(
                 generation,
-                format=format,
                 head=head,
                 with_usage=with_usage,
                 on_finish=record,
@@ -126,39 +110,35 @@ class Chat:
             charge_limit()
             raise
         record(answer)
-        return 200, format.whole(head, answer, usage=usage_of(generation, answer))
+        return 200, whole_response(head, answer, usage=usage_of(generation, answer))
 
     async def _generation(
-        self, request: ChatRequest | CompletionRequest, *, engine: ChatEngine, limit: int | None, num_bytes: int
+        self, request: ChatRequest, *, engine: ChatEngine, limit: int | None, num_bytes: int
     ) -> GenerationRequest:
         """Return the request for one answer of the engine; raise RequestError 400 if the prompt cannot be used."""
-        if isinstance(request, ChatRequest):
-            param, prompt_of = "messages", partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
-        else:
-            param, prompt_of = "prompt", partial(engine.text_prompt, request.text)
+        prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
         with engine.in_use():
             # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
             prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
-        return generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
+        return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
 
-    async def _logged_prompt(self, request: ChatRequest | CompletionRequest) -> "_LoggedPrompt":
+    async def _logged_prompt(self, request: ChatRequest) -> "_LoggedPrompt":
         """Return the prompt as the request log stores it, without texts if the log does not store them."""
-        turns = request.conversation if isinstance(request, ChatRequest) else (("user", request.text),)
+        turns = request.conversation
         contents = await self._replica.loggable([content for _, content in turns])
         earlier = [(role, text) for (role, _), text in zip(turns[:-1], contents, strict=False) if text is not None]
-        attributes = request.attributes if isinstance(request, ChatRequest) else None
-        return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), attributes)
+        return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), request.attributes)
 
     def _mirror(
         self,
-        request: ChatRequest | CompletionRequest,
+        request: ChatRequest,
         context: RequestContext,
         *,
         prompt: "_LoggedPrompt",
         num_bytes: int,
     ) -> None:
-        """Queue a request that the champion has answered for the shadow. Text completions are not mirrored."""
-        if context.arm != "champion" or not isinstance(request, ChatRequest):
+        """Queue a request that the champion has answered for the shadow."""
+        if context.arm != "champion":
             return
         shadow = self._replica.versions.challenger_for("shadow", unit=context.unit)
         if shadow is not None:
@@ -223,7 +203,7 @@ class Chat:
             engine.num_active == 0 for engine in self._replica.versions.engines.values() if engine is not challenger
         )
 
-    def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
+    def _assign(self, request: ChatRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
         if context.arm == "canary" and not (engine.can_answer and _has_format(engine, request)):
@@ -284,9 +264,9 @@ class _LoggedPrompt(NamedTuple):
     attributes: Mapping[str, str] | None
 
 
-def _has_format(engine: ChatEngine, request: PromptRequest) -> bool:
+def _has_format(engine: ChatEngine, request: ChatRequest) -> bool:
     """Return True if the engine's answers can have the format of a request."""
-    if not isinstance(request, ChatRequest) or request.response_format is None:
+    if request.response_format is None:
         return True
     try:
         engine.require_format(request.response_format)

@@ -9,8 +9,17 @@ from contextlib import aclosing
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, Sampling
 from serving.http.admission import client_name
 from serving.http.asgi import Events
-from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage, event, usage_event
-from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest
+from serving.http.chat_format import (
+    LAST_EVENT,
+    AnswerHead,
+    Usage,
+    event,
+    first_event,
+    last_event,
+    text_event,
+    usage_event,
+)
+from serving.http.chat_schemas import ChatRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import ResponseFormat
@@ -21,7 +30,7 @@ _log = logging.getLogger("ray.serve")
 OnFinish = Callable[[PartialAnswer], None]  # called with the answer, which is partial if the generation failed
 
 
-def token_limit(request: PromptRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> int | None:
+def token_limit(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> int | None:
     """Return the maximum tokens of a request's answer; None for no maximum.
 
     `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the request exceeds it.
@@ -36,13 +45,13 @@ def token_limit(request: PromptRequest, *, engine: ChatEngine, max_new_tokens: i
 
 
 def generation_request(
-    request: PromptRequest, prompt: EngineInput, *, engine: ChatEngine, param: str, max_new_tokens: int | None
+    request: ChatRequest, prompt: EngineInput, *, engine: ChatEngine, max_new_tokens: int | None
 ) -> GenerationRequest:
-    """Return the GenerationRequest for a request; `param` names the request's field with the prompt.
+    """Return the GenerationRequest for a request.
 
     `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length is exceeded.
     """
-    engine.require_room(prompt, max_new_tokens=max_new_tokens, param=param)
+    engine.require_room(prompt, max_new_tokens=max_new_tokens)
     sampling = Sampling(
         temperature=float(request.temperature or 0.0),
         top_p=1.0 if request.top_p is None else float(request.top_p),
@@ -54,25 +63,24 @@ def generation_request(
         max_new_tokens,
         sampling,
         request.stops,
-        continues=isinstance(request, CompletionRequest),
         num_likely=_num_likely(request, engine=engine),
         seed=request.seed,
         format=_format(request, engine=engine),
     )
 
 
-def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
+def _num_likely(request: ChatRequest, *, engine: ChatEngine) -> int | None:
     """Return `ChatRequest.num_likely`; raise RequestError 400 if the engine has no log-probabilities."""
-    num_likely = request.num_likely if isinstance(request, ChatRequest) else None
+    num_likely = request.num_likely
     if num_likely is not None and not engine.has_logprobs:
         message = f"answers of version {engine.version.version} have no log-probabilities; omit it"
         raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
     return num_likely
 
 
-def _format(request: PromptRequest, *, engine: ChatEngine) -> ResponseFormat | None:
+def _format(request: ChatRequest, *, engine: ChatEngine) -> ResponseFormat | None:
     """Return the format in a request; raise RequestError 400 if the engine's answers cannot have it."""
-    format = request.response_format if isinstance(request, ChatRequest) else None
+    format = request.response_format
     if format is not None:
         engine.require_format(format)
     return format
@@ -111,7 +119,6 @@ async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
 async def stream_events(
     generation: GenerationRequest,
     *,
-    format: AnswerFormat,
     head: AnswerHead,
     with_usage: bool,
     on_finish: OnFinish,
@@ -128,12 +135,11 @@ async def stream_events(
             async for answer in answers:
                 if not started:
                     started = True
-                    for data in format.first(head):
-                        yield data
+                    yield first_event(head)
                 new, last = answer.text[len(last.text) :], answer
                 if new:
-                    yield format.piece(head, text=new)
-        yield format.last(head, last)
+                    yield text_event(head, text=new)
+        yield last_event(head, last)
         if with_usage:
             yield usage_event(head, usage=usage_of(generation, last))
         yield LAST_EVENT

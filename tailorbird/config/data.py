@@ -40,7 +40,7 @@ class DataConfig(ConfigSection):
     response_format: StructuredFormat | None = None
     """(chat only) Format of generated answers in evaluation, batches and serving: `{type: json_object}`,
     `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice: [...]}`. By default, any text. It does
-    not apply to suites, `/v1/completions`, answers of `nearest`, and endpoints that refuse the parameter."""
+    not apply to suites, answers of `nearest`, and endpoints that refuse the parameter."""
     split_by: str | None = None
     """Column with an identifier, such as a document or patient id. Rows with the same value go to the same split, and
     confidence intervals treat them as dependent. By default, only copies of a text are kept together and, for chat,

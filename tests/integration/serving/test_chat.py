@@ -19,8 +19,6 @@ from cluster.local import stack
 from serving.deploy import application, rollout, serve_client
 from tailorbird.config.serving import ChallengerConfig
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.models import loading
-from tailorbird.models.generation import answer_prompts
 from tailorbird.release import parity
 from tests.browser import OpenPage
 from tests.fuzz import fuzz
@@ -95,23 +93,6 @@ def test_openais_client_lists_the_served_model(service: Service) -> None:
     assert (model_info["digest"], model_info["kind"], model_info["classes"]) == (service.first.digest, "zero_shot", [])
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
     assert requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
-
-
-def test_a_completion_continues_a_text_complete_or_streamed(service: Service) -> None:
-    request: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
-    whole = service.client.completions.create(**request)
-    assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
-    loaded = loading.load_model(service.first.uri, loading.LoadedChat)
-    prompt = loaded.tokenizer(request["prompt"])["input_ids"]
-    (answer,) = answer_prompts(loaded.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
-    text = loaded.tokenizer.decode([*prompt, *answer.tokens], skip_special_tokens=True)
-    assert request["prompt"] + whole.choices[0].text == text
-    parts = list(service.client.completions.create(**request, stream=True))
-    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
-    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
-    with pytest.raises(openai.BadRequestError) as caught:
-        service.client.completions.create(**request | {"prompt": ["a", "b"]})
-    assert "prompt" in str(caught.value.param)
 
 
 def test_an_answer_has_a_random_id_and_the_header_keeps_the_clients(service: Service) -> None:

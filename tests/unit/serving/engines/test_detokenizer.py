@@ -56,8 +56,8 @@ class Counting:
         return str(self._tokenizer.decode(tokens, **options))
 
 
-def pieces_of(tokenizer: Any, pieces: Sequence[Sequence[int]], *, context: Sequence[int] = ()) -> list[str]:
-    detokenizer = IncrementalDetokenizer(tokenizer, context=context)
+def pieces_of(tokenizer: Any, pieces: Sequence[Sequence[int]]) -> list[str]:
+    detokenizer = IncrementalDetokenizer(tokenizer)
     return [detokenizer.add(piece, ended=number == len(pieces)) for number, piece in enumerate(pieces, start=1)]
 
 
@@ -94,13 +94,6 @@ def test_a_piece_is_returned_as_soon_as_its_characters_are_complete(text: str) -
     for number in range(1, len(tokens)):
         so_far = tokenizer.decode(tokens[:number])
         assert "".join(pieces[:number]) == so_far.rstrip("\ufffd")
-
-
-def test_the_text_of_the_context_is_not_returned_and_its_spaces_are_kept() -> None:
-    tokenizer = TOKENIZERS["prefix spaces"]
-    the, cat, at = 0, 1, 3
-    assert pieces_of(tokenizer, [[cat], [at]], context=[the]) == [" cat", "at"]
-    assert pieces_of(tokenizer, [[cat], [at]]) == ["cat", "at"]
 
 
 @pytest.mark.parametrize("token", ["a", "an invalid byte"])

@@ -9,7 +9,7 @@ import pytest
 
 from serving.engines.base_chat import PartialAnswer, StoredAnswer
 from serving.engines.nearest_engine import NearestEngine
-from serving.http.chat_format import CHAT
+from serving.http.chat_format import STREAM_OBJECT, answer_head
 from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
 from serving.replica.generation import generation_request, stream_events, token_limit, whole_answer
@@ -40,11 +40,11 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer, li
     limit = token_limit(request, engine=engine, max_new_tokens=None)
     prompt = engine.chat_prompt(request.conversation, max_new_tokens=limit)
     assert isinstance(prompt, StoredAnswer)
-    generation = generation_request(request, prompt, engine=engine, param="messages", max_new_tokens=limit)
-    head = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+    generation = generation_request(request, prompt, engine=engine, max_new_tokens=limit)
+    head = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
 
     async def read() -> tuple[PartialAnswer, list[bytes]]:
-        events = stream_events(generation, format=CHAT, head=head, with_usage=True, on_finish=lambda _: None)
+        events = stream_events(generation, head=head, with_usage=True, on_finish=lambda _: None)
         return await whole_answer(generation), [event async for event in events]
 
     answer, events = asyncio.run(read())
@@ -84,12 +84,6 @@ def test_max_tokens_and_stop_texts_apply_and_the_stream_equals_the_answer(
 
 def test_a_conversation_can_be_longer_than_any_context() -> None:
     assert answer_of("green leaf" * 1000)[0].text == ANSWERS["green leaf"]
-
-
-def test_a_text_cannot_be_continued_without_a_language_model() -> None:
-    with pytest.raises(RequestError, match=r"version v returns stored answers.*use /v1/chat/completions") as caught:
-        engine_of().text_prompt("abc")
-    assert caught.value.status == 400
 
 
 def test_a_request_cannot_set_the_format_of_a_stored_answer() -> None:

@@ -40,19 +40,12 @@ def test_an_incomplete_character_is_held_back() -> None:
     assert visible_text("a \ufffd", stops=(), ended=True)[0] == "a \ufffd"
 
 
-def test_a_completion_keeps_its_outer_white_space() -> None:
-    assert visible_text(" a\n", stops=(), ended=False, stripped=False)[0] == " a\n"
-    assert visible_text(" a END", stops=("END",), ended=True, stripped=False) == (" a ", True)
-
-
-@given(LETTERS, STOPS, st.booleans())
-def test_each_result_starts_with_the_previous_one_and_the_last_equals_the_whole(
-    text: str, stops: list[str], stripped: bool
-) -> None:
-    whole = visible_text(text, stops=stops, ended=True, stripped=stripped)
+@given(LETTERS, STOPS)
+def test_each_result_starts_with_the_previous_one_and_the_last_equals_the_whole(text: str, stops: list[str]) -> None:
+    whole = visible_text(text, stops=stops, ended=True)
     before = ""
     for size in range(len(text) + 1):
-        visible, stopped = visible_text(text[:size], stops=stops, ended=size == len(text), stripped=stripped)
+        visible, stopped = visible_text(text[:size], stops=stops, ended=size == len(text))
         assert visible.startswith(before)
         before = visible
         if stopped:

@@ -3,15 +3,24 @@
 import json
 
 from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
-from serving.http.chat_format import CHAT, COMPLETION, LAST_EVENT, Usage, usage_event
+from serving.http.chat_format import (
+    LAST_EVENT,
+    OBJECT,
+    STREAM_OBJECT,
+    Usage,
+    answer_head,
+    text_event,
+    usage_event,
+    whole_response,
+)
 from serving.http.chat_schemas import ChatResponse
 
-HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+HEAD = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
 
 
 def test_a_chat_response_has_openais_fields_and_the_version() -> None:
-    head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
-    answer = json.loads(CHAT.whole(head, PartialAnswer("é", 4, "stop"), usage=Usage(3, 4)))
+    head = answer_head(OBJECT, request_id="r", model="m", version="v")._replace(created=5)
+    answer = json.loads(whole_response(head, PartialAnswer("é", 4, "stop"), usage=Usage(3, 4)))
     assert {name: answer[name] for name in ("id", "object", "created", "model", "version")} == {
         "id": "chatcmpl-r",
         "object": "chat.completion",
@@ -25,16 +34,8 @@ def test_a_chat_response_has_openais_fields_and_the_version() -> None:
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
 
-def test_a_completion_response_has_openais_fields() -> None:
-    head = COMPLETION.head(COMPLETION.object, request_id="r", created=5, model="m", version="v")
-    answer = json.loads(COMPLETION.whole(head, PartialAnswer("é", 4, "length"), usage=Usage(3, 4)))
-    assert (answer["id"], answer["object"]) == ("cmpl-r", "text_completion")
-    assert answer["choices"] == [{"index": 0, "text": "é", "logprobs": None, "finish_reason": "length"}]
-    assert COMPLETION.first(head) == []
-
-
 def test_an_event_is_one_line_of_data_for_any_text() -> None:
-    event = CHAT.piece(HEAD, text="a\n\nb\r")
+    event = text_event(HEAD, text="a\n\nb\r")
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
     assert b"\n" not in event[:-2]
@@ -49,11 +50,11 @@ def test_the_usage_event_has_no_choices_and_the_last_event_is_done() -> None:
 
 
 def test_log_probabilities_have_openais_fields() -> None:
-    head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
+    head = answer_head(OBJECT, request_id="r", model="m", version="v")._replace(created=5)
     part = "\N{REPLACEMENT CHARACTER}"
     logprobs = (TokenLogprobs(LikelyToken("é", -0.5), (LikelyToken("é", -0.5), LikelyToken(part, -2.0))),)
     answer = PartialAnswer("é", 1, "stop", logprobs=logprobs)
-    response = ChatResponse.model_validate_json(CHAT.whole(head, answer, usage=Usage(3, 1)))
+    response = ChatResponse.model_validate_json(whole_response(head, answer, usage=Usage(3, 1)))
     assert response.choices[0].logprobs is not None
     (entry,) = response.choices[0].logprobs.content
     assert (entry.token, entry.logprob, entry.bytes) == ("é", -0.5, [0xC3, 0xA9])

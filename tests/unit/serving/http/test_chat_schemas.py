@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serving.http.chat_schemas import ChatRequest, parse_chat, parse_completion
+from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.schemas import RequestError
 
 MESSAGES = [{"role": "user", "content": "Fear of flying"}]
@@ -154,32 +154,6 @@ def test_a_body_that_is_not_json_is_a_400(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         parse_chat(body)
     assert (caught.value.status, caught.value.type) == (400, "invalid_json")
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
-        ({"prompt": "a", "echo": True}, "echo"),
-        ({"prompt": "a", "best_of": 2}, "best_of"),
-        ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "messages": []}, "messages"),
-        ({"prompt": "a", "temperature": 3}, "temperature"),
-    ],
-)
-def test_an_unsupported_completion_is_a_400_that_names_the_field(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        parse_completion(json.dumps(fields).encode())
-    assert caught.value.status == 400
-    assert str(caught.value.param).startswith(param)
-
-
-def test_a_completion_accepts_neutral_values() -> None:
-    body = {"prompt": "a", "echo": False, "best_of": 1, "n": 1, "suffix": None, "logprobs": None, "stop": ["x"]}
-    assert parse_completion(json.dumps(body).encode()).stops == ("x",)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from serving.engines.base_chat import PartialAnswer
 from serving.http.asgi import HTML, JSON, Route
-from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
+from serving.http.chat_format import (
+    OBJECT,
+    STREAM_OBJECT,
+    Usage,
+    answer_head,
+    first_event,
+    last_event,
+    text_event,
+    usage_event,
+    whole_response,
+)
 from serving.pages.render import render_docs, with_api_docs
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
@@ -94,7 +104,6 @@ def test_the_document_rejects_the_requests_that_the_server_rejects() -> None:
         "stream_options": {"include_usage": True},
     }
     assert is_valid(document, "ChatRequest", {"messages": [message], **fine})
-    assert is_valid(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
 
 
 def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,17 +127,15 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     assert "securitySchemes" not in _document(Classifier)["components"]
 
 
-@pytest.mark.parametrize(("format", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
-def test_chat_responses_are_valid_for_the_document(format: AnswerFormat, name: str) -> None:
+def test_chat_responses_are_valid_for_the_document() -> None:
     document = _document(Chat)
-    head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
-    answer = PartialAnswer("a", 1, "stop", confidence=0.5 if format.chat else None)
-    whole = format.whole(format.head(format.object, **head), answer, usage=Usage(1, 2))
-    assert is_valid(document, f"{name}Response", json.loads(whole))
-    chunk = format.head(format.chunk, **head)
-    events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, answer)]
+    head, chunk = (answer_head(name, request_id="r", model="m", version="v") for name in (OBJECT, STREAM_OBJECT))
+    answer = PartialAnswer("a", 1, "stop", confidence=0.5)
+    whole = whole_response(head, answer, usage=Usage(1, 2))
+    assert is_valid(document, "ChatResponse", json.loads(whole))
+    events = [first_event(chunk), text_event(chunk, text="a"), last_event(chunk, answer)]
     for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:
-        assert is_valid(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
+        assert is_valid(document, "ChatChunk", json.loads(event.removeprefix(b"data: ")))
 
 
 @pytest.mark.parametrize("service", SERVICES)

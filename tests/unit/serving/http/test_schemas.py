@@ -211,7 +211,6 @@ def test_a_hybrid_answer_names_the_model_that_answered() -> None:
     [
         ({"request_id": ID, "label": "b"}, None),
         ({"request_id": f"chatcmpl-{ID}", "label": "b"}, None),
-        ({"request_id": f"cmpl-{ID}", "label": "b"}, None),
         ({"request_id": ID, "label": "b", "row": 255}, None),
         ({"request_id": ID, "label": -7}, None),
         ({"request_id": ID, "label": 7.5}, 422),

@@ -14,8 +14,8 @@ from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.engines.base_chat import ChatEngine, HybridInput, PartialAnswer, StoredAnswer
 from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, Likelihood
-from serving.http.chat_format import CHAT
-from serving.http.chat_schemas import parse_chat, parse_completion
+from serving.http.chat_format import STREAM_OBJECT, answer_head, whole_response
+from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
 from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
@@ -67,7 +67,7 @@ def generation_of(engine: Any, text: str, **fields: Any) -> Any:
     request = parse_chat(json.dumps({"messages": [{"role": "user", "content": text}]} | fields).encode())
     limit = token_limit(request, engine=engine, max_new_tokens=None)
     prompt = engine.chat_prompt(request.conversation, max_new_tokens=limit)
-    return generation_request(request, prompt, engine=engine, param="messages", max_new_tokens=limit)
+    return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
 
 
 def answers_of(engine: Any, text: str, *, streaming: bool = False, **fields: Any) -> list[PartialAnswer]:
@@ -200,10 +200,10 @@ def test_an_error_after_the_first_token_ends_the_stream() -> None:
 def test_a_response_and_the_last_event_of_a_stream_name_the_part() -> None:
     engine = hybrid_of(engine_of(), ModelEngine("one", fails_after=0))
     generation = generation_of(engine, SIMILAR)
-    head = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+    head = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
 
     async def read() -> list[bytes]:
-        events = stream_events(generation, format=CHAT, head=head, with_usage=True, on_finish=lambda _: None)
+        events = stream_events(generation, head=head, with_usage=True, on_finish=lambda _: None)
         return [event async for event in events]
 
     *_, last, usage, done = asyncio.run(read())
@@ -214,7 +214,7 @@ def test_a_response_and_the_last_event_of_a_stream_name_the_part() -> None:
     stored = engine_of().chat_prompt((("user", SIMILAR),), max_new_tokens=None)
     assert usage_of(generation, answer) == (len(stored), of_first.num_tokens)
     assert json.loads(usage.removeprefix(b"data: "))["usage"]["prompt_tokens"] == len(stored)
-    whole = json.loads(CHAT.whole(head, answer, usage=usage_of(generation, answer)))["choices"][0]
+    whole = json.loads(whole_response(head, answer, usage=usage_of(generation, answer)))["choices"][0]
     assert (whole["answered_by"], whole["fallback"]) == ("first", True)
     assert done == b"data: [DONE]\n\n"
 
@@ -244,13 +244,6 @@ def test_a_prompt_that_is_too_long_for_one_part_is_answered_by_the_other_part() 
 def test_a_stored_answer_has_no_maximum_length_of_its_prompt() -> None:
     engine = hybrid_of(engine_of(), ModelEngine("one"))
     assert answers_of(engine, " ".join([KNOWN] * 20))[-1].answered_by == "first"
-
-
-def test_a_text_is_continued_by_language_models_only() -> None:
-    request = parse_completion(json.dumps({"prompt": "abc"}).encode())
-    assert isinstance(hybrid_of(ModelEngine("one"), ModelEngine("two")).text_prompt(request.text), HybridInput)
-    with pytest.raises(RequestError, match="returns stored answers"):
-        hybrid_of(engine_of(), ModelEngine("two")).text_prompt(request.text)
 
 
 def test_a_hybrid_can_answer_while_one_part_runs_and_ends_both() -> None:

@@ -1,6 +1,7 @@
 """Texts and tokens of requests are charged to their API key."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.replica.fake_engine import FakeEngine
 from tests.unit.serving.replica.loads import config
 from tests.unit.serving.replica.test_classifier import new_classifier
+
+MESSAGES = {"messages": [{"role": "user", "content": "abcd"}]}
+
+
+def num_tokens(engine: FakeEngine) -> int:
+    """Return the number of tokens of the prompt of `MESSAGES`."""
+    return len(engine.chat_prompt((("user", "abcd"),), max_new_tokens=None))
 
 
 def keys(folder: Path, option: str) -> tuple[dict[str, str], str]:
@@ -66,18 +74,18 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
     tmp_path: Path, option: str, num_accepted: int, stream: bool
 ) -> None:
     engine = FakeEngine("ab")
-    two = 2 * (len(engine.text_prompt("abcd")) + len(engine.tokens))
+    two = 2 * (num_tokens(engine) + len(engine.tokens))
     headers, uri = keys(tmp_path, option.format(two=two, two_and_one=two + 1))
     service = new_chat(engine, uri)
     client = TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
-    body = {"prompt": "abcd", "stream": stream}
-    answers = [client.post("/v1/completions", json=body, headers=headers) for _ in range(num_accepted + 1)]
+    body = {**MESSAGES, "stream": stream}
+    answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(num_accepted + 1)]
     assert [answer.status_code for answer in answers] == [200] * num_accepted + [429]
     assert answers[-1].json()["error"]["type"] == "rate_limited"
 
 
-@pytest.mark.parametrize("stream", ["false", "true"])
-def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(tmp_path: Path, stream: str) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(tmp_path: Path, stream: bool) -> None:
     class WaitingEngine(FakeEngine):
         async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
             self.num_generated += 1
@@ -86,10 +94,10 @@ def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
             yield generation.prompt, True
 
     engine = WaitingEngine("")
-    headers, uri = keys(tmp_path, f"tokens={len(engine.text_prompt('abcd')) + 8}")
+    headers, uri = keys(tmp_path, f"tokens={num_tokens(engine) + 8}")
     app = new_chat(engine, uri).__serve_build_asgi_app__()
 
-    body = f'{{"prompt": "abcd", "max_tokens": 8, "stream": {stream}}}'.encode()
+    body = json.dumps({**MESSAGES, "max_tokens": 8, "stream": stream}).encode()
 
     async def disconnect() -> None:
         messages = [{"type": "http.request", "body": body}]
@@ -105,11 +113,11 @@ def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
             """Discard the response, which has no reader."""
 
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await app({"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}, receive, send)
+        await app({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": raw}, receive, send)
 
     asyncio.run(disconnect())
     client = TestClient(app, base_url="http://127.0.0.1")
-    answer = client.post("/v1/completions", json={"prompt": "abcd"}, headers=headers)
+    answer = client.post("/v1/chat/completions", json=MESSAGES, headers=headers)
     assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limited")
 
 
@@ -117,5 +125,6 @@ def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(tmp
     engine = FakeEngine("ab")
     headers, uri = keys(tmp_path, "texts=1")
     client = TestClient(new_chat(engine, uri).__serve_build_asgi_app__(), base_url="http://127.0.0.1")
-    answers = [client.post("/v1/completions", json={"prompt": "abcd" * 64}, headers=headers) for _ in range(2)]
+    body = {"messages": [{"role": "user", "content": "abcd" * 64}]}
+    answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [400, 429]

@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.engines.fair_slots import FairSlots
-from serving.http.chat_schemas import parse_chat, parse_completion
+from serving.http.chat_schemas import parse_chat
 from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.chat import Chat, _Loader
 from serving.replica.config import ReplicaConfig
 from serving.replica.experiment import ShadowRunner
-from serving.replica.generation import generation_request
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
@@ -26,28 +25,8 @@ from tailorbird.registry.kinds import KINDS
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
-def test_a_completion_prompt_is_the_text_itself() -> None:
-    engine = FakeEngine("")
-    for prompt in ("one</s>two", ["one</s>two"]):
-        request = parse_completion(json.dumps({"prompt": prompt}).encode())
-        tokens = engine.text_prompt(request.text)
-        assert TOKENIZER.eos_token_id in tokens
-        assert TOKENIZER.decode(tokens) == "one</s>two"
-        assert generation_request(request, tokens, engine=engine, param="prompt", max_new_tokens=8).prompt == tokens
-    with pytest.raises(RequestError, match="prompt: must not be empty"):
-        engine.text_prompt("")
-
-
-@pytest.mark.parametrize(
-    ("route", "body"),
-    [
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "abc"}]}),
-        ("/v1/completions", {"prompt": "abc"}),
-    ],
-)
-def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
-    monkeypatch: pytest.MonkeyPatch, route: str, body: dict[str, Any]
-) -> None:
+def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"messages": [{"role": "user", "content": "abc"}]}
     engine = FakeEngine("one</s>")
     go = threading.Event()
 
@@ -56,17 +35,15 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
         return [1, 2]
 
     monkeypatch.setattr(FakeEngine, "chat_prompt", slow)
-    monkeypatch.setattr(FakeEngine, "text_prompt", slow)
     versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
     service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
     service._prompts = FairSlots(1)
-    answers = {"/v1/chat/completions": service._chat, "/v1/completions": service._complete}
 
     async def request() -> int:
-        answering = asyncio.create_task(answers[route](json.dumps(body).encode(), "r"))
+        answering = asyncio.create_task(service._chat(json.dumps(body).encode(), "r"))
         while not engine.num_active:
             await asyncio.sleep(0)
         go.set()

@@ -6,19 +6,16 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
-from serving.http.chat_format import CHAT, COMPLETION
-from serving.http.chat_schemas import parse_chat, parse_completion
+from serving.http.chat_format import STREAM_OBJECT, answer_head
+from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
 from serving.replica.generation import OnFinish, generation_request, stream_events, token_limit, whole_answer
-from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
+from tests.unit.serving.replica.fake_engine import FakeEngine
 
 WORDS = ("</s>", "▁a", "▁fracture", "▁is", "▁break")
-HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+HEAD = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
 
 
 def generation(engine: FakeEngine, *, stops: tuple[str, ...] = ()) -> GenerationRequest:
@@ -31,9 +28,7 @@ def streamed(
     """Return the decoded events of a stream."""
 
     async def read() -> list[bytes]:
-        events = stream_events(
-            generation(engine, stops=stops), format=CHAT, head=HEAD, with_usage=with_usage, on_finish=on_finish
-        )
+        events = stream_events(generation(engine, stops=stops), head=HEAD, with_usage=with_usage, on_finish=on_finish)
         return [event async for event in events]
 
     lines = [event.removeprefix(b"data: ").removesuffix(b"\n\n") for event in asyncio.run(read())]
@@ -96,7 +91,7 @@ def test_a_streamed_answer_is_reported_once_even_after_a_failure_or_a_disconnect
 
     async def disconnect() -> None:
         events = stream_events(
-            generation(FakeEngine("one two")), format=CHAT, head=HEAD, with_usage=False, on_finish=reported.append
+            generation(FakeEngine("one two")), head=HEAD, with_usage=False, on_finish=reported.append
         )
         async with aclosing(events):
             async for event in events:
@@ -107,65 +102,13 @@ def test_a_streamed_answer_is_reported_once_even_after_a_failure_or_a_disconnect
     assert [answer.text for answer in reported] == ["one two", "ab", "on"]
 
 
-def word_tokenizer() -> Any:
-    """Return a tokenizer whose words include the preceding space, except for the first word of a text."""
-    inner = Tokenizer(WordLevel({word: index for index, word in enumerate(("?", *WORDS))}, unk_token="?"))
-    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    inner.decoder = decoders.Metaspace(prepend_scheme="first")
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="?")
-
-
-@pytest.mark.parametrize(
-    ("tokens", "prompt", "generated"),
-    [
-        (TOKENIZER, "a fracture is", " a break  "),
-        (TOKENIZER, "a fracture is ", "a break"),
-        (word_tokenizer(), "a fracture is", " a break"),
-    ],
-)
-def test_a_prompt_and_its_completion_are_the_generated_text(tokens: Any, prompt: str, generated: str) -> None:
-    engine = FakeEngine("")
-    engine.tokenizer = tokens
-    request = parse_completion(json.dumps({"prompt": prompt}).encode())
-    written = tokens(prompt)["input_ids"]
-    engine.tokens = tokens(prompt + generated)["input_ids"][len(written) :]
-    completion = generation_request(request, written, engine=engine, param="prompt", max_new_tokens=8)
-    whole = asyncio.run(whole_answer(completion)).text
-    assert prompt + whole == tokens.decode(written + engine.tokens) == prompt + generated
-
-    async def read() -> list[bytes]:
-        events = stream_events(completion, format=COMPLETION, head=HEAD, with_usage=False, on_finish=lambda _: None)
-        return [event async for event in events]
-
-    chunks = [json.loads(event.removeprefix(b"data: ")) for event in asyncio.run(read())[:-1]]
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
-
-
-def test_the_concatenated_events_of_a_completion_are_its_text() -> None:
-    async def read() -> list[bytes]:
-        events = stream_events(
-            generation(FakeEngine("one two</s>")),
-            format=COMPLETION,
-            head=HEAD,
-            with_usage=False,
-            on_finish=lambda _: None,
-        )
-        return [event async for event in events]
-
-    *events, last = asyncio.run(read())
-    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
-    assert "".join(choice["text"] for choice in choices) == "one two"
-    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
-    assert last == b"data: [DONE]\n\n"
-
-
 def request_of(fields: dict[str, Any], *, max_new_tokens: int | None = None) -> GenerationRequest:
     """Return the generation of a chat request whose tokenizer makes one token per character."""
     body = {"messages": [{"role": "user", "content": "abc"}]} | fields
     request, engine = parse_chat(json.dumps(body).encode()), FakeEngine("")
     num_tokens = len(request.conversation[-1][1])
     limit = token_limit(request, engine=engine, max_new_tokens=max_new_tokens)
-    return generation_request(request, [1] * num_tokens, engine=engine, param="messages", max_new_tokens=limit)
+    return generation_request(request, [1] * num_tokens, engine=engine, max_new_tokens=limit)
 
 
 def test_more_tokens_than_evaluated_need_a_higher_limit_in_the_recipe() -> None:

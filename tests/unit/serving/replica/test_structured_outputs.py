@@ -32,6 +32,7 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import TOO_SLOW, FormatError, grammar_for, grammar_of
 from tailorbird.models.grammar.matcher import AnswerMatcher
+from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
 from tests.unit.byte_level import language_model, tokenizer
 
@@ -58,10 +59,8 @@ ANY = TextFormat(type="text")
 
 
 def engine_of(prompting: Prompting) -> TransformersEngine:
-    version = SimpleNamespace(name="task", version="v", digest="d")
-    loaded: Any = SimpleNamespace(
-        model=ChatModel(language_model()), tokenizer=TOKENIZER, prompting=prompting, version=version, index=None
-    )
+    version: Any = SimpleNamespace(name="task", version="v", digest="d")
+    loaded = LoadedChat(ChatModel(language_model()), TOKENIZER, prompting, version)
     return TransformersEngine(loaded, max_batch_size=8)
 
 
@@ -132,13 +131,11 @@ def test_the_format_of_the_version_is_the_default_and_a_request_can_replace_it()
     try:
         works = [last(constrained, PROMPTS[0], format=format) for format in (None, PERSON, ANY)]
         default, person, text = asyncio.run(together(*works))
-        continued = asyncio.run(last(constrained, PROMPTS[0], continues=True))
     finally:
         constrained._manager.destroy()
     assert default.text in CHOICE.choice
     assert person.text.startswith("{")
     assert text.text not in CHOICE.choice
-    assert continued.text.strip() == text.text
 
 
 def fail_to_compile(_format: object) -> object:

@@ -26,14 +26,12 @@ FIELDS = {
     "/v1/feedback": ("request_id", "label", "row"),
     "/v1/batches": ("input", "output", "model", "column", "id"),
     "/v1/chat/completions": ("messages", "model", "max_tokens", "n", "stream", "stop", "temperature", "stream_options"),
-    "/v1/completions": ("prompt", "model", "max_tokens", "n", "stream", "stop", "logprobs", "top_p", "seed"),
 }
 VALID: dict[str, dict[str, Any]] = {
     "/v1/classify": {"input": "a"},
     "/v1/feedback": {"request_id": "r", "label": "a"},
     "/v1/batches": {"input": "s3://a/b", "output": "s3://a/c"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
-    "/v1/completions": {"prompt": "a"},
 }
 TEXTS = st.text(max_size=8) | st.sampled_from(
     ("champion", "user", "system", "assistant", "text", "s3://a/../b", "</s>")
@@ -87,14 +85,13 @@ def assert_answered(app: ASGIApp, path: str, body: bytes) -> int:
 
 
 def test_a_valid_body_is_answered_by_the_engines(apps: dict[str, ASGIApp]) -> None:
-    for path in ("/v1/classify", "/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/classify", "/v1/chat/completions"):
         assert assert_answered(apps[path], path, json.dumps(VALID[path]).encode()) == 200
 
 
 @given(path=st.sampled_from(sorted(FIELDS)), body=st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode()))
 @example(path="/v1/classify", body=b'{"input": "\\ud83d"}')
 @example(path="/v1/chat/completions", body=b'{"messages": [{"role": "user", "content": "\\udc00"}]}')
-@example(path="/v1/completions", body=b'{"prompt": "\\ud800"}')
 def test_any_body_is_answered_below_500(path: str, body: bytes, apps: dict[str, ASGIApp]) -> None:
     assert_answered(apps[path], path, body)
 
