@@ -30,7 +30,7 @@ Its transformers 5.17 is replaced by the version of the lock, because some field
 `ContinuousBatchingConfig.page_size`.
 """
 UNUSED = re.compile(
-    r"(onnx.*|openvino.*|mlflow.*|hf-xet|databricks-sdk|flatbuffers|ml-dtypes|gitpython|gitdb|smmap|sqlparse|"
+    r"(onnx.*|mlflow.*|hf-xet|databricks-sdk|flatbuffers|ml-dtypes|gitpython|gitdb|smmap|sqlparse|"
     r"cryptography|py-spy|tensorboardx|boto3|s3transfer)=="
 )
 """Packages of the lock for inference engines and trackers, which the acceptance test does not use."""

@@ -1,6 +1,6 @@
 """Serving overhead: texts per second over HTTP, through HAProxy and Ray Serve, compared with the model alone.
 
-    python -m benchmarks.serving.serving_overhead [torch | openvino | onnxruntime-int8 | torch-bfloat16]
+    python -m benchmarks.serving.serving_overhead [torch | onnxruntime-int8]
 
 All variants run on all cores of the machine.
 
@@ -52,7 +52,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import base_model, loading, lora, pretrained
 from tailorbird.models.classifier import logits_rows
-from tailorbird.models.export import export_version
+from tailorbird.models.export import export_int8
 from tailorbird.registry import versions
 from tailorbird.storage import node_cache
 
@@ -235,7 +235,7 @@ def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVer
     plain = random_version(folder / "plain", task_uri=TASK_URI, dtype="float32")
     version = random_version(folder / "version", task_uri=TASK_URI)
     if engine != "torch":
-        export_version(version.uri, target=engine, code=version.code, to=(folder / "exported").as_uri())
+        export_int8(version.uri, code=version.code, to=(folder / "exported").as_uri())
         version = versions.register(TASK_URI, folder / "exported")
     config = ServingConfig(min_replicas=cores, max_replicas=cores)
     return plain, version, rollout.deploy(config, task_uri=TASK_URI, version=version)

@@ -30,7 +30,7 @@ RAY_PORTS = {
 """Default ports of a Ray cluster that is started by hand."""
 EXTRAS = {
     "stack": "the embedded stack and the data of the demo",
-    "engines": "OpenVINO and ONNX Runtime for classifiers on CPU (promote --engine)",
+    "engines": "ONNX Runtime for classifiers on CPU (promote --engine)",
     "mlflow": "logging of trials to MLflow (tuning.trackers)",
     "tensorboard": "logging of trials to TensorBoard (tuning.trackers)",
     "gpu": "serving chat models with vLLM on GPUs (serving.engine)",

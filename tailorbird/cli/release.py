@@ -21,7 +21,7 @@ def promote(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="CPU engine (classifiers): auto, torch, torch-bfloat16, openvino, onnxruntime-int8."),
+        typer.Option(help="Engine on CPU (classifiers): torch or onnxruntime-int8."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -29,9 +29,9 @@ def promote(
 
     The parity gate first checks that the service answers test rows as the model did in its evaluation.
 
-    Evaluations use torch. Another engine is used only if its predictions are equivalent.
+    Evaluations use torch. ONNX Runtime with int8 weights is used only if its predictions are equivalent.
 
-    Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
+    Example: tailorbird promote recipes/icd10_demo.yaml --engine onnxruntime-int8
     """
     if engine is None:  # does not need Ray if the task is not served
         task_uri = options.read_recipe(recipe, as_json=as_json).task_uri

@@ -1,6 +1,5 @@
-"""Export an evaluated version for another inference engine."""
+"""Export an evaluated version for ONNX Runtime, with int8 weights."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -11,23 +10,21 @@ import torch
 
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import checked_copy, load_weights
-from tailorbird.models.pretrained import cpu_supports_bfloat16, load_encoder
+from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import INPUTS, INSTALL, OUTPUT, EngineError
 from tailorbird.registry.versions import (
     BAG_FILES,
     EXPORTED_ENCODER,
     TRAINING_ROWS,
-    ModelVersion,
     PinnedVersion,
     VersionConfig,
     now,
     read_version,
     write_config,
 )
-from tailorbird.storage import MANIFEST, upload_folder
+from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 
-TARGETS = ("torch-bfloat16", "openvino", "onnxruntime-int8")
 EXAMPLE = (2, 8)  # rows and tokens of the traced batch; the export would treat a size of 1 as constant
 
 
@@ -42,58 +39,36 @@ class _Embedding(torch.nn.Module):
         return self.model.embed(input_ids, attention_mask)
 
 
-def export_version(uri: str, *, target: str, code: str, to: str) -> None:
-    """Export the version at `uri` for one of `TARGETS` and write it as an artifact to the URI `to`.
+def export_int8(uri: str, *, code: str, to: str) -> None:
+    """Export the version at `uri` and write it as an artifact to the URI `to`.
 
-    For torch, copy the version's files and change the dtype. For other engines, write `EXPORTED_ENCODER`, with the
-    adapter merged, and copy the head, the bag of words and the fingerprints of the training rows. OpenVINO uses
-    bfloat16 if this machine supports it. `code` is the URI of the code that can load the artifact. Raises EngineError
-    if a package or bfloat16 support is missing or the encoder cannot be exported, and the errors of
-    `tailorbird.models.loading.load_model`.
+    The artifact has `EXPORTED_ENCODER`, with the adapter merged, and the version's head, bag of words and fingerprints
+    of training rows. `code` is the URI of the code that can load it. Raises EngineError if a package is missing or the
+    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
         raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
     if not version.spec.uses_base:
         raise EngineError(f"{uri} is a {version.kind} model, which has no encoder to export; serve it with torch")
-    engine, dtype = _engine_of(target, evaluated=version)
     source = checked_copy(version.pinned)
     config = VersionConfig.model_validate(
         version.model_dump(include=set(VersionConfig.model_fields))
-        | {"engine": engine, "dtype": dtype, "code": code, "created_at": now()}
+        | {"engine": "onnxruntime-int8", "dtype": "float32", "code": code, "created_at": now()}
         | {"exported_from": PinnedVersion(uri=version.uri, digest=version.digest)}
     )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
-        if engine == "torch":
-            files = json.loads((source / MANIFEST).read_bytes())  # without the evidence of the original version
-            for file in files:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source / file, folder / file)
-        else:
-            for file in ("head.safetensors", *(BAG_FILES if version.spec.has_bag else ())):
-                shutil.copy(source / file, folder)
-            if (source / TRAINING_ROWS).exists():
-                shutil.copy(source / TRAINING_ROWS, folder)
-            encoder = load_encoder(local_copy(version.base_model))
-            model = load_weights(source, encoder=encoder, kind=version.kind, pooling=version.pooling).eval()
-            write_graph(model, folder / EXPORTED_ENCODER, max_length=version.max_length)
-            if engine == "onnxruntime-int8":
-                _quantize(folder / EXPORTED_ENCODER)
+        for file in ("head.safetensors", *(BAG_FILES if version.spec.has_bag else ())):
+            shutil.copy(source / file, folder)
+        if (source / TRAINING_ROWS).exists():
+            shutil.copy(source / TRAINING_ROWS, folder)
+        encoder = load_encoder(local_copy(version.base_model))
+        model = load_weights(source, encoder=encoder, kind=version.kind, pooling=version.pooling).eval()
+        write_graph(model, folder / EXPORTED_ENCODER, max_length=version.max_length)
+        _quantize(folder / EXPORTED_ENCODER)
         write_config(folder, config)
         upload_folder(folder, to)
-
-
-def _engine_of(target: str, *, evaluated: ModelVersion) -> tuple[str, str]:
-    """Return the engine and the dtype of a target."""
-    in_bfloat16 = cpu_supports_bfloat16()  # these engines run on CPU, even if there is a GPU
-    if target != "torch-bfloat16":
-        return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
-    if evaluated.dtype == "bfloat16":
-        raise EngineError(f"{evaluated.version} already uses bfloat16")
-    if not in_bfloat16:
-        raise EngineError("the CPU of this machine does not support bfloat16")
-    return "torch", "bfloat16"
 
 
 def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:

@@ -322,9 +322,7 @@ def _load(
         encoder = load_encoder(base, dtype=None if config.spec.base != "unchanged" else dtype)
         model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling).to(device)
     else:
-        model = load_exported(
-            folder, head=load_head(folder, kind=config.kind), engine=config.engine, dtype=config.dtype
-        )
+        model = load_exported(folder, head=load_head(folder, kind=config.kind))
     model = model.eval().requires_grad_(False)
     return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config, bag)
 

@@ -1,4 +1,4 @@
-"""Classifiers whose encoder runs in OpenVINO or ONNX Runtime, on CPU."""
+"""Classifiers whose encoder runs in ONNX Runtime, on CPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,6 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.registry.versions import EXPORTED_ENCODER
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embedded"
-PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names of dtypes
 INSTALL = "run `pip install --editable '.[engines]'` in the project folder on the machines that run models"
 
 
@@ -35,45 +34,22 @@ class ExportedClassifier(Classifier):
         return torch.from_numpy(self.run(input_ids.numpy(), mask.numpy()))
 
 
-def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> ExportedClassifier:
-    """Load a classifier with `EXPORTED_ENCODER`. It runs with torch's current number of threads.
-
-    `dtype` is the precision of OpenVINO; a quantized graph defines its own. Raises EngineError.
-    """
-    start = {"openvino": _openvino, "onnxruntime-int8": _onnxruntime}[engine]
+def load_exported(folder: Path, *, head: nn.Linear) -> ExportedClassifier:
+    """Load a classifier with `EXPORTED_ENCODER`. It runs with torch's current number of threads. Raises EngineError."""
     try:
-        return ExportedClassifier(start(folder / EXPORTED_ENCODER, dtype=dtype), head=head)
+        return ExportedClassifier(_onnxruntime(folder / EXPORTED_ENCODER), head=head)
     except ImportError as error:
-        raise EngineError(f"this version needs {engine}, which is not installed ({error}); {INSTALL}") from None
-    except Exception as error:  # the engines raise different exceptions
+        raise EngineError(f"this version needs ONNX Runtime, which is not installed ({error}); {INSTALL}") from None
+    except Exception as error:  # ONNX Runtime raises various exceptions
         first = str(error).strip().split("\n")[0]
         raise EngineError(
-            f"{engine} cannot load {folder / EXPORTED_ENCODER}: {first}; export the version again"
+            f"ONNX Runtime cannot load {folder / EXPORTED_ENCODER}: {first}; export the version again"
         ) from None
 
 
-def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    import openvino
-
-    settings: dict[str, object] = {
-        "INFERENCE_PRECISION_HINT": PRECISION[dtype],  # by default OpenVINO uses bf16 if the CPU supports it
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # replicas on one node would pin the same cores
-    }
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
-
-    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        outputs = request.infer(dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
-        return np.array(outputs[OUTPUT])  # a copy, since the next call overwrites it
-
-    return run
-
-
-def _onnxruntime(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _onnxruntime(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     import onnxruntime
 
-    assert dtype == "float32"  # dtype of the dequantized products
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1

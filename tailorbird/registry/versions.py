@@ -26,7 +26,7 @@ TRAINING_ROWS = "training_rows.parquet"  # fingerprints of the rows that a versi
 EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine than torch
 Dtype = Literal["float32", "bfloat16"]
 """Precision of a model in evaluation and serving: that of the worker that trained and scored it."""
-Engine = Literal["torch", "openvino", "onnxruntime-int8"]
+Engine = Literal["torch", "onnxruntime-int8"]
 """Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
 
 NUM_DIGITS = 12

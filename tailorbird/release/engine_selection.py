@@ -1,4 +1,4 @@
-"""Select the cheapest serving engine whose predictions are equivalent to the evaluated ones; store the evidence."""
+"""Export a version for ONNX Runtime, if its predictions are equivalent to the evaluated ones; store the evidence."""
 
 from dataclasses import dataclass
 
@@ -18,20 +18,20 @@ from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EngineEvidenc
 from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
-from tailorbird.models.export import TARGETS, export_version
+from tailorbird.models.export import export_int8
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry.versions import ModelVersion, now, register
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.stage_cache import cached_stage
 
 EVALUATED = "torch"  # the engine that all evaluations use
-AUTO = "auto"
+INT8 = "onnxruntime-int8"
 NUM_COST_ROWS = 256
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model exported for another engine, with its evidence."""
+    """An exported model with its evidence."""
 
     uri: str
     evidence: EngineEvidence
@@ -40,44 +40,27 @@ class ExportedModel:
 def choose_engine(
     evaluated: ModelVersion, *, evidence: Evidence, engine: str, task_uri: str, progress: ProgressReporter
 ) -> ModelVersion:
-    """Return the version to promote: the one for `engine`, or with `auto` the cheapest equivalent version, which may be
-    the evaluated one.
+    """Return the version to promote: for `INT8`, an export of the evaluated version that is equivalent to it.
 
-    Exports the model, predicts the test rows and measures the cost on the connected Ray cluster. Results are cached.
+    Exports the model, predicts the test rows and measures the cost on the connected Ray cluster. The result is cached.
     Raises EngineError if the engine is unknown, is not equivalent or does not support the model, and DataError if the
     test rows changed.
     """
     if engine == EVALUATED:
         return evaluated
-    if engine not in (AUTO, *TARGETS):
-        raise EngineError(f"unknown engine {engine!r}; choose one of {', '.join((AUTO, EVALUATED, *TARGETS))}")
+    if engine != INT8:
+        raise EngineError(f"unknown engine {engine!r}; choose {EVALUATED} or {INT8}")
     obstacle = _why_only_torch(evaluated, evidence=evidence)
-    if obstacle and engine != AUTO:
-        raise EngineError(f"{evaluated.version} {obstacle}; omit --engine")
     if obstacle:
-        progress.stage(f"engine: torch; {evaluated.version} {obstacle}")
-        return evaluated
-    export = _Export(evaluated, evidence=evidence, task_uri=task_uri, progress=progress)
-    exports = []
-    for name in TARGETS if engine == AUTO else (engine,):
-        try:
-            exports.append(export.to(name))
-        except EngineError as error:
-            if engine != AUTO:
-                raise
-            progress.note(f"{name}: skipped: {error}")
-    accepted = [exported for exported in exports if exported.evidence.equivalence.accepted]
-    if engine != AUTO and not accepted:
+        raise EngineError(f"{evaluated.version} {obstacle}; omit --engine")
+    exported = _Export(evaluated, evidence=evidence, task_uri=task_uri, progress=progress).create()
+    equivalence = exported.evidence.equivalence
+    if not equivalence.accepted:
         raise EngineError(
-            f"{engine} is not accepted for {evaluated.version}: {'; '.join(exports[0].evidence.equivalence.reasons)}; "
-            f"see {exports[0].uri}/{ENGINE_EVIDENCE}"
+            f"{engine} is not accepted for {evaluated.version}: {'; '.join(equivalence.reasons)}; see "
+            f"{exported.uri}/{ENGINE_EVIDENCE}"
         )
-    if not accepted:
-        progress.stage("engine: torch; no other engine is accepted")
-        return evaluated
-    cheapest = min(accepted, key=lambda exported: exported.evidence.equivalence.cost_ratio[0])
-    progress.stage(f"engine: {cheapest.evidence.engine}")
-    return _register(cheapest, task_uri=task_uri)
+    return _register(exported, task_uri=task_uri)
 
 
 def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
@@ -94,7 +77,7 @@ def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
 
 
 class _Export:
-    """Exports of an evaluated version to other engines, compared with it by predictions and cost."""
+    """The export of an evaluated version, compared with it by predictions and cost."""
 
     def __init__(
         self, evaluated: ModelVersion, *, evidence: Evidence, task_uri: str, progress: ProgressReporter
@@ -111,18 +94,18 @@ class _Export:
                 "with it; restore them, or run the recipe again"
             )
 
-    def to(self, engine: str) -> ExportedModel:
-        """Return the model exported for the engine with its evidence; cached."""
+    def create(self) -> ExportedModel:
+        """Return the exported model with its evidence; cached."""
 
         def compute(uri: str) -> ExportedModel:
-            self._progress.stage(f"engine {engine}: export, test predictions, cost")
+            self._progress.stage(f"engine {INT8}: export, test predictions, cost")
             note_shortage(self._evidence.recipe.training.cpus_per_worker, what="it", progress=self._progress)
-            export = run_remote(export_version, resources=self._resources)
-            export(self._evaluated.uri, target=engine, code=self._code.uri, to=f"{uri}/model")
-            return self._evaluate(engine, uri)
+            export = run_remote(export_int8, resources=self._resources)
+            export(self._evaluated.uri, code=self._code.uri, to=f"{uri}/model")
+            return self._evaluate(uri)
 
         inputs = {
-            "engine": engine,
+            "engine": INT8,
             "evaluated": self._evaluated.digest,
             "test": self._evidence.data.sha256["test"],
             "protocol": self._protocol.model_dump(mode="json"),
@@ -132,10 +115,10 @@ class _Export:
         equivalence = exported.evidence.equivalence
         accepted = "accepted" if equivalence.accepted else "not accepted"
         different = f"{equivalence.num_different} of {equivalence.n:,} predictions differ"
-        self._progress.note(f"{engine}: {accepted}: {'; '.join((*equivalence.reasons, different))}")
+        self._progress.note(f"{INT8}: {accepted}: {'; '.join((*equivalence.reasons, different))}")
         return exported
 
-    def _evaluate(self, engine: str, uri: str) -> ExportedModel:
+    def _evaluate(self, uri: str) -> ExportedModel:
         """Compare predictions and cost with the evaluated version; store the evidence under `uri`."""
         predict = run_remote(predict_rows, resources=self._resources)
         tables = self._evaluated_tables() | {
@@ -155,7 +138,7 @@ class _Export:
         except VerdictRefused as error:  # scores that are not finite
             raise EngineError(f"its predictions cannot be compared: {error}") from None
         evidence = EngineEvidence(
-            engine=engine,
+            engine=INT8,
             equivalence=equivalence,
             evaluated=self._evaluated.pinned,
             run=self._evidence.run,

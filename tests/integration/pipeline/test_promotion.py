@@ -166,7 +166,7 @@ def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> Mode
     version_folder(folder, value=1)
     (folder / EXPORTED_ENCODER).write_bytes(b"no graph")
     fields = version.model_dump(include=set(VersionConfig.model_fields))
-    fields |= {"engine": "openvino", "exported_from": {"uri": version.uri, "digest": version.digest}}
+    fields |= {"engine": "onnxruntime-int8", "exported_from": {"uri": version.uri, "digest": version.digest}}
     write_config(folder, VersionConfig(**fields))
     return register(task_uri, folder)
 

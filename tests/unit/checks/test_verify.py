@@ -164,11 +164,15 @@ def test_engine_evidence_of_another_export_is_a_fault(tmp_path: Path) -> None:
         (folder / name).write_text(name)
     config = VersionConfig(
         kind="full", classes=("a", "b"), base_model="b", max_length=8, dtype="float32", code="c", recipe_hash="r",
-        created_at=now(), engine="openvino", exported_from=evaluated,
+        created_at=now(), engine="onnxruntime-int8", exported_from=evaluated,
     )  # fmt: skip
     write_config(folder, config)
     uri = register((tmp_path / "task").as_uri(), folder).uri
-    for engine, digest, is_own in (("openvino", "ab", True), ("openvino", "cd", False), ("torch", "ab", False)):
+    for engine, digest, is_own in (
+        ("onnxruntime-int8", "ab", True),
+        ("onnxruntime-int8", "cd", False),
+        ("torch", "ab", False),
+    ):
         of = evaluated.model_copy(update={"digest": digest})
         record = EngineEvidence.model_construct(engine=engine, evaluated=of)
         assert (list(engine_subject_faults(uri, record=record)) == []) is is_own

@@ -15,7 +15,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.evaluation.trained_rows import training_fingerprints
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
-from tailorbird.models.export import export_version, write_graph
+from tailorbird.models.export import export_int8, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import EngineError, load_exported
@@ -26,7 +26,6 @@ from tailorbird.registry.versions import (
     TRAINING_ROWS,
     ModelVersion,
     VersionConfig,
-    read_version,
     register,
     write_config,
 )
@@ -83,10 +82,9 @@ def load(uri: str) -> LoadedClassifier[VersionConfig]:
     return loaded
 
 
-def exported(evaluated: ModelVersion, target: str, folder: Path) -> LoadedClassifier[VersionConfig]:
-    uri = (folder / target).as_uri()
-    export_version(evaluated.uri, target=target, code="s3://models/toy/code/later.zip", to=uri)
-    return load(uri)
+def exported(evaluated: ModelVersion, folder: Path) -> LoadedClassifier[VersionConfig]:
+    export_int8(evaluated.uri, code="s3://models/toy/code/later.zip", to=(folder / "export").as_uri())
+    return load((folder / "export").as_uri())
 
 
 def logits_of(loaded: LoadedClassifier[VersionConfig], rows: list[list[int]]) -> np.ndarray:
@@ -99,26 +97,17 @@ def model_of(loaded: LoadedClassifier[VersionConfig]) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def exports(evaluated: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an export for each of the other engines."""
+def export(evaluated: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an export."""
     folder = tmp_path_factory.mktemp("exports")
-    for target in ("openvino", "onnxruntime-int8"):
-        exported(evaluated, target, folder)
-    return folder
-
-
-def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersion, exports: Path) -> None:
-    with_torch, with_openvino = load(evaluated.uri), load((exports / "openvino").as_uri())
-    if with_openvino.version.dtype == "bfloat16":
-        pytest.skip("this machine computes in bfloat16, and so does the export")
-    np.testing.assert_allclose(logits_of(with_openvino, ROWS), logits_of(with_torch, ROWS), atol=1e-4)
-    ours, theirs = (embed_rows(model_of(loaded), ROWS, pad_id=0) for loaded in (with_openvino, with_torch))
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    exported(evaluated, folder)
+    return folder / "export"
 
 
 @pytest.mark.parametrize(
     "pooling",
     [
+        Pooling(),
         Pooling(mode="cls", num_skipped=1),
         Pooling(mode="lasttoken", normalize=True),
         Pooling(mode="weightedmean", num_skipped=1),
@@ -130,7 +119,7 @@ def test_an_exported_graph_has_the_pooling_of_the_version(base: Path, tmp_path: 
     model = Classifier(load_encoder(base), torch.nn.Linear(32, 3), pooling=pooling).eval()
     write_graph(model, tmp_path / EXPORTED_ENCODER, max_length=32)
     rows = [[1, *row] for row in ROWS]  # no row has only tokens that are skipped
-    ours = load_exported(tmp_path, head=model.head, engine="openvino", dtype="float32")
+    ours = load_exported(tmp_path, head=model.head)
     np.testing.assert_allclose(embed_rows(ours, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5)
 
 
@@ -141,63 +130,51 @@ def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path:
     write_config(folder, config_of(base, kind="probe_bag"))
     probe = register((tmp_path / "registry" / "toy").as_uri(), folder)
     rows = Rows(("1", "2"), ("word1 word2 word9", "word3"), ("a", "b"))
-    with_torch, with_openvino = load(probe.uri), exported(probe, "openvino", tmp_path)
-    atol = 0.05 if with_openvino.version.dtype == "bfloat16" else 1e-4
-    np.testing.assert_allclose(class_logits(with_openvino, rows), class_logits(with_torch, rows), atol=atol)
+    with_torch, int8 = load(probe.uri), exported(probe, tmp_path)
+    assert int8.bag is not None
+    np.testing.assert_allclose(class_logits(int8, rows), class_logits(with_torch, rows), atol=0.05)
 
 
 def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(
-    evaluated: ModelVersion, exports: Path, tmp_path: Path
+    evaluated: ModelVersion, export: Path, tmp_path: Path
 ) -> None:
-    with_torch, int8 = load(evaluated.uri), load((exports / "onnxruntime-int8").as_uri())
+    with_torch, int8 = load(evaluated.uri), load(export.as_uri())
     ours, theirs = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
     assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
     write_graph(model_of(with_torch), tmp_path / "whole.onnx", max_length=32)
-    assert (exports / "onnxruntime-int8" / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
+    assert (export / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
 def test_an_exported_version_records_its_original_version(
-    evaluated: ModelVersion, exports: Path, tmp_path: Path, target: str
+    evaluated: ModelVersion, export: Path, tmp_path: Path
 ) -> None:
-    version = register((tmp_path / "toy").as_uri(), exports / target)
-    assert version.version.startswith(f"full-{target}-")
+    version = register((tmp_path / "toy").as_uri(), export)
+    assert version.version.startswith("full-onnxruntime-int8-")
     assert version.exported_from is not None
-    assert (version.engine, version.exported_from.digest) == (target, evaluated.digest)
+    assert (version.engine, version.exported_from.digest) == ("onnxruntime-int8", evaluated.digest)
     assert (version.classes, version.temperature, version.max_length) == (evaluated.classes, 1.5, 32)
     assert version.code == "s3://models/toy/code/later.zip"
     assert not version.shares_base
     np.testing.assert_array_equal(training_fingerprints(version), fingerprints(["a training row"]))
-    assert sorted(json.loads((exports / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
+    assert sorted(json.loads((export / "config.json").read_text())) == sorted(VersionConfig.model_fields)
 
 
-def test_the_export_to_bfloat16_needs_a_cpu_with_bfloat16(
-    evaluated: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.raises(EngineError, match="does not support bfloat16"):
-        exported(evaluated, "torch-bfloat16", tmp_path)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    loaded = exported(evaluated, "torch-bfloat16", tmp_path)
-    assert (loaded.version.engine, loaded.version.dtype) == ("torch", "bfloat16")
-    assert next(model_of(loaded).encoder.parameters()).dtype == torch.bfloat16
-    uri = register((tmp_path / "toy").as_uri(), tmp_path / "torch-bfloat16").uri
-    assert read_version(uri).version.startswith("full-torch-bfloat16-")
+def test_an_export_is_not_exported_again(export: Path, tmp_path: Path) -> None:
+    uri = register((tmp_path / "toy").as_uri(), export).uri
     with pytest.raises(EngineError, match=r"is already an export; export .* instead"):
-        export_version(uri, target="torch-bfloat16", code="", to=(tmp_path / "again").as_uri())
+        export_int8(uri, code="", to=(tmp_path / "again").as_uri())
 
 
-@pytest.mark.parametrize(("engine", "package"), [("openvino", "openvino"), ("onnxruntime-int8", "onnxruntime")])
 def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / EXPORTED_ENCODER).write_bytes(b"no graph")
     head = torch.nn.Linear(2, 2)
     with pytest.raises(EngineError, match=r"cannot load .*export the version again"):
-        load_exported(tmp_path, head=head, engine=engine, dtype="float32")
-    monkeypatch.setitem(sys.modules, package, None)
+        load_exported(tmp_path, head=head)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match=r"pip install --editable '\.\[engines\]'"):
-        load_exported(tmp_path, head=head, engine=engine, dtype="float32")
+        load_exported(tmp_path, head=head)
 
 
 def test_the_error_for_a_missing_export_package_gives_the_install_command(

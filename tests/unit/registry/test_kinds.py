@@ -60,7 +60,7 @@ def test_models_with_changed_weights_or_without_a_base_model_do_not_share_one(ki
 
 def test_an_exported_version_does_not_share_its_base_model() -> None:
     assert config("probe").shares_base
-    assert not config("probe", engine="openvino", exported_from=PARTS["first"]).shares_base
+    assert not config("probe", engine="onnxruntime-int8", exported_from=PARTS["first"]).shares_base
 
 
 def test_a_baseline_that_changes_its_encoder_does_not_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,15 +35,15 @@ from tests.unit.registry.test_versions import ENDPOINT, PARTS, PLAIN, ROUTING
 
 CHAT_KINDS = ("few_shot", "retrieved", "nearest")
 CHAT = "chat "  # prefix of the kinds that both tasks have
-NAMES = (*get_args(Kind), "openvino", *(f"{CHAT}{kind}" for kind in ("zero_shot", "lora", "full")))
+NAMES = (*get_args(Kind), "int8", *(f"{CHAT}{kind}" for kind in ("zero_shot", "lora", "full")))
 
 
 def files_of(name: str) -> tuple[Config, list[str]]:
     """Return the config of a version, and the names of its other files."""
     kind = name.removeprefix(CHAT)
     spec = spec_of(kind)
-    if name == "openvino":
-        exported = {"kind": "full", "engine": "openvino", "exported_from": PARTS["second"]}
+    if name == "int8":
+        exported = {"kind": "full", "engine": "onnxruntime-int8", "exported_from": PARTS["second"]}
         return Config.model_validate(PLAIN | exported), [EXPORTED_ENCODER, "head.safetensors"]
     prompting: dict[str, Any] = {"system": None, "max_new_tokens": 8}
     if spec.has_index:

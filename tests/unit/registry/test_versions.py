@@ -169,11 +169,11 @@ def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path:
     write_config(folder, parsed(PLAIN | {"kind": kind}))
     with pytest.raises(RegistryError, match=f"{file} is missing"):
         register(task_uri, folder)
-    write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["second"]}))
+    write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "onnxruntime-int8", "exported_from": PARTS["second"]}))
     with pytest.raises(RegistryError, match=r"encoder\.onnx is missing"):
         register(task_uri, folder)
     (folder / "encoder.onnx").write_bytes(b"graph")  # other engines need no weights of torch
-    assert register(task_uri, folder).engine == "openvino"
+    assert register(task_uri, folder).engine == "onnxruntime-int8"
 
 
 @pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag", "lora_bag", "full_bag"])

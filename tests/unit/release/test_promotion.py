@@ -246,7 +246,7 @@ def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_prove
 @pytest.mark.parametrize("is_first", [True, False])
 def test_an_exported_champion_is_compared_with_the_model_before_it(task: Task, is_first: bool) -> None:
     baseline, trained = task.register("baseline", kind="probe"), task.register("1")
-    exported = task.register("onnx", engine="openvino", exported_from=trained.pinned)
+    exported = task.register("onnx", engine="onnxruntime-int8", exported_from=trained.pinned)
     if not is_first:
         task.promote(baseline, incumbent=trained, champion=None)
     torch = task.promote(trained, incumbent=baseline)

@@ -17,6 +17,7 @@ from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import Answer, answer_prompts
+from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import language_model, tokenizer
 
@@ -31,13 +32,9 @@ T = TypeVar("T")
 
 
 def engine(lm: Any = None) -> TransformersEngine:
-    loaded: Any = SimpleNamespace(
-        model=ChatModel(lm or language_model()),
-        tokenizer=TOKENIZER,
-        prompting=Prompting(system="be brief", max_new_tokens=LIMIT),
-        version=SimpleNamespace(version="v"),
-        index=None,
-    )
+    version: Any = SimpleNamespace(version="v")
+    prompting = Prompting(system="be brief", max_new_tokens=LIMIT)
+    loaded = LoadedChat(ChatModel(lm or language_model()), TOKENIZER, prompting, version)
     return TransformersEngine(loaded, max_batch_size=8)
 
 
