@@ -185,7 +185,11 @@ def advice(config: TrainingConfig, *, allowed: int) -> str:
 def test_every_single_change_after_which_a_worker_fits_is_proposed() -> None:
     config = config_of(num_workers=8, batch_size=64, gpus_per_worker=1, zero_stage=2, gradient_checkpointing=True)
     changes = advice(config, allowed=80 * GIB).removeprefix("set ").split(" or ")
-    assert [change.partition(" (")[0] for change in changes] == ["training.zero_stage: 3", "training.method: lora"]
+    assert [change.partition(" (")[0] for change in changes] == [
+        "training.zero_stage: 3",
+        "training.batch_tokens: 8192",
+        "training.method: lora",
+    ]
 
 
 def test_a_model_that_does_not_fit_after_any_single_change_needs_several() -> None:
