@@ -26,12 +26,10 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.lora import merge_layers
-from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import default_device, load_causal, share_weights
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples
-from tailorbird.models.shape import ModelShape
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
@@ -41,7 +39,6 @@ from training.engine.deepspeed_private import fp32_values, full_shapes
 from training.engine.placement import layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
 from training.engine.tensor_file import save_tensors
-from training.engine.worker_memory import Batch as BatchShape
 from training.task import Diverged, TrainingTask, Weights, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -179,11 +176,6 @@ class ChatRuntime:
         with model.dense_attention():  # flash attention computes in half precision only
             logits: torch.Tensor = model(*as_tensors(batch, device=device))
         return logits
-
-    def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
-        answer = self.task.prompting.max_new_tokens
-        autocast = compute_dtype(config) == torch.bfloat16
-        return shape_of(self.lm), BatchShape(self.task.max_length, answer, packed=True, autocast=autocast)
 
     def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `model.safetensors` or `adapter/`."""

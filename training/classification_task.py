@@ -21,19 +21,16 @@ from tailorbird.evaluation.class_weights import weights_of_classes
 from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.models.classifier import Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
-from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import load_encoder, share_weights
-from tailorbird.models.shape import GPU_ROWS, ModelShape
+from tailorbird.models.shape import GPU_ROWS
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
-from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import full_shapes
+from training.engine.memory_estimate import VALIDATION_TOKENS
 from training.engine.placement import place_weights
 from training.engine.tensor_file import save_tensors
-from training.engine.validation_memory import VALIDATION_TOKENS
-from training.engine.worker_memory import Batch as BatchShape
 from training.task import Diverged, TrainingTask, Weights, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -161,11 +158,6 @@ class ClassifierRuntime:
         rows = np.arange(min(COMPARED_ROWS, len(self.validation)))
         logits: torch.Tensor = model(*self._inputs(self.validation, rows, device=device))
         return logits
-
-    def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
-        autocast = compute_dtype(config) == torch.bfloat16
-        batch = BatchShape(self.task.max_length, autocast=autocast, validation_rows=len(self.validation))
-        return shape_of(self.encoder), batch
 
     def _inputs(
         self, tokens: TokenizedRows, rows: NDArray[np.int64], *, device: Any = "cpu"

@@ -24,15 +24,22 @@ class DiskFull(OSError):
 class OutOfMemory(RuntimeError):
     """A GPU does not have enough memory for a worker of a group of `num_workers` workers.
 
-    A retry with as many workers would fail the same way.
+    `batch_tokens` is the limit of a micro-batch with which to try again. If it is None, a retry with as many workers
+    would fail the same way.
     """
 
-    def __init__(self, message: str, num_workers: int) -> None:
-        super().__init__(message, num_workers)  # pickle calls the class with both
+    def __init__(self, message: str, num_workers: int, batch_tokens: int | None = None) -> None:
+        super().__init__(message, num_workers, batch_tokens)  # pickle calls the class with these
         self.num_workers = num_workers
+        self.batch_tokens = batch_tokens
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    @property
+    def retry(self) -> str:
+        """Description of the next attempt for the log."""
+        return f"a GPU ran out of memory; training continues with training.batch_tokens: {self.batch_tokens}"
 
 
 class RepeatedFailure(RuntimeError):

@@ -17,6 +17,7 @@ from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
 from training.engine.deepspeed_engine import initialize_engine, raise_on_all_ranks
+from training.engine.out_of_memory import out_of_memory_reported
 from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime, means_over_ranks
 
@@ -128,9 +129,10 @@ class _EpochRun:
         for number, (batch, weight) in enumerate(step.batches, start=1):
             if self.config.batch_tokens is not None:  # the number of micro-batches differs from step to step
                 self.engine.set_gradient_accumulation_boundary(number == len(step.batches))
-            loss = self.runtime.loss(self.engine, self.config, batch.to(self.engine.device)) * weight
-            self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
-            self.engine.step()  # updates the weights after the last micro-batch
+            with out_of_memory_reported(self.config, micro_batch_tokens=batch.num_tokens):
+                loss = self.runtime.loss(self.engine, self.config, batch.to(self.engine.device)) * weight
+                self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
+                self.engine.step()  # updates the weights after the last micro-batch
             step_loss += loss.detach()
             self.progress.padded += batch.num_tokens
         self.progress.tokens += step.num_tokens

@@ -58,16 +58,3 @@ class TrainingResult(StoredModel):
             attention=report.attention,
             dtype=dtype,
         )
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rows per second of one worker."""
-
-    training: float  # forward and backward passes
-    prediction: float  # forward passes; of a chat model, answers
-    num_rows: int  # rows on which they were measured; 0 if they were not measured
-
-
-NOT_MEASURED = Rates(0.0, 0.0, num_rows=0)
-"""Rates of a model that does not fit on one GPU."""

@@ -18,10 +18,8 @@ from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import default_device, share_weights
-from tailorbird.models.shape import ModelShape
 from training.batches import Batch
 from training.dataset import InMemoryDataset, ShardedDataset, TrainingDataset
-from training.engine.worker_memory import Batch as BatchShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,9 +108,6 @@ class TaskRuntime(Protocol):
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         """Return fp32 logits of a few rows, to compare exported weights with the trained model."""
-
-    def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
-        """Return the sizes of the base model and of a batch, to estimate the memory of a worker."""
 
     def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write the trained weights as the files of an artifact, one after another if all weights were trained.

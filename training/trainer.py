@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from cluster import ray_private
+from cluster.progress import NoteEvent
 from cluster.resources import Resources, gpu_visibility, live_nodes, worker_resources
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder
@@ -45,14 +47,13 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
     task_ref = ray.put(with_tokenized_rows(task))
     weights = f"{uri}/weights-{new_name()}"  # another driver of the same training must not replace them
 
-    def work() -> TrainingResult | str:
+    def work(config: TrainingConfig) -> TrainingResult | str:
         from training.worker import train_and_export  # in workers only, because it imports DeepSpeed
 
         return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
 
-    trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train", callbacks=[no_retry_callback(config)])
     try:
-        outcome: TrainingResult | str = trainer.fit().return_value
+        outcome = _run_until_it_fits(config, work=work, uri=f"{uri}/train", events=events)
     except Exception as error:
         retries = f" after {config.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
         advice = (
@@ -66,6 +67,27 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
         raise TrainingFailed(outcome)
     delete_folder(f"{uri}/train")  # checkpoints are large: optimizer states have three times the model's size
     return outcome
+
+
+def _run_until_it_fits(
+    config: TrainingConfig, *, work: Callable[[TrainingConfig], TrainingResult | str], uri: str, events: Any
+) -> TrainingResult | str:
+    """Run the training. Resume it with smaller micro-batches as long as a GPU does not have enough memory for one."""
+    while True:
+        callbacks = [no_retry_callback(config)]
+        trainer = build_torch_trainer(partial(work, config), config=config, uri=uri, callbacks=callbacks)
+        try:
+            outcome: TrainingResult | str = trainer.fit().return_value
+        except Exception as error:
+            failure = getattr(error, "controller_failure", None)
+            if not isinstance(failure, OutOfMemory) or failure.batch_tokens is None:
+                raise
+            if events is not None:
+                events.put.remote(NoteEvent(failure.retry))
+            limits = {"batch_tokens": failure.batch_tokens, "gradient_accumulation_steps": 1}
+            config = config.model_copy(update=limits)
+        else:
+            return outcome
 
 
 def build_torch_trainer(
@@ -120,11 +142,11 @@ def build_torch_trainer(
 
 
 def no_retry_callback(config: TrainingConfig) -> Any:
-    """Return a callback of Ray Train that ends a run with OutOfMemory if a worker of the largest group raises it.
+    """Return a callback of Ray Train that ends a run with OutOfMemory if a worker raises it.
 
     Ray Train does not retry after an error of a callback. A worker that returned instead would leave the other workers
-    waiting for it in a collective. A smaller group is retried, because its workers hold larger shares of the states,
-    and a lost node may be back.
+    waiting for it in a collective. If micro-batches cannot be smaller, a smaller group is retried, because its workers
+    hold larger shares of the states, and a lost node may be back.
     """
     from ray.train import UserCallback
 
@@ -132,8 +154,8 @@ def no_retry_callback(config: TrainingConfig) -> Any:
         def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
             for rank, failure in sorted(worker_exceptions.items()):
                 error = ray_private.unwrap_worker_failure(failure)
-                if isinstance(error, OutOfMemory) and error.num_workers == config.max_workers:
-                    raise OutOfMemory(f"worker {rank}: {error}", error.num_workers)
+                if isinstance(error, OutOfMemory) and (error.batch_tokens or error.num_workers == config.max_workers):
+                    raise OutOfMemory(f"worker {rank}: {error}", error.num_workers, error.batch_tokens)
 
     return NoRetry()
 

@@ -41,7 +41,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, weights: str, eve
     """
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
-    with out_of_memory_reported(config, runtime):
+    with out_of_memory_reported(config):
         return _train_and_export(config, runtime, weights=weights, events=events)
 
 

@@ -89,6 +89,7 @@ class TrialBroker:
         """Name of the trial of each group."""
         self._failures: defaultdict[str, list[str]] = defaultdict(list)
         """Reasons of the failures of each group since it finished a trial."""
+        self._batch_tokens: int | None = None  # limit of a micro-batch that the memory of the GPUs has shown
         self._best = max((rank for record in known if (rank := record.exported_rank) is not None), default=None)
         self._closed = False
         self._ended: str | None = None
@@ -152,7 +153,9 @@ class TrialBroker:
         trial = self._trials[name]
         trial.has_saved = False
         trial.stored_by.clear()
-        return TrialAssignment(name, trial.record.config, trial.record.checkpoint)
+        record = trial.record
+        record.batch_tokens = self._batch_tokens or record.batch_tokens
+        return TrialAssignment(name, record.trained_config, record.checkpoint)
 
     def _next(self) -> str | None:
         """Return the pending trial that has waited longest, or None."""
@@ -220,6 +223,13 @@ class TrialBroker:
             self._failures.pop(group, None)
         self._trials[name].record.failed_by_workers = by_workers
         await self._fail(name, message)
+
+    async def limit_tokens(self, group: str, name: str, batch_tokens: int) -> None:
+        """(Worker group) Limit the micro-batches of all trials from now on, and put the group's trial in front."""
+        self._batch_tokens = min(batch_tokens, self._batch_tokens or batch_tokens)
+        if self._assigned.pop(group, None) is not None:  # else another rank of the group was faster
+            self._waiting.appendleft(name)
+        await self._notify()
 
     async def end(self, reason: str) -> None:
         """(Tune) End the sweep, and record which trials end with it."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import ray
 import torch.distributed as dist
 
-from cluster.progress import TrialEvent
+from cluster.progress import NoteEvent, ProgressEvent, TrialEvent
 from tailorbird.models.errors import ModelError
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
@@ -76,20 +76,27 @@ class _TrialRun:
     def run(self) -> str:
         """Train, export the weights if they are the best so far, and return the trial's final status.
 
-        Raises OutOfMemory, after which this group restarts. The trial has then failed if the group has `max_workers`.
-        In a smaller group, whose workers hold larger shares of the states, the broker requeues it.
+        Raises OutOfMemory, after which this group restarts, and the trial continues with smaller micro-batches. If they
+        cannot be smaller, it has failed if the group has `max_workers`. In a smaller group, whose workers hold larger
+        shares of the states, the broker requeues it.
         """
         try:
-            with out_of_memory_reported(self._config, self._runtime):
+            with out_of_memory_reported(self._config):
                 return self._run()
         except OutOfMemory as error:
-            if error.num_workers == self._config.max_workers:
-                if self._job.events is not None:  # from this rank, because rank 0 may wait for it
-                    failed = TrialEvent(self._trial, self._assignment.config, "failed")
-                    self._job.events.put.remote(failed)
+            if error.batch_tokens is not None:
+                self._report(NoteEvent(f"trial {self._trial}: {error.retry}"))
+                ray.get(self._broker.limit_tokens.remote(self._job.group, self._trial, error.batch_tokens))
+            elif error.num_workers == self._config.max_workers:
+                self._report(TrialEvent(self._trial, self._assignment.config, "failed"))
                 message = f"worker {dist.get_rank()}: {error}"
                 ray.get(self._broker.give_up.remote(self._job.group, self._trial, message, by_workers=True))
             raise  # the other ranks wait for this one in a collective
+
+    def _report(self, event: ProgressEvent) -> None:
+        """Send an event from this rank, because rank 0 may wait for it."""
+        if self._job.events is not None:
+            self._job.events.put.remote(event)
 
     def _run(self) -> str:
         try:

@@ -16,6 +16,8 @@ from training.errors import RepeatedFailure, describe_failure, restart_is_expect
 from training.trainer import build_torch_trainer, placement_strategy
 from tuning.trial_broker import WorkerGroupJob
 
+MAX_HALVINGS = 16  # of the tokens of a micro-batch, in a sweep
+
 GROUP_HELPERS_BYTES = 880 << 20
 """Memory of a group's processes on the driver's node: Ray Train's controller (273 MiB) and its four helpers (117 MiB
 each), and Ray Tune's actor of the trial (134 MiB). Proportional set sizes of two groups with Ray 2.60."""
@@ -110,9 +112,9 @@ def repeated_failure(reasons: Sequence[str], *, max_failures: int) -> str | None
 def _run_group(job: WorkerGroupJob) -> str | None:
     """Run a group until it ends, and return its error or None.
 
-    A trial that exceeds the memory of its GPU fails a group of `max_workers` once, and the broker does not assign it
-    again. Ray Train counts all failures of the group, so their limit is higher by the number of trials. The callback
-    limits the other failures.
+    A trial that exceeds the memory of its GPU fails a group of `max_workers` once for each halving of the micro-batches
+    of the sweep, and once at the end, after which the broker does not assign it again. Ray Train counts all failures of
+    the group, so their limit is higher by these numbers. The callback limits the other failures.
     """
 
     def work() -> None:
@@ -124,7 +126,8 @@ def _run_group(job: WorkerGroupJob) -> str | None:
     callbacks = [RequeueOnFailure(job.broker, job.group, uri=job.uri, max_failures=training.max_failures)]
     uri = f"{job.uri}/groups/{job.group}"
     try:
-        build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks, more_failures=job.num_trials).fit()
+        more = job.num_trials + MAX_HALVINGS
+        build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks, more_failures=more).fit()
     except Exception as error:
         return f"worker group failed: {describe_failure(error, uri=job.uri)}"
     return None

@@ -25,8 +25,7 @@ from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.models.shape import ModelShape
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import DEVICE_RUNTIME_BYTES, RUNTIME_BYTES, held_bytes, start_bytes, step_bytes
-from training.engine.worker_memory import Batch
+from training.engine.memory_estimate import GPU_PROCESS_BYTES, Batch, worker_memory
 from training.loop import Callbacks, build_engine, train
 from training.task import Diverged, TrainingTask
 
@@ -48,15 +47,15 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dic
     num_tokens = REDUCED_NUM_TOKENS if reduced else NUM_TOKENS
     task = training_task(base_model, "chat", num_rows=NUM_STEPS * world_size, num_tokens=num_tokens)
     shape = read_metadata(base_model, task=ChatData()).shape
-    room = math.inf if reduced else torch.cuda.get_device_properties(0).total_memory - DEVICE_RUNTIME_BYTES
+    room = math.inf if reduced else torch.cuda.get_device_properties(0).total_memory - GPU_PROCESS_BYTES
     for stage in (3,) if reduced else (1, 2, 3):
         config = config_that_fits(stage, world_size, shape=shape, room=room, gpus_per_worker=0 if reduced else 1)
-        estimated = estimated_bytes(config, shape=shape, room=room)
+        estimated = estimated_bytes(config, shape=shape)
         figures = {"estimate_gib": estimated / GIB}
         name = f"memory_{world_size}_ranks_stage_{stage}_{config.parameter_dtype}"
         if estimated < room:
             measured = _peak_bytes(config, task)
-            figures |= {"gib": measured / GIB, "error_of_estimate": abs(measured / estimated - 1)}
+            figures |= {"gib": measured / GIB, "share_of_estimate": measured / estimated}
         else:
             print(f"{name}: the estimate does not fit on this GPU, so it is not measured", flush=True)
         yield {f"{name}_{figure}": value for figure, value in figures.items()}
@@ -82,23 +81,16 @@ def config_that_fits(
         )
 
     in_fp32 = config("fp32")
-    return in_fp32 if estimated_bytes(in_fp32, shape=shape, room=room) < room else config("bf16")
+    return in_fp32 if estimated_bytes(in_fp32, shape=shape) < room else config("bf16")
 
 
-def estimated_bytes(config: TrainingConfig, *, shape: ModelShape, room: float) -> float:
-    """Return the estimated peak bytes of start and step: of the GPU without the CUDA context, or of a process on CPU.
-
-    DeepSpeed flattens the weights in host memory if the GPU does not have `room` for them.
-    """
+def estimated_bytes(config: TrainingConfig, *, shape: ModelShape) -> float:
+    """Return the estimated peak bytes: of the GPU without the CUDA context, or of a process on CPU."""
     on_gpu = config.gpus_per_worker > 0
     autocast = on_gpu or inference_dtype() == torch.bfloat16
     batch = Batch(NUM_TOKENS if on_gpu else REDUCED_NUM_TOKENS, packed=True, autocast=autocast)
-    num_workers = config.max_workers
-    held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
-    step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
-    start = sum(start_bytes(config, shape=shape, batch=batch).values())
-    process = 0 if on_gpu else RUNTIME_BYTES
-    return float(process + max(sum(held.values()) + sum(step.values()), start if start < room else 0))
+    memory = worker_memory(config, shape=shape, batch=batch, num_workers=config.max_workers)
+    return float(memory.device_bytes - GPU_PROCESS_BYTES if on_gpu else memory.host_bytes)
 
 
 def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:

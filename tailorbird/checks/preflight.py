@@ -20,7 +20,7 @@ from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_f
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_power import check_power
-from tailorbird.checks.preflight_time import expected_time
+from tailorbird.checks.preflight_rows import check_rows
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
@@ -34,13 +34,13 @@ def check_recipe(
 ) -> tuple[CheckResult, ...]:
     """Check everything that a run of the recipe needs; with `without_cluster`, everything except the cluster.
 
-    With a cluster and without a fault, also estimate the duration of each stage.
+    With a cluster and without a fault, also read and check the rows, as a run does.
     """
     progress.stage("preflight: collecting facts about data, base model, registry and cluster")
     results = check_facts(recipe, collect_facts(recipe, without_cluster=without_cluster))
     if without_cluster or not passes(results):
         return results
-    return (*results, *expected_time(recipe, progress=progress))
+    return (*results, check_rows(recipe, progress=progress))
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:

@@ -1,7 +1,7 @@
 """Checks of `tailorbird preflight` on the memory of nodes and GPUs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,10 +12,7 @@ from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.config.training import TrainingConfig
-from tailorbird.models.shape import ModelShape
-from training.engine.memory_alternatives import remedy, smaller_alternatives
-from training.engine.memory_estimate import worker_memory
-from training.engine.worker_memory import Batch, WorkerMemory
+from training.engine.memory_estimate import Batch, WorkerMemory, remedy, worker_memory
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 SIZES = (
@@ -32,103 +29,59 @@ NUM_LISTED = 5
 
 
 def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that the workers fit the memory of each node, and one worker fits the memory of a GPU."""
+    """Check that the workers fit the memory of each node, and one worker fits the memory of a GPU.
+
+    The checks are for the configuration of the sweep that needs the most, with the fewest workers.
+    """
     if facts.model is None:
         yield fault("memory", "not estimated, because the base model could not be read", "fix the fault above")
         return
-    config, total = recipe.training, sum(node.total.cpus for node in cluster.nodes)
-    worker = worker_resources(config)
-    room = max(1, int(total) // (config.max_workers * config.cpus_per_worker))
-    most = recipe.tuning.trials_at_once(room=room) * config.max_workers
+    training = recipe.training
     probed = [(node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports]
-    autocast = any(report.bfloat16 for _, report in probed) or config.gpus_per_worker > 0
-    gpu_sizes = [size for _, report in probed for size in report.gpu_bytes]
-    gpu_bytes = min(gpu_sizes, default=None)
-    estimate = _worst_memory(recipe, facts.model.shape, autocast=autocast, gpu_bytes=gpu_bytes)
-    needed = estimate.memory
-    short: list[tuple[int, int, str]] = []  # bytes for a worker, number of workers, and text of a node
+    batch = Batch(
+        _longest_training_row(recipe),
+        max_new_tokens=recipe.data.max_new_tokens,
+        packed=TASKS[recipe.task].packs_rows,
+        autocast=training.gpus_per_worker > 0 or any(report.bfloat16 for _, report in probed),
+    )
+    memory = partial(worker_memory, shape=facts.model.shape, batch=batch, num_workers=training.min_workers)
+    config = max(tried_configs(recipe), key=lambda config: (memory(config).device_bytes, memory(config).host_bytes))
+    advice = partial(remedy, config, batch=batch, num_workers=training.min_workers)
+    needed = memory(config)
+    room = int(sum(node.total.cpus for node in cluster.nodes)) // (training.max_workers * training.cpus_per_worker)
+    most = recipe.tuning.trials_at_once(room=max(1, room)) * training.max_workers
+    short: list[tuple[int, str]] = []  # free bytes for a worker, and text of a node
     for node, report in probed:
-        num_workers = min(most, node.total.num_workers(worker))
-        allowed = max(0, report.free_bytes - int((1 - RAY_KILLS_AT) * report.memory_bytes))
-        if needed.node_bytes(num_workers, num_groups=_num_groups(num_workers, config)) > allowed:
-            text = f"{node.address} has {_size(allowed)} free for {num_workers} workers"
-            short.append((allowed // num_workers, num_workers, text))
+        num_workers = min(most, node.total.num_workers(worker_resources(training)))
+        free = max(0, report.free_bytes - int((1 - RAY_KILLS_AT) * report.memory_bytes))
+        if num_workers * needed.host_bytes > free:
+            line = f"{node.address} has {_size(free)} free for {num_workers} workers"
+            short.append((free // num_workers, line))
     text = f"up to about {_size(needed.host_bytes)} per worker ({_parts(needed.host)})"
-    if needed.exporting != needed.host:
-        text += f", and {_size(needed.exporting_bytes)} for the one that exports ({_parts(needed.exporting)})"
     if short:
-        allowed, num_workers, _ = min(short)
-        groups = _num_groups(num_workers, config)
-        advice = estimate.remedy(
-            lambda memory: memory.node_bytes(num_workers, num_groups=groups) // num_workers, allowed=allowed
-        )
-        advice += ", or raise training.cpus_per_worker, so that fewer workers share a node"
-        yield fault("memory", f"{text}; {', '.join(text for _, _, text in short[:NUM_LISTED])}", advice)
+        change = advice(needed=lambda config: memory(config).host_bytes, allowed=min(short)[0])
+        change += ", or raise training.cpus_per_worker, so that fewer workers share a node"
+        yield fault("memory", f"{text}; {', '.join(line for _, line in short[:NUM_LISTED])}", change)
     elif probed:
         yield ok("memory", f"{text}; every node has enough for its workers")
     else:
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
-        yield _gpu_memory(estimate, gpu_sizes)
+        sizes = [size for _, report in probed for size in report.gpu_bytes]
+        yield _gpu_memory(needed, sizes, advice=partial(advice, needed=lambda config: memory(config).device_bytes))
 
 
-def _num_groups(num_workers: int, config: TrainingConfig) -> int:
-    """Return the number of worker groups on a node. One worker of each group exports."""
-    return -(-num_workers // config.max_workers)
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """The memory of a worker, and what it depends on."""
-
-    config: TrainingConfig
-    shape: ModelShape
-    batch: Batch
-    gpu_bytes: int | None
-    memory: WorkerMemory
-
-    def remedy(self, needed: Callable[[WorkerMemory], int], *, allowed: int) -> str:
-        """Return the first change of each field of the recipe with which a worker needs at most `allowed` bytes."""
-        alternatives = smaller_alternatives(
-            self.config,
-            shape=self.shape,
-            batch=self.batch,
-            num_workers=self.config.min_workers,
-            gpu_bytes=self.gpu_bytes,
-        )
-        return remedy(alternatives, needed=needed, allowed=allowed)
-
-
-def _gpu_memory(estimate: _Estimate, sizes: Sequence[int]) -> CheckResult:
-    needed = estimate.memory.device_bytes
-    text = f"up to about {_size(needed)} per GPU ({_parts(estimate.memory.device)})"
+def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int], *, advice: Callable[..., str]) -> CheckResult:
+    text = f"up to about {_size(needed.device_bytes)} per GPU ({_parts(needed.device)})"
     if not sizes:
         return note(
             "GPU memory",
             f"{text}; the nodes did not report the memory of their GPUs (check with nvidia-smi on the nodes)",
         )
     text += f"; the smallest has {_size(min(sizes))}"
-    if needed <= min(sizes):
+    if needed.device_bytes <= min(sizes):
         return ok("GPU memory", text)
-    return fault("GPU memory", text, estimate.remedy(lambda memory: memory.device_bytes, allowed=min(sizes)))
-
-
-def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool, gpu_bytes: int | None) -> _Estimate:
-    """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
-    batch = Batch(
-        _longest_training_row(recipe),
-        max_new_tokens=recipe.data.max_new_tokens,
-        packed=TASKS[recipe.task].packs_rows,
-        autocast=autocast,
-    )
-
-    def estimate(config: TrainingConfig) -> _Estimate:
-        num_workers = config.min_workers
-        memory = worker_memory(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes)
-        return _Estimate(config, shape, batch, gpu_bytes, memory)
-
-    estimates = map(estimate, tried_configs(recipe))
-    return max(estimates, key=lambda estimate: (estimate.memory.device_bytes, estimate.memory.host_bytes))
+    return fault("GPU memory", text, advice(allowed=min(sizes)))
 
 
 def _longest_training_row(recipe: Recipe) -> int:

@@ -55,7 +55,7 @@ def preflight(
 ) -> None:
     """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a check fails.
 
-    Without a fault, also estimate how long each stage of the run takes, by rates measured on a few rows.
+    Without a fault, also read and check the rows, as a run does.
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """

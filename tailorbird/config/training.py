@@ -99,7 +99,8 @@ class TrainingConfig(ConfigSection):
     batch_tokens: int | None = Field(default=None, ge=1)
     """Maximum number of tokens in a micro-batch, counted as rows times the longest row; at least `data.max_length`.
     Each worker splits its rows of a step into as few micro-batches as this allows. It replaces
-    `gradient_accumulation_steps`, and limits memory more evenly if rows differ in length. The loss is the same."""
+    `gradient_accumulation_steps`, and limits memory more evenly if rows differ in length. The loss is the same. If a
+    GPU runs out of memory in a step, training continues with half of the tokens of its micro-batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them, which uses less memory and more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
@@ -170,7 +171,7 @@ class TrainingConfig(ConfigSection):
     """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. The same limit
     applies separately to preemptions. In a sweep, a worker group ends after more failures than this without a finished
     trial in between. A lack of memory does not count there, but all failures are limited to `max_failures` plus
-    `num_trials`."""
+    `num_trials` plus 16."""
     start_timeout_s: float | None = Field(default=None, gt=0)
     """Number of seconds that a training waits for the resources of its workers before it tries again, at most three
     times. By default 600, or 120 if `num_workers` is a range, because a smaller group can start only after the time-out

@@ -23,7 +23,6 @@ from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.statistics.split_differences import SplitSample
 from tailorbird.init.data_warnings import sample_warnings, split_warnings
 from tailorbird.init.task_defaults import DEFAULTS
-from tailorbird.init.time_budget import DraftRows
 from tailorbird.models.base_model import staged_base_model
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -77,15 +76,14 @@ class DataSummary:
     base_model: str
 
     @property
-    def rows(self) -> DraftRows:
-        """The rows of the splits of a run."""
+    def num_tuning(self) -> int:
+        """Rows that a run trains on."""
         train = self.num_train
         if self.uris.validation is None:
             train -= self.num_validation
         if self.uris.test is None:
             train -= self.num_test
-        classes = 0 if self.roles.label is None else len(self.roles.label.column.counts)
-        return DraftRows(train, self.num_validation, self.num_test, classes=classes)
+        return train
 
 
 def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:

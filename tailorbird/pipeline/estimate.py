@@ -1,31 +1,40 @@
-"""The expected duration of each stage of a run, from the rates of one worker on a handful of rows."""
+"""The expected durations of the trainings of a run, from the first steps that are measured."""
 
-from cluster.progress import PlanEvent
-from tailorbird.pipeline.inputs import RunInputs
-from tailorbird.pipeline.planned_stages import Sizes, planned_stages
-from tailorbird.pipeline.tasks import Task
-from training.reports import NOT_MEASURED
+from cluster.display.state import rate
+from cluster.progress import PlanEvent, PlannedStage, ProgressEvent, ProgressReporter, StepEvent
+from tailorbird.config.recipe import Recipe
 from tuning.worker_groups import num_groups_that_fit
 
 
-def estimate_run(inputs: RunInputs, task: Task) -> PlanEvent:
-    """Return the expected duration of each stage of a run, by rates that a Ray task measures now.
+def planned_trainings(recipe: Recipe, first: StepEvent, *, groups: int) -> PlanEvent:
+    """Return the expected durations of sweep and seeds if every training takes as long as the one of `first`.
 
-    The plan has no stages if the rates cannot be measured.
+    The cluster has room for `groups` trainings at the same time.
     """
-    splits, training = inputs.splits, inputs.recipe.training
-    sizes = Sizes(
-        inputs.num_tuning_rows,
-        len(splits.train),
-        len(splits.validation),
-        len(splits.test),
-        classes=len(task.classes),
-        groups=num_groups_that_fit(training),
-        cost_rows=min(len(splits.test), task.num_cost_rows),
-        suites=sum(map(len, inputs.suites.values())),
-    )
-    rates = task.measure_rates()
-    if rates == NOT_MEASURED:
-        return PlanEvent((), "the model and one micro-batch do not fit on one GPU, so no speed was measured")
-    text = f"rates of one worker, measured on {rates.num_rows} rows; stages that stop early take less"
-    return PlanEvent(planned_stages(inputs.recipe, sizes, rates=rates), text)
+    assert first.seconds_left is not None
+    numbers = {"sweep": recipe.tuning.num_trials, "seeds": recipe.training.num_seeds - 1}
+    at_once = {"sweep": recipe.tuning.trials_at_once(room=groups), "seeds": groups}
+    stages = [
+        PlannedStage(
+            name,
+            -(-number // at_once[name]) * first.seconds_left,
+            f"{number} trainings, {min(number, at_once[name])} at once, at {rate(first.rows_per_second)}",
+        )
+        for name, number in numbers.items()
+        if number > 0
+    ]
+    return PlanEvent(tuple(stages), "by the first steps; without validations, and trainings that stop early take less")
+
+
+def with_expected_time(progress: ProgressReporter, recipe: Recipe) -> ProgressReporter:
+    """Return a reporter that also reports the expected durations, after the second step or later of a training."""
+    is_planned = False
+
+    def report(event: ProgressEvent) -> None:
+        nonlocal is_planned
+        progress.report(event)
+        if not is_planned and isinstance(event, StepEvent) and event.step > 1 and event.seconds_left is not None:
+            is_planned = True
+            progress.report(planned_trainings(recipe, event, groups=num_groups_that_fit(recipe.training)))
+
+    return ProgressReporter(report)

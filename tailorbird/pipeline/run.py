@@ -17,7 +17,7 @@ from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.pipeline.artifacts import Contender, set_decision
 from tailorbird.pipeline.endpoint_contender import endpoint_baselines, first_answer, predict_contender
-from tailorbird.pipeline.estimate import estimate_run
+from tailorbird.pipeline.estimate import with_expected_time
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.nothing_to_gain import headroom_without_training, no_training_line
@@ -67,16 +67,16 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         if may_train:
             progress.activity("checking that the base model can be trained on the rows")
             context.task.require_trainable()
-        with forward_events(progress) as queue, reporting_to(queue_progress(queue)) as progress:
+        with (
+            forward_events(with_expected_time(progress, recipe)) as queue,
+            reporting_to(queue_progress(queue)) as progress,
+        ):
             return _run_stages(context, progress=progress, events=queue if may_train else None)
 
 
 def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any) -> RunResult:
     """Run all stages after `prepare`. `events` is the queue for trainings; None if all must be cached."""
     context = context.reporting_to(progress)
-    if events is not None:
-        progress.activity("measuring the speed of a worker on a few rows, to estimate the duration of each stage")
-        progress.report(estimate_run(context.inputs, context.task))
     baselines = fit_baselines(context, progress=progress)
     headroom = headroom_without_training(context, baselines)
     if headroom is not None:

@@ -1,7 +1,7 @@
 """Classification and chat tasks. The other modules of the pipeline do not depend on the kind of task."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -10,26 +10,21 @@ from tailorbird.data.copies import documents
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
-from tailorbird.data.splits import subsample
 from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.baselines.classification import fit_baselines, store_baselines
-from tailorbird.evaluation.inference.answer_rate import NUM_ANSWERS, measure_answers
 from tailorbird.evaluation.inference.predict import DecisionFit, fit_decision
 from tailorbird.models.metadata import longest_row
 from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
 from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
-from tailorbird.pipeline.planned_stages import NUM_COST_ROWS
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import Dtype, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
-from training.reports import NOT_MEASURED, Rates
 from training.task import TrainingTask, check_trainable
-from training.throughput import NUM_ROWS, measure_rates
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class ClassificationTask:
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "classes"  # noun for the distinct labels in messages
-    num_cost_rows: ClassVar[int] = NUM_COST_ROWS["classification"]
+    num_cost_rows: ClassVar[int] = 256  # test rows on which the cost of all models is measured
     num_cost_rows_gpu: ClassVar[int] = 2048  # the same on a GPU, which answers 256 rows too fast for a precise time
 
     @cached_property
@@ -107,12 +102,6 @@ class ClassificationTask:
             pooling=self.inputs.pooling,
         )
 
-    def measure_rates(self) -> Rates:
-        """Return the rows per second of a worker, measured on a few training rows."""
-        return self.inputs.remote(measure_rates)(
-            _few_rows(self.training_task(), self.inputs), config=self.inputs.recipe.training
-        )
-
     def require_trainable(self) -> None:
         """Do nothing. Every encoder and every labelled text can be trained on."""
 
@@ -133,7 +122,7 @@ class ChatTask:
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
-    num_cost_rows: ClassVar[int] = NUM_COST_ROWS["chat"]
+    num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
     num_cost_rows_gpu: ClassVar[int] = 64  # as many as a replica answers at the same time by default
     classes: ClassVar[tuple[str, ...]] = ()
 
@@ -190,19 +179,6 @@ class ChatTask:
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
         return self._training_task(num_train_rows, self._examples(num_train_rows))
-
-    def measure_rates(self) -> Rates:
-        """Return the rows and answers per second of a worker, without examples in the prompt."""
-        task = _few_rows(self._training_task(None, None), self.inputs)
-        rates = self.inputs.remote(measure_rates)(task, config=self.inputs.recipe.training)
-        if rates == NOT_MEASURED:
-            return rates
-        validation = self.inputs.splits.validation
-        answered = validation.take(range(min(NUM_ANSWERS, len(validation))))
-        answers = self.inputs.remote_model(measure_answers)(
-            self.inputs.base_model.uri, rows=answered, prompting=self.prompting
-        )
-        return replace(rates, prediction=answers)
 
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
@@ -312,13 +288,6 @@ def _training_inputs(inputs: RunInputs) -> dict[str, object]:
         "metric": inputs.recipe.evaluation.metric,
         "max_train_rows": data.max_train_rows,
     }
-
-
-def _few_rows(task: TrainingTask, inputs: RunInputs) -> TrainingTask:
-    """Return the task with a few random training rows and one validation row."""
-    train = inputs.tuning_rows
-    rows = subsample(len(train), size=min(NUM_ROWS, len(train)), seed=inputs.recipe.training.seed)
-    return replace(task, train=train.take(rows), validation=inputs.splits.validation.take([0]))
 
 
 def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> Rows | Shards:

@@ -1,4 +1,4 @@
-"""Report that a GPU does not have enough memory, with changes of the recipe that need less."""
+"""Report that a GPU does not have enough memory, with the next attempt or changes of the recipe."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,33 +7,26 @@ import torch
 import torch.distributed as dist
 
 from tailorbird.config.training import TrainingConfig
-from training.engine.memory_alternatives import remedy, smaller_alternatives
-from training.engine.memory_estimate import worker_memory
-from training.engine.worker_memory import WorkerMemory
+from training.engine.memory_estimate import ADVICE
 from training.errors import OutOfMemory
-from training.task import TaskRuntime
 
 
 @contextmanager
-def out_of_memory_reported(config: TrainingConfig, runtime: TaskRuntime) -> Iterator[None]:
-    """Raise OutOfMemory, with advice, if the block runs out of GPU memory."""
+def out_of_memory_reported(config: TrainingConfig, *, micro_batch_tokens: int | None = None) -> Iterator[None]:
+    """Raise OutOfMemory, with advice, if the block runs out of GPU memory.
+
+    `micro_batch_tokens` are those of the micro-batch that the block processes; None if it processes something else.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         text, _, _ = str(error).partition(". GPU ")  # the rest describes the allocator
-        message = f"{text}; {_advice(config, runtime)}"
-        raise OutOfMemory(message, dist.get_world_size()) from None  # without the tensors of its traceback
+        half = _half(config, micro_batch_tokens)
+        raise OutOfMemory(f"{text}; {ADVICE}", dist.get_world_size(), half) from None  # without the traceback's tensors
 
 
-def _advice(config: TrainingConfig, runtime: TaskRuntime) -> str:
-    """Return the changes after which a worker is estimated to need less than now, and to fit its GPU if possible."""
-
-    def needed(memory: WorkerMemory) -> int:
-        return memory.device_bytes if config.gpus_per_worker else memory.host_bytes
-
-    shape, batch = runtime.sizes(config)
-    num_workers = dist.get_world_size()
-    gpu_bytes = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
-    now = needed(worker_memory(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes))
-    alternatives = smaller_alternatives(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes)
-    return remedy(alternatives, needed=needed, allowed=min(now - 1, gpu_bytes or now))
+def _half(config: TrainingConfig, micro_batch_tokens: int | None) -> int | None:
+    """Return half of the tokens, or None if the micro-batch is a row that exceeds the limit and cannot be split."""
+    if micro_batch_tokens is None or micro_batch_tokens > (config.batch_tokens or micro_batch_tokens):
+        return None
+    return micro_batch_tokens // 2

@@ -164,14 +164,14 @@ class TooLargeRuntime(ClassifierRuntime):
     ("kind", "reason"),
     [
         (OneRefusedExport, "failed: these weights are refused"),
-        (OneTooLarge, "failed: worker 0: CUDA out of memory. Tried to allocate 2.00 GiB; set training."),
+        (OneTooLarge, "failed: worker 0: CUDA out of memory. Tried to allocate 2.00 GiB; set several of training."),
     ],
 )
 def test_a_trial_whose_export_is_refused_or_that_exceeds_its_gpu_fails_and_another_trial_is_selected(
     small_data: str, tmp_path: Path, kind: type[OneRefusedExport], reason: str
 ) -> None:
     task = kind(**vars(training_task(small_data, num_rows=32)), marker=tmp_path / "refused")
-    training = TrainingConfig(num_workers=1, epochs=1, batch_size=16)
+    training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, batch_tokens=1)  # one row in each micro-batch
     with connect():
         config = TuningConfig(num_trials=2, space=RATES)
         result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())

@@ -68,11 +68,7 @@ def test_parameters_of_the_8b_model_are_bf16_only_where_fp32_does_not_fit_on_an_
     room = 78 * 2**30
     configs = [config_that_fits(stage, ranks, shape=shape, room=room) for ranks in (8, 32) for stage in (1, 2, 3)]
     assert [config.parameter_dtype for config in configs] == ["bf16", *["fp32"] * 5]
-    estimates = [estimated_bytes(config, shape=shape, room=room) for config in configs]
-    assert max(estimates) < room
-    in_fp32 = 2 * 4 * shape.num_parameters
-    assert estimates[-2] == in_fp32  # 32 ranks at stage 2 need the most while the weights are flattened
-    assert estimated_bytes(configs[-2], shape=shape, room=in_fp32 - 1) < in_fp32
+    assert max(estimated_bytes(config, shape=shape) for config in configs) < room
 
 
 def test_a_figure_out_of_its_bound_fails_the_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +117,7 @@ AT_BOUND: dict[str, dict[str, float]] = {
         "1.2b_full_8k.ratio_to_trainer": 1,
     },
     "8b": {"8b_lora_4k.ratio_to_trainer": 1, "8b_lora_4k.tokens_per_second": 8000},
-    "memory": {"memory_32_ranks_stage_3_fp32_error_of_estimate": 0.15},
+    "memory": {"memory_32_ranks_stage_3_fp32_share_of_estimate": 1},
     "encoder": {
         "0.4b_encoder_128.ratio_to_trainer": 1,
         "0.4b_encoder_512.ratio_to_trainer": 1,

@@ -64,7 +64,6 @@ def test_a_draft_reports_what_it_reads(tmp_path: Path) -> None:
     assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
         f"reading a sample of {source}, and the base model",
         "comparing the splits of the sample",
-        "choosing settings that end in time",
     ]
 
 

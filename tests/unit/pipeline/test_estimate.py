@@ -1,30 +1,40 @@
-"""The estimate of a run, if its rates cannot be measured."""
+"""The expected durations of the trainings, from their first steps."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from tailorbird.data.rows import Splits
+from cluster.progress import PlanEvent, PlannedStage, ProgressReporter, StepEvent
 from tailorbird.pipeline import estimate
-from tailorbird.pipeline.estimate import estimate_run
-from tests import small_chat
-from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
-from tests.unit.pipeline.test_tasks import chat_rows
-from training.chat_task import ChatRuntime
+from tailorbird.pipeline.estimate import planned_trainings, with_expected_time
+from tests.progress import ProgressRecorder
+from tests.unit.pipeline.contexts import recipe_at
 
 
-def test_a_model_that_does_not_fit_on_one_gpu_has_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 110 GiB")
+def step(number: int) -> StepEvent:
+    return StepEvent(0, number, 100, 0.5, 25.0, seconds_left=60.0)
 
-    run_locally(monkeypatch)
+
+def test_trials_and_seeds_take_as_long_as_the_first_training(tmp_path: Path) -> None:
+    recipe = recipe_at(tmp_path, training={"num_seeds": 3}, tuning={"num_trials": 5})
+    plan = planned_trainings(recipe, step(2), groups=2)
+    assert plan.stages == (
+        PlannedStage("sweep", 180.0, "5 trainings, 2 at once, at 25 rows/s"),
+        PlannedStage("seeds", 60.0, "2 trainings, 2 at once, at 25 rows/s"),
+    )
+
+
+def test_a_run_without_further_seeds_has_no_stage_for_them(tmp_path: Path) -> None:
+    recipe = recipe_at(tmp_path, training={"num_seeds": 1}, tuning={"num_trials": 1})
+    assert [stage.name for stage in planned_trainings(recipe, step(2), groups=1).stages] == ["sweep"]
+
+
+def test_durations_are_reported_once_and_not_by_the_slow_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimate, "num_groups_that_fit", lambda _: 1)  # reads the resources of a Ray cluster
-    monkeypatch.setattr(ChatRuntime, "build", refuse)
-    small_chat.save(tmp_path / "base")
-    splits = Splits(chat_rows("train", "abcdef"), chat_rows("validation", "ghi"), chat_rows("test", "jkl"))
-    recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"})
-    context = context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
-    plan = estimate_run(context.inputs, context.task)
-    assert plan.stages == ()
-    assert plan.text == "the model and one micro-batch do not fit on one GPU, so no speed was measured"
+    recorder = ProgressRecorder()
+    progress: ProgressReporter = with_expected_time(recorder, recipe_at(tmp_path))
+    for number in (1, 2, 3):
+        progress.report(step(number))
+    assert [type(event) for event in recorder.events] == [StepEvent, StepEvent, PlanEvent, StepEvent]

@@ -17,8 +17,6 @@ from tests.unit.training.small import config_of
 from tests.unit.training.test_chat_task import runtime_of
 from training.chat_task import ChatRuntime
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import export_bytes
-from training.engine.worker_memory import Batch
 from training.export import average_weights, export_weights
 from training.loop import build_engine, train
 
@@ -71,8 +69,6 @@ def test_the_export_of_an_adapter_holds_no_second_model(tmp_path: Path, monkeypa
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
     destroy_engine(engine)
     shape = shape_of(lm)
-    parts = export_bytes(config, shape=shape, batch=Batch(64, packed=True))
-    assert memory.peak == pytest.approx(sum(size for part in parts for size in part.values()), rel=0.1)
     assert memory.peak < 0.25 * 4 * shape.num_parameters
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 

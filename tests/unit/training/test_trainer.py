@@ -2,18 +2,30 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from ray.train import ControllerError
 from ray.train.torch.config import _setup_torch_process_group
 from torch.multiprocessing.spawn import spawn
 
+from cluster.progress import NoteEvent
 from cluster.resources import Resources
 from tailorbird.config.training import TrainingConfig
 from training import trainer
-from training.trainer import ALLOCATOR, START_TIMEOUT, build_torch_trainer, placement_strategy, worker_environment
+from training.errors import OutOfMemory
+from training.trainer import (
+    ALLOCATOR,
+    START_TIMEOUT,
+    _run_until_it_fits,
+    build_torch_trainer,
+    placement_strategy,
+    worker_environment,
+)
 
 GPU_NODE = Resources(64, 8)
 
@@ -101,3 +113,36 @@ def test_workers_wait_for_one_that_works_alone_no_longer_than_the_recipe_says(
     config = TrainingConfig().model_copy(update={"process_group_timeout_s": 1})
     spawn(wait_for_rank_0, (group_timeout(monkeypatch, config), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     assert "Timed out waiting 1000ms" in (tmp_path / "error").read_text()
+
+
+def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int | None] = []
+    notes: list[NoteEvent] = []
+
+    def fitting(work: Callable[[], int | None], **_: Any) -> Any:
+        def fit() -> Any:
+            limits.append(work())
+            if limits[-1] in (None, 1000):
+                raise ControllerError(OutOfMemory("worker 0: CUDA out of memory", 2, 1000 if len(limits) == 1 else 500))
+            return SimpleNamespace(return_value="trained")
+
+        return SimpleNamespace(fit=fit)
+
+    monkeypatch.setattr("training.trainer.build_torch_trainer", fitting)
+    monkeypatch.setattr("training.trainer.no_retry_callback", lambda _: None)
+    config = TrainingConfig(gradient_accumulation_steps=2)
+    work: Any = lambda config: config.batch_tokens  # noqa: E731
+    events = SimpleNamespace(put=SimpleNamespace(remote=notes.append))
+    assert _run_until_it_fits(config, work=work, uri="file:///tmp/training", events=events) == "trained"
+    assert limits == [None, 1000, 500]
+    assert [note.text.rpartition(" ")[2] for note in notes] == ["1000", "500"]
+
+
+def test_a_training_with_a_row_that_does_not_fit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit() -> None:
+        raise ControllerError(OutOfMemory("worker 0: CUDA out of memory", 2))
+
+    monkeypatch.setattr("training.trainer.build_torch_trainer", lambda *_, **__: SimpleNamespace(fit=fit))
+    monkeypatch.setattr("training.trainer.no_retry_callback", lambda _: None)
+    with pytest.raises(ControllerError):
+        _run_until_it_fits(TrainingConfig(), work=lambda _: "", uri="file:///tmp/training", events=None)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.tuning.broker import epoch, new_broker, record, result, run, save, settle, take
 from tuning.trial_broker import MAX_FAILURES, SweepFailed, TrialAssignment
-from tuning.trial_record import SweepJournal, TrialRecord
+from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 
 def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_once() -> None:
@@ -321,5 +321,24 @@ def test_the_journal_is_written_after_each_change() -> None:
         assert [journal.trials[0].checkpoint for journal in journals] == [None, "s3://kept", "s3://kept"]
         assert journals[-1] == broker.journal()
         assert [record.over for record in journals[-1].trials] == [True]
+
+    run(scenario())
+
+
+def test_a_lack_of_memory_limits_the_micro_batches_of_this_and_later_trials() -> None:
+    async def scenario() -> None:
+        broker = new_broker()
+        for name in ("a", "b"):
+            await broker.submit(name, {"gradient_accumulation_steps": 2})
+        assert await take(broker) == "a"
+        for _ in range(MAX_FAILURES):
+            await broker.limit_tokens("group-0", "a", 512)
+            await broker.limit_tokens("group-0", "a", 1024)  # of another worker of the group
+            await broker.requeue("group-0", "out of memory")  # not counted as a failure of the trial
+            limited: SampledValues = {"gradient_accumulation_steps": 1, "batch_tokens": 512}
+            assert await broker.take("group-0") == TrialAssignment("a", limited, None)
+        assert await broker.take("group-1") == TrialAssignment("b", limited, None)
+        assert record(broker, "a").batch_tokens == 512
+        assert record(broker, "a").config == {"gradient_accumulation_steps": 2}  # as Tune has sampled it
 
     run(scenario())

@@ -12,7 +12,7 @@ import ray
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from cluster.progress import TrialEvent
+from cluster.progress import NoteEvent, TrialEvent
 from tailorbird.config.training import TrainingConfig
 from training.errors import OutOfMemory
 from tuning import worker
@@ -36,6 +36,26 @@ def wait_for_the_broker(rank: int, folder: Path) -> None:
 def test_a_late_answer_of_the_broker_does_not_end_the_waiting_ranks(tmp_path: Path) -> None:
     spawn(wait_for_the_broker, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["trial-1", "trial-1"]
+
+
+def test_a_trial_that_exceeds_its_gpu_continues_with_smaller_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[str, str, int]] = []
+    sent: list[NoteEvent] = []
+
+    def out_of_memory(_: object) -> str:
+        raise OutOfMemory("CUDA out of memory", 4, 512)
+
+    monkeypatch.setattr(worker._TrialRun, "_run", out_of_memory)
+    monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
+    broker = SimpleNamespace(limit_tokens=SimpleNamespace(remote=lambda *limit: limits.append(limit)))
+    events = SimpleNamespace(put=SimpleNamespace(remote=sent.append))
+    nothing: Any = None
+    training = TrainingConfig(num_workers=4)
+    job = WorkerGroupJob("group-0", training, task=nothing, broker=broker, events=events, uri="")
+    with pytest.raises(OutOfMemory):
+        worker._TrialRun(job, TrialAssignment("trial-1", {}, checkpoint=None), nothing).run()
+    assert limits == [("group-0", "trial-1", 512)]
+    assert [event.text.endswith("training continues with training.batch_tokens: 512") for event in sent] == [True]
 
 
 @pytest.mark.parametrize(("num_workers", "is_final"), [(4, True), (2, False)])

@@ -88,7 +88,7 @@ def test_a_group_restarts_after_each_trial_that_exceeds_its_gpu_and_its_own_fail
         "group-0", training, task=nothing, broker=nothing, events=nothing, uri="file:///tmp/sweep", num_trials=20
     )
     assert worker_groups._run_group(job) == "worker group failed: worker 0: CUDA out of memory"
-    assert num_failures == max_failures + 20
+    assert num_failures == max_failures + 20 + worker_groups.MAX_HALVINGS
 
 
 def test_the_trial_of_a_failed_group_is_requeued_with_the_cause() -> None:

@@ -15,9 +15,8 @@ from tests.tracked_memory import TrackedMemory
 from tests.unit import byte_level
 from tests.unit.training.small import config_of
 from training.engine import memory_estimate
-from training.engine.memory_estimate import validation_bytes
+from training.engine.memory_estimate import Batch, validation_bytes
 from training.engine.synced_generation import synced_answers
-from training.engine.worker_memory import Batch
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 
@@ -65,14 +64,14 @@ def test_the_longest_prompt_of_any_rank_determines_the_rows_of_all(monkeypatch: 
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_the_estimate_of_a_validation_is_the_memory_of_its_tensors(autocast: bool) -> None:
+def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(autocast: bool) -> None:
     lm = small_chat.language_model(width=128)
     prompts = [[5] * (60 - row % 2) for row in range(64)]
     with TrackedMemory(lm) as memory, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         synced_answers(lm, prompts, max_new_tokens=20, end_id=1)
     batch = Batch(60, max_new_tokens=20, packed=True, autocast=autocast)
-    parts = validation_bytes(config_of(zero_stage=3), shape=shape_of(lm), batch=batch)
-    assert parts["cache"] + parts["answers"] == pytest.approx(memory.peak, rel=0.15)
+    estimate = validation_bytes(config_of(zero_stage=3), shape=shape_of(lm), batch=batch)
+    assert memory.peak <= estimate <= 3 * memory.peak
 
 
 def test_a_format_that_the_model_cannot_write_is_an_error_and_no_empty_answer() -> None:

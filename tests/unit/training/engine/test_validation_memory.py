@@ -18,9 +18,13 @@ from tests.tracked_memory import TrackedMemory
 from tests.unit.training.small import config_of, small_runtime
 from training.classification_task import ClassifierRuntime, validation_batches
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import validation_bytes, worker_memory
-from training.engine.validation_memory import VALIDATION_TOKENS, validated_rows
-from training.engine.worker_memory import Batch
+from training.engine.memory_estimate import (
+    VALIDATION_TOKENS,
+    Batch,
+    validated_rows,
+    validation_bytes,
+    worker_memory,
+)
 from training.loop import build_engine
 
 LENGTH = 256
@@ -62,7 +66,7 @@ def validating_runtime(encoder: nn.Module) -> ClassifierRuntime:
         (modernbert, {"zero_stage": 1, "parameter_dtype": "bf16"}, False),
     ],
 )
-def test_the_estimate_of_a_validation_is_the_memory_of_its_tensors(
+def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(
     kind: Any, fields: dict[str, Any], autocast: bool
 ) -> None:
     torch.manual_seed(0)
@@ -77,7 +81,7 @@ def test_the_estimate_of_a_validation_is_the_memory_of_its_tensors(
         measured = memory.reset_peak() - held
     destroy_engine(engine)
     estimate = validation_bytes(config, shape=shape_of(runtime.encoder), batch=Batch(LENGTH, autocast=autocast))
-    assert sum(estimate.values()) == pytest.approx(measured, rel=0.15)
+    assert measured <= estimate <= 3 * measured
 
 
 @pytest.mark.parametrize("length", [8, 100, 512, 20_000])
@@ -91,13 +95,9 @@ def test_no_pass_of_a_validation_has_more_rows_than_estimated(length: int) -> No
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_a_worker_with_a_small_micro_batch_needs_the_most_for_the_validation(gpus: int) -> None:
     shape, batch = shape_of(bert()), Batch(LENGTH, autocast=True)
-    config = config_of(gpus_per_worker=gpus, batch_size=1)
-    memory = worker_memory(config, shape=shape, batch=batch, num_workers=1)
-    parts = memory.device if gpus else memory.host
-    needed = validation_bytes(config, shape=shape, batch=batch)["validation"]
-    assert parts["validation"] == needed
-    few = replace(batch, validation_rows=4)
-    assert validation_bytes(config, shape=shape, batch=few)["validation"] == needed // 16  # 4 instead of 64 rows
-    larger = config_of(gpus_per_worker=gpus, batch_size=64)
-    memory = worker_memory(larger, shape=shape, batch=batch, num_workers=1)
-    assert "activations" in (memory.device if gpus else memory.host)
+    sizes = []
+    for rows in (1, 64):
+        config = config_of(gpus_per_worker=gpus, batch_size=rows)
+        memory = worker_memory(config, shape=shape, batch=batch, num_workers=1)
+        sizes.append((memory.device if gpus else memory.host)["activations"])
+    assert sizes[0] == validation_bytes(config, shape=shape, batch=batch) < sizes[1]
