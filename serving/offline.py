@@ -30,7 +30,7 @@ class InputRow(NamedTuple):
 
     turns: Conversation
     """The turns before the answer; for a classifier, one turn of the user."""
-    place: str
+    name: str
     """What errors call the row, for example `s3://lake/in.parquet: row 3`."""
     group: str | None = None
     """Value of the routing column of a hybrid; None if it is missing."""
@@ -69,7 +69,7 @@ class OfflineModel:
         for row in rows:
             if not row.turns or row.turns[-1][0] != "user":
                 raise DataError(
-                    f"{row.place} does not end with a user message; remove the messages after the last user message"
+                    f"{row.name} does not end with a user message; remove the messages after the last user message"
                 )
         return self._answer(rows)
 
@@ -262,10 +262,10 @@ def _prompts(
         try:
             prompt = chat_prompt(row.turns, tokenizer=loaded.tokenizer, prompting=prompting, index=loaded.index).tokens
         except DataError as error:
-            raise DataError(f"{row.place}: {error}") from None
+            raise DataError(f"{row.name}: {error}") from None
         if max_length is not None and len(prompt) + num_new > max_length:
             raise DataError(
-                f"{row.place} has {len(prompt)} tokens and the answer up to {num_new}, but the model accepts "
+                f"{row.name} has {len(prompt)} tokens and the answer up to {num_new}, but the model accepts "
                 f"{max_length} in total; shorten the row"
             )
         prompts.append(prompt)

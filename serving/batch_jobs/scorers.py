@@ -38,11 +38,11 @@ def input_rows(table: pa.Table, part: Part, *, column: str, group_column: str | 
         turns = [row.turns for row in weighted]
     else:
         turns = [(("user", text),) for text in texts_of(table, column, uri=part.uri, first=part.start)]
-    places = [f"{part.uri}: row {part.start + row}" for row in range(len(turns))]
+    names = [f"{part.uri}: row {part.start + row}" for row in range(len(turns))]
     if group_column is None:
-        return [InputRow(of_row, place) for of_row, place in zip(turns, places, strict=True)]
+        return [InputRow(of_row, name) for of_row, name in zip(turns, names, strict=True)]
     groups = groups_of(table, group_column, uri=part.uri, first=part.start)
-    return [InputRow(*row) for row in zip(turns, places, groups, strict=True)]
+    return [InputRow(*row) for row in zip(turns, names, groups, strict=True)]
 
 
 def _labels(predictions: Sequence[Prediction], version: "ModelVersion") -> Columns:
