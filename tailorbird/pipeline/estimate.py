@@ -22,7 +22,7 @@ def estimate_run(inputs: RunInputs, task: Task) -> PlanEvent:
         classes=len(task.classes),
         groups=num_groups_that_fit(training),
         cost_rows=min(len(splits.test), task.num_cost_rows),
-        suites=sum(map(len, inputs.suites.values())),
+        suites=sum(map(len, inputs.data.suites.values())),
     )
     rates = task.measure_rates()
     if rates == NOT_MEASURED:

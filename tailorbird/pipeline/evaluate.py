@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.fingerprints import fingerprints, user_texts
@@ -41,7 +40,7 @@ from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
+from tailorbird.pipeline.artifacts import Contender, register_contender, register_hybrid
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.pipeline.endpoint_contender import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext
@@ -101,9 +100,9 @@ def find_finished_run(context: RunContext) -> RunResult | None:
     return RunResult(evidence)
 
 
-def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
+def evaluate_run(context: RunContext, trained: TrainedModels) -> RunResult:
     """Freeze the models to compare, predict the test rows once, decide, and publish the evidence."""
-    family, test = freeze_family(context, trained), context.splits.test
+    family, test, progress = freeze_family(context, trained), context.splits.test, context.progress
     kinds = [model.kind for model in family.models]
     progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
     if (hybrid := family.hybrid) is not None:
@@ -118,7 +117,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     )
     compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
     on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
-    tables = predict_all(context, compared, on_validation=on_validation, progress=progress)
+    tables = predict_all(context, compared, on_validation=on_validation)
     if family.anchor is not None and not family.anchor.problem:
         progress.activity("the anchor on the test rows")
         tables[ANCHOR] = stored_predictions(context, family.anchor.uri, rows_name="test")
@@ -165,7 +164,7 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
 
 def _freeze_anchor(context: RunContext) -> FrozenAnchor | None:
     """Return the anchor, with the reason if it cannot predict the test rows; None if the incumbent is the anchor."""
-    uri = context.anchor
+    uri = context.registered.anchor
     if uri is None:
         return None
     try:
@@ -200,7 +199,8 @@ def validation_roles(context: RunContext, trained: TrainedModels) -> tuple[str, 
     roles = tuple(role for role in ROLES if role in servable)
     if config is None or config.by == "group":
         return roles
-    kinds = {role: kind_of_artifact(contender) for role, contender in servable.items()}
+    # The kind of the champion among the contenders is `champion`, so it is read from the artifact.
+    kinds = {role: read_artifact_config(contender.uri).kind for role, contender in servable.items()}
     validation = {role: contender.validation for role, contender in servable.items()}
     return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
 
@@ -210,21 +210,20 @@ def predict_all(
     contenders: Mapping[str, Contender],
     *,
     on_validation: Mapping[str, Contender],
-    progress: ProgressReporter = SILENT,
 ) -> dict[str, Predictions]:
     """Return predictions by table name: of all models on test, on the changed test sets of the gates, and on suites.
 
     The tables of the models in `on_validation` are those of the validation rows.
     """
-    sets = (*changed_sets(context.protocol.gates), *(f"{SUITE_PREFIX}{name}" for name in context.inputs.suites))
+    sets = (*changed_sets(context.protocol.gates), *(f"{SUITE_PREFIX}{name}" for name in context.inputs.data.suites))
     tables = {}
     for role, contender in contenders.items():
         for name in ("test", *sets):
-            progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
+            context.progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
             table = stored_predictions(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, contender in on_validation.items():
-        progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
+        context.progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
         tables[f"{role}_{VALIDATION}"] = stored_predictions(context, contender.uri, rows_name=VALIDATION)
     return tables
 
@@ -245,8 +244,8 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         training=evaluated.cost.training,
         headroom=family.headroom,
         look=evaluated.test_access,
-        trained_on=context.trained_rows.known,
-        unknown_training=context.trained_rows.unknown,
+        trained_on=context.registered.trained_rows.known,
+        unknown_training=context.registered.trained_rows.unknown,
     )
 
 
@@ -307,7 +306,7 @@ def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Pred
         "test": lambda: splits.test,
         "counterfactual": lambda: swap_demographics(splits.test),
         "noise": lambda: add_typos(splits.test),
-        **{f"{SUITE_PREFIX}{name}": partial(inputs.suites.__getitem__, name) for name in inputs.suites},
+        **{f"{SUITE_PREFIX}{name}": partial(inputs.data.suites.__getitem__, name) for name in inputs.data.suites},
     }
     changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
     stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu)

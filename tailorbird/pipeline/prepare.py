@@ -1,6 +1,8 @@
 """The first stage of a run: load its inputs, and register the test protocol before the first training."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from cluster.progress import ProgressReporter
 from tailorbird import storage
@@ -18,26 +20,27 @@ from tailorbird.pipeline.tasks import Task, task_of
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.security_log import current_user
 from tailorbird.registry.test_set_ledger import next_access
-from tailorbird.registry.versions import now
+from tailorbird.registry.versions import ModelVersion, now, read_version
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The inputs, the task and the registered protocol of a run, for all later stages."""
+    """The inputs, the task and the preregistration of a run: all that the later stages need."""
 
     run: str  # URI of the run
     inputs: RunInputs
     task: Task
-    protocol: TestProtocol
-    champion: str | None  # URI of the champion at the time when the protocol was registered
-    anchor: str | None  # URI of the last champion that was proven better, unless it is the champion
-    requested_by: str
-    trained_rows: TrainedRows = TrainedRows()  # test rows that the champion was trained on  # noqa: RUF009
+    registered: Preregistration
+    events: Any = None  # queue for the events of trainings; None if all trainings must be cached
 
-    def reporting_to(self, progress: ProgressReporter) -> "RunContext":
-        """Return the context with a reporter for its Ray tasks, that of an event queue."""
+    def reporting_to(self, progress: ProgressReporter, *, events: Any) -> "RunContext":
+        """Return the context with an event queue, and with its reporter for stages and Ray tasks."""
         inputs = replace(self.inputs, progress=progress)
-        return replace(self, inputs=inputs, task=task_of(inputs))
+        return replace(self, inputs=inputs, task=task_of(inputs), events=events)
+
+    @property
+    def progress(self) -> ProgressReporter:
+        return self.inputs.progress
 
     @property
     def recipe(self) -> Recipe:
@@ -47,6 +50,15 @@ class RunContext:
     def splits(self) -> Splits:
         """Rows in memory."""
         return self.inputs.splits
+
+    @property
+    def protocol(self) -> TestProtocol:
+        return self.registered.protocol
+
+    @cached_property
+    def champion(self) -> ModelVersion | None:
+        """The version that was the champion when the protocol was registered. Raises RegistryError."""
+        return None if self.registered.champion is None else read_version(self.registered.champion)
 
 
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
@@ -99,16 +111,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     registered = storage.write_once(f"{uri}/{PROTOCOL_FILE}", preregistration)
     for sentence in registered.trained_rows.sentences(protocol.num_test_rows):
         progress.note(sentence)
-    return RunContext(
-        uri,
-        inputs,
-        task,
-        protocol=registered.protocol,
-        champion=registered.champion,
-        anchor=registered.anchor,
-        requested_by=registered.requested_by,
-        trained_rows=registered.trained_rows,
-    )
+    return RunContext(uri, inputs, task, registered)
 
 
 def _trained_rows(inputs: RunInputs, *, champion: Champion | None) -> TrainedRows:

@@ -124,7 +124,8 @@ def build_evidence(
     recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
     data = inputs.data
     roles = [model.role for model in evaluated.family.models]
-    predictions = context.trained_rows.without(evaluated.predictions, roles=roles)
+    registered = context.registered
+    predictions = registered.trained_rows.without(evaluated.predictions, roles=roles)
     candidate = None
     if trained.fine_tuning is not None:
         candidate = (versions["candidate"].kind, trained.fine_tuning.candidate.validation)
@@ -132,7 +133,7 @@ def build_evidence(
         name=recipe.name,
         run=context.run,
         created_at=now(),
-        requested_by=context.requested_by,
+        requested_by=registered.requested_by,
         expires_at=(accessed_at + timedelta(days=protocol.valid_days)).isoformat(timespec="seconds"),
         recipe=recipe,
         protocol=protocol,
@@ -156,9 +157,9 @@ def build_evidence(
         ),
         measures=mean_measures(predictions),
         suites=suite_scores(predictions, suites=tuple(protocol.suites), roles=roles),
-        trained_rows=context.trained_rows,
+        trained_rows=registered.trained_rows,
         versions=dict(versions),
-        champion=context.champion,
+        champion=registered.champion,
         code=inputs.code,
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
@@ -198,7 +199,8 @@ def _differences(context: RunContext, predictions: Mapping[str, Predictions]) ->
     """Return the differences between validation and test that are larger than chance."""
     samples = []
     test = context.splits.test
-    compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in context.trained_rows.excluded]
+    trained_on = context.registered.trained_rows.excluded
+    compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in trained_on]
     for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", test.take(compared))):
         table = predictions[name]
         lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.progress import SILENT
 from tailorbird.data.rows import Splits
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, select_incumbent
@@ -21,7 +20,7 @@ from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS
 from tests import small_encoder
 from tests.separable import separable_rows
-from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
+from tests.unit.pipeline.contexts import context_of, recipe_at, registering, run_locally
 
 NUM_VALIDATION = 320
 ACCESS = TestSetAccess(
@@ -69,7 +68,7 @@ def with_tuning(context: RunContext, **changes: object) -> RunContext:
 
 
 def with_minimum_gain(context: RunContext, gain: float) -> RunContext:
-    return replace(context, protocol=context.protocol.model_copy(update={"minimum_gain": gain}))
+    return registering(context, protocol=context.protocol.model_copy(update={"minimum_gain": gain}))
 
 
 def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: LoadedDataset) -> str:
@@ -84,7 +83,7 @@ def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: Lo
 def with_champion(
     context: RunContext, baselines: tuple[Baseline, ...], *, uri: str
 ) -> tuple[RunContext, tuple[Baseline, ...]]:
-    return replace(context, champion=uri), (Baseline(CHAMPION, uri, 1.0, True, ""), *baselines)
+    return registering(context, champion=uri), (Baseline(CHAMPION, uri, 1.0, True, ""), *baselines)
 
 
 def test_no_training_starts_if_less_than_the_minimum_gain_is_left(
@@ -125,7 +124,7 @@ def test_a_run_without_a_training_has_a_verdict_with_evidence(
     context: RunContext, baselines: tuple[Baseline, ...]
 ) -> None:
     headroom = headroom_without_training(context, baselines)
-    result = evaluate_run(context, TrainedModels(baselines, headroom=headroom), progress=SILENT)
+    result = evaluate_run(context, TrainedModels(baselines, headroom=headroom))
     evidence = result.evidence
     assert "candidate" not in {model.role for model in evidence.family.models}
     assert evidence.family.headroom == evidence.verdict.headroom == headroom
