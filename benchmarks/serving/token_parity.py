@@ -38,9 +38,8 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal
 from tailorbird.registry.versions import Prompting
-from tailorbird.release.parity import ParityProbe, compare_chats
-from tailorbird.release.probe_requests import ServedAnswer
-from tailorbird.release.token_parity import TOKEN_TOLERANCE, ServedToken
+from tailorbird.release.probe_requests import ParityProbe, ServedAnswer, ServedToken
+from tailorbird.release.token_parity import TOKEN_TOLERANCE, compare_chats
 from tailorbird.storage.node_cache import local_copy
 
 NUM_QUESTIONS, NUM_TOKENS, NUM_CLIENTS = 40, 16, 8

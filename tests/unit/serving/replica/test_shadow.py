@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from serving.replica import experiment
-from serving.replica.experiment import ShadowRunner
+from serving.replica.shadow import ShadowRunner
 
 
 def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -> None:
