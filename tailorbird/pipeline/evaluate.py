@@ -140,13 +140,10 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     Raises ValueError if an interrupted run was resumed with other models or another hybrid.
     """
     hybrid = fit_hybrid_on_validation(context, trained)
-    models = list(trained.models)
-    for role in hybrid.parts if hybrid is not None else ():
-        if role not in {model.role for model in models}:
-            part = trained.servable[role]
-            models.append(FrozenModel(role, part.kind, part.uri, part.validation))
+    parts = {role: trained.servable[role] for role in (hybrid.parts if hybrid is not None else ())}
+    compared = trained.contenders | parts
     family = Family(
-        models=tuple(models),
+        models=tuple(FrozenModel(role, each.kind, each.uri, each.validation) for role, each in compared.items()),
         replacing=other_baselines(trained.baselines).replacing,
         hybrid=hybrid,
         anchor=_freeze_anchor(context),
@@ -252,17 +249,16 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
 def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
     """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
     chosen, family = verdict.selected, evaluated.family
-    contenders = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
-    versions = _register(context, contenders, winner=chosen, hybrid=family.hybrid)
+    versions = _register(context, family, winner=chosen)
     compared = {
-        role: CandidateRecord(
-            contender.kind,
-            contender.uri,
+        model.role: CandidateRecord(
+            model.kind,
+            model.uri,
             UNREGISTERED,
-            files=sha256_files(contender.uri),
-            offsets=read_artifact_config(contender.uri).nonzero_offsets,
+            files=sha256_files(model.uri),
+            offsets=read_artifact_config(model.uri).nonzero_offsets,
         )
-        for role, contender in contenders.items()
+        for model in family.models
     }
     compared |= {
         role: CandidateRecord(version.kind, version.uri, version.digest, offsets=version.nonzero_offsets)
@@ -281,19 +277,18 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
     return RunResult(evidence)
 
 
-def _register(
-    context: RunContext, contenders: Mapping[str, Contender], *, winner: str, hybrid: FrozenHybrid | None
-) -> dict[str, ModelVersion]:
+def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, ModelVersion]:
     """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
-    inputs, task_uri = context.inputs, context.recipe.task_uri
+    inputs, task_uri, hybrid = context.inputs, context.recipe.task_uri, family.hybrid
+    uris = {model.role: model.uri for model in family.models}
     max_spend = request_limits(inputs).max_spend
     register = partial(register_contender, task_uri, code=inputs.code.uri, max_spend=max_spend, data=inputs.data)
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))
-        return {role: register(contenders[role]) for role in roles}
+        return {role: register(uris[role]) for role in roles}
     assert hybrid is not None  # a selected hybrid was frozen
     roles = dict.fromkeys(("incumbent", *hybrid.parts))
-    versions = {role: register(contenders[role]) for role in roles}
+    versions = {role: register(uris[role]) for role in roles}
     first, second = (versions[role] for role in hybrid.parts)
     return versions | {"hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)}
 

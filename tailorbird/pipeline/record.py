@@ -87,14 +87,6 @@ class TrainedModels:
         contenders = self.contenders
         return {role: contenders[role] for role in evidence.ROLES if role in contenders} | others
 
-    @property
-    def models(self) -> tuple[evidence.FrozenModel, ...]:
-        """The models that the verdict compares, to be frozen before the test rows are read."""
-        return tuple(
-            evidence.FrozenModel(role, model.kind, model.uri, model.validation)
-            for role, model in self.contenders.items()
-        )
-
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources of the fine-tuning; none without one."""
         return TrainingUsage() if self.fine_tuning is None else self.fine_tuning.usage(training)

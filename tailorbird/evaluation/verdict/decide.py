@@ -5,7 +5,7 @@
 - Another model without fine-tuning may replace the incumbent if it dominates it.
 - A model whose gates do not pass neither blocks another nor is selected. The incumbent always counts.
 
-Read next `relation.py` (what *dominates* means), `reach.py` (what is compared) and `explain.py` (the decision in words).
+Read next `relation.py` (what *dominates* means), `reach.py` (what is compared) and `explain.py` (the sentences).
 """
 
 from collections.abc import Sequence

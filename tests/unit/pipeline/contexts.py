@@ -50,7 +50,6 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
     )
     registered = Preregistration(
         protocol=protocol,
-        request_sha256="",
         recipe=recipe,
         code=code.sha256,
         data=data.hashes,

@@ -11,7 +11,7 @@ from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, select_incumbent
 from tailorbird.evaluation.statistics.headroom import highest_rate
 from tailorbird.pipeline import evaluate
-from tailorbird.pipeline.artifacts import Contender, register_contender
+from tailorbird.pipeline.artifacts import register_contender
 from tailorbird.pipeline.evaluate import evaluate_run, find_finished_run
 from tailorbird.pipeline.nothing_to_gain import headroom_without_training, no_training_line
 from tailorbird.pipeline.prepare import RunContext
@@ -75,9 +75,8 @@ def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: Lo
     """Return the URI of the incumbent's version, which learned from these rows."""
     incumbent = select_incumbent(baselines)
     assert incumbent.uri is not None
-    contender = Contender(incumbent.kind, incumbent.uri, incumbent.validation)
     code = context.inputs.code.uri
-    return register_contender(context.recipe.task_uri, contender, code=code, max_spend=None, data=data).uri
+    return register_contender(context.recipe.task_uri, incumbent.uri, code=code, max_spend=None, data=data).uri
 
 
 def with_champion(
