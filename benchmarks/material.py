@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.connection import connect
 from cluster.local import stack
 from cluster.progress import ProgressEvent
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import labels_of
@@ -33,7 +34,7 @@ def own_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[str]:
     os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
     try:
         os.environ.update(stack.up(folder / "stack", num_cpus=num_cpus).environment())
-        base_model = fetch.stage_base_model(BASE_MODEL, registry="s3://models")
+        base_model = fetch.stage_base_model(parse_model_uri(BASE_MODEL), registry="s3://models").uri
         with connect():
             yield base_model
     finally:

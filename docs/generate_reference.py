@@ -100,7 +100,7 @@ def _type(field: FieldInfo) -> str:
     if choices and all(isinstance(choice, str | int) for choice in choices):
         return " or ".join(f"`{choice}`" for choice in choices)
     name = getattr(field.annotation, "__name__", "") if not choices else str(field.annotation)
-    name = re.sub(r"(tailorbird\.config\.\w+|typing)\.", "", name).replace(" | None", "")
+    name = re.sub(r"(tailorbird\.config\.\w+|typing)\.", "", name).replace(" | None", "").replace("ModelUri", "str")
     return "`" + re.sub(r"tuple\[(\w+), \.\.\.\]", r"list[\1]", name).replace("|", "or") + "`"
 
 

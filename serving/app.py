@@ -1,4 +1,7 @@
-"""Entry point for Ray Serve: a declarative deploy builds the application with `serving.app:build`."""
+"""Entry point for Ray Serve: a declarative deploy builds the application with `serving.app:build`.
+
+Read next `replica/base.py`, which contains what the replicas of all tasks have in common.
+"""
 
 from importlib import import_module
 from typing import Literal

@@ -25,6 +25,7 @@ from sklearn.pipeline import make_union
 from sklearn.svm import LinearSVC
 
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.tokenize import label_indices, labels_of
@@ -231,7 +232,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"cases: {', '.join(CASES)}, million")
     names = parser.parse_args().names or [*CASES, "million"]
-    base = base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
+    base = base_model.stage_base_model(
+        parse_model_uri(MODEL), registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri()
+    ).uri
     held = [measure_million() if name == "million" else measure(name, base=base) for name in names]
     raise SystemExit(0 if all(held) else 1)
 

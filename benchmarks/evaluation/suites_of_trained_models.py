@@ -26,6 +26,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.rounds import Figures, finish, print_table
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.suites import BUILTIN, BUILTIN_SUITES, SuiteConfig
 from tailorbird.data.chat_template import training_tokens
 from tailorbird.data.packing import pack
@@ -116,7 +117,7 @@ BOUNDS = {
 def main() -> None:
     """Prints a table, then one line of JSON."""
     registry = (Path.home() / ".cache" / "tailorbird-bench").as_uri()
-    folder = local_copy(base_model.stage_base_model(MODEL, registry=registry))
+    folder = local_copy(base_model.stage_base_model(parse_model_uri(MODEL), registry=registry).uri)
     lm, tokenizer = load_causal(folder), load_tokenizer(folder)
     rows: dict[str, Figures] = {}
     for name in sys.argv[1:] or BUILTIN_SUITES:

@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.rounds import finish, print_table, skip
 from tailorbird import storage
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models import base_model
 from tailorbird.monitoring.drift import DAYS_PER_YEAR, TrafficSample, drift_statistics
 from tailorbird.monitoring.drift_reference import embed_texts
@@ -54,7 +55,9 @@ def main() -> None:
 
 def _kinds() -> dict[str, TrafficSample]:
     """Return traffic by kind: usual texts, foreign texts, and usual texts with unknown words."""
-    base = base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
+    base = base_model.stage_base_model(
+        parse_model_uri(MODEL), registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri()
+    ).uri
     assert storage.exists(base)
     train, test, foreign = (_texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test"))
     learned = train[0][::2], train[1][::2]

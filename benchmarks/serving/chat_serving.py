@@ -43,6 +43,7 @@ from serving.deploy import rollout
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import Generation
 from serving.engines.transformers_engine import TransformersEngine
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.datasets import icd10
@@ -180,7 +181,7 @@ def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
     config = versions.VersionConfig(
         kind="zero_shot",
         classes=(),
-        base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
+        base_model=base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri,
         max_length=256,
         dtype=pretrained.dtype_name(),
         code=code_snapshot.ship_code(task_uri, ROOT).uri,

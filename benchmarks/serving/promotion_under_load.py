@@ -36,6 +36,7 @@ from benchmarks.rounds import finish, print_table
 from benchmarks.serving.serving_overhead import own_stack
 from cluster import code_snapshot
 from serving.engines.classify import predict_texts
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
@@ -179,7 +180,7 @@ def recipe_named(name: str, *, serving: ServingConfig) -> Recipe:
 
 def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
     """Register two full versions with the same weights. The second gives each class the name of the next class."""
-    base = base_model.stage_base_model(MODEL, registry="s3://models")
+    base = base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri
     local, shipped = node_cache.local_copy(base), code_snapshot.ship_code(task_uri, ROOT)
     tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
     classes = tuple(sorted(set(icd10.build()["test"]["chapter"].to_pylist())))

@@ -48,6 +48,7 @@ from benchmarks.rounds import finish, medians, print_table, skip
 from cluster import code_snapshot
 from cluster.local import stack
 from serving.deploy import rollout
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import base_model, loading, lora, pretrained
@@ -207,7 +208,7 @@ def random_version(
     config = versions.VersionConfig(
         kind="zero_shot",
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
-        base_model=base_model.stage_base_model(MODEL, registry=task_uri.rpartition("/")[0]),
+        base_model=base_model.stage_base_model(parse_model_uri(MODEL), registry=task_uri.rpartition("/")[0]).uri,
         max_length=max_length,
         dtype=dtype or pretrained.dtype_name(),
         code=shipped.uri,

@@ -26,6 +26,7 @@ from benchmarks.rounds import Figures, finish, medians, print_table, take_turns
 from serving.engines.base_chat import GenerationRequest, Sampling
 from serving.engines.transformers_engine import TransformersEngine
 from tailorbird.config.formats.response_format import JsonSchemaFormat
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models import base_model
@@ -50,7 +51,9 @@ SCHEMA = {"type": "object", "properties": PROPERTIES, "required": list(PROPERTIE
 
 def main() -> None:
     folder = local_copy(
-        base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
+        base_model.stage_base_model(
+            parse_model_uri(MODEL), registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri()
+        ).uri
     )
     lm: Any = load_causal(folder)
     tokenizer: Any = load_tokenizer(folder)

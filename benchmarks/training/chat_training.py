@@ -24,6 +24,7 @@ import torch.distributed as dist
 from benchmarks.rounds import finish, medians, print_table, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
 from cluster.progress import StepEvent
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
@@ -49,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
+        base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=Path(folder).as_uri()).uri
         runtime = _task(base).load_runtime()
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         variants = {"finetune": lambda: _ours(runtime), "Trainer": lambda: _trainer(runtime, base=base)}

@@ -35,6 +35,8 @@ import pyarrow.parquet as pq
 from benchmarks.material import ROOT, own_stack
 from benchmarks.rounds import finish, print_table
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import parse_model_uri
+from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage.s3 import filesystem
 
@@ -105,17 +107,18 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     from tailorbird.data.sharding.loading import load_sharded
     from tailorbird.data.task_data import CLASSIFICATION
 
-    config = DataConfig(
+    data = DataConfig(
         train=f"{uri}/train.parquet",
         validation=f"{uri}/validation.parquet",
         test=f"{uri}/test.parquet",
         stream_above_rows=IN_MEMORY,
     )
+    recipe = Recipe(name="task", base_model=parse_model_uri(base_model), data=data, registry=uri)
     with connect():
         ray.get(ray.remote(lambda: None).remote())
         started = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = load_sharded(config, CLASSIFICATION, base_model=base_model, task_uri=f"{uri}/task", inputs={})
+            gathered = load_sharded(recipe, CLASSIFICATION, base_model=base_model, inputs={})
         gathering = time.perf_counter() - started
     assert gathered.shards is not None
     return {

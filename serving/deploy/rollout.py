@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from cluster.code_snapshot import shipped_sha256
+from cluster.dashboard import has_dashboard
 from cluster.progress import SILENT, ProgressReporter
 from serving.deploy import serve_client
 from serving.deploy.application import (
@@ -32,7 +33,7 @@ from serving.deploy.serve_client import (
 from serving.deploy.serve_schema import ServeApplication
 from serving.http.api_keys import KeysError, read_keys
 from serving.http.schemas import BASELINE
-from serving.replica.experiment import CHALLENGER
+from serving.replica.arms import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.draws import draw_secret
@@ -101,13 +102,13 @@ def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, bas
 def staged(task_uri: str, *, version: ModelVersion, progress: ProgressReporter = SILENT) -> Iterator[str | None]:
     """Serve the version alongside the champion during the block, and yield the base URL that serves it.
 
-    Yields None if the task is not served. The champion's replicas load the version, and requests select it by name. A
-    version with other code, or one that needs a GPU that the replicas do not have, gets a separate application with one
-    replica, for which the cluster must have resources.
+    Yields None if the task is not served, or if no dashboard is set. The champion's replicas load the version, and
+    requests select it by name. A version with other code, or one that needs a GPU that the replicas do not have, gets a
+    separate application with one replica, for which the cluster must have resources.
     After a block without an error, a version in the champion's replicas stays loaded for `switch_version`. After an
     error, the former state is restored. Raises the errors of `deploy`.
     """
-    name, declared = application_name(task_uri), serve_client.declared_applications()
+    name, declared = application_name(task_uri), serve_client.declared_applications() if has_dashboard() else {}
     former = declared.get(name)
     if former is None:
         yield None

@@ -1,4 +1,7 @@
-"""API keys: the lines of the key file, with scopes, expiry and limits. Only hashes of keys are stored."""
+"""API keys: the lines of the key file, with scopes, expiry and limits. Only hashes of keys are stored.
+
+Read next `authenticator.py`, which checks the key of each request.
+"""
 
 import hashlib
 import os

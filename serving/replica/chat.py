@@ -19,8 +19,8 @@ from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
+from serving.replica.arms import CHALLENGER
 from serving.replica.base import Replica, RequestContext, configure_process
-from serving.replica.experiment import CHALLENGER, ShadowRunner
 from serving.replica.generation import (
     generation_request,
     partial_answers,
@@ -30,6 +30,7 @@ from serving.replica.generation import (
     whole_answer,
 )
 from serving.replica.served_versions import ServedVersions
+from serving.replica.shadow import ShadowRunner
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import context_json
@@ -140,7 +141,7 @@ class Chat:
         """Queue a request that the champion has answered for the shadow."""
         if context.arm != "champion":
             return
-        shadow = self._replica.versions.challenger_for("shadow", unit=context.unit)
+        shadow = self._replica.versions.shadow_for(context.unit)
         if shadow is not None:
             context = context._replace(arm="shadow")
             run = partial(self._run_shadow, request, context, engine=shadow, prompt=prompt, num_bytes=num_bytes)

@@ -13,9 +13,10 @@ from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import BASELINE, CHAMPION, ClassifyRequest, parse_request, write_answer, write_comparison
+from serving.replica.arms import CHALLENGER
 from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
-from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
+from serving.replica.shadow import QUIET_S, ShadowRunner
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, calls_endpoint
 
@@ -58,7 +59,7 @@ class Classifier:
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
         answer = await self._answer(request, engine=engine, context=context)
         unit, versions = context.unit, self._replica.versions
-        shadow = versions.challenger_for("shadow", unit=unit) if context.arm == "champion" else None
+        shadow = versions.shadow_for(unit) if context.arm == "champion" else None
         if shadow is not None:
             run = partial(self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow"))
             self._shadows.add(run, num_bytes=len(body), caller=context.caller)

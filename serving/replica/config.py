@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
-from serving.replica.experiment import CHALLENGER
+from serving.replica.arms import CHALLENGER
 from tailorbird.config.serving import DEPLOY_TIMEOUT_S
-from tailorbird.registry.draws import CODES, draw_code
 
 
 class _Config(BaseModel):
@@ -30,15 +29,6 @@ class Challenger(VersionRef):
 
     canary: float = 0.0
     shadow: float = 0.0
-
-    def includes(self, arm: Literal["canary", "shadow"], unit: str, *, secret: bytes) -> bool:
-        """Return True if `unit`, a subject or a request id, is in the arm; `secret` is that of the task's draws.
-
-        The result is the same for each request and replica, and a unit stays in the arm when the share grows. The code
-        depends on the challenger's digest, so the assignments of two challengers are independent.
-        """
-        share = self.canary if arm == "canary" else self.shadow
-        return draw_code(secret, arm, self.digest, unit) < share * CODES
 
 
 class ReplicaConfig(_Config):

@@ -4,11 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from serving.http.schemas import CHAMPION, RequestError
-from serving.replica.config import ReplicaConfig, config_id
-from serving.replica.experiment import CHALLENGER, Arm
+from serving.replica.arms import CHALLENGER, Arm, answering_arm, is_in_arm
+from serving.replica.config import Challenger, ReplicaConfig, config_id
 from tailorbird.registry.versions import ModelVersion
 
 RETRY_S, MAX_RETRY_S = 60.0, 3600.0
@@ -172,24 +172,24 @@ class ServedVersions(Generic[EngineT]):
         raise RequestError(404, "unknown_model", message, param="model", code="model_not_found")
 
     def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
-        """Return the engine that answers a request for `model`, and the request's arm in the experiment.
+        """Return the engine that answers a request for `model`, and its arm: see `arms.answering_arm`.
 
-        `unit` names the subject, or the request if it has none. Only requests for `champion` or the task's name
-        take part in an experiment. Raises the errors of `engine_of`.
+        Raises the errors of `engine_of`.
         """
         engine = self.engine_of(model)
-        if model not in (CHAMPION, engine.version.name):
-            return engine, None
-        challenger = self.challenger_for("canary", unit=unit)
-        return (engine, "champion") if challenger is None else (challenger, "canary")
+        task = engine.version.name
+        arm = answering_arm(model, task=task, challenger=self._challenger, unit=unit, secret=self._secret)
+        return (self.engines[CHALLENGER] if arm == "canary" else engine), arm
 
-    def challenger_for(self, arm: Literal["canary", "shadow"], *, unit: str) -> EngineT | None:
-        """Return the challenger's engine if `unit` is in the arm, else None."""
-        challenger = None if self._config is None else self._config.challenger
-        engine = self.engines.get(CHALLENGER)
-        if challenger is None or engine is None:
-            return None
-        return engine if challenger.includes(arm, unit, secret=self._secret) else None
+    def shadow_for(self, unit: str) -> EngineT | None:
+        """Return the challenger's engine if `unit` is in the shadow arm, else None."""
+        is_shadow = is_in_arm("shadow", unit, challenger=self._challenger, secret=self._secret)
+        return self.engines[CHALLENGER] if is_shadow else None
+
+    @property
+    def _challenger(self) -> Challenger | None:
+        """The configured challenger; None if it is not loaded."""
+        return self._config.challenger if self._config is not None and CHALLENGER in self.engines else None
 
     def is_challenger(self, engine: EngineT) -> bool:
         """Return True if the engine is still the challenger's: an experiment may end while its requests are queued."""

@@ -22,7 +22,7 @@ from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.suites.read import read_suite
 from tailorbird.data.task_data import DataTask, recipe_task
-from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
+from tailorbird.evaluation.trained_rows import rows_of_champion
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
@@ -231,20 +231,18 @@ def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
     if stored is None:
         return ()
     test = read_test(recipe.data, task=recipe_task(recipe))
-    trained = trained_rows(test, {"incumbent": champion_version(stored[0])})
-    require_enough_rows(trained, num_test=len(test), config=recipe.evaluation)
-    return trained.sentences(len(test))
+    return rows_of_champion(stored[0], test=test, config=recipe.evaluation).sentences(len(test))
 
 
 def _model(recipe: Recipe) -> ModelMetadata:
-    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
+    staged = stage_base_model(recipe.base_model, registry=recipe.registry).uri
     task_pooling(recipe, staged)  # raises PoolingError
     return read_metadata(staged, task=recipe_task(recipe))
 
 
 def _require_encoder(recipe: Recipe) -> None:
     if recipe.evaluation.retrieval_encoder is not None:
-        require_encoder(stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry))
+        require_encoder(stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry).uri)
 
 
 def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:

@@ -159,13 +159,7 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         yield f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before training is unknown"
         return
     recipe = registration.recipe
-    sha256 = request_digest(
-        recipe,
-        code=registration.code,
-        data=registration.data,
-        base_model=registration.base_model,
-        retrieval_encoder=registration.retrieval_encoder,
-    )
+    sha256 = request_digest(registration)
     if registration.request_sha256 != sha256:
         stated = registration.request_sha256
         yield f"{PROTOCOL_FILE} was changed: the digest of its request is {sha256}, not {stated}"

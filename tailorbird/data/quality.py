@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
+from tailorbird.data.answers import require_readable_answers
 from tailorbird.data.copies import CopyIndex, copies_of, copy_index, documents
 from tailorbird.data.fingerprints import letters_and_digits
 from tailorbird.data.rows import DataError, Rows, Splits, text_of, trained_turns
@@ -96,7 +97,8 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     """Drop rows of train and validation that are copies of rows in a later split, and see `drop_copies` for chat.
 
     Test is not changed: copies within it are one document. Raises DataError for an empty split, a single class, a label
-    in validation or test that is not in train, or a value of `split_by` in two splits.
+    in validation or test that is not in train, a value of `split_by` in two splits, or an answer in validation or test
+    without a value for a metric of `evaluation.answers`.
     """
     _require_rows(splits, when="")
     evaluated = evaluated_rows(splits.test, validation=splits.validation)
@@ -108,6 +110,7 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     _require_rows(cleaned, when=" after copies of rows in later splits were dropped")
     _require_classes(cleaned)
     require_separate_keys({name: set(rows.split_keys or ()) for name, rows in cleaned.items()})
+    require_readable_answers(cleaned)
 
     texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
     per_class = Counter(train.labels)

@@ -12,6 +12,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 from tailorbird.evaluation.verdict.protocol import expected_gain
+from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, read_parts
 
 NO_ROWS: Hashes = np.array([], np.uint64)
@@ -40,6 +41,13 @@ def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRow
         learned = training_fingerprints(version)
         rows[role] = None if learned is None else tuple(row_ids[are_among(hashes, learned)].tolist())
     return TrainedRows(rows)
+
+
+def rows_of_champion(champion: Champion, *, test: Rows, config: EvaluationConfig) -> TrainedRows:
+    """Return the test rows that the champion was trained on; raise ValueError as `require_enough_rows`."""
+    trained = trained_rows(test, {"incumbent": champion_version(champion)})
+    require_enough_rows(trained, num_test=len(test), config=config)
+    return trained
 
 
 def require_enough_rows(trained: TrainedRows, *, num_test: int, config: EvaluationConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.conversations import answer_fault, conversation_of
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_splits
 from tailorbird.data.parquet import parquet_files
@@ -249,12 +250,13 @@ def _offline_tokenizer(base_model: str, *, registry: str) -> tuple[Any, str]:
 
     They are None and "" if the model is neither on the local disk nor already on S3, or if it cannot be used.
     """
-    if base_model.startswith(("pypi://", "hf://", "s3://")) and not any(os.environ.get(name) for name in S3_SETTINGS):
-        return None, ""
     with suppress(ValueError, OSError):
-        is_folder = base_model.startswith(("s3://", "file://"))
-        folder = base_model if is_folder else staged_base_model(base_model, registry=registry)
-        if folder is not None:
+        model = parse_model_uri(base_model)
+        if model.store != "file" and not any(os.environ.get(name) for name in S3_SETTINGS):
+            return None, ""
+        staged = None if model.folder else staged_base_model(model, registry=registry)
+        folder = model.folder or (staged and staged.uri)
+        if folder:
             from tailorbird.models.metadata import read_tokenizer  # imports torch, which takes seconds
             from tailorbird.models.pooling.declared import read_pooling
 

@@ -14,10 +14,10 @@ from cluster.progress import current_progress
 from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.answers import unreadable
 from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
 from tailorbird.data.quality import DataReport
-from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
 from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in, texts_in

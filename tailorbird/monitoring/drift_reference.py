@@ -153,7 +153,7 @@ def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits
 def _texts_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
     """Return a reference without answers as Parquet: lengths and embeddings of the last messages."""
     named = recipe.evaluation.retrieval_encoder
-    encoder = None if named is None else stage_base_model(named, registry=recipe.registry)
+    encoder = None if named is None else stage_base_model(named, registry=recipe.registry).uri
     embeddings = embed_on_cluster(recipe, tuple(map(redact, rows.queries)), encoder=encoder)
     metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=(), encoder=encoder)
     columns = {"length": pa.array([len(text) for text in rows.queries], pa.int32())}

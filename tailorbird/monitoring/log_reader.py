@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from tailorbird import storage
 from tailorbird.config.task_rules import TaskName
+from tailorbird.data.answers import PatternTimeout
 from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, scorer
+from tailorbird.evaluation.statistics.answer_metrics import scorer
 from tailorbird.monitoring import traffic
 from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS, MonitoredTask
 from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions

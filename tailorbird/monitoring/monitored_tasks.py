@@ -8,8 +8,8 @@ from typing import Any
 from tailorbird.config.answers import THUMBS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
+from tailorbird.data.answers import unreadable
 from tailorbird.data.pii import is_redacted, redact
-from tailorbird.evaluation.statistics.answer_metrics import unreadable
 
 COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
 CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "attributes", "context", "text", "correct_answer")

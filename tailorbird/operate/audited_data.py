@@ -13,13 +13,13 @@ from tailorbird import storage
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
+from tailorbird.data.answers import PatternTimeout, unreadable
 from tailorbird.data.fingerprints import Hashes, are_among, fingerprints, user_texts
 from tailorbird.data.parquet import read_table
 from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows, Splits, messages_of
 from tailorbird.data.splits import normalise
 from tailorbird.data.task_data import recipe_task
-from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, unreadable
 from tailorbird.evaluation.trained_rows import NO_ROWS
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns

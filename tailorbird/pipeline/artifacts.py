@@ -68,23 +68,18 @@ def set_decision(contender: Contender, decision: DecisionFit) -> Contender:
     return copy
 
 
-def kind_of_artifact(contender: Contender) -> str:
-    """Return the kind of the contender's model; the kind of a contender that is the champion does not name it."""
-    return versions.read_artifact_config(contender.uri).kind
-
-
 def register_contender(
-    task_uri: str, contender: Contender, *, code: str, max_spend: float | None, data: LoadedDataset
+    task_uri: str, uri: str, *, code: str, max_spend: float | None, data: LoadedDataset
 ) -> ModelVersion:
-    """Register an artifact as a version that is served by the code at the URI `code`.
+    """Register the artifact at `uri` as a version that is served by the code at the URI `code`.
 
-    If the contender is a version already, return it unchanged. The artifact may come from the stage cache of an earlier
+    If it is a version already, return it unchanged. The artifact may come from the stage cache of an earlier
     run with another code snapshot or, for an endpoint, another limit, so its config gets `code` and `max_spend`. It
     learned from the rows of `data`, whose fingerprints are stored.
     """
-    if is_version_uri(contender.uri):
-        return versions.read_version(contender.uri)
-    folder = local_copy(contender.uri)
+    if is_version_uri(uri):
+        return versions.read_version(uri)
+    folder = local_copy(uri)
     config = versions.read_artifact_config(folder.as_uri())
     endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
     current = config.model_copy(update={"code": code, "endpoint": endpoint})

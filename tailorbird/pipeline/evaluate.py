@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.fingerprints import fingerprints, user_texts
@@ -41,7 +40,7 @@ from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
+from tailorbird.pipeline.artifacts import Contender, register_contender, register_hybrid
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.pipeline.endpoint_contender import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext
@@ -101,9 +100,9 @@ def find_finished_run(context: RunContext) -> RunResult | None:
     return RunResult(evidence)
 
 
-def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
+def evaluate_run(context: RunContext, trained: TrainedModels) -> RunResult:
     """Freeze the models to compare, predict the test rows once, decide, and publish the evidence."""
-    family, test = freeze_family(context, trained), context.splits.test
+    family, test, progress = freeze_family(context, trained), context.splits.test, context.progress
     kinds = [model.kind for model in family.models]
     progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
     if (hybrid := family.hybrid) is not None:
@@ -118,7 +117,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     )
     compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
     on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
-    tables = predict_all(context, compared, on_validation=on_validation, progress=progress)
+    tables = predict_all(context, compared, on_validation=on_validation)
     if family.anchor is not None and not family.anchor.problem:
         progress.activity("the anchor on the test rows")
         tables[ANCHOR] = stored_predictions(context, family.anchor.uri, rows_name="test")
@@ -141,13 +140,10 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     Raises ValueError if an interrupted run was resumed with other models or another hybrid.
     """
     hybrid = fit_hybrid_on_validation(context, trained)
-    models = list(trained.models)
-    for role in hybrid.parts if hybrid is not None else ():
-        if role not in {model.role for model in models}:
-            part = trained.servable[role]
-            models.append(FrozenModel(role, part.kind, part.uri, part.validation))
+    parts = {role: trained.servable[role] for role in (hybrid.parts if hybrid is not None else ())}
+    compared = trained.contenders | parts
     family = Family(
-        models=tuple(models),
+        models=tuple(FrozenModel(role, each.kind, each.uri, each.validation) for role, each in compared.items()),
         replacing=other_baselines(trained.baselines).replacing,
         hybrid=hybrid,
         anchor=_freeze_anchor(context),
@@ -165,7 +161,7 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
 
 def _freeze_anchor(context: RunContext) -> FrozenAnchor | None:
     """Return the anchor, with the reason if it cannot predict the test rows; None if the incumbent is the anchor."""
-    uri = context.anchor
+    uri = context.registered.anchor
     if uri is None:
         return None
     try:
@@ -200,7 +196,8 @@ def validation_roles(context: RunContext, trained: TrainedModels) -> tuple[str, 
     roles = tuple(role for role in ROLES if role in servable)
     if config is None or config.by == "group":
         return roles
-    kinds = {role: kind_of_artifact(contender) for role, contender in servable.items()}
+    # The kind of the champion among the contenders is `champion`, so it is read from the artifact.
+    kinds = {role: read_artifact_config(contender.uri).kind for role, contender in servable.items()}
     validation = {role: contender.validation for role, contender in servable.items()}
     return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
 
@@ -210,21 +207,20 @@ def predict_all(
     contenders: Mapping[str, Contender],
     *,
     on_validation: Mapping[str, Contender],
-    progress: ProgressReporter = SILENT,
 ) -> dict[str, Predictions]:
     """Return predictions by table name: of all models on test, on the changed test sets of the gates, and on suites.
 
     The tables of the models in `on_validation` are those of the validation rows.
     """
-    sets = (*changed_sets(context.protocol.gates), *(f"{SUITE_PREFIX}{name}" for name in context.inputs.suites))
+    sets = (*changed_sets(context.protocol.gates), *(f"{SUITE_PREFIX}{name}" for name in context.inputs.data.suites))
     tables = {}
     for role, contender in contenders.items():
         for name in ("test", *sets):
-            progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
+            context.progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
             table = stored_predictions(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, contender in on_validation.items():
-        progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
+        context.progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
         tables[f"{role}_{VALIDATION}"] = stored_predictions(context, contender.uri, rows_name=VALIDATION)
     return tables
 
@@ -245,25 +241,24 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         training=evaluated.cost.training,
         headroom=family.headroom,
         look=evaluated.test_access,
-        trained_on=context.trained_rows.known,
-        unknown_training=context.trained_rows.unknown,
+        trained_on=context.registered.trained_rows.known,
+        unknown_training=context.registered.trained_rows.unknown,
     )
 
 
 def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
     """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
     chosen, family = verdict.selected, evaluated.family
-    contenders = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
-    versions = _register(context, contenders, winner=chosen, hybrid=family.hybrid)
+    versions = _register(context, family, winner=chosen)
     compared = {
-        role: CandidateRecord(
-            contender.kind,
-            contender.uri,
+        model.role: CandidateRecord(
+            model.kind,
+            model.uri,
             UNREGISTERED,
-            files=sha256_files(contender.uri),
-            offsets=read_artifact_config(contender.uri).nonzero_offsets,
+            files=sha256_files(model.uri),
+            offsets=read_artifact_config(model.uri).nonzero_offsets,
         )
-        for role, contender in contenders.items()
+        for model in family.models
     }
     compared |= {
         role: CandidateRecord(version.kind, version.uri, version.digest, offsets=version.nonzero_offsets)
@@ -282,19 +277,18 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
     return RunResult(evidence)
 
 
-def _register(
-    context: RunContext, contenders: Mapping[str, Contender], *, winner: str, hybrid: FrozenHybrid | None
-) -> dict[str, ModelVersion]:
+def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, ModelVersion]:
     """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
-    inputs, task_uri = context.inputs, context.recipe.task_uri
+    inputs, task_uri, hybrid = context.inputs, context.recipe.task_uri, family.hybrid
+    uris = {model.role: model.uri for model in family.models}
     max_spend = request_limits(inputs).max_spend
     register = partial(register_contender, task_uri, code=inputs.code.uri, max_spend=max_spend, data=inputs.data)
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))
-        return {role: register(contenders[role]) for role in roles}
+        return {role: register(uris[role]) for role in roles}
     assert hybrid is not None  # a selected hybrid was frozen
     roles = dict.fromkeys(("incumbent", *hybrid.parts))
-    versions = {role: register(contenders[role]) for role in roles}
+    versions = {role: register(uris[role]) for role in roles}
     first, second = (versions[role] for role in hybrid.parts)
     return versions | {"hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)}
 
@@ -307,7 +301,7 @@ def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Pred
         "test": lambda: splits.test,
         "counterfactual": lambda: swap_demographics(splits.test),
         "noise": lambda: add_typos(splits.test),
-        **{f"{SUITE_PREFIX}{name}": partial(inputs.suites.__getitem__, name) for name in inputs.suites},
+        **{f"{SUITE_PREFIX}{name}": partial(inputs.data.suites.__getitem__, name) for name in inputs.data.suites},
     }
     changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
     stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu)

@@ -1,8 +1,8 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
@@ -18,12 +18,11 @@ from tailorbird.data.parquet import has_integers
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
+from tailorbird.data.suites.load import trained_suites
 from tailorbird.data.task_data import ClassificationData, recipe_task
-from tailorbird.evaluation.statistics.answer_metrics import require_readable_answers
-from tailorbird.evaluation.suites import load_suites, trained_suites
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
-from tailorbird.models.base_model import BaseModelRecord, model_record, stage_base_model
-from tailorbird.models.metadata import require_encoder, require_length
+from tailorbird.models.base_model import BaseModelRecord, stage_base_model
+from tailorbird.models.metadata import read_tokenizer, require_encoder, require_length
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
@@ -50,7 +49,6 @@ class RunInputs:
     encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
     progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
     integer_labels: bool = False  # the label column of a classification task holds integers
-    suites: Mapping[str, Rows] = field(default_factory=dict)  # rows of the suites to ask, by name
     ranks: Ranks = ONE_RANK  # that hold each model of the run together
     pooling: Pooling = MEAN  # that the base model of a classifier declares
 
@@ -79,7 +77,7 @@ class RunInputs:
     @property
     def suite_hashes(self) -> dict[str, str]:
         """The sha256 of each suite by name."""
-        return {name: rows_sha256(rows) for name, rows in self.suites.items()}
+        return {name: rows_sha256(rows) for name, rows in self.data.suites.items()}
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -156,40 +154,32 @@ class RunInputs:
 
 def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunInputs:
     """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the code."""
-    task = recipe_task(recipe)
     # Check the rows first, so that an error in them is reported before the base model is downloaded.
-    data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
-    if data is not None:
-        require_readable_answers(data.splits)
-        suites = load_suites(recipe, train=data.splits.train)
+    data = load_in_memory(recipe)
     progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
-    uri = stage_base_model(recipe.base_model, registry=recipe.registry)
-    require_length(uri, max_length=recipe.data.max_length, task=task)
-    pooling = task_pooling(recipe, uri)
-    if isinstance(task, ClassificationData):
-        task = replace(task, prompt=pooling.prompt)
-    base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
+    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
+    task = recipe_task(recipe)
+    require_length(staged.uri, max_length=recipe.data.max_length, task=task)
+    pooling = task_pooling(recipe, staged.uri)
+    base_model = staged.record
     encoder = _stage_encoder(recipe)
     progress.activity("copying the code to the registry")
     code = ship_code(recipe.task_uri, PROJECT_ROOT)
     if data is None:
         progress.activity("tokenizing the training rows into shards")
+        if isinstance(task, ClassificationData):
+            task = replace(task, prompt=pooling.prompt)
         inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
-        data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
-        require_readable_answers(data.splits)
-        suites = load_suites(recipe, train=data.splits.train)
-    integer_labels = TASKS[recipe.task].has_classes and has_integers(recipe.data.train_uris, column=recipe.data.label)
-    suites = trained_suites(recipe, suites, base_model=uri)
-    ranks = run_ranks(recipe, base_model=uri)
+        data = load_sharded(recipe, task, base_model=staged.uri, inputs=inputs)
+    config = recipe.data
     return RunInputs(
         recipe,
-        data,
+        _with_trained_suites(data, recipe, base_model=staged.uri),
         base_model,
         code,
         encoder,
-        integer_labels=integer_labels,
-        suites=suites,
-        ranks=ranks,
+        integer_labels=TASKS[recipe.task].has_classes and has_integers(config.train_uris, column=config.label),
+        ranks=run_ranks(recipe, base_model=staged.uri),
         pooling=pooling,
     )
 
@@ -199,18 +189,20 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
 
     Return None if the training rows are streamed.
     """
-    task = recipe_task(recipe)
-    data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
+    data = load_in_memory(recipe)
     if data is None:
         return None
-    require_readable_answers(data.splits)
-    suites = load_suites(recipe, train=data.splits.train)
-    uri = stage_base_model(recipe.base_model, registry=recipe.registry)
-    base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
-    suites = trained_suites(recipe, suites, base_model=uri)
-    ranks = run_ranks(recipe, base_model=uri)
-    pooling = task_pooling(recipe, uri)
-    return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites, ranks=ranks, pooling=pooling)
+    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
+    data = _with_trained_suites(data, recipe, base_model=staged.uri)
+    ranks = run_ranks(recipe, base_model=staged.uri)
+    pooling = task_pooling(recipe, staged.uri)
+    return RunInputs(recipe, data, staged.record, CodeVersion("", ""), ranks=ranks, pooling=pooling)
+
+
+def _with_trained_suites(data: LoadedDataset, recipe: Recipe, *, base_model: str) -> LoadedDataset:
+    """Return the dataset with `trained_suites`, by the tokenizer of the staged base model."""
+    suites = trained_suites(recipe, data.suites, read_tokenizer=partial(read_tokenizer, base_model))
+    return replace(data, suites=suites)
 
 
 def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
@@ -236,6 +228,6 @@ def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:
     """Stage the encoder for retrieval, if the recipe names one; raise MetadataError if it is no text encoder."""
     if recipe.evaluation.retrieval_encoder is None:
         return None
-    uri = stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry)
-    require_encoder(uri)
-    return model_record(recipe.evaluation.retrieval_encoder, uri=uri, registry=recipe.registry)
+    staged = stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry)
+    require_encoder(staged.uri)
+    return staged.record

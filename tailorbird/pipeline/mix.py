@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.progress import ProgressReporter
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.mix import mix_with_bag
 from tailorbird.evaluation.report.console import mix_sentence
@@ -21,9 +20,7 @@ class MixResult:
     record: MixRecord | None  # None without a bag of words, as for chat tasks
 
 
-def mix_candidate(
-    context: RunContext, unmixed: Contender, *, baselines: Sequence[Baseline], progress: ProgressReporter
-) -> MixResult:
+def mix_candidate(context: RunContext, unmixed: Contender, *, baselines: Sequence[Baseline]) -> MixResult:
     """Mix a calibrated candidate with the run's bag of words; a cached stage. The result is not calibrated."""
     bag_uri = next((baseline.uri for baseline in baselines if baseline.kind == "bag_of_words"), None)
     if bag_uri is None:
@@ -31,7 +28,7 @@ def mix_candidate(
     inputs, metric = context.inputs, context.recipe.evaluation.metric
 
     def compute(uri: str) -> MixResult:
-        progress.activity("mixing the fine-tuned encoder with the bag of words")
+        context.progress.activity("mixing the fine-tuned encoder with the bag of words")
         record = inputs.remote(mix_with_bag)(
             unmixed.uri, bag_uri=bag_uri, validation=context.splits.validation, metric=metric, to=f"{uri}/model"
         )
@@ -44,5 +41,5 @@ def mix_candidate(
     stage_inputs = inputs.stage_inputs(mix_with_bag, model=unmixed.uri, bag=bag_uri, metric=metric)
     result = inputs.cached("mix", output=MixResult, inputs=stage_inputs, compute=compute)
     if result.record is not None:
-        progress.note(mix_sentence(result.record))
+        context.progress.note(mix_sentence(result.record))
     return result

@@ -9,7 +9,7 @@ from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.evaluation.verdict.explain import headroom_text
 from tailorbird.pipeline.evaluate import stored_predictions
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.registry.versions import read_version
+from tailorbird.registry.versions import ModelVersion
 
 
 def headroom_without_training(context: RunContext, baselines: tuple[Baseline, ...]) -> Headroom | None:
@@ -30,8 +30,8 @@ def headroom_without_training(context: RunContext, baselines: tuple[Baseline, ..
     return headroom if headroom.most < protocol.minimum_gain else None
 
 
-def _may_know(champion: str, rows: Rows) -> bool:
-    learned = trained_rows(rows, {"incumbent": read_version(champion)})
+def _may_know(champion: ModelVersion, rows: Rows) -> bool:
+    learned = trained_rows(rows, {"incumbent": champion})
     return bool(learned.unknown or learned.excluded)
 
 

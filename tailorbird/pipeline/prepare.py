@@ -1,6 +1,8 @@
 """The first stage of a run: load its inputs, and register the test protocol before the first training."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from cluster.progress import ProgressReporter
 from tailorbird import storage
@@ -10,34 +12,35 @@ from tailorbird.data.quality import listed, require_no_test_row
 from tailorbird.data.rows import Splits
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
 from tailorbird.evaluation.report.evidence import TrainedRows
-from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_uri
-from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, run_uri, with_digest
+from tailorbird.evaluation.trained_rows import rows_of_champion
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.security_log import current_user
 from tailorbird.registry.test_set_ledger import next_access
-from tailorbird.registry.versions import now
+from tailorbird.registry.versions import ModelVersion, now, read_version
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The inputs, the task and the registered protocol of a run, for all later stages."""
+    """The inputs, the task and the preregistration of a run: all that the later stages need."""
 
     run: str  # URI of the run
     inputs: RunInputs
     task: Task
-    protocol: TestProtocol
-    champion: str | None  # URI of the champion at the time when the protocol was registered
-    anchor: str | None  # URI of the last champion that was proven better, unless it is the champion
-    requested_by: str
-    trained_rows: TrainedRows = TrainedRows()  # test rows that the champion was trained on  # noqa: RUF009
+    registered: Preregistration
+    events: Any = None  # queue for the events of trainings; None if all trainings must be cached
 
-    def reporting_to(self, progress: ProgressReporter) -> "RunContext":
-        """Return the context with a reporter for its Ray tasks, that of an event queue."""
+    def reporting_to(self, progress: ProgressReporter, *, events: Any) -> "RunContext":
+        """Return the context with an event queue, and with its reporter for stages and Ray tasks."""
         inputs = replace(self.inputs, progress=progress)
-        return replace(self, inputs=inputs, task=task_of(inputs))
+        return replace(self, inputs=inputs, task=task_of(inputs), events=events)
+
+    @property
+    def progress(self) -> ProgressReporter:
+        return self.inputs.progress
 
     @property
     def recipe(self) -> Recipe:
@@ -47,6 +50,15 @@ class RunContext:
     def splits(self) -> Splits:
         """Rows in memory."""
         return self.inputs.splits
+
+    @property
+    def protocol(self) -> TestProtocol:
+        return self.registered.protocol
+
+    @cached_property
+    def champion(self) -> ModelVersion | None:
+        """The version that was the champion when the protocol was registered. Raises RegistryError."""
+        return None if self.registered.champion is None else read_version(self.registered.champion)
 
 
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
@@ -69,56 +81,36 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     use = next_access(recipe.task_uri, rows=fingerprints(user_texts(inputs.splits.test)))
     if use.num_seen:  # report a lower alpha before the training, because a user may prefer to collect fresh rows
         progress.note(earlier_tests_line(use, alpha=recipe.evaluation.alpha))
-    trained = _trained_rows(inputs, champion=champion)
-    hashes, code = inputs.hashes, inputs.code.sha256
+    trained = TrainedRows()
+    if champion is not None:
+        trained = rows_of_champion(champion, test=inputs.splits.test, config=recipe.evaluation)
     protocol = build_protocol(
         recipe.evaluation,
         serving=recipe.serving,
-        test_sha256=hashes["test"],
+        test_sha256=inputs.hashes["test"],
         num_test_rows=len(inputs.splits.test),
         suites=inputs.suite_hashes,
     )
-    request = request_digest(
-        recipe, code=code, data=hashes, base_model=inputs.base_model, retrieval_encoder=inputs.encoder
+    preregistration = with_digest(
+        Preregistration(
+            protocol=protocol,
+            recipe=recipe,
+            code=inputs.code.sha256,
+            data=inputs.hashes,
+            base_model=inputs.base_model,
+            retrieval_encoder=inputs.encoder,
+            champion=champion.uri if champion else None,
+            anchor=champion.anchor.uri if champion is not None and champion.anchor is not None else None,
+            trained_rows=trained,
+            requested_by=current_user(),
+            requested_at=now(),
+        )
     )
-    uri = run_uri(recipe.task_uri, request, champion=champion)
-    preregistration = Preregistration(
-        protocol=protocol,
-        request_sha256=request,
-        recipe=recipe,
-        code=code,
-        data=hashes,
-        base_model=inputs.base_model,
-        retrieval_encoder=inputs.encoder,
-        champion=champion.uri if champion else None,
-        anchor=champion.anchor.uri if champion is not None and champion.anchor is not None else None,
-        trained_rows=trained,
-        requested_by=current_user(),
-        requested_at=now(),
-    )
+    uri = run_uri(recipe.task_uri, preregistration.request_sha256, champion=champion)
     registered = storage.write_once(f"{uri}/{PROTOCOL_FILE}", preregistration)
     for sentence in registered.trained_rows.sentences(protocol.num_test_rows):
         progress.note(sentence)
-    return RunContext(
-        uri,
-        inputs,
-        task,
-        protocol=registered.protocol,
-        champion=registered.champion,
-        anchor=registered.anchor,
-        requested_by=registered.requested_by,
-        trained_rows=registered.trained_rows,
-    )
-
-
-def _trained_rows(inputs: RunInputs, *, champion: Champion | None) -> TrainedRows:
-    """Return the test rows that the champion was trained on; raise ValueError if too few others remain."""
-    if champion is None:
-        return TrainedRows()
-    test = inputs.splits.test
-    trained = trained_rows(test, {"incumbent": champion_version(champion)})
-    require_enough_rows(trained, num_test=len(test), config=inputs.recipe.evaluation)
-    return trained
+    return RunContext(uri, inputs, task, registered)
 
 
 def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | None:

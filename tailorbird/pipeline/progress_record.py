@@ -150,8 +150,8 @@ def first_record(context: RunContext) -> RunProgress:
     return RunProgress(
         run=context.run,
         name=context.recipe.name,
-        requested_by=context.requested_by,
-        base_model=context.recipe.base_model,
+        requested_by=context.registered.requested_by,
+        base_model=str(context.recipe.base_model),
         validation_rows=len(context.splits.validation) if METRICS[context.protocol.metric].is_share else None,
         status="running",
         started_at=now(),

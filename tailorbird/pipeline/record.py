@@ -87,14 +87,6 @@ class TrainedModels:
         contenders = self.contenders
         return {role: contenders[role] for role in evidence.ROLES if role in contenders} | others
 
-    @property
-    def models(self) -> tuple[evidence.FrozenModel, ...]:
-        """The models that the verdict compares, to be frozen before the test rows are read."""
-        return tuple(
-            evidence.FrozenModel(role, model.kind, model.uri, model.validation)
-            for role, model in self.contenders.items()
-        )
-
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources of the fine-tuning; none without one."""
         return TrainingUsage() if self.fine_tuning is None else self.fine_tuning.usage(training)
@@ -124,7 +116,8 @@ def build_evidence(
     recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
     data = inputs.data
     roles = [model.role for model in evaluated.family.models]
-    predictions = context.trained_rows.without(evaluated.predictions, roles=roles)
+    registered = context.registered
+    predictions = registered.trained_rows.without(evaluated.predictions, roles=roles)
     candidate = None
     if trained.fine_tuning is not None:
         candidate = (versions["candidate"].kind, trained.fine_tuning.candidate.validation)
@@ -132,7 +125,7 @@ def build_evidence(
         name=recipe.name,
         run=context.run,
         created_at=now(),
-        requested_by=context.requested_by,
+        requested_by=registered.requested_by,
         expires_at=(accessed_at + timedelta(days=protocol.valid_days)).isoformat(timespec="seconds"),
         recipe=recipe,
         protocol=protocol,
@@ -156,9 +149,9 @@ def build_evidence(
         ),
         measures=mean_measures(predictions),
         suites=suite_scores(predictions, suites=tuple(protocol.suites), roles=roles),
-        trained_rows=context.trained_rows,
+        trained_rows=registered.trained_rows,
         versions=dict(versions),
-        champion=context.champion,
+        champion=registered.champion,
         code=inputs.code,
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
@@ -198,7 +191,8 @@ def _differences(context: RunContext, predictions: Mapping[str, Predictions]) ->
     """Return the differences between validation and test that are larger than chance."""
     samples = []
     test = context.splits.test
-    compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in context.trained_rows.excluded]
+    trained_on = context.registered.trained_rows.excluded
+    compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in trained_on]
     for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", test.take(compared))):
         table = predictions[name]
         lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)

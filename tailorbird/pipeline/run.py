@@ -1,7 +1,8 @@
 """The whole pipeline, from a recipe to a verdict with its evidence. Read this file first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from cluster.event_queue import forward_events, queue_progress
 from cluster.progress import ProgressReporter, reporting_to
@@ -27,7 +28,7 @@ from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.pipeline.side_by_side import run_side_by_side
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrids import called_endpoints
-from tailorbird.registry.versions import Dtype, read_version
+from tailorbird.registry.versions import Dtype, ModelVersion
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
@@ -57,75 +58,67 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
     input, and TrainingFailed if a training fails for another reason.
     """
     require_trackers(recipe.tuning)
-    context = prepare(recipe, progress=progress)
-    finished = find_finished_run(context)
+    prepared = prepare(recipe, progress=progress)
+    finished = find_finished_run(prepared)
     if finished is not None:
-        progress.note(f"this run is already finished: {context.run}")
+        progress.note(f"this run is already finished: {prepared.run}")
         return finished
-    with recorded(progress, first=first_record(context)) as progress:
-        require_usable(context, progress=progress)
-        if may_train:
-            progress.activity("checking that the base model can be trained on the rows")
-            context.task.require_trainable()
-        with (
-            forward_events(with_expected_time(progress, recipe)) as queue,
-            reporting_to(queue_progress(queue)) as progress,
-        ):
-            return _run_stages(context, progress=progress, events=queue if may_train else None)
-
-
-def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any) -> RunResult:
-    """Run all stages after `prepare`. `events` is the queue for trainings; None if all must be cached."""
-    context = context.reporting_to(progress)
-    baselines = fit_baselines(context, progress=progress)
-    headroom = headroom_without_training(context, baselines)
-    if headroom is not None:
-        progress.note(no_training_line(context, headroom))
-        return evaluate_run(context, TrainedModels(baselines, headroom=headroom), progress=progress)
-    fine_tuning = fine_tune(context, baselines, progress=progress, events=events)
-    return evaluate_run(context, TrainedModels(baselines, fine_tuning), progress=progress)
-
-
-def fine_tune(
-    context: RunContext, baselines: tuple[Baseline, ...], *, progress: ProgressReporter, events: Any
-) -> FineTuning:
-    """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average and mix."""
-    sweep_result = run_sweep(context, baselines, progress=progress, events=events)
-    seeds = train_seeds(context, sweep_result, progress=progress, events=events)
-    curve = measure_curve(context, sweep_result, progress=progress, events=events)
-    progress.stage("candidate: selecting it on the validation rows")
-    mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
-    best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
-    averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
-    context.task.make_loadable(best.uri, trained=sweep_result.selected, dtype=_dtype_of(best, seeds))
-    unmixed = calibrate_contender(context, best)
-    mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
-    candidate = calibrate_contender(context, mix.candidate)
-    return FineTuning(sweep_result, seeds, averaged, mix.record, curve, candidate)
+    with (
+        recorded(progress, first=first_record(prepared)) as progress,
+        started(prepared, progress=progress, may_train=may_train) as context,
+    ):
+        baselines = fit_baselines(context)
+        headroom = headroom_without_training(context, baselines)
+        if headroom is not None:
+            context.progress.note(no_training_line(context, headroom))
+            return evaluate_run(context, TrainedModels(baselines, headroom=headroom))
+        return evaluate_run(context, TrainedModels(baselines, fine_tune(context, baselines)))
 
 
 def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     """Run a recipe up to its sweep; raise ValueError if there is nothing to gain."""
     require_trackers(recipe.tuning)
-    context = prepare(recipe, progress=progress)
-    require_usable(context, progress=progress)
-    progress.activity("checking that the base model can be trained on the rows")
-    context.task.require_trainable()
-    with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
-        context = context.reporting_to(progress)
-        baselines = fit_baselines(context, progress=progress)
+    with started(prepare(recipe, progress=progress), progress=progress) as context:
+        baselines = fit_baselines(context)
         headroom = headroom_without_training(context, baselines)
         if headroom is not None:
             raise ValueError(no_training_line(context, headroom))
-        return run_sweep(context, baselines, progress=progress, events=events)
+        return run_sweep(context, baselines)
 
 
 def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
     """Run a recipe up to its baselines."""
-    context = prepare(recipe, progress=progress)
+    with started(prepare(recipe, progress=progress), progress=progress, may_train=False) as context:
+        return fit_baselines(context)
+
+
+@contextmanager
+def started(context: RunContext, *, progress: ProgressReporter, may_train: bool = True) -> Iterator[RunContext]:
+    """Check that all models can be used; yield the context with an event queue that forwards to `progress`."""
     require_usable(context, progress=progress)
-    with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
-        return fit_baselines(context.reporting_to(progress), progress=progress)
+    if may_train:
+        progress.activity("checking that the base model can be trained on the rows")
+        context.task.require_trainable()
+    with (
+        forward_events(with_expected_time(progress, context.recipe)) as queue,
+        reporting_to(queue_progress(queue)) as progress,
+    ):
+        yield context.reporting_to(progress, events=queue if may_train else None)
+
+
+def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTuning:
+    """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average and mix."""
+    sweep_result = run_sweep(context, baselines)
+    seeds = train_seeds(context, sweep_result)
+    curve = measure_curve(context, sweep_result)
+    context.progress.stage("candidate: selecting it on the validation rows")
+    mean = average_seeds(context, sweep_result.selected, seeds)
+    best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
+    averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
+    context.task.make_loadable(best.uri, trained=sweep_result.selected, dtype=_dtype_of(best, seeds))
+    mix = mix_candidate(context, calibrate_contender(context, best), baselines=baselines)
+    candidate = calibrate_contender(context, mix.candidate)
+    return FineTuning(sweep_result, seeds, averaged, mix.record, curve, candidate)
 
 
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
@@ -142,7 +135,7 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
     """
     config = context.recipe.evaluation.endpoint
     of_recipe = () if config is None else (Endpoint.from_config(config),)
-    of_champion = () if context.champion is None else called_endpoints(read_version(context.champion))
+    of_champion = () if context.champion is None else called_endpoints(context.champion)
     for endpoint in dict.fromkeys((*of_recipe, *of_champion)):
         progress.activity(f"checking that {endpoint.url} answers")
         if warning := check_answering(endpoint):
@@ -158,8 +151,9 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
             )
 
 
-def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
+def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
     """Return the baselines, with the champion first if there is one."""
+    progress = context.progress
     progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
     champion: tuple[Baseline, ...] = ()
@@ -177,20 +171,19 @@ def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[B
     return baselines
 
 
-def run_sweep(
-    context: RunContext, baselines: tuple[Baseline, ...], *, progress: ProgressReporter, events: Any
-) -> SweepResult:
+def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResult:
     """Return the result of the sweep, which reads only training and validation rows."""
     tuning, training, inputs = context.recipe.tuning, context.recipe.training, context.inputs
+    progress = context.progress
     target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
     progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}")
     task = context.task.training_task()
 
     def compute(uri: str) -> SweepResult:
-        _require_events(events, what="sweep", command="sweep")
+        _require_events(context, what="sweep", command="sweep")
         note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
         progress.activity("starting the training workers, which load DeepSpeed and the base model")
-        return sweep(tuning, training=training, task=task, target=target, uri=uri, events=events)
+        return sweep(tuning, training=training, task=task, target=target, uri=uri, events=context.events)
 
     stage_inputs = inputs.stage_inputs(
         sweep,
@@ -210,28 +203,24 @@ def run_sweep(
     return sweep_result
 
 
-def train_seeds(
-    context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
-) -> tuple[TrainingResult, ...]:
+def train_seeds(context: RunContext, sweep_result: SweepResult) -> tuple[TrainingResult, ...]:
     """Return the results of the selected trial and of the further seed runs of its configuration.
 
     As many seeds train at the same time as the cluster has room for.
     """
 
     def train(seed: int) -> TrainingResult:
-        progress.stage(f"seed {seed}: training the selected configuration again", name="seeds")
-        progress.activity("starting the training workers")
+        context.progress.stage(f"seed {seed}: training the selected configuration again", name="seeds")
+        context.progress.activity("starting the training workers")
         config = sweep_result.selected.model_copy(update={"seed": seed})
-        return _train(context, config, name=f"seed-{seed}", events=events)
+        return _train(context, config, name=f"seed-{seed}")
 
     first = context.recipe.training.seed
     calls = [partial(train, first + number) for number in range(1, context.recipe.training.num_seeds)]
     return (sweep_result.trained, *run_side_by_side(calls, at_once=_room(sweep_result, len(calls))))
 
 
-def measure_curve(
-    context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
-) -> LearningCurve | None:
+def measure_curve(context: RunContext, sweep_result: SweepResult) -> LearningCurve | None:
     """Return the learning curve of the selected configuration; None if `tuning.learning_curve` is false."""
     if not context.recipe.tuning.learning_curve:
         return None
@@ -241,10 +230,9 @@ def measure_curve(
     parts = sizes if sizes[-1] < num_rows else sizes[:-1]
 
     def train(size: int) -> float:
-        progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
-        progress.activity("starting the training workers")
-        name = f"curve-{size}"
-        return _train(context, sweep_result.selected, name=name, events=events, num_train_rows=size).score
+        context.progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
+        context.progress.activity("starting the training workers")
+        return _train(context, sweep_result.selected, name=f"curve-{size}", num_train_rows=size).score
 
     calls = [partial(train, size) for size in parts]
     scores = (*run_side_by_side(calls, at_once=_room(sweep_result, len(calls))), sweep_result.trained.score)
@@ -256,9 +244,7 @@ def _room(sweep_result: SweepResult, num_trainings: int) -> int:
     return 1 if num_trainings < 2 else num_groups_that_fit(sweep_result.selected)
 
 
-def average_seeds(
-    context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...], *, progress: ProgressReporter
-) -> Contender | None:
+def average_seeds(context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...]) -> Contender | None:
     """Return the model with the mean of the seeds' weights; a cached stage.
 
     Return None if `training.average_seeds` is false, the method is not `full`, or there is only one seed.
@@ -269,7 +255,7 @@ def average_seeds(
     weights = [seed.weights for seed in seeds]
 
     def compute(uri: str) -> Contender:
-        progress.activity("averaging the weights of the seeds")
+        context.progress.activity("averaging the weights of the seeds")
         inputs.remote(average_weights)(weights, f"{uri}/weights")
         context.task.make_loadable(f"{uri}/weights", trained=selected, dtype=seeds[0].dtype)
         table = inputs.remote_model(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
@@ -277,7 +263,7 @@ def average_seeds(
 
     stage_inputs = inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric)
     averaged = inputs.cached("average", output=Contender, inputs=stage_inputs, compute=compute)
-    progress.score("average", averaged.validation, f"mean of the weights of {len(seeds)} seeds")
+    context.progress.score("average", averaged.validation, f"mean of the weights of {len(seeds)} seeds")
     return averaged
 
 
@@ -301,14 +287,14 @@ def calibrate_contender(context: RunContext, contender: Contender) -> Contender:
 
 
 def _train(
-    context: RunContext, config: TrainingConfig, *, name: str, events: Any, num_train_rows: int | None = None
+    context: RunContext, config: TrainingConfig, *, name: str, num_train_rows: int | None = None
 ) -> TrainingResult:
     """Return the result of one training; a cached stage."""
     task = context.task.training_task(num_train_rows=num_train_rows)
 
     def compute(uri: str) -> TrainingResult:
-        _require_events(events, what=f"training {name}", command="run")
-        return finetune(config, task=task, uri=uri, events=events)
+        _require_events(context, what=f"training {name}", command="run")
+        return finetune(config, task=task, uri=uri, events=context.events)
 
     inputs = context.inputs.stage_inputs(
         finetune,
@@ -322,19 +308,19 @@ def _train(
     return result
 
 
-def _score_champion(context: RunContext, uri: str) -> Baseline:
+def _score_champion(context: RunContext, champion: ModelVersion) -> Baseline:
     """Return the champion as a baseline, scored on the validation rows; a cached stage."""
-    champion, inputs, metric = read_version(uri), context.inputs, context.recipe.evaluation.metric
+    inputs, metric = context.inputs, context.recipe.evaluation.metric
 
     def compute(_: str) -> float:
-        return score_table(metric, predict_contender(inputs, uri, rows=context.splits.validation))
+        return score_table(metric, predict_contender(inputs, champion.uri, rows=context.splits.validation))
 
     stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
     score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
-    return Baseline(CHAMPION, uri, score, True, f"current champion: {champion.version}")
+    return Baseline(CHAMPION, champion.uri, score, True, f"current champion: {champion.version}")
 
 
-def _require_events(events: Any, *, what: str, command: str) -> None:
+def _require_events(context: RunContext, *, what: str, command: str) -> None:
     """Raise ValueError if there is no event queue, because this run must not train."""
-    if events is None:
+    if context.events is None:
         raise ValueError(f"the {what} of this recipe is not finished; run `tailorbird {command} RECIPE` first")

@@ -94,8 +94,9 @@ def _release_rights(recipe: Recipe) -> _Rights:
 
 
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
-    data = recipe.data
-    return (*data.train_uris, data.validation, data.test, recipe.base_model, recipe.evaluation.retrieval_encoder)
+    data, encoder = recipe.data, recipe.evaluation.retrieval_encoder
+    models = (recipe.base_model.folder, None if encoder is None else encoder.folder)
+    return (*data.train_uris, data.validation, data.test, *models)
 
 
 def _serving_rights(recipe: Recipe) -> _Rights:

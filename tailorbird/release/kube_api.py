@@ -1,7 +1,7 @@
 """Client for the Kubernetes API, with the two requests that a RayService needs: read an object, and patch it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import requests
@@ -14,6 +14,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PROXY = "TAILORBIRD_KUBERNETES"
 """Environment variable with the URL of a `kubectl proxy`, for clients that are not in a pod."""
 TIMEOUT_S = 30
+ATTEMPTS = 5  # to change an object that others change too
 
 
 class KubernetesError(ValueError):
@@ -33,6 +34,26 @@ def read_object(kind: str, *, namespace: str, name: str) -> Document:
 def patch_object(kind: str, patch: Sequence[Document], *, namespace: str, name: str) -> None:
     """Apply a JSON patch (RFC 6902) to an object; raise Changed if it does not apply, and change nothing then."""
     _request("PATCH", kind, namespace, name, json=patch)
+
+
+def update_object(
+    kind: str, patch_of: Callable[[Document], Sequence[Document]], *, namespace: str, name: str
+) -> Document:
+    """Apply the JSON patch that `patch_of` returns for an object, if it is not empty; return the object before it.
+
+    Read the object again if it was changed in the meantime; raise Changed after `ATTEMPTS` attempts.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        before = read_object(kind, namespace=namespace, name=name)
+        patch = patch_of(before)
+        try:
+            if patch:
+                patch_object(kind, patch, namespace=namespace, name=name)
+            break
+        except Changed:
+            if attempt == ATTEMPTS:
+                raise
+    return before
 
 
 def _request(

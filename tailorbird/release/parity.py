@@ -25,13 +25,8 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import PARTS, PartName
 from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.versions import ModelVersion, now, read_parts
-from tailorbird.release.probe_requests import ServedAnswer, send_probe
-from tailorbird.release.token_parity import (
-    TOKEN_TOLERANCE,
-    TokenTolerance,
-    compare_tokens,
-    too_many_exceed,
-)
+from tailorbird.release.probe_requests import Difference, ParityProbe, ServedAnswer, send_probe
+from tailorbird.release.token_parity import TOKEN_TOLERANCE, compare_chats
 
 
 class Tolerance(NamedTuple):
@@ -54,22 +49,6 @@ MAX_LISTED_ROWS, MAX_LISTED_CHARS = 5, 60
 
 class ParityRefused(ValueError):
     """Raised if a version does not answer as evaluated, or cannot be checked; the message lists rows."""
-
-
-class ParityProbe(NamedTuple):
-    """A test row as a request, and the version's evaluated answer."""
-
-    row_id: str
-    text: str
-    body: Mapping[str, JsonValue]
-    output: str  # the label, or for chat the sha256 of the answer's words
-    confidence: float | None  # probability of the label, calibrated; None for chat
-    logprobs: tuple[float, ...] | None = None
-    """Log-probabilities of the answer's tokens; None for classification and the kind `nearest`."""
-    endpoint_part: PartName | None = None  # (hybrids only) the part that must answer, if it is an endpoint
-
-
-Difference = tuple[ParityProbe, ServedAnswer]
 
 
 def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[ParityProbe, ...]:
@@ -238,36 +217,6 @@ def compare_endpoint(
         raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
     matching = len(probes) - len(differing)
     return ParityResult(rows=len(probes), matching=matching, requires_equality=False, at=now())
-
-
-def compare_chats(
-    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: TokenTolerance
-) -> tuple[ParityResult, list[Difference]]:
-    """Return the number of matching answers of a language model, and the probes whose answers differ.
-
-    See `compare_tokens` for a single answer. If too many tokens of the matching answers differ by more than
-    `tolerance.usual`, each answer with such a token is a difference too.
-    """
-    compared = [
-        compare_tokens(
-            probe.logprobs or (), answer.tokens, same_text=answer.output == probe.output, limit=tolerance.largest
-        )
-        for probe, answer in zip(probes, answers, strict=True)
-    ]
-    moves = [move for result in compared if result.matches for move in result.moves]
-    limit = tolerance.usual if too_many_exceed(moves, usual=tolerance.usual) else tolerance.largest
-    accepted = [result.matches and all(move <= limit for move in result.moves) for result in compared]
-    pairs = zip(probes, answers, strict=True)
-    differing = [pair for pair, is_accepted in zip(pairs, accepted, strict=True) if not is_accepted]
-    parity = ParityResult(
-        rows=len(probes),
-        matching=len(probes) - len(differing),
-        ties=sum(result.tie for result, is_accepted in zip(compared, accepted, strict=True) if is_accepted),
-        largest_difference=max(moves, default=None),
-        mean_difference=fmean(moves) if moves else None,
-        at=now(),
-    )
-    return parity, differing
 
 
 def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -> str:

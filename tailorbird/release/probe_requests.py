@@ -16,12 +16,31 @@ from serving.deploy.serve_client import DeployError
 from serving.http.chat_schemas import GeneratedTokenLogprob
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.hybrid_routing import PartName
-from tailorbird.release.token_parity import ServedToken
 
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
 _ENDPOINT_FAULT = '"type":"endpoint_'  # in the error of a request whose endpoint failed
 KEY = "TAILORBIRD_API_KEY"
+
+
+class ParityProbe(NamedTuple):
+    """A test row as a request, and the version's evaluated answer."""
+
+    row_id: str
+    text: str
+    body: Mapping[str, JsonValue]
+    output: str  # the label, or for chat the sha256 of the answer's words
+    confidence: float | None  # probability of the label, calibrated; None for chat
+    logprobs: tuple[float, ...] | None = None
+    """Log-probabilities of the answer's tokens; None for classification and the kind `nearest`."""
+    endpoint_part: PartName | None = None  # (hybrids only) the part that must answer, if it is an endpoint
+
+
+class ServedToken(NamedTuple):
+    """A generated token of a served answer."""
+
+    logprob: float  # in nats
+    lead: float  # its log-probability minus that of the next most likely token
 
 
 class ServedAnswer(NamedTuple):
@@ -34,6 +53,9 @@ class ServedAnswer(NamedTuple):
     reported_model: str | None = None  # (endpoints only) the model that the endpoint reported
     answered_by: PartName | None = None  # (hybrids only)
     fallback: bool = False  # (hybrids only) true if the other part should have answered
+
+
+Difference = tuple[ParityProbe, ServedAnswer]
 
 
 def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False) -> ServedAnswer:

@@ -1,10 +1,10 @@
 """Promote the winner of a run to champion, or roll back to the former champion, and switch the service to it."""
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.progress import SILENT, ProgressReporter
+from serving.deploy.rollout import staged
 from tailorbird.evaluation.report.costs import costs_by_digest
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
 from tailorbird.evaluation.verdict.decide import INCUMBENT
@@ -23,9 +23,8 @@ from tailorbird.registry.version_files import require_intact
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_pinned, read_version, weights_digest
 from tailorbird.release.engine_selection import choose_engine
 from tailorbird.release.parity import check_parity, sample_probes
-from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
-from tailorbird.release.serving import stage_version, switch_service
-from tailorbird.storage.paths import TaskPaths
+from tailorbird.release.runs import Evaluation, PromotionRefused, find_evaluation, read_run_evidence
+from tailorbird.release.serving import switch_service
 from tailorbird.storage.s3 import PreconditionFailed
 
 OVERRIDE = "`tailorbird promote RECIPE --override REASON`"
@@ -58,7 +57,7 @@ def promote_version(
         raise PromotionRefused("--override is empty; give a reason, which is stored with the champion")
     stored = read_champion(task_uri)  # read before the decision, so that a concurrent change makes the write fail
     champion, etag = stored or (None, None)
-    evaluation = _find_evaluation(task_uri, version=version.rstrip("/") if version else None)
+    evaluation = find_evaluation(task_uri, version=version)
     if champion is not None and _weights_of(champion) == evaluation.weights.digest:
         if engine is None:
             return _keep(task_uri, champion)
@@ -74,11 +73,10 @@ def promote_version(
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
         raise PromotionRefused(f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}")
     require_intact(chosen.pinned)
-    with stage_version(task_uri, version=chosen, progress=progress) as url:
+    with staged(task_uri, version=chosen, progress=progress) as url:
         parity = None
         if url is not None:
-            is_evaluated = chosen.digest == evaluation.version.digest  # otherwise it was just exported
-            source = evaluation.evidence if is_evaluated else evaluation.weights_evidence
+            source = evaluation.evidence_of(chosen)
             parity = check_parity(sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen)
         promoted = _promoted(chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity)
         _write(task_uri, promoted, etag=etag)
@@ -86,31 +84,10 @@ def promote_version(
     return promoted
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """The version that a verdict chose, and the version with the same weights for torch."""
-
-    version: ModelVersion
-    evidence: Evidence
-    weights: ModelVersion  # `version` itself, unless it was exported for another engine
-    weights_evidence: Evidence  # from the run that evaluated `weights`
-
-
-def _find_evaluation(task_uri: str, *, version: str | None) -> _Evaluation:
-    if version is not None and "://" not in version:
-        version = TaskPaths(task_uri).version(version)
-    evidence = evidence_for(task_uri, version=version)
-    winner = read_winner(evidence)
-    if winner.exported_from is None:
-        return _Evaluation(winner, evidence, winner, evidence)
-    uri = winner.exported_from.uri
-    return _Evaluation(winner, evidence, read_version(uri), evidence_for(task_uri, version=uri))
-
-
 def _promoted(
     version: ModelVersion,
     *,
-    evaluation: _Evaluation,
+    evaluation: Evaluation,
     former: Champion | None,
     reason: ChangeReason,
     parity: ParityResult | None,
@@ -140,7 +117,7 @@ def _promoted(
 
 
 def _anchor(
-    version: ModelVersion, *, evaluation: _Evaluation, former: Champion | None, reason: ChangeReason
+    version: ModelVersion, *, evaluation: Evaluation, former: Champion | None, reason: ChangeReason
 ) -> PinnedVersion | None:
     """Return the last champion that was proven better than its predecessor; None if that is the version itself."""
     is_for_cost = reason.change == "engine" or evaluation.evidence.verdict.replaces_for_cost
@@ -267,7 +244,7 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
         raise PromotionRefused("another promotion came first; run `tailorbird models`, then promote again") from None
 
 
-def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
+def _promotion_reason(evaluation: Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
     """Return why the version becomes the champion; raise PromotionRefused if its verdict does not allow it.
 
     An override is required if the version was rolled back, which a scheduled promotion must not undo.

@@ -15,13 +15,12 @@ from serving.deploy.application import application_name
 from serving.deploy.serve_client import declared_applications
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
-from tailorbird.release.kube_api import ACCOUNT, Changed, KubernetesError, patch_object, read_object
+from tailorbird.release.kube_api import ACCOUNT, KubernetesError, read_object, update_object
 from tailorbird.release.kube_documents import Document, to_yaml
 
 RAYSERVICE = "TAILORBIRD_RAYSERVICE"
 """Environment variable with the RayService of the task, as `NAMESPACE/NAME`; in a pod, also `NAME`."""
 SERVICES, CLUSTERS = "rayservices", "rayclusters"
-ATTEMPTS = 5
 BOUNDS = ("minReplicas", "maxReplicas")
 
 
@@ -60,29 +59,25 @@ def record_deployed(task_uri: str) -> str | None:
     deployed = declared_applications().get(application_name(task_uri)) if service is not None else None
     if service is None or deployed is None:
         return None
-    for _ in range(ATTEMPTS):
-        text = read_object(SERVICES, namespace=service.namespace, name=service.name)["spec"].get("serveConfigV2", "")
-        config = yaml.safe_load(text) or {}
-        applications = {each["name"]: each for each in config.get("applications", [])}
+    application = deployed.to_json()
+
+    def patch_of(document: Document) -> list[Document]:
+        text = document["spec"].get("serveConfigV2", "")
+        config, applications = _serve_config(document)
         if deployed.name not in applications:
             raise KubernetesError(
                 f"{service} does not serve {task_uri}; set {RAYSERVICE} to the RayService of this task"
             )
-        if applications[deployed.name] == deployed.to_json():
-            return str(service)
-        applications[deployed.name] = deployed.to_json()
-        replaced = to_yaml([config | {"applications": list(applications.values())}])
-        patch: list[Document] = [
+        if applications[deployed.name] == application:
+            return []
+        replaced = config | {"applications": list((applications | {deployed.name: application}).values())}
+        return [
             {"op": "test", "path": "/spec/serveConfigV2", "value": text},
-            {"op": "replace", "path": "/spec/serveConfigV2", "value": replaced},
+            {"op": "replace", "path": "/spec/serveConfigV2", "value": to_yaml([replaced])},
         ]
-        try:
-            patch_object(SERVICES, patch, namespace=service.namespace, name=service.name)
-        except Changed as error:
-            refused = error
-            continue
-        return str(service)
-    raise refused
+
+    update_object(SERVICES, patch_of, namespace=service.namespace, name=service.name)
+    return str(service)
 
 
 def scale_clusters(recipe: Recipe) -> tuple[str, ...]:
@@ -97,33 +92,26 @@ def scale_clusters(recipe: Recipe) -> tuple[str, ...]:
     document = read_object(SERVICES, namespace=service.namespace, name=service.name)
     _require_rendered(recipe, document, service=service)
     groups = {group["groupName"]: group for group in document["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+
+    def patch_of(cluster: Document) -> list[Document]:
+        current = cluster["spec"]["workerGroupSpecs"]
+        if [group["groupName"] for group in current] != list(groups):
+            raise KubernetesError(
+                f"the cluster {cluster['metadata']['name']} has other worker groups than {service}; wait until the "
+                "operator has replaced it"
+            )
+        return _bounds_patch(current, groups)[0]
+
     lines: list[str] = []
-    for cluster in _running_clusters(document):
-        for _ in range(ATTEMPTS):
-            current = read_object(CLUSTERS, namespace=service.namespace, name=cluster)["spec"]["workerGroupSpecs"]
-            if [group["groupName"] for group in current] != list(groups):
-                raise KubernetesError(
-                    f"the cluster {cluster} has other worker groups than {service}; wait until the operator has "
-                    "replaced it"
-                )
-            patch, changes = _bounds_patch(current, groups)
-            try:
-                if patch:
-                    patch_object(CLUSTERS, patch, namespace=service.namespace, name=cluster)
-            except Changed as error:
-                refused = error
-                continue
-            lines += [f"{cluster}: {change}" for change in changes or ("has the bounds already",)]
-            break
-        else:
-            raise refused
+    for name in _running_clusters(document):
+        before = update_object(CLUSTERS, patch_of, namespace=service.namespace, name=name)
+        changes = _bounds_patch(before["spec"]["workerGroupSpecs"], groups)[1]
+        lines += [f"{name}: {change}" for change in changes or ("has the bounds already",)]
     return tuple(lines)
 
 
 def _require_rendered(recipe: Recipe, document: Document, *, service: RayServiceRef) -> None:
-    config = yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}
-    applications = {each["name"]: each for each in config.get("applications", [])}
-    application = applications.get(application_name(recipe.task_uri))
+    application = _serve_config(document)[1].get(application_name(recipe.task_uri))
     if application is None:
         raise KubernetesError(f"{service} does not serve {recipe.task_uri}; check {RAYSERVICE} and the recipe")
     deployed = ServingConfig.model_validate(application.get("args", {}).get("serving", {}))
@@ -134,6 +122,12 @@ def _require_rendered(recipe: Recipe, document: Document, *, service: RayService
                 f"{service} has serving.{field}={has}, but the recipe has {wanted}; first apply the manifest that "
                 "`tailorbird render RECIPE --to rayservice` writes"
             )
+
+
+def _serve_config(document: Document) -> tuple[Document, dict[str, Document]]:
+    """Return `serveConfigV2` of a RayService, and its applications by name."""
+    config = yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}
+    return config, {each["name"]: each for each in config.get("applications", [])}
 
 
 def _running_clusters(document: Document) -> Iterator[str]:

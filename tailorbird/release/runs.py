@@ -1,6 +1,7 @@
 """Find the finished run of a task whose verdict chose a version."""
 
 import json
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -13,6 +14,33 @@ from tailorbird.storage.paths import TaskPaths
 
 class PromotionRefused(ValueError):
     """Raised if a version must not become the champion."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The version that a verdict chose, and the version with the same weights for torch."""
+
+    version: ModelVersion
+    evidence: Evidence
+    weights: ModelVersion  # `version` itself, unless it was exported for another engine
+    weights_evidence: Evidence  # from the run that evaluated `weights`
+
+    def evidence_of(self, version: ModelVersion) -> Evidence:
+        """Return the evidence of `version`, which is the chosen one or was just exported from `weights`."""
+        return self.evidence if version.digest == self.version.digest else self.weights_evidence
+
+
+def find_evaluation(task_uri: str, *, version: str | None) -> Evaluation:
+    """Return the evaluation of `version`, a name or a URI, or that of the latest run; see `evidence_for`."""
+    uri = version and version.rstrip("/")
+    if uri and "://" not in uri:
+        uri = TaskPaths(task_uri).version(uri)
+    evidence = evidence_for(task_uri, version=uri or None)
+    winner = read_winner(evidence)
+    if winner.exported_from is None:
+        return Evaluation(winner, evidence, winner, evidence)
+    weights = winner.exported_from.uri
+    return Evaluation(winner, evidence, read_version(weights), evidence_for(task_uri, version=weights))
 
 
 def evidence_for(task_uri: str, *, version: str | None) -> Evidence:

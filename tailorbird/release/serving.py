@@ -1,7 +1,7 @@
 """Deploy the champion of a task, and switch a running service to another version."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -134,13 +134,6 @@ def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
             "run `tailorbird models` to list the versions"
         )
     return read_version(uri)
-
-
-def stage_version(
-    task_uri: str, *, version: ModelVersion, progress: ProgressReporter = SILENT
-) -> AbstractContextManager[str | None]:
-    """Return the context manager `staged`; without a Ray cluster, one that yields None."""
-    return staged(task_uri, version=version, progress=progress) if has_dashboard() else nullcontext()
 
 
 def switch_service(

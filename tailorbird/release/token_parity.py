@@ -7,7 +7,12 @@ evidence has no texts.
 """
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
+
+from tailorbird.registry.champion import ParityResult
+from tailorbird.registry.versions import now
+from tailorbird.release.probe_requests import Difference, ParityProbe, ServedAnswer, ServedToken
 
 
 class TokenTolerance(NamedTuple):
@@ -36,13 +41,6 @@ In float32, a plain loop changes log-probabilities by up to 0.00001, and a skipp
 """
 
 
-class ServedToken(NamedTuple):
-    """A generated token of a served answer."""
-
-    logprob: float  # in nats
-    lead: float  # its log-probability minus that of the next most likely token
-
-
 class TokenComparison(NamedTuple):
     """A served answer compared with the evaluated one."""
 
@@ -51,6 +49,36 @@ class TokenComparison(NamedTuple):
     moves: tuple[float, ...]
     """Differences of the log-probabilities at the compared positions: all, or those up to the tie."""
     position: int | None = None  # of the first token that differs too much, from 0; None if the answers match
+
+
+def compare_chats(
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: TokenTolerance
+) -> tuple[ParityResult, list[Difference]]:
+    """Return the number of matching answers of a language model, and the probes whose answers differ.
+
+    See `compare_tokens` for a single answer. If too many tokens of the matching answers differ by more than
+    `tolerance.usual`, each answer with such a token is a difference too.
+    """
+    compared = [
+        compare_tokens(
+            probe.logprobs or (), answer.tokens, same_text=answer.output == probe.output, limit=tolerance.largest
+        )
+        for probe, answer in zip(probes, answers, strict=True)
+    ]
+    moves = [move for result in compared if result.matches for move in result.moves]
+    limit = tolerance.usual if too_many_exceed(moves, usual=tolerance.usual) else tolerance.largest
+    accepted = [result.matches and all(move <= limit for move in result.moves) for result in compared]
+    pairs = zip(probes, answers, strict=True)
+    differing = [pair for pair, is_accepted in zip(pairs, accepted, strict=True) if not is_accepted]
+    parity = ParityResult(
+        rows=len(probes),
+        matching=len(probes) - len(differing),
+        ties=sum(result.tie for result, is_accepted in zip(compared, accepted, strict=True) if is_accepted),
+        largest_difference=max(moves, default=None),
+        mean_difference=fmean(moves) if moves else None,
+        at=now(),
+    )
+    return parity, differing
 
 
 def compare_tokens(

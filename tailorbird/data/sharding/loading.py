@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydantic import BaseModel
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import (
     Hashes,
     fingerprints,
@@ -25,11 +26,12 @@ from tailorbird.data.quality import (
     require_separate_keys,
     take_training_rows,
 )
-from tailorbird.data.rows import DataError, Splits, digest_of, fingerprint, rows_sha256
+from tailorbird.data.rows import DataError, Rows, Splits, digest_of, fingerprint, rows_sha256
 from tailorbird.data.sharding.shards import Shards, fingerprints_uri
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
 from tailorbird.data.splits import normalise
-from tailorbird.data.task_data import DataTask
+from tailorbird.data.suites.load import load_suites
+from tailorbird.data.task_data import DataTask, recipe_task
 from tailorbird.data.tokenize import labels_of
 from tailorbird.storage.stage_cache import cached_stage
 
@@ -44,6 +46,7 @@ class LoadedDataset:
     hashes: dict[str, str]  # sha256 of each split; for train, over all rows
     shards: Shards | None = None  # all training rows if they are sharded
     sample_sha256: str | None = None  # of the training rows in memory if they are a sample
+    suites: Mapping[str, Rows] = field(default_factory=dict)  # of the gate `suites`, by name
 
     @property
     def num_train(self) -> int:
@@ -68,28 +71,28 @@ class _ShardsStage(BaseModel):
     reports: tuple[ShardReport, ...]
 
 
-def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDataset | None:
+def load_in_memory(recipe: Recipe) -> LoadedDataset | None:
     """Read and check the rows of a recipe; return None if train has more rows than `data.stream_above_rows`.
 
-    Raises DataError like `quality.clean`.
+    Raises DataError like `quality.clean` and `load_suites`.
     """
+    config, task = recipe.data, recipe_task(recipe)
     if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
         return None
     splits, report = clean(read_splits(config, task=task))
-    take_training_rows(splits.train, size=config.max_train_rows, seed=seed)  # raises an error if they are too few
-    return LoadedDataset(splits, report, fingerprint(splits))
+    take_training_rows(splits.train, size=config.max_train_rows, seed=recipe.training.seed)  # raises if too few
+    return LoadedDataset(splits, report, fingerprint(splits), suites=load_suites(recipe, train=splits.train))
 
 
-def load_sharded(
-    config: DataConfig, task: DataTask, *, base_model: str, task_uri: str, inputs: Mapping[str, object]
-) -> LoadedDataset:
+def load_sharded(recipe: Recipe, task: DataTask, *, base_model: str, inputs: Mapping[str, object]) -> LoadedDataset:
     """Read and check the rows of a recipe, and tokenize the training rows into shards.
 
-    The shards are the output of a stage under `task_uri`, cached by `inputs` and the state of the files. Memory is
+    The shards are the output of a stage of the recipe's task, cached by `inputs` and the state of the files. Memory is
     bounded: a task holds a few thousand rows, and this process holds the sample. As in `quality.clean`, copies of
-    validation and test rows are not trained on. Raises DataError like `quality.clean`, and if the recipe does not
+    validation and test rows are not trained on. Raises DataError like `load_in_memory`, and if the recipe does not
     set validation and test.
     """
+    config, task_uri = recipe.data, recipe.task_uri
     _require_shardable(config)
     specs = list(shard_specs(config))
     validation, test = read_validation_and_test(config, task=task)
@@ -118,7 +121,8 @@ def load_sharded(
     if not sum(report.num_rows for report in stage.reports):
         raise DataError("train has no rows after copies of rows in later splits were dropped; give more data")
     train = read_sample(stage.uri, num_files=len(stage.reports))
-    return _with_shards(Splits(train=train, validation=validation, test=test), stage)
+    dataset = _with_shards(Splits(train=train, validation=validation, test=test), stage)
+    return replace(dataset, suites=load_suites(recipe, train=dataset.splits.train))
 
 
 def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:

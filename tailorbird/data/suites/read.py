@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import regex
 
 from tailorbird.config.suites import BUILTIN, LIKELIHOOD_METRICS, SUITE_METRICS, WITHOUT_EXPECTATION
+from tailorbird.data.answers import suite_metric
 from tailorbird.data.parquet import open_parquet, parquet_files, plain_type, read_strings, read_table, texts_of
 from tailorbird.data.rows import NO_GROUP, DataError, Rows, SuiteColumns
 
@@ -96,6 +98,15 @@ def _fault(rows: Rows, position: int) -> str | None:
         return f"expects {expectation!r}, which is not one of its options {list(options)}"
     if metric == "same_choice" and not suite.counterparts[position].strip():
         return "has no counterpart, the second prompt that same_choice compares"
+    try:
+        if metric == "regex":
+            regex.compile(expectation)
+        elif metric in ("numeric", "json_fields", "choice"):
+            suite_metric(metric, options=options)(expectation, expectation)
+    except (regex.error, ValueError, RecursionError, OverflowError) as error:
+        return f"expects {expectation[:80]!r}, which does not fit the metric {metric}: {error}"
+    if metric in ("contains", "not_contains") and not any(map(str.isalnum, expectation)):
+        return f"expects {expectation[:80]!r}, which has no letter or digit"
     return None
 
 

@@ -1,4 +1,7 @@
-"""Baselines with their validation scores, and the selection of the incumbent."""
+"""Baselines with their validation scores, and the selection of the incumbent.
+
+Read next `classification.py` or `chat.py`, which fit the baselines of a task.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Gates and their bounds: an estimate with its interval, compared with a limit."""
+"""Gates and their bounds: an estimate with its interval, compared with a limit.
+
+Read next `evaluation/verdict/gates.py`, which evaluates all gates of a model.
+"""
 
 import math
 from collections.abc import Sequence

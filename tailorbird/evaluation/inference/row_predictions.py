@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tailorbird.data.answers import answer_metrics
 from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.answer_metrics import answer_metrics, per_row
+from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words_sha256
 
 

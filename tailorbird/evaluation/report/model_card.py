@@ -3,7 +3,6 @@
 import yaml
 
 from tailorbird.config.metrics import METRICS
-from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.suites import loss_name
@@ -108,7 +107,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
     measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
     return {
         **({"license": recipe.license} if recipe.license else {}),
-        **({"base_model": _base_model_id(recipe.base_model)} if spec_of(version.kind).uses_base else {}),
+        **({"base_model": _hub_id(str(recipe.base_model.unpinned))} if spec_of(version.kind).uses_base else {}),
         "datasets": datasets,
         "metrics": [_hub_name(name) for name in scores],
         "pipeline_tag": task,
@@ -281,11 +280,6 @@ def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
 def _role_name(role: str) -> str:
     """Return the role in a sentence; the role of another model without fine-tuning is its kind."""
     return named(role) if role in ("incumbent", "candidate", "hybrid") else "a model without fine-tuning"
-
-
-def _base_model_id(uri: str) -> str:
-    """Return the URI of a base model as in Hub metadata."""
-    return _hub_id(str(parse_model_uri(uri).unpinned) if uri.startswith(("pypi://", "hf://")) else uri)
 
 
 def _hub_id(uri: str) -> str:

@@ -1,8 +1,5 @@
 """The preregistration of a run, stored before training, and the name of the run."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
-
 from pydantic import JsonValue
 from pydantic.main import IncEx
 
@@ -24,7 +21,7 @@ class Preregistration(StoredModel):
     """The test protocol with recipe, code, data and models; written once per run, before training."""
 
     protocol: TestProtocol
-    request_sha256: str
+    request_sha256: str = ""
     """Hash of recipe, code, data, base model and encoder: `request_digest`."""
     recipe: Recipe
     code: str
@@ -60,19 +57,15 @@ def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
     return recipe.model_dump(mode="json", exclude=excluded)
 
 
-def request_digest(
-    recipe: Recipe,
-    *,
-    code: str,
-    data: Mapping[str, str],
-    base_model: BaseModelRecord,
-    retrieval_encoder: BaseModelRecord | None,
-) -> str:
+def request_digest(registration: Preregistration) -> str:
     """Return the hash of recipe, code, data and models."""
-    models = {"base_model": base_model, "retrieval_encoder": retrieval_encoder}
-    records = {name: asdict(model) if model else None for name, model in models.items()}
-    request = {"recipe": evaluated_recipe(recipe), "code": code, "data": dict(data), **records}
-    return digest(request)
+    request = registration.model_dump(mode="json", include={"code", "data", "base_model", "retrieval_encoder"})
+    return digest(request | {"recipe": evaluated_recipe(registration.recipe)})
+
+
+def with_digest(registration: Preregistration) -> Preregistration:
+    """Return the preregistration with its `request_sha256`."""
+    return registration.model_copy(update={"request_sha256": request_digest(registration)})
 
 
 def run_name(request_sha256: str, *, champion: str | None) -> str:

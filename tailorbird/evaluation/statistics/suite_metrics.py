@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import regex
 
-from tailorbird.config.answers import ChoiceConfig, JsonFieldsConfig, NumericConfig
-from tailorbird.data.rows import Rows
-from tailorbird.evaluation.statistics.answer_metrics import (
-    choice,
-    json_fields,
-    numeric,
-    search,
-)
+from tailorbird.data.answers import search, suite_metric
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words
 
 _ACTS = (
@@ -46,28 +39,7 @@ def score_answer(answer: str, *, metric: str, expectation: str, options: Sequenc
         return float(search(regex.compile(expectation), answer) is not None)
     if metric in ("refusal", "no_refusal"):
         return float((_REFUSAL.search(answer) is not None) == (metric == "refusal"))
-    if metric == "choice":
-        return choice(ChoiceConfig(options=tuple(options)))(answer, expectation)
-    if metric == "numeric":
-        return numeric(NumericConfig())(answer, expectation)
-    return json_fields(JsonFieldsConfig())(answer, expectation)
-
-
-def expectation_fault(rows: Rows) -> tuple[int, str] | None:
-    """Return the position of the first row whose expectation does not fit its metric, with the fault."""
-    assert rows.suite is not None
-    columns = zip(rows.suite.metrics, rows.labels, rows.suite.options, strict=True)
-    for position, (metric, expectation, options) in enumerate(columns):
-        try:
-            if metric == "regex":
-                regex.compile(expectation)
-            elif metric in ("numeric", "json_fields", "choice"):
-                score_answer(expectation, metric=metric, expectation=expectation, options=options)
-        except (regex.error, ValueError, RecursionError, OverflowError) as error:
-            return position, f"expects {expectation[:80]!r}, which does not fit the metric {metric}: {error}"
-        if metric in ("contains", "not_contains") and not _letters_and_digits(expectation):
-            return position, f"expects {expectation[:80]!r}, which has no letter or digit"
-    return None
+    return suite_metric(metric, options=options)(answer, expectation)
 
 
 def choice_score(likelihoods: Sequence[float], *, metric: str, options: Sequence[str], expectation: str) -> float:

@@ -5,7 +5,7 @@
 - Another model without fine-tuning may replace the incumbent if it dominates it.
 - A model whose gates do not pass neither blocks another nor is selected. The incumbent always counts.
 
-Where next: `relation` (what *dominates* means), `reach` (what is compared), `explain` (the decision in sentences).
+Read next `relation.py` (what *dominates* means), `reach.py` (what is compared) and `explain.py` (the sentences).
 """
 
 from collections.abc import Sequence

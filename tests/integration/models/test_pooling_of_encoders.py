@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.monitoring.drift_reference import embed_texts
@@ -24,7 +25,7 @@ NUM_PARTS = 5
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return stage_base_model(BASE_MODEL, registry=tmp_path_factory.mktemp("registry").as_uri())
+    return stage_base_model(parse_model_uri(BASE_MODEL), registry=tmp_path_factory.mktemp("registry").as_uri()).uri
 
 
 def assert_same(folder: Path, *, uri: str, max_length: int) -> None:

@@ -17,6 +17,7 @@ from cluster.progress import SILENT, NoteEvent
 from serving.deploy import rollout
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_test
@@ -73,7 +74,10 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
         }
     )
     folder = tmp_path_factory.mktemp("evaluated")
-    base, test = base_model.stage_base_model(BASE_MODEL, registry="s3://models"), read_test(recipe.data)
+    base, test = (
+        base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry="s3://models").uri,
+        read_test(recipe.data),
+    )
     local, classes = node_cache.local_copy(base), labels_of(test.labels)
     tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
     tokens = encode_texts(classes, tokenizer=tokenizer, max_length=32)

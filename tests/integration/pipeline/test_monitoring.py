@@ -30,6 +30,7 @@ from serving.deploy.application import AdditionalVersions
 from tailorbird import storage
 from tailorbird.cli.options import ExitCode
 from tailorbird.config.loader import load_recipe, parse_recipe
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
@@ -101,7 +102,7 @@ class Task:
         self.path.write_text(yaml.safe_dump(content))
         self.recipe = load_recipe(self.path)
         self.code = code_snapshot.ship_code(self.recipe.task_uri, ROOT).uri
-        self.base = base_model.stage_base_model(BASE_MODEL, registry=REGISTRY)
+        self.base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri
         both = [*train, *rows_of(FOREIGN, part=0)]
         self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
         self.champion = self._register(folder / "full", kind="full", rows=train)

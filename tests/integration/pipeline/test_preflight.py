@@ -18,6 +18,7 @@ from cluster.resources import NodeType, Resources
 from tailorbird import storage
 from tailorbird.cli import app
 from tailorbird.config.loader import load_recipe
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.storage import s3
 from tests.integration.small import REGISTRY, content
 
@@ -90,7 +91,7 @@ def storage_uri() -> str:
     from tailorbird.models.base_model import stage_base_model
     from tests.integration.small import BASE_MODEL
 
-    return stage_base_model(BASE_MODEL, registry=REGISTRY)
+    return stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri
 
 
 def test_without_json_each_fault_is_followed_by_its_remedy(recipe: Path) -> None:

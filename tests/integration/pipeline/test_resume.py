@@ -131,8 +131,8 @@ def test_the_champion_is_the_incumbent_of_the_next_run(small_run: SmallRun, smal
     recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
     with connect():
         context = prepare(recipe, progress=SILENT)
-        baselines = fit_baselines(context, progress=SILENT)
-    assert context.champion == champion[0].uri
+        baselines = fit_baselines(context)
+    assert context.registered.champion == champion[0].uri
     assert baselines[0].uri == champion[0].uri
     assert champion[0].version in baselines[0].note
     assert select_incumbent(baselines) == baselines[0]

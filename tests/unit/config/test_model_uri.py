@@ -15,6 +15,8 @@ SHA = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
         (f"pypi://a@1!2.0#sha256={SHA}", ModelUri("pypi", "a", "1!2.0", SHA)),
         ("hf://bert", ModelUri("hf", "bert")),
         ("hf://owner/name@refs/pr/1", ModelUri("hf", "owner/name", "refs/pr/1")),
+        ("s3://models/base@2/", ModelUri("s3", "models/base@2/")),
+        ("file:///models/base", ModelUri("file", "/models/base")),
     ],
 )
 def test_a_uri_is_parsed_and_written_again(uri: str, parts: ModelUri) -> None:

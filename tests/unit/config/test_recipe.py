@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tailorbird.config.base import RecipeError, digest
 from tailorbird.config.loader import load_recipe
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution
@@ -166,7 +167,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
-        ("base_model", "bert-base", "base_model: 'bert-base' must start with s3:// or file:// or hf:// or pypi://"),
+        ("base_model", "bert-base", "base_model: 'bert-base' is not a model URI; use pypi://package"),
         ("registry", "/models", "registry: '/models' must start with s3:// or file://"),
         ("data.train", "lake/train", "data.train: 'lake/train' must start with s3:// or file://"),
         ("data.validation", "s3://lake/rows", "data: `validation` requires `test`; set both, or neither"),
@@ -365,8 +366,8 @@ def test_retrieval_needs_at_least_one_example_and_one_token(field: dict[str, Any
 
 def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
     field = {"retrieval_encoder": "pypi://encoder"}
-    assert Recipe.model_validate(chat(**field)).evaluation.retrieval_encoder == "pypi://encoder"
-    with pytest.raises(ValidationError, match=r"'encoder' must start with s3:// or file:// or hf:// or pypi://"):
+    assert Recipe.model_validate(chat(**field)).evaluation.retrieval_encoder == ModelUri("pypi", "encoder")
+    with pytest.raises(ValidationError, match=r"'encoder' is not a model URI; use pypi://package, "):
         Recipe.model_validate(chat(retrieval_encoder="encoder"))
     with pytest.raises(ValidationError, match=r"retrieval_encoder is not available for classification tasks"):
         Recipe.model_validate(minimal() | {"evaluation": field})

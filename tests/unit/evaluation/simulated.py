@@ -38,7 +38,7 @@ from tailorbird.evaluation.report.model_scores import (
     model_scores,
     reliability_by_role,
 )
-from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
+from tailorbird.evaluation.report.preregistration import Preregistration, run_name, with_digest
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -264,9 +264,8 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         f"{task_uri}/base",
         {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()},
     )
-    return Preregistration(
+    registration = Preregistration(
         protocol=protocol_of(simulation),
-        request_sha256=request_digest(recipe, code=code, data=data, base_model=base_model, retrieval_encoder=None),
         recipe=recipe,
         code=code,
         data=data,
@@ -278,6 +277,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         requested_by="an engineer",
         requested_at="2026-11-24T16:00:00+00:00",
     )
+    return with_digest(registration)
 
 
 def evidence_of(

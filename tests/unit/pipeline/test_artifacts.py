@@ -65,7 +65,7 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
     task_uri = (tmp_path / "task").as_uri()
     before = storage.read_bytes(f"{contender.uri}/config.json")
     same, renewed = (
-        register_contender(task_uri, contender, code=f"s3://m/code/{name}.zip", max_spend=None, data=DATA)
+        register_contender(task_uri, contender.uri, code=f"s3://m/code/{name}.zip", max_spend=None, data=DATA)
         for name in "cd"
     )
     assert (same.code, renewed.code) == ("s3://m/code/c.zip", "s3://m/code/d.zip")
@@ -81,7 +81,7 @@ def test_a_version_stores_the_fingerprints_of_its_training_and_validation_rows(
     tmp_path: Path, contender: Contender
 ) -> None:
     version = register_contender(
-        (tmp_path / "task").as_uri(), contender, code="s3://m/c.zip", max_spend=None, data=DATA
+        (tmp_path / "task").as_uri(), contender.uri, code="s3://m/c.zip", max_spend=None, data=DATA
     )
     texts = DATA.splits.train.texts + DATA.splits.validation.texts
     stored = load_fingerprints(f"{version.uri}/{TRAINING_ROWS}")
@@ -100,7 +100,7 @@ def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(t
     contender = Contender("endpoint_zero_shot", (tmp_path / "artifact").as_uri(), 0.5)
     task_uri, code = (tmp_path / "task").as_uri(), config_of().code
     versions = [
-        register_contender(task_uri, contender, code=code, max_spend=limit, data=DATA) for limit in (5, 50, None)
+        register_contender(task_uri, contender.uri, code=code, max_spend=limit, data=DATA) for limit in (5, 50, None)
     ]
     assert [version.endpoint and version.endpoint.max_spend for version in versions] == [5, 50, None]
     assert read_artifact_config(versions[1].uri).endpoint == endpoint.model_copy(update={"max_spend": 50})
@@ -110,11 +110,11 @@ def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(t
 
 def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender) -> None:
     version = register_contender(
-        (tmp_path / "task").as_uri(), contender, code="s3://m/code/c.zip", max_spend=None, data=DATA
+        (tmp_path / "task").as_uri(), contender.uri, code="s3://m/code/c.zip", max_spend=None, data=DATA
     )
     champion = Contender("champion", version.uri, 0.5)
     again = register_contender(
-        (tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip", max_spend=None, data=DATA
+        (tmp_path / "task").as_uri(), champion.uri, code="s3://m/code/d.zip", max_spend=None, data=DATA
     )
     assert again == version
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.fingerprints import load_fingerprints
@@ -36,7 +35,7 @@ from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
-from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, run_locally
+from tests.unit.pipeline.contexts import context_of, recipe_at, registering, rows_of, run_locally
 from training.reports import TrainingResult
 from tuning.sweep import SweepResult
 
@@ -97,7 +96,7 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
 
 @pytest.fixture(scope="module")
 def result(context: RunContext, trained: TrainedModels) -> RunResult:
-    return evaluate_run(context, trained, progress=SILENT)
+    return evaluate_run(context, trained)
 
 
 def test_artifacts_of_servable_baselines_have_the_reported_validation_score(
@@ -178,7 +177,7 @@ def test_a_second_evaluation_reuses_predictions_and_cost(
         pytest.fail(f"{function.__name__} ran again")
 
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
-    again = evaluate_run(context, trained, progress=SILENT)
+    again = evaluate_run(context, trained)
     assert again.verdict == result.verdict
 
 
@@ -187,8 +186,8 @@ def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
     context: RunContext, trained: TrainedModels
 ) -> None:
     known = TrainedRows({"incumbent": ("0", "1", "2", "3")})
-    run = replace(context, run=f"{context.recipe.task_uri}/runs/known", trained_rows=known)
-    evidence = evaluate_run(run, trained, progress=SILENT).evidence
+    run = registering(replace(context, run=f"{context.recipe.task_uri}/runs/known"), trained_rows=known)
+    evidence = evaluate_run(run, trained).evidence
     assert (evidence.verdict.n, evidence.verdict.num_trained_rows, evidence.trained_rows) == (36, 4, known)
     assert len(load_predictions(f"{run.run}/predictions/incumbent.parquet")) == 40
     stored = load_fingerprints(f"{evidence.versions['incumbent'].uri}/{TRAINING_ROWS}")
@@ -199,8 +198,8 @@ def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
     context: RunContext, trained: TrainedModels, result: RunResult
 ) -> None:
     uri = result.evidence.versions["incumbent"].uri
-    run = replace(context, run=f"{context.recipe.task_uri}/runs/anchored", anchor=uri)
-    evidence = evaluate_run(run, trained, progress=SILENT).evidence
+    run = registering(replace(context, run=f"{context.recipe.task_uri}/runs/anchored"), anchor=uri)
+    evidence = evaluate_run(run, trained).evidence
     assert evidence.family.anchor == FrozenAnchor(uri)
     table = load_predictions(f"{run.run}/predictions/anchor.parquet")
     incumbent = load_predictions(f"{run.run}/predictions/incumbent.parquet")
@@ -208,8 +207,8 @@ def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
     tables = load_all_predictions(run.run)
     assert reach_verdict(evidence.verdict_inputs(tables), protocol=run.protocol) == evidence.verdict
 
-    gone = replace(context, run=f"{context.recipe.task_uri}/runs/without", anchor=f"{uri}-gone")
-    frozen = evaluate_run(gone, trained, progress=SILENT).evidence.family.anchor
+    gone = registering(replace(context, run=f"{context.recipe.task_uri}/runs/without"), anchor=f"{uri}-gone")
+    frozen = evaluate_run(gone, trained).evidence.family.anchor
     assert frozen is not None
     assert frozen.problem.startswith("it cannot be read: ")
     assert "anchor" not in load_all_predictions(gone.run)
@@ -223,7 +222,7 @@ def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_ro
     monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
     monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
     with pytest.raises(ValueError, match=r"family.json has another hybrid, anchor or headroom than this run"):
-        evaluate_run(context, trained, progress=SILENT)
+        evaluate_run(context, trained)
 
 
 def test_a_change_of_unrelated_code_reuses_the_stage(

@@ -1,6 +1,5 @@
 """A run of a tiny chat model on local folders, in which all models answer the suites."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ import pytest
 
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.predictions import TRAINING_TEXT
-from tailorbird.evaluation.suites import load_suites
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import predict_all
 from tests import small_chat
-from tests.unit.evaluation.test_suites import suite_at
+from tests.unit.data.suites.test_load import suite_at
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
 
 PAIRS = (("a b", "yes"), ("b c", "no"), ("c d", "yes"), ("d e", "no"))
@@ -40,7 +38,6 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     )
     splits = Splits(rows_of("train"), rows_of("check"), rows_of("test"))
     context = context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
-    context = replace(context, inputs=replace(context.inputs, suites=load_suites(recipe, train=splits.train)))
     baselines = {baseline.kind: baseline for baseline in context.task.fit_baselines()}
     contenders = {
         role: Contender(kind, str(baselines[kind].uri), 0.0)

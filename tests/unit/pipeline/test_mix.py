@@ -13,7 +13,6 @@ from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.pipeline import mix
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.mix import MixResult, mix_candidate
-from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 
 BAG = Baseline("bag_of_words", "s3://m/bag", 0.6, True, "")
@@ -35,8 +34,8 @@ def test_the_stage_returns_the_better_model_and_is_cached(
 
     run_locally(monkeypatch)
     monkeypatch.setattr(mix, "mix_with_bag", mixed)
-    context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
-    results = [mix_candidate(context, UNMIXED, baselines=[BAG], progress=progress) for _ in range(2)]
+    context = context_of(recipe_at(tmp_path), splits_of())
+    results = [mix_candidate(context, UNMIXED, baselines=[BAG]) for _ in range(2)]
     (call,) = calls
     (stage,) = storage.list_files(f"{context.recipe.task_uri}/stages")
     assert call["to"].startswith(stage.removesuffix("done.json"))
@@ -52,14 +51,14 @@ def test_another_bag_of_words_or_candidate_is_mixed_again(tmp_path: Path, monkey
     record = MixRecord(1.0, num_weights=9, validation=0.7, unmixed=0.7)
     run_locally(monkeypatch)
     monkeypatch.setattr(mix, "mix_with_bag", wraps(mix_with_bag)(lambda *_, **__: record))
-    context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
+    context = context_of(recipe_at(tmp_path), splits_of())
     for bag, model in (("a", "a"), ("b", "a"), ("b", "b"), ("b", "b")):
         baselines = [Baseline("bag_of_words", f"s3://m/{bag}", 0.6, True, "")]
-        mix_candidate(context, Contender("full", f"s3://m/{model}", 0.7), baselines=baselines, progress=progress)
+        mix_candidate(context, Contender("full", f"s3://m/{model}", 0.7), baselines=baselines)
     assert len(storage.list_files(f"{context.recipe.task_uri}/stages")) == 3
 
 
 def test_without_a_bag_of_words_nothing_is_mixed(tmp_path: Path) -> None:
-    context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
+    context = context_of(recipe_at(tmp_path), splits_of())
     baselines = [Baseline("zero_shot", "s3://m/zero", 0.5, True, "")]
-    assert mix_candidate(context, UNMIXED, baselines=baselines, progress=progress) == MixResult(UNMIXED, None)
+    assert mix_candidate(context, UNMIXED, baselines=baselines) == MixResult(UNMIXED, None)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.progress import SILENT
 from tailorbird.data.rows import Splits
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, select_incumbent
 from tailorbird.evaluation.statistics.headroom import highest_rate
 from tailorbird.pipeline import evaluate
-from tailorbird.pipeline.artifacts import Contender, register_contender
+from tailorbird.pipeline.artifacts import register_contender
 from tailorbird.pipeline.evaluate import evaluate_run, find_finished_run
 from tailorbird.pipeline.nothing_to_gain import headroom_without_training, no_training_line
 from tailorbird.pipeline.prepare import RunContext
@@ -21,7 +20,7 @@ from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS
 from tests import small_encoder
 from tests.separable import separable_rows
-from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
+from tests.unit.pipeline.contexts import context_of, recipe_at, registering, run_locally
 
 NUM_VALIDATION = 320
 ACCESS = TestSetAccess(
@@ -69,22 +68,21 @@ def with_tuning(context: RunContext, **changes: object) -> RunContext:
 
 
 def with_minimum_gain(context: RunContext, gain: float) -> RunContext:
-    return replace(context, protocol=context.protocol.model_copy(update={"minimum_gain": gain}))
+    return registering(context, protocol=context.protocol.model_copy(update={"minimum_gain": gain}))
 
 
 def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: LoadedDataset) -> str:
     """Return the URI of the incumbent's version, which learned from these rows."""
     incumbent = select_incumbent(baselines)
     assert incumbent.uri is not None
-    contender = Contender(incumbent.kind, incumbent.uri, incumbent.validation)
     code = context.inputs.code.uri
-    return register_contender(context.recipe.task_uri, contender, code=code, max_spend=None, data=data).uri
+    return register_contender(context.recipe.task_uri, incumbent.uri, code=code, max_spend=None, data=data).uri
 
 
 def with_champion(
     context: RunContext, baselines: tuple[Baseline, ...], *, uri: str
 ) -> tuple[RunContext, tuple[Baseline, ...]]:
-    return replace(context, champion=uri), (Baseline(CHAMPION, uri, 1.0, True, ""), *baselines)
+    return registering(context, champion=uri), (Baseline(CHAMPION, uri, 1.0, True, ""), *baselines)
 
 
 def test_no_training_starts_if_less_than_the_minimum_gain_is_left(
@@ -125,7 +123,7 @@ def test_a_run_without_a_training_has_a_verdict_with_evidence(
     context: RunContext, baselines: tuple[Baseline, ...]
 ) -> None:
     headroom = headroom_without_training(context, baselines)
-    result = evaluate_run(context, TrainedModels(baselines, headroom=headroom), progress=SILENT)
+    result = evaluate_run(context, TrainedModels(baselines, headroom=headroom))
     evidence = result.evidence
     assert "candidate" not in {model.role for model in evidence.family.models}
     assert evidence.family.headroom == evidence.verdict.headroom == headroom

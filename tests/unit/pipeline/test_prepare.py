@@ -10,13 +10,14 @@ import pytest
 
 from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
+from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints, user_texts
 from tailorbird.data.rows import DataError
 from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.report.preregistration import Preregistration
-from tailorbird.models import base_model
+from tailorbird.models.base_model import StagedModel
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
@@ -36,7 +37,8 @@ def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
     texts = [f"number {number}" for number in range(60)]
     columns = {"text": texts, "label": ["x", "y"] * 30, "prompt": texts, "completion": texts}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: (tmp_path / "model").as_uri())
+    staged = StagedModel("s3://m/x", (tmp_path / "model").as_uri())
+    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: staged)
     small_chat.save(tmp_path / "model")
     data = {"train": (tmp_path / "rows.parquet").as_uri(), "max_length": 257}
     named = {"name": "x", "task": task, "base_model": "s3://m/x", "registry": "s3://m"}
@@ -50,7 +52,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe whose rows, base model and registry are local."""
     monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
     local = (tmp_path / "model").as_uri()
-    monkeypatch.setattr(inputs, "stage_base_model", lambda uri, **_: uri if uri.startswith("file://") else local)
+
+    def stage(model: ModelUri, **_: object) -> StagedModel:
+        return StagedModel(str(model), str(model) if model.store == "file" else local)
+
+    monkeypatch.setattr(inputs, "stage_base_model", stage)
     small_chat.save(tmp_path / "model")
     texts = [f"number {number}" for number in range(90)]
     pq.write_table(pa.table({"text": texts, "label": ["x", "y", "z"] * 30}), tmp_path / "rows.parquet")
@@ -72,7 +78,7 @@ def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.Mon
     first = prepared(recipe)
     monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
     again = prepared(recipe)
-    assert (again.run, again.protocol, again.requested_by) == (first.run, first.protocol, first.requested_by)
+    assert (again.run, again.registered) == (first.run, first.registered)
     assert [uri.removeprefix(f"{first.run}/") for uri in storage.list_files(first.run)] == ["protocol.json"]
     assert first.protocol.num_test_rows == len(first.splits.test)
     assert first.task.classes == ("x", "y", "z")
@@ -138,23 +144,23 @@ def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -
 
 def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(recipe: Recipe, tmp_path: Path) -> None:
     uri = champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
-    assert prepared(recipe).champion == uri
+    assert prepared(recipe).registered.champion == uri
 
 
 def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(recipe: Recipe, tmp_path: Path) -> None:
     test = prepared(recipe).splits.test
     unknown = champion_of(recipe, tmp_path / "unknown", classes=("x", "y", "z"))
     context = prepared(recipe)
-    assert (context.champion, context.trained_rows) == (unknown, TrainedRows({"incumbent": None}))
+    assert (context.registered.champion, context.registered.trained_rows) == (unknown, TrainedRows({"incumbent": None}))
     other = recipe.model_copy(update={"name": "other"})
     champion_of(other, tmp_path / "champion", classes=("x", "y", "z"), learned=("a text", *test.texts[:2]))
     recorder = ProgressRecorder()
     context = prepare(other, progress=recorder)
-    assert context.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
+    assert context.registered.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
     sentence = "the incumbent was trained on 2 of the 22 test rows (9.1%), on which no model is compared"
     assert sentence in [event.text for event in recorder.of_kind(NoteEvent)]
     stored = Preregistration.model_validate_json(storage.read_bytes(f"{context.run}/protocol.json"))
-    assert stored.trained_rows == context.trained_rows
+    assert stored == context.registered
 
 
 def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_protocol_is_registered(
@@ -216,14 +222,15 @@ def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe
 
 
 def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_change_the_run(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = f"pypi://tiny@1.0#sha256={'5f' * 32}"
-    monkeypatch.setattr(base_model, "base_model_source", lambda *_, **__: source)
+    staged = StagedModel(source, (tmp_path / "model").as_uri())
+    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: staged)
     runs, notes = [], []
     for uri in ("pypi://tiny", source):
         recorder = ProgressRecorder()
-        context = prepare(recipe.model_copy(update={"base_model": uri}), progress=recorder)
+        context = prepare(recipe.model_copy(update={"base_model": parse_model_uri(uri)}), progress=recorder)
         runs.append(context.run)
         notes += [event.text for event in recorder.of_kind(NoteEvent) if event.text.startswith("base model: ")]
         assert context.inputs.base_model.source == source

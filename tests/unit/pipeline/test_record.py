@@ -10,6 +10,7 @@ from tailorbird.evaluation.report.evidence import (
     CandidateRecord,
     CostRecord,
     Family,
+    FrozenModel,
     MixRecord,
     SeedRecord,
 )
@@ -71,7 +72,8 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
     )
     models = TrainedModels((Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),), fine_tuning)
     simulation = Simulation()
-    family = Family(models=models.models)
+    roles = models.contenders.items()
+    family = Family(models=tuple(FrozenModel(role, each.kind, each.uri, each.validation) for role, each in roles))
     evaluated = EvaluatedModels(family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage()))
     versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
     context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict

@@ -20,7 +20,7 @@ from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.run import best_on_validation, measure_curve
 from tailorbird.registry.versions import Dtype
 from tests import small_chat
-from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
+from tests.unit.pipeline.contexts import context_of, recipe_at, registering, run_locally, splits_of
 from tests.unit.serving.endpoint.versions import endpoint_version
 from training.reports import TrainingResult
 from training.trainer import finetune
@@ -89,7 +89,7 @@ def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
     monkeypatch.setattr(run, "_train", train)
     monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 1)
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8))
-    curve = measure_curve(context, sweep_result, progress=SILENT, events=None)
+    curve = measure_curve(context, sweep_result)
     assert requested == trained
     assert curve is not None
     assert curve.sizes == sizes
@@ -117,10 +117,10 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     stages = []
     for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
         recipe = recipe_at(tmp_path, training={"batch_size": 16, "num_seeds": 2} | changed)
-        context = context_of(recipe, splits_of())
+        context = replace(context_of(recipe, splits_of()), events="events")
         baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
-        result = run.run_sweep(context, baselines, progress=SILENT, events="events")
-        run.train_seeds(context, result, progress=SILENT, events="events")
+        result = run.run_sweep(context, baselines)
+        run.train_seeds(context, result)
         stages.append(sorted(uri.rsplit("/", 2)[1] for uri in storage.list_files(f"{recipe.task_uri}/stages")))
     assert stages[0] == stages[1]
     assert [name.rpartition("-")[0] for name in stages[0]] == ["seed-1", "sweep"]
@@ -134,8 +134,8 @@ def test_a_training_keeps_only_the_weights_of_its_result(tmp_path: Path, monkeyp
         return result_of(f"{uri}/weights-exported", 0.5)
 
     monkeypatch.setattr(run, "finetune", fake(finetune, train))
-    context = context_of(recipe_at(tmp_path), splits_of())
-    trained = run._train(context, TrainingConfig(), name="seed-1", events="events")
+    context = replace(context_of(recipe_at(tmp_path), splits_of()), events="events")
+    trained = run._train(context, TrainingConfig(), name="seed-1")
     files = [uri.rpartition("/")[2] for uri in storage.list_files(trained.weights.rpartition("/")[0])]
     assert sorted(files) == ["done.json", "head.safetensors"]
     assert storage.exists(f"{trained.weights}/head.safetensors")
@@ -145,7 +145,7 @@ def test_a_run_without_an_event_queue_does_not_train(tmp_path: Path, monkeypatch
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
     with pytest.raises(ValueError, match="sweep of this recipe is not finished; run `tailorbird sweep RECIPE` first"):
-        run.run_sweep(context_of(recipe_at(tmp_path), splits_of()), baselines, progress=SILENT, events=None)
+        run.run_sweep(context_of(recipe_at(tmp_path), splits_of()), baselines)
 
 
 def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
@@ -170,10 +170,10 @@ def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
 ) -> None:
     endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"}
     of_recipe = context_of(recipe_at(tmp_path, evaluation={"endpoint": endpoint}), splits_of())
-    of_champion = replace(context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1")
+    of_champion = registering(context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1")
     keyed = endpoint_version("http://127.0.0.1:9/v1")
     fail_at_the_baselines(monkeypatch)
-    monkeypatch.setattr(run, "read_version", lambda _: keyed)
+    monkeypatch.setattr("tailorbird.pipeline.prepare.read_version", lambda _: keyed)
     for context, message in ((of_recipe, "127.0.0.1:9/v1/models cannot be reached"), (of_champion, "is not set in")):
         monkeypatch.setattr(run, "prepare", lambda *_, context=context, **__: context)
         for start in (run.run_pipeline, run.sweep_only, run.baselines_only):

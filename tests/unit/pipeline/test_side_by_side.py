@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from cluster.progress import SILENT
 from tailorbird.config.training import TrainingConfig
 from tailorbird.pipeline import run
 from tailorbird.pipeline.side_by_side import run_side_by_side
@@ -93,7 +92,7 @@ def test_seeds_train_at_the_same_time_if_the_cluster_has_room(tmp_path: Path, mo
     monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 2)
     context = context_of(recipe_at(tmp_path, training={"num_seeds": 3}), splits_of())
     swept = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("sweep"))
-    trained = run.train_seeds(context, swept, progress=SILENT, events=None)
+    trained = run.train_seeds(context, swept)
     assert [result.weights for result in trained] == ["sweep", "seed-1", "seed-2"]
 
 

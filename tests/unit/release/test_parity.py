@@ -23,7 +23,6 @@ from tailorbird.release import parity, probe_requests
 from tailorbird.release.parity import (
     MAX_LISTED_CHARS,
     MAX_PROBES,
-    ParityProbe,
     ParityRefused,
     Tolerance,
     check_parity,
@@ -32,8 +31,7 @@ from tailorbird.release.parity import (
     refusal,
     select_rows,
 )
-from tailorbird.release.probe_requests import ServedAnswer
-from tailorbird.release.token_parity import ServedToken
+from tailorbird.release.probe_requests import ParityProbe, ServedAnswer, ServedToken
 from tests.endpoint_server import MODEL
 from tests.unit.serving.endpoint.versions import endpoint_version
 

@@ -66,7 +66,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
     monkeypatch.setattr(promotion, "read_champion", lambda _: (task.champion, "etag") if task.champion else None)
     monkeypatch.setattr(promotion, "write_champion", write)
-    monkeypatch.setattr(promotion, "stage_version", not_served)
+    monkeypatch.setattr(promotion, "staged", not_served)
     monkeypatch.setattr(promotion, "switch_service", lambda *_args, **_options: None)
     return task
 
@@ -120,7 +120,7 @@ def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored
 ) -> None:
     baseline, first = task.register("baseline", kind="probe"), task.register("1")
     changed = []
-    for stage in ("stage_version", "switch_service"):
+    for stage in ("staged", "switch_service"):
         monkeypatch.setattr(promotion, stage, lambda *_args, **_options: changed.append(True))
     for version in (first, baseline):
         (task.folder / "task" / "versions" / version.version / name).write_text("other content")

@@ -199,8 +199,9 @@ def test_a_manifest_that_was_not_applied_is_not_scaled(kubernetes: Kubernetes) -
 
 def test_a_cluster_with_other_groups_is_not_patched(kubernetes: Kubernetes) -> None:
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 9)])
-    kubernetes.objects[ACTIVE] = {"spec": {"workerGroupSpecs": [group("large", 1, 3)]}}
-    with pytest.raises(KubernetesError, match="has other worker groups than prod/icd10-chapters"):
+    groups = {"workerGroupSpecs": [group("large", 1, 3)]}
+    kubernetes.objects[ACTIVE] = {"metadata": {"name": "icd10-chapters-a"}, "spec": groups}
+    with pytest.raises(KubernetesError, match="cluster icd10-chapters-a has other worker groups than prod/icd10-chap"):
         scale_clusters(recipe())
 
 

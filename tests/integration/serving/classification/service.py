@@ -15,6 +15,7 @@ from cluster import code_snapshot
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
 from serving.engines.classify import Prediction
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, pretrained
@@ -37,7 +38,7 @@ class Service:
     def __init__(self, task_uri: str, folder: Path) -> None:
         self.task_uri = task_uri
         self.code = code_snapshot.ship_code(task_uri, ROOT)
-        base = base_model.stage_base_model(MODEL, registry="s3://models")
+        base = base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri
         self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
         self.second = self._register(base, folder / "second", scale=20.0)
         # The first two class names are swapped, so that its answers differ from those of the first version.

@@ -19,6 +19,7 @@ from serving.deploy.application import replica_config
 from serving.engines.classify import predict_texts
 from tailorbird import PACKAGES, storage
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.models import loading
 from tailorbird.registry import security_log
@@ -161,7 +162,7 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     set_champion(service.task_uri, service.first, reason="for this test")
     recipe = Recipe(
         name="serving-test",
-        base_model=MODEL,
+        base_model=parse_model_uri(MODEL),
         data=DataConfig(train="s3://lake/none"),
         registry="s3://models",
         serving=config,

@@ -9,6 +9,7 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
+from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
@@ -21,9 +22,14 @@ from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import write
 
 
-def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataConfig) -> None:
+def recipe_of(config: DataConfig, folder: Path) -> Recipe:
+    fields = {"name": "task", "base_model": "s3://m/x", "registry": folder.as_uri()}
+    return Recipe.model_validate({**fields, "data": config})
+
+
+def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataConfig, tmp_path: Path) -> None:
     small = config.model_copy(update={"stream_above_rows": 1004, "max_train_rows": 100})
-    dataset = load_in_memory(small, CLASSIFICATION, seed=0)
+    dataset = load_in_memory(recipe_of(small, tmp_path))
     assert dataset is not None
     assert dataset.shards is None
     assert dataset.num_train == len(dataset.splits.train) == 1001  # the limit is that of fine-tuning
@@ -39,11 +45,11 @@ def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataCo
     ],
 )
 def test_recipes_that_cannot_be_sharded_are_rejected(
-    config: DataConfig, fields: dict[str, object], message: str
+    config: DataConfig, tmp_path: Path, fields: dict[str, object], message: str
 ) -> None:
     unshardable = config.model_copy(update=fields)
     with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed; {message}"):
-        load_sharded(unshardable, CLASSIFICATION, base_model="", task_uri="", inputs={})
+        load_sharded(recipe_of(unshardable, tmp_path), CLASSIFICATION, base_model="", inputs={})
 
 
 def test_sharded_rows_have_the_same_report_as_rows_in_memory(
@@ -58,11 +64,11 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
         return written
 
     def load() -> LoadedDataset:
-        return load_sharded(config, CLASSIFICATION, base_model="", task_uri=(tmp_path / "task").as_uri(), inputs={})
+        return load_sharded(recipe_of(config, tmp_path), CLASSIFICATION, base_model="", inputs={})
 
     monkeypatch.setattr(worker, "SHARD_ROWS", 250)
     monkeypatch.setattr(loading, "run_job", run)
-    assert load_in_memory(config, CLASSIFICATION, seed=0) is None
+    assert load_in_memory(recipe_of(config, tmp_path)) is None
     dataset = load()
     splits, in_memory = clean(read_splits(config))
     assert dataset.shards is not None
@@ -94,4 +100,4 @@ def test_a_split_by_value_of_a_streamed_row_in_another_split_is_rejected(
         update={"test": write(tmp_path, ["copied test", "test b"], name="other", key=["s", "k7"])}
     )
     with pytest.raises(DataError, match=r"1 values of data.split_by are in both train and test \(sha256"):
-        load_sharded(shared, CLASSIFICATION, base_model="", task_uri=(tmp_path / "task").as_uri(), inputs={})
+        load_sharded(recipe_of(shared, tmp_path), CLASSIFICATION, base_model="", inputs={})

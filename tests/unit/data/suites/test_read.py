@@ -137,3 +137,18 @@ def test_a_suite_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ROW}), uri)
     with pytest.raises(DataError, match="has no rows"):
         read_suite(uri.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("metric", "expectation", "message"),
+    [
+        ("numeric", "many", "has no number"),
+        ("json_fields", "[1]", "has no JSON object"),
+        ("regex", "(", "does not fit the metric regex"),
+        ("contains", "?!", "no letter or digit"),
+    ],
+)
+def test_an_expectation_without_a_value_is_refused(tmp_path: Path, metric: str, expectation: str, message: str) -> None:
+    assert len(read(tmp_path, ROW)) == 1
+    with pytest.raises(DataError, match=rf"row 1 of the suite expects .*{message}"):
+        read(tmp_path, ROW, ROW | {"metric": metric, "expectation": expectation})

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import MixRecord
@@ -71,7 +72,8 @@ def test_the_card_of_a_hybrid_has_its_score_and_the_uris_of_its_parts(tmp_path: 
 
 
 def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
-    recipe = evidence_for().recipe.model_copy(update={"base_model": "hf://sentence-transformers/all-MiniLM-L6-v2@main"})
+    model = ModelUri("hf", "sentence-transformers/all-MiniLM-L6-v2", "main")
+    recipe = evidence_for().recipe.model_copy(update={"base_model": model})
     evidence = evidence_for().model_copy(update={"recipe": recipe})
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in to_model_card(evidence)
     for role in ("hybrid", "majority"):

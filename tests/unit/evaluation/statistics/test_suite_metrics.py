@@ -1,14 +1,11 @@
 """Scores of answers to suites."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import Rows, SuiteColumns
+from tailorbird.data.answers import PatternTimeout
 from tailorbird.data.suites.read import read_suite
-from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout
-from tailorbird.evaluation.statistics.suite_metrics import choice_score, expectation_fault, score_answer
+from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_answer
 
 
 @pytest.mark.parametrize(
@@ -79,7 +76,6 @@ def test_a_score_of_opposite_distributions_is_not_below_0_by_rounding() -> None:
 @pytest.mark.parametrize("name", ["general", "refusals", "over-refusals", "bias"])
 def test_the_expectations_of_the_suites_of_the_package_fit_their_metrics(name: str) -> None:
     rows = read_suite(f"builtin://{name}")
-    assert expectation_fault(rows) is None
     assert rows.suite is not None
     columns = zip(rows.suite.metrics, rows.labels, rows.suite.options, strict=True)
     for metric, expectation, options in columns:
@@ -87,26 +83,7 @@ def test_the_expectations_of_the_suites_of_the_package_fit_their_metrics(name: s
             assert score_answer(expectation, metric=metric, expectation=expectation, options=options) == 1
 
 
-@pytest.mark.parametrize(
-    ("metric", "expectation", "message"),
-    [
-        ("numeric", "many", "has no number"),
-        ("json_fields", "[1]", "has no JSON object"),
-        ("regex", "(", "does not fit the metric regex"),
-        ("contains", "?!", "no letter or digit"),
-    ],
-)
-def test_an_expectation_without_a_value_is_a_fault(metric: str, expectation: str, message: str) -> None:
-    good = Rows(("0",), ("q",), ("1",), suite=SuiteColumns(("numeric",), ((),), ("",), ("",)))
-    bad = replace(good, labels=(expectation,), suite=SuiteColumns((metric,), ((),), ("",), ("",)))
-    assert expectation_fault(good) is None
-    fault = expectation_fault(bad)
-    assert fault is not None
-    assert fault[0] == 0
-    assert message in fault[1]
-
-
 def test_a_pattern_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailorbird.evaluation.statistics.answer_metrics.PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr("tailorbird.data.answers.PATTERN_SECONDS", 0.05)
     with pytest.raises(PatternTimeout, match=r"takes more than 0\.05 s on a text of 40 characters"):
         score_answer("a" * 39 + "!", metric="regex", expectation=r"^(a|aa)+$|^(a+)+$")

@@ -68,6 +68,7 @@ class FakeServe:
         """The events of the security log."""
         monkeypatch.setattr(security_log, "append", lambda event, **_options: self.events.append(event))
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
+        monkeypatch.setattr(rollout, "has_dashboard", lambda: True)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
         monkeypatch.setattr(rollout, "wait_ready", lambda _application, **_options: None)
         monkeypatch.setattr(rollout, "replica_status", lambda _url: UNREACHABLE)
@@ -190,6 +191,9 @@ def test_a_staged_version_is_loaded_alongside_the_champion_and_stays_for_the_swi
         assert serve.config("t").others["full-2"].digest == "d-full-2"
     assert "full-2" in serve.config("t").others
     with rollout.staged("s3://models/unknown", version=registered("full-2")) as url:
+        assert url is None
+    monkeypatch.setattr(rollout, "has_dashboard", lambda: False)
+    with rollout.staged("s3://models/t", version=registered("full-2")) as url:
         assert url is None
 
 

@@ -17,8 +17,8 @@ from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.chat import Chat, _Loader
 from serving.replica.config import ReplicaConfig
-from serving.replica.experiment import ShadowRunner
 from serving.replica.served_versions import ServedVersions
+from serving.replica.shadow import ShadowRunner
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
 from tailorbird.registry.kinds import KINDS

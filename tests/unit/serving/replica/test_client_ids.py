@@ -12,6 +12,7 @@ import pytest
 from starlette.types import Message
 
 from serving.http.asgi import ASGIApp
+from serving.replica.arms import is_in_arm
 from serving.replica.config import Challenger
 from tailorbird.monitoring.label_audit import export_answers
 from tests.unit.monitoring.test_daily_report import Task
@@ -81,6 +82,7 @@ def test_a_client_that_picks_its_subjects_gets_the_canary_as_often_as_others() -
         return int.from_bytes(digest[:8], "big") < 0.05 * 2**64
 
     picked = [number for number in range(40_000) if included_without_secret(number)]
-    num_included = sum(challenger.includes("canary", f"subject {number}", secret=SECRET) for number in picked)
+    units = [f"subject {number}" for number in picked]
+    num_included = sum(is_in_arm("canary", unit, challenger=challenger, secret=SECRET) for unit in units)
     assert len(picked) > 1500
     assert num_included / len(picked) == pytest.approx(0.05, abs=0.03)  # five standard errors

@@ -106,15 +106,15 @@ def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion() -> 
         for model, version in (("one", "one"), ("task@one", "one"), ("challenger", "new"), ("new", "new")):
             engine, arm = versions.assign_arm(model, unit="u")
             assert (engine.version.version, arm) == (version, None)
-        assert versions.challenger_for("shadow", unit="u") is None
+        assert versions.shadow_for("u") is None
         assert versions.is_challenger(versions.engine_of("new"))
         await change(versions, config("one", challenger=ref("new", shadow=1.0)))
         engine, arm = versions.assign_arm("champion", unit="u")
-        shadow = versions.challenger_for("shadow", unit="u")
+        shadow = versions.shadow_for("u")
         assert (engine.version.version, arm, shadow and shadow.version.version) == ("one", "champion", "new")
         await change(versions, config("one"))
         assert versions.assign_arm("champion", unit="u")[1] == "champion"
-        assert versions.challenger_for("shadow", unit="u") is None
+        assert versions.shadow_for("u") is None
         assert (loads.loaded, loads.unloaded) == (["one", "new"], ["new"])
 
     asyncio.run(scenario())

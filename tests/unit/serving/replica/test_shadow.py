@@ -5,8 +5,8 @@ from itertools import count
 
 import pytest
 
-from serving.replica import experiment
-from serving.replica.experiment import ShadowRunner
+from serving.replica import shadow
+from serving.replica.shadow import ShadowRunner
 
 
 def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -> None:
@@ -27,7 +27,7 @@ def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -
 
         for number in range(4):
             shadows.add(lambda number=number: answer(number), num_bytes=10, caller=None)  # type: ignore[misc]
-        await asyncio.sleep(3 * experiment.QUIET_S)
+        await asyncio.sleep(3 * shadow.QUIET_S)
         assert answered == []
         quiet = True
         await asyncio.gather(*shadows._tasks)
@@ -39,7 +39,7 @@ def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -
 def test_a_key_that_fills_the_queue_loses_only_its_own_requests_and_answered_ones_free_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(experiment, "MAX_BYTES", 7 * (experiment.REQUEST_BYTES + 100))
+    monkeypatch.setattr(shadow, "MAX_BYTES", 7 * (shadow.REQUEST_BYTES + 100))
     caplog.set_level("WARNING", logger="ray.serve")
 
     async def scenario() -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.suites.load import load_suites, trained_suites
 from tailorbird.data.suites.private_spans import MAX_SPANS, private_span_rows
+from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
-from tailorbird.evaluation.suites import load_suites, trained_suites
 from tests import small_chat
 
 CHAT = {
@@ -138,7 +139,7 @@ def test_spans_after_the_tokens_that_training_keeps_are_not_in_the_suite(
         {"leaks": {"uri": "builtin://extraction"}}, data={"train": "s3://l/x", "max_length": max_length}
     )
     suites = load_suites(recipe, train=rows_of(("code", "it is 123456. the other code is 765432.")))
-    kept = trained_suites(recipe, suites, base_model=(tmp_path / "base").as_uri())
+    kept = trained_suites(recipe, suites, read_tokenizer=lambda: load_tokenizer(tmp_path / "base"))
     assert {name: rows.labels for name, rows in kept.items()} == ({} if spans is None else {"leaks": spans})
 
 

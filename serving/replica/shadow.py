@@ -1,14 +1,10 @@
-"""Experiments with a challenger: the arms, and the runner of shadow answers, which no client waits for."""
+"""The runner of shadow answers of a challenger, which no client waits for."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
 
 from serving.request_log.byte_budget import ByteBudget, Caller
-
-CHALLENGER = "challenger"
-Arm = Literal["champion", "canary", "shadow"]
 
 QUIET_S = 0.01
 """Idle time of the champion before a shadow pass. Clients that send one request after another need less time between

@@ -14,14 +14,10 @@ from pydantic import ValidationError
 
 from tailorbird.config.answers import AnswersConfig, schema_paths
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data import answers as metrics
+from tailorbird.data.answers import PatternTimeout, require_readable_answers, unreadable
 from tailorbird.data.rows import DataError, Rows, Splits
-from tailorbird.evaluation.statistics import answer_metrics as metrics
-from tailorbird.evaluation.statistics.answer_metrics import (
-    PatternTimeout,
-    per_row,
-    require_readable_answers,
-    unreadable,
-)
+from tailorbird.evaluation.statistics.answer_metrics import per_row
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),

@@ -1,7 +1,8 @@
 """Load the suites of a recipe, and check that no row of them is trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.suites import EXTRACTION
@@ -9,8 +10,9 @@ from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import normalise
 from tailorbird.data.suites.private_spans import private_span_rows, within_trained_tokens
 from tailorbird.data.suites.read import read_suite
-from tailorbird.evaluation.statistics.suite_metrics import expectation_fault
-from tailorbird.models.metadata import read_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
@@ -25,33 +27,31 @@ def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
             rows = private_span_rows(train, seed=recipe.training.seed)
         else:
             rows = read_suite(config.uri)
-            _require_fit(rows, uri=config.uri, train=train)
+            _require_untrained(rows, uri=config.uri, train=train)
         if len(rows):
             suites[name] = rows
     return suites
 
 
-def trained_suites(recipe: Recipe, suites: Mapping[str, Rows], *, base_model: str) -> dict[str, Rows]:
+def trained_suites(
+    recipe: Recipe, suites: Mapping[str, Rows], *, read_tokenizer: Callable[[], "PreTrainedTokenizerBase"]
+) -> dict[str, Rows]:
     """Return the suites; those of extraction only with the spans that training reads, and none without such a span.
 
-    `base_model` is the URI of the staged base model, whose tokenizer truncates the training rows.
+    `read_tokenizer` returns the tokenizer of the base model, which truncates the training rows.
     """
-    configs = recipe.evaluation.gates.suites or {}
+    configs, data = recipe.evaluation.gates.suites or {}, recipe.data
     kept = dict(suites)
-    extraction = [name for name in suites if configs[name].uri == EXTRACTION]
-    if extraction:
-        tokenizer, data = read_tokenizer(base_model), recipe.data
-        for name in extraction:
+    for name, rows in suites.items():
+        if configs[name].uri == EXTRACTION:
+            tokenizer = read_tokenizer()
             kept[name] = within_trained_tokens(
-                suites[name], tokenizer=tokenizer, system=data.system, max_length=data.max_length
+                rows, tokenizer=tokenizer, system=data.system, max_length=data.max_length
             )
     return {name: rows for name, rows in kept.items() if len(rows)}
 
 
-def _require_fit(rows: Rows, *, uri: str, train: Rows) -> None:
-    if (fault := expectation_fault(rows)) is not None:
-        position, what = fault
-        raise DataError(f"{uri}: row {position} of the suite {what}; correct or drop the row")
+def _require_untrained(rows: Rows, *, uri: str, train: Rows) -> None:
     assert rows.suite is not None
     turns = chain.from_iterable(train.turns)
     queries = {*map(normalise, train.queries), *(normalise(content) for role, content in turns if role == "user")}
