@@ -11,9 +11,9 @@ from scipy.stats import norm
 from tailorbird.config.evaluation import GatesConfig, HybridConfig
 from tailorbird.evaluation.gates.cost import SECONDS_PER_HOUR, ServingUsage
 from tailorbird.evaluation.gates.prices import CostTerms
-from tailorbird.evaluation.hybrid import FrozenHybrid
+from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Decision, decide
+from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Decision, decide
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.reach import Compared, compare_models
@@ -73,6 +73,11 @@ def compared(
     if costs is not None:
         rounds = np.array((1.0, 1.01, 0.99, 1.0, 1.0))
         usage = {role: ServingUsage(tuple((cost * rounds).tolist())) for role, cost in costs.items()}
+    if usage is not None and hybrid is not None:
+        table = models[hybrid.first].clean
+        first, second = (PartUsage(usage[role], np.ones(len(table))) for role in hybrid.parts)
+        routed = routed_to_second(hybrid.routing, table)
+        usage[HYBRID] = hybrid_usage(hybrid.routing, routed=routed, first=first, second=second)
     inputs = VerdictInputs(
         models, "simulated", replacing=tuple(others[:NUM_REPLACING]), hybrid=hybrid, anchor=anchor, costs=usage
     )
@@ -87,7 +92,7 @@ def decision(compared: Compared) -> Decision:
 def protocol(
     num_rows: int, *, metric: str = "accuracy", value_of_point: float | None = None, gates: GatesConfig = NO_GATES
 ) -> TestProtocol:
-    """Return a protocol; with a value of a point, a model's costs are those of the requests over the horizon."""
+    """Return a protocol; with a value of a point, a model's costs are those of a year's requests."""
     prices = None
     if value_of_point is not None:
         prices = CostTerms(

@@ -2,19 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from cluster.progress import SILENT, ProgressReporter, current_progress, reporting_to
-from cluster.resources import Node, Resources, gpu_visibility, held_by, holders_or_none, is_waiting, live_nodes
+from cluster.resources import Resources, gpu_visibility, held_by, holders_or_none, is_waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCAL = "local"  # value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
 RELEASE_TIMEOUT_S = 2.0
-MEMORY_SHARE = 0.8  # of a node, that a task can request; the rest can be reserved by the drivers of jobs
 WAIT_INTERVAL_S = 2.0  # seconds between two requests for the state of a task that has not ended
 
 
@@ -36,9 +35,8 @@ def run_remote(
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
-        nodes = live_nodes() if resources.memory_bytes else ()
         try:
-            options = task_options(resources, available=available, nodes=nodes)
+            options = task_options(resources, available=available)
             result = task.options(**options).remote(*args, **kwargs)
             report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
             value: R = ray.get(result)
@@ -76,24 +74,17 @@ def report_waiting(result: Any, *, resources: Resources, progress: ProgressRepor
         progress.activity("the task has started")
 
 
-def task_options(
-    resources: Resources, *, available: Mapping[str, float] | None, nodes: Sequence[Node] = ()
-) -> dict[str, Any]:
+def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, Any]:
     """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
 
     `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
-    It is None if nodes can join the cluster. The memory is an estimate, so it is limited to a share of the largest
-    memory of those `nodes` that have the CPUs and GPUs; if none has them, the task requests no memory.
+    It is None if nodes can join the cluster.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     limited = {
         option: float(amount if available is None else min(amount, available.get(name, 0.0)))
         for option, (name, amount) in amounts.items()
     }
-    required = Resources(limited["num_cpus"], limited["num_gpus"])
-    largest = max((node.memory_bytes for node in nodes if node.total.num_workers(required)), default=0)
-    if memory := min(resources.memory_bytes, int(MEMORY_SHARE * largest)):
-        limited["memory"] = memory
     return {**limited, "runtime_env": {"env_vars": gpu_visibility(limited["num_gpus"])}}
 
 

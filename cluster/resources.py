@@ -12,7 +12,6 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
-GIB = 1 << 30
 MAX_LISTED = 1000  # maximum number of actors or placement groups in a response of Ray's state API
 MAX_NAMED = 3  # maximum number of holders in a message
 UNBOUNDED = 1000  # number of workers or nodes without a limit
@@ -32,13 +31,11 @@ class Resources:
 
     cpus: float
     gpus: float = 0.0
-    memory_bytes: int = 0  # of the host; only tasks that hold several models require some
 
     def text(self) -> str:
         """Return text such as `2 CPUs and 1 GPU`."""
         amounts = [(self.cpus, "CPU"), (self.gpus, "GPU")]
-        texts = [f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount]
-        return " and ".join([*texts, *([f"{self.memory_bytes / GIB:.1f} GiB"] if self.memory_bytes else [])])
+        return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount)
 
     def num_workers(self, worker: "Resources") -> int:
         """Return the number of workers with these resources that fit a node with the resources `self`."""
@@ -59,19 +56,16 @@ def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
-def evaluation_resources(
-    training: TrainingConfig, serving: ServingConfig, *, num_ranks: int, memory_bytes: int = 0
-) -> Resources:
+def evaluation_resources(training: TrainingConfig, serving: ServingConfig, *, num_ranks: int) -> Resources:
     """Return the resources of an evaluation: predictions of test rows, or the cost measurement.
 
     They are those of a training worker for each of its `num_ranks` processes. If replicas have GPUs, each process has a
-    whole one: nothing else must use it meanwhile. Then the evaluation also has `memory_bytes` of the host; models that
-    are served on CPUs are small.
+    whole one: nothing else must use it meanwhile.
     """
     worker = worker_resources(training)
     if not serving.gpus_per_replica:
         return worker
-    return Resources(max(num_ranks * worker.cpus, serving.cpus_per_replica), num_ranks, memory_bytes)
+    return Resources(max(num_ranks * worker.cpus, serving.cpus_per_replica), num_ranks)
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,14 @@ from benchmarks.simulated_runs import (
     right_answers,
 )
 from tailorbird.config.evaluation import SubgroupGateConfig
-from tailorbird.evaluation.gates.cost import TrainingUsage
-from tailorbird.evaluation.gates.net_benefit import NetBenefit
+from tailorbird.evaluation.gates.prices import CostComparison, YearlyNet
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits, newcombe_paired_interval, paired_counts
 from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Entry, Outcome, decide
 from tailorbird.evaluation.verdict.inputs import Anchor
 from tailorbird.evaluation.verdict.power import PowerInputs, power_of
 from tailorbird.evaluation.verdict.protocol import NO_GATES
-from tailorbird.evaluation.verdict.relation import Gain, PairCost, Relation, relation_of
+from tailorbird.evaluation.verdict.relation import Gain, Relation, relation_of
 
 NUM_CLAIMS = 25
 STEP_OF_CHAIN = 0.005
@@ -191,15 +190,15 @@ def _moves_away(generator: np.random.Generator) -> bool:
     right = right_answers(generator, n, accuracies=(0.75, 0.74, 0.70))
     columns = {INCUMBENT: 0, "other": 1, CANDIDATE: 2}
     entries = [Entry(role, is_fine_tuned=role == CANDIDATE) for role in columns]
-    benefit = NetBenefit(value_of_one=1_000, training=0, saving=5, half_saving=0, trained=TrainingUsage())
-    cost = PairCost((0.5, 0.5, 0.5), benefit) if generator.random() < 0.5 else PairCost()
+    cheaper = CostComparison((0.5, 0.5, 0.5), YearlyNet(value_of_one=1_000, training=0, saving=5))
+    cost = cheaper if generator.random() < 0.5 else CostComparison()
     of_run = protocol(n, value_of_point=10)
 
     def relate(first: str, second: str, share: int) -> Relation:
         pair = right[:, [columns[first], columns[second]]].astype(np.float64)
         counts = paired_counts(pair[:, 0], other=pair[:, 1])
         interval = newcombe_paired_interval(counts, alpha=ALPHA / share)
-        gain = Gain(counts.gain, interval, interval[0], ALPHA / share, (counts.gain, interval[1]))
+        gain = Gain(counts.gain, interval, interval[0], ALPHA / share, (counts.gain, interval))
         return relation_of((first, second), gain, cost=cost, protocol=of_run)
 
     order = (Outcome.STAY, Outcome.INSUFFICIENT_EVIDENCE, Outcome.FINE_TUNE)

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from cluster.progress import SILENT, ProgressReporter, current_progress
 from cluster.ranks.process_group import Group, OtherRankFailed, join_group
 from cluster.remote import LOCAL, report_waiting, reporting_function, run_remote, task_options
-from cluster.resources import Resources, live_nodes
+from cluster.resources import Resources
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,11 +48,10 @@ def run_on_ranks(
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
-        options = task_options(resources, available=available, nodes=live_nodes() if resources.memory_bytes else ())
+        options = task_options(resources, available=available)
         if options["num_gpus"] < resources.gpus:
             raise ValueError(f"the evaluation needs {resources.gpus:g} GPUs, and Ray has {options['num_gpus']:g} here")
         part = {"CPU": options["num_cpus"] / num_ranks, "GPU": options["num_gpus"] / num_ranks}
-        part["memory"] = options.get("memory", 0) // num_ranks
         bundle = {name: amount for name, amount in part.items() if amount}
         store, arguments = f"tailorbird-ranks-{uuid.uuid4().hex}", ray.put((args, kwargs))
         group = placement_group([bundle] * num_ranks, strategy="STRICT_PACK")
@@ -61,7 +60,6 @@ def run_on_ranks(
                 task.options(
                     num_cpus=part["CPU"],
                     num_gpus=part["GPU"],
-                    memory=part["memory"],
                     runtime_env=options["runtime_env"],
                     scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
                 ).remote(function if rank else first, Group(rank, num_ranks), store, arguments)

@@ -1,19 +1,18 @@
 """Checks of `tailorbird preflight` and of each run on the GPUs that baselines and the evaluation use."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from cluster.node_probe import gpu_bytes_of_cluster
 from cluster.resources import evaluation_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster
-from tailorbird.checks.preflight_memory import RAY_KILLS_AT, tried_configs
 from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.task_data import recipe_task
-from tailorbird.evaluation.inference.serving_cost import BF16_BYTES, host_bytes
 from tailorbird.models.metadata import ModelMetadata, read_metadata
 from tailorbird.models.tensor_parallel.ranks import Ranks
+
+BF16_BYTES = 2
 
 
 def check_evaluation(
@@ -34,7 +33,6 @@ def check_evaluation(
     sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
     if model is not None:
         yield from check_gpus(recipe, model, ranks=ranks, gpu_bytes=sizes)
-        yield from _check_host(recipe, model, num_ranks=ranks.number, cluster=cluster)
 
 
 def check_gpus(
@@ -58,24 +56,6 @@ def check_gpus(
         yield fault("model on GPUs", text, f"{remedy}, or GPUs with more memory")
     elif ranks.note is not None:
         yield note("model on GPUs", ranks.note)
-
-
-def _check_host(recipe: Recipe, model: ModelMetadata, *, num_ranks: int, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that a node has the memory for the models whose cost is compared: the candidate, a champion, a baseline.
-
-    Only nodes with the CPUs and GPUs for the comparison count. Without a report of one, nothing is checked.
-    """
-    resources, reports = evaluation_resources(recipe.training, recipe.serving, num_ranks=num_ranks), cluster.reports
-    rooms = [node.id for node in cluster.nodes if node.total.num_workers(resources)]
-    most = max((reports[node].memory_bytes for node in rooms if node in reports), default=0)
-    methods = [config.method for config in tried_configs(recipe)]
-    bf16 = recipe.serving.gpus_per_replica > 0 or any(report.bfloat16 for report in reports.values())
-    size = partial(host_bytes, shape=model.shape, bf16=bf16, num_ranks=num_ranks)
-    needed = max(size(("zero_shot", method, method)) for method in methods)
-    if most and needed > RAY_KILLS_AT * most:
-        text = f"the comparison of costs holds models of {needed / GIB:.0f} GiB in the host's memory, and the largest "
-        text += f"node with {resources.text()} has {most / GIB:.0f} GiB"
-        yield fault("memory of the evaluation", text, f"add a node with {resources.text()} and more memory")
 
 
 def require_gpus(recipe: Recipe, *, base_model: str, ranks: Ranks) -> None:

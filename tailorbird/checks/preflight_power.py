@@ -7,12 +7,10 @@ import numpy as np
 from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.power import TARGET_POWER, rows_text
-from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Entry
-from tailorbird.evaluation.verdict.formatting import size
+from tailorbird.evaluation.verdict.formatting import named, size
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.power import PowerInputs, power_of
 from tailorbird.evaluation.verdict.protocol import TestProtocol, expected_gain
@@ -65,7 +63,7 @@ def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
         luck = np.where(is_shared, shared, generator.random(num_rows))
         tables[role] = _table(role, luck < accuracy, clusters=clusters)
     entries = tuple(Entry(role, is_fine_tuned=role == CANDIDATE) for role in ACCURACY)
-    costs = CostTable(None, {CANDIDATE: TrainingUsage()}, protocol, config.alpha)
+    costs = CostTable(None, {}, protocol, config.alpha)
     return power_of(PowerInputs(tables, entries, costs))
 
 

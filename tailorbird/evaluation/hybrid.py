@@ -1,21 +1,14 @@
 """Fit a hybrid's parts and routing rule on validation, and apply the rule to predictions."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.config.metrics import row_metric
-from tailorbird.evaluation.gates.cost import (
-    RowTokens,
-    ServingUsage,
-    combined_usage,
-    scaled_tokens,
-    shares_by_round,
-    tokens_by_round,
-)
+from tailorbird.evaluation.gates.cost import RowTokens, ServingUsage, shares_by_round, tokens_by_round
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of, score_table
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
@@ -196,9 +189,8 @@ class PartUsage:
     """What a part of a hybrid uses if it answers all rows, and how the rows differ."""
 
     usage: ServingUsage
-    lengths: NDArray[np.float64] | None = None  # [N] proportional to the time for a row; None if it is unknown
-    tokens: RowTokens | None = None
-    """(external endpoint) The tokens of each row. If they are not given, all rows have the same number of tokens."""
+    lengths: NDArray[np.float64]  # [N] proportional to the time for a row
+    tokens: RowTokens | None = None  # of each row, if the part is an external endpoint
 
 
 def hybrid_usage(routing: Routing, *, routed: NDArray[np.bool_], first: PartUsage, second: PartUsage) -> ServingUsage:
@@ -206,17 +198,29 @@ def hybrid_usage(routing: Routing, *, routed: NDArray[np.bool_], first: PartUsag
 
     `routed` is the mask [N] of the rows that the second part answers. By group, one part answers each row. In a
     cascade, the first part answers every row first. Each round has another part of the rows, so the spread over the
-    rounds includes the sampling error of the share and of the tokens.
+    rounds includes the sampling error of the share and of the tokens. At most one part is an external endpoint.
     """
-    parts = []
-    for part, answered in ((first, ~routed if routing.by == "group" else np.ones_like(routed)), (second, routed)):
-        rounds = len(part.usage.cpu_s)
-        shares = shares_by_round(answered, lengths=part.lengths, num_rounds=rounds)
-        tokens = part.usage.tokens and scaled_tokens(part.usage.tokens, shares=shares)
+    cpu_s = []
+    gpu_s = []
+    tokens = None
+    for part, answered in ((first, answered_by_first(routing, routed)), (second, routed)):
+        num_rounds = len(part.usage.cpu_s)
+        shares = shares_by_round(answered, lengths=part.lengths, num_rounds=num_rounds)
+        cpu_s.append(np.multiply(shares, part.usage.cpu_s))
+        if part.usage.gpu_s is not None:
+            gpu_s.append(np.multiply(shares, part.usage.gpu_s))
         if part.tokens is not None:
-            tokens = tokens_by_round(part.tokens, answered=answered, num_rounds=rounds)
-        parts.append((shares, replace(part.usage, tokens=tokens)))
-    return combined_usage(parts)
+            tokens = tokens_by_round(part.tokens, answered=answered, num_rounds=num_rounds)
+    return ServingUsage(_summed(cpu_s), _summed(gpu_s) if gpu_s else None, tokens)
+
+
+def _summed(columns: list[NDArray[np.float64]]) -> tuple[float, ...]:
+    return tuple(np.sum(columns, axis=0).tolist())
+
+
+def answered_by_first(routing: Routing, routed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the mask [N] of the rows that the first part answers, if the second answers those of `routed`."""
+    return ~routed if routing.by == "group" else np.ones_like(routed)
 
 
 def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:

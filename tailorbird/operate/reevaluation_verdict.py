@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.cost import cost_pair
-from tailorbird.evaluation.gates.prices import cost_ratio
+from tailorbird.evaluation.gates.prices import compare_costs
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence
 from tailorbird.evaluation.statistics.documents import documents_of
@@ -75,15 +74,10 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     if compared != protocol.metric:
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
-    pair = None if inputs.costs is None else cost_pair(inputs.costs)
-    gates = evaluate_gates(
-        inputs.candidate,
-        incumbent=inputs.incumbent,
-        protocol=_of_gates(protocol, number=number),
-        costs=pair,
-        training=inputs.training,
-    )
-    ratio = None if pair is None else cost_ratio(pair, alpha=protocol.alpha, terms=protocol.cost)
+    of_gates = _of_gates(protocol, number=number)
+    cost = compare_costs(inputs.costs, terms=protocol.cost, alpha=of_gates.alpha, training=inputs.training)
+    gates = evaluate_gates(inputs.candidate, incumbent=inputs.incumbent, protocol=of_gates, cost=cost)
+    ratio = compare_costs(inputs.costs, terms=protocol.cost, alpha=protocol.alpha).ratio
     is_cheaper = None if ratio is None else ratio[2] < CHEAPER_RATIO
     holds, why = _decide(gain, interval=interval, gates=gates, protocol=protocol, is_cheaper=is_cheaper)
     return ReevaluationVerdict(

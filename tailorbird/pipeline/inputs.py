@@ -124,10 +124,10 @@ class RunInputs:
         """Return a function that runs like `remote`, or on ranks if these hold a model together."""
         return self.remote_evaluation(function) if self.ranks.number > 1 else self.remote(function)
 
-    def remote_evaluation(self, function: Callable[P, R], *, memory_bytes: int = 0) -> Callable[P, R]:
+    def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs like `remote`, on as many GPUs as the evaluation needs."""
         training, serving, num_ranks = self.recipe.training, self.recipe.serving, self.ranks.number
-        resources = evaluation_resources(training, serving, num_ranks=num_ranks, memory_bytes=memory_bytes)
+        resources = evaluation_resources(training, serving, num_ranks=num_ranks)
         return run_evaluation(function, num_ranks=num_ranks, resources=resources, progress=self.progress)
 
     def version_config(

@@ -1,7 +1,7 @@
 """The resources that models use: measured for serving and training, without prices (see `gates.prices`)."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -74,7 +74,7 @@ def tokens_by_round(
 
 
 def shares_by_round(
-    answered: NDArray[np.bool_], *, lengths: NDArray[np.float64] | None = None, num_rounds: int = MIN_ROUNDS
+    answered: NDArray[np.bool_], *, lengths: NDArray[np.float64], num_rounds: int = MIN_ROUNDS
 ) -> tuple[float, ...]:
     """Return the share of the rows of each round (`_by_round`) that a part of a hybrid answers.
 
@@ -82,7 +82,7 @@ def shares_by_round(
     the mean. If the part answers all rows, there is no sampling error and every share is 1.
     """
     values = answered.astype(np.float64)
-    if lengths is not None and lengths.any() and not answered.all():
+    if lengths.any() and not answered.all():
         values = values * lengths / lengths.mean()
     return _by_round(values, num_rounds)
 
@@ -116,8 +116,10 @@ class ServingUsage:
         if self.tokens is not None and self.tokens.reported:
             columns += [self.tokens.input, self.tokens.output]
         rounds = [len(amounts) for amounts in columns]
-        if len(set(rounds)) > 1:
-            raise ValueError(f"seconds and tokens have {rounds} rounds; measure all of them in the same rounds")
+        if len(set(rounds)) > 1 or rounds[0] < MIN_ROUNDS:
+            raise ValueError(
+                f"seconds and tokens have {rounds} rounds; measure all of them in the same {MIN_ROUNDS} or more rounds"
+            )
 
     @property
     def unit(self) -> SecondsUnit:
@@ -128,40 +130,6 @@ class ServingUsage:
     def device_s(self) -> tuple[float, ...]:
         """Seconds of the device that serves: GPU-seconds if replicas have GPUs, else CPU-seconds."""
         return self.cpu_s if self.gpu_s is None else self.gpu_s
-
-
-def combined_usage(parts: Sequence[tuple[Sequence[float], ServingUsage]]) -> ServingUsage:
-    """Return the resources of a model whose parts each answer some of the rows: pairs of shares and resources.
-
-    The shares have a value per round and apply to the seconds; the tokens must be those of the answered rows. A part
-    without GPU-seconds or tokens has none of them to add to the others'. The tokens of several endpoints are added, so
-    that no endpoint's price applies to them.
-    """
-    cpu_s = _summed(_scaled(usage.cpu_s, shares) for shares, usage in parts)
-    gpu_s = _summed(_scaled(usage.gpu_s, shares) for shares, usage in parts if usage.gpu_s is not None)
-    tokens = [usage.tokens for _, usage in parts if usage.tokens is not None]
-    return ServingUsage(cpu_s, gpu_s or None, _added(tokens) if tokens else None)
-
-
-def scaled_tokens(tokens: Tokens, *, shares: Sequence[float]) -> Tokens:
-    """Return the tokens of an endpoint that answers a share of the rows, which has a value per round."""
-    return replace(tokens, input=_scaled(tokens.input, shares), output=_scaled(tokens.output, shares))
-
-
-def _scaled(amounts: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
-    return tuple(share * amount for share, amount in zip(shares, amounts, strict=False))
-
-
-def _summed(columns: Iterable[Sequence[float]]) -> tuple[float, ...]:
-    """Return the sum of each round; empty if there is no column, or if the columns have no rounds."""
-    return tuple(map(sum, zip(*columns, strict=False)))
-
-
-def _added(tokens: Sequence[Tokens]) -> Tokens:
-    name = " and ".join(dict.fromkeys(each.endpoint for each in tokens))
-    prices = tokens[0].prices if len({(each.endpoint, each.prices) for each in tokens}) == 1 else None
-    # Without the tokens of one endpoint, the sum is not known: `_summed` ends with the shortest column.
-    return Tokens(name, _summed(each.input for each in tokens), _summed(each.output for each in tokens), prices)
 
 
 ServingCosts = Mapping[str, ServingUsage]
@@ -206,22 +174,5 @@ def _hours(seconds: float, device: str) -> str:
     return f"{number} {device}-hour{'' if number == '1' else 's'}"
 
 
-@dataclass(frozen=True)
-class CostPair:
-    """The resources of two models, measured in the same alternating rounds on the same machine."""
-
-    incumbent: ServingUsage
-    candidate: ServingUsage
-
-    def __post_init__(self) -> None:
-        rounds = [len(usage.cpu_s) for usage in (self.incumbent, self.candidate)]
-        if rounds[0] != rounds[1] or rounds[0] < MIN_ROUNDS:
-            raise ValueError(
-                f"{rounds[0]} rounds of the incumbent and {rounds[1]} of the candidate; measure both in the same "
-                f"{MIN_ROUNDS} or more rounds"
-            )
-
-
-def cost_pair(costs: ServingCosts, *, candidate: str = "candidate", incumbent: str = "incumbent") -> CostPair:
-    """Return the measured resources of the models in two roles as a pair."""
-    return CostPair(incumbent=costs[incumbent], candidate=costs[candidate])
+NO_TRAINING = TrainingUsage()
+"""The training of a model that this run did not train."""

@@ -1,5 +1,6 @@
-"""The cost of serving and training a model, from its measured resources and the recipe's prices."""
+"""What models cost and whether a gain pays: one ratio and one yearly net, from measured resources and prices."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -9,9 +10,10 @@ from pydantic import Field
 
 from tailorbird.config.evaluation import CostConfig, EvaluationConfig
 from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.gates.base import Bound, Gate, Interval, State, gate, rows_needed
 from tailorbird.evaluation.gates.cost import (
+    NO_TRAINING,
     SECONDS_PER_HOUR,
-    CostPair,
     SecondsUnit,
     ServingCosts,
     ServingUsage,
@@ -20,10 +22,13 @@ from tailorbird.evaluation.gates.cost import (
     endpoint_name,
 )
 from tailorbird.evaluation.statistics.distributions import t_isf
+from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.registry.endpoint import Endpoint
 
+MONTHS_PER_YEAR = 12
 HOURS_PER_MONTH = 730
 CostUnit = SecondsUnit | Literal["price"]
+FloatArray = NDArray[np.float64]
 Ratio = tuple[float, float, float]
 """A ratio of costs: estimate, lower and upper end of its interval."""
 
@@ -57,16 +62,16 @@ class CostTerms(CostConfig):
         return terms.model_copy(update={"endpoint": name, "token_prices": endpoint.prices})
 
     @property
-    def requests(self) -> float:
-        """Number of requests over the horizon."""
-        return self.requests_per_month * self.horizon_months
+    def requests_per_year(self) -> float:
+        return self.requests_per_month * MONTHS_PER_YEAR
 
-    def missing(self, *, uses_cpu: bool, uses_gpu: bool) -> list[str]:
+    def missing(self, *, cpus: float, gpus: float) -> tuple[str, ...]:
         """Return the prices of the devices that are used and have none, one phrase each."""
-        is_used = {"price_per_cpu_hour": uses_cpu, "price_per_gpu_hour": uses_gpu}
-        return [
-            f"evaluation.cost.{name} is not set" for name in is_used if is_used[name] and getattr(self, name) is None
-        ]
+        prices = {
+            "price_per_cpu_hour": self.price_per_cpu_hour if cpus else 0,
+            "price_per_gpu_hour": self.price_per_gpu_hour if gpus else 0,
+        }
+        return tuple(f"evaluation.cost.{name} is not set" for name, price in prices.items() if price is None)
 
     def per_hour(self, *, cpus: float, gpus: float) -> float:
         """Return the price of CPU cores and GPUs for an hour, of which none is `missing`."""
@@ -80,111 +85,229 @@ class CostTerms(CostConfig):
 
 
 @dataclass(frozen=True)
-class ServingPrice:
-    """The cost of serving one model over the horizon, in the recipe's currency, one value per round [K]."""
+class YearlyCost:
+    """The cost of one model for a year, in the recipe's currency.
 
-    replicas: NDArray[np.float64]  # of the hours for which they are paid, busy or idle
-    tokens: NDArray[np.float64]
+    `missing` and `missing_for_training` name the prices that are not set and the measurements that were not made. If
+    there are any, the numbers that need them mean nothing.
+    """
+
+    replicas: FloatArray  # [K] by round, of the hours for which they are paid, busy or idle
+    tokens: FloatArray  # [K] of an external endpoint
+    training: float  # of this run, spread over `horizon_months`
+    missing: tuple[str, ...] = ()
+    missing_for_training: tuple[str, ...] = ()
 
     @property
-    def total(self) -> NDArray[np.float64]:
+    def serving(self) -> FloatArray:
         return self.replicas + self.tokens
 
 
-def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, ...]:
-    """Return what prevents a price for serving, one phrase each: a missing price, or a missing measurement."""
+def yearly_cost(usage: ServingUsage, *, terms: CostTerms, training: TrainingUsage = NO_TRAINING) -> YearlyCost:
+    """Return the cost of a model for a year at the recipe's volume.
+
+    A replica is paid from its start to its stop, with all of its CPU cores and GPUs. The paid replica-hours of a month
+    are those of the replicas that always run, or if these are more, the hours in which the cores, or the GPUs, of one
+    replica are busy with the month's requests. Busy time within the replicas that run anyway costs nothing more.
+    """
     tokens = usage.tokens
     is_on_gpu = usage.gpu_s is not None
     # If an external endpoint answers all rows, its replicas have no GPU.
-    needs_gpu = terms.gpus_per_replica > 0 and (is_on_gpu or tokens is None)
-    missing = terms.missing(uses_cpu=True, uses_gpu=needs_gpu)
-    if needs_gpu != is_on_gpu:
+    gpus = terms.gpus_per_replica if is_on_gpu or tokens is None else 0.0
+    missing = [*terms.missing(cpus=terms.cpus_per_replica, gpus=gpus)]
+    if is_on_gpu != (gpus > 0):
         missing.append("serving.gpus_per_replica has changed between the registration of the run and the measurement")
-    if tokens is not None and not tokens.reported:
-        missing.append(f"{tokens.endpoint} does not report its tokens")
-    if tokens is not None and terms.prices_of(tokens) is None:
-        missing.append(f"evaluation.endpoint has no price_input and price_output for {tokens.endpoint}")
-    return tuple(missing)
 
-
-def missing_for_training(training: TrainingUsage, *, terms: CostTerms) -> tuple[str, ...]:
-    """Return the prices that are missing for a training, one phrase each."""
-    return tuple(terms.missing(uses_cpu=training.cpu_s > 0, uses_gpu=training.gpu_s > 0))
-
-
-def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
-    """Return the cost of serving one model at the recipe's volume.
-
-    A replica is paid from its start to its stop, with all of its CPU cores and GPUs. The paid replica-hours of a month
-    are the larger of two numbers: those of `min_replicas` that always run, and those in which the CPU cores or GPUs of
-    one replica are busy with the month's requests. Busy time within the replicas that run anyway costs nothing more.
-    The replicas of an external endpoint have no GPU.
-
-    Raises ValueError if a price or a measurement is missing: see `missing_for_serving`.
-    """
-    _require_known(missing_for_serving(usage, terms=terms))
     busy_s = np.array(usage.cpu_s) / terms.cpus_per_replica
-    gpus = 0.0
-    if usage.gpu_s is not None:
-        gpus = terms.gpus_per_replica
-        busy_s = np.maximum(busy_s, np.array(usage.gpu_s) / gpus)
+    if gpus:
+        busy_s = np.maximum(busy_s, np.array(usage.device_s) / gpus)
     busy_hours = busy_s / SECONDS_PER_HOUR * terms.requests_per_month / 1000
-    paid_hours = np.maximum(busy_hours, terms.min_replicas * HOURS_PER_MONTH)
-    replicas = paid_hours * terms.horizon_months * terms.per_hour(cpus=terms.cpus_per_replica, gpus=gpus)
-    prices = usage.tokens and terms.prices_of(usage.tokens)
-    if usage.tokens is None or prices is None:
-        return ServingPrice(replicas, np.zeros_like(replicas))
-    per_thousand = np.array((usage.tokens.input, usage.tokens.output)).T @ prices / 1000
-    return ServingPrice(replicas, per_thousand * terms.requests / 1000)
+    paid_hours = np.maximum(busy_hours, terms.min_replicas * HOURS_PER_MONTH) * MONTHS_PER_YEAR
+
+    paid_tokens = np.zeros_like(paid_hours)
+    if tokens is not None:
+        prices = terms.prices_of(tokens)
+        if not tokens.reported:
+            missing.append(f"{tokens.endpoint} does not report its tokens")
+        if prices is None:
+            missing.append(f"evaluation.endpoint has no price_input and price_output for {tokens.endpoint}")
+        elif tokens.reported:
+            per_thousand = np.array((tokens.input, tokens.output)).T @ prices / 1000
+            paid_tokens = per_thousand * terms.requests_per_year / 1000
+
+    trained = terms.per_hour(cpus=training.cpu_s, gpus=training.gpu_s) / SECONDS_PER_HOUR
+    return YearlyCost(
+        replicas=paid_hours * terms.per_hour(cpus=terms.cpus_per_replica, gpus=gpus),
+        tokens=paid_tokens,
+        training=trained * (MONTHS_PER_YEAR / terms.horizon_months),
+        missing=tuple(missing),
+        missing_for_training=terms.missing(cpus=training.cpu_s, gpus=training.gpu_s),
+    )
 
 
-def price_training(training: TrainingUsage, *, terms: CostTerms) -> float:
-    """Return the cost of a training; raise ValueError if a price is missing: see `missing_for_training`."""
-    _require_known(missing_for_training(training, terms=terms))
-    return terms.per_hour(cpus=training.cpu_s, gpus=training.gpu_s) / SECONDS_PER_HOUR
+@dataclass(frozen=True)
+class YearlyNet:
+    """What one model is worth more than another in a year, in the recipe's currency, by its gain."""
+
+    value_of_one: float  # value of a gain of 1 (100 points)
+    training: float
+    saving: float  # in serving
+    half_saving: float = 0.0  # half the width of the saving's interval
+
+    def at(self, gain: float) -> float:
+        """Return the net at a gain: its value - cost of training + saving in serving."""
+        return self.value_of_one * gain - self.training + self.saving
+
+    def interval(self, gain: float, *, of_gain: Interval) -> Interval:
+        """Return the interval from those of the gain and of the saving, by square-and-add (they are independent)."""
+        low, high = (math.hypot(self.value_of_one * (end - gain), self.half_saving) for end in of_gain)
+        return self.at(gain) - low, self.at(gain) + high
 
 
-def _require_known(missing: tuple[str, ...]) -> None:
-    """Raise ValueError if a price is missing, because nothing that is used is free."""
-    if missing:
-        raise ValueError(f"the cost is not assessable: {'; '.join(missing)}")
+@dataclass(frozen=True)
+class CostComparison:
+    """The cost of serving one model instead of another: a ratio and a yearly net, None if they are not known."""
+
+    ratio: Ratio | None = None  # of the costs of serving, without the training
+    net: YearlyNet | None = None  # None without prices, too
+    missing: tuple[str, ...] = ()  # prices and measurements without which there is no net
 
 
-def mean_interval(values: NDArray[np.float64], *, alpha: float) -> tuple[float, float]:
-    """Return the mean over rounds [K] and half the width of Student's t interval, two-sided at level 1 - alpha."""
-    half = t_isf(alpha / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
+def compare_costs(
+    costs: ServingCosts | None,
+    *,
+    terms: CostTerms | None,
+    alpha: float,
+    training: TrainingUsage = NO_TRAINING,
+    roles: tuple[str, str] = ("candidate", "incumbent"),
+) -> CostComparison:
+    """Return the cost of the model in the first role compared with the second, with intervals at level 1 - alpha.
+
+    `training` is that of the first model. Without `terms`, costs are the seconds of the device that serves: no volume
+    is known, so idle replicas cannot be counted, and a model that uses tokens or another kind of device has no ratio.
+    """
+    if costs is None or any(role not in costs for role in roles):
+        return CostComparison(missing=("the serving cost is not measured",))
+    first, second = (costs[role] for role in roles)
+    rounds = [len(usage.cpu_s) for usage in (first, second)]
+    if rounds[0] != rounds[1]:
+        raise ValueError(f"{' and '.join(roles)} have {rounds} rounds; measure both in the same rounds")
+    if terms is None:
+        if first.unit != second.unit or first.tokens is not None or second.tokens is not None:
+            return CostComparison()
+        return CostComparison(_ratio(np.array(first.device_s), np.array(second.device_s), alpha=alpha))
+
+    ours = yearly_cost(first, terms=terms, training=training)
+    theirs = yearly_cost(second, terms=terms)
+    missing = (*ours.missing, *theirs.missing)
+    ratio = None if missing else _ratio(ours.serving, theirs.serving, alpha=alpha)
+    if missing or ours.missing_for_training:
+        return CostComparison(ratio, missing=tuple(dict.fromkeys((*missing, *ours.missing_for_training))))
+    saving, half = mean_interval(theirs.serving - ours.serving, alpha=alpha)
+    value = terms.value_of_correct * terms.requests_per_year
+    return CostComparison(ratio, YearlyNet(value, ours.training, saving, half))
 
 
-def cost_ratio(pair: CostPair, *, alpha: float, terms: CostTerms | None = None) -> Ratio | None:
-    """Return the candidate's cost of serving divided by the incumbent's, with a 1 - alpha interval.
-
-    With `terms`, the costs are those of `price_serving`. Without, they are the seconds of the device that serves: no
-    volume is known, so idle replicas cannot be counted. Return None if the costs cannot be compared: a price is
-    missing, or without prices one model uses tokens or another kind of device.
+def _ratio(ours: FloatArray, theirs: FloatArray, *, alpha: float) -> Ratio | None:
+    """Return the ratio of costs by round [K]; None if every price that applies to a model is 0.
 
     The estimate is the geometric mean over the rounds. The interval is Student's t on the logarithms of the ratios per
     round, because the load of the machine in a round affects both models.
     """
-    sides = (pair.candidate, pair.incumbent)
-    if terms is None:
-        if pair.candidate.unit != pair.incumbent.unit or any(usage.tokens is not None for usage in sides):
-            return None
-        ours, theirs = (np.array(usage.device_s) for usage in sides)
-    else:
-        if any(missing_for_serving(usage, terms=terms) for usage in sides):
-            return None
-        ours, theirs = (price_serving(usage, terms=terms).total for usage in sides)
     if not ours.all() or not theirs.all():
-        return None  # every price that applies is 0
+        return None
     mean, half = mean_interval(np.log(ours / theirs), alpha=alpha)
     estimate, low, high = np.exp([mean, mean - half, mean + half])
     return float(estimate), float(low), float(high)
 
 
-def cost_unit(costs: ServingCosts, *, terms: CostTerms | None) -> CostUnit:
-    """Return what `cost_ratio` compares."""
+def mean_interval(values: FloatArray, *, alpha: float) -> tuple[float, float]:
+    """Return the mean over rounds [K] and half the width of Student's t interval, two-sided at level 1 - alpha."""
+    half = t_isf(alpha / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def cost_unit(costs: ServingCosts | None, *, terms: CostTerms | None) -> CostUnit | None:
+    """Return what the ratios of `compare_costs` compare; None if nothing was measured."""
+    if costs is None:
+        return None
     if terms is not None:
         return "price"
     units = {usage.unit for usage in costs.values()}
     return "GPU-seconds" if "GPU-seconds" in units else "CPU-seconds"
+
+
+@dataclass(frozen=True)
+class ContenderCost:
+    """The cost of a model for a year at the recipe's volume, in the recipe's currency; None if it is not known."""
+
+    role: str
+    missing: tuple[str, ...] = ()
+    """Prices that are not set and measurements that were not made. If there are any, no number is known."""
+    total: float | None = None
+    """Sum of `replicas`, `tokens` and `training`."""
+    interval: Interval | None = None
+    """Of the total: Student's t over the rounds, two-sided at level 1 - alpha."""
+    replicas: float | None = None
+    """Cost of the paid replica-hours, busy or idle."""
+    tokens: float | None = None
+    """Cost of the tokens of an external endpoint."""
+    training: float | None = None
+    """Cost of the training of this run, with the sweep, spread over `horizon_months`; 0 for a model that this run did
+    not train."""
+
+
+def contender_cost(role: str, cost: YearlyCost, *, alpha: float) -> ContenderCost:
+    """Return the cost of the model in a role as the mean over the rounds."""
+    missing = tuple(dict.fromkeys((*cost.missing, *cost.missing_for_training)))
+    if missing:
+        return ContenderCost(role, missing)
+    serving, half = mean_interval(cost.serving, alpha=alpha)
+    total = serving + cost.training
+    return ContenderCost(
+        role,
+        total=total,
+        interval=(total - half, total + half),
+        replicas=float(cost.replicas.mean()),
+        tokens=float(cost.tokens.mean()),
+        training=cost.training,
+    )
+
+
+def cost_gate(main: Comparison, *, cost: CostComparison) -> Gate:
+    """Return the cost gate: it passes if the interval of the yearly net is above 0, and fails if it is not above 0.
+
+    It is not assessable if the interval contains 0, or if a price or a measurement is missing. The gain is a share of
+    correct answers, because the recipe states the value of a correct answer. `main` is therefore the comparison in
+    accuracy, also if the recipe's metric is macro-F1. For chat tasks, it is the comparison in the recipe's metric, and
+    a point of the metric has the price of a point of accuracy.
+    """
+    net, n = cost.net, main.counts.n
+    if net is None:
+        return Gate("cost", State.NOT_ASSESSABLE, (), "; ".join(cost.missing))
+    low, high = net.interval(main.gain, of_gain=main.interval)
+    state = State.NOT_ASSESSABLE
+    if low > 0:
+        state = State.PASSES
+    elif high <= 0:
+        state = State.FAILS
+    needed = _rows_needed(main, net=net) if state is State.NOT_ASSESSABLE else None
+    bound = Bound("yearly net", net.at(main.gain), (low, high), 0.0, n, state, needed)
+    parts = f"gain {net.value_of_one * main.gain:+,.2f}, training {-net.training:+,.2f}"
+    note = f"a year, in the recipe's currency: {parts}, serving {net.saving:+,.2f} (+- {net.half_saving:,.2f})"
+    if main.gain != main.counts.gain:
+        note += "; the gain is not measured in accuracy, so each point is priced like a point of accuracy"
+    return gate("cost", (bound,), note=note)
+
+
+def _rows_needed(main: Comparison, *, net: YearlyNet) -> int | None:
+    """Return the rows that decide the gate at the same estimates; None if the saving's interval alone contains 0.
+
+    The width of the gain's interval decreases with the square root of the rows, that of the saving does not.
+    """
+    distance = abs(net.at(main.gain)) / net.value_of_one
+    half_saving = net.half_saving / net.value_of_one
+    if distance <= half_saving:
+        return None
+    left = math.sqrt((distance - half_saving) * (distance + half_saving))
+    return rows_needed(main.counts.n, half=(main.interval[1] - main.interval[0]) / 2, distance=left)

@@ -27,15 +27,12 @@ from tailorbird.models.loading import (
     load_artifact,
     load_retrieval_index,
 )
-from tailorbird.models.shape import ModelShape
 from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
-from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 from tailorbird.storage.node_cache import local_copy
 
 Loaded = AnyLoaded[VersionConfig]
 CPU_NAME = "CPU"
-FP32_BYTES, BF16_BYTES = 4, 2
 
 
 class Seconds(NamedTuple):
@@ -115,21 +112,6 @@ def _device_name(num_gpus: int) -> str:
     if num_ranks < num_gpus:
         return f"{name} (counted as {num_gpus})"
     return name if num_gpus == 1 else f"{num_gpus} x {name}"
-
-
-def host_bytes(kinds: Sequence[Kind], *, shape: ModelShape, bf16: bool, num_ranks: int = 1) -> int:
-    """Return the memory of the host in bytes for the weights that `measure_serving` holds of models of these kinds.
-
-    Unchanged weights that are stored in the dtype of the models are mapped from files and take none; in another dtype,
-    or if ranks hold the models together, they are shared. Changed weights are stored in fp32, and one process first
-    loads them in it.
-    """
-    size = BF16_BYTES if bf16 else FP32_BYTES
-    bases = [KINDS[kind].base for kind in kinds]
-    num_copies = bases.count("adapter") + bases.count("changed")
-    num_copies += "unchanged" in bases and (shape.stored_bf16 != bf16 or num_ranks > 1)
-    loading = FP32_BYTES - size if "changed" in bases and num_ranks == 1 else 0
-    return (num_copies * size + loading) * shape.num_parameters
 
 
 def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int) -> ServingUsage:

@@ -6,9 +6,8 @@ from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.power import rows_text
-from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.decide import CANDIDATE
-from tailorbird.evaluation.verdict.formatting import model_name, size
+from tailorbird.evaluation.verdict.formatting import model_name, named, size
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse

@@ -1,4 +1,4 @@
-"""The first chart of the report and of the console: the scores of the contenders, and their costs a month."""
+"""The first chart of the report and of the console: the scores of the contenders, and their costs a year."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from statistics import fmean
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, interval_marks
 
@@ -28,9 +28,9 @@ class Contender:
     interval: tuple[float, float] | None = None  # of the gain; None for the incumbent
     gain_at: str | None = None  # path of the object with the gain and its interval; None for the incumbent
     selected: bool = False
-    cost: float | None = None  # a month, in the recipe's currency
+    cost: float | None = None  # a year, in the recipe's currency
     cost_interval: tuple[float, float] | None = None
-    cost_at: str | None = None  # path of the total from which `cost` is computed, or of why it is not known
+    cost_at: str | None = None  # path of `cost`, or of why it is not known
 
     @property
     def tone(self) -> str:
@@ -63,26 +63,18 @@ def contenders_of(evidence: Evidence) -> tuple[Contender, ...]:
 
 
 def _with_cost(model: Contender, evidence: Evidence) -> Contender:
-    """Return the contender with its cost a month, if it is known, and whether the verdict selects it."""
+    """Return the contender with its cost a year, if it is known, and whether the verdict selects it."""
     selected = replace(model, selected=model.role == evidence.verdict.selected)
-    costs, terms = evidence.verdict.costs, evidence.protocol.cost
-    number = next((number for number, cost in enumerate(costs) if cost.role == model.role), None)
-    if number is None or terms is None:
-        return selected
-    cost = costs[number]
-    if cost.total is None or cost.interval is None:
-        return replace(selected, cost_at=f"verdict.costs.{number}.missing.0")
-    months, (low, high) = terms.horizon_months, cost.interval
-    return replace(
-        selected,
-        cost=cost.total / months,
-        cost_interval=(low / months, high / months),
-        cost_at=f"verdict.costs.{number}.total",
-    )
+    for number, cost in enumerate(evidence.verdict.costs):
+        if cost.role == model.role:
+            known = "missing.0" if cost.total is None else "total"
+            cost_at = f"verdict.costs.{number}.{known}"
+            return replace(selected, cost=cost.total, cost_interval=cost.interval, cost_at=cost_at)
+    return selected
 
 
 def contenders(evidence: Evidence) -> Chart:
-    """Return the scores with their intervals, one row for each contender, and their costs a month if these differ.
+    """Return the scores with their intervals, one row for each contender, and their costs a year if these differ.
 
     Models on replicas of the same size often cost the same, so a point for each model by cost and score would draw
     them over each other. The band is from the incumbent's score to the score with the minimum gain.
@@ -102,7 +94,7 @@ def cost_note(models: Sequence[Contender]) -> str:
     if same is None:
         return ""
     known = " with a known cost" if any(model.cost is None for model in models) else ""
-    return f"All contenders{known} cost about {money(same)} a month."
+    return f"All contenders{known} cost about {money(same)} a year."
 
 
 def _same_cost(models: Sequence[Contender]) -> float | None:
@@ -160,7 +152,7 @@ def _scores(models: Sequence[Contender], verdict: Verdict) -> Chart:
 
 
 def _scores_and_costs(models: Sequence[Contender], verdict: Verdict) -> Chart:
-    """Return the chart with the scores at the left and the costs a month, from 0, at the right."""
+    """Return the chart with the scores at the left and the costs a year, from 0, at the right."""
     height, scale = PRICED_ROW_HEIGHT * len(models), _span(models, verdict, length=SCORES_END)
     largest = max(end for model in models for end in model.cost_interval or (0.0,))
     costs = Scale(0.0, 1.1 * largest or 1.0, 100 - COSTS_START, COSTS_START)
@@ -169,7 +161,7 @@ def _scores_and_costs(models: Sequence[Contender], verdict: Verdict) -> Chart:
         x = costs.at(value)
         marks += [Line(x, 0, x, height, "grid"), Text(x, height + 18, f"{value:,.10g}", anchor="middle")]
     marks += [Line(COSTS_START, height, 100, height, "axis")]
-    marks += [Text(0, height + 36, "score", "name"), Text(100, height + 36, "cost a month", "name", "end")]
+    marks += [Text(0, height + 36, "score", "name"), Text(100, height + 36, "cost a year", "name", "end")]
     for index, model in enumerate(models):
         y, tone = PRICED_ROW_HEIGHT * index + 46, f"label {model.tone}"
         marks += [Text(0, y - 30, model.label, tone), Text(0, y - 13, _score_text(verdict, model.score), tone)]
@@ -197,7 +189,7 @@ def _dot(x: float, y: float, model: Contender) -> Dot:
 
 
 def _cost(model: Contender) -> str:
-    return f"cost {UNKNOWN}" if model.cost is None else f"{model.cost_text} a month"
+    return f"cost {UNKNOWN}" if model.cost is None else f"{model.cost_text} a year"
 
 
 def _described(models: Sequence[Contender], verdict: Verdict) -> str:

@@ -8,8 +8,7 @@ from pydantic import BaseModel, JsonValue
 
 from cluster.display.state import trial_name
 from tailorbird.evaluation.statistics.power import MAX_ROWS
-from tailorbird.evaluation.verdict.contender_costs import money
-from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.formatting import money, p_text, points
 from tailorbird.pages.environment import plain
 
 TONES = {"passes": "passes", "fails": "fails", "not assessable": "open", "not applicable": "open"}

@@ -16,12 +16,13 @@ from tailorbird.evaluation.report.console import mix_sentence, offsets_sentence,
 from tailorbird.evaluation.report.evidence import BASELINE, Evidence
 from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
-from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.explain import why_no_hybrid
 from tailorbird.evaluation.verdict.formatting import (
     cost_basis,
     interval_name,
     model_name,
+    money,
+    named,
     outcome_basis,
     size,
 )

@@ -16,9 +16,8 @@ from tailorbird.evaluation.report.console import (
 )
 from tailorbird.evaluation.report.costs import cost_lines, cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.explain import gain_text
-from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.evaluation.verdict.formatting import named, points
 from tailorbird.evaluation.verdict.parts import TestedHybrid
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.kinds import spec_of

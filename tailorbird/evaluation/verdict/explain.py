@@ -6,7 +6,6 @@ from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.power import rows_text
-from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
 from tailorbird.evaluation.verdict.formatting import (
     at_most,
@@ -14,6 +13,8 @@ from tailorbird.evaluation.verdict.formatting import (
     interval_name,
     listed,
     model_name,
+    money,
+    named,
     points,
     size,
 )
@@ -35,7 +36,7 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
         _compared(verdict),
         _deciding(verdict, anchor=inputs.anchor),
         _replacement(verdict),
-        _cost(verdict, protocol=protocol),
+        cost_text(verdict),
         _gates(verdict, protocol=protocol),
         _rows(verdict, inputs=inputs, protocol=protocol),
         what_would_change(verdict),
@@ -187,16 +188,17 @@ def _replacement(verdict: Verdict) -> str:
     return f"the incumbent is replaced, because {selected} costs less and is non-inferior: {gain}; {limit}"
 
 
-def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
+def cost_text(verdict: Verdict) -> str:
     """Return what the selected model, or else the candidate, costs, and a non-inferior model that costs less."""
-    described = verdict.described
     if verdict.cost_unit is None:
         return ""
-    parts = [] if described is None else [_cost_against_incumbent(verdict, described, protocol=protocol)]
-    return "; ".join(filter(None, [*parts, cheaper_text(verdict)]))
+    return "; ".join(filter(None, (_cost_against_incumbent(verdict), _cheaper(verdict))))
 
 
-def _cost_against_incumbent(verdict: Verdict, role: str, *, protocol: TestProtocol) -> str:
+def _cost_against_incumbent(verdict: Verdict) -> str:
+    role = verdict.described
+    if role is None:
+        return ""
     relation = verdict.relation(role, INCUMBENT)
     if relation.cost_ratio is None:
         text = f"the costs of {named(role)} and of the incumbent cannot be compared, so it is not cheaper"
@@ -204,22 +206,19 @@ def _cost_against_incumbent(verdict: Verdict, role: str, *, protocol: TestProtoc
         estimate, low, high = relation.cost_ratio
         ratio = f"{estimate:.2f} ({low:.2f} to {high:.2f}) times what the incumbent costs"
         text = f"to serve, {named(role)} costs {ratio} ({cost_basis(verdict.cost_unit)})"
-    if relation.net is not None and protocol.cost is not None:
-        text += f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
+    if relation.net is not None and relation.net_interval is not None:
+        low, high = relation.net_interval
+        text += f", with a yearly net of {money(relation.net)} ({money(low)} to {money(high)})"
     return text
 
 
-def cheaper_text(verdict: Verdict) -> str:
+def _cheaper(verdict: Verdict) -> str:
     """Return which non-inferior model costs least, if one costs less than the selected model; else an empty text."""
     relation = verdict.cheaper
     if relation is None or relation.cost_ratio is None:
         return ""
-    first = named(relation.first)
-    second = named(relation.second)
     below = f"at most {at_most(max(-relation.lowest, 0.0))} points below"
-    loss = f"{first} is {below} {second}"
-    if relation.interval[1] >= 0:
-        loss = f"{first} is not shown to be worse than {second} ({below})"
+    loss = f"{named(relation.first)} is {below} {named(relation.second)}"
     share = f"{100 * relation.cost_ratio[0]:.2g}%"
     if verdict.cost_unit == "price":
         return f"{loss} and costs {share} as much"

@@ -12,6 +12,16 @@ def model_name(kind: str) -> str:
     return spec_of(kind).title or kind
 
 
+def named(role: str) -> str:
+    """Return a role in a sentence: `the candidate`, but `bag_of_words`."""
+    return f"the {role}" if role in ("incumbent", "candidate", "hybrid") else role
+
+
+def money(amount: float) -> str:
+    """Return an amount with two decimals, or with two digits if it is below 0.01."""
+    return f"{amount:,.2f}" if abs(amount) >= 0.01 or amount == 0 else f"{amount:.2g}"
+
+
 def points(share: float) -> str:
     """Return a share in signed percentage points, with two decimals or enough to show that it is not 0."""
     text = f"{100 * share:+.2f}"

@@ -4,8 +4,7 @@ from tailorbird.config.metrics import row_metric
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.cost import CostPair, TrainingUsage
-from tailorbird.evaluation.gates.net_benefit import cost_gate
+from tailorbird.evaluation.gates.prices import CostComparison, cost_gate
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.predictions import ModelPredictions
@@ -19,12 +18,11 @@ def evaluate_gates(
     *,
     incumbent: ModelPredictions,
     protocol: TestProtocol,
-    costs: CostPair | None,
-    training: TrainingUsage,
+    cost: CostComparison,
 ) -> tuple[Gate, ...]:
     """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, suites, cost.
 
-    `costs` are those of the model and of the incumbent; None if they were not measured.
+    `cost` is that of the model compared with the incumbent, at the level of the protocol.
     """
     limits, alpha = protocol.gates, protocol.alpha
     gates = []
@@ -49,11 +47,9 @@ def evaluate_gates(
         gates.append(robustness_gate(**tables("noise"), limits=limits.robustness, alpha=alpha))
     if limits.suites is not None:
         gates.append(_suites(model, incumbent=incumbent, protocol=protocol))
-    if protocol.cost is not None and costs is None:
-        gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"))
-    elif protocol.cost is not None and costs is not None:
+    if protocol.cost is not None:
         main = compare(model.clean, other=incumbent.clean, metric=row_metric(protocol.metric), alpha=alpha)
-        gates.append(cost_gate(main, terms=protocol.cost, pair=costs, training=training, alpha=alpha))
+        gates.append(cost_gate(main, cost=cost))
     return tuple(gates)
 
 

@@ -73,21 +73,3 @@ class Power(VerdictPart):
     """Smallest true gain over the strongest model that is above 0 in 80% of such tests, by the plain formula."""
     limited_by: str
     """Role of the model that most often blocks the candidate at the expected gain, or `gates`; empty if none does."""
-
-
-class ContenderCost(VerdictPart):
-    """The cost of a model at the recipe's volume over the horizon, in the recipe's currency."""
-
-    role: str
-    missing: tuple[str, ...] = ()
-    """Prices that are not set and measurements that were not made. If there are any, no number is known."""
-    total: float | None = None
-    """Sum of `replicas`, `tokens` and `training`."""
-    interval: tuple[float, float] | None = None
-    """Of the total: Student's t over the rounds, two-sided at level 1 - alpha."""
-    replicas: float | None = None
-    """Cost of the paid replica-hours, busy or idle."""
-    tokens: float | None = None
-    """Cost of the tokens of an external endpoint."""
-    training: float | None = None
-    """Cost of the training of this run, with the sweep; 0 for a model that this run did not train."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.metrics import METRICS, row_metric
+from tailorbird.evaluation.gates.prices import CostComparison
 from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.class_metrics import jackknife_values
@@ -28,7 +29,7 @@ from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, Entry, Outcome, blocking_roles, decide
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.relation import CostTable, Gain, PairCost, Relation, relation_of
+from tailorbird.evaluation.verdict.relation import CostTable, Gain, Relation, relation_of
 
 FloatArray = NDArray[np.float64]
 
@@ -223,7 +224,7 @@ class SimulatedTests:
         weights = np.random.RandomState(SEED).multinomial(num_units, shares, size=NUM_TESTS).astype(np.float64)
         pairs: dict[tuple[str, str], _Resampled] = {}
         ends: dict[tuple[str, str, int], tuple[FloatArray, FloatArray, FloatArray]] = {}
-        costs: dict[tuple[str, str], PairCost] = {}
+        costs: dict[tuple[str, str], CostComparison] = {}
         priced: dict[tuple[str, str], FloatArray] = {}
         inputs = self._inputs
         alpha = inputs.costs.alpha
@@ -238,7 +239,7 @@ class SimulatedTests:
                 ends[first, second, share] = pairs[pair].ends(alpha / share)
             low, high, lowest = (float(values[test]) for values in ends[first, second, share])
             value = float(priced[pair][test])
-            gain = Gain(float(pairs[pair].gains[test]), (low, high), lowest, alpha / share, (value, value))
+            gain = Gain(float(pairs[pair].gains[test]), (low, high), lowest, alpha / share, (value, (value, value)))
             is_anchored = not inputs.is_anchor_missing
             if inputs.anchor is not None and ANCHOR not in pair:
                 is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior

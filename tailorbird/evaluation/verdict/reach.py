@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
-from tailorbird.evaluation.gates.prices import CostUnit, cost_unit
-from tailorbird.evaluation.hybrid import PartUsage, apply_routing, hybrid_usage, routed_to_second, share_to_second
+from tailorbird.evaluation.gates.prices import cost_unit
+from tailorbird.evaluation.hybrid import apply_routing, share_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.contender_costs import contender_costs
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, decide
 from tailorbird.evaluation.verdict.explain import explain
 from tailorbird.evaluation.verdict.gates import evaluate_gates, gates_pass, has_failed
@@ -73,8 +71,8 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         power=power,
         headroom=inputs.headroom,
         hybrid=_tested_hybrid(inputs) if HYBRID in compared.models else None,
-        costs=contender_costs(compared.costs, [model.role for model in compared.tested]),
-        cost_unit=_cost_unit(compared.costs),
+        costs=compared.costs.contenders([model.role for model in compared.tested]),
+        cost_unit=cost_unit(inputs.costs, terms=protocol.cost),
         num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
         unknown_training=inputs.unknown_training,
     )
@@ -99,7 +97,7 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
     has_fine_tuned_hybrid = inputs.hybrid is not None and CANDIDATE in inputs.hybrid.parts
     fine_tuned = {CANDIDATE, HYBRID} if has_fine_tuned_hybrid else {CANDIDATE}
     training = dict.fromkeys(fine_tuned, inputs.training)
-    costs = CostTable(_serving_costs(inputs), training, protocol, alpha)
+    costs = CostTable(inputs.costs, training, protocol, alpha)
     replacing = {*inputs.replacing} if has_fine_tuned_hybrid else {*inputs.replacing, HYBRID}
     on_all = _with_hybrid(on_all_rows, protocol=protocol) if on_all_rows is not inputs else {}
 
@@ -108,9 +106,8 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
     for role, model in models.items():
         gates: tuple[Gate, ...] = ()
         if role != INCUMBENT:
-            pair = None if costs.serving is None else cost_pair(costs.serving, candidate=role)
-            used = training.get(role, TrainingUsage())
-            gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, costs=pair, training=used)
+            cost = costs.pair(role, INCUMBENT, alpha=protocol.alpha)
+            gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, cost=cost)
         passes = gates_pass(gates, regulated=protocol.regulated)
         entries.append(Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates)))
         metrics = (protocol.metric, METRICS[protocol.metric].second)
@@ -165,17 +162,6 @@ def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> Mode
     return apply_routing(frozen.routing, first=inputs.models[frozen.first], second=inputs.models[frozen.second])
 
 
-def _serving_costs(inputs: VerdictInputs) -> ServingCosts | None:
-    """Return the costs by role. If those of the hybrid are not given, every row has the same cost in one model."""
-    frozen = inputs.hybrid
-    if inputs.costs is None or frozen is None or HYBRID in inputs.costs:
-        return inputs.costs
-    first = PartUsage(inputs.costs[frozen.first])
-    second = PartUsage(inputs.costs[frozen.second])
-    routed = routed_to_second(frozen.routing, inputs.models[frozen.first].clean)
-    return {**inputs.costs, HYBRID: hybrid_usage(frozen.routing, routed=routed, first=first, second=second)}
-
-
 def _compare_for_readers(compared: Compared, decision: Decision) -> None:
     """Compare each pair of models that a reader of the verdict asks for; most are compared by the decision, too.
 
@@ -216,9 +202,3 @@ def _tested_hybrid(inputs: VerdictInputs) -> TestedHybrid:
         validation=frozen.validation,
         validation_share_to_second=frozen.share_to_second,
     )
-
-
-def _cost_unit(costs: CostTable) -> CostUnit | None:
-    if costs.serving is None:
-        return None
-    return cost_unit(costs.serving, terms=costs.protocol.cost)

@@ -1,12 +1,19 @@
 """How one model compares with another on the same rows: proven better, non-inferior, cheaper, and what follows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tailorbird.config.metrics import row_metric
-from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
-from tailorbird.evaluation.gates.net_benefit import NetBenefit, net_benefit
-from tailorbird.evaluation.gates.prices import Ratio, cost_ratio, missing_for_serving, missing_for_training
+from tailorbird.evaluation.gates.base import Interval
+from tailorbird.evaluation.gates.cost import NO_TRAINING, ServingCosts, TrainingUsage
+from tailorbird.evaluation.gates.prices import (
+    ContenderCost,
+    CostComparison,
+    Ratio,
+    compare_costs,
+    contender_cost,
+    yearly_cost,
+)
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.protocol import TestProtocol
@@ -22,7 +29,7 @@ class Relation:
     first: str  # role
     second: str  # role
     gain: float
-    interval: tuple[float, float]  # two-sided at 1 - `level`
+    interval: Interval  # two-sided at 1 - `level`
     lowest: float  # lower end of the gain in the test of non-inferiority
     level: float
     is_better: bool  # proven better: the interval is above 0, the gain is at least `minimum_gain`, the net not negative
@@ -32,7 +39,8 @@ class Relation:
     is_anchored: bool = True
     """False if the first model may not replace any for its cost, because it is not non-inferior to the anchor."""
     cost_ratio: Ratio | None = None  # the first model's cost of serving divided by the second's
-    net: float | None = None  # value of the gain minus all further cost over the horizon, in the recipe's currency
+    net: float | None = None  # value of the gain minus all further cost, of a year in the recipe's currency
+    net_interval: Interval | None = None
     p_value: float | None = None  # two-sided; no decision reads it
     only_first_right: int = 0  # rows
     only_second_right: int = 0
@@ -48,39 +56,32 @@ Relate = Callable[[str, str, int], Relation]
 
 
 @dataclass(frozen=True)
-class PairCost:
-    """The cost of serving one model instead of another. Both values are None if they are not known."""
-
-    ratio: Ratio | None = None
-    benefit: NetBenefit | None = None
-
-
-@dataclass(frozen=True)
 class Gain:
     """What a relation needs of a comparison; see `Relation`."""
 
     gain: float
-    interval: tuple[float, float]
+    interval: Interval
     lowest: float
     level: float
-    priced: tuple[float, float]
-    """The gain that the recipe prices, and the upper end of its interval: see `row_metric`."""
+    priced: tuple[float, Interval]
+    """The gain that the recipe prices, and its interval: see `row_metric`."""
 
 
 def relation_of(
-    roles: tuple[str, str], gain: Gain, *, cost: PairCost, protocol: TestProtocol, is_anchored: bool = True
+    roles: tuple[str, str], gain: Gain, *, cost: CostComparison, protocol: TestProtocol, is_anchored: bool = True
 ) -> Relation:
     """Return the relation of the models in two roles.
 
-    Where the recipe names prices and the value of a correct answer, a model with a negative net benefit is neither
-    proven better nor cheaper. Unknown costs are "not cheaper".
+    Where the recipe names prices and the value of a correct answer, a model with a negative net is neither proven
+    better nor cheaper. Unknown costs are "not cheaper".
     """
-    net = None if cost.benefit is None else cost.benefit.at(gain.priced[0])
+    priced, of_priced = gain.priced
+    net = None if cost.net is None else cost.net.at(priced)
     pays = net is None or net > 0
+    can_pay = cost.net is None or cost.net.at(of_priced[1]) > 0
     is_above = gain.interval[0] > 0 and gain.gain >= protocol.minimum_gain
     has_lower_cost = protocol.cost is not None and cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
     needed = -protocol.non_inferiority_margin if has_lower_cost else protocol.minimum_gain
-    can_pay = cost.benefit is None or cost.benefit.at(gain.priced[1]) > 0
     return Relation(
         first=roles[0],
         second=roles[1],
@@ -95,6 +96,7 @@ def relation_of(
         is_anchored=is_anchored,
         cost_ratio=cost.ratio,
         net=net,
+        net_interval=None if cost.net is None else cost.net.interval(priced, of_gain=of_priced),
     )
 
 
@@ -107,19 +109,28 @@ class CostTable:
     protocol: TestProtocol
     alpha: float
 
-    def pair(self, first: str, second: str) -> PairCost:
-        """Return the cost of serving the model in one role instead of the other."""
-        if self.serving is None or first not in self.serving or second not in self.serving:
-            return PairCost()
+    def pair(self, first: str, second: str, *, alpha: float | None = None) -> CostComparison:
+        """Return the cost of serving the model in one role instead of the other, by default at the table's level."""
+        return compare_costs(
+            self.serving,
+            terms=self.protocol.cost,
+            alpha=self.alpha if alpha is None else alpha,
+            training=self.training.get(first, NO_TRAINING),
+            roles=(first, second),
+        )
+
+    def contenders(self, roles: Sequence[str]) -> tuple[ContenderCost, ...]:
+        """Return the cost of the measured models in these roles; empty without prices."""
         terms = self.protocol.cost
-        pair = cost_pair(self.serving, candidate=first, incumbent=second)
-        ratio = cost_ratio(pair, alpha=self.alpha, terms=terms)
-        training = self.training.get(first, TrainingUsage())
-        if terms is None or missing_for_training(training, terms=terms):
-            return PairCost(ratio)
-        if any(missing_for_serving(usage, terms=terms) for usage in (pair.candidate, pair.incumbent)):
-            return PairCost(ratio)
-        return PairCost(ratio, net_benefit(terms, pair=pair, training=training, alpha=self.alpha))
+        serving = self.serving
+        if terms is None or serving is None:
+            return ()
+        costs = {
+            role: yearly_cost(serving[role], terms=terms, training=self.training.get(role, NO_TRAINING))
+            for role in roles
+            if role in serving
+        }
+        return tuple(contender_cost(role, cost, alpha=self.alpha) for role, cost in costs.items())
 
 
 def relations(
@@ -149,9 +160,9 @@ def _compared(
     comparison = compare(tables[first], other=tables[second], metric=metric, alpha=level)
     cost = costs.pair(first, second)
     priced = comparison
-    if cost.benefit is not None and row_metric(metric) != metric:
+    if cost.net is not None and row_metric(metric) != metric:
         priced = compare(tables[first], other=tables[second], metric=row_metric(metric), alpha=level)
-    gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level, (priced.gain, priced.interval[1]))
+    gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level, (priced.gain, priced.interval))
     relation = relation_of((first, second), gain, cost=cost, protocol=costs.protocol, is_anchored=is_anchored)
     return replace(
         relation,

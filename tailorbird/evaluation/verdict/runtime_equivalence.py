@@ -1,8 +1,7 @@
 """Test whether another engine may serve an evaluated model: same weights, cheaper and non-inferior."""
 
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.gates.cost import TrainingUsage, cost_pair
-from tailorbird.evaluation.gates.prices import cost_ratio
+from tailorbird.evaluation.gates.prices import compare_costs
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import points
@@ -42,15 +41,13 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
     require_same_rows(inputs, protocol=protocol)
     if inputs.costs is None:
         raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
-    pair = cost_pair(inputs.costs)
-    ratio = cost_ratio(pair, alpha=protocol.alpha)
+    ratio = compare_costs(inputs.costs, terms=None, alpha=protocol.alpha).ratio
     assert ratio is not None, "both engines were measured on the same device"
     exported = inputs.candidate.clean
     evaluated = inputs.incumbent.clean
     comparison = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
-    gates = evaluate_gates(
-        inputs.candidate, incumbent=inputs.incumbent, protocol=protocol, costs=pair, training=TrainingUsage()
-    )
+    priced = compare_costs(inputs.costs, terms=protocol.cost, alpha=protocol.alpha)
+    gates = evaluate_gates(inputs.candidate, incumbent=inputs.incumbent, protocol=protocol, cost=priced)
     is_cheaper = ratio[2] < CHEAPER_RATIO
     is_non_inferior = comparison.lowest > -protocol.non_inferiority_margin
     limit = points(-protocol.non_inferiority_margin)

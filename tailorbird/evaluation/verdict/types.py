@@ -5,11 +5,11 @@ from typing import Self
 from pydantic import model_validator
 
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.gates.prices import CostUnit
+from tailorbird.evaluation.gates.prices import ContenderCost, CostUnit
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
 from tailorbird.evaluation.verdict.formatting import interval_name, points
-from tailorbird.evaluation.verdict.parts import ContenderCost, Power, TestedHybrid, TestedModel, VerdictPart
+from tailorbird.evaluation.verdict.parts import Power, TestedHybrid, TestedModel, VerdictPart
 from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
 
 

@@ -9,8 +9,8 @@ import ray
 from cluster import remote
 from cluster.progress import SILENT, ActivityEvent, current_progress, reporting_to
 from cluster.ranks import remote_ranks
-from cluster.remote import run_remote, task_options
-from cluster.resources import Holder, Node, Resources
+from cluster.remote import run_remote
+from cluster.resources import Holder, Resources
 from tests.progress import ProgressRecorder
 
 HOLDERS = (Holder("tailorbird run a.yaml", Resources(2)),)
@@ -80,53 +80,6 @@ def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[
         "the task has started",
     ]
     assert current_progress() is SILENT
-
-
-def node(resources: Resources, *, gib: int) -> Node:
-    return Node("1", "10.0.0.1", False, total=resources, free=resources, memory_bytes=gib << 30)
-
-
-HEAD, FEW_CPUS = node(Resources(64), gib=500), node(Resources(1, 8), gib=200)
-GPU_NODES = (node(Resources(8, 1), gib=10), node(Resources(8, 1), gib=5))
-
-
-@pytest.mark.parametrize(
-    ("requested_gib", "nodes", "memory_gib"),
-    [
-        (3, GPU_NODES, 3),
-        (9, GPU_NODES, 8),
-        (9, (HEAD, *GPU_NODES, FEW_CPUS), 8),
-        (9, (HEAD, FEW_CPUS), None),
-        (0, GPU_NODES, None),
-    ],
-)
-def test_a_task_requests_memory_that_a_node_with_its_cpus_and_gpus_has(
-    requested_gib: int, nodes: tuple[Node, ...], memory_gib: int | None
-) -> None:
-    """The memory is an estimate; a task that requests more than each such node has would wait forever."""
-    options = task_options(Resources(2, 1, requested_gib << 30), available=None, nodes=nodes)
-    assert options.get("memory") == (None if memory_gib is None else memory_gib << 30)
-
-
-def test_the_call_of_a_task_uses_the_live_nodes(monkeypatch: pytest.MonkeyPatch, waits: list[bool]) -> None:
-    requested: list[float] = []
-
-    class Task:
-        def options(self, *, num_gpus: float, memory: int, **_: object) -> "Task":
-            requested.extend([num_gpus, memory])
-            return self
-
-        remote = staticmethod(max)
-
-    assert waits == []
-    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
-    monkeypatch.setattr(remote, "live_nodes", lambda: (HEAD, *GPU_NODES, FEW_CPUS))
-    assert run_remote(max, resources=Resources(2, 1, 40 << 30))(1, 2) == 2
-    assert requested == [1, 8 << 30]
-
-
-def test_the_text_of_resources_has_the_memory() -> None:
-    assert Resources(2, 1, 3 << 30).text() == "2 CPUs and 1 GPU and 3.0 GiB"
 
 
 @pytest.mark.parametrize(("num_ranks", "expected"), [(1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")])

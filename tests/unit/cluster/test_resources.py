@@ -97,10 +97,10 @@ def test_a_wait_names_up_to_three_holders() -> None:
     assert held_by([]) == "which Ray is about to assign"
 
 
-def test_only_a_task_that_evaluates_on_a_gpu_requests_memory() -> None:
-    for gpus, expected in ((0.5, Resources(1, 1, 7)), (0, Resources(1))):
+def test_only_the_evaluation_of_a_service_on_gpus_has_a_gpu() -> None:
+    for gpus, expected in ((0.5, Resources(1, 1)), (0, Resources(1))):
         serving = ServingConfig(gpus_per_replica=gpus)
-        assert evaluation_resources(TrainingConfig(), serving, num_ranks=1, memory_bytes=7) == expected
+        assert evaluation_resources(TrainingConfig(), serving, num_ranks=1) == expected
 
 
 def test_an_evaluation_has_a_gpu_and_the_cpus_of_a_worker_for_each_rank() -> None:

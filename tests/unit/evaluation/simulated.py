@@ -14,7 +14,14 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, ServingUsage, TrainingUsage
-from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing, share_to_second
+from tailorbird.evaluation.hybrid import (
+    FrozenHybrid,
+    PartUsage,
+    apply_routing,
+    hybrid_usage,
+    routed_to_second,
+    share_to_second,
+)
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
@@ -67,6 +74,17 @@ KINDS = {"incumbent": "probe", "candidate": "full"}
 def on_cpu(seconds: Mapping[str, tuple[float, ...]]) -> ServingCosts:
     """Return costs from the CPU-seconds per round by role."""
     return {role: ServingUsage(rounds) for role, rounds in seconds.items()}
+
+
+def with_hybrid_cost(
+    costs: ServingCosts, hybrid: FrozenHybrid | None, *, tables: Mapping[str, Predictions]
+) -> ServingCosts:
+    """Return costs with those of the hybrid, for rows of the same length; `tables` are predictions by role."""
+    if hybrid is None:
+        return costs
+    routed = routed_to_second(hybrid.routing, tables[hybrid.first])
+    first, second = (PartUsage(costs[role], np.ones(len(routed))) for role in hybrid.parts)
+    return {**costs, "hybrid": hybrid_usage(hybrid.routing, routed=routed, first=first, second=second)}
 
 
 @dataclass(frozen=True)
@@ -185,7 +203,7 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         test_sha256=SHA,
         replacing=tuple(simulation.contenders),
         hybrid=family_of(simulation, tables).hybrid,
-        costs=simulation.costs,
+        costs=costs_of(simulation, tables),
         training=TrainingUsage() if simulation.candidate is None else simulation.training,
         headroom=family_of(simulation, tables).headroom,
         look=look_of(simulation),
@@ -207,6 +225,12 @@ def look_of(simulation: Simulation) -> RowUse:
         num_seen=simulation.num_rows_seen,
         alpha_share=share_of_alpha(np.full(simulation.num_rows, simulation.access_number)),
     )
+
+
+def costs_of(simulation: Simulation, tables: dict[str, Predictions]) -> ServingCosts | None:
+    if simulation.costs is None:
+        return None
+    return with_hybrid_cost(simulation.costs, family_of(simulation, tables).hybrid, tables=tables)
 
 
 def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
@@ -358,7 +382,9 @@ def evidence_of(
             at=ACCESSED_AT,
         ),
         family=family,
-        cost=CostRecord(simulation.costs, simulation.training, simulation.device if simulation.costs else None),
+        cost=CostRecord(
+            costs_of(simulation, tables), simulation.training, simulation.device if simulation.costs else None
+        ),
     )
     if simulation.candidate is not None:
         return evidence

@@ -204,37 +204,39 @@ def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(
     assert fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy") is None
 
 
+SAME_LENGTH = np.ones(20)
+
+
 def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
-    first, second = PartUsage(ServingUsage((1.0,) * 5, (10.0,) * 5)), PartUsage(ServingUsage((3.0,) * 5, (30.0,) * 5))
+    first = PartUsage(ServingUsage((1.0,) * 5, (10.0,) * 5), SAME_LENGTH)
+    second = PartUsage(ServingUsage((3.0,) * 5, (30.0,) * 5), SAME_LENGTH)
     routed = np.array([True, False, False, False] * 5)
     by_group, cascade = Routing(by="group", column="sex", values=("f",)), Routing(by="cascade", threshold=0.5)
     parts = {"first": first, "second": second}
     assert hybrid_usage(by_group, routed=routed, **parts) == ServingUsage((1.5,) * 5, (15.0,) * 5)
     assert hybrid_usage(cascade, routed=routed, **parts) == ServingUsage((1.75,) * 5, (17.5,) * 5)
-    on_cpu = {name: PartUsage(ServingUsage(part.usage.cpu_s)) for name, part in parts.items()}
+    on_cpu = {name: PartUsage(ServingUsage(part.usage.cpu_s), SAME_LENGTH) for name, part in parts.items()}
     assert hybrid_usage(by_group, routed=routed, **on_cpu) == ServingUsage((1.5,) * 5)
+    mixed = hybrid_usage(by_group, routed=routed, first=first, second=on_cpu["second"])
+    assert mixed.gpu_s == (7.5,) * 5  # a part without GPU-seconds has none to add
 
 
 def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_part_answers() -> None:
     routed = np.array([True, False, False, False] * 5)
     lengths = np.where(routed, 40.0, 20.0)  # routed rows are longer
-    tokens = RowTokens("m", tuple(lengths.astype(int).tolist()), (4,) * 20)
+    tokens = RowTokens("m", tuple(lengths.astype(int).tolist()), (4,) * 20, prices=(1.0, 2.0))
     first = PartUsage(ServingUsage((1.0,) * 5), lengths)
     second = PartUsage(ServingUsage((5.0,) * 5, tokens=tokens_by_round(tokens)), lengths, tokens)
     usage = hybrid_usage(Routing(by="cascade", threshold=0.5), routed=routed, first=first, second=second)
-    assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_000.0,) * 5)  # a quarter of all tokens would be 6,250
+    # A quarter of all tokens would be 6,250.
+    assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_000.0,) * 5, (1.0, 2.0))
     assert usage.cpu_s == pytest.approx((1 + 5 * 0.4,) * 5)  # they have 40% of the characters
-    equal = hybrid_usage(
-        Routing(by="cascade", threshold=0.5), routed=routed, first=first, second=PartUsage(second.usage)
-    )
-    assert equal.tokens is not None
-    assert equal.tokens.input == (6_250.0,) * 5
 
 
 def test_the_spread_of_the_cost_includes_the_sampling_error_of_the_share() -> None:
     n, share = 20_000, 0.3
     routed = np.random.default_rng(3).random(n) < share
-    usage = PartUsage(ServingUsage((1.0,) * 200))
+    usage = PartUsage(ServingUsage((1.0,) * 200), np.ones(n))
     cost = hybrid_usage(Routing(by="cascade", threshold=0.5), routed=routed, first=usage, second=usage)
     error = np.std(cost.cpu_s, ddof=1) / np.sqrt(len(cost.cpu_s))
     assert error == pytest.approx(np.sqrt(share * (1 - share) / n), rel=0.15)

@@ -1,4 +1,4 @@
-"""Tests of the measured resources: rounds, tokens, and models that share the rows."""
+"""Tests of the measured resources: rounds, tokens, and shares of the rows."""
 
 import math
 from dataclasses import replace
@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.cost import (
-    CostPair,
     RowTokens,
     ServingUsage,
     Tokens,
     TrainingUsage,
-    combined_usage,
-    scaled_tokens,
     shares_by_round,
     tokens_by_round,
 )
-
-HALF = (0.5,) * 5
 
 
 @pytest.mark.parametrize("training", [-1.0, math.nan, math.inf])
@@ -27,21 +22,10 @@ def test_an_invalid_training_time_is_refused(training: float) -> None:
         TrainingUsage(cpu_s=training)
 
 
-@pytest.mark.parametrize(
-    ("incumbent", "candidate"),
-    [
-        ((1.0,) * 4, (1.0,) * 4),
-        ((1.0,) * 5, (1.0,) * 6),
-        ((1.0,) * 5, (1.0, 1, 1, 1, 0)),
-        ((1.0,) * 5, (-1.0,) * 5),
-        ((math.nan,) * 5, (1.0,) * 5),
-    ],
-)
-def test_rounds_must_be_paired_positive_and_at_least_five(
-    incumbent: tuple[float, ...], candidate: tuple[float, ...]
-) -> None:
+@pytest.mark.parametrize("cpu_s", [(1.0,) * 4, (1.0, 1, 1, 1, 0), (-1.0,) * 5, (math.nan,) * 5])
+def test_rounds_must_be_positive_and_at_least_five(cpu_s: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"rounds|CPU-seconds"):
-        CostPair(ServingUsage(incumbent), ServingUsage(candidate))
+        ServingUsage(cpu_s)
 
 
 def test_the_tokens_of_a_round_are_those_of_a_part_of_the_rows() -> None:
@@ -62,10 +46,10 @@ def test_rows_that_an_endpoint_does_not_answer_have_no_tokens() -> None:
 
 def test_the_share_of_a_round_counts_rows_with_their_lengths() -> None:
     answered = np.array([True, False] * 4 + [True, True])
-    assert shares_by_round(answered) == (0.5, 0.5, 0.5, 0.5, 1.0)
+    assert shares_by_round(answered, lengths=np.ones(10)) == (0.5, 0.5, 0.5, 0.5, 1.0)
     lengths = np.array([30.0, 10.0] * 4 + [30.0, 10.0])
     assert shares_by_round(answered, lengths=lengths) == (0.75, 0.75, 0.75, 0.75, 1.0)
-    assert shares_by_round(answered[-3:]) == (2 / 3,) * 5
+    assert shares_by_round(answered[-3:], lengths=np.ones(3)) == (2 / 3,) * 5
     assert shares_by_round(np.ones(10, dtype=bool), lengths=np.arange(10.0)) == (1.0,) * 5
 
 
@@ -87,33 +71,13 @@ def test_all_resources_have_the_same_rounds() -> None:
 def test_the_tokens_of_an_endpoint_that_does_not_report_them_are_unknown() -> None:
     unknown = tokens_by_round(RowTokens("m", (1, 1, 1, 1, None), (1,) * 5))
     assert (unknown.reported, unknown.input, unknown.output) == (False, (), ())
-    known = ServingUsage((1.0,) * 5, tokens=Tokens("m", (1.0,) * 5, (1.0,) * 5))
-    assert known.tokens is not None
-    assert known.tokens.reported
-    assert combined_usage(((HALF, known), (HALF, replace(known, tokens=unknown)))).tokens == unknown
+    known = Tokens("m", (1.0,) * 5, (1.0,) * 5)
+    assert known.reported
 
 
-def test_tokens_keep_the_prices_of_the_version_unless_they_are_those_of_several_endpoints() -> None:
+@pytest.mark.parametrize("prices", [(-1.0, 2.0), (1.0, math.nan)])
+def test_invalid_prices_of_tokens_are_refused(prices: tuple[float, float]) -> None:
     tokens = tokens_by_round(RowTokens("m", (10,) * 10, (1,) * 10, prices=(1.0, 2.0)))
-    assert tokens.prices == scaled_tokens(tokens, shares=HALF).prices == (1.0, 2.0)
-    usage = ServingUsage((1.0,) * 5, tokens=tokens)
-    for other, expected in ((tokens, (1.0, 2.0)), (replace(tokens, endpoint="n"), None)):
-        added = combined_usage(((HALF, usage), (HALF, replace(usage, tokens=other)))).tokens
-        assert added is not None
-        assert added.prices == expected
-    for prices in ((-1.0, 2.0), (1.0, math.nan)):
-        with pytest.raises(ValueError, match="prices of tokens"):
-            replace(tokens, prices=prices)
-
-
-def test_models_that_share_the_rows_add_their_resources_by_share() -> None:
-    tokens = Tokens("m", (100.0,) * 5, (10.0,) * 5)
-    ours, endpoint = ServingUsage((4.0,) * 5), ServingUsage((1.0,) * 5, None, tokens)
-    usage = combined_usage((((1.0,) * 5, ours), ((0.25,) * 5, endpoint)))
-    assert usage == ServingUsage((4.25,) * 5, None, tokens)
-    on_gpu = ServingUsage((4.0,) * 5, (8.0,) * 5)
-    assert combined_usage(((HALF, on_gpu), (HALF, endpoint))).gpu_s == (4.0,) * 5
-    other = replace(endpoint, tokens=replace(tokens, endpoint="n"))
-    mixed = combined_usage(((HALF, endpoint), (HALF, other))).tokens
-    assert mixed is not None
-    assert mixed.endpoint == "m and n"
+    assert tokens.prices == (1.0, 2.0)
+    with pytest.raises(ValueError, match="prices of tokens"):
+        replace(tokens, prices=prices)

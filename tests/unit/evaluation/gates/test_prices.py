@@ -12,21 +12,15 @@ from hypothesis import strategies as st
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import CostConfig, EvaluationConfig
 from tailorbird.config.serving import ServingConfig
-from tailorbird.evaluation.gates.cost import CostPair, ServingUsage, Tokens, TrainingUsage
-from tailorbird.evaluation.gates.prices import (
-    CostTerms,
-    cost_ratio,
-    cost_unit,
-    missing_for_serving,
-    missing_for_training,
-    price_serving,
-    price_training,
-)
+from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
+from tailorbird.evaluation.gates.prices import CostTerms, Ratio, compare_costs, cost_unit, yearly_cost
 
 VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
 TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
 ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, gpus_per_replica=1)
 ENDPOINT = "m at https://host/v1"
+CHEAP = ServingUsage((1.0, 1.1, 0.9, 1.0, 1.0))
+DEAR = ServingUsage((4.0, 4.4, 3.6, 4.0, 4.0))
 TOKENS = Tokens(ENDPOINT, (100_000.0,) * 5, (20_000.0,) * 5)
 
 
@@ -35,7 +29,15 @@ def terms(base: CostTerms = TERMS, **changes: Any) -> CostTerms:
 
 
 def total(usage: ServingUsage, prices: CostTerms = TERMS) -> float:
-    return float(price_serving(usage, terms=prices).total.mean())
+    """Return the cost of serving for a year."""
+    return float(yearly_cost(usage, terms=prices).serving.mean())
+
+
+def ratio_of(
+    incumbent: ServingUsage, candidate: ServingUsage, *, prices: CostTerms | None = None, alpha: float = 0.05
+) -> Ratio | None:
+    costs = {"incumbent": incumbent, "candidate": candidate}
+    return compare_costs(costs, terms=prices, alpha=alpha).ratio
 
 
 def test_without_provisioned_replicas_busy_time_is_paid() -> None:
@@ -47,8 +49,7 @@ def test_without_provisioned_replicas_busy_time_is_paid() -> None:
 
 def test_replicas_that_always_run_are_paid_and_busy_time_within_them_is_not_added() -> None:
     always = terms(min_replicas=2, cpus_per_replica=3)
-    price = price_serving(ServingUsage((500.0,) * 5), terms=always)
-    assert price.total.mean() == pytest.approx(2 * 730 * 12 * 3 * 0.36)
+    assert total(ServingUsage((500.0,) * 5), always) == pytest.approx(2 * 730 * 12 * 3 * 0.36)
     # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is paid.
     above = ServingUsage((2 * 15_768_000.0,) * 5)
     assert total(above, always) == pytest.approx(2 * 2 * 730 * 12 * 3 * 0.36)
@@ -75,7 +76,7 @@ def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoin
     expected = 12 * (0.10 + 0.08) + 0.012
     other = terms(endpoint="other at https://host/v1", token_prices=(9, 9))
     for prices in (TERMS, other, terms(endpoint=ENDPOINT)):
-        assert missing_for_serving(usage, terms=prices) == ()
+        assert yearly_cost(usage, terms=prices).missing == ()
         assert total(usage, prices) == pytest.approx(expected)
     named = terms(endpoint=ENDPOINT, token_prices=(0.002, 0.008))  # the recipe has newer prices
     assert total(usage, named) == pytest.approx(2 * (expected - 0.012) + 0.012)
@@ -122,13 +123,12 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
 )
 def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: ServingUsage, missing: str) -> None:
     prices = terms(**changes)
-    [phrase] = missing_for_serving(usage, terms=prices)
+    [phrase] = yearly_cost(usage, terms=prices).missing
     assert missing in phrase
-    with pytest.raises(ValueError, match=f"not assessable: .*{missing}"):
-        price_serving(usage, terms=prices)
     known = ServingUsage((1.0,) * 5, (1.0,) * 5 if prices.gpus_per_replica else None)
-    pair = CostPair(known, usage)
-    assert cost_ratio(pair, alpha=0.05, terms=prices) is None
+    costs = compare_costs({"incumbent": known, "candidate": usage}, terms=prices, alpha=0.05)
+    assert (costs.ratio, costs.net) == (None, None)
+    assert phrase in costs.missing
 
 
 def test_a_price_of_0_is_a_price() -> None:
@@ -137,13 +137,37 @@ def test_a_price_of_0_is_a_price() -> None:
 
 
 def test_the_training_is_priced_by_what_it_used() -> None:
-    assert price_training(TrainingUsage(cpu_s=7200, gpu_s=3600), terms=ON_GPU) == pytest.approx(3.60 + 0.72)
-    assert missing_for_training(TrainingUsage(gpu_s=1), terms=TERMS) == (
-        "evaluation.cost.price_per_gpu_hour is not set",
-    )
-    assert missing_for_training(TrainingUsage(), terms=terms(price_per_cpu_hour=None)) == ()
-    with pytest.raises(ValueError, match="price_per_gpu_hour is not set"):
-        price_training(TrainingUsage(gpu_s=1), terms=TERMS)
+    used = TrainingUsage(cpu_s=7200, gpu_s=3600)
+    on_gpu = ServingUsage((1.0,) * 5, (1.0,) * 5)
+    assert yearly_cost(on_gpu, terms=ON_GPU, training=used).training == pytest.approx(3.60 + 0.72)
+    assert yearly_cost(CHEAP, terms=terms(price_per_cpu_hour=None)).missing_for_training == ()
+
+
+def test_a_training_is_paid_over_the_months_of_the_horizon() -> None:
+    used = TrainingUsage(cpu_s=7200)
+    for months, expected in ((12, 0.72), (24, 0.36), (6, 1.44)):
+        cost = yearly_cost(CHEAP, terms=terms(horizon_months=months), training=used)
+        assert cost.training == pytest.approx(expected)
+        assert cost.serving.mean() == pytest.approx(total(CHEAP))
+
+
+def test_without_the_price_of_the_training_there_is_a_ratio_and_no_net() -> None:
+    costs = {"incumbent": DEAR, "candidate": CHEAP}
+    compared = compare_costs(costs, terms=TERMS, alpha=0.05, training=TrainingUsage(gpu_s=1))
+    assert compared.ratio == pytest.approx((0.25,) * 3)
+    assert (compared.net, compared.missing) == (None, ("evaluation.cost.price_per_gpu_hour is not set",))
+
+
+def test_costs_that_were_not_measured_are_not_compared() -> None:
+    for costs in (None, {"candidate": CHEAP}):
+        compared = compare_costs(costs, terms=TERMS, alpha=0.05)
+        assert (compared.ratio, compared.net, compared.missing) == (None, None, ("the serving cost is not measured",))
+
+
+def test_models_that_were_measured_in_different_rounds_are_refused() -> None:
+    costs = {"incumbent": CHEAP, "candidate": ServingUsage((1.0,) * 6)}
+    with pytest.raises(ValueError, match=r"candidate and incumbent have \[6, 5\] rounds"):
+        compare_costs(costs, terms=None, alpha=0.05)
 
 
 @pytest.mark.parametrize("field", ["price_per_cpu_hour", "price_per_gpu_hour"])
@@ -179,50 +203,48 @@ def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoin
     assert CostTerms.of_recipe(EvaluationConfig(), serving=serving) is None
 
 
-CHEAP, DEAR = ServingUsage((1.0, 1.1, 0.9, 1.0, 1.0)), ServingUsage((4.0, 4.4, 3.6, 4.0, 4.0))
-
-
 def test_without_prices_the_ratio_is_that_of_the_seconds_of_the_device_that_serves() -> None:
-    assert cost_ratio(CostPair(DEAR, CHEAP), alpha=0.05) == pytest.approx((0.25,) * 3)
-    gpu = CostPair(
-        ServingUsage((1.0,) * 5, (4.0, 8.0, 4.0, 2.0, 4.0)), ServingUsage((3.0,) * 5, (1.0, 2.0, 1.0, 0.5, 1.0))
-    )
-    assert cost_ratio(gpu, alpha=0.05) == pytest.approx((0.25,) * 3)
-    costs = {"incumbent": gpu.incumbent, "candidate": gpu.candidate}
-    assert (cost_unit(costs, terms=None), cost_unit(costs, terms=ON_GPU)) == ("GPU-seconds", "price")
+    assert ratio_of(DEAR, CHEAP) == pytest.approx((0.25,) * 3)
+    incumbent = ServingUsage((1.0,) * 5, (4.0, 8.0, 4.0, 2.0, 4.0))
+    candidate = ServingUsage((3.0,) * 5, (1.0, 2.0, 1.0, 0.5, 1.0))
+    assert ratio_of(incumbent, candidate) == pytest.approx((0.25,) * 3)
+    costs = {"incumbent": incumbent, "candidate": candidate}
+    units = [cost_unit(costs, terms=None), cost_unit(costs, terms=ON_GPU), cost_unit(None, terms=ON_GPU)]
+    assert units == ["GPU-seconds", "price", None]
 
 
 def test_with_prices_the_ratio_is_that_of_the_costs_of_serving() -> None:
-    pair = CostPair(DEAR, CHEAP)
-    assert cost_ratio(pair, alpha=0.05, terms=TERMS) == pytest.approx((0.25,) * 3)
+    assert ratio_of(DEAR, CHEAP, prices=TERMS) == pytest.approx((0.25,) * 3)
     # Idle replicas dominate: both models cost the same, although one is busy for a quarter of the time.
-    assert cost_ratio(pair, alpha=0.05, terms=terms(min_replicas=1)) == (1, 1, 1)
+    assert ratio_of(DEAR, CHEAP, prices=terms(min_replicas=1)) == (1, 1, 1)
 
 
 def test_seconds_of_different_devices_and_tokens_cannot_be_compared_without_prices() -> None:
-    assert cost_ratio(CostPair(CHEAP, replace(CHEAP, gpu_s=CHEAP.cpu_s)), alpha=0.05) is None
+    assert ratio_of(CHEAP, replace(CHEAP, gpu_s=CHEAP.cpu_s)) is None
     endpoint = ServingUsage((0.1,) * 5, tokens=TOKENS)
-    assert cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05) is None
+    assert ratio_of(CHEAP, endpoint) is None
     priced = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
-    ratio = cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05, terms=priced)
+    ratio = ratio_of(CHEAP, endpoint, prices=priced)
     assert ratio is not None
     assert ratio[1] > 1000
 
 
 def test_costs_of_0_have_no_ratio() -> None:
     free = terms(price_per_cpu_hour=0, price_per_gpu_hour=1)
-    assert cost_ratio(CostPair(DEAR, CHEAP), alpha=0.05, terms=free) is None
+    assert ratio_of(DEAR, CHEAP, prices=free) is None
 
 
 def test_a_slow_round_does_not_widen_the_interval_of_the_ratio() -> None:
-    pair = CostPair(ServingUsage((2.0, 4.0, 8.0, 2.0, 3.0)), ServingUsage((1.0, 2.0, 4.0, 1.0, 1.5)))
-    assert cost_ratio(pair, alpha=0.05) == pytest.approx((0.5,) * 3)
+    incumbent = ServingUsage((2.0, 4.0, 8.0, 2.0, 3.0))
+    assert ratio_of(incumbent, ServingUsage((1.0, 2.0, 4.0, 1.0, 1.5))) == pytest.approx((0.5,) * 3)
 
 
 def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
-    pair = CostPair(ServingUsage((1.0,) * 5), ServingUsage(tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2))))
+    incumbent = ServingUsage((1.0,) * 5)
+    candidate = ServingUsage(tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2)))
     half = 2.7764 * math.sqrt(0.025) / math.sqrt(5)
-    ratio, wider = cost_ratio(pair, alpha=0.05), cost_ratio(pair, alpha=0.01)
+    ratio = ratio_of(incumbent, candidate)
+    wider = ratio_of(incumbent, candidate, alpha=0.01)
     assert ratio == pytest.approx((1, math.exp(-half), math.exp(half)), rel=1e-4)
     assert ratio is not None
     assert wider is not None

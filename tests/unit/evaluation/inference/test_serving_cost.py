@@ -18,9 +18,7 @@ from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
-from tailorbird.models.shape import ModelShape
 from tailorbird.registry.hybrid_routing import PARTS, Routing
-from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
@@ -195,28 +193,3 @@ def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(uris:
         for tensor in tensors:
             tensor.data = tensor.data.clone()
     assert [tensor.data_ptr() for tensor in tensors] == before
-
-
-@pytest.mark.parametrize(
-    ("kinds", "stored_bf16", "bf16", "bytes_per_parameter"),
-    [
-        (("zero_shot", "few_shot", "retrieved"), True, True, 0),  # mapped from the files of the base model
-        (("zero_shot", "few_shot", "retrieved"), False, True, 2),  # one copy in bf16
-        (("zero_shot", "lora", "lora"), True, True, 4),
-        (("nearest", "full"), True, True, 4),  # 2, and 2 more while it is loaded
-        (("zero_shot", "lora"), True, False, 8),
-        (("bag_of_words", "full_bag"), False, False, 4),
-    ],
-)
-def test_the_memory_of_the_host_is_that_of_weights_that_are_not_mapped(
-    kinds: tuple[Kind, ...], stored_bf16: bool, bf16: bool, bytes_per_parameter: int
-) -> None:
-    shape = ModelShape(1000, 0, 0, hidden=1, intermediate=1, num_layers=1, num_heads=1, vocabulary=1)
-    shape = replace(shape, stored_bf16=stored_bf16)
-    assert serving_cost.host_bytes(kinds, shape=shape, bf16=bf16) == 1000 * bytes_per_parameter
-
-
-def test_ranks_hold_all_models_in_the_memory_of_the_host() -> None:
-    """Parts of a model are not mapped from files."""
-    shape = ModelShape(1000, 0, 0, hidden=1, intermediate=1, num_layers=1, num_heads=1, vocabulary=1, stored_bf16=True)
-    assert serving_cost.host_bytes(("zero_shot", "few_shot", "lora"), shape=shape, bf16=True, num_ranks=8) == 4000

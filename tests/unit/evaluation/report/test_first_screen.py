@@ -12,7 +12,7 @@ from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
 from tailorbird.evaluation.report import contender_chart as charts
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.pages.charts import Box, Dot, Text
 from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for
@@ -73,7 +73,7 @@ def test_the_first_screen_answers_four_questions_and_draws_every_contender(outco
     roles = [model.role for model in evidence.verdict.models]
     assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles
     assert f"{evidence.verdict.selected} (selected)" in drawn
-    assert ("a month" in drawn) == bool(evidence.verdict.costs)
+    assert ("a year" in drawn) == bool(evidence.verdict.costs)
 
 
 def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -> None:
@@ -119,9 +119,9 @@ def test_equal_costs_are_stated_once_and_only_the_scores_are_drawn() -> None:
     )
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
-    assert "All contenders cost about 36.50 a month." in first
-    assert "A month costs, in the recipe's currency: the candidate 36.50, the incumbent 36.50. At 10,000" in first
-    assert first.count("36.50") == 1 + 2 + 5 + 5  # both sentences, the table, and the tooltips of the dots
+    assert "All contenders cost about 438.01 a year." in first
+    assert "a year costs, in the recipe's currency: the candidate 438.05, the incumbent 438.00." in first
+    assert first.count("438.0") == 1 + 2 + 5 + 5  # both sentences, the table, and the tooltips of the dots
 
 
 def test_costs_that_differ_by_a_few_percent_are_about_the_same_and_others_are_not() -> None:
@@ -130,10 +130,8 @@ def test_costs_that_differ_by_a_few_percent_are_about_the_same_and_others_are_no
     def with_costs(*costs: float | None) -> list[charts.Contender]:
         return [replace(model, cost=cost) for model, cost in zip(models, costs, strict=False)]
 
-    assert charts.cost_note(with_costs(100.0, 104.0, 100.0)) == "All contenders cost about 101.33 a month."
-    assert (
-        charts.cost_note(with_costs(10.0, None, 10.0)) == "All contenders with a known cost cost about 10.00 a month."
-    )
+    assert charts.cost_note(with_costs(100.0, 104.0, 100.0)) == "All contenders cost about 101.33 a year."
+    assert charts.cost_note(with_costs(10.0, None, 10.0)) == "All contenders with a known cost cost about 10.00 a year."
     assert not charts.costs_differ(with_costs(100.0, 104.0))
     assert charts.costs_differ(with_costs(100.0, 104.5))
     assert charts.costs_differ(with_costs(100.0, None))  # nothing to compare it with
@@ -156,7 +154,7 @@ def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)
     why = "m at https://api.example.org/v1 does not report its tokens"
     assert f"The cost of endpoint_zero_shot is not assessable: {why}" in first
-    assert f"A month costs, in the recipe's currency: the incumbent {money(costs['incumbent'] or 0)}" in first
+    assert f"a year costs, in the recipe's currency: the incumbent {money(costs['incumbent'] or 0)}" in first
 
 
 @pytest.mark.parametrize(

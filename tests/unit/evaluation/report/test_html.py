@@ -323,11 +323,12 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
     assert sentence == (
-        "cost: to serve, the candidate costs 0.60 times as much as the incumbent (0.59 to 0.62, by price at the "
-        "recipe's volume, measured on NVIDIA H100); training used 2 GPU-hours and 10 CPU-hours; 10,000 requests a "
-        "month, at least 0 replicas, each with 1 CPU core and 1 GPU; prices in the recipe's currency: 0.1 per "
-        "CPU-hour, 3.6 per GPU-hour"
+        "cost: measured on NVIDIA H100; training used 2 GPU-hours and 10 CPU-hours; 10,000 requests a month, with the "
+        "training paid over 12 months, at least 0 replicas, each with 1 CPU core and 1 GPU; prices in the recipe's "
+        "currency: 0.1 per CPU-hour, 3.6 per GPU-hour"
     )
+    ratio = "To serve, the candidate costs 0.60 (0.59 to 0.62) times what the incumbent costs (by price at the recipe's"
+    assert any(ratio in line for line in verdict_lines(evidence))
     assert f"  {sentence}" in verdict_lines(evidence)
     assert f"- {sentence}" in to_model_card(evidence)
     served_by_vllm = ServingConfig(engine="vllm", gpus_per_replica=1)
@@ -343,7 +344,7 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     assert {path.split(".")[3] for path, _ in measured} == {"cpu_s", "gpu_s"}
     assert all(text in formats_of(value_at(evidence, path)) for path, text in measured)
     (gate,) = [gate for gate in evidence.verdict.gates if gate.name == "cost"]
-    assert "training -8.20 for 2 GPU-hours and 10 CPU-hours" in gate.note
+    assert "training -8.20" in gate.note
 
 
 def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
@@ -368,21 +369,24 @@ def test_the_page_states_the_test_rows_that_an_endpoint_refused_or_answered_in_p
 def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> None:
     evidence = evidence_for()
     page, card = Page(to_html(evidence)), to_model_card(evidence)
-    assert "Cost of 12 months at 10,000 requests a month, at least 0 replicas" in page.text
+    assert (
+        "Cost of a year at 10,000 requests a month, with the training paid over 12 months, at least 0 replicas"
+        in page.text
+    )
     paths = {path for path, _ in page.figures}
     for index, cost in enumerate(evidence.verdict.costs):
         at = f"verdict.costs.{index}"
         parts = ("total", "interval.0", "interval.1", "replicas", "tokens", "training")
         assert {f"{at}.{part}" for part in parts} <= paths
         assert f"| {cost.role} | {cost.total:,.2f} (" in card or f"| {cost.role} | {cost.total:.2g} (" in card
-    assert "## Cost of 12 months" in card
+    assert "## Cost of a year" in card
     assert "## Cost of" not in to_model_card(evidence_for("STAY"))
 
 
 def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
     costs = costs_by_digest(evidence_for())
     assert set(costs) == {version.digest for version in evidence_for().versions.values()} - {UNREGISTERED}
-    assert all(re.fullmatch(r"[\d.,e-]+ a month at 10,000 requests", cost) for cost in costs.values())
+    assert all(re.fullmatch(r"[\d.,e-]+ a year at 10,000 requests a month", cost) for cost in costs.values())
     unpriced = costs_by_digest(evidence_of(Simulation(costs=on_cpu(SECONDS))))
     assert "0.6 CPU-seconds for 1,000 answers" in unpriced.values()
     assert costs_by_digest(evidence_for("STAY")) == {}
@@ -396,7 +400,7 @@ def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
     assert ("verdict.costs.0.missing.0", "evaluation.cost.price_per_cpu_hour is not set") in page.figures
     assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
     assert "| incumbent | not assessable |  |  |  |" in card
-    assert "the costs of serving the candidate and the incumbent cannot be compared" in (cost_sentence(evidence) or "")
+    assert "The costs of the candidate and of the incumbent cannot be compared" in card
 
 
 CHEAP_BAG = replace(
@@ -417,7 +421,7 @@ def test_the_report_of_a_run_without_a_training_says_why_and_shows_no_candidate(
 
 
 def test_the_report_names_a_cheaper_model_that_is_not_worse_although_the_recipe_has_no_prices() -> None:
-    named = "ag_of_words is not shown to be worse than the incumbent (at most 0.28 points below) and needs 10% of its "
+    named = "ag_of_words is at most 0.28 points below the incumbent and needs 10% of its "
     named += "CPU-seconds per row; set evaluation.cost to let the cost count."
     evidence = evidence_of(CHEAP_BAG)
     assert named in Page(to_html(evidence)).text

@@ -17,7 +17,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.reach import compare_models
 from tailorbird.registry.hybrid_routing import Routing
-from tests.unit.evaluation.simulated import KINDS, on_cpu
+from tests.unit.evaluation.simulated import KINDS, on_cpu, with_hybrid_cost
 
 SHA = "ab" * 32
 BoolArray = NDArray[np.bool_]
@@ -82,11 +82,10 @@ N = 2_000
 ROW = np.arange(N)
 PRICES = CostTerms(
     value_of_correct=0.0005,
-    requests_per_month=1000,
-    horizon_months=10,
+    requests_per_month=10_000 / 12,
     price_per_cpu_hour=3.6,
 )
-"""Over 10,000 requests, a point is worth 0.05, and a CPU-second for a thousand rows costs 0.01."""
+"""In a year of 10,000 requests, a point is worth 0.05, and a CPU-second for a thousand rows costs 0.01."""
 PROTOCOL = protocol_for(N)
 PRICED = protocol_for(N, cost=PRICES)
 CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
@@ -109,6 +108,7 @@ def without_candidate(inputs: VerdictInputs) -> VerdictInputs:
 def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:
     """Return the inputs with the cost of serving each model in CPU-seconds for a thousand rows, by default 10."""
     costs = on_cpu({role: (seconds.get(role, 10.0),) * 5 for role in inputs.models})
+    costs = with_hybrid_cost(costs, inputs.hybrid, tables={role: model.clean for role, model in inputs.models.items()})
     return replace(inputs, costs=costs, training=TrainingUsage())
 
 

@@ -29,7 +29,6 @@ from tests.unit.evaluation.verdict.tables import PRICES, decision_of, inputs_of,
 
 PRICES_OF_RECIPE = PRICES.model_dump(include=set(CostConfig.model_fields)) | {
     "value_of_correct": 0.5,
-    "horizon_months": 12,
 }
 BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, contenders={"few_shot": 0.25}, chat=True)
 PROVEN = Simulation(num_rows=900, incumbent=0.5, candidate=0.8, gates=False)
@@ -144,7 +143,7 @@ def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
     (cost,) = [gate for gate in verdict.gates if gate.name == "cost"]
     assert str(cost.state) == "passes"
     gain = verdict.relation("candidate", "incumbent").gain
-    assert f"gain {gain * 0.5 * 1000 * 12:+,.2f}" in cost.note
+    assert f"gain {gain * 0.5 * 10_000:+,.2f}" in cost.note
     assert "the gain is not measured in accuracy" in cost.note
 
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
-from tailorbird.evaluation.verdict.contender_costs import contender_costs, money
-from tailorbird.evaluation.verdict.parts import ContenderCost
+from tailorbird.evaluation.gates.prices import ContenderCost
+from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.evaluation.verdict.reach import compare_models
 from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, on_cpu, protocol_of, tables_of
 
 COST = {
     "value_of_correct": 0.5,
-    "requests_per_month": 1000,
-    "horizon_months": 10,
+    "requests_per_month": 10_000 / 12,
+    "horizon_months": 24,
     "price_per_cpu_hour": 3.6,
 }
 SECONDS = {
@@ -31,21 +31,21 @@ PRICED = Simulation(num_rows=300, gates=False, evaluation={"cost": COST}, costs=
 def costs_of(simulation: Simulation) -> dict[str, ContenderCost]:
     inputs = inputs_of_tables(simulation, tables_of(simulation))
     compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol_of(simulation))
-    return {cost.role: cost for cost in contender_costs(compared.costs, list(compared.models))}
+    return {cost.role: cost for cost in compared.costs.contenders(list(compared.models))}
 
 
 def test_each_model_has_its_total_and_its_parts() -> None:
     costs = costs_of(PRICED)
     assert list(costs) == ["incumbent", "candidate", "bag_of_words", "centroid"]
-    # 10,000 rows at 0.001 a CPU-second; an hour of training for the candidate only.
+    # 10,000 rows at 0.001 a CPU-second; an hour of training, paid over two years, for the candidate only.
     assert {role: cost.total for role, cost in costs.items()} == pytest.approx(
-        {"incumbent": 5.0, "candidate": 4.0 + 3.6, "bag_of_words": 0.2, "centroid": 1.0}
+        {"incumbent": 5.0, "candidate": 4.0 + 1.8, "bag_of_words": 0.2, "centroid": 1.0}
     )
     candidate = costs["candidate"]
     assert candidate.replicas == pytest.approx(4.0)
     assert candidate.tokens == 0
-    assert candidate.training == pytest.approx(3.6)
-    assert candidate.interval == pytest.approx((7.6, 7.6))
+    assert candidate.training == pytest.approx(1.8)
+    assert candidate.interval == pytest.approx((5.8, 5.8))
     low, high = costs["incumbent"].interval or (0, 0)
     assert low < 5.0 < high
     assert high - 5.0 == pytest.approx(2.7764 * 0.0707107 / 5**0.5, rel=1e-4)
@@ -61,7 +61,7 @@ def test_a_missing_price_is_named_and_no_number_is_known() -> None:
 
 def test_replicas_that_always_run_cost_the_same_for_each_model() -> None:
     costs = costs_of(replace(PRICED, serving={"min_replicas": 1}))
-    assert {cost.replicas for cost in costs.values()} == {730 * 10 * 3.6}
+    assert {cost.replicas for cost in costs.values()} == {730 * 12 * 3.6}
 
 
 def test_without_prices_or_measurements_there_are_no_totals() -> None:
@@ -76,7 +76,7 @@ def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs
         routing=Routing("group", "sex", ("male", "unstated"), None),
     )
     cost = costs_of(hybrid)["hybrid"]
-    assert cost.training == pytest.approx(3.6)
+    assert cost.training == pytest.approx(1.8)
     assert 4.0 < (cost.replicas or 0) < 5.0  # each part answers a share of the rows
 
 

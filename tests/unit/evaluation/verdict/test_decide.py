@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.serving import ServingConfig
-from tailorbird.evaluation.gates.cost import TrainingUsage
-from tailorbird.evaluation.gates.net_benefit import NetBenefit
-from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.gates.prices import CostComparison, CostTerms, YearlyNet
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, Outcome, decide
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, expected_gain
-from tailorbird.evaluation.verdict.relation import Gain, PairCost, Relate, Relation, relation_of
+from tailorbird.evaluation.verdict.relation import Gain, Relate, Relation, relation_of
 from tests.unit.evaluation.verdict.tables import SHA, protocol_for
 
 FINE_TUNE, STAY, OPEN = Outcome.FINE_TUNE, Outcome.STAY, Outcome.INSUFFICIENT_EVIDENCE
-PRICED = protocol_for(3000, cost=CostTerms(value_of_correct=1, requests_per_month=1, horizon_months=1))
+PRICED = protocol_for(3000, cost=CostTerms(value_of_correct=1, requests_per_month=1))
 BAG, PROBE = "bag_of_words", "probe"
 ENTRIES = {
     INCUMBENT: Entry(INCUMBENT),
@@ -58,9 +56,9 @@ def relate_by(pairs: Pairs) -> Relate:
         gain = (pair.low + pair.high) / 2
         half = (pair.high - pair.low) / 2 * (1 + (share - 1) / 4)
         ratio = None if pair.ratio is None else (pair.ratio,) * 3
-        decided = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share, (gain, gain + half))
+        decided = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share, (gain, (gain - half, gain + half)))
         return relation_of(
-            (first, second), decided, cost=PairCost(ratio), protocol=PRICED, is_anchored=pair.is_anchored
+            (first, second), decided, cost=CostComparison(ratio), protocol=PRICED, is_anchored=pair.is_anchored
         )
 
     return relate
@@ -191,12 +189,13 @@ def test_a_model_replaces_for_its_cost_only_if_it_is_not_inferior_to_the_anchor(
 
 def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper() -> None:
     for saving, is_better in ((-0.02, True), (-0.04, False)):
-        benefit = NetBenefit(1.0, training=0.0, saving=saving, half_saving=0.0, trained=TrainingUsage())
-        gain = Gain(0.03, (0.01, 0.05), 0.01, 0.05, (0.03, 0.05))
-        relation = relation_of(("a", "b"), gain, cost=PairCost((0.5,) * 3, benefit), protocol=PRICED)
+        net = YearlyNet(1.0, training=0.0, saving=saving)
+        gain = Gain(0.03, (0.01, 0.05), 0.01, 0.05, (0.03, (0.01, 0.05)))
+        relation = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3, net), protocol=PRICED)
         assert (relation.is_better, relation.is_cheaper, relation.dominates) == (is_better,) * 3
         assert relation.net == pytest.approx(0.03 + saving)
-    without_prices = relation_of(("a", "b"), gain, cost=PairCost((0.5,) * 3), protocol=protocol_for(3000))
+        assert relation.net_interval == pytest.approx((0.01 + saving, 0.05 + saving))
+    without_prices = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3), protocol=protocol_for(3000))
     assert (without_prices.is_better, without_prices.is_cheaper) == (True, False)
 
 

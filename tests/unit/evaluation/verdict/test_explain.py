@@ -218,7 +218,7 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
         ("a cheaper baseline replaces", "because centroid costs less and is non-inferior: -0.05 points"),
         (
             "a baseline needs less",
-            "; centroid is not shown to be worse than the incumbent (at most 0.21 points below) and needs 10% of its "
+            "; centroid is at most 0.21 points below the incumbent and needs 10% of its "
             "CPU-seconds per row; set evaluation.cost to let the cost count.",
         ),
         ("a gate stops a contender", "endpoint_zero_shot (75.0%, stopped by its gates)"),
@@ -288,7 +288,7 @@ def test_without_a_candidate_the_first_sentences_say_that_there_is_nothing_to_ga
         "bag_of_words (99.8%).",
         "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval -0.38 to +0.12); a gain of 1 point "
         "is ruled out.",
-        "Bag_of_words is not shown to be worse than the incumbent (at most 0.39 points below) and needs 7% of its "
+        "Bag_of_words is at most 0.39 points below the incumbent and needs 7% of its "
         "CPU-seconds per row; set evaluation.cost to let the cost count.",
         "A training starts with --train-anyway, or with a minimum gain below the 0.26 points that can be gained.",
     )

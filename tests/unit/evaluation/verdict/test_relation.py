@@ -2,18 +2,16 @@
 
 import pytest
 
-from tailorbird.evaluation.gates.cost import TrainingUsage
-from tailorbird.evaluation.gates.net_benefit import NetBenefit
-from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.gates.prices import CostComparison, CostTerms, YearlyNet
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.relation import Gain, PairCost, Relation, relation_of
+from tailorbird.evaluation.verdict.relation import Gain, Relation, relation_of
 
 PRICES = CostTerms(value_of_correct=1, requests_per_month=1)
 
 
 def relation(low: float, high: float, *, saving: float) -> Relation:
     """Return the relation of two models; a point is worth 10, and the first model saves an amount."""
-    benefit = NetBenefit(value_of_one=1_000, training=0, saving=saving, half_saving=0, trained=TrainingUsage())
+    net = YearlyNet(value_of_one=1_000, training=0, saving=saving)
     ratio = 0.5 if saving > 0 else 2.0
     protocol = TestProtocol(
         metric="accuracy",
@@ -25,8 +23,8 @@ def relation(low: float, high: float, *, saving: float) -> Relation:
         num_test_rows=1_000,
         cost=PRICES,
     )
-    gain = Gain((low + high) / 2, (low, high), low, 0.05, ((low + high) / 2, high))
-    return relation_of(("candidate", "incumbent"), gain, cost=PairCost((ratio,) * 3, benefit), protocol=protocol)
+    gain = Gain((low + high) / 2, (low, high), low, 0.05, ((low + high) / 2, (low, high)))
+    return relation_of(("candidate", "incumbent"), gain, cost=CostComparison((ratio,) * 3, net), protocol=protocol)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from tailorbird.registry.versions import (
 from tests import small_chat
 from tests.endpoint_server import MODEL
 
-COST = "1.20 a month at 10,000 requests"
+COST = "14.40 a year at 10,000 requests a month"
 CLASSES = ("animals", "plants", "weather")
 TEXTS = {
     "animals": ("a cat and a dog", "the dog barks", "two cats sleep", "a bird in a tree"),
