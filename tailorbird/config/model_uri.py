@@ -52,9 +52,11 @@ class ModelUri:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
-        text = core_schema.to_string_ser_schema(when_used="always")
-        return core_schema.no_info_after_validator_function(
-            parse_model_uri, core_schema.str_schema(), serialization=text
+        text = core_schema.no_info_after_validator_function(parse_model_uri, core_schema.str_schema())
+        return core_schema.no_info_before_validator_function(
+            lambda value: str(value) if isinstance(value, cls) else value,
+            text,
+            serialization=core_schema.to_string_ser_schema(when_used="always"),
         )
 
 
