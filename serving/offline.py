@@ -31,7 +31,7 @@ class InputRow(NamedTuple):
     turns: Conversation
     """The turns before the answer; for a classifier, one turn of the user."""
     name: str
-    """What errors call the row, for example `s3://lake/in.parquet: row 3`."""
+    """Name of the row in error messages, for example `s3://lake/in.parquet: row 3`."""
     group: str | None = None
     """Value of the routing column of a hybrid; None if it is missing."""
 
@@ -118,7 +118,6 @@ def load_offline(
 
 def of_loaded(loaded: "AnyLoaded[ModelVersion]", *, batch_size: int) -> OfflineModel:
     """Return a loaded version as a model that answers rows; see `load_offline`."""
-    from tailorbird.models.generation import context_length
     from tailorbird.models.loading import LoadedClassifier
 
     answer: AnswerRows
@@ -127,6 +126,8 @@ def of_loaded(loaded: "AnyLoaded[ModelVersion]", *, batch_size: int) -> OfflineM
     elif loaded.model is None:
         answer = partial(_nearest, loaded)
     else:
+        from tailorbird.models.generation import context_length
+
         answer = partial(_chat, loaded, max_length=context_length(loaded.lm), generate=partial(_generate, loaded))
     return OfflineModel(loaded.version, answer)
 

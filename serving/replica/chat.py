@@ -69,7 +69,8 @@ class Chat:
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         context = self._replica.begin(ROUTE, request_id)
-        request, num_bytes = parse_chat(body), len(body)
+        request = parse_chat(body)
+        num_bytes = len(body)
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         self._replica.charge(texts=1)  # also for a prompt that is refused because of its length

@@ -377,7 +377,7 @@ def engine_subject_faults(uri: str, *, record: EngineEvidence) -> Iterator[str]:
         version = read_version(uri)
     except RegistryError:
         return  # reported by `verify_files.named_version_faults`
-    if version.exported_from != record.evaluated or not record.engine.startswith(version.engine):
+    if version.exported_from != record.evaluated or record.engine != version.engine:
         exported = f"an export of {record.evaluated.uri} for {record.engine}"
         yield f"this is the evidence of {exported}, which {uri} is not"
 

@@ -205,8 +205,10 @@ class VersionConfig(StoredModel):
             raise ValueError("the field `endpoint` is required for the kinds of an endpoint, and for no other kind")
         if self.endpoint is not None and (self.endpoint.reported_model is None or self.prompting is None):
             raise ValueError(f"`endpoint.reported_model` and `prompting` are required for the kind `{self.kind}`")
-        if self.exported_from is None and self.engine != "torch":
-            raise ValueError(f"the engine {self.engine} requires `exported_from`, the version that was exported")
+        if (self.exported_from is None) != (self.engine == "torch"):
+            raise ValueError(
+                "`exported_from` is required for an exported version, and not allowed for the engine torch"
+            )
         if self.exported_from is not None and (self.hybrid or self.task == "chat"):
             raise ValueError(
                 "`exported_from` is allowed for a single classifier only, not for a hybrid or a chat model"
@@ -308,11 +310,9 @@ def spec_at(uri: str) -> KindSpec:
 
 
 def _name_prefix(config: VersionConfig) -> str:
-    """Return the kind of a version, followed by its runtime if it is exported."""
+    """Return the kind of a version, followed by its engine if it is exported."""
     kind = config.kind.replace("_", "-")
-    if config.exported_from is None:
-        return kind
-    return f"{kind}-torch-{config.dtype}" if config.engine == "torch" else f"{kind}-{config.engine}"
+    return kind if config.exported_from is None else f"{kind}-{config.engine}"
 
 
 def read_version(uri: str) -> ModelVersion:

@@ -21,7 +21,7 @@ from tailorbird.registry.champion import (
 from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.version_files import require_intact
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_pinned, read_version, weights_digest
-from tailorbird.release.engine_selection import choose_engine
+from tailorbird.release.engine_export import version_for_engine
 from tailorbird.release.parity import check_parity, sample_probes
 from tailorbird.release.runs import Evaluation, PromotionRefused, find_evaluation, read_run_evidence
 from tailorbird.release.serving import switch_service
@@ -40,8 +40,8 @@ def promote_version(
 ) -> Champion:
     """Make `version` (a name or a URI; by default the winner of the latest run) the champion.
 
-    `engine` is the serving engine (see `engine_selection.choose_engine`). By default, a champion with the same weights
-    keeps its engine, and another version uses the engine of its evaluation. If the task is served, the version must
+    `engine` is the serving engine (see `version_for_engine`). By default, a champion with the same weights keeps its
+    engine, and another version uses the engine of its evaluation. If the task is served, the version must
     first pass the parity gate next to the current champion; then the champion is changed, and then the service.
     Otherwise `serve_champion` runs the parity gate.
 
@@ -51,7 +51,7 @@ def promote_version(
     Raises RegistryError if a file of the version was changed, is missing or was added; PromotionRefused if no verdict
     chose the version, if the verdict expired, requires an override or compared
     the version with another champion, and if another promotion came first; ParityRefused; EngineError as
-    `choose_engine` does; DeployError and SessionError as `deploy` does.
+    `version_for_engine` does; DeployError and SessionError as `deploy` does.
     """
     if override is not None and not override.strip():
         raise PromotionRefused("--override is empty; give a reason, which is stored with the champion")
@@ -67,7 +67,7 @@ def promote_version(
     chosen = evaluation.version
     if engine is not None:
         weights, evidence = evaluation.weights, evaluation.weights_evidence
-        chosen = choose_engine(weights, evidence=evidence, engine=engine, task_uri=task_uri, progress=progress)
+        chosen = version_for_engine(weights, evidence=evidence, engine=engine, task_uri=task_uri, progress=progress)
     if champion is not None and champion.digest == chosen.digest:
         return _keep(task_uri, champion)
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
@@ -95,8 +95,7 @@ def _promoted(
     """Return the version as champion; if only the engine changes, keep the former champion's verdict."""
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     if version.exported_from is not None:
-        runtime = f"{version.engine} in {version.dtype} ({ENGINE_EVIDENCE})"
-        reason = reason.model_copy(update={"runtime": runtime})
+        reason = reason.model_copy(update={"runtime": f"{version.engine} ({ENGINE_EVIDENCE})"})
     kept = former if reason.change == "engine" else None
     chosen_by = ChosenBy(outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence))
     digests = (version.digest, evaluation.weights.digest)

@@ -18,8 +18,8 @@ def champion(**fields: Any) -> Champion:
 
 
 def test_a_reason_includes_override_and_runtime() -> None:
-    reason = ChangeReason(change="promotion", text="STAY", override="we want it", runtime="onnxruntime-int8 in float32")
-    assert reason.sentence() == "STAY; override: we want it; run by onnxruntime-int8 in float32"
+    reason = ChangeReason(change="promotion", text="STAY", override="we want it", runtime="onnxruntime-int8")
+    assert reason.sentence() == "STAY; override: we want it; run by onnxruntime-int8"
     assert champion().reason.sentence() == "FINE_TUNE"
 
 

@@ -115,7 +115,7 @@ def test_a_cheaper_candidate_is_chosen_if_it_is_not_inferior() -> None:
     assert (unpriced.cost_unit, unpriced.costs) == ("CPU-seconds", ())
 
 
-def test_the_training_of_the_candidate_counts_in_its_net_benefit() -> None:
+def test_the_training_of_the_candidate_counts_in_its_yearly_net() -> None:
     inputs = measured(inputs_of_right(incumbent=right(1300), candidate=right(1400)))
     # A gain of 5 points is worth 0.25, with an interval of 0.2 to 0.3. A CPU-second costs 0.001.
     outcomes = {240: Outcome.FINE_TUNE, 260: Outcome.INSUFFICIENT_EVIDENCE, 400: Outcome.STAY}

@@ -33,8 +33,8 @@ from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry import versions
-from tailorbird.release import engine_selection
-from tailorbird.release.engine_selection import choose_engine
+from tailorbird.release import engine_export
+from tailorbird.release.engine_export import version_for_engine
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.release.serving import serve_champion
@@ -52,7 +52,7 @@ TASK_URI = "s3://models/engines"
 
 @pytest.fixture(autouse=True)
 def few_cost_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_selection, "NUM_COST_ROWS", 64)
+    monkeypatch.setattr(engine_export, "NUM_COST_ROWS", 64)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
     )
     assert (
         champion.reason.sentence()
-        == f"FINE_TUNE: candidate dominates the incumbent; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
+        == f"FINE_TUNE: candidate dominates the incumbent; run by onnxruntime-int8 ({ENGINE_EVIDENCE})"
     )
     assert champion.parity is None  # no version is served yet
     result = EngineEvidence.model_validate(storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")).equivalence
@@ -199,14 +199,16 @@ def test_a_changed_record_an_unknown_engine_and_changed_rows_are_rejected(
 ) -> None:
     evidence = _evidence()
     with connect():
-        version = choose_engine(
+        version = version_for_engine(
             evaluated, evidence=evidence, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT
         )
         with pytest.raises(EngineError, match="unknown engine 'tensorrt'; choose torch or onnxruntime-int8"):
-            choose_engine(evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT)
+            version_for_engine(evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT)
         changed = evidence.model_copy(update={"data": replace(evidence.data, sha256={"test": "0" * 64})})
         with pytest.raises(DataError, match="test rows changed"):
-            choose_engine(evaluated, evidence=changed, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT)
+            version_for_engine(
+                evaluated, evidence=changed, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT
+            )
     kept = storage.read_bytes(f"{version.uri}/{ENGINE_EVIDENCE}")
     record = json.loads(kept)
     record["equivalence"]["gain"] += 0.01

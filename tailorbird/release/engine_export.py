@@ -37,7 +37,7 @@ class ExportedModel:
     evidence: EngineEvidence
 
 
-def choose_engine(
+def version_for_engine(
     evaluated: ModelVersion, *, evidence: Evidence, engine: str, task_uri: str, progress: ProgressReporter
 ) -> ModelVersion:
     """Return the version to promote: for `INT8`, an export of the evaluated version that is equivalent to it.
@@ -105,7 +105,6 @@ class _Export:
             return self._evaluate(uri)
 
         inputs = {
-            "engine": INT8,
             "evaluated": self._evaluated.digest,
             "test": self._evidence.data.sha256["test"],
             "protocol": self._protocol.model_dump(mode="json"),
