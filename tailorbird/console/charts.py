@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from tailorbird.console.records import DayReport, Labelled
 from tailorbird.evaluation.statistics.paired import wilson_interval
+from tailorbird.monitoring.quality import Quality
+from tailorbird.monitoring.report import Report
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, axes, path, share_bar, sparkline
 from tailorbird.registry.run_progress import ContenderProgress
 from tailorbird.registry.watch_record import ChallengerRecord
@@ -67,7 +68,7 @@ def done_bar(done: int, total: int) -> Chart:
     return Chart((Box(0, 4, 100, 10, "track"), Box(0, 4, share, 10, "bar chosen")), 18, f"{done:,} of {total:,}")
 
 
-def traffic(reports: Sequence[DayReport]) -> Chart:
+def traffic(reports: Sequence[Report]) -> Chart:
     """Return the rows of each report as columns, from 0."""
     most = max((report.rows for report in reports), default=0)
     up, width = Scale(0.0, most or 1.0, TRAFFIC_HEIGHT), 100 / max(len(reports), MIN_COLUMNS)
@@ -85,7 +86,7 @@ def traffic(reports: Sequence[DayReport]) -> Chart:
     return Chart(tuple(marks), TRAFFIC_HEIGHT + 1, f"rows of {len(reports)} reports, at most {most:,}")
 
 
-def drift(reports: Sequence[DayReport], name: str) -> Chart:
+def drift(reports: Sequence[Report], name: str) -> Chart:
     """Return the values of a drift statistic over the reports, with a line at the latest threshold."""
     by_day = [{statistic.name: statistic for statistic in report.drift} for report in reports]
     limit = next(day[name].threshold for day in reversed(by_day) if name in day)
@@ -93,9 +94,9 @@ def drift(reports: Sequence[DayReport], name: str) -> Chart:
     return sparkline(values, limit=limit, label=f"values of {len(values)} reports")
 
 
-def quality(reports: Sequence[DayReport], source: Literal["audit", "audit_scores"], name: str) -> Chart | None:
+def quality(reports: Sequence[Report], source: Literal["audit", "audit_scores"], name: str) -> Chart | None:
     """Return the accuracy or mean score on audited answers with its interval, by report; None without labels."""
-    qualities: list[tuple[int, Labelled]] = [(index, getattr(report, source)) for index, report in enumerate(reports)]
+    qualities: list[tuple[int, Quality]] = [(index, getattr(report, source)) for index, report in enumerate(reports)]
     audited = [(index, audit) for index, audit in qualities if audit.labelled]
     if not audited:
         return None
