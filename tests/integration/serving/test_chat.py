@@ -224,8 +224,6 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
         chunks = list(service.client.chat.completions.create(model="baseline", messages=messages, stream=True))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
         assert service.ask("abc").version == service.nearest.version  # the canary answers every request
-        with pytest.raises(openai.BadRequestError, match="no language model"):
-            service.client.completions.create(model="baseline", prompt="abc")
     finally:
         service.deploy(service.first)
 
@@ -255,8 +253,6 @@ def test_a_cascade_answers_with_the_stored_answer_where_it_is_confident_and_othe
                 assert choice.model_extra["answered_by"] == ("first" if is_stored else "second")
                 assert "fallback" not in choice.model_extra
             assert chunks[-1].usage == whole.usage
-        with pytest.raises(openai.BadRequestError, match="no language model"):
-            service.client.completions.create(model="champion", prompt="abc")
     finally:
         service.deploy(service.first)
 
