@@ -19,7 +19,6 @@ from tailorbird.console.times import parse_time, relative_text, time_text
 from tailorbird.console.versions import Change, VersionsPage
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
-from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.figures import FORMS, TONES
 from tailorbird.evaluation.verdict.formatting import interval_name, model_name, outcome_basis, size
 from tailorbird.pages.environment import environment, plain
@@ -80,7 +79,7 @@ def versions_page(frame: Frame, task: TaskSummary, versions: VersionsPage) -> st
     return _render("versions.html", frame, task=task, page=versions)
 
 
-def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None) -> str:
+def run_page(frame: Frame, task: str, run: Run) -> str:
     """Return the page of a run."""
     return _render(
         "run.html",
@@ -88,14 +87,15 @@ def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None) -> st
         live=run.state is RunState.RUNNING,
         task=task,
         run=run,
-        evidence=evidence,
-        verdict=evidence.verdict if evidence else None,
-        validation_rows=_validation_rows(run, evidence),
+        evidence=run.evidence,
+        verdict=run.evidence.verdict if run.evidence else None,
+        validation_rows=_validation_rows(run),
     )
 
 
-def _validation_rows(run: Run, evidence: Evidence | None) -> int | None:
+def _validation_rows(run: Run) -> int | None:
     """Return the number of validation rows if a score is the share of correct ones; None if not, or if unknown."""
+    evidence = run.evidence
     if evidence is not None:
         return evidence.data.report.num_validation if METRICS[evidence.verdict.metric].is_share else None
     return run.progress.validation_rows if run.progress else None

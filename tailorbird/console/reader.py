@@ -7,23 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tailorbird.storage import StorageError, read_bytes
 from tailorbird.storage.listing import Entry, file_entry, list_folder
 
-MAX_CACHED = 10_000  # parsed records; those of 1,000 runs and their versions fit
+MAX_CACHED = 2_000  # parsed records; the evidence of a run takes about 100 kB
 NUM_THREADS = 16
 
 M = TypeVar("M", bound=BaseModel)
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-
-
-class Part(BaseModel):
-    """The fields of a stored record that the console shows; other fields are not read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Cache:
@@ -74,10 +68,6 @@ class Reader:
     def read_fixed(self, uri: str, model: type[M]) -> M | None:
         """Return a record that never changes once it exists, such as the config of a version, without a look at S3."""
         return self._checked(uri, lambda: self.cache.get((uri, model), "", _parse(uri, model)))
-
-    def read_large(self, uri: str, model: type[M]) -> M | None:
-        """Return a record that is too large for the cache; None if it cannot be read."""
-        return self._checked(uri, _parse(uri, model))
 
     def _checked(self, uri: str, read: Callable[[], M]) -> M | None:
         """Return the record, or None with a sentence in `problems`. The sentence has no content of the record."""

@@ -6,12 +6,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from tailorbird.console.reader import Reader
-from tailorbird.console.records import Ledger, Registration, RunEvidence
 from tailorbird.console.times import parse_time
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
-from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
 from tailorbird.registry.run_progress import RunProgress
-from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.test_set_ledger import Ledger, TestSetAccess
 from tailorbird.storage.paths import TaskPaths, parse_run_uri
 
 RUNS_PER_PAGE = 15
@@ -46,9 +45,9 @@ class Run:
 
     name: str
     state: RunState
-    evidence: RunEvidence | None = None
+    evidence: Evidence | None = None
     progress: RunProgress | None = None
-    registration: Registration | None = None
+    registration: Preregistration | None = None
 
     @property
     def tone(self) -> str:
@@ -74,7 +73,7 @@ class RunsPage:
     total: int  # runs of the task
 
 
-def state_of(evidence: RunEvidence | None, progress: RunProgress | None, *, now: datetime) -> RunState:
+def state_of(evidence: Evidence | None, progress: RunProgress | None, *, now: datetime) -> RunState:
     """Return the state of a run from its records."""
     if evidence is not None:
         return RunState.EXPIRED if parse_time(evidence.expires_at) <= now else RunState.FINISHED
@@ -115,11 +114,11 @@ def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> 
 
 def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> Run | None:
     """Return a run; None if nothing is stored under its name."""
-    evidence = reader.read(f"{paths.run(name)}/{EVIDENCE_FILE}", RunEvidence)
+    evidence = reader.read(f"{paths.run(name)}/{EVIDENCE_FILE}", Evidence)
     progress = reader.read(paths.progress(name), RunProgress)
     registration = None
     if evidence is None and progress is None:
-        registration = reader.read(f"{paths.run(name)}/{PROTOCOL_FILE}", Registration)
+        registration = reader.read(f"{paths.run(name)}/{PROTOCOL_FILE}", Preregistration)
         if registration is None:
             return None
     return Run(name, state_of(evidence, progress, now=now), evidence, progress, registration)
@@ -154,8 +153,3 @@ def read_looks(reader: Reader, paths: TaskPaths) -> Looks:
     own = Reader(reader.cache)
     ledger = own.read(paths.test_set_ledger, Ledger)
     return Looks(ledger.entries if ledger else (), "; ".join(own.problems))
-
-
-def read_full_evidence(reader: Reader, paths: TaskPaths, name: str) -> Evidence | None:
-    """Return the whole evidence of a run; None if it is not finished or cannot be read."""
-    return reader.read_large(f"{paths.run(name)}/{EVIDENCE_FILE}", Evidence)

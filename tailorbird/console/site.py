@@ -9,7 +9,7 @@ from tailorbird.console import pages
 from tailorbird.console.pages import Frame, TaskDetails
 from tailorbird.console.reader import Cache, Reader
 from tailorbird.console.records import JobRecord
-from tailorbird.console.runs import RunState, read_full_evidence, read_looks, read_run, read_runs
+from tailorbird.console.runs import RunState, read_looks, read_run, read_runs
 from tailorbird.console.task_summaries import read_task, read_tasks, task_names
 from tailorbird.console.versions import read_history, read_versions
 from tailorbird.evaluation.report.html import to_html
@@ -103,15 +103,12 @@ def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str 
     run = read_run(reader, paths, name, now=frame.now)
     if run is None and not reader.problems:
         return None
-    evidence = read_full_evidence(reader, paths, name) if run and run.evidence else None
-    is_finished = run is not None and (run.evidence is not None or run.state is RunState.FINISHED)
-    if run is None or (is_finished and evidence is None):
+    if run is None or (run.state is RunState.FINISHED and run.evidence is None):
         return pages.error_page(frame, title=f"Run {name}", text="The records of this run cannot be read.")
-    return pages.run_page(frame, paths.name, run, evidence)
+    return pages.run_page(frame, paths.name, run)
 
 
 def _report(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> str | None:
     """Return the report of a run, rendered from its evidence; None if the run is not finished."""
     run = read_run(reader, paths, name, now=now)
-    evidence = read_full_evidence(reader, paths, name) if run and run.evidence else None
-    return to_html(evidence) if evidence else None
+    return to_html(run.evidence) if run and run.evidence else None

@@ -8,10 +8,10 @@ from typing import Literal
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.task_rules import TASKS
 from tailorbird.console.reader import Reader
-from tailorbird.console.records import DayReport, RunEvidence
 from tailorbird.console.runs import Run, read_active
 from tailorbird.console.times import parse_time, relative_text
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
+from tailorbird.monitoring.report import Report
 from tailorbird.registry.champion import Champion
 from tailorbird.registry.watch_record import WatchRecord
 from tailorbird.storage.listing import Entry
@@ -41,9 +41,9 @@ class TaskSummary:
 
     name: str
     champion: Champion | None
-    evidence: RunEvidence | None  # of the run that selected the champion
+    evidence: Evidence | None  # of the run that selected the champion
     watch: WatchRecord | None  # of this champion
-    reports: tuple[DayReport, ...]  # of this champion, oldest first
+    reports: tuple[Report, ...]  # of this champion, oldest first
     active: tuple[Run, ...]
     health: Health
 
@@ -77,7 +77,7 @@ class TaskSummary:
         return expiry_of(self.evidence, self.watch)
 
     @property
-    def latest(self) -> DayReport | None:
+    def latest(self) -> Report | None:
         """The latest report with answers."""
         return next((report for report in reversed(self.reports) if report.rows), None)
 
@@ -100,11 +100,11 @@ def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary
     champion = reader.read_entry(stored[paths.champion], Champion) if paths.champion in stored else None
     evidence = None
     if champion is not None and champion.run:
-        evidence = reader.read_fixed(f"{champion.run}/{EVIDENCE_FILE}", RunEvidence)
+        evidence = reader.read_fixed(f"{champion.run}/{EVIDENCE_FILE}", Evidence)
     watch = reader.read_entry(stored[paths.watch], WatchRecord) if paths.watch in stored else None
     if champion is None or (watch is not None and watch.digest != champion.digest):
         watch = None  # of a former champion
-    reports: tuple[DayReport, ...] = ()
+    reports: tuple[Report, ...] = ()
     if champion is not None and paths.monitoring in stored:
         watched = stored[paths.watch].tag if paths.watch in stored else None  # a watch writes this file last
         days = reader.entries(paths.monitoring, tag=watched)
@@ -114,11 +114,11 @@ def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary
     return TaskSummary(paths.name, champion, evidence, watch, reports, active, health)
 
 
-def read_reports(reader: Reader, entries: Sequence[Entry], *, champion: Champion) -> tuple[DayReport, ...]:
+def read_reports(reader: Reader, entries: Sequence[Entry], *, champion: Champion) -> tuple[Report, ...]:
     """Return the latest `DAYS_SHOWN` reports of a champion since its promotion, oldest first."""
     days = [entry for entry in entries if entry.name.endswith(".json")]
     since = [entry for entry in days if _day(entry) >= champion.since[:10]]
-    read = (reader.read_entry(entry, DayReport) for entry in since[-DAYS_SHOWN:])
+    read = (reader.read_entry(entry, Report) for entry in since[-DAYS_SHOWN:])
     return tuple(report for report in read if report is not None and report.digest == champion.digest)
 
 
@@ -126,7 +126,7 @@ def _day(entry: Entry) -> str:
     return entry.name.removesuffix(".json")
 
 
-def expiry_of(evidence: RunEvidence | None, watch: WatchRecord | None) -> datetime | None:
+def expiry_of(evidence: Evidence | None, watch: WatchRecord | None) -> datetime | None:
     """Return when the verdict expires; None if that is not known."""
     times = [record.expires_at for record in (evidence, watch) if record is not None and record.expires_at]
     return max(map(parse_time, times), default=None)
@@ -135,9 +135,9 @@ def expiry_of(evidence: RunEvidence | None, watch: WatchRecord | None) -> dateti
 def health_of(
     champion: Champion | None,
     *,
-    evidence: RunEvidence | None,
+    evidence: Evidence | None,
     watch: WatchRecord | None,
-    reports: Sequence[DayReport],
+    reports: Sequence[Report],
     now: datetime,
 ) -> Health:
     """Return the health of a champion. Without a recent watch, it is not known, unless something needs attention."""

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from tailorbird.console.reader import Part, Reader
-from tailorbird.console.records import ReevaluationRecord, RunEvidence, VersionInfo
+from tailorbird.console.reader import Reader
+from tailorbird.console.records import HistoryEntry
 from tailorbird.console.times import parse_time
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.registry.champion import Champion
-from tailorbird.registry.versions import CONFIG
+from tailorbird.registry.versions import CONFIG, VersionConfig
 from tailorbird.storage.listing import Entry
 from tailorbird.storage.paths import TaskPaths
 
@@ -20,8 +20,8 @@ class Version:
     """A registered version."""
 
     name: str
-    info: VersionInfo
-    evidence: RunEvidence | None  # of the run that selected it; None if no run did, or for the export of a version
+    info: VersionConfig
+    evidence: Evidence | None  # of the run that selected it; None if no run did, or for the export of a version
     role: str  # `champion`, `former champion`, `rolled back` or empty
 
 
@@ -45,12 +45,6 @@ class Change:
     run: str = ""  # name of the run whose verdict selected the champion
 
 
-class _History(Part):
-    """An entry of the history with the field that distinguishes re-evaluations."""
-
-    reevaluation: str | None = None
-
-
 def read_versions(reader: Reader, paths: TaskPaths, *, champion: Champion | None, page: int) -> VersionsPage:
     """Return a page of the versions. A version's config never changes, so each one is read once."""
     folders = [entry for entry in reader.entries(paths.versions) if entry.is_folder]
@@ -64,12 +58,12 @@ def read_versions(reader: Reader, paths: TaskPaths, *, champion: Champion | None
     return VersionsPage(tuple(versions), number, num_pages, len(known))
 
 
-def _info(reader: Reader, folder: Entry) -> VersionInfo | None:
-    return reader.read_fixed(f"{folder.uri}/{CONFIG}", VersionInfo)
+def _info(reader: Reader, folder: Entry) -> VersionConfig | None:
+    return reader.read_fixed(f"{folder.uri}/{CONFIG}", VersionConfig)
 
 
-def _version(reader: Reader, folder: Entry, info: VersionInfo, *, champion: Champion | None) -> Version:
-    evidence = None if info.exported_from else reader.read(f"{folder.uri}/{EVIDENCE_FILE}", RunEvidence)
+def _version(reader: Reader, folder: Entry, info: VersionConfig, *, champion: Champion | None) -> Version:
+    evidence = None if info.exported_from else reader.read(f"{folder.uri}/{EVIDENCE_FILE}", Evidence)
     return Version(folder.name, info, evidence, role_of(folder.uri, champion))
 
 
@@ -92,17 +86,12 @@ def read_history(reader: Reader, paths: TaskPaths) -> list[Change]:
 
 
 def _change(reader: Reader, entry: Entry) -> Change | None:
-    kind = reader.read_entry(entry, _History)
-    if kind is None:
+    history = reader.read_entry(entry, HistoryEntry)
+    if history is None:
         return None
-    if kind.reevaluation is None:
-        champion = reader.read_entry(entry, Champion)
-        if champion is None:
-            return None
-        run = champion.run.rpartition("/")[2]
-        return Change(parse_time(champion.since), champion.version, champion.reason.sentence(), run)
-    record = reader.read_entry(entry, ReevaluationRecord)
-    if record is None:
-        return None
+    record = history.root
+    if isinstance(record, Champion):
+        run = record.run.rpartition("/")[2]
+        return Change(parse_time(record.since), record.version, record.reason.sentence(), run)
     holds = {True: "the verdict holds", False: "the verdict is withdrawn", None: "not decided"}[record.verdict.holds]
     return Change(parse_time(record.at), "re-evaluation", "; ".join((holds, *record.verdict.reasons)))

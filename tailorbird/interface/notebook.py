@@ -33,13 +33,9 @@ def report_html(evidence: "Evidence") -> str:
 
 def comparison_html(result: "VersionComparison") -> str:
     """Return both scores of a comparison, and the gain with its interval, in a frame."""
+    from tailorbird.evaluation.report.charts import gain
+
     comparison = result.comparison
-    low, high = comparison.interval
-    label = f"Gain {points(comparison.gain)} points, {interval_name(result.alpha)} {points(low)} to {points(high)}"
-    scale = charts.around([low, high, 0.0])
-    strip = charts.interval_strip(
-        comparison.gain, interval=comparison.interval, guides=(0.0,), scale=scale, label=label, kind="chosen"
-    )
     page = (
         _templates()
         .get_template("comparison.html")
@@ -48,8 +44,7 @@ def comparison_html(result: "VersionComparison") -> str:
             comparison=comparison,
             metric=METRICS[result.metric].title,
             basis=outcome_basis(result.metric),
-            strip=strip,
-            axis=charts.axis_strip(scale, form=lambda share: f"{100 * share:+g}" if share else "0"),
+            gain=gain(comparison.gain, comparison.interval, minimum=0.0),
             lines=result.lines(),
         )
     )

@@ -64,6 +64,11 @@ class Report(StoredModel):
         }
 
     @property
+    def scored(self) -> bool:
+        """True if people gave scores to answers."""
+        return bool(self.audit_scores.labelled or self.feedback_scores.labelled)
+
+    @property
     def num_labelled(self) -> int:
         return sum(quality.labelled for quality in self.qualities.values())
 

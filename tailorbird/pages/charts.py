@@ -1,16 +1,17 @@
-"""Geometry of charts that the components draw as SVG.
+"""Marks of charts (line, box, dot, text, axis, interval), and the charts that several pages compose of them.
 
 A chart is as wide as its container: horizontal positions are percentages of the width, vertical ones and sizes are
 pixels. So text and lines keep their size on a phone.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
 TICK_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+Form = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Text:
-    """A text; `anchor` is `start`, `middle` or `end`, `shift` moves it to the right by pixels."""
+    """A text; `anchor` is `start`, `middle` or `end`. `shift` and `rise` move it to the right and up, by pixels."""
 
     x: float
     y: float
@@ -60,10 +61,12 @@ class Text:
     kind: str = "label"
     anchor: str = "start"
     shift: float = 0.0
+    rise: float = 0.0
     shape: ClassVar[str] = "text"
 
 
-Mark = Line | Box | Dot | Text
+PlotMark = Line | Dot | Text
+Mark = PlotMark | Box
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,20 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Axis:
     """A linear axis from `low` to `high`, over `length` percent or pixels from the position `start`."""
 
     low: float
     high: float
     length: float = 100.0
     start: float = 0.0
+    name: str = ""
+    form: Form = "{:.4g}".format
+    num_ticks: int = 4  # about
+
+    @property
+    def end(self) -> float:
+        return self.start + self.length
 
     def at(self, value: float) -> float:
         """Return the position of a value; values outside the axis are moved to its ends."""
@@ -92,117 +102,114 @@ class Scale:
 
     def down(self, value: float) -> float:
         """Return the position of a value on an axis that points upwards and has its high end at 0."""
-        return round(self.length + self.start - self.at(value), 2)
+        return round(self.end - self.at(value), 2)
 
-    def ticks(self, *, about: int) -> tuple[float, ...]:
-        """Return round values inside the axis, about as many as requested."""
-        raw = (self.high - self.low) / max(about, 1) or 1.0
+    def ticks(self) -> tuple[float, ...]:
+        """Return round values inside the axis."""
+        raw = (self.high - self.low) / max(self.num_ticks, 1) or 1.0
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(step * power for step in TICK_STEPS if step * power >= raw * 0.999)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
         return tuple(round(index * step, 10) for index in range(first, last + 1))
 
+    def across(self, y: float, *, grid: bool = False) -> list[Mark]:
+        """Return the horizontal axis at `y` with its values and its name, and with lines from the top if `grid`."""
+        marks: list[Mark] = [Line(self.start, y, self.end, y)]
+        for value in self.ticks():
+            x = self.at(value)
+            marks.append(Line(x, 0, x, y, "grid") if grid else Line(x, y, x, y + 5))
+            marks.append(Text(x, y + 18, self.form(value), anchor="middle"))
+        if self.name:
+            marks.append(Text(self.end, y + 36, self.name, "name", "end"))
+        return marks
 
-def around(values: Sequence[float], *, margin: float = 0.08, length: float = 100.0) -> Scale:
+    def up(self) -> list[Mark]:
+        """Return the vertical axis: lines at its values, and its name above the chart."""
+        marks: list[Mark] = []
+        for value in self.ticks():
+            y = self.down(value)
+            marks += [Line(0, y, 100, y, "grid"), Text(0, y + 4, self.form(value), anchor="end", shift=-8)]
+        return [*marks, Text(0, -12, self.name, "name", shift=-40)]
+
+
+def around(
+    values: Iterable[float], *, length: float = 100.0, name: str = "", form: Form = Axis.form, num_ticks: int = 4
+) -> Axis:
     """Return an axis that contains all values with a margin on both sides."""
-    low, high = min(values), max(values)
-    room = margin * (high - low or 0.01)
-    return Scale(low - room, high + room, length)
+    contained = list(values)
+    low = min(contained)
+    high = max(contained)
+    room = 0.08 * (high - low or 0.01)
+    return Axis(low - room, high + room, length, name=name, form=form, num_ticks=num_ticks)
 
 
-def interval_marks(
-    low: float, estimate: float, high: float, *, scale: Scale, y: float, kind: str = ""
-) -> tuple[Line | Dot, ...]:
-    """Return a horizontal interval with caps, and a dot at its estimate."""
-    left, right = scale.at(low), scale.at(high)
-    return (
-        Line(left, y, right, y, f"whisker {kind}".strip()),
-        Line(left, y - 4, left, y + 4, f"whisker {kind}".strip()),
-        Line(right, y - 4, right, y + 4, f"whisker {kind}".strip()),
-        Dot(scale.at(estimate), y, 4.5, f"dot {kind}".strip()),
-    )
+def interval_marks(ends: tuple[float, float], *, axis: Axis, y: float, tone: str = "") -> list[Line]:
+    """Return a horizontal interval with caps."""
+    left, right = (axis.at(end) for end in ends)
+    kind = f"whisker {tone}".strip()
+    caps = [Line(x, y - 4, x, y + 4, kind) for x in (left, right)]
+    return [Line(left, y, right, y, kind), *caps]
+
+
+def band(low: float, high: float, *, axis: Axis, height: float) -> list[Mark]:
+    """Return a shaded range of values with a dashed line at its low end."""
+    left = axis.at(low)
+    return [Box(left, 0, round(axis.at(high) - left, 2), height, "band"), Line(left, 0, left, height, "guide")]
+
+
+def joined(dots: Sequence[Dot], *, kind: str = "path chosen") -> list[Line]:
+    """Return lines from each dot to the next."""
+    return [Line(first.x, first.y, second.x, second.y, kind) for first, second in pairwise(dots)]
+
+
+def placed(marks: Iterable[PlotMark], *, x: Axis, y: Axis) -> list[Mark]:
+    """Return marks whose positions are values of the axes at their positions in the chart."""
+    drawn: list[Mark] = []
+    for mark in marks:
+        if isinstance(mark, Line):
+            drawn.append(Line(x.at(mark.x1), y.down(mark.y1), x.at(mark.x2), y.down(mark.y2), mark.kind))
+        else:
+            drawn.append(replace(mark, x=x.at(mark.x), y=y.down(mark.y)))
+    return drawn
+
+
+def plot(marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str, kind: str = "plot medium") -> Chart:
+    """Return a chart with two axes of marks whose positions are values of the axes."""
+    return Chart((*y.up(), *x.across(y.length), *placed(marks, x=x, y=y)), y.length, label, kind)
 
 
 def share_bar(value: float, *, interval: tuple[float, float] | None, label: str, chosen: bool = False) -> Chart:
-    """Return a bar from 0 to `value` on an axis from 0 to 1, with the interval as a whisker."""
-    scale = Scale(0.0, 1.0)
-    marks: list[Mark] = [Box(0, 4, scale.at(value), 12, "bar chosen" if chosen else "bar")]
+    """Return a bar from 0 to `value` on an axis from 0 to 1, with its interval; the label gets the interval too."""
+    axis = Axis(0.0, 1.0)
+    marks: list[Mark] = [Box(0, 4, 100, 12, "track"), Box(0, 4, axis.at(value), 12, "bar chosen" if chosen else "bar")]
     if interval is not None:
-        low, high = (scale.at(end) for end in interval)
-        marks += [Line(low, 10, high, 10, "whisker")]
-        marks += [Line(end, 6, end, 14, "whisker") for end in (low, high)]
+        label += " ({:.3f} to {:.3f})".format(*interval)
+        marks += interval_marks(interval, axis=axis, y=10)
     return Chart(tuple(marks), 20, label)
 
 
-def interval_strip(
-    estimate: float, *, interval: tuple[float, float], guides: Sequence[float], scale: Scale, label: str, kind: str = ""
-) -> Chart:
-    """Return an interval with its estimate; dashed lines are at `guides`, the last of which is the limit."""
-    marks: list[Mark] = [Line(scale.at(guide), 0, scale.at(guide), 26, "guide") for guide in guides]
-    marks += interval_marks(interval[0], estimate, interval[1], scale=scale, y=13, kind=kind)
-    return Chart(tuple(marks), 26, label)
-
-
-def axis_strip(scale: Scale, *, form: Callable[[float], str]) -> Chart:
-    """Return an axis with two or three values, to be drawn below strips with the same scale."""
-    marks: list[Mark] = [Line(0, 1, 100, 1, "axis")]
-    for value in scale.ticks(about=3):
-        at = scale.at(value)
-        marks += [Line(at, 1, at, 5, "axis"), Text(at, 18, form(value), anchor="middle")]
-    return Chart(tuple(marks), 22, "axis", "ends")
+def axis_strip(axis: Axis) -> Chart:
+    """Return an axis with its values, to be drawn below strips with the same axis."""
+    return Chart(tuple(axis.across(1)), 22, "axis", "ends")
 
 
 def parts_bar(parts: Sequence[tuple[str, int, str]]) -> Chart:
     """Return a bar divided by the number of each (name, number, CSS class)."""
-    total, at, marks = sum(number for _, number, _ in parts), 0.0, list[Mark]()
+    axis = Axis(0.0, sum(number for _, number, _ in parts))
+    marks: list[Mark] = []
+    before = 0
     for name, number, kind in parts:
-        width = round(100 * number / total, 2)
-        marks.append(Box(round(at, 2), 2, width, 24, kind, title=f"{name}: {number:,}"))
-        at += width
+        marks.append(Box(axis.at(before), 2, axis.at(number), 24, kind, title=f"{name}: {number:,}"))
+        before += number
     return Chart(tuple(marks), 28, ", ".join(f"{name} {number:,}" for name, number, _ in parts))
-
-
-def ticks_strip(values: Sequence[float], *, largest: float, label: str, kind: str = "") -> Chart:
-    """Return one dot per measurement on an axis from 0 to `largest`."""
-    scale = Scale(0.0, largest)
-    dots = tuple(Dot(scale.at(value), 10, 4, f"dot {kind}".strip()) for value in values)
-    return Chart((Line(0, 10, 100, 10, "axis"), *dots), 20, label)
 
 
 def sparkline(values: Sequence[float | None], *, limit: float, label: str) -> Chart:
     """Return a line through the values that are known, with a dashed line at `limit`."""
-    height = 36
     known = [(index, value) for index, value in enumerate(values) if value is not None]
-    scale = Scale(0.0, 1.1 * max([limit, *(value for _, value in known)]) or 1.0, height)
-    step = 100 / max(1, len(values) - 1)
-    dots = [(round(index * step, 2), scale.down(value), value > limit) for index, value in known]
-    marks: list[Mark] = [Line(0, scale.down(limit), 100, scale.down(limit), "guide"), *path(dots)]
-    marks += [Dot(x, y, 2.5, "dot alarm" if above else "dot chosen") for x, y, above in dots]
-    return Chart(tuple(marks), height, label)
-
-
-def path(points: Sequence[tuple[float, float, object]], *, kind: str = "path chosen") -> list[Line]:
-    """Return lines from each point (x, y, ...) to the next."""
-    return [Line(first[0], first[1], second[0], second[1], kind) for first, second in pairwise(points)]
-
-
-def axes(
-    across: Scale,
-    up: Scale,
-    *,
-    names: tuple[str, str],
-    forms: tuple[Callable[[float], str], Callable[[float], str]],
-    ticks: tuple[int, int] = (4, 4),
-) -> list[Mark]:
-    """Return grid lines with their values, and the names of both axes (the vertical one above the chart)."""
-    height, marks = up.length, list[Mark]()
-    for value in up.ticks(about=ticks[1]):
-        y = up.down(value)
-        marks += [Line(0, y, 100, y, "grid"), Text(0, y + 4, forms[1](value), anchor="end", shift=-8)]
-    for value in across.ticks(about=ticks[0]):
-        x = across.at(value)
-        marks += [Line(x, height, x, height + 5, "axis")]
-        marks += [Text(x, height + 18, forms[0](value), anchor="middle")]
-    marks += [Line(0, height, 100, height, "axis")]
-    marks += [Text(100, height + 36, names[0], "name", anchor="end"), Text(0, -12, names[1], "name", shift=-40)]
-    return marks
+    x = Axis(0.0, max(1, len(values) - 1))
+    y = Axis(0.0, 1.1 * max([limit, *(value for _, value in known)]) or 1.0, 36.0)
+    dots = [Dot(index, value, 2.5, "dot alarm" if value > limit else "dot chosen") for index, value in known]
+    marks: list[PlotMark] = [Line(x.low, limit, x.high, limit, "guide"), *joined(dots), *dots]
+    return Chart(tuple(placed(marks, x=x, y=y)), y.length, label)

@@ -7,6 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup, escape
 
+from tailorbird.pages import charts
+
 COMPONENTS = Path(__file__).parent / "templates"
 
 
@@ -24,6 +26,7 @@ def environment(folder: Path, *, undefined: type[Undefined] = StrictUndefined) -
         extensions=["jinja2.ext.do"],
     )
     templates.filters["prose"] = prose
+    templates.globals["charts"] = charts
     return templates
 
 

@@ -1,49 +1,50 @@
-"""Charts of the report, except the first; the report prints the plotted numbers next to each chart."""
+"""Charts of the report and the console, except the first; the pages print the plotted numbers next to each chart."""
 
 from collections.abc import Mapping, Sequence
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate
-from tailorbird.evaluation.report.evidence import (
-    BASELINE,
-    Confusion,
-    CurveRecord,
-    ModelScore,
-    ReliabilityBin,
-    TrialRecord,
-)
+from tailorbird.evaluation.report.evidence import BASELINE, Confusion, CurveRecord, ReliabilityBin, TrialRecord
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import (
+    Axis,
     Box,
     Chart,
     Dot,
     Line,
     Mark,
-    Scale,
+    PlotMark,
     Text,
     around,
-    axes,
-    axis_strip,
+    band,
     interval_marks,
-    interval_strip,
+    joined,
     parts_bar,
-    path,
-    share_bar,
-    ticks_strip,
+    plot,
 )
+from tailorbird.registry.run_progress import ContenderProgress
 
 OUTCOME_CLASSES = ("right", "won", "lost", "wrong")
+MAX_NAMED = 8  # trials whose names the chart of the sweep has room for
+
+
+def signed_points(share: float) -> str:
+    """Return a value of an axis in points."""
+    return f"{100 * share:+.4g}" if share else "0"
+
+
+def whole(value: float) -> str:
+    """Return a value of an axis that shows positive whole numbers only."""
+    return f"{value:g}" if value == int(value) and value else ""
 
 
 def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
     """Return the gain and its interval, with a line at 0 and a band up to the minimum gain."""
     low, high = interval
-    scale = around((low, high, 0.0, minimum))
-    left, right = scale.at(0.0), scale.at(minimum)
-    marks: list[Mark] = [Box(left, 0, round(right - left, 2), 40, "band"), Line(left, 0, left, 40, "guide")]
-    for tick in scale.ticks(about=5):
-        marks += [Text(scale.at(tick), 56, f"{100 * tick:+.4g}" if tick else "0", anchor="middle")]
-    marks += [Line(0, 40, 100, 40, "axis"), *interval_marks(low, value, high, scale=scale, y=20, kind="chosen")]
+    axis = around((low, high, 0.0, minimum), form=signed_points, num_ticks=5)
+    marks = band(0.0, minimum, axis=axis, height=40) + axis.across(40)
+    marks += interval_marks(interval, axis=axis, y=20, tone="chosen")
+    marks.append(Dot(axis.at(value), 20, 4.5, "dot chosen"))
     label = f"gain {100 * value:+.2f} points, interval {100 * low:+.2f} to {100 * high:+.2f}"
     return Chart(tuple(marks), 62, label)
 
@@ -74,91 +75,96 @@ def outcomes(counts: Mapping[str, int]) -> Chart:
 
 def confusion(row: Confusion, most: int) -> Chart:
     """Return two bars from the middle: fixed errors to the left, made errors to the right, up to `most` rows each."""
-    scale = Scale(0.0, most, 50.0)
-    fixed, made = scale.at(row.fixed), scale.at(row.made)
+    axis = Axis(-most, most)
     marks = (
-        Box(50.0 - fixed, 4, fixed, 12, "part won", f"fixed: {row.fixed:,}"),
-        Box(50.0, 4, made, 12, "part lost", f"made: {row.made:,}"),
-        Line(50, 0, 50, 20, "axis"),
+        Box(axis.at(-row.fixed), 4, 50 - axis.at(-row.fixed), 12, "part won", f"fixed: {row.fixed:,}"),
+        Box(50, 4, axis.at(row.made) - 50, 12, "part lost", f"made: {row.made:,}"),
+        Line(50, 0, 50, 20),
     )
     return Chart(marks, 20, f"fixed {row.fixed:,}, made {row.made:,}")
 
 
-def scale_of(gate: Gate) -> Scale:
-    """Return an axis for all bounds of a gate."""
-    return around([end for bound in gate.bounds for end in (*bound.interval, bound.limit, 0.0)])
-
-
-def bound(bound: Bound, scale: Scale, tone: str, factor: float) -> Chart:
-    """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values times `factor`."""
-    estimate, low, high, limit = (factor * end for end in (bound.estimate, *bound.interval, bound.limit))
-    label = f"{estimate:.2f}, interval {low:.2f} to {high:.2f}, limit {limit:.2f}"
-    guides = (0.0, bound.limit)
-    return interval_strip(bound.estimate, interval=bound.interval, guides=guides, scale=scale, label=label, kind=tone)
-
-
-def axis(scale: Scale, gate: Gate) -> Chart:
-    """Return the axis of the bounds of a gate, in points or in the recipe's currency."""
-    return axis_strip(scale, form=lambda value: f"{factor_of(gate) * value:,.4g}")
-
-
 def factor_of(gate: Gate) -> float:
-    """Return the factor from the bounds of a gate to the unit that the report shows: points or the currency."""
+    """Return the factor from the bounds of a gate to the unit that pages show: points or the recipe's currency."""
     return 1.0 if gate.name == "cost" else 100.0
 
 
-def score(score: ModelScore) -> Chart:
-    """Return the validation score of a model with its interval."""
-    label = f"{score.kind} {score.validation:.3f}"
-    if score.interval is not None:
-        label += " ({:.3f} to {:.3f})".format(*score.interval)
-    return share_bar(score.validation, interval=score.interval, label=label, chosen=bool(score.role))
+def axis_of(gate: Gate) -> Axis:
+    """Return an axis for all bounds of a gate, in points or in the recipe's currency."""
+    ends = [end for bound in gate.bounds for end in (*bound.interval, bound.limit, 0.0)]
+    return around(ends, form=lambda value: f"{factor_of(gate) * value:,.4g}", num_ticks=3)
 
 
-MAX_NAMED = 8  # trials whose names the chart of the sweep has room for
+def bound(bound: Bound, axis: Axis, tone: str, factor: float) -> Chart:
+    """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values times `factor`."""
+    guides = [Line(axis.at(at), 0, axis.at(at), 26, "guide") for at in (0.0, bound.limit)]
+    ends = interval_marks(bound.interval, axis=axis, y=13, tone=tone)
+    low, high = bound.interval
+    label = (
+        f"{factor * bound.estimate:.2f}, interval {factor * low:.2f} to {factor * high:.2f}, "
+        f"limit {factor * bound.limit:.2f}"
+    )
+    return Chart((*guides, *ends, Dot(axis.at(bound.estimate), 13, 4.5, f"dot {tone}")), 26, label)
 
 
 def sweep(trials: Sequence[TrialRecord]) -> Chart:
     """Return the validation score of each trial and baseline in the order of the sweep, without trials that failed."""
-    trials, height = [trial for trial in trials if trial.epochs or trial.status == BASELINE], 180.0
-    up = around([trial.validation for trial in trials], length=height)
-    across = Scale(0.0, len(trials) + 1.0)
+    trials = [trial for trial in trials if trial.epochs or trial.status == BASELINE]
     tuned = [trial for trial in trials if trial.status != BASELINE]
     best = max(tuned, key=lambda trial: trial.validation, default=None)
-    shown = {index + 1.0: trial.name for index, trial in enumerate(trials)} if len(trials) <= MAX_NAMED else {}
-    forms = (lambda x: shown.get(x, ""), lambda y: f"{y:.4g}")
-    marks = axes(across, up, names=("trial", "validation score"), forms=forms, ticks=(len(shown) + 1, 4))
-    for index, trial in enumerate(trials):
-        kind = "chosen" if trial is best else "other" if trial.status == BASELINE else "candidate"
-        where, title = across.at(index + 1.0), f"{trial.name}: {trial.validation:.4f} ({trial.status})"
-        marks.append(Dot(where, up.down(trial.validation), 6 if trial is best else 4.5, f"dot {kind}", title=title))
-    return Chart(tuple(marks), height, "validation score of each trial; see the table", "plot short")
+    named = trials if len(trials) <= MAX_NAMED else []
+    names = {number + 1.0: trial.name for number, trial in enumerate(named)}
+    dots = []
+    for number, trial in enumerate(trials, start=1):
+        kind = "other" if trial.status == BASELINE else "candidate"
+        radius = 4.5
+        if trial is best:
+            kind = "chosen"
+            radius = 6
+        title = f"{trial.name}: {trial.validation:.4f} ({trial.status})"
+        dots.append(Dot(number, trial.validation, radius, f"dot {kind}", title))
+    x = Axis(0.0, len(trials) + 1.0, name="trial", form=lambda value: names.get(value, ""), num_ticks=len(names) + 1)
+    y = around([trial.validation for trial in trials], length=180.0, name="validation score")
+    return plot(dots, x=x, y=y, label="validation score of each trial; see the table", kind="plot short")
 
 
-def epochs(trials: Sequence[TrialRecord]) -> Chart | None:
-    """Return the learning curve of each trial: its validation score after each epoch; None without trials.
+def contenders_of(trials: Sequence[TrialRecord]) -> list[ContenderProgress]:
+    """Return the trials and baselines as in the progress of a run."""
+    return [
+        ContenderProgress(
+            name=trial.name,
+            score=trial.validation,
+            status=trial.status,
+            curve=tuple(enumerate(trial.scores, start=1)),
+        )
+        for trial in trials
+    ]
+
+
+def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
+    """Return the validation score of each training by epoch; None without any. The best training is emphasized.
 
     The dashed line is the best baseline.
     """
-    tuned = [trial for trial in trials if trial.scores]
-    if not tuned:
+    trained = [each for each in contenders if each.curve]
+    if not trained:
         return None
-    baselines = [trial.validation for trial in trials if trial.status == BASELINE]
+    best = max(trained, key=lambda each: each.score or 0.0)
+    epochs = max(each.curve[-1][0] for each in trained)
+    scores = [score for each in trained for _, score in each.curve]
+    baselines = [each.score for each in contenders if each.status in ("", BASELINE) and each.score is not None]
     target = [max(baselines)] if baselines else []
-    most, height = max(len(trial.scores) for trial in tuned), 220.0
-    best = max(tuned, key=lambda trial: trial.validation)
-    up = around([*(score for trial in tuned for score in trial.scores), *target], length=height)
-    across = Scale(0.0, most + 0.5)
-    forms = (lambda x: f"{x:g}" if x == int(x) and x else "", lambda y: f"{y:.4g}")
-    marks = axes(across, up, names=("epoch", "validation score"), forms=forms, ticks=(min(most + 1, 8), 4))
-    marks += [Line(0, up.down(score), 100, up.down(score), "guide") for score in target]
-    for trial in sorted(tuned, key=lambda trial: trial is best):  # the best one last, over the others
-        tone = "chosen" if trial is best else "incumbent"
-        points = [(across.at(epoch + 1.0), up.down(score), 0) for epoch, score in enumerate(trial.scores)]
-        marks += path(points, kind=f"path {tone}")
-        title = f"{trial.name}: {', '.join(f'{score:.4f}' for score in trial.scores)} ({trial.status})"
-        marks += [Dot(x, y, 4.0, f"dot {tone}", title=title) for x, y, _ in points]
-    return Chart(tuple(marks), height, "validation score of each trial by epoch; see the table", "plot medium")
+    x = Axis(0.0, epochs + 0.5, name="epoch", form=whole, num_ticks=min(epochs + 1, 8))
+    y = around([*scores, *target], length=220.0, name="validation score")
+    marks: list[PlotMark] = [Line(x.low, score, x.high, score, "guide") for score in target]
+    for each in sorted(trained, key=lambda each: each is best):  # the best one last, over the others
+        tone = "chosen" if each is best else "incumbent"
+        title = f"{each.name}: {', '.join(f'{score:.4f}' for _, score in each.curve)} ({each.status})"
+        dots = [Dot(epoch, score, 4.0, f"dot {tone}", title) for epoch, score in each.curve]
+        marks += [*joined(dots, kind=f"path {tone}"), *dots]
+    epoch, score = best.curve[-1]
+    marks.append(Text(epoch, score, best.name, "label chosen", "end", rise=10))
+    return plot(marks, x=x, y=y, label=f"learning curves of {len(trained)} trainings; see the table")
 
 
 def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
@@ -166,37 +172,41 @@ def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
 
     `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the rows of the bin.
     """
-    height = 260.0
-    across, up = Scale(0.0, 1.0), Scale(0.0, 1.0, height)
-    forms = (lambda x: f"{x:g}", lambda y: f"{y:g}")
-    marks = axes(across, up, names=("confidence", "accuracy"), forms=forms, ticks=(5, 5))
-    marks.append(Line(0, height, 100, 0, "guide"))
+    marks: list[PlotMark] = [Line(0, 0, 1, 1, "guide")]
     for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
-        most = max((row.n for row in rows), default=1)
-        points = [(across.at(row.confidence), up.down(row.accuracy), row.n / most) for row in rows]
         tone = "chosen" if role == "candidate" else "incumbent"
-        marks += path(points, kind=f"path {tone}")
-        marks += [Dot(x, y, round(2.5 + 4 * weight**0.5, 1), f"dot {tone}") for x, y, weight in points]
-    return Chart(tuple(marks), height, "accuracy against confidence; see the table of bins", "plot square")
+        most = max((row.n for row in rows), default=1)
+        radii = [round(2.5 + 4 * (row.n / most) ** 0.5, 1) for row in rows]
+        dots = [
+            Dot(row.confidence, row.accuracy, radius, f"dot {tone}") for row, radius in zip(rows, radii, strict=True)
+        ]
+        marks += [*joined(dots, kind=f"path {tone}"), *dots]
+    x = Axis(0.0, 1.0, name="confidence", num_ticks=5)
+    y = Axis(0.0, 1.0, 260.0, name="accuracy", num_ticks=5)
+    return plot(marks, x=x, y=y, label="accuracy against confidence; see the table of bins", kind="plot square")
 
 
 def curve(record: CurveRecord) -> Chart:
     """Return the measured scores by training rows, and the prediction for twice the rows with its interval."""
-    height, double = 220.0, 2 * record.sizes[-1]
-    across = Scale(0.0, 1.05 * double)
-    up = around([*record.scores, record.at_double, *record.interval], length=height)
-    forms = (lambda x: f"{x:,.0f}", lambda y: f"{y:.3g}")
-    marks = axes(across, up, names=("training rows", "validation score"), forms=forms)
-    points = [(across.at(rows), up.down(value), 0) for rows, value in zip(record.sizes, record.scores, strict=True)]
-    x, y = across.at(double), up.down(record.at_double)
-    low, high = (up.down(end) for end in record.interval)
-    marks += [*path(points), *path([points[-1], (x, y, 0)], kind="path predicted"), Line(x, low, x, high, "whisker")]
-    marks += [Dot(each[0], each[1], 4.5, "dot chosen") for each in points]
-    marks.append(Dot(x, y, 5, "dot incumbent"))
-    return Chart(tuple(marks), height, "validation score against training rows; see the table", "plot medium")
+    double = 2 * record.sizes[-1]
+    dots = [Dot(rows, score, 4.5, "dot chosen") for rows, score in zip(record.sizes, record.scores, strict=True)]
+    predicted = Dot(double, record.at_double, 5, "dot incumbent")
+    low, high = record.interval
+    marks: list[PlotMark] = [
+        *joined(dots),
+        *joined([dots[-1], predicted], kind="path predicted"),
+        Line(double, low, double, high, "whisker"),
+        *dots,
+        predicted,
+    ]
+    x = Axis(0.0, 1.05 * double, name="training rows", form="{:,.0f}".format)
+    y = around([*record.scores, record.at_double, low, high], length=220.0, name="validation score")
+    return plot(marks, x=x, y=y, label="validation score against training rows; see the table")
 
 
 def rounds(values: Sequence[float], largest: float, chosen: bool) -> Chart:
     """Return one dot per measured round on an axis from 0 to `largest`."""
-    label = ", ".join(f"{value:.4g}" for value in values)
-    return ticks_strip(values, largest=largest, label=label, kind="chosen" if chosen else "other")
+    axis = Axis(0.0, largest)
+    kind = "dot chosen" if chosen else "dot other"
+    marks: list[Mark] = [Line(0, 10, 100, 10), *(Dot(axis.at(value), 10, 4, kind) for value in values)]
+    return Chart(tuple(marks), 20, ", ".join(f"{value:.4g}" for value in values))

@@ -16,6 +16,7 @@ from tailorbird.evaluation.verdict.formatting import (
     money,
     named,
     points,
+    score_text,
     size,
 )
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, trained_rows_sentences
@@ -44,10 +45,11 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
     return tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in chain if sentence)
 
 
-def score_text(metric: str, score: float) -> str:
+def _score(metric: str, score: float, *, form: str = "") -> str:
     """Return a score as a percentage, or as a number with its metric."""
     spec = METRICS[metric]
-    return f"{100 * score:.1f}%" if spec.is_percentage else f"{spec.title} {score:.3f}"
+    text = score_text(metric, score, form=form)
+    return text if spec.is_percentage else f"{spec.title} {text}"
 
 
 def _model(verdict: Verdict, role: str) -> str:
@@ -56,10 +58,10 @@ def _model(verdict: Verdict, role: str) -> str:
     name = model_name(model.kind)
     if role == HYBRID and verdict.hybrid is not None:
         parts = f"{named(verdict.hybrid.first)} and {named(verdict.hybrid.second)}"
-        return f"the hybrid of {parts} ({score_text(verdict.metric, model.score)})"
+        return f"the hybrid of {parts} ({_score(verdict.metric, model.score)})"
     if model.role == model.kind:
-        return f"{role} ({score_text(verdict.metric, model.score)})"
-    return f"{named(role)}, the {name} ({score_text(verdict.metric, model.score)})"
+        return f"{role} ({_score(verdict.metric, model.score)})"
+    return f"{named(role)}, the {name} ({_score(verdict.metric, model.score)})"
 
 
 def _answers(verdict: Verdict) -> str:
@@ -93,10 +95,7 @@ def _no_training(verdict: Verdict) -> str:
 
 def headroom_text(headroom: Headroom, *, metric: str, minimum_gain: float) -> str:
     """Return what can be gained at most over the incumbent, and that this is below the minimum gain."""
-    spec = METRICS[metric]
-    score = f"{spec.title} {headroom.score:.5g}"
-    if spec.is_percentage:
-        score = f"{100 * headroom.score:.5g}%"
+    score = _score(metric, headroom.score, form=".5g")
     bound = f"at most {at_most(headroom.most)} points can be gained ({100 * (1 - headroom.level):.4g}% bound)"
     return (
         f"the incumbent scores {score} on {headroom.num_rows:,} validation rows, so {bound}, below the minimum gain of "
@@ -114,7 +113,7 @@ def _compared(verdict: Verdict) -> str:
 
 def _score_of(verdict: Verdict, model: TestedModel) -> str:
     stopped = "" if model.passes else ", stopped by its gates"
-    return f"{model.role} ({score_text(verdict.metric, model.score)}{stopped})"
+    return f"{model.role} ({_score(verdict.metric, model.score)}{stopped})"
 
 
 def gain_text(relation: Relation) -> str:

@@ -34,6 +34,13 @@ def size(share: float) -> str:
     return f"{number} {'point' if number == '1' else 'points'}"
 
 
+def score_text(metric: str, score: float, *, form: str = "") -> str:
+    """Return a score as a percentage with one decimal or as a number with three, or in another format."""
+    if METRICS[metric].is_percentage:
+        return f"{100 * score:{form or '.1f'}}%"
+    return f"{score:{form or '.3f'}}"
+
+
 def at_most(share: float) -> str:
     """Return an upper bound in percentage points, rounded up to two decimals: `0.26`."""
     return f"{ceil(round(10_000 * share, 6)) / 100:g}"

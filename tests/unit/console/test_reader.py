@@ -8,8 +8,8 @@ import pytest
 from serving.http.schemas import BatchJob
 from tailorbird import storage
 from tailorbird.console import reader as console_reader
-from tailorbird.console.reader import Cache, Part, Reader
-from tailorbird.console.records import DayReport, JobRecord, ReevaluationRecord, RunEvidence
+from tailorbird.console.reader import Cache, Reader
+from tailorbird.console.records import HistoryEntry, JobRecord, Part, ReevaluationRecord
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict
 from tailorbird.storage.listing import file_entry, list_folder
 from tailorbird.storage.paths import TaskPaths
@@ -76,22 +76,16 @@ def test_a_folder_is_listed_one_level_deep_with_a_tag_per_file(tmp_path: Path) -
     assert list_folder(f"{base}/none") == ()
 
 
-def test_the_records_have_the_values_that_were_written(tmp_path: Path) -> None:
-    paths = TaskPaths(f"{tmp_path.as_uri()}/task")
-    report = made.add_reports(paths, until=NOW, num_days=1, alarm=True)[0]
-    read = DayReport.model_validate_json(report.model_dump_json())
-    assert (read.rows, read.confident, read.audit.accuracy) == (report.rows, report.confident, report.audit.accuracy)
-    assert [each.alarm for each in read.drift] == [each.alarm for each in report.drift] == [True, False]
-    assert read.groups.bounds[0].what == report.groups.bounds[0].what
-    evidence = made.add_run(paths, "0" * 16, at=NOW)
-    run = RunEvidence.model_validate_json(evidence.model_dump_json())
-    assert run.verdict == evidence.verdict
-    assert (run.code.sha256, run.data.sha256) == (evidence.code.sha256, evidence.data.sha256)
-
-
 def test_a_batch_job_and_a_reevaluation_have_the_fields_that_the_console_reads() -> None:
     assert JobRecord.model_fields.keys() <= BatchJob.model_fields.keys()
     assert {"holds", "reasons"} <= ReevaluationVerdict.model_fields.keys()
     verdict = {"holds": False, "reasons": ["worse"], "metric": "accuracy"}
     entry = {"at": NOW.isoformat(), "reevaluation": "s3://m/t/reevaluations/1", "versions": {}, "verdict": verdict}
-    assert ReevaluationRecord.model_validate(entry).verdict.holds is False
+    record = HistoryEntry.model_validate(entry).root
+    assert isinstance(record, ReevaluationRecord)
+    assert record.verdict.holds is False
+
+
+def test_an_entry_of_the_history_with_a_champion_is_a_champion(tmp_path: Path) -> None:
+    champion = made.add_champion(TaskPaths(f"{tmp_path.as_uri()}/task"), "s3://m/task/versions/full-1", at=NOW)
+    assert HistoryEntry.model_validate_json(champion.model_dump_json()).root == champion

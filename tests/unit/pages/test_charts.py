@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailorbird.pages.charts import Chart, Dot, Line, Scale, Text, around, axis_strip, parts_bar, share_bar, sparkline
+from tailorbird.pages.charts import Axis, Chart, Dot, Line, Text, around, axis_strip, parts_bar, share_bar, sparkline
 from tailorbird.pages.environment import COMPONENTS, environment
 
 
@@ -16,15 +16,15 @@ from tailorbird.pages.environment import COMPONENTS, environment
     ],
 )
 def test_ticks_are_round_values_inside_the_axis(low: float, high: float, expected: tuple[float, ...]) -> None:
-    assert Scale(low, high).ticks(about=4) == pytest.approx(expected)
+    assert Axis(low, high).ticks() == pytest.approx(expected)
 
 
 def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> None:
-    scale = Scale(0.0, 2.0, 300.0)
+    scale = Axis(0.0, 2.0, 300.0)
     assert [scale.at(value) for value in (-1, 0, 1, 3)] == [0, 0, 150, 300]
     assert scale.down(0.5) == 225
     assert around([3.0, 3.0]).at(3.0) == 50
-    right = Scale(0.0, 2.0, 30.0, 70.0)
+    right = Axis(0.0, 2.0, 30.0, 70.0)
     assert [right.at(value) for value in (-1, 0, 1, 3)] == [70, 70, 85, 100]
 
 
@@ -34,8 +34,8 @@ def test_the_parts_of_a_bar_fill_its_width() -> None:
 
 
 def test_an_axis_has_its_values_where_strips_of_the_same_scale_have_them() -> None:
-    scale = Scale(-0.05, 0.15)
-    labels = {mark.text: mark.x for mark in axis_strip(scale, form="{:g}".format).marks if isinstance(mark, Text)}
+    scale = Axis(-0.05, 0.15, num_ticks=3)
+    labels = {mark.text: mark.x for mark in axis_strip(scale).marks if isinstance(mark, Text)}
     assert labels == {"0": scale.at(0.0), "0.1": scale.at(0.1)}
 
 
@@ -48,7 +48,7 @@ def test_a_sparkline_omits_unknown_values_and_marks_those_above_the_limit() -> N
 
 def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
     marks = (
-        Text(1, 2, "<b>", shift=-8),
+        Text(1, 2, "<b>", shift=-8, rise=3),
         Dot(3, 4, title="<i>"),
         Line(0, 0, 100, 0),
         *share_bar(0.5, interval=None, label="").marks,
@@ -59,7 +59,7 @@ def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
     assert "<i>" not in svg
     for expected in (
         '<svg class="strip" height="20" role="img" aria-label="a &#34;label&#34;">',
-        '<text class="label" x="1%" y="2" text-anchor="start" dx="-8">&lt;b&gt;</text>',
+        '<text class="label" x="1%" y="2" text-anchor="start" dx="-8" dy="-3">&lt;b&gt;</text>',
         '<circle class="dot" cx="3%" cy="4" r="4.0"><title>&lt;i&gt;</title></circle>',
         '<line class="axis" x1="0%" y1="0" x2="100%" y2="0"/>',
         '<rect class="bar" x="0%" y="4" width="50.0%" height="12"></rect>',

@@ -36,14 +36,14 @@ def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> N
         TrialRecord("1af31", "full", {}, 1, 0.6, 1.0, "stopped", scores=(0.6,)),
         TrialRecord("17b62", "full", {}, 3, 0.9, 1.0, "completed", scores=(0.7, 0.8, 0.9)),
     ]
-    chart = charts.epochs(trials)
+    chart = charts.learning_curves(charts.contenders_of(trials))
     assert chart is not None
     dots = [(mark.title.partition(":")[0], mark.kind) for mark in chart.marks if isinstance(mark, Dot)]
     assert dots == [("trial 1af31", "dot incumbent"), *[("trial 17b62", "dot chosen")] * 3]
     lines = [mark.kind for mark in chart.marks if isinstance(mark, Line)]
     assert (lines.count("path chosen"), lines.count("guide")) == (2, 1)
     assert {"1", "2", "3"} <= {mark.text for mark in chart.marks if isinstance(mark, Text)}
-    assert charts.epochs(trials[:1]) is None
+    assert charts.learning_curves(charts.contenders_of(trials[:1])) is None
 
 
 def test_each_chart_links_to_the_fields_that_it_plots() -> None:
