@@ -12,16 +12,16 @@ from jinja2 import Environment
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.console import charts as own_charts
+from tailorbird.console.reader import ListPage
 from tailorbird.console.records import JobRecord
-from tailorbird.console.runs import Looks, Run, RunsPage, RunState
+from tailorbird.console.runs import Looks, Run, RunState
 from tailorbird.console.task_summaries import TaskSummary
 from tailorbird.console.times import parse_time, relative_text, time_text
-from tailorbird.console.versions import Change, VersionsPage
+from tailorbird.console.versions import Change, Version
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
-from tailorbird.evaluation.report.figures import FORMS, TONES
-from tailorbird.evaluation.verdict.formatting import interval_name, model_name, outcome_basis, size
-from tailorbird.pages.environment import environment, plain
+from tailorbird.evaluation.report.figures import FILTERS, FORMS, TONES
+from tailorbird.pages.environment import environment
 from tailorbird.storage.listing import Entry
 
 MAX_LOOKS = 20  # accesses to test rows on a task's page
@@ -57,7 +57,7 @@ def tasks_page(frame: Frame, tasks: Sequence[TaskSummary]) -> str:
 class TaskDetails:
     """What the page of a task shows in addition to the summary."""
 
-    runs: RunsPage
+    runs: ListPage[Run]
     history: Sequence[Change]
     looks: Looks
     jobs: Sequence[JobRecord]  # newest first
@@ -74,7 +74,7 @@ def _statistics(task: TaskSummary) -> dict[str, str]:
     return {each.name: each.description for report in task.reports for each in report.drift}
 
 
-def versions_page(frame: Frame, task: TaskSummary, versions: VersionsPage) -> str:
+def versions_page(frame: Frame, task: TaskSummary, versions: ListPage[Version]) -> str:
     """Return the page of a task's versions."""
     return _render("versions.html", frame, task=task, page=versions)
 
@@ -123,19 +123,12 @@ def _templates() -> Environment:
         "states": RunState,
         "max_looks": MAX_LOOKS,
     }
+    templates.filters |= FILTERS
     templates.filters |= {
         "parsed": parse_time,
         "time": time_text,
-        "model_name": model_name,
-        "outcome_basis": outcome_basis,
-        "interval_name": interval_name,
-        "size": size,
-        "plain": plain,
-        "points": FORMS["points"],
-        "p": FORMS["p"],
-        "count": lambda number: f"{number:,}",
-        "percent": lambda share: f"{100 * share:.1f}%",
-        "money": FORMS["money"],
+        "count": "{:,}".format,
+        "percent": FORMS["share"],
         "last": lambda uri: uri.rpartition("/")[2],
         "seconds": _seconds,
         "exponent": _exponent,

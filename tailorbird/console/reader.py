@@ -2,10 +2,10 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,6 +43,16 @@ class Cache:
             while len(self._records) > self._max_records:
                 self._records.popitem(last=False)
         return value
+
+
+@dataclass(frozen=True)
+class ListPage(Generic[Result]):
+    """A page of a list, newest first."""
+
+    items: tuple[Result, ...]
+    number: int  # from 1
+    num_pages: int
+    total: int
 
 
 @dataclass
@@ -96,6 +106,15 @@ class Reader:
     def map(self, function: Callable[[Value], Result], values: Iterable[Value]) -> list[Result]:
         """Return the function's results for the values, with concurrent requests. Do not nest."""
         return list(self.cache.pool.map(function, values))
+
+    def page(
+        self, read: Callable[[Value], Result | None], values: Sequence[Value], *, number: int, size: int
+    ) -> ListPage[Result]:
+        """Return the results for the values of a page. A number that is too large gives the last page."""
+        num_pages = max(1, -(-len(values) // size))
+        number = min(max(1, number), num_pages)
+        results = self.map(read, values[(number - 1) * size : number * size])
+        return ListPage(tuple(item for item in results if item is not None), number, num_pages, len(values))
 
 
 def _parse(uri: str, model: type[M]) -> Callable[[], M]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from tailorbird.console.reader import Reader
+from tailorbird.console.reader import ListPage, Reader
 from tailorbird.console.times import parse_time
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
@@ -63,16 +63,6 @@ class Run:
         return parse_time(self.registration.requested_at) if self.registration else None
 
 
-@dataclass(frozen=True)
-class RunsPage:
-    """A page of a task's runs, newest first."""
-
-    runs: tuple[Run, ...]
-    number: int  # from 1
-    num_pages: int
-    total: int  # runs of the task
-
-
 def state_of(evidence: Evidence | None, progress: RunProgress | None, *, now: datetime) -> RunState:
     """Return the state of a run from its records."""
     if evidence is not None:
@@ -92,11 +82,11 @@ def newest_first(names: Iterable[str], *, times: Mapping[str, datetime]) -> list
     return known + sorted(name for name in names if name not in times)
 
 
-def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> RunsPage:
+def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> ListPage[Run]:
     """Return a page of the runs. Only the records of this page are read.
 
     The order is by the last news: the time of a run's access to the test rows, or of its last progress if that is
-    later. A page number that is too large gives the last page.
+    later.
     """
     times = {entry.name.removesuffix(".json"): entry.changed_at for entry in reader.entries(paths.all_progress)}
     newest = {name: time for name, time in times.items() if time is not None}
@@ -105,11 +95,7 @@ def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> 
         newest[name] = max(at, newest.get(name, at))
     names = {entry.name for entry in reader.entries(paths.runs) if entry.is_folder} | times.keys()
     ordered = newest_first(names, times=newest)
-    num_pages = max(1, -(-len(ordered) // RUNS_PER_PAGE))
-    number = min(max(1, page), num_pages)
-    shown = ordered[(number - 1) * RUNS_PER_PAGE :][:RUNS_PER_PAGE]
-    runs = reader.map(lambda name: read_run(reader, paths, name, now=now), shown)
-    return RunsPage(tuple(run for run in runs if run is not None), number, num_pages, len(ordered))
+    return reader.page(lambda name: read_run(reader, paths, name, now=now), ordered, number=page, size=RUNS_PER_PAGE)
 
 
 def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> Run | None:

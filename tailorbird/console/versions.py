@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from tailorbird.console.reader import Reader
+from tailorbird.console.reader import ListPage, Reader
 from tailorbird.console.records import HistoryEntry
 from tailorbird.console.times import parse_time
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
@@ -26,16 +26,6 @@ class Version:
 
 
 @dataclass(frozen=True)
-class VersionsPage:
-    """A page of a task's versions, newest first."""
-
-    versions: tuple[Version, ...]
-    number: int
-    num_pages: int
-    total: int
-
-
-@dataclass(frozen=True)
 class Change:
     """An entry of the history: a new champion, or a re-evaluation of the champion."""
 
@@ -45,17 +35,15 @@ class Change:
     run: str = ""  # name of the run whose verdict selected the champion
 
 
-def read_versions(reader: Reader, paths: TaskPaths, *, champion: Champion | None, page: int) -> VersionsPage:
+def read_versions(reader: Reader, paths: TaskPaths, *, champion: Champion | None, page: int) -> ListPage[Version]:
     """Return a page of the versions. A version's config never changes, so each one is read once."""
     folders = [entry for entry in reader.entries(paths.versions) if entry.is_folder]
     infos = dict(zip(folders, reader.map(lambda entry: _info(reader, entry), folders), strict=True))
     known = [(entry, info) for entry, info in infos.items() if info is not None]
     known.sort(key=lambda each: (each[1].created_at, each[0].name), reverse=True)
-    num_pages = max(1, -(-len(known) // VERSIONS_PER_PAGE))
-    number = min(max(1, page), num_pages)
-    shown = known[(number - 1) * VERSIONS_PER_PAGE :][:VERSIONS_PER_PAGE]
-    versions = reader.map(lambda each: _version(reader, *each, champion=champion), shown)
-    return VersionsPage(tuple(versions), number, num_pages, len(known))
+    return reader.page(
+        lambda each: _version(reader, *each, champion=champion), known, number=page, size=VERSIONS_PER_PAGE
+    )
 
 
 def _info(reader: Reader, folder: Entry) -> VersionConfig | None:

@@ -8,7 +8,19 @@ from pydantic import BaseModel, JsonValue
 
 from cluster.display.state import trial_name
 from tailorbird.evaluation.statistics.power import MAX_ROWS
-from tailorbird.evaluation.verdict.formatting import money, p_text, points
+from tailorbird.evaluation.verdict.formatting import (
+    between,
+    cost_basis,
+    interval_name,
+    model_name,
+    money,
+    named,
+    outcome_basis,
+    p_text,
+    points,
+    sentence,
+    size,
+)
 from tailorbird.pages.environment import plain
 
 TONES = {"passes": "passes", "fails": "fails", "not assessable": "open", "not applicable": "open"}
@@ -48,7 +60,7 @@ def _rows(value: int | None) -> str:
 
 FORMS: Mapping[str, Callable[[Any], str]] = {
     "points": points,
-    "size": lambda share: f"{100 * share:.2f}",
+    "unsigned": lambda share: f"{100 * share:.2f}",
     "signed": lambda share: f"{100 * share:+.2f}",
     "share": lambda share: f"{100 * share:.1f}%",
     "money": money,
@@ -59,6 +71,19 @@ FORMS: Mapping[str, Callable[[Any], str]] = {
     "rows": _rows,
 }
 """Formats by name; any other format is a format specification."""
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    **FORMS,
+    "size": size,
+    "sentence": sentence,
+    "between": between,
+    "named": named,
+    "model_name": model_name,
+    "interval_name": interval_name,
+    "outcome_basis": outcome_basis,
+    "cost_basis": cost_basis,
+}
+"""Filters of the templates."""
 
 
 class Figures:

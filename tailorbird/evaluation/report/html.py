@@ -12,21 +12,12 @@ from pydantic import BaseModel, JsonValue
 from tailorbird.config.base import digest
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.report import charts, contender_chart, costs
-from tailorbird.evaluation.report.console import mix_sentence, offsets_sentence, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import BASELINE, Evidence
-from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, Figures
+from tailorbird.evaluation.report.figures import FIELD_NAMES, FILTERS, TONES, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
+from tailorbird.evaluation.report.sentences import details
 from tailorbird.evaluation.verdict.explain import why_no_hybrid
-from tailorbird.evaluation.verdict.formatting import (
-    cost_basis,
-    interval_name,
-    model_name,
-    money,
-    named,
-    outcome_basis,
-    size,
-)
-from tailorbird.pages.environment import environment, plain
+from tailorbird.pages.environment import environment
 from tailorbird.registry.hybrid_routing import PARTS
 
 
@@ -63,13 +54,9 @@ def to_html(evidence: Evidence) -> str:
         duties=load_duties(),
         protocol_sha256=digest(evidence.protocol),
         why_no_hybrid=why_no_hybrid,
-        cost=costs.cost_sentence(evidence),
+        details=details(evidence),
         cost_answer=costs.cost_answer(evidence),
         terms=costs.terms_sentence(evidence.protocol.cost) if evidence.protocol.cost else "",
-        seeds=seed_sentence(evidence),
-        mix=mix_sentence(evidence.mix) if evidence.mix else "",
-        offsets=offsets_sentence(evidence),
-        streaming=streaming_sentence(evidence),
     )
 
 
@@ -79,17 +66,8 @@ def _templates() -> Environment:
     templates.globals |= {"metrics": METRICS, "tones": TONES, "roles": COMPARED}
     templates.globals["share_metrics"] = [name for name, metric in METRICS.items() if metric.is_share]
     templates.globals |= {"field_names": FIELD_NAMES, "baseline": BASELINE}
-    templates.filters |= {
-        "interval_name": interval_name,
-        "model_name": model_name,
-        "outcome_basis": outcome_basis,
-        "money": money,
-        "named": named,
-        "plain": plain,
-        "as_json": _as_json,
-        "size": size,
-        "cost_basis": cost_basis,
-    }
+    templates.filters |= FILTERS
+    templates.filters["as_json"] = _as_json
     return templates
 
 

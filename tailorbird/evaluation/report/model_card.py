@@ -1,23 +1,19 @@
 """Render the model card of a version from the evidence: Hub metadata, then text."""
 
+from collections.abc import Iterable, Sequence
+
 import yaml
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.task_rules import TASKS
-from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.suites import loss_name
-from tailorbird.evaluation.report.console import (
-    mix_sentence,
-    offsets_sentence,
-    power_sentence,
-    score_cells,
-    seed_sentence,
-    streaming_sentence,
-)
-from tailorbird.evaluation.report.costs import cost_lines, cost_sentence
+from tailorbird.evaluation.report.console import score_cells
+from tailorbird.evaluation.report.costs import cost_lines
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.verdict.explain import gain_text
-from tailorbird.evaluation.verdict.formatting import named, points
+from tailorbird.evaluation.report.sentences import details
+from tailorbird.evaluation.verdict.explain import gate_sentences, known_rows
+from tailorbird.evaluation.verdict.formatting import between, named, points, sentence
 from tailorbird.evaluation.verdict.parts import TestedHybrid
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.kinds import spec_of
@@ -53,11 +49,10 @@ def to_model_card(
         _scores(evidence, verdict, role=role),
         "## Verdict",
         f"**{verdict.outcome}**",
-        "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(verdict.sentences, start=1)),
-        _access(evidence),
-        "| model | validation | interval | test |\n|---|---|---|---|\n"
-        + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
-        "\n".join(f"- {sentence}" for sentence in _sentences(evidence, role=role)),
+        "\n".join(f"{number}. {text}" for number, text in enumerate(verdict.sentences, start=1)),
+        f"{sentence(f'{known_rows(evidence.test_access)} (alpha {verdict.alpha:.2g})')}",
+        _table(("model", "validation", "interval", "test"), [score_cells(row) for row in evidence.scores]),
+        _bullets(details(evidence, role=role).values()),
         *cost_lines(evidence),
         "## Groups",
         _groups(verdict, role=role),
@@ -166,44 +161,27 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     return f"On {rows}:\n\n" + "\n".join(lines)
 
 
-def _sentences(evidence: Evidence, *, role: str) -> list[str]:
-    """Return the sentences below the table of scores."""
-    verdict = evidence.verdict
-    sentences = [
-        seed_sentence(evidence),
-        mix_sentence(evidence.mix) if evidence.mix else "",
-        offsets_sentence(evidence, role=role),
-        cost_sentence(evidence) or "",
-        power_sentence(verdict.power, verdict) if verdict.power else "",
-    ]
-    return list(filter(None, sentences))
-
-
-def _access(evidence: Evidence) -> str:
-    access = evidence.test_access
-    seen = f"{access.num_seen:,} of {access.num_rows:,} different test rows are known from earlier tests"
-    return f"{seen} (alpha {evidence.verdict.alpha:.2g})."
-
-
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
     if gate is None:
         reason = "The recipe has no groups gate" if verdict.candidate is not None else "No model was trained"
         return f"{reason}, so the scores of single groups are not known."
-    rows = []
-    for bound in gate.bounds:
-        low, high = bound.interval
-        change = f"{points(bound.estimate)} ({points(low)} to {points(high)})"
-        group = bound.what.removeprefix("change for ").replace("|", "\\|")
-        rows.append(f"| {group} | {change} | {bound.n:,} | {bound.state} |")
-    if not rows:
+    if not gate.bounds:
         return gate.note
+    rows = [
+        (
+            bound.what.removeprefix("change for ").replace("|", "\\|"),
+            f"{points(bound.estimate)} ({between(bound.interval)})",
+            f"{bound.n:,}",
+            bound.state,
+        )
+        for bound in gate.bounds
+    ]
     compared = "Change from the incumbent to this version"
     if role == "incumbent":
         compared = "Change from this version to the candidate"
-    head = "| group | points (interval) | rows | state |\n|---|---|---|---|\n"
-    table = head + "\n".join(rows)
-    return f"{compared}, in {METRICS[verdict.metric].title}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
+    table = _table(("group", "points (interval)", "rows", "state"), rows)
+    return f"{compared}, in {METRICS[verdict.metric].title}. {sentence(gate.note)}\n\n{table}"
 
 
 def _suites(evidence: Evidence, *, role: str) -> list[str]:
@@ -222,9 +200,17 @@ def _suites(evidence: Evidence, *, role: str) -> list[str]:
         rows.append([score.suite, *scores, f"{score.n:,}", "" if detected is None else f"{100 * detected:.1f}"])
     if not rows:
         return []
-    head = ["suite", *compared, "rows", "loss found in 80% of tests, points"]
-    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return ["## Suites", "Mean scores on the regression suites.", "\n".join(table)]
+    head = ("suite", *compared, "rows", "loss found in 80% of tests, points")
+    return ["## Suites", "Mean scores on the regression suites.", _table(head, rows)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _bullets(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in sentences)
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
@@ -234,28 +220,21 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     ]
     if "calibration" not in gates:
         lines.append("The calibration of the confidence was not assessed.")
-    states = {
-        State.PASSES: "passes",
-        State.FAILS: "FAILS",
-        State.NOT_ASSESSABLE: "could not be assessed",
-        State.NOT_APPLICABLE: "is not applicable",
-    }
     subject = "candidate" if role == "incumbent" and verdict.candidate is not None else role
-    lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
+    states = gate_sentences(tuple(gates.values()), role=subject, regulated=evidence.protocol.regulated)
+    lines += [sentence(state) for state in states]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
     if subject != "incumbent":
-        gain = verdict.relation(subject, "incumbent")
-        lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain_text(gain)}.")
+        gain = verdict.relation(subject, "incumbent").gain_text()
+        lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain}.")
     kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
     parts = [kind]
     if role == "hybrid" and verdict.hybrid is not None:
         parts = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]
     if has_index or any(spec_of(part).holds_training_text for part in parts):
         lines.append("The version contains training rows as text. Protect and delete it like the training rows.")
-    lines += [f"{part[0].upper()}{part[1:]}." for part in evidence.data.differences]
-    if part := streaming_sentence(evidence):
-        lines.append(f"{part[0].upper()}{part[1:]}.")
-    return "\n".join(f"- {sentence}" for sentence in lines)
+    lines += [sentence(difference) for difference in evidence.data.differences]
+    return _bullets(lines)
 
 
 def _out_of_scope(evidence: Evidence) -> str:
@@ -267,7 +246,7 @@ def _out_of_scope(evidence: Evidence) -> str:
         "Do not use it, without a separate test, for a group that is not in the table above or could not be assessed.",
         f"Do not use it after {evidence.expires_at} without a new evaluation.",
     )
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return _bullets(sentences)
 
 
 def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:

@@ -8,7 +8,7 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.formatting import gain_text, p_text
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.reach import hybrid_predictions
 
@@ -26,13 +26,12 @@ class VersionComparison(BaseModel, frozen=True):
     def lines(self) -> list[str]:
         """Return lines for the terminal with both scores, gain, interval, p and n."""
         result, name = self.comparison, METRICS[self.metric].title
-        low, high = result.interval
+        more = (p_text(result.p_value), f"n = {result.counts.n:,}")
+        gain = gain_text(result.gain, result.interval, level=self.alpha, more=more)
         return [
             f"{result.candidate_score:.4f}  {self.first}",
             f"{result.other_score:.4f}  {self.second}",
-            f"{name} of the first minus the second: {points(result.gain)} points "
-            f"({100 * (1 - self.alpha):g}% interval {points(low)} to {points(high)}, {p_text(result.p_value)}, "
-            f"n = {result.counts.n:,})",
+            f"{name} of the first minus the second: {gain}",
             "this comparison is not a verdict: it evaluates no gates, and comparing many versions finds gains by "
             "chance",
         ]

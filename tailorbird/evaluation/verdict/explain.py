@@ -10,13 +10,13 @@ from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, O
 from tailorbird.evaluation.verdict.formatting import (
     at_most,
     cost_basis,
-    interval_name,
     listed,
     model_name,
     money,
     named,
     points,
     score_text,
+    sentence,
     size,
 )
 from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, trained_rows_sentences
@@ -24,6 +24,7 @@ from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Relation
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.test_set_ledger import RowUse
 
 
 def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
         _rows(verdict, inputs=inputs, protocol=protocol),
         what_would_change(verdict),
     ]
-    return tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in chain if sentence)
+    return tuple(sentence(text) for text in chain if text)
 
 
 def _score(metric: str, score: float, *, form: str = "") -> str:
@@ -116,28 +117,16 @@ def _score_of(verdict: Verdict, model: TestedModel) -> str:
     return f"{model.role} ({_score(verdict.metric, model.score)}{stopped})"
 
 
-def gain_text(relation: Relation) -> str:
-    """Return a gain with its interval: `+2.39 points (95% interval +0.56 to +4.22)`."""
-    low, high = relation.interval
-    interval = f"{interval_name(relation.level)} {points(low)} to {points(high)}"
-    return f"{points(relation.gain)} points ({interval})"
-
-
 def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     """Return the comparison that decides, and by which part of *dominates*; empty if `_replacement` has it."""
     relation = verdict.closest
     is_replaced = verdict.candidate is None and verdict.selected != INCUMBENT
     if relation is None or is_replaced:
         return ""
-    first, second = named(relation.first), named(relation.second)
-    gain = gain_text(relation)
-    if relation.is_better:
-        least = f"the interval is above 0 and the gain at least {size(verdict.minimum_gain)}"
-        dominated = f"{first} is proven better than {second}: {gain}; {least}"
-    elif relation.dominates:
-        dominated = f"{first} costs less than {second} and is non-inferior: {gain}; {_limit(verdict, relation)}"
-    else:
-        return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation, anchor=anchor)}"
+    if not relation.dominates:
+        pair = f"{named(relation.first)} does not dominate {named(relation.second)}"
+        return f"{pair}: {relation.gain_text()}; {_why_not(verdict, relation, anchor=anchor)}"
+    dominated = _dominance(verdict, relation)
     num_others = len(verdict.required) - 1
     if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return dominated
@@ -145,8 +134,16 @@ def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     return f"{dominated}; it dominates {rest} too, by more"
 
 
-def _limit(verdict: Verdict, relation: Relation) -> str:
-    return f"the loss is below {size(verdict.non_inferiority_margin)} (lowest {points(relation.lowest)})"
+def _dominance(verdict: Verdict, relation: Relation, *, level: str = "") -> str:
+    """Return by which part of *dominates* the first model dominates the second; `level` follows the gain."""
+    first = named(relation.first)
+    second = named(relation.second)
+    gain = f"{relation.gain_text()}{level}"
+    if relation.is_better:
+        least = f"the interval is above 0 and the gain at least {size(verdict.minimum_gain)}"
+        return f"{first} is proven better than {second}: {gain}; {least}"
+    limit = f"the loss is below {size(verdict.non_inferiority_margin)} (lowest {points(relation.lowest)})"
+    return f"{first} costs less than {second} and is non-inferior: {gain}; {limit}"
 
 
 def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> str:
@@ -174,17 +171,12 @@ def _replacement(verdict: Verdict) -> str:
     """Return why another model replaces the incumbent, if no fine-tuned model is eligible."""
     if verdict.selected == INCUMBENT or verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return ""
-    relation = verdict.relation(verdict.selected, INCUMBENT)
-    selected = named(verdict.selected)
     num_replacing = sum(model.may_replace for model in verdict.models)
     level = ""
     if verdict.model(verdict.selected).may_replace and num_replacing > 1:
         level = f", at alpha / {num_replacing} because {num_replacing} models could replace it"
-    gain = f"{gain_text(relation)}{level}"
-    if relation.is_better:
-        return f"the incumbent is replaced, because {selected} is proven better: {gain}"
-    limit = _limit(verdict, relation)
-    return f"the incumbent is replaced, because {selected} costs less and is non-inferior: {gain}; {limit}"
+    reason = _dominance(verdict, verdict.relation(verdict.selected, INCUMBENT), level=level)
+    return f"the incumbent is replaced, because {reason}"
 
 
 def cost_text(verdict: Verdict) -> str:
@@ -232,12 +224,17 @@ def _gates(verdict: Verdict, *, protocol: TestProtocol) -> str:
     role = CANDIDATE
     if verdict.selected == HYBRID or verdict.candidate is None:
         role = verdict.selected
-    gates = verdict.model(role).gates
-    failed = failed_gates(gates, owner=f"{named(role)}'s")
-    undecided = open_gates(gates, regulated=protocol.regulated, owner=f"{named(role)}'s")
-    passing = [gate.name for gate in gates if gate.state is State.PASSES]
-    passed = (f"{named(role)} passes {listed(passing)}",) if passing else ()
-    return "; ".join((*failed, *undecided, *passed))
+    return "; ".join(gate_sentences(verdict.model(role).gates, role=role, regulated=protocol.regulated))
+
+
+def gate_sentences(gates: tuple[Gate, ...], *, role: str, regulated: bool) -> tuple[str, ...]:
+    """Return the states of the gates of a model: those that fail, those that are open, and the names of all others."""
+    owner = f"{named(role)}'s"
+    sentences = [*failed_gates(gates, owner=owner), *open_gates(gates, regulated=regulated, owner=owner)]
+    for state, what in ((State.PASSES, f"{named(role)} passes"), (State.NOT_APPLICABLE, "not applicable:")):
+        names = [gate.name for gate in gates if gate.state is state]
+        sentences += [f"{what} {listed(names)}"] if names else []
+    return tuple(sentences)
 
 
 def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> str:
@@ -245,18 +242,18 @@ def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) ->
     parts = []
     look = inputs.look
     if look.num_seen:
-        parts.append(
-            f"{look.num_seen:,} different test rows are known from earlier tests, so alpha is {verdict.alpha:.2g} "
-            f"instead of {protocol.alpha:g}"
-        )
+        parts.append(f"{known_rows(look)}, so alpha is {verdict.alpha:.2g} instead of {protocol.alpha:g}")
     num_test = verdict.n + verdict.num_trained_rows
     parts += trained_rows_sentences(inputs.trained_on, unknown=verdict.unknown_training, num_rows=num_test)
-    few = few_documents(verdict.num_units, num_rows=verdict.n) if verdict.num_units < verdict.n else None
-    if few is not None:
-        parts.append(few)
-    elif verdict.num_units < verdict.n:
-        parts.append(f"the {verdict.n:,} rows are {verdict.num_units:,} independent documents or groups of near copies")
+    if verdict.num_units < verdict.n:
+        units = f"the {verdict.n:,} rows are {verdict.num_units:,} independent documents or groups of near copies"
+        parts.append(few_documents(verdict.num_units, num_rows=verdict.n) or units)
     return "; ".join(parts)
+
+
+def known_rows(use: RowUse) -> str:
+    """Return how many of the test rows earlier tests have used."""
+    return f"{use.num_seen:,} of {use.num_rows:,} different test rows are known from earlier tests"
 
 
 def what_would_change(verdict: Verdict) -> str:

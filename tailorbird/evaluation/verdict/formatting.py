@@ -51,6 +51,22 @@ def interval_name(level: float) -> str:
     return f"{100 * (1 - level):.4g}% interval"
 
 
+def between(interval: tuple[float, float]) -> str:
+    """Return the ends of an interval of a gain in percentage points: `+0.56 to +4.22`."""
+    low, high = interval
+    return f"{points(low)} to {points(high)}"
+
+
+def gain_text(gain: float, interval: tuple[float, float], *, level: float, more: Sequence[str] = ()) -> str:
+    """Return a gain with its interval: `+2.39 points (95% interval +0.56 to +4.22)`, with `more` in the parenthesis."""
+    return f"{points(gain)} points ({', '.join((f'{interval_name(level)} {between(interval)}', *more))})"
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def p_text(p_value: float) -> str:
     """Return `p = 0.0314`, or `p < 0.0001`."""
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"

@@ -16,6 +16,7 @@ from tailorbird.evaluation.gates.prices import (
 )
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
+from tailorbird.evaluation.verdict.formatting import gain_text
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 CHEAPER_RATIO = 0.9
@@ -49,6 +50,10 @@ class Relation:
     def dominates(self) -> bool:
         """True if the first model deserves to replace the second."""
         return self.is_better or (self.is_non_inferior and self.is_cheaper and self.is_anchored)
+
+    def gain_text(self, *more: str) -> str:
+        """Return the gain with its interval, and with `more` in the parenthesis."""
+        return gain_text(self.gain, self.interval, level=self.level, more=more)
 
 
 Relate = Callable[[str, str, int], Relation]

@@ -8,7 +8,6 @@ from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.prices import ContenderCost, CostUnit
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
-from tailorbird.evaluation.verdict.formatting import interval_name, points
 from tailorbird.evaluation.verdict.parts import Power, TestedHybrid, TestedModel, VerdictPart
 from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
 
@@ -166,7 +165,4 @@ class Verdict(VerdictPart):
         closest = self.closest
         if closest is None:
             return f"{self.outcome}: no other model could replace the incumbent (n = {self.n:,})"
-        low, high = closest.interval
-        interval = f"{interval_name(closest.level)} {points(low)} to {points(high)}"
-        gain = f"{closest.first} minus {closest.second} {points(closest.gain)} points"
-        return f"{self.outcome}: {gain} ({interval}, n = {self.n:,})"
+        return f"{self.outcome}: {closest.first} minus {closest.second} {closest.gain_text(f'n = {self.n:,}')}"

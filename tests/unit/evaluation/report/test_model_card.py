@@ -14,7 +14,6 @@ from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
-from tailorbird.evaluation.verdict.explain import gain_text
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 
@@ -127,7 +126,7 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
         "## Groups",
         "## Out-of-scope use",
         "sex = female",
-        "The groups gate FAILS",
+        "The candidate's groups gate fails",
         "**HYBRID**",
         *evidence_for("HYBRID").verdict.sentences,
     ):
@@ -143,8 +142,8 @@ def test_the_card_of_a_model_without_fine_tuning_has_its_score_and_its_gates() -
     card = to_model_card(evidence, role="bag_of_words")
     assert "It is a model without fine-tuning of run" in card
     assert f"- accuracy: {evidence.verdict.model('bag_of_words').score:.4f}" in card
-    assert "gate passes for the bag_of_words." in card
-    gain = gain_text(evidence.verdict.relation("bag_of_words", "incumbent"))
+    assert "- Bag_of_words passes " in card
+    gain = evidence.verdict.relation("bag_of_words", "incumbent").gain_text()
     assert "97.5% interval" in gain
     assert f"The gain of bag_of_words over the incumbent is uncertain: {gain}." in card
     assert "The incumbent is replaced, because bag_of_words is proven better" in card

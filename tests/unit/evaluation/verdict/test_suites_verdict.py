@@ -54,7 +54,7 @@ def test_the_scores_by_group_are_in_report_card_and_console() -> None:
     assert 'data-from="suites.1.group"' in page
     card = to_model_card(evidence)
     assert "| general | 0.700 | 0.200 | 100 |" in card
-    assert "The suites gate FAILS for the candidate." in card
+    assert "The candidate's suites gate fails: " in card
     assert any("suites gate fails" in line for line in verdict_lines(evidence))
     without = evidence_of(replace(FORGETS, suites={}))
     assert "## Suites" not in to_model_card(without)
