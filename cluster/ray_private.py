@@ -78,6 +78,20 @@ def torch_trainer(function: Callable[[], Any], *, workers_per_node: int, **optio
     return (TorchTrainer if workers_per_node == 1 else WholeNodeTrainer)(function, **options)
 
 
+def kill_train_controllers() -> None:
+    """Kill the controllers of this driver's Ray Train runs, and with them their workers. Their `fit` then raises.
+
+    Ray Train stops a run by Ctrl-C only in the main thread.
+    """
+    from ray import ActorID
+    from ray._private.state import actors
+    from ray._private.worker import global_worker
+
+    for name, actor in actors(job_id=global_worker.current_job_id).items():
+        if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
+            global_worker.core_worker.kill_actor(ActorID.from_hex(name), True)
+
+
 def whole_node_policy(scaling_config: Any, *, workers_per_node: int) -> Any:
     """Return Ray Train's elastic scaling policy, limited to multiples of `workers_per_node`.
 

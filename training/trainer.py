@@ -1,6 +1,7 @@
 """Fine-tune one configuration in one Ray Train run, with checkpoints and a finite number of retries."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ ELASTIC_START_TIMEOUT_S = 120
 for these CPUs must time out before a smaller group can start."""
 
 
+STOP_INTERVAL_S = 0.5
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The variable with the options of torch's GPU allocator, and its former name."""
 
@@ -88,6 +90,17 @@ def _run_until_it_fits(
             config = config.model_copy(update=limits)
         else:
             return outcome
+
+
+def stop_trainings(threads: Sequence[threading.Thread]) -> None:
+    """Stop the trainings of this driver, and wait until the threads that run them have ended.
+
+    Call it if the driver is interrupted: `ray.shutdown` crashes the process while a thread waits for a training.
+    """
+    for thread in threads:
+        while thread.is_alive():
+            ray_private.kill_train_controllers()  # again, because the thread may start a training
+            thread.join(STOP_INTERVAL_S)
 
 
 def build_torch_trainer(

@@ -13,7 +13,7 @@ from cluster.remote import this_node
 from cluster.resources import live_nodes, worker_resources, workers_that_fit
 from tailorbird.config.training import TrainingConfig
 from training.errors import RepeatedFailure, describe_failure, restart_is_expected
-from training.trainer import build_torch_trainer, placement_strategy
+from training.trainer import build_torch_trainer, placement_strategy, stop_trainings
 from tuning.trial_broker import WorkerGroupJob
 
 MAX_HALVINGS = 16  # of the tokens of a micro-batch, in a sweep
@@ -66,6 +66,7 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
         yield errors
     except BaseException:
         ray.kill(job.broker)  # interrupted trials must not be recorded as finished
+        stop_trainings(threads)
         raise
     ray.get(job.broker.close.remote())
     for thread in threads:

@@ -85,15 +85,18 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data:
 @pytest.mark.slow
 def test_a_terminated_command_ends_in_order_and_says_how_to_resume(small_data: str, tmp_path: Path) -> None:
     path = recipe_file(tmp_path, name="terminated", data=small_data)
-    process, log, ticks = start_run(path, *TINY, verb="baseline"), path.with_suffix(".log"), threading.Event()
+    overrides = (*TINY, "training.epochs=50")
+    process = start_run(path, *overrides)
+    log = path.with_suffix(".log")
+    ticks = threading.Event()
     for _ in range(4 * WAIT_S):
-        if '"event": "stage"' in log.read_text():  # connected to Ray
+        if '"event": "step"' in log.read_text():  # a thread waits for the training
             break
         assert process.poll() is None, log.read_text()
         ticks.wait(0.25)
     process.terminate()
     assert process.wait(timeout=WAIT_S) == ExitCode.TERMINATED, log.read_text()
-    assert f"To resume: tailorbird baseline {path}" in log.read_text()
+    assert f"To resume: tailorbird run {path}" in log.read_text()
     for text in ("Traceback", "SIGTERM received", "Stack trace"):
         assert text not in log.read_text()
 

@@ -37,6 +37,10 @@ def test_the_installed_ray_has_the_version_that_the_code_was_written_for() -> No
         "ray.train.v2._internal.execution.worker_group.worker:RayTrainWorker.execute",
         "ray.train.v2._internal.execution.scaling_policy:ElasticScalingPolicy._count_possible_workers",
         "ray.train.torch:TorchTrainer._initialize_and_run_controller",
+        "ray._private.state:actors",
+        "ray._private.worker:Worker.current_job_id",
+        "ray._raylet:CoreWorker.kill_actor",
+        "ray.train.v2._internal.execution.controller:TrainController",
         "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
     ],
 )
