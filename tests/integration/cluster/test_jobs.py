@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from cluster import jobs
 from cluster.auth import SessionError, auth_headers
 from cluster.code_snapshot import code_sha256
-from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, PackageError, pack, upload
+from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, pack
 from cluster.local.stack import OWN_DASHBOARD, StackState
 from tailorbird import storage
 from tailorbird.cli.app import app
@@ -172,11 +172,10 @@ def test_the_log_of_a_driver_that_fails_is_kept_in_the_registry(name: str, packa
     assert f"the log is kept at {log}" in jobs.read_log(name)
 
 
-@pytest.mark.usefixtures("stack")
-def test_the_limit_of_a_package_equals_rays() -> None:
+def test_the_limit_of_a_package_equals_rays(name: str) -> None:
     assert LIMIT_BYTES == DASHBOARD_CLIENT_MAX_SIZE
-    with pytest.raises(PackageError, match="413"):
-        upload(bytes(LIMIT_BYTES + 1))
+    with pytest.raises(jobs.JobError, match="413"):
+        jobs.start(name, entrypoint="true", package=bytes(LIMIT_BYTES + 1))
 
 
 @pytest.mark.usefixtures("stack")
