@@ -6,9 +6,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from cluster.code_snapshot import runtime_files, write_entry
+from cluster.code_snapshot import write_entry
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
+from tailorbird.storage.code_files import runtime_files
 
 RECIPE_FILE = "submitted_recipe.yaml"
 LIMIT_BYTES = 100 * 2**20  # Ray's dashboard answers larger uploads with 413

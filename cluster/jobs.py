@@ -17,13 +17,13 @@ import requests
 
 from cluster.auth import DASHBOARD, SessionError, Unreachable, auth_headers
 from cluster.certificates import verify
-from cluster.code_snapshot import code_sha256
 from cluster.dashboard import dashboard_url, request_dashboard
 from cluster.job_package import RECIPE_FILE, pack
 from cluster.ray_private import HEAD_RESOURCE, job_client
 from cluster.requirements import ALWAYS, fits, requirements
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
+from tailorbird.storage.code_files import code_sha256, runtime_files
 
 ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
 DRIVER_MEMORY_GIB = 2.0
@@ -125,7 +125,7 @@ def submit(
     Raises JobError before the upload if the cluster has another version of Ray than the code requires.
     """
     require_ray(root)
-    hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
+    hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(runtime_files(root))}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
     package = pack(root, recipe=recipe)
     metadata, reserved = {"recipe": recipe.name, **hashes}, driver_resources(driver_memory_gib)
