@@ -16,11 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from tailorbird.storage import s3
 from tailorbird.storage.objects import NUM_TRANSFERS, exists, read_bytes, write_bytes
-from tailorbird.storage.s3 import PreconditionFailed, StorageError, storage_errors
+from tailorbird.storage.s3 import ObjectNotFound, PreconditionFailed, StorageError, storage_errors
 from tailorbird.storage.stored_model import StoredModel
 
 M = TypeVar("M", bound=StoredModel)
@@ -73,17 +71,11 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
             content = local.read_bytes() if local.is_file() else None
         return None if content is None else (content, _local_etag(content))
     path, client = _object_path(uri), s3.s3fs_client()
-    with storage_errors(uri):
-        try:
-            info = client.info(path, refresh=True)
-            if info["type"] != "file":
-                return None
+    with suppress(ObjectNotFound), storage_errors(uri):
+        info = client.info(path, refresh=True)
+        if info["type"] == "file":
             return bytes(client.cat_file(path, max_concurrency=1)), str(info["ETag"])
-        except (OSError, ClientError, BotoCoreError) as error:
-            if not s3.is_absent(error, uri=uri):
-                raise
-            s3.require_bucket(uri)
-            return None
+    return None
 
 
 def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
@@ -100,11 +92,10 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     # A single PUT for any size: s3fs's multipart upload drops the condition on the ETag.
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
     try:
-        answer = s3.s3fs_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
-    except (OSError, ClientError, BotoCoreError) as error:
-        if s3.is_conflict(error) or (etag is not None and s3.is_absent(error, uri=uri)):
-            raise _precondition_failed(uri, etag=etag) from error
-        raise s3.to_storage_error(uri, error) from error
+        with storage_errors(uri):
+            answer = s3.s3fs_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
+    except (PreconditionFailed, ObjectNotFound) as error:
+        raise _precondition_failed(uri, etag=etag) from error
     return str(answer["ETag"])
 
 
