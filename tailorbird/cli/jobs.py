@@ -15,7 +15,7 @@ jobs_app = typer.Typer(no_args_is_help=True, help="Manage the jobs of a Ray clus
 def submit(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
-    address: options.Address = None,
+    _address: options.Address = None,
     follow: options.Follow = False,
     again: Annotated[bool, typer.Option("--again", help="Start a new job even if an earlier one succeeded.")] = False,
     driver_memory: Annotated[
@@ -31,11 +31,9 @@ def submit(
     Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address http://127.0.0.1:8265 --follow
     """
     from cluster import jobs
-    from cluster.dashboard import use_dashboard
 
     overrides = options.with_training(overrides, train_anyway=train_anyway)
     loaded = options.read_recipe(recipe, overrides, as_json=as_json)
-    use_dashboard(address)
     with options.activity("packing this checkout and submitting the job", as_json=as_json):
         submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory)
     if follow:
@@ -45,15 +43,13 @@ def submit(
 
 
 @jobs_app.command("list")
-def list_jobs(address: options.Address = None, as_json: options.AsJson = False) -> None:
+def list_jobs(_address: options.Address = None, as_json: options.AsJson = False) -> None:
     """List the jobs that were submitted to the cluster, with their exit codes, in order of their start.
 
     Example: tailorbird jobs list --json
     """
     from cluster import jobs
-    from cluster.dashboard import use_dashboard
 
-    use_dashboard(address)
     with options.activity("reading the jobs of the cluster", as_json=as_json):
         submitted = jobs.list_jobs()
     lines = [job.line() for job in submitted] or ["no jobs; run `tailorbird submit RECIPE` to submit one"]
@@ -61,15 +57,13 @@ def list_jobs(address: options.Address = None, as_json: options.AsJson = False) 
 
 
 @jobs_app.command("status")
-def job_status(job: options.JobId, address: options.Address = None, as_json: options.AsJson = False) -> None:
+def job_status(job: options.JobId, _address: options.Address = None, as_json: options.AsJson = False) -> None:
     """Print the status of a job and Ray's message.
 
     Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
     """
     from cluster import jobs
-    from cluster.dashboard import use_dashboard
 
-    use_dashboard(address)
     with options.activity(f"reading the status of {job}", as_json=as_json):
         status = jobs.read_job(job)
     options.print_result(status.to_dict(), as_json=as_json, lines=[status.line(), status.message])
@@ -77,16 +71,17 @@ def job_status(job: options.JobId, address: options.Address = None, as_json: opt
 
 @jobs_app.command()
 def logs(
-    job: options.JobId, address: options.Address = None, follow: options.Follow = False, as_json: options.AsJson = False
+    job: options.JobId,
+    _address: options.Address = None,
+    follow: options.Follow = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print the log of a job.
 
     Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
     """
     from cluster import jobs
-    from cluster.dashboard import use_dashboard
 
-    use_dashboard(address)
     if follow:
         _follow(job, as_json=as_json, value={})
     with options.activity(f"reading the log of {job}", as_json=as_json):
@@ -95,15 +90,13 @@ def logs(
 
 
 @jobs_app.command("stop")
-def stop_job(job: options.JobId, address: options.Address = None, as_json: options.AsJson = False) -> None:
+def stop_job(job: options.JobId, _address: options.Address = None, as_json: options.AsJson = False) -> None:
     """Stop a job. Submitted again, the recipe resumes after the last finished stage.
 
     Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
     """
     from cluster import jobs
-    from cluster.dashboard import use_dashboard
 
-    use_dashboard(address)
     with options.activity(f"waiting until {job} has stopped", as_json=as_json):
         status = jobs.stop(job)
     options.print_result(status.to_dict(), as_json=as_json, lines=[status.line()])

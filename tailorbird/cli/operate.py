@@ -36,7 +36,7 @@ def watch(
 
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
-        options.write_text(metrics, result.metrics)
+        options.write_file(metrics, result.metrics.encode())
     recommendation, decision = result.recommendation, result.recommendation.challenger
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
     lines = lines or ["no re-evaluation is recommended"]

@@ -17,6 +17,13 @@ from tailorbird.checks.result import CheckResult, passes, to_json, to_lines
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
 
+
+def _use_dashboard(address: str | None) -> None:
+    from cluster.dashboard import use_dashboard
+
+    use_dashboard(address)
+
+
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or URI of the recipe (YAML).")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe.")
@@ -34,7 +41,12 @@ AsJson = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="URL", help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS."),
+    typer.Option(
+        "--address",
+        metavar="URL",
+        callback=_use_dashboard,
+        help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS.",
+    ),
 ]
 Follow = Annotated[bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id (see `tailorbird jobs list`).")]
@@ -164,10 +176,10 @@ def read_text(path: str) -> str:
         ) from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}; give the path of a writable file") from None
 

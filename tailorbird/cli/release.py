@@ -259,7 +259,7 @@ def render(
     _print_notes(done.notes)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
-        options.write_text(output, done.text)
+        options.write_file(output, done.text.encode())
         lines = [f"wrote {output}"]
     options.print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)
 
@@ -290,7 +290,7 @@ def iam(
     if output is not None:
         lines = []
         for name, document in documents.items():
-            options.write_text(output / f"{name}.json", json.dumps(document, indent=1) + "\n")
+            options.write_file(output / f"{name}.json", f"{json.dumps(document, indent=1)}\n".encode())
             lines.append(f"wrote {output / name}.json")
     options.print_result(documents, as_json=as_json, lines=lines)
 
