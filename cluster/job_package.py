@@ -34,8 +34,6 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes
                 write_entry(archive, name, (root / name).read_bytes())
             if buffer.tell() > limit_bytes:  # checked for each file, since all files may not fit in memory
                 raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
-    if buffer.tell() > limit_bytes:  # with the zip's directory
-        raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
     return buffer.getvalue()
 
 

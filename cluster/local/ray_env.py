@@ -4,12 +4,12 @@ import json
 import os
 import secrets
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local import haproxy, ports
 from cluster.local.stack import KEYS_FILE, OWN_DASHBOARD, TOKEN_FILE
+from tailorbird import storage
 
 CLUSTER_SETTINGS = haproxy.HAPROXY_SETTINGS | {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -83,7 +83,4 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
 
 def write_private(path: Path, text: str) -> None:
     """Write a file atomically that only its owner can read."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-    Path(name).replace(path)
+    storage.write_bytes(path.as_uri(), text.encode())

@@ -11,8 +11,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES
-from tailorbird.evaluation.report.evidence_files import read_evidence
+from tailorbird.evaluation.report.evidence import ROLES
 from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
@@ -30,7 +29,7 @@ from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.request_log import MonitoringError, require_request_log
 from tailorbird.monitoring.sequential_test import ChallengerDecision
-from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
+from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, champion_evidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.registry.watch_record import ChallengerRecord, WatchRecord
@@ -149,9 +148,10 @@ def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
 
     The result is empty without a run that tested it with this metric.
     """
-    if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+    evidence = champion_evidence(champion)
+    if evidence is None:
         return {}
-    versions = read_evidence(champion.run).versions
+    versions = evidence.versions
     role = next((role for role in ROLES if role in versions and versions[role].digest == champion.digest), None)
     if role is None:
         return {}
@@ -207,7 +207,8 @@ def _challenger_record(
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:
     """Return the expiry of the verdict: the run's, or a later one of a re-evaluation that upheld it."""
-    if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+    evidence = champion_evidence(champion)
+    if evidence is None:
         return None
-    renewed = [evidence.expires_at for evidence in reevaluations if evidence.expires_at]
-    return max([read_evidence(champion.run).expires_at, *renewed], key=datetime.fromisoformat)
+    renewed = [renewal.expires_at for renewal in reevaluations if renewal.expires_at]
+    return max([evidence.expires_at, *renewed], key=datetime.fromisoformat)

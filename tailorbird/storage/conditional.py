@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tailorbird.storage import s3
-from tailorbird.storage.objects import NUM_TRANSFERS, exists, read_bytes, write_bytes
+from tailorbird.storage.objects import NUM_TRANSFERS, exists, parse_json, read_bytes, write_bytes
 from tailorbird.storage.s3 import ObjectNotFound, PreconditionFailed, StorageError, storage_errors
 from tailorbird.storage.stored_model import StoredModel
 
@@ -133,17 +133,11 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
     """Change a JSON object and return the stored value, like `update_bytes`; raise StorageError if it is not JSON."""
 
     def change_bytes(content: bytes | None) -> bytes | None:
-        changed = change(_parse_json(uri, content))
+        changed = change(None if content is None else parse_json(uri, content))
         return None if changed is None else json.dumps(changed, indent=1).encode()
 
-    return _parse_json(uri, update_bytes(uri, change_bytes))
-
-
-def _parse_json(uri: str, content: bytes | None) -> Any:
-    try:
-        return None if content is None else json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{uri} is not valid JSON: {error}; restore it from a backup") from None
+    stored = update_bytes(uri, change_bytes)
+    return None if stored is None else parse_json(uri, stored)
 
 
 def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str:

@@ -61,11 +61,15 @@ def open_file(uri: str) -> Iterator[Any]:
 
 def read_json(uri: str) -> Any:
     """Return the value of a JSON object; raise StorageError if it is not JSON."""
-    data = read_bytes(uri)
+    return parse_json(uri, read_bytes(uri))
+
+
+def parse_json(uri: str, data: bytes) -> Any:
+    """Return the value of an object's content; raise StorageError if it is not JSON."""
     try:
         return json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} is not valid JSON: {error}; give the URI of a JSON file") from None
+        raise StorageError(f"{uri} is not valid JSON: {error}; give the URI of a JSON file, or restore it") from None
 
 
 def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) -> None:
