@@ -70,7 +70,10 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     stored = read_reports(recipe.task_uri)
     reports = [report for report in stored if report.digest == version.digest and report.day >= since]
     expires, last = _expires_at(champion, reevaluations=reevaluations), reevaluations[-1].at if reevaluations else None
-    decision = _decision(recipe, reports, challenger=challenger) if challenger else None
+    decision = challenger_record = None
+    if challenger is not None:
+        decision = _decision(recipe, reports, challenger=challenger)
+        challenger_record = _challenger_record(recipe, reports, challenger=challenger, decision=decision)
     recommendation = recommend(reports, expires=expires, today=today, since=last, challenger=decision)
     paths = TaskPaths(recipe.task_uri)
     page = render_page(recipe.name, reports, recommendation=recommendation)
@@ -84,7 +87,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
         reevaluate=recommendation.reevaluate,
         reasons=recommendation.reasons,
         expires_at=expires,
-        challenger=_challenger_record(recipe, reports, challenger=challenger, decision=decision),
+        challenger=challenger_record,
     )
     storage.write_bytes(paths.watch, record.model_dump_json(indent=1).encode())
     return WatchResult(reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today))
@@ -188,11 +191,9 @@ def _challenger_record(
     recipe: Recipe,
     reports: Sequence[Report],
     *,
-    challenger: ModelVersion | None,
-    decision: ChallengerDecision | None,
-) -> ChallengerRecord | None:
-    if challenger is None or decision is None:
-        return None
+    challenger: ModelVersion,
+    decision: ChallengerDecision,
+) -> ChallengerRecord:
     alpha = recipe.evaluation.alpha
     return ChallengerRecord(
         version=challenger.version,
