@@ -278,7 +278,7 @@ async def _poll(client: Any, job_id: str, on_status: OnStatus) -> None:
     """Pass the job to `on_status` every STATUS_S seconds, if the dashboard answers."""
     while True:
         await asyncio.sleep(STATUS_S)
-        with suppress(JobError, SessionError):
+        with suppress(ValueError, RuntimeError):  # the dashboard may be restarting
             on_status(_read(client, job_id))
 
 
