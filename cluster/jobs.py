@@ -236,19 +236,19 @@ def follow(
     client, num_written = _client(), 0
     on_status(_read(client, job_id))
 
-    def write_new(text: str, start: int) -> None:
+    def write_new(text: str) -> None:
         nonlocal num_written
-        if start + len(text) > num_written:
-            write(text[max(0, num_written - start) :])
-            num_written = start + len(text)
+        num_written += len(text)
+        write(text)
 
     while True:
         with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the job's status is read below
-            asyncio.run(_tail(client, job_id, write_new, on_status))
+            asyncio.run(_tail(client, job_id, start=num_written, write=write_new, on_status=on_status))
         job = _retry(lambda: _read(client, job_id), max_outage_s=max_outage_s)
         max_log_outage_s = MAX_LOG_OUTAGE_S if job.is_over else 0.0
         try:  # write the part that the stream did not deliver
-            write_new(_retry(lambda: client.get_job_logs(job_id), max_outage_s=max_log_outage_s), 0)
+            log = _retry(lambda: client.get_job_logs(job_id), max_outage_s=max_log_outage_s)
+            write_new(log[num_written:])
         except (RuntimeError, SessionError) as error:
             if job.is_over:  # return the ended job even if its log cannot be read
                 write(f"\nthe rest of the log cannot be read: {error}\n")
@@ -257,18 +257,17 @@ def follow(
         time.sleep(RETRY_S)
 
 
-async def _tail(client: Any, job_id: str, write_at: Callable[[str, int], None], on_status: OnStatus) -> None:
-    """Pass the stream of the log to `write_at(text, position)` until the job ends or the stream breaks off.
+async def _tail(client: Any, job_id: str, *, start: int, write: Write, on_status: OnStatus) -> None:
+    """Write the log from the position `start` as it grows, until the job ends or the stream breaks off.
 
-    Raises TimeoutError if it has no new lines for MAX_SILENCE_S seconds.
+    Raises TimeoutError if the log has no new lines for MAX_SILENCE_S seconds.
     """
     polling = asyncio.create_task(_poll(client, job_id, on_status))
-    position = 0
     try:
         async with asyncio.timeout(MAX_SILENCE_S) as silence:
             async for text in client.tail_job_logs(job_id):
-                write_at(text, position)
-                position += len(text)
+                write(text[start:])
+                start = max(0, start - len(text))
                 silence.reschedule(asyncio.get_running_loop().time() + MAX_SILENCE_S)
     finally:
         polling.cancel()

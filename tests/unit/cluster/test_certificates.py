@@ -112,7 +112,7 @@ def test_one_variable_is_enough_for_requests_and_for_the_stream_of_a_log(
     monkeypatch.setenv(variable, authority)
     assert request_dashboard("GET", "/api/version").status_code == 200
     lines: list[str] = []
-    asyncio.run(_tail(_client(), "some", lambda text, _: lines.append(text), print))
+    asyncio.run(_tail(_client(), "some", start=0, write=lines.append, on_status=print))
     assert lines == ["a line"]
 
 

@@ -149,7 +149,7 @@ def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_hos
         await site.start()
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{runner.addresses[0][1]}")
         client = await asyncio.to_thread(_client)
-        await _tail(client, "some", lambda text, _: lines.append(text), print)
+        await _tail(client, "some", start=0, write=lines.append, on_status=print)
         await runner.cleanup()
 
     asyncio.run(follow())
