@@ -42,7 +42,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.jobs[job["submission_id"]] = job
         answers: dict[str, Any] = {"version": {"ray_version": self.server.version}, "jobs/": []}
         answers |= {f"jobs/{name}": _details(name) for name in self.server.jobs}
-        answer = {} if self.command == "POST" else answers.get(path)
+        answer = answers.get(path)
+        if self.command == "POST":
+            answer = {"job_id": job["submission_id"], "submission_id": job["submission_id"]}
         self.send_response(404 if answer is None and self.command == "GET" else 200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
