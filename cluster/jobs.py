@@ -274,11 +274,13 @@ async def _tail(client: Any, job_id: str, *, start: int, write: Write, on_status
 
 
 async def _poll(client: Any, job_id: str, on_status: OnStatus) -> None:
-    """Pass the job to `on_status` every STATUS_S seconds, if the dashboard answers."""
+    """Pass the job to `on_status` every STATUS_S seconds until it ends, if the dashboard answers."""
     while True:
         await asyncio.sleep(STATUS_S)
         with suppress(ValueError, RuntimeError):  # the dashboard may be restarting
-            on_status(_read(client, job_id))
+            job = _read(client, job_id)
+            if not job.is_over:  # else the stream ends too
+                on_status(job)
 
 
 def _retry(request: Callable[[], Value], *, max_outage_s: float) -> Value:
