@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster.local import stack
 
-DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+DASHBOARD = "RAY_API_SERVER_ADDRESS"
 HELP = "run `tailorbird stack up`, or set RAY_ADDRESS to a running cluster"
 
 
@@ -40,7 +40,7 @@ def auth_headers() -> dict[str, str]:
 def read_token() -> str:
     """Return the token for the dashboard in the environment; empty if there is none."""
     token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
-    address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
+    address = os.environ.get(DASHBOARD)
     if token or not path or (address and not is_token_for(path, address)):
         return token
     try:

@@ -1,21 +1,18 @@
 """The project's code as a zip on S3, named by its hash. Models are served with the code that produced them."""
 
-import hashlib
 import io
 import zipfile
 import zlib
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
-from tailorbird import PACKAGES, storage
-from tailorbird.storage.code_closure import digest_of_files
+from tailorbird import storage
+from tailorbird.storage.code_files import code_sha256, runtime_files
 from tailorbird.storage.paths import TaskPaths
 
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
-WHEEL_ONLY = ("tailorbird/k8s/", "tailorbird/recipes/")  # folders of a checkout that a wheel has in its package
 MAX_UNPACKED_BYTES = 64 << 20  # limit for an unpacked code zip; the project's code has less than 2 MB
 
 
@@ -33,13 +30,14 @@ def ship_code(task_uri: str, root: Path) -> CodeVersion:
     Only the project's own files are included, so a git checkout and the working directory of a submitted job have the
     same sha256. The zip has one top-level folder, as Ray requires for a `working_dir`.
     """
-    sha256 = code_sha256(root)
+    files = runtime_files(root)
+    sha256 = code_sha256(files)
     uri = TaskPaths(task_uri.rstrip("/")).code_archive(sha256)
     if not storage.exists(uri):
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            for name in runtime_files(root):
-                write_entry(archive, f"{TOP_FOLDER}/{name}", (root / name).read_bytes())
+            for name, content in files.items():
+                write_entry(archive, f"{TOP_FOLDER}/{name}", content)
         storage.write_bytes(uri, buffer.getvalue())
     return CodeVersion(sha256=sha256, uri=uri)
 
@@ -53,30 +51,7 @@ def shipped_sha256(content: bytes) -> str:
             files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"not a valid zip: {error}") from None
-    return digest_of_files({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
-
-
-def code_sha256(root: Path) -> str:
-    """Return the sha256 of the project's code under `root`, as in `ship_code`."""
-    return digest_of_files({name: storage.sha256_file(root / name) for name in runtime_files(root)})
-
-
-def runtime_files(root: Path) -> tuple[str, ...]:
-    """Return the sorted names under `root` of the project's runtime files: code and data of its packages.
-
-    `root` is a checkout, the working directory of a job or the folder of an installed wheel. Raises ValueError if a
-    package is missing.
-    """
-    missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
-    if missing:
-        raise ValueError(
-            f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the folder of the project"
-        )
-    paths = list(root.glob("pyproject.toml"))
-    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.ndjson", "*.yaml")):
-        paths += (root / package).rglob(kind)
-    names = sorted(path.relative_to(root).as_posix() for path in paths)
-    return tuple(name for name in names if not name.startswith(WHEEL_ONLY))
+    return code_sha256(files)
 
 
 def write_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

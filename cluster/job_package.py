@@ -1,4 +1,4 @@
-"""Package of a submitted job: a zip of the files that git tracks and the recipe, stored by Ray."""
+"""Package of a submitted job: a zip of the files that git tracks and the recipe."""
 
 import io
 import os
@@ -6,20 +6,18 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from cluster.code_snapshot import runtime_files, write_entry
-from cluster.dashboard import request_dashboard
-from cluster.ray_private import package_uri
+from cluster.code_snapshot import write_entry
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
+from tailorbird.storage.code_files import runtime_files
 
 RECIPE_FILE = "submitted_recipe.yaml"
 LIMIT_BYTES = 100 * 2**20  # Ray's dashboard answers larger uploads with 413
-UPLOAD_TIMEOUT_S = 600
 NUM_NAMED = 5
 
 
 class PackageError(ValueError):
-    """A package that cannot be created or uploaded. The message contains the reason and the next step."""
+    """A package that cannot be created. The message contains the reason and the next step."""
 
 
 def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes:
@@ -36,8 +34,6 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes
                 write_entry(archive, name, (root / name).read_bytes())
             if buffer.tell() > limit_bytes:  # checked for each file, since all files may not fit in memory
                 raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
-    if buffer.tell() > limit_bytes:  # with the zip's directory
-        raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
     return buffer.getvalue()
 
 
@@ -52,20 +48,6 @@ def shipped_files(root: Path) -> tuple[str, ...]:
     is_checkout = (root / "pyproject.toml").is_file()
     tracked = (name for name in _tracked(root) if (root / name).is_file()) if is_checkout else ()
     return tuple(sorted({*tracked, *runtime_files(root)}))
-
-
-def upload(package: bytes) -> str:
-    """Upload the package to Ray, unless it is stored; return its URI. Raises PackageError if Ray rejects it."""
-    uri = package_uri(package)
-    path = f"/api/packages/{uri.replace('://', '/')}"
-    # The GET makes Ray keep the package for ten minutes. Otherwise Ray deletes packages that no job uses.
-    answer = request_dashboard("GET", path)
-    if answer.status_code == 404:
-        answer = request_dashboard("PUT", path, body=package, timeout_s=UPLOAD_TIMEOUT_S)
-    if answer.status_code != 200:
-        size = f"{len(package) / 2**20:.1f} MiB"
-        raise PackageError(f"Ray rejects the package of {size} ({answer.status_code}): {answer.text[-500:]}")
-    return uri
 
 
 def _tracked(root: Path) -> tuple[str, ...]:

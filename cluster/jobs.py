@@ -1,8 +1,9 @@
-"""Submit a recipe as a Ray job, and list, follow and stop jobs, over HTTP."""
+"""Submit a recipe as a Ray job, and list, follow and stop jobs, with Ray's client of its job API."""
 
 import asyncio
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,20 +11,19 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
 import aiohttp
 import requests
 
-from cluster.auth import SessionError, Unreachable, auth_headers
-from cluster.certificates import ssl_context
-from cluster.code_snapshot import code_sha256
+from cluster.auth import DASHBOARD, SessionError, Unreachable, auth_headers
+from cluster.certificates import verify
 from cluster.dashboard import dashboard_url, request_dashboard
-from cluster.job_package import RECIPE_FILE, pack, upload
-from cluster.ray_private import HEAD_RESOURCE
+from cluster.job_package import RECIPE_FILE, pack
+from cluster.ray_private import HEAD_RESOURCE, job_client
 from cluster.requirements import ALWAYS, fits, requirements
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
+from tailorbird.storage.code_files import code_sha256, runtime_files
 
 ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
 DRIVER_MEMORY_GIB = 2.0
@@ -37,9 +37,8 @@ SIGNALLED = 128  # plus the signal's number: exit code of a process that a signa
 MAX_OUTAGE_S = 120.0
 MAX_LOG_OUTAGE_S = 10.0
 RETRY_S = 1.0
-HEARTBEAT_S = 30.0
+MAX_SILENCE_S = 30.0  # a stream without new lines for so long is opened again, because its connection may be lost
 STATUS_S = 5.0  # between two reads of the status of a job whose log is followed
-CONNECT_S = 10.0
 STOP_S = 30.0
 
 Value = TypeVar("Value")
@@ -126,7 +125,7 @@ def submit(
     Raises JobError before the upload if the cluster has another version of Ray than the code requires.
     """
     require_ray(root)
-    hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
+    hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(runtime_files(root))}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
     package = pack(root, recipe=recipe)
     metadata, reserved = {"recipe": recipe.name, **hashes}, driver_resources(driver_memory_gib)
@@ -138,7 +137,8 @@ def require_ray(root: Path) -> None:
 
     The dashboard does not report the cluster's version of Python.
     """
-    running = str(_value(_get("/api/version"))["ray_version"])
+    _client()  # raises JobError for another server than Ray's dashboard
+    running = str(request_dashboard("GET", "/api/version").json()["ray_version"])
     wanted = dict(requirements(root).packages[ALWAYS])["ray"]
     if not fits(running, wanted):
         raise JobError(
@@ -165,43 +165,44 @@ def start(
     resources: Mapping[str, Any] | None = None,
 ) -> Submitted:
     """Start the entrypoint as a job with this name, unless such a job is running or has succeeded; see `submit`."""
-    earlier = _attempts(name)
+    client = _client()
+    earlier = _attempts(client, name)
     last = earlier[-1] if earlier else None
     if last is not None and not last.is_over:
         return Submitted(last, "running")
     if last is not None and last.status == SUCCEEDED and not again:
         return Submitted(last, "done")
-    uri = upload(package)
     job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray rejects an id that was used before
-    body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": {"working_dir": uri}}
-    body |= {"metadata": dict(metadata or {}), **(resources or {})}
-    answer = request_dashboard("POST", "/api/jobs/", body=body)
-    if answer.status_code == 200:
-        return Submitted(read_job(job_id), "started" if last is None else "started again")
-    job = _find(job_id)
-    if job is None:
-        raise JobError(f"Ray does not start the job ({answer.status_code}): {answer.text[-1000:].strip()}")
-    return Submitted(job, "running")  # another client started it at the same time
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "package.zip"
+        path.write_bytes(package)
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job_id,
+                runtime_env={"working_dir": str(path)},
+                metadata=dict(metadata or {}),
+                **(resources or {}),
+            )
+        except RuntimeError as error:
+            with suppress(JobError):  # another client started it at the same time
+                return Submitted(_read(client, job_id), "running")
+            raise JobError(f"Ray does not start the job: {error}") from None
+    return Submitted(_read(client, job_id), "started" if last is None else "started again")
 
 
 def list_jobs() -> tuple[Job, ...]:
     """Return the jobs that any client has submitted to the cluster, in order of their start."""
-    jobs = [_job(value) for value in _value(_get("/api/jobs/")) if value["type"] == SUBMISSION]
-    return tuple(sorted(jobs, key=lambda job: (job.started_s or 0.0, job.id)))
+    return _list(_client())
 
 
 def read_job(job_id: str) -> Job:
     """Return the job; if it does not exist, raise JobError with the existing jobs."""
-    job = _find(job_id)
-    if job is None:
-        others = ", ".join(f"{other.id} ({other.status})" for other in list_jobs())
-        known = f"existing jobs: {others}" if others else "no jobs exist"
-        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; {known}")
-    return job
+    return _read(_client(), job_id)
 
 
 def read_log(job_id: str) -> str:
-    return str(_value(_get(f"/api/jobs/{quote(job_id, safe='')}/logs"))["logs"])
+    return str(_client().get_job_logs(job_id))
 
 
 def stop(job_id: str) -> Job:
@@ -209,11 +210,10 @@ def stop(job_id: str) -> Job:
 
     Does nothing if the job has ended. Raises RuntimeError if it does not end within STOP_S seconds.
     """
-    job = read_job(job_id)
+    client = _client()
+    job = _read(client, job_id)
     if not job.is_over:
-        answer = request_dashboard("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
-        if answer.status_code != 200:
-            raise JobError(f"Ray does not stop {job_id} ({answer.status_code}): {answer.text[-500:].strip()}")
+        client.stop_job(job_id)
     deadline = time.monotonic() + STOP_S
     while not job.is_over:
         if time.monotonic() > deadline:
@@ -221,7 +221,7 @@ def stop(job_id: str) -> Job:
                 f"{job_id} is still {job.status} {STOP_S:g} s after the request to stop it; try again later"
             )
         time.sleep(RETRY_S / 4)
-        job = read_job(job_id)
+        job = _read(client, job_id)
     return job
 
 
@@ -233,24 +233,23 @@ def follow(
     `on_status` receives the job at the start and then every STATUS_S seconds. A dashboard outage of up to
     `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
     """
-    on_status(read_job(job_id))
-    num_written = 0
+    client, num_written = _client(), 0
+    on_status(_read(client, job_id))
 
-    def write_new(text: str, start: int) -> None:
+    def write_new(text: str) -> None:
         nonlocal num_written
-        if start + len(text) > num_written:
-            write(text[max(0, num_written - start) :])
-            num_written = start + len(text)
+        num_written += len(text)
+        write(text)
 
     while True:
-        with suppress(aiohttp.ClientError, OSError):  # the job's status is read below
-            asyncio.run(_tail(job_id, write_new, on_status))
-        job = _retry_unreachable(lambda: read_job(job_id), max_outage_s=max_outage_s)
+        with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the job's status is read below
+            asyncio.run(_tail(client, job_id, start=num_written, write=write_new, on_status=on_status))
+        job = _retry(lambda: _read(client, job_id), max_outage_s=max_outage_s)
+        max_log_outage_s = MAX_LOG_OUTAGE_S if job.is_over else 0.0
         try:  # write the part that the stream did not deliver
-            write_new(
-                _retry_unreachable(lambda: read_log(job_id), max_outage_s=MAX_LOG_OUTAGE_S if job.is_over else 0.0), 0
-            )
-        except (JobError, SessionError) as error:
+            log = _retry(lambda: client.get_job_logs(job_id), max_outage_s=max_log_outage_s)
+            write_new(log[num_written:])
+        except (RuntimeError, SessionError) as error:
             if job.is_over:  # return the ended job even if its log cannot be read
                 write(f"\nthe rest of the log cannot be read: {error}\n")
         if job.is_over:
@@ -258,54 +257,47 @@ def follow(
         time.sleep(RETRY_S)
 
 
-async def _tail(job_id: str, write_at: Callable[[str, int], None], on_status: OnStatus) -> None:
-    """Pass the stream of the log to `write_at(text, position)` until the job ends or the stream breaks off."""
-    url, headers = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}", auth_headers()
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
-    position = 0
+async def _tail(client: Any, job_id: str, *, start: int, write: Write, on_status: OnStatus) -> None:
+    """Write the log from the position `start` as it grows, until the job ends or the stream breaks off.
 
-    # The header is set in a middleware, since aiohttp rejects it elsewhere if ~/.netrc has an entry for the host.
-    async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        request.headers.update(headers)
-        return await handler(request)
-
-    async with (
-        aiohttp.ClientSession(middlewares=(authorize,), timeout=timeout, trust_env=True) as session,
-        session.ws_connect(f"{url}/logs/tail", heartbeat=HEARTBEAT_S, max_msg_size=0, ssl=ssl_context()) as stream,
-    ):
-        polling = asyncio.create_task(_poll(session, url, on_status))
-        try:
-            async for message in stream:
-                if message.type is aiohttp.WSMsgType.TEXT:
-                    write_at(message.data, position)
-                    position += len(message.data)
-        finally:
-            polling.cancel()
+    Raises TimeoutError if the log has no new lines for MAX_SILENCE_S seconds.
+    """
+    polling = asyncio.create_task(_poll(client, job_id, on_status))
+    try:
+        async with asyncio.timeout(MAX_SILENCE_S) as silence:
+            async for text in client.tail_job_logs(job_id):
+                write(text[start:])
+                start = max(0, start - len(text))
+                silence.reschedule(asyncio.get_running_loop().time() + MAX_SILENCE_S)
+    finally:
+        polling.cancel()
 
 
-async def _poll(session: aiohttp.ClientSession, url: str, on_status: OnStatus) -> None:
-    """Pass the job at `url` to `on_status` every STATUS_S seconds, if the dashboard answers."""
+async def _poll(client: Any, job_id: str, on_status: OnStatus) -> None:
+    """Pass the job to `on_status` every STATUS_S seconds until it ends, if the dashboard answers."""
     while True:
         await asyncio.sleep(STATUS_S)
-        with suppress(aiohttp.ClientError, OSError, ValueError):
-            async with session.get(url, ssl=ssl_context(), raise_for_status=True) as answer:
-                on_status(_job(await answer.json()))
+        with suppress(ValueError, RuntimeError):  # the dashboard may be restarting
+            job = _read(client, job_id)
+            if not job.is_over:  # else the stream ends too
+                on_status(job)
 
 
-def _retry_unreachable(request: Callable[[], Value], *, max_outage_s: float) -> Value:
+def _retry(request: Callable[[], Value], *, max_outage_s: float) -> Value:
+    """Repeat a request that the dashboard does not answer, or answers with an error: it may be restarting."""
     deadline = time.monotonic() + max_outage_s
     while True:
         try:
             return request()
-        except Unreachable:
+        except (Unreachable, RuntimeError):
             if time.monotonic() > deadline:
                 raise
         time.sleep(RETRY_S)
 
 
-def _attempts(name: str) -> list[Job]:
+def _attempts(client: Any, name: str) -> list[Job]:
     """Return the jobs with this name, ordered by number."""
-    jobs = [job for job in list_jobs() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
+    jobs = [job for job in _list(client) if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
     return sorted(jobs, key=lambda job: _number(job.id, name))
 
 
@@ -313,40 +305,46 @@ def _number(job_id: str, name: str) -> int:
     return int(job_id.removeprefix(name).removeprefix("-") or 1)
 
 
-def _find(job_id: str) -> Job | None:
-    answer = _get(f"/api/jobs/{quote(job_id, safe='')}")
-    if answer.status_code == 404:
-        return None
-    value = _value(answer)  # a list for an empty id; drivers that were not submitted have another type
-    return _job(value) if isinstance(value, dict) and value["type"] == SUBMISSION else None
+def _client() -> Any:
+    """Return Ray's client for the dashboard; raise JobError if another server answers."""
+    headers = auth_headers() or {"Authorization": ""}  # without this header, Ray's client sends the token of a stack
+    try:
+        return job_client(dashboard_url(), headers=headers, verify=verify(), request=request_dashboard)
+    except (RuntimeError, KeyError, requests.RequestException) as error:
+        raise JobError(
+            f"{dashboard_url()} does not answer like Ray's dashboard ({error}); set the dashboard's address with "
+            f"--address or {DASHBOARD}"
+        ) from None
 
 
-def _get(path: str) -> requests.Response:
-    """Send a GET request. A server error counts as unreachable, since the dashboard may be restarting."""
-    answer = request_dashboard("GET", path)
-    if answer.status_code >= 500:
-        raise Unreachable(f"Ray's dashboard answers {answer.status_code} at {path}: {answer.text[-500:].strip()}")
-    return answer
+def _list(client: Any) -> tuple[Job, ...]:
+    jobs = [_job(details) for details in client.list_jobs() if details.type == SUBMISSION]
+    return tuple(sorted(jobs, key=lambda job: (job.started_s or 0.0, job.id)))
 
 
-def _value(answer: requests.Response) -> Any:
-    with suppress(requests.JSONDecodeError):
-        if answer.status_code == 200:
-            return answer.json()
-    fault = f"{answer.url} does not answer like Ray's dashboard ({answer.status_code})"
-    raise JobError(f"{fault}; set the dashboard's address with --address or RAY_API_SERVER_ADDRESS")
+def _read(client: Any, job_id: str) -> Job:
+    try:
+        details = client.get_job_info(job_id)
+        if details.submission_id == job_id:
+            return _job(details)
+    except (RuntimeError, TypeError):  # the job is unknown, or the address of the request is that of a list
+        pass
+    others = ", ".join(f"{other.id} ({other.status})" for other in _list(client))
+    known = f"existing jobs: {others}" if others else "no jobs exist"
+    raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; {known}")
 
 
-def _job(value: dict[str, Any]) -> Job:
+def _job(details: Any) -> Job:
+    """Return the job of Ray's JobDetails."""
     return Job(
-        id=value["submission_id"],
-        status=value["status"],
-        entrypoint=value["entrypoint"],
-        message=value["message"] or "",
-        metadata=value["metadata"] or {},
-        started_s=_seconds(value["start_time"]),
-        ended_s=_seconds(value["end_time"]),
-        driver_exit_code=value["driver_exit_code"],
+        id=details.submission_id,
+        status=details.status.value,
+        entrypoint=details.entrypoint,
+        message=details.message or "",
+        metadata=details.metadata or {},
+        started_s=_seconds(details.start_time),
+        ended_s=_seconds(details.end_time),
+        driver_exit_code=details.driver_exit_code,
     )
 
 

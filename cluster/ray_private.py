@@ -3,11 +3,13 @@
 tests/unit/cluster/test_ray_private.py names the part that another version of Ray has changed.
 """
 
-import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import requests
 
 RAY_VERSION = "2.60"
 HEAD_RESOURCE = "node:__internal_head__"  # a resource of the head node only
@@ -51,9 +53,24 @@ def autoscaler_node_groups() -> tuple[Any, ...]:
     return tuple(config.node_group_configs) if config is not None else ()
 
 
-def package_uri(content: bytes) -> str:
-    """Return the URI under which Ray's job client stores an uploaded working directory, named by the zip's sha1."""
-    return f"gcs://_ray_pkg_{hashlib.sha1(content, usedforsecurity=False).hexdigest()}.zip"
+def job_client(
+    address: str, *, headers: Mapping[str, str], verify: str | bool, request: Callable[..., requests.Response]
+) -> Any:
+    """Return Ray's client of the job API at `address`. It sends all requests but the stream of a log with `request`.
+
+    Ray's client sends them without a timeout, and prefers an entry in ~/.netrc to the token.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class JobClient(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(
+            self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None
+        ) -> requests.Response:
+            return request(method, endpoint, body=json_data if data is None else data)
+
+    for module in ("dashboard_sdk", "job.sdk"):  # they log every upload and every end of a stream
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    return JobClient(address, headers=dict(headers), verify=verify)
 
 
 def preemption_context() -> Any:

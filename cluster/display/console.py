@@ -96,7 +96,6 @@ class LogDisplay:
         self._started = self._printed = self._steps_printed = clock()
         self._state = State(since=self._started)
         self._allowed_s = SILENCE_S
-        self._scores: set[tuple[str, float]] = set()
 
     def report(self, event: ProgressEvent) -> None:
         """Print the event, unless it only changes the current activity."""
@@ -105,7 +104,7 @@ class LogDisplay:
             before, self._state = self._state, next_state(self._state, event, now=now)
             if self._state.activity != before.activity or self._state.stage != before.stage:
                 self._allowed_s = SILENCE_S
-            if _is_repeated(event, self._scores):
+            if _is_repeated(event, before):
                 return
             if isinstance(event, StepEvent | RowsEvent):
                 if now - self._steps_printed < LOG_INTERVAL_S:
@@ -244,15 +243,12 @@ def _ticking(log: LogDisplay) -> Iterator[None]:
         thread.join()
 
 
-def _is_repeated(event: ProgressEvent, known: set[tuple[str, float]]) -> bool:
+def _is_repeated(event: ProgressEvent, before: State) -> bool:
     """True for a score that was reported before: while the stage ran in a worker, and then with its result."""
     if not isinstance(event, ScoreEvent):
         return False
-    key = (event.contender, event.score)
-    if key in known:
-        return True
-    known.add(key)
-    return False
+    known = before.rows.get(event.contender)
+    return known is not None and known.score == event.score
 
 
 def _event_name(event: ProgressEvent) -> str:

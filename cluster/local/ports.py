@@ -32,6 +32,20 @@ RAY_START = {
     "metrics-export-port": METRICS,
 }
 """Port offsets by the option of `ray start`."""
+VARIABLES = {
+    "DASHBOARD_METRIC_PORT": DASHBOARD_METRICS,
+    "AUTOSCALER_METRIC_PORT": SCALER_METRICS,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": HAPROXY_METRICS,
+    "RAY_SERVE_HAPROXY_STATS_PORT": HAPROXY_STATS,
+    # HAProxy uses the fallback proxy while the only replica of an application switches its version.
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": FALLBACK_HTTP,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": FALLBACK_GRPC,
+    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": REPLICAS_HTTP,
+    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": REPLICAS_HTTP + NUM_REPLICA_PORTS,
+    "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": REPLICAS_GRPC,
+    "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": REPLICAS_GRPC + NUM_REPLICA_PORTS,
+}
+"""Port offsets by the environment variable of Ray."""
 
 
 def claim_ports() -> tuple[int, socket.socket]:

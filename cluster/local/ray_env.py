@@ -4,12 +4,12 @@ import json
 import os
 import secrets
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local import haproxy, ports
 from cluster.local.stack import KEYS_FILE, OWN_DASHBOARD, TOKEN_FILE
+from tailorbird import storage
 
 CLUSTER_SETTINGS = haproxy.HAPROXY_SETTINGS | {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -18,6 +18,15 @@ CLUSTER_SETTINGS = haproxy.HAPROXY_SETTINGS | {
     "FORWARDED_ALLOW_IPS": "",
 }
 """Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings contain the same."""
+
+HAPROXY_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
+"""Names of HAProxy's files by the environment variable of Ray."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,12 @@ def stack_keys(folder: Path) -> Keys:
 
 def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[str, str]:
     """Return the environment of Ray's processes, which workers inherit."""
-    return CLUSTER_SETTINGS | {
+    port_settings = {name: str(base + offset) for name, offset in ports.VARIABLES.items()}
+    file_settings = {name: str(temp_dir / "haproxy" / file) for name, file in HAPROXY_FILES.items()}
+    return {
+        **CLUSTER_SETTINGS,
+        **port_settings,
+        **file_settings,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + ports.S3}",
         "AWS_ACCESS_KEY_ID": keys.access_key,
         "AWS_SECRET_ACCESS_KEY": keys.secret_key,
@@ -57,33 +71,14 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # `python` in the entrypoint of a job is the interpreter of this environment.
         "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
-        "DASHBOARD_METRIC_PORT": str(base + ports.DASHBOARD_METRICS),
-        "AUTOSCALER_METRIC_PORT": str(base + ports.SCALER_METRICS),
         "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + ports.SERVE}",
         haproxy.PROGRAM: haproxy.__file__,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + ports.HAPROXY_METRICS),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(base + ports.HAPROXY_STATS),
-        # HAProxy uses the fallback proxy while the only replica of an application switches its version.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + ports.FALLBACK_HTTP),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + ports.FALLBACK_GRPC),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(temp_dir / "haproxy" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(temp_dir / "haproxy" / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(temp_dir / "haproxy"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(temp_dir / "haproxy" / "server-state"),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + ports.REPLICAS_HTTP),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + ports.REPLICAS_HTTP + ports.NUM_REPLICA_PORTS),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + ports.REPLICAS_GRPC),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + ports.REPLICAS_GRPC + ports.NUM_REPLICA_PORTS),
     }
 
 
 def write_private(path: Path, text: str) -> None:
     """Write a file atomically that only its owner can read."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-    Path(name).replace(path)
+    storage.write_bytes(path.as_uri(), text.encode())

@@ -30,7 +30,7 @@ def turn(folder: Path | None, *, command: str, note: Callable[[str], None]) -> I
     if folder is None:
         yield
         return
-    with open(folder / QUEUE_FILE, "a+", opener=_private) as lock:
+    with open(folder / QUEUE_FILE, "a+", opener=stack.private) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,7 +41,3 @@ def turn(folder: Path | None, *, command: str, note: Callable[[str], None]) -> I
         lock.write(f"{command} (process {os.getpid()})\n")
         lock.flush()
         yield
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)

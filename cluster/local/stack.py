@@ -12,10 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import requests
 from pydantic import ValidationError
 
-from cluster.bearer_auth import bearer
 from tailorbird import PROJECT_ROOT
 from tailorbird.storage.stored_model import StoredModel
 
@@ -95,7 +93,7 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
             return running
         _clear_remains(folder)
         command = [sys.executable, "-m", SUPERVISOR, str(folder), str(num_cpus or "")]
-        with open(folder / LOG_FILE, "wb", opener=_private) as log:
+        with open(folder / LOG_FILE, "wb", opener=private) as log:
             child = subprocess.Popen(
                 command, cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -179,17 +177,10 @@ def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackSt
         if child.poll() is not None:
             raise StackError(f"the stack ended during its start (exit code {child.returncode}); {_log(folder)}")
         state = status(folder)
-        if state is not None and _answers(state):
+        if state is not None:  # the supervisor writes it when S3 and Ray answer
             return state
         time.sleep(POLL_S)
     raise StackError(f"the stack was not ready after {START_TIMEOUT_S} s; {_log(folder)}")
-
-
-def _answers(state: StackState) -> bool:
-    try:
-        return requests.get(f"{state.dashboard_url}/api/version", auth=bearer(state.token), timeout=5).ok
-    except requests.RequestException:
-        return False
 
 
 def _log(folder: Path) -> str:
@@ -251,11 +242,11 @@ def _clear_remains(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock that allows only one process at a time to start or stop the stack of this folder."""
-    with open(folder / LOCK_FILE, "w", opener=_private) as handle:
+    with open(folder / LOCK_FILE, "w", opener=private) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
     """Open a file that, if it is new, only its owner can read."""
     return os.open(path, flags, mode=0o600)

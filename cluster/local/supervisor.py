@@ -71,15 +71,14 @@ def wait_for_ray(
 
     Raises StackError if it ended MAX_RAY_STARTS times, or was not ready in time, or if another server ended.
     """
-    for _ in range(MAX_RAY_STARTS - 1):
+    for number in range(1, MAX_RAY_STARTS + 1):
         try:
             _wait_until("Ray", ready, servers=servers, stopping=stopping)
             return
         except StackError:
-            if stopping.is_set() or servers["Ray"].poll() is None:
+            if stopping.is_set() or servers["Ray"].poll() is None or number == MAX_RAY_STARTS:
                 raise
         servers["Ray"] = start()
-    _wait_until("Ray", ready, servers=servers, stopping=stopping)
 
 
 def _wait_until(

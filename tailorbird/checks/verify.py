@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 
-from cluster.code_snapshot import code_sha256
 from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
@@ -55,6 +54,7 @@ from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalen
 from tailorbird.registry.test_set_ledger import recount_access
 from tailorbird.registry.versions import RegistryError, read_version
 from tailorbird.storage import s3
+from tailorbird.storage.code_files import code_sha256, runtime_files
 from tailorbird.storage.paths import parse_run_uri
 
 NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, FAMILY_FILE, *evidence_files.PAGES)
@@ -115,7 +115,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
             faults.append(f"the verdict is refused: {error}")
         except verify_files.UNREADABLE as error:
             faults.append(f"{EVIDENCE_FILE} is damaged: {type(error).__name__}: {error}")
-    if faults and evidence.code.sha256 != code_sha256(PROJECT_ROOT):
+    if faults and evidence.code.sha256 != code_sha256(runtime_files(PROJECT_ROOT)):
         faults.insert(0, f"this is not the code of the run: verify again with the code at {evidence.code.uri}")
     return tuple(dict.fromkeys(faults))
 

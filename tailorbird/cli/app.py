@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from tailorbird import __version__
 from tailorbird.cli import console, jobs, local, operate, registry, release, train
-from tailorbird.cli.options import handle_errors, stack_folder
+from tailorbird.cli.options import Result, handle_errors, stack_folder, with_json
 
 
 class CommandGroup(TyperGroup):
@@ -20,7 +20,7 @@ class CommandGroup(TyperGroup):
 
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False)
-COMMANDS: tuple[Callable[..., None], ...] = (
+COMMANDS: tuple[Callable[..., Result | None], ...] = (
     *(train.init, train.preflight, train.run, train.baseline, train.sweep, train.evaluate),
     *(release.promote, release.rollback, release.serve, release.scale, release.score, release.key),
     *(release.render, release.iam),
@@ -29,7 +29,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(console.console, operate.watch, operate.reevaluate, jobs.submit, local.doctor),
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(with_json(command))
 app.add_typer(local.stack_app, name="stack")
 app.add_typer(local.data_app, name="data")
 app.add_typer(operate.audit_app, name="audit")

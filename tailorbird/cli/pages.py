@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tailorbird import storage
 from tailorbird.checks.verify import restore_pages
+from tailorbird.cli.options import write_file
 
 REPORT = "report.html"
 
@@ -25,10 +26,7 @@ def save_page(uri: str, *, output: Path | None) -> Path:
     """Write a stored page to `output`, or to a new temporary folder, and return the path of the file."""
     content = storage.read_bytes(uri)
     path = output or Path(tempfile.mkdtemp(prefix="tailorbird-")) / uri.rpartition("/")[2]
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; give the path of a writable file") from None
+    write_file(path, content)
     return path
 
 

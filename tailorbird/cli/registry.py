@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli.options import (
-    AsJson,
     ExitCode,
     RecipePath,
+    Result,
     RunOrVersion,
     activity,
     print_result,
@@ -18,16 +18,16 @@ from tailorbird.cli.options import (
 )
 
 
-def models(recipe: RecipePath, as_json: AsJson = False) -> None:
+def models(recipe: RecipePath) -> Result:
     """List the registered versions and mark the champion.
 
     Example: tailorbird models recipes/icd10_demo.yaml --json
     """
-    with activity("reading the registry", as_json=as_json):
+    with activity("reading the registry"):
         from tailorbird.registry.champion import read_champion
         from tailorbird.registry.versions import list_versions
 
-        task_uri = read_recipe(recipe, as_json=as_json).task_uri
+        task_uri = read_recipe(recipe).task_uri
         serving = read_champion(task_uri)
         champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
         versions = list_versions(task_uri)
@@ -44,17 +44,17 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
         "versions": [version.model_dump() for version in versions],
     }
     lines = lines or [f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"]
-    print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
-def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
+def verify(uri: RunOrVersion) -> None:
     """Recompute a verdict from stored predictions and check the hash of every file. Exit with 1 if they do not match.
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
     from tailorbird.cli.next_steps import show_page
 
-    with activity(f"recomputing the verdict at {uri}", as_json=as_json):
+    with activity(f"recomputing the verdict at {uri}"):
         from tailorbird import storage
         from tailorbird.checks.verify import verify_evidence
         from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
@@ -63,7 +63,7 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
         has_report = not faults and not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
     lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
     lines += [f"to read its report: {show_page(uri)}"] if has_report else []
-    print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
+    print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, lines)
     if faults:
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -72,8 +72,7 @@ def report(
     uri: Annotated[str, typer.Argument(metavar="URI", help="URI of a run, a version, or a page (.html).")],
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the page to this file.")] = None,
     in_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Show the report of a run or a version, or the page that `watch` wrote.
 
     report.html and MODEL_CARD.md are regenerated from evidence.json if they are not up to date.
@@ -82,7 +81,7 @@ def report(
 
     Example: tailorbird report s3://models/icd10-chapters/monitoring/monitoring.html --output monitoring.html
     """
-    with activity(f"reading the report at {uri}", as_json=as_json):
+    with activity(f"reading the report at {uri}"):
         from tailorbird.cli.pages import fetch_page, open_page, save_page
 
         page, changed = fetch_page(uri)
@@ -93,26 +92,25 @@ def report(
     lines += [f"page: {page}" if path is None else f"{page} is in {path}"]
     lines += ["to open it, add --open; to write it to a file, add --output FILE"] if path is None else []
     value = {"uri": uri, "changed": list(changed), "page": page, "file": str(path) if path else None}
-    print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
 def compare(
     first: RunOrVersion,
     second: Annotated[str, typer.Argument(metavar="URI", help="URI of the run or version to compare with.")],
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Compare two versions, or the candidates of two runs, on the same test rows, from stored predictions.
 
     Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
     """
     from tailorbird.cli.next_steps import show_page
 
-    with activity("comparing the stored predictions", as_json=as_json):
+    with activity("comparing the stored predictions"):
         from tailorbird.evaluation.report.version_comparison import compare_versions
 
         comparison = compare_versions(first, second=second)
     lines = [*comparison.lines(), f"to read the report of the first: {show_page(comparison.first)}"]
-    print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=lines)
+    return comparison.model_dump(mode="json"), lines
 
 
 def export(
@@ -122,15 +120,14 @@ def export(
     encoder_only: Annotated[
         bool, typer.Option("--encoder-only", help="Omit the bag of words of a mixed classifier.")
     ] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Write a version to a folder that transformers, PEFT or sentence-transformers load without Tailorbird.
 
     The folder has the weights, the tokenizer with its chat template, and a model card with the verdict and the license.
 
     Example: tailorbird export s3://models/support/versions/lora-0f3a9c21d4e7 --to support-model --merged
     """
-    with activity(f"reading {uri}", as_json=as_json):
+    with activity(f"reading {uri}"):
         from tailorbird.release.export import export_version
 
         exported = export_version(uri.rstrip("/"), to, merged=merged, encoder_only=encoder_only)
@@ -140,7 +137,7 @@ def export(
         lines += [f"to upload it to the Hub: hf upload OWNER/NAME {shlex.quote(str(to))}"]
     value: dict[str, object] = {"folder": str(to), "library": exported.library, "files": list(exported.files)}
     value |= {"notes": list(exported.notes), "contains_training_text": exported.contains_training_text}
-    print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
 def security_log(
@@ -152,7 +149,6 @@ def security_log(
     until: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Last day (UTC). Default: today.")
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
     """List refusals, and changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
 
@@ -162,13 +158,13 @@ def security_log(
     """
     last = (until or datetime.now(UTC)).date()
     first = since.date() if since else last - timedelta(days=30)
-    with activity(f"reading the security log of {uri}", as_json=as_json):
+    with activity(f"reading the security log of {uri}"):
         from tailorbird.registry.security_log import read
 
         log = read(uri, since=first, until=last)
     lines = [event.line() for event in log.events] or [f"no events in {uri} from {first} to {last}"]
     lines += [f"damaged: {file}" for file in log.unreadable]
     value = {"events": [event.model_dump(mode="json") for event in log.events], "damaged": list(log.unreadable)}
-    print_result(value, as_json=as_json, lines=lines)
+    print_result(value, lines)
     if log.unreadable:
         raise typer.Exit(ExitCode.FAILURE)

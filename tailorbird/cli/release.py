@@ -23,8 +23,7 @@ def promote(
         str | None,
         typer.Option(help="Engine on CPU (classifiers): torch or onnxruntime-int8."),
     ] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Make the winner of a run the champion, and switch a running service to it.
 
     The parity gate first checks that the service answers test rows as the model did in its evaluation.
@@ -34,13 +33,13 @@ def promote(
     Example: tailorbird promote recipes/icd10_demo.yaml --engine onnxruntime-int8
     """
     if engine is None:  # does not need Ray if the task is not served
-        task_uri = options.read_recipe(recipe, as_json=as_json).task_uri
-        with options.deploy_progress(as_json=as_json) as progress:
+        task_uri = options.read_recipe(recipe).task_uri
+        with options.deploy_progress() as progress:
             from tailorbird.release.promotion import promote_version
 
             champion = promote_version(task_uri, version=version, override=override, progress=progress)
     else:
-        with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+        with options.connected_recipe(recipe, None) as (loaded, progress):
             from tailorbird.release.promotion import promote_version
 
             request = {"version": version, "override": override, "engine": engine}
@@ -51,7 +50,7 @@ def promote(
         if champion.parity
         else f"it is not served yet; to serve it: tailorbird serve {shlex.quote(recipe)}"
     ]
-    options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
+    return champion.model_dump(), lines
 
 
 def rollback(
@@ -61,27 +60,25 @@ def rollback(
         bool,
         typer.Option("--other-weights", help="Skip former champions that differ from the champion in the engine only."),
     ] = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Make the previous champion the champion again, and switch a running service to it.
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
-    task_uri = options.read_recipe(recipe, as_json=as_json).task_uri
-    with options.deploy_progress(as_json=as_json) as progress:
+    task_uri = options.read_recipe(recipe).task_uri
+    with options.deploy_progress() as progress:
         from tailorbird.release.promotion import roll_back
 
         champion = roll_back(task_uri, reason=reason, other_weights=other_weights, progress=progress)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
-    options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
+    return champion.model_dump(), lines
 
 
 def serve(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the service of this task only.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Serve the champion on Ray Serve, or update a running service.
 
     Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
@@ -90,15 +87,14 @@ def serve(
 
     Example: tailorbird serve recipes/icd10_demo.yaml --stop
     """
-    loaded = options.read_recipe(recipe, overrides, as_json=as_json)
+    loaded = options.read_recipe(recipe, overrides)
     if stop:
-        with options.activity(f"stopping the service of {loaded.name}", as_json=as_json):
+        with options.activity(f"stopping the service of {loaded.name}"):
             from tailorbird.release.serving import stop_service
 
             stop_service(loaded.task_uri)
-        options.print_result({"stopped": loaded.name}, as_json=as_json, lines=[f"{loaded.name} is no longer served"])
-        return
-    with options.deploy_progress(as_json=as_json) as progress:
+        return {"stopped": loaded.name}, [f"{loaded.name} is no longer served"]
+    with options.deploy_progress() as progress:
         from serving.deploy.rollout import challenger_digest
         from serving.served_tasks import SERVED_TASKS
         from tailorbird.release.serving import serve_champion
@@ -111,10 +107,10 @@ def serve(
     lines += ["clients need an API key" if loaded.serving.api_keys else "no API keys: serving.api_keys is not set"]
     lines += [f"to stop it: tailorbird serve {shlex.quote(recipe)} --stop"]
     value = {"url": url, "version": version.version, "digest": version.digest, "challenger": challenger}
-    options.print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
-def scale(recipe: options.RecipePath, as_json: options.AsJson = False) -> None:
+def scale(recipe: options.RecipePath) -> options.Result:
     """Give the running cluster of a RayService the worker bounds of its manifest, without a new cluster.
 
     KubeRay does not. First apply the manifest that `tailorbird render RECIPE --to rayservice` writes. Run this command
@@ -123,11 +119,11 @@ def scale(recipe: options.RecipePath, as_json: options.AsJson = False) -> None:
 
     Example: tailorbird scale recipes/my_task.yaml
     """
-    with options.activity("changing the worker bounds of the running cluster", as_json=as_json):
+    with options.activity("changing the worker bounds of the running cluster"):
         from tailorbird.release.rayservice import scale_clusters
 
-        lines = scale_clusters(options.read_recipe(recipe, as_json=as_json))
-    options.print_result({"changes": list(lines)}, as_json=as_json, lines=lines)
+        lines = scale_clusters(options.read_recipe(recipe))
+    return {"changes": list(lines)}, lines
 
 
 def score(
@@ -137,8 +133,7 @@ def score(
     model: Annotated[str, typer.Option(help="`champion`, `baseline`, or a version's name or URI.")] = "champion",
     column: Annotated[str | None, typer.Option(help="Text column. Default: the recipe's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Input column to copy to the output as `id`.")] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Score every row of a Parquet data set with one version, on the cluster.
 
     A rerun with the same output resumes.
@@ -147,7 +142,7 @@ def score(
     """
     from dataclasses import asdict
 
-    with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, None) as (loaded, progress):
         from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
         from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 
@@ -160,7 +155,7 @@ def score(
         done = score_batch(batch, loaded.serving, version=version, on_progress=notes, limits=limits)
     value = asdict(done) | {"version": version.version, "digest": version.digest}
     lines = [done.line(), f"manifest: {done.manifest}", f"to download the output: {download(output)}"]
-    options.print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
 def key(
@@ -174,22 +169,21 @@ def key(
     requests: Annotated[int | None, typer.Option(help="Maximum requests per minute and replica.")] = None,
     texts: Annotated[int | None, typer.Option(help="Maximum texts per minute and replica.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Maximum tokens per minute and replica.")] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Create an API key and print it with the line for the file that serving.api_keys names.
 
     The line holds a hash of the key, its scopes, its last day and its limits. The key itself is not stored.
 
     Example: tailorbird key mobile-app --expires 2027-06-30 --requests 600 --tokens 1000000
     """
-    with options.activity("loading the format of keys", as_json=as_json):
+    with options.activity("loading the format of keys"):
         from serving.http.api_keys import new_key
 
     given = {"scopes": scopes, "expires": expires, "requests": requests, "texts": texts, "tokens": tokens}
     words = [f"{option}={value}" for option, value in given.items() if value is not None]
     made, stored = new_key(name, options=words)
     lines = [f"key (shown only once): {made}", f"line to store:         {stored.to_line()}"]
-    options.print_result({"key": made, "line": stored.to_line()}, as_json=as_json, lines=lines)
+    return {"key": made, "line": stored.to_line()}, lines
 
 
 def render(
@@ -211,8 +205,7 @@ def render(
     output: Annotated[
         Path | None, typer.Option(help="File to write (default: standard output); with --overlay, a folder.")
     ] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Render a recipe as a Kubernetes manifest, a Ray Serve configuration or a request for Ray's job API.
 
     * preflight: a job that runs `preflight` with the rights of a run
@@ -238,30 +231,27 @@ def render(
     if overlay is not None:
         if to is not None or base is not None or output is None:
             raise ValueError("--overlay renders all targets to a folder; give --output, and neither --to nor --base")
-        with options.activity(f"rendering {overlay}", as_json=as_json):
+        with options.activity(f"rendering {overlay}"):
             from tailorbird.release.kube_environment import render_environment, write_environment
 
-            written = render_environment(options.read_recipe(recipe, overrides, as_json=as_json), overlay=overlay)
+            written = render_environment(options.read_recipe(recipe, overrides), overlay=overlay)
             write_environment(written, output)
         _print_notes(written.notes)
         files = [str(output / path) for path in written.files]
-        options.print_result(
-            {"files": files, "notes": list(written.notes)}, as_json=as_json, lines=[f"wrote {file}" for file in files]
-        )
-        return
+        return {"files": files, "notes": list(written.notes)}, [f"wrote {file}" for file in files]
     if to is None:
         raise ValueError("give --to TARGET, or --overlay FOLDER --output FOLDER")
     template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
-    with options.activity(f"rendering the manifest {to}", as_json=as_json):
+    with options.activity(f"rendering the manifest {to}"):
         from tailorbird.release.manifests import render_manifest
 
-        done = render_manifest(options.read_recipe(recipe, overrides, as_json=as_json), to=to, base=template, name=name)
+        done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
     _print_notes(done.notes)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
-        options.write_text(output, done.text)
+        options.write_file(output, done.text.encode())
         lines = [f"wrote {output}"]
-    options.print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)
+    return {"to": to, "text": done.text, "notes": list(done.notes)}, lines
 
 
 def iam(
@@ -273,26 +263,25 @@ def iam(
         str | None, typer.Option(metavar="HOST/PATH", help="Issuer of the EKS cluster, for IRSA.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for one file per document. Default: print all.")] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Write AWS IAM policies for the service accounts of `k8s/`, with the rights that a recipe needs.
 
     Without --account-id and --oidc-provider, the trust policies are for EKS Pod Identity.
 
     Example: tailorbird iam recipes/my_task.yaml --output policies
     """
-    with options.activity("writing the policies", as_json=as_json):
+    with options.activity("writing the policies"):
         from tailorbird.release.iam import Cluster, role_documents
 
         cluster = Cluster(namespace, account_id=account_id, oidc_provider=oidc_provider)
-        documents = role_documents(options.read_recipe(recipe, overrides, as_json=as_json), cluster=cluster)
+        documents = role_documents(options.read_recipe(recipe, overrides), cluster=cluster)
     lines = [json.dumps(documents, indent=1)]
     if output is not None:
         lines = []
         for name, document in documents.items():
-            options.write_text(output / f"{name}.json", json.dumps(document, indent=1) + "\n")
+            options.write_file(output / f"{name}.json", f"{json.dumps(document, indent=1)}\n".encode())
             lines.append(f"wrote {output / name}.json")
-    options.print_result(documents, as_json=as_json, lines=lines)
+    return documents, lines
 
 
 def _print_notes(notes: Sequence[str]) -> None:

@@ -26,13 +26,12 @@ def init(
     registry: Annotated[str, typer.Option(help="URI for models and evidence.")] = "s3://models",
     base_model: Annotated[str | None, typer.Option(help="Base model. Default: a small one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Draft a commented recipe from a sample of the data.
 
     Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
     """
-    with options.deploy_progress(as_json=as_json):
+    with options.deploy_progress():
         from tailorbird.init.inspect_data import DraftOptions
         from tailorbird.init.recipe_writer import write_recipe
 
@@ -42,7 +41,7 @@ def init(
     lines += [f"warning: {warning}" for warning in draft.warnings]
     lines += [f"review it, then run: tailorbird preflight {output} && tailorbird run {output}"]
     value = {"recipe": str(output), "warnings": draft.warnings, "content": draft.recipe.model_dump(mode="json")}
-    options.print_result(value, as_json=as_json, lines=lines)
+    return value, lines
 
 
 def preflight(
@@ -51,7 +50,6 @@ def preflight(
     without_cluster: Annotated[
         bool, typer.Option("--without-cluster", help="Check only data, base model, registry and endpoints.")
     ] = False,
-    as_json: options.AsJson = False,
 ) -> None:
     """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a check fails.
 
@@ -59,12 +57,12 @@ def preflight(
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
-    loaded = options.read_recipe(recipe, overrides, as_json=as_json)
-    with options.deploy_progress(as_json=as_json) as progress:
+    loaded = options.read_recipe(recipe, overrides)
+    with options.deploy_progress() as progress:
         from tailorbird.checks.preflight import check_recipe
 
         results = check_recipe(loaded, without_cluster=without_cluster, progress=progress)
-    options.print_checks(results, as_json=as_json)
+    options.print_checks(results)
 
 
 def run(
@@ -74,7 +72,6 @@ def run(
         bool, typer.Option("--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/.")
     ] = False,
     train_anyway: options.TrainAnyway = False,
-    as_json: options.AsJson = False,
 ) -> None:
     """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
 
@@ -88,40 +85,39 @@ def run(
     if keep_log:
         from tailorbird.pipeline.kept_log import run_and_keep_log
 
-        task_uri = options.read_recipe(recipe, overrides, as_json=as_json).task_uri
+        task_uri = options.read_recipe(recipe, overrides).task_uri
         command = [sys.executable, "-m", "tailorbird", "run", recipe, *overrides]
-        code = run_and_keep_log([*command, "--json"] if as_json else command, task_uri=task_uri)
+        code = run_and_keep_log([*command, "--json"] if options.is_json() else command, task_uri=task_uri)
         raise typer.Exit(code)
-    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
 
         result = run_pipeline(loaded, progress=progress)
-    print_verdict(result.evidence, recipe=recipe, as_json=as_json)
+    print_verdict(result.evidence, recipe=recipe)
 
 
-def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
+def baseline(recipe: options.RecipePath, overrides: options.Overrides = None) -> options.Result:
     """Evaluate the baselines on the validation rows and select the incumbent.
 
     Example: tailorbird baseline recipes/icd10_demo.yaml
     """
     from dataclasses import asdict
 
-    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from tailorbird.evaluation.baselines.baseline import select_incumbent
         from tailorbird.pipeline.run import baselines_only
 
         baselines = baselines_only(loaded, progress=progress)
     incumbent = select_incumbent(baselines).kind
     value = {"baselines": [asdict(baseline) for baseline in baselines], "incumbent": incumbent}
-    options.print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
+    return value, [f"incumbent: {incumbent}"]
 
 
 def sweep(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
     train_anyway: options.TrainAnyway = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> options.Result:
     """Run only the baselines and the sweep, and print all trials.
 
     No model predicts the test rows. Exit with 2 if the baselines leave less than the minimum gain.
@@ -129,7 +125,7 @@ def sweep(
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
     overrides = options.with_training(overrides, train_anyway=train_anyway)
-    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from cluster.display.state import trial_name
         from tailorbird.evaluation.report.evidence import BASELINE
         from tailorbird.pipeline.run import sweep_only
@@ -138,24 +134,24 @@ def sweep(
     names = {row.trial: row.trial if row.status == BASELINE else trial_name(row.trial) for row in swept.rows}
     lines = [f"{row.score:.4f}  {names[row.trial]:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
-    options.print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
+    return swept.model_dump(mode="json"), lines
 
 
-def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
+def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None) -> None:
     """Compute the verdict for models that are already trained.
 
     Like `run`, but fail if a model would have to be trained.
 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
     """
-    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
 
         result = run_pipeline(loaded, progress=progress, may_train=False)
-    print_verdict(result.evidence, recipe=recipe, as_json=as_json)
+    print_verdict(result.evidence, recipe=recipe)
 
 
-def print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
+def print_verdict(evidence: "Evidence", *, recipe: str) -> None:
     """Print the verdict of a run, what is served next, and the commands that follow; the report has the reasons.
 
     Commands without overrides act on the task of the recipe as it is in the file. If overrides have changed the task,
@@ -168,13 +164,13 @@ def print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
 
     run, winner = evidence.run, evidence.winner.uri
     try:
-        is_of_file = options.read_recipe(recipe, as_json=as_json).task_uri == evidence.recipe.task_uri
+        is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
     except RecipeError:  # only valid with the overrides, or changed during the run
         is_of_file = False
     path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user
     steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None)
     value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}
-    if as_json:
-        options.print_result(value, as_json=True, lines=())
+    if options.is_json():
+        options.print_result(value, ())
         return
     options.print_panel(Console(), [*verdict_panel(evidence), *steps], title=f"verdict: {evidence.verdict.outcome}")

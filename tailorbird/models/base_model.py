@@ -24,7 +24,6 @@ from tailorbird.storage.node_cache import (
     is_license_file,
     model_digest,
     sha256_files,
-    sha256_folder,
 )
 from tailorbird.storage.stored_model import StoredModel
 
@@ -288,7 +287,7 @@ def _find_model(folder: Path, *, uri: str) -> Path:
 
 
 def _upload_once(folder: Path, *, source: ModelUri, registry: str) -> str:
-    files = sha256_folder(folder)
+    files = sha256_files(folder.as_uri())
     staged = paths.base_model(registry, f"{_segment(source)}-{model_digest(files)[:NUM_DIGITS]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
         (folder / objects.MANIFEST).write_text(_Manifest(source=str(source), files=files).model_dump_json(indent=2))

@@ -35,7 +35,7 @@ from tailorbird.registry.versions import (
     Retrieval,
     VersionConfig,
 )
-from tailorbird.storage.node_cache import local_copy, repaired_copy
+from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import is_version_uri
 
 if TYPE_CHECKING:
@@ -338,6 +338,6 @@ def checked_copy(version: PinnedVersion) -> Path:
 
     folder = local_copy(version.uri)
     if not is_intact(folder):
-        folder = repaired_copy(version.uri, is_intact=is_intact)
+        folder = local_copy(version.uri, is_intact=is_intact)
         require_intact(version, folder=folder.as_uri())
     return folder

@@ -10,7 +10,6 @@ import numpy as np
 from cluster.progress import ProgressReporter
 from cluster.ranks.remote_ranks import run_evaluation
 from cluster.resources import evaluation_resources
-from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.config.recipe import Recipe
@@ -22,8 +21,7 @@ from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, CostRecord
-from tailorbird.evaluation.report.evidence_files import read_evidence
+from tailorbird.evaluation.report.evidence import ROLES, CostRecord
 from tailorbird.evaluation.trained_rows import NO_ROWS, training_fingerprints
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
@@ -34,6 +32,7 @@ from tailorbird.operate.audited_data import propose_training, training_parts, us
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
     ReevaluationEvidence,
+    champion_evidence,
     evaluated_rows,
     read_reevaluations,
     write_reevaluation,
@@ -226,8 +225,8 @@ def protocol_for(
         recipe.evaluation, serving=recipe.serving, test_sha256=rows_sha256(rows), num_test_rows=len(rows)
     )
     cost = CostRecord(serving=None, training=TrainingUsage())
-    if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
-        evidence = read_evidence(champion.run)
+    evidence = champion_evidence(champion)
+    if evidence is not None:
         test_rows = {"test_sha256": protocol.test_sha256, "num_test_rows": len(rows)}
         protocol = evidence.protocol.model_copy(update=test_rows)
         digests = {role: evidence.versions[role].digest for role in evidence.family.compared_roles}

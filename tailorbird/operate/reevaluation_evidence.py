@@ -9,7 +9,8 @@ from tailorbird import storage
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord, Evidence
+from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict
 from tailorbird.registry.champion import Champion
@@ -42,6 +43,13 @@ class ReevaluationEvidence(StoredModel):
     expires_at: str | None  # expiry of the renewed verdict; None unless it is renewed
     endpoint_answers: dict[str, AnswerCounts] = Field(default_factory=dict)
     """Rows by what an endpoint answered, as in the evidence of a run."""
+
+
+def champion_evidence(champion: Champion) -> Evidence | None:
+    """Return the evidence of the run that chose the champion; None without such a run."""
+    if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+        return read_evidence(champion.run)
+    return None
 
 
 def read_reevaluations(task_uri: str, *, champion: Champion) -> dict[str, ReevaluationEvidence]:

@@ -11,8 +11,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES
-from tailorbird.evaluation.report.evidence_files import read_evidence
+from tailorbird.evaluation.report.evidence import ROLES
 from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
@@ -30,7 +29,7 @@ from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.request_log import MonitoringError, require_request_log
 from tailorbird.monitoring.sequential_test import ChallengerDecision
-from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
+from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, champion_evidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.registry.watch_record import ChallengerRecord, WatchRecord
@@ -71,7 +70,10 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     stored = read_reports(recipe.task_uri)
     reports = [report for report in stored if report.digest == version.digest and report.day >= since]
     expires, last = _expires_at(champion, reevaluations=reevaluations), reevaluations[-1].at if reevaluations else None
-    decision = _decision(recipe, reports, challenger=challenger) if challenger else None
+    decision = challenger_record = None
+    if challenger is not None:
+        decision = _decision(recipe, reports, challenger=challenger)
+        challenger_record = _challenger_record(recipe, reports, challenger=challenger, decision=decision)
     recommendation = recommend(reports, expires=expires, today=today, since=last, challenger=decision)
     paths = TaskPaths(recipe.task_uri)
     page = render_page(recipe.name, reports, recommendation=recommendation)
@@ -85,7 +87,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
         reevaluate=recommendation.reevaluate,
         reasons=recommendation.reasons,
         expires_at=expires,
-        challenger=_challenger_record(recipe, reports, challenger=challenger, decision=decision),
+        challenger=challenger_record,
     )
     storage.write_bytes(paths.watch, record.model_dump_json(indent=1).encode())
     return WatchResult(reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today))
@@ -149,9 +151,10 @@ def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
 
     The result is empty without a run that tested it with this metric.
     """
-    if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+    evidence = champion_evidence(champion)
+    if evidence is None:
         return {}
-    versions = read_evidence(champion.run).versions
+    versions = evidence.versions
     role = next((role for role in ROLES if role in versions and versions[role].digest == champion.digest), None)
     if role is None:
         return {}
@@ -188,11 +191,9 @@ def _challenger_record(
     recipe: Recipe,
     reports: Sequence[Report],
     *,
-    challenger: ModelVersion | None,
-    decision: ChallengerDecision | None,
-) -> ChallengerRecord | None:
-    if challenger is None or decision is None:
-        return None
+    challenger: ModelVersion,
+    decision: ChallengerDecision,
+) -> ChallengerRecord:
     alpha = recipe.evaluation.alpha
     return ChallengerRecord(
         version=challenger.version,
@@ -207,7 +208,8 @@ def _challenger_record(
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:
     """Return the expiry of the verdict: the run's, or a later one of a re-evaluation that upheld it."""
-    if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+    evidence = champion_evidence(champion)
+    if evidence is None:
         return None
-    renewed = [evidence.expires_at for evidence in reevaluations if evidence.expires_at]
-    return max([read_evidence(champion.run).expires_at, *renewed], key=datetime.fromisoformat)
+    renewed = [renewal.expires_at for renewal in reevaluations if renewal.expires_at]
+    return max([evidence.expires_at, *renewed], key=datetime.fromisoformat)

@@ -31,7 +31,7 @@ from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import Dtype, PinnedEncoder, Prompting, VersionConfig, now
-from tailorbird.storage.code_closure import code_sha256
+from tailorbird.storage.code_files import code_sha256, source_files
 from tailorbird.storage.stage_cache import cached_stage
 
 P = ParamSpec("P")
@@ -101,7 +101,12 @@ class RunInputs:
             rows["train_in_memory"] = self.data.sample_sha256
         if (answers := self.recipe.evaluation.answers) is not None:
             inputs = {"answers": answers.model_dump(mode="json"), **inputs}
-        return {"code": code_sha256(*functions), "base_model": asdict(self.base_model), "data": rows, **inputs}
+        return {
+            "code": code_sha256(source_files(*functions)),
+            "base_model": asdict(self.base_model),
+            "data": rows,
+            **inputs,
+        }
 
     def cached(
         self,
@@ -169,7 +174,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         progress.activity("tokenizing the training rows into shards")
         if isinstance(task, ClassificationData):
             task = replace(task, prompt=pooling.prompt)
-        inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
+        inputs = {"code": code_sha256(source_files(load_sharded)), "base_model": asdict(base_model)}
         data = load_sharded(recipe, task, base_model=staged.uri, inputs=inputs)
     config = recipe.data
     return RunInputs(

@@ -16,11 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from tailorbird.storage import s3
-from tailorbird.storage.objects import NUM_TRANSFERS, exists, read_bytes, write_bytes
-from tailorbird.storage.s3 import PreconditionFailed, StorageError, storage_errors
+from tailorbird.storage.objects import NUM_TRANSFERS, exists, parse_json, read_bytes, write_bytes
+from tailorbird.storage.s3 import ObjectNotFound, PreconditionFailed, StorageError, storage_errors
 from tailorbird.storage.stored_model import StoredModel
 
 M = TypeVar("M", bound=StoredModel)
@@ -73,17 +71,11 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
             content = local.read_bytes() if local.is_file() else None
         return None if content is None else (content, _local_etag(content))
     path, client = _object_path(uri), s3.s3fs_client()
-    with storage_errors(uri):
-        try:
-            info = client.info(path, refresh=True)
-            if info["type"] != "file":
-                return None
+    with suppress(ObjectNotFound), storage_errors(uri):
+        info = client.info(path, refresh=True)
+        if info["type"] == "file":
             return bytes(client.cat_file(path, max_concurrency=1)), str(info["ETag"])
-        except (OSError, ClientError, BotoCoreError) as error:
-            if not s3.is_absent(error, uri=uri):
-                raise
-            s3.require_bucket(uri)
-            return None
+    return None
 
 
 def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
@@ -100,11 +92,10 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     # A single PUT for any size: s3fs's multipart upload drops the condition on the ETag.
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
     try:
-        answer = s3.s3fs_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
-    except (OSError, ClientError, BotoCoreError) as error:
-        if s3.is_conflict(error) or (etag is not None and s3.is_absent(error, uri=uri)):
-            raise _precondition_failed(uri, etag=etag) from error
-        raise s3.to_storage_error(uri, error) from error
+        with storage_errors(uri):
+            answer = s3.s3fs_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
+    except (PreconditionFailed, ObjectNotFound) as error:
+        raise _precondition_failed(uri, etag=etag) from error
     return str(answer["ETag"])
 
 
@@ -142,17 +133,11 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
     """Change a JSON object and return the stored value, like `update_bytes`; raise StorageError if it is not JSON."""
 
     def change_bytes(content: bytes | None) -> bytes | None:
-        changed = change(_parse_json(uri, content))
+        changed = change(None if content is None else parse_json(uri, content))
         return None if changed is None else json.dumps(changed, indent=1).encode()
 
-    return _parse_json(uri, update_bytes(uri, change_bytes))
-
-
-def _parse_json(uri: str, content: bytes | None) -> Any:
-    try:
-        return None if content is None else json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{uri} is not valid JSON: {error}; restore it from a backup") from None
+    stored = update_bytes(uri, change_bytes)
+    return None if stored is None else parse_json(uri, stored)
 
 
 def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str:

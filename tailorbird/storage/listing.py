@@ -1,13 +1,14 @@
 """List one level of a folder, with a tag that changes with the content of a file, for readers that keep a cache."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tailorbird.storage import s3
-from tailorbird.storage.s3 import storage_errors
+from tailorbird.storage.s3 import ObjectNotFound, storage_errors
 
 
 @dataclass(frozen=True)
@@ -32,34 +33,31 @@ def list_folder(uri: str) -> tuple[Entry, ...]:
     """
     base = uri.rstrip("/")
     scheme, path = s3.parse(base)
-    with storage_errors(uri):
-        try:
-            if scheme == "file":
-                with os.scandir(path) as entries:
-                    listed = [
-                        _local(f"{base}/{entry.name}", entry.stat(), is_folder=entry.is_dir())
-                        for entry in entries
-                        if not entry.name.startswith(".")
-                    ]
-            else:
-                infos = s3.s3fs_client().ls(path, detail=True, refresh=True)
-                listed = [_on_s3(info) for info in infos if info["name"].strip("/") != path]  # no marker of the folder
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
+    listed: list[Entry] = []
+    with suppress(ObjectNotFound), storage_errors(uri):
+        if scheme == "file":
+            with os.scandir(path) as entries:
+                listed = [
+                    _local(f"{base}/{entry.name}", entry.stat(), is_folder=entry.is_dir())
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                ]
+        else:
+            infos = s3.s3fs_client().ls(path, detail=True, refresh=True)
+            listed = [_on_s3(info) for info in infos if info["name"].strip("/") != path]  # no marker of the folder
     return tuple(sorted(listed, key=lambda each: each.name))
 
 
 def file_entry(uri: str) -> Entry | None:
     """Return a file with its tag; None if it does not exist."""
     scheme, path = s3.parse(uri)
-    with storage_errors(uri):
-        try:
-            if scheme == "file":
-                return None if Path(path).is_dir() else _local(uri, os.stat(path), is_folder=False)
+    with suppress(ObjectNotFound), storage_errors(uri):
+        if scheme == "file":
+            entry = _local(uri, os.stat(path), is_folder=Path(path).is_dir())
+        else:
             entry = _on_s3(s3.s3fs_client().info(path, refresh=True))
-        except FileNotFoundError:
-            return None
-    return None if entry.is_folder else entry
+        return None if entry.is_folder else entry
+    return None
 
 
 def _local(uri: str, stat: os.stat_result, *, is_folder: bool) -> Entry:

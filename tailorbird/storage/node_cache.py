@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from pyarrow import fs as pafs
-
 from tailorbird.storage import objects, s3
 from tailorbird.storage.paths import is_staged_base_model
 
@@ -34,13 +32,6 @@ def sha256_files(uri: str) -> dict[str, str]:
     return {name: objects.sha256_object(f"{uri}/{name}") for name in sorted(names) if name != objects.MANIFEST}
 
 
-def sha256_folder(folder: Path) -> dict[str, str]:
-    """Return the sha256 of each file in the local folder of a model, by name, like `sha256_files`."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
-    hashes = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in paths}
-    return {name: sha256 for name, sha256 in hashes.items() if name != objects.MANIFEST}
-
-
 def model_digest(files: Mapping[str, str]) -> str:
     """Return the digest of a model's files, which is in the name of a staged base model."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
@@ -48,44 +39,35 @@ def model_digest(files: Mapping[str, str]) -> str:
 
 def _require_staged_files(uri: str, folder: Path) -> None:
     """Raise StorageError if the files of a staged base model are not those that its name requires."""
+    if not is_staged_base_model(uri):
+        return
     stated = uri.rstrip("/").rpartition("-")[2]
-    if is_staged_base_model(uri) and (digest := model_digest(sha256_folder(folder))[: len(stated)]) != stated:
+    digest = model_digest(sha256_files(folder.as_uri()))[: len(stated)]
+    if digest != stated:
         raise s3.StorageError(
             f"the base model {uri} was changed: its files have the digest {digest}; restore them from a copy"
         )
 
 
-def local_copy(uri: str, *, cache: Path | None = None) -> Path:
+def local_copy(
+    uri: str, *, is_intact: Callable[[Path], bool] = lambda _folder: True, cache: Path | None = None
+) -> Path:
     """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder is not copied.
 
     The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the folder's manifest.json
-    or, without one, of its listing. If several processes call at the same time, one of them downloads. Before a
-    download, copies are removed that were not requested in the last UNUSED_DAYS. Raises StorageError if a staged base
-    model was changed.
+    or, without one, of its listing. If several processes call at the same time, one of them downloads. A copy
+    that is not intact is replaced. Before a download, copies are removed that were not requested in the last
+    UNUSED_DAYS. Raises StorageError if a staged base model was changed.
     """
-    store, path = s3.filesystem(uri)
-    if isinstance(store, pafs.LocalFileSystem):
+    scheme, path = s3.parse(uri)
+    if scheme == "file":
         objects.list_files(uri)
-        return Path(path)
-    with _locked_folder(uri, cache=cache) as local:
-        if not local.exists():
-            _remove_unused(local.parent)
-            objects.download_folder(uri, local, check=partial(_require_staged_files, uri))
-    return local
-
-
-def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | None = None) -> Path:
-    """Replace the damaged local copy of a folder by a new download, and return its path.
-
-    A copy that another process has already replaced (`is_intact`) is kept. A `file://` folder is returned unchanged.
-    """
-    store, path = s3.filesystem(uri)
-    if isinstance(store, pafs.LocalFileSystem):
         return Path(path)
     with _locked_folder(uri, cache=cache) as local:
         if not (local.exists() and is_intact(local)):
             shutil.rmtree(local, ignore_errors=True)
-            objects.download_folder(uri, local)
+            _remove_unused(local.parent)
+            objects.download_folder(uri, local, check=partial(_require_staged_files, uri))
     return local
 
 
@@ -141,9 +123,5 @@ def _content_key(uri: str) -> str:
     manifest = f"{uri}/{objects.MANIFEST}"
     if objects.exists(manifest):
         return hashlib.sha256(objects.read_bytes(manifest)).hexdigest()
-    store, path = s3.filesystem(uri)
-    objects.list_files(uri)
-    with s3.storage_errors(uri):
-        infos = store.get_file_info(pafs.FileSelector(path, recursive=True))
-    listing = sorted((info.path, info.size, str(info.mtime_ns)) for info in infos if info.type == pafs.FileType.File)
+    listing = sorted((info.path, info.size, str(info.mtime_ns)) for info in objects.file_infos(uri))
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

@@ -61,11 +61,15 @@ def open_file(uri: str) -> Iterator[Any]:
 
 def read_json(uri: str) -> Any:
     """Return the value of a JSON object; raise StorageError if it is not JSON."""
-    data = read_bytes(uri)
+    return parse_json(uri, read_bytes(uri))
+
+
+def parse_json(uri: str, data: bytes) -> Any:
+    """Return the value of an object's content; raise StorageError if it is not JSON."""
     try:
         return json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} is not valid JSON: {error}; give the URI of a JSON file") from None
+        raise StorageError(f"{uri} is not valid JSON: {error}; give the URI of a JSON file, or restore it") from None
 
 
 def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) -> None:
@@ -98,16 +102,24 @@ def list_files(uri: str, *, missing_ok: bool = False) -> list[str]:
     Raises StorageError if there are none, unless `missing_ok` is true.
     """
     store, path = filesystem(uri)
-    path = path.rstrip("/")
     with storage_errors(uri):
-        kind = store.get_file_info(path).type
-        if kind == pafs.FileType.File:
+        if store.get_file_info(path.rstrip("/")).type == pafs.FileType.File:
             return [uri]
-        infos = store.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        files = [_uri(store, info.path) for info in infos if info.type == pafs.FileType.File]
+    return sorted(_uri(store, info.path) for info in file_infos(uri, missing_ok=missing_ok))
+
+
+def file_infos(uri: str, *, missing_ok: bool = False) -> list[pafs.FileInfo]:
+    """Return pyarrow's description of all files under a folder, recursively.
+
+    Raises StorageError if there are none, unless `missing_ok` is true.
+    """
+    store, path = filesystem(uri)
+    with storage_errors(uri):
+        infos = store.get_file_info(pafs.FileSelector(path.rstrip("/"), allow_not_found=True, recursive=True))
+        files = [info for info in infos if info.type == pafs.FileType.File]
         if not files and not missing_ok:
             raise FileNotFoundError(uri)
-    return sorted(files)
+    return files
 
 
 def upload_folder(local: Path, uri: str) -> None:
@@ -136,13 +148,8 @@ def folder_sizes(uri: str) -> dict[str, int]:
     Raises StorageError if there are no files, or if a download would write one outside its local folder.
     """
     base = uri.rstrip("/")
-    store, path = filesystem(base)
-    with storage_errors(uri):
-        infos = store.get_file_info(pafs.FileSelector(path.rstrip("/"), allow_not_found=True, recursive=True))
-        files = [info for info in infos if info.type == pafs.FileType.File]
-        if not files:
-            raise FileNotFoundError(uri)
-    return {_relative(_uri(store, info.path), base): int(info.size) for info in files}
+    store, _ = filesystem(base)
+    return {_relative(_uri(store, info.path), base): int(info.size) for info in file_infos(base)}
 
 
 def download_folder(

@@ -44,10 +44,15 @@ _NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "specified bucket does not exist
 _CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict")
 _ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
 _READS = ("HeadObject", "GetObject")
+_CLIENT_ERRORS = (OSError, ClientError, BotoCoreError)  # of pyarrow, s3fs and botocore
 
 
 class StorageError(ValueError):
     """A URI that cannot be read or written. The message contains the URI, the reason and the next step."""
+
+
+class ObjectNotFound(StorageError):
+    """An object that does not exist, in a bucket that exists."""
 
 
 class PreconditionFailed(StorageError):
@@ -95,13 +100,14 @@ def filesystem(uri: str, *, retry_policy: RetryPolicy = STANDARD) -> tuple[pafs.
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Convert errors of pyarrow, s3fs and botocore inside the block to a StorageError about `uri`."""
+    """Convert errors of pyarrow, s3fs and botocore inside the block to a StorageError about `uri`.
+
+    It is an ObjectNotFound or a PreconditionFailed if this is the cause.
+    """
     try:
         yield
-    except StorageError:
-        raise
-    except (OSError, ClientError, BotoCoreError) as error:
-        raise to_storage_error(uri, error) from error
+    except _CLIENT_ERRORS as error:
+        raise _to_storage_error(uri, error) from error
 
 
 def settings() -> Settings:
@@ -226,27 +232,29 @@ def _type_in_listing(path: str) -> pafs.FileType | None:
             list_objects("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
             for prefix in (key, f"{key}/")
         )
-    except (OSError, ClientError, BotoCoreError):
+    except _CLIENT_ERRORS:
         return None
     if first and first[0]["Key"] == key:
         return pafs.FileType.File
     return pafs.FileType.Directory if below else pafs.FileType.NotFound
 
 
-def to_storage_error(uri: str, error: Exception) -> StorageError:
+def _to_storage_error(uri: str, error: Exception) -> StorageError:
     """Return a StorageError for an error of a storage client. Its line has the URI, the cause and the next step."""
     if _has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
-    if is_absent(error, uri=uri):
+    if _is_absent(error, uri=uri):
         try:
             require_bucket(uri)
         except StorageError as missing:
             return missing
         except OSError as other:
-            return to_storage_error(uri, other)
-        return StorageError(f"{uri} does not exist; check the URI, or create it first")
+            return _to_storage_error(uri, other)
+        return ObjectNotFound(f"{uri} does not exist; check the URI, or create it first")
     if parse(uri)[0] == "file":
         return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
+    if isinstance(error, FileExistsError) or _has_code(error, _CONFLICT):
+        return PreconditionFailed(f"{uri} was not written, because it has changed; read it again and retry")
     if _is_refused(error):
         remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role's policy"
         return StorageError(f"{uri}: access denied by {_endpoint()}; {remedy} ({error})")
@@ -272,12 +280,12 @@ def _has_code(error: Exception, codes: tuple[str, ...]) -> bool:
     return any(code in text for code in codes)
 
 
-def is_absent(error: Exception, *, uri: str) -> bool:
+def _is_absent(error: Exception, *, uri: str) -> bool:
     """Return True if an error of a request for `uri` means that the object does not exist.
 
     S3 answers 403 to the read of such an object if the role may list only below a prefix of the bucket.
     """
-    if isinstance(error, FileNotFoundError) or _has_code(error, _ABSENT):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)) or _has_code(error, _ABSENT):
         return True
     scheme, path = parse(uri)
     refused_read = scheme == "s3" and _is_refused(error) and _has_code(error, _READS)
@@ -286,8 +294,3 @@ def is_absent(error: Exception, *, uri: str) -> bool:
 
 def _is_refused(error: Exception) -> bool:
     return isinstance(error, PermissionError) or _has_code(error, _REFUSED)
-
-
-def is_conflict(error: Exception) -> bool:
-    """Return True if an error means that the condition of a write is not met."""
-    return isinstance(error, FileExistsError) or _has_code(error, _CONFLICT)

@@ -37,7 +37,7 @@ def cached_stage(
     """Return the stored output of a stage for these inputs. If there is none, call `compute` and store its result.
 
     `inputs` is JSON-serializable and contains everything that the output depends on, including the code
-    (`code_closure.code_sha256`). Several processes may compute a stage at the same time: all return the first stored
+    (`code_files.code_sha256`). Several processes may compute a stage at the same time: all return the first stored
     result, and none changes its files. So `compute` receives the URI of a new folder for its files, in
     `<task_uri>/stages/<name>-<fingerprint>`; if it fails or is interrupted, the new folder is deleted. If it `resumes`
     after an interruption, it receives the folder of the stage instead, where other processes may write too. It must

@@ -17,7 +17,7 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import PinnedEncoder
-from tailorbird.storage.node_cache import local_copy, repaired_copy, sha256_files
+from tailorbird.storage.node_cache import local_copy, sha256_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ def checked_files(pinned: PinnedEncoder) -> Path:
 
     folder = local_copy(pinned.uri)
     if (actual := sha256(folder)) != pinned.sha256:
-        folder = repaired_copy(pinned.uri, is_intact=lambda copy: sha256(copy) == pinned.sha256)
+        folder = local_copy(pinned.uri, is_intact=lambda copy: sha256(copy) == pinned.sha256)
         actual = sha256(folder)
     if actual != pinned.sha256:
         raise ModelError(

@@ -20,14 +20,14 @@ from typer.testing import CliRunner, Result
 
 from cluster import jobs
 from cluster.auth import SessionError, auth_headers
-from cluster.code_snapshot import code_sha256
-from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, PackageError, pack, upload
+from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, pack
 from cluster.local.stack import OWN_DASHBOARD, StackState
 from tailorbird import storage
 from tailorbird.cli.app import app
 from tailorbird.config.base import digest
 from tailorbird.config.loader import load_recipe
 from tailorbird.registry.versions import list_versions
+from tailorbird.storage.code_files import code_sha256, runtime_files
 from tests.integration.small import REGISTRY, ROOT, recipe_file
 from tests.integration.training.relay import TcpProxy
 
@@ -36,9 +36,9 @@ TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "tra
 LINES = [f"line {number}" for number in range(1, 7)]
 PRINT_LINES_AND_EXIT_7 = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 7"
 PRINT_HASHES_OF_PACKAGE = (
-    "python -c 'from pathlib import Path; from cluster.code_snapshot import code_sha256; "
+    "python -c 'from pathlib import Path; from tailorbird.storage.code_files import code_sha256, runtime_files; "
     "from tailorbird.config.base import digest; from tailorbird.config.loader import load_recipe; "
-    f'print(digest(load_recipe("{RECIPE_FILE}")), code_sha256(Path.cwd()))\''
+    f'print(digest(load_recipe("{RECIPE_FILE}")), code_sha256(runtime_files(Path.cwd())))\''
 )
 
 
@@ -148,7 +148,7 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
     with zipfile.ZipFile(io.BytesIO(package)) as archive:
         archive.extractall(tmp_path)
     recipe = load_recipe(ROOT / "recipes" / "icd10_demo.yaml")
-    assert f"{digest(recipe)} {code_sha256(tmp_path)}" in jobs.read_log(name).splitlines()
+    assert f"{digest(recipe)} {code_sha256(runtime_files(tmp_path))}" in jobs.read_log(name).splitlines()
 
     assert submit(0).how == "done"
     second = jobs.start(name, entrypoint="true", package=package, again=True)
@@ -172,11 +172,10 @@ def test_the_log_of_a_driver_that_fails_is_kept_in_the_registry(name: str, packa
     assert f"the log is kept at {log}" in jobs.read_log(name)
 
 
-@pytest.mark.usefixtures("stack")
-def test_the_limit_of_a_package_equals_rays() -> None:
+def test_the_limit_of_a_package_equals_rays(name: str) -> None:
     assert LIMIT_BYTES == DASHBOARD_CLIENT_MAX_SIZE
-    with pytest.raises(PackageError, match="413"):
-        upload(bytes(LIMIT_BYTES + 1))
+    with pytest.raises(jobs.JobError, match="413"):
+        jobs.start(name, entrypoint="true", package=bytes(LIMIT_BYTES + 1))
 
 
 @pytest.mark.usefixtures("stack")

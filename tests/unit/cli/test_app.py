@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cluster import connection
 from cluster.auth import SessionError
 from tailorbird.cli.app import app
-from tailorbird.cli.options import ExitCode, connected_recipe, handle_errors, print_result
+from tailorbird.cli.options import ExitCode, connected_recipe, handle_errors, with_json
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,8 +45,8 @@ def test_errors_and_results_contain_no_control_characters(capsys: pytest.Capture
     assert (
         capsys.readouterr().err == "error: unknown label \ufffd]0;title\ufffd\ufffd31mcough\ufffd\ufffd\n\tcheck it\n"
     )
-    print_result({"label": label}, as_json=False, lines=[label])
-    print_result({"label": label}, as_json=True, lines=[])
+    with_json(lambda: ({"label": label}, [label]))()
+    with_json(lambda: ({"label": label}, []))(as_json=True)
     shown, as_json = capsys.readouterr().out.splitlines()
     assert shown == "\ufffd]0;title\ufffd\ufffd31mcough\ufffd\ufffd"
     assert json.loads(as_json) == {"label": label}
@@ -126,7 +126,7 @@ def test_a_signal_prints_the_command_that_resumes(
     recipe, handler = str(ROOT / "recipes" / "icd10_demo.yaml"), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(connection, "connect", nullcontext)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/tailorbird", "run", "my task.yaml", "tuning.num_trials=2"])
-    with pytest.raises(typer.Exit) as ended, handle_errors(), connected_recipe(recipe, None, as_json=False):
+    with pytest.raises(typer.Exit) as ended, handle_errors(), connected_recipe(recipe, None):
         signal.raise_signal(number)
     assert ended.value.exit_code == code
     assert "To resume: tailorbird run 'my task.yaml' tuning.num_trials=2\n" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_a_download_goes_to_a_folder_that_the_uploaded_one_does_not_block() -> N
 def test_a_run_ends_with_one_panel(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(ROOT / "recipes" / "icd10_demo.yaml")
     evidence = evidence_for("FINE_TUNE").model_copy(update={"recipe": load_recipe(recipe)})
-    print_verdict(evidence, recipe=recipe, as_json=False)
+    print_verdict(evidence, recipe=recipe)
     version = evidence.winner.uri.rpartition("/")[2]
     assert capsys.readouterr().out.splitlines() == [
         "",

@@ -74,6 +74,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.01)
         raise ValueError("no answer")
 
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
     monkeypatch.setattr(console, "TICK_S", 0.01)
     monkeypatch.setattr(LogDisplay, "tick", counted_tick)
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", lambda: now)  # type: ignore[attr-defined]

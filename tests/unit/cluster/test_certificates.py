@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 from cluster.auth import SessionError
 from cluster.certificates import VARIABLES, verify
 from cluster.dashboard import request_dashboard
-from cluster.jobs import _tail
+from cluster.jobs import _client, _tail
+from tests.unit.cluster.dashboard import serve_version
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,6 @@ def issue(name: str, *, issuer: Issued | None = None) -> Issued:
     return Issued(builder.sign(signer, hashes.SHA256()), key)
 
 
-async def answer(_: web.Request) -> web.Response:
-    return web.json_response({})
-
-
 async def tail(request: web.Request) -> web.WebSocketResponse:
     stream = web.WebSocketResponse()
     await stream.prepare(request)
@@ -88,7 +85,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     async def serve() -> None:
         pages = web.Application()
-        pages.router.add_get("/api/version", answer)
+        pages.router.add_get("/api/version", serve_version)
         pages.router.add_get("/api/jobs/some/logs/tail", tail)
         runner = web.AppRunner(pages)
         await runner.setup()
@@ -115,7 +112,7 @@ def test_one_variable_is_enough_for_requests_and_for_the_stream_of_a_log(
     monkeypatch.setenv(variable, authority)
     assert request_dashboard("GET", "/api/version").status_code == 200
     lines: list[str] = []
-    asyncio.run(_tail("some", lambda text, _: lines.append(text), print))
+    asyncio.run(_tail(_client(), "some", start=0, write=lines.append, on_status=print))
     assert lines == ["a line"]
 
 

@@ -9,12 +9,13 @@ import pytest
 from cluster import code_snapshot
 from cluster.job_package import shipped_files
 from tailorbird import PACKAGES, storage
+from tailorbird.storage.code_files import runtime_files
 
 ROOT = Path(__file__).parents[3]
 
 
 def _checkout(folder: Path) -> Path:
-    for name in code_snapshot.runtime_files(ROOT):
+    for name in runtime_files(ROOT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     return folder
@@ -29,17 +30,17 @@ def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: P
 
 def test_other_files_in_the_folder_do_not_change_the_sha256(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "job")
-    before = code_snapshot.runtime_files(root)
+    before = runtime_files(root)
     for name in ("README.md", ".venv/lib/x.py", "tests/unit/test_x.py", "data/rows.parquet", "data/__pycache__/x.pyc"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
-    assert code_snapshot.runtime_files(root) == before
+    assert runtime_files(root) == before
 
 
 def test_all_files_of_the_packages_are_shipped_but_those_that_no_job_reads() -> None:
     command = ["git", "ls-files", *PACKAGES]
     tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    left_out = set(tracked) - set(code_snapshot.runtime_files(ROOT))
+    left_out = set(tracked) - set(runtime_files(ROOT))
     assert left_out == {"cluster/ray_up/node.env", "tailorbird/__init__.pyi", "tailorbird/py.typed"}
 
 
@@ -49,7 +50,7 @@ def test_only_the_code_of_an_installed_wheel_is_shipped(tmp_path: Path) -> None:
     for name in ("torch/nn.py", "tailorbird-0.2.0.dist-info/METADATA", "tailorbird/recipes/icd10_demo.yaml"):
         (site_packages / name).parent.mkdir(parents=True, exist_ok=True)
         (site_packages / name).write_text("x")
-    names = set(code_snapshot.runtime_files(site_packages))
+    names = set(runtime_files(site_packages))
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)
     assert "serving/app.py" in names
     assert "tailorbird/recipes/icd10_demo.yaml" not in names  # a checkout has the recipes outside its packages

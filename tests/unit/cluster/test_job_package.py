@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.code_snapshot import code_sha256
 from cluster.job_package import RECIPE_FILE, PackageError, pack, shipped_files
 from tailorbird import PACKAGES
 from tailorbird.config.base import digest
 from tailorbird.config.loader import load_recipe, recipe_text
 from tailorbird.config.recipe import Recipe
+from tailorbird.storage.code_files import code_sha256, runtime_files
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -81,7 +81,8 @@ def test_the_packaged_code_has_the_sha256_of_the_local_code(root: Path, recipe: 
     _git(root, "init", "-q")
     _git(root, "add", ".")
     (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
-    assert code_sha256(_unpacked(pack(root, recipe=recipe), tmp_path / "shipped")) == code_sha256(root)
+    shipped = _unpacked(pack(root, recipe=recipe), tmp_path / "shipped")
+    assert code_sha256(runtime_files(shipped)) == code_sha256(runtime_files(root))
 
 
 def test_without_a_git_checkout_only_runtime_files_are_packaged(root: Path) -> None:

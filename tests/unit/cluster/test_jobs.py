@@ -10,11 +10,12 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.dashboard.modules.job.pydantic_models import JobDetails
 from typer.testing import CliRunner
 
-from cluster.jobs import Job, Submitted, _job, _tail
+from cluster.jobs import Job, Submitted, _client, _job, _tail
 from tailorbird.cli.app import app
-from tests.unit.cluster.dashboard import dashboard_of_a_job
+from tests.unit.cluster.dashboard import dashboard_of_a_job, serve_version
 
 
 def job_details(**changes: Any) -> dict[str, Any]:
@@ -33,6 +34,10 @@ def job_details(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def job_of(**changes: Any) -> Job:
+    return _job(JobDetails(**job_details(**changes)))
+
+
 @pytest.mark.parametrize(
     ("status", "driver", "expected"),
     [
@@ -48,24 +53,24 @@ def job_details(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_the_exit_code_of_a_job_is_that_of_its_driver(status: str, driver: int | None, expected: int | None) -> None:
-    assert _job(job_details(status=status, driver_exit_code=driver)).exit_code == expected
+    assert job_of(status=status, driver_exit_code=driver).exit_code == expected
 
 
 @given(status=st.sampled_from(["STOPPED", "FAILED"]), driver=st.none() | st.integers(-64, 255))
 def test_a_stopped_or_failed_job_has_a_non_zero_exit_code(status: str, driver: int | None) -> None:
-    code = _job(job_details(status=status, driver_exit_code=driver)).exit_code
+    code = job_of(status=status, driver_exit_code=driver).exit_code
     assert code is not None
     assert 0 < code < 256
 
 
 def test_environment_variables_of_a_job_are_not_shown() -> None:
-    job = _job(job_details())
+    job = job_of()
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
 
 
 def test_times_are_in_seconds() -> None:
-    assert _job(job_details()).started_s == 1_700_000_000.5
-    assert _job(job_details(start_time=None)).started_s is None
+    assert job_of().started_s == 1_700_000_000.5
+    assert job_of(start_time=None).started_s is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_times_are_in_seconds() -> None:
     ],
 )
 def test_submitting_a_job_reports_its_effect(how: Any, text: str) -> None:
-    job: Job = _job(job_details())
+    job: Job = job_of()
     assert Submitted(job, how).line().startswith(job.id)
     assert text in Submitted(job, how).line()
 
@@ -136,13 +141,15 @@ def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_hos
 
     async def follow() -> None:
         pages = web.Application()
+        pages.router.add_get("/api/version", serve_version)
         pages.router.add_get("/api/jobs/some/logs/tail", serve_tail)
         runner = web.AppRunner(pages)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{runner.addresses[0][1]}")
-        await _tail("some", lambda text, _: lines.append(text), print)
+        client = await asyncio.to_thread(_client)
+        await _tail(client, "some", start=0, write=lines.append, on_status=print)
         await runner.cleanup()
 
     asyncio.run(follow())

@@ -3,7 +3,6 @@
 import importlib
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +41,7 @@ def test_the_installed_ray_has_the_version_that_the_code_was_written_for() -> No
         "ray._raylet:CoreWorker.kill_actor",
         "ray.train.v2._internal.execution.controller:TrainController",
         "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
+        "ray.job_submission:JobSubmissionClient._do_request",
     ],
 )
 def test_a_private_part_exists(path: str) -> None:
@@ -73,13 +73,6 @@ def test_the_controller_of_an_elastic_trainer_gets_the_policy(monkeypatch: pytes
     trainer = ray_private.torch_trainer(lambda: None, workers_per_node=8, scaling_config=config)
     trainer._initialize_and_run_controller(scaling_policy=None, callbacks=[])
     assert received["scaling_policy"]._count_possible_workers({"a": {"CPU": 16.0, "GPU": 15.0}}) == 8
-
-
-def test_a_package_has_the_same_uri_as_in_ray(tmp_path: Path) -> None:
-    from ray._private.runtime_env.packaging import get_uri_for_package
-
-    (tmp_path / "code.zip").write_bytes(b"content")
-    assert ray_private.package_uri(b"content") == get_uri_for_package(tmp_path / "code.zip")
 
 
 def test_the_exceptions_in_which_ray_train_wraps_an_error_are_removed() -> None:

@@ -1,46 +1,61 @@
-"""Fingerprint of the code that a stage runs: the source files that its functions import, directly or indirectly."""
+"""The files of the project's code, and their fingerprint."""
 
 import ast
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 from tailorbird import PACKAGES, PROJECT_ROOT
-from tailorbird.storage.objects import sha256_file
+
+WHEEL_ONLY = ("tailorbird/k8s/", "tailorbird/recipes/")  # folders of a checkout that a wheel has in its package
 
 
-def code_sha256(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> str:
-    """Return a hash of the names and contents of `source_files(*functions)` under `root`."""
-    assert functions, "a stage runs at least one function"
-    return digest_of_files({name: sha256_file(root / name) for name in source_files(*functions, root=root)})
-
-
-def digest_of_files(hashes: Mapping[str, str]) -> str:
-    """Return a hash of the names and sha256 of files, in the order of `hashes`."""
+def code_sha256(files: Mapping[str, bytes]) -> str:
+    """Return a hash of the names and contents of files, in their order."""
     digest = hashlib.sha256()
-    for name, sha256 in hashes.items():
-        digest.update(f"{name}\n{sha256}\n".encode())
+    for name, content in files.items():
+        digest.update(f"{name}\n{hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
-def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> tuple[str, ...]:
-    """Return the sorted paths, relative to `root`, of the files that define or are imported by the functions.
+def runtime_files(root: Path) -> dict[str, bytes]:
+    """Return the project's runtime files under `root`, code and data of its packages, by sorted name.
+
+    `root` is a checkout, the working directory of a job or the folder of an installed wheel. Raises ValueError if a
+    package is missing.
+    """
+    missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
+    if missing:
+        raise ValueError(
+            f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the folder of the project"
+        )
+    paths = list(root.glob("pyproject.toml"))
+    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.ndjson", "*.yaml")):
+        paths += (root / package).rglob(kind)
+    names = sorted(path.relative_to(root).as_posix() for path in paths)
+    return {name: (root / name).read_bytes() for name in names if not name.startswith(WHEEL_ONLY)}
+
+
+def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> dict[str, bytes]:
+    """Return the files under `root` that define or are imported by the functions of a stage, by sorted name.
 
     Imports of the project's packages are followed, also inside functions, but not under `if TYPE_CHECKING:`.
     `from package import name` refers to `package/name.py` if that exists, otherwise to `package/__init__.py`. The
     `__init__.py` of a package that contains an imported module is not followed.
     """
     pending = [_file(function.__module__, root) for function in functions]
+    assert pending, "a stage runs at least one function"
     assert None not in pending, f"not functions of the project: {functions}"
-    reached: set[str] = set()
+    reached: dict[str, bytes] = {}
     while pending:
         name = pending.pop()
         if name is not None and name not in reached:
-            reached.add(name)
-            imports = _imports((root / name).read_bytes())
+            reached[name] = (root / name).read_bytes()
+            imports = _imports(reached[name])
             pending += [_file(f"{module}.{item}", root) or _file(module, root) for module, item in imports]
-    return tuple(sorted(reached))
+    return dict(sorted(reached.items()))
 
 
 def _file(module: str, root: Path) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 from tailorbird import PACKAGES, PROJECT_ROOT
 from tailorbird.evaluation.baselines import chat, classification
 from tailorbird.evaluation.inference import perturbations, predict, serving_cost
-from tailorbird.storage.code_closure import code_sha256, source_files
+from tailorbird.storage.code_files import code_sha256, source_files
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 from training.export import average_weights
@@ -73,8 +73,8 @@ def copy_packages(root: Path) -> Path:
 
 
 def test_the_fingerprint_does_not_depend_on_the_location_of_the_code(tmp_path: Path) -> None:
-    fingerprint = code_sha256(sweep, ClassificationTrainingTask)
-    assert code_sha256(sweep, ClassificationTrainingTask, root=copy_packages(tmp_path)) == fingerprint
+    fingerprint = code_sha256(source_files(sweep, ClassificationTrainingTask))
+    assert code_sha256(source_files(sweep, ClassificationTrainingTask, root=copy_packages(tmp_path))) == fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +105,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_edit_changes_the_fingerprints_of_the_stages_that_run_the_file(
     tree: Path, edited: str, changed: set[str]
 ) -> None:
-    before = {stage: code_sha256(*functions, root=tree) for stage, functions in STAGES.items()}
+    before = {stage: code_sha256(source_files(*functions, root=tree)) for stage, functions in STAGES.items()}
     content = (tree / edited).read_bytes()
     try:
         (tree / edited).write_bytes(content + b"\n# edited\n")
-        after = {stage: code_sha256(*functions, root=tree) for stage, functions in STAGES.items()}
+        after = {stage: code_sha256(source_files(*functions, root=tree)) for stage, functions in STAGES.items()}
     finally:
         (tree / edited).write_bytes(content)
     assert {stage for stage in STAGES if before[stage] != after[stage]} == changed
@@ -140,7 +140,7 @@ def test_imports_are_followed_to_the_modules_that_they_name(small_tree: Path) ->
     def stage() -> None: ...
 
     stage.__module__ = "tuning.stage"
-    assert source_files(stage, root=small_tree) == (
+    assert tuple(source_files(stage, root=small_tree)) == (
         "serving/untyped.py",
         "training/named.py",
         "training/plain.py",
