@@ -182,7 +182,6 @@ class ReportWindow:
             notes.append(f"drift of texts was not computed: {fault}")
         days = sample.days.astype(np.int64)
         window = TrafficSample(
-            sample.scores.astype(np.float64),
             sample.labels,
             embeddings,
             lengths=sample.lengths.astype(np.float64),
@@ -190,8 +189,8 @@ class ReportWindow:
             text_days=days[[text is not None for text in sample.texts]],
         )
         per_year = self.recipe.monitoring.false_alarms_per_year
+        clean = [statistic for report in self._clean_reports() for statistic in report.drift]
         try:
-            clean = [report.drift for report in self._clean_reports()]
             return drift_statistics(window, reference=self.reference.sample, per_year=per_year, clean=clean), notes
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]

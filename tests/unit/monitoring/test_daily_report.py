@@ -111,7 +111,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
         task.read += files
         return read_traffic(files, *args, **kwargs)
 
-    sample = TrafficSample(np.full(100, 0.75), ["a"] * 100, _unit(chance, 100))
+    sample = TrafficSample(["a"] * 100, _unit(chance, 100))
     reference = DriftReference(
         DIGEST, "2026-02-28", sample, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50}, "encoder"
     )
