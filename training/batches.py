@@ -1,12 +1,10 @@
 """The micro-batches of each step of a rank, collated ahead of their use."""
 
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +14,9 @@ from torch import Tensor
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
-from training.dataset import TrainingDataset, rank_rows, steps
+from training.dataset import TrainingDataset, ahead, rank_rows, steps
 
 STEPS_AHEAD = 2  # steps that are collated while another one runs
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,18 +66,9 @@ def collated_steps(
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates ahead."""
     prepared = _prepare(rows, config, collator=collator, epoch=epoch, start=start)
-    with closing(prepared), closing(_ahead(prepared)) as collated:
+    select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
+    with closing(prepared), closing(ahead(prepared, number=STEPS_AHEAD, initializer=select_gpu)) as collated:
         yield collated
-
-
-def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """Yield the items, `STEPS_AHEAD` of which are computed in advance in a thread, for the GPU of this thread."""
-    select = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
-    with ThreadPoolExecutor(1, initializer=select) as thread:
-        upcoming = deque(thread.submit(next, items, None) for _ in range(STEPS_AHEAD))
-        while (item := upcoming.popleft().result()) is not None:
-            upcoming.append(thread.submit(next, items, None))
-            yield item
 
 
 def _prepare(

@@ -133,11 +133,11 @@ def _draw(shards: str) -> dict[str, float]:
     """Return the peak memory in MiB of this process while it reads an epoch, and the rate."""
     from tailorbird.data.sharding.shards import Shards
     from tailorbird.data.tokenize import collate
-    from training.dataset import ShardedDataset, steps
+    from training.dataset import steps
 
     fields = json.loads(shards)
     tuples = {name: tuple(fields[name]) for name in ("sizes", "classes")}
-    rows = ShardedDataset(Shards(**fields | tuples))
+    rows = Shards(**fields | tuples)
     started, drawn, tokens = time.perf_counter(), 0, 0
     with peaks() as largest:
         for window, batch in steps(rows, TRAINING, epoch=0, start=0):
