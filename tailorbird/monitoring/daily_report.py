@@ -73,8 +73,12 @@ def _read_report(paths: TaskPaths, day: date) -> Report | None:
 
 
 def _store(paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter) -> Report:
+    made = {"inputs": report.inputs, "made_at": report.made_at}
+    is_new = former is None or former.model_copy(update=made) != report
+    if former is not None and not is_new:  # the new labels are of other answers
+        report = report.model_copy(update={"made_at": former.made_at})
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
-    if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
+    if is_new:
         alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", no alarm"
         progress.note(f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled{alarms}")
     return report

@@ -283,13 +283,6 @@ def test_feedback_with_unknown_ids_is_reported(task: Task) -> None:
     assert report.feedback.labelled == 1
 
 
-def test_answers_stored_under_the_wrong_day_are_reported(task: Task) -> None:
-    other = FIRST + timedelta(days=3)
-    write(task.log, "answers", FIRST, [answer(FIRST, 0), answer(other, 1), answer(other, 2, arm=None)])
-    report = task.watch(FIRST + timedelta(days=1))[0]
-    assert "2 answers are stored under another day than that of their timestamp" in report.notes
-
-
 def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: Task) -> None:
     stated = {"attributes": json.dumps({"sex": "stated-by-jane-doe"}), "subject": "hash-of-jane-doe"}
     write(task.log, "answers", FIRST, [answer(FIRST, number, **stated) for number in range(60)])
