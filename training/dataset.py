@@ -118,5 +118,4 @@ def rank_rows(batch: NDArray[np.int64], *, rank: int, num_ranks: int) -> NDArray
 
 def num_batches(num_rows: int, *, batch_size: int) -> int:
     """Return the number of batches that `epoch_batches` returns for `num_rows` rows."""
-    full, rest = divmod(num_rows, batch_size * SORTED_BATCHES)
-    return full * SORTED_BATCHES + -(-rest // batch_size)
+    return -(-num_rows // batch_size)

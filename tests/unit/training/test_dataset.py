@@ -76,14 +76,17 @@ def test_windows_before_the_first_step_are_not_read(sharded: Shards, monkeypatch
     assert read == sizes[4:]
 
 
-def test_sharded_rows_and_rows_in_memory_give_the_same_loss(sharded: Shards) -> None:
+@pytest.mark.parametrize(("window_rows", "tolerance"), [(512, 0.02), (4096, 0.0)])  # several windows, or one
+def test_sharded_rows_and_rows_in_memory_give_the_same_loss(
+    sharded: Shards, window_rows: int, tolerance: float
+) -> None:
     runtime = small_runtime(dropout=0.0)
     in_memory = sharded.read(sharded.chunks())
     first, second = (
         reports_of(replace(runtime, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[0].loss
-        for rows in (sharded, in_memory)
+        for rows in (replace(sharded, window_rows=window_rows), in_memory)
     )
-    assert first == pytest.approx(second, rel=0.02)  # the order of the rows differs
+    assert first == pytest.approx(second, rel=tolerance, abs=0)
 
 
 row_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=400).map(lambda lengths: np.array(lengths))
