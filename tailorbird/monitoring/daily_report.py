@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 
 from cluster.progress import ProgressReporter
+from cluster.remote import map_remote
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
@@ -11,7 +12,7 @@ from tailorbird.monitoring.drift_reference import read_reference
 from tailorbird.monitoring.label_audit import audit_files
 from tailorbird.monitoring.log_windows import LogDays, span
 from tailorbird.monitoring.report import Report
-from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
+from tailorbird.monitoring.report_window import ReportWindow, ServedVersions
 from tailorbird.monitoring.request_log import require_request_log
 from tailorbird.monitoring.traffic import WatchedVersions
 from tailorbird.registry.draws import draw_secret
@@ -34,7 +35,7 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     challenger = served.challenger.digest if served.challenger else None
     versions = watched_versions(recipe, champion=served.champion.digest, challenger=challenger)
     audits, secret = audit_files(recipe.task_uri), draw_secret(recipe.task_uri)
-    days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_on_cluster)
+    days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_remote)
     length, label_days = recipe.monitoring.window_days, recipe.monitoring.label_days
     stored = {day: _read_report(paths, day) for day in report_days(days.answers, since=served.since, before=today)}
     reports: dict[date, Report] = {}

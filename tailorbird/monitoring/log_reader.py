@@ -42,7 +42,7 @@ DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
 ReadPart = Callable[[list[str]], Traffic]
-MapParts = Callable[[ReadPart, Iterable[list[str]]], Iterable[Traffic]]  # like the built-in `map`; may run on a cluster
+MapParts = Callable[[ReadPart, Sequence[list[str]]], Iterable[Traffic]]  # like the built-in `map`; may run on a cluster
 
 
 class TrafficError(ValueError):
@@ -62,12 +62,6 @@ def day_of(uri: str) -> str | None:
     """Return the day in the URI of a log file, or None."""
     match = DAY.search(uri)
     return match and match[1]
-
-
-def files_of(log: str, kind: str, days: Iterable[str]) -> list[str]:
-    """Return the Parquet files of `answers` or `feedback` on these days, in order."""
-    files = (uri for day in days for uri in storage.list_files(f"{log}/{kind}/day={day}", missing_ok=True))
-    return sorted(uri for uri in files if uri.endswith(".parquet"))
 
 
 def key_of(request_id: str, row: int, *, caller: str | None, secret: bytes) -> int:
@@ -143,7 +137,7 @@ def read_traffic(
 
     `secret` is that of the task's draws, with which the labels were read.
     """
-    parts = (list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK))
+    parts = [list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK)]
     return traffic.merge_traffic(map_parts(Reader(versions, labels, secret), parts))
 
 

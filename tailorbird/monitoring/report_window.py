@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import cached_property, partial
@@ -24,7 +24,6 @@ from tailorbird.monitoring import quality
 from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
 from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
 from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
-from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy, feedback_as_audit
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
@@ -235,30 +234,6 @@ class ReportWindow:
             mirrored=traffic.num_rows_of(SHADOW, digest),
             unanswered=traffic.unanswered.get((SHADOW, digest), 0),
         )
-
-
-def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[Traffic]:
-    """Like `map`, on Ray Data with one CPU per part, or in this process if there is only one part."""
-    parts = list(parts)
-    if len(parts) < 2:
-        yield from map(read_part, parts)
-        return
-    import pickle
-
-    import ray
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True  # so that a report of the same answers is the same
-    shared = ray.put(read_part)
-
-    def read(row: dict[str, str]) -> dict[str, bytes]:
-        return {"traffic": pickle.dumps(ray.get(shared)(json.loads(row["files"])))}
-
-    dataset = ray.data.from_items([{"files": json.dumps(part)} for part in parts], override_num_blocks=len(parts))
-    for row in dataset.map(read).iter_rows():
-        yield pickle.loads(row["traffic"])  # safe: written by the task above
 
 
 def _stored_unlabelled(stored: Report) -> Unlabelled:
