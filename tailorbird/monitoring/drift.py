@@ -37,7 +37,6 @@ MIN_ROWS = 50  # minimum rows of a window or a reference
 MIN_KEYS = 20
 """Minimum number of keys of a reference: the smallest of 2, 3, 5, 10, 20 and 50 with which windows without drift did
 not exceed the given rate. A few documents do not show how much documents differ."""
-DRAWS_AT_ONCE = 200
 DESCRIPTIONS = {
     "unfamiliar": "share of texts farther from the reference than 99% of the reference texts",
     "classes": "population stability index of the predicted classes",
@@ -151,7 +150,7 @@ def unfamiliar_statistic(window: TrafficSample, *, reference: TrafficSample, lim
     distances = np.sort(nearest_distances(theirs, theirs, keys=reference.row_keys))
     num_far = max(1, int(FAR_SHARE * len(distances)))
     is_far = nearest_distances(ours, theirs) > distances[-num_far]
-    variance = variance_of_counts(_counts(is_far.astype(np.int64), num_bins=2, days=days))
+    variance = variance_of_counts(_counts(is_far.astype(np.int64), num_bins=2, by=days))
     design = limit.design("unfamiliar", variance, days=days)
 
     generator = np.random.default_rng(SEED)
@@ -182,11 +181,10 @@ def length_statistic(window: TrafficSample, *, reference: TrafficSample, limit: 
     return _stability("length", bins, window=window, reference=reference, limit=limit)
 
 
-def _counts(rows: IntArray, *, num_bins: int, days: IntArray) -> IntArray:
-    """Return the counts [D, B] of binned rows [N] by day."""
-    codes = np.unique(days, return_inverse=True)[1]
-    num_days = int(codes.max()) + 1
-    return np.bincount(codes * num_bins + rows, minlength=num_days * num_bins).reshape(num_days, num_bins)
+def _counts(rows: IntArray, *, num_bins: int, by: IntArray) -> IntArray:
+    """Return the counts [D, B] of binned rows [N] by day or key [N]."""
+    values, codes = np.unique(by, return_inverse=True)
+    return np.bincount(codes * num_bins + rows, minlength=len(values) * num_bins).reshape(-1, num_bins)
 
 
 def _stability(
@@ -196,7 +194,7 @@ def _stability(
     theirs, ours = bins
     num_bins = int(np.concatenate(bins).max()) + 1
     days = np.zeros(len(ours), np.int64) if window.days is None else window.days
-    variance = variance_of_counts(_counts(ours, num_bins=num_bins, days=days))
+    variance = variance_of_counts(_counts(ours, num_bins=num_bins, by=days))
     design = limit.design(name, variance, days=days)
     clean = clean_stability(theirs, keys=reference.row_keys, num_bins=num_bins, size=len(ours), design=design)
     counts = [np.bincount(rows, minlength=num_bins)[None] for rows in bins]
@@ -215,31 +213,18 @@ def clean_stability(
     generator = np.random.default_rng(SEED)
     theirs = np.bincount(reference, minlength=num_bins) + PSEUDO_COUNT
     shares = np.tile(theirs / theirs.sum(), (NUM_REFERENCE_DRAWS, 1))
-    if len(np.unique(keys)) == len(keys):
+    of_keys = _counts(reference, num_bins=num_bins, by=keys)
+    num_keys = len(of_keys)
+    if num_keys == len(reference):
         references = generator.multinomial(len(reference), shares[0], NUM_REFERENCE_DRAWS)
     else:
-        references = _resampled_by_key(generator, reference, keys=keys, num_bins=num_bins, num_draws=len(shares))
+        times = generator.multinomial(num_keys - 1, np.full(num_keys, 1 / num_keys), NUM_REFERENCE_DRAWS)
+        references = times @ of_keys
     indices = []
     for _ in range(NUM_DRAWS // NUM_REFERENCE_DRAWS):  # limits the memory for many classes
         varied = varied_shares(generator, shares, size=size, design=design)
         indices.append(stability_index(references, generator.multinomial(size, varied)))
     return np.concatenate(indices)
-
-
-def _resampled_by_key(
-    generator: np.random.Generator, rows: IntArray, *, keys: IntArray, num_bins: int, num_draws: int
-) -> IntArray:
-    """Return the counts [K, B] of K resamples of whole keys with replacement."""
-    codes = np.unique(keys, return_inverse=True)[1]
-    num_keys = int(codes.max()) + 1
-    counts = np.bincount(codes * num_bins + rows, minlength=num_keys * num_bins).reshape(num_keys, num_bins)
-    of_draw = np.arange(DRAWS_AT_ONCE)[:, None] * num_keys
-    drawn = []
-    for _ in range(num_draws // DRAWS_AT_ONCE):
-        picked = of_draw + generator.integers(num_keys, size=(DRAWS_AT_ONCE, num_keys - 1))
-        times = np.bincount(picked.ravel(), minlength=DRAWS_AT_ONCE * num_keys).reshape(DRAWS_AT_ONCE, num_keys)
-        drawn.append(times.astype(np.float64) @ counts)
-    return np.concatenate(drawn).astype(np.int64)
 
 
 def stability_index(reference: IntArray, window: IntArray) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,18 +25,6 @@ SAMPLE = pa.schema(
     }
 )
 """Columns of a sample of the champion's answers."""
-OUTCOME_ARRAYS = (
-    "keys",
-    "arms",
-    "at",
-    "scores",
-    "by_person",
-    "audits",
-    "labelled_at",
-    "units",
-    "is_subject",
-    "missing",
-)
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
 
@@ -91,6 +79,9 @@ class Outcomes:
         """Return the rows where the mask [F] is True."""
         groups = tuple(values for values, selected in zip(self.groups, mask, strict=True) if selected)
         return replace(self, groups=groups, **{name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS})
+
+
+OUTCOME_ARRAYS = tuple(field.name for field in fields(Outcomes) if field.name != "groups")
 
 
 @dataclass(frozen=True, eq=False)
