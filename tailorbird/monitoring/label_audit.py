@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,7 +71,7 @@ def export_answers(
     same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has the
     `columns` or `scored_columns` of the task: `subject` is the keyed hash of the log, `text` is empty without
     serving.log_texts, and labels are empty. Only `with_answers` (chat) does it have the model's answer, which would
-    bias labels; no column names the version. Memory holds the drawn rows and the keys of audited rows.
+    bias labels; no column names the version. Memory holds the drawn rows, one file and the keys of audited rows.
     """
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
@@ -85,7 +86,6 @@ def export_answers(
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
     drawn: dict[int, Row] = {}  # by rank
-    largest: list[int] = []  # a heap of the negated ranks; its first item is the largest rank
     config = recipe.serving.challenger
     share = control_share(config.canary if config else None)
     for uri in files_between(by_day(log, "answers"), days[0], days[-1]):
@@ -95,13 +95,8 @@ def export_answers(
             if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
-            rank = key if is_compared else key + CODES
-            if rank in drawn or (len(drawn) >= num_rows and rank > -largest[0]):
-                continue
-            drawn[rank] = {name: answer.get(name) for name in columns} | dict.fromkeys(FILLED_IN & set(columns))
-            heapq.heappush(largest, -rank)
-            if len(drawn) > num_rows:
-                del drawn[-heapq.heappop(largest)]
+            drawn[key if is_compared else key + CODES] = answer | dict.fromkeys(FILLED_IN)
+        drawn = dict(heapq.nsmallest(num_rows, drawn.items(), key=itemgetter(0)))
     if not drawn:
         raise AuditError(f"{log} has no unaudited answer of the champion on these days; choose other days")
     rows = [drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]
