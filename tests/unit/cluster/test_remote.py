@@ -1,5 +1,6 @@
 """A call of a Ray task reports what the task waits for, and the task reports to its run."""
 
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -98,8 +99,8 @@ def test_an_evaluation_runs_in_one_process_or_on_several_ranks(
 
 
 def test_items_are_mapped_in_order_and_an_error_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    def task(function: object) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *args: partial(function, *args))  # type: ignore[call-overload]
+    def task(function: Callable[..., Any]) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *args: partial(function, *args))
 
     def get(result: Any) -> Any:
         try:

@@ -25,8 +25,7 @@ def reads_of_a_pass(runtime: TaskRuntime, rows: list[int], **fields: Any) -> lis
     """
     config = config_of(**fields)
     engine = build_engine(config, runtime)
-    window = runtime.train.window(config, epoch=0, number=0)
-    batch = runtime.collate(config, window, np.array(rows))
+    batch = runtime.collate(config, sampled_rows(runtime.train), np.array(rows))
     for _ in range(3):
         with DeviceReads() as reads:
             engine.backward(runtime.loss(engine, config, batch))

@@ -176,7 +176,7 @@ def test_rows_stay_on_the_disk_while_storage_is_unavailable(
 
 @pytest.mark.parametrize("score", [None, 0.5, float("nan")])
 def test_every_column_is_read_from_the_disk_with_its_type(tmp_path: Path, score: float | None) -> None:
-    values = {"string": "\u4f60\n", "time": NOON, "int": 7, "float": score, "bool": True, "scored": []}
+    values: dict[str, Any] = {"string": "\u4f60\n", "time": NOON, "int": 7, "float": score, "bool": True, "scored": []}
     row = {name: values[kind] for name, kind in ANSWERS.items()}
     path = tmp_path / "rows.jsonl"
     path.write_bytes(encode_row(row) + encode_row(row | dict.fromkeys(set(ANSWERS) - {"at"})))
