@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,7 @@ from torch import Tensor
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
-from training.dataset import ahead, rank_rows, steps
-
-if TYPE_CHECKING:
-    from training.task import TaskRuntime  # imports this module
+from training.dataset import TrainingDataset, ahead, rank_rows, steps
 
 STEPS_AHEAD = 2  # steps that are collated while another one runs
 
@@ -43,6 +40,17 @@ class Batch:
         return Batch(inputs, self.targets.to(device, non_blocking=True), self.num_tokens)
 
 
+class Collator(Protocol):
+    """The parts of `training.task.TaskRuntime` that this module needs."""
+
+    @property
+    def train(self) -> TrainingDataset: ...
+
+    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float: ...
+
+    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch: ...
+
+
 @dataclass(frozen=True)
 class StepBatches:
     """A step of this rank. The weighted sum of the micro-batches' losses is the rank's share of the mean loss.
@@ -57,7 +65,7 @@ class StepBatches:
 
 @contextmanager
 def collated_steps(
-    runtime: "TaskRuntime", config: TrainingConfig, *, epoch: int, start: int
+    runtime: Collator, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates ahead."""
     has_gpu = torch.cuda.is_available()
@@ -69,7 +77,7 @@ def collated_steps(
 
 
 def _collate_step(
-    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, runtime: "TaskRuntime"
+    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, runtime: Collator
 ) -> StepBatches:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
