@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,6 +12,7 @@ from cluster.resources import Resources, gpu_visibility, held_by, holders_or_non
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 LOCAL = "local"  # value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
 RELEASE_TIMEOUT_S = 2.0
@@ -45,6 +47,34 @@ def run_remote(
         return value
 
     return call
+
+
+def map_remote(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Yield the function's result of each item in order, as `map`, from Ray tasks with one CPU each.
+
+    What the function holds is stored once. A single item needs no task. Raises an error of a task with its original
+    type.
+    """
+    import ray
+
+    if len(items) < 2:
+        yield from map(function, items)
+        return
+    function_ref = ray.put(function)
+    task = ray.remote(num_cpus=1)(_call)
+    results = deque(task.remote(function_ref, item) for item in items)
+    try:
+        while results:
+            yield ray.get(results.popleft())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # as in `run_remote`
+    finally:
+        for result in results:
+            ray.cancel(result)
+
+
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)
 
 
 def reporting_function(function: Callable[P, R], progress: ProgressReporter) -> Callable[P, R]:

@@ -1,12 +1,10 @@
 """The micro-batches of each step of a rank, collated ahead of their use."""
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +14,9 @@ from torch import Tensor
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
-from training.dataset import TrainingDataset, rank_rows, steps
+from training.dataset import TrainingDataset, ahead, rank_rows, steps
 
 STEPS_AHEAD = 2  # steps that are collated while another one runs
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,9 @@ class Batch:
 class Collator(Protocol):
     """The parts of `training.task.TaskRuntime` that this module needs."""
 
+    @property
+    def train(self) -> TrainingDataset: ...
+
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float: ...
 
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch: ...
@@ -66,44 +65,31 @@ class StepBatches:
 
 @contextmanager
 def collated_steps(
-    rows: TrainingDataset, config: TrainingConfig, *, collator: Collator, epoch: int, start: int
+    runtime: Collator, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates ahead."""
-    prepared = _prepare(rows, config, collator=collator, epoch=epoch, start=start)
-    with closing(prepared), closing(_ahead(prepared)) as collated:
-        yield collated
-
-
-def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """Yield the items, `STEPS_AHEAD` of which are computed in advance in a thread, for the GPU of this thread."""
-    select = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
-    with ThreadPoolExecutor(1, initializer=select) as thread:
-        upcoming = deque(thread.submit(next, items, None) for _ in range(STEPS_AHEAD))
-        while (item := upcoming.popleft().result()) is not None:
-            upcoming.append(thread.submit(next, items, None))
-            yield item
-
-
-def _prepare(
-    rows: TrainingDataset, config: TrainingConfig, *, collator: Collator, epoch: int, start: int
-) -> Generator[StepBatches, None, None]:
-    pin = torch.cuda.is_available()
-    with closing(steps(rows, config, epoch=epoch, start=start)) as uncollated:
-        for window, batch in uncollated:
-            yield _collate_step(window, batch, config, collator=collator, pin=pin)
+    has_gpu = torch.cuda.is_available()
+    select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if has_gpu else None
+    with closing(steps(runtime.train, config, epoch=epoch, start=start)) as uncollated:
+        step_batches = (_collate_step(window, batch, config, runtime=runtime) for window, batch in uncollated)
+        with closing(ahead(step_batches, number=STEPS_AHEAD, initializer=select_gpu)) as collated:
+            yield collated
 
 
 def _collate_step(
-    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, collator: Collator, pin: bool
+    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, runtime: Collator
 ) -> StepBatches:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-    share = collator.weight(window, batch) / num_ranks  # the mean over ranks is the mean over the batch
+    share = runtime.weight(window, batch) / num_ranks  # the mean over ranks is the mean over the batch
     batches = []
     for rows in micro_batches(window.lengths, batch, config, num_ranks=num_ranks)[rank]:
         # A rank or micro-batch may have no rows. It then computes one row with weight 0.
-        collated = collator.collate(config, window, rows if len(rows) else np.zeros(1, dtype=np.int64))
-        batches.append((collated.pinned() if pin else collated, (1.0 if len(rows) else 0.0) / share))
+        collated = runtime.collate(config, window, rows if len(rows) else np.zeros(1, dtype=np.int64))
+        if torch.cuda.is_available():
+            collated = collated.pinned()
+        weight = 1 / share if len(rows) else 0.0
+        batches.append((collated, weight))
     return StepBatches(
         batches=tuple(batches),
         row_ids=tuple(window.row_ids[row] for row in batch),

@@ -33,7 +33,7 @@ from tailorbird.models.retrieval.training_examples import RetrievedExamples
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
-from training.dataset import TrainingDataset
+from training.dataset import TrainingDataset, sampled_rows
 from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import fp32_values, full_shapes
 from training.engine.placement import layerwise_copy, place_weights
@@ -167,9 +167,9 @@ class ChatRuntime:
         return ChatModel(lm).eval().requires_grad_(False)
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        sample = self.train.sample()
-        sizes = np.cumsum(sample.lengths[:COMPARED_ROWS])
-        rows = sample.conversations(range(max(1, int((sizes <= COMPARED_TOKENS).sum()))))
+        compared = sampled_rows(self.train)
+        sizes = np.cumsum(compared.lengths[:COMPARED_ROWS])
+        rows = compared.conversations(range(max(1, int((sizes <= COMPARED_TOKENS).sum()))))
         batch = pack(rows, pad_id=self._pad_id)
         step = 1 + len(batch.positions) // COMPARED_LOGITS  # a position has a value per token of the vocabulary
         batch = replace(batch, positions=batch.positions[::step], targets=batch.targets[::step])

@@ -3,11 +3,13 @@
 They depend only on seed, epoch and step, so a resumed training sees the same batches.
 """
 
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,72 +24,41 @@ SORTED_BATCHES = 64
 random order. On the terms of ICD-10-CM, with batches of 128 rows and two ranks, padding is 7% of the tokens with 32
 batches and 4.5% with 64."""
 
-
-class TrainingDataset(Protocol):
-    """Tokenized training rows in windows. The rows of a window depend only on seed and epoch."""
-
-    def __len__(self) -> int:
-        """Return the number of rows of an epoch."""
-
-    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:
-        """Return the number of rows of each window of an epoch."""
-
-    def window(self, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:
-        """Return the window with this number."""
-
-    def sample(self) -> TokenizedRows:
-        """Return some or all rows, the same at each call."""
+TrainingDataset = TokenizedRows | Shards
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class InMemoryDataset:
-    """A dataset in memory: one window with all rows."""
+class Window:
+    """Rows of an epoch that are shuffled together."""
 
-    rows: TokenizedRows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:  # noqa: ARG002
-        return [len(self.rows)]
-
-    def window(self, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:  # noqa: ARG002
-        return self.rows
-
-    def sample(self) -> TokenizedRows:
-        return self.rows
+    num_rows: int
+    read: Callable[[], TokenizedRows]
 
 
-@dataclass(frozen=True)
-class ShardedDataset:
-    """A dataset on S3: windows of random chunks of the shards. Every rank reads whole windows."""
+def windows(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> list[Window]:
+    """Return the windows of an epoch: one with all rows in memory, or random chunks of the shards.
 
-    shards: Shards
+    They depend only on seed and epoch. Every rank reads whole windows.
+    """
+    if isinstance(rows, TokenizedRows):
+        return [Window(len(rows), lambda: rows)]
+    chunks = rows.chunks()
+    num_rows = max(rows.window_rows, config.batch_size * SORTED_BATCHES)
+    drawn = window_chunks(len(chunks), rows=num_rows, seed=config.seed, epoch=epoch)
+    parts = [chunks[numbers] for numbers in drawn]
+    return [Window(int(part[:, 2].sum()), partial(rows.read, part)) for part in parts]
 
-    @cached_property
-    def _chunks(self) -> NDArray[np.int64]:
-        return self.shards.chunks()
 
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def _windows(self, config: TrainingConfig, *, epoch: int) -> list[NDArray[np.int64]]:
-        rows = max(self.shards.window_rows, config.batch_size * SORTED_BATCHES)
-        return list(window_chunks(len(self._chunks), rows=rows, seed=config.seed, epoch=epoch))
-
-    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:
-        return [int(self._chunks[window, 2].sum()) for window in self._windows(config, epoch=epoch)]
-
-    def window(self, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:
-        return self.shards.read(self._chunks[self._windows(config, epoch=epoch)[number]])
-
-    def sample(self) -> TokenizedRows:
-        return self.shards.read(self._chunks[:1])
+def sampled_rows(rows: TrainingDataset) -> TokenizedRows:
+    """Return some or all rows, the same at each call."""
+    return rows if isinstance(rows, TokenizedRows) else rows.read(rows.chunks()[:1])
 
 
 def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> int:
     """Return the number of steps of an epoch."""
-    return sum(num_batches(size, batch_size=config.batch_size) for size in rows.sizes(config, epoch=epoch))
+    of_epoch = windows(rows, config, epoch=epoch)
+    return sum(num_batches(window.num_rows, batch_size=config.batch_size) for window in of_epoch)
 
 
 def steps(
@@ -97,25 +68,29 @@ def steps(
 
     A thread reads the next window in advance. Windows before `start` are not read.
     """
-    sizes, num_done, first = rows.sizes(config, epoch=epoch), 0, 0
-    while first < len(sizes) and num_done + (num := num_batches(sizes[first], batch_size=config.batch_size)) <= start:
-        num_done, first = num_done + num, first + 1
-    with ThreadPoolExecutor(1) as reader:
-
-        def read(number: int) -> TokenizedRows:
-            return rows.window(config, epoch=epoch, number=number)
-
-        upcoming = reader.submit(read, first) if first < len(sizes) else None
-        for number in range(first, len(sizes)):
-            assert upcoming is not None
-            window = upcoming.result()
-            upcoming = reader.submit(read, number + 1) if number + 1 < len(sizes) else None
+    of_epoch = windows(rows, config, epoch=epoch)
+    ends = np.cumsum([num_batches(window.num_rows, batch_size=config.batch_size) for window in of_epoch])
+    first = int(np.searchsorted(ends, start, side="right"))
+    begin = start if first == 0 else start - int(ends[first - 1])
+    with closing(ahead((window.read() for window in of_epoch[first:]), number=1)) as read:
+        for number, window in enumerate(read, start=first):
             batches = epoch_batches(
                 window.lengths, batch_size=config.batch_size, seed=config.seed, epoch=epoch, window=number
             )
-            for batch in batches[max(0, start - num_done) :]:
+            for batch in batches[begin:]:
                 yield window, batch
-            num_done += len(batches)
+            begin = 0
+
+
+def ahead(
+    items: Iterator[T], *, number: int, initializer: Callable[[], None] | None = None
+) -> Generator[T, None, None]:
+    """Yield the items, `number` of which are computed in advance in a thread with this initializer."""
+    with ThreadPoolExecutor(1, initializer=initializer) as thread:
+        upcoming = deque(thread.submit(next, items, None) for _ in range(number))
+        while (item := upcoming.popleft().result()) is not None:
+            upcoming.append(thread.submit(next, items, None))
+            yield item
 
 
 def epoch_batches(
@@ -143,5 +118,4 @@ def rank_rows(batch: NDArray[np.int64], *, rank: int, num_ranks: int) -> NDArray
 
 def num_batches(num_rows: int, *, batch_size: int) -> int:
     """Return the number of batches that `epoch_batches` returns for `num_rows` rows."""
-    full, rest = divmod(num_rows, batch_size * SORTED_BATCHES)
-    return full * SORTED_BATCHES + -(-rest // batch_size)
+    return -(-num_rows // batch_size)

@@ -109,12 +109,11 @@ class _EpochRun:
     saved: float = field(default_factory=time.perf_counter)
 
     def run(self) -> EpochReport:
-        progress, rows = self.progress, self.runtime.train
-        epoch, start = progress.epoch, progress.step
-        self.total = num_steps(rows, self.config, epoch=epoch)
+        epoch, start = self.progress.epoch, self.progress.step
+        self.total = num_steps(self.runtime.train, self.config, epoch=epoch)
         pending: list[_PendingStep] = []
         interval, started = 1, time.perf_counter()
-        with collated_steps(rows, self.config, collator=self.runtime, epoch=epoch, start=start) as collated:
+        with collated_steps(self.runtime, self.config, epoch=epoch, start=start) as collated:
             for step, batches in enumerate(collated, start=start):
                 pending.append(_PendingStep(step, self._step(batches), batches.row_ids))
                 if len(pending) == interval or step + 1 == self.total:

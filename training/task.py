@@ -19,7 +19,7 @@ from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import default_device, share_weights
 from training.batches import Batch
-from training.dataset import InMemoryDataset, ShardedDataset, TrainingDataset
+from training.dataset import TrainingDataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,11 +59,9 @@ class TrainingTask(ABC):
 
     def dataset(self, tokenizer: "PreTrainedTokenizerBase") -> TrainingDataset:
         """Return the training rows as a dataset. Rows that are not tokenized are tokenized first. Raises DataError."""
-        if isinstance(self.train, Shards):
-            return ShardedDataset(self.train)
-        if isinstance(self.train, TokenizedRows):
-            return InMemoryDataset(self.train)
-        return InMemoryDataset(self.tokenize(range(len(self.train)), tokenizer=tokenizer))
+        if isinstance(self.train, Rows):
+            return self.tokenize(range(len(self.train)), tokenizer=tokenizer)
+        return self.train
 
 
 class TaskRuntime(Protocol):

@@ -1,12 +1,14 @@
 """Tokenize the training and validation rows once, before the workers start, on all CPUs of the cluster."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
+from cluster.remote import map_remote
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
 
@@ -42,18 +44,7 @@ def _train_tokens(task: "TrainingTask", *, part_chars: int) -> TokenizedRows:
         num_parts = max(1, min(num_parts, int(ray.cluster_resources().get("CPU", 1))))
     bounds = np.linspace(0, len(task.train), num_parts + 1).astype(int).tolist()
     parts = [range(first, end) for first, end in pairwise(bounds)]
-    tokens = [_tokenize(task, parts[0])] if num_parts == 1 else _in_parallel(task, parts)
-    return concat_tokenized(tokens)
-
-
-def _in_parallel(task: "TrainingTask", parts: list[range]) -> list[TokenizedRows]:
-    task_ref = ray.put(task)
-    tokenize = ray.remote(num_cpus=1)(_tokenize)
-    try:
-        tokens: list[TokenizedRows] = ray.get([tokenize.remote(task_ref, part) for part in parts])
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
-    return tokens
+    return concat_tokenized(list(map_remote(partial(_tokenize, task), parts)))
 
 
 def _tokenize(task: "TrainingTask", rows: range) -> TokenizedRows:

@@ -3,7 +3,7 @@
     python -m benchmarks.evaluation.watching_memory [most rows]
 
 The benchmark generates the answers of one day as serving writes them, ten thousand per file, on a separate S3 server.
-2% of the answers have a label from feedback. For each size, a separate process reads the log with Ray Data on two
+2% of the answers have a label from feedback. For each size, a separate process reads the log with Ray tasks on two
 cores, as `tailorbird watch` does before it embeds texts. The table has the peak memory of the reading process and of
 the largest task (sampled ten times per second, without shared pages), and the answers per second. The bounds limit the
 difference between the largest size and one million answers.
@@ -31,7 +31,7 @@ from cluster.connection import connect
 from serving.request_log.schema import ANSWERS, FEEDBACK
 from serving.request_log.writer import arrow_schema
 from tailorbird import storage
-from tailorbird.monitoring.log_reader import files_of, read_labels, read_traffic
+from tailorbird.monitoring.log_reader import by_day, read_labels, read_traffic
 from tailorbird.monitoring.traffic import WatchedVersions
 
 SIZES, COMPARED = (100_000, 1_000_000, 10_000_000), 1_000_000
@@ -98,16 +98,16 @@ def _read(log: str) -> dict[str, float]:
     import ray
 
     # Import Ray after the stack has started, because it reads its token on import.
-    from tailorbird.monitoring.report_window import map_on_cluster
+    from cluster.remote import map_remote
 
     with connect():
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with peaks(tasks=True) as sizes:
-            labels = read_labels(files_of(log, "feedback", [DAY]), secret=SECRET)
-            files = files_of(log, "answers", [DAY])
+            labels = read_labels(by_day(log, "feedback")[DAY], secret=SECRET)
+            files = by_day(log, "answers")[DAY]
             versions = WatchedVersions("d", None, ("sex",))
-            traffic = read_traffic(files, versions, labels=labels, secret=SECRET, map_parts=map_on_cluster)
+            traffic = read_traffic(files, versions, labels=labels, secret=SECRET, map_parts=map_remote)
         took = time.perf_counter() - begun
     assert traffic.num_rows == len(files) * FILE_ROWS
     assert len(traffic.outcomes) == traffic.num_rows // LABELLED

@@ -37,6 +37,7 @@ from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.shape import ModelShape
 from tailorbird.storage.node_cache import local_copy
+from training.dataset import sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.task import TaskRuntime, TrainingTask
@@ -259,7 +260,7 @@ def _trainer_model(case: Case, task: TrainingTask) -> Any:
 
 def _trainer_rows(runtime: TaskRuntime) -> list[dict[str, Any]]:
     """Return the tokens of the training rows with the targets of `training.loop`."""
-    window = runtime.train.sample()
+    window = sampled_rows(runtime.train)
     if window.labels is not None:
         labels = window.labels.tolist()
         return [

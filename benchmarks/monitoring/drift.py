@@ -68,7 +68,7 @@ def _kinds() -> dict[str, TrafficSample]:
     def sample_of(texts: tuple[str, ...]) -> TrafficSample:
         embeddings = embed_texts(base, texts, max_length=MAX_LENGTH)
         scores = probe.predict_proba(embeddings)
-        return TrafficSample(scores.max(1), probe.classes_[scores.argmax(1)].tolist(), embeddings)
+        return TrafficSample(probe.classes_[scores.argmax(1)].tolist(), embeddings)
 
     return {
         "usual": sample_of(usual),
@@ -123,14 +123,13 @@ def _drawn(
     assert sample.embeddings is not None
     noise = rng.normal(0, 1e-4, (size, sample.embeddings.shape[1]))  # makes repeated texts distinct
     outputs = [sample.outputs[row] for row in rows]
-    return TrafficSample(sample.confidences[rows], outputs, (sample.embeddings[rows] + noise).astype(np.float32))
+    return TrafficSample(outputs, (sample.embeddings[rows] + noise).astype(np.float32))
 
 
 def _concatenated(first: TrafficSample, second: TrafficSample) -> TrafficSample:
     assert first.embeddings is not None
     assert second.embeddings is not None
     return TrafficSample(
-        np.concatenate([first.confidences, second.confidences]),
         [*first.outputs, *second.outputs],
         np.concatenate([first.embeddings, second.embeddings]),
     )

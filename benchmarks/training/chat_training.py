@@ -34,6 +34,7 @@ from tailorbird.models.pretrained import load_causal
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage import node_cache
 from training.chat_task import ChatRuntime, ChatTrainingTask
+from training.dataset import sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
@@ -114,7 +115,7 @@ def _ours(runtime: ChatRuntime) -> dict[str, float]:
     train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
     destroy_engine(engine)
     return {
-        "tokens per second": float(runtime.train.sample().lengths.sum()) / (ended[-1] - started),
+        "tokens per second": float(sampled_rows(runtime.train).lengths.sum()) / (ended[-1] - started),
         "padding share": reports[-1].padding_share,
     }
 
@@ -122,7 +123,7 @@ def _ours(runtime: ChatRuntime) -> dict[str, float]:
 def _trainer(runtime: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str, float]:
     from transformers import DataCollatorForSeq2Seq
 
-    path, window = node_cache.local_copy(base), runtime.train.sample()
+    path, window = node_cache.local_copy(base), sampled_rows(runtime.train)
     rows = [
         {
             "input_ids": row.ids.tolist(),
@@ -133,7 +134,7 @@ def _trainer(runtime: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str
     ]
     collator = DataCollatorForSeq2Seq(load_tokenizer(path))
     _, seconds = run_trainer(load_causal(path), rows, collator=collator, config=TRAINING, bf16=bf16)
-    return {"tokens per second": float(runtime.train.sample().lengths.sum()) / seconds}
+    return {"tokens per second": float(sampled_rows(runtime.train).lengths.sum()) / seconds}
 
 
 if __name__ == "__main__":

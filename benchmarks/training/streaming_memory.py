@@ -5,11 +5,11 @@
 The benchmark generates Parquet files (four made-up words per row, 21 classes, row groups of 131,072 rows) on a separate
 S3 server. For each size, two separate processes run:
 
-1. Load the rows as a run does: Ray Data checks them and tokenizes them into shards, and 5,000 rows stay in memory.
+1. Load the rows as a run does: Ray tasks check them and tokenize them into shards, and 5,000 rows stay in memory.
 2. Read and collate a whole epoch from the shards as a worker does, without the model, whose memory does not depend on
    the number of rows.
 
-The table has the peak memory of the loading process, of the largest Ray Data task and of the reading process (sampled
+The table has the peak memory of the loading process, of the largest Ray task and of the reading process (sampled
 ten times per second, without shared pages), and the rates. The bounds limit the difference between the largest size
 and 100,000 rows, which fill a shard and a window. The memory of the tokens of the added rows is printed for comparison.
 """
@@ -104,6 +104,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     import ray
 
     from cluster.connection import connect
+    from cluster.remote import map_remote
     from tailorbird.data.sharding.loading import load_sharded
     from tailorbird.data.task_data import CLASSIFICATION
 
@@ -118,7 +119,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         started = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = load_sharded(recipe, CLASSIFICATION, base_model=base_model, inputs={})
+            gathered = load_sharded(recipe, CLASSIFICATION, base_model=base_model, inputs={}, map_tasks=map_remote)
         gathering = time.perf_counter() - started
     assert gathered.shards is not None
     return {
@@ -133,11 +134,11 @@ def _draw(shards: str) -> dict[str, float]:
     """Return the peak memory in MiB of this process while it reads an epoch, and the rate."""
     from tailorbird.data.sharding.shards import Shards
     from tailorbird.data.tokenize import collate
-    from training.dataset import ShardedDataset, steps
+    from training.dataset import steps
 
     fields = json.loads(shards)
     tuples = {name: tuple(fields[name]) for name in ("sizes", "classes")}
-    rows = ShardedDataset(Shards(**fields | tuples))
+    rows = Shards(**fields | tuples)
     started, drawn, tokens = time.perf_counter(), 0, 0
     with peaks() as largest:
         for window, batch in steps(rows, TRAINING, epoch=0, start=0):

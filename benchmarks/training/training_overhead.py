@@ -40,7 +40,7 @@ from tailorbird.data.tokenize import collate, load_tokenizer
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.storage.node_cache import local_copy
 from training.classification_task import ClassifierRuntime
-from training.dataset import epoch_batches
+from training.dataset import epoch_batches, sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
@@ -141,7 +141,7 @@ def _bare(runtime: ClassifierRuntime, *, fused: bool | None = None) -> dict[str,
     model = runtime.build(TRAINING)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate, fused=fused)
-    window, dtype = runtime.train.sample(), inference_dtype()
+    window, dtype = sampled_rows(runtime.train), inference_dtype()
     assert window.labels is not None
     cpu, wall = time.process_time(), time.perf_counter()
     for rows in epoch_batches(window.lengths, batch_size=TRAINING.batch_size, seed=TRAINING.seed, epoch=0):
@@ -161,7 +161,7 @@ def _trainer(runtime: ClassifierRuntime, *, bf16: bool = False) -> dict[str, flo
 
     base = local_copy(runtime.task.base_model)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(runtime.task.classes))
-    window = runtime.train.sample()
+    window = sampled_rows(runtime.train)
     assert window.labels is not None
     rows = [
         {"input_ids": tokens, "labels": int(label)}

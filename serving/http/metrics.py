@@ -103,7 +103,8 @@ REFUSED = Metric(
 )
 LOG_DROPPED = Metric(
     "tailorbird_log_rows_dropped_total",
-    "Rows of the request log that were dropped because their key had too many rows that were not on S3.",
+    "Rows of the request log that were lost, because their key had too many rows that were not on S3 or the disk was "
+    "full.",
     ("kind",),
 )
 KEY_ERRORS = Metric(

@@ -4,14 +4,14 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, FeedbackEntry, LogEntry, Row
-from serving.request_log.writer import BufferedParquetWriter
+from serving.request_log.writer import LogWriter
 from tailorbird.data.pii import redact
 
 COPIED_COLUMNS = [name for name in ANSWERS if name not in ("latency_ms", "subject", "attributes", "top")]
@@ -25,15 +25,14 @@ class RequestLog:
     stored only if `texts` is True.
     """
 
-    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path | None = None) -> None:
+    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path) -> None:
         self._subject_key = subject_key
         self._texts = texts
-        self._attributes: tuple[Mapping[str, str], str] = ({}, "")
         root = uri.rstrip("/")
-        self.answers: BufferedParquetWriter[LogEntry] = BufferedParquetWriter(
+        self.answers: LogWriter[LogEntry] = LogWriter(
             f"{root}/answers", columns=ANSWERS, to_row=self._row, wal_folder=wal_folder
         )
-        self.feedback: BufferedParquetWriter[FeedbackEntry] = BufferedParquetWriter(
+        self.feedback: LogWriter[FeedbackEntry] = LogWriter(
             f"{root}/feedback", columns=FEEDBACK, to_row=asdict, wal_folder=wal_folder
         )
 
@@ -57,12 +56,6 @@ class RequestLog:
         """Write the remaining answers and feedback."""
         await asyncio.gather(self.answers.close(), self.feedback.close())
 
-    def _attributes_json(self, attributes: Mapping[str, str]) -> str:
-        """Return the attributes as JSON. The texts of a request can share one object, and then share one string."""
-        if self._attributes[0] is not attributes:
-            self._attributes = attributes, json.dumps(attributes, sort_keys=True, ensure_ascii=False)
-        return self._attributes[1]
-
     def _subject_hash(self, subject: str | None) -> str | None:
         if subject is None or self._subject_key is None:
             return None
@@ -72,7 +65,9 @@ class RequestLog:
         row: Row = {name: getattr(entry, name) for name in COPIED_COLUMNS}
         row["latency_ms"] = 1000 * entry.latency_s
         row["subject"] = self._subject_hash(entry.subject)
-        row["attributes"] = self._attributes_json(entry.attributes) if entry.attributes else None
+        row["attributes"] = None
+        if entry.attributes:
+            row["attributes"] = json.dumps(entry.attributes, sort_keys=True, ensure_ascii=False)
         row["top"] = [] if entry.scores is None else _top_classes(entry.classes, entry.scores)
         return row
 

@@ -1,21 +1,22 @@
-"""Write-ahead log on the node's disk, which keeps rows that are not yet on S3 if a replica is killed."""
+"""Write-ahead log on the node's disk: the buffer of rows that are not yet on S3, also if a replica is killed."""
 
 import fcntl
+import io
 import json
-import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from serving.request_log.schema import Row
 from tailorbird.storage import StorageError
 from tailorbird.storage.node_cache import cache_folder, private_folder
 
-_log = logging.getLogger("ray.serve")
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
@@ -25,14 +26,17 @@ def encode_row(row: Row) -> bytes:
     return f"{_ENCODE(row)}\n".encode()
 
 
-class AbandonedBatch(NamedTuple):
-    """A batch of rows of a replica that has ended."""
+def read_batch(path: Path, *, schema: "pa.Schema") -> "pa.Table":
+    """Return the rows of a batch, without an incomplete last one, which a killed process leaves."""
+    import pyarrow.json
 
-    name: str
-    number: int
-    rows: list[Row]
-    delete: Callable[[], None]
-    """Deletes the batch. Call it after the rows are stored; otherwise the batch is listed again."""
+    lines = path.read_bytes()
+    complete = lines[: lines.rfind(b"\n") + 1]
+    if not complete:
+        return schema.empty_table()
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(complete))  # a row must fit into a block
+    parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    return pyarrow.json.read_json(io.BytesIO(complete), read_options=reading, parse_options=parsing)
 
 
 class WriteAheadLog:
@@ -43,85 +47,71 @@ class WriteAheadLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = uuid.uuid4().hex[:12]
+        self._name = uuid.uuid4().hex[:12]
         self._folder = folder
+        self._number = 0
         self._file: FileIO | None = None
-        self._number = -1
-        self._last_error = ""
-        private_folder(folder)
-        unlocked = folder / f"{self.name}.begun"
-        self._lock = unlocked.open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unlocked.rename(folder / f"{self.name}.lock")  # after locking: an unlocked `.lock` file means an ended replica
-
-    def append(self, number: int, lines: bytes) -> bool:
-        """Append lines to the batch `number`, which must not decrease between calls.
-
-        Return False, and log the error once, if the disk is full or fails. The batch then has none of the lines.
-        """
         try:
-            if self._file is None or number != self._number:
-                if self._file is not None:
-                    self._file.close()
-                self._number = number
-                self._file = self._path(self.name, number).open("ab", buffering=0)
-            size = self._file.seek(0, os.SEEK_END)
-            try:
-                if self._file.write(lines) != len(lines):  # the kernel has the rows before the response is sent
-                    raise OSError("the disk is full")
-            except OSError:
-                self._file.truncate(size)
-                raise
+            private_folder(folder)
+            unlocked = folder / f"{self._name}.begun"
+            self._lock = unlocked.open("w")
         except OSError as error:
-            self._report(error)
-            return False
-        return True
+            raise StorageError(
+                f"{folder} is not usable for the request log: {error}; set TAILORBIRD_JOURNAL to a folder of this user"
+            ) from None
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(folder / f"{self._name}.lock")  # after locking: an unlocked `.lock` file means an ended replica
 
-    def rows(self, number: int) -> list[Row]:
-        """Return the rows of a batch."""
-        return _read_rows(self._path(self.name, number))
+    def append(self, line: bytes) -> None:
+        """Append a line to the open batch. The kernel has it when this returns.
 
-    def delete(self, number: int) -> None:
-        """Delete a batch whose rows are stored."""
+        Raises OSError if the disk is full or fails. The batch then has no part of the line.
+        """
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)
+        size = self._file.seek(0, os.SEEK_END)
         try:
-            self._path(self.name, number).unlink(missing_ok=True)
-        except OSError as error:  # the batch will be written again, to the same file
-            self._report(error)
+            if self._file.write(line) != len(line):
+                raise OSError("the disk is full")
+        except OSError:
+            self._file.truncate(size)
+            raise
 
-    def abandoned_batches(self) -> Iterator[AbandonedBatch]:
-        """Yield the batches that ended replicas did not store."""
+    def seal(self) -> Path:
+        """Close the open batch and return its file. The next line is in another batch."""
+        path = self._path
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._number += 1
+        return path
+
+    def abandoned_batches(self) -> Iterator[Path]:
+        """Yield the batches that ended replicas did not store. Delete each after storing it."""
         for lock in sorted(self._folder.glob("*.lock")):
-            if lock.stem == self.name:
-                continue
-            try:
+            if lock.stem != self._name:
                 yield from self._batches_of(lock)
-            except (OSError, UnicodeError) as error:
-                self._report(error)
 
-    def _batches_of(self, lock: Path) -> Iterator[AbandonedBatch]:
+    def _batches_of(self, lock: Path) -> Iterator[Path]:
         with lock.open("r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
-                yield AbandonedBatch(lock.stem, int(path.stem.rpartition("-")[2]), _read_rows(path), path.unlink)
+            yield from sorted(self._folder.glob(f"{lock.stem}-*.jsonl"))
             if not list(self._folder.glob(f"{lock.stem}-*.jsonl")):
                 lock.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the lock. Another replica writes the remaining batches."""
-        if not list(self._folder.glob(f"{self.name}-*.jsonl")):
-            (self._folder / f"{self.name}.lock").unlink(missing_ok=True)
+        self.seal()
+        if not list(self._folder.glob(f"{self._name}-*.jsonl")):
+            (self._folder / f"{self._name}.lock").unlink(missing_ok=True)
         self._lock.close()
 
-    def _path(self, name: str, number: int) -> Path:
-        return self._folder / f"{name}-{number:06d}.jsonl"
-
-    def _report(self, error: Exception) -> None:
-        if str(error) != self._last_error:
-            _log.error("rows of the request log are only in memory, because of a disk error: %s", error)
-        self._last_error = str(error)
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._name}-{self._number:06d}.jsonl"
 
 
 def write_ahead_log_folder() -> Path:
@@ -130,25 +120,3 @@ def write_ahead_log_folder() -> Path:
     Use one folder per S3 server, because a replica writes abandoned batches to its own server.
     """
     return Path(os.environ.get("TAILORBIRD_JOURNAL") or cache_folder() / "request-log")
-
-
-def open_write_ahead_log(folder: Path) -> WriteAheadLog | None:
-    """Return a write-ahead log in the folder. If it cannot be created, log the error and return None."""
-    try:
-        return WriteAheadLog(folder)
-    except (OSError, StorageError) as error:
-        _log.error("rows of the request log are only in memory, because %s is not usable: %s", folder, error)
-        return None
-
-
-def _read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file, without incomplete rows."""
-    rows = []
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-                rows.append(row | {"at": datetime.fromisoformat(row["at"])})
-            except (ValueError, KeyError, TypeError):
-                _log.error("an incomplete row in %s was skipped", path)
-    return rows

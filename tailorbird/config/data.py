@@ -53,7 +53,7 @@ class DataConfig(ConfigSection):
     are truncated. It is at most the base model's context. Higher values make training slower. `tailorbird init`
     proposes a value that fits the data."""
     stream_above_rows: int = Field(default=500_000, ge=1)
-    """Maximum number of training rows in memory. If there are more, Ray Data tokenizes all of them once, workers stream
+    """Maximum number of training rows in memory. If there are more, Ray tasks tokenize all of them once, workers stream
     them from S3, and baselines and data checks use a random sample of this size. `validation` and `test` must then be
     set. Lower it if workers run out of memory."""
     max_train_rows: int | None = Field(default=None, ge=1)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 
 from cluster.progress import ProgressReporter
+from cluster.remote import map_remote
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
@@ -11,7 +12,7 @@ from tailorbird.monitoring.drift_reference import read_reference
 from tailorbird.monitoring.label_audit import audit_files
 from tailorbird.monitoring.log_windows import LogDays, span
 from tailorbird.monitoring.report import Report
-from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
+from tailorbird.monitoring.report_window import ReportWindow, ServedVersions
 from tailorbird.monitoring.request_log import require_request_log
 from tailorbird.monitoring.traffic import WatchedVersions
 from tailorbird.registry.draws import draw_secret
@@ -34,7 +35,7 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     challenger = served.challenger.digest if served.challenger else None
     versions = watched_versions(recipe, champion=served.champion.digest, challenger=challenger)
     audits, secret = audit_files(recipe.task_uri), draw_secret(recipe.task_uri)
-    days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_on_cluster)
+    days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_remote)
     length, label_days = recipe.monitoring.window_days, recipe.monitoring.label_days
     stored = {day: _read_report(paths, day) for day in report_days(days.answers, since=served.since, before=today)}
     reports: dict[date, Report] = {}
@@ -73,8 +74,12 @@ def _read_report(paths: TaskPaths, day: date) -> Report | None:
 
 
 def _store(paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter) -> Report:
+    made = {"inputs": report.inputs, "made_at": report.made_at}
+    is_new = former is None or former.model_copy(update=made) != report
+    if former is not None and not is_new:  # the new labels are of other answers
+        report = report.model_copy(update={"made_at": former.made_at})
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
-    if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
+    if is_new:
         alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", no alarm"
         progress.note(f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled{alarms}")
     return report

@@ -73,19 +73,6 @@ def variance_of_counts(counts: IntArray) -> DayVariance:
     return DayVariance(float((excess * sizes).sum() / (sizes * (sizes - 1)).sum()), len(sizes) - 1)
 
 
-def variance_of_scores(scores: FloatArray, days: IntArray) -> DayVariance:
-    """Return the intraday correlation of scores [N], by the analysis of variance between and within days."""
-    codes, sizes = np.unique(days, return_inverse=True, return_counts=True)[1:]
-    if len(sizes) < 2 or len(scores) <= len(sizes):
-        return ONE_DAY
-    means = np.bincount(codes, weights=scores) / sizes
-    within = float(((scores - means[codes]) ** 2).sum()) / (len(scores) - len(sizes))
-    between = float((sizes * (means - scores.mean()) ** 2).sum()) / (len(sizes) - 1)
-    usual_size = (len(scores) - float((sizes**2).sum()) / len(scores)) / (len(sizes) - 1)
-    scale = between + (usual_size - 1) * within
-    return DayVariance((between - within) / scale if scale > 0 else 0.0, len(sizes) - 1)
-
-
 def varied_shares(generator: np.random.Generator, shares: FloatArray, *, size: int, design: DesignEffect) -> FloatArray:
     """Return shares [K, B] as they vary between windows of `size` rows, given the shares [K, B] without day effects.
 

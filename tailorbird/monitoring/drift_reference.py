@@ -1,4 +1,4 @@
-"""The drift reference of a version: its answers to validation rows, as embeddings, confidences and groups.
+"""The drift reference of a version: its answers to validation rows, as embeddings, classes and groups.
 
 For chat, it has the embeddings and the lengths of the last messages only, because the answers to thousands of rows
 would take hours. Scores of live answers are compared with those of the test rows of the champion's run.
@@ -73,8 +73,7 @@ class DriftReference:
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the accuracy in each group by name, `column = value`."""
-        keys = np.arange(len(self.right)) if self.sample.keys is None else self.sample.keys
-        return group_accuracies(self.right.astype(np.float64), groups=self.groups, keys=keys)
+        return group_accuracies(self.right.astype(np.float64), groups=self.groups, keys=self.sample.row_keys)
 
 
 def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
@@ -117,11 +116,9 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
     keys = table["key"].to_numpy() if "key" in table.column_names else None
     if "length" in table.column_names:
         lengths = table["length"].to_numpy().astype(np.float64)
-        sample = TrafficSample(np.full(len(table), np.nan), (), embeddings, keys, lengths)
+        sample = TrafficSample((), embeddings, keys, lengths)
         return DriftReference(metadata.digest, metadata.made_at, sample, np.zeros(0, bool), {}, metadata.encoder)
-    sample = TrafficSample(
-        table["confidence"].to_numpy().astype(np.float64), table["output"].to_pylist(), embeddings, keys
-    )
+    sample = TrafficSample(table["output"].to_pylist(), embeddings, keys)
     groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
     right = np.array(table["right"].to_pylist(), bool)
     return DriftReference(
@@ -142,7 +139,6 @@ def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits
     embeddings = embed_texts(version.base_model, texts, max_length=version.max_length)
     columns: dict[str, pa.Array] = {
         "output": pa.array(predictions.outputs, pa.string()),
-        "confidence": pa.array(predictions.calibrated),
         "right": pa.array(predictions.scores == 1.0),
     }
     columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}

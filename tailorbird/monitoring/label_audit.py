@@ -8,7 +8,8 @@ import heapq
 import io
 import json
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,14 +23,16 @@ from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.log_reader import (
     ANSWERS,
     TrafficError,
-    files_of,
+    by_day,
     is_answered,
     key_of,
     read_columns,
     unit_of,
     value_of,
 )
+from tailorbird.monitoring.log_windows import files_between, span
 from tailorbird.monitoring.monitored_tasks import COLUMNS, MONITORED_TASKS, AuditError, Row
+from tailorbird.monitoring.request_log import require_request_log
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.registry.draws import CODES, draw_secret
 from tailorbird.storage.paths import TaskPaths
@@ -46,7 +49,7 @@ def parse_days(days: str) -> list[date]:
         raise AuditError(f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD") from None
     if last < first:
         raise AuditError(f"--days is {days!r}: the last day is before the first; give the first day first")
-    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    return list(span(first, last))
 
 
 def export_answers(
@@ -68,42 +71,32 @@ def export_answers(
     same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has the
     `columns` or `scored_columns` of the task: `subject` is the keyed hash of the log, `text` is empty without
     serving.log_texts, and labels are empty. Only `with_answers` (chat) does it have the model's answer, which would
-    bias labels; no column names the version. Memory holds the drawn rows and the keys of audited rows.
+    bias labels; no column names the version. Memory holds the drawn rows, one file and the keys of audited rows.
     """
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
-    if recipe.serving.request_log is None:
-        raise AuditError(
-            "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
-        )
+    log = require_request_log(recipe).rstrip("/")
     task = MONITORED_TASKS[recipe.task]
     if task.needs_texts and not recipe.serving.log_texts:
         raise AuditError("serving.log_texts is not set, so there are no conversations to audit; set it and serve again")
     columns = task.scored_columns if with_answers else task.columns
     if columns is None:
         raise AuditError("--with-answers is for chat: labels of classes are given without seeing the model's answer")
-    log = recipe.serving.request_log.rstrip("/")
     secret = draw_secret(recipe.task_uri)
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
     drawn: dict[int, Row] = {}  # by rank
-    largest: list[int] = []  # a heap of the negated ranks; its first item is the largest rank
     config = recipe.serving.challenger
     share = control_share(config.canary if config else None)
-    for uri in files_of(log, "answers", [day.isoformat() for day in days]):
+    for uri in files_between(by_day(log, "answers"), days[0], days[-1]):
         table = read_columns(uri, ANSWERS)
         for answer in table.filter(pa.array(is_answered(table))).to_pylist():
             eligible = (answer["arm"], answer["digest"]) in arms and not (task.needs_texts and answer["text"] is None)
             if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
-            rank = key if is_compared else key + CODES
-            if rank in drawn or (len(drawn) >= num_rows and rank > -largest[0]):
-                continue
-            drawn[rank] = {name: answer.get(name) for name in columns} | dict.fromkeys(FILLED_IN & set(columns))
-            heapq.heappush(largest, -rank)
-            if len(drawn) > num_rows:
-                del drawn[-heapq.heappop(largest)]
+            drawn[key if is_compared else key + CODES] = answer | dict.fromkeys(FILLED_IN)
+        drawn = dict(heapq.nsmallest(num_rows, drawn.items(), key=itemgetter(0)))
     if not drawn:
         raise AuditError(f"{log} has no unaudited answer of the champion on these days; choose other days")
     rows = [drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]

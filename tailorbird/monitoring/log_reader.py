@@ -24,7 +24,7 @@ from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics.answer_metrics import scorer
 from tailorbird.monitoring import traffic
 from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS, MonitoredTask
-from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
+from tailorbird.monitoring.traffic import ARMS, Labels, Outcomes, Traffic, WatchedVersions
 from tailorbird.registry.draws import draw_code
 
 ANSWERS = (
@@ -42,7 +42,7 @@ DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
 ReadPart = Callable[[list[str]], Traffic]
-MapParts = Callable[[ReadPart, Iterable[list[str]]], Iterable[Traffic]]  # like the built-in `map`; may run on a cluster
+MapParts = Callable[[ReadPart, Sequence[list[str]]], Iterable[Traffic]]  # like the built-in `map`; may run on a cluster
 
 
 class TrafficError(ValueError):
@@ -62,12 +62,6 @@ def day_of(uri: str) -> str | None:
     """Return the day in the URI of a log file, or None."""
     match = DAY.search(uri)
     return match and match[1]
-
-
-def files_of(log: str, kind: str, days: Iterable[str]) -> list[str]:
-    """Return the Parquet files of `answers` or `feedback` on these days, in order."""
-    files = (uri for day in days for uri in storage.list_files(f"{log}/{kind}/day={day}", missing_ok=True))
-    return sorted(uri for uri in files if uri.endswith(".parquet"))
 
 
 def key_of(request_id: str, row: int, *, caller: str | None, secret: bytes) -> int:
@@ -143,7 +137,7 @@ def read_traffic(
 
     `secret` is that of the task's draws, with which the labels were read.
     """
-    parts = (list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK))
+    parts = [list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK)]
     return traffic.merge_traffic(map_parts(Reader(versions, labels, secret), parts))
 
 
@@ -183,7 +177,6 @@ class Reader:
             outcomes=outcomes,
             redacted=redacted,
             sample=_sample(table, keys=keys, is_champion=champion, task=MONITORED_TASKS[self.versions.task]),
-            misplaced=_misplaced(_microseconds(table), day_of(uri)),
             answered=np.unique(indices[is_labelled]).astype(np.int32),
         )
 
@@ -288,30 +281,18 @@ def _microseconds(table: pa.Table) -> NDArray[np.int64]:
     return np.asarray(table["at"].cast("int64").fill_null(0).to_numpy(), np.int64)
 
 
-def _misplaced(at: NDArray[np.int64], day: str | None) -> int:
-    if day is None:
-        return 0
-    first = np.datetime64(day, "us").astype(np.int64)
-    return int(((at < first) | (at >= first + DAY_US)).sum())
-
-
 def _sample(
     table: pa.Table, *, keys: NDArray[np.uint64], is_champion: NDArray[np.bool_], task: MonitoredTask
-) -> AnswerSample:
-    """Return a sample of the champion's rows that have the column `sampled` of the task."""
-    rows = np.flatnonzero(is_champion & table[task.required_column].is_valid().to_numpy())
-    if len(rows) > traffic.MAX_SAMPLE_ROWS:
-        rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
-    table = table.take(rows)
-    labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
-    days = (_microseconds(table) // DAY_US).astype(np.int32)
-    # Of chat, only some kinds have a confidence.
-    column = table["score"] if task.compares_answers else pa.nulls(len(rows), pa.float32())
-    scores = column.to_numpy(zero_copy_only=False)
-    lengths = table["text_chars"].fill_null(0).to_numpy()  # nulls are left for classification only, without lengths
-    return traffic.smallest_keys(
-        AnswerSample(keys[rows], labels, scores.astype(np.float32), texts, lengths.astype(np.int32), days)
-    )
+) -> pa.Table:
+    """Return a sample of the champion's rows that have the required column of the task."""
+    sampled = table.select(["label", "score", "text", "text_chars"])
+    if not task.compares_answers:  # only some kinds of chat answers have a confidence
+        sampled = sampled.set_column(1, "score", pa.nulls(len(table), pa.float32()))
+    sampled = sampled.append_column("key", pa.array(keys))
+    sampled = sampled.append_column("day", table["at"].cast(pa.date32()).cast(pa.int32()))
+    is_sampled = is_champion & table[task.required_column].is_valid().to_numpy()
+    sampled = sampled.filter(pa.array(is_sampled)).select(traffic.SAMPLE.names)
+    return traffic.smallest_keys(sampled.cast(traffic.SAMPLE))
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:

@@ -103,15 +103,15 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool, by_
     interval = (0.0, 1.0)
     if labelled.n:
         interval = wilson_interval(labelled.effective_right, n=labelled.effective, alpha=alpha)
-    known = traffic.sample.scores[np.isfinite(traffic.sample.scores)]  # an endpoint may return no confidence
-    estimate = float(known.mean(dtype=np.float64)) if len(known) else None
+    scores = traffic.sample["score"].drop_null().to_numpy()  # an endpoint may return no confidence
+    estimate = float(scores.mean(dtype=np.float64)) if len(scores) else None
     return Quality(answers, labelled.n, labelled.right, interval, estimate)
 
 
-def confident_share(scores: NDArray[np.float32]) -> float | None:
-    """Return the share of confident answers among those with a confidence [N]; None without any (NaN: none)."""
-    known = scores[np.isfinite(scores)]
-    return float((known >= CONFIDENT).mean()) if len(known) else None
+def confident_share(traffic: Traffic) -> float | None:
+    """Return the share of confident answers among the sampled ones with a confidence; None without any."""
+    scores = traffic.sample["score"].drop_null().to_numpy()
+    return float((scores >= CONFIDENT).mean()) if len(scores) else None
 
 
 def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:

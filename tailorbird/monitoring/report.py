@@ -37,7 +37,7 @@ class Report(StoredModel):
     days: int
     made_at: str  # ISO 8601
     inputs: str
-    """Fingerprints of the answers, the label files and the labels, `a:b:c`; the report is remade if they change."""
+    """Fingerprints of the answers and of the labels, `a:b`; the report is remade if they change."""
     version: str
     digest: str  # digest of the champion; answers of other versions are only counted
     rows: int

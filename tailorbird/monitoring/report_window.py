@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import cached_property, partial
 
 import numpy as np
+import pyarrow as pa
 
 from cluster.remote import run_remote
 from cluster.resources import worker_resources
@@ -23,11 +24,10 @@ from tailorbird.monitoring import quality
 from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
 from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
 from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
-from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy, feedback_as_audit
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
-from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
+from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
@@ -93,31 +93,28 @@ class ReportWindow:
 
     def unchanged(self, stored: Report | None) -> Report | None:
         """Return the stored report if no file that may change it was added, or else None."""
-        prefix = f"{self.answers_fingerprint}:{self.labels_fingerprint}:"
-        return stored if stored is not None and stored.inputs.startswith(prefix) else None
+        return stored if stored is not None and stored.inputs == self._inputs else None
+
+    @property
+    def _inputs(self) -> str:
+        return f"{self.answers_fingerprint}:{self.labels_fingerprint}"
 
     def report(self, stored: Report | None) -> Report:
         """Compute the report; copy the parts without labels from a stored report of the same answers."""
         traffic = self.days.window(self.first, self.day, label_days=self.recipe.monitoring.label_days)
         relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
         label_notes = [f"{n:,} {what}" for n, what in ((relabelled, RELABELLED), (traffic.redacted, REDACTED)) if n]
-        outcomes = _outcomes_fingerprint(
-            traffic.outcomes, notes=label_notes, challenger=(self._challenger_digest, self._control_share)
-        )
-        inputs = f"{self.answers_fingerprint}:{self.labels_fingerprint}:{outcomes}"
         if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
             stored = None
-        if stored is not None and stored.inputs.endswith(f":{outcomes}"):
-            return stored.model_copy(update={"inputs": inputs})  # the new labels belong to other answers
         drift, counterfactual, notes = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
         champion, alpha = self.served.champion, self.recipe.evaluation.alpha
-        counts = sorted(traffic.rows.items(), key=lambda count: -count[1])
+        counts = sorted(traffic.rows.items(), key=lambda count: (-count[1], str(count[0])))
         measure = partial(quality.quality, traffic, champion=champion.digest, alpha=alpha)
         return Report(
             day=self.day.isoformat(),
             days=self.recipe.monitoring.window_days,
             made_at=now(),
-            inputs=inputs,
+            inputs=self._inputs,
             version=champion.version,
             digest=champion.digest,
             rows=traffic.num_rows,
@@ -131,7 +128,7 @@ class ReportWindow:
             audit=measure(audited=True),
             feedback_scores=measure(audited=False, by_person=True),
             audit_scores=measure(audited=True, by_person=True),
-            confident=quality.confident_share(traffic.sample.scores),
+            confident=quality.confident_share(traffic),
             groups=self._group_gate(traffic, traffic.outcomes),
             groups_by_feedback=self._group_gate(traffic, feedback_as_audit(traffic.outcomes)),
         )
@@ -169,10 +166,11 @@ class ReportWindow:
         drift, drift_notes = self._drift(traffic.sample)
         return drift, self._counterfactual(traffic.sample), (*notes, *drift_notes)
 
-    def _drift(self, sample: AnswerSample) -> tuple[tuple[DriftStatistic, ...], list[str]]:
+    def _drift(self, sample: pa.Table) -> tuple[tuple[DriftStatistic, ...], list[str]]:
         """Return the drift statistics, and notes on those that were not computed."""
         notes, embeddings = [], None
-        texts = tuple(text for text in sample.texts if text is not None)
+        with_texts = sample.filter(sample["text"].is_valid())
+        texts = tuple(with_texts["text"].to_pylist())
         if len(texts) >= MIN_ROWS:
             embeddings = embed_on_cluster(
                 self.recipe, texts, encoder=self.reference.encoder, max_length=self.reference.max_length
@@ -180,18 +178,16 @@ class ReportWindow:
         else:
             fault = f"the log has {len(texts)} of at least {MIN_ROWS} texts (serving.log_texts)"
             notes.append(f"drift of texts was not computed: {fault}")
-        days = sample.days.astype(np.int64)
         window = TrafficSample(
-            sample.scores.astype(np.float64),
-            sample.labels,
+            sample["label"].to_pylist(),
             embeddings,
-            lengths=sample.lengths.astype(np.float64),
-            days=days,
-            text_days=days[[text is not None for text in sample.texts]],
+            lengths=sample["text_chars"].to_numpy().astype(np.float64),
+            days=sample["day"].to_numpy().astype(np.int64),
+            text_days=with_texts["day"].to_numpy().astype(np.int64),
         )
         per_year = self.recipe.monitoring.false_alarms_per_year
+        clean = [statistic for report in self._clean_reports() for statistic in report.drift]
         try:
-            clean = [report.drift for report in self._clean_reports()]
             return drift_statistics(window, reference=self.reference.sample, per_year=per_year, clean=clean), notes
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]
@@ -203,10 +199,10 @@ class ReportWindow:
         reports = [self.earlier[day] for day in days if day in self.earlier]
         return [report for report in reports if not report.drift_alarms]
 
-    def _counterfactual(self, sample: AnswerSample) -> Gate | None:
+    def _counterfactual(self, sample: pa.Table) -> Gate | None:
         """Return the counterfactual gate on sampled texts, which needs no labels."""
         baseline, config = self.served.baseline, self.recipe.evaluation
-        texts = [text for text in sample.texts if text is not None][:MAX_COUNTERFACTUAL_TEXTS]
+        texts = sample["text"].drop_null().to_pylist()[:MAX_COUNTERFACTUAL_TEXTS]
         if baseline is None or not texts or "counterfactual" in TASKS[self.recipe.task].gates_off:
             return None
         rows = Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("",) * len(texts))
@@ -240,40 +236,9 @@ class ReportWindow:
         )
 
 
-def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[Traffic]:
-    """Like `map`, on Ray Data with one CPU per part, or in this process if there is only one part."""
-    parts = list(parts)
-    if len(parts) < 2:
-        yield from map(read_part, parts)
-        return
-    import pickle
-
-    import ray
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    shared = ray.put(read_part)
-
-    def read(row: dict[str, str]) -> dict[str, bytes]:
-        return {"traffic": pickle.dumps(ray.get(shared)(json.loads(row["files"])))}
-
-    dataset = ray.data.from_items([{"files": json.dumps(part)} for part in parts], override_num_blocks=len(parts))
-    for row in dataset.map(read).iter_rows():
-        yield pickle.loads(row["traffic"])  # safe: written by the task above
-
-
 def _stored_unlabelled(stored: Report) -> Unlabelled:
     notes = tuple(note for note in stored.notes if not note.endswith((RELABELLED, REDACTED)))
     return stored.drift, stored.counterfactual, notes
-
-
-def _outcomes_fingerprint(outcomes: Outcomes, *, notes: list[str], challenger: tuple[str | None, float]) -> str:
-    """Hash the parts of a report that depend on labels, regardless of the order in which the log was read."""
-    order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
-    digest = hashlib.sha256(json.dumps([notes, challenger]).encode())
-    for name in ("keys", "arms", "at", "scores", "by_person", "audits", "units", "missing"):
-        digest.update(getattr(outcomes, name)[order].tobytes())
-    return digest.hexdigest()
 
 
 def _sha256(values: list[object]) -> str:
@@ -284,8 +249,6 @@ def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     notes = []
     if unanswered := sum(traffic.unanswered.values()):
         notes.append(f"{unanswered:,} rows have no class or complete chat answer and are only counted")
-    if traffic.misplaced:
-        notes.append(f"{traffic.misplaced:,} answers are stored under another day than that of their timestamp")
     if unmatched:
         notes.append(f"feedback on {unmatched:,} texts is ignored: no logged answer has their ids")
     challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tailorbird.config.answers import AnswersConfig
@@ -13,18 +14,17 @@ from tailorbird.config.task_rules import TaskName
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
 """Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same rows."""
-OUTCOME_ARRAYS = (
-    "keys",
-    "arms",
-    "at",
-    "scores",
-    "by_person",
-    "audits",
-    "labelled_at",
-    "units",
-    "is_subject",
-    "missing",
+SAMPLE = pa.schema(
+    {
+        "key": pa.uint64(),
+        "label": pa.string(),
+        "score": pa.float32(),  # null for an answer without a confidence
+        "text": pa.string(),
+        "text_chars": pa.int32(),  # (chat)
+        "day": pa.int32(),  # since 1970, UTC
+    }
 )
+"""Columns of a sample of the champion's answers."""
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
 
@@ -81,19 +81,7 @@ class Outcomes:
         return replace(self, groups=groups, **{name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS})
 
 
-@dataclass(frozen=True, eq=False)
-class AnswerSample:
-    """A sample of the champion's answers."""
-
-    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))  # sorted
-    labels: tuple[str, ...] = ()
-    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    texts: tuple[str | None, ...] = ()
-    lengths: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # (chat) characters of the text
-    days: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # since 1970, UTC
-
-    def __len__(self) -> int:
-        return len(self.keys)
+OUTCOME_ARRAYS = tuple(field.name for field in fields(Outcomes) if field.name != "groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +94,8 @@ class Traffic:
     unanswered: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Number of rows without a complete answer: failed and interrupted generations, text completions."""
     outcomes: Outcomes = Outcomes()
-    sample: AnswerSample = AnswerSample()
+    sample: pa.Table = field(default_factory=SAMPLE.empty_table)  # of the champion's answers
     redacted: int = 0  # (chat) labelled rows that are not scored, because personal data in the label were redacted
-    misplaced: int = 0  # rows whose timestamp is on another day than their folder
     answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """Sorted indices of the labels whose text any version answered in this part."""
 
@@ -131,15 +118,14 @@ class WatchedVersions:
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; release each part after it is merged."""
     rows, unanswered = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    num_rows = misplaced = redacted = 0
-    sample, outcomes, answered = AnswerSample(), [Outcomes()], [Traffic().answered]
+    num_rows = redacted = 0
+    sample, outcomes, answered = SAMPLE.empty_table(), [Outcomes()], [Traffic().answered]
     for part in parts:
         num_rows += part.num_rows
         unanswered.update(part.unanswered)
-        misplaced += part.misplaced
         redacted += part.redacted
         rows.update(part.rows)
-        sample = _merge_samples(sample, part.sample)
+        sample = smallest_keys(pa.concat_tables([sample, part.sample]))
         outcomes.append(part.outcomes)
         answered.append(part.answered)
     arrays = {name: np.concatenate([getattr(part, name) for part in outcomes]) for name in OUTCOME_ARRAYS}
@@ -150,23 +136,11 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
         unanswered=unanswered,
         outcomes=Outcomes(**arrays, groups=groups),
         sample=sample,
-        misplaced=misplaced,
         redacted=redacted,
         answered=np.unique(np.concatenate(answered)),
     )
 
 
-def smallest_keys(sample: AnswerSample) -> AnswerSample:
+def smallest_keys(sample: pa.Table) -> pa.Table:
     """Return the rows with the `MAX_SAMPLE_ROWS` smallest keys, without duplicates."""
-    order = np.unique(sample.keys, return_index=True)[1][:MAX_SAMPLE_ROWS]
-    labels, texts = (tuple(column[index] for index in order) for column in (sample.labels, sample.texts))
-    return AnswerSample(
-        sample.keys[order], labels, sample.scores[order], texts, sample.lengths[order], sample.days[order]
-    )
-
-
-def _merge_samples(first: AnswerSample, second: AnswerSample) -> AnswerSample:
-    pairs = [(getattr(first, name), getattr(second, name)) for name in ("keys", "scores", "lengths", "days")]
-    keys, scores, lengths, days = (np.concatenate(pair) for pair in pairs)
-    labels, texts = first.labels + second.labels, first.texts + second.texts
-    return smallest_keys(AnswerSample(keys, labels, scores, texts, lengths, days))
+    return sample.take(np.unique(sample["key"].to_numpy(), return_index=True)[1][:MAX_SAMPLE_ROWS])

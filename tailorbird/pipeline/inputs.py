@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from cluster.code_snapshot import CodeVersion, ship_code
 from cluster.progress import SILENT, ProgressReporter
 from cluster.ranks.remote_ranks import run_evaluation
-from cluster.remote import run_remote
+from cluster.remote import map_remote, run_remote
 from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
@@ -175,7 +175,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         if isinstance(task, ClassificationData):
             task = replace(task, prompt=pooling.prompt)
         inputs = {"code": code_sha256(source_files(load_sharded)), "base_model": asdict(base_model)}
-        data = load_sharded(recipe, task, base_model=staged.uri, inputs=inputs)
+        data = load_sharded(recipe, task, base_model=staged.uri, inputs=inputs, map_tasks=map_remote)
     config = recipe.data
     return RunInputs(
         recipe,

@@ -1,1 +1,1 @@
-"""Training data larger than memory. Ray Data checks and tokenizes it once and writes shards to S3."""
+"""Training data larger than memory. Ray tasks check and tokenize it once and write shards to S3."""

@@ -1,8 +1,9 @@
 """Load the rows of a recipe into memory, or its training rows into shards on S3."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel
@@ -28,12 +29,22 @@ from tailorbird.data.quality import (
 )
 from tailorbird.data.rows import DataError, Rows, Splits, digest_of, fingerprint, rows_sha256
 from tailorbird.data.sharding.shards import Shards, fingerprints_uri
-from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
+from tailorbird.data.sharding.worker import (
+    ShardingJob,
+    ShardReport,
+    ShardSpec,
+    read_sample,
+    shard_specs,
+    write_shard_of,
+)
 from tailorbird.data.splits import normalise
 from tailorbird.data.suites.load import load_suites
 from tailorbird.data.task_data import DataTask, recipe_task
 from tailorbird.data.tokenize import labels_of
 from tailorbird.storage.stage_cache import cached_stage
+
+MapTasks = Callable[[Callable[[ShardSpec], ShardReport], Sequence[ShardSpec]], Iterable[ShardReport]]
+"""Like the built-in `map`; may run on a cluster."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,9 @@ def load_in_memory(recipe: Recipe) -> LoadedDataset | None:
     return LoadedDataset(splits, report, fingerprint(splits), suites=load_suites(recipe, train=splits.train))
 
 
-def load_sharded(recipe: Recipe, task: DataTask, *, base_model: str, inputs: Mapping[str, object]) -> LoadedDataset:
+def load_sharded(
+    recipe: Recipe, task: DataTask, *, base_model: str, inputs: Mapping[str, object], map_tasks: MapTasks = map
+) -> LoadedDataset:
     """Read and check the rows of a recipe, and tokenize the training rows into shards.
 
     The shards are the output of a stage of the recipe's task, cached by `inputs` and the state of the files. Memory is
@@ -108,7 +121,7 @@ def load_sharded(recipe: Recipe, task: DataTask, *, base_model: str, inputs: Map
             evaluated=evaluated_rows(test, validation=validation),
             evaluation_keys=frozenset(key for rows in evaluation.values() for key in rows.split_keys or ()),
         )
-        return _ShardsStage(uri=uri, reports=tuple(run_job(specs, job)))
+        return _ShardsStage(uri=uri, reports=tuple(map_tasks(partial(write_shard_of, job=job), specs)))
 
     key = {
         "data": config.model_dump(mode="json"),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,17 +51,11 @@ class Shards:
         return np.concatenate(parts, axis=1).T
 
     def read(self, chunks: NDArray[np.int64]) -> TokenizedRows:
-        """Read the rows of a subset of `chunks()`, in the given order."""
-        order = np.argsort(chunks[:, 0], kind="stable")
-        files, starts = np.unique(chunks[order, 0], return_index=True)
-        batches: list[pa.RecordBatch] = [None] * len(chunks)
+        """Read the rows of a subset of `chunks()`, in its order."""
+        files, starts = np.unique(chunks[:, 0], return_index=True)
         with ThreadPoolExecutor(NUM_READS) as pool:
-            groups = np.split(order, starts[1:])
-            read = pool.map(lambda file, group: self._read_file(file, chunks[group, 1]), files, groups)
-            for group, batches_of_file in zip(groups, read, strict=True):
-                for position, batch in zip(group, batches_of_file, strict=True):
-                    batches[position] = batch
-        table = pa.Table.from_batches(batches)
+            read = pool.map(self._read_file, files, np.split(chunks[:, 1], starts[1:]))
+            table = pa.Table.from_batches(chain.from_iterable(read))
         masks, labels = table.column("assistant_mask"), table.column("label")
         return TokenizedRows(
             row_ids=tuple(table.column("row_id").to_pylist()),
@@ -131,7 +126,7 @@ class ShardWriter:
 
 
 def window_chunks(num_chunks: int, *, rows: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Iterate over the windows of an epoch: chunk numbers of about `rows` rows, each chunk once, in random order."""
+    """Iterate over the windows of an epoch: ascending numbers of random chunks with about `rows` rows, each once."""
     order = np.random.default_rng((seed, epoch, 0, 1)).permutation(num_chunks)
     size = -(-rows // CHUNK_ROWS)
-    return (order[start : start + size] for start in range(0, num_chunks, size))
+    return (np.sort(order[start : start + size]) for start in range(0, num_chunks, size))

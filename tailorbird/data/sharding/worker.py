@@ -1,23 +1,23 @@
-"""Ray Data tasks. Each checks and tokenizes several row groups and writes them as one file of shards."""
+"""Tasks on the cluster. Each checks and tokenizes several row groups and writes them as one file of shards."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.fingerprints import Hashes, fingerprints, save_fingerprints, trained_fingerprints
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.data.quality import EvaluatedRows, drop_copies
-from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
+from tailorbird.data.rows import Rows, concat_rows, digest_of, rows_sha256
 from tailorbird.data.sharding.shards import fingerprints_uri, write_shard_file
 from tailorbird.data.splits import normalise
 from tailorbird.data.task_data import DataTask
@@ -109,42 +109,15 @@ def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
                     yield file, parquet.metadata.row_group(index).num_rows
 
 
-def run_job(specs: Sequence[ShardSpec], job: ShardingJob) -> list[ShardReport]:
-    """Write all files of shards on the cluster and return the reports by number; raise the first DataError."""
-    import ray
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    items = [{"spec": _SPEC.dump_json(spec).decode()} for spec in specs]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_task, fn_kwargs={"job": ray.put(job)})
-    reports = []
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise DataError(row["error"])
-        reports.append(ShardReport.model_validate_json(row["report"]))
-    return sorted(reports, key=lambda report: report.number)
-
-
-_SPEC = TypeAdapter(ShardSpec)
-
-
-def _task(row: dict[str, str], job: Any) -> dict[str, str]:
-    """Write a file of shards. Data and storage errors are returned, because Ray adds a traceback to raised errors."""
-    try:
-        report = write_shard(_SPEC.validate_json(row["spec"]), *_job_and_tokenizer(job))
-    except (DataError, s3.StorageError) as error:
-        return {"report": "", "error": str(error)}
-    return {"report": report.model_dump_json(), "error": ""}
+def write_shard_of(spec: ShardSpec, *, job: ShardingJob) -> ShardReport:
+    """Write a file of shards in a task; see `write_shard`."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
+    return write_shard(spec, job, _tokenizer(job.base_model))
 
 
 @lru_cache(maxsize=1)
-def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenizerBase"]:
-    """Load the job and its tokenizer once per process."""
-    import ray
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
-    job: ShardingJob = ray.get(reference)
-    return job, load_tokenizer(local_copy(job.base_model))
+def _tokenizer(base_model: str) -> "PreTrainedTokenizerBase":
+    return load_tokenizer(local_copy(base_model))
 
 
 def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase") -> ShardReport:

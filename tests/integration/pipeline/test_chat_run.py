@@ -38,7 +38,7 @@ from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
 from tailorbird.models.loading import LoadedChat, load_model
 from tailorbird.monitoring.label_audit import import_labels, parse_days
-from tailorbird.monitoring.log_reader import by_day, files_of
+from tailorbird.monitoring.log_reader import by_day
 from tailorbird.operate.reevaluate import reevaluate_champion
 from tailorbird.operate.watch import WatchResult, draw_audit, watch_champion
 from tailorbird.pipeline.run import run_pipeline
@@ -285,7 +285,7 @@ def _watch_tomorrow(recipe: Recipe) -> WatchResult:
 
 def _await_log(log: str, kind: str, *, num_rows: int) -> None:
     for _ in range(120):
-        files = files_of(log, kind, by_day(log, kind))
+        files = [uri for of_day in by_day(log, kind).values() for uri in of_day]
         if sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files) >= num_rows:
             return
         threading.Event().wait(0.5)

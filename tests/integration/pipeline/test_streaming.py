@@ -22,7 +22,7 @@ from tests.integration.training.test_faults import BATCH_SIZE, FaultInjector, co
 from tests.integration.training.test_training import worker_pid
 from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
-from training.dataset import ShardedDataset
+from training.dataset import windows
 
 pytestmark = pytest.mark.usefixtures("connected")
 
@@ -113,7 +113,7 @@ def test_a_worker_killed_in_a_later_window_resumes_at_its_position(
         task, train=replace(task.train, window_rows=BATCH_SIZE)
     )  # a window then has the rows that are sorted together
     assert isinstance(small.train, Shards)
-    sizes = ShardedDataset(small.train).sizes(config_of(), epoch=0)
+    sizes = [window.num_rows for window in windows(small.train, config_of(), epoch=0)]
     assert len(sizes) > 2
     plain, begun = ProgressRecorder(), sizes[0] // BATCH_SIZE
     killed = FaultInjector(lambda: os.kill(worker_pid(), signal.SIGKILL), epoch=0, step=begun + 10)

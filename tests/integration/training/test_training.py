@@ -17,6 +17,7 @@ from ray.util import state as ray_state
 from cluster.connection import connect
 from cluster.event_queue import forward_events
 from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressReporter, StepEvent
+from cluster.remote import map_remote
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.model_uri import parse_model_uri
@@ -97,7 +98,7 @@ def test_rows_that_ray_tasks_tokenize_have_the_tokens_of_one_process(
     tmp_path: Path, make: Callable[[Path], TrainingTask]
 ) -> None:
     task = make(tmp_path)
-    parallel = mock.patch.object(tokenization, "_in_parallel", wraps=tokenization._in_parallel)
+    parallel = mock.patch.object(tokenization, "map_remote", wraps=map_remote)
     with connect(), parallel as in_parallel:
         tokenized = with_tokenized_rows(task, part_chars=8)
         assert in_parallel.call_count == (2 if make is classification_task else 1)  # its validation rows as well

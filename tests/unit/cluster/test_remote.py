@@ -1,5 +1,7 @@
 """A call of a Ray task reports what the task waits for, and the task reports to its run."""
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ import ray
 from cluster import remote
 from cluster.progress import SILENT, ActivityEvent, current_progress, reporting_to
 from cluster.ranks import remote_ranks
-from cluster.remote import run_remote
+from cluster.remote import map_remote, run_remote
 from cluster.resources import Holder, Resources
 from tests.progress import ProgressRecorder
 
@@ -94,3 +96,26 @@ def test_an_evaluation_runs_in_one_process_or_on_several_ranks(
     resources = Resources(num_ranks, num_ranks)
     chosen: object = remote_ranks.run_evaluation(add, num_ranks=num_ranks, resources=resources)
     assert chosen == expected
+
+
+def test_items_are_mapped_in_order_and_an_error_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def task(function: Callable[..., Any]) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *args: partial(function, *args))
+
+    def get(result: Any) -> Any:
+        try:
+            return result()
+        except ValueError as error:
+            raise ray.exceptions.RayTaskError("int", "traceback", error) from None
+
+    cancelled: list[object] = []
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "remote", lambda **_: task)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    assert list(map_remote(int, ["3", "1", "2"])) == [3, 1, 2]
+    assert list(map_remote(int, ["7"])) == [7]
+    assert cancelled == []
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(map_remote(int, ["1", "x", "2"]))
+    assert len(cancelled) == 1

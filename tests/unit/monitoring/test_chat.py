@@ -49,7 +49,7 @@ def feedback(day: Any, number: int, **fields: Any) -> dict[str, Any]:
 def reference() -> DriftReference:
     texts = [f"{KNOWN[number % 4]}, {number}" for number in range(400)]
     lengths = np.array([len(text) for text in texts], np.float64)
-    sample = TrafficSample(np.full(400, np.nan), (), hashed_ngrams(texts), None, lengths)
+    sample = TrafficSample((), hashed_ngrams(texts), None, lengths)
     return DriftReference(DIGEST, "2026-02-28", sample, np.zeros(0, bool), {})
 
 
@@ -221,15 +221,13 @@ def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alar
     for day in days_from(FIRST, 2):
         write(task.log, "answers", day, [logged(day, 3 * number) for number in range(100)])
     report = task.watch_chat(days=2)
-    assert [statistic.name for statistic in report.drift] == ["unfamiliar", "length", "two-sample"]
+    assert [statistic.name for statistic in report.drift] == ["unfamiliar", "length"]
     assert report.drift_alarms == ()
     for day in days_from(FIRST, 2):
         foreign = [f"{FOREIGN[number % 4]}, {number}" for number in range(60)]
         rows = [logged(day, 500 + number, text=text, text_chars=len(text)) for number, text in enumerate(foreign)]
         write(task.log, "answers", day, rows)
-    assert {"unfamiliar", "two-sample"} <= {
-        statistic.name for statistic in task.watch_chat(days=2).drift if statistic.alarm
-    }
+    assert "unfamiliar" in {statistic.name for statistic in task.watch_chat(days=2).drift if statistic.alarm}
 
 
 def test_without_texts_only_the_lengths_are_compared(task: ChatTask) -> None:

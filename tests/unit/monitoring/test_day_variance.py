@@ -7,7 +7,6 @@ from tailorbird.monitoring.day_variance import (
     DesignEffect,
     design_effect,
     variance_of_counts,
-    variance_of_scores,
     varied_shares,
 )
 
@@ -27,20 +26,8 @@ def test_the_correlation_of_counts_is_nearly_unbiased(correlation: float) -> Non
     assert np.mean(measured) == pytest.approx(correlation, abs=0.003, rel=0.12)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.05])
-def test_the_correlation_of_scores_is_unbiased(correlation: float) -> None:
-    chance, days = np.random.default_rng(1), np.repeat(np.arange(7), 100)
-    measured = []
-    for _ in range(400):
-        effects = chance.normal(0, np.sqrt(correlation), 7)[days]
-        scores = effects + chance.normal(0, np.sqrt(1 - correlation), 700)
-        measured.append(variance_of_scores(scores, days).correlation)
-    assert np.mean(measured) == pytest.approx(correlation, abs=0.005)
-
-
 def test_a_window_of_one_day_measures_nothing() -> None:
     assert variance_of_counts(np.array([[5, 5], [0, 0]])) == DayVariance(0.0, 0)
-    assert variance_of_scores(np.arange(9.0), np.zeros(9, np.int64)) == DayVariance(0.0, 0)
     assert variance_of_counts(np.array([[5, 0], [7, 0]])) == DayVariance(0.0, 1)  # one class only
 
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tailorbird.config.evaluation import SubgroupGateConfig
@@ -15,7 +16,7 @@ from tailorbird.monitoring.quality import (
     group_masks,
     quality,
 )
-from tailorbird.monitoring.traffic import ARMS, AnswerSample, Outcomes, Traffic
+from tailorbird.monitoring.traffic import ARMS, Outcomes, Traffic
 
 LIMITS, ALPHA = SubgroupGateConfig(), 0.05
 
@@ -46,11 +47,12 @@ def of_champion(right: int, wrong: int, sex: str, *, first: int = 0) -> list[tup
 
 def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     labelled = outcomes(*of_champion(80, 20, "f"), audited=False)
-    sample = AnswerSample(
-        np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4
-    )
     traffic = Traffic(
-        1000, {("champion", "d"): 1000}, unanswered={("champion", "d"): 500}, outcomes=labelled, sample=sample
+        1000,
+        {("champion", "d"): 1000},
+        unanswered={("champion", "d"): 500},
+        outcomes=labelled,
+        sample=pa.table({"score": [1, 1, 0.5, 0.5]}),
     )
     result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
     # answers without a class have no confidence
@@ -62,8 +64,11 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
 
 
 def test_the_confident_share_is_that_of_the_answers_with_a_confidence() -> None:
-    assert confident_share(np.array([0.9, 0.95, 0.2, np.nan, 0.5], np.float32)) == 0.5
-    assert confident_share(np.array([np.nan], np.float32)) is None
+    def share(*scores: float | None) -> float | None:
+        return confident_share(Traffic(sample=pa.table({"score": pa.array(scores, pa.float32())})))
+
+    assert share(0.9, 0.95, 0.2, None, 0.5) == 0.5
+    assert share(None) is None
 
 
 def test_a_duplicate_row_of_the_log_counts_once() -> None:

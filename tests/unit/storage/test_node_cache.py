@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving.request_log.write_ahead_log import open_write_ahead_log
+from serving.request_log.write_ahead_log import WriteAheadLog
 from tailorbird import storage
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models import base_model
@@ -30,7 +30,8 @@ def test_a_folder_of_another_user_that_others_can_write_is_refused(tmp_path: Pat
     folder.chmod(0o777)
     with pytest.raises(StorageError, match="belongs to another user, and others can write to it"):
         node_cache.private_folder(folder)
-    assert open_write_ahead_log(folder) is None
+    with pytest.raises(StorageError, match="belongs to another user"):
+        WriteAheadLog(folder)
     assert list(folder.iterdir()) == []
     folder.chmod(0o755)  # for example, files of a network share that belong to `nobody`
     assert node_cache.private_folder(folder) == folder

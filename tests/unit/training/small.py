@@ -11,7 +11,6 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tailorbird.models.pretrained import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
-from training.dataset import InMemoryDataset
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
@@ -48,7 +47,7 @@ def small_runtime(*, dropout: float, hidden_size: int = 16) -> ClassifierRuntime
         task=ClassificationTrainingTask(
             base_model="", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12
         ),
-        train=InMemoryDataset(tokenized),
+        train=tokenized,
         validation=tokenized,
         pad_id=0,
     )

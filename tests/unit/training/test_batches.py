@@ -71,8 +71,7 @@ def test_steps_are_collated_in_another_thread_and_the_same_from_any_start(monkey
     monkeypatch.setattr(ClassifierRuntime, "collate", recorded)
 
     def collated(start: int) -> list[Any]:
-        options = {"collator": runtime, "epoch": 0, "start": start}
-        with collated_steps(runtime.train, config_of(), **options) as steps:  # type: ignore[arg-type]
+        with collated_steps(runtime, config_of(), epoch=0, start=start) as steps:
             return [(step.row_ids, step.batches[0][0].inputs[0].tolist()) for step in steps]  # type: ignore[union-attr]
 
     everything = collated(0)

@@ -27,6 +27,7 @@ from tests.unit.models.retrieval.test_training_examples import rows_of as exampl
 from tests.unit.training.small import config_of, reports_of
 from training import chat_task, checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
+from training.dataset import sampled_rows
 from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import destroy_engine
 from training.export import export_weights, exported_values
@@ -72,7 +73,7 @@ def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
     rows = Rows(("0",), ("a",), ("f",), conversations=turns, untrained_turns=((1,),))
     for trained, num_tokens in ((rows, 2), (replace(rows, untrained_turns=None), 6)):
         task = task_of(train=trained)
-        sample = task.dataset(tokenizer()).sample()
+        sample = sampled_rows(task.dataset(tokenizer()))
         runtime = ChatRuntime(language_model(), tokenizer(), task, task.dataset(tokenizer()))
         batch = runtime.collate(config_of(), sample, np.array([0]))
         assert len(batch.targets) == runtime.weight(sample, np.array([0])) == num_tokens
@@ -256,7 +257,7 @@ def test_attention_that_mixes_packed_conversations_is_rejected_before_the_first_
 def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
     save(tmp_path)
     runtime = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
-    sample = runtime.train.sample()
+    sample = sampled_rows(runtime.train)
     assert sample.lengths.max() == 9
     assert sample.lengths.tolist() == [len(tokens) for tokens in sample.tokens(range(len(sample)))]
     assert runtime.weight(sample, np.array([0])) == 2  # the tokens `a` and end of turn
@@ -339,7 +340,7 @@ def task_with_examples(
 
 def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_path: Path) -> None:
     runtime = task_with_examples(tmp_path).load_runtime()
-    sample = runtime.train.sample()
+    sample = sampled_rows(runtime.train)
     text = "".join(tokenizer().convert_ids_to_tokens(sample.tokens([0])[0]))
     assert text.startswith("<system>s</s><user>")
     assert text.endswith("<user>blue skies</s><assistant>answer 2</s><user>blue sky</s><assistant>answer 0</s>")
@@ -360,10 +361,10 @@ def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_pat
     rows = example_rows()
     assert rows.conversations is not None
     plain = [len(prompt_tokens(turns, tokenizer=tokenizer(), system="s")) for turns in rows.conversations]
-    sample = task_with_examples(tmp_path / "none", max_prompt_tokens=1).load_runtime().train.sample()
+    sample = sampled_rows(task_with_examples(tmp_path / "none", max_prompt_tokens=1).load_runtime().train)
     assert sample.lengths.tolist() == [length + len("answer 0") + 1 for length in plain]
     # With its examples, every row is longer than `max_length`, which applies to the row alone.
-    sample = task_with_examples(tmp_path / "long", max_length=max(plain) + 3).load_runtime().train.sample()
+    sample = sampled_rows(task_with_examples(tmp_path / "long", max_length=max(plain) + 3).load_runtime().train)
     assert sample.lengths.min() > max(plain) + 3
     longest = int(np.argmax(plain))
     assert int(sample.conversations([longest])[0].assistant_mask.sum()) == 3

@@ -7,19 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.config.training import TrainingConfig
 from tailorbird.data.sharding.shards import Shards, write_shard_file
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tests.unit.training.small import config_of, reports_of, rows_of, small_runtime
 from training.dataset import (
-    InMemoryDataset,
-    ShardedDataset,
     TrainingDataset,
     epoch_batches,
     num_batches,
     num_steps,
     rank_rows,
     steps,
+    windows,
 )
 
 SIZES = (700, 900, 1100)
@@ -27,14 +25,14 @@ CONFIG = config_of(batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     uri, first = tmp_path_factory.mktemp("shards").as_uri(), 0
     for number, size in enumerate(SIZES):
         with write_shard_file(uri, number) as writer:
             rows, tokens = rows_of(size, first=first)
             writer.add(rows.row_ids, TokenLists(tokens, labels=rows.labels))
         first += size
-    return ShardedDataset(Shards(uri, SIZES, ("0", "1", "2"), window_rows=512))
+    return Shards(uri, SIZES, ("0", "1", "2"), window_rows=512)
 
 
 def step_rows(rows: TrainingDataset, *, epoch: int, start: int = 0) -> list[list[str]]:
@@ -42,7 +40,7 @@ def step_rows(rows: TrainingDataset, *, epoch: int, start: int = 0) -> list[list
     return [[window.row_ids[row] for row in batch] for window, batch in steps(rows, CONFIG, epoch=epoch, start=start)]
 
 
-def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: ShardedDataset) -> None:
+def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: Shards) -> None:
     orders = []
     for epoch in (0, 1):
         batches = step_rows(sharded, epoch=epoch)
@@ -53,39 +51,42 @@ def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: ShardedDa
     assert orders[0] == [row_id for batch in step_rows(sharded, epoch=0) for row_id in batch]
 
 
-def test_the_rows_of_a_step_come_from_distant_chunks(sharded: ShardedDataset) -> None:
+def test_the_rows_of_a_step_come_from_distant_chunks(sharded: Shards) -> None:
     batches = [[int(row_id) for row_id in batch] for batch in step_rows(sharded, epoch=0)]
     assert np.mean([np.std(batch) for batch in batches]) > sum(SIZES) / 10
 
 
 @pytest.mark.parametrize("start", [0, 1, 63, 64, 65, 200, 10_000])
-def test_the_steps_after_any_start_are_the_same(sharded: ShardedDataset, start: int) -> None:
+def test_the_steps_after_any_start_are_the_same(sharded: Shards, start: int) -> None:
     assert step_rows(sharded, epoch=1, start=start) == step_rows(sharded, epoch=1)[start:]
 
 
-def test_windows_before_the_first_step_are_not_read(sharded: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_before_the_first_step_are_not_read(sharded: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    window = ShardedDataset.window
+    read_chunks = Shards.read
 
-    def counted(self: ShardedDataset, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:
-        read.append(number)
-        return window(self, config, epoch=epoch, number=number)
+    def counted(self: Shards, chunks: np.ndarray) -> TokenizedRows:
+        read.append(int(chunks[:, 2].sum()))
+        return read_chunks(self, chunks)
 
-    monkeypatch.setattr(ShardedDataset, "window", counted)
-    sizes = sharded.sizes(CONFIG, epoch=0)
+    monkeypatch.setattr(Shards, "read", counted)
+    sizes = [window.num_rows for window in windows(sharded, CONFIG, epoch=0)]
     assert len(sizes) == 6
     step_rows(sharded, epoch=0, start=sum(sizes[:4]) // 8 + 8)
-    assert read == [4, 5]
+    assert read == sizes[4:]
 
 
-def test_sharded_rows_and_rows_in_memory_give_the_same_loss(sharded: ShardedDataset) -> None:
+@pytest.mark.parametrize(("window_rows", "tolerance"), [(512, 0.02), (4096, 0.0)])  # several windows, or one
+def test_sharded_rows_and_rows_in_memory_give_the_same_loss(
+    sharded: Shards, window_rows: int, tolerance: float
+) -> None:
     runtime = small_runtime(dropout=0.0)
-    in_memory = InMemoryDataset(sharded.shards.read(sharded.shards.chunks()))
+    in_memory = sharded.read(sharded.chunks())
     first, second = (
         reports_of(replace(runtime, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[0].loss
-        for rows in (sharded, in_memory)
+        for rows in (replace(sharded, window_rows=window_rows), in_memory)
     )
-    assert first == pytest.approx(second, rel=0.02)  # the order of the rows differs
+    assert first == pytest.approx(second, rel=tolerance, abs=0)
 
 
 row_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=400).map(lambda lengths: np.array(lengths))

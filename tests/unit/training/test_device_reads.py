@@ -12,6 +12,7 @@ from tailorbird.models.pretrained import load_encoder
 from tests.unit.device_reads import DeviceReads
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
+from training.dataset import sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import build_engine
 from training.task import TaskRuntime
@@ -24,8 +25,7 @@ def reads_of_a_pass(runtime: TaskRuntime, rows: list[int], **fields: Any) -> lis
     """
     config = config_of(**fields)
     engine = build_engine(config, runtime)
-    window = runtime.train.window(config, epoch=0, number=0)
-    batch = runtime.collate(config, window, np.array(rows))
+    batch = runtime.collate(config, sampled_rows(runtime.train), np.array(rows))
     for _ in range(3):
         with DeviceReads() as reads:
             engine.backward(runtime.loss(engine, config, batch))
@@ -41,7 +41,7 @@ def test_a_pass_of_a_classifier_reads_nothing(equal: bool, stage: int, tmp_path:
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(tmp_path)
     runtime = replace(small_runtime(dropout=0.1), encoder=load_encoder(tmp_path))
-    lengths = runtime.train.sample().lengths
+    lengths = sampled_rows(runtime.train).lengths
     rows = [0, 1, 2, 3]
     if equal:
         rows = np.flatnonzero(lengths == np.bincount(lengths).argmax()).tolist()

@@ -25,7 +25,7 @@ from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import task_of
 from training import checkpoint
 from training.chat_task import ChatRuntime
-from training.dataset import rank_rows
+from training.dataset import rank_rows, sampled_rows
 from training.engine.deepspeed_engine import initialize_engine
 from training.engine.deepspeed_private import destroy_engine, forward_dtype
 from training.export import UnusableWeights, export_weights, exported_values
@@ -129,7 +129,7 @@ def train(
 
 def step(engine: Any, config: TrainingConfig, runtime: TaskRuntime, *, number: int) -> float:
     """Run a step, and return the loss of this rank."""
-    window = runtime.train.sample()
+    window = sampled_rows(runtime.train)
     rows = rank_rows(torch.arange(BATCH_SIZE).numpy() + number, rank=dist.get_rank(), num_ranks=2)
     batch = runtime.collate(config, window, rows).to(engine.device)
     loss = runtime.loss(engine, config, batch) / runtime.weight(window, rows)

@@ -13,6 +13,7 @@ from tests.small_chat import save
 from tests.unit.training.small import rows_of
 from tests.unit.training.test_chat_task import task_of, task_with_examples
 from training.classification_task import ClassificationTrainingTask
+from training.dataset import sampled_rows
 from training.task import TrainingTask
 from training.tokenization import with_tokenized_rows
 
@@ -45,7 +46,7 @@ def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(tm
     task: TrainingTask = make(tmp_path)
     folder = tmp_path / "base" if (tmp_path / "base").exists() else tmp_path
     tokenizer, size = load_tokenizer(folder), len(task.train)
-    expected = task.dataset(tokenizer).sample()
+    expected = sampled_rows(task.dataset(tokenizer))
     parts = [task.tokenize(rows, tokenizer=tokenizer) for rows in (range(2), range(2, size))]
     assert_equal(concat_tokenized(parts), expected)
     tokenized = with_tokenized_rows(task)
@@ -59,7 +60,7 @@ def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(tm
         assert isinstance(tokenized, ClassificationTrainingTask)
         assert tokenized.validation_rows(tokenizer) is tokenized.validation_tokens
         assert_equal(task.validation_rows(tokenizer), expected)
-    assert tokenized.dataset(tokenizer).sample() is tokenized.train
+    assert tokenized.dataset(tokenizer) is tokenized.train
 
 
 def test_a_row_that_cannot_be_trained_on_is_reported_before_workers_start(tmp_path: Path) -> None:

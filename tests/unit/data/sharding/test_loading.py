@@ -1,6 +1,6 @@
 """Rows in memory and in shards are checked and reported in the same way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import DataError
-from tailorbird.data.sharding import loading, worker
+from tailorbird.data.sharding import worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
-from tailorbird.data.sharding.worker import ShardingJob, ShardReport, ShardSpec, write_shard
+from tailorbird.data.sharding.worker import ShardReport, ShardSpec
 from tailorbird.data.task_data import CLASSIFICATION
 from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import write
@@ -55,19 +55,19 @@ def test_recipes_that_cannot_be_sharded_are_rejected(
 def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tasks run here without Ray Data, which the integration tests use."""
+    """The tasks run here without Ray, which the integration tests use."""
     reports: list[ShardReport] = []
 
-    def run(specs: Sequence[ShardSpec], job: ShardingJob) -> list[ShardReport]:
-        written = [write_shard(spec, job, tokenizer()) for spec in specs]
+    def run(write: Callable[[ShardSpec], ShardReport], specs: Sequence[ShardSpec]) -> list[ShardReport]:
+        written = list(map(write, specs))
         reports.extend(written)
         return written
 
     def load() -> LoadedDataset:
-        return load_sharded(recipe_of(config, tmp_path), CLASSIFICATION, base_model="", inputs={})
+        return load_sharded(recipe_of(config, tmp_path), CLASSIFICATION, base_model="", inputs={}, map_tasks=run)
 
     monkeypatch.setattr(worker, "SHARD_ROWS", 250)
-    monkeypatch.setattr(loading, "run_job", run)
+    monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     assert load_in_memory(recipe_of(config, tmp_path)) is None
     dataset = load()
     splits, in_memory = clean(read_splits(config))
@@ -95,7 +95,7 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
 def test_a_split_by_value_of_a_streamed_row_in_another_split_is_rejected(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "run_job", lambda specs, job: [write_shard(spec, job, tokenizer()) for spec in specs])
+    monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     shared = config.model_copy(
         update={"test": write(tmp_path, ["copied test", "test b"], name="other", key=["s", "k7"])}
     )

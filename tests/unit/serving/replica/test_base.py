@@ -189,10 +189,13 @@ def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> 
     assert named.unit != named._replace(subject=None).unit == "request r"
 
 
-def test_a_subject_is_refused_if_the_log_does_not_store_subjects() -> None:
+def test_a_subject_is_refused_if_the_log_does_not_store_subjects(tmp_path: Path) -> None:
     require_loggable_subject(None, log=None)
-    require_loggable_subject("s", log=RequestLog("file:///nowhere", subject_key=b"k" * 32, texts=False))
-    for log in (None, RequestLog("file:///nowhere", subject_key=None, texts=False)):
+    keyed, unkeyed = (
+        RequestLog("file:///nowhere", subject_key=key, texts=False, wal_folder=tmp_path) for key in (b"k" * 32, None)
+    )
+    require_loggable_subject("s", log=keyed)
+    for log in (None, unkeyed):
         with pytest.raises(RequestError, match="subject: not accepted") as caught:
             require_loggable_subject("s", log=log)
         assert caught.value.status == 422

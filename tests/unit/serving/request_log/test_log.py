@@ -7,15 +7,16 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from serving.request_log import writer
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
+from serving.request_log.write_ahead_log import encode_row
 
 KEY = b"k" * 32
 FACE = "\N{GRINNING FACE}"
@@ -41,15 +42,20 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 
 def counted_bytes(entry: LogEntry) -> int:
-    """Return the size that the writer counts for a row."""
-    return writer._size(RequestLog("file:///none", subject_key=None, texts=False)._row(entry))
+    """Return the size that the writer counts for a row with these fields."""
+    with TemporaryDirectory() as folder:
+        return len(encode_row(request_log(Path(folder))._row(entry)))
+
+
+def request_log(folder: Path, *, key: bytes | None = None, texts: bool = False) -> RequestLog:
+    return RequestLog(folder.as_uri(), subject_key=key, texts=texts, wal_folder=folder / "wal")
 
 
 def log_and_read(
     folder: Path, entries: Sequence[LogEntry], *, key: bytes | None = KEY, texts: bool = False
 ) -> list[Any]:
     async def keep() -> None:
-        log = RequestLog(folder.as_uri(), subject_key=key, texts=texts)
+        log = request_log(folder, key=key, texts=texts)
         log.answers.add(entries)
         await log.close()
 
@@ -89,7 +95,7 @@ def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path:
     (row,) = log_and_read(tmp_path, [entry(1, text="input", answer="output", subject="s")], key=None, texts=True)
     assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
     for texts, expected in ((True, "input"), (False, None)):
-        assert RequestLog(tmp_path.as_uri(), subject_key=None, texts=texts).loggable("input") == expected
+        assert request_log(tmp_path, texts=texts).loggable("input") == expected
 
 
 def test_rows_are_stored_by_the_day_of_their_answer(tmp_path: Path) -> None:
@@ -98,17 +104,15 @@ def test_rows_are_stored_by_the_day_of_their_answer(tmp_path: Path) -> None:
     assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
 
 
-def test_texts_with_the_same_attributes_object_share_its_json(tmp_path: Path) -> None:
-    log, attributes = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False), {"sex": "f", "smile": FACE}
-    first, second = (log._row(entry(1, row=row, attributes=attributes)) for row in range(2))
-    assert first["attributes"] is second["attributes"]
-    assert first["attributes"] == f'{{"sex": "f", "smile": "{FACE}"}}'
-    assert log._row(entry(2, attributes={"sex": "m"}))["attributes"] == '{"sex": "m"}'
+def test_attributes_are_stored_as_json(tmp_path: Path) -> None:
+    attributes = {"smile": FACE, "sex": "f"}
+    rows = log_and_read(tmp_path, [entry(number, attributes=attributes if number else None) for number in range(2)])
+    assert [row["attributes"] for row in rows] == [None, f'{{"sex": "f", "smile": "{FACE}"}}']
 
 
 def test_feedback_is_stored_in_a_separate_folder(tmp_path: Path) -> None:
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        log = request_log(tmp_path)
         log.feedback.add([FeedbackEntry("r1", NOON, 3, "b")])
         await log.close()
 

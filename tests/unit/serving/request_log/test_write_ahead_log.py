@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import math
 import resource
 import signal
 import subprocess
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from serving.request_log import writer
-from serving.request_log.log import RequestLog
-from tests.unit.serving.request_log.test_log import KEY, NOON, counted_bytes, entry, written
+from serving.request_log.schema import ANSWERS
+from serving.request_log.write_ahead_log import WriteAheadLog, encode_row, read_batch
+from tailorbird.storage import StorageError
+from tests.unit.serving.request_log.test_log import KEY, NOON, counted_bytes, entry, request_log, written
 
 ROOT = Path(__file__).parents[4]
 
@@ -25,7 +28,7 @@ async def keep_in_wal(
     folder: Path, numbers: Sequence[int] = (), *, end: bool = True, write_abandoned: bool = False
 ) -> None:
     """Add rows to a log in `folder` as a replica does, and close the log if `end`."""
-    log = RequestLog(folder.as_uri(), subject_key=KEY, texts=False, wal_folder=folder / "wal")
+    log = request_log(folder, key=KEY)
     log.answers.add([entry(number, subject=f"patient {number}", scores=None) for number in numbers])
     if write_abandoned:
         await asyncio.gather(log.answers._write_abandoned(), log.feedback._write_abandoned())
@@ -57,7 +60,7 @@ def test_the_next_replica_writes_the_rows_of_a_killed_replica_once_and_with_hash
 
 def test_rows_of_a_running_replica_are_not_written_by_another(tmp_path: Path) -> None:
     async def both_alive() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
+        log = request_log(tmp_path)
         log.answers.add([entry(1)])
         await keep_in_wal(tmp_path, write_abandoned=True)
         assert written(tmp_path) == []
@@ -83,7 +86,7 @@ def test_the_next_replica_writes_the_rows_that_unavailable_storage_did_not_accep
     with file.open("a") as cut:  # as on a node with a full disk
         cut.write('{"request_id": "r9", "at')
     damaged = {"request_id": "r8", "at": NOON.isoformat(), "top": 1}  # `top` must be a list
-    file.with_name("0000-000000.jsonl").write_text(json.dumps(damaged))
+    file.with_name("0000-000000.jsonl").write_text(f"{json.dumps(damaged)}\n")
     file.with_name("0000.lock").touch()
     asyncio.run(keep_in_wal(tmp_path, write_abandoned=True))
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3"]
@@ -93,11 +96,11 @@ def test_the_next_replica_writes_the_rows_that_unavailable_storage_did_not_accep
     ]  # the damaged batch stays, and does not block the others
 
 
-def test_a_full_disk_is_logged_and_rows_are_still_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_logged_and_only_its_rows_are_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
+        log = request_log(tmp_path)
         log.answers.add([entry(0)])
         (file,) = (path for path in wal_files(tmp_path) if path.suffix == ".jsonl")
         resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, before[1]))
@@ -107,20 +110,23 @@ def test_a_full_disk_is_logged_and_rows_are_still_stored(tmp_path: Path, caplog:
                 await asyncio.sleep(0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        log.answers.add([entry(3)])
         await log.close()
 
     asyncio.run(keep())
-    assert [row["request_id"] for row in written(tmp_path)] == ["r0", "r1", "r2"]
-    assert len([record for record in caplog.records if "because of a disk error" in record.getMessage()]) == 1
+    assert [row["request_id"] for row in written(tmp_path)] == ["r0", "r3"]
+    assert caplog.text.count("cannot be written: the disk is full") == 1
+    assert f"2 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+    assert wal_files(tmp_path) == []
 
 
 def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writer, "MAX_DISK_BYTES", 1 << 20)
+    monkeypatch.setattr(writer, "MAX_BYTES", 1 << 20)
 
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
+        log = request_log(tmp_path)
         log.answers.add([entry(0, caller="calm")])
         for number in range(1, 1000):
             log.answers.add([entry(number, caller="flood", label="\x01" * 500)])  # six bytes each on the disk
@@ -135,36 +141,28 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
     lost = 999 - sum(row["caller"] == "flood" for row in rows)
     assert 800 < lost < 999
     assert f"{lost} rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
-    assert f"beyond the bound of their key: flood: {lost}" in caplog.text
+    assert f"beyond the bound of their key, or the disk is full: flood: {lost}" in caplog.text
     assert wal_files(tmp_path) == []
 
 
-def test_without_a_writable_folder_rows_are_still_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=Path("/proc/nowhere"))
-        log.answers.add([entry(3)])
-        await log.close()
-
-    asyncio.run(keep())
-    assert [row["request_id"] for row in written(tmp_path)] == ["r3"]
-    assert "only in memory, because /proc/nowhere" in caplog.text
+def test_a_folder_that_is_not_usable_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"nowhere.* is not usable for the request log: .*; set TAILORBIRD_JOURNAL"):
+        WriteAheadLog(Path("/proc/nowhere"))
 
 
-def test_rows_beyond_the_memory_limit_are_on_disk_and_not_lost(
+def test_rows_stay_on_the_disk_while_storage_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     label = "a\u2028b\x85c\n"  # characters that some readers treat as line ends
-    monkeypatch.setattr(writer, "MAX_BYTES", 5 * counted_bytes(entry(20, label=label)))
-    monkeypatch.setattr(writer, "FILE_ROWS", 4)
+    monkeypatch.setattr(writer, "FILE_BYTES", 4 * counted_bytes(entry(20, label=label)))
 
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
+        log = request_log(tmp_path)
         with monkeypatch.context() as patch:
             patch.setattr(writer, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("unavailable")))
             for number in range(21):
                 log.answers.add([entry(number, label=label)])
                 await log.answers.flush() if number % 6 == 5 else await asyncio.sleep(0)
-        assert len(log.answers._open.rows) + sum(len(batch.rows) for batch in log.answers._sealed) == 5
         await log.close()
         assert log.answers.num_dropped == 0
 
@@ -174,3 +172,15 @@ def test_rows_beyond_the_memory_limit_are_on_disk_and_not_lost(
     assert {row["label"] for row in rows} == {label}
     assert "are lost" not in caplog.text
     assert wal_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("score", [None, 0.5, float("nan")])
+def test_every_column_is_read_from_the_disk_with_its_type(tmp_path: Path, score: float | None) -> None:
+    values: dict[str, Any] = {"string": "\u4f60\n", "time": NOON, "int": 7, "float": score, "bool": True, "scored": []}
+    row = {name: values[kind] for name, kind in ANSWERS.items()}
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(encode_row(row) + encode_row(row | dict.fromkeys(set(ANSWERS) - {"at"})))
+    full, empty = read_batch(path, schema=writer.arrow_schema(ANSWERS)).to_pylist()
+    for name, value in row.items():
+        assert full[name] == value or (math.isnan(value) and math.isnan(full[name])), name
+    assert {name for name, value in empty.items() if value is not None} == {"at"}
