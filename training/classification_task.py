@@ -108,9 +108,6 @@ class ClassifierRuntime:
     def attention(self, config: TrainingConfig) -> str:  # noqa: ARG002  part of the protocol
         return "dense"
 
-    def check(self, engine: Any, config: TrainingConfig) -> None:
-        """Do nothing, because rows are padded and not packed."""
-
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:  # noqa: ARG002
         assert window.labels is not None
         input_ids, attention_mask = self._inputs(window, rows)
