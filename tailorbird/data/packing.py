@@ -31,7 +31,7 @@ class PackedRows:
     """Conversations packed into rows [B, T]. Tokens attend to their own conversation only."""
 
     input_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]  # position within the conversation
+    position_ids: NDArray[np.int64]  # position within the conversation; 0 for padding
     conversation_ids: NDArray[np.int64]  # conversation index of each token; -1 for padding
     positions: NDArray[np.int64]  # [N] flat positions in [B, T] whose next token is the assistant's
     targets: NDArray[np.int64]  # [N] next token at each of `positions`
