@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from serving.engines.passes import cost_of, pass_costs
+from serving.engines.passes import pass_costs
 from serving.http.schemas import ClassifyRequest
-from tailorbird.data.length_batches import length_batches
+from tailorbird.data.length_batches import length_batches, pass_cost
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.registry.hybrid_routing import PartName, Routing
 
@@ -64,7 +64,7 @@ def predict_texts(
         pad_id = int(loaded.tokenizer.pad_token_id)
         if tokens is None:
             tokens = loaded.encode(texts)
-        cost = cost_of(pass_costs(loaded.model.head.weight.device.type))
+        cost = pass_cost(fixed=pass_costs(loaded.model.head.weight.device.type).fixed, per_token=1)
         for rows in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
             part = [tokens[row] for row in rows]
             logits[rows] = logits_rows(loaded.model, part, pad_id=pad_id, batch_size=batch_size)
@@ -95,7 +95,7 @@ def predict_shared(
 
     digests = np.array([loaded.version.digest for loaded, _ in rows])
     results: list[Any] = [None] * len(rows)
-    cost = cost_of(pass_costs(torch.device(encoder.device).type))
+    cost = pass_cost(fixed=pass_costs(torch.device(encoder.device).type).fixed, per_token=1)
     pad_id = int(encoder.tokenizer.pad_token_id)
     with torch.inference_mode():
         for batch in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):

@@ -1,5 +1,6 @@
 """Group rows of similar length into batches to reduce padding."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -8,6 +9,17 @@ from numpy.typing import NDArray
 
 Cost = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 """Costs [B] of batches from their numbers of rows [B] and longest rows [B]; infinite if a batch is not allowed."""
+
+
+def pass_cost(*, max_tokens: float = math.inf, fixed: int = 1, per_token: int = 0) -> Cost:
+    """Return the cost of forward passes, by their tokens with padding. Passes of several rows have `max_tokens`."""
+
+    def cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
+        tokens = num_rows * longest
+        too_large = (tokens > max_tokens) & (num_rows > 1)
+        return np.where(too_large, np.inf, fixed + per_token * tokens).astype(np.float64)
+
+    return cost
 
 
 def length_batches(

@@ -13,7 +13,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from cluster.progress import counter, tracked
 from cluster.ranks.process_group import OtherRankFailed, current_group, on_first_rank
 from tailorbird.data.chat_template import Tokens
-from tailorbird.data.length_batches import length_batches
+from tailorbird.data.length_batches import length_batches, pass_cost
 from tailorbird.data.packing import pack
 from tailorbird.models.attention.continuous_batching_attention import register_request_attention
 from tailorbird.models.attention.transformers_private import (
@@ -205,7 +205,8 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
     rows, device = on_first_rank(lambda: rows), next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():
-        batches = length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost)
+        cost = pass_cost(max_tokens=SCORED_TOKENS)
+        batches = length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=cost)
         for indices in tracked(batches, total=len(rows)):
             batch = pack([rows[index] for index in indices], pad_id=pad_id)
             logits = model(*as_tensors(batch, device=device))
@@ -215,8 +216,3 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
             sums = np.bincount(ids, weights=scores, minlength=len(indices))
             result[indices] = sums / np.maximum(np.bincount(ids, minlength=len(indices)), 1)
     return result
-
-
-def _pass_cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return a cost of 1 per pass, and infinity for passes of several rows with more than `SCORED_TOKENS` tokens."""
-    return np.where((num_rows > 1) & (num_rows * longest > SCORED_TOKENS), np.inf, 1.0)
