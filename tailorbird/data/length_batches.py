@@ -31,8 +31,6 @@ def length_batches(
     sum of the costs is minimal (dynamic programming, O(N * max_rows)). With `longest_first`, a batch that does not fit
     in memory fails at the start.
     """
-    if max_rows < 1:
-        raise ValueError(f"max_rows {max_rows} must be at least 1")
     descending = -np.asarray(lengths, dtype=np.int64)
     order = np.argsort(descending if longest_first else -descending, kind="stable")
     if cost is None:

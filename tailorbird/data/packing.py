@@ -3,27 +3,16 @@
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tailorbird.data.chat_template import Tokens
 
 PACKED_TOKENS, MAX_PADDING = 128, 0.03
 """Target width of packed rows, and share of padding that is accepted. At this width, attention is cheap compared with
 the rest of the model. If there is more padding, conversations are packed into fewer and wider rows."""
 MORE_ROWS = 16  # larger numbers of rows that are tried if fewer rows are too wide
-
-
-class TokenRow(Protocol):
-    """A tokenized conversation."""
-
-    @property
-    def ids(self) -> Sequence[int] | NDArray[np.int32]: ...
-
-    @property
-    def assistant_mask(self) -> NDArray[np.bool_]: ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class PackedRows:
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
-def pack(rows: Sequence[TokenRow], *, pad_id: int, max_width: int | None = None, one_row: bool = False) -> PackedRows:
+def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: int | None = None, one_row: bool = False) -> PackedRows:
     """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`.
 
     Rows are no wider than `max_width`, or than the longest conversation if that is longer; there is then more padding

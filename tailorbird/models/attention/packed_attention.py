@@ -17,7 +17,6 @@ from tailorbird.models.attention.transformers_private import (
     attention_implementation,
     create_causal_mask,
     flash_restriction,
-    set_attention_implementation,
 )
 from tailorbird.models.errors import ModelError
 
@@ -62,7 +61,7 @@ def set_attention(lm: Any, attention: Attention, *, dense: str) -> None:
     """Set the attention of a transformers model; `dense` is its own implementation."""
     if attention == "flash":
         AttentionInterface.register(FLASH, _flash_attention())
-    set_attention_implementation(lm, FLASH if attention == "flash" else dense)
+    lm.set_attn_implementation(FLASH if attention == "flash" else dense)
 
 
 def attention_name(lm: Any) -> Attention:

@@ -43,11 +43,6 @@ def attention_implementation(config: Any) -> str | None:
     return name
 
 
-def set_attention_implementation(lm: Any, name: str) -> None:
-    """Set a loaded model's attention implementation. A model with a fixed attention keeps it."""
-    lm.set_attn_implementation(name)
-
-
 def can_set_attention_implementation(lm: Any) -> bool:
     """Return True if a loaded model has no fixed attention."""
     return bool(lm._can_set_attn_implementation())

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import pairwise, repeat
+from itertools import chain, pairwise, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -179,23 +179,22 @@ class RetrievalIndex:
         and a longer part of the same conversation has the query as an earlier turn. The training rows need not be in
         the index.
         """
-        keys = self._rows_by_key
         for turns, group in zip(rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True):
-            questions = [normalise(content) for role, content in turns if role == "user"]
-            excluded = [keys.by_turn.get(normalise(query_of(turns)), NO_ROWS)]
-            excluded += [keys.by_query.get(turn, NO_ROWS) for turn in set(questions)]
-            excluded += [] if group is None else [keys.by_group.get(group_hash(group), NO_ROWS)]
-            yield np.concatenate(excluded)
+            keys = [("turn", normalise(query_of(turns)))]
+            keys += [("query", question) for question in set(_questions(turns))]
+            keys += [] if group is None else [("group", group_hash(group))]
+            excluded = [self._rows_by_key.get(key, ()) for key in keys]
+            yield np.fromiter(chain.from_iterable(excluded), dtype=np.int64)
 
     @cached_property
-    def _rows_by_key(self) -> "_RowsByKey":
-        queries, turns = [], []
-        for row in range(len(self)):
-            questions = [normalise(content) for role, content in self.turns(row) if role == "user"]
-            queries.append(questions[-1:])
-            turns.append(questions)
-        groups = [[] if group is None else [group] for group in self.table["group"].to_pylist()]
-        return _RowsByKey(_rows_by(queries), _rows_by(turns), _rows_by(groups))
+    def _rows_by_key(self) -> dict[tuple[str, str | None], list[int]]:
+        """The rows by their normalised query, by each normalised turn of the user, and by group."""
+        rows: dict[tuple[str, str | None], list[int]] = {}
+        for row, group in enumerate(self.table["group"].to_pylist()):
+            questions = _questions(self.turns(row))
+            for key in {("group", group), ("query", questions[-1]), *(("turn", question) for question in questions)}:
+                rows.setdefault(key, []).append(row)
+        return rows
 
     def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
         scores = self.similarities(text)
@@ -208,12 +207,9 @@ class RetrievalIndex:
         return Neighbours(rows, np.minimum(scores[rows], 1.0))
 
 
-class _RowsByKey(NamedTuple):
-    """Rows of an index by their normalised query, by each normalised turn of the user, and by group."""
-
-    by_query: dict[str, IntArray]
-    by_turn: dict[str, IntArray]
-    by_group: dict[str, IntArray]
+def _questions(turns: Conversation) -> list[str]:
+    """Return the normalised turns of the user."""
+    return [normalise(content) for role, content in turns if role == "user"]
 
 
 def group_hash(key: str) -> str:
@@ -258,15 +254,6 @@ def _table(rows: Rows) -> pa.Table:
     groups = [None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)]
     columns = {"turns": turns, "answer": rows.labels, "group": groups}
     return pa.table(columns, schema=SCHEMA)
-
-
-def _rows_by(keys: Sequence[Sequence[str]]) -> dict[str, IntArray]:
-    """Return the rows of each key, given the keys of each row."""
-    rows: dict[str, list[int]] = {}
-    for row, keys_of_row in enumerate(keys):
-        for key in dict.fromkeys(keys_of_row):
-            rows.setdefault(key, []).append(row)
-    return {key: np.array(positions, dtype=np.int64) for key, positions in rows.items()}
 
 
 def _postings(texts: Sequence[str]) -> Postings:
