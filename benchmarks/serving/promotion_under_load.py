@@ -267,7 +267,7 @@ def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]
     for version in versions:
         for text, prediction in zip(
             texts,
-            predict_texts(loading.load_model(version.uri, loading.LoadedClassifier), texts, batch_size=64),
+            predict_texts(loading.load_artifact(version.uri), texts, batch_size=64),
             strict=True,
         ):
             second, first = np.sort(prediction.scores)[-2:]

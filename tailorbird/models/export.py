@@ -44,7 +44,7 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
 
     The artifact has `EXPORTED_ENCODER`, with the adapter merged, and the version's head, bag of words and fingerprints
     of training rows. `code` is the URI of the code that can load it. Raises EngineError if a package is missing or the
-    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
+    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_weights`.
     """
     version = read_version(uri)
     if version.exported_from is not None:

@@ -85,10 +85,7 @@ def answer_prompts(
     options: dict[str, Any] = {} if max_requests is None else {"max_requests_per_batch": max_requests}
     if not ids:
         return []
-    if grammar is None:
-        outputs = _free_outputs(lm, ids, config=config, options=options)
-    else:
-        outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar, options=options)
+    outputs = _outputs(lm, ids, config=config, grammar=grammar, options=options)
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
@@ -102,16 +99,28 @@ def answer_prompts(
     return answers
 
 
-def _free_outputs(lm: Any, prompts: list[list[int]], *, config: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what `generate_batch` returns, which does not report its progress."""
-    with torch.no_grad():
+def _outputs(
+    lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what `generate_batch` returns, which neither reports its progress nor takes a logits processor."""
+    if grammar is not None:
+        options |= {"use_cuda_graph": False, "use_async_batching": False}
+    with torch.no_grad():  # in inference mode, ranks could not change their tensors from the manager's thread
         manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
             workload_hints=workload_hints(prompts, max_new_tokens=config.max_new_tokens),
         )
+        if grammar is None:
+            with _running(manager):
+                return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+        limit = MAX_MASK_S if current_group().size == 1 else float("inf")
+        processor = GrammarProcessor(grammar, max_mask_s=limit)
+        set_logits_processor(manager, processor)
         with _running(manager):
-            return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+            outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+            processor.require_usable()
+            return outputs
 
 
 @contextmanager
@@ -148,26 +157,6 @@ def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens:
         reason = error or "see the log for the error"
         raise RuntimeError(f"generation ended before all {len(ids)} prompts were answered: {reason}") from error
     return {request: outputs[request] for request in ids}
-
-
-def _constrained_outputs(
-    lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what `generate_batch` returns, which has no argument for a logits processor per request."""
-    with torch.no_grad():  # in inference mode, ranks could not change their tensors from the manager's thread
-        manager = lm.init_continuous_batching(
-            generation_config=config,
-            continuous_batching_config=batching_config(
-                lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False, **options
-            ),
-        )
-    limit = MAX_MASK_S if current_group().size == 1 else float("inf")
-    processor = GrammarProcessor(grammar, max_mask_s=limit)
-    set_logits_processor(manager, processor)
-    with _running(manager):
-        outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
-        processor.require_usable()
-        return outputs
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:

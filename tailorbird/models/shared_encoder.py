@@ -54,7 +54,7 @@ class SharedEncoder:
         `bag` is the version's bag of words. The caller loads it, because that is slow. Raises ModelError if a weight is
         missing or does not fit.
         """
-        head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_model`
+        head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_artifact`
         head = head.eval().requires_grad_(False)
         name = NO_ADAPTER
         if version.spec.base == "adapter":

@@ -21,9 +21,10 @@ from tailorbird.models.bag_of_words import (
 )
 from tailorbird.models.errors import ModelError
 from tailorbird.models.export import export_int8
-from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
+from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, now, register, write_config
+from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
 UNKNOWN = ("", "QQQ", "?!")
