@@ -27,15 +27,13 @@ class PackedRows:
 
     @property
     def bounds(self) -> NDArray[np.int32]:
-        """[S + 1] flat positions in [B, T] where a conversation or padding starts, and the number of tokens."""
-        ids, width = self.conversation_ids.reshape(-1), self.conversation_ids.shape[1]
-        starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-        rows = np.arange(0, ids.size + 1, width)
-        return np.union1d(starts, rows).astype(np.int32)
+        """[S + 1] flat positions in [B, T] where a conversation or a token of padding starts, and their number."""
+        starts = np.flatnonzero(self.position_ids == 0)
+        return np.append(starts, self.position_ids.size).astype(np.int32)
 
     @property
     def longest(self) -> int:
-        """Number of tokens of the longest conversation, or of the longest padding."""
+        """Number of tokens of the longest conversation."""
         return int(np.diff(self.bounds).max())
 
     @property
