@@ -102,7 +102,7 @@ def load_weights(
     weights belong to another encoder.
     """
     head = load_head(folder, kind=kind)
-    with _weight_errors(folder):
+    with weight_errors(folder):
         if KINDS[kind].base == "adapter":
             encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
         elif KINDS[kind].base == "changed":
@@ -171,7 +171,7 @@ def load_chat_weights(
     folder: Path, *, lm: nn.Module, kind: Kind, dtype: torch.dtype | None = torch.float32
 ) -> ChatModel:
     """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises ModelError."""
-    with _weight_errors(folder):
+    with weight_errors(folder):
         if KINDS[kind].base == "adapter":
             lm = _with_adapter(lm, folder / "adapter", dtype=dtype)
         elif KINDS[kind].base == "changed":
@@ -208,7 +208,7 @@ def _ready(model: ChatModel, device: str) -> ChatModel:
 
 
 @contextmanager
-def _weight_errors(folder: Path) -> Iterator[None]:
+def weight_errors(folder: Path) -> Iterator[None]:
     """Raise ModelError if torch or safetensors rejects the weights in a folder."""
     try:
         yield
