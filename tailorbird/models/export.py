@@ -47,10 +47,6 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
     encoder cannot be exported, and the errors of `tailorbird.models.loading.load_weights`.
     """
     version = read_version(uri)
-    if version.exported_from is not None:
-        raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
-    if not version.spec.uses_base:
-        raise EngineError(f"{uri} is a {version.kind} model, which has no encoder to export; serve it with torch")
     source = checked_copy(version.pinned)
     config = VersionConfig.model_validate(
         version.model_dump(include=set(VersionConfig.model_fields))
