@@ -1,6 +1,7 @@
 """Pack several tokenized conversations into one row."""
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class PackedRows:
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
-def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: int | None = None, one_row: bool = False) -> PackedRows:
+def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: float = math.inf, one_row: bool = False) -> PackedRows:
     """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`.
 
     Rows are no wider than `max_width`, or than the longest conversation if that is longer; there is then more padding
@@ -53,7 +54,7 @@ def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: int | None = None, o
     if one_row:
         bins, width = _fill_evenly(lengths, num_bins=1)
     else:
-        bins, width = _least_padding(lengths, max_width=None if max_width is None else max(max_width, *lengths))
+        bins, width = _least_padding(lengths, max_width=max(max_width, *lengths))
     shape = len(bins), width
     input_ids, position_ids = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     conversation_ids, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
@@ -70,30 +71,27 @@ def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: int | None = None, o
     return PackedRows(input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1])
 
 
-def _least_padding(lengths: Sequence[int], *, max_width: int | None) -> tuple[list[list[int]], int]:
+def _least_padding(lengths: Sequence[int], *, max_width: float) -> tuple[list[list[int]], int]:
     """Return the conversations of each row and the width of the first layout with little padding, or of the best."""
-    total, unpacked = sum(lengths), len(lengths) * max(lengths)
-    best: tuple[list[list[int]], int] | None = None
-    for num_bins in _row_counts(total, lengths, max_width=max_width):
-        bins, width = _fill_evenly(lengths, num_bins=num_bins)
-        if max_width is not None and width > max_width:
-            continue
-        size = len(bins) * width
-        if size <= min(total / (1 - MAX_PADDING), unpacked):
-            return bins, width
-        if best is None or size < len(best[0]) * best[1]:
-            best = bins, width
-    assert best is not None  # one conversation per row is never too wide
-    return best
+    bins = [[index] for index in range(len(lengths))]
+    width = max(lengths)
+    for num_bins in _row_counts(lengths, max_width=max_width):
+        if len(bins) * width <= sum(lengths) / (1 - MAX_PADDING):
+            break
+        packed, packed_width = _fill_evenly(lengths, num_bins=num_bins)
+        if packed_width <= max_width and len(packed) * packed_width < len(bins) * width:
+            bins = packed
+            width = packed_width
+    return bins, width
 
 
-def _row_counts(total: int, lengths: Sequence[int], *, max_width: int | None) -> Iterator[int]:
+def _row_counts(lengths: Sequence[int], *, max_width: float) -> Iterator[int]:
     """Yield the numbers of rows to try: those of about `PACKED_TOKENS` or more tokens, then narrower rows."""
+    total = sum(lengths)
     first = max(1, min(len(lengths), round(total / max(PACKED_TOKENS, *lengths))))
-    fewest = 1 if max_width is None else -(-total // max_width)
+    fewest = max(1, math.ceil(total / max_width))
     yield from range(first, fewest - 1, -1)
     yield from range(first + 1, min(len(lengths), first + MORE_ROWS))
-    yield len(lengths)
 
 
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:
