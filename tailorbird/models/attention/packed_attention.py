@@ -17,6 +17,7 @@ from tailorbird.models.attention.transformers_private import (
     attention_implementation,
     create_causal_mask,
     flash_restriction,
+    packed_sequence_mask_function,
 )
 from tailorbird.models.errors import ModelError
 
@@ -76,9 +77,12 @@ def attention_inputs(lm: Any, position_ids: Tensor, bounds: Tensor, *, longest: 
     """
     if attention_name(lm) == "flash":
         return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
-    # Not every model passes `position_ids` on to its mask.
+    # A model would make this mask from `position_ids` itself, but it would read a value of them, which waits for a GPU,
+    # and some models (gpt-oss) do not pass them on to the mask.
     states = torch.empty(*position_ids.shape, 0, dtype=lm.dtype, device=position_ids.device)
-    return {"attention_mask": create_causal_mask(lm.config.get_text_config(), states, None, None, position_ids)}
+    same_conversation = packed_sequence_mask_function((position_ids == 0).cumsum(-1))
+    config = lm.config.get_text_config()
+    return {"attention_mask": create_causal_mask(config, states, None, None, and_mask_function=same_conversation)}
 
 
 def _varlen_kernel() -> Callable[..., Any]:

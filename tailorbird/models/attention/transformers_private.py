@@ -16,6 +16,7 @@ from transformers.generation.continuous_batching.continuous_api import Backgroun
 from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask as create_causal_mask
+from transformers.masking_utils import packed_sequence_mask_function as packed_sequence_mask_function
 from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeModelOutputWithPast
