@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.preprocessing import normalize
 
 from tailorbird.data.chat_template import examples_of
 from tailorbird.data.rows import Conversation, DataError, Rows, messages_of, query_of, trained_turns
@@ -89,13 +88,14 @@ class Postings:
         counts = _counts(texts)
         terms = self._terms[counts.indices]
         weights = (1 + np.log(counts.data)) * self.idf[terms]
-        whole = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))
-        vectors = normalize(whole)[:, :-1]
-        for start, end in pairwise(vectors.indptr):
-            known = vectors.data[start:end]
-            length = np.linalg.norm(known)
-            known[np.argsort(-known, kind="stable")[MAX_TEXT_NGRAMS:]] = 0
-            known *= length / max(np.linalg.norm(known), np.finfo(np.float32).tiny)
+        for start, end in pairwise(counts.indptr):
+            row = weights[start:end]
+            total = np.linalg.norm(row)
+            row[terms[start:end] == len(self.columns)] = 0
+            known = np.linalg.norm(row)
+            row[np.argsort(-row, kind="stable")[MAX_TEXT_NGRAMS:]] = 0
+            row *= known / max(total * np.linalg.norm(row), np.finfo(np.float32).tiny)
+        vectors = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))[:, :-1]
         vectors.eliminate_zeros()
         return vectors
 
