@@ -111,15 +111,15 @@ def _outputs(
             continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
             workload_hints=workload_hints(prompts, max_new_tokens=config.max_new_tokens),
         )
-        if grammar is None:
-            with _running(manager):
-                return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
-        limit = MAX_MASK_S if current_group().size == 1 else float("inf")
-        processor = GrammarProcessor(grammar, max_mask_s=limit)
-        set_logits_processor(manager, processor)
+        processor = None
+        if grammar is not None:
+            limit = MAX_MASK_S if current_group().size == 1 else float("inf")
+            processor = GrammarProcessor(grammar, max_mask_s=limit)
+            set_logits_processor(manager, processor)
         with _running(manager):
             outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
-            processor.require_usable()
+            if processor is not None:
+                processor.require_usable()
             return outputs
 
 
