@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
-from tailorbird.data.packing import PackedRows, pack
+from tailorbird.data.packing import pack
 from tailorbird.data.rows import Rows
 from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenize import load_tokenizer
@@ -49,7 +49,6 @@ ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
 """Lengths of the two conversations of the isolation check, and the tolerated difference of a logit, relative to the
 largest logit. Rounding in fp32 causes a thousandth of this difference. A leak between the conversations exceeds it even
 with random weights."""
-LEAK_TOLERANCE = 1e-3  # of `require_attention_isolation`, relative to the largest logit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +103,6 @@ class ChatRuntime:
 
     def attention(self, config: TrainingConfig) -> Attention:
         return choose_attention(config.attention, lm=self.lm, device=default_device(), dtype=compute_dtype(config))
-
-    def check(self, engine: Any, config: TrainingConfig) -> None:
-        if self.attention(config) != "dense":  # `require_packing_isolation` has checked it with dense attention
-            require_attention_isolation(engine)
 
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:
         one_row = self.attention(config) == "flash"  # its cost does not depend on the layout
@@ -205,49 +200,15 @@ def generation_mode(engine: Any) -> Iterator[None]:
         engine.train()
 
 
-def require_attention_isolation(engine: Any) -> None:
-    """Raise ModelError if a logit of a conversation depends on another conversation of its packed row.
-
-    It compares logits before and after a change of the other conversation. Their rounding is the same, so this works
-    in half precision too.
-    """
-    model: ChatModel = engine.module
-    first, second = _isolation_ids(model.causal)
-    layouts = [(first, second), (first[::-1].copy(), second), (first, second[::-1].copy())]
-    training = model.training
-    engine.eval()
-    with torch.no_grad():
-        batches = [_isolation_batch(ids, one_row=True) for ids in layouts]
-        logits, first_changed, second_changed = (engine(*as_tensors(batch, device=engine.device)) for batch in batches)
-    engine.train(training)
-    owner = torch.from_numpy(batches[0].target_conversation_ids).to(logits.device)
-    differences = torch.where(owner[:, None] == 0, second_changed - logits, first_changed - logits).abs().max()
-    if not float(differences) <= LEAK_TOLERANCE * float(logits.abs().max()):
-        raise ModelError(
-            f"the {model.attention} attention of a model of type {model.causal.config.model_type} mixes packed "
-            f"conversations (a logit differs by {float(differences):.3g}); set training.attention: dense"
-        )
-
-
-def _isolation_ids(lm: Any) -> list[NDArray[np.int64]]:
-    """Return the token ids of the two conversations of the isolation checks."""
-    num_tokens, vocab_size = sum(ISOLATION_TOKENS), lm.config.get_text_config().vocab_size
-    return np.split(np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1])
-
-
-def _isolation_batch(ids: Sequence[NDArray[np.int64]], *, one_row: bool = False) -> PackedRows:
-    rows = [Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids]
-    return pack(rows, pad_id=0, one_row=one_row)
-
-
 def require_packing_isolation(lm: Any) -> None:
     """Raise ModelError if the logits of two short conversations change when both are packed into one row.
 
     Recurrent and convolutional layers (LFM2, Falcon-H1, Qwen3-Next, Jamba) carry state from one conversation to the
     next; Bloom and Mamba do not accept a four-dimensional attention mask.
     """
-    ids = _isolation_ids(lm)
-    batch = _isolation_batch(ids)
+    num_tokens, vocab_size = sum(ISOLATION_TOKENS), lm.config.get_text_config().vocab_size
+    ids = np.split(np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1])
+    batch = pack([Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids], pad_id=0)
     try:
         model = ChatModel(layerwise_copy(lm))
         with torch.no_grad():

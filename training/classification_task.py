@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.task_data import ClassificationData
-from tailorbird.data.tokenize import load_tokenizer, to_device
+from tailorbird.data.tokenize import collate, load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.class_weights import weights_of_classes
 from tailorbird.evaluation.offsets import fit_offsets
@@ -108,9 +108,6 @@ class ClassifierRuntime:
     def attention(self, config: TrainingConfig) -> str:  # noqa: ARG002  part of the protocol
         return "dense"
 
-    def check(self, engine: Any, config: TrainingConfig) -> None:
-        """Do nothing, because rows are padded and not packed."""
-
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:  # noqa: ARG002
         assert window.labels is not None
         input_ids, attention_mask = self._inputs(window, rows)
@@ -163,8 +160,7 @@ class ClassifierRuntime:
         self, tokens: TokenizedRows, rows: NDArray[np.int64], *, device: Any = "cpu"
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the token ids and the attention mask [B, T] of these rows; no mask if there is no padding."""
-        input_ids, attention_mask = tokens.padded(rows, pad_id=self.pad_id)
-        return to_device(input_ids, device), None if attention_mask is None else to_device(attention_mask, device)
+        return collate(tokens.tokens(rows), pad_id=self.pad_id, device=device)
 
     def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `head.safetensors`, and `encoder.safetensors` or `adapter/`."""

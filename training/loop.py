@@ -45,16 +45,14 @@ class Callbacks:
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
     """Seed this process and return an engine with a new model.
 
-    Raises ModelError on every rank if the attention is not supported or mixes rows, and MissingKernels on every rank.
+    Raises ModelError on every rank if the attention is not supported, and MissingKernels on every rank.
     """
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     raise_on_all_ranks(lambda: runtime.attention(config), ModelError)
     total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
     model = runtime.build(config, autocast=autocast)
-    engine = initialize_engine(model, config, num_steps=total_steps, autocast=autocast)
-    raise_on_all_ranks(lambda: runtime.check(engine, config), ModelError)
-    return engine
+    return initialize_engine(model, config, num_steps=total_steps, autocast=autocast)
 
 
 def train(

@@ -17,7 +17,7 @@ class EpochReport:
     step_seconds: float  # time in training steps of this epoch
     total_seconds: float  # time in training steps of this and all earlier epochs
     padding_share: float  # share of padding in the computed tokens, in [0, 1]
-    attention: str = "dense"  # attention that was used: `flash`, `flex` or `dense` (see `training.attention`)
+    attention: str = "dense"  # attention that was used: `flash` or `dense` (see `training.attention`)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class TrainingResult(StoredModel):
     rows_per_second: float  # in the last epoch
     padding_share: float  # in the last epoch, in [0, 1]
     step_seconds: float  # time in training steps of all epochs
-    attention: str = "dense"  # `flash`, `flex` or `dense`
+    attention: str = "dense"  # `flash` or `dense`
     dtype: Dtype  # in which the worker trained and scored the model, for evaluation and serving
 
     @classmethod

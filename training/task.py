@@ -90,10 +90,7 @@ class TaskRuntime(Protocol):
         """
 
     def attention(self, config: TrainingConfig) -> str:
-        """Return the attention of training: `flash`, `flex` or `dense`. Raises ModelError if it is not supported."""
-
-    def check(self, engine: Any, config: TrainingConfig) -> None:
-        """Raise ModelError if the engine's attention mixes the rows of a batch. Every rank must call it."""
+        """Return the attention of training: `flash` or `dense`. Raises ModelError if it is not supported."""
 
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:
         """Return these rows of a window as a batch on the CPU. Called in a thread."""

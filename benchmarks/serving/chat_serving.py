@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import requests
 import torch
@@ -75,7 +75,7 @@ def main() -> None:
             urls[engine] = rollout.deploy(
                 ServingConfig(cpus_per_replica=cores, engine=engine), task_uri=task_uri, version=version
             )
-        loaded = loading.load_model(version.uri, loading.LoadedChat)
+        loaded: Any = loading.load_artifact(version.uri)
         base = node_cache.local_copy(version.base_model)
         clients = _Clients(loaded, questions)
         dtype = version.dtype

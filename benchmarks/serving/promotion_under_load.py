@@ -265,11 +265,8 @@ def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     labels_by_text: dict[str, dict[str, str]] = {text: {} for text in texts}
     for version in versions:
-        for text, prediction in zip(
-            texts,
-            predict_texts(loading.load_model(version.uri, loading.LoadedClassifier), texts, batch_size=64),
-            strict=True,
-        ):
+        loaded: Any = loading.load_artifact(version.uri)
+        for text, prediction in zip(texts, predict_texts(loaded, texts, batch_size=64), strict=True):
             second, first = np.sort(prediction.scores)[-2:]
             if first - second > CLEAR:
                 labels_by_text[text][version.version] = prediction.label

@@ -109,7 +109,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
-    loaded = loading.load_model(uri, loading.LoadedClassifier)
+    loaded: Any = loading.load_artifact(uri)
     model, tokenizer = loaded.model, loaded.tokenizer
     assert model is not None
     assert tokenizer is not None

@@ -168,7 +168,7 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
     load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
     after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
     parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
-    loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
+    loaded: Any = loading.load_artifact(uri)
     begun = time.process_time()
     tokens = loaded.encode(texts)
     encoded = time.process_time()
@@ -263,7 +263,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
-    loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
+    loaded: Any = loading.load_artifact(uri)
     part = 512
 
     def forward(start: int) -> int:
@@ -318,7 +318,7 @@ def serve_plain(uri: str, port: int) -> None:
         input: str
 
     torch.set_num_threads(1)
-    loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
+    loaded: Any = loading.load_artifact(uri)
     app = FastAPI()
 
     @app.post("/v1/classify")

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from serving.engines.passes import cost_of, pass_costs
 from serving.http.schemas import ClassifyRequest
-from tailorbird.data.length_batches import length_batches
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.registry.hybrid_routing import PartName, Routing
 
@@ -64,10 +62,7 @@ def predict_texts(
         pad_id = int(loaded.tokenizer.pad_token_id)
         if tokens is None:
             tokens = loaded.encode(texts)
-        cost = cost_of(pass_costs(loaded.model.head.weight.device.type))
-        for rows in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
-            part = [tokens[row] for row in rows]
-            logits[rows] = logits_rows(loaded.model, part, pad_id=pad_id, batch_size=batch_size)
+        logits += logits_rows(loaded.model, tokens, pad_id=pad_id, batch_size=batch_size)
     if loaded.bag is not None:
         logits += loaded.bag.logits(texts)
     return _predictions(loaded, logits)
@@ -80,10 +75,9 @@ def predict_shared(
     batch_size: int,
     tokens: TokenLists,
 ) -> list[Prediction]:
-    """Return the predictions of texts, in order, each by its version on the shared encoder.
+    """Return the predictions of texts, in order, each by its version on the shared encoder, in one forward pass.
 
-    `tokens` are the tokens of the texts. A forward pass can contain texts for several versions. Up to rounding, the
-    predictions equal those of `predict_texts`.
+    `tokens` are the tokens of the texts. Up to rounding, the predictions equal those of `predict_texts`.
     """
     members = {loaded.version.digest: loaded for loaded, _ in rows}
     if len(members) == 1:
@@ -95,24 +89,19 @@ def predict_shared(
 
     digests = np.array([loaded.version.digest for loaded, _ in rows])
     results: list[Any] = [None] * len(rows)
-    cost = cost_of(pass_costs(torch.device(encoder.device).type))
     pad_id = int(encoder.tokenizer.pad_token_id)
     with torch.inference_mode():
-        for batch in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
-            input_ids, mask = collate([tokens[row] for row in batch], pad_id=pad_id, device=encoder.device)
-            adapters = [adapter_of(rows[row][0]) for row in batch]
-            hidden = encoder.hidden_states(input_ids, mask, adapters=adapters)
-            for digest, loaded in members.items():
-                part = np.flatnonzero(digests[batch] == digest)
-                if not part.size:
-                    continue
-                assert loaded.model is not None  # a version on a shared encoder has a model
-                embedded = loaded.model.pool(hidden[part], None if mask is None else mask[part])
-                logits = loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
-                if loaded.bag is not None:
-                    logits += loaded.bag.logits([rows[row][1] for row in batch[part]])
-                for row, prediction in zip(batch[part], _predictions(loaded, logits), strict=True):
-                    results[row] = prediction
+        input_ids, mask = collate(tokens, pad_id=pad_id, device=encoder.device)
+        hidden = encoder.hidden_states(input_ids, mask, adapters=[adapter_of(loaded) for loaded, _ in rows])
+        for digest, loaded in members.items():
+            part = np.flatnonzero(digests == digest)
+            assert loaded.model is not None  # a version on a shared encoder has a model
+            embedded = loaded.model.pool(hidden[part], None if mask is None else mask[part])
+            logits = loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
+            if loaded.bag is not None:
+                logits += loaded.bag.logits([rows[row][1] for row in part])
+            for row, prediction in zip(part, _predictions(loaded, logits), strict=True):
+                results[row] = prediction
     return results
 
 

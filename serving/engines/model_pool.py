@@ -64,23 +64,6 @@ class _SharedBase:
     num_versions: int = 0
 
 
-class _SharedVersion:
-    """A version on a shared base model. It stays loaded until its last request is complete."""
-
-    def __init__(self, loaded: "LoadedClassifier[ModelVersion]", *, base: _SharedBase, worker: Executor) -> None:
-        self._loaded = loaded
-        self._base = base
-        # The models' thread runs this after a pass that may still contain texts of a cancelled request.
-        self._uses = RefCounted(partial(worker.submit, base.encoder.remove, loaded))
-
-    async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
-        with self._uses.use():
-            return await _submit(self._base.batcher, [TextRow(self._loaded, text) for text in rows], client=client)
-
-    def unload(self) -> None:
-        self._uses.unload()
-
-
 class ModelPool:
     """A loader of versions into engines. All models run in the single thread of `worker`.
 
@@ -190,16 +173,20 @@ class ModelPool:
             raise
         self._shared[key] = shared
         shared.num_versions += 1
-        member = _SharedVersion(loaded, base=shared, worker=self._worker)
+        # The models' thread runs this after a pass that may still contain texts of a cancelled request.
+        uses = RefCounted(partial(self._worker.submit, shared.encoder.remove, loaded))
+
+        async def submit(rows: Sequence[str], *, client: str) -> list[Prediction]:
+            with uses.use():
+                return await _submit(shared.batcher, [TextRow(loaded, text) for text in rows], client=client)
 
         def unload() -> None:
-            member.unload()
+            uses.unload()
             shared.num_versions -= 1
             if shared.num_versions == 0 and self._shared.get(key) is shared:
                 del self._shared[key]
 
-        idle_s = shared.batcher.idle_s
-        return ClassifierEngine(version, member.submit, idle_s, loaded.max_length, unload=unload)
+        return ClassifierEngine(version, submit, shared.batcher.idle_s, loaded.max_length, unload=unload)
 
     def _batcher(self, predict: Predict, *labels: str, device: str) -> Batcher:
         costs = pass_costs(device)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.data.length_batches import Cost, length_batches
+from tailorbird.data.length_batches import length_batches, pass_cost
 
 
 class PassCosts(NamedTuple):
@@ -36,18 +36,8 @@ def pass_costs(device: str) -> PassCosts:
     return CPU if device == "cpu" else GPU
 
 
-def cost_of(costs: PassCosts, *, max_tokens: float = float("inf")) -> Cost:
-    """Return the cost function for `length_batches`. Passes of several rows have at most `max_tokens`."""
-
-    def cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-        tokens = num_rows * longest
-        too_large = (tokens > max_tokens) & (num_rows > 1)
-        return np.where(too_large, np.inf, costs.fixed + tokens).astype(np.float64)
-
-    return cost
-
-
 def first_pass(lengths: Sequence[int], *, max_rows: int, costs: PassCosts, max_tokens: int) -> NDArray[np.int64]:
     """Return the rows of the pass that contains row 0, when all rows are divided into passes at the lowest cost."""
-    batches = length_batches(lengths, max_rows=max_rows, cost=cost_of(costs, max_tokens=max_tokens))
+    cost = pass_cost(max_tokens=max_tokens, fixed=costs.fixed, per_token=1)
+    batches = length_batches(lengths, max_rows=max_rows, cost=cost)
     return next(batch for batch in batches if 0 in batch)

@@ -143,11 +143,10 @@ class TrainingConfig(ConfigSection):
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables torch's fused
     attention, which makes steps of 320 tokens three times as fast."""
-    attention: Literal["auto", "flash", "flex", "dense"] = "auto"
-    """(chat only) Attention of packed conversations. `flash` is variable-length flash attention, `flex` is
-    FlexAttention; both need a GPU and compute only pairs of tokens of the same conversation. `dense` uses a mask of all
-    pairs. `auto` takes the first of these that the model and the device support. The evidence states which one was
-    used."""
+    attention: Literal["auto", "flash", "dense"] = "auto"
+    """(chat only) Attention of packed conversations. `flash` is variable-length flash attention, which needs a GPU and
+    computes only pairs of tokens of the same conversation. `dense` uses a mask of all pairs. `auto` takes `flash` if
+    the model and the device support it. The evidence states which one was used."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to vectors or the head."""
     gradient_clipping: float = Field(default=1.0, ge=0)
@@ -231,8 +230,8 @@ class TrainingConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _attention_fits_the_device(self) -> Self:
-        if self.attention in ("flash", "flex") and self.gpus_per_worker == 0:
-            raise ValueError(f"attention {self.attention!r} requires gpus_per_worker 1; use 'auto' to train on CPUs")
+        if self.attention == "flash" and self.gpus_per_worker == 0:
+            raise ValueError("attention 'flash' requires gpus_per_worker 1; use 'auto' to train on CPUs")
         return self
 
     @model_validator(mode="after")

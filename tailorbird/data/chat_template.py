@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,14 +72,12 @@ def conversation_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     system: str | None,
     shots: Conversation = (),
-    prompt: list[int] | None = None,
     untrained: Sequence[int] = (),
 ) -> Tokens:
     """Tokenize a conversation with its answer, including the answer's end-of-turn token.
 
-    `prompt` is the result of `prompt_tokens` for the same arguments, if it is known; it saves time. The assistant mask
-    covers every assistant turn with its end-of-turn token, but neither `shots` nor the turns at the positions
-    `untrained` of the conversation. Raises DataError like `prompt_tokens`.
+    The assistant mask covers every assistant turn with its end-of-turn token, but neither `shots` nor the turns at the
+    positions `untrained` of the conversation. Raises DataError like `prompt_tokens`.
     """
     prompt_turns = with_system(conversation, system=system, shots=shots)
     turns = (*prompt_turns, ("assistant", answer))
@@ -92,8 +91,7 @@ def conversation_tokens(
         if turns[index][0] != "assistant" or is_context:
             continue
         is_answer = index + 1 == len(turns)
-        known = prompt if is_answer else None
-        before = known or _rendered(turns[:index], tokenizer=tokenizer, answering=True)
+        before = _rendered(turns[:index], tokenizer=tokenizer, answering=True)
         after = ids if is_answer else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
         if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
@@ -121,22 +119,18 @@ def training_tokens(
     of the assistant.
     """
     tokens = []
-    known: Iterable[Prompt | None] = [None] * len(rows) if prompts is None else prompts
+    known = repeat(Prompt([], ()), len(rows)) if prompts is None else prompts
     parts = zip(rows.row_ids, rows.turns, rows.labels, rows.untrained, known, strict=True)
-    for row_id, conversation, answer, context, prompt in parts:
+    template: dict[str, Any] = {"tokenizer": tokenizer, "system": system}
+    for row_id, turns, answer, untrained, prompt in parts:
         try:
-            row = _row_tokens(
-                conversation,
-                answer,
-                prompt,
-                tokenizer=tokenizer,
-                system=system,
-                max_length=max_length,
-                untrained=context,
-            )
+            row = conversation_tokens(turns, answer, shots=prompt.examples, untrained=untrained, **template)
+            length = max_length
+            if prompt.examples and len(row) > length:
+                length += len(prompt.tokens) - len(prompt_tokens(turns, **template))
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
-        tokens.append(row)
+        tokens.append(Tokens(row.ids[:length], row.assistant_mask[:length]))
     unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
     if unanswered:
         raise DataError(
@@ -144,26 +138,6 @@ def training_tokens(
             f"(rows {', '.join(unanswered[:MAX_LISTED])}); raise data.max_length, or shorten or drop these rows"
         )
     return tokens
-
-
-def _row_tokens(
-    conversation: Conversation,
-    answer: str,
-    prompt: Prompt | None,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    system: str | None,
-    max_length: int,
-    untrained: Sequence[int],
-) -> Tokens:
-    """Tokenize a training row, truncated to `max_length` plus the tokens of the examples in `prompt`."""
-    shots, known = (prompt.examples, prompt.tokens) if prompt is not None and prompt.examples else ((), None)
-    whole = conversation_tokens(
-        conversation, answer, tokenizer=tokenizer, system=system, shots=shots, prompt=known, untrained=untrained
-    )
-    if known is not None and len(whole) > max_length:
-        max_length += len(known) - len(prompt_tokens(conversation, tokenizer=tokenizer, system=system))
-    return Tokens(whole.ids[:max_length], whole.assistant_mask[:max_length])
 
 
 def with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:

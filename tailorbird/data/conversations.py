@@ -26,9 +26,11 @@ def conversation_of(messages: Sequence[Any]) -> WeightedConversation:
     turns: list[tuple[str, str]] = []
     untrained: list[int] = []
     for position, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f"message {position} has no role; allowed: {', '.join(ROLES)}")
-        role, content, weight = message["role"], message.get("content"), message.get("weight")
+        if not isinstance(message, dict):
+            raise ValueError(f"message {position} is not an object; give a role and a content")
+        role, content, weight = message.get("role"), message.get("content"), message.get("weight")
+        if role not in ROLES:
+            raise ValueError(f"message {position} has the role {role!r}; allowed: {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise ValueError(f"message {position} has no content; give a string")
         allowed = (None, 0, 1) if role == "assistant" else (None, 0)

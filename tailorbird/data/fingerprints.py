@@ -56,12 +56,6 @@ def trained_fingerprints(train: Rows) -> Hashes:
     return fingerprints(user_texts(trained_turns(train)))
 
 
-def are_among(hashes: Hashes, others: Hashes) -> NDArray[np.bool_]:
-    """Return which of the hashes [N] are among the others, of which there can be millions."""
-    ordered = np.sort(others)
-    return np.searchsorted(ordered, hashes, side="left") < np.searchsorted(ordered, hashes, side="right")
-
-
 def save_fingerprints(uri: str, hashes: Hashes) -> None:
     """Write the distinct hashes, sorted, as a Parquet file with the column `fingerprint`."""
     distinct = np.sort(pa.array(hashes).unique())  # `np.unique` takes ten times as long

@@ -1,5 +1,6 @@
 """Group rows of similar length into batches to reduce padding."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -8,6 +9,17 @@ from numpy.typing import NDArray
 
 Cost = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 """Costs [B] of batches from their numbers of rows [B] and longest rows [B]; infinite if a batch is not allowed."""
+
+
+def pass_cost(*, max_tokens: float = math.inf, fixed: int = 1, per_token: int = 0) -> Cost:
+    """Return the cost of forward passes, by their tokens with padding. Passes of several rows have `max_tokens`."""
+
+    def cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
+        tokens = num_rows * longest
+        too_large = (tokens > max_tokens) & (num_rows > 1)
+        return np.where(too_large, np.inf, fixed + per_token * tokens).astype(np.float64)
+
+    return cost
 
 
 def length_batches(
@@ -19,8 +31,6 @@ def length_batches(
     sum of the costs is minimal (dynamic programming, O(N * max_rows)). With `longest_first`, a batch that does not fit
     in memory fails at the start.
     """
-    if max_rows < 1:
-        raise ValueError(f"max_rows {max_rows} must be at least 1")
     descending = -np.asarray(lengths, dtype=np.int64)
     order = np.argsort(descending if longest_first else -descending, kind="stable")
     if cost is None:

@@ -1,12 +1,14 @@
 """Pack several tokenized conversations into one row."""
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tailorbird.data.chat_template import Tokens
 
 PACKED_TOKENS, MAX_PADDING = 128, 0.03
 """Target width of packed rows, and share of padding that is accepted. At this width, attention is cheap compared with
@@ -14,39 +16,25 @@ the rest of the model. If there is more padding, conversations are packed into f
 MORE_ROWS = 16  # larger numbers of rows that are tried if fewer rows are too wide
 
 
-class TokenRow(Protocol):
-    """A tokenized conversation."""
-
-    @property
-    def ids(self) -> Sequence[int] | NDArray[np.int32]: ...
-
-    @property
-    def assistant_mask(self) -> NDArray[np.bool_]: ...
-
-    def __len__(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class PackedRows:
     """Conversations packed into rows [B, T]. Tokens attend to their own conversation only."""
 
     input_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]  # position within the conversation
+    position_ids: NDArray[np.int64]  # position within the conversation; 0 for padding
     conversation_ids: NDArray[np.int64]  # conversation index of each token; -1 for padding
     positions: NDArray[np.int64]  # [N] flat positions in [B, T] whose next token is the assistant's
     targets: NDArray[np.int64]  # [N] next token at each of `positions`
 
     @property
     def bounds(self) -> NDArray[np.int32]:
-        """[S + 1] flat positions in [B, T] where a conversation or padding starts, and the number of tokens."""
-        ids, width = self.conversation_ids.reshape(-1), self.conversation_ids.shape[1]
-        starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-        rows = np.arange(0, ids.size + 1, width)
-        return np.union1d(starts, rows).astype(np.int32)
+        """[S + 1] flat positions in [B, T] where a conversation or a token of padding starts, and their number."""
+        starts = np.flatnonzero(self.position_ids == 0)
+        return np.append(starts, self.position_ids.size).astype(np.int32)
 
     @property
     def longest(self) -> int:
-        """Number of tokens of the longest conversation, or of the longest padding."""
+        """Number of tokens of the longest conversation."""
         return int(np.diff(self.bounds).max())
 
     @property
@@ -55,7 +43,7 @@ class PackedRows:
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
-def pack(rows: Sequence[TokenRow], *, pad_id: int, max_width: int | None = None, one_row: bool = False) -> PackedRows:
+def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: float = math.inf, one_row: bool = False) -> PackedRows:
     """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`.
 
     Rows are no wider than `max_width`, or than the longest conversation if that is longer; there is then more padding
@@ -66,7 +54,7 @@ def pack(rows: Sequence[TokenRow], *, pad_id: int, max_width: int | None = None,
     if one_row:
         bins, width = _fill_evenly(lengths, num_bins=1)
     else:
-        bins, width = _least_padding(lengths, max_width=None if max_width is None else max(max_width, *lengths))
+        bins, width = _least_padding(lengths, max_width=max(max_width, *lengths))
     shape = len(bins), width
     input_ids, position_ids = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     conversation_ids, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
@@ -83,30 +71,27 @@ def pack(rows: Sequence[TokenRow], *, pad_id: int, max_width: int | None = None,
     return PackedRows(input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1])
 
 
-def _least_padding(lengths: Sequence[int], *, max_width: int | None) -> tuple[list[list[int]], int]:
+def _least_padding(lengths: Sequence[int], *, max_width: float) -> tuple[list[list[int]], int]:
     """Return the conversations of each row and the width of the first layout with little padding, or of the best."""
-    total, unpacked = sum(lengths), len(lengths) * max(lengths)
-    best: tuple[list[list[int]], int] | None = None
-    for num_bins in _row_counts(total, lengths, max_width=max_width):
-        bins, width = _fill_evenly(lengths, num_bins=num_bins)
-        if max_width is not None and width > max_width:
-            continue
-        size = len(bins) * width
-        if size <= min(total / (1 - MAX_PADDING), unpacked):
-            return bins, width
-        if best is None or size < len(best[0]) * best[1]:
-            best = bins, width
-    assert best is not None  # one conversation per row is never too wide
-    return best
+    bins = [[index] for index in range(len(lengths))]
+    width = max(lengths)
+    for num_bins in _row_counts(lengths, max_width=max_width):
+        if len(bins) * width <= sum(lengths) / (1 - MAX_PADDING):
+            break
+        packed, packed_width = _fill_evenly(lengths, num_bins=num_bins)
+        if packed_width <= max_width and len(packed) * packed_width < len(bins) * width:
+            bins = packed
+            width = packed_width
+    return bins, width
 
 
-def _row_counts(total: int, lengths: Sequence[int], *, max_width: int | None) -> Iterator[int]:
+def _row_counts(lengths: Sequence[int], *, max_width: float) -> Iterator[int]:
     """Yield the numbers of rows to try: those of about `PACKED_TOKENS` or more tokens, then narrower rows."""
+    total = sum(lengths)
     first = max(1, min(len(lengths), round(total / max(PACKED_TOKENS, *lengths))))
-    fewest = 1 if max_width is None else -(-total // max_width)
+    fewest = max(1, math.ceil(total / max_width))
     yield from range(first, fewest - 1, -1)
     yield from range(first + 1, min(len(lengths), first + MORE_ROWS))
-    yield len(lengths)
 
 
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:

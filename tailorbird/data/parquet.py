@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,18 +14,20 @@ from tailorbird.data.rows import NO_GROUP, DataError
 from tailorbird.storage import s3
 
 PART_BYTES = 1 << 20
-ANY_TYPE = "string, integer, boolean or date"
-TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-_TYPES = {
-    "string": TEXT_TYPES,
-    "string or integer": (*TEXT_TYPES, pa.types.is_integer),
-    ANY_TYPE: (*TEXT_TYPES, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
-}
+Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
+ANY_KIND: tuple[Kind, ...] = ("string", "integer", "boolean", "date")
+LABEL_KINDS: tuple[Kind, ...] = ("string", "integer")
+_KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
+    ("string", (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)),
+    ("integer", (pa.types.is_integer,)),
+    ("boolean", (pa.types.is_boolean,)),
+    ("date", (pa.types.is_date,)),
+)
 
 
 def texts_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
     """Return a text column of a table that starts at row `first` of `uri`; raise DataError for other types or nulls."""
-    return read_strings(table, name, uri=uri, first=first, allowed="string")
+    return read_strings(table, name, uri=uri, first=first, allowed=("string",))
 
 
 def groups_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
@@ -132,24 +134,24 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
 
 
 def read_strings(
-    table: pa.Table, name: str, *, uri: str, first: int, allowed: str = ANY_TYPE, fill: str | None = None
+    table: pa.Table, name: str, *, uri: str, first: int, allowed: Sequence[Kind] = ANY_KIND, fill: str | None = None
 ) -> tuple[str, ...]:
     """Return a column as strings with nulls as `fill`.
 
-    Raises DataError if the type is not `allowed`, or for nulls if `fill` is None.
+    Raises DataError if the kind is not `allowed`, or for nulls if `fill` is None.
     """
     column = table.column(name)
-    plain = plain_type(column.type)
-    if not any(test(plain) for test in _TYPES[allowed]):
+    if kind_of(column.type) not in allowed:
         raise DataError(
-            f"{uri}: column {name!r} has type {column.type}, allowed: {allowed}; name another column or convert it"
+            f"{uri}: column {name!r} has type {column.type}, allowed: {' or '.join(allowed)}; name another column or "
+            "convert it"
         )
     if column.null_count and fill is None:
         position = first + column.is_null().index(True).as_py()
         part = f" starting at row {first}" if first else ""
         count = f"{column.null_count} of {table.num_rows} rows{part} (first: row {position})"
         raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
-    values = _values(column.cast(plain).cast(pa.large_string()), name, uri=uri)
+    values = _values(column.cast(plain_type(column.type)).cast(pa.large_string()), name, uri=uri)
     return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)
 
 
@@ -159,6 +161,19 @@ def _values(column: pa.ChunkedArray, name: str, *, uri: str) -> list[Any]:
         return list(column.to_pylist())
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: column {name!r} is not UTF-8 ({error}); write it again as UTF-8") from None
+
+
+def kind_of(type_: pa.DataType) -> Kind:
+    """Return the kind of columns of this type."""
+    plain = plain_type(type_)
+    for kind, tests in _KINDS:
+        if any(test(plain) for test in tests):
+            return kind
+    if (pa.types.is_list(plain) or pa.types.is_large_list(plain)) and pa.types.is_struct(plain.value_type):
+        turns = plain.value_type
+        if {"role", "content"} <= {turns.field(index).name for index in range(turns.num_fields)}:
+            return "messages"
+    return "other"
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:

@@ -12,7 +12,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
 from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
 from tailorbird.data.conversations import answer_fault
-from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
+from tailorbird.data.parquet import LABEL_KINDS, conversations_of, groups_of, kind_of, read_strings, texts_of
 from tailorbird.data.rows import DataError, Rows, text_of
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
@@ -35,7 +35,7 @@ class ClassificationData:
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
         """Return the rows of a table that starts at row `first` of `uri`; raise DataError as `loader.read_rows`."""
         texts = texts_of(table, config.text, uri=uri, first=first)
-        labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
+        labels = read_strings(table, config.label, uri=uri, first=first, allowed=LABEL_KINDS)
         return _with_keys_and_groups(Rows((), texts, labels), table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
@@ -106,9 +106,7 @@ class ChatData:
         self.rows(table, config=config, uri=uri)
         if config.messages:
             column = table.schema.field(config.messages).type
-            turn = getattr(column, "value_type", None)
-            fields = {turn.field(index).name for index in range(turn.num_fields)} if turn is not None else set()
-            if not {"role", "content"} <= fields:
+            if kind_of(column) != "messages":
                 raise DataError(
                     f"{uri}: column {config.messages!r} has type {column}, but must have lists of {{role, content}}; "
                     "name another column"

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.data.chat_template import Tokens
 from tailorbird.data.tokenize import label_indices
 
 RowIndices = Sequence[int] | NDArray[np.int64]
@@ -58,23 +59,11 @@ class TokenizedRows:
         """Return the token ids of these rows."""
         return [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
 
-    def padded(self, rows: RowIndices, *, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        """Return the token ids and the attention mask of these rows [B, T], padded on the right to the longest row.
-
-        The mask is None if there is no padding.
-        """
-        lengths = self.lengths[rows]
-        steps = np.arange(int(lengths.max(initial=0)))
-        mask = steps < lengths[:, None]
-        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
-        input_ids[mask] = self.ids[(self.offsets[rows][:, None] + steps)[mask]]
-        return input_ids, None if mask.all() else mask.astype(np.int64)
-
-    def conversations(self, rows: RowIndices) -> list["TokenArrays"]:
-        """(chat only) Return these rows with their assistant masks, without copying."""
+    def conversations(self, rows: RowIndices) -> list[Tokens]:
+        """(chat only) Return these rows with their assistant masks."""
         assert self.assistant_mask is not None
-        spans = [slice(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        return [TokenArrays(self.ids[span], self.assistant_mask[span]) for span in spans]
+        masks = [self.assistant_mask[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        return [Tokens(ids, mask) for ids, mask in zip(self.tokens(rows), masks, strict=True)]
 
     def num_assistant_tokens(self, rows: RowIndices) -> int:
         """(chat only) Return the number of assistant tokens in these rows."""
@@ -84,17 +73,6 @@ class TokenizedRows:
     def _assistant_tokens(self) -> NDArray[np.int64]:
         assert self.assistant_mask is not None
         return np.diff(offsets_of(self.assistant_mask)[self.offsets])
-
-
-@dataclass(frozen=True)
-class TokenArrays:
-    """Token ids of a conversation, and the mask of the assistant's tokens, both [T]."""
-
-    ids: NDArray[np.int32]
-    assistant_mask: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 def concat_tokenized(parts: Sequence[TokenizedRows]) -> TokenizedRows:

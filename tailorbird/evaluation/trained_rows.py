@@ -7,7 +7,7 @@ import numpy as np
 
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.fingerprints import Hashes, are_among, fingerprints, load_fingerprints, user_texts
+from tailorbird.data.fingerprints import Hashes, fingerprints, load_fingerprints, user_texts
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
@@ -39,7 +39,7 @@ def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRow
     rows: dict[str, tuple[str, ...] | None] = {}
     for role, version in versions.items():
         learned = training_fingerprints(version)
-        rows[role] = None if learned is None else tuple(row_ids[are_among(hashes, learned)].tolist())
+        rows[role] = None if learned is None else tuple(row_ids[np.isin(hashes, learned)].tolist())
     return TrainedRows(rows)
 
 

@@ -46,7 +46,7 @@ class ChatModel(nn.Module):
         return attention_name(self.causal)
 
     def set_attention(self, attention: Attention) -> None:
-        """Set the attention of packed rows. Raises ModelError if the model refuses it."""
+        """Set the attention of packed rows."""
         if attention != self.attention:
             set_attention(self.causal, attention, dense=self._dense)
 
@@ -64,7 +64,6 @@ class ChatModel(nn.Module):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        conversation_ids: Tensor,
         positions: Tensor,
         bounds: Tensor,
         longest: int,
@@ -89,7 +88,7 @@ class ChatModel(nn.Module):
         if targets is not None and not self._needs_all_logits and len(targets) > rows_of_loss_chunk(head.out_features):
             loss = partial(linear_cross_entropy, head, targets=targets, label_smoothing=label_smoothing)
             chunked = replaced_forward(head, loss)
-        restricted = attention_inputs(causal, conversation_ids, bounds, longest=longest)
+        restricted = attention_inputs(causal, position_ids, bounds, longest=longest)
         with head.register_forward_pre_hook(select), chunked:
             output: Tensor = causal(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, **restricted
@@ -101,7 +100,7 @@ class ChatModel(nn.Module):
 
 def model_inputs(rows: PackedRows) -> tuple[Tensor | int, ...]:
     """Return the inputs of `ChatModel.forward` on the CPU."""
-    arrays = rows.input_ids, rows.position_ids, rows.conversation_ids, rows.positions, rows.bounds
+    arrays = rows.input_ids, rows.position_ids, rows.positions, rows.bounds
     return *(torch.from_numpy(array) for array in arrays), rows.longest
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.progress import tracked
-from tailorbird.data.length_batches import length_batches
+from tailorbird.data.length_batches import length_batches, pass_cost
 from tailorbird.data.tokenize import collate
 from tailorbird.models.pooling.pool import pool
 from tailorbird.models.shape import CPU_ROWS, GPU_ROWS
@@ -108,8 +108,4 @@ def device_batches(
     fits = len(lengths) <= max_rows and len(lengths) * max(lengths, default=0) <= max_tokens
     if device == "cpu" or fits:
         return length_batches(lengths, max_rows=max_rows)
-
-    def cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.where((num_rows > 1) & (num_rows * longest > max_tokens), np.inf, 1.0)
-
-    return length_batches(lengths, max_rows=max_rows, cost=cost)
+    return length_batches(lengths, max_rows=max_rows, cost=pass_cost(max_tokens=max_tokens))

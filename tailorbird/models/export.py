@@ -44,13 +44,9 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
 
     The artifact has `EXPORTED_ENCODER`, with the adapter merged, and the version's head, bag of words and fingerprints
     of training rows. `code` is the URI of the code that can load it. Raises EngineError if a package is missing or the
-    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
+    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_weights`.
     """
     version = read_version(uri)
-    if version.exported_from is not None:
-        raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
-    if not version.spec.uses_base:
-        raise EngineError(f"{uri} is a {version.kind} model, which has no encoder to export; serve it with torch")
     source = checked_copy(version.pinned)
     config = VersionConfig.model_validate(
         version.model_dump(include=set(VersionConfig.model_fields))

@@ -13,7 +13,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from cluster.progress import counter, tracked
 from cluster.ranks.process_group import OtherRankFailed, current_group, on_first_rank
 from tailorbird.data.chat_template import Tokens
-from tailorbird.data.length_batches import length_batches
+from tailorbird.data.length_batches import length_batches, pass_cost
 from tailorbird.data.packing import pack
 from tailorbird.models.attention.continuous_batching_attention import register_request_attention
 from tailorbird.models.attention.transformers_private import (
@@ -85,10 +85,7 @@ def answer_prompts(
     options: dict[str, Any] = {} if max_requests is None else {"max_requests_per_batch": max_requests}
     if not ids:
         return []
-    if grammar is None:
-        outputs = _free_outputs(lm, ids, config=config, options=options)
-    else:
-        outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar, options=options)
+    outputs = _outputs(lm, ids, config=config, grammar=grammar, options=options)
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
@@ -102,16 +99,28 @@ def answer_prompts(
     return answers
 
 
-def _free_outputs(lm: Any, prompts: list[list[int]], *, config: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what `generate_batch` returns, which does not report its progress."""
-    with torch.no_grad():
+def _outputs(
+    lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what `generate_batch` returns, which neither reports its progress nor takes a logits processor."""
+    if grammar is not None:
+        options |= {"use_cuda_graph": False, "use_async_batching": False}
+    with torch.no_grad():  # in inference mode, ranks could not change their tensors from the manager's thread
         manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
             workload_hints=workload_hints(prompts, max_new_tokens=config.max_new_tokens),
         )
+        processor = None
+        if grammar is not None:
+            limit = MAX_MASK_S if current_group().size == 1 else float("inf")
+            processor = GrammarProcessor(grammar, max_mask_s=limit)
+            set_logits_processor(manager, processor)
         with _running(manager):
-            return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+            outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+            if processor is not None:
+                processor.require_usable()
+            return outputs
 
 
 @contextmanager
@@ -150,26 +159,6 @@ def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens:
     return {request: outputs[request] for request in ids}
 
 
-def _constrained_outputs(
-    lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what `generate_batch` returns, which has no argument for a logits processor per request."""
-    with torch.no_grad():  # in inference mode, ranks could not change their tensors from the manager's thread
-        manager = lm.init_continuous_batching(
-            generation_config=config,
-            continuous_batching_config=batching_config(
-                lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False, **options
-            ),
-        )
-    limit = MAX_MASK_S if current_group().size == 1 else float("inf")
-    processor = GrammarProcessor(grammar, max_mask_s=limit)
-    set_logits_processor(manager, processor)
-    with _running(manager):
-        outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
-        processor.require_usable()
-        return outputs
-
-
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:
     """Return the generation config of evaluation: greedy decoding up to the end-of-turn token."""
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)
@@ -205,7 +194,8 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
     rows, device = on_first_rank(lambda: rows), next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():
-        batches = length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost)
+        cost = pass_cost(max_tokens=SCORED_TOKENS)
+        batches = length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=cost)
         for indices in tracked(batches, total=len(rows)):
             batch = pack([rows[index] for index in indices], pad_id=pad_id)
             logits = model(*as_tensors(batch, device=device))
@@ -215,8 +205,3 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
             sums = np.bincount(ids, weights=scores, minlength=len(indices))
             result[indices] = sums / np.maximum(np.bincount(ids, minlength=len(indices)), 1)
     return result
-
-
-def _pass_cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return a cost of 1 per pass, and infinity for passes of several rows with more than `SCORED_TOKENS` tokens."""
-    return np.where((num_rows > 1) & (num_rows * longest > SCORED_TOKENS), np.inf, 1.0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -102,7 +102,7 @@ def load_weights(
     weights belong to another encoder.
     """
     head = load_head(folder, kind=kind)
-    with _weight_errors(folder):
+    with weight_errors(folder):
         if KINDS[kind].base == "adapter":
             encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
         elif KINDS[kind].base == "changed":
@@ -171,7 +171,7 @@ def load_chat_weights(
     folder: Path, *, lm: nn.Module, kind: Kind, dtype: torch.dtype | None = torch.float32
 ) -> ChatModel:
     """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises ModelError."""
-    with _weight_errors(folder):
+    with weight_errors(folder):
         if KINDS[kind].base == "adapter":
             lm = _with_adapter(lm, folder / "adapter", dtype=dtype)
         elif KINDS[kind].base == "changed":
@@ -208,7 +208,7 @@ def _ready(model: ChatModel, device: str) -> ChatModel:
 
 
 @contextmanager
-def _weight_errors(folder: Path) -> Iterator[None]:
+def weight_errors(folder: Path) -> Iterator[None]:
     """Raise ModelError if torch or safetensors rejects the weights in a folder."""
     try:
         yield
@@ -241,23 +241,6 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 AnyLoaded = LoadedClassifier[Version] | LoadedChat[Version]
 PretrainedModels = dict[tuple[str, str], ChatModel]
 """Pretrained language models by URI and dtype."""
-Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion])
-
-
-@overload
-def load_model(uri: str, kind: None = None, *, device: str | None = None) -> AnyLoaded[ModelVersion]: ...
-
-
-@overload
-def load_model(uri: str, kind: type[Loaded], *, device: str | None = None) -> Loaded: ...
-
-
-def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded[ModelVersion]:
-    """Load the registered version at a URI; see `load_version`. `kind` is the required type of the result."""
-    loaded = load_version(versions.read_version(uri), device=device)
-    if kind is not None and not isinstance(loaded, kind):
-        raise ModelError(f"{uri} is a version for the task {loaded.version.task}; use a version for another task")
-    return loaded
 
 
 def load_version(version: ModelVersion, *, device: str | None = None) -> AnyLoaded[ModelVersion]:
@@ -300,31 +283,34 @@ def _load(
         raise ModelError(f"{folder} is a hybrid of two versions; load its parts")
     if config.endpoint is not None:
         raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
-    bag = load_bag_of_words(folder, kind=config.kind)
-    if config.prompting is None and not config.spec.uses_base:
-        return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
-    index = (
-        load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device) if config.prompting else None
-    )
-    if config.prompting is not None and not config.spec.uses_base:
+    if config.prompting is None:
+        return _load_classifier(folder, config, device=weights_device or device or default_device())
+    index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device)
+    if not config.spec.uses_base:
         return LoadedChat(None, None, config.prompting, config, index)
     base = local_copy(config.base_model)
-    tokenizer = load_tokenizer(base)
-    device, dtype = weights_device or device or default_device(), getattr(torch, config.dtype)
-    if config.prompting is not None:
-        known = {} if pretrained is None or config.spec.base != "unchanged" else pretrained
-        key = config.base_model, config.dtype
-        if key not in known:
-            known[key] = _ready(load_chat(folder, base=base, kind=config.kind, dtype=dtype), device)
-        return LoadedChat(known[key], tokenizer, config.prompting, config, index)
+    known = {} if pretrained is None or config.spec.base != "unchanged" else pretrained
+    key = config.base_model, config.dtype
+    if key not in known:
+        model = load_chat(folder, base=base, kind=config.kind, dtype=getattr(torch, config.dtype))
+        known[key] = _ready(model, weights_device or device or default_device())
+    return LoadedChat(known[key], load_tokenizer(base), config.prompting, config, index)
+
+
+def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedClassifier[Version]:
+    bag = load_bag_of_words(folder, kind=config.kind)
+    if not config.spec.uses_base:
+        return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
+    base = local_copy(config.base_model)
     if config.engine == "torch":
         # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close predictions.
+        dtype = getattr(torch, config.dtype)
         encoder = load_encoder(base, dtype=None if config.spec.base != "unchanged" else dtype)
         model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling).to(device)
     else:
         model = load_exported(folder, head=load_head(folder, kind=config.kind))
     model = model.eval().requires_grad_(False)
-    return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config, bag)
+    return LoadedClassifier(model, load_tokenizer(base), config.classes, config.max_length, config, bag)
 
 
 def checked_copy(version: PinnedVersion) -> Path:

@@ -90,9 +90,7 @@ def require_encoder(uri: str) -> None:
     A causal language model is one only if its folder declares a pooling: the mean of its hidden states is a poor
     embedding. Raises PoolingError for a pooling that is not supported.
     """
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
-        config = _config(Path(folder), uri=uri)
+    config = _stored_config(uri)
     causal = any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
     causal = causal and not declares_pooling(uri)
     reason = "a causal language model" if causal else "an encoder with a decoder" if config.is_encoder_decoder else ""
@@ -106,9 +104,14 @@ def require_encoder(uri: str) -> None:
 
 def longest_row(uri: str, *, task: DataTask) -> int | None:
     """Return `DataTask.longest_row` for the model in a folder on S3 or disk."""
+    return task.longest_row(_stored_config(uri))
+
+
+def _stored_config(uri: str) -> Any:
+    """Return the transformers config of the model in a folder on S3 or disk."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
-        return task.longest_row(_config(Path(folder), uri=uri))
+        return _config(Path(folder), uri=uri)
 
 
 def read_tokenizer(uri: str) -> PreTrainedTokenizerBase:

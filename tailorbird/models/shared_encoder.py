@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier, load_head
+from tailorbird.models.loading import LoadedClassifier, load_head, weight_errors
 from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.registry.pooling import Pooling
@@ -54,7 +52,7 @@ class SharedEncoder:
         `bag` is the version's bag of words. The caller loads it, because that is slow. Raises ModelError if a weight is
         missing or does not fit.
         """
-        head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_model`
+        head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_artifact`
         head = head.eval().requires_grad_(False)
         name = NO_ADAPTER
         if version.spec.base == "adapter":
@@ -71,19 +69,17 @@ class SharedEncoder:
 
         require_adapter(folder)
         try:
-            if self._adapted is None:
-                config = PeftConfig.from_pretrained(folder)
-                config.inference_mode = True
-                self._adapted = PeftModel(self._encoder, config, adapter_name=name, autocast_adapter_dtype=False)
-            options = {"torch_device": self.device, "autocast_adapter_dtype": False}
-            self._adapted.load_adapter(folder, adapter_name=name, **options)
-            self._adapted.eval()
-            require_whole_adapter(self._adapted, folder, name=name)
-        except Exception as error:
+            with weight_errors(folder):
+                if self._adapted is None:
+                    config = PeftConfig.from_pretrained(folder)
+                    config.inference_mode = True
+                    self._adapted = PeftModel(self._encoder, config, adapter_name=name, autocast_adapter_dtype=False)
+                options = {"torch_device": self.device, "autocast_adapter_dtype": False}
+                self._adapted.load_adapter(folder, adapter_name=name, **options)
+                self._adapted.eval()
+                require_whole_adapter(self._adapted, folder, name=name)
+        except Exception:
             self._remove_adapter(name)
-            if isinstance(error, RuntimeError | SafetensorError):
-                first = " ".join(str(error).split("\n\t")[:2])
-                raise ModelError(f"the adapter in {folder} does not fit its base model: {first}") from None
             raise
         finally:
             self._active = ""

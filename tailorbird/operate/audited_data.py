@@ -14,7 +14,7 @@ from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.data.answers import PatternTimeout, unreadable
-from tailorbird.data.fingerprints import Hashes, are_among, fingerprints, user_texts
+from tailorbird.data.fingerprints import Hashes, fingerprints, user_texts
 from tailorbird.data.parquet import read_table
 from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows, Splits, messages_of
@@ -42,7 +42,7 @@ def usable_rows(
     """
     split_texts = {name: set(_as_logged(split)) for name, split in splits.items()}
     dropped = dict.fromkeys((*split_texts, "trained", "duplicate", "redacted"), 0)
-    is_trained = are_among(fingerprints(user_texts(rows)), learned)
+    is_trained = np.isin(fingerprints(user_texts(rows)), learned)
     texts = _as_logged(rows)
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
     kept = []

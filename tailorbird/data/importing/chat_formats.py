@@ -1,6 +1,6 @@
 """Convert records of the chat formats of OpenAI, ShareGPT and Alpaca to messages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -8,8 +8,8 @@ from tailorbird.data.conversations import answer_fault, conversation_of
 
 Message = dict[str, Any]  # role, content and, for some turns of the assistant, weight
 
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-OPENAI_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"developer": "system", "human": "user", "gpt": "assistant"}
+"""Roles that have another name in a Parquet file."""
 TOOL_ROLES = ("tool", "function", "function_call", "observation")
 TOOL_FIELDS = ("tools", "functions", "parallel_tool_calls", "tool_calls", "function_call", "tool_call_id")
 
@@ -20,8 +20,21 @@ class ChatFormat:
 
     name: str
     required: tuple[str, ...]  # fields that identify it
-    optional: tuple[str, ...]  # further fields that become messages
-    convert: Callable[[Mapping[str, object]], list[Message]]
+    texts: tuple[str, ...] = ()  # fields with a text that becomes a message
+    turn: tuple[str, str] = ("role", "content")  # fields of a turn with its role and its text
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that become messages."""
+        return (*self.required, *self.texts)
+
+
+ALPACA = ChatFormat("Alpaca", required=("instruction", "output"), texts=("instruction", "input", "output", "system"))
+CHAT_FORMATS = (
+    ChatFormat("OpenAI", required=("messages",)),
+    ChatFormat("ShareGPT", required=("conversations",), texts=("system",), turn=("from", "value")),
+    ALPACA,
+)
 
 
 def chat_format_of(names: Sequence[str] | Mapping[str, object]) -> ChatFormat | None:
@@ -32,104 +45,63 @@ def chat_format_of(names: Sequence[str] | Mapping[str, object]) -> ChatFormat | 
 def messages_of(values: Mapping[str, object], *, chat_format: ChatFormat) -> list[Message]:
     """Return the conversation of a record; raise ValueError with the reason if it cannot be kept or has no answer."""
     _refuse_tools(values, where="the line")
-    messages = chat_format.convert(values)
+    texts = {name: _text_field(values, name, chat_format=chat_format) for name in chat_format.texts}
+    turns = _alpaca(texts) if chat_format is ALPACA else values[chat_format.required[0]]
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{chat_format.required[0]!r} is not a list of turns; give a list with at least two")
+    messages = [_message(turn, position, names=chat_format.turn) for position, turn in enumerate(turns)]
     if (fault := answer_fault(conversation_of(messages).turns)) is not None:
         raise ValueError(f"the conversation has no answer; {fault}")
-    return [{**message, "weight": int(message["weight"])} if "weight" in message else message for message in messages]
+    if texts.get("system"):
+        messages.insert(0, {"role": "system", "content": texts["system"]})
+    return messages
 
 
-def _openai(values: Mapping[str, object]) -> list[Message]:
-    return [_openai_message(message, position) for position, message in enumerate(_list_of(values, "messages"))]
+def _text_field(values: Mapping[str, object], name: str, *, chat_format: ChatFormat) -> str:
+    value = values.get(name)
+    if not value and name not in chat_format.required:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"the line has no text {name!r}; give a string")
+    return value
 
 
-def _openai_message(message: object, position: int) -> Message:
+def _alpaca(texts: Mapping[str, str]) -> list[Message]:
+    """Return the instruction, followed by the input if there is one, and the output as its answer."""
+    question = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": texts["output"]}]
+
+
+def _message(turn: object, position: int, *, names: tuple[str, str]) -> Message:
+    """Return a turn as a message, whose role and content are not checked. Empty fields are ignored."""
     where = f"message {position}"
-    fields = _fields_of(message, where=where)
-    role = _role_of(fields.get("role"), OPENAI_ROLES, where=where)
-    _refuse_others(fields, ("role", "content", "weight"), where=where)
-    return _with_weight({"role": role, "content": _text_of(fields.get("content"), where=where)}, fields)
+    if not isinstance(turn, dict):
+        raise ValueError(f"{where} is not an object; give a role and a text")
+    _refuse_tools(turn, where=where)
+    role, text = (turn.get(name) for name in names)
+    if role in TOOL_ROLES:
+        _refuse_tool(where, str(role))
+    for name, value in turn.items():
+        if name not in (*names, "weight", *TOOL_FIELDS) and value not in (None, "", [], {}):
+            raise ValueError(f"{where} has {name!r}, which is not kept; remove it")
+    message = {"role": ROLES.get(str(role), role), "content": _joined(text, where=where)}
+    weight = turn.get("weight")
+    if weight is not None:
+        message["weight"] = int(weight) if weight in (0, 1) else weight
+    return message
 
 
-def _text_of(content: object, *, where: str) -> str:
-    """Return the content of a message: a string, or a list of parts with texts."""
-    if isinstance(content, str):
-        return content
+def _joined(content: object, *, where: str) -> object:
+    """Return the text of a content that is a list of texts, as in requests to the service; any other unchanged."""
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{where} has no content; give a string")
+        return content
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
             raise ValueError(f"{where} has a part of type {kind!r}; only texts are kept, so drop or change the line")
         texts.append(part["text"])
-    return "".join(texts)  # as in requests to the service
-
-
-def _sharegpt(values: Mapping[str, object]) -> list[Message]:
-    messages = _system_message(values)
-    for position, turn in enumerate(_list_of(values, "conversations")):
-        where = f"turn {position}"
-        fields = _fields_of(turn, where=where)
-        role = _role_of(fields.get("from"), SHAREGPT_ROLES, where=where)
-        _refuse_others(fields, ("from", "value", "weight"), where=where)
-        messages.append(_with_weight({"role": role, "content": _string(fields, "value", where=where)}, fields))
-    return messages
-
-
-def _alpaca(values: Mapping[str, object]) -> list[Message]:
-    """Return the instruction, followed by the input if there is one, and the output as its answer."""
-    texts = [_string(values, "instruction", where="the line")]
-    if values.get("input"):
-        texts.append(_string(values, "input", where="the line"))
-    answer = _string(values, "output", where="the line")
-    question = {"role": "user", "content": "\n\n".join(texts)}
-    return [*_system_message(values), question, {"role": "assistant", "content": answer}]
-
-
-CHAT_FORMATS = (
-    ChatFormat("OpenAI", required=("messages",), optional=(), convert=_openai),
-    ChatFormat("ShareGPT", required=("conversations",), optional=("system",), convert=_sharegpt),
-    ChatFormat("Alpaca", required=("instruction", "output"), optional=("input", "system"), convert=_alpaca),
-)
-
-
-def _system_message(values: Mapping[str, object]) -> list[Message]:
-    if not values.get("system"):
-        return []
-    return [{"role": "system", "content": _string(values, "system", where="the line")}]
-
-
-def _with_weight(message: Message, fields: Mapping[str, object]) -> Message:
-    return message if fields.get("weight") is None else message | {"weight": fields["weight"]}
-
-
-def _list_of(values: Mapping[str, object], name: str) -> list[object]:
-    value = values[name]
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{name!r} is not a list of turns; give a list with at least two")
-    return value
-
-
-def _fields_of(turn: object, *, where: str) -> Mapping[str, object]:
-    if not isinstance(turn, dict):
-        raise ValueError(f"{where} is not an object; give a role and a text")
-    _refuse_tools(turn, where=where)
-    return turn
-
-
-def _role_of(value: object, roles: Mapping[str, str], *, where: str) -> str:
-    if isinstance(value, str) and value in roles:
-        return roles[value]
-    if value in TOOL_ROLES:
-        _refuse_tool(where, str(value))
-    raise ValueError(f"{where} has the role {value!r}; allowed: {', '.join(roles)}")
-
-
-def _string(values: Mapping[str, object], name: str, *, where: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"{where} has no text {name!r}; give a string")
-    return value
+    return "".join(texts)
 
 
 def _refuse_tools(fields: Mapping[str, object], *, where: str) -> None:
@@ -140,10 +112,3 @@ def _refuse_tools(fields: Mapping[str, object], *, where: str) -> None:
 
 def _refuse_tool(where: str, name: str) -> NoReturn:
     raise ValueError(f"{where} has {name!r}; calls of tools are not supported, so drop the line")
-
-
-def _refuse_others(fields: Mapping[str, object], names: Sequence[str], *, where: str) -> None:
-    """Raise ValueError for a field that would be lost. Empty fields are ignored."""
-    for name, value in fields.items():
-        if name not in names and name not in TOOL_FIELDS and value not in (None, "", [], {}):
-            raise ValueError(f"{where} has {name!r}, which is not kept; remove it")

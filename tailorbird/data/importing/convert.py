@@ -139,7 +139,7 @@ def _row(record: Record, schema: Schema) -> dict[str, object]:
     plain, row = record.values, dict[str, object]()
     if chat_format is not None:
         messages = messages_of(plain, chat_format=chat_format)
-        used = (*chat_format.required, *chat_format.optional, *TOOL_FIELDS)
+        used = (*chat_format.fields, *TOOL_FIELDS)
         plain = {name: value for name, value in plain.items() if name not in used}
         schema.has_weights |= any("weight" in message for message in messages)
         row[MESSAGES] = messages

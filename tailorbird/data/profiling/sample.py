@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from tailorbird.data.parquet import TEXT_TYPES, open_parquet, parquet_files, plain_type
+from tailorbird.data.parquet import Kind, kind_of, open_parquet, parquet_files, plain_type
 from tailorbird.data.splits import normalise
 
 SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
@@ -18,13 +18,6 @@ SPREAD_ROWS = 2000  # maximum number of rows of a sample whose tokens are counte
 NEAR_EMPTY = 3  # number of characters below which a text is near-empty
 
 Row = TypeVar("Row")
-Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
-_KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
-    ("string", TEXT_TYPES),
-    ("integer", (pa.types.is_integer,)),
-    ("boolean", (pa.types.is_boolean,)),
-    ("date", (pa.types.is_date,)),
-)
 
 
 @dataclass(frozen=True)
@@ -98,19 +91,6 @@ def count_rows(uri: str) -> int:
         with open_parquet(name, columns=(), in_parts=True) as file:
             total += file.metadata.num_rows
     return total
-
-
-def kind_of(type_: pa.DataType) -> Kind:
-    """Return the kind of columns of this type."""
-    plain = plain_type(type_)
-    for kind, tests in _KINDS:
-        if any(test(plain) for test in tests):
-            return kind
-    if (pa.types.is_list(plain) or pa.types.is_large_list(plain)) and pa.types.is_struct(plain.value_type):
-        turns = plain.value_type
-        if {"role", "content"} <= {turns.field(index).name for index in range(turns.num_fields)}:
-            return "messages"
-    return "other"
 
 
 def _column(table: pa.Table, name: str) -> Column:

@@ -9,7 +9,15 @@ import regex
 
 from tailorbird.config.suites import BUILTIN, LIKELIHOOD_METRICS, SUITE_METRICS, WITHOUT_EXPECTATION
 from tailorbird.data.answers import suite_metric
-from tailorbird.data.parquet import open_parquet, parquet_files, plain_type, read_strings, read_table, texts_of
+from tailorbird.data.parquet import (
+    LABEL_KINDS,
+    kind_of,
+    open_parquet,
+    parquet_files,
+    read_strings,
+    read_table,
+    texts_of,
+)
 from tailorbird.data.rows import NO_GROUP, DataError, Rows, SuiteColumns
 
 REQUIRED = ("prompt", "metric", "expectation")
@@ -68,15 +76,15 @@ def _texts(table: pa.Table, name: str, *, uri: str) -> tuple[str, ...]:
     """Return a column of strings or integers with nulls as empty strings; empty strings without the column."""
     if not _has(table, name):
         return ("",) * int(table.num_rows)
-    return read_strings(table, name, uri=uri, first=0, allowed="string or integer", fill="")
+    return read_strings(table, name, uri=uri, first=0, allowed=LABEL_KINDS, fill="")
 
 
 def _options(table: pa.Table, *, uri: str) -> tuple[tuple[str, ...], ...]:
     if not _has(table, "options"):
         return ((),) * int(table.num_rows)
     kind = table.schema.field("options").type
-    values = plain_type(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
-    if values is None or not (pa.types.is_string(values) or pa.types.is_large_string(values)):
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list or kind_of(kind.value_type) != "string":
         raise DataError(f"{uri}: column 'options' has type {kind}, but must have lists of strings; convert it")
     return tuple(tuple(options or ()) for options in table.column("options").to_pylist())
 

@@ -81,8 +81,7 @@ def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list
     tokenizer, prompting = loaded.tokenizer, loaded.prompting
     tokens = []
     for turns, answer in zip(rows.turns, rows.labels, strict=True):
-        known, shots = chat_prompt(turns, tokenizer=tokenizer, prompting=prompting, index=loaded.index)
-        system = prompting.system
-        whole = conversation_tokens(turns, answer, tokenizer=tokenizer, system=system, shots=shots, prompt=known)
+        shots = chat_prompt(turns, tokenizer=tokenizer, prompting=prompting, index=loaded.index).examples
+        whole = conversation_tokens(turns, answer, tokenizer=tokenizer, system=prompting.system, shots=shots)
         tokens.append(whole)
     return log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]

@@ -111,13 +111,11 @@ def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tup
         if metric == "same_choice":
             prompts.append((("user", suite.counterparts[position]),))
         for prompt in prompts:
-            known, shots = chat_prompt(prompt, tokenizer=tokenizer, prompting=prompting, index=loaded.index)
+            shots = chat_prompt(prompt, tokenizer=tokenizer, prompting=prompting, index=loaded.index).examples
             for option in suite.options[position]:
                 owners.append(position)
                 tokens.append(
-                    conversation_tokens(
-                        prompt, option, tokenizer=tokenizer, system=prompting.system, shots=shots, prompt=known
-                    )
+                    conversation_tokens(prompt, option, tokenizer=tokenizer, system=prompting.system, shots=shots)
                 )
     if not tokens:
         return {}

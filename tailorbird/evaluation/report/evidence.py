@@ -135,7 +135,7 @@ class TrainingRecord:
     seconds: float  # time in training steps
     samples_per_second: float
     padding_share: float  # share of padding among the processed tokens, in [0, 1]
-    attention: str = "dense"  # attention in training: `flash`, `flex` or `dense`
+    attention: str = "dense"  # attention in training: `flash` or `dense`
 
 
 @dataclass(frozen=True)

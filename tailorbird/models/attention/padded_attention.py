@@ -10,7 +10,6 @@ from tailorbird.models.attention.transformers_private import (
     can_set_attention_implementation,
     sdpa_attention_forward,
     sdpa_mask,
-    set_attention_implementation,
 )
 
 PADDED = "padded_sdpa"
@@ -26,7 +25,7 @@ def use_padded_attention(encoder: Any) -> None:
     if attention_implementation(encoder.config) == "sdpa" and can_set_attention_implementation(encoder):
         AttentionInterface.register(PADDED, sdpa_attention_forward)
         AttentionMaskInterface.register(PADDED, _mask)
-        set_attention_implementation(encoder, PADDED)
+        encoder.set_attn_implementation(PADDED)
 
 
 def _mask(*, attention_mask: Tensor | None, **options: Any) -> Tensor | None:

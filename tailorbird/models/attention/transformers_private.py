@@ -14,8 +14,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
 from transformers.generation.continuous_batching.utils import WorkloadHints
-from transformers.integrations.flex_attention import flex_attention_forward as flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask as create_causal_mask
+from transformers.masking_utils import packed_sequence_mask_function as packed_sequence_mask_function
 from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -43,19 +44,9 @@ def attention_implementation(config: Any) -> str | None:
     return name
 
 
-def set_attention_implementation(lm: Any, name: str) -> None:
-    """Set a loaded model's attention implementation. A model with a fixed attention keeps it."""
-    lm.set_attn_implementation(name)
-
-
 def can_set_attention_implementation(lm: Any) -> bool:
     """Return True if a loaded model has no fixed attention."""
     return bool(lm._can_set_attn_implementation())
-
-
-def supports_flex_attention(lm: Any) -> bool:
-    """Return True if transformers runs this model with FlexAttention."""
-    return bool(lm._supports_flex_attn and can_set_attention_implementation(lm))
 
 
 def flash_restriction(lm: Any, *, max_head_size: int) -> str | None:

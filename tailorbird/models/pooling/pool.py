@@ -16,11 +16,10 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> 
 
 
 def _pooled(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
-    if pooling.mode == "mean" and attention_mask is None and not pooling.num_skipped:
-        return hidden.sum(1) / hidden.new_full((), hidden.shape[1])  # rounded like the quotient in `_mean`
-    tokens = _ones(hidden) if attention_mask is None else attention_mask
+    if attention_mask is None:
+        attention_mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     positions = torch.arange(hidden.shape[1], device=hidden.device)
-    mask = tokens * (positions >= pooling.num_skipped) if pooling.num_skipped else tokens
+    mask = attention_mask * (positions >= pooling.num_skipped) if pooling.num_skipped else attention_mask
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     match pooling.mode:
         case "mean":
@@ -34,11 +33,7 @@ def _pooled(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) 
         case "cls":
             return hidden[rows, mask.to(torch.int32).argmax(1)]
         case "lasttoken":
-            return hidden[rows, tokens.sum(1) - 1]
-
-
-def _ones(hidden: Tensor) -> Tensor:
-    return torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+            return hidden[rows, attention_mask.sum(1) - 1]
 
 
 def _mean(hidden: Tensor, weights: Tensor) -> Tensor:

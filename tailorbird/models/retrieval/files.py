@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from scipy.sparse import csc_matrix
 
 from tailorbird.data.rows import digest_of
 from tailorbird.models.errors import ModelError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 MATRIX_FILE, ROWS_FILE = INDEX_FILES
-ARRAYS = ("columns", "idf", "starts", "rows", "weights")
 EMBEDDINGS = "embeddings"  # array of the embeddings, float16
 
 _in_memory: WeakValueDictionary[tuple[str, "TextEncoder | None", float], RetrievalIndex] = WeakValueDictionary()
@@ -31,7 +31,9 @@ _in_memory: WeakValueDictionary[tuple[str, "TextEncoder | None", float], Retriev
 
 def index_files(index: RetrievalIndex) -> dict[str, bytes]:
     """Return the content of the files of an index by name. The encoder is not part of them."""
-    arrays = {name: getattr(index.postings, name) for name in ARRAYS}
+    postings = index.postings
+    arrays = {"columns": postings.columns, "idf": postings.idf, "starts": postings.matrix.indptr}
+    arrays |= {"rows": postings.matrix.indices, "weights": postings.matrix.data}
     if index.embeddings is not None:
         arrays[EMBEDDINGS] = index.embeddings.rows.astype(np.float16)
     rows = BytesIO()
@@ -76,10 +78,12 @@ def load_index(folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | No
 
 def _parse(files: Mapping[str, bytes], *, encoder: "TextEncoder | None", weight: float) -> RetrievalIndex:
     arrays = load(files[MATRIX_FILE])
-    postings = Postings(**{name: arrays[name] for name in ARRAYS})
     if pq.read_schema(BytesIO(files[ROWS_FILE])) != SCHEMA:
         raise ValueError(f"{ROWS_FILE} has other columns")
     table = pq.read_table(BytesIO(files[ROWS_FILE])).combine_chunks()
+    parts = (arrays["weights"], arrays["rows"], arrays["starts"])
+    matrix = csc_matrix(parts, shape=(len(table), len(arrays["columns"])))
+    postings = Postings(arrays["columns"], arrays["idf"], matrix)
     if encoder is None:
         return RetrievalIndex(postings, table)
     rows = arrays.get(EMBEDDINGS, np.zeros((0, 0), dtype=np.float16))

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import repeat
+from itertools import chain, pairwise, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csc_matrix, csr_matrix, vstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from tailorbird.data.chat_template import examples_of
@@ -42,7 +42,7 @@ MAX_TEXT_NGRAMS = 256
 MAX_POSTINGS = 200_000
 """Maximum number of pairs of an n-gram and a row that a search reads. The rarest n-grams of the text are used first,
 and the rarest one in any case. The limit can only reduce a similarity."""
-CHUNK_CHARACTERS = 1 << 20  # characters of the texts whose n-grams are in memory at once
+CHUNK_TEXTS = 512  # texts whose n-grams are in memory at once
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -66,13 +66,48 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Postings:
-    """TF-IDF weights of rows by n-gram; each row has length 1. The rows of an n-gram are contiguous."""
+    """TF-IDF weights of rows by n-gram."""
 
     columns: NDArray[np.int32]  # [C] columns of the n-grams in the rows, ascending
     idf: FloatArray  # [C + 1] inverse document frequencies; the last one is that of unknown n-grams
-    starts: IntArray  # [C + 1] position of the first row of each n-gram
-    rows: NDArray[np.int32] = field(repr=False)  # [P]
-    weights: FloatArray = field(repr=False)  # [P]
+    matrix: csc_matrix  # [N, C] weights; each row has length 1
+
+    @cached_property
+    def _terms(self) -> NDArray[np.int32]:
+        """[NUM_COLUMNS] position of each column in `columns`; C for unknown n-grams."""
+        terms = np.full(NUM_COLUMNS, len(self.columns), dtype=np.int32)
+        terms[self.columns] = np.arange(len(self.columns))
+        return terms
+
+    def vectors(self, texts: Sequence[str]) -> csr_matrix:
+        """Return the weights of the known n-grams of texts, [N, C].
+
+        The vector of all n-grams of a text, known and unknown, has length 1. Of more than `MAX_TEXT_NGRAMS` known
+        n-grams, those with the largest weights are returned, scaled to the length of all known n-grams.
+        """
+        counts = _counts(texts)
+        terms = self._terms[counts.indices]
+        weights = (1 + np.log(counts.data)) * self.idf[terms]
+        for start, end in pairwise(counts.indptr):
+            row = weights[start:end]
+            total = np.linalg.norm(row)
+            row[terms[start:end] == len(self.columns)] = 0
+            known = np.linalg.norm(row)
+            row[np.argsort(-row, kind="stable")[MAX_TEXT_NGRAMS:]] = 0
+            row *= known / max(total * np.linalg.norm(row), np.finfo(np.float32).tiny)
+        vectors = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))[:, :-1]
+        vectors.eliminate_zeros()
+        return vectors
+
+    def similarities(self, text: str) -> NDArray[np.float64]:
+        """Return the cosine of a text with each row, [N], from the rarest n-grams within `MAX_POSTINGS`."""
+        vector = self.vectors([text])
+        sizes = self.matrix.indptr[vector.indices + 1] - self.matrix.indptr[vector.indices]
+        rarest = np.argsort(sizes, kind="stable")
+        num_read = max(1, int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right")))
+        rarest = rarest[:num_read]
+        cosines: NDArray[np.float64] = self.matrix[:, vector.indices[rarest]] @ vector.data[rarest].astype(np.float64)
+        return cosines
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +168,7 @@ class RetrievalIndex:
         if self.embeddings is not None:
             similarities += weight * self.embeddings.similarities(text)
         if weight < 1:
-            similarities += (1 - weight) * _ngram_similarities(text, postings=self.postings, num_rows=len(self))
+            similarities += (1 - weight) * self.postings.similarities(text)
         return similarities
 
     def exclusions(self, rows: Rows) -> Iterator[IntArray]:
@@ -144,23 +179,22 @@ class RetrievalIndex:
         and a longer part of the same conversation has the query as an earlier turn. The training rows need not be in
         the index.
         """
-        keys = self._rows_by_key
         for turns, group in zip(rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True):
-            questions = [normalise(content) for role, content in turns if role == "user"]
-            excluded = [keys.by_turn.get(normalise(query_of(turns)), NO_ROWS)]
-            excluded += [keys.by_query.get(turn, NO_ROWS) for turn in set(questions)]
-            excluded += [] if group is None else [keys.by_group.get(group_hash(group), NO_ROWS)]
-            yield np.concatenate(excluded)
+            keys = [("turn", normalise(query_of(turns)))]
+            keys += [("query", question) for question in set(_questions(turns))]
+            keys += [] if group is None else [("group", group_hash(group))]
+            excluded = [self._rows_by_key.get(key, ()) for key in keys]
+            yield np.fromiter(chain.from_iterable(excluded), dtype=np.int64)
 
     @cached_property
-    def _rows_by_key(self) -> "_RowsByKey":
-        queries, turns = [], []
-        for row in range(len(self)):
-            questions = [normalise(content) for role, content in self.turns(row) if role == "user"]
-            queries.append(questions[-1:])
-            turns.append(questions)
-        groups = [[] if group is None else [group] for group in self.table["group"].to_pylist()]
-        return _RowsByKey(_rows_by(queries), _rows_by(turns), _rows_by(groups))
+    def _rows_by_key(self) -> dict[tuple[str, str | None], list[int]]:
+        """The rows by their normalised query, by each normalised turn of the user, and by group."""
+        rows: dict[tuple[str, str | None], list[int]] = {}
+        for row, group in enumerate(self.table["group"].to_pylist()):
+            questions = _questions(self.turns(row))
+            for key in {("group", group), ("query", questions[-1]), *(("turn", question) for question in questions)}:
+                rows.setdefault(key, []).append(row)
+        return rows
 
     def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
         scores = self.similarities(text)
@@ -173,12 +207,9 @@ class RetrievalIndex:
         return Neighbours(rows, np.minimum(scores[rows], 1.0))
 
 
-class _RowsByKey(NamedTuple):
-    """Rows of an index by their normalised query, by each normalised turn of the user, and by group."""
-
-    by_query: dict[str, IntArray]
-    by_turn: dict[str, IntArray]
-    by_group: dict[str, IntArray]
+def _questions(turns: Conversation) -> list[str]:
+    """Return the normalised turns of the user."""
+    return [normalise(content) for role, content in turns if role == "user"]
 
 
 def group_hash(key: str) -> str:
@@ -225,13 +256,16 @@ def _table(rows: Rows) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _rows_by(keys: Sequence[Sequence[str]]) -> dict[str, IntArray]:
-    """Return the rows of each key, given the keys of each row."""
-    rows: dict[str, list[int]] = {}
-    for row, keys_of_row in enumerate(keys):
-        for key in dict.fromkeys(keys_of_row):
-            rows.setdefault(key, []).append(row)
-    return {key: np.array(positions, dtype=np.int64) for key, positions in rows.items()}
+def _postings(texts: Sequence[str]) -> Postings:
+    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams stay in memory."""
+    chunks = [texts[start : start + CHUNK_TEXTS] for start in range(0, len(texts), CHUNK_TEXTS)]
+    frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
+    for chunk in chunks:
+        frequencies += np.bincount(_counts(chunk).indices, minlength=NUM_COLUMNS)
+    columns = np.flatnonzero(frequencies).astype(np.int32)
+    idf = np.log((1 + len(texts)) / (1 + np.append(frequencies[columns], 0))) + 1
+    postings = Postings(columns, idf.astype(np.float32), csc_matrix((0, len(columns))))
+    return replace(postings, matrix=vstack([postings.vectors(chunk) for chunk in chunks], format="csr").tocsc())
 
 
 def _counts(texts: Sequence[str]) -> csr_matrix:
@@ -246,78 +280,3 @@ def _counts(texts: Sequence[str]) -> csr_matrix:
 def _compared(text: str) -> str:
     """Return the part of a text that is compared, without lone surrogates."""
     return text[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
-
-
-def _postings(texts: Sequence[str]) -> Postings:
-    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams stay in memory."""
-    frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
-    for chunk in _chunks(texts):
-        frequencies += np.bincount(_counts(chunk).indices, minlength=NUM_COLUMNS)
-    columns = np.flatnonzero(frequencies).astype(np.int32)
-    idf = np.log((1 + len(texts)) / (1 + np.append(frequencies[columns], 0))) + 1
-    empty = Postings(columns, idf.astype(np.float32), NO_ROWS, np.zeros(0, np.int32), np.zeros(0, np.float32))
-    parts = []
-    for chunk in _chunks(texts):
-        vectors = [_vector(counts, empty) for counts in _rows_of(_counts(chunk))]
-        lengths = np.cumsum([0, *(len(terms) for terms, _ in vectors)])
-        terms, weights = (np.concatenate(arrays) for arrays in zip(*vectors, strict=True))
-        parts.append(csr_matrix((weights, terms, lengths), shape=(len(chunk), len(columns)), dtype=np.float32))
-    by_term = vstack(parts, format="csr").tocsc()
-    starts, rows = by_term.indptr.astype(np.int64), by_term.indices.astype(np.int32)
-    return Postings(columns, empty.idf, starts, rows, by_term.data.astype(np.float32))
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the texts in chunks of about `CHUNK_CHARACTERS` characters."""
-    chunk: list[str] = []
-    num_characters = 0
-    for text in texts:
-        chunk.append(text)
-        num_characters += min(len(text), MAX_TEXT_CHARACTERS) + 1
-        if num_characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, num_characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _rows_of(counts: csr_matrix) -> Iterator[tuple[NDArray[np.int32], FloatArray]]:
-    """Yield the columns and counts of each text."""
-    for start, end in zip(counts.indptr[:-1], counts.indptr[1:], strict=True):
-        yield counts.indices[start:end], counts.data[start:end]
-
-
-def _vector(counts: tuple[NDArray[np.int32], FloatArray], postings: Postings) -> tuple[IntArray, FloatArray]:
-    """Return the known n-grams of a text, as positions in the postings, and their weights.
-
-    The vector of all n-grams of the text, known and unknown, has length 1. If there are more than `MAX_TEXT_NGRAMS`
-    known n-grams, only those with the largest weights are returned, scaled to the length of all known n-grams.
-    """
-    columns, occurrences = counts
-    terms = np.searchsorted(postings.columns, columns)
-    known = np.zeros(len(columns), dtype=np.bool_)
-    inside = terms < len(postings.columns)
-    known[inside] = postings.columns[terms[inside]] == columns[inside]
-    terms[~known] = len(postings.columns)
-    weights = (1 + np.log(occurrences.astype(np.float64))) * postings.idf[terms]
-    total = np.square(weights).sum()
-    terms, weights = terms[known], weights[known]
-    share = np.square(weights).sum() / total if len(terms) else 0.0
-    largest = np.argsort(-weights, kind="stable")[:MAX_TEXT_NGRAMS]
-    terms, weights = terms[largest], weights[largest]
-    length = np.sqrt(np.square(weights).sum())
-    return terms, (weights * np.sqrt(share) / length if len(terms) else weights).astype(np.float32)
-
-
-def _ngram_similarities(text: str, *, postings: Postings, num_rows: int) -> NDArray[np.float64]:
-    """Return the cosine of a text with each row [num_rows], from the rarest n-grams within `MAX_POSTINGS`."""
-    terms, weights = _vector(next(_rows_of(_counts([text]))), postings)
-    lengths = postings.starts[terms + 1] - postings.starts[terms]
-    rarest = np.argsort(lengths, kind="stable")
-    rarest = rarest[: max(1, int(np.searchsorted(np.cumsum(lengths[rarest]), MAX_POSTINGS, side="right")))]
-    if not len(rarest):
-        return np.zeros(num_rows)
-    parts = [slice(postings.starts[term], postings.starts[term + 1]) for term in terms[rarest]]
-    rows = np.concatenate([postings.rows[part] for part in parts])
-    products = np.repeat(weights[rarest], lengths[rarest]) * np.concatenate([postings.weights[part] for part in parts])
-    return np.bincount(rows, weights=products, minlength=num_rows).astype(np.float64)

@@ -36,7 +36,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
-from tailorbird.models.loading import LoadedChat, load_model
+from tailorbird.models.loading import LoadedChat
 from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.monitoring.log_reader import by_day
 from tailorbird.operate.reevaluate import reevaluate_champion
@@ -48,6 +48,7 @@ from tailorbird.release.manifests import render_manifest
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.integration.small import SmallRun, write_table
+from tests.loaded import load_model
 from tests.progress import ProgressRecorder
 from tests.unit.release.loaded_folders import logits_of
 

@@ -36,7 +36,7 @@ from tailorbird.evaluation.verdict.protocol import NO_GATES
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.classifier import logits_rows
-from tailorbird.models.loading import LoadedClassifier, load_model
+from tailorbird.models.loading import LoadedClassifier
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, publish, verdict_inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
@@ -53,6 +53,7 @@ from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import parse_run_uri
 from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
+from tests.loaded import load_model
 from tests.notebook import execute
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import registering

@@ -24,6 +24,7 @@ from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.kinds import KINDS, Kind
 from tests import small_chat, small_encoder
+from tests.loaded import load_model
 
 ROOT = Path(__file__).parents[3]
 TASK_URI = "s3://models/chat-serving-test"
@@ -82,7 +83,7 @@ class Service:
 
     def expected(self, version: registry.ModelVersion, *, max_new_tokens: int = LIMIT) -> list[str]:
         """Return the version's answers to the questions in memory, as in an evaluation."""
-        loaded = loading.load_model(version.uri, loading.LoadedChat)
+        loaded = load_model(version.uri, loading.LoadedChat)
         tokenizer, system = loaded.tokenizer, loaded.prompting.system
         prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
         end_id = int(tokenizer.eos_token_id)

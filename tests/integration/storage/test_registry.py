@@ -14,7 +14,7 @@ from serving.offline import load_offline
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier, checked_copy, load_artifact, load_model
+from tailorbird.models.loading import checked_copy, load_artifact, load_version
 from tailorbird.registry import security_log
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.draws import draw_secret
@@ -314,7 +314,7 @@ def test_a_hybrid_with_a_changed_part_is_not_loaded(bucket: str, tmp_path: Path,
 def test_a_hybrid_is_not_loaded_as_a_single_model(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
     with pytest.raises(ModelError, match="is a hybrid of two versions"):
-        load_model(hybrid.uri, LoadedClassifier)
+        load_version(hybrid)
     with pytest.raises(ModelError, match="is a hybrid of two versions"):
         load_artifact(hybrid.uri)
 

@@ -129,7 +129,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "training.batch_tokens 50 must be at least data.max_length 64, because a micro-batch must hold the",
         ),
         ("training.attention", "flash", "training: attention 'flash' requires gpus_per_worker 1; use 'auto' to train"),
-        ("training.attention", "sdpa", "training.attention: .*'auto', 'flash', 'flex' or 'dense'"),
+        ("training.attention", "sdpa", "training.attention: .*'auto', 'flash' or 'dense'"),
         ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 must be at least min 2"),
         ("training.num_workers", {"min": 1, "max": 33}, "training: batch_size 32 must be at least num_workers 33"),
         (

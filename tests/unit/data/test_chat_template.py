@@ -105,18 +105,6 @@ def test_a_training_conversation_is_truncated_with_its_mask() -> None:
         training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=len(whole) - 4)
 
 
-@pytest.mark.parametrize("system", [None, "z"])
-def test_a_known_prompt_does_not_change_the_tokens(system: str | None) -> None:
-    turns, shots = (("user", "a"), ("assistant", "b"), ("user", "c")), (("user", "x"), ("assistant", "y"))
-    known = prompt_tokens(turns, tokenizer=tokenizer(), system=system, shots=shots)
-    expected = conversation_tokens(turns, "d", tokenizer=tokenizer(), system=system, shots=shots)
-    tokens = conversation_tokens(turns, "d", tokenizer=tokenizer(), system=system, shots=shots, prompt=known)
-    assert tokens.ids == expected.ids
-    np.testing.assert_array_equal(tokens.assistant_mask, expected.assistant_mask)
-    with pytest.raises(DataError, match="changes earlier turns"):
-        conversation_tokens(turns, "d", tokenizer=tokenizer(), system=system, shots=shots, prompt=[*known, 0])
-
-
 def test_the_examples_of_a_prompt_do_not_count_towards_the_maximum_length() -> None:
     rows = Rows(("0",), ("ab",), ("cdef",), conversations=((("user", "ab"),),))
     shots = (("user", "x"), ("assistant", "y"))

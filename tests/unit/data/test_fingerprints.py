@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.fingerprints import (
-    are_among,
     fingerprints,
     letters_and_digits,
     load_fingerprints,
@@ -56,9 +55,3 @@ def test_another_column_is_refused(tmp_path: Path, values: pa.Array) -> None:
     pq.write_table(pa.table({"fingerprint": values}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="is no column of uint64 without nulls; restore it from a copy"):
         load_fingerprints((tmp_path / "rows.parquet").as_uri())
-
-
-def test_hashes_are_compared_in_any_order() -> None:
-    others = fingerprints(map(str, range(100)))
-    assert are_among(fingerprints(["7", "x", "99"]), others).tolist() == [True, False, True]
-    assert not are_among(others, fingerprints([])).any()

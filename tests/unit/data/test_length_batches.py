@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,11 +44,6 @@ def test_sorted_batches_have_a_tenth_of_the_padding_of_unsorted_ones() -> None:
     lengths = np.random.default_rng(0).geometric(1 / 12, size=2000).clip(1, 64)
     in_order = [np.arange(start, min(start + 32, 2000)) for start in range(0, 2000, 32)]
     assert padded_tokens(lengths, length_batches(lengths, max_rows=32)) < 0.1 * padded_tokens(lengths, in_order)
-
-
-def test_a_batch_size_of_zero_is_rejected() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        length_batches([3, 2], max_rows=0)
 
 
 def test_with_shortest_first_the_last_batch_has_the_longest_rows() -> None:

@@ -16,12 +16,13 @@ from tailorbird.evaluation.inference.predict import class_logits, predict_rows
 from tailorbird.evaluation.mix import mix_with_bag, write_mix
 from tailorbird.evaluation.mix_weight import select_weight
 from tailorbird.models.export import export_int8
-from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
+from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, register, write_config
+from tests.loaded import load_model
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 

@@ -20,10 +20,9 @@ from tailorbird.models.bag_of_words import (
     vocabulary_limit,
 )
 from tailorbird.models.errors import ModelError
-from tailorbird.models.export import export_int8
-from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
-from tailorbird.models.runtimes import EngineError
+from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, now, register, write_config
+from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
 UNKNOWN = ("", "QQQ", "?!")
@@ -197,11 +196,6 @@ def test_a_version_without_its_weights_is_not_registered(tmp_path: Path) -> None
     (folder / bag_of_words.WEIGHTS_FILE).unlink()
     with pytest.raises(RegistryError, match=r"bag_of_words\.safetensors is missing"):
         register((tmp_path / "registry" / "task").as_uri(), folder)
-
-
-def test_a_bag_of_words_is_not_exported(version: ModelVersion, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="a bag_of_words model, which has no encoder to export; serve it with torch"):
-        export_int8(version.uri, code="s3://none.zip", to=(tmp_path / "export").as_uri())
 
 
 def test_an_artifact_is_loaded_like_a_version(tmp_path: Path) -> None:

@@ -60,6 +60,21 @@ def test_packed_rows_have_the_scaled_and_capped_logits_of_the_model(kind: str, f
         )
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2"])
+def test_packed_rows_have_the_logits_of_separate_rows(kind: str, attention: str) -> None:
+    lm, batch = model_of(kind), pack([*rows(), *rows()[:2]], pad_id=0, max_width=64)
+    lm.set_attn_implementation(attention)
+    assert (batch.conversation_ids == -1).any()
+    assert batch.position_ids.max(axis=1).min() > 0
+    with torch.no_grad():
+        logits = ChatModel(lm)(*as_tensors(batch, device="cpu"))
+        for index, row in enumerate([*rows(), *rows()[:2]]):
+            alone = lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])]
+            packed = logits[torch.from_numpy(batch.target_conversation_ids == index)]
+            torch.testing.assert_close(packed, alone, atol=1e-6, rtol=1e-5)
+
+
 def test_full_weights_with_a_missing_weight_are_rejected(tmp_path: Path) -> None:
     state = {name: value.detach().clone() for name, value in LM.named_parameters()}
     state.pop("model.norm.weight")

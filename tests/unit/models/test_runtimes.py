@@ -159,12 +159,6 @@ def test_an_exported_version_records_its_original_version(
     assert sorted(json.loads((export / "config.json").read_text())) == sorted(VersionConfig.model_fields)
 
 
-def test_an_export_is_not_exported_again(export: Path, tmp_path: Path) -> None:
-    uri = register((tmp_path / "toy").as_uri(), export).uri
-    with pytest.raises(EngineError, match=r"is already an export; export .* instead"):
-        export_int8(uri, code="", to=(tmp_path / "again").as_uri())
-
-
 def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.grammar.compiler import grammar_for
 from tailorbird.models.hub_format import require_exportable, write_hub_format
-from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
+from tailorbird.models.loading import LoadedChat, LoadedClassifier
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.hybrid_routing import Routing
@@ -47,6 +47,7 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.release.export import card_text, export_version
 from tests import small_chat
+from tests.loaded import load_model
 from tests.unit import byte_level
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.evaluation.test_mix import CLASSES, artifact, base

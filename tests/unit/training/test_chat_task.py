@@ -238,22 +238,6 @@ def test_flash_attention_gives_the_losses_of_the_dense_mask_without_padding(
     assert [report.loss for report in reports] == pytest.approx([report.loss for report in dense], rel=0.01)
 
 
-@pytest.mark.usefixtures("flash")
-@pytest.mark.parametrize("stage", [0, 3])
-def test_attention_that_mixes_packed_conversations_is_rejected_before_the_first_step(
-    monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
-    def without_bounds(*states: torch.Tensor, **options: Any) -> torch.Tensor:
-        query, key, value, *_ = states
-        everything = torch.tensor([0, len(query)], dtype=torch.int32)
-        length: Any = len(query)
-        return reference_varlen_attn(query, key, value, everything, everything, length, length, **options)
-
-    monkeypatch.setattr(packed_attention, "_varlen_kernel", lambda: without_bounds)
-    with pytest.raises(ModelError, match="the flash attention of a model of type llama mixes packed conversations"):
-        build_engine(config_of(zero_stage=stage), runtime_of())
-
-
 def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
     save(tmp_path)
     runtime = task_of(tmp_path.as_uri(), max_length=9).load_runtime()

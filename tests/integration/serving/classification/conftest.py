@@ -12,6 +12,7 @@ from tests.integration.serving.classification.service import (
     TEXTS,
     Service,
 )
+from tests.loaded import load_model
 
 
 @pytest.fixture(scope="package")
@@ -28,6 +29,6 @@ def predictions(service: Service) -> dict[str, list[Prediction]]:
     """Return the predictions of each part of the hybrids for `TEXTS`."""
     parts = {"first": service.first, "second": service.swapped}
     return {
-        part: predict_texts(loading.load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4)
+        part: predict_texts(load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4)
         for part, version in parts.items()
     }

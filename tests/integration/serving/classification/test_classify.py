@@ -20,11 +20,12 @@ from tests.integration.serving.classification.service import (
     TEXTS,
     Service,
 )
+from tests.loaded import load_model
 from tests.unit.serving.http.test_openapi import is_valid
 
 
 def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
-    loaded = loading.load_model(service.first.uri, loading.LoadedClassifier)
+    loaded = load_model(service.first.uri, loading.LoadedClassifier)
     expected = predict_texts(loaded, TEXTS, batch_size=4)
     answer = service.ask({"input": TEXTS, "scores": True})
     assert (answer["model"], answer["version"]) == ("serving-test", service.first.version)
@@ -92,7 +93,7 @@ def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
 def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
     service.deploy(service.swapped)
     try:
-        loaded = loading.load_model(service.swapped.uri, loading.LoadedClassifier)
+        loaded = load_model(service.swapped.uri, loading.LoadedClassifier)
         assert loaded.model is not None
         assert loaded.tokenizer is not None
         tokens = loaded.encode(TEXTS)

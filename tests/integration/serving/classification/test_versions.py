@@ -35,6 +35,7 @@ from tests.integration.serving.classification.service import (
     Service,
     replica_pids,
 )
+from tests.loaded import load_model
 
 
 def test_a_deploy_swaps_the_version_in_the_running_replica_without_failed_requests(service: Service) -> None:
@@ -56,9 +57,7 @@ def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version
     wanted = {
         name: [
             prediction.label
-            for prediction in predict_texts(
-                loading.load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4
-            )
+            for prediction in predict_texts(load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4)
         ]
         for name, version in versions.items()
     }

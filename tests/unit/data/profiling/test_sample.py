@@ -4,8 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailorbird.data.parquet import kind_of
 from tailorbird.data.profiling import sample as profile
-from tailorbird.data.profiling.sample import count_rows, kind_of, num_copies, num_near_empty, read_sample
+from tailorbird.data.profiling.sample import count_rows, num_copies, num_near_empty, read_sample
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 

@@ -8,11 +8,19 @@ import pytest
 import torch
 from transformers.generation.continuous_batching.utils import build_attention_mask
 
-from tailorbird.models.attention.continuous_batching_attention import _attention, _groups
+from tailorbird.models.attention import continuous_batching_attention
+from tailorbird.models.attention.continuous_batching_attention import _attention
 from tailorbird.models.attention.transformers_private import sdpa_attention_forward
 
 HEADS, KEY_HEADS, WIDTH = 6, 2, 8
 MODULE: Any = SimpleNamespace(num_key_value_groups=HEADS // KEY_HEADS)
+
+
+@pytest.fixture(autouse=True)
+def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute few requests like many."""
+    monkeypatch.setattr(continuous_batching_attention, "MAX_TOGETHER", 0)
+
 
 Requests = list[tuple[int, int]]
 """Number of query tokens and number of keys of each request."""
@@ -58,6 +66,13 @@ def test_a_request_does_not_depend_on_the_other_requests() -> None:
     assert torch.equal(before[:, 1], after[:, 1])
 
 
+def test_few_requests_use_masked_attention_over_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuous_batching_attention, "MAX_TOGETHER", 2)
+    states, options = packed_pass([(1, 7), (3, 9)])
+    together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
+    assert torch.equal(_attention(MODULE, *states, scaling=0.3, **options)[0], together)
+
+
 def test_outside_continuous_batching_the_attention_is_unchanged() -> None:
     states, _ = packed_pass([(1, 7), (3, 9)])
     own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
@@ -76,12 +91,6 @@ def test_a_position_bias_uses_masked_attention() -> None:
     bias = torch.randn(1, HEADS, 4, 16)
     own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
     assert torch.equal(_attention(MODULE, *states, scaling=0.3, position_bias=bias, **options)[0], own)
-
-
-def test_short_and_long_requests_are_in_different_groups() -> None:
-    queries, keys = (0, *accumulate([1] * 4)), (0, *accumulate([3, 90, 4, 31]))
-    lengths = [(indices.shape, int((~padding).sum())) for _, indices, padding in _groups(queries, keys)]
-    assert lengths == [((2, 4), 7), ((1, 31), 31), ((1, 90), 90)]
 
 
 def test_on_another_device_than_a_cpu_no_value_is_read() -> None:

@@ -1,7 +1,6 @@
 """Each attention of packed rows gives the logits of the dense mask; kernels that need a GPU are replaced on CPUs."""
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from tailorbird.data.packing import PackedRows, pack
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.attention.packed_attention import Attention, attention_name, choose_attention
-from tailorbird.models.attention.transformers_private import flex_attention_forward
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import add_adapter
@@ -81,50 +79,6 @@ def test_flash_attention_works_with_an_adapter_gradient_checkpointing_and_autoca
         torch.testing.assert_close(results[1][1][name], gradient, atol=2e-2, rtol=0.1)
 
 
-@pytest.fixture
-def eager_flex() -> Iterator[None]:
-    """Run FlexAttention without a compiler."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@pytest.mark.usefixtures("eager_flex")
-@pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("gemma2", {"final_logit_softcapping": 0.5})])
-def test_flex_attention_gives_the_logits_of_the_dense_mask(kind: str, fields: dict[str, Any]) -> None:
-    model, batch = ChatModel(model_of(kind, **fields)), packed()
-    with torch.no_grad():
-        logits = model(*as_tensors(batch, device="cpu"))
-        model.set_attention("flex")
-        flex_logits = model(*as_tensors(batch, device="cpu"))
-    torch.testing.assert_close(flex_logits, logits, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.usefixtures("eager_flex")
-def test_flex_attention_computes_in_the_dtype_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = ChatModel(model_of("gemma2")), packed()
-    dtypes: set[torch.dtype] = set()
-
-    def noted(module: Any, *states: Any, **options: Any) -> Any:
-        dtypes.update(state.dtype for state in states[:3])
-        return flex_attention_forward(module, *states, **options)
-
-    monkeypatch.setattr(packed_attention, "flex_attention_forward", noted)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits = model(*as_tensors(batch, device="cpu"))
-        model.set_attention("flex")
-        flex_logits = model(*as_tensors(batch, device="cpu"))
-    assert dtypes == {torch.bfloat16}  # rotary embeddings return fp32
-    torch.testing.assert_close(flex_logits, logits, atol=0.05, rtol=0.05)
-
-
-def test_a_block_mask_has_no_blocks_of_pairs_of_other_conversations() -> None:
-    ids = torch.arange(4).repeat_interleave(256)[None]
-    mask = packed_attention.block_mask(ids)
-    blocks = mask.to_dense()[0, 0]
-    assert blocks.shape == (8, 8)  # of 128 tokens
-    assert int(blocks.sum()) == 4 * 3  # the lower triangle of each conversation
-
-
 @pytest.mark.usefixtures("varlen")
 def test_dense_attention_is_restored_within_a_block() -> None:
     lm = language_model()
@@ -140,8 +94,6 @@ def test_models_on_cpus_use_the_dense_mask() -> None:
     assert choose_attention("auto", **options) == "dense"
     with pytest.raises(ModelError, match=r"training\.attention 'flash' cannot be used: it needs a GPU"):
         choose_attention("flash", **options)
-    with pytest.raises(ModelError, match=r"training\.attention 'flex' cannot be used: it needs a GPU"):
-        choose_attention("flex", **options)
 
 
 @pytest.mark.usefixtures("varlen")
@@ -149,21 +101,21 @@ def test_models_on_cpus_use_the_dense_mask() -> None:
     ("lm", "dtype", "expected"),
     [
         (language_model(), torch.bfloat16, "flash"),
-        (language_model(), torch.float32, "flex"),
+        (language_model(), torch.float32, "dense"),
         (language_model(dropout=0.1), torch.bfloat16, "dense"),
-        (model_of("gemma2"), torch.bfloat16, "flex"),  # caps the attention scores
-        (model_of("gpt_oss", num_local_experts=4), torch.bfloat16, "flex"),  # attention sinks
+        (model_of("gemma2"), torch.bfloat16, "dense"),  # caps the attention scores
+        (model_of("gpt_oss", num_local_experts=4), torch.bfloat16, "dense"),  # attention sinks
         (model_of("qwen3"), torch.bfloat16, "flash"),
     ],
     ids=lambda value: value.config.model_type if hasattr(value, "config") else str(value),
 )
-def test_models_on_gpus_use_the_first_attention_that_they_support(
+def test_models_on_gpus_use_flash_attention_if_they_support_it(
     lm: Any, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) == expected
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) in ("flex", "dense")
+    assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) == "dense"
 
 
 def test_torch_has_the_arguments_of_the_kernel() -> None:

@@ -189,7 +189,7 @@ def test_more_characters_than_the_limit_are_sampled(monkeypatch: pytest.MonkeyPa
 def test_a_text_is_represented_by_a_limited_number_of_n_grams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "MAX_TEXT_NGRAMS", 5)
     index = build_index(rows_of(), seed=0)
-    assert np.bincount(index.postings.rows).max() == 5
+    assert np.bincount(index.postings.matrix.indices).max() == 5
     for text, _ in PAIRS:
         [neighbours] = index.search([text], k=1)
         assert query_of(index.turns(neighbours.rows[0])[:-1]) == text

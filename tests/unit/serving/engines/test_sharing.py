@@ -186,7 +186,7 @@ def test_an_adapter_that_does_not_fit_changes_no_prediction_of_others(
     weights = load_file(file)
     last = sorted(weights)[-1]
     save_file(weights | {last: torch.ones(3, 4)}, file)
-    with pytest.raises(ModelError, match="does not fit its base model"):
+    with pytest.raises(ModelError, match="do not fit their base model"):
         add(encoder, broken)
     for name, model in loaded.items():
         rows = [(model, text) for text in TEXTS]

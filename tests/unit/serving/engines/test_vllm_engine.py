@@ -28,10 +28,11 @@ from serving.engines.vllm_engine import EngineNotInstalled, VllmEngine, VllmPool
 from serving.http.schemas import RequestError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.generation import Answer, answer_prompts
-from tailorbird.models.loading import LoadedChat, load_model
+from tailorbird.models.loading import LoadedChat
 from tailorbird.models.lora import add_adapter
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import ModelVersion, Prompting, VersionConfig, register, write_config
+from tests.loaded import load_model
 from tests.small_chat import language_model, save
 from tests.unit.serving.engines.test_transformers_engine import (
     GREEDY,
