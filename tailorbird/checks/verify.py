@@ -42,6 +42,7 @@ from tailorbird.evaluation.report.preregistration import (
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.verdict.decide import ANCHOR
 from tailorbird.evaluation.verdict.inputs import (
     CHANGED_SETS,
     SUITE_PREFIX,
@@ -50,7 +51,7 @@ from tailorbird.evaluation.verdict.inputs import (
     require_valid_scores,
 )
 from tailorbird.evaluation.verdict.protocol import build_protocol
-from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
 from tailorbird.registry.versions import RegistryError, read_version

@@ -37,8 +37,9 @@ from tailorbird.evaluation.report.evidence_files import (
     write_evidence,
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
-from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, VerdictInputs, model_predictions
-from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
+from tailorbird.evaluation.verdict.decide import ANCHOR
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, register_contender, register_hybrid
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
@@ -227,22 +228,12 @@ def predict_all(
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
     """Return the inputs of the verdict."""
-    tables = evaluated.predictions
-    family = evaluated.family
-    anchor = family.anchor
-    of_anchor = model_predictions(ANCHOR, tables) if anchor is not None and not anchor.problem else None
-    return VerdictInputs(
-        models={model.role: model_predictions(model.role, tables) for model in family.models},
+    return evaluated.family.verdict_inputs(
+        evaluated.predictions,
         test_sha256=context.inputs.data.hashes["test"],
-        replacing=family.replacing,
-        hybrid=family.hybrid,
-        anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
-        costs=evaluated.cost.serving,
-        training=evaluated.cost.training,
-        headroom=family.headroom,
+        cost=evaluated.cost,
         look=evaluated.test_access,
-        trained_on=context.registered.trained_rows.known,
-        unknown_training=context.registered.trained_rows.unknown,
+        trained_rows=context.registered.trained_rows,
     )
 
 

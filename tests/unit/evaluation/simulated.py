@@ -35,7 +35,6 @@ from tailorbird.evaluation.report.evidence import (
     FrozenModel,
     MixRecord,
     SeedRecord,
-    TrainedRows,
     TrainingRecord,
     TrialRecord,
 )
@@ -49,7 +48,7 @@ from tailorbird.evaluation.report.preregistration import Preregistration, run_na
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import TrainedRows, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
@@ -207,8 +206,7 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         training=TrainingUsage() if simulation.candidate is None else simulation.training,
         headroom=family_of(simulation, tables).headroom,
         look=look_of(simulation),
-        trained_on=simulation.trained.known,
-        unknown_training=simulation.trained.unknown,
+        trained_rows=simulation.trained,
     )
 
 

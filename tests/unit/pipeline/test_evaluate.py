@@ -17,7 +17,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.report.evidence import FrozenAnchor, PairedExample, TrainedRows
+from tailorbird.evaluation.report.evidence import FrozenAnchor, PairedExample
 from tailorbird.evaluation.report.evidence_files import (
     MANIFEST,
     load_all_predictions,
@@ -25,7 +25,7 @@ from tailorbird.evaluation.report.evidence_files import (
     render_files,
     write_evidence,
 )
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, TrainedRows
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender

@@ -15,8 +15,8 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints, user_texts
 from tailorbird.data.rows import DataError
-from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.report.preregistration import Preregistration
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.models.base_model import StagedModel
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
