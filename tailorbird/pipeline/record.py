@@ -11,6 +11,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.examples import paired_examples
@@ -43,7 +44,7 @@ class FineTuning:
     sweep: SweepResult
     seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's trial first
     averaged: evidence.AverageRecord | None
-    mix: evidence.MixRecord | None
+    mix: MixRecord | None
     curve: LearningCurve | None
     candidate: Contender
 

@@ -13,6 +13,7 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, TrainingUsage
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.decide import ANCHOR
@@ -81,16 +82,6 @@ class AverageRecord:
 
     validation: float
     chosen: bool  # True if the averaged weights are the candidate
-
-
-@dataclass(frozen=True)
-class MixRecord:
-    """The fine-tuned classifier mixed with the run's bag of words, by a weight that was selected on validation."""
-
-    weight: float  # of the fine-tuned model's log-probabilities; the bag of words has the rest. 1 if no mix is better
-    num_weights: int  # compared weights below 1
-    validation: float  # score with this weight
-    unmixed: float  # score of the fine-tuned model alone
 
 
 @dataclass(frozen=True)
