@@ -146,8 +146,8 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
             f"{len(tables[0])} rows have predictions, but the protocol has {protocol.num_test_rows} test rows; predict "
             "all of them"
         )
-    for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        changed = _tables_of(models, name=name, is_required=gate is not None)
+    for name in CHANGED_SETS:
+        changed = _tables_of(models, name=name, is_required=name in protocol.gates.changed_sets)
         if name == "noise" and any(len(table) != len(tables[0]) for table in changed):
             raise VerdictRefused(
                 "the noise set must have one row per test row; create the set again from all test rows"

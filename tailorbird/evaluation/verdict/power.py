@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.evaluation.gates.prices import CostComparison
-from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.hybrid import FrozenHybrid, routed_predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.class_metrics import jackknife_values
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
@@ -128,9 +128,8 @@ def _at_gain(inputs: PowerInputs, *, gain: float, over: str) -> PowerInputs:
     tables = dict(inputs.tables)
     tables[CANDIDATE] = with_score(tables[CANDIDATE], target=target, metric=metric)
     if inputs.hybrid is not None:
-        first = ModelPredictions(tables[inputs.hybrid.first])
-        second = ModelPredictions(tables[inputs.hybrid.second])
-        tables[HYBRID] = apply_routing(inputs.hybrid.routing, first=first, second=second).clean
+        first, second = (tables[role] for role in inputs.hybrid.parts)
+        tables[HYBRID] = routed_predictions(inputs.hybrid.routing, first=first, second=second)
     return replace(inputs, tables=tables)
 
 
