@@ -199,7 +199,7 @@ def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str)
 
 def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
     uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
-    costs = measure_serving(uris, rows=rows_of(VALIDATION[:1]), num_rounds=MIN_ROUNDS).serving
+    costs = measure_serving(uris, rows=rows_of(VALIDATION[:1])).serving
     assert {role: len(usage.cpu_s) for role, usage in costs.items()} == dict.fromkeys(uris, MIN_ROUNDS)
 
 
