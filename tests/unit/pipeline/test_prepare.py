@@ -94,7 +94,9 @@ def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: 
     prepare(recipe, progress=recorder)
     (text,) = _notes_on_earlier_tests(recorder)
     seen, num = len(rows) // 2, len(rows)
-    assert text.startswith(f"{seen} of {num} distinct test rows were used in earlier tests, so a new test has an alpha")
+    assert text.startswith(
+        f"{seen} of {num} different test rows are known from earlier tests, so a new test has an alpha"
+    )
     assert text.endswith(f" of {0.05 * (1 - seen / num * 5 / 6):.2g} (0.05 on fresh rows)")
 
 
