@@ -1,11 +1,11 @@
 """Finished runs for tests of their readers: the evidence of a simulated run, with other versions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
-from tailorbird.evaluation.report.evidence import CandidateRecord, Evidence
-from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.evaluation.report.evidence import ROLES, CandidateRecord, Evidence
+from tailorbird.evaluation.report.evidence_files import VALIDATION, write_evidence
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import ModelVersion, now
@@ -30,6 +30,18 @@ def verdict_of(outcome: str, *, selected: str | None = None) -> Verdict:
         relations = [replace(each, first=role) for each in verdict.relations if each.first == "candidate"]
         changes |= {"models": (*verdict.models, model), "relations": (*verdict.relations, *relations)}
     return Verdict.model_validate(dict(verdict) | changes)
+
+
+def prediction_table_names(roles: Sequence[str], *, changed: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a run's tables in `predictions/`, if incumbent and candidate have one of validation rows.
+
+    `roles` are those of all models that predict the test rows, and `changed` are the sets of changed rows and suites.
+    """
+    return (
+        *roles,
+        *(f"{role}_{VALIDATION}" for role in ROLES),
+        *(f"{role}_{name}" for role in roles for name in changed),
+    )
 
 
 def candidate_record(version: ModelVersion) -> CandidateRecord:

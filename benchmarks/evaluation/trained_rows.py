@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.inputs import TrainedRows, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 
@@ -59,9 +59,9 @@ def _rates(share: float, *, gain: float) -> Figures:
     for _ in range(NUM_RUNS):
         known = generator.permutation(NUM_ROWS) < share * NUM_ROWS
         inputs = _inputs(generator, known, gain=gain)
-        trained_on = {"incumbent": frozenset(np.array(ROW_IDS)[known].tolist())}
+        trained = TrainedRows({"incumbent": tuple(np.array(ROW_IDS)[known].tolist())})
         on_all += reach_verdict(inputs, protocol=PROTOCOL).outcome == "FINE_TUNE"
-        without += reach_verdict(replace(inputs, trained_on=trained_on), protocol=PROTOCOL).outcome == "FINE_TUNE"
+        without += reach_verdict(replace(inputs, trained_rows=trained), protocol=PROTOCOL).outcome == "FINE_TUNE"
     rates = {"all rows": on_all / NUM_RUNS, "unknown rows": without / NUM_RUNS}
     errors = {f"+- {name}": float(np.sqrt(rate * (1 - rate) / NUM_RUNS)) for name, rate in rates.items()}
     return rates | errors

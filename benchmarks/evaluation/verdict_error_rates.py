@@ -114,8 +114,7 @@ def power() -> Measured:
         claims = []
         for _ in range(NUM_CLAIMS):
             models = truth.compared(generator)
-            tables = {role: model.clean for role, model in models.models.items()}
-            claims.append(power_of(PowerInputs(tables, models.entries, models.costs)).at_expected_gain)
+            claims.append(power_of(PowerInputs(models.tables, models.entries, models.costs)).at_expected_gain)
         error = float(np.std(claims) / np.sqrt(NUM_CLAIMS))
         rows[name] = {"measured": figures[name], "claimed": float(np.mean(claims)), "+-": error}
     print_table("Power that single runs claim", rows)
@@ -225,7 +224,7 @@ def _chain(num_rows: int) -> Event:
                 {INCUMBENT: answers(right[:, 0]), CANDIDATE: answers(right[:, 1])},
                 protocol=protocol(num_rows, value_of_point=0.01),
                 costs={INCUMBENT: 1.0, CANDIDATE: 0.8},
-                anchor=None if champion == anchor else Anchor("simulated", answers(right[:, 2])),
+                anchor=None if champion == anchor else Anchor(answers(right[:, 2]).clean),
             )
             if decision(models).selected == CANDIDATE:
                 champion -= STEP_OF_CHAIN

@@ -268,7 +268,7 @@ def _trainer_rows(runtime: TaskRuntime) -> list[dict[str, Any]]:
             for tokens, label in zip(window.tokens(range(len(window))), labels, strict=True)
         ]
     return [
-        {"input_ids": row.ids.tolist(), "labels": np.where(row.assistant_mask, row.ids, -100).tolist()}
+        {"input_ids": row.ids, "labels": np.where(row.assistant_mask, row.ids, -100).tolist()}
         for row in window.conversations(range(len(window)))
     ]
 

@@ -126,7 +126,7 @@ def _trainer(runtime: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str
     path, window = node_cache.local_copy(base), sampled_rows(runtime.train)
     rows = [
         {
-            "input_ids": row.ids.tolist(),
+            "input_ids": row.ids,
             "attention_mask": [1] * len(row),
             "labels": [token if learned else -100 for token, learned in zip(row.ids, row.assistant_mask, strict=True)],
         }

@@ -99,7 +99,7 @@ def predict_shared(
             embedded = loaded.model.pool(hidden[part], None if mask is None else mask[part])
             logits = loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
             if loaded.bag is not None:
-                logits += loaded.bag.logits([rows[row][1] for row in part])
+                logits += loaded.bag.logits([rows[row][1] for row in part.tolist()])
             for row, prediction in zip(part, _predictions(loaded, logits), strict=True):
                 results[row] = prediction
     return results

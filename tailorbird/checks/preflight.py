@@ -24,6 +24,7 @@ from tailorbird.checks.preflight_rows import check_rows
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
+from tailorbird.evaluation.verdict.formatting import counted
 
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 NUM_LISTED = 5
@@ -50,14 +51,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     results += _model(recipe, facts)
     results += check_prices(recipe)
     results += check_endpoint(recipe.evaluation, facts.tables, of_champion=facts.champion_endpoints)
-    remedy = "or check where the driver of a run sends the requests: submit preflight as a job, as the run"
-    results += [fault("endpoint", text, remedy) for text in facts.endpoint_faults.values()]
-    results += [note("endpoint", text) for text in facts.endpoint_warnings]
-    results += [note("test rows", text) for text in facts.trained_rows]
-    if facts.trained_rows_fault is not None:
-        results.append(fault("test rows", facts.trained_rows_fault))
-    if facts.encoder_fault is not None:
-        results.append(fault("retrieval encoder", facts.encoder_fault))
+    results += facts.findings
     if facts.planned is not None:
         results += check_documents(facts.planned)
         results += check_power(recipe.evaluation, facts.planned)
@@ -85,7 +79,7 @@ def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
         as_job = "submit a job, which runs with the cluster's versions: ray job submit --working-dir . -- "
         yield fault("Ray", text, f"{as_job}python -m tailorbird preflight RECIPE; or install the same versions here")
     else:
-        num_nodes = _count(len(facts.cluster.nodes) if facts.cluster else 0, "node")
+        num_nodes = counted(len(facts.cluster.nodes) if facts.cluster else 0, "node")
         yield ok("Ray", f"reachable, {num_nodes}; {versions}{', here and on the cluster' if theirs else ''}")
     if theirs is None:
         return
@@ -105,7 +99,7 @@ def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
             yield fault(f"data.{table.split}", table.fault)  # the message includes the remedy
             continue
         part = f" in the {table.num_read} files that were read" if table.num_read < table.num_files else ""
-        text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {_count(table.num_files, 'file')}"
+        text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {counted(table.num_files, 'file')}"
         yield ok(f"data.{table.split}", text)
     train = sum(table.num_rows for table in facts.tables if table.split == "train")
     if train > recipe.data.stream_above_rows and recipe.data.validation is None:
@@ -167,22 +161,22 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     least, most = config.min_workers, config.max_workers
     have = workers_that_fit((node.total for node in cluster.nodes), worker)
     scaled = max(have, workers_of_types(cluster.node_types, worker)) if cluster.node_types else have
-    wanted = f"{_count(least, 'worker') if least == most else f'{least} to {most} workers'} of {_room(worker)}"
+    wanted = f"{counted(least, 'worker') if least == most else f'{least} to {most} workers'} of {worker.text()}"
     if scaled < least:
         yield _too_few(cluster, worker, wanted=wanted, have=scaled)
         return
     grows = f"; {have} now, {_many(scaled)} after the autoscaler has added nodes" if scaled > have else ""
     fewer = f"; training uses the {_many(scaled)} of {most} that fit" if scaled < most else ""
-    yield ok("workers", f"room for {wanted} on {_count(len(cluster.nodes), 'node')}{fewer}{grows}")
+    yield ok("workers", f"room for {wanted} on {counted(len(cluster.nodes), 'node')}{fewer}{grows}")
     groups = recipe.tuning.trials_at_once(room=1)
     if groups * most > scaled:
         text = f"tuning.max_concurrent_trials is {groups}, but only {scaled // most} fit the cluster"
         text += ": the others wait up to half an hour for nodes that an autoscaler may add"
         yield note("trials", text)
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
-    text = f"resources for {free} of {_count(least, 'worker')} are free now; {_held(cluster.holders)}"
+    text = f"resources for {free} of {counted(least, 'worker')} are free now; {_held(cluster.holders)}"
     if free >= least:
-        workers = "any number of workers" if free >= UNBOUNDED else _count(free, "worker")
+        workers = "any number of workers" if free >= UNBOUNDED else counted(free, "worker")
         yield ok("free now", f"resources for {workers} are free")
     elif scaled > have:
         yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
@@ -194,7 +188,7 @@ def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> 
     rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
     largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Resources(0))
     if not any(room.num_workers(worker) for room in rooms):
-        text = f"there is no room for {wanted}: the largest node has {_room(largest)}"
+        text = f"there is no room for {wanted}: the largest node has {largest.text() or '0 CPUs'}"
         remedy = "lower training.cpus_per_worker or gpus_per_worker, or add larger nodes"
     else:
         text = f"there is no room for {wanted}: the cluster has room for {have}"
@@ -212,7 +206,7 @@ def _held(holders: Sequence[Holder] | None) -> str:
         return "the users of the rest are unknown, because the dashboard does not answer"
     if not holders:
         return "Ray lists no actor or job that uses the rest; it may be used by tasks that are ending"
-    return f"used by {_listed([f'{holder.name} ({_room(holder.resources)})' for holder in holders])}"
+    return f"used by {_listed([f'{holder.name} ({holder.resources.text()})' for holder in holders])}"
 
 
 def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
@@ -228,7 +222,7 @@ def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[
     for result, names in faulty.items():
         yield replace(result, name=f"node {_listed(names)}")
     if not faulty and cluster.reports:
-        text = f"{_count(len(cluster.reports), 'node')} probed: can read data and model and write to the registry"
+        text = f"{counted(len(cluster.reports), 'node')} probed: can read data and model and write to the registry"
         yield ok("nodes", f"{text}; package versions match")
 
 
@@ -254,15 +248,6 @@ def _node_faults(report: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
     return ", ".join(names[:NUM_LISTED]) + more
-
-
-def _room(room: Resources) -> str:
-    cpus = _count(room.cpus, "CPU")
-    return f"{cpus} and {_count(room.gpus, 'GPU')}" if room.gpus else cpus
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def _many(number: int) -> str:

@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writi
 from cluster.requirements import ALWAYS, Requirements, requirements
 from cluster.resources import Holder, Node, NodeType, Versions
 from tailorbird.checks.preflight_gates import PlannedTest
+from tailorbird.checks.result import CheckResult, fault, note
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.suites import EXTRACTION
@@ -79,13 +80,8 @@ class PreflightFacts:
     model_fault: str | None
     ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
-    trained_rows: tuple[str, ...] = ()  # sentences about test rows that the champion was trained on
-    trained_rows_fault: str | None = None  # reason why too few other test rows remain
-    encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
     champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
-    endpoint_faults: Mapping[str, str] = field(default_factory=dict)
-    """Why the endpoint of the recipe or of the champion cannot be used from here, by URL."""
-    endpoint_warnings: tuple[str, ...] = ()  # of the endpoints that can be used; see `check_answering`
+    findings: tuple[CheckResult, ...] = ()  # on endpoints, test rows and the encoder for retrieval
     without_cluster: bool = False  # True if the cluster was not inspected on purpose
 
 
@@ -97,7 +93,6 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     tables, written = inspect_tables(recipe), check_writing(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
     ranks = None if model is None else _or_fault(lambda: run_ranks(recipe, base_model=model.uri))[0]
-    _, encoder_fault = _or_fault(lambda: _require_encoder(recipe))
     wanted, here, any_patch = requirements(), resources.local_versions(), os.environ.get(MATCH_LEVEL) == "minor"
     theirs = None
     if not without_cluster:
@@ -113,11 +108,12 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
-    trained, trained_fault = _or_fault(lambda: trained_sentences(recipe)) if planned is not None else (None, None)
     of_champion = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
     of_recipe = recipe.evaluation.endpoint
     endpoints = (*of_champion, *(() if of_recipe is None else (Endpoint.from_config(of_recipe),)))
-    faults_of_endpoints, warnings = endpoint_faults(endpoints)
+    findings = [*endpoint_findings(endpoints)]
+    findings += trained_rows_findings(recipe) if planned is not None else ()
+    findings += encoder_findings(recipe)
     return PreflightFacts(
         wanted,
         here,
@@ -131,12 +127,8 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         model_fault=model_fault,
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
-        trained_rows=trained or (),
-        trained_rows_fault=trained_fault,
-        encoder_fault=encoder_fault,
         champion_endpoints=of_champion,
-        endpoint_faults=faults_of_endpoints,
-        endpoint_warnings=warnings,
+        findings=tuple(dict.fromkeys(findings)),
         without_cluster=without_cluster,
     )
 
@@ -149,16 +141,15 @@ def champion_endpoints(task_uri: str) -> tuple[Endpoint, ...]:
     return called_endpoints(champion_version(stored[0]))
 
 
-def endpoint_faults(endpoints: Sequence[Endpoint]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return why an endpoint cannot be used from this process, by URL, and the warnings about those that answer."""
-    faults, warnings = {}, []
+def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
+    """Yield why an endpoint cannot be used from this process, and the warnings about those that answer."""
+    remedy = "or check where the driver of a run sends the requests: submit preflight as a job, as the run"
     for endpoint in dict.fromkeys(endpoints):
         warning, reason = _or_fault(partial(check_answering, endpoint))
         if reason is not None:
-            faults[endpoint.url] = reason
+            yield fault("endpoint", reason, remedy)
         if warning is not None:
-            warnings.append(warning)
-    return faults, tuple(dict.fromkeys(warnings))
+            yield note("endpoint", warning)
 
 
 def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
@@ -225,24 +216,36 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
     return PlannedTest(num_test, groups, config.split_by, len(documents) or None, suites)
 
 
-def trained_sentences(recipe: Recipe) -> tuple[str, ...]:
-    """Return sentences about test rows that the champion was trained on; raise ValueError if too few others remain."""
-    stored = read_champion(recipe.task_uri)
-    if stored is None:
-        return ()
-    test = read_test(recipe.data, task=recipe_task(recipe))
-    return rows_of_champion(stored[0], test=test, config=recipe.evaluation).sentences(len(test))
+def trained_rows_findings(recipe: Recipe) -> Iterator[CheckResult]:
+    """Yield what is known about test rows that the champion was trained on; a fault if too few others remain."""
+
+    def sentences() -> tuple[str, ...]:
+        stored = read_champion(recipe.task_uri)
+        if stored is None:
+            return ()
+        test = read_test(recipe.data, task=recipe_task(recipe))
+        return rows_of_champion(stored[0], test=test, config=recipe.evaluation).sentences(len(test))
+
+    known, reason = _or_fault(sentences)
+    yield from (note("test rows", sentence) for sentence in known or ())
+    if reason is not None:
+        yield fault("test rows", reason)
+
+
+def encoder_findings(recipe: Recipe) -> Iterator[CheckResult]:
+    """Yield a fault if the encoder for retrieval cannot be used."""
+    uri = recipe.evaluation.retrieval_encoder
+    if uri is None:
+        return
+    _, reason = _or_fault(lambda: require_encoder(stage_base_model(uri, registry=recipe.registry).uri))
+    if reason is not None:
+        yield fault("retrieval encoder", reason)
 
 
 def _model(recipe: Recipe) -> ModelMetadata:
     staged = stage_base_model(recipe.base_model, registry=recipe.registry).uri
     task_pooling(recipe, staged)  # raises PoolingError
     return read_metadata(staged, task=recipe_task(recipe))
-
-
-def _require_encoder(recipe: Recipe) -> None:
-    if recipe.evaluation.retrieval_encoder is not None:
-        require_encoder(stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry).uri)
 
 
 def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:
@@ -257,8 +260,8 @@ def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table
                 task.require_types(file.schema_arrow, config=config, uri=name)
     except ValueError as error:
         return Table(split, uri, fault=str(error))
-    fault = None if num_rows or len(read) < len(files) else f"{uri} has no rows; give a file with at least one row"
-    return Table(split, uri, num_rows, num_files=len(files), num_read=len(read), file=files[0], fault=fault)
+    empty = None if num_rows or len(read) < len(files) else f"{uri} has no rows; give a file with at least one row"
+    return Table(split, uri, num_rows, num_files=len(files), num_read=len(read), file=files[0], fault=empty)
 
 
 def _or_fault(act: Callable[[], Any]) -> tuple[Any, str | None]:

@@ -1,10 +1,10 @@
-"""Simulate which gates the test rows can settle, by calling them on simulated predictions of a sound candidate.
+"""Simulate which gates the test rows can settle, by evaluating them on simulated predictions of a sound candidate.
 
 A sound candidate has the expected gain in every group, is calibrated, and is as robust as the incumbent. Rows are
 simulated as independent: rows that share documents settle less.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
-from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.gates.prices import CostComparison
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
-from tailorbird.evaluation.verdict.protocol import expected_gain
+from tailorbird.evaluation.verdict.gates import evaluate_gates
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
+from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 
 DISCORDANCE = 0.15  # share of the rows on which exactly one of the two models is right
 SWAPPED = 1 / 3  # share of the rows with a name, sex or age
@@ -73,8 +73,25 @@ def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[Chec
 def pass_share(name: str, *, config: EvaluationConfig, planned: PlannedTest, num_tests: int = NUM_TESTS) -> float:
     """Return the share of simulated tests in which a sound candidate passes a gate."""
     generator = np.random.default_rng(SEED)
-    states = [GATES[name](generator, config, planned).state for _ in range(num_tests)]
-    return float(np.mean([state is State.PASSES for state in states]))
+    protocol = simulated_protocol(config, planned, **{name: getattr(config.gates, name)})
+    num_passed = 0
+    for _ in range(num_tests):
+        candidate, incumbent = _models(generator, planned, protocol=protocol)
+        [gate] = evaluate_gates(candidate, incumbent=incumbent, protocol=protocol, cost=CostComparison())
+        num_passed += gate.state is State.PASSES
+    return num_passed / num_tests
+
+
+def simulated_protocol(config: EvaluationConfig, planned: PlannedTest, **gates: object) -> TestProtocol:
+    """Return the protocol of a test of simulated classifiers in accuracy, with these gates only."""
+    changes = {"metric": "accuracy", "gates": NO_GATES.model_copy(update=gates), "cost": None, "hybrid": None}
+    return build_protocol(
+        config.model_copy(update=changes),
+        serving=ServingConfig(),
+        test_sha256="",
+        num_test_rows=planned.num_rows,
+        suites=dict.fromkeys(planned.suites, ""),
+    )
 
 
 def _remedy(name: str, *, margin: str, config: EvaluationConfig, planned: PlannedTest) -> str:
@@ -160,54 +177,6 @@ def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
         yield ok("prices", "all resources that the recipe uses have a price")
 
 
-def _calibration(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
-    candidate, _ = _models(generator, planned, gain=expected_gain(config))
-    assert config.gates.calibration is not None
-    return calibration_gate(candidate, limits=config.gates.calibration, alpha=config.alpha)
-
-
-def _by_group(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
-    """Return the groups gate by accuracy, for any metric."""
-    candidate, incumbent = _models(generator, planned, gain=expected_gain(config))
-    assert config.gates.groups is not None
-    return groups_gate(candidate, incumbent=incumbent, limits=config.gates.groups, alpha=config.alpha)
-
-
-def _counterfactual(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
-    models = _models(generator, replace(planned, num_rows=max(1, round(SWAPPED * planned.num_rows))), gain=0.0)
-    candidate, incumbent = (_perturbed(generator, model, lost=FLIPPED, won=FLIPPED) for model in models)
-    assert config.gates.counterfactual is not None
-    limits = config.gates.counterfactual
-    return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
-
-
-def _robustness(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
-    models = _models(generator, planned, gain=expected_gain(config))
-    candidate, incumbent = (_perturbed(generator, model, lost=LOST, won=WON) for model in models)
-    assert config.gates.robustness is not None
-    limits = config.gates.robustness
-    return robustness_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
-
-
-def _suites(generator: np.random.Generator, config: EvaluationConfig, planned: PlannedTest) -> Gate:
-    answered = {}
-    for name, num_rows in planned.suites.items():
-        luck = generator.random(num_rows)
-        right = luck < 0.8
-        changed = (luck < CHANGED) | (luck > 1 - CHANGED)
-        assert config.gates.suites is not None
-        answered[name] = AnsweredSuite(config.gates.suites[name], _table(right != changed), _table(right))
-    return suites_gate(answered, alpha=config.alpha)
-
-
-GATES: Mapping[str, Callable[[np.random.Generator, EvaluationConfig, PlannedTest], Gate]] = MappingProxyType({
-    "calibration": _calibration,
-    "groups": _by_group,
-    "counterfactual": _counterfactual,
-    "robustness": _robustness,
-    "suites": _suites,
-})  # fmt: skip
-"""Simulated gates of a sound candidate."""
 MARGINS = MappingProxyType({
     "calibration": "max_ece",
     "groups": "max_loss",
@@ -217,9 +186,12 @@ MARGINS = MappingProxyType({
 })  # fmt: skip
 
 
-def _models(generator: np.random.Generator, planned: PlannedTest, *, gain: float) -> tuple[Predictions, Predictions]:
-    """Return the predictions of a calibrated candidate with this gain, and of the incumbent."""
+def _models(
+    generator: np.random.Generator, planned: PlannedTest, *, protocol: TestProtocol
+) -> tuple[ModelPredictions, ModelPredictions]:
+    """Return the predictions of a calibrated candidate with the expected gain, and of the incumbent."""
     n = planned.num_rows
+    gain = protocol.expected_gain
     confidence = 0.3 + 0.7 * generator.beta(4, 1.5, n)
     right = generator.random(n) < confidence
     won = (max(DISCORDANCE, gain) + gain) / 2
@@ -229,19 +201,38 @@ def _models(generator: np.random.Generator, planned: PlannedTest, *, gain: float
     for column, sizes in planned.groups.items():
         shares = np.array(list(sizes.values())) / sum(sizes.values())
         groups[column] = tuple(generator.choice(list(sizes), n, p=shares).tolist())
-    candidate = replace(_table(right), calibrated=confidence, groups=groups)
-    return candidate, replace(_table(right != changed), groups=groups)
+    candidate = replace(simulated_answers(right), calibrated=confidence, groups=groups)
+    incumbent = replace(simulated_answers(right != changed), groups=groups)
+
+    gates = protocol.gates
+    sets: tuple[dict[str, Predictions], dict[str, Predictions]] = ({}, {})
+    for table, of_model in zip((candidate, incumbent), sets, strict=True):
+        if gates.counterfactual is not None:
+            swapped = table.take(range(max(1, round(SWAPPED * n))))
+            of_model["counterfactual"] = _perturbed(generator, swapped, lost=FLIPPED, won=FLIPPED)
+        if gates.robustness is not None:
+            of_model["noise"] = _perturbed(generator, table, lost=LOST, won=WON)
+    for name, num_rows in planned.suites.items() if gates.suites is not None else ():
+        luck = generator.random(num_rows)
+        right = luck < 0.8
+        changed = (luck < CHANGED) | (luck > 1 - CHANGED)
+        for answers, of_model in zip((right != changed, right), sets, strict=True):
+            of_model[f"{SUITE_PREFIX}{name}"] = simulated_answers(answers)
+    return ModelPredictions(candidate, sets[0]), ModelPredictions(incumbent, sets[1])
 
 
-def _perturbed(generator: np.random.Generator, clean: Predictions, *, lost: float, won: float) -> Tables:
-    """Return the predictions, and those of changed texts, some of which are answered otherwise."""
+def _perturbed(generator: np.random.Generator, clean: Predictions, *, lost: float, won: float) -> Predictions:
+    """Return the predictions of changed texts, some of which are answered otherwise."""
     right = clean.scores == 1
     changed = generator.random(len(right)) < np.where(right, lost, won)
-    return clean, replace(_table(right != changed), row_ids=tuple(f"{row}|changed" for row in clean.row_ids))
+    answers = simulated_answers(right != changed)
+    return replace(answers, row_ids=tuple(f"{row}|changed" for row in clean.row_ids))
 
 
-def _table(right: NDArray[np.bool_]) -> Predictions:
+def simulated_answers(right: NDArray[np.bool_], *, clusters: tuple[str, ...] | None = None) -> Predictions:
+    """Return the predictions of a model that is right on these rows [N]."""
     n = len(right)
     scores = right.astype(np.float64)
     outputs = tuple(np.where(right, "a", "b").tolist())
-    return Predictions("simulated", tuple(map(str, range(n))), ("a",) * n, outputs, scores, scores, scores)
+    row_ids = tuple(map(str, range(n)))
+    return Predictions("simulated", row_ids, ("a",) * n, outputs, scores, scores, scores, clusters=clusters)

@@ -4,16 +4,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tailorbird.checks.preflight_gates import PlannedTest
+from tailorbird.checks.preflight_gates import PlannedTest, simulated_answers, simulated_protocol
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.power import TARGET_POWER, rows_text
 from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Entry
-from tailorbird.evaluation.verdict.formatting import named, size
+from tailorbird.evaluation.verdict.formatting import size
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.power import PowerInputs, power_of
-from tailorbird.evaluation.verdict.protocol import TestProtocol, expected_gain
+from tailorbird.evaluation.verdict.protocol import expected_gain
 from tailorbird.evaluation.verdict.relation import CostTable
 
 ACCURACY = {INCUMBENT: 0.75, CANDIDATE: 0.75, "second": 0.74, "third": 0.72}
@@ -42,16 +41,6 @@ def check_power(config: EvaluationConfig, planned: PlannedTest) -> Iterator[Chec
 def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
     """Return the power of the first look at the planned rows, for models with the assumed accuracies."""
     num_rows = min(planned.num_rows, MAX_ROWS)
-    margin = config.non_inferiority_margin
-    protocol = TestProtocol(
-        metric="accuracy",
-        minimum_gain=config.minimum_gain,
-        expected_gain=expected_gain(config),
-        non_inferiority_margin=config.minimum_gain if margin is None else margin,
-        alpha=config.alpha,
-        test_sha256="",
-        num_test_rows=num_rows,
-    )
     generator = np.random.default_rng(SEED)
     shared = generator.random(num_rows)
     is_shared = generator.random(num_rows) < SHARED
@@ -61,14 +50,7 @@ def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
     tables = {}
     for role, accuracy in ACCURACY.items():
         luck = np.where(is_shared, shared, generator.random(num_rows))
-        tables[role] = _table(role, luck < accuracy, clusters=clusters)
+        tables[role] = simulated_answers(luck < accuracy, clusters=clusters)
     entries = tuple(Entry(role, is_fine_tuned=role == CANDIDATE) for role in ACCURACY)
-    costs = CostTable(None, {}, protocol, config.alpha)
+    costs = CostTable(None, {}, simulated_protocol(config, planned), config.alpha)
     return power_of(PowerInputs(tables, entries, costs))
-
-
-def _table(role: str, right: np.ndarray, *, clusters: tuple[str, ...] | None) -> Predictions:
-    scores = right.astype(np.float64)
-    row_ids = tuple(map(str, range(len(right))))
-    outputs = tuple(np.where(right, "a", "b").tolist())
-    return Predictions(named(role), row_ids, ("a",) * len(right), outputs, scores, scores, scores, clusters=clusters)

@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from tailorbird import PROJECT_ROOT, storage
@@ -12,8 +13,8 @@ from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
 from tailorbird.config.metrics import METRICS
-from tailorbird.evaluation.baselines.baseline import CHAMPION, select_others
-from tailorbird.evaluation.hybrid import best_of_each_cost, fit_hybrid
+from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines
+from tailorbird.evaluation.hybrid import fit_hybrid, roles_on_validation
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report import evidence_files
@@ -26,11 +27,7 @@ from tailorbird.evaluation.report.evidence import (
     Evidence,
 )
 from tailorbird.evaluation.report.evidence_files import MANIFEST, VALIDATION
-from tailorbird.evaluation.report.model_scores import (
-    confusions,
-    mean_measures,
-    reliability_by_role,
-)
+from tailorbird.evaluation.report.model_scores import figures, model_scores
 from tailorbird.evaluation.report.preregistration import (
     PROTOCOL_FILE,
     Preregistration,
@@ -38,9 +35,9 @@ from tailorbird.evaluation.report.preregistration import (
     request_digest,
     run_name,
 )
-from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.verdict.decide import ANCHOR
 from tailorbird.evaluation.verdict.inputs import (
     CHANGED_SETS,
     SUITE_PREFIX,
@@ -49,7 +46,7 @@ from tailorbird.evaluation.verdict.inputs import (
     require_valid_scores,
 )
 from tailorbird.evaluation.verdict.protocol import build_protocol
-from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
 from tailorbird.registry.versions import RegistryError, read_version
@@ -85,8 +82,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     roles = [model.role for model in evidence.family.models]
     if evidence.family.anchor is not None and not evidence.family.anchor.problem:
         roles.append(ANCHOR)
-    on_validation = _validation_roles(evidence)
-    names = evidence_files.prediction_table_names(roles, changed=(), on_validation=on_validation)
+    names = (*roles, *(f"{role}_{VALIDATION}" for role in _validation_roles(evidence)))
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
@@ -107,17 +103,24 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: verify_files.code_faults(evidence.code),
     )
     for check in checks:
-        try:
+        with damage_as_fault(EVIDENCE_FILE, faults):
             faults += check()
-        except s3.StorageError:
-            raise  # a fault of the storage, not of the evidence
-        except VerdictRefused as error:
-            faults.append(f"the verdict is refused: {error}")
-        except verify_files.UNREADABLE as error:
-            faults.append(f"{EVIDENCE_FILE} is damaged: {type(error).__name__}: {error}")
     if faults and evidence.code.sha256 != code_sha256(runtime_files(PROJECT_ROOT)):
         faults.insert(0, f"this is not the code of the run: verify again with the code at {evidence.code.uri}")
     return tuple(dict.fromkeys(faults))
+
+
+@contextmanager
+def damage_as_fault(file: str, faults: list[str]) -> Iterator[None]:
+    """Add a fault if the block cannot read or recompute evidence that a file contains."""
+    try:
+        yield
+    except s3.StorageError:
+        raise  # a fault of the storage, not of the evidence
+    except VerdictRefused as error:
+        faults.append(f"the verdict is refused: {error}")
+    except verify_files.UNREADABLE as error:
+        faults.append(f"{file} is damaged: {type(error).__name__}: {error}")
 
 
 def restore_pages(uri: str) -> tuple[str, ...]:
@@ -210,18 +213,11 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
     models = {model.role: model for model in evidence.family.models}
     if missing := {*models, "incumbent"} - set(evidence.versions):
         yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
-    baselines = [score for score in evidence.scores if score.role != "candidate" and score.servable]
-    incumbent = next((score for score in baselines if score.role == "incumbent"), None)
-    best = next((score for score in baselines if score.kind == CHAMPION), None)
-    if evidence.champion is None:
-        best = max(baselines, key=lambda score: score.validation, default=None)  # the first of equal scores
-    yield from differences(incumbent, best, at="the incumbent", other="by the scores on validation it is")
     validation = {score.role: score.validation for score in evidence.scores if score.role in ROLES}
     frozen_scores = {role: models[role].validation for role in evidence.family.compared_roles}
     yield from differences(validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is")
-    others = [score for score in baselines if score is not incumbent]
-    selected = select_others(others, incumbent=incumbent.kind if incumbent else "")
-    expected = [(score.kind, score.validation) for score in selected.tested]
+    selected = other_baselines(_baselines(evidence))
+    expected = [(baseline.kind, baseline.validation) for baseline in selected.tested]
     parts = evidence.family.hybrid.parts if evidence.family.hybrid else ()
     further = [model for model in evidence.family.models if model.role not in ROLES]
     stated = [(model.kind, model.validation) for model in further[: len(expected)]]
@@ -258,17 +254,14 @@ def rounding_tolerance(metric: str, table: Predictions) -> float:
 
 
 def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
-    """Return the roles of the models that a hybrid is fitted from; see `pipeline.evaluate.validation_roles`."""
-    config = evidence.recipe.evaluation.hybrid
-    roles = evidence.family.compared_roles
-    if config is None or config.by == "group":
-        return roles
+    """Return the roles of the models that a hybrid is fitted from; see `pipeline.evaluate.validation_models`."""
     servable = {score.role if score.role in ROLES else score.kind: score for score in evidence.scores if score.servable}
+    roles = [role for role in evidence.family.compared_roles if role in servable and role in evidence.versions]
     servable = {role: servable[role] for role in roles} | servable  # ties are broken in this order
     kinds = {role: score.kind for role, score in servable.items()}
     kinds |= {role: evidence.versions[role].kind for role in roles}  # the kind of a champion is that of its version
     validation = {role: score.validation for role, score in servable.items()}
-    return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
+    return roles_on_validation(evidence.recipe.evaluation.hybrid, kinds, validation=validation)
 
 
 def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
@@ -312,17 +305,23 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     verdict = reach_verdict(evidence.verdict_inputs(tables), protocol=evidence.protocol)
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
     roles = [model.role for model in evidence.family.models]
-    trained = evidence.trained_rows
-    tables = trained.without(tables, roles=roles)
-    yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
-    yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
-    yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
-    on_suites = suite_scores(tables, suites=tuple(evidence.protocol.suites), roles=roles)
-    yield from differences(evidence.suites, on_suites, at="suites", other=RECOMPUTED)
-    for index, score in enumerate(evidence.scores):
-        role = score.role if score.role in ROLES else score.kind
-        test = verdict.model(role).score if score.role is not None and verdict.has(role) else None
-        yield from differences(score.test, test, at=f"scores.{index}.test", other=RECOMPUTED)
+    compared = evidence.trained_rows.without(tables, roles=roles)
+    recomputed = figures(compared, suites=tuple(evidence.protocol.suites), roles=roles)
+    candidates = [model for model in evidence.family.models if model.role == "candidate"]
+    recomputed["scores"] = model_scores(
+        _baselines(evidence),
+        candidate=(evidence.versions["candidate"].kind, candidates[0].validation) if candidates else None,
+        num_validation=evidence.data.report.num_validation,
+        verdict=verdict,
+    )
+    for name, value in recomputed.items():
+        yield from differences(getattr(evidence, name), value, at=name, other=RECOMPUTED)
+
+
+def _baselines(evidence: Evidence) -> tuple[Baseline, ...]:
+    """Return the baselines with the scores on validation that the evidence states."""
+    scores = (score for score in evidence.scores if score.role != "candidate")
+    return tuple(Baseline(score.kind, None, score.validation, score.servable, note="") for score in scores)
 
 
 def _test_access_faults(evidence: Evidence) -> Iterator[str]:
@@ -348,7 +347,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
     faults = list(verify_files.file_faults(uri, needed=(ENGINE_EVIDENCE,), tables=ROLES))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
-    try:
+    with damage_as_fault(ENGINE_EVIDENCE, faults):
         record = EngineEvidence.model_validate(read_value(f"{uri}/{ENGINE_EVIDENCE}"))
         faults += engine_subject_faults(uri, record=record)
         faults += _run_faults(record, tables=tables)
@@ -364,10 +363,6 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
         )
         faults += verify_files.named_version_faults(uri)
         faults += verify_files.code_faults(record.code)
-    except s3.StorageError:
-        raise
-    except verify_files.UNREADABLE as error:
-        faults.append(f"{ENGINE_EVIDENCE} is damaged: {type(error).__name__}: {error}")
     return tuple(faults)
 
 

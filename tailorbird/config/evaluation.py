@@ -63,6 +63,12 @@ class GatesConfig(ConfigSection):
     """(chat only) Up to ten regression suites by name, for example `general: {uri: builtin://general}`. The candidate's
     mean score on each suite is at most `max_loss` below the incumbent's."""
 
+    @property
+    def changed_sets(self) -> tuple[str, ...]:
+        """Names of the sets of changed test rows that the gates need."""
+        needed = {"counterfactual": self.counterfactual, "noise": self.robustness}
+        return tuple(name for name, gate in needed.items() if gate is not None)
+
     @field_validator("suites")
     @classmethod
     def _are_named(cls, suites: dict[str, SuiteConfig] | None) -> dict[str, SuiteConfig] | None:

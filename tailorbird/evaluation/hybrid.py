@@ -10,7 +10,7 @@ from tailorbird.config.evaluation import HybridConfig
 from tailorbird.config.metrics import row_metric
 from tailorbird.evaluation.gates.cost import RowTokens, ServingUsage, shares_by_round, tokens_by_round
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.scoring import score_of, score_table
+from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.kinds import spec_of
 
@@ -58,6 +58,20 @@ def best_of_each_cost(kinds: Mapping[str, str], *, validation: Mapping[str, floa
     return tuple(role for _, role in sorted(best.items()))
 
 
+def roles_on_validation(
+    config: HybridConfig | None, kinds: Mapping[str, str], *, validation: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Return the roles of the models whose predictions of the validation rows are stored.
+
+    They are the incumbent, the candidate if there is one and, for a cascade, the best model of each cost. `kinds` and
+    `validation` are those of the servable models by role.
+    """
+    roles = tuple(role for role in ("incumbent", "candidate") if role in kinds)
+    if config is None or config.by == "group":
+        return roles
+    return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
+
+
 def fit_hybrid(config: HybridConfig, tables: Mapping[str, Predictions], *, metric: str) -> FrozenHybrid | None:
     """Return the hybrid fitted on validation, or None if no hybrid is as good as the best single model.
 
@@ -77,15 +91,15 @@ def _fit_groups(column: str, tables: Mapping[str, Predictions], *, metric: str) 
     incumbent, candidate = tables["incumbent"], tables["candidate"]
     if incumbent.model == "hybrid":
         return None
-    groups, labels = (np.array(values, dtype=object) for values in (incumbent.groups[column], incumbent.labels))
-    answers = [np.array(table.outputs, dtype=object) for table in (candidate, incumbent)]
+    groups = np.array(incumbent.groups[column], dtype=object)
 
-    def gain(rows: NDArray[np.bool_]) -> float:
-        ours, theirs = (score_of(metric, labels=labels[rows], outputs=outputs[rows]) for outputs in answers)
+    def gain(group: str) -> float:
+        rows = np.flatnonzero(groups == group).tolist()
+        ours, theirs = (score_table(metric, table.take(rows)) for table in (candidate, incumbent))
         return ours - theirs
 
     named = sorted(value for value in set(groups) if value != NO_GROUP)
-    kept = tuple(value for value in named if gain(groups == value) >= 0)
+    kept = tuple(value for value in named if gain(value) >= 0)
     if not kept or len(kept) == len(set(groups)):
         return None
     routing = Routing(by="group", column=column, values=kept, threshold=None)
@@ -126,7 +140,7 @@ def _best_cascade(
         if cascade.validation < alone:
             break
         if cascade.validation >= to_reach:
-            table = _routed(routing, first=tables[first], second=tables[second])
+            table = routed_predictions(routing, first=tables[first], second=tables[second])
             reached.append((cascade, table.per_row(row_metric(metric))))
     if not reached:
         return None
@@ -164,19 +178,19 @@ def _frozen(
         routing=routing,
         first=first,
         second=second,
-        validation=score_table(metric, _routed(routing, first=tables[first], second=tables[second])),
+        validation=score_table(metric, routed_predictions(routing, first=tables[first], second=tables[second])),
         share_to_second=share_to_second(routing, tables[first]),
     )
 
 
 def apply_routing(routing: Routing, *, first: ModelPredictions, second: ModelPredictions) -> ModelPredictions:
-    """Return the hybrid's predictions: for each row, those of the part that the routing selects."""
+    """Return the hybrid's predictions for the test rows and for the changed rows that both parts predict."""
     changed = {
-        name: _routed(routing, first=table, second=second.changed[name])
+        name: routed_predictions(routing, first=table, second=second.changed[name])
         for name, table in first.changed.items()
         if name in second.changed
     }
-    return ModelPredictions(_routed(routing, first=first.clean, second=second.clean), changed)
+    return ModelPredictions(routed_predictions(routing, first=first.clean, second=second.clean), changed)
 
 
 def share_to_second(routing: Routing, table: Predictions) -> float:
@@ -229,7 +243,8 @@ def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:
     return np.asarray(routes_to_second(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
 
 
-def _routed(routing: Routing, *, first: Predictions, second: Predictions) -> Predictions:
+def routed_predictions(routing: Routing, *, first: Predictions, second: Predictions) -> Predictions:
+    """Return the hybrid's predictions: for each row, those of the part that the routing selects."""
     mask = routed_to_second(routing, first)
     of_first = first.take(np.flatnonzero(~mask).tolist())
     of_second = second.take(np.flatnonzero(mask).tolist())

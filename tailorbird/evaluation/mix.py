@@ -14,8 +14,7 @@ from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.baselines.linear_solver import FloatArray
 from tailorbird.evaluation.inference.predict import class_logits
-from tailorbird.evaluation.mix_weight import WEIGHTS, select_weight
-from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.evaluation.mix_weight import MixRecord, select_weight
 from tailorbird.models.bag_of_words import bag_files, load_bag
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.versions import read_artifact_config, write_config
@@ -37,10 +36,7 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
         )
     logits = [_calibrated_logits(uri, validation) for uri in (model_uri, bag_uri)]
     truth = label_indices(validation.labels, classes=configs[0].classes)
-    selected = select_weight(*logits, held_out=HeldOut(truth, metric, documents(validation)))
-    record = MixRecord(
-        selected.weight, num_weights=len(WEIGHTS), validation=selected.validation, unmixed=selected.unmixed
-    )
+    record = select_weight(*logits, held_out=HeldOut(truth, metric, documents(validation)))
     if record.weight < 1:
         write_mix(model_uri, bag_uri=bag_uri, weight=record.weight, to=to)
     return record

@@ -9,8 +9,8 @@ from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.fingerprints import Hashes, fingerprints, load_fingerprints, user_texts
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.evaluation.verdict.protocol import expected_gain
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, read_parts

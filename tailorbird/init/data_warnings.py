@@ -3,10 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-import numpy as np
-
 from tailorbird.data.profiling.languages import Languages
-from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.rows import Splits
 from tailorbird.evaluation.statistics.split_differences import ALPHA, SplitSample, split_differences
 
 FOREIGN_SHARE = 0.05  # share of texts that are not English above which a warning is given
@@ -48,7 +46,10 @@ def uneven_classes(counts: Counter[str], *, least: int) -> str | None:
 
 def split_warnings(splits: Splits) -> tuple[str, ...]:
     """Return a warning for each split of other rows than the test rows: class shares or text lengths differ."""
-    return sample_warnings({name: _sample(getattr(splits, name)) for name in ("validation", "train", "test")})
+    named = {"validation": splits.validation, "train": splits.train, "test": splits.test}
+    return sample_warnings(
+        {name: SplitSample(rows.class_labels, rows.texts, rows.split_keys) for name, rows in named.items()}
+    )
 
 
 def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
@@ -63,8 +64,3 @@ def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
                 "holds less on test; draw the splits at random from the same rows, unless the difference is intended"
             )
     return tuple(warnings)
-
-
-def _sample(rows: Rows) -> SplitSample:
-    lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
-    return SplitSample(rows.class_labels, lengths, rows.split_keys)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tailorbird.config.data import DataConfig
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.conversations import answer_fault, conversation_of
@@ -236,13 +234,13 @@ def _compare_samples(summary: DataSummary) -> SplitCheck:
 def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
     """Return the labels and text lengths of a sample, with the most likely column to split by as documents."""
     own = roles_of(sample, roles=roles)
-    lengths = np.array([len(text) for text in texts_in(own)], dtype=np.float64)
-    if not len(lengths):
+    texts = texts_in(own)
+    if not texts:
         raise DataError(f"the first {sample.num_sampled:,} rows of {sample.uri} contain no text that a run can use")
     labels = () if own.label is None else tuple(str(label) for label in own.label.column.values)
     key = sample.column(roles.keys[0].name) if roles.keys and own.label is not None else None
     documents = None if key is None else tuple(value or f"row {row}" for row, value in enumerate(key.values))
-    return SplitSample(labels, lengths, documents)
+    return SplitSample(labels, texts, documents)
 
 
 def _offline_tokenizer(base_model: str, *, registry: str) -> tuple[Any, str]:

@@ -1,8 +1,6 @@
 """Values of a drafted recipe that depend on its task."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from tailorbird.config.task_rules import TaskName
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
@@ -37,7 +35,7 @@ class TaskDefaults:
     batch_sizes: tuple[int, int]  # for fewer than 2,000 training rows, and for more
     num_seeds: int
     assumption: str  # completes "assuming that ..."
-    gain: Callable[[int], float]
+    variance: float  # of the difference between the scores of two models on a row
     regulated: str = ""  # comment about `evaluation.regulated`
 
 
@@ -54,7 +52,7 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         batch_sizes=(16, 32),
         num_seeds=3,
         assumption=f"two models differ on {DISCORDANCE:.0%} of the rows",
-        gain=partial(detectable_gain, variance=DISCORDANCE),
+        variance=DISCORDANCE,
         regulated="In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change",
     ),
     "chat": TaskDefaults(
@@ -69,14 +67,14 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         batch_sizes=(16, 16),
         num_seeds=1,
         assumption=f"the score difference of a row has a standard deviation of {DEVIATION:g}",
-        gain=partial(detectable_gain, variance=DEVIATION**2),
+        variance=DEVIATION**2,
     ),
 }
 
 
 def expected_gain(num_test: int, *, task: TaskName) -> float:
     """Return the smallest true gain, in steps of 0.005, that the verdict's test detects with a power of 80%."""
-    return DEFAULTS[task].gain(max(1, num_test))
+    return detectable_gain(max(1, num_test), variance=DEFAULTS[task].variance)
 
 
 def minimum_gain(expected: float) -> float:

@@ -177,7 +177,7 @@ def length_statistic(window: TrafficSample, *, reference: TrafficSample, limit: 
     assert window.lengths is not None
     assert reference.lengths is not None
     edges = np.unique(np.quantile(reference.lengths, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
-    bins = [np.searchsorted(edges, sample.lengths, side="right") for sample in (reference, window)]
+    bins = [np.searchsorted(edges, lengths, side="right") for lengths in (reference.lengths, window.lengths)]
     return _stability("length", bins, window=window, reference=reference, limit=limit)
 
 

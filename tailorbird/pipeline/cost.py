@@ -23,7 +23,6 @@ from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.endpoint.completion import EndpointAnswer
-from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.endpoint_contender import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
@@ -42,7 +41,7 @@ class _Split:
 
 def measure_cost(
     context: RunContext,
-    contenders: Mapping[str, Contender],
+    models: Mapping[str, str],
     *,
     hybrid: FrozenHybrid | None,
     tables: Mapping[str, Predictions],
@@ -50,11 +49,11 @@ def measure_cost(
 ) -> MeasuredCosts:
     """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage.
 
-    `tables` has the predictions of the test rows by role, and `predict` returns those of the model at a URI. The cost
-    of the run's `hybrid`, and of a champion that is a hybrid with an endpoint, is that of its parts (`hybrid_usage`).
+    `models` has the URIs and `tables` the predictions of the test rows by role, and `predict` returns the predictions
+    of the model at a URI. The cost of the run's `hybrid`, and of a champion that is a hybrid with an endpoint, is that
+    of its parts (`hybrid_usage`).
     """
     test = context.splits.test
-    models = {role: contender.uri for role, contender in contenders.items()}
     uris, splits = _split(models, tables=tables, predict=predict)
     of_endpoints = _of_endpoints(uris, splits, rows=test, limits=request_limits(context.inputs))
     tokens = {name: of_endpoint.row_tokens(len(test)) for name, of_endpoint in of_endpoints.items()}
@@ -67,7 +66,7 @@ def measure_cost(
         routed = routed_to_second(hybrid.routing, tables[hybrid.first])
         splits["hybrid"] = _Split(hybrid.routing, hybrid.parts, routed)
     serving: dict[str, ServingUsage] = {}
-    for role in dict.fromkeys((*contenders, *splits)):
+    for role in dict.fromkeys((*models, *splits)):
         if role not in splits:
             serving[role] = measured.serving[role]
             continue

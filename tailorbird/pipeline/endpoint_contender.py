@@ -29,6 +29,7 @@ from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrid_routing import PARTS
 from tailorbird.registry.versions import (
     INDEX_FILES,
     Prompting,
@@ -49,9 +50,10 @@ def endpoint_baselines(
     the fields of the versions that do not depend on the endpoint.
     """
     recipe, splits = inputs.recipe, inputs.splits
-    if recipe.evaluation.endpoint is None:
+    limits = request_limits(inputs)
+    endpoint = limits.recipe
+    if endpoint is None:
         return ()
-    endpoint, limits = Endpoint.from_config(recipe.evaluation.endpoint), request_limits(inputs)
     evaluation, seed = recipe.evaluation, recipe.training.seed
     retrieved = next((baseline.uri for baseline in baselines if baseline.kind == "retrieved"), None)
 
@@ -92,17 +94,18 @@ def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | 
     baselines of the base model, which can take long. Returns None for a recipe without an endpoint. Raises the errors
     of `fetch_answers` and `require_room`.
     """
-    recipe = inputs.recipe
-    if recipe.evaluation.endpoint is None:
+    limits = request_limits(inputs)
+    endpoint = limits.recipe
+    if endpoint is None:
         return None
     require_names(config.classes)
-    endpoint, prompting = Endpoint.from_config(recipe.evaluation.endpoint), _prompting(inputs, config)
+    prompting = _prompting(inputs, config)
     fields = {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint}
     validation = inputs.splits.validation
     shortest = min(range(len(validation)), key=lambda position: len(validation.texts[position]))
     row = validation.take((shortest,))
     bodies = request_bodies(row, version=config.model_copy(update=fields), index=None)
-    answers = fetch_answers(bodies, endpoint=endpoint, parent=recipe.task_uri, limits=request_limits(inputs))
+    answers = fetch_answers(bodies, endpoint=endpoint, parent=inputs.recipe.task_uri, limits=limits)
     require_room(answers[0], endpoint=endpoint, max_tokens=prompting.max_new_tokens)
     return count_answers(answers, classes=config.classes)
 
@@ -114,16 +117,13 @@ def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool =
     """
     config = read_artifact_config(uri)
     if config.hybrid is not None:
-        predict = partial(_predict_part, inputs, on_gpu=on_gpu)
-        first, second = (partial(predict, part.uri) for part in read_parts(config.hybrid))
-        return predict_hybrid(config.hybrid.routing, rows=rows, first=first, second=second)
+        uris = dict(zip(PARTS, (part.uri for part in read_parts(config.hybrid)), strict=True))
+        predict = partial(predict_contender, inputs, on_gpu=on_gpu)
+        routing = config.hybrid.routing
+        return predict_hybrid(routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part))
     if config.endpoint is not None:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
-
-
-def _predict_part(inputs: RunInputs, uri: str, rows: Rows, *, on_gpu: bool) -> Predictions:
-    return predict_contender(inputs, uri, rows=rows, on_gpu=on_gpu)
 
 
 def request_limits(inputs: RunInputs) -> RequestLimits:

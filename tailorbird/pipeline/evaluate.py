@@ -1,7 +1,6 @@
 """The last stages of a run: freeze the family, predict test once, decide, and publish the evidence."""
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,15 +11,13 @@ from tailorbird.config.base import digest
 from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import other_baselines
-from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hybrid
-from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
+from tailorbird.evaluation.hybrid import FrozenHybrid, fit_hybrid, roles_on_validation
+from tailorbird.evaluation.inference.perturbations import PERTURBATIONS
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import TRAINING_TEXT, Predictions
 from tailorbird.evaluation.report.evidence import (
-    EVIDENCE_FILE,
     FAMILY_FILE,
-    ROLES,
     UNREGISTERED,
     CandidateRecord,
     CostRecord,
@@ -32,15 +29,16 @@ from tailorbird.evaluation.report.evidence import (
 from tailorbird.evaluation.report.evidence_files import (
     MANIFEST,
     VALIDATION,
-    changed_sets,
+    intact_evidence,
     render_files,
     write_evidence,
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
-from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, VerdictInputs, model_predictions
-from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
+from tailorbird.evaluation.verdict.decide import ANCHOR
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pipeline.artifacts import Contender, register_contender, register_hybrid
+from tailorbird.pipeline.artifacts import register_contender, register_hybrid
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.pipeline.endpoint_contender import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext
@@ -87,10 +85,9 @@ def find_finished_run(context: RunContext) -> RunResult | None:
     """
     if not storage.exists(f"{context.run}/{MANIFEST}"):
         return None
-    content = storage.read_bytes(f"{context.run}/{EVIDENCE_FILE}")
-    if hashlib.sha256(content).hexdigest() != storage.read_json(f"{context.run}/{MANIFEST}")[EVIDENCE_FILE]:
+    evidence = intact_evidence(context.run)
+    if evidence is None:
         return None
-    evidence = Evidence.model_validate_json(content)
     if evidence.examples and not context.recipe.evaluation.report_examples:
         raise ValueError(
             f"{context.run} is finished and its report has texts of test rows, but evaluation.report_examples is 0; "
@@ -107,26 +104,25 @@ def evaluate_run(context: RunContext, trained: TrainedModels) -> RunResult:
     progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
     if (hybrid := family.hybrid) is not None:
         progress.note(f"hybrid of {hybrid.first} and {hybrid.second}: validation {hybrid.validation:.3f}")
+    models = {model.role: model.uri for model in family.models}
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
         context.recipe.task_uri,
         rows=fingerprints(user_texts(test)),
-        models=[model.uri for model in family.models],
+        models=list(models.values()),
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )
-    compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
-    on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
-    tables = predict_all(context, compared, on_validation=on_validation)
+    tables = predict_all(context, models, on_validation=validation_models(context, trained))
     if family.anchor is not None and not family.anchor.problem:
         progress.activity("the anchor on the test rows")
         tables[ANCHOR] = stored_predictions(context, family.anchor.uri, rows_name="test")
     predict = partial(stored_predictions, context, rows_name="test")
     progress.activity("measuring the cost of all models in alternating rounds")
-    measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
+    measured = measure_cost(context, models, hybrid=hybrid, tables=tables, predict=predict)
     progress.activity("computing the verdict")
     cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
-    models, limits = {model.role: model.uri for model in family.models}, request_limits(context.inputs)
+    limits = request_limits(context.inputs)
     answers = endpoint_answers(models, rows=test, tables=tables, predict=predict, limits=limits)
     evaluated = EvaluatedModels(family, access, tables, cost, answers)
     verdict = reach_verdict(verdict_inputs(context, evaluated), protocol=context.protocol)
@@ -178,71 +174,51 @@ def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> Fro
     config = context.protocol.hybrid
     if config is None:
         return None
-    servable = trained.servable
     tables = {
-        role: stored_predictions(context, servable[role].uri, rows_name=VALIDATION)
-        for role in validation_roles(context, trained)
+        role: stored_predictions(context, uri, rows_name=VALIDATION)
+        for role, uri in validation_models(context, trained).items()
     }
     return fit_hybrid(config, tables, metric=context.protocol.metric)
 
 
-def validation_roles(context: RunContext, trained: TrainedModels) -> tuple[str, ...]:
-    """Return the roles of the models whose predictions of the validation rows are stored.
-
-    They are the incumbent, the candidate if there is one and, for a cascade, the best contender of each cost.
-    """
-    config = context.protocol.hybrid
+def validation_models(context: RunContext, trained: TrainedModels) -> dict[str, str]:
+    """Return the URIs of the models whose predictions of the validation rows are stored, by `roles_on_validation`."""
     servable = trained.servable
-    roles = tuple(role for role in ROLES if role in servable)
-    if config is None or config.by == "group":
-        return roles
     # The kind of the champion among the contenders is `champion`, so it is read from the artifact.
     kinds = {role: read_artifact_config(contender.uri).kind for role, contender in servable.items()}
     validation = {role: contender.validation for role, contender in servable.items()}
-    return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
+    roles = roles_on_validation(context.protocol.hybrid, kinds, validation=validation)
+    return {role: servable[role].uri for role in roles}
 
 
 def predict_all(
-    context: RunContext,
-    contenders: Mapping[str, Contender],
-    *,
-    on_validation: Mapping[str, Contender],
+    context: RunContext, models: Mapping[str, str], *, on_validation: Mapping[str, str]
 ) -> dict[str, Predictions]:
     """Return predictions by table name: of all models on test, on the changed test sets of the gates, and on suites.
 
-    The tables of the models in `on_validation` are those of the validation rows.
+    Both arguments are URIs by role. The tables of the models in `on_validation` are those of the validation rows.
     """
-    sets = (*changed_sets(context.protocol.gates), *(f"{SUITE_PREFIX}{name}" for name in context.inputs.data.suites))
+    sets = (*context.protocol.gates.changed_sets, *(f"{SUITE_PREFIX}{name}" for name in context.inputs.data.suites))
     tables = {}
-    for role, contender in contenders.items():
+    for role, uri in models.items():
         for name in ("test", *sets):
             context.progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
-            table = stored_predictions(context, contender.uri, rows_name=name)
+            table = stored_predictions(context, uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
-    for role, contender in on_validation.items():
+    for role, uri in on_validation.items():
         context.progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
-        tables[f"{role}_{VALIDATION}"] = stored_predictions(context, contender.uri, rows_name=VALIDATION)
+        tables[f"{role}_{VALIDATION}"] = stored_predictions(context, uri, rows_name=VALIDATION)
     return tables
 
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
     """Return the inputs of the verdict."""
-    tables = evaluated.predictions
-    family = evaluated.family
-    anchor = family.anchor
-    of_anchor = model_predictions(ANCHOR, tables) if anchor is not None and not anchor.problem else None
-    return VerdictInputs(
-        models={model.role: model_predictions(model.role, tables) for model in family.models},
+    return evaluated.family.verdict_inputs(
+        evaluated.predictions,
         test_sha256=context.inputs.data.hashes["test"],
-        replacing=family.replacing,
-        hybrid=family.hybrid,
-        anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
-        costs=evaluated.cost.serving,
-        training=evaluated.cost.training,
-        headroom=family.headroom,
+        cost=evaluated.cost,
         look=evaluated.test_access,
-        trained_on=context.registered.trained_rows.known,
-        unknown_training=context.registered.trained_rows.unknown,
+        trained_rows=context.registered.trained_rows,
     )
 
 
@@ -295,15 +271,8 @@ def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, 
 
 def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
     """Return the predictions of validation, test, a changed test set or a suite; a cached stage."""
-    inputs, splits, on_gpu = context.inputs, context.splits, context.recipe.serving.gpus_per_replica > 0
-    rows: dict[str, Callable[[], Rows]] = {
-        VALIDATION: lambda: splits.validation,
-        "test": lambda: splits.test,
-        "counterfactual": lambda: swap_demographics(splits.test),
-        "noise": lambda: add_typos(splits.test),
-        **{f"{SUITE_PREFIX}{name}": partial(inputs.data.suites.__getitem__, name) for name in inputs.data.suites},
-    }
-    changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
+    inputs, on_gpu = context.inputs, context.recipe.serving.gpus_per_replica > 0
+    changes = [PERTURBATIONS[rows_name]] if rows_name in PERTURBATIONS else []
     stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu)
     if rows_name.startswith(SUITE_PREFIX):
         stage_inputs["suite"] = inputs.hashes[rows_name]
@@ -311,7 +280,7 @@ def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Pred
         stage_inputs["test"] = inputs.data.hashes["test"]
 
     def compute(folder: str) -> str:
-        table = predict_contender(inputs, uri, rows=rows[rows_name](), on_gpu=on_gpu)
+        table = predict_contender(inputs, uri, rows=_rows(context, rows_name), on_gpu=on_gpu)
         if rows_name.startswith(SUITE_PREFIX):
             flag = float(read_artifact_config(uri).contains_training_text)
             table = replace(table, measures={TRAINING_TEXT: np.full(len(table), flag)})
@@ -319,3 +288,12 @@ def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Pred
         return f"{folder}/predictions.parquet"
 
     return load_predictions(inputs.cached("predictions", output=str, inputs=stage_inputs, compute=compute))
+
+
+def _rows(context: RunContext, name: str) -> Rows:
+    """Return the rows of validation, test, a changed test set or a suite."""
+    if name in PERTURBATIONS:
+        return PERTURBATIONS[name](context.splits.test)
+    if name.startswith(SUITE_PREFIX):
+        return context.inputs.data.suites[name.removeprefix(SUITE_PREFIX)]
+    return context.splits.validation if name == VALIDATION else context.splits.test

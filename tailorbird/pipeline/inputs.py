@@ -189,19 +189,13 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     )
 
 
-def inspect_inputs(recipe: Recipe) -> RunInputs | None:
-    """Return the inputs without a copy of the code, so that nothing is written to the task's folder.
-
-    Return None if the training rows are streamed.
-    """
+def inspect_rows(recipe: Recipe) -> LoadedDataset | None:
+    """Return the rows of a run without a write to the task's folder; None if they are streamed."""
     data = load_in_memory(recipe)
     if data is None:
         return None
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
-    data = _with_trained_suites(data, recipe, base_model=staged.uri)
-    ranks = run_ranks(recipe, base_model=staged.uri)
-    pooling = task_pooling(recipe, staged.uri)
-    return RunInputs(recipe, data, staged.record, CodeVersion("", ""), ranks=ranks, pooling=pooling)
+    return _with_trained_suites(data, recipe, base_model=staged.uri)
 
 
 def _with_trained_suites(data: LoadedDataset, recipe: Recipe, *, base_model: str) -> LoadedDataset:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.mix import mix_with_bag
-from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.sentences import mix_sentence
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext

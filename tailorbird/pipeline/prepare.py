@@ -11,9 +11,9 @@ from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.quality import listed, require_no_test_row
 from tailorbird.data.rows import Splits
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
-from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, run_uri, with_digest
 from tailorbird.evaluation.trained_rows import rows_of_champion
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of

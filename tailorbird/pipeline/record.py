@@ -4,23 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
-import numpy as np
-
 from tailorbird.config.metrics import row_metric
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.examples import paired_examples
-from tailorbird.evaluation.report.model_scores import (
-    confusions,
-    mean_measures,
-    model_scores,
-    reliability_by_role,
-)
-from tailorbird.evaluation.report.suite_scores import suite_scores
+from tailorbird.evaluation.report.model_scores import figures, model_scores
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
@@ -43,7 +36,7 @@ class FineTuning:
     sweep: SweepResult
     seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's trial first
     averaged: evidence.AverageRecord | None
-    mix: evidence.MixRecord | None
+    mix: MixRecord | None
     curve: LearningCurve | None
     candidate: Contender
 
@@ -63,29 +56,24 @@ class TrainedModels:
     headroom: Headroom | None = None
 
     @property
-    def contenders(self) -> dict[str, Contender]:
-        """The models that predict the test rows, by role: the incumbent, the candidate if there is one, and others."""
-        baselines = {"incumbent": select_incumbent(self.baselines)}
-        baselines |= {baseline.kind: baseline for baseline in other_baselines(self.baselines).tested}
-        contenders = {
-            role: Contender(baseline.kind, baseline.uri, baseline.validation)
-            for role, baseline in baselines.items()
-            if baseline.uri is not None  # servable baselines have artifacts
-        }
-        fine_tuned = {} if self.fine_tuning is None else {"candidate": self.fine_tuning.candidate}
-        return {"incumbent": contenders.pop("incumbent"), **fine_tuned, **contenders}
-
-    @property
     def servable(self) -> dict[str, Contender]:
         """The possible parts of a hybrid by role: incumbent, candidate if there is one, other servable baselines."""
         incumbent = select_incumbent(self.baselines)
-        others = {
-            baseline.kind: Contender(baseline.kind, baseline.uri, baseline.validation)
-            for baseline in self.baselines
-            if baseline.servable and baseline.uri is not None and baseline is not incumbent
-        }
-        contenders = self.contenders
-        return {role: contenders[role] for role in evidence.ROLES if role in contenders} | others
+        servable: dict[str, Contender] = {}
+        for baseline in self.baselines:
+            if baseline.servable and baseline.uri is not None:  # servable baselines have artifacts
+                role = "incumbent" if baseline is incumbent else baseline.kind
+                servable[role] = Contender(baseline.kind, baseline.uri, baseline.validation)
+        if self.fine_tuning is not None:
+            servable["candidate"] = self.fine_tuning.candidate
+        return {role: servable[role] for role in evidence.ROLES if role in servable} | servable
+
+    @property
+    def contenders(self) -> dict[str, Contender]:
+        """The models that predict the test rows, by role: the incumbent, the candidate if there is one, and others."""
+        servable = self.servable
+        others = [baseline.kind for baseline in other_baselines(self.baselines).tested]
+        return {role: servable[role] for role in (*evidence.ROLES, *others) if role in servable}
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources of the fine-tuning; none without one."""
@@ -142,13 +130,10 @@ def build_evidence(
             verdict=verdict,
         ),
         cost=evaluated.cost,
-        reliability=reliability_by_role(predictions),
-        confusions=confusions(predictions),
         examples=paired_examples(
             predictions, rows=context.splits.test, metric=protocol.metric, most=recipe.evaluation.report_examples
         ),
-        measures=mean_measures(predictions),
-        suites=suite_scores(predictions, suites=tuple(protocol.suites), roles=roles),
+        **figures(predictions, suites=tuple(protocol.suites), roles=roles),
         trained_rows=registered.trained_rows,
         versions=dict(versions),
         champion=registered.champion,
@@ -195,9 +180,8 @@ def _differences(context: RunContext, predictions: Mapping[str, Predictions]) ->
     compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in trained_on]
     for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", test.take(compared))):
         table = predictions[name]
-        lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
         metric = row_metric(context.protocol.metric)
-        samples.append(SplitSample(rows.class_labels, lengths, table.clusters, scores=table.per_row(metric)))
+        samples.append(SplitSample(rows.class_labels, rows.texts, table.clusters, scores=table.per_row(metric)))
     return split_differences(samples[0], test=samples[1])
 
 

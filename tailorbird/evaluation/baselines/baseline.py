@@ -5,7 +5,6 @@ Read next `classification.py` or `chat.py`, which fit the baselines of a task.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
 from tailorbird.registry.kinds import spec_of
 
@@ -29,23 +28,11 @@ words. The heads on embeddings learn from the rows that were embedded by then.""
 NUM_REPLACING = 3  # baselines that may replace the incumbent
 
 
-class Scored(Protocol):
-    """A baseline with its validation score."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def validation(self) -> float: ...
-
-
-S = TypeVar("S", bound=Scored)
-
-
 @dataclass(frozen=True)
-class Others(Generic[S]):
+class Others:
     """The baselines other than the incumbent that predict the test rows."""
 
-    tested: tuple[S, ...]  # best on validation first
+    tested: tuple[Baseline, ...]  # best on validation first
     replacing: tuple[str, ...]  # kinds of those that may replace the incumbent
 
 
@@ -60,25 +47,19 @@ def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     return champion or max(servable, key=lambda baseline: baseline.validation)
 
 
-def select_others(others: Sequence[S], *, incumbent: str) -> Others[S]:
+def other_baselines(baselines: Sequence[Baseline]) -> Others:
     """Return the servable baselines other than the incumbent that predict the test rows, best on validation first.
 
     Pretrained models, heads on a frozen encoder and bags of words are cheap, and all of them can block a fine-tuned
     model. The best `NUM_REPLACING` on validation can also replace the incumbent. If an external endpoint is a baseline,
-    its best kind can replace the incumbent in any case, because a recipe names an endpoint to compare it. `incumbent`
-    is the incumbent's kind.
+    its best kind can replace the incumbent in any case, because a recipe names an endpoint to compare it.
     """
+    incumbent = select_incumbent(baselines)
+    others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
     ranked = sorted(others, key=lambda baseline: -baseline.validation)
     replacing = ranked[:NUM_REPLACING]
     named = [baseline for baseline in ranked if spec_of(baseline.kind).calls_endpoint]
-    if named and not spec_of(incumbent).calls_endpoint and named[0] not in replacing:
+    if named and not spec_of(incumbent.kind).calls_endpoint and named[0] not in replacing:
         replacing.append(named[0])
     tested = [one for one in ranked if one in replacing or spec_of(one.kind).is_always_tested]
     return Others(tuple(tested), tuple(baseline.kind for baseline in replacing))
-
-
-def other_baselines(baselines: Sequence[Baseline]) -> Others[Baseline]:
-    """Return the servable baselines other than the incumbent that predict the test rows."""
-    incumbent = select_incumbent(baselines)
-    others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
-    return select_others(others, incumbent=incumbent.kind)

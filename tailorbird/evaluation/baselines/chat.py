@@ -2,23 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.chat_template import examples_of
 from tailorbird.data.rows import Rows, query_of
-from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.prompts import tried_prompts
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.statistics.answer_metrics import per_row
-from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import context_length
 from tailorbird.models.loading import load_pretrained_chat, load_text_encoder
 from tailorbird.models.pretrained import dtype_name
@@ -36,9 +31,6 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.storage.node_cache import local_copy
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 EMBEDDING_WEIGHTS = (0.0, 0.5, 0.75, 1.0)  # weights of the embeddings in the similarity, tried on validation
 
 
@@ -51,27 +43,9 @@ class ChatBaselines:
     dtype: Dtype  # precision of the pretrained model in this process
 
 
-def _row_scores(metric: str, outputs: list[str], *, validation: Rows) -> NDArray[np.float64]:
-    return per_row(metric, outputs=outputs, references=validation.labels, config=validation.answers)
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """The pretrained model and the index, to score a prompting on the validation rows."""
-
-    model: ChatModel
-    tokenizer: "PreTrainedTokenizerBase"
-    index: RetrievalIndex
-    validation: Rows
-    metric: str
-
-    def of_answers(self, outputs: list[str]) -> float:
-        return float(np.mean(_row_scores(self.metric, outputs, validation=self.validation)))
-
-    def of(self, prompting: Prompting) -> float:
-        rows, tokenizer = self.validation, self.tokenizer
-        answers = answer_rows(self.model, rows, tokenizer=tokenizer, prompting=prompting, index=self.index)
-        return self.of_answers([answer.text for answer in answers])
+def _score(metric: str, outputs: list[str], *, validation: Rows) -> float:
+    """Return the mean score of answers to the validation rows."""
+    return float(np.mean(per_row(metric, outputs=outputs, references=validation.labels, config=validation.answers)))
 
 
 def fit_prompt_baselines(
@@ -86,10 +60,9 @@ def fit_prompt_baselines(
 ) -> ChatBaselines:
     """Return the baselines with their best settings on validation, the cheapest baseline first.
 
-    `few_shot` tries `config.prompt_draws` random sets of `config.prompt_shots` training examples. `retrieved` tries the
-    numbers of nearest training rows in `config.retrieved_examples`. With an `encoder`, both `retrieved` and `nearest`
-    compare rows with the weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for `nearest`; the encoder gets
-    the dtype of this process. If scores are equal, the first setting wins. The first baseline becomes the incumbent.
+    The settings are those of `tried_prompts`. With an `encoder`, both `retrieved` and `nearest` compare rows with the
+    weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for `nearest`; the encoder gets the dtype of this
+    process. If scores are equal, the first setting wins. The first baseline becomes the incumbent.
     """
     base = local_copy(base_model)
     current_progress().activity("building the index of training rows")
@@ -99,7 +72,7 @@ def fit_prompt_baselines(
         index = add_embeddings(index, encoder=encoder, validation=validation, metric=config.metric)
     files = index_files(index)
     model = load_pretrained_chat(base)
-    scorer = _Scorer(model, load_tokenizer(base), index, validation, config.metric)
+    tokenizer = load_tokenizer(base)
     context = context_length(model.lm)
     limit = config.retrieved_tokens
     if context is not None:
@@ -114,21 +87,23 @@ def fit_prompt_baselines(
     with_nearest = prompting.model_copy(update={"retrieval": retrieval})
     copied = [nearest_answer(conversation, index=index).text for conversation in validation.turns]
     note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(index, tried=encoder is not None)
-    nearest = Baseline("nearest", None, scorer.of_answers(copied), True, note)
+    nearest = Baseline("nearest", None, _score(config.metric, copied, validation=validation), True, note)
     _report(nearest)
-    _start("zero_shot", scorer)
-    zero_shot = Baseline("zero_shot", None, scorer.of(prompting), True, "no examples in the prompt")
-    _report(zero_shot)
-    few_shot, with_shots = _few_shot(scorer, train, prompting=prompting, config=config, seed=seed)
-    _report(few_shot)
-    retrieved, with_retrieved = _retrieved(scorer, with_nearest, numbers=config.retrieved_examples)
-    _report(retrieved)
-    fitted = ((nearest, with_nearest), (zero_shot, prompting), (few_shot, with_shots), (retrieved, with_retrieved))
-    return ChatBaselines(fitted, files, dtype_name())
-
-
-def _start(name: str, scorer: _Scorer) -> None:
-    current_progress().activity(f"{name}: answers to {len(scorer.validation):,} validation rows")
+    fitted = [(nearest, with_nearest)]
+    tried = tried_prompts(
+        prompting, retrieval=retrieval, examples=train, num_indexed=len(index), config=config, seed=seed
+    )
+    for prompts in tried:
+        scores = []
+        for prompt in prompts:
+            current_progress().activity(f"{prompt.name}: answers to {len(validation):,} validation rows")
+            answers = answer_rows(model, validation, tokenizer=tokenizer, prompting=prompt.prompting, index=index)
+            scores.append(_score(config.metric, [answer.text for answer in answers], validation=validation))
+        best = int(np.argmax(scores))
+        baseline = Baseline(prompts[best].kind, None, scores[best], True, prompts[best].note)
+        _report(baseline)
+        fitted.append((baseline, prompts[best].prompting))
+    return ChatBaselines(tuple(fitted), files, dtype_name())
 
 
 def _report(baseline: Baseline) -> None:
@@ -149,10 +124,7 @@ def add_embeddings(index: RetrievalIndex, *, encoder: PinnedEncoder, validation:
         for weight, outputs in answers.items():
             nearest = np.argmax(weight * embeddings + (1 - weight) * ngrams)
             outputs.append(index.answer(int(nearest)).strip())
-    scores = {
-        weight: float(np.mean(_row_scores(metric, outputs, validation=validation)))
-        for weight, outputs in answers.items()
-    }
+    scores = {weight: _score(metric, outputs, validation=validation) for weight, outputs in answers.items()}
     best = max(scores, key=lambda weight: scores[weight])
     return replace(index, embeddings=replace(embedded.embeddings, weight=best)) if best else index
 
@@ -164,34 +136,6 @@ def _compared_by(index: RetrievalIndex, *, tried: bool) -> str:
     weight = index.embeddings.weight if index.embeddings else 0.0
     best = f"best of {', '.join(f'{tried:g}' for tried in EMBEDDING_WEIGHTS)}"
     return f", by embeddings x {weight:g} + n-grams x {1 - weight:g}, {best}"
-
-
-def _few_shot(
-    scorer: _Scorer, train: Rows, *, prompting: Prompting, config: EvaluationConfig, seed: int
-) -> tuple[Baseline, Prompting]:
-    samples = [subsample(len(train), size=config.prompt_shots, seed=seed + draw) for draw in range(config.prompt_draws)]
-    candidates = [replace_shots(prompting, train.take(sample)) for sample in samples]
-    scores = []
-    for number, candidate in enumerate(candidates, start=1):
-        _start(f"few_shot, set {number} of {len(candidates)}", scorer)
-        scores.append(scorer.of(candidate))
-    best = int(np.argmax(scores))
-    note = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
-    return Baseline("few_shot", None, scores[best], True, note), candidates[best]
-
-
-def _retrieved(scorer: _Scorer, prompting: Prompting, *, numbers: tuple[int, ...]) -> tuple[Baseline, Prompting]:
-    assert prompting.retrieval is not None
-    tried = sorted({min(number, len(scorer.index)) for number in numbers})
-    retrievals = [prompting.retrieval.model_copy(update={"num_examples": number}) for number in tried]
-    candidates = [prompting.model_copy(update={"retrieval": retrieval}) for retrieval in retrievals]
-    scores = []
-    for number, candidate in zip(tried, candidates, strict=True):
-        _start(f"retrieved, {number} in the prompt", scorer)
-        scores.append(scorer.of(candidate))
-    best = int(np.argmax(scores))
-    note = f"nearest training rows in the prompt: {tried[best]}, best of {', '.join(map(str, tried))}"
-    return Baseline("retrieved", None, scores[best], True, note), candidates[best]
 
 
 def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionConfig) -> tuple[Baseline, ...]:
@@ -221,8 +165,3 @@ def store_versions(
         write_artifact_config(folder, version)
         stored.append(replace(baseline, uri=folder))
     return tuple(stored)
-
-
-def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:
-    """Return the prompting with the rows as examples."""
-    return prompting.model_copy(update={"shots": tuple(chain.from_iterable(examples_of(rows)))})

@@ -85,7 +85,7 @@ def fit_baselines(
     if not len(validation):
         raise ValueError("validation has no rows; the baselines need validation rows to select their settings")
     progress = current_progress()
-    most_frequent, _ = majority(train.labels)
+    most_frequent = majority(train.labels)
     always = score_of(metric, labels=validation.labels, outputs=[most_frequent] * len(validation))
     baselines = {"majority": Baseline("majority", None, always, False, f"always {most_frequent}")}
     progress.score("majority", always, baselines["majority"].note)
@@ -221,13 +221,10 @@ def offsets_note(offsets: Sequence[float], *, classes: Sequence[str], labels: Se
     return f", offsets of {len(changed)} classes{without}"
 
 
-def majority(train_labels: Sequence[str]) -> tuple[str, float]:
-    """Return the most frequent training label and its share. In a tie, the first label in the alphabet wins."""
-    if not train_labels:
-        raise ValueError("there are no training labels; give a training split with rows")
+def majority(train_labels: Sequence[str]) -> str:
+    """Return the most frequent training label. In a tie, the first label in the alphabet wins."""
     counts = Counter(train_labels)
-    label = min(counts, key=lambda name: (-counts[name], name))
-    return label, counts[label] / len(train_labels)
+    return min(counts, key=lambda name: (-counts[name], name))
 
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:

@@ -52,13 +52,19 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
 
 
-def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -> float:
+def ece(excess: FloatArray, bins: NDArray[np.int64]) -> float:
     """Return the expected calibration error: the row-weighted mean over bins of |accuracy - mean confidence|.
 
-    The bins have equal width. `correct` [N] is 0 or 1, `confidence` [N] is in [0, 1]. Naeini, Cooper and Hauskrecht,
-    AAAI 2015.
+    `excess` [N] is confidence minus correctness, and `bins` [N] is `bins_of` the confidences. Naeini, Cooper and
+    Hauskrecht, AAAI 2015.
     """
-    return _ece_of(*_excess(correct, confidence, num_bins), num_bins)
+    # The weight of a bin times its gap equals the absolute sum of the excess of its rows, divided by all rows.
+    return float(np.abs(np.bincount(bins, weights=excess, minlength=NUM_BINS)).sum() / len(excess))
+
+
+def bins_of(confidence: FloatArray) -> NDArray[np.int64]:
+    """Return the bin of each confidence [N], of `NUM_BINS` bins of equal width."""
+    return np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
 
 
 def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, alpha: float) -> Gate:
@@ -75,12 +81,17 @@ def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, a
     if documents.num < LEAST_DOCUMENTS:
         few = f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
         return gate("calibration", (), note=few)
-    excess, bins = _excess_of(candidate)
+    confidence = candidate.calibrated
+    bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))
+    if bad.size:
+        raise VerdictRefused(
+            f"{candidate.model}: the confidence at position {bad[0]} is {confidence[bad[0]]}; allowed: 0 to 1"
+        )
     estimate, interval = _debiased(candidate, documents=documents, alpha=alpha)
     bound = at_most(limits.max_ece, what="debiased ECE", estimate=estimate, interval=interval, n=len(candidate))
     note = (
         f"ECE in {NUM_BINS} bins of equal width: {estimate:.4f}, before the correction for chance "
-        f"{_ece_of(excess, bins, NUM_BINS):.4f}"
+        f"{ece(confidence - candidate.scores, bins_of(confidence)):.4f}"
     )
     if spec_of(candidate.model).calls_endpoint:
         note += "; confidences of an endpoint are not scaled by a temperature"
@@ -100,7 +111,8 @@ def _debiased(table: Predictions, *, documents: Documents, alpha: float) -> tupl
     # An error that occurs on none of n rows may have this rate, and a bin of few rows may show less variance than the
     # bin of a calibrated model has.
     unseen = min(unseen_rate(freedom + 1, alpha=alpha), 0.5)
-    excess, bins = _excess_of(table)
+    excess = table.calibrated - table.scores
+    bins = bins_of(table.calibrated)
     confidence = np.clip(table.calibrated, unseen, 1 - unseen)
     members = np.stack([bins == index for index in np.unique(bins)])
     by_document = np.stack([documents.sums(np.where(rows, excess, 0.0)) for rows in members], axis=1)
@@ -113,30 +125,3 @@ def _debiased(table: Predictions, *, documents: Documents, alpha: float) -> tupl
     normal = generator.standard_normal((NUM_DRAWS, len(factor))) @ factor.T
     noise = normal * np.sqrt(freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1)))  # Student's t
     return debiased_sum(by_document.sum(axis=0) / n, noise=noise, unseen=unseen, alpha=alpha)
-
-
-def _excess_of(predictions: Predictions) -> tuple[FloatArray, NDArray[np.int64]]:
-    right = np.array([a == b for a, b in zip(predictions.outputs, predictions.labels, strict=True)], dtype=np.float64)
-    try:
-        return _excess(right, predictions.calibrated, NUM_BINS)
-    except ValueError as error:
-        raise VerdictRefused(f"{predictions.model}: {error}") from None
-
-
-def _excess(correct: FloatArray, confidence: FloatArray, num_bins: int) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Return confidence minus correctness [N] and the bin of each row [N]."""
-    if correct.shape != confidence.shape or not correct.size:
-        raise ValueError(
-            f"answers have shape {correct.shape} and confidences {confidence.shape}; give one of each per row, for at "
-            "least one row"
-        )
-    bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))
-    if bad.size:
-        raise ValueError(f"the confidence at position {bad[0]} is {confidence[bad[0]]}; allowed: 0 to 1")
-    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
-    return np.asarray(confidence - correct, dtype=np.float64), bins
-
-
-def _ece_of(excess: FloatArray, bins: NDArray[np.int64], num_bins: int) -> float:
-    # The weight of a bin times its gap equals the absolute sum of the excess of its rows, divided by all rows.
-    return float(np.abs(np.bincount(bins, weights=excess, minlength=num_bins)).sum() / len(excess))

@@ -1,9 +1,10 @@
 """Answers of a chat model to rows, for training, evaluation and the cost measurement."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tailorbird.data.chat_template import conversation_tokens
-from tailorbird.data.rows import Rows
+from tailorbird.data.chat_template import Tokens, conversation_tokens
+from tailorbird.data.rows import Conversation, Rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import GenerateAnswers, answer_prompts, log_likelihoods
 from tailorbird.models.grammar.compiler import grammar_for
@@ -78,10 +79,14 @@ def answer_texts(
 def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list[float]:
     """Return the mean log-probability of each row's reference answer, in nats per token."""
     assert loaded.model is not None
-    tokenizer, prompting = loaded.tokenizer, loaded.prompting
     tokens = []
     for turns, answer in zip(rows.turns, rows.labels, strict=True):
-        shots = chat_prompt(turns, tokenizer=tokenizer, prompting=prompting, index=loaded.index).examples
-        whole = conversation_tokens(turns, answer, tokenizer=tokenizer, system=prompting.system, shots=shots)
-        tokens.append(whole)
-    return log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
+        tokens += answer_tokens(loaded, turns, answers=(answer,))
+    return log_likelihoods(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
+
+
+def answer_tokens(loaded: LoadedChat[VersionConfig], turns: Conversation, *, answers: Sequence[str]) -> list[Tokens]:
+    """Return the tokens of a conversation with the prompt of a chat version, followed by each of the answers."""
+    tokenizer, system = loaded.tokenizer, loaded.prompting.system
+    shots = chat_prompt(turns, tokenizer=tokenizer, prompting=loaded.prompting, index=loaded.index).examples
+    return [conversation_tokens(turns, answer, tokenizer=tokenizer, system=system, shots=shots) for answer in answers]

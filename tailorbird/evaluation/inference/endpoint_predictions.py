@@ -7,7 +7,7 @@ import numpy as np
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.chat_answers import Answer
-from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, StoredAnswers, fetch_answers
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.inference.suite_answers import generated_positions, suite_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -26,9 +26,7 @@ NO_LABEL = ""
 """Output for an answer that names no class. No class is empty (see `baselines.endpoint`), so it is never right."""
 
 
-def answer_rows_of_endpoint(
-    uri: str, *, rows: Rows, limits: RequestLimits, kept: dict[str, StoredAnswers] | None = None
-) -> tuple[EndpointAnswer, ...]:
+def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> tuple[EndpointAnswer, ...]:
     """Return the answer of the endpoint version or artifact at `uri` to each row; see `fetch_answers`."""
     config = read_artifact_config(uri)
     assert config.endpoint is not None
@@ -37,7 +35,7 @@ def answer_rows_of_endpoint(
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device="cpu")
     bodies = request_bodies(rows, version=config, index=index)
     task_uri = task_of_artifact(uri).task_uri
-    return fetch_answers(bodies, endpoint=config.endpoint, parent=task_uri, limits=limits, kept=kept)
+    return fetch_answers(bodies, endpoint=config.endpoint, parent=task_uri, limits=limits)
 
 
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:

@@ -11,16 +11,13 @@ from tailorbird.evaluation.hybrid import merged
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
 
-Predict = Callable[[Rows], Predictions]
 
-
-def predict_hybrid(routing: Routing, *, rows: Rows, first: Predict, second: Predict) -> Predictions:
-    """Return the predictions of a hybrid, from functions that predict rows with its first and its second part."""
+def predict_hybrid(routing: Routing, *, rows: Rows, predict: Callable[[PartName, Rows], Predictions]) -> Predictions:
+    """Return the predictions of a hybrid, from a function that predicts rows with one of its parts."""
     tables: dict[PartName, Predictions] = {}
 
     def answer(name: PartName, indices: IntArray) -> Sequence[int]:
-        predict = first if name == "first" else second
-        tables[name] = predict(rows.take(indices))
+        tables[name] = predict(name, rows.take(indices))
         return range(len(indices))  # positions in the table
 
     groups = None if routing.column is None else rows.groups[routing.column]

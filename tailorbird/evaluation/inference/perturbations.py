@@ -89,12 +89,7 @@ LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
 
 def perturbed_rows(rows: Rows, gates: GatesConfig) -> dict[str, Rows]:
     """Return the perturbed rows that the gates need, by set name (the suffix of their tables)."""
-    perturbed = {}
-    if gates.counterfactual is not None:
-        perturbed["counterfactual"] = swap_demographics(rows)
-    if gates.robustness is not None:
-        perturbed["noise"] = add_typos(rows)
-    return perturbed
+    return {name: PERTURBATIONS[name](rows) for name in gates.changed_sets}
 
 
 def swap_demographics(rows: Rows) -> Rows:
@@ -126,6 +121,12 @@ def add_typos(rows: Rows) -> Rows:
     """Return rows `<row_id>|noise` with a typing error, wrong case or extra space, selected by a hash of the row id."""
     texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
+
+
+PERTURBATIONS: Mapping[str, Callable[[Rows], Rows]] = MappingProxyType(
+    {"counterfactual": swap_demographics, "noise": add_typos}
+)
+"""Functions that return the changed rows of a set, by its name."""
 
 
 def swap_sex(text: str) -> str:

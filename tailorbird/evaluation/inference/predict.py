@@ -22,6 +22,7 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
+from tailorbird.registry.hybrid_routing import PARTS
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
@@ -37,14 +38,11 @@ def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestL
     device = evaluation_device(on_gpu=on_gpu)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
-        first, second = (partial(_predict_part, part.uri, on_gpu=on_gpu, limits=limits) for part in read_parts(hybrid))
-        return predict_hybrid(hybrid.routing, rows=rows, first=first, second=second)
+        uris = dict(zip(PARTS, (part.uri for part in read_parts(hybrid)), strict=True))
+        predict = partial(predict_rows, on_gpu=on_gpu, limits=limits)
+        return predict_hybrid(hybrid.routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part))
     loaded = load_artifact(uri, device=device)
     return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)
-
-
-def _predict_part(uri: str, rows: Rows, *, on_gpu: bool, limits: RequestLimits | None) -> Predictions:
-    return predict_rows(uri, rows=rows, on_gpu=on_gpu, limits=limits)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ def measure_serving(
     *,
     rows: Rows,
     num_gpus: int = 0,
-    num_rounds: int = MIN_ROUNDS,
     tokens: Mapping[str, Tokens] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> MeasuredCosts:
@@ -80,12 +79,11 @@ def measure_serving(
     `tokens` has the tokens of each external endpoint by role. No request is sent: the CPU-seconds of an endpoint are
     those in which its requests are prepared, and its replicas have no GPU.
 
-    Raises ValueError for fewer than two models, no rows or too few rounds, and DeviceError without a GPU.
+    Raises ValueError for fewer than two models or no rows, and DeviceError without a GPU.
     """
-    if len(uris) < 2 or not len(rows) or num_rounds < MIN_ROUNDS:
+    if len(uris) < 2 or not len(rows):
         raise ValueError(
-            f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows in {num_rounds} rounds; give at least 2 "
-            f"models, at least 1 row and at least {MIN_ROUNDS} rounds"
+            f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows; give at least 2 models and at least 1 row"
         )
     device = evaluation_device(on_gpu=True) if num_gpus else "cpu"
     load = partial(_model, device=device, batch_size=batch_size, pretrained={})
@@ -94,7 +92,7 @@ def measure_serving(
         _seconds(model, rows, device=device)
     measured: dict[str, list[Seconds]] = {role: [] for role in models}
     roles = tuple(models)
-    for number in range(num_rounds):
+    for number in range(MIN_ROUNDS):
         for role in roles if number % 2 == 0 else roles[::-1]:
             measured[role].append(_seconds(models[role], rows, device=device))
     emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))

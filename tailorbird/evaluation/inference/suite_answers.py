@@ -6,16 +6,15 @@ from dataclasses import replace
 import numpy as np
 
 from tailorbird.config.suites import LIKELIHOOD_METRICS
-from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.chat_template import Tokens
 from tailorbird.data.copies import documents
 from tailorbird.data.rows import Conversation, Rows, SuiteColumns
-from tailorbird.evaluation.inference.chat_answers import Answer, answer_texts
+from tailorbird.evaluation.inference.chat_answers import Answer, answer_texts, answer_tokens
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_answer
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat
-from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.versions import VersionConfig
 
 PRIVATE = "not_contains"  # metric of rows whose expectation is a text that must not be written
@@ -102,8 +101,9 @@ def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tup
     An option is scored as an answer with its end-of-turn token. The confidence is exp of the mean log-probability of
     the likeliest option's tokens. The options after a counterpart follow those after the prompt.
     """
-    suite, tokenizer, prompting = suite_of(rows), loaded.tokenizer, loaded.prompting
-    owners, tokens = [], []
+    suite = suite_of(rows)
+    owners: list[int] = []
+    tokens: list[Tokens] = []
     for position, (turns, metric) in enumerate(zip(rows.turns, suite.metrics, strict=True)):
         if metric not in LIKELIHOOD_METRICS:
             continue
@@ -111,16 +111,13 @@ def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tup
         if metric == "same_choice":
             prompts.append((("user", suite.counterparts[position]),))
         for prompt in prompts:
-            shots = chat_prompt(prompt, tokenizer=tokenizer, prompting=prompting, index=loaded.index).examples
-            for option in suite.options[position]:
-                owners.append(position)
-                tokens.append(
-                    conversation_tokens(prompt, option, tokenizer=tokenizer, system=prompting.system, shots=shots)
-                )
+            options = suite.options[position]
+            owners += [position] * len(options)
+            tokens += answer_tokens(loaded, prompt, answers=options)
     if not tokens:
         return {}
     assert loaded.model is not None
-    means = log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id))
+    means = log_likelihoods(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
     sums = means * [row.assistant_mask.sum() for row in tokens]
     result = {}
     for position in dict.fromkeys(owners):

@@ -6,7 +6,7 @@ from statistics import fmean
 from tailorbird.evaluation.gates.prices import ContenderCost, CostTerms
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.verdict.explain import cost_text
-from tailorbird.evaluation.verdict.formatting import money, named
+from tailorbird.evaluation.verdict.formatting import counted, money, named
 
 PARTS = ("replicas", "tokens", "training")
 UNKNOWN = "not assessable"
@@ -37,10 +37,10 @@ def terms_sentence(terms: CostTerms) -> str:
         "1,000 output tokens": terms.token_prices and terms.token_prices[1],
     }
     known = [f"{price:g} per {unit}" for unit, price in prices.items() if price is not None]
-    resources = _count(terms.cpus_per_replica, "CPU core")
+    resources = counted(terms.cpus_per_replica, "CPU core")
     if terms.gpus_per_replica:
-        resources += f" and {_count(terms.gpus_per_replica, 'GPU')}"
-    replicas = f"at least {_count(terms.min_replicas, 'replica')}, each with {resources}"
+        resources += f" and {counted(terms.gpus_per_replica, 'GPU')}"
+    replicas = f"at least {counted(terms.min_replicas, 'replica')}, each with {resources}"
     listed = ", ".join(known) or "none"
     return f"{_volume(terms)}, {replicas}; prices in the recipe's currency: {listed}"
 
@@ -49,10 +49,6 @@ def _volume(terms: CostTerms) -> str:
     return (
         f"{terms.requests_per_month:,.0f} requests a month, with the training paid over {terms.horizon_months:g} months"
     )
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def cost_lines(evidence: Evidence) -> list[str]:

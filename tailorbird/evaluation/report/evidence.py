@@ -1,6 +1,6 @@
 """The evidence of a run: the inputs and results of its verdict, stored as `evidence.json` next to the predictions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,15 +13,17 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, TrainingUsage
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.headroom import Headroom
-from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, model_predictions, trained_rows_sentences
+from tailorbird.evaluation.verdict.decide import ANCHOR
+from tailorbird.evaluation.verdict.inputs import Anchor, TrainedRows, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.test_set_ledger import RowUse, TestSetAccess
 from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
@@ -41,38 +43,6 @@ class DataRecord:
     sha256: Mapping[str, str]  # sha256 of each split by name
     differences: tuple[str, ...] = ()
     """Sentences about differences between validation and test that are larger than chance."""
-
-
-@dataclass(frozen=True)
-class TrainedRows:
-    """The test rows that compared models were trained or selected on; no model is compared on them."""
-
-    rows: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
-    """Ids of these rows by role; None for a model whose training rows are unknown."""
-
-    @property
-    def known(self) -> dict[str, frozenset[str]]:
-        """The rows by role, without the models whose training rows are unknown."""
-        return {role: frozenset(rows) for role, rows in self.rows.items() if rows is not None}
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """The roles of the models whose training rows are unknown."""
-        return tuple(role for role, rows in self.rows.items() if rows is None)
-
-    @property
-    def excluded(self) -> frozenset[str]:
-        """The rows on which no model is compared: those that a model in any role was trained on."""
-        return frozenset[str]().union(*self.known.values())
-
-    def sentences(self, num_test: int) -> tuple[str, ...]:
-        """Return a sentence for each model that was trained on some of the test rows, or may have been."""
-        return trained_rows_sentences(self.known, unknown=self.unknown, num_rows=num_test)
-
-    def without(self, tables: Mapping[str, Predictions], *, roles: Iterable[str]) -> dict[str, Predictions]:
-        """Return the tables by name, those of the test rows (named by `roles`) without these rows."""
-        compared = {role: tables[role].without(self.excluded) for role in roles}
-        return {**tables, **compared}
 
 
 BASELINE = "baseline"
@@ -112,16 +82,6 @@ class AverageRecord:
 
     validation: float
     chosen: bool  # True if the averaged weights are the candidate
-
-
-@dataclass(frozen=True)
-class MixRecord:
-    """The fine-tuned classifier mixed with the run's bag of words, by a weight that was selected on validation."""
-
-    weight: float  # of the fine-tuned model's log-probabilities; the bag of words has the rest. 1 if no mix is better
-    num_weights: int  # compared weights below 1
-    validation: float  # score with this weight
-    unmixed: float  # score of the fine-tuned model alone
 
 
 @dataclass(frozen=True)
@@ -194,6 +154,32 @@ class Family(StoredModel):
         """Those of `ROLES` that a model has."""
         roles = {model.role for model in self.models}
         return tuple(role for role in ROLES if role in roles)
+
+    def verdict_inputs(
+        self,
+        tables: Mapping[str, Predictions],
+        *,
+        test_sha256: str,
+        cost: CostRecord,
+        look: RowUse,
+        trained_rows: TrainedRows,
+    ) -> VerdictInputs:
+        """Return the inputs of the verdict; `tables` are the run's predictions by name."""
+        anchor = None
+        if self.anchor is not None:
+            anchor = Anchor(None if self.anchor.problem else tables[ANCHOR], self.anchor.problem)
+        return VerdictInputs(
+            models={model.role: model_predictions(model.role, tables) for model in self.models},
+            test_sha256=test_sha256,
+            replacing=self.replacing,
+            hybrid=self.hybrid,
+            anchor=anchor,
+            costs=cost.serving,
+            training=cost.training,
+            headroom=self.headroom,
+            look=look,
+            trained_rows=trained_rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -321,36 +307,23 @@ class Evidence(StoredModel):
     """Test rows by what an endpoint answered, by role; for a champion that is a hybrid, of the part that is one."""
 
     @property
-    def winning_role(self) -> str:
-        """The role that the verdict selected."""
-        return self.verdict.selected
-
-    @property
     def winner(self) -> CandidateRecord:
         """The version that the verdict selected."""
-        return self.versions[self.winning_role]
+        return self.versions[self.verdict.selected]
 
     def role_of(self, uri: str) -> str:
         """Return the role of the version at a URI; for the run's URI, the role that the verdict selected."""
         roles = [role for role, version in self.versions.items() if version.uri == uri]
-        return roles[0] if roles else self.winning_role
+        return roles[0] if roles else self.verdict.selected
 
     def verdict_inputs(self, tables: Mapping[str, Predictions]) -> VerdictInputs:
         """Return the inputs of the verdict; `tables` are the run's predictions by name."""
-        anchor = self.family.anchor
-        of_anchor = model_predictions("anchor", tables) if anchor is not None and not anchor.problem else None
-        return VerdictInputs(
-            models={model.role: model_predictions(model.role, tables) for model in self.family.models},
+        return self.family.verdict_inputs(
+            tables,
             test_sha256=self.data.sha256["test"],
-            replacing=self.family.replacing,
-            hybrid=self.family.hybrid,
-            anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
-            costs=self.cost.serving,
-            training=self.cost.training,
-            headroom=self.family.headroom,
+            cost=self.cost,
             look=self.test_access,
-            trained_on=self.trained_rows.known,
-            unknown_training=self.trained_rows.unknown,
+            trained_rows=self.trained_rows,
         )
 
 

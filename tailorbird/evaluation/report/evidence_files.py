@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tailorbird import storage
-from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, Evidence
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
 
 MANIFEST = "evidence_manifest.json"
 """File with the sha256 of every evidence file; it is written last, so its presence means the evidence is complete."""
@@ -20,39 +18,25 @@ VALIDATION = "validation"
 """Set name of the validation tables; they are stored so that selections on validation can be checked."""
 
 
-def prediction_table_names(
-    roles: Sequence[str], *, changed: Sequence[str], on_validation: Sequence[str] = ROLES
-) -> tuple[str, ...]:
-    """Return the names of a run's tables in `predictions/`.
-
-    `roles` are those of all models that predict the test rows, `changed` the sets of changed rows that gates need, and
-    `on_validation` the roles that have a table of the validation rows.
-    """
-    return (
-        *roles,
-        *(f"{role}_{VALIDATION}" for role in on_validation),
-        *(f"{role}_{name}" for role in roles for name in changed),
-    )
-
-
-def changed_sets(gates: GatesConfig) -> tuple[str, ...]:
-    """Return the sets of changed rows that the gates need."""
-    needed = (gates.counterfactual, gates.robustness)
-    return tuple(name for name, gate in zip(CHANGED_SETS, needed, strict=True) if gate is not None)
-
-
 def load_all_predictions(uri: str) -> dict[str, Predictions]:
     """Return every table in `<uri>/predictions/` by name."""
     files = [file for file in storage.list_files(f"{uri}/predictions") if file.endswith(".parquet")]
     return {file.rsplit("/", 1)[-1].removesuffix(".parquet"): load_predictions(file) for file in files}
 
 
+def intact_evidence(uri: str) -> Evidence | None:
+    """Return the evidence of a run or a version; None if the file differs from its manifest."""
+    content = storage.read_bytes(f"{uri}/{EVIDENCE_FILE}")
+    is_intact = hashlib.sha256(content).hexdigest() == storage.read_json(f"{uri}/{MANIFEST}")[EVIDENCE_FILE]
+    return Evidence.model_validate_json(content) if is_intact else None
+
+
 def read_evidence(uri: str) -> Evidence:
     """Return the evidence of a run or a version; raise ValueError if the file differs from its manifest."""
-    content = storage.read_bytes(f"{uri}/{EVIDENCE_FILE}")
-    if hashlib.sha256(content).hexdigest() != storage.read_json(f"{uri}/{MANIFEST}")[EVIDENCE_FILE]:
+    evidence = intact_evidence(uri)
+    if evidence is None:
         raise ValueError(f"{uri}/{EVIDENCE_FILE} was changed; run `tailorbird verify {uri}` to check all files")
-    return Evidence.model_validate_json(content)
+    return evidence
 
 
 def write_evidence(uri: str, files: Mapping[str, bytes]) -> None:

@@ -1,17 +1,20 @@
-"""Compute the scores and the reliability of the models of a run from their predictions."""
+"""Compute the scores, the reliability and the confusions of the models of a run from their predictions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
-from tailorbird.evaluation.gates.calibration import NUM_BINS, has_confidences
+from tailorbird.evaluation.gates.calibration import bins_of, has_confidences
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import Confusion, ModelScore, ReliabilityBin
+from tailorbird.evaluation.report.evidence import Confusion, ModelScore, ReliabilityBin, SuiteScore
 from tailorbird.evaluation.statistics.paired import wilson_interval
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
 from tailorbird.evaluation.verdict.types import Verdict
 
 COMPARED = ("candidate", "incumbent")
@@ -43,6 +46,19 @@ def model_scores(
         return tuple(scores)
     n = num_validation
     return tuple(replace(score, interval=wilson_interval(round(score.validation * n), n=n)) for score in scores)
+
+
+def figures(tables: Mapping[str, Predictions], *, suites: Sequence[str], roles: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of the evidence that are computed from predictions only, by name.
+
+    `tables` are without rows that a model was trained on, and `roles` are those of all compared models.
+    """
+    return {
+        "reliability": reliability_by_role(tables),
+        "confusions": confusions(tables),
+        "measures": mean_measures(tables),
+        "suites": suite_scores(tables, suites=suites, roles=roles),
+    }
 
 
 def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[ReliabilityBin, ...]]:
@@ -84,21 +100,39 @@ def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, floa
     return {name: {role: float(np.mean(tables[role].measures[name])) for role in compared}}
 
 
-def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
-    """Return the non-empty bins of equal width of the confidence after temperature scaling.
+def reliability_bins(table: Predictions) -> tuple[ReliabilityBin, ...]:
+    """Return the non-empty bins of equal width of the confidence after temperature scaling (`calibration.bins_of`).
 
-    The function `tailorbird.evaluation.gates.calibration.ece` uses the same bins. There are none for a model without
-    confidences.
+    There are none for a model without confidences.
     """
     if not has_confidences(table):
         return ()
-    right = np.array(table.labels, dtype=object) == np.array(table.outputs, dtype=object)
-    bins = np.minimum((table.calibrated * num_bins).astype(np.int64), num_bins - 1)
+    bins = bins_of(table.calibrated)
     return tuple(
         ReliabilityBin(
             confidence=float(table.calibrated[bins == index].mean()),
-            accuracy=float(right[bins == index].mean()),
+            accuracy=float(table.scores[bins == index].mean()),
             n=int(np.sum(bins == index)),
         )
         for index in sorted(set(bins.tolist()))
     )
+
+
+def suite_scores(
+    tables: Mapping[str, Predictions], *, suites: Sequence[str], roles: Sequence[str]
+) -> tuple[SuiteScore, ...]:
+    """Return the scores on each suite: all rows, then the rows of each group.
+
+    A model that cannot answer some of the rows has no score.
+    """
+    scores = []
+    for suite in suites:
+        answers = {role: tables[f"{role}_{SUITE_PREFIX}{suite}"] for role in roles}
+        groups = np.array(answers[roles[0]].groups.get("group", ()), dtype=object)
+        rows: dict[str | None, NDArray[np.int64]] = {None: np.arange(len(answers[roles[0]]))}
+        rows |= {group: np.flatnonzero(groups == group) for group in sorted(set(groups.tolist()))}
+        for group, members in rows.items():
+            means = {role: float(np.mean(table.scores[members])) for role, table in answers.items()}
+            known = {role: None if np.isnan(mean) else mean for role, mean in means.items()}
+            scores.append(SuiteScore(suite, group, len(members), known))
+    return tuple(scores)

@@ -7,7 +7,7 @@ from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import LIMITS
 from tailorbird.config.recipe import Recipe
-from tailorbird.evaluation.report.evidence import TrainedRows
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.champion import Champion

@@ -1,7 +1,8 @@
 """The facts of a run that its verdict does not state, each as one sentence for terminal, report and model card."""
 
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.costs import cost_sentence
-from tailorbird.evaluation.report.evidence import Evidence, MixRecord
+from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.decide import CANDIDATE
 from tailorbird.evaluation.verdict.formatting import named, size

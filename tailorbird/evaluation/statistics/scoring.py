@@ -32,25 +32,16 @@ CLASS_SCORES: Mapping[str, Callable[[IntArray, IntArray, IntArray], FloatArray]]
 
 
 def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
-    """Return a classifier's score in any metric of classification; labels and outputs are [N]."""
-    if METRICS[metric].is_over_classes:
-        return _mean_over_classes(metric, list(labels), outputs=list(outputs))
-    return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
+    """Return a classifier's score in any metric of classification; labels and outputs are [N].
 
-
-def score_table(metric: str, table: "Predictions") -> float:
-    """Return a model's score in any metric of a recipe."""
-    if METRICS[metric].is_over_classes:
-        return _mean_over_classes(metric, table.labels, outputs=table.outputs)
-    return float(np.mean(table.per_row(metric)))
-
-
-def _mean_over_classes(metric: str, labels: Sequence[str], *, outputs: Sequence[str]) -> float:
-    """Return the mean score over the classes that occur in the labels.
-
-    Macro-F1 is that of scikit-learn: `f1_score(..., labels=sorted(set(labels)), average="macro", zero_division=0)`.
+    A mean over classes is that over the classes that occur in the labels. Macro-F1 is that of scikit-learn:
+    `f1_score(..., labels=sorted(set(labels)), average="macro", zero_division=0)`.
     """
-    if not len(labels):
+    labels = list(labels)
+    outputs = list(outputs)
+    if not METRICS[metric].is_over_classes:
+        return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
+    if not labels:
         raise ValueError(f"labels are empty; {METRICS[metric].title} needs at least one row")
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}
     truth = class_codes(labels, classes)
@@ -60,6 +51,13 @@ def _mean_over_classes(metric: str, labels: Sequence[str], *, outputs: Sequence[
     right = np.bincount(truth[truth == answers], minlength=num_classes)
     answered = np.bincount(answers, minlength=num_classes)[:num_classes]  # without outputs of unknown classes
     return float(np.mean(CLASS_SCORES[metric](right, support, answered)))
+
+
+def score_table(metric: str, table: "Predictions") -> float:
+    """Return a model's score in any metric of a recipe."""
+    if METRICS[metric].is_over_classes:
+        return score_of(metric, labels=table.labels, outputs=table.outputs)
+    return float(np.mean(table.per_row(metric)))
 
 
 def class_codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:

@@ -22,7 +22,7 @@ class SplitSample:
     """The rows of a split."""
 
     labels: Sequence[str]  # classes; empty for chat tasks
-    lengths: FloatArray  # [N] length of each text in characters
+    texts: Sequence[str]
     documents: Sequence[str] | None  # document of each row; None if rows are independent
     scores: FloatArray | None = None  # [N] scores of the incumbent, if it has predicted the rows
 
@@ -48,7 +48,7 @@ def split_differences(
         shares = [np.array([label == name for label in split.labels], dtype=np.float64) for split in splits]
         if np.concatenate(shares).mean() * min(map(len, shares)) >= LEAST_ROWS:
             compare(f"the share of the class {name!r}", form=".1%", values=shares, tested=shares)
-    lengths = [split.lengths for split in splits]
+    lengths = [np.array([len(text) for text in split.texts], dtype=np.float64) for split in splits]
     logs = [np.log1p(values) for values in lengths]
     compare("the mean number of characters of a text", form=".0f", values=lengths, tested=logs)
     scores = [split.scores for split in splits if split.scores is not None]

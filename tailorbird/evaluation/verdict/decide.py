@@ -16,6 +16,7 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Relate
 
 INCUMBENT, CANDIDATE, HYBRID = "incumbent", "candidate", "hybrid"
+ANCHOR = "anchor"
 
 
 class Outcome(StrEnum):

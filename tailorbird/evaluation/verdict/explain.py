@@ -19,7 +19,7 @@ from tailorbird.evaluation.verdict.formatting import (
     sentence,
     size,
 )
-from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, trained_rows_sentences
+from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
 from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Relation
@@ -243,8 +243,7 @@ def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) ->
     look = inputs.look
     if look.num_seen:
         parts.append(f"{known_rows(look)}, so alpha is {verdict.alpha:.2g} instead of {protocol.alpha:g}")
-    num_test = verdict.n + verdict.num_trained_rows
-    parts += trained_rows_sentences(inputs.trained_on, unknown=verdict.unknown_training, num_rows=num_test)
+    parts += inputs.trained_rows.sentences(verdict.n + verdict.num_trained_rows)
     if verdict.num_units < verdict.n:
         units = f"the {verdict.n:,} rows are {verdict.num_units:,} independent documents or groups of near copies"
         parts.append(few_documents(verdict.num_units, num_rows=verdict.n) or units)

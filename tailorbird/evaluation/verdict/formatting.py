@@ -90,3 +90,8 @@ def listed(words: Sequence[str]) -> str:
     """Return one or more words as a list in a sentence: `a, b and c`."""
     *some, last = words
     return f"{', '.join(some)} and {last}" if some else last
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun: `1 row`, `2 rows`."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -1,6 +1,6 @@
 """The predictions and measurements from which a verdict is computed and recomputed."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,9 +30,45 @@ class Anchor:
     A model that replaces another for its cost must be non-inferior to it.
     """
 
-    uri: str
-    predictions: ModelPredictions | None  # None if it cannot predict today's rows
+    predictions: Predictions | None  # None if it cannot predict today's rows
     problem: str = ""  # why it cannot predict
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """The test rows that compared models were trained or selected on; no model is compared on them."""
+
+    rows: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    """Ids of these rows by role; None for a model whose training rows are unknown."""
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The roles of the models whose training rows are unknown."""
+        return tuple(role for role, rows in self.rows.items() if rows is None)
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The rows on which no model is compared: those that a model in any role was trained on."""
+        return frozenset(row for rows in self.rows.values() for row in rows or ())
+
+    def sentences(self, num_test: int) -> tuple[str, ...]:
+        """Return a sentence for each model that was trained on some of the test rows, or may have been."""
+        sentences = [
+            f"the {role} was trained on {len(rows):,} of the {num_test:,} test rows ({len(rows) / num_test:.1%}), on "
+            "which no model is compared"
+            for role, rows in self.rows.items()
+            if rows
+        ]
+        sentences += [
+            f"the training rows of the {role} are unknown: if test rows are among them, its score is too high"
+            for role in self.unknown
+        ]
+        return tuple(sentences)
+
+    def without(self, tables: Mapping[str, Predictions], *, roles: Iterable[str]) -> dict[str, Predictions]:
+        """Return the tables by name, those of the test rows (named by `roles`) without these rows."""
+        compared = {role: tables[role].without(self.excluded) for role in roles}
+        return {**tables, **compared}
 
 
 @dataclass(frozen=True)
@@ -50,9 +86,7 @@ class VerdictInputs:
     training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
     headroom: Headroom | None = None  # of the incumbent on validation; None if a model was trained
     look: RowUse = FIRST_LOOK  # how much the test rows were used before
-    trained_on: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Ids of the test rows that the model in a role was trained on. They leave the comparison."""
-    unknown_training: tuple[str, ...] = ()  # roles of models whose training rows are unknown
+    trained_rows: TrainedRows = TrainedRows()  # they leave the comparison
 
     @property
     def incumbent(self) -> ModelPredictions:
@@ -77,7 +111,7 @@ def without_trained_rows(inputs: VerdictInputs) -> VerdictInputs:
     A model is right on rows that it was trained on more often than on others, so no model is compared on them. Suites
     are not changed. Raises VerdictRefused if no row remains.
     """
-    trained = frozenset[str]().union(*inputs.trained_on.values())
+    trained = inputs.trained_rows.excluded
 
     def without(model: ModelPredictions) -> ModelPredictions:
         changed = {name: table.without(trained) for name, table in model.changed.items() if name in CHANGED_SETS}
@@ -87,28 +121,11 @@ def without_trained_rows(inputs: VerdictInputs) -> VerdictInputs:
         return inputs
     anchor = inputs.anchor
     if anchor is not None and anchor.predictions is not None:
-        anchor = replace(anchor, predictions=without(anchor.predictions))
+        anchor = replace(anchor, predictions=anchor.predictions.without(trained))
     remaining = replace(inputs, models={role: without(model) for role, model in inputs.models.items()}, anchor=anchor)
     if not len(remaining.incumbent.clean):
         raise VerdictRefused("the compared models were trained on all test rows; add test rows that are new to them")
     return remaining
-
-
-def trained_rows_sentences(
-    trained_on: Mapping[str, Collection[str]], *, unknown: Sequence[str], num_rows: int
-) -> tuple[str, ...]:
-    """Return a sentence for each model that was trained on test rows, or whose training rows are unknown, by role."""
-    sentences = [
-        f"the {role} was trained on {len(rows):,} of the {num_rows:,} test rows ({len(rows) / num_rows:.1%}), on which "
-        "no model is compared"
-        for role, rows in trained_on.items()
-        if rows
-    ]
-    sentences += [
-        f"the training rows of the {role} are unknown: if test rows are among them, its score is too high"
-        for role in unknown
-    ]
-    return tuple(sentences)
 
 
 def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
@@ -122,15 +139,15 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
     models = list(inputs.models.values())
     tables = [model.clean for model in models]
     if inputs.anchor is not None and inputs.anchor.predictions is not None:
-        tables.append(inputs.anchor.predictions.clean)
+        tables.append(inputs.anchor.predictions)
     align(*tables)
     if len(tables[0]) != protocol.num_test_rows:
         raise VerdictRefused(
             f"{len(tables[0])} rows have predictions, but the protocol has {protocol.num_test_rows} test rows; predict "
             "all of them"
         )
-    for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        changed = _tables_of(models, name=name, is_required=gate is not None)
+    for name in CHANGED_SETS:
+        changed = _tables_of(models, name=name, is_required=name in protocol.gates.changed_sets)
         if name == "noise" and any(len(table) != len(tables[0]) for table in changed):
             raise VerdictRefused(
                 "the noise set must have one row per test row; create the set again from all test rows"

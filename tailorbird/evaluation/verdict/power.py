@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.evaluation.gates.prices import CostComparison
-from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.hybrid import FrozenHybrid, routed_predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.class_metrics import jackknife_values
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
@@ -26,7 +26,7 @@ from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
 from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, Entry, Outcome, blocking_roles, decide
+from tailorbird.evaluation.verdict.decide import ANCHOR, CANDIDATE, HYBRID, Entry, Outcome, blocking_roles, decide
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import CostTable, Gain, Relation, relation_of
@@ -38,18 +38,16 @@ SEED = 1998
 CHOSEN = (Outcome.FINE_TUNE, Outcome.HYBRID)
 LEAST_KEPT = 1e-6
 GATES = "gates"
-ANCHOR = "anchor"
 
 
 @dataclass(frozen=True)
 class PowerInputs:
     """The compared models of a test."""
 
-    tables: Mapping[str, Predictions]  # by role, with the hybrid's
+    tables: Mapping[str, Predictions]  # by role, with those of the hybrid and of the anchor
     entries: tuple[Entry, ...]
     costs: CostTable
     hybrid: FrozenHybrid | None = None
-    anchor: Predictions | None = None
     is_anchor_missing: bool = False  # the anchor cannot predict these rows, so nothing replaces for cost
 
     @property
@@ -130,9 +128,8 @@ def _at_gain(inputs: PowerInputs, *, gain: float, over: str) -> PowerInputs:
     tables = dict(inputs.tables)
     tables[CANDIDATE] = with_score(tables[CANDIDATE], target=target, metric=metric)
     if inputs.hybrid is not None:
-        first = ModelPredictions(tables[inputs.hybrid.first])
-        second = ModelPredictions(tables[inputs.hybrid.second])
-        tables[HYBRID] = apply_routing(inputs.hybrid.routing, first=first, second=second).clean
+        first, second = (tables[role] for role in inputs.hybrid.parts)
+        tables[HYBRID] = routed_predictions(inputs.hybrid.routing, first=first, second=second)
     return replace(inputs, tables=tables)
 
 
@@ -198,10 +195,8 @@ class SimulatedTests:
 
     def __init__(self, inputs: PowerInputs) -> None:
         self._inputs = inputs
-        tables = dict(inputs.tables)
-        if inputs.anchor is not None:
-            tables[ANCHOR] = inputs.anchor
-        first = inputs.tables[CANDIDATE]
+        tables = inputs.tables
+        first = tables[CANDIDATE]
         metric = inputs.protocol.metric
         self._is_counted = METRICS[metric].is_share and first.clusters is None
         columns = product(tables, dict.fromkeys((metric, row_metric(metric))))
@@ -241,7 +236,7 @@ class SimulatedTests:
             value = float(priced[pair][test])
             gain = Gain(float(pairs[pair].gains[test]), (low, high), lowest, alpha / share, (value, (value, value)))
             is_anchored = not inputs.is_anchor_missing
-            if inputs.anchor is not None and ANCHOR not in pair:
+            if ANCHOR in inputs.tables and ANCHOR not in pair:
                 is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior
             return relation_of(pair, gain, cost=costs[pair], protocol=inputs.protocol, is_anchored=is_anchored)
 

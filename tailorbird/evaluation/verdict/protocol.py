@@ -3,22 +3,22 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.evaluation import EvaluationConfig, GatesConfig, HybridConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.verdict.parts import VerdictPart
 
 NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robustness=None)
 
 
-class TestProtocol(BaseModel):
+class TestProtocol(VerdictPart):
     """The rules for comparing the candidate with the incumbent, registered before the first trial."""
 
     __test__: ClassVar[bool] = False
     """Tells pytest that this class is not a test case."""
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: str
     """`evaluation.metric` of the recipe."""

@@ -10,7 +10,7 @@ from tailorbird.evaluation.hybrid import apply_routing, share_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, decide
+from tailorbird.evaluation.verdict.decide import ANCHOR, CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, decide
 from tailorbird.evaluation.verdict.explain import explain
 from tailorbird.evaluation.verdict.gates import evaluate_gates, gates_pass, has_failed
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows, without_trained_rows
@@ -20,14 +20,12 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, CostTable, Relate, Relation, relations
 from tailorbird.evaluation.verdict.types import Verdict
 
-ANCHOR = "anchor"
-
 
 @dataclass(frozen=True)
 class Compared:
     """The models of a comparison with their gates and costs."""
 
-    models: Mapping[str, ModelPredictions]  # by role, with the hybrid
+    tables: Mapping[str, Predictions]  # by role, with those of the hybrid and of the anchor
     entries: tuple[Entry, ...]
     tested: tuple[TestedModel, ...]
     costs: CostTable
@@ -49,8 +47,15 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     compared = compare_models(inputs, on_all_rows=on_all_rows, protocol=protocol)
     decision = decide(compared.entries, compared.relate, protocol=protocol)
     power = None
-    if CANDIDATE in compared.models:
-        power = power_of(_power_inputs(compared, inputs=inputs))
+    if CANDIDATE in compared.tables:
+        power_inputs = PowerInputs(
+            compared.tables,
+            compared.entries,
+            compared.costs,
+            hybrid=inputs.hybrid if HYBRID in compared.tables else None,
+            is_anchor_missing=inputs.anchor is not None and inputs.anchor.predictions is None,
+        )
+        power = power_of(power_inputs)
     _compare_for_readers(compared, decision)
     first = inputs.incumbent.clean
     verdict = Verdict(
@@ -70,24 +75,13 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         replaces_for_cost=_replaces_for_cost(compared, decision),
         power=power,
         headroom=inputs.headroom,
-        hybrid=_tested_hybrid(inputs) if HYBRID in compared.models else None,
+        hybrid=_tested_hybrid(inputs) if HYBRID in compared.tables else None,
         costs=compared.costs.contenders([model.role for model in compared.tested]),
         cost_unit=cost_unit(inputs.costs, terms=protocol.cost),
         num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
-        unknown_training=inputs.unknown_training,
+        unknown_training=inputs.trained_rows.unknown,
     )
     return verdict.model_copy(update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)})
-
-
-def _power_inputs(compared: Compared, *, inputs: VerdictInputs) -> PowerInputs:
-    return PowerInputs(
-        {role: model.clean for role, model in compared.models.items()},
-        compared.entries,
-        compared.costs,
-        hybrid=inputs.hybrid if HYBRID in compared.models else None,
-        anchor=_anchor_table(inputs),
-        is_anchor_missing=inputs.anchor is not None and inputs.anchor.predictions is None,
-    )
 
 
 def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protocol: TestProtocol) -> Compared:
@@ -125,24 +119,17 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
         )
 
     tables = {role: model.clean for role, model in models.items()}
-    anchor = _anchor_table(inputs)
-    if anchor is not None:
-        tables[ANCHOR] = anchor
+    if inputs.anchor is not None and inputs.anchor.predictions is not None:
+        tables[ANCHOR] = inputs.anchor.predictions
     with_anchor, _ = relations(tables, costs=costs)
 
     def can_replace_for_cost(role: str) -> bool:
         if inputs.anchor is None:
             return True
-        return anchor is not None and role != ANCHOR and with_anchor(role, ANCHOR, 1).is_non_inferior
+        return ANCHOR in tables and with_anchor(role, ANCHOR, 1).is_non_inferior
 
     relate, known = relations(tables, costs=costs, can_replace_for_cost=can_replace_for_cost)
-    return Compared(models, tuple(entries), tuple(tested), costs, relate, known)
-
-
-def _anchor_table(inputs: VerdictInputs) -> Predictions | None:
-    if inputs.anchor is None or inputs.anchor.predictions is None:
-        return None
-    return inputs.anchor.predictions.clean
+    return Compared(tables, tuple(entries), tuple(tested), costs, relate, known)
 
 
 def _with_hybrid(inputs: VerdictInputs, *, protocol: TestProtocol) -> dict[str, ModelPredictions]:
@@ -173,7 +160,7 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
             compared.relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1)
         for first in (CANDIDATE, HYBRID, decision.selected):
             is_compared = any((first, entry.role) == key[:2] for key in compared.known)
-            if first in compared.models and entry.role != first and not is_compared:
+            if first in compared.tables and entry.role != first and not is_compared:
                 compared.relate(first, entry.role, 1)
         is_known = any((entry.role, decision.selected) == key[:2] for key in compared.known)
         if entry.role != decision.selected and not is_known:

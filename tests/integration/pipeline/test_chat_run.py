@@ -33,7 +33,7 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
+from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
 from tailorbird.models.loading import LoadedChat
@@ -47,6 +47,7 @@ from tailorbird.release.export import export_version
 from tailorbird.release.manifests import render_manifest
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
+from tests.finished_runs import prediction_table_names
 from tests.integration.small import SmallRun, write_table
 from tests.loaded import load_model
 from tests.progress import ProgressRecorder

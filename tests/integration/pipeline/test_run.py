@@ -22,12 +22,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import FAMILY_FILE
-from tailorbird.evaluation.report.evidence_files import (
-    MANIFEST,
-    changed_sets,
-    load_all_predictions,
-    prediction_table_names,
-)
+from tailorbird.evaluation.report.evidence_files import MANIFEST, load_all_predictions
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
 from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.evaluation.verdict.decide import Outcome
@@ -52,6 +47,7 @@ from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import parse_run_uri
+from tests.finished_runs import prediction_table_names
 from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
 from tests.loaded import load_model
 from tests.notebook import execute
@@ -102,7 +98,7 @@ def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: Small
     run = small_run.result.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
     roles = [model.role for model in small_run.result.evidence.family.models]
-    expected = prediction_table_names(roles, changed=changed_sets(small_run.recipe.evaluation.gates))
+    expected = prediction_table_names(roles, changed=small_run.recipe.evaluation.gates.changed_sets)
     tables = {f"predictions/{name}.parquet" for name in expected}
     assert names == {PROTOCOL_FILE, FAMILY_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")

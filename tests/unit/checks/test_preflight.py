@@ -6,13 +6,16 @@ import pytest
 from cluster.node_probe import NodeReport, WriteCheck
 from cluster.requirements import ALWAYS, Requirements
 from cluster.resources import Holder, Node, NodeType, Resources, Versions
+from tailorbird.checks import preflight_facts
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
-from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table
+from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table, endpoint_findings
 from tailorbird.checks.result import CheckResult, passes
 from tailorbird.config.recipe import Recipe
-from tailorbird.models.metadata import ModelMetadata
+from tailorbird.evaluation.verdict.inputs import TrainedRows
+from tailorbird.models.metadata import MetadataError, ModelMetadata
 from tailorbird.models.shape import ModelShape
+from tailorbird.registry.endpoint import Endpoint
 
 SHAPE = ModelShape(
     num_parameters=22_000_000,
@@ -107,17 +110,28 @@ def test_without_a_cluster_everything_else_is_checked() -> None:
 
 def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> None:
     """The job `preflight` on Kubernetes has the environment and the network of a run, but no cluster."""
-    facts = replace(GOOD, endpoint_faults={"http://h/v1": "http://h/v1/models cannot be reached"})
+    closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
+    facts = replace(GOOD, findings=tuple(endpoint_findings((closed,))))
     for checked in (facts, replace(facts, theirs=None, cluster=None, without_cluster=True)):
         fault = only_fault(checked)
-        assert (fault.name, fault.message) == ("endpoint", "http://h/v1/models cannot be reached")
+        assert fault.name == "endpoint"
+        assert "http://127.0.0.1:9/v1/models cannot be reached" in fault.message
 
 
-def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault() -> None:
-    lines = check_facts(recipe(), replace(GOOD, trained_rows=("the incumbent was trained on 9 rows",)))
+def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("too few other rows; add test rows")
+
+    trained = TrainedRows({"incumbent": tuple("123456789")})
+    monkeypatch.setattr(preflight_facts, "read_champion", lambda _: ("champion", "etag"))
+    monkeypatch.setattr(preflight_facts, "read_test", lambda *_, **__: range(90))
+    monkeypatch.setattr(preflight_facts, "rows_of_champion", lambda *_, **__: trained)
+    lines = check_facts(recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe()))))
     assert passes(lines)
-    assert "the incumbent was trained on 9 rows" in [line.message for line in lines if line.name == "test rows"]
-    lines = check_facts(recipe(), replace(GOOD, trained_rows_fault="too few other rows; add test rows"))
+    [line] = [line for line in lines if line.name == "test rows"]
+    assert line.message.startswith("the incumbent was trained on 9 of the 90 test rows")
+    monkeypatch.setattr(preflight_facts, "rows_of_champion", refuse)
+    lines = check_facts(recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe()))))
     assert [line.message for line in lines if line.state == "fault"] == ["too few other rows; add test rows"]
 
 
@@ -219,8 +233,14 @@ def test_a_base_model_that_does_not_suit_the_task_is_a_fault(
     assert message in line.message
 
 
-def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault() -> None:
-    lines = check_facts(recipe(), replace(GOOD, encoder_fault="pypi://x is no text model; omit the field"))
+def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MetadataError("pypi://x is no text model; omit the field")
+
+    monkeypatch.setattr(preflight_facts, "stage_base_model", refuse)
+    chat = {"task": "chat", "evaluation": {"metric": "rouge_l", "retrieval_encoder": "pypi://x"}}
+    findings = tuple(preflight_facts.encoder_findings(recipe(**chat)))
+    lines = check_facts(recipe(), replace(GOOD, findings=findings))
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults == {"retrieval encoder": "pypi://x is no text model; omit the field"}
 

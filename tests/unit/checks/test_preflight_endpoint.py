@@ -76,19 +76,19 @@ def test_endpoints_that_cannot_be_used_are_found_without_a_request_for_an_answer
     with endpoint_server(lambda *_: completion("yes")) as server:
         keyed = Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}")
         closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
-        faults, _ = preflight_facts.endpoint_faults((keyed, closed))
-        assert f"{VARIABLE}, which contains the API key of {server.url}, is not set" in faults[keyed.url]
-        assert "http://127.0.0.1:9/v1/models cannot be reached" in faults[closed.url]
+        no_key, unreachable = preflight_facts.endpoint_findings((keyed, closed))
+        assert (no_key.state, unreachable.state) == ("fault", "fault")
+        assert f"{VARIABLE}, which contains the API key of {server.url}, is not set" in no_key.message
+        assert "http://127.0.0.1:9/v1/models cannot be reached" in unreachable.message
         monkeypatch.setenv(VARIABLE, KEY)
-        assert preflight_facts.endpoint_faults((keyed, keyed)) == ({}, ())
+        assert list(preflight_facts.endpoint_findings((keyed, keyed))) == []
         assert (server.bodies, server.paths) == ([], ["/v1/models"])
 
 
 def test_a_model_that_is_not_listed_is_a_note_because_some_servers_do_not_list_aliases() -> None:
     with endpoint_server(lambda *_: completion("yes"), models=200, listed=b'{"data": [{"id": "other"}]}') as server:
-        faults, warnings = preflight_facts.endpoint_faults((Endpoint(url=server.url, model="m"),))
-    assert faults == {}
-    lines = check_facts(recipe(), replace(GOOD, endpoint_warnings=warnings))
-    [line] = [line for line in lines if line.name == "endpoint"]
-    assert (line.state, line.message) == ("note", warnings[0])
-    assert "does not list the model 'm'" in warnings[0]
+        [warning] = preflight_facts.endpoint_findings((Endpoint(url=server.url, model="m"),))
+    lines = check_facts(recipe(), replace(GOOD, findings=(warning,)))
+    assert [line for line in lines if line.name == "endpoint"] == [warning]
+    assert warning.state == "note"
+    assert "does not list the model 'm'" in warning.message

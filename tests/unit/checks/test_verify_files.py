@@ -16,8 +16,9 @@ from tailorbird.checks.verify_files import trained_rows_faults
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import rows_sha256
-from tailorbird.evaluation.report.evidence import UNREGISTERED, TrainedRows
+from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tests.unit.checks.finished_run import concluded, flip, rewrite, run_of
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.evaluation.test_trained_rows import version_of

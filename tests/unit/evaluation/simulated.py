@@ -22,6 +22,7 @@ from tailorbird.evaluation.hybrid import (
     routed_to_second,
     share_to_second,
 )
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
@@ -33,23 +34,15 @@ from tailorbird.evaluation.report.evidence import (
     Evidence,
     Family,
     FrozenModel,
-    MixRecord,
     SeedRecord,
-    TrainedRows,
     TrainingRecord,
     TrialRecord,
 )
-from tailorbird.evaluation.report.model_scores import (
-    confusions,
-    mean_measures,
-    model_scores,
-    reliability_by_role,
-)
+from tailorbird.evaluation.report.model_scores import figures, model_scores
 from tailorbird.evaluation.report.preregistration import Preregistration, run_name, with_digest
-from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import TrainedRows, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
@@ -207,8 +200,7 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         training=TrainingUsage() if simulation.candidate is None else simulation.training,
         headroom=family_of(simulation, tables).headroom,
         look=look_of(simulation),
-        trained_on=simulation.trained.known,
-        unknown_training=simulation.trained.unknown,
+        trained_rows=simulation.trained,
     )
 
 
@@ -336,10 +328,7 @@ def evidence_of(
             num_validation=NUM_VALIDATION,
             verdict=verdict,
         ),
-        reliability=reliability_by_role(tables),
-        confusions=confusions(tables),
-        measures=mean_measures(tables),
-        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=roles),
+        **figures(tables, suites=tuple(simulation.suites), roles=roles),
         trained_rows=simulation.trained,
         champion=None,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),

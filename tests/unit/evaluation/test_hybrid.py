@@ -186,9 +186,12 @@ def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() ->
 def test_by_group_models_are_compared_by_the_metric() -> None:
     right, sex = np.array([1, 1, 1, 0, 1, 1], dtype=np.bool_), ("f", "f", "f", "f", "m", "m")
     labels = ("a", "a", "a", "b", "a", "b")
-    incumbent = replace(answers(right, sure=np.full(6, 0.5), sex=sex), labels=labels, outputs=("a",) * 6)
-    candidate = replace(incumbent, outputs=("a", "b", "b", "b", "a", "a"))
-    tables = {"incumbent": incumbent, "candidate": candidate}
+    outputs = {"incumbent": ("a",) * 6, "candidate": ("a", "b", "b", "b", "a", "a")}
+    tables = {}
+    for role, answered in outputs.items():
+        scores = np.array(answered) == np.array(labels)
+        table = answers(right, sure=np.full(6, 0.5), sex=sex)
+        tables[role] = replace(table, labels=labels, outputs=answered, scores=scores.astype(np.float64))
     # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead of 0.86 and 0.
     by = {metric: fit_hybrid(BY_SEX, tables, metric=metric) for metric in ("accuracy", "macro_f1")}
     assert by["accuracy"] is not None

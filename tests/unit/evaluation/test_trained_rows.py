@@ -9,8 +9,8 @@ from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows, training_fingerprints
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.kinds import Kind

@@ -14,7 +14,6 @@ from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.pipeline import cost
-from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
@@ -28,7 +27,7 @@ MEASURED = {
     "incumbent: second part": ServingUsage((2.0,) * 5),
     "candidate": ServingUsage((4.0,) * 5),
 }
-CONTENDERS = {"incumbent": Contender("hybrid", "cascade", 0.5), "candidate": Contender("full", "full", 0.5)}
+MODELS = {"incumbent": "cascade", "candidate": "full"}
 
 
 def table(kind: str) -> Predictions:
@@ -79,7 +78,7 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     tables = {"incumbent": table("hybrid"), "candidate": table("full")}
     result = measure_cost(
         context,  # type: ignore[arg-type]
-        CONTENDERS,
+        MODELS,
         hybrid=None,
         tables=tables,
         predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
@@ -99,7 +98,7 @@ def test_the_answers_of_an_endpoint_in_a_champion_cascade_are_counted_on_the_row
 ) -> None:
     counted = champion_cascade(monkeypatch, answered("", finish_reason="length"))
     answers = endpoint_answers(
-        {role: contender.uri for role, contender in CONTENDERS.items()},
+        MODELS,
         rows=ROWS,
         tables={"incumbent": table("hybrid"), "candidate": table("full")},
         predict=lambda uri: table({"bag": "bag_of_words"}[uri]),

@@ -17,15 +17,14 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.report.evidence import FrozenAnchor, PairedExample, TrainedRows
+from tailorbird.evaluation.report.evidence import FrozenAnchor, PairedExample
 from tailorbird.evaluation.report.evidence_files import (
     MANIFEST,
     load_all_predictions,
-    prediction_table_names,
     render_files,
     write_evidence,
 )
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, TrainedRows
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender
@@ -35,6 +34,7 @@ from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
+from tests.finished_runs import prediction_table_names
 from tests.unit.pipeline.contexts import context_of, recipe_at, registering, rows_of, run_locally
 from training.reports import TrainingResult
 from tuning.sweep import SweepResult

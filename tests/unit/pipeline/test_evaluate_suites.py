@@ -8,7 +8,6 @@ import pytest
 
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.predictions import TRAINING_TEXT
-from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import predict_all
 from tests import small_chat
 from tests.unit.data.suites.test_load import suite_at
@@ -39,11 +38,8 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     splits = Splits(rows_of("train"), rows_of("check"), rows_of("test"))
     context = context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
     baselines = {baseline.kind: baseline for baseline in context.task.fit_baselines()}
-    contenders = {
-        role: Contender(kind, str(baselines[kind].uri), 0.0)
-        for role, kind in (("incumbent", "nearest"), ("candidate", "zero_shot"))
-    }
-    tables = predict_all(context, contenders, on_validation={})
+    models = {"incumbent": str(baselines["nearest"].uri), "candidate": str(baselines["zero_shot"].uri)}
+    tables = predict_all(context, models, on_validation={})
     assert set(tables) == {"incumbent", "candidate", "incumbent_suite-own", "candidate_suite-own"}
     candidate, incumbent = tables["candidate_suite-own"], tables["incumbent_suite-own"]
     assert (candidate.model, len(candidate), candidate.groups) == ("zero_shot", 1, {"group": ("a",)})
@@ -55,7 +51,7 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
         pytest.fail("a suite is answered again")
 
     monkeypatch.setattr("tailorbird.pipeline.evaluate.predict_contender", fail)
-    again = predict_all(context, contenders, on_validation={})["candidate_suite-own"]
+    again = predict_all(context, models, on_validation={})["candidate_suite-own"]
     assert again.logprobs_of(0) == pytest.approx(candidate.logprobs_of(0))
     hashes = context.inputs.hashes
     assert set(hashes) == {"train", "validation", "test", "suite-own"}

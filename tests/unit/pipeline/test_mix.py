@@ -9,7 +9,7 @@ import pytest
 from tailorbird import storage
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.mix import mix_with_bag
-from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.pipeline import mix
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.mix import MixResult, mix_candidate

@@ -15,8 +15,8 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints, user_texts
 from tailorbird.data.rows import DataError
-from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.report.preregistration import Preregistration
+from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.models.base_model import StagedModel
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
@@ -94,7 +94,9 @@ def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: 
     prepare(recipe, progress=recorder)
     (text,) = _notes_on_earlier_tests(recorder)
     seen, num = len(rows) // 2, len(rows)
-    assert text.startswith(f"{seen} of {num} distinct test rows were used in earlier tests, so a new test has an alpha")
+    assert text.startswith(
+        f"{seen} of {num} different test rows are known from earlier tests, so a new test has an alpha"
+    )
     assert text.endswith(f" of {0.05 * (1 - seen / num * 5 / 6):.2g} (0.05 on fresh rows)")
 
 

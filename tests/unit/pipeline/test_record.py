@@ -5,13 +5,13 @@ from pathlib import Path
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.evidence import (
     AverageRecord,
     CandidateRecord,
     CostRecord,
     Family,
     FrozenModel,
-    MixRecord,
     SeedRecord,
 )
 from tailorbird.pipeline.artifacts import Contender

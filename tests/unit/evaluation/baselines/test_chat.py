@@ -11,6 +11,7 @@ from tailorbird.evaluation.baselines import chat
 from tailorbird.evaluation.baselines.baseline import select_incumbent
 from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
+from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -90,12 +91,17 @@ def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
 ) -> None:
     tried = []
 
-    def score(_: object, prompting: Prompting) -> float:
+    def answer(_: object, rows: Rows, *, prompting: Prompting, **__: object) -> list[Answer]:
         number = prompting.retrieval.num_examples if prompting.retrieval else 0
         tried.append(number)
-        return {1: 0.2, 3: 0.9}.get(number, 0.1)
+        return [Answer(str(number), 1.0)] * len(rows)
 
-    monkeypatch.setattr(chat._Scorer, "of", score)
+    def score(_: str, outputs: list[str], *, validation: Rows) -> float:
+        assert len(outputs) == len(validation)
+        return {"1": 0.2, "3": 0.9}.get(outputs[0], 0.1)
+
+    monkeypatch.setattr(chat, "answer_rows", answer)
+    monkeypatch.setattr(chat, "_score", score)
     results = fit(base, retrieved_examples=(1, 3, 100, 200))
     baseline, prompting = results.baselines[-1]
     assert (baseline.validation, baseline.note) == (0.9, "nearest training rows in the prompt: 3, best of 1, 3, 4")
@@ -108,7 +114,7 @@ def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
 def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
     base: str, tokens: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat._Scorer, "of", lambda *_: 0.0)
+    monkeypatch.setattr(chat, "answer_rows", lambda _, rows, **__: [Answer("", 0.0)] * len(rows))
     _, prompting = fit(base, retrieved_tokens=tokens).baselines[-1]
     assert prompting.retrieval is not None
     assert prompting.retrieval.max_prompt_tokens == limit
@@ -192,7 +198,7 @@ def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str)
 
 def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
     uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
-    costs = measure_serving(uris, rows=rows_of(VALIDATION[:1]), num_rounds=MIN_ROUNDS).serving
+    costs = measure_serving(uris, rows=rows_of(VALIDATION[:1])).serving
     assert {role: len(usage.cpu_s) for role, usage in costs.items()} == dict.fromkeys(uris, MIN_ROUNDS)
 
 

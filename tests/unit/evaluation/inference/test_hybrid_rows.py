@@ -1,5 +1,6 @@
 """Each part of a hybrid predicts only the rows that it answers, with the result of the routing of all predictions."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.registry.hybrid_routing import Routing
+from tailorbird.registry.hybrid_routing import PartName, Routing
 
 N = 12
 TEXTS = tuple(f"row {index % 9}" for index in range(N))  # some texts are repeated, so rows have documents
@@ -48,11 +49,16 @@ class Part:
         )
 
 
+def by_part(**parts: Callable[[Rows], Predictions]) -> Callable[[PartName, Rows], Predictions]:
+    """Return a function that predicts rows with the part of a name."""
+    return lambda name, rows: parts[name](rows)
+
+
 @pytest.mark.parametrize("is_chat", [False, True])
 @pytest.mark.parametrize("routing", [CASCADE, GROUP])
 def test_the_predictions_are_those_of_the_routing_of_all_rows(routing: Routing, is_chat: bool) -> None:
     first, second = Part("first", is_chat=is_chat), Part("second", is_chat=is_chat)
-    ours = predict_hybrid(routing, rows=ROWS, first=first, second=second)
+    ours = predict_hybrid(routing, rows=ROWS, predict=by_part(first=first, second=second))
     kept, routed = list(first.predicted), list(second.predicted)
     tables = [ModelPredictions(part(ROWS)) for part in (first, second)]
     theirs = apply_routing(routing, first=tables[0], second=tables[1]).clean
@@ -74,7 +80,7 @@ def test_a_part_without_rows_is_not_called() -> None:
         pytest.fail(f"called with {len(rows)} rows")
 
     part = Part("first", is_chat=False)
-    always = predict_hybrid(replace(CASCADE, threshold=0.0), rows=ROWS, first=part, second=fail)
+    always = predict_hybrid(replace(CASCADE, threshold=0.0), rows=ROWS, predict=by_part(first=part, second=fail))
     assert always.model == "hybrid"
     everyone = replace(GROUP, values=("f", "m"))
-    assert predict_hybrid(everyone, rows=ROWS, first=fail, second=part).row_ids == ROWS.row_ids
+    assert predict_hybrid(everyone, rows=ROWS, predict=by_part(first=fail, second=part)).row_ids == ROWS.row_ids

@@ -54,9 +54,9 @@ def rows_of(texts: list[str]) -> Rows:
 
 
 def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
-    measured = serving_cost.measure_serving(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
+    measured = serving_cost.measure_serving(uris, rows=rows_of(["heart", "lung heart"] * 20))
     costs = measured.serving
-    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {"incumbent": 6, "candidate": 6}
+    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {"incumbent": 5, "candidate": 5}
     assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
     assert {usage.gpu_s for usage in costs.values()} == {None}
     assert measured.device == ServingDevice("CPU", emulated=())
@@ -75,23 +75,19 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
     monkeypatch.setattr(serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device}))
     monkeypatch.setattr(serving_cost, "_seconds", counted)
     in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
-    costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7), num_rounds=5).serving
+    costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7)).serving
     assert "".join(role[0] for role in answered) == "icp" + "icppciicppciicp"
     assert costs["incumbent"].cpu_s == pytest.approx((4, 9, 10, 15, 16))
     assert costs["candidate"].cpu_s == pytest.approx((5, 8, 11, 14, 17))
 
 
 @pytest.mark.parametrize(
-    ("roles", "texts", "num_rounds"),
-    [(("incumbent",), ["a"], 5), (("incumbent", "candidate"), [], 5), (("incumbent", "candidate"), ["a"], 4)],
+    ("roles", "texts"),
+    [(("incumbent",), ["a"]), (("incumbent", "candidate"), [])],
 )
-def test_invalid_arguments_are_refused_before_a_model_is_loaded(
-    roles: tuple[str, ...], texts: list[str], num_rounds: int
-) -> None:
-    with pytest.raises(ValueError, match="at least 5 rounds"):
-        serving_cost.measure_serving(
-            dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds
-        )
+def test_invalid_arguments_are_refused_before_a_model_is_loaded(roles: tuple[str, ...], texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="at least 2 models and at least 1 row"):
+        serving_cost.measure_serving(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailorbird.evaluation.gates.calibration import ece
+from tailorbird.evaluation.gates.calibration import bins_of, ece
 from tailorbird.evaluation.report.console import verdict_lines, verdict_panel
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
@@ -57,7 +57,7 @@ def test_the_mean_gap_of_the_reliability_bins_is_the_ece() -> None:
     assert sum(row.n for row in bins) == len(table)
     gap = sum(row.n * abs(row.confidence - row.accuracy) for row in bins) / len(table)
     right = np.array([a == b for a, b in zip(table.outputs, table.labels, strict=True)], dtype=np.float64)
-    assert gap == pytest.approx(ece(right, table.calibrated), abs=1e-12)
+    assert gap == pytest.approx(ece(table.calibrated - right, bins_of(table.calibrated)), abs=1e-12)
 
 
 @pytest.mark.parametrize(

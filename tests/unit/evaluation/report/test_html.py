@@ -11,6 +11,7 @@ import pytest
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
 from tailorbird.evaluation.report.evidence import (
@@ -18,7 +19,6 @@ from tailorbird.evaluation.report.evidence import (
     AverageRecord,
     CurveRecord,
     Evidence,
-    MixRecord,
     SeedRecord,
 )
 from tailorbird.evaluation.report.html import load_duties, to_html

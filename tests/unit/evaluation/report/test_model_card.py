@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.task_rules import TASKS
+from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for

@@ -31,7 +31,7 @@ PRICED = Simulation(num_rows=300, gates=False, evaluation={"cost": COST}, costs=
 def costs_of(simulation: Simulation) -> dict[str, ContenderCost]:
     inputs = inputs_of_tables(simulation, tables_of(simulation))
     compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol_of(simulation))
-    return {cost.role: cost for cost in compared.costs.contenders(list(compared.models))}
+    return {cost.role: cost for cost in compared.costs.contenders(list(compared.tables))}
 
 
 def test_each_model_has_its_total_and_its_parts() -> None:

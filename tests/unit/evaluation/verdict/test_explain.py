@@ -10,11 +10,10 @@ import pytest
 from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
-from tailorbird.evaluation.predictions import ModelPredictions
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.explain import open_gates
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
+from tailorbird.evaluation.verdict.inputs import Anchor, TrainedRows, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.relation import Relation
@@ -61,8 +60,8 @@ def simulated(simulation: Simulation) -> Case:
 
 def with_anchor(count: int | None) -> Case:
     """Return a cheaper candidate with an anchor that is right on `count` rows, or that cannot predict them."""
-    table = None if count is None else ModelPredictions(predictions("lora", right(count)))
-    anchor = Anchor("s3://models/lora", table, "" if table else "it has other classes")
+    table = None if count is None else predictions("lora", right(count))
+    anchor = Anchor(table, "" if table else "it has other classes")
     return replace(CHEAPER, anchor=anchor), PRICED
 
 
@@ -113,7 +112,7 @@ STATES: dict[str, Callable[[], Case]] = {
         protocol_for(2151),
     ),
     "training rows": lambda: (
-        replace(BETTER, trained_on={"incumbent": frozenset("123")}, unknown_training=("candidate",)),
+        replace(BETTER, trained_rows=TrainedRows({"incumbent": tuple("123"), "candidate": None})),
         PROTOCOL,
     ),
     "documents": lambda: (inputs_of(*models_in_documents(60, size=20)), protocol_for(1200)),

@@ -52,7 +52,7 @@ def test_misaligned_and_unusable_predictions_of_each_model_are_refused(
 
 def test_the_anchor_must_predict_the_same_rows() -> None:
     table = INPUTS.candidate.clean
-    anchor = Anchor("s3://models/lora", ModelPredictions(replace(table, row_ids=table.row_ids[::-1])))
+    anchor = Anchor(replace(table, row_ids=table.row_ids[::-1]))
     with pytest.raises(VerdictRefused, match="row ids"):
         require_same_rows(replace(INPUTS, anchor=anchor), protocol=protocol_for(100))
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailorbird.evaluation.gates.cost import TrainingUsage
-from tailorbird.evaluation.predictions import ModelPredictions
 from tailorbird.evaluation.verdict import power
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.formatting import points
@@ -149,11 +148,11 @@ def test_the_cost_ratio_has_the_level_of_the_protocol() -> None:
 
 def test_a_cheaper_model_must_not_be_inferior_to_the_anchor() -> None:
     inputs = measured(inputs_of_right(incumbent=right(1300), candidate=right(1297)), candidate=1.0)
-    equal, better = (ModelPredictions(predictions("lora", right(count))) for count in (1300, 1330))
+    equal, better = (predictions("lora", right(count)) for count in (1300, 1330))
     for anchor, outcome in (
-        (Anchor("s3://models/lora", equal), Outcome.FINE_TUNE),
-        (Anchor("s3://models/lora", better), Outcome.INSUFFICIENT_EVIDENCE),
-        (Anchor("s3://models/lora", None, "it has other classes"), Outcome.INSUFFICIENT_EVIDENCE),
+        (Anchor(equal), Outcome.FINE_TUNE),
+        (Anchor(better), Outcome.INSUFFICIENT_EVIDENCE),
+        (Anchor(None, "it has other classes"), Outcome.INSUFFICIENT_EVIDENCE),
     ):
         verdict = reach_verdict(replace(inputs, anchor=anchor), protocol=PRICED)
         assert verdict.outcome is outcome

@@ -9,7 +9,7 @@ from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
-from tailorbird.evaluation.report.suite_scores import suite_scores
+from tailorbird.evaluation.report.model_scores import suite_scores
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tests.unit.evaluation.simulated import (

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import TrainedRows
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
-from tailorbird.evaluation.verdict.inputs import without_trained_rows
+from tailorbird.evaluation.verdict.inputs import TrainedRows, without_trained_rows
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tests.unit.evaluation.simulated import Simulation, evidence_of, inputs_of_tables, protocol_of, tables_of
 
@@ -28,15 +27,15 @@ def test_rows_that_a_model_was_trained_on_leave_all_tables_of_test_rows() -> Non
             kept = [row for row in table.row_ids if row.partition("|")[0] not in excluded]
             assert 0 < len(kept) < len(table)
             assert left.changed[name].row_ids == tuple(kept)
-    assert without_trained_rows(replace(inputs, trained_on={"incumbent": frozenset()})).models == inputs.models
+    assert without_trained_rows(replace(inputs, trained_rows=TrainedRows({"incumbent": ()}))).models == inputs.models
 
 
 def test_the_rows_of_a_suite_are_kept() -> None:
     chat = Simulation(num_rows=300, chat=True, suites={"general": (0.7, 0.7)})
     tables = tables_of(chat)
     first = tables["incumbent_suite-general"].row_ids[0]
-    trained = {"incumbent": frozenset({first, tables["incumbent"].row_ids[0]})}
-    remaining = without_trained_rows(replace(inputs_of_tables(chat, tables), trained_on=trained))
+    trained = TrainedRows({"incumbent": (first, tables["incumbent"].row_ids[0])})
+    remaining = without_trained_rows(replace(inputs_of_tables(chat, tables), trained_rows=trained))
     assert len(remaining.candidate.clean) == 299
     assert len(remaining.candidate.changed["suite-general"]) == 100
 
@@ -49,9 +48,9 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
     outputs = np.where(known, incumbent.labels, incumbent.outputs).tolist()
     tables["incumbent"] = replace(incumbent, outputs=tuple(outputs), scores=np.where(known, 1.0, incumbent.scores))
     inputs, protocol = inputs_of_tables(simulation, tables), protocol_of(simulation)
-    trained = {"incumbent": frozenset(incumbent.row_ids[:1000])}
+    trained = TrainedRows({"incumbent": incumbent.row_ids[:1000], "centroid": None})
     before = reach_verdict(inputs, protocol=protocol)
-    verdict = reach_verdict(replace(inputs, trained_on=trained, unknown_training=("centroid",)), protocol=protocol)
+    verdict = reach_verdict(replace(inputs, trained_rows=trained), protocol=protocol)
     assert (before.outcome, before.n) == ("STAY", 3000)
     assert (verdict.outcome, verdict.n) == ("FINE_TUNE", 2000)
     [rows] = [sentence for sentence in verdict.sentences if "was trained on" in sentence]
@@ -61,8 +60,8 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
 
 def test_models_that_were_trained_on_all_rows_cannot_be_compared() -> None:
     tables = tables_of(SIMULATION)
-    trained = {"incumbent": frozenset(tables["incumbent"].row_ids)}
-    inputs = replace(inputs_of_tables(SIMULATION, tables), trained_on=trained)
+    trained = TrainedRows({"incumbent": tables["incumbent"].row_ids})
+    inputs = replace(inputs_of_tables(SIMULATION, tables), trained_rows=trained)
     with pytest.raises(VerdictRefused, match="were trained on all test rows; add test rows that are new to them"):
         reach_verdict(inputs, protocol=protocol_of(SIMULATION))
 
