@@ -12,11 +12,10 @@ from serving.batch_jobs.locations import location_error
 from serving.batch_jobs.runner import start_runner, wait_for_runner
 from serving.batch_jobs.schema import BatchError
 from serving.batch_jobs.scoring import check_batch, new_batch
-from serving.engines.fair_slots import FairSlots
-from serving.http.admission import client_name
 from serving.http.asgi import Route, caller, path_id
 from serving.http.authenticator import is_admin
 from serving.http.schemas import BatchJob, BatchRequest, RequestError, parse_body
+from serving.limits import FairSlots, client_name
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from serving.engines.fair_queue import Entry, FairQueue
+from serving.limits import Entry, FairQueue
 
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
@@ -174,7 +174,7 @@ class DynamicBatcher(Generic[RowT, ResultT]):
     def _distribute(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], done: PassResult[ResultT]) -> int:
         """Store the results and charge their costs to the clients. Return the number of requests that are complete."""
         for entry, cost in zip(entries, done.costs, strict=True):
-            self._queue.recost(entry, cost)
+            entry.cost = cost
         self._queue.serve([entries[position] for position in sorted(done.results)])
         num_complete = 0
         for position, result in done.results.items():

@@ -21,17 +21,19 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
-from serving.http.body_turns import SMALL_BODY_BYTES, BodyTurns
 from serving.http.schemas import RequestError
 from serving.http.security_headers import DATA_POLICY, security_headers
+from serving.limits import FairSlots, client_name
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Events = AsyncGenerator[bytes, None]  # server-sent events, one per item; the generator is always closed
 
 DISCARD_BYTES = 64 << 20
 """Maximum number of bytes to read and discard from a body that is too large, so that the client reads the response."""
+SMALL_BODY_BYTES = 16 << 10  # parsed at once: 8,000 invalid items take about a millisecond
+BYTES_PER_S = 10e6
+"""Rate at which a replica parses large bodies. To receive and parse 1 MB takes 5 to 20 ms of the event loop."""
 BODY_S = 20.0  # timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
 
 JSON, HTML, JAVASCRIPT = "application/json", "text/html; charset=utf-8", "text/javascript; charset=utf-8"
@@ -107,7 +109,7 @@ def http_app(
         message = f"no route {scope['path']}; the routes are {known}"
         await error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
 
-    turns = BodyTurns()
+    turns = FairSlots(1)
     endpoints = [
         Endpoint(path, routes[path], max_body_bytes, authenticate, admit, turns)
         for path in sorted(routes, key=lambda path: "{" in path)
@@ -149,7 +151,7 @@ class Endpoint:
     max_body_bytes: int
     authenticate: Callable[[Mapping[str, str], Route], None]
     admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext()
-    turns: BodyTurns = field(default_factory=BodyTurns)
+    turns: FairSlots = field(default_factory=lambda: FairSlots(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, route = Request(scope, receive), self.route
@@ -176,9 +178,17 @@ class Endpoint:
         """Wait until the body may be parsed. Raises RequestError if the client disconnects meanwhile."""
         if len(body) <= SMALL_BODY_BYTES:
             return
-        turn = self.turns.wait(client=client_name(), num_bytes=len(body))
-        if not await _while_connected(turn, receive):
+        if not await _while_connected(large_body_turn(self.turns, client_name(), num_bytes=len(body)), receive):
             raise RequestError(400, "disconnected", "the client closed the connection before its body was parsed")
+
+
+async def large_body_turn(turns: FairSlots, client: str, *, num_bytes: int) -> None:
+    """Wait for the client's turn to parse a large body. After each turn is a pause, in which other requests run.
+
+    Parsing holds the GIL, so in a thread it would delay other requests as much as in the event loop.
+    """
+    await turns.acquire(client, cost=num_bytes)
+    asyncio.get_running_loop().call_later(num_bytes / BYTES_PER_S, turns.release, client)
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:

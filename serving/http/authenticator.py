@@ -21,8 +21,8 @@ from serving.http.api_keys import (
     sha256_of,
 )
 from serving.http.asgi import caller
-from serving.http.rate_limits import RateLimiter
 from serving.http.schemas import RequestError
+from serving.limits import RateLimiter
 from tailorbird.storage import StorageError, exists, file_state
 
 RELOAD_S = 5.0

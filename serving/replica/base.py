@@ -15,9 +15,7 @@ from typing import Any, Generic, NamedTuple
 from starlette.requests import Request
 
 from serving.batch_jobs.routes import BatchRoutes
-from serving.engines.fair_slots import FairSlots
 from serving.engines.text_rows import num_bytes
-from serving.http.admission import Admission, Amounts, client_name, network_of
 from serving.http.api_keys import read_subject_key, require_local_caller, require_own_page
 from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
 from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
@@ -35,6 +33,7 @@ from serving.http.metrics import (
 )
 from serving.http.refusals import with_refusal_counts
 from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
+from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
 from serving.replica.arms import CHALLENGER, Arm
@@ -138,11 +137,7 @@ class Replica(Generic[EngineT]):
         if config.api_keys is not None:
             self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=self._security.add_key_change)
         self._admission = Admission(
-            Amounts(
-                requests=config.max_requests(task),
-                texts=config.max_queued_texts,
-                tokens=config.max_queued_tokens,
-            )
+            requests=config.max_requests(task), texts=config.max_queued_texts, tokens=config.max_queued_tokens
         )
         self._redactions = FairSlots(REDACTIONS)
         self._batches = BatchRoutes(versions.engine_of, task_uri=task_uri, config=config)

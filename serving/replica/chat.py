@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 from serving.endpoint.loading import load_chat
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
-from serving.engines.fair_slots import FairSlots
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.engines.vllm_engine import VllmPool
-from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
 from serving.http.chat_format import OBJECT, ROUTE, STREAM_OBJECT, answer_head, whole_response
 from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
+from serving.limits import FairSlots, admit, client_name
 from serving.replica.arms import CHALLENGER
 from serving.replica.base import Replica, RequestContext, configure_process
 from serving.replica.generation import (

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, Sampling
-from serving.http.admission import client_name
 from serving.http.asgi import Events
 from serving.http.chat_format import (
     LAST_EVENT,
@@ -22,6 +21,7 @@ from serving.http.chat_format import (
 from serving.http.chat_schemas import ChatRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
+from serving.limits import client_name
 from tailorbird.config.formats.response_format import ResponseFormat
 
 _log = logging.getLogger("ray.serve")

@@ -13,7 +13,7 @@ from pathlib import Path
 from sys import getsizeof
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from serving.request_log.byte_budget import ByteBudget, Caller
+from serving.limits import Budget, Client
 from serving.request_log.schema import FeedbackEntry, LogEntry, Row
 from serving.request_log.write_ahead_log import encode_row, open_write_ahead_log
 from tailorbird.storage import write_bytes
@@ -48,7 +48,7 @@ class _FileBuffer:
     rows: deque[tuple[int, Row]] = field(default_factory=deque)  # in memory, each with its size
     evicted: bool = False  # True if some rows are not in memory
     num_bytes: int = 0  # size of all rows
-    held: Counter[Caller] = field(default_factory=Counter)  # size of all rows by caller
+    held: Counter[Client] = field(default_factory=Counter)  # size of all rows by caller
 
     @property
     def is_empty(self) -> bool:
@@ -76,7 +76,7 @@ class BufferedParquetWriter(Generic[EntryT]):
 
     A file is written completely or not at all. Rows that cannot be written stay buffered: with `wal_folder` on the
     disk, up to `MAX_DISK_BYTES`, and the next writer that uses the folder writes the rows of a killed replica; without
-    it, or if the disk is full, in memory, up to `MAX_BYTES`. Each API key has a bound too (see `ByteBudget`), so a key
+    it, or if the disk is full, in memory, up to `MAX_BYTES`. Each API key has a bound too (see `Budget`), so a key
     that fills the buffer loses its own rows only. `close` writes the remaining rows. `to_row` converts an entry to a
     row with `columns`. Use the writer in one event loop.
     """
@@ -90,13 +90,14 @@ class BufferedParquetWriter(Generic[EntryT]):
         uri_hash = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
         self._wal = open_write_ahead_log(wal_folder / uri_hash) if wal_folder else None
         self._name = self._wal.name if self._wal else uuid.uuid4().hex[:12]
-        self._disk, self._memory = ByteBudget(MAX_DISK_BYTES), ByteBudget(MAX_BYTES)
+        self._disk = Budget(MAX_DISK_BYTES)
+        self._memory = Budget(MAX_BYTES)
         self._open = _FileBuffer(0, on_disk=self._wal is not None)
         self._sealed: deque[_FileBuffer] = deque()
         self._num_bytes = 0
         self._writing = asyncio.Lock()
         self._last_error = ""
-        self._unreported = Counter[Caller]()  # lost rows
+        self._unreported = Counter[Client]()  # lost rows
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
@@ -117,14 +118,14 @@ class BufferedParquetWriter(Generic[EntryT]):
     def _buffer(self, buffered: _BufferedRow) -> bool:
         """Add a row to the open buffer; count it as lost and return False if its caller has too many bytes."""
         caller = buffered.row["caller"]
-        if not self._budget(self._open).take(caller, num_bytes=buffered.num_bytes):
+        if not self._budget(self._open).take(caller, buffered.num_bytes):
             self._lose({caller: 1})
             return False
         self._open.add(buffered)
         self._num_bytes += buffered.num_bytes
         return True
 
-    def _budget(self, buffer: _FileBuffer) -> ByteBudget:
+    def _budget(self, buffer: _FileBuffer) -> Budget:
         return self._disk if buffer.on_disk else self._memory
 
     def _keep_on_disk(self, added: Sequence[_BufferedRow]) -> None:
@@ -135,7 +136,7 @@ class BufferedParquetWriter(Generic[EntryT]):
             return
         for buffered in reversed(added):
             self._num_bytes -= self._open.remove_last()
-            self._disk.release({buffered.row["caller"]: buffered.num_bytes})
+            self._disk.release(buffered.row["caller"], buffered.num_bytes)
         if not self._open.is_empty:
             self._seal()
         self._open = _FileBuffer(self._open.number, on_disk=False)
@@ -156,7 +157,7 @@ class BufferedParquetWriter(Generic[EntryT]):
             self._num_bytes -= oldest.rows.popleft()[0]
             oldest.evicted = True
 
-    def _lose(self, rows: Mapping[Caller, int]) -> None:
+    def _lose(self, rows: Mapping[Client, int]) -> None:
         self._unreported.update(rows)
         self.num_dropped += sum(rows.values())
 
@@ -187,7 +188,8 @@ class BufferedParquetWriter(Generic[EntryT]):
                 if self._wal:
                     self._wal.delete(buffer.number)
                 self._num_bytes -= sum(num_bytes for num_bytes, _ in buffer.rows)
-                self._budget(buffer).release(buffer.held)
+                for caller, num_bytes in buffer.held.items():
+                    self._budget(buffer).release(caller, num_bytes)
                 self._last_error = ""
 
     def _write_buffer(self, buffer: _FileBuffer) -> None:

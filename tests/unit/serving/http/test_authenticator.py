@@ -11,8 +11,8 @@ from serving.http import authenticator as module
 from serving.http.api_keys import ApiKey, KeyScope, KeysError, new_key
 from serving.http.asgi import caller
 from serving.http.authenticator import ApiKeyAuthenticator, is_admin
-from serving.http.rate_limits import RateLimiter
 from serving.http.schemas import RequestError
+from serving.limits import RateLimiter
 from tailorbird.storage.s3 import StorageError
 
 

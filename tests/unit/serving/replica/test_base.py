@@ -169,7 +169,7 @@ def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines
     responses = asyncio.run(scenario())
     assert [status for status, _ in responses] == [200, 200, 429, 200]
     assert responses[2][1][b"retry-after"] == b"2"
-    assert replica._admission._by_client == {}
+    assert not replica._admission.budgets["requests"].held
 
 
 def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> None:
