@@ -107,7 +107,7 @@ def http_app(
             return
         known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
         message = f"no route {scope['path']}; the routes are {known}"
-        await error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
+        await ErrorResponse(RequestError(404, "unknown_route", message))(scope, receive, send)
 
     turns = FairSlots(1)
     endpoints = [
@@ -135,7 +135,7 @@ def with_request_check(
             try:
                 check(Headers(scope=scope))
             except RequestError as error:
-                await error_response(error)(scope, receive, send)
+                await ErrorResponse(error)(scope, receive, send)
                 return
         await app(scope, receive, send)
 
@@ -166,7 +166,7 @@ class Endpoint:
                 body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
                 await self._wait_for_turn(body, receive)
             except RequestError as error:
-                await error_response(error)(scope, receive, send)
+                await ErrorResponse(error)(scope, receive, send)
                 return
             if request.path_params:
                 path_id.set(request.path_params["id"])
@@ -249,11 +249,11 @@ async def _answer(route: Route, body: bytes, request: Request, send: Send) -> No
     except RequestError as error:
         if error.status >= 500:
             _log.error("request %s failed with status %d: %s", request_id, error.status, error.reason)
-        response = error_response(error)
+        response = ErrorResponse(error)
     except Exception:
         _log.exception("request %s failed", request_id)
         message = f"request {request_id} failed; see the replica's log"
-        response = error_response(RequestError(500, "internal_error", message))
+        response = ErrorResponse(RequestError(500, "internal_error", message))
     try:
         await response(request.scope, request.receive, send)
     finally:
@@ -267,11 +267,17 @@ async def _with_first(event: bytes, events: Events) -> Events:
         yield next_event
 
 
-def error_response(error: RequestError) -> Response:
-    """Return the error as JSON, with the security headers."""
-    response = Response(error.body, error.status, error.headers, JSON)
-    response.raw_headers.extend(security_headers())
-    return response
+class ErrorResponse(Response):
+    """An error as JSON, with the security headers. It stores the error in the scope, as `error`."""
+
+    def __init__(self, error: RequestError) -> None:
+        super().__init__(error.body, error.status, error.headers, JSON)
+        self.raw_headers.extend(security_headers())
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["error"] = self._error
+        await super().__call__(scope, receive, send)
 
 
 def _redirect(location: str) -> Response:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from serving.http.api_keys import LOCAL_HOST
-from serving.http.asgi import X_REQUEST_ID, error_response
+from serving.http.asgi import X_REQUEST_ID, ErrorResponse
 from serving.http.schemas import LOCAL, RequestError
 from serving.http.security_headers import MARK, security_headers
 
@@ -71,7 +71,7 @@ class ServerMiddleware:
             require_parsable(scope["method"], headers)
             require_local_host(scope)
         except RequestError as error:
-            await error_response(error)(scope, receive, send)
+            await ErrorResponse(error)(scope, receive, send)
             return
         sender = _Sender(send)
         try:
@@ -81,7 +81,7 @@ class ServerMiddleware:
                 raise
             _log.exception("Serve failed to answer a request")
             failure = RequestError(500, "internal_error", "the request failed; see the replica's log")
-            await error_response(failure)(scope, receive, send)
+            await ErrorResponse(failure)(scope, receive, send)
 
 
 def require_parsable(method: str, headers: Headers) -> None:
@@ -150,7 +150,7 @@ class _Sender:
 
     async def _send_error(self, status: int, headers: Headers) -> None:
         type, text = SERVE_ERRORS.get(status, ("error", "Ray Serve refused the request"))
-        response = error_response(RequestError(status, type, text))
+        response = ErrorResponse(RequestError(status, type, text))
         kept = [(name, value) for name, value in headers if name not in (b"content-type", b"content-length")]
         start = {"type": "http.response.start", "status": status, "headers": [*response.raw_headers, *kept]}
         await self._send(start)

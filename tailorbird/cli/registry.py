@@ -154,7 +154,7 @@ def security_log(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List refusals, and changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
+    """List changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
 
     With --json, also print the values before and after each change.
 

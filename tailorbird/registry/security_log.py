@@ -1,4 +1,4 @@
-"""The security log of a registry: refusals, and changes of champions, keys and configurations.
+"""The security log of a registry: changes of champions, keys and configurations.
 
 Each event is an object of its own, which a conditional write creates. Nothing here changes or deletes an event;
 docs/security-log.md describes how S3 prevents it.
@@ -56,9 +56,9 @@ class SecurityEvent(StoredModel):
 
     at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     who: Line = Field(default_factory=caller)
-    """Who caused it: `user@host` for commands, the name of a key or an address for requests. It is not authenticated
-    by the log."""
+    """Who caused it: `user@host` for commands. It is not authenticated by the log."""
     kind: Literal["refusal", "champion", "key", "configuration"]
+    """Replicas of former versions wrote refusals; now they log them."""
     what: Line
     before: JsonValue = None
     """The value before the change; None if there was none, or if nothing changed."""
