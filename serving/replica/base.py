@@ -37,7 +37,7 @@ from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, R
 from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
-from serving.replica.arms import CHALLENGER, Arm
+from serving.replica.config import CHALLENGER, Arm
 from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry

@@ -13,8 +13,8 @@ from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import BASELINE, CHAMPION, ClassifyRequest, parse_request, write_answer, write_comparison
 from serving.limits import admit, client_name
-from serving.replica.arms import CHALLENGER
 from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
+from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
 from tailorbird.registry.draws import draw_secret
