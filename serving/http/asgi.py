@@ -210,16 +210,15 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
 async def _read_body(request: Request, *, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    total, chunks = 0, list[bytes]()
     too_large = declared.isdecimal() and int(declared) > max_bytes
+    chunks = list[bytes]()
+    total = 0
     async for chunk in request.stream():
         total += len(chunk)
         too_large = too_large or total > max_bytes
-        if too_large:
-            chunks.clear()
-        else:
+        if not too_large:
             chunks.append(chunk)
-        if too_large and total > DISCARD_BYTES:
+        elif total > DISCARD_BYTES:
             break
     if too_large:
         message = f"the body has more than {max_bytes} bytes; send fewer or shorter texts"

@@ -127,11 +127,11 @@ class ApiKeyAuthenticator:
             raise RequestError(403, "missing_scope", message, code="missing_scope")
         self._limiter.accept(key)
 
-    def charge(self, *, texts: int = 0, tokens: int = 0) -> None:
-        """Charge texts and tokens to the key of the current request."""
+    def charge(self, **amounts: int) -> None:
+        """Charge texts or tokens to the key of the current request."""
         key = _key.get()
         if key is not None:
-            self._limiter.charge(key, texts=texts, tokens=tokens)
+            self._limiter.charge(key, **amounts)
 
     def _is_expired(self, key: ApiKey) -> bool:
         return key.options.expires is not None and self._today() > key.options.expires

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from serving.http.api_keys import ApiKey
-from tailorbird.registry.security_log import SecurityEvent, append_once
+from tailorbird.registry.security_log import SecurityEvent, append
 
 OptionsByHash = Mapping[str, str]  # the options of the keys of one name, by the hash of the key
 
@@ -17,7 +17,7 @@ def record_key_change(
     Replicas that notice the same change write one object. Raises StorageError if it cannot be written.
     """
     event, name = key_change(former, new, task=task, changed_at=changed_at)
-    append_once(event, registry=registry, name=name)
+    append(event, registry=registry, name=name)
 
 
 def key_change(

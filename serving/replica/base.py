@@ -217,10 +217,10 @@ class Replica(Generic[EngineT]):
 
         return await self._redactions.run(redacted, client=client_name(), cost=sum(map(num_bytes, texts)))
 
-    def charge(self, *, texts: int = 0, tokens: int = 0) -> None:
-        """Charge texts and tokens to the API key of the current request, if it has one."""
+    def charge(self, **amounts: int) -> None:
+        """Charge texts or tokens to the API key of the current request, if it has one."""
         if self._authenticator is not None:
-            self._authenticator.charge(texts=texts, tokens=tokens)
+            self._authenticator.charge(**amounts)
 
     def _authenticate(self, headers: Mapping[str, str], route: Route) -> None:
         if self._authenticator is None:

@@ -78,31 +78,21 @@ class SecurityLog:
     unreadable: tuple[str, ...]  # URIs of files that are not events
 
 
-def append(event: SecurityEvent, *, registry: str) -> str:
+def append(event: SecurityEvent, *, registry: str, name: str | None = None) -> str:
     """Write the event as a new object of the registry's security log, and return its URI.
 
-    Raises StorageError if it cannot be written. An existing object is never replaced.
+    Several processes that notice the same change give the same `name`, so the log contains the change once. Raises
+    StorageError if the event cannot be written. An existing object is never replaced.
     """
     at = event.at.astimezone(UTC)
-    uri = f"{security_log(registry, at.date())}/{at:%H%M%S.%f}-{uuid.uuid4().hex}.json"
+    uri = f"{security_log(registry, at.date())}/{name or f'{at:%H%M%S.%f}-{uuid.uuid4().hex}'}.json"
     content = event.model_dump_json(indent=1).encode()
     try:
         write_if_match(uri, content, etag=None)
-    except PreconditionFailed:  # the client repeated a write whose response was lost
-        if read_bytes(uri) != content:
+    except PreconditionFailed:  # without a name, the client repeated a write whose response was lost
+        if name is None and read_bytes(uri) != content:
             raise
     return uri
-
-
-def append_once(event: SecurityEvent, *, registry: str, name: str) -> None:
-    """Write the event as the object `name` of its day, unless this object exists.
-
-    Several processes that notice the same change give the same name, so the log contains the change once. Raises
-    StorageError if it cannot be written.
-    """
-    uri = f"{security_log(registry, event.at.astimezone(UTC).date())}/{name}.json"
-    with suppress(PreconditionFailed):
-        write_if_match(uri, event.model_dump_json(indent=1).encode(), etag=None)
 
 
 @contextmanager

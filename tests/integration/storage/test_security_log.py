@@ -11,7 +11,7 @@ from serving.http.api_keys import ApiKey
 from serving.http.key_changes import record_key_change
 from tailorbird import storage
 from tailorbird.cli.app import app
-from tailorbird.registry.security_log import SecurityEvent, append, append_once, read, recorded
+from tailorbird.registry.security_log import SecurityEvent, append, read, recorded
 from tailorbird.storage import s3
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -54,9 +54,9 @@ def test_an_existing_event_is_never_replaced(bucket: str, monkeypatch: pytest.Mo
 
 def test_processes_that_notice_the_same_change_write_one_event(bucket: str) -> None:
     for what in ("first", "second"):
-        append_once(event(what), registry=bucket, name="keys-1")
-    append_once(event("another change"), registry=bucket, name="keys-2")
-    append_once(event("next day", at=NOON + timedelta(days=1)), registry=bucket, name="keys-1")
+        append(event(what), registry=bucket, name="keys-1")
+    append(event("another change"), registry=bucket, name="keys-2")
+    append(event("next day", at=NOON + timedelta(days=1)), registry=bucket, name="keys-1")
     log = read(bucket, since=DAY, until=DAY + timedelta(days=1))
     assert [each.what for each in log.events] == ["first", "another change", "next day"]
     assert log.unreadable == ()
