@@ -145,29 +145,30 @@ class DynamicBatcher(Generic[RowT, ResultT]):
             self._task = None
 
     async def _call(self, entries: Sequence[Entry[_Row[RowT, ResultT]]]) -> int:
-        """Run a call for the entries, and return the number of requests that are complete.
-
-        If it fails for several requests, try each alone: only one of them may be at fault.
-        """
+        """Run a call for the entries, and return the number of requests that are complete."""
         call = partial(self._run, [entry.item.value for entry in entries], self._max_cost(entries))
         try:
             done = await asyncio.get_running_loop().run_in_executor(self._executor, call)
             assert 0 in done.results, "the first row has no result"
         except Exception as error:
-            request, *others = dict.fromkeys(entry.item.request for entry in entries)
-            if not others:
-                self._queue.serve(entries)  # at their estimated costs: the call took time, although it failed
-                self._requests.discard(request)
-                if not request.done.done():
-                    request.done.set_exception(error)
-                return 0
-        else:
-            return self._distribute(entries, done)
-        num_complete = 0
-        for suspect in (request, *others):
-            if suspect in self._requests:
-                num_complete += await self._call([entry for entry in entries if entry.item.request is suspect])
-        return num_complete
+            return await self._fail(entries, error)
+        return self._distribute(entries, done)
+
+    async def _fail(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], error: Exception) -> int:
+        """Fail the request of the entries. If there are several, try each alone: only one of them may be at fault."""
+        requests = dict.fromkeys(entry.item.request for entry in entries)
+        if len(requests) > 1:
+            num_complete = 0
+            for request in requests:
+                if request in self._requests:
+                    num_complete += await self._call([entry for entry in entries if entry.item.request is request])
+            return num_complete
+        (request,) = requests
+        self._queue.serve(entries)  # at their estimated costs: the call took time, although it failed
+        self._requests.discard(request)
+        if not request.done.done():
+            request.done.set_exception(error)
+        return 0
 
     def _distribute(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], done: PassResult[ResultT]) -> int:
         """Store the results and charge their costs to the clients. Return the number of requests that are complete."""
