@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from serving.http.api_keys import require_local_caller
-from serving.http.asgi import ASGIApp, error_response, http_app, with_request_check
+from serving.http.asgi import ASGIApp, ErrorResponse, http_app, with_request_check
 from serving.http.schemas import RequestError
 from serving.pages.console import console_routes
 from tailorbird.console.site import Site
@@ -35,7 +35,7 @@ def console_app(registry: str, *, secret: str) -> ASGIApp:
             first, _, rest = scope["path"].removeprefix("/").partition("/")
             if not hmac.compare_digest(first.encode(), secret.encode()):
                 message = "open the address that `tailorbird console` has printed"
-                await error_response(RequestError(403, "wrong_address", message))(scope, receive, send)
+                await ErrorResponse(RequestError(403, "wrong_address", message))(scope, receive, send)
                 return
             scope = {**scope, "path": f"/{rest}"}
         await pages(scope, receive, send)

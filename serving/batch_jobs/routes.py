@@ -5,18 +5,17 @@ import logging
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from serving.batch_jobs.job_store import ID_CHARS, read_job, submit_job, unfinished_jobs, update_job
 from serving.batch_jobs.locations import location_error
 from serving.batch_jobs.runner import start_runner, wait_for_runner
 from serving.batch_jobs.schema import BatchError
 from serving.batch_jobs.scoring import check_batch, new_batch
-from serving.engines.fair_slots import FairSlots
-from serving.http.admission import client_name
 from serving.http.asgi import Route, caller, path_id
 from serving.http.authenticator import is_admin
 from serving.http.schemas import BatchJob, BatchRequest, RequestError, parse_body
+from serving.limits import FairSlots, client_name
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 RETRY_S = 5.0
 THREADS = 2
 """Requests that use S3 at the same time. Python's pool has few threads, which reload the keys too."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _log = logging.getLogger("ray.serve")
 
@@ -69,7 +65,7 @@ class BatchRoutes:
             raise RequestError(404, "no_batches", message)
         request = parse_body(BatchRequest, body)
         version = self._engine_of(request.model).version
-        return self._answer(await self._in_thread(self._submit, request, version), status=202)
+        return self._answer(await self._in_thread(partial(self._submit, request, version)), status=202)
 
     async def _get(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         return self._answer(await self._in_thread(self._requested_job))
@@ -79,14 +75,14 @@ class BatchRoutes:
             return job.model_copy(update={"status": "cancelled"}) if job.is_unfinished else None
 
         requested = await self._in_thread(self._requested_job)
-        job = await self._in_thread(update_job, self._task_uri, requested.id, cancelled)
+        job = await self._in_thread(partial(update_job, self._task_uri, requested.id, cancelled))
         if job.status != "cancelled":
             raise RequestError(409, "batch_over", f"batch {job.id} is {job.status} and cannot be cancelled")
         return self._answer(job)
 
-    async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def _in_thread(self, call: Callable[[], BatchJob]) -> BatchJob:
         """Return the result of a call in a thread, for which clients wait in turn."""
-        return await self._slots.run(partial(call, *args, **kwargs), client=client_name(), cost=1)
+        return await self._slots.run(call, client=client_name(), cost=1)
 
     def _answer(self, job: BatchJob, *, status: int = 200) -> tuple[int, bytes]:
         """Return the response. For an unfinished job, start a runner if none exists, for example after a restart."""

@@ -33,7 +33,7 @@ from serving.deploy.serve_client import (
 from serving.deploy.serve_schema import ServeApplication
 from serving.http.api_keys import KeysError, read_keys
 from serving.http.schemas import BASELINE
-from serving.replica.arms import CHALLENGER
+from serving.replica.config import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.draws import draw_secret

@@ -9,10 +9,10 @@ from pydantic import JsonValue
 from serving.endpoint.events import Piece
 from serving.endpoint.upstream import Upstream
 from serving.engines.base_chat import ChatEngine, EndpointPrompt, EngineInput, GenerationRequest, PartialAnswer
-from serving.engines.fair_slots import FairSlots
 from serving.engines.stop_sequences import visible_text
 from serving.engines.text_rows import num_bytes
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots
 from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat
 from tailorbird.data.rows import Conversation
 from tailorbird.models.endpoint.prompts import BYTES_PER_TOKEN, chat_body, endpoint_messages

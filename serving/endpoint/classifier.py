@@ -11,10 +11,10 @@ import numpy as np
 from serving.endpoint.events import Piece
 from serving.endpoint.upstream import Upstream
 from serving.engines.classify import Prediction
-from serving.engines.fair_slots import FairSlots, max_held_alone
 from serving.engines.ref_counted import RefCounted
 from serving.engines.text_rows import num_bytes
 from serving.http.schemas import RequestError, error_of_text, is_client_error
+from serving.limits import FairSlots, max_held_alone
 from tailorbird.models.endpoint.prompts import label_of, request_body
 
 if TYPE_CHECKING:

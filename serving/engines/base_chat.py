@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, n
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving.engines.fair_slots import FairSlots
 from serving.engines.ref_counted import RefCounted
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots
 from tailorbird.config.formats.response_format import ResponseFormat, StructuredFormat, TextFormat
 from tailorbird.data.rows import Conversation
 from tailorbird.registry.hybrid_routing import PartName

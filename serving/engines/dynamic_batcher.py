@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from serving.engines.fair_queue import Entry, FairQueue
+from serving.limits import Entry, FairQueue
 
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
@@ -87,7 +87,6 @@ class DynamicBatcher(Generic[RowT, ResultT]):
         self._linger_s = linger_s
         self._queue: FairQueue[_Row[RowT, ResultT]] = FairQueue()
         self._requests: set[_Request[ResultT]] = set()
-        self._suspects: set[_Request[ResultT]] = set()
         self._task: asyncio.Task[None] | None = None
         self._gathered = asyncio.Event()
         self._num_expected = 0
@@ -113,7 +112,6 @@ class DynamicBatcher(Generic[RowT, ResultT]):
             return await request.done
         finally:
             self._requests.discard(request)
-            self._suspects.discard(request)
             if request.num_missing:  # cancelled or failed
                 self._queue.discard(entries)
 
@@ -122,59 +120,60 @@ class DynamicBatcher(Generic[RowT, ResultT]):
         return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
 
     def _offered(self) -> list[Entry[_Row[RowT, ResultT]]]:
-        """Return the rows for the next call. A request that may have failed an earlier call is offered alone."""
-        rows, cost, _, client_cost = self._window
-        share = client_cost if self._queue.is_shared else float("inf")
-        entries = self._queue.upcoming(max_items=rows, max_cost=cost, max_client_cost=share)
-        if entries and entries[0].item.request in self._suspects:
-            return [entry for entry in entries if entry.item.request is entries[0].item.request]
-        return [entry for entry in entries if entry.item.request not in self._suspects]
+        """Return the rows for the next call."""
+        share = self._window.client_cost if self._queue.is_shared else float("inf")
+        return self._queue.upcoming(max_items=self._window.rows, max_cost=self._window.cost, max_client_cost=share)
 
     def _max_cost(self, entries: Sequence[Entry[_Row[RowT, ResultT]]]) -> int:
         """Return the maximum cost of the call: the shares of its clients, because estimates of costs may be too low."""
-        _, _, pass_cost, client_cost = self._window
         if not self._queue.is_shared:
-            return pass_cost
-        return min(pass_cost, client_cost * len({entry.client for entry in entries}))
+            return self._window.pass_cost
+        num_clients = len({entry.client for entry in entries})
+        return min(self._window.pass_cost, self._window.client_cost * num_clients)
 
     async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 await self._linger()
                 entries = self._offered()
                 if not entries:
                     return
-                call = partial(self._run, [entry.item.value for entry in entries], self._max_cost(entries))
-                num_answered = 0
-                try:
-                    done = await loop.run_in_executor(self._executor, call)
-                    assert 0 in done.results, "the first row has no result"
-                except Exception as error:
-                    self._fail(entries, error)
-                else:
-                    num_answered = self._distribute(entries, done)
+                num_answered = await self._call(entries)
                 self._num_expected = len(self._requests) + num_answered
-                self._ended_at = loop.time()
+                self._ended_at = asyncio.get_running_loop().time()
         finally:
             self._task = None
 
-    def _fail(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], error: Exception) -> None:
+    async def _call(self, entries: Sequence[Entry[_Row[RowT, ResultT]]]) -> int:
+        """Run a call for the entries, and return the number of requests that are complete."""
+        call = partial(self._run, [entry.item.value for entry in entries], self._max_cost(entries))
+        try:
+            done = await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            assert 0 in done.results, "the first row has no result"
+        except Exception as error:
+            return await self._fail(entries, error)
+        return self._distribute(entries, done)
+
+    async def _fail(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], error: Exception) -> int:
         """Fail the request of the entries. If there are several, try each alone: only one of them may be at fault."""
-        requests = {entry.item.request for entry in entries}
+        requests = dict.fromkeys(entry.item.request for entry in entries)
         if len(requests) > 1:
-            self._suspects |= requests & self._requests
-            return
+            num_complete = 0
+            for request in requests:
+                if request in self._requests:
+                    num_complete += await self._call([entry for entry in entries if entry.item.request is request])
+            return num_complete
         (request,) = requests
         self._queue.serve(entries)  # at their estimated costs: the call took time, although it failed
-        self._finish(request)
+        self._requests.discard(request)
         if not request.done.done():
             request.done.set_exception(error)
+        return 0
 
     def _distribute(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], done: PassResult[ResultT]) -> int:
         """Store the results and charge their costs to the clients. Return the number of requests that are complete."""
         for entry, cost in zip(entries, done.costs, strict=True):
-            self._queue.recost(entry, cost)
+            entry.cost = cost
         self._queue.serve([entries[position] for position in sorted(done.results)])
         num_complete = 0
         for position, result in done.results.items():
@@ -182,15 +181,11 @@ class DynamicBatcher(Generic[RowT, ResultT]):
             request.results[index] = result
             request.num_missing -= 1
             if request.num_missing == 0:
-                self._finish(request)
+                self._requests.discard(request)
                 num_complete += 1
                 if not request.done.done():
                     request.done.set_result(request.results)  # type: ignore[arg-type]  # none is missing
         return num_complete
-
-    def _finish(self, request: _Request[ResultT]) -> None:
-        self._requests.discard(request)
-        self._suspects.discard(request)
 
     async def _linger(self) -> None:
         loop = asyncio.get_running_loop()

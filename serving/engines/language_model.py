@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken, PartialAnswer, Sampling, TokenLogprobs
 from serving.engines.detokenizer import IncrementalDetokenizer
-from serving.engines.fair_slots import FairSlots
 from serving.engines.stop_sequences import visible_text
-from serving.http.admission import client_name
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots, client_name
 from tailorbird.data.rows import Conversation
 from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.retrieval.chat_prompt import chat_prompt

@@ -7,10 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serving.engines.base_chat import GenerationRequest
-from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, LanguageModelEngine, engine_failed, refused_format
-from serving.http.admission import client_name
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots, client_name
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.grammar.compiler import FormatError, Grammar, compiler_for

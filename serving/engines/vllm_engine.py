@@ -22,11 +22,10 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import GenerationRequest
-from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, LanguageModelEngine, engine_failed, refused_format
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
-from serving.http.admission import client_name
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots, client_name
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.grammar.compiler import FormatError, grammar_of

@@ -48,6 +48,12 @@ class KeyOptions:
     texts: int | None = None
     tokens: int | None = None
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Return the limits that are set, by quantity."""
+        limits = {"requests": self.requests, "texts": self.texts, "tokens": self.tokens}
+        return {quantity: limit for quantity, limit in limits.items() if limit is not None}
+
     def __str__(self) -> str:
         """Return the options as in the key file. Scopes are always given, because the default may change."""
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {"scopes": ",".join(self.scopes)}

@@ -21,17 +21,19 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
-from serving.http.body_turns import SMALL_BODY_BYTES, BodyTurns
 from serving.http.schemas import RequestError
 from serving.http.security_headers import DATA_POLICY, security_headers
+from serving.limits import FairSlots, client_name
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Events = AsyncGenerator[bytes, None]  # server-sent events, one per item; the generator is always closed
 
 DISCARD_BYTES = 64 << 20
 """Maximum number of bytes to read and discard from a body that is too large, so that the client reads the response."""
+SMALL_BODY_BYTES = 16 << 10  # parsed at once: 8,000 invalid items take about a millisecond
+BYTES_PER_S = 10e6
+"""Rate at which a replica parses large bodies. To receive and parse 1 MB takes 5 to 20 ms of the event loop."""
 BODY_S = 20.0  # timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
 
 JSON, HTML, JAVASCRIPT = "application/json", "text/html; charset=utf-8", "text/javascript; charset=utf-8"
@@ -105,9 +107,9 @@ def http_app(
             return
         known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
         message = f"no route {scope['path']}; the routes are {known}"
-        await error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
+        await ErrorResponse(RequestError(404, "unknown_route", message))(scope, receive, send)
 
-    turns = BodyTurns()
+    turns = FairSlots(1)
     endpoints = [
         Endpoint(path, routes[path], max_body_bytes, authenticate, admit, turns)
         for path in sorted(routes, key=lambda path: "{" in path)
@@ -133,7 +135,7 @@ def with_request_check(
             try:
                 check(Headers(scope=scope))
             except RequestError as error:
-                await error_response(error)(scope, receive, send)
+                await ErrorResponse(error)(scope, receive, send)
                 return
         await app(scope, receive, send)
 
@@ -149,7 +151,7 @@ class Endpoint:
     max_body_bytes: int
     authenticate: Callable[[Mapping[str, str], Route], None]
     admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext()
-    turns: BodyTurns = field(default_factory=BodyTurns)
+    turns: FairSlots = field(default_factory=lambda: FairSlots(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, route = Request(scope, receive), self.route
@@ -164,7 +166,7 @@ class Endpoint:
                 body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
                 await self._wait_for_turn(body, receive)
             except RequestError as error:
-                await error_response(error)(scope, receive, send)
+                await ErrorResponse(error)(scope, receive, send)
                 return
             if request.path_params:
                 path_id.set(request.path_params["id"])
@@ -176,9 +178,17 @@ class Endpoint:
         """Wait until the body may be parsed. Raises RequestError if the client disconnects meanwhile."""
         if len(body) <= SMALL_BODY_BYTES:
             return
-        turn = self.turns.wait(client=client_name(), num_bytes=len(body))
-        if not await _while_connected(turn, receive):
+        if not await _while_connected(large_body_turn(self.turns, client_name(), num_bytes=len(body)), receive):
             raise RequestError(400, "disconnected", "the client closed the connection before its body was parsed")
+
+
+async def large_body_turn(turns: FairSlots, client: str, *, num_bytes: int) -> None:
+    """Wait for the client's turn to parse a large body. After each turn is a pause, in which other requests run.
+
+    Parsing holds the GIL, so in a thread it would delay other requests as much as in the event loop.
+    """
+    await turns.acquire(client, cost=num_bytes)
+    asyncio.get_running_loop().call_later(num_bytes / BYTES_PER_S, turns.release, client)
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -200,16 +210,15 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
 async def _read_body(request: Request, *, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    total, chunks = 0, list[bytes]()
     too_large = declared.isdecimal() and int(declared) > max_bytes
+    chunks = list[bytes]()
+    total = 0
     async for chunk in request.stream():
         total += len(chunk)
         too_large = too_large or total > max_bytes
-        if too_large:
-            chunks.clear()
-        else:
+        if not too_large:
             chunks.append(chunk)
-        if too_large and total > DISCARD_BYTES:
+        elif total > DISCARD_BYTES:
             break
     if too_large:
         message = f"the body has more than {max_bytes} bytes; send fewer or shorter texts"
@@ -239,11 +248,11 @@ async def _answer(route: Route, body: bytes, request: Request, send: Send) -> No
     except RequestError as error:
         if error.status >= 500:
             _log.error("request %s failed with status %d: %s", request_id, error.status, error.reason)
-        response = error_response(error)
+        response = ErrorResponse(error)
     except Exception:
         _log.exception("request %s failed", request_id)
         message = f"request {request_id} failed; see the replica's log"
-        response = error_response(RequestError(500, "internal_error", message))
+        response = ErrorResponse(RequestError(500, "internal_error", message))
     try:
         await response(request.scope, request.receive, send)
     finally:
@@ -257,11 +266,17 @@ async def _with_first(event: bytes, events: Events) -> Events:
         yield next_event
 
 
-def error_response(error: RequestError) -> Response:
-    """Return the error as JSON, with the security headers."""
-    response = Response(error.body, error.status, error.headers, JSON)
-    response.raw_headers.extend(security_headers())
-    return response
+class ErrorResponse(Response):
+    """An error as JSON, with the security headers. It stores the error in the scope, as `error`."""
+
+    def __init__(self, error: RequestError) -> None:
+        super().__init__(error.body, error.status, error.headers, JSON)
+        self.raw_headers.extend(security_headers())
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["error"] = self._error
+        await super().__call__(scope, receive, send)
 
 
 def _redirect(location: str) -> Response:

@@ -5,6 +5,7 @@ import hmac
 import logging
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, date, datetime
 
@@ -21,11 +22,15 @@ from serving.http.api_keys import (
     sha256_of,
 )
 from serving.http.asgi import caller
-from serving.http.rate_limits import RateLimiter
 from serving.http.schemas import RequestError
+from serving.limits import RateLimiter
 from tailorbird.storage import StorageError, exists, file_state
 
+RecordChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey], str], None]
+"""Receives the keys that were recorded before (None at the start), the new keys, and the time of the file's change."""
+
 RELOAD_S = 5.0
+CLOSE_S = 2.0  # time to record the last change; Serve stops a replica a few seconds after its last response
 MAX_LOGGED = 5  # errors in one message
 BASIC = 'Basic realm="Tailorbird console, password: API key", charset="UTF-8"'
 """Challenge on which a browser requests the key from its user."""
@@ -55,8 +60,7 @@ class ApiKeyAuthenticator:
     """Authenticator of requests by the keys in `source`.
 
     The keys are reloaded every few seconds, which revokes removed keys. A name may have several keys, which allows
-    rotation. `on_change` receives the former keys (None at the start), the new keys, and the time of the file's change.
-    It is called in a thread.
+    rotation. `record_change` is called in a thread and, if it fails, again a few seconds later.
     """
 
     def __init__(
@@ -65,12 +69,15 @@ class ApiKeyAuthenticator:
         *,
         limiter: RateLimiter | None = None,
         today: Callable[[], date] = utc_today,
-        on_change: Callable[[Sequence[ApiKey] | None, Sequence[ApiKey], str], None] = lambda _former, _new, _at: None,
+        record_change: RecordChange = lambda _former, _new, _at: None,
     ) -> None:
         self._source = source
         self._limiter = limiter or RateLimiter()
         self._today = today
-        self._on_change = on_change
+        self._record_change = record_change
+        self._recorded: Sequence[ApiKey] | None = None
+        self.is_unrecorded = False
+        """True after a change of the keys could not be recorded, until the next success."""
         self._last_error = ""
         self.num_errors = 0
         """Number of lines of the key file that cannot be read now; 1 if the file cannot be read."""
@@ -79,7 +86,6 @@ class ApiKeyAuthenticator:
         if not file.keys:
             raise KeysError(file.errors[0] if file.errors else _no_key(source))
         self._report(file.errors)
-        on_change(None, self._keys, self._changed_at())
 
     def identify(self, headers: Mapping[str, str], *, browser: bool = False) -> ApiKey | None:
         """Return the key in the Authorization header, or None if it is missing or not valid.
@@ -121,11 +127,11 @@ class ApiKeyAuthenticator:
             raise RequestError(403, "missing_scope", message, code="missing_scope")
         self._limiter.accept(key)
 
-    def charge(self, *, texts: int = 0, tokens: int = 0) -> None:
-        """Charge texts and tokens to the key of the current request."""
+    def charge(self, **amounts: int) -> None:
+        """Charge texts or tokens to the key of the current request."""
         key = _key.get()
         if key is not None:
-            self._limiter.charge(key, texts=texts, tokens=tokens)
+            self._limiter.charge(key, **amounts)
 
     def _is_expired(self, key: ApiKey) -> bool:
         return key.options.expires is not None and self._today() > key.options.expires
@@ -136,17 +142,30 @@ class ApiKeyAuthenticator:
         While storage is unavailable, the last keys stay valid, and so do those of lines that cannot be read; see
         `keys_in_force`. An error is logged once.
         """
-        former = self._keys
         try:
             deleted = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
             file = KeyFile(()) if deleted else parse_keys(read_secret(self._source), source=self._source)
         except Exception as error:  # unavailable storage must not lock clients out
             self._report([f"the last keys stay valid, because the keys cannot be read: {error}"])
             return
-        self._keys = keys_in_force(file, former=former)
+        self._keys = keys_in_force(file, former=self._keys)
         self._report(file.errors if self._keys else [_no_key(self._source)])
-        if set(self._keys) != set(former):
-            self._on_change(former, self._keys, self._changed_at())
+
+    def record(self) -> None:
+        """Record the change of the keys since the last call, if any. A failure is logged once."""
+        if self._recorded is not None and set(self._keys) == set(self._recorded):
+            return
+        keys = self._keys
+        try:
+            self._record_change(self._recorded, keys, self._changed_at())
+        except Exception as error:  # the keys must still be reloaded
+            if not self.is_unrecorded:
+                message = "the security log cannot be written; replicas need permission to create objects under it: %s"
+                _log.warning(message, error)
+            self.is_unrecorded = True
+            return
+        self._recorded = keys
+        self.is_unrecorded = False
 
     def _changed_at(self) -> str:
         """Return the time of the file, or the current minute if the file was deleted; nothing for a variable."""
@@ -169,10 +188,19 @@ class ApiKeyAuthenticator:
         """Reload the keys every few seconds, in a thread, until cancelled."""
         while True:
             await asyncio.sleep(RELOAD_S)
-            try:
-                await asyncio.to_thread(self.reload)
-            except Exception:  # later changes must still be read
-                _log.exception("a change of the API keys was not recorded")
+            await asyncio.to_thread(self.reload)
+
+    async def keep_recording(self) -> None:
+        """Record the keys and their changes, in a thread, until cancelled. A slow write must not delay a reload."""
+        while True:
+            await asyncio.to_thread(self.record)
+            await asyncio.sleep(RELOAD_S)
+
+    async def close(self) -> None:
+        """Record the last change."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.to_thread(self.record)
 
 
 def _no_key(source: str) -> str:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.http.asgi import ASGIApp, Endpoint
+from serving.http.asgi import ASGIApp, Endpoint, caller
+from serving.http.refusals import STATUSES, Refusal, Refusals
+from serving.http.schemas import RequestError
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
@@ -113,7 +115,7 @@ KEY_ERRORS = Metric(
 )
 SECURITY_LOG_FAILING = Metric(
     "tailorbird_security_log_failing",
-    "1 while the replica cannot write its events to the security log, else 0. At most 256 events wait.",
+    "1 while the replica cannot write a change of the API keys to the security log, else 0.",
 )
 
 
@@ -227,8 +229,14 @@ def _route(scope: Scope) -> str:
     return endpoint.path if isinstance(endpoint, Endpoint) else UNKNOWN_ROUTE
 
 
-def with_request_metrics(app: ASGIApp, *, meter: Meter) -> ASGIApp:
-    """Return the application with request metrics; a request is counted when it ends."""
+def _client(scope: Scope) -> str:
+    name = caller.get()
+    address = scope.get("client")
+    return f"key {name}" if name else f"address {address[0] if address else 'unknown'}"
+
+
+def with_request_metrics(app: ASGIApp, *, meter: Meter, refusals: Refusals) -> ASGIApp:
+    """Return the application with request metrics and counts of refusals; a request is counted when it ends."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -236,6 +244,7 @@ def with_request_metrics(app: ASGIApp, *, meter: Meter) -> ASGIApp:
             return
         started, state = time.perf_counter(), RequestState()
         _request_state.set(state)
+        caller.set(None)
         status, complete, streamed = CLIENT_CLOSED_REQUEST, False, False
 
         async def observed_send(message: Message) -> None:
@@ -260,5 +269,8 @@ def with_request_metrics(app: ASGIApp, *, meter: Meter) -> ASGIApp:
             meter.count(REQUESTS, *labels, str(final_status))
             if final_status == 200:
                 meter.observe(REQUEST_SECONDS, *labels, value=time.perf_counter() - started)
+            error: RequestError | None = scope.get("error")
+            if error is not None and error.status in STATUSES:
+                refusals.add(Refusal(error.status, error.type, _client(scope)))
 
     return counted

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,8 +14,8 @@ from tailorbird.config.serving import ServingConfig
 
 NO_EFFECT = "x-no-effect"  # marks fields that are accepted for OpenAI's clients and have no effect
 REF = "#/components/schemas/{model}"
-PER_TEXT_FIELDS = {"ClassifyRequest": ("input", "attributes")}
-"""Fields with one entry per text, whose length `serving.max_texts` limits."""
+PER_TEXT_FIELDS = ("input", "attributes")
+"""Fields of ClassifyRequest with one entry per text, whose length `serving.max_texts` limits."""
 ERROR_DESCRIPTIONS = {
     400: "The body is not JSON, a field is not supported, or a header is not UTF-8. The message names the field or the "
     "header.",
@@ -36,14 +36,10 @@ ERROR_DESCRIPTIONS = {
     503: "The model is still loading, no replica is available, or the endpoint of a version cannot answer at present.",
     504: "The endpoint of a version did not answer in time.",
 }
-PROXY_ERRORS = {
-    (400, 408): (
-        "text/html",
-        "Sent by the proxy if the request line and the headers are not valid HTTP or incomplete.",
-    ),
-    (429, 500, 503): ("text/plain", "Sent by Ray Serve's own proxy, which answers while no replica is ready."),
-}
-"""Content types and descriptions of the errors that are not JSON, by their statuses."""
+_BY_HAPROXY = ("text/html", "Sent by the proxy if the request line and the headers are not valid HTTP or incomplete.")
+_BY_SERVE = ("text/plain", "Sent by Ray Serve's own proxy, which answers while no replica is ready.")
+PROXY_ERRORS = {400: _BY_HAPROXY, 408: _BY_HAPROXY, 429: _BY_SERVE, 500: _BY_SERVE, 503: _BY_SERVE}
+"""Content types and descriptions of the errors that are not JSON, by status."""
 
 Schema = dict[str, Any]  # a JSON object of the document
 
@@ -55,14 +51,11 @@ class Operation:
     summary: str
     response: type[BaseModel] | None  # type of the response with `status`; None for pages and the OpenAPI document
     request: type[BaseModel] | None = None
-    example: Mapping[str, object] = field(default_factory=dict)  # body of an example request
+    example: Mapping[str, object] | None = None  # body of an example request
     status: int = 200
     events: type[BaseModel] | None = None  # type of a stream's events; None if the route does not stream
     errors: tuple[int, ...] = ()
     """Error statuses of this route, in addition to those of its method, of authentication and of all routes."""
-    also: Mapping[int, type[BaseModel]] = field(
-        default_factory=dict
-    )  # further responses that are not errors, by status
 
 
 _TEXT = {"input": "Fracture of femur"}
@@ -110,7 +103,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob, errors=(404,)),
     "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob, errors=(404, 409)),
     "/healthz": Operation("Liveness probe", schemas.Health),
-    "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness, also={503: schemas.Readiness}),
+    "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness),
     "/openapi.json": Operation("Return this OpenAPI document", None),
     "/docs": Operation("Return this document as an HTML page", None),
     "/": Operation("Return an HTML page for trying the model", None),
@@ -125,7 +118,11 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     """Return the OpenAPI document of the routes. Each route must be in `OPERATIONS`."""
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"OPERATIONS lacks {missing}"
-    document: Schema = {
+    components: Schema = {"schemas": _schemas(routes, config=config)}
+    if config.api_keys is not None:
+        scheme = {"type": "http", "scheme": "bearer", "description": "An API key made by `tailorbird key`."}
+        components["securitySchemes"] = {"key": scheme}
+    return {
         "openapi": "3.1.0",
         "info": {
             "title": "Tailorbird",
@@ -139,26 +136,20 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             path.replace(REST, ID): {route.method.lower(): _operation(path, route, config=config)}
             for path, route in routes.items()
         },
-        "components": {"schemas": _schemas(routes, config=config)},
+        "components": components,
     }
-    if config.api_keys is not None:
-        scheme = {"type": "http", "scheme": "bearer", "description": "An API key made by `tailorbird key`."}
-        document["components"]["securitySchemes"] = {"key": scheme}
-    return document
 
 
 def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     operation = OPERATIONS[path]
+    errors = {
+        str(status): _error_response(status, content_type=route.content_type, config=config)
+        for status in _error_statuses(operation, route, config)
+    }
     documented: Schema = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", path.replace(REST, ID)).strip("_") or "page",
         "summary": operation.summary,
-        "responses": {
-            **_responses(operation, content_type=route.content_type),
-            **{
-                str(status): _error_response(status, content_type=route.content_type, config=config)
-                for status in _error_statuses(operation, route, config)
-            },
-        },
+        "responses": {str(operation.status): _response(operation, content_type=route.content_type), **errors},
     }
     if ID in path or REST in path:
         text = "The `id` of the batch job." if ID in path else "Path of a page, as in the links of the first page."
@@ -166,42 +157,39 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
             {"name": "id", "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
         ]
     if operation.request is not None:
-        content = {JSON: {"schema": _ref(operation.request), "example": dict(operation.example)}}
         text = f"At most {config.max_body_bytes} bytes."
         if operation.request is schemas.ClassifyRequest:
             text += f" A text has at most {config.max_text_bytes} bytes."
+        content = {JSON: {"schema": _ref(operation.request), "example": operation.example}}
         documented["requestBody"] = {"required": True, "description": text, "content": content}
     if config.api_keys is not None and not route.open:
         documented["security"] = [{"key": []}]
         if route.scopes:
-            documented["description"] = (
-                f"The key needs the scope {' or '.join(f'`{scope}`' for scope in route.scopes)}."
-            )
+            scopes = " or ".join(f"`{scope}`" for scope in route.scopes)
+            documented["description"] = f"The key needs the scope {scopes}."
     return documented
 
 
-def _responses(operation: Operation, *, content_type: str) -> Schema:
-    schema = {"type": "object"} if content_type == JSON else {"type": "string"}
+def _response(operation: Operation, *, content_type: str) -> Schema:
+    schema = {"type": "object" if content_type == JSON else "string"}
     content: Schema = {content_type: {"schema": _ref(operation.response) if operation.response else schema}}
     if operation.events is not None:
         data = {"type": "string", "description": f"A {operation.events.__name__} as JSON. The last event is [DONE]."}
         text = "server-sent events, if `stream` is true"
         event = {"type": "object", "description": text, "properties": {"data": data}, "required": ["data"]}
         content["text/event-stream"] = {"schema": event}
-    responses = {str(operation.status): {"description": operation.summary, "content": content}}
-    for status, answer in operation.also.items():
-        responses[str(status)] = {"description": "Not ready", "content": {JSON: {"schema": _ref(answer)}}}
-    return responses
+    return {"description": operation.summary, "content": content}
 
 
 def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
     statuses = {*operation.errors, 400, 429, 500, 502, 503}
     if route.method == "POST":
         statuses |= {408, 413}
-    if config.api_keys is not None:
-        statuses |= set() if route.open else {401, 403} if route.scopes else {401}
-    elif route.method == "POST" or not config.guarded:
-        statuses.add(403)
+    if config.api_keys is None:
+        if route.method == "POST" or not config.guarded:
+            statuses.add(403)
+    elif not route.open:
+        statuses |= {401, 403} if route.scopes else {401}
     return sorted(statuses)
 
 
@@ -209,13 +197,11 @@ def _error_response(status: int, *, content_type: str, config: ServingConfig) ->
     content: Schema = {JSON: {"schema": _ref(schemas.ErrorBody)}}
     if content_type == HTML and status == 404:
         content[HTML] = {"schema": {"type": "string"}}
-    for own, (type, text) in PROXY_ERRORS.items():
-        if status in own:
-            content[type] = {"schema": {"type": "string", "description": text}}
-    response = {
-        "description": ERROR_DESCRIPTIONS[status].format(max_body_bytes=config.max_body_bytes),
-        "content": content,
-    }
+    if status in PROXY_ERRORS:
+        type, text = PROXY_ERRORS[status]
+        content[type] = {"schema": {"type": "string", "description": text}}
+    description = ERROR_DESCRIPTIONS[status].format(max_body_bytes=config.max_body_bytes)
+    response: Schema = {"description": description, "content": content}
     if status == 429:
         response["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return response
@@ -223,40 +209,35 @@ def _error_response(status: int, *, content_type: str, config: ServingConfig) ->
 
 def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     """Return the schemas of all requests and responses, with the recipe's limits."""
-    models: dict[type[BaseModel], None] = {schemas.ErrorBody: None}
+    models: list[type[BaseModel]] = [schemas.ErrorBody]
     for path in routes:
         operation = OPERATIONS[path]
-        types = (operation.request, operation.response, operation.events, *operation.also.values())
-        models |= dict.fromkeys(model for model in types if model is not None)
+        models += filter(None, (operation.request, operation.response, operation.events))
     _, generated = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     components: Schema = generated["$defs"]
-    for name, fields in PER_TEXT_FIELDS.items():
-        for field_name in fields if name in components else ():
-            for kind in components[name]["properties"][field_name]["anyOf"]:
+    if "ClassifyRequest" in components:
+        for name in PER_TEXT_FIELDS:
+            for kind in components["ClassifyRequest"]["properties"][name]["anyOf"]:
                 if kind.get("type") == "array":
                     kind |= {"minItems": 1, "maxItems": config.max_texts}
     if "ChatRequest" in components:
-        _forbid_extra_fields(components["ChatRequest"])
-    if "ChatMessage" in components:
-        components["ChatMessage"]["properties"]["name"] = {"description": "Has no effect.", NO_EFFECT: True}
-        # Clients send a response's message, which has this field, back as a turn of the conversation.
-        components["ChatMessage"]["properties"]["refusal"] = {
-            "type": "null",
-            NO_EFFECT: True,
-            "description": "Has no effect.",
-        }
-        components["ChatMessage"]["additionalProperties"] = False
+        ignored = dict.fromkeys(chat_schemas.IGNORED, _no_effect())
+        text = "Accepted only with this value, which has no effect."
+        neutral = {name: _no_effect(text, enum=[value, None]) for name, value in chat_schemas.NEUTRAL.items()}
+        _add_fields(components["ChatRequest"], ignored | neutral)
+        # Clients send a response's message, which has `refusal`, back as a turn of the conversation.
+        _add_fields(components["ChatMessage"], {"name": _no_effect(), "refusal": _no_effect(type="null")})
     return components
 
 
-def _forbid_extra_fields(schema: Schema) -> None:
-    """Add OpenAI's fields that are accepted without effect, and forbid all others."""
-    for name in chat_schemas.IGNORED:
-        schema["properties"][name] = {"description": "Has no effect.", NO_EFFECT: True}
-    for name, value in chat_schemas.NEUTRAL.items():
-        text = "Accepted only with this value, which has no effect."
-        schema["properties"][name] = {"enum": [value, None], "description": text, NO_EFFECT: True}
-    schema["additionalProperties"] = False
+def _no_effect(text: str = "Has no effect.", **schema: object) -> Schema:
+    return {**schema, "description": text, NO_EFFECT: True}
+
+
+def _add_fields(model: Schema, fields: Schema) -> None:
+    """Add fields that are accepted for OpenAI's clients, and forbid all others."""
+    model["properties"] |= fields
+    model["additionalProperties"] = False
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

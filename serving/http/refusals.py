@@ -1,19 +1,18 @@
-"""Counts of refused requests for the security log, by reason and client, in bounded memory."""
+"""Refused requests, which a replica logs as JSON. They are counted by reason and client, in bounded memory."""
 
+import asyncio
+import json
+import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
 
-from pydantic import ValidationError
-from starlette.types import Message, Receive, Scope, Send
-
-from serving.http.asgi import ASGIApp, caller
-from serving.http.schemas import ErrorBody
-
 STATUSES = (401, 403, 429)
+LOG_S = 60.0
 MAX_CLIENTS = 8
-"""Maximum number of clients with counts of their own per reason, between two writes of the log."""
+"""Maximum number of clients with counts of their own per reason, between two entries in the log."""
 OTHERS = "other clients"
+
+_log = logging.getLogger("ray.serve")
 
 
 class Refusal(NamedTuple):
@@ -25,11 +24,12 @@ class Refusal(NamedTuple):
     """`key NAME`, or `address ADDRESS` if the request has no valid key."""
 
 
-class RefusalCounts:
+class Refusals:
     """Refusals since the last `take`. Reasons are few; beyond `MAX_CLIENTS` clients, a reason is counted for others."""
 
-    def __init__(self) -> None:
-        self._counts: Counter[Refusal] = Counter()
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._counts = Counter[Refusal]()
 
     def add(self, refusal: Refusal) -> None:
         """Count a refusal."""
@@ -42,44 +42,18 @@ class RefusalCounts:
 
     def take(self) -> dict[Refusal, int]:
         """Return the counts, and start again from 0."""
-        counts, self._counts = self._counts, Counter()
-        return dict(counts)
+        counts = dict(self._counts)
+        self._counts.clear()
+        return counts
 
+    def log(self) -> None:
+        """Log the counts, one JSON object for each reason and client, and start again from 0."""
+        for refusal, count in self.take().items():
+            event = {"event": "refusal", "task": self._task, **refusal._asdict(), "count": count}
+            _log.warning("%s", json.dumps(event))
 
-def with_refusal_counts(app: ASGIApp, *, add: Callable[[Refusal], None]) -> ASGIApp:
-    """Return the application, which calls `add` for each response with a status in `STATUSES`."""
-
-    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-        caller.set(None)
-        status, body = 0, b""
-
-        async def observed_send(message: Message) -> None:
-            nonlocal status, body
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif status in STATUSES:
-                body += message.get("body", b"")
-            await send(message)
-
-        try:
-            await app(scope, receive, observed_send)
-        finally:
-            if status in STATUSES:
-                add(Refusal(status, _type_of(body), _client(scope)))
-
-    return counted
-
-
-def _type_of(body: bytes) -> str:
-    try:
-        return ErrorBody.model_validate_json(body).error.type
-    except ValidationError:
-        return "unknown"
-
-
-def _client(scope: Scope) -> str:
-    name, address = caller.get(), scope.get("client")
-    return f"key {name}" if name else f"address {address[0] if address else 'unknown'}"
+    async def keep_logging(self) -> None:
+        """Log the counts every minute until cancelled."""
+        while True:
+            await asyncio.sleep(LOG_S)
+            self.log()

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from serving.http.api_keys import LOCAL_HOST
-from serving.http.asgi import X_REQUEST_ID, error_response
+from serving.http.asgi import X_REQUEST_ID, ErrorResponse
 from serving.http.schemas import LOCAL, RequestError
 from serving.http.security_headers import MARK, security_headers
 
@@ -71,17 +71,44 @@ class ServerMiddleware:
             require_parsable(scope["method"], headers)
             require_local_host(scope)
         except RequestError as error:
-            await error_response(error)(scope, receive, send)
+            await ErrorResponse(error)(scope, receive, send)
             return
-        sender = _Sender(send)
+        started = False
+        replaced = False
+
+        async def send_json(message: Message) -> None:
+            """Send a message, or the JSON of an error in place of Serve's text."""
+            nonlocal started, replaced
+            if message["type"] != "http.response.start":
+                if not replaced:
+                    await send(message)
+                return
+            started = True
+            own = [(bytes(name), bytes(value)) for name, value in message["headers"]]
+            if MARK in own:
+                await send(message)
+            elif message["status"] < 400:
+                await send({**message, "headers": [*own, *security_headers()]})
+            else:
+                replaced = True
+                await _serve_error(message["status"], own)(scope, receive, send)
+
         try:
-            await self._app({**scope, "headers": headers}, receive, sender.send)
+            await self._app({**scope, "headers": headers}, receive, send_json)
         except Exception:
-            if sender.started:
+            if started:
                 raise
             _log.exception("Serve failed to answer a request")
             failure = RequestError(500, "internal_error", "the request failed; see the replica's log")
-            await error_response(failure)(scope, receive, send)
+            await ErrorResponse(failure)(scope, receive, send)
+
+
+def _serve_error(status: int, headers: Headers) -> ErrorResponse:
+    """Return an error of Serve as JSON, with Serve's headers."""
+    type, text = SERVE_ERRORS.get(status, ("error", "Ray Serve refused the request"))
+    response = ErrorResponse(RequestError(status, type, text))
+    response.raw_headers.extend(header for header in headers if header[0] not in (b"content-type", b"content-length"))
+    return response
 
 
 def require_parsable(method: str, headers: Headers) -> None:
@@ -121,37 +148,3 @@ def _is_passed(name: bytes, value: bytes) -> bool:
     if name == REQUEST_ID:  # Serve generates an id if there is none
         return X_REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
     return name.replace(b"_", b"-") not in CONTROL_HEADERS
-
-
-class _Sender:
-    """The `send` of a request, which replaces errors that Serve sends as text."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-        self._replaced = False
-
-    async def send(self, message: Message) -> None:
-        """Send a message, or the JSON of an error in place of it."""
-        if message["type"] != "http.response.start":
-            if not self._replaced:
-                await self._send(message)
-            return
-        self.started = True
-        headers = [(bytes(name), bytes(value)) for name, value in message["headers"]]
-        if MARK in headers:
-            await self._send(message)
-            return
-        if message["status"] < 400:
-            await self._send({**message, "headers": [*headers, *security_headers()]})
-            return
-        self._replaced = True
-        await self._send_error(message["status"], headers)
-
-    async def _send_error(self, status: int, headers: Headers) -> None:
-        type, text = SERVE_ERRORS.get(status, ("error", "Ray Serve refused the request"))
-        response = error_response(RequestError(status, type, text))
-        kept = [(name, value) for name, value in headers if name not in (b"content-type", b"content-length")]
-        start = {"type": "http.response.start", "status": status, "headers": [*response.raw_headers, *kept]}
-        await self._send(start)
-        await self._send({"type": "http.response.body", "body": response.body})

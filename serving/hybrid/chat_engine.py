@@ -15,9 +15,9 @@ from serving.engines.base_chat import (
     PartialAnswer,
     StoredAnswer,
 )
-from serving.http.admission import client_name
 from serving.http.schemas import RequestError, is_client_error, is_too_long, no_part_answers
 from serving.hybrid.part_state import PartState
+from serving.limits import client_name
 from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.registry.hybrid_routing import PARTS, PartName, Routing, routes_to_second

@@ -5,12 +5,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.engines.fair_slots import FairSlots
-from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
 from serving.http.asgi import HTML, JAVASCRIPT, REST, Page, Route, path_id
 from serving.http.schemas import RequestError
 from serving.http.security_headers import page_policy
+from serving.limits import FairSlots, client_name
 from tailorbird.storage.paths import TaskPaths
 
 if TYPE_CHECKING:

@@ -15,12 +15,11 @@ from typing import Any, Generic, NamedTuple
 from starlette.requests import Request
 
 from serving.batch_jobs.routes import BatchRoutes
-from serving.engines.fair_slots import FairSlots
 from serving.engines.text_rows import num_bytes
-from serving.http.admission import Admission, Amounts, client_name, network_of
 from serving.http.api_keys import read_subject_key, require_local_caller, require_own_page
 from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
 from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
+from serving.http.key_changes import record_key_change
 from serving.http.metrics import (
     IN_PROGRESS,
     KEY_ERRORS,
@@ -33,17 +32,17 @@ from serving.http.metrics import (
     Series,
     with_request_metrics,
 )
-from serving.http.refusals import with_refusal_counts
+from serving.http.refusals import Refusals
 from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
+from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
-from serving.replica.arms import CHALLENGER, Arm
+from serving.replica.config import CHALLENGER, Arm
 from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
 from serving.request_log.write_ahead_log import write_ahead_log_folder
 from serving.request_log.writer import utc_now
-from serving.security_events import SecurityEvents
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.verdict.formatting import model_name
@@ -133,16 +132,13 @@ class Replica(Generic[EngineT]):
             self.log = RequestLog(uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder())
         self._config = config
         self._paths = TaskPaths(task_uri)
-        self._security = SecurityEvents(self._paths.registry, task=self._paths.name)
+        self._refusals = Refusals(self._paths.name)
         self._authenticator: ApiKeyAuthenticator | None = None
         if config.api_keys is not None:
-            self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=self._security.add_key_change)
+            record_change = partial(record_key_change, registry=self._paths.registry, task=self._paths.name)
+            self._authenticator = ApiKeyAuthenticator(config.api_keys, record_change=record_change)
         self._admission = Admission(
-            Amounts(
-                requests=config.max_requests(task),
-                texts=config.max_queued_texts,
-                tokens=config.max_queued_tokens,
-            )
+            requests=config.max_requests(task), texts=config.max_queued_texts, tokens=config.max_queued_tokens
         )
         self._redactions = FairSlots(REDACTIONS)
         self._batches = BatchRoutes(versions.engine_of, task_uri=task_uri, config=config)
@@ -152,10 +148,15 @@ class Replica(Generic[EngineT]):
         """Load a configuration (see `ServedVersions.reconfigure`). The first call starts the background tasks."""
         is_first = not self._background
         if is_first:
-            loops = [self._authenticator.keep_current()] if self._authenticator else []
-            loops += [self.log.keep_writing()] if self.log else []
-            loops += [self._security.keep_writing()]
-            loops += [self.meter.keep_exporting(self._gauges), self.versions.keep_retrying()]
+            loops = [
+                self._refusals.keep_logging(),
+                self.meter.keep_exporting(self._gauges),
+                self.versions.keep_retrying(),
+            ]
+            if self._authenticator is not None:
+                loops += [self._authenticator.keep_current(), self._authenticator.keep_recording()]
+            if self.log is not None:
+                loops.append(self.log.keep_writing())
             self._background = [asyncio.create_task(loop) for loop in loops]
             for task in self._background:
                 task.add_done_callback(_log_failure)
@@ -193,10 +194,13 @@ class Replica(Generic[EngineT]):
             app = with_request_check(app, check=require_own_page, only_posts=True)
         elif self._authenticator is None:
             app = with_request_check(app, check=require_local_caller)
-        return with_refusal_counts(with_request_metrics(app, meter=self.meter), add=self._security.refusals.add)
+        return with_request_metrics(app, meter=self.meter, refusals=self._refusals)
 
     async def _close(self) -> None:
-        await asyncio.gather(self._security.close(), *([self.log.close()] if self.log else []))
+        self._refusals.log()
+        closing = [self._authenticator.close()] if self._authenticator else []
+        closing += [self.log.close()] if self.log else []
+        await asyncio.gather(*closing)
 
     async def loggable(self, texts: Sequence[str]) -> list[str | None]:
         """Return the texts as the request log stores them: None for each if it does not store texts.
@@ -213,10 +217,10 @@ class Replica(Generic[EngineT]):
 
         return await self._redactions.run(redacted, client=client_name(), cost=sum(map(num_bytes, texts)))
 
-    def charge(self, *, texts: int = 0, tokens: int = 0) -> None:
-        """Charge texts and tokens to the API key of the current request, if it has one."""
+    def charge(self, **amounts: int) -> None:
+        """Charge texts or tokens to the API key of the current request, if it has one."""
         if self._authenticator is not None:
-            self._authenticator.charge(texts=texts, tokens=tokens)
+            self._authenticator.charge(**amounts)
 
     def _authenticate(self, headers: Mapping[str, str], route: Route) -> None:
         if self._authenticator is None:
@@ -246,7 +250,7 @@ class Replica(Generic[EngineT]):
             (IN_PROGRESS, ()): float(self.meter.in_progress),
             (REFUSED, ()): float(self.versions.refused is not None),
             (KEY_ERRORS, ()): float(self._authenticator.num_errors if self._authenticator else 0),
-            (SECURITY_LOG_FAILING, ()): float(self._security.is_failing),
+            (SECURITY_LOG_FAILING, ()): float(self._authenticator is not None and self._authenticator.is_unrecorded),
         }
         return gauges | {(SERVING, (version.name, version.version, name)): 1.0 for name, version in versions.items()}
 

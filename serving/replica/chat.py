@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 
 from serving.endpoint.loading import load_chat
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
-from serving.engines.fair_slots import FairSlots
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.engines.vllm_engine import VllmPool
-from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
 from serving.http.chat_format import OBJECT, ROUTE, STREAM_OBJECT, answer_head, whole_response
 from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
-from serving.replica.arms import CHALLENGER
+from serving.limits import FairSlots, admit, client_name
 from serving.replica.base import Replica, RequestContext, configure_process
+from serving.replica.config import CHALLENGER
 from serving.replica.generation import (
     generation_request,
     partial_answers,
@@ -70,42 +69,31 @@ class Chat:
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         context = self._replica.begin(ROUTE, request_id)
         request = parse_chat(body)
-        num_bytes = len(body)
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         self._replica.charge(texts=1)  # also for a prompt that is refused because of its length
-        generation = await self._generation(request, engine=engine, limit=limit, num_bytes=num_bytes)
-        prompt = generation.prompt
-        admit(tokens=engine.num_tokens(prompt, max_new_tokens=limit))
-        self._replica.charge(tokens=len(prompt))
-        logged = await self._logged_prompt(request)
+        generation = await self._generation(request, engine=engine, limit=limit, num_bytes=len(body))
+        admit(tokens=engine.num_tokens(generation.prompt, max_new_tokens=limit))
+        self._replica.charge(tokens=len(generation.prompt))
+        received = _Received(request, context, len(body), await self._logged_prompt(request))
 
         def record(answer: PartialAnswer) -> None:
             self._count(generation, answer)
-            self._log(generation, answer, prompt=logged, context=context)
+            self._log(generation, answer, received)
             if answer.finish_reason is not None:
-                self._mirror(request, context, prompt=logged, num_bytes=num_bytes)
+                self._mirror(received)
 
         # For a client that disconnects before the answer: how much was generated is not known.
         charge_limit = partial(self._replica.charge, tokens=limit or 0)
+        kind = STREAM_OBJECT if request.stream else OBJECT
         version = engine.version
-        head = answer_head(
-            STREAM_OBJECT if request.stream else OBJECT,
-            request_id=context.request_id,
-            model=version.name,
-            version=version.version,
-        )
+        head = answer_head(kind, request_id=request_id, model=version.name, version=version.version)
         if request.stream:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
-            events = stream_events(
-                generation,
-                head=head,
-                with_usage=with_usage,
-                on_finish=record,
-                on_cancel=charge_limit,
+            return 200, stream_events(
+                generation, head=head, with_usage=with_usage, on_finish=record, on_cancel=charge_limit
             )
-            return 200, events
         try:
             answer = await whole_answer(generation)
         except asyncio.CancelledError:
@@ -131,68 +119,46 @@ class Chat:
         earlier = [(role, text) for (role, _), text in zip(turns[:-1], contents, strict=False) if text is not None]
         return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), request.attributes)
 
-    def _mirror(
-        self,
-        request: ChatRequest,
-        context: RequestContext,
-        *,
-        prompt: "_LoggedPrompt",
-        num_bytes: int,
-    ) -> None:
+    def _mirror(self, received: "_Received") -> None:
         """Queue a request that the champion has answered for the shadow."""
+        context = received.context
         if context.arm != "champion":
             return
-        shadow = self._replica.versions.shadow_for(context.unit)
-        if shadow is not None:
-            context = context._replace(arm="shadow")
-            run = partial(self._run_shadow, request, context, engine=shadow, prompt=prompt, num_bytes=num_bytes)
-            self._shadows.add(run, num_bytes=num_bytes, caller=context.caller)
+        engine = self._replica.versions.shadow_for(context.unit)
+        if engine is not None:
+            shadow = received._replace(context=context._replace(arm="shadow"))
+            run = partial(self._run_shadow, shadow, engine=engine)
+            self._shadows.add(run, num_bytes=received.num_bytes, caller=context.caller)
 
-    async def _run_shadow(
-        self,
-        request: ChatRequest,
-        context: RequestContext,
-        *,
-        engine: ChatEngine,
-        prompt: "_LoggedPrompt",
-        num_bytes: int,
-    ) -> None:
+    async def _run_shadow(self, received: "_Received", *, engine: ChatEngine) -> None:
         """Log the challenger's answer or, if there is none, the reason.
 
         Long answers are interrupted more often, so `watch` must know how many answers are missing.
         """
-        log_failure = partial(self._log_failure, context=context, engine=engine, prompt=prompt)
         try:
-            answered = await self._shadow_answer(request, context, engine=engine, prompt=prompt, num_bytes=num_bytes)
+            answered = await self._shadow_answer(received, engine=engine)
         except Exception:
-            log_failure("failed")
+            self._log_failure("failed", received, engine=engine)
             raise
         if not answered and self._replica.versions.is_challenger(engine):
-            log_failure("interrupted")
+            self._log_failure("interrupted", received, engine=engine)
 
-    async def _shadow_answer(
-        self,
-        request: ChatRequest,
-        context: RequestContext,
-        *,
-        engine: ChatEngine,
-        prompt: "_LoggedPrompt",
-        num_bytes: int,
-    ) -> bool:
+    async def _shadow_answer(self, received: "_Received", *, engine: ChatEngine) -> bool:
         """Log the challenger's answer. If a client sends a request meanwhile, stop, and start again when it is quiet.
 
         A client therefore waits for one step of the generation at most. Return False if there is no answer.
         """
+        request = received.request
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         for _ in range(SHADOW_ATTEMPTS):
             await self._shadows.quiet()
             if not self._replica.versions.is_challenger(engine):
                 return False
-            generation = await self._generation(request, engine=engine, limit=limit, num_bytes=num_bytes)
+            generation = await self._generation(request, engine=engine, limit=limit, num_bytes=received.num_bytes)
             async with aclosing(partial_answers(generation, streaming=True)) as answers:
                 async for answer in answers:
                     if answer.finish_reason is not None:
-                        self._log(generation, answer, prompt=prompt, context=context)
+                        self._log(generation, answer, received)
                         return True
                     if not self._is_quiet():
                         break
@@ -223,13 +189,13 @@ class Chat:
         meter.count(TOKENS, version.name, version.version, "completion", by=usage.completion_tokens)
         meter.count_part(version, answer.answered_by, is_fallback=answer.is_fallback)
 
-    def _log(
-        self, generation: GenerationRequest, answer: PartialAnswer, *, prompt: "_LoggedPrompt", context: RequestContext
-    ) -> None:
-        log, usage = self._replica.log, usage_of(generation, answer)
+    def _log(self, generation: GenerationRequest, answer: PartialAnswer, received: "_Received") -> None:
+        log = self._replica.log
         if log is None:
             return
-        entry = context.log_entry(generation.engine.version)(
+        prompt = received.prompt
+        usage = usage_of(generation, answer)
+        entry = received.context.log_entry(generation.engine.version)(
             row=0,
             score=answer.confidence,
             prompt_tokens=usage.prompt_tokens,
@@ -246,15 +212,13 @@ class Chat:
         )
         log.answers.add([entry])
 
-    def _log_failure(
-        self, failure: str, *, context: RequestContext, engine: ChatEngine, prompt: "_LoggedPrompt"
-    ) -> None:
-        log = self._replica.log
-        if log is not None:
-            entry = context.log_entry(engine.version)(
+    def _log_failure(self, failure: str, received: "_Received", *, engine: ChatEngine) -> None:
+        if self._replica.log is not None:
+            prompt = received.prompt
+            entry = received.context.log_entry(engine.version)(
                 row=0, text_chars=prompt.chars, attributes=prompt.attributes, failure=failure
             )
-            log.answers.add([entry])
+            self._replica.log.answers.add([entry])
 
 
 class _LoggedPrompt(NamedTuple):
@@ -264,6 +228,15 @@ class _LoggedPrompt(NamedTuple):
     text: str | None  # last message; None if texts are not stored
     context: str | None  # earlier messages as JSON, if there are any
     attributes: Mapping[str, str] | None
+
+
+class _Received(NamedTuple):
+    """A request, with what its rows of the log and its shadow need."""
+
+    request: ChatRequest
+    context: RequestContext
+    num_bytes: int  # of the body
+    prompt: _LoggedPrompt
 
 
 def _has_format(engine: ChatEngine, request: ChatRequest) -> bool:

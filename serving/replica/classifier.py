@@ -9,12 +9,12 @@ from serving.endpoint.loading import endpoint_limits, load_classifier
 from serving.engines.classify import Prediction, hybrid_rows, scores_by_class
 from serving.engines.model_pool import ClassifierEngine, ModelPool
 from serving.engines.text_rows import estimated_length
-from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import BASELINE, CHAMPION, ClassifyRequest, parse_request, write_answer, write_comparison
-from serving.replica.arms import CHALLENGER
+from serving.limits import admit, client_name
 from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
+from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
 from tailorbird.registry.draws import draw_secret

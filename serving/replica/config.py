@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
-from serving.replica.arms import CHALLENGER
 from tailorbird.config.serving import DEPLOY_TIMEOUT_S
+from tailorbird.registry.draws import CODES, draw_code
+
+CHALLENGER = "challenger"
+Arm = Literal["champion", "canary", "shadow"]
+"""Arm of an experiment: the champion, or the canary or the shadow of the challenger."""
 
 
 class _Config(BaseModel):
@@ -29,6 +33,15 @@ class Challenger(VersionRef):
 
     canary: float = 0.0
     shadow: float = 0.0
+
+    def receives(self, arm: Literal["canary", "shadow"], unit: str, *, secret: bytes) -> bool:
+        """Return True if the unit is in the arm; `secret` is that of the task's draws.
+
+        The result is the same for each request and replica, and a unit stays in the arm when the share grows. The code
+        depends on the challenger's digest, so the assignments of two challengers are independent.
+        """
+        share = self.canary if arm == "canary" else self.shadow
+        return draw_code(secret, arm, self.digest, unit) < share * CODES
 
 
 class ReplicaConfig(_Config):

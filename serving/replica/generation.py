@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, Sampling
-from serving.http.admission import client_name
 from serving.http.asgi import Events
 from serving.http.chat_format import (
     LAST_EVENT,
@@ -22,7 +21,7 @@ from serving.http.chat_format import (
 from serving.http.chat_schemas import ChatRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
-from tailorbird.config.formats.response_format import ResponseFormat
+from serving.limits import client_name
 
 _log = logging.getLogger("ray.serve")
 
@@ -49,9 +48,15 @@ def generation_request(
 ) -> GenerationRequest:
     """Return the GenerationRequest for a request.
 
-    `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length is exceeded.
+    `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length is exceeded, or if
+    the engine has no log-probabilities or cannot answer in the format of the request.
     """
     engine.require_room(prompt, max_new_tokens=max_new_tokens)
+    if request.num_likely is not None and not engine.has_logprobs:
+        message = f"answers of version {engine.version.version} have no log-probabilities; omit it"
+        raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
+    if request.response_format is not None:
+        engine.require_format(request.response_format)
     sampling = Sampling(
         temperature=float(request.temperature or 0.0),
         top_p=1.0 if request.top_p is None else float(request.top_p),
@@ -63,27 +68,10 @@ def generation_request(
         max_new_tokens,
         sampling,
         request.stops,
-        num_likely=_num_likely(request, engine=engine),
+        num_likely=request.num_likely,
         seed=request.seed,
-        format=_format(request, engine=engine),
+        format=request.response_format,
     )
-
-
-def _num_likely(request: ChatRequest, *, engine: ChatEngine) -> int | None:
-    """Return `ChatRequest.num_likely`; raise RequestError 400 if the engine has no log-probabilities."""
-    num_likely = request.num_likely
-    if num_likely is not None and not engine.has_logprobs:
-        message = f"answers of version {engine.version.version} have no log-probabilities; omit it"
-        raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
-    return num_likely
-
-
-def _format(request: ChatRequest, *, engine: ChatEngine) -> ResponseFormat | None:
-    """Return the format in a request; raise RequestError 400 if the engine's answers cannot have it."""
-    format = request.response_format
-    if format is not None:
-        engine.require_format(format)
-    return format
 
 
 def usage_of(generation: GenerationRequest, answer: PartialAnswer) -> Usage:

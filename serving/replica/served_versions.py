@@ -7,8 +7,7 @@ from contextlib import suppress
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from serving.http.schemas import CHAMPION, RequestError
-from serving.replica.arms import CHALLENGER, Arm, answering_arm, is_in_arm
-from serving.replica.config import Challenger, ReplicaConfig, config_id
+from serving.replica.config import CHALLENGER, Arm, Challenger, ReplicaConfig, config_id
 from tailorbird.registry.versions import ModelVersion
 
 RETRY_S, MAX_RETRY_S = 60.0, 3600.0
@@ -172,18 +171,23 @@ class ServedVersions(Generic[EngineT]):
         raise RequestError(404, "unknown_model", message, param="model", code="model_not_found")
 
     def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
-        """Return the engine that answers a request for `model`, and its arm: see `arms.answering_arm`.
+        """Return the engine that answers a request for `model`, and its arm; None if it takes no part in an experiment.
 
-        Raises the errors of `engine_of`.
+        Only requests for `champion` or the name of the task take part. `unit` names the subject, or the request if it
+        has none. Raises the errors of `engine_of`.
         """
         engine = self.engine_of(model)
-        task = engine.version.name
-        arm = answering_arm(model, task=task, challenger=self._challenger, unit=unit, secret=self._secret)
-        return (self.engines[CHALLENGER] if arm == "canary" else engine), arm
+        if model not in (CHAMPION, engine.version.name):
+            return engine, None
+        challenger = self._challenger
+        if challenger is not None and challenger.receives("canary", unit, secret=self._secret):
+            return self.engines[CHALLENGER], "canary"
+        return engine, "champion"
 
     def shadow_for(self, unit: str) -> EngineT | None:
         """Return the challenger's engine if `unit` is in the shadow arm, else None."""
-        is_shadow = is_in_arm("shadow", unit, challenger=self._challenger, secret=self._secret)
+        challenger = self._challenger
+        is_shadow = challenger is not None and challenger.receives("shadow", unit, secret=self._secret)
         return self.engines[CHALLENGER] if is_shadow else None
 
     @property

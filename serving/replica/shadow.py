@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
-from serving.request_log.byte_budget import ByteBudget, Caller
+from serving.limits import Budget, Client
 
 QUIET_S = 0.01
 """Idle time of the champion before a shadow pass. Clients that send one request after another need less time between
@@ -19,7 +19,7 @@ _log = logging.getLogger("ray.serve")
 class ShadowRunner:
     """A runner of shadow answers, one at a time and only while `is_quiet` returns True. Use it in one event loop.
 
-    The queue is bounded, in all and for each API key (see `ByteBudget`), so that a key with many requests does not
+    The queue is bounded, in all and for each API key (see `Budget`), so that a key with many requests does not
     decide alone which are compared. Requests beyond the bounds are dropped and counted, for example if the champion is
     never idle.
     """
@@ -28,17 +28,17 @@ class ShadowRunner:
         self._is_quiet = is_quiet
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._queued = ByteBudget(MAX_BYTES)
+        self._queued = Budget(MAX_BYTES)
         self._warned_at = float("-inf")
         self.num_dropped = 0
 
-    def add(self, answer: Callable[[], Awaitable[object]], *, num_bytes: int, caller: Caller) -> None:
+    def add(self, answer: Callable[[], Awaitable[object]], *, num_bytes: int, caller: Client) -> None:
         """Queue a request of `num_bytes`. `answer` must await `quiet` before each pass of the model."""
         num_bytes += REQUEST_BYTES
-        if not self._queued.take(caller, num_bytes=num_bytes):
+        if not self._queued.take(caller, num_bytes):
             self._drop()
             return
-        task = asyncio.create_task(self._answer(answer, held={caller: num_bytes}))
+        task = asyncio.create_task(self._answer(answer, num_bytes=num_bytes, caller=caller))
         self._tasks.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
@@ -47,14 +47,14 @@ class ShadowRunner:
         while not self._is_quiet():
             await asyncio.sleep(QUIET_S)
 
-    async def _answer(self, answer: Callable[[], Awaitable[object]], *, held: Mapping[Caller, int]) -> None:
+    async def _answer(self, answer: Callable[[], Awaitable[object]], *, num_bytes: int, caller: Client) -> None:
         try:
             async with self._turn:
                 await answer()
         except Exception:
             _log.exception("a shadow request failed")
         finally:
-            self._queued.release(held)
+            self._queued.release(caller, num_bytes)
 
     def _drop(self) -> None:
         self.num_dropped += 1

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from serving.request_log.byte_budget import ByteBudget, Caller
+from serving.limits import Budget, Client
 from serving.request_log.schema import FeedbackEntry, LogEntry, Row
 from serving.request_log.write_ahead_log import WriteAheadLog, encode_row, read_batch
 from tailorbird.storage import write_bytes
@@ -31,7 +31,7 @@ class LogWriter(Generic[EntryT]):
 
     A file is written completely or not at all. Rows that cannot be written stay in the write-ahead log in `wal_folder`,
     up to `MAX_BYTES`, and the next writer that uses the folder writes the rows of a killed replica. Each API key has a
-    bound too (see `ByteBudget`), so a key that fills the disk loses its own rows only. `close` writes the remaining
+    bound too (see `Budget`), so a key that fills the disk loses its own rows only. `close` writes the remaining
     rows. `to_row` converts an entry to a row with `columns`. Use the writer in one event loop.
     """
 
@@ -42,12 +42,12 @@ class LogWriter(Generic[EntryT]):
         self._columns = columns
         self._to_row = to_row
         self._wal = WriteAheadLog(wal_folder / hashlib.sha256(self._uri.encode()).hexdigest()[:16])
-        self._budget = ByteBudget(MAX_BYTES)
-        self._open = Counter[Caller]()  # bytes of the open batch by caller
-        self._sealed = deque[tuple[Path, Counter[Caller]]]()  # batches to write, with their bytes by caller
+        self._budget = Budget(MAX_BYTES)
+        self._open = Counter[Client]()  # bytes of the open batch by caller
+        self._sealed = deque[tuple[Path, Counter[Client]]]()  # batches to write, with their bytes by caller
         self._writing = asyncio.Lock()
         self._last_error = ""
-        self._unreported = Counter[Caller]()  # lost rows
+        self._unreported = Counter[Client]()  # lost rows
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
@@ -57,15 +57,15 @@ class LogWriter(Generic[EntryT]):
         if self._open.total() >= FILE_BYTES:
             self._seal()
 
-    def _append(self, caller: Caller, line: bytes) -> None:
-        if not self._budget.take(caller, num_bytes=len(line)):
+    def _append(self, caller: Client, line: bytes) -> None:
+        if not self._budget.take(caller, len(line)):
             self._lose(caller)
             return
         try:
             self._wal.append(line)
         except OSError as error:
             self._report(error)
-            self._budget.release({caller: len(line)})
+            self._budget.release(caller, len(line))
             self._lose(caller)
             return
         self._open[caller] += len(line)
@@ -75,7 +75,7 @@ class LogWriter(Generic[EntryT]):
             self._sealed.append((self._wal.seal(), self._open))
             self._open = Counter()
 
-    def _lose(self, caller: Caller) -> None:
+    def _lose(self, caller: Client) -> None:
         self._unreported[caller] += 1
         self.num_dropped += 1
 
@@ -100,7 +100,8 @@ class LogWriter(Generic[EntryT]):
                     self._report(error)
                     return
                 self._sealed.popleft()
-                self._budget.release(held)
+                for caller, num_bytes in held.items():
+                    self._budget.release(caller, num_bytes)
                 self._last_error = ""
 
     async def _write_abandoned(self) -> None:

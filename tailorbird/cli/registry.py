@@ -150,7 +150,7 @@ def security_log(
         datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Last day (UTC). Default: today.")
     ] = None,
 ) -> None:
-    """List refusals, and changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
+    """List changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
 
     With --json, also print the values before and after each change.
 

@@ -1,4 +1,4 @@
-"""The security log of a registry: refusals, and changes of champions, keys and configurations.
+"""The security log of a registry: changes of champions, keys and configurations.
 
 Each event is an object of its own, which a conditional write creates. Nothing here changes or deletes an event;
 docs/security-log.md describes how S3 prevents it.
@@ -56,9 +56,9 @@ class SecurityEvent(StoredModel):
 
     at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     who: Line = Field(default_factory=caller)
-    """Who caused it: `user@host` for commands, the name of a key or an address for requests. It is not authenticated
-    by the log."""
+    """Who caused it: `user@host` for commands. It is not authenticated by the log."""
     kind: Literal["refusal", "champion", "key", "configuration"]
+    """Replicas of former versions wrote refusals; now they log them."""
     what: Line
     before: JsonValue = None
     """The value before the change; None if there was none, or if nothing changed."""
@@ -78,31 +78,21 @@ class SecurityLog:
     unreadable: tuple[str, ...]  # URIs of files that are not events
 
 
-def append(event: SecurityEvent, *, registry: str) -> str:
+def append(event: SecurityEvent, *, registry: str, name: str | None = None) -> str:
     """Write the event as a new object of the registry's security log, and return its URI.
 
-    Raises StorageError if it cannot be written. An existing object is never replaced.
+    Several processes that notice the same change give the same `name`, so the log contains the change once. Raises
+    StorageError if the event cannot be written. An existing object is never replaced.
     """
     at = event.at.astimezone(UTC)
-    uri = f"{security_log(registry, at.date())}/{at:%H%M%S.%f}-{uuid.uuid4().hex}.json"
+    uri = f"{security_log(registry, at.date())}/{name or f'{at:%H%M%S.%f}-{uuid.uuid4().hex}'}.json"
     content = event.model_dump_json(indent=1).encode()
     try:
         write_if_match(uri, content, etag=None)
-    except PreconditionFailed:  # the client repeated a write whose response was lost
-        if read_bytes(uri) != content:
+    except PreconditionFailed:  # without a name, the client repeated a write whose response was lost
+        if name is None and read_bytes(uri) != content:
             raise
     return uri
-
-
-def append_once(event: SecurityEvent, *, registry: str, name: str) -> None:
-    """Write the event as the object `name` of its day, unless this object exists.
-
-    Several processes that notice the same change give the same name, so the log contains the change once. Raises
-    StorageError if it cannot be written.
-    """
-    uri = f"{security_log(registry, event.at.astimezone(UTC).date())}/{name}.json"
-    with suppress(PreconditionFailed):
-        write_if_match(uri, event.model_dump_json(indent=1).encode(), etag=None)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def test_serve_sends_a_replica_256_requests_more_than_all_clients_may_hold(
 ) -> None:
     config = ServingConfig(gpus_per_replica=num_gpus, max_queued_requests=100)
     replica = Replica(Loads().versions(), task=task, task_uri="s3://models/task", config=config)
-    assert replica._admission._limits.requests == limit
+    assert replica._admission.budgets["requests"].limit == limit
     assert deployment_options(config, task=task)["max_ongoing_requests"] == limit + 256
 
 

@@ -1,5 +1,7 @@
 """API keys and the request log."""
 
+import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +24,13 @@ from tests.integration.serving.classification.service import (
 
 FORGED = "203.0.113.9"
 """An address in a header that the service must not take for the client's."""
+
+
+def refusals_of(task: str, stack: stack.StackState) -> set[tuple[str, str]]:
+    """Return the clients and the reasons of the refusals in the logs of the task's replicas."""
+    logs = [path.read_text(errors="replace") for path in Path(stack.temp_dir).rglob("replica_*.log")]
+    events = [json.loads(event) for log in logs for event in re.findall(r'\{"event": "refusal".*?\}', log)]
+    return {(event["client"], f"{event['status']} {event['type']}") for event in events if event["task"] == task}
 
 
 def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_restart(
@@ -52,17 +61,20 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
         assert requests.post(f"{url}/v1/feedback", json={}, headers=headers, timeout=60).status_code == 403
         assert [ask(other).status_code for _ in range(3)] == [200, 200, 429]
     finally:
-        rollout.undeploy("serving-keys")  # before the events are written
+        rollout.undeploy("serving-keys")  # replicas log their last refusals
     today = datetime.now(UTC).date()
     log = security_log.read("s3://models", since=today - timedelta(days=1), until=today)
     events = {event.what: event for event in log.events if event.what.startswith("serving-keys: ")}
-    refusals = {(event.who, what.partition("with ")[2]) for what, event in events.items() if event.kind == "refusal"}
-    assert {(who, reason) for who, reason in refusals if who == "key app"} == {
-        ("key app", "403 missing_scope"),
-        ("key app", "429 rate_limited"),
+    refusals = refusals_of("serving-keys", stack)
+    assert {reason for client, reason in refusals if client == "key app"} == {
+        "403 missing_scope",
+        "429 rate_limited",
     }
-    assert {reason for who, reason in refusals if who != "key app"} == {"401 missing_api_key", "401 invalid_api_key"}
-    assert {who for who, _ in refusals if who != "key app"} == {"address 127.0.0.1"}  # of HAProxy
+    assert {reason for client, reason in refusals if client != "key app"} == {
+        "401 missing_api_key",
+        "401 invalid_api_key",
+    }
+    assert {client for client, _ in refusals if client != "key app"} == {"address 127.0.0.1"}  # of HAProxy
     change = events["serving-keys: keys changed app"]
     assert change.before == {"app": ["scopes=answer,feedback"]}
     assert change.after == {"app": ["scopes=answer requests=2"]}

@@ -276,10 +276,10 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     rollout.undeploy("t")
     assert [event.what for event in serve.events] == [
         "t: served, with the champion full-1",
-        "t: changed settings: serving.max_replicas",
-        "t: experiment with full-2 starts: canary 0.1, shadow 0; changed settings: serving.max_replicas",
-        "t: experiment with full-2 changes: canary 0.5, shadow 0",
-        "t: champion full-1 replaced by full-2; experiment with full-2 ends",
+        "t: serving.max_replicas unset -> 3",
+        "t: serving.max_replicas 3 -> unset; challenger unset -> full-2 (canary 0.1, shadow 0)",
+        "t: challenger full-2 (canary 0.1, shadow 0) -> full-2 (canary 0.5, shadow 0)",
+        "t: champion full-1 -> full-2; challenger full-2 (canary 0.5, shadow 0) -> unset",
         "t: removed from service",
     ]
     assert set(registries) == {"s3://models"}
@@ -298,8 +298,8 @@ def test_a_failed_deploy_is_recorded_twice(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(OverwrittenError):
         switch("t")
     assert [event.what.partition(": another")[0] for event in serve.events] == [
-        "t: champion full-1 replaced by full-2",
-        "failed: t: champion full-1 replaced by full-2",
+        "t: champion full-1 -> full-2",
+        "failed: t: champion full-1 -> full-2",
     ]
 
 

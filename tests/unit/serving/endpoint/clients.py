@@ -6,8 +6,8 @@ from starlette.testclient import TestClient
 
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.endpoint.upstream import Limits, Upstream
-from serving.engines.fair_slots import FairSlots
 from serving.http.metrics import Meter
+from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.served_versions import ServedVersions

@@ -11,8 +11,8 @@ from serving.http import authenticator as module
 from serving.http.api_keys import ApiKey, KeyScope, KeysError, new_key
 from serving.http.asgi import caller
 from serving.http.authenticator import ApiKeyAuthenticator, is_admin
-from serving.http.rate_limits import RateLimiter
 from serving.http.schemas import RequestError
+from serving.limits import RateLimiter
 from tailorbird.storage.s3 import StorageError
 
 
@@ -121,38 +121,70 @@ def test_a_reload_adds_and_removes_keys_and_reports_each_change(tmp_path: Path) 
     changes: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
     (old, old_line), (new, new_line) = new_key("app"), new_key("app")
     authenticator = ApiKeyAuthenticator(
-        stored(tmp_path, old_line.to_line()), on_change=lambda former, keys, _: changes.append((former, keys))
+        stored(tmp_path, old_line.to_line()), record_change=lambda former, keys, _: changes.append((former, keys))
     )
+    authenticator.record()
     assert refused(authenticator, f"Bearer {new}").status == 401
     stored(tmp_path, old_line.to_line(), f"{new_line.to_line()} # from monday on")
-    authenticator.reload()
-    authenticator.reload()
+    for _ in range(2):
+        authenticator.reload()
+        authenticator.record()
     assert {authenticated(authenticator, f"Bearer {key}") for key in (old, new)} == {"app"}
     stored(tmp_path, new_line.to_line())
     authenticator.reload()
     assert refused(authenticator, f"Bearer {old}").status == 401
+    authenticator.record()
     assert changes == [(None, (old_line,)), ((old_line,), (old_line, new_line)), ((old_line, new_line), (new_line,))]
 
 
-def test_keys_are_still_reloaded_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (old, old_line), (_, new_line) = new_key("app"), new_key("other")
-    calls: list[object] = []
+def test_a_change_that_cannot_be_recorded_is_reported_once_and_recorded_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (_, first), (_, second), (_, third) = new_key("first"), new_key("second"), new_key("third")
+    recorded: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
+    is_writable = True
 
-    def fail_later(*call: object) -> None:
-        calls.append(call)
-        if len(calls) > 1:
-            raise ValueError("not recorded")
+    def record(former: Sequence[ApiKey] | None, keys: Sequence[ApiKey], _changed_at: str) -> None:
+        if not is_writable:
+            raise StorageError("access denied")
+        recorded.append((former, keys))
+
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, first.to_line()), record_change=record)
+    authenticator.record()
+    is_writable = False
+    for line in (second, third):
+        stored(tmp_path, line.to_line())
+        authenticator.reload()
+        authenticator.record()
+        assert authenticator._keys == (line,)
+        assert authenticator.is_unrecorded
+    (message,) = [entry.message for entry in caplog.records]
+    assert "the security log cannot be written" in message
+    is_writable = True
+    authenticator.record()
+    assert not authenticator.is_unrecorded
+    assert recorded == [(None, (first,)), ((first,), (third,))]
+
+
+def test_keys_are_still_reloaded_while_a_change_cannot_be_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old, old_line), (_, new_line) = new_key("app"), new_key("other")
+
+    def fail(*_call: object) -> None:
+        raise ValueError("not recorded")
 
     monkeypatch.setattr(module, "RELOAD_S", 0.001)
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line(), new_line.to_line()), on_change=fail_later)
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line(), new_line.to_line()), record_change=fail)
 
     async def scenario() -> None:
-        reloading = asyncio.create_task(authenticator.keep_current())
+        loops = [asyncio.create_task(loop) for loop in (authenticator.keep_current(), authenticator.keep_recording())]
         for line in (old_line, new_line):
             stored(tmp_path, line.to_line())
-            while authenticator._keys != (line,):
+            while authenticator._keys != (line,) or not authenticator.is_unrecorded:
                 await asyncio.sleep(0.001)
-        reloading.cancel()
+        for loop in loops:
+            loop.cancel()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
     assert refused(authenticator, f"Bearer {old}").status == 401

@@ -24,6 +24,7 @@ from serving.http.metrics import (
     record_version,
     with_request_metrics,
 )
+from serving.http.refusals import Refusals
 
 ROOT = Path(__file__).parents[4]
 
@@ -81,7 +82,7 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
         async def nothing(_message: Message | None = None) -> Any: ...
 
         scope = {"type": "http", "path": f"/prefix{path}", "root_path": "/prefix", "headers": []}
-        await with_request_metrics(app, meter=meter)(scope, nothing, nothing)
+        await with_request_metrics(app, meter=meter, refusals=Refusals("icd10"))(scope, nothing, nothing)
 
     if breaks:
         with pytest.raises(OSError, match="gone"):

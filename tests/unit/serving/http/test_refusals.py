@@ -8,31 +8,47 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.http.asgi import ASGIApp, Events, Route, caller, http_app
-from serving.http.refusals import MAX_CLIENTS, OTHERS, Refusal, RefusalCounts, with_refusal_counts
+from serving.http.metrics import Meter, with_request_metrics
+from serving.http.refusals import MAX_CLIENTS, OTHERS, Refusal, Refusals
 from serving.http.schemas import RequestError
 
 
 def test_refusals_are_counted_by_reason_and_client() -> None:
-    counts = RefusalCounts()
+    refusals = Refusals("icd10")
     invalid = Refusal(401, "invalid_api_key", "address 10.0.0.1")
     for refusal in (invalid, invalid, Refusal(403, "missing_scope", "key app")):
-        counts.add(refusal)
-    assert counts.take() == {invalid: 2, Refusal(403, "missing_scope", "key app"): 1}
-    assert counts.take() == {}
+        refusals.add(refusal)
+    assert refusals.take() == {invalid: 2, Refusal(403, "missing_scope", "key app"): 1}
+    assert refusals.take() == {}
 
 
 def test_many_clients_cannot_make_the_counts_grow_or_hide_those_of_another_reason() -> None:
-    counts = RefusalCounts()
+    refusals = Refusals("icd10")
     for number in range(10_000):
-        counts.add(Refusal(401, "invalid_api_key", f"address {number}"))
-    counts.add(Refusal(429, "rate_limited", "key app"))
-    taken = counts.take()
+        refusals.add(Refusal(401, "invalid_api_key", f"address {number}"))
+    refusals.add(Refusal(429, "rate_limited", "key app"))
+    taken = refusals.take()
     assert len(taken) == MAX_CLIENTS + 2
     assert taken[Refusal(401, "invalid_api_key", OTHERS)] == 10_000 - MAX_CLIENTS
     assert taken[Refusal(429, "rate_limited", "key app")] == 1
 
 
-def _app(counts: RefusalCounts) -> ASGIApp:
+def test_refusals_are_logged_as_json(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals("icd10")
+    for refusal in (Refusal(401, "invalid_api_key", "address 10.0.0.1"), Refusal(403, "missing_scope", "key app\n")):
+        refusals.add(refusal)
+        refusals.add(refusal)
+    for _ in range(2):
+        refusals.log()
+    reason = {"event": "refusal", "task": "icd10", "count": 2}
+    assert [json.loads(record.message) for record in caplog.records] == [
+        {**reason, "status": 401, "type": "invalid_api_key", "client": "address 10.0.0.1"},
+        {**reason, "status": 403, "type": "missing_scope", "client": "key app\n"},
+    ]
+    assert "\n" not in caplog.records[1].message
+
+
+def _app(refusals: Refusals) -> ASGIApp:
     def authenticate(headers: Mapping[str, str], _route: Route) -> None:
         authorization = headers.get("authorization", "")
         if not authorization:
@@ -46,7 +62,7 @@ def _app(counts: RefusalCounts) -> ASGIApp:
 
     route = Route("POST", answer, watched=True)
     app = http_app({"/answer": route}, max_body_bytes=1024, authenticate=authenticate)
-    return with_refusal_counts(app, add=counts.add)
+    return with_request_metrics(app, meter=Meter(), refusals=refusals)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +79,16 @@ def _app(counts: RefusalCounts) -> ASGIApp:
 def test_a_response_that_refuses_is_counted_with_its_type_and_key(
     authorization: str, body: str, refusal: Refusal | None
 ) -> None:
-    counts = RefusalCounts()
-    client = TestClient(_app(counts))
+    refusals = Refusals("icd10")
+    client = TestClient(_app(refusals))
     for _ in range(2):
         client.post("/answer", content=body, headers={"authorization": authorization} if authorization else {})
-    assert counts.take() == ({} if refusal is None else {refusal: 2})
+    assert refusals.take() == ({} if refusal is None else {refusal: 2})
 
 
 def test_the_caller_of_a_former_request_is_not_blamed() -> None:
-    counts = RefusalCounts()
-    app = _app(counts)
+    refusals = Refusals("icd10")
+    app = _app(refusals)
 
     async def scenario() -> None:
         caller.set("former")
@@ -90,4 +106,4 @@ def test_the_caller_of_a_former_request_is_not_blamed() -> None:
         assert json.loads(bytes(sent[1]["body"]))["error"]["type"] == "missing_api_key"  # type: ignore[call-overload]
 
     asyncio.run(scenario())
-    assert [refusal.client for refusal in counts.take()] == ["address 10.0.0.1"]
+    assert [refusal.client for refusal in refusals.take()] == ["address 10.0.0.1"]

@@ -12,13 +12,13 @@ import pytest
 
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.engines.base_chat import ChatEngine, HybridInput, PartialAnswer, StoredAnswer
-from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, Likelihood
 from serving.http.chat_format import STREAM_OBJECT, answer_head, whole_response
 from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
 from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
+from serving.limits import FairSlots
 from serving.replica.generation import generation_request, partial_answers, stream_events, token_limit, usage_of
 from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tests.unit.serving.engines.test_nearest_engine import engine_of

@@ -1,12 +1,14 @@
 """Assignment of requests to the arms of an experiment."""
 
+import asyncio
+from typing import Literal
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.replica.arms import answering_arm, is_in_arm
 from serving.replica.config import Challenger
-from tests.unit.serving.replica.loads import SECRET
+from tests.unit.serving.replica.loads import SECRET, Loads, change, config, ref
 
 shares = st.floats(0, 1)
 
@@ -15,14 +17,20 @@ def challenger(digest: str, *, canary: float = 0.0, shadow: float = 0.0) -> Chal
     return Challenger(uri="s3://c", digest=digest, canary=canary, shadow=shadow)
 
 
+def is_in_arm(arm: Literal["canary", "shadow"], unit: str, *, challenger: Challenger, secret: bytes) -> bool:
+    return challenger.receives(arm, unit, secret=secret)
+
+
 def test_only_requests_for_the_champion_or_the_task_take_part() -> None:
-    of_all = challenger("d", canary=1.0)
-    arms = [
-        answering_arm(model, task="icd10", challenger=of_all, unit="u", secret=SECRET)
-        for model in ("champion", "icd10", "challenger", "lora-1")
-    ]
-    assert arms == ["canary", "canary", None, None]
-    assert answering_arm("champion", task="icd10", challenger=None, unit="u", secret=SECRET) == "champion"
+    async def scenario() -> None:
+        versions = Loads().versions()
+        await change(versions, config("one", challenger=ref("two", canary=1.0)))
+        arms = [versions.assign_arm(model, unit="u")[1] for model in ("champion", "task", "challenger", "one")]
+        assert arms == ["canary", "canary", None, None]
+        await change(versions, config("one"))
+        assert versions.assign_arm("champion", unit="u")[1] == "champion"
+
+    asyncio.run(scenario())
 
 
 @settings(max_examples=50, deadline=None)

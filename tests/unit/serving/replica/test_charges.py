@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation
 from serving.http.api_keys import new_key
+from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.served_versions import ServedVersions

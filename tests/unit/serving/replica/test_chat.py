@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from serving.engines.fair_slots import FairSlots
 from serving.http.chat_schemas import parse_chat
 from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat, _Loader
 from serving.replica.config import ReplicaConfig

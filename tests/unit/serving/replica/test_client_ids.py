@@ -12,7 +12,6 @@ import pytest
 from starlette.types import Message
 
 from serving.http.asgi import ASGIApp
-from serving.replica.arms import is_in_arm
 from serving.replica.config import Challenger
 from tailorbird.monitoring.label_audit import export_answers
 from tests.unit.monitoring.test_daily_report import Task
@@ -83,6 +82,6 @@ def test_a_client_that_picks_its_subjects_gets_the_canary_as_often_as_others() -
 
     picked = [number for number in range(40_000) if included_without_secret(number)]
     units = [f"subject {number}" for number in picked]
-    num_included = sum(is_in_arm("canary", unit, challenger=challenger, secret=SECRET) for unit in units)
+    num_included = sum(challenger.receives("canary", unit, secret=SECRET) for unit in units)
     assert len(picked) > 1500
     assert num_included / len(picked) == pytest.approx(0.05, abs=0.03)  # five standard errors

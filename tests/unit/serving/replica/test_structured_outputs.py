@@ -15,11 +15,11 @@ from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
 from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
-from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import LanguageModelEngine, Likelihoods
 from serving.engines.sampling import Sampler
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
+from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.generation import whole_answer
@@ -296,7 +296,7 @@ def test_a_compilation_holds_no_slot_of_generation_and_does_not_stop_a_shadow(
             await asyncio.wait([waiting], timeout=10)
             assert waiting.cancelled()
         assert (await whole_answer(request)).finish_reason is not None
-        assert engine._compiling._held.total() == 1
+        assert engine._compiling.budget.held.total() == 1
         go.set()
         if not disconnected:
             assert (await waiting).text in format.choice

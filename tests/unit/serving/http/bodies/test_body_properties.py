@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.engines.classify import Prediction
-from serving.engines.fair_slots import FairSlots
 from serving.http.asgi import ASGIApp
+from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier

@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from serving.http import body_turns
-from serving.http.admission import Admission, Amounts
-from serving.http.asgi import ASGIApp, Route, http_app
-from serving.http.body_turns import SMALL_BODY_BYTES
+from serving.http import asgi
+from serving.http.asgi import SMALL_BODY_BYTES, ASGIApp, Route, http_app
+from serving.limits import Admission, FairSlots
 
 LARGE = b"a" * (SMALL_BODY_BYTES + 1)
 SMALL = b"a" * SMALL_BODY_BYTES
@@ -23,7 +23,7 @@ class Service:
 
     def __init__(self) -> None:
         self.answered: list[str] = []
-        admission = Admission(Amounts(requests=100))
+        admission = Admission(requests=100)
 
         def admit(request: Request) -> AbstractContextManager[None]:
             return admission.request(request.headers["client"])
@@ -66,7 +66,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_a_large_body_of_another_client_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_turns, "BYTES_PER_S", len(LARGE) / 0.2)
+    monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
     async def scenario() -> None:
         service = Service()
@@ -80,7 +80,7 @@ def test_a_large_body_of_another_client_is_the_next_one(monkeypatch: pytest.Monk
 
 
 def test_only_large_bodies_wait_for_the_pause_after_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_turns, "BYTES_PER_S", 1.0)  # the pause takes hours
+    monkeypatch.setattr(asgi, "BYTES_PER_S", 1.0)  # the pause takes hours
 
     async def scenario() -> None:
         service = Service()
@@ -96,7 +96,7 @@ def test_only_large_bodies_wait_for_the_pause_after_a_large_one(monkeypatch: pyt
 
 
 def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_turns, "BYTES_PER_S", len(LARGE) / 0.2)
+    monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
     async def scenario() -> None:
         service = Service()
@@ -111,7 +111,7 @@ def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest
 
 
 def test_a_client_that_disconnects_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_turns, "BYTES_PER_S", len(LARGE) / 0.2)
+    monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
     async def scenario() -> None:
         service, disconnect = Service(), asyncio.Event()
@@ -129,9 +129,11 @@ def test_a_pause_that_ends_late_is_followed_by_one_turn(monkeypatch: pytest.Monk
     pauses: list[Callable[[], None]] = []
 
     async def scenario() -> None:
-        turns, loop = body_turns.BodyTurns(), asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "call_later", lambda _delay, callback: pauses.append(callback))
-        waiting = [asyncio.create_task(turns.wait(client=name, num_bytes=1000)) for name in ("one", "two", "three")]
+        turns, loop = FairSlots(1), asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", lambda _delay, *call: pauses.append(partial(*call)))
+        waiting = [
+            asyncio.create_task(asgi.large_body_turn(turns, name, num_bytes=1000)) for name in ("one", "two", "three")
+        ]
         for num_done in (1, 2, 3):
             for _ in range(3):
                 await asyncio.sleep(0)

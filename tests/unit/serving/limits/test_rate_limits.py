@@ -3,8 +3,8 @@
 import pytest
 
 from serving.http.api_keys import ApiKey, parse_options
-from serving.http.rate_limits import RateLimiter
 from serving.http.schemas import RequestError
+from serving.limits import RateLimiter
 
 
 class Clock:

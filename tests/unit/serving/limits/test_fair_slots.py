@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 
-from serving.engines.fair_slots import FairSlots, may_start
+from serving.limits import FairSlots, max_held_alone
 
 
 @pytest.mark.parametrize(("num_slots", "alone"), [(1, 1), (2, 1), (4, 3), (8, 6), (64, 48)])
 def test_one_client_leaves_slots_for_others(num_slots: int, alone: int) -> None:
+    budget = FairSlots(num_slots).budget
     held = 0
-    while may_start(held=held, total=held, num_slots=num_slots):
+    while budget.take("many", 1):
         held += 1
-    assert held == alone
+    assert held == max_held_alone(num_slots) == alone
 
 
 def test_a_client_without_a_slot_may_take_the_last_one() -> None:
-    assert may_start(held=0, total=3, num_slots=4)
-    assert not may_start(held=1, total=3, num_slots=4)
-    assert not may_start(held=0, total=4, num_slots=4)
+    budget = FairSlots(4).budget
+    assert [budget.take(client, 1) for client in ("many", "many", "some")] == [True] * 3
+    assert not budget.allows("some", 1)
+    assert budget.take("few", 1)
+    assert not budget.allows("none", 1)
 
 
 def test_a_client_starts_while_another_has_long_work_and_a_queue() -> None:
@@ -82,8 +85,8 @@ def test_a_cancelled_wait_leaves_the_queue_and_a_cancelled_start_frees_its_slot(
         await asyncio.gather(waiting, started, return_exceptions=True)
         assert started.cancelled()
         async with slots.held("c", cost=1):
-            assert slots._held.total() == 1
-        assert slots._held.total() == 0
+            assert slots.budget.held.total() == 1
+        assert slots.budget.held.total() == 0
 
     run(scenario())
 
@@ -99,10 +102,10 @@ def test_a_thread_holds_its_slot_until_it_ends_even_if_its_caller_is_cancelled()
         other = asyncio.create_task(slots.run(go.is_set, client="b", cost=1))
         await asyncio.sleep(0.01)
         assert cancelled.cancelled()  # it does not wait for the thread
-        assert slots._held == {"a": 1}
+        assert slots.budget.held == {"a": 1}
         go.set()
         assert await other
-        assert slots._held == {}
+        assert slots.budget.held == {}
 
     run(scenario())
 

@@ -1,0 +1,106 @@
+"""How much of a replica one client may hold."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from serving import limits
+from serving.http.schemas import RequestError
+from serving.limits import Admission, admit, client_name, network_of
+
+LIMITS = {"requests": 12, "texts": 100, "tokens": 1000}
+
+
+def hold(admission: Admission, client: str, **amounts: int) -> ExitStack:
+    """Add amounts to what the client holds, and return the stack that releases them."""
+    releases = ExitStack()
+    limits._Request(client, admission.budgets, releases).hold(**amounts)
+    return releases
+
+
+def held_alone(admission: Admission, client: str, **amounts: int) -> int:
+    """Add an amount until it is refused, and return how often it was accepted."""
+    for count in range(1000):
+        try:
+            hold(admission, client, **amounts)
+        except RequestError:
+            return count
+    raise AssertionError("the client exhausts the replica")
+
+
+@pytest.mark.parametrize(("quantity", "more"), [("requests", 1), ("texts", 5), ("tokens", 50)])
+def test_one_client_holds_about_half_of_a_limit_and_further_clients_always_find_room(quantity: str, more: int) -> None:
+    admission = Admission(**LIMITS)
+    limit = LIMITS[quantity] // more
+    assert limit // 2 - 1 <= held_alone(admission, "a", **{quantity: more}) <= limit // 2
+    assert 0 < held_alone(admission, "b", **{quantity: more}) < limit // 2
+    assert held_alone(admission, "c", **{quantity: more}) > 0
+
+
+def test_clients_that_fill_their_parts_leave_a_reserve_for_clients_that_hold_nothing() -> None:
+    admission = Admission(requests=1024, texts=4096, tokens=262_144)
+    for client in range(30):
+        held_alone(admission, f"greedy {client}", requests=1)
+        held_alone(admission, f"greedy {client}", tokens=512)
+    for client in range(10):
+        hold(admission, f"new {client}", requests=1)
+        hold(admission, f"new {client}", tokens=512)
+        with pytest.raises(RequestError):
+            hold(admission, f"new {client}", requests=1)
+
+
+def test_a_refusal_is_a_429_with_retry_after_that_names_the_amount() -> None:
+    admission = Admission(**LIMITS)
+    hold(admission, "a", texts=50, tokens=10)
+    with pytest.raises(RequestError, match="already has 50 texts in progress") as caught:
+        hold(admission, "a", texts=1, tokens=1)
+    assert (caught.value.status, caught.value.code, caught.value.headers) == (
+        429,
+        "rate_limit_exceeded",
+        {"retry-after": "2"},
+    )
+    hold(admission, "b", texts=1, tokens=1)
+
+
+def test_an_idle_replica_accepts_a_request_larger_than_its_limits_and_keeps_room_for_others() -> None:
+    admission = Admission(**LIMITS)
+    releases = hold(admission, "a", texts=256, tokens=10**6)
+    with pytest.raises(RequestError):
+        hold(admission, "a", texts=256, tokens=10**6)
+    hold(admission, "b", texts=10, tokens=100)
+    releases.close()
+    hold(admission, "a", texts=40, tokens=100)
+
+
+def test_a_request_releases_all_that_it_held_at_its_end() -> None:
+    admission = Admission(**LIMITS)
+
+    def held() -> list[dict[str | None, int]]:
+        return [dict(budget.held) for budget in admission.budgets.values()]
+
+    with admission.request("a"):
+        assert client_name() == "a"
+        admit(texts=30, tokens=300)
+        with pytest.raises(RequestError), admission.request("a"):
+            admit(texts=30, tokens=300)
+        assert held() == [{"a": 1}, {"a": 30}, {"a": 300}]
+    assert held() == [{}, {}, {}]
+    assert client_name() == ""
+    admit(texts=10**9, tokens=10**9)  # outside of a request there is no limit
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("10.0.0.1:4711", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("[2001:db8:0:0:9::2]:4711", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ],
+)
+def test_a_client_without_a_key_is_its_network(address: str, network: str) -> None:
+    assert network_of(address) == network
