@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from serving.endpoint.events import Piece
 from serving.endpoint.upstream import Upstream
 from serving.engines.base_chat import ChatEngine, EndpointPrompt, EngineInput, GenerationRequest, PartialAnswer
 from serving.engines.stop_sequences import visible_text
@@ -15,6 +15,7 @@ from serving.http.schemas import RequestError
 from serving.limits import FairSlots
 from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat
 from tailorbird.data.rows import Conversation
+from tailorbird.models.endpoint.completion import NO_ANSWER, EndpointAnswer
 from tailorbird.models.endpoint.prompts import BYTES_PER_TOKEN, chat_body, endpoint_messages
 
 if TYPE_CHECKING:
@@ -63,27 +64,29 @@ class EndpointChatEngine(ChatEngine):
         return EndpointPrompt(messages, sum(_estimated_tokens(content) + TURN_TOKENS for _, content in messages))
 
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-        decoded, num_pieces, last, stops = "", 0, Piece(), request.stops
+        decoded = ""
+        num_parts = 0
+        last = NO_ANSWER
         chosen = () if request.format is None else ("response_format",)
-        upstream = self._upstream.pieces(self._body(request), streaming=streaming, chosen=chosen)
-        async with aclosing(upstream) as pieces:
-            async for piece in pieces:
-                last = _merged(last, piece)
-                if not piece.text:
+        async with aclosing(self._upstream.parts(self._body(request), streaming=streaming, chosen=chosen)) as parts:
+            async for part in parts:
+                last = _merged(last, part)
+                if not part.text:
                     continue
                 num_searched = len(decoded)
-                decoded += piece.text
-                num_pieces += 1
+                decoded += part.text
+                num_parts += 1
                 if streaming:
-                    text, stopped = visible_text(decoded, stops=stops, ended=False, num_searched=num_searched)
+                    text, stopped = visible_text(decoded, stops=request.stops, ended=False, num_searched=num_searched)
                     if stopped:  # the endpoint has ignored `stop`
                         break
-                    yield PartialAnswer(text, num_pieces, None)
+                    yield PartialAnswer(text, num_parts, None)
         self._upstream.check_model(last.model)
-        text, stopped = visible_text(decoded, stops=stops, ended=True)
-        num_tokens = max(num_pieces, _estimated_tokens(text)) if last.output_tokens is None else last.output_tokens
+        text, stopped = visible_text(decoded, stops=request.stops, ended=True)
+        num_tokens = max(num_parts, _estimated_tokens(text)) if last.output_tokens is None else last.output_tokens
         reason = "stop" if stopped or last.finish_reason not in FINISH_REASONS else last.finish_reason
-        yield PartialAnswer(text, num_tokens, reason, num_prompt_tokens=last.input_tokens, reported_model=last.model)
+        reported = last.model or None
+        yield PartialAnswer(text, num_tokens, reason, num_prompt_tokens=last.input_tokens, reported_model=reported)
 
     def _body(self, request: GenerationRequest) -> dict[str, JsonValue]:
         prompt, sampling, endpoint = request.prompt, request.sampling, self.version.endpoint
@@ -109,7 +112,7 @@ def _estimated_tokens(text: str) -> int:
     return -(-num_bytes(text) // BYTES_PER_TOKEN)
 
 
-def _merged(last: Piece, piece: Piece) -> Piece:
+def _merged(last: EndpointAnswer, part: EndpointAnswer) -> EndpointAnswer:
     """Return the facts of an answer's parts; those of a later part take precedence."""
-    known = {name: value for name, value in piece._asdict().items() if value not in (None, "")}
-    return last._replace(**known)
+    known = {name: value for name, value in vars(part).items() if value not in (None, "")}
+    return replace(last, **known)

@@ -3,12 +3,10 @@
 import asyncio
 import math
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.endpoint.events import Piece
 from serving.endpoint.upstream import Upstream
 from serving.engines.classify import Prediction
 from serving.engines.ref_counted import RefCounted
@@ -51,7 +49,7 @@ class EndpointClassifier:
     async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
         """Return the predictions of texts, in order. If one of them fails, the requests of the others are cancelled.
 
-        Raises the errors of `Upstream.pieces`, and RequestError 502 for an answer that names no class. An error of one
+        Raises the errors of `Upstream.parts`, and RequestError 502 for an answer that names no class. An error of one
         of several texts has its index.
         """
 
@@ -105,10 +103,7 @@ class EndpointClassifier:
         version = self._version
         conversation = (("user", text),)
         body = await asyncio.to_thread(request_body, conversation, version=version, index=self._index)
-        answer = Piece()
-        async with aclosing(self._upstream.pieces(body, streaming=False)) as pieces:
-            async for piece in pieces:
-                answer = piece
+        [answer] = [part async for part in self._upstream.parts(body, streaming=False)]
         self._upstream.check_model(answer.model)
         label = label_of(answer.text, classes=version.classes)
         if label is None:

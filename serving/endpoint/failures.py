@@ -5,8 +5,8 @@ Clients do not receive the endpoint's own messages, because they can name accoun
 
 import math
 
-from serving.endpoint.events import Body
 from serving.http.schemas import RequestError
+from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.errors import (
     EndpointError,
     EndpointRateLimited,

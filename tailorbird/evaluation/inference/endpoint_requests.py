@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -200,8 +201,8 @@ async def _send(
                 failures.append(error)
 
     pending, count_done = iter(bodies.items()), counter(len(bodies), unit="requests")
-    async with connect(
-        endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry
+    async with aclosing(
+        connect(endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry)
     ) as connection:
         model, num_rows, num_sent = endpoint.reported_model, len(known) + len(bodies), 0
         await work(connection, islice(pending, 1))

@@ -4,8 +4,8 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,14 +15,21 @@ from pydantic import JsonValue
 
 from tailorbird.config.endpoint import OTHER_SECRET, is_other_secret
 from tailorbird.models.endpoint import errors
-from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
+from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion, parse_event
 from tailorbird.models.endpoint.fault import TOO_LONG, EndpointFault, parse_fault
 from tailorbird.registry.endpoint import Endpoint
 
-Body = Mapping[str, JsonValue]
+Body = Mapping[str, JsonValue]  # a request in OpenAI's format
+Observer = Callable[[bytes], AbstractContextManager[Callable[[EndpointAnswer], object]]]
+"""Makes the context of one attempt, from the bytes that are sent. Its function receives each part of the answer."""
 
+CONNECT_S = 10.0  # maximum time-out of a connection
 MAX_ANSWER_BYTES = 16 << 20
 MAX_RETRY_AFTER_S = 86_400.0
+MAX_STREAM_TIMEOUTS = 10  # maximum time of a stream, in multiples of the time-out
+LAST_EVENT = "[DONE]"
+STREAMED: Body = {"stream": True, "stream_options": {"include_usage": True}}
+"""Fields of a request whose answer is streamed, with the number of tokens in the last event."""
 OPTIONAL = ("response_format", "logprobs", "temperature")
 """Parameters that are left out if the endpoint refuses them. The answers are then less precise or less constrained."""
 RENAMED = {"max_tokens": "max_completion_tokens"}
@@ -36,51 +43,76 @@ class RetryPolicy:
     max_attempts: int = 6
     first_delay_s: float = 1.0  # doubled after each further attempt
     max_delay_s: float = 60.0  # also of a delay from `Retry-After`
+    client_waits: bool = False
+    """True if a client waits for the answer. After a time-out or a `Retry-After` above `max_delay_s`, a request is then
+    not sent again: the client has waited for long, or would have to."""
 
-    def delay_s(self, attempt: int, *, retry_after_s: float | None) -> float:
-        """Return the delay after the `attempt`-th attempt, from 1.
+    def delay_s(self, error: errors.EndpointRetryable, *, attempt: int) -> float | None:
+        """Return the delay after the `attempt`-th attempt, from 1; None if the request is not sent again.
 
         Half of the exponential delay is random, so that requests that failed together are not repeated together.
         """
+        asked = error.retry_after_s or 0.0
+        too_late = isinstance(error, errors.EndpointTimeout) or asked > self.max_delay_s
+        if attempt >= self.max_attempts or (self.client_waits and too_late):
+            return None
         exponential = min(self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-        return exponential if retry_after_s is None else max(exponential, min(retry_after_s, self.max_delay_s))
+        return max(exponential, min(asked, self.max_delay_s))
 
 
 @dataclass(frozen=True)
 class Connection:
-    """An endpoint and the HTTP connections to it."""
+    """An endpoint and the HTTP connections to it. Use it in one event loop."""
 
     endpoint: Endpoint
     client: httpx2.AsyncClient = field(repr=False)
-    timeout_s: float
+    timeout_s: float  # of a complete answer or, in a stream, between two parts of the answer
     retry: RetryPolicy
-    refused: set[str] = field(default_factory=set)  # parameters that the endpoint has refused
+    observe: Observer
+    refused: set[str]  # parameters that the endpoint has refused
 
     @property
     def url(self) -> str:
         return f"{self.endpoint.url}/chat/completions"
 
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
 
-@asynccontextmanager
-async def connect(
-    endpoint: Endpoint, *, timeout_s: float, max_connections: int, retry: RetryPolicy | None = None
-) -> AsyncIterator[Connection]:
-    """Yield connections to an endpoint. The API key is read from the environment of this process.
 
-    Raises EndpointKeyMissing if the variable is not set. Proxies in the environment are used as `uses_proxy` states.
+def connect(
+    endpoint: Endpoint,
+    *,
+    timeout_s: float,
+    max_connections: int,
+    retry: RetryPolicy | None = None,
+    observe: Observer = lambda _: nullcontext(lambda _: None),
+) -> Connection:
+    """Return connections to an endpoint; close them after use. Redirects are not followed.
+
+    Raises EndpointKeyMissing if the environment of this process has no API key for the endpoint.
     """
+    client = httpx2.AsyncClient(
+        headers=request_headers(endpoint),
+        timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
+        limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+        trust_env=uses_proxy(endpoint.url),
+    )
+    return Connection(endpoint, client, timeout_s, retry or RetryPolicy(), observe, refused=set(endpoint.omitted))
+
+
+def request_headers(endpoint: Endpoint) -> dict[str, str]:
+    """Return the headers of each request. Raises EndpointKeyMissing, see `read_key`."""
     key = read_key(endpoint)
-    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
-    limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-    async with httpx2.AsyncClient(
-        headers=headers, timeout=timeout_s, limits=limits, trust_env=uses_proxy(endpoint)
-    ) as client:
-        yield Connection(endpoint, client, timeout_s, retry or RetryPolicy(), refused=set(endpoint.omitted))
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
 
 
-def uses_proxy(endpoint: Endpoint) -> bool:
+def uses_proxy(url: str) -> bool:
     """Return whether requests use the proxy of the environment: with `http://` it would see the key and the texts."""
-    return endpoint.url.lower().startswith("https://")
+    return url.lower().startswith("https://")
 
 
 def read_key(endpoint: Endpoint) -> str | None:
@@ -108,25 +140,51 @@ def read_key(endpoint: Endpoint) -> str | None:
 async def complete(connection: Connection, body: Body) -> EndpointAnswer:
     """Return the answer to a request for a chat completion, without streaming.
 
-    A request that failed because of the network, a time-out, a rate limit or a failure of the endpoint is sent again,
-    up to the attempts of `connection.retry`. Parameters of `OPTIONAL` and `RENAMED` that the endpoint refuses are left
-    out or renamed; in later requests too, once it has answered without them. Raises EndpointModelChanged if the answer
-    is of another model than `endpoint.reported_model`, and the other errors of `models.endpoint.errors`.
+    Raises EndpointModelChanged if the answer is of another model than `endpoint.reported_model`, and the errors of
+    `answer_parts`.
+    """
+    [answer] = [part async for part in answer_parts(connection, body)]
+    require_model(answer.model, endpoint=connection.endpoint)
+    return answer
+
+
+async def answer_parts(
+    connection: Connection, body: Body, *, streaming: bool = False, chosen: Collection[str] = ()
+) -> AsyncGenerator[EndpointAnswer, None]:
+    """Send a request for a chat completion, and yield the parts of its answer; one part if not `streaming`.
+
+    A request that failed before the first part because of the network, a time-out, a rate limit or a failure of the
+    endpoint is sent again, as `connection.retry` states. Parameters of `OPTIONAL` and `RENAMED` that the endpoint
+    refuses are left out or renamed; in later requests too, once it has answered without them. A refusal of the
+    parameters in `chosen`, which a client set, or of a temperature above 0 is an error. Closing the generator cancels
+    the request. Raises the errors of `models.endpoint.errors`.
     """
     refused = set(connection.refused)
+    attempt = 1
     while True:
-        adapted = adapted_body(body, refused=refused)
+        adapted = adapted_body(body, refused=refused.difference(chosen))
+        omitted = tuple(name for name in OPTIONAL if name in body and name not in adapted)
+        started = False
         try:
-            answer = await _with_retries(connection, adapted)
+            async with aclosing(_attempt(connection, adapted, streaming=streaming)) as parts:
+                async for part in parts:
+                    if not started:
+                        connection.refused.update(refused)
+                    started = True
+                    yield replace(part, omitted=omitted) if omitted else part
+            return
         except errors.EndpointRefused as error:
             name = refused_parameter(error.fault, body=adapted)
-            if name is None:
+            if name is None or name in chosen or (name == "temperature" and body["temperature"]):
                 raise
             refused.add(name)
-            continue
-        require_model(answer.model, endpoint=connection.endpoint)
-        connection.refused.update(refused)
-        return replace(answer, omitted=tuple(name for name in OPTIONAL if name in body and name in refused))
+        except errors.EndpointRetryable as error:
+            delay_s = None if started else connection.retry.delay_s(error, attempt=attempt)
+            if delay_s is None:
+                error.args = (f"{error} (attempts: {attempt})",)
+                raise
+            attempt += 1
+            await asyncio.sleep(delay_s)
 
 
 def adapted_body(body: Body, *, refused: set[str]) -> dict[str, JsonValue]:
@@ -159,44 +217,82 @@ def require_model(reported: str, *, endpoint: Endpoint) -> None:
         )
 
 
-async def _with_retries(connection: Connection, body: Body) -> EndpointAnswer:
-    for attempt in range(1, connection.retry.max_attempts + 1):
-        try:
-            return await _attempt(connection, body)
-        except errors.EndpointRetryable as error:
-            if attempt == connection.retry.max_attempts:
-                number = "one attempt" if attempt == 1 else f"{attempt} attempts"
-                raise type(error)(f"{error} ({number})") from None
-            await asyncio.sleep(connection.retry.delay_s(attempt, retry_after_s=error.retry_after_s))
-    raise AssertionError("a retry policy has at least one attempt")
-
-
-async def _attempt(connection: Connection, body: Body) -> EndpointAnswer:
+async def _attempt(connection: Connection, body: Body, *, streaming: bool) -> AsyncGenerator[EndpointAnswer, None]:
+    """Send a request once, and yield the parts of its answer."""
     url = connection.url
-    content = json.dumps(body).encode()  # in ASCII, so that text with lone surrogates can be sent
-    try:
-        async with (
-            asyncio.timeout(connection.timeout_s),
-            connection.client.stream("POST", url, content=content) as response,
-        ):
-            answer = await read_limited(response, url=url)
-    except (TimeoutError, httpx2.TimeoutException):
-        raise errors.EndpointTimeout(
-            f"{url} did not answer within {connection.timeout_s:g} s; raise evaluation.endpoint.timeout_s or lower "
-            "max_concurrency, and start the run again"
-        ) from None
-    except httpx2.HTTPError as error:
-        raise errors.EndpointUnreachable(
-            f"{url} cannot be reached: {error or type(error).__name__}; check evaluation.endpoint.url and the network, "
-            "and start the run again"
-        ) from None
-    raise_for_status(response, answer, url=url)
-    return parse_completion(answer, url=url)
+    fields = {**body, **STREAMED} if streaming else body
+    content = json.dumps(fields).encode()  # in ASCII, so that text with lone surrogates can be sent
+    with connection.observe(content) as count:
+        try:
+            async with (
+                asyncio.timeout(connection.timeout_s) as deadline,
+                connection.client.stream("POST", url, content=content) as response,
+            ):
+                if streaming and response.status_code == 200:
+                    deadline.reschedule(None)  # a stream has its own deadlines, without the time of the consumer
+                    async with aclosing(_streamed_parts(response, connection=connection)) as parts:
+                        async for part in parts:
+                            count(part)
+                            yield part
+                    return
+                received = await _read_limited(response, url=url)
+        except (httpx2.ConnectTimeout, httpx2.PoolTimeout):
+            raise errors.EndpointConnectTimeout(f"{url} did not accept a connection in time") from None
+        except (TimeoutError, httpx2.TimeoutException):
+            raise errors.EndpointTimeout(
+                f"{url} did not answer within {connection.timeout_s:g} s; raise evaluation.endpoint.timeout_s (for a "
+                "service, serving.endpoint_timeout_s) or lower the number of requests at the same time, and start again"
+            ) from None
+        except httpx2.HTTPError as error:
+            raise errors.EndpointUnreachable(
+                f"{url} cannot be reached: {error or type(error).__name__}; check evaluation.endpoint.url and the "
+                "network, and start the run again"
+            ) from None
+        raise_for_status(response, received, url=url)
+        answer = parse_completion(received, url=url)
+        count(answer)
+        yield answer
 
 
-async def read_limited(response: httpx2.Response, *, url: str) -> bytes:
+async def _streamed_parts(response: httpx2.Response, *, connection: Connection) -> AsyncGenerator[EndpointAnswer, None]:
+    """Yield the parts of a streamed answer.
+
+    Comments and events without text, finish reason and number of tokens do not extend the time. Raises TimeoutError if
+    the stream does not continue, or takes too long in total, EndpointAnswerInvalid for an event that is not in OpenAI's
+    format, or if there are more than `MAX_ANSWER_BYTES`, and EndpointUnreachable for an error within the stream or a
+    stream without an end.
+    """
+    url = connection.url
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + MAX_STREAM_TIMEOUTS * connection.timeout_s
+    due_at = loop.time() + connection.timeout_s
+    finished = False
+    size = 0
+    events = aiter(httpx2.EventSource(response))
+    while True:
+        try:
+            async with asyncio.timeout_at(min(due_at, ends_at)):  # not during `yield`, which waits for the consumer
+                event = await anext(events, None)
+        except httpx2.SSEError as error:
+            raise errors.EndpointAnswerInvalid(f"{url} did not answer with server-sent events: {error}") from None
+        if event is None or event.data == LAST_EVENT:
+            break
+        size += len(event.data)
+        if max(size, response.num_bytes_downloaded) > MAX_ANSWER_BYTES:  # the events can be compressed
+            raise errors.EndpointAnswerInvalid(f"a stream of {url} has more than {MAX_ANSWER_BYTES:,} bytes")
+        part = parse_event(event.data, url=url)
+        finished = finished or part.finish_reason is not None
+        yield part
+        if part.text or part.finish_reason is not None or part.input_tokens is not None:
+            due_at = loop.time() + connection.timeout_s
+    if not finished:
+        raise errors.EndpointUnreachable(f"{url} ended a stream before the end of the answer")
+
+
+async def _read_limited(response: httpx2.Response, *, url: str) -> bytes:
     """Return the body of a response; raise EndpointAnswerInvalid if it is larger than `MAX_ANSWER_BYTES`."""
-    parts, size = [], 0
+    parts = []
+    size = 0
     async for part in response.aiter_bytes():
         parts.append(part)
         size += len(part)

@@ -1,12 +1,12 @@
-"""Parse the answers of an endpoint to requests for a chat completion."""
+"""Parse the answers of an endpoint to requests for a chat completion, and the events of streamed answers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tailorbird.models.endpoint.errors import EndpointAnswerInvalid
+from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointUnreachable
 from tailorbird.models.endpoint.fault import CONTENT_CODES, TOO_LONG
 
 REFUSALS = (*CONTENT_CODES, TOO_LONG)
@@ -18,14 +18,14 @@ ModelName = Annotated[str, Field(max_length=256)]  # it is stored with each answ
 
 @dataclass(frozen=True)
 class EndpointAnswer:
-    """The answer of an endpoint to a request."""
+    """The answer of an endpoint to a request, or a part of a streamed answer."""
 
     text: str
-    finish_reason: str | None  # of `REFUSALS`, without a text, if the endpoint refused the request
+    finish_reason: str | None  # of `REFUSALS`, without a text, if the endpoint refused the request; in the last part
     input_tokens: int | None  # None if the endpoint does not report it
     output_tokens: int | None
-    model: str  # model that the endpoint named in its answer; empty in an answer of `refused_answer`
-    logprobs: tuple[float, ...] | None  # of each output token; None if the endpoint does not return them
+    model: str  # model that the endpoint named; empty in an answer of `refused_answer`, and in a part without it
+    logprobs: tuple[float, ...] | None  # of each output token; None in a part, or if the endpoint returns none
     omitted: tuple[str, ...] = ()  # parameters that the endpoint refused, so the request was sent without them
 
     @property
@@ -49,9 +49,12 @@ class EndpointAnswer:
         return math.exp(sum(self.logprobs)) if self.logprobs else None
 
 
+NO_ANSWER = EndpointAnswer("", None, input_tokens=None, output_tokens=None, model="", logprobs=None)
+
+
 def refused_answer(code: str) -> EndpointAnswer:
     """Return the empty answer to a request that was refused with a code of `REFUSALS`; it has no tokens to pay."""
-    return EndpointAnswer("", code, input_tokens=0, output_tokens=0, model="", logprobs=None)
+    return replace(NO_ANSWER, finish_reason=code, input_tokens=0, output_tokens=0)
 
 
 class _Part(BaseModel):
@@ -87,16 +90,30 @@ class _Completion(_Part):
     usage: _Usage | None = None
 
 
+class _Continuation(_Part):
+    delta: _Message = _Message()
+    finish_reason: str | None = None
+
+
+class _UsageSoFar(_Usage):
+    completion_tokens: NumTokens = 0
+
+
+class _Event(_Part):
+    model: ModelName | None = None
+    choices: list[_Continuation] = Field(default=[], fail_fast=True)
+    usage: _UsageSoFar | None = None
+    error: object = None
+
+
 def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
     """Return the answer in the body of a response; raise EndpointAnswerInvalid if it is not a chat completion."""
     try:
         completion = _Completion.model_validate_json(content)
     except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "body"
         raise EndpointAnswerInvalid(
-            f"{url} did not answer with a chat completion ({where}: {fault['msg']}); check that "
-            "evaluation.endpoint.url is the base URL of an OpenAI-compatible server"
+            f"{url} did not answer with a chat completion ({_fault(error)}); check that evaluation.endpoint.url is the "
+            "base URL of an OpenAI-compatible server"
         ) from None
     choice, usage = completion.choices[0], completion.usage
     tokens = choice.logprobs.content if choice.logprobs else None
@@ -108,3 +125,33 @@ def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
         model=completion.model,
         logprobs=tuple(min(token.logprob, 0.0) for token in tokens) if tokens else None,
     )
+
+
+def parse_event(data: str, *, url: str) -> EndpointAnswer:
+    """Return the part of an answer in the data of an event.
+
+    Raises EndpointAnswerInvalid if it is not in OpenAI's format, and EndpointUnreachable if it is an error.
+    """
+    try:
+        event = _Event.model_validate_json(data)
+    except ValidationError as error:
+        raise EndpointAnswerInvalid(f"{url} sent an event that is not a part of an answer: {_fault(error)}") from None
+    if event.error is not None:
+        raise EndpointUnreachable(f"{url} reported an error within a stream")
+    choice = event.choices[0] if event.choices else _Continuation()
+    usage = event.usage
+    return EndpointAnswer(
+        text=choice.delta.content or "",
+        finish_reason=choice.finish_reason,
+        input_tokens=usage.prompt_tokens if usage else None,
+        output_tokens=usage.completion_tokens if usage else None,
+        model=event.model or "",
+        logprobs=None,
+    )
+
+
+def _fault(error: ValidationError) -> str:
+    """Return the first fault of an answer with its place, without the answer's text."""
+    fault = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, fault["loc"])) or "body"
+    return f"{where}: {fault['msg']}"

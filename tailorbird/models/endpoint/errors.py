@@ -26,6 +26,10 @@ class EndpointTimeout(EndpointRetryable):
     """There was no complete answer in time."""
 
 
+class EndpointConnectTimeout(EndpointTimeout):
+    """The endpoint did not accept a connection in time, so it has not received the request."""
+
+
 class EndpointRateLimited(EndpointRetryable):
     """The endpoint refused the request because of a rate limit or a quota (429)."""
 

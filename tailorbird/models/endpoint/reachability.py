@@ -4,7 +4,7 @@ import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tailorbird.models.endpoint import errors
-from tailorbird.models.endpoint.client import read_key, uses_proxy
+from tailorbird.models.endpoint.client import raise_for_status, request_headers, uses_proxy
 from tailorbird.registry.endpoint import Endpoint
 
 TIMEOUT_S = 10.0
@@ -29,11 +29,12 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
     server without a list, or a key without permission to read it (403), also answers. Raises EndpointError if the key
     is not set or refused (401), or if the endpoint cannot be reached or fails (5xx).
     """
-    url, key = f"{endpoint.url}/models", read_key(endpoint)
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    url = f"{endpoint.url}/models"
     try:
         with (
-            httpx2.Client(headers=headers, timeout=timeout_s, trust_env=uses_proxy(endpoint)) as client,
+            httpx2.Client(
+                headers=request_headers(endpoint), timeout=timeout_s, trust_env=uses_proxy(endpoint.url)
+            ) as client,
             client.stream("GET", url) as response,
         ):
             status = response.status_code
@@ -42,12 +43,8 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
         raise errors.EndpointUnreachable(
             f"{url} cannot be reached: {error or type(error).__name__}; check evaluation.endpoint.url and the network"
         ) from None
-    if status == 401:
-        raise errors.EndpointKeyRefused(
-            f"{url} refused the API key ({status}); check the variable that evaluation.endpoint.api_key names"
-        )
-    if status >= 500 and status != NOT_IMPLEMENTED:
-        raise errors.EndpointUnreachable(f"{url} failed ({status}); try again later")
+    if status == 401 or (status >= 500 and status != NOT_IMPLEMENTED):
+        raise_for_status(response, b"", url=url)
     try:
         names = {model.id for model in _Models.model_validate_json(content).data}
     except ValidationError:

@@ -4,14 +4,15 @@ import asyncio
 import json
 import pickle
 import socket
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import httpx2
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from serving.endpoint.events import _Event
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import (
     MAX_RETRY_AFTER_S,
@@ -22,7 +23,7 @@ from tailorbird.models.endpoint.client import (
     read_key,
     retry_after_s,
 )
-from tailorbird.models.endpoint.completion import EndpointAnswer, _Completion, parse_completion
+from tailorbird.models.endpoint.completion import EndpointAnswer, _Completion, _Event, parse_completion
 from tailorbird.models.endpoint.fault import parse_fault
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
@@ -39,7 +40,7 @@ def ask(
 
     async def send() -> list[EndpointAnswer]:
         endpoint = Endpoint(url=url, model="m", **fields)
-        async with connect(endpoint, timeout_s=timeout_s, max_connections=2, retry=retry) as connection:
+        async with aclosing(connect(endpoint, timeout_s=timeout_s, max_connections=2, retry=retry)) as connection:
             return [await complete(connection, body) for body in bodies or (BODY,)]
 
     return asyncio.run(send())
@@ -97,9 +98,9 @@ def test_a_request_is_sent_again_after_a_rate_limit_or_a_failure(fault: Reply) -
 @pytest.mark.parametrize(
     ("reply", "error", "message"),
     [
-        (refusal(429, "quota"), errors.EndpointRateLimited, r"requests \(429\); lower .*max_concurrency.*3 attempts"),
-        (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\); .*3 attempts"),
-        (Reply(waits=True), errors.EndpointTimeout, r"did not answer within 0.2 s; raise .*timeout_s.*3 attempts"),
+        (refusal(429, "quota"), errors.EndpointRateLimited, r"requests \(429\); lower .*max_concurrency.*attempts: 3"),
+        (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\); .*attempts: 3"),
+        (Reply(waits=True), errors.EndpointTimeout, r"did not answer within 0.2 s; raise .*timeout_s.*attempts: 3"),
     ],
 )
 def test_a_fault_that_remains_ends_after_all_attempts(reply: Reply, error: type, message: str) -> None:
@@ -116,6 +117,15 @@ def test_a_server_that_is_down_is_named() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         with pytest.raises(errors.EndpointUnreachable, match=r"cannot be reached: .*check evaluation.endpoint.url"):
             ask(url)
+
+
+def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise httpx2.ConnectTimeout("late")
+
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", refuse)
+    with pytest.raises(errors.EndpointConnectTimeout, match="did not accept a connection in time"):
+        ask("http://127.0.0.1:1/v1")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +248,8 @@ def test_a_parameter_is_left_out_of_later_requests_only_after_an_answer_without_
         return completion("yes")
 
     async def send(url: str) -> EndpointAnswer:
-        async with connect(Endpoint(url=url, model="m"), timeout_s=20, max_connections=1, retry=QUICK) as connection:
+        endpoint = Endpoint(url=url, model="m")
+        async with aclosing(connect(endpoint, timeout_s=20, max_connections=1, retry=QUICK)) as connection:
             with pytest.raises(errors.EndpointRefused):
                 await complete(connection, chat_body((("user", "bad"),), model="m", max_tokens=8))
             return await complete(connection, BODY)
@@ -255,11 +266,8 @@ def test_a_proxy_of_the_environment_is_used_with_https_only(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
 
-    async def trusts() -> bool:
-        async with connect(Endpoint(url=url, model="m"), timeout_s=1, max_connections=1) as connection:
-            return connection.client.trust_env
-
-    assert asyncio.run(trusts()) is uses
+    connection = connect(Endpoint(url=url, model="m"), timeout_s=1, max_connections=1)
+    assert connection.client.trust_env is uses
 
 
 def test_without_encryption_requests_do_not_pass_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,11 +286,25 @@ def test_text_with_a_lone_surrogate_can_be_sent() -> None:
 
 
 def test_the_delay_doubles_up_to_a_maximum_and_is_at_least_what_the_endpoint_asks_for() -> None:
-    policy = RetryPolicy(first_delay_s=1.0, max_delay_s=8.0)
+    policy = RetryPolicy(max_attempts=10, first_delay_s=1.0, max_delay_s=8.0)
+    failed = errors.EndpointUnreachable()
     for attempt, longest in ((1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (9, 8.0)):
-        assert longest / 2 <= policy.delay_s(attempt, retry_after_s=None) <= longest
-    assert policy.delay_s(1, retry_after_s=5.0) == 5.0
-    assert policy.delay_s(1, retry_after_s=3600.0) == 8.0
+        assert longest / 2 <= (policy.delay_s(failed, attempt=attempt) or 0) <= longest
+    assert policy.delay_s(failed, attempt=10) is None
+    failed.retry_after_s = 5.0
+    assert policy.delay_s(failed, attempt=1) == 5.0
+    failed.retry_after_s = 3600.0
+    assert policy.delay_s(failed, attempt=1) == 8.0
+
+
+def test_a_waiting_client_gets_no_further_attempt_after_a_time_out_or_a_long_retry_after() -> None:
+    policy = RetryPolicy(max_delay_s=8.0, client_waits=True)
+    assert policy.delay_s(errors.EndpointTimeout(), attempt=1) is None
+    limited = errors.EndpointRateLimited()
+    limited.retry_after_s = 8.0
+    assert policy.delay_s(limited, attempt=1) == 8.0
+    limited.retry_after_s = 9.0
+    assert policy.delay_s(limited, attempt=1) is None
 
 
 def test_retry_after_is_a_number_of_seconds_or_a_date() -> None:

@@ -16,7 +16,7 @@ from tailorbird.models.endpoint.client import RetryPolicy
 from tests.endpoint_server import Server
 from tests.unit.serving.endpoint.versions import endpoint_version
 
-RETRY = RetryPolicy(max_attempts=3, first_delay_s=0.001, max_delay_s=0.01)
+RETRY = RetryPolicy(max_attempts=3, first_delay_s=0.001, max_delay_s=0.01, client_waits=True)
 
 
 def engine_of(server: Server, *, meter: Meter | None = None, timeout_s: float = 5, **fields: Any) -> EndpointChatEngine:

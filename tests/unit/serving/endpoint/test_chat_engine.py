@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from serving.endpoint import events, upstream
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.base_chat import GenerationRequest, Sampling
 from serving.http.metrics import ENDPOINT_REQUESTS, ENDPOINT_SPEND, ENDPOINT_TOKENS, OTHER_MODEL, Meter
 from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import JsonObjectFormat
+from tailorbird.models.endpoint import client as endpoint_client
 from tailorbird.models.endpoint.errors import EndpointKeyMissing
 from tests.endpoint_server import Reply, completion, endpoint_server, event, last_events, refusal, stream
 from tests.unit.serving.endpoint.clients import chat, client_of, engine_of
@@ -315,7 +315,7 @@ def test_comments_and_empty_events_do_not_extend_the_time_of_a_stream(piece: byt
 
 
 def test_a_stream_has_a_maximum_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "MAX_STREAM_TIMEOUTS", 0.02)
+    monkeypatch.setattr(endpoint_client, "MAX_STREAM_TIMEOUTS", 0.02)
     with (
         endpoint_server(lambda *_: long_stream(event("x"), pause_s=0.01)) as server,
         pytest.raises(RequestError, match="did not answer in time"),
@@ -324,7 +324,7 @@ def test_a_stream_has_a_maximum_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(events, "MAX_ANSWER_BYTES", 1 << 16)
+    monkeypatch.setattr(endpoint_client, "MAX_ANSWER_BYTES", 1 << 16)
     with (
         endpoint_server(lambda *_: long_stream(event("x" * 4096))) as server,
         pytest.raises(RequestError, match="EndpointAnswerInvalid"),

@@ -22,7 +22,7 @@ from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 from tests.unit.serving.replica.test_classifier import new_classifier
 
 CLASSES = ("bone", "skin")
-RETRY = RetryPolicy(max_attempts=1)
+RETRY = RetryPolicy(max_attempts=1, client_waits=True)
 
 
 @pytest.fixture(autouse=True)
