@@ -1,7 +1,11 @@
 """The responses of a service: answers, models and errors."""
 
+from typing import TypeVar
+
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tailorbird.models.endpoint.client import retry_after_s
 
 
 class ServiceError(RuntimeError):
@@ -15,13 +19,18 @@ class ServiceError(RuntimeError):
         self, message: str, *, status: int | None = None, type: str | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.type, self.retry_after_s = status, type, retry_after_s
+        self.status = status
+        self.type = type
+        self.retry_after_s = retry_after_s
 
 
 class Received(BaseModel):
     """A part of a response. Unknown fields are ignored, so a client can use a newer service."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+ReceivedT = TypeVar("ReceivedT", bound=Received)
 
 
 class ServedModel(Received):
@@ -45,14 +54,16 @@ class Models(Received):
 
 
 class Answered(Received):
+    """Fields of an answer, under their names in `Answer`."""
+
     answered_by: str | None = None
-    fallback: bool | None = None
+    fallback: bool = False
     reported_model: str | None = None
 
 
 class Result(Answered):
-    label: str | int
-    score: float | None
+    output: str | int = Field(alias="label")
+    confidence: float | None = Field(alias="score")
     scores: dict[str, float] | None = None
 
 
@@ -88,45 +99,52 @@ class ErrorBody(Received):
     error: Error
 
 
-def parse_event(data: str, *, url: str) -> Completion:
-    """Return an event of a stream; raise ServiceError if it is an error or is not in OpenAI's format."""
+def parse(kind: type[ReceivedT], content: str | bytes, *, url: str) -> ReceivedT:
+    """Return a response or an event of a stream; raise ServiceError if it is an error or has another format."""
     try:
-        return Completion.model_validate_json(data)
+        return kind.model_validate_json(content)
     except ValidationError as error:
-        failure = _error_of(data.encode())
-        if failure is None:
-            raise invalid(error, url=url) from None
-        raise ServiceError(f"{url} failed within the answer: {failure.message}", type=failure.type) from None
+        failure = _error_of(content)
+        if failure is not None:
+            raise ServiceError(f"{url} failed within the answer: {failure.message}", type=failure.type) from None
+        fault = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "body"
+        message = f"{url} is not a service of this kind: {where}: {fault['msg']}; check the address"
+        raise ServiceError(message, status=200) from None
 
 
 def refusal(response: httpx2.Response, content: bytes, *, url: str) -> ServiceError:
     """Return the error of a response; a proxy's response is not in the service's format, and is not repeated."""
-    status, failure = response.status_code, _error_of(content)
-    message = f"{url} answered {status}" + (f": {failure.message}" if failure else "; check the address of the service")
-    after = response.headers.get("Retry-After", "")
+    failure = _error_of(content)
+    stated = "; check the address of the service" if failure is None else f": {failure.message}"
     return ServiceError(
-        message,
-        status=status,
+        f"{url} answered {response.status_code}{stated}",
+        status=response.status_code,
         type=failure.type if failure else None,
-        retry_after_s=float(after) if after.isdecimal() else None,
+        retry_after_s=retry_after_s(response.headers.get("Retry-After")),
     )
 
 
-def _error_of(content: bytes) -> Error | None:
-    try:
-        return ErrorBody.model_validate_json(content).error
-    except ValidationError:
-        return None
-
-
-def invalid(error: ValidationError, *, url: str) -> ServiceError:
-    fault = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in fault["loc"]) or "body"
-    return ServiceError(f"{url} is not a service of this kind: {where}: {fault['msg']}; check the address", status=200)
-
-
 def unreachable(error: httpx2.HTTPError, *, url: str) -> ServiceError:
+    """Return the error of a request without a response."""
     if isinstance(error, httpx2.TimeoutException):
         return ServiceError(f"{url} did not answer in time; raise timeout_s or send the request again")
     reason = str(error) or type(error).__name__
     return ServiceError(f"{url} cannot be reached ({reason}); check the address and that the task is served")
+
+
+def is_address(url: str) -> bool:
+    """Return whether a text is the address of a service."""
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    port_exists = address.port is None or 0 < address.port < 2**16
+    return address.scheme in ("http", "https") and bool(address.host) and port_exists and not {"?", "#"} & set(url)
+
+
+def _error_of(content: str | bytes) -> Error | None:
+    try:
+        return ErrorBody.model_validate_json(content).error
+    except ValidationError:
+        return None
