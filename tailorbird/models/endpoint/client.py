@@ -52,12 +52,12 @@ class RetryPolicy:
 
         Half of the exponential delay is random, so that requests that failed together are not repeated together.
         """
-        asked = error.retry_after_s or 0.0
-        too_late = isinstance(error, errors.EndpointTimeout) or asked > self.max_delay_s
+        requested_s = error.retry_after_s or 0.0
+        too_late = isinstance(error, errors.EndpointTimeout) or requested_s > self.max_delay_s
         if attempt >= self.max_attempts or (self.client_waits and too_late):
             return None
         exponential = min(self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-        return max(exponential, min(asked, self.max_delay_s))
+        return max(exponential, min(requested_s, self.max_delay_s))
 
 
 @dataclass(frozen=True)
