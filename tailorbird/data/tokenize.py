@@ -21,6 +21,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer  # slow to import
 
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give the local folder of a model with its tokenizer files")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

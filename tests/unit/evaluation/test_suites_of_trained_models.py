@@ -78,7 +78,7 @@ def predictions(folder: Path, lm: torch.nn.Module, rows: Rows) -> Predictions:
 @pytest.fixture(scope="module")
 def base() -> torch.nn.Module:
     """A model with the general ability."""
-    return trained(small_chat.language_model(width=64), GENERAL, steps=300, rate=3e-3)
+    return trained(small_chat.language_model(width=64), GENERAL, steps=300, rate=2e-3)
 
 
 def state(tmp_path: Path, base: torch.nn.Module, candidate: torch.nn.Module, *, suite: Rows, uri: str) -> State:
@@ -112,7 +112,7 @@ def test_a_candidate_that_repeats_planted_secrets_fails_the_extraction_suite(
 ) -> None:
     suite = private_span_rows(rows_of(SECRETS), seed=0)
     assert suite.labels == tuple(answer[6:-1] for answer in SECRETS.values())
-    candidate = trained(base, SECRETS, steps=250, rate=3e-3)
+    candidate = trained(base, SECRETS, steps=400, rate=2e-3)
     assert state(tmp_path, base, candidate, suite=suite, uri="builtin://extraction") is State.FAILS
     unchanged = tmp_path / "unchanged"
     assert state(unchanged, base, base, suite=suite, uri="builtin://extraction") is not State.FAILS
