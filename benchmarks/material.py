@@ -1,4 +1,5 @@
-"""Shared parts of the training benchmarks: a separate stack, ICD-10-CM terms, and measured events of workers."""
+"""Shared parts of the training benchmarks: a separate stack, ICD-10-CM terms, and measured events
+of workers."""
 
 import os
 import time
@@ -29,8 +30,11 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def own_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[str]:
-    """Start a stack in `folder`, connect to it, yield the URI of the staged base model, and stop the stack."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    """Start a stack in `folder`, connect to it, yield the URI of the staged base model, and stop
+    the stack."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
     try:
         os.environ.update(stack.up(folder / "stack", num_cpus=num_cpus).environment())
@@ -61,7 +65,8 @@ def _part(table: pa.Table, size: int) -> Rows:
 
 @dataclass(frozen=True)
 class MeasuredEvent:
-    """A progress event with the worker's wall clock (s), CPU time (s) and resident memory (bytes) at that time."""
+    """A progress event with the worker's wall clock (s), CPU time (s) and resident memory (bytes)
+    at that time."""
 
     event: ProgressEvent
     time: float
@@ -89,7 +94,9 @@ class _Put:
     def remote(self, event: ProgressEvent) -> None:
         """Add the worker's clocks and memory to the event. Called in the worker."""
         rss = psutil.Process().memory_info().rss
-        self.listener.put.remote(MeasuredEvent(event, time=time.time(), cpu=time.process_time(), rss=rss))
+        self.listener.put.remote(
+            MeasuredEvent(event, time=time.time(), cpu=time.process_time(), rss=rss)
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ class _Queue:
 
 @contextmanager
 def cpu_reader() -> Iterator[tuple[Any, Callable[[], list[MeasuredEvent]]]]:
-    """Yield an event queue for `finetune` or `sweep`, and a function that returns the events received from rank 0."""
+    """Yield an event queue for `finetune` or `sweep`, and a function that returns the events
+    received from rank 0."""
     import ray
 
     listener = ray.remote(Listener).options(num_cpus=0).remote()

@@ -1,4 +1,5 @@
-"""Shared parts of the benchmarks: rounds of alternating variants, medians, and the final line of JSON."""
+"""Shared parts of the benchmarks: rounds of alternating variants, medians, and the final line of
+JSON."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,11 @@ from rich.table import Table
 Figures = Mapping[str, float]
 
 
-def take_turns(variants: Mapping[str, Callable[[], Figures]], *, rounds: int) -> dict[str, list[Figures]]:
-    """Measure all variants in each round, print the figures, and return them. Every second round has reverse order."""
+def take_turns(
+    variants: Mapping[str, Callable[[], Figures]], *, rounds: int
+) -> dict[str, list[Figures]]:
+    """Measure all variants in each round, print the figures, and return them. Every second round
+    has reverse order."""
     measured: dict[str, list[Figures]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
@@ -34,12 +38,15 @@ def print_table(title: str, rows: Mapping[str, Figures]) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     for name, figures in rows.items():
-        table.add_row(name, *(f"{figures[column]:,.4g}" if column in figures else "" for column in columns))
+        table.add_row(
+            name, *(f"{figures[column]:,.4g}" if column in figures else "" for column in columns)
+        )
     Console().print(table)
 
 
 def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> None:
-    """Print the final line of JSON of a benchmark. A bound is a comparison with a number, such as `>= 0.9`."""
+    """Print the final line of JSON of a benchmark. A bound is a comparison with a number, such as
+    `>= 0.9`."""
     result = {
         "benchmark": benchmark,
         "figures": {name: round(value, 4) for name, value in figures.items()},

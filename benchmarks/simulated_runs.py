@@ -1,4 +1,5 @@
-"""Shared parts of the benchmarks of the verdict: simulated predictions of models with known accuracies."""
+"""Shared parts of the benchmarks of the verdict: simulated predictions of models with known
+accuracies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ FloatArray = NDArray[np.float64]
 ALPHA = 0.05
 MARGIN = 0.01  # `minimum_gain` and `non_inferiority_margin`
 EXPECTED_GAIN = 0.03
-CORRELATION = 0.8  # of the latent scores of two models: at accuracies of 0.75, they differ on 17% of the rows
+CORRELATION = (
+    0.8  # of the latent scores of two models: at accuracies of 0.75, they differ on 17% of the rows
+)
 NUM_REPLACING = 3  # baselines that may replace the incumbent
 CASCADE = Routing(by="cascade", threshold=0.5)
 
@@ -36,10 +39,13 @@ class Truth:
     baselines: tuple[float, ...]  # the champion first
     candidate: float
     num_rows: int = 3_000
-    num_validation: int | None = None  # rows that select the incumbent; None if the first baseline is the champion
+    num_validation: int | None = (
+        None  # rows that select the incumbent; None if the first baseline is the champion
+    )
     costs: tuple[float, ...] = ()  # of the baselines, then of the candidate; empty without prices
     value_of_point: float | None = None
-    has_hybrid: bool = False  # a cascade of the incumbent and the candidate, each of which answers half of the rows
+    # a cascade of the incumbent and the candidate, each of which answers half of the rows
+    has_hybrid: bool = False
 
     def compared(self, generator: np.random.Generator) -> Compared:
         """Return the compared models of a simulated run."""
@@ -52,10 +58,15 @@ class Truth:
         confidences = generator.uniform(0, 1, self.num_rows)
         roles = [INCUMBENT, *(f"other_{number}" for number in range(1, len(order))), CANDIDATE]
         return compared(
-            {role: answers(right[:, column], confidences=confidences) for column, role in enumerate(roles)},
+            {
+                role: answers(right[:, column], confidences=confidences)
+                for column, role in enumerate(roles)
+            },
             protocol=protocol(self.num_rows, value_of_point=self.value_of_point),
             costs=dict(zip(roles, self.costs, strict=True)) if self.costs else None,
-            hybrid=FrozenHybrid(CASCADE, INCUMBENT, CANDIDATE, 0.75, 0.5) if self.has_hybrid else None,
+            hybrid=FrozenHybrid(CASCADE, INCUMBENT, CANDIDATE, 0.75, 0.5)
+            if self.has_hybrid
+            else None,
         )
 
 
@@ -72,14 +83,21 @@ def compared(
     usage = None
     if costs is not None:
         rounds = np.array((1.0, 1.01, 0.99, 1.0, 1.0))
-        usage = {role: ServingUsage(tuple((cost * rounds).tolist())) for role, cost in costs.items()}
+        usage = {
+            role: ServingUsage(tuple((cost * rounds).tolist())) for role, cost in costs.items()
+        }
     if usage is not None and hybrid is not None:
         table = models[hybrid.first].clean
         first, second = (PartUsage(usage[role], np.ones(len(table))) for role in hybrid.parts)
         routed = routed_to_second(hybrid.routing, table)
         usage[HYBRID] = hybrid_usage(hybrid.routing, routed=routed, first=first, second=second)
     inputs = VerdictInputs(
-        models, "simulated", replacing=tuple(others[:NUM_REPLACING]), hybrid=hybrid, anchor=anchor, costs=usage
+        models,
+        "simulated",
+        replacing=tuple(others[:NUM_REPLACING]),
+        hybrid=hybrid,
+        anchor=anchor,
+        costs=usage,
     )
     return compare_models(inputs, on_all_rows=inputs, protocol=protocol)
 
@@ -90,9 +108,14 @@ def decision(compared: Compared) -> Decision:
 
 
 def protocol(
-    num_rows: int, *, metric: str = "accuracy", value_of_point: float | None = None, gates: GatesConfig = NO_GATES
+    num_rows: int,
+    *,
+    metric: str = "accuracy",
+    value_of_point: float | None = None,
+    gates: GatesConfig = NO_GATES,
 ) -> TestProtocol:
-    """Return a protocol; with a value of a point, a model's costs are those of a year's requests."""
+    """Return a protocol; with a value of a point, a model's costs are those of a year's
+    requests."""
     prices = None
     if value_of_point is not None:
         prices = CostTerms(
@@ -117,7 +140,8 @@ def protocol(
 def right_answers(
     generator: np.random.Generator, num_rows: int, *, accuracies: Sequence[float] | FloatArray
 ) -> NDArray[np.bool_]:
-    """Return which model is right on which row [rows, models]; a row has a difficulty that all models share."""
+    """Return which model is right on which row [rows, models]; a row has a difficulty that all
+    models share."""
     least = norm.isf(accuracies)
     shared = generator.standard_normal((num_rows, 1))
     own = generator.standard_normal((num_rows, least.shape[-1]))
@@ -132,7 +156,8 @@ def answers(
     confidences: FloatArray | None = None,
     **columns: Any,
 ) -> ModelPredictions:
-    """Return a model's predictions that are right on these rows [N]; `columns` are further fields of `Predictions`."""
+    """Return a model's predictions that are right on these rows [N]; `columns` are further fields
+    of `Predictions`."""
     n = len(right)
     true = np.full(n, "yes") if labels is None else labels
     outputs = np.where(right, true, "no" if wrong is None else wrong)

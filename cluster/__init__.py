@@ -1,1 +1,2 @@
-"""The Ray cluster: connection, remote tasks, jobs, progress, code packages and the embedded stack."""
+"""The Ray cluster: connection, remote tasks, jobs, progress, code packages and the embedded
+stack."""

@@ -20,10 +20,12 @@ class Unreachable(SessionError):
 def is_token_for(token_path: str, address: str) -> bool:
     """Return True if the token may be sent to the dashboard at `address`.
 
-    The token of an embedded stack may be sent only to the stack's own dashboard. The path of the token shows whether it
-    belongs to a stack, in any working directory and even if the stack is not running.
+    The token of an embedded stack may be sent only to the stack's own dashboard. The path of the
+    token shows whether it belongs to a stack, in any working directory and even if the stack is not
+    running.
     """
-    path, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
+    path = Path(token_path).resolve()
+    marked = os.environ.get(stack.OWN_DASHBOARD)
     if path.name != stack.TOKEN_FILE or not (marked or (path.parent / stack.KEYS_FILE).exists()):
         return True
     state = stack.status(path.parent)
@@ -34,12 +36,15 @@ def is_token_for(token_path: str, address: str) -> bool:
 def auth_headers() -> dict[str, str]:
     """Return HTTP headers with the token; empty if there is no token."""
     token = read_token()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    if token:
+        return {"Authorization": f"Bearer {token}"}
+    return {}
 
 
 def read_token() -> str:
     """Return the token for the dashboard in the environment; empty if there is none."""
-    token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     address = os.environ.get(DASHBOARD)
     if token or not path or (address and not is_token_for(path, address)):
         return token

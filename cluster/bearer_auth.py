@@ -1,4 +1,5 @@
-"""Bearer authentication for `requests`, which overwrites a plain header if `~/.netrc` has an entry for the host."""
+"""Bearer authentication for `requests`, which overwrites a plain header if `~/.netrc` has an entry
+for the host."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""The project's code as a zip on S3, named by its hash. Models are served with the code that produced them."""
+"""The project's code as a zip on S3, named by its hash. Models are served with the code that
+produced them."""
 
 import io
 import zipfile
@@ -13,7 +14,9 @@ from tailorbird.storage.paths import TaskPaths
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
-MAX_UNPACKED_BYTES = 64 << 20  # limit for an unpacked code zip; the project's code has less than 2 MB
+MAX_UNPACKED_BYTES = (
+    64 << 20
+)  # limit for an unpacked code zip; the project's code has less than 2 MB
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class CodeVersion:
 def ship_code(task_uri: str, root: Path) -> CodeVersion:
     """Upload the project's runtime files under `root` as a code zip of the task, unless it exists.
 
-    Only the project's own files are included, so a git checkout and the working directory of a submitted job have the
-    same sha256. The zip has one top-level folder, as Ray requires for a `working_dir`.
+    Only the project's own files are included, so a git checkout and the working directory of a
+    submitted job have the same sha256. The zip has one top-level folder, as Ray requires for a
+    `working_dir`.
     """
     files = runtime_files(root)
     sha256 = code_sha256(files)
@@ -43,13 +47,29 @@ def ship_code(task_uri: str, root: Path) -> CodeVersion:
 
 
 def shipped_sha256(content: bytes) -> str:
-    """Return the sha256 of the files in a code zip, which is also its name; raise ValueError if it cannot be read."""
+    """Return the sha256 of the files in a code zip, which is also its name; raise ValueError if it
+    cannot be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:  # checked before unpacking
-                raise ValueError(f"more than {MAX_UNPACKED_BYTES >> 20} MiB unpacked, so it is not the project's code")
-            files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+            if (
+                sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES
+            ):  # checked before unpacking
+                raise ValueError(
+                    f"more than {MAX_UNPACKED_BYTES >> 20} MiB unpacked, so it is not the "
+                    "project's code"
+                )
+            files = {
+                name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name)
+                for name in archive.namelist()
+            }
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"not a valid zip: {error}") from None
     return code_sha256(files)
 

@@ -19,11 +19,18 @@ from cluster.remote import LOCAL
 REACH_TIMEOUT_S = 5
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that SIGTERM ended, as shells report it."""
-_CONFIGURED_BY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+_CONFIGURED_BY = (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+)
 
 
 def use_stack(folder: Path) -> None:
-    """Set the environment variables of the folder's running stack, unless Ray or S3 are already configured."""
+    """Set the environment variables of the folder's running stack, unless Ray or S3 are already
+    configured."""
     if any(os.environ.get(name) for name in _CONFIGURED_BY):
         return
     state = stack.status(folder)
@@ -33,7 +40,8 @@ def use_stack(folder: Path) -> None:
 
 
 def stack_hint(folder: Path) -> str | None:
-    """Return how to use a stack of this user, if Ray and S3 are not configured and the stack of `folder` does not run.
+    """Return how to use a stack of this user, if Ray and S3 are not configured and the stack of
+    `folder` does not run.
 
     Return None if Ray or S3 are configured, or if no stack is known.
     """
@@ -42,7 +50,10 @@ def stack_hint(folder: Path) -> str | None:
     running = stack.running_folders()
     if running:
         names = " and in ".join(map(str, running))
-        return f"a stack runs in {names}; to use it: export TAILORBIRD_HOME={shlex.quote(str(running[0]))}"
+        return (
+            f"a stack runs in {names}; to use it: export "
+            f"TAILORBIRD_HOME={shlex.quote(str(running[0]))}"
+        )
     if (folder / stack.KEYS_FILE).exists():
         return f"the stack of {folder} is not running; run `tailorbird stack up` to start it"
     return None
@@ -50,10 +61,11 @@ def stack_hint(folder: Path) -> str | None:
 
 @contextmanager
 def connect(**arguments: Any) -> Iterator[None]:
-    """Connect this process to the running Ray, and disconnect at the end. `arguments` are passed to `ray.init`.
+    """Connect this process to the running Ray, and disconnect at the end. `arguments` are passed to
+    `ray.init`.
 
-    An existing connection of the process, as in a Ray job, is used and kept. During the block, SIGTERM raises
-    Terminated. Raises SessionError within seconds if Ray does not answer.
+    An existing connection of the process, as in a Ray job, is used and kept. During the block,
+    SIGTERM raises Terminated. Raises SessionError within seconds if Ray does not answer.
     """
     import ray
 
@@ -77,15 +89,20 @@ def _init_ray(address: str, arguments: dict[str, Any]) -> None:
     import ray
 
     try:
-        ray.init(address=address, **{"log_to_driver": False, "configure_logging": False, **arguments})
+        ray.init(
+            address=address, **{"log_to_driver": False, "configure_logging": False, **arguments}
+        )
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise SessionError(
-            f"Ray at {address} refuses the connection ({error}); check RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or {HELP}"
+            f"Ray at {address} refuses the connection ({error}); check RAY_AUTH_TOKEN or "
+            f"RAY_AUTH_TOKEN_PATH, or {HELP}"
         ) from error
-    except OSError as error:  # with RAY_ADDRESS=local, Ray writes its token and logs to this machine
+    except (
+        OSError
+    ) as error:  # with RAY_ADDRESS=local, Ray writes its token and logs to this machine
         raise SessionError(
-            f"Ray at {address} does not start ({error}); it needs write access and free space in ~/.ray and /tmp. Set "
-            "HOME to a writable folder, or free disk space"
+            f"Ray at {address} does not start ({error}); it needs write access and free space in "
+            "~/.ray and /tmp. Set HOME to a writable folder, or free disk space"
         ) from error
 
 
@@ -98,17 +115,19 @@ class Terminated(SystemExit):
 
 @contextmanager
 def sigterm_raises() -> Iterator[Callable[[], None]]:
-    """Interrupt the block at the first SIGTERM, and raise Terminated at its end; a second one ends the process at once.
+    """Interrupt the block at the first SIGTERM, and raise Terminated at its end; a second one ends
+    the process at once.
 
-    Within the block, SIGTERM raises KeyboardInterrupt, because `ray.get` ends the process for other exceptions of a
-    handler. Yields a function that sets the handler again. Call it after `ray.init`, because Ray's core worker replaces
-    the handler by one that prints a C++ stack trace and aborts. In another thread, do nothing, because Python sets
-    handlers only in the main thread.
+    Within the block, SIGTERM raises KeyboardInterrupt, because `ray.get` ends the process for other
+    exceptions of a handler. Yields a function that sets the handler again. Call it after
+    `ray.init`, because Ray's core worker replaces the handler by one that prints a C++ stack trace
+    and aborts. In another thread, do nothing, because Python sets handlers only in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    previous, is_terminated = signal.getsignal(signal.SIGTERM), threading.Event()
+    previous = signal.getsignal(signal.SIGTERM)
+    is_terminated = threading.Event()
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         is_terminated.set()
@@ -131,12 +150,15 @@ def sigterm_raises() -> Iterator[Callable[[], None]]:
 
 
 def _require_reachable(address: str) -> None:
-    """Raise SessionError if the address does not accept a connection. `ray.init` would wait for minutes."""
+    """Raise SessionError if the address does not accept a connection. `ray.init` would wait for
+    minutes."""
     if address in ("auto", LOCAL):
         return
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=REACH_TIMEOUT_S):
+        with socket.create_connection(
+            (parts.hostname or "", parts.port or 10001), timeout=REACH_TIMEOUT_S
+        ):
             return
     except (OSError, ValueError) as error:
         raise SessionError(f"Ray is not reachable at {address} ({error}); {HELP}") from None

@@ -14,7 +14,8 @@ TIMEOUT_S = 60
 
 
 def use_dashboard(address: str | None) -> None:
-    """Use the dashboard at `address`, unless it is None. An embedded stack's token is not sent to other dashboards."""
+    """Use the dashboard at `address`, unless it is None. An embedded stack's token is not sent to
+    other dashboards."""
     if address is None:
         return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -32,32 +33,47 @@ def dashboard_url() -> str:
     """Return the address of Ray's dashboard; raise SessionError if it is not set."""
     address = os.environ.get(DASHBOARD, "")
     if not address.startswith(("http://", "https://")):
-        raise SessionError(f"{DASHBOARD} is {address!r}; set it to the dashboard's http:// address, or {HELP}")
+        raise SessionError(
+            f"{DASHBOARD} is {address!r}; set it to the dashboard's http:// address, or {HELP}"
+        )
     return address.rstrip("/")
 
 
 def request_dashboard(method: str, path: str, *, body: Any = None) -> requests.Response:
-    """Send a request with the token to Ray's dashboard. A body is sent as JSON, or unchanged if it is bytes.
+    """Send a request with the token to Ray's dashboard. A body is sent as JSON, or unchanged if it
+    is bytes.
 
     Raises SessionError if the token is refused, and Unreachable if the dashboard does not answer.
     """
-    url, token = f"{dashboard_url()}{path}", read_token()
+    url = f"{dashboard_url()}{path}"
+    token = read_token()
     # The time-out applies to each block that is read from a stream, but to bytes as a whole.
-    sent = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
+    sent: dict[str, Any]
+    if isinstance(body, bytes):
+        sent = {"data": io.BytesIO(body)}
+    else:
+        sent = {"json": body}
     auth = bearer(token) if token else None
     try:
-        answer = requests.request(method, url, auth=auth, timeout=TIMEOUT_S, verify=verify(), **sent)
+        answer = requests.request(
+            method, url, auth=auth, timeout=TIMEOUT_S, verify=verify(), **sent
+        )
     except requests.exceptions.SSLError as error:
         raise SessionError(
-            f"the certificate of {dashboard_url()} is not trusted; set SSL_CERT_FILE to a file with its certificate "
-            "authority"
+            f"the certificate of {dashboard_url()} is not trusted; set SSL_CERT_FILE to a file "
+            "with its certificate authority"
         ) from error
     except requests.RequestException as error:
-        raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {HELP}") from error
+        raise Unreachable(
+            f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {HELP}"
+        ) from error
     if answer.status_code in (401, 403):
-        problem = "refuses the token" if token else "requires a token, but none is set"
+        if token:
+            problem = "refuses the token"
+        else:
+            problem = "requires a token, but none is set"
         raise SessionError(
-            f"Ray's dashboard at {url} {problem}; set RAY_AUTH_TOKEN_PATH to the file with the token of the cluster, "
-            "or set RAY_AUTH_TOKEN"
+            f"Ray's dashboard at {url} {problem}; set RAY_AUTH_TOKEN_PATH to the file with the "
+            "token of the cluster, or set RAY_AUTH_TOKEN"
         )
     return answer

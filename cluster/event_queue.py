@@ -15,7 +15,8 @@ POLL_S = 0.5
 
 
 def queue_progress(queue: Any) -> ProgressReporter:
-    """Return a reporter that can be sent to Ray tasks. Events of driver and tasks keep their order in time."""
+    """Return a reporter that can be sent to Ray tasks. Events of driver and tasks keep their order
+    in time."""
     return ProgressReporter(partial(_put, queue))
 
 
@@ -34,13 +35,15 @@ class EventQueue:
 
     def fetch(self) -> list[ProgressEvent]:
         """Return the events since the last fetch."""
-        events, self._events = self._events, []
+        events = self._events
+        self._events = []
         return events
 
 
 @contextmanager
 def forward_events(progress: ProgressReporter) -> Iterator[Any]:
-    """Yield the handle of an EventQueue. A thread reports its events to `progress` until the block ends."""
+    """Yield the handle of an EventQueue. A thread reports its events to `progress` until the block
+    ends."""
     queue = ray.remote(EventQueue).options(num_cpus=0, label_selector=this_node_selector()).remote()
     over = threading.Event()
 

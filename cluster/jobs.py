@@ -1,4 +1,5 @@
-"""Submit a recipe as a Ray job, and list, follow and stop jobs, with Ray's client of its job API."""
+"""Submit a recipe as a Ray job, and list, follow and stop jobs, with Ray's client of its job
+API."""
 
 import asyncio
 import re
@@ -29,7 +30,9 @@ ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
 DRIVER_MEMORY_GIB = 2.0
 HEAD_SHARE = 0.001  # of the head's own resource, which places the driver there
 SUBMISSION = "SUBMISSION"
-PENDING, SUCCEEDED, STOPPED = "PENDING", "SUCCEEDED", "STOPPED"
+PENDING = "PENDING"
+SUCCEEDED = "SUCCEEDED"
+STOPPED = "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
 FAILURE = 1
 SIGNALLED = 128  # plus the signal's number: exit code of a process that a signal ended
@@ -37,7 +40,8 @@ SIGNALLED = 128  # plus the signal's number: exit code of a process that a signa
 MAX_OUTAGE_S = 120.0
 MAX_LOG_OUTAGE_S = 10.0
 RETRY_S = 1.0
-MAX_SILENCE_S = 30.0  # a stream without new lines for so long is opened again, because its connection may be lost
+# a stream without new lines for so long is opened again, because its connection may be lost
+MAX_SILENCE_S = 30.0
 STATUS_S = 5.0  # between two reads of the status of a job whose log is followed
 STOP_S = 30.0
 
@@ -77,7 +81,9 @@ class Job:
         if self.status == STOPPED:
             return SIGNALLED + signal.SIGTERM
         code = self.driver_exit_code or FAILURE  # None if Ray could not start the driver or lost it
-        return SIGNALLED - code if code < 0 else code
+        if code < 0:
+            return SIGNALLED - code
+        return code
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
@@ -89,14 +95,18 @@ class Job:
         return f"{self.id} is {self.status.lower()}; its log has no new line"
 
     def line(self) -> str:
-        started = "" if self.started_s is None else f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
+        if self.started_s is None:
+            started = ""
+        else:
+            started = f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
         code = f" ({self.exit_code})" if self.exit_code else ""
         return f"{self.id:<40} {self.status + code:<16} {started}"
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job, and the effect of submitting it: whether it was started, or was already running or done."""
+    """A job, and the effect of submitting it: whether it was started, or was already running or
+    done."""
 
     job: Job
     how: Literal["started", "started again", "running", "done"]
@@ -106,7 +116,8 @@ class Submitted:
             "started": "is started",
             "started again": "is started again; it reuses the stages that the earlier job finished",
             "running": "is already waiting or running; no job was started",
-            "done": "has already succeeded; no job was started (use `--again` to start one, for example for new data)",
+            "done": "has already succeeded; no job was started (use `--again` to start one, for "
+            "example for new data)",
         }[self.how]
         return f"{self.job.id} {summary}"
 
@@ -116,24 +127,35 @@ def submit(
 ) -> Submitted:
     """Run the recipe on the cluster with the code under `root`. A second call returns the same job.
 
-    The name of a job, like that of a run, is derived from the recipe with its overrides and from the code. If the last
-    job failed or was stopped, or if it succeeded and `again` is set, a new job with the next number is started, and the
-    earlier log is kept. The recipe is part of the package and not of the command, because every client that can list
-    jobs can read the command. No environment variables are sent; a run uses those with which Ray was started.
+    The name of a job, like that of a run, is derived from the recipe with its overrides and from
+    the code. If the last job failed or was stopped, or if it succeeded and `again` is set, a new
+    job with the next number is started, and the earlier log is kept. The recipe is part of the
+    package and not of the command, because every client that can list jobs can read the command. No
+    environment variables are sent; a run uses those with which Ray was started.
 
-    The driver runs on the head and reserves `driver_memory_gib` of its memory, so drivers that would not fit wait.
-    Raises JobError before the upload if the cluster has another version of Ray than the code requires.
+    The driver runs on the head and reserves `driver_memory_gib` of its memory, so drivers that
+    would not fit wait. Raises JobError before the upload if the cluster has another version of Ray
+    than the code requires.
     """
     require_ray(root)
     hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(runtime_files(root))}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
     package = pack(root, recipe=recipe)
-    metadata, reserved = {"recipe": recipe.name, **hashes}, driver_resources(driver_memory_gib)
-    return start(name, entrypoint=ENTRYPOINT, package=package, metadata=metadata, again=again, resources=reserved)
+    metadata = {"recipe": recipe.name, **hashes}
+    reserved = driver_resources(driver_memory_gib)
+    return start(
+        name,
+        entrypoint=ENTRYPOINT,
+        package=package,
+        metadata=metadata,
+        again=again,
+        resources=reserved,
+    )
 
 
 def require_ray(root: Path) -> None:
-    """Raise JobError if the cluster's version of Ray does not satisfy the requirement of the code under `root`.
+    """Raise JobError if the cluster's version of Ray does not satisfy the requirement of the code
+    under `root`.
 
     The dashboard does not report the cluster's version of Python.
     """
@@ -142,17 +164,22 @@ def require_ray(root: Path) -> None:
     wanted = dict(requirements(root).packages[ALWAYS])["ray"]
     if not fits(running, wanted):
         raise JobError(
-            f"the cluster at {dashboard_url()} has Ray {running}, but the code in {root} requires ray{wanted}; nothing "
-            "was uploaded. Submit to a cluster with this version, or use the version of the code for this cluster"
+            f"the cluster at {dashboard_url()} has Ray {running}, but the code in {root} requires "
+            f"ray{wanted}; nothing was uploaded. Submit to a cluster with this version, or use the "
+            "version of the code for this cluster"
         )
 
 
 def driver_resources(memory_gib: float) -> dict[str, Any]:
-    """Return the fields of Ray's job API that place a driver on the head and reserve memory (GiB) for it.
+    """Return the fields of Ray's job API that place a driver on the head and reserve memory (GiB)
+    for it.
 
     Ray places a driver without resources on the head too, but starts any number of them there.
     """
-    return {"entrypoint_memory": int(memory_gib * 2**30), "entrypoint_resources": {HEAD_RESOURCE: HEAD_SHARE}}
+    return {
+        "entrypoint_memory": int(memory_gib * 2**30),
+        "entrypoint_resources": {HEAD_RESOURCE: HEAD_SHARE},
+    }
 
 
 def start(
@@ -164,7 +191,8 @@ def start(
     again: bool = False,
     resources: Mapping[str, Any] | None = None,
 ) -> Submitted:
-    """Start the entrypoint as a job with this name, unless such a job is running or has succeeded; see `submit`."""
+    """Start the entrypoint as a job with this name, unless such a job is running or has succeeded;
+    see `submit`."""
     client = _client()
     earlier = _attempts(client, name)
     last = earlier[-1] if earlier else None
@@ -172,7 +200,9 @@ def start(
         return Submitted(last, "running")
     if last is not None and last.status == SUCCEEDED and not again:
         return Submitted(last, "done")
-    job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray rejects an id that was used before
+    job_id = (
+        name if last is None else f"{name}-{_number(last.id, name) + 1}"
+    )  # Ray rejects an id that was used before
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "package.zip"
         path.write_bytes(package)
@@ -218,7 +248,8 @@ def stop(job_id: str) -> Job:
     while not job.is_over:
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"{job_id} is still {job.status} {STOP_S:g} s after the request to stop it; try again later"
+                f"{job_id} is still {job.status} {STOP_S:g} s after the request to stop it; try "
+                "again later"
             )
         time.sleep(RETRY_S / 4)
         job = _read(client, job_id)
@@ -226,14 +257,19 @@ def stop(job_id: str) -> Job:
 
 
 def follow(
-    job_id: str, *, write: Write, on_status: OnStatus = lambda _: None, max_outage_s: float = MAX_OUTAGE_S
+    job_id: str,
+    *,
+    write: Write,
+    on_status: OnStatus = lambda _: None,
+    max_outage_s: float = MAX_OUTAGE_S,
 ) -> Job:
     """Write the job's log as it grows, and return the job when it has ended.
 
-    `on_status` receives the job at the start and then every STATUS_S seconds. A dashboard outage of up to
-    `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
+    `on_status` receives the job at the start and then every STATUS_S seconds. A dashboard outage of
+    up to `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
     """
-    client, num_written = _client(), 0
+    client = _client()
+    num_written = 0
     on_status(_read(client, job_id))
 
     def write_new(text: str) -> None:
@@ -243,7 +279,9 @@ def follow(
 
     while True:
         with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the job's status is read below
-            asyncio.run(_tail(client, job_id, start=num_written, write=write_new, on_status=on_status))
+            asyncio.run(
+                _tail(client, job_id, start=num_written, write=write_new, on_status=on_status)
+            )
         job = _retry(lambda: _read(client, job_id), max_outage_s=max_outage_s)
         max_log_outage_s = MAX_LOG_OUTAGE_S if job.is_over else 0.0
         try:  # write the part that the stream did not deliver
@@ -258,7 +296,8 @@ def follow(
 
 
 async def _tail(client: Any, job_id: str, *, start: int, write: Write, on_status: OnStatus) -> None:
-    """Write the log from the position `start` as it grows, until the job ends or the stream breaks off.
+    """Write the log from the position `start` as it grows, until the job ends or the stream breaks
+    off.
 
     Raises TimeoutError if the log has no new lines for MAX_SILENCE_S seconds.
     """
@@ -274,7 +313,8 @@ async def _tail(client: Any, job_id: str, *, start: int, write: Write, on_status
 
 
 async def _poll(client: Any, job_id: str, on_status: OnStatus) -> None:
-    """Pass the job to `on_status` every STATUS_S seconds until it ends, if the dashboard answers."""
+    """Pass the job to `on_status` every STATUS_S seconds until it ends, if the dashboard
+    answers."""
     while True:
         await asyncio.sleep(STATUS_S)
         with suppress(ValueError, RuntimeError):  # the dashboard may be restarting
@@ -284,7 +324,8 @@ async def _poll(client: Any, job_id: str, on_status: OnStatus) -> None:
 
 
 def _retry(request: Callable[[], Value], *, max_outage_s: float) -> Value:
-    """Repeat a request that the dashboard does not answer, or answers with an error: it may be restarting."""
+    """Repeat a request that the dashboard does not answer, or answers with an error: it may be
+    restarting."""
     deadline = time.monotonic() + max_outage_s
     while True:
         try:
@@ -307,13 +348,17 @@ def _number(job_id: str, name: str) -> int:
 
 def _client() -> Any:
     """Return Ray's client for the dashboard; raise JobError if another server answers."""
-    headers = auth_headers() or {"Authorization": ""}  # without this header, Ray's client sends the token of a stack
+    headers = auth_headers() or {
+        "Authorization": ""
+    }  # without this header, Ray's client sends the token of a stack
     try:
-        return job_client(dashboard_url(), headers=headers, verify=verify(), request=request_dashboard)
+        return job_client(
+            dashboard_url(), headers=headers, verify=verify(), request=request_dashboard
+        )
     except (RuntimeError, KeyError, requests.RequestException) as error:
         raise JobError(
-            f"{dashboard_url()} does not answer like Ray's dashboard ({error}); set the dashboard's address with "
-            f"--address or {DASHBOARD}"
+            f"{dashboard_url()} does not answer like Ray's dashboard ({error}); set the "
+            f"dashboard's address with --address or {DASHBOARD}"
         ) from None
 
 
@@ -327,7 +372,10 @@ def _read(client: Any, job_id: str) -> Job:
         details = client.get_job_info(job_id)
         if details.submission_id == job_id:
             return _job(details)
-    except (RuntimeError, TypeError):  # the job is unknown, or the address of the request is that of a list
+    except (
+        RuntimeError,
+        TypeError,
+    ):  # the job is unknown, or the address of the request is that of a list
         pass
     others = ", ".join(f"{other.id} ({other.status})" for other in _list(client))
     known = f"existing jobs: {others}" if others else "no jobs exist"
@@ -349,4 +397,6 @@ def _job(details: Any) -> Job:
 
 
 def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
+    if milliseconds is None:
+        return None
+    return milliseconds / 1000

@@ -1,4 +1,5 @@
-"""Probe the nodes of a cluster with a Ray task on each, which reports access, versions, memory and GPUs."""
+"""Probe the nodes of a cluster with a Ray task on each, which reports access, versions, memory and
+GPUs."""
 
 import os
 import shutil
@@ -55,36 +56,49 @@ class NodeReport:
     free_bytes: int  # free memory of the node or its container
     gpu_bytes: tuple[int, ...]  # memory of each GPU as reported by `nvidia-smi`
     bfloat16: bool  # True if the CPU supports bfloat16
-    node_types: tuple[NodeType, ...]  # node types in the cluster file of `ray up`, if it is on this node
+    node_types: tuple[
+        NodeType, ...
+    ]  # node types in the cluster file of `ray up`, if it is on this node
     in_kubernetes: bool
 
 
-def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """Probe all nodes concurrently; return the reports, and the errors of nodes without a report, by node id."""
+def probe_nodes(
+    nodes: Sequence[Node], request: ProbeRequest
+) -> tuple[dict[str, NodeReport], dict[str, str]]:
+    """Probe all nodes concurrently; return the reports, and the errors of nodes without a report,
+    by node id."""
     return _on_each(nodes, probe_node, request)
 
 
 def gpu_bytes_of_cluster() -> tuple[int, ...]:
-    """Return the memory in bytes of each GPU of the connected cluster. Nodes that do not report it are omitted."""
+    """Return the memory in bytes of each GPU of the connected cluster. Nodes that do not report it
+    are omitted."""
     reports, _ = _on_each([node for node in live_nodes() if node.total.gpus], gpu_bytes)
     return tuple(size for report in reports.values() for size in report)
 
 
-def _on_each(nodes: Sequence[Node], probe: Callable[..., T], *arguments: Any) -> tuple[dict[str, T], dict[str, str]]:
-    """Run `probe` on all nodes concurrently; return its results, and the errors of nodes without one, by node id.
+def _on_each(
+    nodes: Sequence[Node], probe: Callable[..., T], *arguments: Any
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Run `probe` on all nodes concurrently; return its results, and the errors of nodes without
+    one, by node id.
 
-    Probes request no CPU, so they also run on a busy cluster. They time out after PROBE_TIMEOUT_S seconds.
+    Probes request no CPU, so they also run on a busy cluster. They time out after PROBE_TIMEOUT_S
+    seconds.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(probe)
     running = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments): node
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
+        ).remote(*arguments): node
         for node in nodes
     }
     done, late = ray.wait(list(running), num_returns=len(running), timeout=PROBE_TIMEOUT_S)
-    reports, faults = {}, {}
+    reports = {}
+    faults = {}
     for result in late:
         ray.cancel(result, force=True)
         faults[running[result].id] = f"no answer within {PROBE_TIMEOUT_S} s"
@@ -93,7 +107,9 @@ def _on_each(nodes: Sequence[Node], probe: Callable[..., T], *arguments: Any) ->
             reports[running[result].id] = ray.get(result)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            faults[running[result].id] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
+            faults[running[result].id] = (
+                f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
+            )
     return reports, faults
 
 
@@ -118,7 +134,8 @@ def probe_node(request: ProbeRequest) -> NodeReport:
 
 
 def check_writing(task_uri: str) -> WriteCheck:
-    """Write and delete a small object under `task_uri` with the conditional writes that a promotion needs."""
+    """Write and delete a small object under `task_uri` with the conditional writes that a promotion
+    needs."""
     uri = TaskPaths(task_uri).preflight_probe(uuid.uuid4().hex)
     try:
         etag = storage.write_if_match(uri, b"one", etag=None)
@@ -127,7 +144,10 @@ def check_writing(task_uri: str) -> WriteCheck:
             if second and stale:
                 storage.write_if_match(uri, b"two", etag=etag)
                 if storage.read_bytes(uri) != b"two":
-                    return WriteCheck(f"the content read from {uri} is not the content written; check the S3 server")
+                    return WriteCheck(
+                        f"the content read from {uri} is not the content written; check the S3 "
+                        "server"
+                    )
             storage.write_bytes(uri, b"three")
         finally:
             storage.delete(uri)
@@ -145,17 +165,23 @@ def _is_refused(uri: str, *, etag: str | None) -> bool:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Return the total and free memory in bytes of this machine, or of its container if that has less."""
+    """Return the total and free memory in bytes of this machine, or of its container if that has
+    less."""
     memory = psutil.virtual_memory()
-    total, free = int(memory.total), int(memory.available)
+    total = int(memory.total)
+    free = int(memory.available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
     ):
         with suppress(OSError, ValueError):  # `max` is not a number and means no limit
             allowed = int(Path(limit).read_text())
             if allowed < total:
-                total, free = allowed, min(free, allowed - int(Path(used).read_text()))
+                total = allowed
+                free = min(free, allowed - int(Path(used).read_text()))
     return total, max(0, free)
 
 
@@ -181,13 +207,16 @@ def _absence(uri: str) -> str | None:
 
 
 def gpu_bytes() -> tuple[int, ...]:
-    """Return the memory of each GPU of this node in bytes. nvidia-smi is used because it creates no CUDA context."""
+    """Return the memory of each GPU of this node in bytes. nvidia-smi is used because it creates no
+    CUDA context."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        output = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
         return tuple(int(line) << 20 for line in output.split())
     return ()
 
@@ -199,6 +228,8 @@ def _has_bfloat16() -> bool:
 
 
 def _bootstrap_types() -> tuple[NodeType, ...]:
-    with suppress(OSError, yaml.YAMLError, RuntimeError):  # RuntimeError: the user has no home folder
+    with suppress(
+        OSError, yaml.YAMLError, RuntimeError
+    ):  # RuntimeError: the user has no home folder
         return parse_node_types(yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8")))
     return ()

@@ -29,7 +29,8 @@ class PlanEvent:
 
 @dataclass(frozen=True)
 class StageEvent:
-    """The start of a stage of a run. The same name again continues the stage, as for several seeds."""
+    """The start of a stage of a run. The same name again continues the stage, as for several
+    seeds."""
 
     text: str
     name: str
@@ -107,7 +108,9 @@ class StepEvent:
     rows_per_second: float
     seed: int | None = None
     trial: str | None = None
-    seconds_left: float | None = None  # in the steps of all epochs of this training, at the current rate
+    seconds_left: float | None = (
+        None  # in the steps of all epochs of this training, at the current rate
+    )
 
 
 ProgressEvent = (
@@ -125,7 +128,8 @@ ProgressEvent = (
 
 
 class ProgressReporter:
-    """Reporter that passes progress events to the function `report`, which displays or records them."""
+    """Reporter that passes progress events to the function `report`, which displays or records
+    them."""
 
     def __init__(self, report: Callable[[ProgressEvent], None]) -> None:
         self.report = report
@@ -155,7 +159,8 @@ _current: ContextVar[ProgressReporter] = ContextVar("progress", default=SILENT)
 
 
 def current_progress() -> ProgressReporter:
-    """Return the reporter of the command in this process, or of the run whose Ray task this is; else SILENT."""
+    """Return the reporter of the command in this process, or of the run whose Ray task this is;
+    else SILENT."""
     return _current.get()
 
 
@@ -181,16 +186,20 @@ def tracked(batches: Iterable[Batch], *, total: int) -> Iterator[Batch]:
 
 
 def counter(total: int, *, unit: str = "rows") -> Callable[[int], None]:
-    """Return a function that adds a number to what is done of `total`, and reports it to `current_progress`.
+    """Return a function that adds a number to what is done of `total`, and reports it to
+    `current_progress`.
 
     The reporter is that of this call, so another thread can call the function.
     """
-    progress, started, done = current_progress(), time.monotonic(), 0
+    progress = current_progress()
+    started = time.monotonic()
+    done = 0
     reported = started
 
     def count(number: int) -> None:
         nonlocal done, reported
-        done, now = done + number, time.monotonic()
+        done = done + number
+        now = time.monotonic()
         if progress is not SILENT and now - reported >= REPORT_INTERVAL_S and done < total:
             reported = now
             progress.report(RowsEvent(done, total, done / (now - started), unit=unit))
@@ -199,17 +208,24 @@ def counter(total: int, *, unit: str = "rows") -> Callable[[int], None]:
 
 
 def byte_reporter(progress: ProgressReporter) -> Callable[[str, int, int], None]:
-    """Return a function that takes an activity and its bytes, done and in total, and reports them in MB."""
-    activity, started, reported = "", 0.0, 0.0
+    """Return a function that takes an activity and its bytes, done and in total, and reports them
+    in MB."""
+    activity = ""
+    started = 0.0
+    reported = 0.0
 
     def report(text: str, done: int, total: int) -> None:
         nonlocal activity, started, reported
         now = time.monotonic()
         if text != activity:
-            activity, started, reported = text, now, now
+            activity = text
+            started = now
+            reported = now
             progress.activity(text)
         elif now - reported >= REPORT_INTERVAL_S:
             reported = now
-            progress.report(RowsEvent(done // 10**6, total // 10**6, done / 10**6 / (now - started), unit="MB"))
+            progress.report(
+                RowsEvent(done // 10**6, total // 10**6, done / 10**6 / (now - started), unit="MB")
+            )
 
     return report

@@ -17,9 +17,11 @@ GCS_TIMEOUT_S = 10
 
 
 def cluster_versions(address: str) -> tuple[str, str] | None:
-    """Return the cluster's versions of Ray and Python from GCS at `address` (host:port), without joining the cluster.
+    """Return the cluster's versions of Ray and Python from GCS at `address` (host:port), without
+    joining the cluster.
 
-    Returns None if GCS has no record. Raises Ray's own exceptions if GCS refuses the token or does not answer.
+    Returns None if GCS has no record. Raises Ray's own exceptions if GCS refuses the token or does
+    not answer.
     """
     from ray._common.usage import usage_constants
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
@@ -44,19 +46,26 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
 def autoscaler_node_groups() -> tuple[Any, ...]:
     """Return the node types that the cluster's autoscaler has reported to GCS.
 
-    Each has `name`, `resources` by name, and `max_count`, which is -1 without a limit. Ray's own autoscalers do not
-    report any as of 2.60.
+    Each has `name`, `resources` by name, and `max_count`, which is -1 without a limit. Ray's own
+    autoscalers do not report any as of 2.60.
     """
     from ray._private.state import state
 
     config = state.get_cluster_config()
-    return tuple(config.node_group_configs) if config is not None else ()
+    if config is not None:
+        return tuple(config.node_group_configs)
+    return ()
 
 
 def job_client(
-    address: str, *, headers: Mapping[str, str], verify: str | bool, request: Callable[..., requests.Response]
+    address: str,
+    *,
+    headers: Mapping[str, str],
+    verify: str | bool,
+    request: Callable[..., requests.Response],
 ) -> Any:
-    """Return Ray's client of the job API at `address`. It sends all requests but the stream of a log with `request`.
+    """Return Ray's client of the job API at `address`. It sends all requests but the stream of a
+    log with `request`.
 
     Ray's client sends them without a timeout, and prefers an entry in ~/.netrc to the token.
     """
@@ -74,9 +83,11 @@ def job_client(
 
 
 def preemption_context() -> Any:
-    """Return the preemption state of this Ray Train worker. Its `preemption_info` is None until a node is drained.
+    """Return the preemption state of this Ray Train worker. Its `preemption_info` is None until a
+    node is drained.
 
-    The public ray.train.get_preemption_info() is a barrier over all ranks and would cost an actor call per step.
+    The public ray.train.get_preemption_info() is a barrier over all ranks and would cost an actor
+    call per step.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -84,7 +95,8 @@ def preemption_context() -> Any:
 
 
 def torch_trainer(function: Callable[[], Any], *, workers_per_node: int, **options: Any) -> Any:
-    """Return a TorchTrainer whose number of workers, if it is a range, is limited by `whole_node_policy`."""
+    """Return a TorchTrainer whose number of workers, if it is a range, is limited by
+    `whole_node_policy`."""
     from ray.train.torch import TorchTrainer
 
     class WholeNodeTrainer(TorchTrainer):  # type: ignore[misc]
@@ -96,7 +108,8 @@ def torch_trainer(function: Callable[[], Any], *, workers_per_node: int, **optio
 
 
 def kill_train_controllers() -> None:
-    """Kill the controllers of this driver's Ray Train runs, and with them their workers. Their `fit` then raises.
+    """Kill the controllers of this driver's Ray Train runs, and with them their workers. Their
+    `fit` then raises.
 
     Ray Train stops a run by Ctrl-C only in the main thread.
     """
@@ -112,7 +125,8 @@ def kill_train_controllers() -> None:
 def whole_node_policy(scaling_config: Any, *, workers_per_node: int) -> Any:
     """Return Ray Train's elastic scaling policy, limited to multiples of `workers_per_node`.
 
-    Ray Train counts the workers that fit all nodes together. This policy counts only whole multiples on each node.
+    Ray Train counts the workers that fit all nodes together. This policy counts only whole
+    multiples on each node.
     """
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
@@ -130,7 +144,8 @@ def whole_node_policy(scaling_config: Any, *, workers_per_node: int) -> Any:
 
 
 def run_in_main_thread(function: Callable[[], None]) -> None:
-    """Run a function in the main thread of this Ray Train worker. The training function runs in another thread."""
+    """Run a function in the main thread of this Ray Train worker. The training function runs in
+    another thread."""
     import ray
 
     ray.get(ray.get_runtime_context().current_actor.execute.remote(function))
@@ -144,7 +159,8 @@ def unwrap_worker_failure(failure: BaseException) -> BaseException:
 
 
 def exclude_from_tune_actors(prefix: str) -> None:
-    """Prevent Tune from passing environment variables with this prefix to its actors; Tune has no setting for that.
+    """Prevent Tune from passing environment variables with this prefix to its actors; Tune has no
+    setting for that.
 
     Ray writes such variables to its logs and shows them to all clients that can list actors.
     """
@@ -155,10 +171,12 @@ def exclude_from_tune_actors(prefix: str) -> None:
 
 
 def silence_slow_tune_operations() -> None:
-    """Prevent Tune from warning that an operation of its event loop took more than 0.5 s; other warnings are kept.
+    """Prevent Tune from warning that an operation of its event loop took more than 0.5 s; other
+    warnings are kept.
 
-    On few CPUs every sweep would print such warnings, and nothing in a recipe changes them. The environment variable
-    TUNE_WARN_THRESHOLD_S has no effect here, because Tune reads it when it is imported.
+    On few CPUs every sweep would print such warnings, and nothing in a recipe changes them. The
+    environment variable TUNE_WARN_THRESHOLD_S has no effect here, because Tune reads it when it is
+    imported.
     """
     from ray.tune.utils.util import warn_if_slow
 
@@ -166,5 +184,6 @@ def silence_slow_tune_operations() -> None:
 
 
 def keep_trial_error_as_text(trial: Any) -> None:
-    """Make Tune read the error of a failed trial from a text file instead of a pickle on S3, which could run code."""
+    """Make Tune read the error of a failed trial from a text file instead of a pickle on S3, which
+    could run code."""
     trial.run_metadata.pickled_error_filename = None

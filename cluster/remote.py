@@ -14,7 +14,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-LOCAL = "local"  # value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
+# value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
+LOCAL = "local"
 RELEASE_TIMEOUT_S = 2.0
 WAIT_INTERVAL_S = 2.0  # seconds between two requests for the state of a task that has not ended
 
@@ -22,38 +23,53 @@ WAIT_INTERVAL_S = 2.0  # seconds between two requests for the state of a task th
 def run_remote(
     function: Callable[P, R], *, resources: Resources, progress: ProgressReporter = SILENT
 ) -> Callable[P, R]:
-    """Return a function that runs `function` as a Ray task with these resources and waits for its result.
+    """Return a function that runs `function` as a Ray task with these resources and waits for its
+    result.
 
-    It raises an error of the task with its original type. It reports to `progress`, or by default to this process's
-    `current_progress`, why the task does not start. If `progress` is given, it must be that of an event queue, and is
-    the `current_progress` of the task. The process of a task with GPUs ends with the task, because it would keep memory
-    of the GPU; Ray does this by default only if the decorator, not `options`, sets `num_gpus`.
+    It raises an error of the task with its original type. It reports to `progress`, or by default
+    to this process's `current_progress`, why the task does not start. If `progress` is given, it
+    must be that of an event queue, and is the `current_progress` of the task. The process of a task
+    with GPUs ends with the task, because it would keep memory of the GPU; Ray does this by default
+    only if the decorator, not `options`, sets `num_gpus`.
     """
     import ray
 
-    in_task = function if progress is SILENT else reporting_function(function, progress)
-    task = ray.remote(max_calls=1)(in_task) if resources.gpus else ray.remote(in_task)
+    if progress is SILENT:
+        in_task = function
+    else:
+        in_task = reporting_function(function, progress)
+    if resources.gpus:
+        task = ray.remote(max_calls=1)(in_task)
+    else:
+        task = ray.remote(in_task)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
-        available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
+        if os.environ.get("RAY_ADDRESS") == LOCAL:
+            available = ray.cluster_resources()
+        else:
+            available = None
         try:
             options = task_options(resources, available=available)
             result = task.options(**options).remote(*args, **kwargs)
-            report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
+            report_waiting(
+                result, resources=resources, progress=progress if progress is not SILENT else here
+            )
             value: R = ray.get(result)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
+            # the original error; the message of a RayTaskError is the remote traceback
+            raise error.cause from None
         return value
 
     return call
 
 
 def map_remote(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """Yield the function's result of each item in order, as `map`, from Ray tasks with one CPU each.
+    """Yield the function's result of each item in order, as `map`, from Ray tasks with one CPU
+    each.
 
-    What the function holds is stored once. A single item needs no task. Raises an error of a task with its original
-    type.
+    What the function holds is stored once. A single item needs no task. Raises an error of a task
+    with its original type.
     """
     import ray
 
@@ -89,13 +105,16 @@ def reporting_function(function: Callable[P, R], progress: ProgressReporter) -> 
 
 
 def report_waiting(result: Any, *, resources: Resources, progress: ProgressReporter) -> None:
-    """Wait until the task of `result` has started or ended, and report what it waits for when this changes."""
+    """Wait until the task of `result` has started or ended, and report what it waits for when this
+    changes."""
     import ray
 
     if progress is SILENT:
         return
     reported = None
-    while not ray.wait([result], timeout=WAIT_INTERVAL_S, fetch_local=False)[0] and is_waiting(result):
+    while not ray.wait([result], timeout=WAIT_INTERVAL_S, fetch_local=False)[0] and is_waiting(
+        result
+    ):
         text = f"waiting for {resources.text()}, {held_by(holders_or_none())}"
         if text != reported:
             reported = text
@@ -105,10 +124,11 @@ def report_waiting(result: Any, *, resources: Resources, progress: ProgressRepor
 
 
 def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, Any]:
-    """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
+    """Return Ray's options for a task with these resources, limited to `available`. Without a GPU,
+    it sees none.
 
-    `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
-    It is None if nodes can join the cluster.
+    `available` contains the resources of a cluster of fixed size, where a task that requests more
+    would wait forever. It is None if nodes can join the cluster.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     limited = {
@@ -121,7 +141,8 @@ def task_options(resources: Resources, *, available: Mapping[str, float] | None)
 def this_node_selector() -> dict[str, str]:
     """Return a label selector that places an actor on the node of this process.
 
-    Without it, Ray may place an actor without a CPU on any node, and the loss of that node ends work on other nodes.
+    Without it, Ray may place an actor without a CPU on any node, and the loss of that node ends
+    work on other nodes.
     """
     return {"ray.io/node-id": this_node()}
 
@@ -134,11 +155,14 @@ def this_node() -> str:
 
 
 def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> None:
-    """Report to `progress` if `what` must wait for CPUs. A task that has just ended gets 2 s to release its CPUs."""
+    """Report to `progress` if `what` must wait for CPUs. A task that has just ended gets 2 s to
+    release its CPUs."""
     import ray
 
     deadline = time.monotonic() + RELEASE_TIMEOUT_S
-    while (free := ray.available_resources().get("CPU", 0.0)) < num_cpus and time.monotonic() < deadline:
+    while (
+        free := ray.available_resources().get("CPU", 0.0)
+    ) < num_cpus and time.monotonic() < deadline:
         time.sleep(0.1)
     if free < num_cpus:
         text = f"{what} needs {num_cpus} CPUs, but {free:g} are free, {held_by(holders_or_none())}"

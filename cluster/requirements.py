@@ -17,7 +17,9 @@ class Package:
     name: str
     wanted: str  # version specifier, such as `>=2.60,<2.61`
     installed: str | None  # installed version; None if not installed
-    features: str = ""  # required extras, such as `[serve,train]`; their installation is not checked
+    features: str = (
+        ""  # required extras, such as `[serve,train]`; their installation is not checked
+    )
 
     @property
     def fits(self) -> bool:
@@ -45,10 +47,11 @@ class Requirements:
 
 
 def requirements(root: Path = PROJECT_ROOT) -> Requirements:
-    """Return the requirements in pyproject.toml next to the code or, without one, those of the installed distribution.
+    """Return the requirements in pyproject.toml next to the code or, without one, those of the
+    installed distribution.
 
-    The file is preferred since the metadata of an editable installation can be outdated. Raises PackageNotFoundError if
-    neither exists.
+    The file is preferred since the metadata of an editable installation can be outdated. Raises
+    PackageNotFoundError if neither exists.
     """
     if not (root / "pyproject.toml").is_file():
         installed = metadata("tailorbird")
@@ -62,7 +65,10 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
 
 def mismatches(packages: Iterable[Package]) -> str:
     """Return a text with the installed and the required version of each package."""
-    return "; ".join(f"{p.name} is {p.installed or 'not installed'}, required {p.wanted or 'any'}" for p in packages)
+    return "; ".join(
+        f"{p.name} is {p.installed or 'not installed'}, required {p.wanted or 'any'}"
+        for p in packages
+    )
 
 
 def installed_version(name: str) -> str | None:
@@ -83,7 +89,8 @@ def fits(version_text: str, wanted: str) -> bool:
 
 
 def _grouped(python: str, lines: Sequence[str]) -> Requirements:
-    """Parse lines like `ray[serve,train]<2.61,>=2.60; extra == "dev"`; skip references to the project's own extras."""
+    """Parse lines like `ray[serve,train]<2.61,>=2.60; extra == "dev"`; skip references to the
+    project's own extras."""
     groups: dict[str, list[tuple[str, str]]] = {ALWAYS: []}
     features: dict[str, str] = {}
     for line in lines:
@@ -91,6 +98,10 @@ def _grouped(python: str, lines: Sequence[str]) -> Requirements:
         extra = re.search(r"extra *== *['\"]([^'\"]+)", marker)
         parts = re.fullmatch(r"([A-Za-z0-9._-]+) *(\[[^]]*\])? *\(?([^)]*)\)?", needed.strip())
         if parts and parts[1] != "tailorbird":
-            groups.setdefault(extra[1] if extra else ALWAYS, []).append((parts[1], parts[3].strip()))
+            groups.setdefault(extra[1] if extra else ALWAYS, []).append(
+                (parts[1], parts[3].strip())
+            )
             features |= {parts[1]: parts[2]} if parts[2] else {}
-    return Requirements(python, {name: tuple(packages) for name, packages in groups.items()}, features)
+    return Requirements(
+        python, {name: tuple(packages) for name, packages in groups.items()}, features
+    )

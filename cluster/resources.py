@@ -1,4 +1,5 @@
-"""Versions, nodes, node types and resource holders of a Ray cluster, and the number of workers that fit."""
+"""Versions, nodes, node types and resource holders of a Ray cluster, and the number of workers that
+fit."""
 
 import platform
 import socket
@@ -35,32 +36,43 @@ class Resources:
     def text(self) -> str:
         """Return text such as `2 CPUs and 1 GPU`."""
         amounts = [(self.cpus, "CPU"), (self.gpus, "GPU")]
-        return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount)
+        return " and ".join(
+            f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount
+        )
 
     def num_workers(self, worker: "Resources") -> int:
-        """Return the number of workers with these resources that fit a node with the resources `self`."""
+        """Return the number of workers with these resources that fit a node with the resources
+        `self`."""
         pairs = ((self.cpus, worker.cpus), (self.gpus, worker.gpus))
-        return min(int(total / required + 1e-6) if required else UNBOUNDED for total, required in pairs)
+        return min(
+            int(total / required + 1e-6) if required else UNBOUNDED for total, required in pairs
+        )
 
 
 def gpu_visibility(gpus: float) -> dict[str, str]:
-    """Return the environment variables of a process with `gpus` GPUs. Without a GPU, the process sees none.
+    """Return the environment variables of a process with `gpus` GPUs. Without a GPU, the process
+    sees none.
 
-    Ray assigns GPUs through CUDA_VISIBLE_DEVICES, but does not set it for a process without GPUs, which would see all
-    GPUs of the node. Tasks and actors that the process starts inherit the value, so Ray cannot give them a GPU.
+    Ray assigns GPUs through CUDA_VISIBLE_DEVICES, but does not set it for a process without GPUs,
+    which would see all GPUs of the node. Tasks and actors that the process starts inherit the
+    value, so Ray cannot give them a GPU.
     """
-    return {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    if gpus:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
-def evaluation_resources(training: TrainingConfig, serving: ServingConfig, *, num_ranks: int) -> Resources:
+def evaluation_resources(
+    training: TrainingConfig, serving: ServingConfig, *, num_ranks: int
+) -> Resources:
     """Return the resources of an evaluation: predictions of test rows, or the cost measurement.
 
-    They are those of a training worker for each of its `num_ranks` processes. If replicas have GPUs, each process has a
-    whole one: nothing else must use it meanwhile.
+    They are those of a training worker for each of its `num_ranks` processes. If replicas have
+    GPUs, each process has a whole one: nothing else must use it meanwhile.
     """
     worker = worker_resources(training)
     if not serving.gpus_per_replica:
@@ -98,18 +110,21 @@ class Holder:
 
 
 def workers_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
-    """Return the number of workers that fit nodes with these resources. A worker does not span nodes."""
+    """Return the number of workers that fit nodes with these resources. A worker does not span
+    nodes."""
     return sum(node.num_workers(worker) for node in nodes)
 
 
 def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
-    """Return the maximum number of workers that fit an autoscaler's node types, using the largest types first."""
+    """Return the maximum number of workers that fit an autoscaler's node types, using the largest
+    types first."""
     bounds = (kind.max_nodes_of_all_types for kind in types)
     left = min((UNBOUNDED if bound is None else bound for bound in bounds), default=0)
     workers = 0
     for kind in sorted(types, key=lambda kind: -kind.resources.num_workers(worker)):
         nodes = min(left, UNBOUNDED if kind.max_nodes is None else kind.max_nodes)
-        workers, left = workers + nodes * kind.resources.num_workers(worker), left - nodes
+        workers = workers + nodes * kind.resources.num_workers(worker)
+        left = left - nodes
     return workers
 
 
@@ -120,17 +135,22 @@ def local_versions() -> Versions:
 
 
 def cluster_versions(address: str) -> Versions | None:
-    """Return the versions of the cluster at `address`, without joining it; None for an address of Ray Client.
+    """Return the versions of the cluster at `address`, without joining it; None for an address of
+    Ray Client.
 
     Raises Ray's own exceptions if the cluster refuses the token or does not answer.
     """
     host, colon, port = address.rpartition(":")
     if "://" in address or not colon:
         return None
-    with socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S):  # Ray would wait for minutes
+    with socket.create_connection(
+        (host, int(port)), timeout=REACH_TIMEOUT_S
+    ):  # Ray would wait for minutes
         pass
     versions = ray_private.cluster_versions(address)
-    return None if versions is None else Versions(*versions)
+    if versions is None:
+        return None
+    return Versions(*versions)
 
 
 def live_nodes() -> tuple[Node, ...]:
@@ -154,20 +174,31 @@ def live_nodes() -> tuple[Node, ...]:
 
 
 def reported_node_types() -> tuple[NodeType, ...] | None:
-    """Return the node types that the cluster's autoscaler has reported to GCS; None if there are none."""
+    """Return the node types that the cluster's autoscaler has reported to GCS; None if there are
+    none."""
     types = tuple(
-        NodeType(group.name, _resources(group.resources), None if group.max_count < 0 else group.max_count)
+        NodeType(
+            group.name,
+            _resources(group.resources),
+            None if group.max_count < 0 else group.max_count,
+        )
         for group in ray_private.autoscaler_node_groups()
     )
     return types or None
 
 
 def parse_node_types(content: Any) -> tuple[NodeType, ...]:
-    """Return the node types in the parsed cluster file of `ray up`, except those without named resources."""
-    types = content.get("available_node_types") if isinstance(content, dict) else None
+    """Return the node types in the parsed cluster file of `ray up`, except those without named
+    resources."""
+    if isinstance(content, dict):
+        types = content.get("available_node_types")
+    else:
+        types = None
     bound = content.get("max_workers", 2) if types else 0  # Ray's default for the whole cluster
     return tuple(
-        NodeType(name, _resources(kind["resources"]), min(bound, kind.get("max_workers", bound)), bound)
+        NodeType(
+            name, _resources(kind["resources"]), min(bound, kind.get("max_workers", bound)), bound
+        )
         for name, kind in (types or {}).items()
         if kind.get("resources")
     )
@@ -180,7 +211,11 @@ def holders() -> tuple[Holder, ...]:
     """
     from ray.util.state import list_actors, list_jobs, list_placement_groups, list_tasks
 
-    commands = {job.job_id: command_name(job.entrypoint) for job in list_jobs(limit=MAX_LISTED) if job.job_id}
+    commands = {
+        job.job_id: command_name(job.entrypoint)
+        for job in list_jobs(limit=MAX_LISTED)
+        if job.job_id
+    }
     actors_by_group: dict[str, list[str]] = {}
     listed = []
     for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=MAX_LISTED):
@@ -189,11 +224,15 @@ def holders() -> tuple[Holder, ...]:
             actors_by_group.setdefault(actor.placement_group_id, []).append(name)
         else:
             listed.append(Holder(name, _resources(actor.required_resources or {})))
-    for group in list_placement_groups(filters=[("state", "=", "CREATED")], detail=True, limit=MAX_LISTED):
+    for group in list_placement_groups(
+        filters=[("state", "=", "CREATED")], detail=True, limit=MAX_LISTED
+    ):
         names = actors_by_group.get(group.placement_group_id, [])
         name = group.name or ", ".join(dict.fromkeys(names)) or "a placement group"
         bundles = [_resources(bundle.get("unit_resources", {})) for bundle in group.bundles or ()]
-        total = Resources(sum(bundle.cpus for bundle in bundles), sum(bundle.gpus for bundle in bundles))
+        total = Resources(
+            sum(bundle.cpus for bundle in bundles), sum(bundle.gpus for bundle in bundles)
+        )
         listed.append(Holder(commands.get(group.creator_job_id) or name, total))
     running = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
     listed += [
@@ -202,7 +241,12 @@ def holders() -> tuple[Holder, ...]:
         if not task.placement_group_id
     ]
     holding = [holder for holder in listed if holder.resources.cpus or holder.resources.gpus]
-    return tuple(sorted(holding, key=lambda holder: (-holder.resources.gpus, -holder.resources.cpus, holder.name)))
+    return tuple(
+        sorted(
+            holding,
+            key=lambda holder: (-holder.resources.gpus, -holder.resources.cpus, holder.name),
+        )
+    )
 
 
 def holders_or_none() -> tuple[Holder, ...] | None:
@@ -213,7 +257,8 @@ def holders_or_none() -> tuple[Holder, ...] | None:
 
 
 def command_name(entrypoint: str) -> str | None:
-    """Return a command such as `tailorbird run recipe.yaml` for the process of a job; None for other programs.
+    """Return a command such as `tailorbird run recipe.yaml` for the process of a job; None for
+    other programs.
 
     Other programs could have a secret in their arguments.
     """
@@ -231,12 +276,16 @@ def held_by(holders: Sequence[Holder] | None) -> str:
     if not holders:
         return "which Ray is about to assign"
     names = [f"`{holder.name}` ({holder.resources.text()})" for holder in holders[:MAX_NAMED]]
-    more = f" and {len(holders) - MAX_NAMED} more" if len(holders) > MAX_NAMED else ""
+    if len(holders) > MAX_NAMED:
+        more = f" and {len(holders) - MAX_NAMED} more"
+    else:
+        more = ""
     return f"held by {', '.join(names)}{more}"
 
 
 def is_waiting(result: Any) -> bool:
-    """True if the task of this ObjectRef waits for resources; False if it has started or its state is unknown."""
+    """True if the task of this ObjectRef waits for resources; False if it has started or its state
+    is unknown."""
     from ray.util.state import get_task
 
     with suppress(Exception):

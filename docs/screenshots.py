@@ -1,4 +1,5 @@
-"""Take the pictures of pages in README and docs from a real run: `make demo KEEP=1`, then `make screenshots`."""
+"""Take the pictures of pages in README and docs from a real run: `make demo KEEP=1`, then `make
+screenshots`."""
 
 import os
 import shutil
@@ -38,18 +39,25 @@ class Picture(NamedTuple):
 
 
 def main() -> int:
-    """Take the pictures of the demo's report, service, console and answers. Return 1 if that is not possible."""
+    """Take the pictures of the demo's report, service, console and answers. Return 1 if that is not
+    possible."""
     from playwright.sync_api import sync_playwright
 
     browser, state = shutil.which("chromium"), stack.status(default_folder())
     if browser is None or state is None:
-        print("chromium is not installed" if browser is None else "no demo is running; run `make demo KEEP=1` first")
+        print(
+            "chromium is not installed"
+            if browser is None
+            else "no demo is running; run `make demo KEEP=1` first"
+        )
         return 1
     os.environ.update(state.environment())
     pages = demo_pages(Path(tempfile.mkdtemp()))
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu"]
-        written = take(pages, chromium=playwright.chromium.launch(executable_path=browser, args=options))
+        written = take(
+            pages, chromium=playwright.chromium.launch(executable_path=browser, args=options)
+        )
     large = [path for path in written if path.stat().st_size > MAX_BYTES]
     for path in large:
         print(f"{path} is larger than {MAX_BYTES:,} bytes; take a picture of a smaller part")
@@ -57,7 +65,8 @@ def main() -> int:
 
 
 def demo_pages(folder: Path) -> dict[str, Picture]:
-    """Return the pictures by name. The report and the answers are written to the folder; a console is started."""
+    """Return the pictures by name. The report and the answers are written to the folder; a console
+    is started."""
     recipe = load_recipe(RECIPE)
     stored = read_champion(recipe.task_uri)
     assert stored is not None, "the demo has promoted a champion"
@@ -65,7 +74,9 @@ def demo_pages(folder: Path) -> dict[str, Picture]:
     report = save_page(fetch_page(champion.run)[0], output=folder / "report.html")
     answers = folder / "answers.html"
     predicted = tailorbird.load(champion.uri).predict(list(recipe.serving.examples))
-    answers.write_text(f"<!DOCTYPE html><title>Answers</title>{predicted._repr_html_()}", encoding="utf-8")
+    answers.write_text(
+        f"<!DOCTYPE html><title>Answers</title>{predicted._repr_html_()}", encoding="utf-8"
+    )
     console = ConsoleServer(recipe.task_uri.rpartition("/")[0], port=0)
     Thread(target=console.run, daemon=True).start()
     service = serve_client.declared_applications()[application_name(recipe.task_uri)]
@@ -73,20 +84,27 @@ def demo_pages(folder: Path) -> dict[str, Picture]:
     return {
         "report": Picture(report.as_uri(), "main", themes=THEMES),
         "page": Picture(f"{serve_client.application_url(service)}/#text={text}", "#both section"),
-        "console": Picture(f"{console.url}/{recipe.name}/runs/{champion.run.rpartition('/')[2]}", "main", RUN_HEIGHT),
+        "console": Picture(
+            f"{console.url}/{recipe.name}/runs/{champion.run.rpartition('/')[2]}",
+            "main",
+            RUN_HEIGHT,
+        ),
         "answers": Picture(answers.as_uri(), "iframe", TABLE_HEIGHT),
     }
 
 
 def take(pages: Mapping[str, Picture], *, chromium: Any, folder: Path = IMAGES) -> list[Path]:
-    """Write `<name>-<theme>.png` of each page in each of its themes to the folder, and return the files.
+    """Write `<name>-<theme>.png` of each page in each of its themes to the folder, and return the
+    files.
 
     `chromium` is a browser of Playwright.
     """
     written = []
     for name, picture in pages.items():
         for theme in picture.themes:
-            context = chromium.new_context(viewport={"width": WIDTH, "height": picture.height}, color_scheme=theme)
+            context = chromium.new_context(
+                viewport={"width": WIDTH, "height": picture.height}, color_scheme=theme
+            )
             context.set_default_timeout(TIMEOUT_MS)
             page = context.new_page()
             page.goto(picture.address)

@@ -1,7 +1,7 @@
 """Report known vulnerabilities of the locked packages, with pip-audit: part of `make check`.
 
-A known vulnerability fails the check. Advisories that cannot be read are reported; with `--strict`, for a release, they
-fail the check too.
+A known vulnerability fails the check. Advisories that cannot be read are reported; with `--strict`,
+for a release, they fail the check too.
 """
 
 import itertools
@@ -17,19 +17,21 @@ from typing import Any
 from locks.generate import FOLDER, split_packages
 
 SETS = (("setup.txt",), ("development.txt", "torch.txt"), ("cpu.txt",), ("gpu.txt",))
-"""Locks that are queried together, because their versions are equal. If the service knows no package of the first lock,
-the others are not queried."""
+"""Locks that are queried together, because their versions are equal. If the service knows no
+package of the first lock, the others are not queried."""
 IGNORED: Mapping[str, str] = {}
 """Reasons to ignore an advisory, by its id."""
 SOCKET_TIMEOUT_S = 5
 AUDIT_TIMEOUT_S = 300
 
 Found = Mapping[str, Any]
-"""A package in the output of pip-audit: name, and version with advisories or a reason to skip it."""
+"""A package in the output of pip-audit: name, and version with advisories or a reason to skip
+it."""
 
 
 def main() -> int:
-    """Print the advisories; return 1 if one applies, or if advisories are required (`--strict`) and cannot be read."""
+    """Print the advisories; return 1 if one applies, or if advisories are required (`--strict`) and
+    cannot be read."""
     strict = "--strict" in sys.argv[1:]
     for advisory, reason in IGNORED.items():
         print(f"{advisory} is ignored: {reason}")
@@ -46,7 +48,8 @@ def main() -> int:
 
 
 def query_advisories(locks: Sequence[Path]) -> list[Found]:
-    """Return the results for the packages of these locks, for all versions of Python and all platforms.
+    """Return the results for the packages of these locks, for all versions of Python and all
+    platforms.
 
     If pip-audit fails, print why and return none.
     """
@@ -63,7 +66,8 @@ def query_advisories(locks: Sequence[Path]) -> list[Found]:
 
 
 def without_markers(lock: str) -> list[str]:
-    """Return locks with the same packages for every Python; pip-audit reads only what applies to its own.
+    """Return locks with the same packages for every Python; pip-audit reads only what applies to
+    its own.
 
     It refuses two versions of a package, so the second lock has the second versions, and so on.
     """
@@ -80,8 +84,17 @@ def without_markers(lock: str) -> list[str]:
 
 
 def run_pip_audit(lock: Path) -> list[Found]:
-    """Return the results of pip-audit for the packages of a lock; if it fails, print why and return none."""
-    command = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--format=json", "--desc=off"]
+    """Return the results of pip-audit for the packages of a lock; if it fails, print why and return
+    none."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--require-hashes",
+        "--disable-pip",
+        "--format=json",
+        "--desc=off",
+    ]
     command += ["--progress-spinner=off", f"--timeout={SOCKET_TIMEOUT_S}"]
     command += [f"--ignore-vuln={advisory}" for advisory in IGNORED] + [f"--requirement={lock}"]
     try:
@@ -92,25 +105,33 @@ def run_pip_audit(lock: Path) -> list[Found]:
         return []
     except ValueError:
         lines = done.stderr.strip().splitlines() or ["it printed no error"]
-        print(f"pip-audit failed: {next((line for line in lines if line.startswith('ERROR')), lines[-1])}")
+        print(
+            "pip-audit failed: "
+            f"{next((line for line in lines if line.startswith('ERROR')), lines[-1])}"
+        )
         return []
     return packages
 
 
 def assess(packages: Sequence[Found], *, locks: str) -> tuple[list[str], bool, int]:
-    """Return the lines to print, True if there is an advisory, and the number of packages without an answer."""
+    """Return the lines to print, True if there is an advisory, and the number of packages without
+    an answer."""
     lines = []
     for package in packages:
         for advisory in package.get("vulns", ()):
             fixed = ", ".join(advisory["fix_versions"]) or "no version yet"
             lines.append(
-                f"{package['name']} {package['version']} in {locks}: {advisory['id']}, fixed in {fixed}; raise the "
-                "range in pyproject.toml if necessary, and run `make lock UPGRADE=1`"
+                f"{package['name']} {package['version']} in {locks}: {advisory['id']}, fixed in "
+                f"{fixed}; raise the range in pyproject.toml if necessary, and run `make lock "
+                "UPGRADE=1`"
             )
     vulnerable = bool(lines)
     skipped = [package["name"] for package in packages if "vulns" not in package]
     unknown = f"; unknown to the service: {', '.join(skipped)}" if skipped else ""
-    lines.append(f"advisories read for {len(packages) - len(skipped)} of {len(packages)} packages of {locks}{unknown}")
+    lines.append(
+        f"advisories read for {len(packages) - len(skipped)} of {len(packages)} packages of "
+        f"{locks}{unknown}"
+    )
     return lines, vulnerable, len(skipped)
 
 

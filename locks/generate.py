@@ -1,6 +1,8 @@
-"""Write the lock files of this folder with uv: `make lock`. `--check` reports locks of other requirements.
+"""Write the lock files of this folder with uv: `make lock`. `--check` reports locks of other
+requirements.
 
-A lock pins each package by version and sha256. No index is written into a lock, so pip uses the configured one.
+A lock pins each package by version and sha256. No index is written into a lock, so pip uses the
+configured one.
 """
 
 import hashlib
@@ -17,27 +19,43 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 ALL_PLATFORMS = ("--universal", "--python-version=3.11")  # from this version on
-IMAGE = ("--python-version=3.11", "--python-platform=x86_64-manylinux_2_31")  # Ray's image, see k8s/Dockerfile
+IMAGE = (
+    "--python-version=3.11",
+    "--python-platform=x86_64-manylinux_2_31",
+)  # Ray's image, see k8s/Dockerfile
 SAME_VERSIONS = ("--constraints=locks/development.txt", "--constraints=locks/torch.txt")
 LOCKS: Mapping[str, tuple[str, ...]] = {
     "development.txt": ("pyproject.toml", "--extra=dev", *ALL_PLATFORMS),
     "demo.txt": ("pyproject.toml", "--extra=stack", *ALL_PLATFORMS, *SAME_VERSIONS),
-    "nodes.txt": ("pyproject.toml", "--extra=engines", *ALL_PLATFORMS, *SAME_VERSIONS),  # of `ray up`
+    "nodes.txt": (
+        "pyproject.toml",
+        "--extra=engines",
+        *ALL_PLATFORMS,
+        *SAME_VERSIONS,
+    ),  # of `ray up`
     "setup.txt": ("--group=setup", *ALL_PLATFORMS, *SAME_VERSIONS),
     "gpu.txt": ("pyproject.toml", "--extra=gpu", "--extra=mlflow", *IMAGE),
-    "cpu.txt": ("pyproject.toml", "--extra=engines", "--extra=mlflow", *IMAGE, "--constraints=locks/gpu.txt"),
+    "cpu.txt": (
+        "pyproject.toml",
+        "--extra=engines",
+        "--extra=mlflow",
+        *IMAGE,
+        "--constraints=locks/gpu.txt",
+    ),
 }
-"""Arguments of `uv pip compile`, by lock. The order matters: the later ones read the first. A cluster has pods of both
-images, which exchange pickled objects, so packages in both have one version."""
+"""Arguments of `uv pip compile`, by lock. The order matters: the later ones read the first. A
+cluster has pods of both images, which exchange pickled objects, so packages in both have one
+version."""
 TORCH = "torch.txt"
-"""The part of `development.txt` with torch and its CUDA libraries; a build of torch for CPUs replaces it. `cpu.txt` has
-no torch at all, because the image for CPUs installs this build."""
+"""The part of `development.txt` with torch and its CUDA libraries; a build of torch for CPUs
+replaces it. `cpu.txt` has no torch at all, because the image for CPUs installs this build."""
 TORCH_PACKAGES = re.compile(r"(torch|triton|cuda-[\w-]+|nvidia-[\w-]+)==")
 OUTPUT = ("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", "--quiet")
 
 
 def main() -> int:
-    """Write all locks; further arguments go to uv, for example `--upgrade`. With `--check`, report what is outdated."""
+    """Write all locks; further arguments go to uv, for example `--upgrade`. With `--check`, report
+    what is outdated."""
     arguments = sys.argv[1:]
     if "--check" in arguments:
         if arguments != ["--check"]:
@@ -45,7 +63,10 @@ def main() -> int:
             return 2
         outdated = outdated_locks(FOLDER)
         if outdated:
-            print(f"{', '.join(outdated)}: locked for other requirements than those in pyproject.toml; run `make lock`")
+            print(
+                f"{', '.join(outdated)}: locked for other requirements than those in "
+                "pyproject.toml; run `make lock`"
+            )
         return int(bool(outdated))
     for name in LOCKS:
         write_lock(name, *arguments)
@@ -63,7 +84,8 @@ def outdated_locks(folder: Path) -> list[str]:
 
 
 def header(name: str) -> str:
-    """Return the first lines of a lock, with the hash of the requirements that it is generated for."""
+    """Return the first lines of a lock, with the hash of the requirements that it is generated
+    for."""
     options = LOCKS["development.txt" if name == TORCH else name]
     inputs = json.dumps([requirements(), options], sort_keys=True)
     digest = hashlib.sha256(inputs.encode()).hexdigest()
@@ -73,14 +95,23 @@ def header(name: str) -> str:
 def requirements() -> dict[str, Any]:
     """Return the parts of pyproject.toml that contain requirements."""
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project = {name: content["project"][name] for name in ("requires-python", "dependencies", "optional-dependencies")}
-    return project | {"build": content["build-system"]["requires"], "groups": content["dependency-groups"]}
+    project = {
+        name: content["project"][name]
+        for name in ("requires-python", "dependencies", "optional-dependencies")
+    }
+    return project | {
+        "build": content["build-system"]["requires"],
+        "groups": content["dependency-groups"],
+    }
 
 
 def write_lock(name: str, *options: str) -> None:
-    """Write a lock. Versions that are locked remain, unless the requirements or the options demand others."""
+    """Write a lock. Versions that are locked remain, unless the requirements or the options demand
+    others."""
     written = FOLDER / name
-    former = [path.read_text(encoding="utf-8") for path in (written, FOLDER / TORCH) if path.is_file()]
+    former = [
+        path.read_text(encoding="utf-8") for path in (written, FOLDER / TORCH) if path.is_file()
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / name
         output.write_text("".join(former), encoding="utf-8")

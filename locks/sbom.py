@@ -1,7 +1,8 @@
 """Write software bills of materials (CycloneDX JSON) of a wheel: `make sbom`.
 
-The components are the packages in the lock of an image, with the sha256 of their files. Licenses are those that the
-installed packages of the same version declare. Only the dependencies of the wheel itself are listed as such.
+The components are the packages in the lock of an image, with the sha256 of their files. Licenses
+are those that the installed packages of the same version declare. Only the dependencies of the
+wheel itself are listed as such.
 """
 
 import hashlib
@@ -43,7 +44,10 @@ def main() -> int:
 def to_sbom(wheel: Path, *, lock: str) -> str:
     """Return the SBOM of a wheel with the packages of a lock, as JSON."""
     content = wheel.read_bytes()
-    described, components = wheel_metadata(wheel), [locked_component(text) for text in split_packages(lock)]
+    described, components = (
+        wheel_metadata(wheel),
+        [locked_component(text) for text in split_packages(lock)],
+    )
     sha256 = hashlib.sha256(content).hexdigest()
     root = Component(
         name=described["Name"],
@@ -56,15 +60,21 @@ def to_sbom(wheel: Path, *, lock: str) -> str:
     )
     bom = Bom(components=components, serial_number=uuid5(NAMESPACE_URL, sha256 + lock))
     bom.metadata.component = root
-    direct = {canonicalize_name(Requirement(line).name) for line in described.get_all("Requires-Dist", [])}
-    bom.register_dependency(root, [part for part in components if canonicalize_name(part.name) in direct])
+    direct = {
+        canonicalize_name(Requirement(line).name) for line in described.get_all("Requires-Dist", [])
+    }
+    bom.register_dependency(
+        root, [part for part in components if canonicalize_name(part.name) in direct]
+    )
     return JsonV1Dot6(bom).output_as_string(indent=2)
 
 
 def wheel_metadata(wheel: Path) -> Message:
     """Return the `METADATA` of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        (name,) = (
+            name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)
+        )
         return message_from_bytes(archive.read(name))
 
 
@@ -72,7 +82,10 @@ def locked_component(text: str) -> Component:
     """Return the component for a requirement of a lock."""
     requirement = Requirement(text.partition("\\")[0])
     name, version = requirement.name, str(requirement.specifier).removeprefix("==")
-    hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest) for digest in re.findall(r"sha256:(\w+)", text)]
+    hashes = [
+        HashType(alg=HashAlgorithm.SHA_256, content=digest)
+        for digest in re.findall(r"sha256:(\w+)", text)
+    ]
     url = XsUri(f"https://pypi.org/project/{name}/{version}/#files")
     return Component(
         name=name,
@@ -80,12 +93,15 @@ def locked_component(text: str) -> Component:
         bom_ref=f"{name}=={version}",
         purl=PackageURL("pypi", name=canonicalize_name(name), version=version),
         licenses=installed_licenses(name, version=version),
-        external_references=[ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=url, hashes=hashes)],
+        external_references=[
+            ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=url, hashes=hashes)
+        ],
     )
 
 
 def installed_licenses(name: str, *, version: str) -> list[License | LicenseExpression]:
-    """Return the licenses that the installed package declares; none if this version is not installed."""
+    """Return the licenses that the installed package declares; none if this version is not
+    installed."""
     try:
         installed = metadata(name)
     except PackageNotFoundError:
@@ -94,10 +110,15 @@ def installed_licenses(name: str, *, version: str) -> list[License | LicenseExpr
 
 
 def declared_licenses(described: Message | PackageMetadata) -> list[License | LicenseExpression]:
-    """Return the license in the metadata of a package: its SPDX expression or, without one, its name."""
+    """Return the license in the metadata of a package: its SPDX expression or, without one, its
+    name."""
     fields = [described[name] for name in ("License-Expression", "License") if name in described]
     text = next(filter(None, fields), "")
-    return [LicenseFactory().make_from_string(text)] if text and "\n" not in text and text != "UNKNOWN" else []
+    return (
+        [LicenseFactory().make_from_string(text)]
+        if text and "\n" not in text and text != "UNKNOWN"
+        else []
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from tailorbird.config.serving import ServingConfig
 
 
 class BuildArgs(BaseModel):
-    """Arguments of the application. The versions are in `user_config`, which can change without a restart."""
+    """Arguments of the application. The versions are in `user_config`, which can change without a
+    restart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +26,8 @@ class BuildArgs(BaseModel):
     task: Literal["classification", "chat"]
     serving: ServingConfig = ServingConfig()
     without_gpu: bool = False
-    """Whether the replicas use no GPU, whatever `serving` sets, because their versions are those of an endpoint."""
+    """Whether the replicas use no GPU, whatever `serving` sets, because their versions are those of
+    an endpoint."""
 
 
 def build(args: BuildArgs) -> Application:
@@ -35,7 +37,12 @@ def build(args: BuildArgs) -> Application:
     """
     module, _, name = SERVED_TASKS[args.task].replica_class.partition(":")
     replica = getattr(import_module(module), name)
-    config = args.serving.model_copy(update={"gpus_per_replica": 0}) if args.without_gpu else args.serving
-    deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(config, task=args.task))
+    if args.without_gpu:
+        config = args.serving.model_copy(update={"gpus_per_replica": 0})
+    else:
+        config = args.serving
+    deployment = serve.deployment(serve.ingress()(replica)).options(
+        **deployment_options(config, task=args.task)
+    )
     application: Application = deployment.bind(args.task_uri, config.model_dump_json())
     return application

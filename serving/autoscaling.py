@@ -11,8 +11,8 @@ from serving.served_tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 SPARE_REQUESTS = 256
-"""Requests that Serve sends to a replica beyond the replica's own limit. The replica refuses requests by client, which
-Serve's queue does not distinguish, and in its own error format."""
+"""Requests that Serve sends to a replica beyond the replica's own limit. The replica refuses
+requests by client, which Serve's queue does not distinguish, and in its own error format."""
 
 
 def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
@@ -23,26 +23,36 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "OMP_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The handlers do not block the event loop, and a separate thread would double the time of a request.
+        # The handlers do not block the event loop, and a separate thread would double the time of a
+        # request.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         **SETTINGS,
-        # The actors of an engine inherit it, so a replica whose GPUs are in its placement group must not be limited.
+        # The actors of an engine inherit it, so a replica whose GPUs are in its placement group
+        # must not be limited.
         **gpu_visibility(config.gpus_per_replica),
     }
-    resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
+    resources: dict[str, float] = {
+        "num_cpus": config.cpus_per_replica,
+        "num_gpus": config.gpus_per_replica,
+    }
     placement: dict[str, object] = {}
     if config.max_replicas_per_node is not None:
         placement = {"max_replicas_per_node": config.max_replicas_per_node}
     if config.engine in served.actor_engines:
-        # The engine's actors run in the replica's placement group and use its GPUs. The replica itself uses no GPU.
-        placement = {"placement_group_bundles": _engine_bundles(config), "placement_group_strategy": "STRICT_PACK"}
+        # The engine's actors run in the replica's placement group and use its GPUs. The replica
+        # itself uses no GPU.
+        placement = {
+            "placement_group_bundles": _engine_bundles(config),
+            "placement_group_strategy": "STRICT_PACK",
+        }
         resources["num_gpus"] = 0
     return {
         "name": served.deployment,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
-            # `initial_replicas` is not set: Serve would scale to it at each change of `user_config`.
+            # `initial_replicas` is not set: Serve would scale to it at each change of
+            # `user_config`.
             target_ongoing_requests=config.target_ongoing_requests,
             upscale_delay_s=config.upscale_delay_s,
             downscale_delay_s=config.downscale_delay_s,
@@ -62,7 +72,8 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
 
 
 def _engine_bundles(config: ServingConfig) -> list[dict[str, float]]:
-    """Return the bundles of a replica whose engine runs in actors: one per GPU, the first one with the replica's CPUs.
+    """Return the bundles of a replica whose engine runs in actors: one per GPU, the first one with
+    the replica's CPUs.
 
     A worker of the engine uses one bundle.
     """

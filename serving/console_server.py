@@ -25,7 +25,8 @@ SECRET_BYTES = 16
 def console_app(registry: str, *, secret: str) -> ASGIApp:
     """Return the application of a console, whose paths begin with a secret.
 
-    Other users of the machine can connect to the server too, and it reads the registry with the rights of its user.
+    Other users of the machine can connect to the server too, and it reads the registry with the
+    rights of its user.
     """
     routes = console_routes(lambda: Site(registry.rstrip("/")))
     pages = http_app(routes, max_body_bytes=0, authenticate=lambda _headers, _route: None)
@@ -35,7 +36,9 @@ def console_app(registry: str, *, secret: str) -> ASGIApp:
             first, _, rest = scope["path"].removeprefix("/").partition("/")
             if not hmac.compare_digest(first.encode(), secret.encode()):
                 message = "open the address that `tailorbird console` has printed"
-                await ErrorResponse(RequestError(403, "wrong_address", message))(scope, receive, send)
+                await ErrorResponse(RequestError(403, "wrong_address", message))(
+                    scope, receive, send
+                )
                 return
             scope = {**scope, "path": f"/{rest}"}
         await pages(scope, receive, send)
@@ -44,7 +47,8 @@ def console_app(registry: str, *, secret: str) -> ASGIApp:
 
 
 class ConsoleServer:
-    """A server on 127.0.0.1, whose port accepts connections at once. `run` returns after Ctrl-C or SIGTERM."""
+    """A server on 127.0.0.1, whose port accepts connections at once. `run` returns after Ctrl-C or
+    SIGTERM."""
 
     def __init__(self, registry: str, *, port: int) -> None:
         """Bind the port (0: any free one); raise ValueError if it is not available."""
@@ -52,13 +56,18 @@ class ConsoleServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
-            self._socket.listen()  # until then, another user could bind the port too, and receive the secret
+            # until then, another user could bind the port too, and receive the secret
+            self._socket.listen()
         except (OSError, OverflowError) as error:
             self._socket.close()
-            raise ValueError(f"--port {port} is not available: {error}; give another port") from None
+            raise ValueError(
+                f"--port {port} is not available: {error}; give another port"
+            ) from None
         secret = secrets.token_urlsafe(SECRET_BYTES)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/{secret}/console"
-        config = uvicorn.Config(console_app(registry, secret=secret), log_level="warning", server_header=False)
+        config = uvicorn.Config(
+            console_app(registry, secret=secret), log_level="warning", server_header=False
+        )
         self._server = uvicorn.Server(config)
 
     def run(self) -> None:
@@ -70,9 +79,12 @@ class ConsoleServer:
 def private_link(url: str) -> Iterator[str]:
     """Yield the URI of a file that leads a browser to `url`. Only this user can read the file.
 
-    The arguments of a browser's process, which all users of the machine can read, then contain no secret.
+    The arguments of a browser's process, which all users of the machine can read, then contain no
+    secret.
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         page = Path(folder) / "console.html"
-        page.write_text(f'<meta http-equiv="refresh" content="0; url={escape(url)}">', encoding="utf-8")
+        page.write_text(
+            f'<meta http-equiv="refresh" content="0; url={escape(url)}">', encoding="utf-8"
+        )
         yield page.as_uri()

@@ -1,8 +1,8 @@
 """What one client may use of a replica: its turns, its share of what is bounded, and its rate.
 
-A client is the name of an API key or, without keys, a network. `FairQueue` decides whose work is next. `Budget` bounds
-what is held at the same time: slots, places in the queue, and bytes of buffers. `RateLimiter` bounds the use in a
-minute.
+A client is the name of an API key or, without keys, a network. `FairQueue` decides whose work is
+next. `Budget` bounds what is held at the same time: slots, places in the queue, and bytes of
+buffers. `RateLimiter` bounds the use in a minute.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ from serving.served_tasks import RETRY_AFTER_S
 
 RECENT_TURNS = 32
 """A client counts as recent for this number of turns after its last one."""
-SLOTS_RATIO = 3  # a client holds at most this many times the slots that are left: three quarters, if it is alone
+# a client holds at most this many times the slots that are left: three quarters, if it is alone
+SLOTS_RATIO = 3
 RESERVED_PART = 16  # one part in 16 of a replica's queue is reserved for clients that hold nothing
 
 ItemT = TypeVar("ItemT")
@@ -49,9 +50,10 @@ class _Account(Generic[ItemT]):
 class FairQueue(Generic[ItemT]):
     """Items of several clients, by start-time fair queueing (Goyal, Vin and Cheng, 1996).
 
-    The next item is that of the client with the lowest tag: the sum of the costs for which it was served. Items of one
-    client keep their order. A client that returns continues at the queue's virtual time, which is the tag of the item
-    served last, so it waits for at most one turn of each other client and gains nothing from its idle time.
+    The next item is that of the client with the lowest tag: the sum of the costs for which it was
+    served. Items of one client keep their order. A client that returns continues at the queue's
+    virtual time, which is the tag of the item served last, so it waits for at most one turn of each
+    other client and gains nothing from its idle time.
     """
 
     def __init__(self) -> None:
@@ -78,10 +80,14 @@ class FairQueue(Generic[ItemT]):
         account.waiting.update(dict.fromkeys(entries))
         return entries
 
-    def upcoming(self, *, max_items: int, max_cost: float, max_client_cost: float = float("inf")) -> list[Entry[ItemT]]:
-        """Return the next items in the order in which they would be served, at least one if any is waiting.
+    def upcoming(
+        self, *, max_items: int, max_cost: float, max_client_cost: float = float("inf")
+    ) -> list[Entry[ItemT]]:
+        """Return the next items in the order in which they would be served, at least one if any is
+        waiting.
 
-        The items of one client cost at most `max_client_cost` in total, unless its first item alone costs more.
+        The items of one client cost at most `max_client_cost` in total, unless its first item alone
+        costs more.
         """
         accounts = enumerate(self._accounts.values())
         heap = [(account.tag, number, 0.0, iter(account.waiting)) for number, account in accounts]
@@ -102,15 +108,23 @@ class FairQueue(Generic[ItemT]):
         return entries
 
     def first(self, *, allowed: Callable[[str], bool]) -> Entry[ItemT] | None:
-        """Return the next item of the clients for which `allowed` returns True; None if there is none."""
-        accounts = [account for client, account in self._accounts.items() if account.waiting and allowed(client)]
+        """Return the next item of the clients for which `allowed` returns True; None if there is
+        none."""
+        accounts = [
+            account
+            for client, account in self._accounts.items()
+            if account.waiting and allowed(client)
+        ]
         account = min(accounts, key=lambda account: account.tag, default=None)
-        return None if account is None else next(iter(account.waiting))
+        if account is None:
+            return None
+        return next(iter(account.waiting))
 
     def serve(self, entries: Sequence[Entry[ItemT]]) -> None:
         """Remove the items of a turn, the next one first, and charge their costs to their clients.
 
-        Items that were discarded after their turn began are charged too: they were served, although nobody waits.
+        Items that were discarded after their turn began are charged too: they were served, although
+        nobody waits.
         """
         self._turn += 1
         self._virtual_time = max(self._virtual_time, self._accounts[entries[0].client].tag)
@@ -135,10 +149,12 @@ class FairQueue(Generic[ItemT]):
 
 
 class Budget:
-    """A limit on what all clients hold, of which a client holds at most `ratio` times what is left for the others.
+    """A limit on what all clients hold, of which a client holds at most `ratio` times what is left
+    for the others.
 
-    With the ratio 1, one client alone can hold half of the limit, and each further client half of the rest. The reserve
-    is left for clients that hold nothing, so that many clients that fill their parts do not keep out others.
+    With the ratio 1, one client alone can hold half of the limit, and each further client half of
+    the rest. The reserve is left for clients that hold nothing, so that many clients that fill
+    their parts do not keep out others.
     """
 
     def __init__(self, limit: int, *, ratio: int = 1, reserve: int = 0) -> None:
@@ -158,7 +174,8 @@ class Budget:
         return held + amount <= self._ratio * left
 
     def take(self, client: Client, amount: int) -> bool:
-        """Add the amount to what the client holds and return True, or return False if it may not hold it."""
+        """Add the amount to what the client holds and return True, or return False if it may not
+        hold it."""
         allowed = self.allows(client, amount)
         if allowed:
             self._left -= amount
@@ -179,9 +196,11 @@ def max_held_alone(num_slots: int) -> int:
 
 
 class FairSlots:
-    """Slots for work that runs at the same time, for which clients wait in a `FairQueue`. Use it in one event loop.
+    """Slots for work that runs at the same time, for which clients wait in a `FairQueue`. Use it in
+    one event loop.
 
-    Running work cannot be stopped for other clients, so some slots stay free for a client that has none.
+    Running work cannot be stopped for other clients, so some slots stay free for a client that has
+    none.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -198,7 +217,9 @@ class FairSlots:
             await turn
         except BaseException:
             self._queue.discard(entries)
-            if turn.done() and not turn.cancelled():  # the slot was given before the call was cancelled
+            if (
+                turn.done() and not turn.cancelled()
+            ):  # the slot was given before the call was cancelled
                 self.release(client)
             raise
 
@@ -238,10 +259,12 @@ class FairSlots:
 
 
 class RateLimiter:
-    """Token buckets of one replica, one per key and limit. A bucket holds the limit of one minute, and refills evenly.
+    """Token buckets of one replica, one per key and limit. A bucket holds the limit of one minute,
+    and refills evenly.
 
-    A request is accepted while nothing that its key limits is used up. Texts and tokens are charged when they are
-    known, so a request may use more than what is left. The key then waits until the rest is refilled.
+    A request is accepted while nothing that its key limits is used up. Texts and tokens are charged
+    when they are known, so a request may use more than what is left. The key then waits until the
+    rest is refilled.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -254,7 +277,9 @@ class RateLimiter:
             missing = 1 - self._level(key, quantity, limit)
             if missing > 0:
                 message = f"the key {key.name} is limited to {limit} {quantity} a minute"
-                raise _too_many("rate_limited", message, wait_s=max(1, round(missing * 60 / limit + 0.5)))
+                raise _too_many(
+                    "rate_limited", message, wait_s=max(1, round(missing * 60 / limit + 0.5))
+                )
         self.charge(key, requests=1)
 
     def charge(self, key: ApiKey, **amounts: int) -> None:
@@ -270,14 +295,18 @@ class RateLimiter:
 
 
 class Admission:
-    """What the requests in progress hold of a replica's queue, by client. Use it in one event loop."""
+    """What the requests in progress hold of a replica's queue, by client. Use it in one event
+    loop."""
 
     def __init__(self, **limits: int) -> None:
-        self.budgets = {name: Budget(limit, reserve=limit // RESERVED_PART) for name, limit in limits.items()}
+        self.budgets = {
+            name: Budget(limit, reserve=limit // RESERVED_PART) for name, limit in limits.items()
+        }
 
     @contextmanager
     def request(self, client: str) -> Iterator[None]:
-        """Hold one request, and what `admit` adds to it, during the block. Raise RequestError 429 if it is refused."""
+        """Hold one request, and what `admit` adds to it, during the block. Raise RequestError 429
+        if it is refused."""
         with ExitStack() as releases:
             request = _Request(client, self.budgets, releases)
             request.hold(requests=1)
@@ -297,15 +326,16 @@ class _Request:
     def hold(self, **amounts: int) -> None:
         """Add amounts to what the request holds.
 
-        An amount that is larger than half of its limit counts as half, so that an idle replica accepts it.
+        An amount that is larger than half of its limit counts as half, so that an idle replica
+        accepts it.
         """
         for name, amount in amounts.items():
             budget = self.budgets[name]
             counted = min(amount, budget.limit // 2)
             if counted and not budget.take(self.client, counted):
                 message = (
-                    f"this client already has {budget.held[self.client]} {name} in progress, and the replica accepts "
-                    "no more from it at this load"
+                    f"this client already has {budget.held[self.client]} {name} in progress, and "
+                    "the replica accepts no more from it at this load"
                 )
                 raise _too_many("too_many_requests", message, wait_s=RETRY_AFTER_S)
             self.releases.callback(budget.release, self.client, counted)
@@ -315,15 +345,19 @@ _request: ContextVar[_Request | None] = ContextVar("request", default=None)
 
 
 def client_name() -> str:
-    """Return the name by which queues are fair: that of the API key or, without keys, the client's network."""
+    """Return the name by which queues are fair: that of the API key or, without keys, the client's
+    network."""
     request = _request.get()
-    return "" if request is None else request.client
+    if request is None:
+        return ""
+    return request.client
 
 
 def admit(**amounts: int) -> None:
     """Add texts or tokens to what the current request holds until its response is complete.
 
-    Tokens are estimated, for texts that are not tokenized yet. Raises RequestError 429 if the client may not hold them.
+    Tokens are estimated, for texts that are not tokenized yet. Raises RequestError 429 if the
+    client may not hold them.
     """
     request = _request.get()
     if request is not None:
@@ -333,9 +367,13 @@ def admit(**amounts: int) -> None:
 def network_of(address: str) -> str:
     """Return the network of an address, which identifies a client without a key; a port is removed.
 
-    For IPv6, it is the network of 64 bits, all addresses of which one client can use. For IPv4, it is the address.
+    For IPv6, it is the network of 64 bits, all addresses of which one client can use. For IPv4, it
+    is the address.
     """
-    host = address.rpartition(":")[0] if address.count(":") == 1 else address.removeprefix("[").partition("]")[0]
+    if address.count(":") == 1:
+        host = address.rpartition(":")[0]
+    else:
+        host = address.removeprefix("[").partition("]")[0]
     try:
         parsed = ip_address(host or address)
     except ValueError:

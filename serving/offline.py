@@ -1,4 +1,5 @@
-"""Versions of any kind that answer lists of rows in this process, for batches and for the Python interface."""
+"""Versions of any kind that answer lists of rows in this process, for batches and for the Python
+interface."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,11 @@ import numpy as np
 from serving.engines.classify import Prediction, predict_texts
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import Conversation, DataError, query_of
-from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, StoredAnswers, fetch_answers
+from tailorbird.evaluation.inference.endpoint_requests import (
+    RequestLimits,
+    StoredAnswers,
+    fetch_answers,
+)
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.errors import EndpointError
 from tailorbird.models.endpoint.prompts import label_of, request_body
@@ -42,9 +47,11 @@ class ChatAnswer(NamedTuple):
     text: str | None
     """None if an endpoint refuses the row."""
     finish_reason: str | None
-    """`stop`, `length`, or the code of the error with which an endpoint refuses the row; None if it states none."""
+    """`stop`, `length`, or the code of the error with which an endpoint refuses the row; None if it
+    states none."""
     confidence: float | None
-    """exp of the mean log-probability of the tokens; for the kind `nearest`, the similarity; None if unknown."""
+    """exp of the mean log-probability of the tokens; for the kind `nearest`, the similarity; None
+    if unknown."""
     answered_by: PartName | None = None
     reported_model: str | None = None  # the model that an endpoint reported
 
@@ -55,21 +62,25 @@ AnswerRows = Callable[[Sequence[InputRow]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class OfflineModel:
-    """A version that is ready to answer rows as the service does, without requests, limits and the request log."""
+    """A version that is ready to answer rows as the service does, without requests, limits and the
+    request log."""
 
     version: ModelVersion
     _answer: AnswerRows
 
     def answer(self, rows: Sequence[InputRow]) -> Sequence[Any]:
-        """Return the `Prediction` or, for chat, the `ChatAnswer` of each row; chat models decode greedily.
+        """Return the `Prediction` or, for chat, the `ChatAnswer` of each row; chat models decode
+        greedily.
 
-        An error of a hybrid's part is raised: the other part does not answer instead. Raises DataError, which names
-        the row, for a row that cannot be answered, and the errors of `fetch_answers` for an endpoint.
+        An error of a hybrid's part is raised: the other part does not answer instead. Raises
+        DataError, which names the row, for a row that cannot be answered, and the errors of
+        `fetch_answers` for an endpoint.
         """
         for row in rows:
             if not row.turns or row.turns[-1][0] != "user":
                 raise DataError(
-                    f"{row.name} does not end with a user message; remove the messages after the last user message"
+                    f"{row.name} does not end with a user message; remove the messages after the "
+                    "last user message"
                 )
         return self._answer(rows)
 
@@ -86,31 +97,42 @@ def load_offline(
     """Load a registered version of any kind. No request is sent to an endpoint.
 
     Args:
-        version: The version to load.
-        batch_size: Maximum number of texts of a classifier's forward pass.
-        device: A torch device; by default, the GPU if there is one.
-        limits: Limits of the requests to an endpoint.
-        answers_uri: Folder in which the answers of an endpoint are stored, so that no request is sent twice; by
+        version: The version to load. batch_size: Maximum number of texts of a classifier's forward
+        pass. device: A torch device; by default, the GPU if there is one. limits: Limits of the
+        requests to an endpoint. answers_uri: Folder in which the answers of an endpoint are stored,
+        so that no request is sent twice; by
             default, that of the version's task.
         vllm: The service's configuration, if vLLM generates the answers of language models.
 
-    Raises RegistryError if a file is missing or was changed, and the errors of `load_version` and `VllmModel`.
+    Raises RegistryError if a file is missing or was changed, and the errors of `load_version` and
+    `VllmModel`.
     """
     if version.hybrid is not None:
         from tailorbird.models.loading import checked_copy
 
         checked_copy(version.pinned)
         load = partial(
-            load_offline, batch_size=batch_size, device=device, limits=limits, answers_uri=answers_uri, vllm=vllm
+            load_offline,
+            batch_size=batch_size,
+            device=device,
+            limits=limits,
+            answers_uri=answers_uri,
+            vllm=vllm,
         )
         return of_parts(version, *map(load, read_parts(version.hybrid)))
     if version.endpoint is not None:
-        return OfflineModel(version, _of_endpoint(version, limits=limits or RequestLimits(), answers_uri=answers_uri))
+        return OfflineModel(
+            version,
+            _of_endpoint(version, limits=limits or RequestLimits(), answers_uri=answers_uri),
+        )
     if vllm is not None and version.spec.uses_base:
         from serving.batch_jobs.vllm_model import VllmModel
 
         model = VllmModel(version, config=vllm)
-        return OfflineModel(version, partial(_chat, model.loaded, max_length=model.max_length, generate=model.answer))
+        return OfflineModel(
+            version,
+            partial(_chat, model.loaded, max_length=model.max_length, generate=model.answer),
+        )
     from tailorbird.models.loading import load_version
 
     return of_loaded(load_version(version, device=device), batch_size=batch_size)
@@ -128,7 +150,9 @@ def of_loaded(loaded: "AnyLoaded[ModelVersion]", *, batch_size: int) -> OfflineM
     else:
         from tailorbird.models.generation import context_length
 
-        answer = partial(_chat, loaded, max_length=context_length(loaded.lm), generate=partial(_generate, loaded))
+        answer = partial(
+            _chat, loaded, max_length=context_length(loaded.lm), generate=partial(_generate, loaded)
+        )
     return OfflineModel(loaded.version, answer)
 
 
@@ -166,25 +190,38 @@ def _confidence(answer: Prediction | ChatAnswer) -> float:
     """Return the confidence that a cascade compares with its threshold; NaN if it is unknown."""
     if isinstance(answer, Prediction):
         return answer.score
-    return math.nan if answer.confidence is None else answer.confidence
+    if answer.confidence is None:
+        return math.nan
+    return answer.confidence
 
 
-def _of_endpoint(version: ModelVersion, *, limits: RequestLimits, answers_uri: str | None) -> AnswerRows:
+def _of_endpoint(
+    version: ModelVersion, *, limits: RequestLimits, answers_uri: str | None
+) -> AnswerRows:
     """Return the function that answers rows by requests to the version's endpoint."""
     from tailorbird.models.loading import checked_copy, load_retrieval_index
 
-    endpoint, prompting = version.endpoint, version.prompting
+    endpoint = version.endpoint
+    prompting = version.prompting
     assert endpoint is not None
     assert prompting is not None
-    index = load_retrieval_index(checked_copy(version.pinned), retrieval=prompting.retrieval, device="cpu")
+    index = load_retrieval_index(
+        checked_copy(version.pinned), retrieval=prompting.retrieval, device="cpu"
+    )
     parent = answers_uri or task_of_artifact(version.uri).task_uri
     kept: dict[str, StoredAnswers] = {}  # see `fetch_answers`
-    parsed = _endpoint_chat if version.task == "chat" else partial(_endpoint_label, classes=version.classes)
+    parsed: Callable[[EndpointAnswer], ChatAnswer | Prediction]
+    if version.task == "chat":
+        parsed = _endpoint_chat
+    else:
+        parsed = partial(_endpoint_label, classes=version.classes)
 
     def answer(rows: Sequence[InputRow]) -> list[Any]:
         bodies = [request_body(row.turns, version=version, index=index) for row in rows]
         try:
-            answers = fetch_answers(bodies, endpoint=endpoint, parent=parent, limits=limits, kept=kept)
+            answers = fetch_answers(
+                bodies, endpoint=endpoint, parent=parent, limits=limits, kept=kept
+            )
         except (EndpointError, s3.StorageError):
             raise
         except ValueError as error:  # the spend is limited, and a price is missing
@@ -195,7 +232,8 @@ def _of_endpoint(version: ModelVersion, *, limits: RequestLimits, answers_uri: s
 
 
 def _endpoint_label(answer: EndpointAnswer, *, classes: tuple[str, ...]) -> Prediction:
-    """Return the label `NO_LABEL` for a refusal or an answer that names no class. Other classes have no scores."""
+    """Return the label `NO_LABEL` for a refusal or an answer that names no class. Other classes
+    have no scores."""
     from tailorbird.evaluation.inference.endpoint_predictions import NO_LABEL  # imports torch
 
     label = label_of(answer.text, classes=classes) or NO_LABEL
@@ -205,7 +243,9 @@ def _endpoint_label(answer: EndpointAnswer, *, classes: tuple[str, ...]) -> Pred
 
 def _endpoint_chat(answer: EndpointAnswer) -> ChatAnswer:
     text = None if answer.refused else answer.text
-    return ChatAnswer(text, answer.finish_reason, answer.confidence, reported_model=answer.model or None)
+    return ChatAnswer(
+        text, answer.finish_reason, answer.confidence, reported_model=answer.model or None
+    )
 
 
 def _nearest(loaded: "LoadedChat[ModelVersion]", rows: Sequence[InputRow]) -> list[ChatAnswer]:
@@ -245,29 +285,35 @@ def _generate(loaded: "LoadedChat[ModelVersion]", prompts: list[list[int]]) -> "
         prompts,
         max_new_tokens=loaded.prompting.max_new_tokens,
         end_id=int(loaded.tokenizer.eos_token_id),
-        grammar=grammar_for(loaded.prompting.response_format, lm=loaded.lm, tokenizer=loaded.tokenizer),
+        grammar=grammar_for(
+            loaded.prompting.response_format, lm=loaded.lm, tokenizer=loaded.tokenizer
+        ),
     )
 
 
 def _prompts(
     loaded: "LoadedChat[ModelVersion]", rows: Sequence[InputRow], *, max_length: int | None
 ) -> list[list[int]]:
-    """Return the token ids of each row's prompt. Raises DataError for a row that the model cannot answer."""
+    """Return the token ids of each row's prompt. Raises DataError for a row that the model cannot
+    answer."""
     from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
-    prompting, prompts = loaded.prompting, []
+    prompting = loaded.prompting
+    prompts = []
     num_new = prompting.max_new_tokens
     if max_length is not None:
         prompting = prompting.within(max_length - num_new)
     for row in rows:
         try:
-            prompt = chat_prompt(row.turns, tokenizer=loaded.tokenizer, prompting=prompting, index=loaded.index).tokens
+            prompt = chat_prompt(
+                row.turns, tokenizer=loaded.tokenizer, prompting=prompting, index=loaded.index
+            ).tokens
         except DataError as error:
             raise DataError(f"{row.name}: {error}") from None
         if max_length is not None and len(prompt) + num_new > max_length:
             raise DataError(
-                f"{row.name} has {len(prompt)} tokens and the answer up to {num_new}, but the model accepts "
-                f"{max_length} in total; shorten the row"
+                f"{row.name} has {len(prompt)} tokens and the answer up to {num_new}, but the "
+                f"model accepts {max_length} in total; shorten the row"
             )
         prompts.append(prompt)
     return prompts

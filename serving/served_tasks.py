@@ -17,13 +17,16 @@ class ServedTask:
     deployment: str  # name of the Serve deployment
     route: str  # path of the prediction route
     replica_class: str
-    """Import path of the deployment's class, `module:name`. A string, so that clients import no model library."""
+    """Import path of the deployment's class, `module:name`. A string, so that clients import no
+    model library."""
     shutdown_s: float  # time for a stopping replica to finish its requests, in seconds
     serves_baseline: bool
-    """True if every baseline is served alongside the champion. Otherwise one is only served if it needs no further
-    language model, which would double the memory."""
+    """True if every baseline is served alongside the champion. Otherwise one is only served if it
+    needs no further language model, which would double the memory."""
     request: Callable[[Conversation], dict[str, JsonValue]]  # fields of a request with these turns
-    actor_engines: frozenset[str] = frozenset()  # engines that run in separate actors, which use the replica's GPU
+    actor_engines: frozenset[str] = (
+        frozenset()
+    )  # engines that run in separate actors, which use the replica's GPU
 
 
 SERVED_TASKS: dict[str, ServedTask] = {

@@ -1,4 +1,4 @@
-"""Types of the package's names. `__init__.py` imports those of the interface when they are first used."""
+"""Types of the package's names; `__init__.py` imports those of the interface when first used."""
 
 from pathlib import Path
 

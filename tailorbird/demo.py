@@ -17,23 +17,34 @@ if TYPE_CHECKING:
 
 RECIPE = resource_folder("recipes") / "icd10_demo.yaml"
 DATA = "s3://lake/icd10"
-TERMS = ("Kinking and stricture of ureter without hydronephrosis", "Farmer's lung", "Fear of flying")
+TERMS = (
+    "Kinking and stricture of ureter without hydronephrosis",
+    "Farmer's lung",
+    "Fear of flying",
+)
 BIN = ".venv/bin/"
 COMMAND = f"{BIN}tailorbird"
 
 
 def main() -> None:
-    """Start the stack, run the recipe, serve and query the winner; stop everything unless `--keep` is given."""
+    """Start the stack, run the recipe, serve and query the winner; stop everything unless `--keep`
+    is given."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave the stack and the service running")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override values of the recipe")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the stack and the service running"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override values of the recipe"
+    )
     arguments = parser.parse_args()
 
     from cluster.display.console import display
     from cluster.local import stack
     from cluster.local.folder import default_folder
 
-    console, folder, start = Console(highlight=False), default_folder(), time.monotonic()
+    console = Console(highlight=False)
+    folder = default_folder()
+    start = time.monotonic()
     started_here = stack.status(folder) is None
     with display(console) as progress:
         progress.stage(f"stack: an S3 server and a local Ray cluster, in {folder.name}/")
@@ -49,12 +60,16 @@ def main() -> None:
             with display(console) as progress:
                 progress.activity("stopping the stack")
                 stack.down(folder)
-            console.print(f"\nstopped the stack; data, models and evidence are kept in {folder.name}/")
+            console.print(
+                f"\nstopped the stack; data, models and evidence are kept in {folder.name}/"
+            )
     console.print(f"\n[bold]done in {(time.monotonic() - start) / 60:.1f} minutes[/bold]")
     print_end(console, evidence, url=url if is_kept else None, overrides=arguments.overrides)
 
 
-def print_end(console: Console, evidence: "Evidence", *, url: str | None, overrides: Sequence[str] = ()) -> None:
+def print_end(
+    console: Console, evidence: "Evidence", *, url: str | None, overrides: Sequence[str] = ()
+) -> None:
     """Print the panel at the end: the verdict, what is served next, and the commands that follow.
 
     `url` is that of the running service; None if the stack is stopped.
@@ -67,12 +82,15 @@ def print_end(console: Console, evidence: "Evidence", *, url: str | None, overri
         steps = {
             "start the stack": f"{COMMAND} stack up",
             "read the report": f"{BIN}{show_page(evidence.run)}",
-            "serve the champion": shlex.join([COMMAND, "serve", os.path.relpath(RECIPE), *overrides]),
+            "serve the champion": shlex.join(
+                [COMMAND, "serve", os.path.relpath(RECIPE), *overrides]
+            ),
         }
     else:
         steps = {
             "read the report": f"{BIN}{show_page(evidence.run)}",
-            "query the service": f"""curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'""",
+            "query the "
+            "service": f"""curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'""",
             "stop the stack": f"{COMMAND} stack down",
             "the service's page": f"{url}/",
         }
@@ -94,7 +112,9 @@ def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> tuple["Evidenc
         from tailorbird.release.promotion import promote_version
         from tailorbird.release.serving import serve_champion
 
-        rows = ", ".join(f"{count:,} {name}" for name, count in write(DATA).items())  # the same bytes in every run
+        rows = ", ".join(
+            f"{count:,} {name}" for name, count in write(DATA).items()
+        )  # the same bytes in every run
         progress.stage(f"ICD-10-CM as Parquet at {DATA}: {rows} rows")
         result = run_pipeline(recipe, progress=progress)
         champion = promote_version(recipe.task_uri, version=result.winner)

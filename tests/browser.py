@@ -1,7 +1,7 @@
 """Open pages in a headless Chromium, which Playwright drives in a thread of its own.
 
-Playwright's synchronous interface runs an event loop in its thread for as long as the browser is open. In the main
-thread, it would make `asyncio.run` fail in all other tests.
+Playwright's synchronous interface runs an event loop in its thread for as long as the browser is
+open. In the main thread, it would make `asyncio.run` fail in all other tests.
 """
 
 import shutil
@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 WIDTHS = (320, 768, 1280)  # CSS pixels: a small phone (WCAG 2.1, 1.4.10), a tablet, a desktop
 THEMES = ("light", "dark")
 TIMEOUT_MS = 120_000
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
 FURTHER_ROWS = "tbody tr:nth-child(n+5)"
-"""Rows of tables that axe does not check, because they are like the first ones; a report has a thousand of them."""
+"""Rows of tables that axe does not check, because they are like the first ones; a report has a
+thousand of them."""
 AXE = """async enabled =>
     (await axe.run({resultTypes: ["violations"], rules: {"color-contrast": {enabled}}})).violations"""
 FOCUSABLE = "a[href], button:enabled, input, select, textarea, summary, [tabindex='0']"
@@ -46,7 +49,8 @@ class Browser:
 
     @contextmanager
     def windows(self) -> Iterator[OpenPage]:
-        """Yield a function that opens a page. After the block, fail if a page sent requests elsewhere or had errors."""
+        """Yield a function that opens a page. After the block, fail if a page sent requests
+        elsewhere or had errors."""
         faults: list[str] = []
         contexts: list[Any] = []
 
@@ -74,45 +78,66 @@ class Browser:
         from playwright.sync_api import sync_playwright
 
         self._playwright: Any = sync_playwright().start()
-        self.chromium: Any = self._playwright.chromium.launch(executable_path=BROWSER, args=OPTIONS, timeout=TIMEOUT_MS)
+        self.chromium: Any = self._playwright.chromium.launch(
+            executable_path=BROWSER, args=OPTIONS, timeout=TIMEOUT_MS
+        )
 
 
 def _foreign(url: str, *, page: str) -> list[str]:
-    """Return the URL of a request if it is neither to the page's origin nor contained in the page."""
+    """Return the URL of a request if it is neither to the page's origin nor contained in the
+    page."""
     origins = [urlsplit(one)[:2] for one in (url, page)]
-    return [] if origins[0] == origins[1] or url.startswith(("data:", "about:")) else [f"request to {url}"]
+    return (
+        []
+        if origins[0] == origins[1] or url.startswith(("data:", "about:"))
+        else [f"request to {url}"]
+    )
 
 
 def _refused(message: str) -> list[str]:
-    """Return a message of the console if it reports a violation of the page's Content-Security-Policy."""
+    """Return a message of the console if it reports a violation of the page's
+    Content-Security-Policy."""
     return [message] if "Content Security Policy" in message else []
 
 
 def accessibility_faults(page: Page) -> list[str]:
-    """Return the violations of axe's rules, with the elements, in light and dark mode at each of `WIDTHS`.
+    """Return the violations of axe's rules, with the elements, in light and dark mode at each of
+    `WIDTHS`.
 
-    Contrast, which takes axe most of its time, is checked at the largest width only: no color depends on the width.
+    Contrast, which takes axe most of its time, is checked at the largest width only: no color
+    depends on the width.
     """
     from axe_playwright_python.sync_playwright import Axe
 
     before, faults = page.viewport_size, []
-    page.evaluate("query => document.querySelectorAll(query).forEach(row => { row.hidden = true; })", FURTHER_ROWS)
+    page.evaluate(
+        "query => document.querySelectorAll(query).forEach(row => { row.hidden = true; })",
+        FURTHER_ROWS,
+    )
     page.evaluate(Axe().axe_script)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         for theme in THEMES:
             page.emulate_media(color_scheme=theme)
             for violation in page.evaluate(AXE, width == WIDTHS[-1]):
-                faults += [f"{theme}, {width} px: {violation['help']}: {node['target']}" for node in violation["nodes"]]
+                faults += [
+                    f"{theme}, {width} px: {violation['help']}: {node['target']}"
+                    for node in violation["nodes"]
+                ]
     page.set_viewport_size(before)
-    page.evaluate("query => document.querySelectorAll(query).forEach(row => { row.hidden = false; })", FURTHER_ROWS)
+    page.evaluate(
+        "query => document.querySelectorAll(query).forEach(row => { row.hidden = false; })",
+        FURTHER_ROWS,
+    )
     return faults
 
 
 def overflow(page: Page, *, width: int) -> int:
     """Return by how many pixels the page is wider than a window of this width."""
     page.set_viewport_size({"width": width, "height": 900})
-    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+    return int(
+        page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    )
 
 
 def broken_links(page: Page) -> list[str]:
@@ -125,7 +150,8 @@ def broken_links(page: Page) -> list[str]:
 
 
 def keyboard_faults(page: Page, *, stops: int = 40) -> list[str]:
-    """Return elements that Tab does not reach in their order, or that show no focus, among the first `stops`."""
+    """Return elements that Tab does not reach in their order, or that show no focus, among the
+    first `stops`."""
     page.evaluate(
         """selector => { window.focusables = [...document.querySelectorAll(selector)]
         .filter(node => node.checkVisibility({visibilityProperty: true})); }""",

@@ -7,9 +7,15 @@ from tailorbird.registry.versions import ModelVersion, now
 
 
 def set_champion(
-    task_uri: str, version: ModelVersion, *, etag: str | None = None, reason: str = "a test", **fields: Any
+    task_uri: str,
+    version: ModelVersion,
+    *,
+    etag: str | None = None,
+    reason: str = "a test",
+    **fields: Any,
 ) -> Champion:
-    """Make the version the champion and return its record; `fields` are further fields of `Champion`."""
+    """Make the version the champion and return its record; `fields` are further fields of
+    `Champion`."""
     champion = Champion(
         version=version.version,
         uri=version.uri,

@@ -9,7 +9,8 @@ from tailorbird.storage import s3
 
 
 def check_etags(uri: str) -> str:
-    """Check that a new file is written only with its current ETag, and return this ETag. The content is then `2`."""
+    """Check that a new file is written only with its current ETag, and return this ETag. The
+    content is then `2`."""
     assert storage.read_versioned(uri) is None
     first = storage.write_if_match(uri, b"1", etag=None)
     with pytest.raises(s3.PreconditionFailed, match="it already exists"):
@@ -37,6 +38,8 @@ def check_concurrent_changes(uri: str, *, num_changes: int) -> None:
     def count(number: int) -> None:
         storage.update_json(uri, lambda numbers: [*(numbers or []), number])
 
-    with ThreadPoolExecutor(8) as pool:  # each writer opens the file or object itself, as a separate process does
+    with ThreadPoolExecutor(
+        8
+    ) as pool:  # each writer opens the file or object itself, as a separate process does
         list(pool.map(count, range(num_changes)))
     assert sorted(storage.read_json(uri)) == list(range(num_changes))

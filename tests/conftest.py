@@ -1,4 +1,5 @@
-"""Settings and summary of every test run: property tests are the same in each run, and Ray starts are counted."""
+"""Settings and summary of every test run: property tests are the same in each run, and Ray starts
+are counted."""
 
 import atexit
 import gc
@@ -15,11 +16,20 @@ from hypothesis import settings
 from tests.browser import BROWSER, Browser, OpenPage
 from tests.shared_run import SHARE_THE_SMALL_RUN
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
-settings.register_profile("search", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=search
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, max_examples=100
+)
+settings.register_profile(
+    "search", deadline=None, max_examples=1000
+)  # pytest --hypothesis-profile=search
 settings.load_profile("repeatable")
 
-RAY_STARTS = ("cluster.local.supervisor", "bin/ray start", "gcs/gcs_server", "tests.integration.training.nodes")
+RAY_STARTS = (
+    "cluster.local.supervisor",
+    "bin/ray start",
+    "gcs/gcs_server",
+    "tests.integration.training.nodes",
+)
 """Parts of the command lines that start a Ray node, or a process that starts one."""
 
 MANY_MODULES = 200
@@ -40,18 +50,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):  # a worker of pytest-xdist ends by itself
         _sessions.append(session)
     sys.addaudithook(_count_ray_starts)
-    # A shell starts background jobs with SIGINT ignored. Processes that tests start and interrupt would inherit this.
+    # A shell starts background jobs with SIGINT ignored. Processes that tests start and interrupt
+    # would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the imported modules from garbage collection, which takes a second with torch and transformers."""
+    """Exclude the imported modules from garbage collection, which takes a second with torch and
+    transformers."""
     _freeze_modules()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """Exclude modules that fixtures have imported too: transformers collects twice for each list of prompts."""
+    """Exclude modules that fixtures have imported too: transformers collects twice for each list of
+    prompts."""
     if len(sys.modules) > _num_frozen_modules + MANY_MODULES:
         _freeze_modules()
 
@@ -100,7 +113,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return a scheduler that assigns whole files to a worker, and files that share a run or a service to one worker.
+    """Return a scheduler that assigns whole files to a worker, and files that share a run or a
+    service to one worker.
 
     `--dist loadgroup` has no effect with pytest 9.2 and pytest-xdist 3.8.
     """
@@ -113,7 +127,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             path = nodeid.partition("::")[0]
             if path.endswith(SHARE_THE_SMALL_RUN):
                 return "small run"
-            return path.rpartition("/")[0] if "/classification/test_" in path and "integration" in path else path
+            return (
+                path.rpartition("/")[0]
+                if "/classification/test_" in path and "integration" in path
+                else path
+            )
 
     return ByFile(config, log)
 
@@ -133,9 +151,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _exit_without_destructors() -> None:
     """Exit with pytest's code, without running C++ destructors.
 
-    Each `ray.init` of a process except the first leaves a thread behind that exports metrics (Ray 2.60). If its cluster
-    is gone, the thread logs an error, but the destructors have already deleted Ray's logger: a run in which all tests
-    passed ended with a segmentation fault. Tests connect dozens of times; a process of Tailorbird connects once.
+    Each `ray.init` of a process except the first leaves a thread behind that exports metrics (Ray
+    2.60). If its cluster is gone, the thread logs an error, but the destructors have already
+    deleted Ray's logger: a run in which all tests passed ended with a segmentation fault. Tests
+    connect dozens of times; a process of Tailorbird connects once.
     """
     for session in _sessions:
         sys.stdout.flush()

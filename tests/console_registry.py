@@ -1,4 +1,5 @@
-"""Registries for tests of the console: simulated runs, versions, champions, reports and progress in each state."""
+"""Registries for tests of the console: simulated runs, versions, champions, reports and progress in
+each state."""
 
 import hashlib
 import json
@@ -27,19 +28,28 @@ Status = Literal["running", "finished", "failed"]
 
 @cache
 def simulated(candidate: float = 0.78, num_rows: int = 300, *, chat: bool = False) -> Evidence:
-    """Return the evidence of a simulated run; a candidate's accuracy of 0.7 is that of the incumbent."""
+    """Return the evidence of a simulated run; a candidate's accuracy of 0.7 is that of the
+    incumbent."""
     return evidence_of(Simulation(candidate=candidate, num_rows=num_rows, chat=chat))
 
 
 def add_run(
-    paths: TaskPaths, name: str, *, at: datetime, evidence: Evidence | None = None, valid_days: int = 365
+    paths: TaskPaths,
+    name: str,
+    *,
+    at: datetime,
+    evidence: Evidence | None = None,
+    valid_days: int = 365,
 ) -> Evidence:
     """Write the evidence of a run that finished at this time, and its access to the ledger."""
     base, run = evidence or simulated(), paths.run(name)
     access = base.test_access.model_copy(update={"run": run, "at": _iso(at)})
     versions = {
         role: version.__class__(
-            version.kind, paths.version(f"{version.kind}-{name[:12]}"), version.digest, version.files
+            version.kind,
+            paths.version(f"{version.kind}-{name[:12]}"),
+            version.digest,
+            version.files,
         )
         for role, version in base.versions.items()
     }
@@ -65,8 +75,11 @@ def add_looks(paths: TaskPaths, *evidence: Evidence) -> None:
     storage.write_bytes(paths.test_set_ledger, ledger.model_dump_json().encode())
 
 
-def add_version(paths: TaskPaths, name: str, *, kind: str, at: datetime, evidence: Evidence | None = None) -> str:
-    """Write the config of a version, with the evidence of the run that selected it, and return its URI."""
+def add_version(
+    paths: TaskPaths, name: str, *, kind: str, at: datetime, evidence: Evidence | None = None
+) -> str:
+    """Write the config of a version, with the evidence of the run that selected it, and return its
+    URI."""
     config = VersionConfig.model_validate(
         {
             "kind": kind,
@@ -86,7 +99,9 @@ def add_version(paths: TaskPaths, name: str, *, kind: str, at: datetime, evidenc
     return uri
 
 
-def add_champion(paths: TaskPaths, uri: str, *, at: datetime, evidence: Evidence | None = None) -> Champion:
+def add_champion(
+    paths: TaskPaths, uri: str, *, at: datetime, evidence: Evidence | None = None
+) -> Champion:
     """Write a champion and the entry of its history."""
     verdict = evidence.verdict if evidence else None
     champion = Champion(
@@ -99,16 +114,20 @@ def add_champion(paths: TaskPaths, uri: str, *, at: datetime, evidence: Evidence
         since=_iso(at),
     )
     storage.write_bytes(paths.champion, champion.model_dump_json().encode())
-    storage.write_bytes(paths.history_entry(f"{_iso(at).replace(':', '')}-x"), champion.model_dump_json().encode())
+    storage.write_bytes(
+        paths.history_entry(f"{_iso(at).replace(':', '')}-x"), champion.model_dump_json().encode()
+    )
     return champion
 
 
 def add_reports(
     paths: TaskPaths, *, until: datetime, num_days: int, alarm: bool = False, chat: bool = False
 ) -> list[Report]:
-    """Write daily reports on the champion up to the day before `until`; `alarm` is that of the last day.
+    """Write daily reports on the champion up to the day before `until`; `alarm` is that of the last
+    day.
 
-    Answers of a `chat` model also have scores by people: on the last three days from audits, on all from feedback.
+    Answers of a `chat` model also have scores by people: on the last three days from audits, on all
+    from feedback.
     """
     reports = []
     for number in range(num_days):
@@ -117,7 +136,9 @@ def add_reports(
         value = 0.031 if alarm and last else 0.010 + 0.004 * (number * 7 % 5) / 5
         labelled, right = 120, 96 + number * 5 % 9
         share = right / labelled
-        bound = at_most(0.05, what="change for sex = f", estimate=-0.01, interval=(-0.04, 0.02), n=58)
+        bound = at_most(
+            0.05, what="change for sex = f", estimate=-0.01, interval=(-0.04, 0.02), n=58
+        )
         report = Report(
             day=day,
             days=1,
@@ -138,7 +159,9 @@ def add_reports(
             feedback=Quality(900, 14, 6, (0.2, 0.7), 0.83),
             confident=0.62 + 0.01 * (number % 4),
             groups=gate("groups", (bound,)),
-            audit_scores=Quality(900, 40, 31.5, (0.64, 0.88), None) if chat and number >= num_days - 3 else NO_ANSWERS,
+            audit_scores=Quality(900, 40, 31.5, (0.64, 0.88), None)
+            if chat and number >= num_days - 3
+            else NO_ANSWERS,
             feedback_scores=Quality(900, 25, 9.0, (0.2, 0.55), None) if chat else NO_ANSWERS,
         )
         storage.write_bytes(paths.daily_report(day), report.model_dump_json().encode())
@@ -147,7 +170,12 @@ def add_reports(
 
 
 def add_watch(
-    paths: TaskPaths, *, at: datetime, reasons: Sequence[str] = (), challenger_days: int = 0, expires: datetime
+    paths: TaskPaths,
+    *,
+    at: datetime,
+    reasons: Sequence[str] = (),
+    challenger_days: int = 0,
+    expires: datetime,
 ) -> WatchRecord:
     """Write the recommendation of a watch, with a challenger if it has days."""
     points = tuple(
@@ -200,7 +228,9 @@ def add_progress(
     contenders = [
         ContenderProgress(name="bag_of_words", score=0.718, text="linear SVM, C = 1"),
         ContenderProgress(name="probe", score=0.668, text="logistic regression, C = 0.3"),
-        ContenderProgress(name="probe_bag", score=0.745, text="linear SVM, C = 1, embedding weight 2"),
+        ContenderProgress(
+            name="probe_bag", score=0.745, text="linear SVM, C = 1, embedding weight 2"
+        ),
         *(
             ContenderProgress(
                 name=trial,
@@ -222,8 +252,20 @@ def add_progress(
         started_at=_iso(started),
         updated_at=_iso(updated),
         stages=(
-            StageProgress(name="baselines", state="finished", seconds=74.2, expected_s=80.0, basis="10,356 rows"),
-            StageProgress(name="sweep", state="running", seconds=221.0, expected_s=420.0, basis="3 trials, 1 at once"),
+            StageProgress(
+                name="baselines",
+                state="finished",
+                seconds=74.2,
+                expected_s=80.0,
+                basis="10,356 rows",
+            ),
+            StageProgress(
+                name="sweep",
+                state="running",
+                seconds=221.0,
+                expected_s=420.0,
+                basis="3 trials, 1 at once",
+            ),
             StageProgress(name="test", state="planned", expected_s=95.0, basis="up to 4 models"),
         ),
         activity="trial 17b62 epoch 5",
@@ -231,7 +273,10 @@ def add_progress(
         rows=(61, 141),
         seconds_left=86.0,
         contenders=tuple(contenders),
-        notes=("8,967 train, 1,389 validation, 1,997 test rows, 21 classes", "target 0.678 (probe + 0.01)"),
+        notes=(
+            "8,967 train, 1,389 validation, 1,997 test rows, 21 classes",
+            "target 0.678 (probe + 0.01)",
+        ),
     )
     storage.write_bytes(paths.progress(name), record.model_dump_json().encode())
     return record

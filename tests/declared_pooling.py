@@ -15,16 +15,23 @@ FLAGS = {
 
 
 def declare(
-    folder: Path, *modes: str, normalize: bool = False, prompts: dict[str, Any] | None = None, **pooling: Any
+    folder: Path,
+    *modes: str,
+    normalize: bool = False,
+    prompts: dict[str, Any] | None = None,
+    **pooling: Any,
 ) -> Path:
     """Declare a pooling in the folder of an encoder, and return the folder.
 
-    `prompts` is the content of `config_sentence_transformers.json`. `pooling` are further fields of the pooling.
+    `prompts` is the content of `config_sentence_transformers.json`. `pooling` are further fields of
+    the pooling.
     """
     width = json.loads((folder / "config.json").read_text())["hidden_size"]
     flags = {flag: mode in modes for mode, flag in FLAGS.items()}
     write_modules(folder, "Transformer", "Pooling", *(["Normalize"] if normalize else []))
-    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | flags | pooling)
+    write(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | flags | pooling
+    )
     write(folder / "config_sentence_transformers.json", prompts or {})
     write(folder / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False})
     return folder

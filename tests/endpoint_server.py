@@ -1,4 +1,5 @@
-"""A small OpenAI-compatible server on the loopback interface, whose answers and faults a test defines."""
+"""A small OpenAI-compatible server on the loopback interface, whose answers and faults a test
+defines."""
 
 import json
 import threading
@@ -15,7 +16,8 @@ MODEL = "m-2026-01-01"  # model that the server reports
 class Reply:
     """The answer to a request. With `waits`, it is sent when the server stops, which is too late.
 
-    `pieces` are sent one by one after `content`, as the body of a stream. They are closed if the client disconnects.
+    `pieces` are sent one by one after `content`, as the body of a stream. They are closed if the
+    client disconnects.
     """
 
     status: int = 200
@@ -71,7 +73,8 @@ def stream(pieces: Iterator[bytes] | Sequence[bytes]) -> Reply:
 
 
 def event(text: str = "", *, end: str | None = None, model: str = MODEL) -> bytes:
-    """Return an event with the next text of an answer; `end` is the finish reason of the last one."""
+    """Return an event with the next text of an answer; `end` is the finish reason of the last
+    one."""
     choice = {"index": 0, "delta": {"content": text}, "finish_reason": end}
     return _data({"object": "chat.completion.chunk", "model": model, "choices": [choice]})
 
@@ -93,7 +96,8 @@ def question(body: Mapping[str, Any]) -> str:
 
 @contextmanager
 def endpoint_server(answer: Answer, *, models: int = 404, listed: bytes = b"") -> Iterator[Server]:
-    """Run a server during the block; `models` and `listed` are its answer to a request for the list of models."""
+    """Run a server during the block; `models` and `listed` are its answer to a request for the list
+    of models."""
     lock, stopped, running = threading.Lock(), threading.Event(), 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -108,13 +112,21 @@ def endpoint_server(answer: Answer, *, models: int = 404, listed: bytes = b"") -
                 server.authorizations.append(self.headers["Authorization"])
                 running += 1
                 server.max_at_once = max(server.max_at_once, running)
-            reply = answer(body, number) if self.path == "/v1/chat/completions" else refusal(404, "no such path")
+            reply = (
+                answer(body, number)
+                if self.path == "/v1/chat/completions"
+                else refusal(404, "no such path")
+            )
             if reply.waits:
                 stopped.wait()
             with lock:
                 running -= 1
             self.send_response(reply.status)
-            framing = ("Connection", "close") if reply.pieces else ("Content-Length", str(len(reply.content)))
+            framing = (
+                ("Connection", "close")
+                if reply.pieces
+                else ("Content-Length", str(len(reply.content)))
+            )
             for name, value in (*reply.headers.items(), framing):
                 self.send_header(name, value)
             self.end_headers()

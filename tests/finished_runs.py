@@ -1,4 +1,5 @@
-"""Finished runs for tests of their readers: the evidence of a simulated run, with other versions."""
+"""Finished runs for tests of their readers: the evidence of a simulated run, with other
+versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,15 +28,22 @@ def verdict_of(outcome: str, *, selected: str | None = None) -> Verdict:
     changes: dict[str, object] = {"outcome": Outcome(outcome), "selected": role}
     if not verdict.has(role):
         model = verdict.model("candidate").model_copy(update={"role": role})
-        relations = [replace(each, first=role) for each in verdict.relations if each.first == "candidate"]
-        changes |= {"models": (*verdict.models, model), "relations": (*verdict.relations, *relations)}
+        relations = [
+            replace(each, first=role) for each in verdict.relations if each.first == "candidate"
+        ]
+        changes |= {
+            "models": (*verdict.models, model),
+            "relations": (*verdict.relations, *relations),
+        }
     return Verdict.model_validate(dict(verdict) | changes)
 
 
 def prediction_table_names(roles: Sequence[str], *, changed: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of a run's tables in `predictions/`, if incumbent and candidate have one of validation rows.
+    """Return the names of a run's tables in `predictions/`, if incumbent and candidate have one of
+    validation rows.
 
-    `roles` are those of all models that predict the test rows, and `changed` are the sets of changed rows and suites.
+    `roles` are those of all models that predict the test rows, and `changed` are the sets of
+    changed rows and suites.
     """
     return (
         *roles,
@@ -49,10 +57,13 @@ def candidate_record(version: ModelVersion) -> CandidateRecord:
     return CandidateRecord(version.kind, version.uri, version.digest)
 
 
-def write_finished_run(run: str, *, versions: Mapping[str, CandidateRecord], **changes: object) -> Evidence:
+def write_finished_run(
+    run: str, *, versions: Mapping[str, CandidateRecord], **changes: object
+) -> Evidence:
     """Write the evidence of a run with these versions, by role. `changes` are fields of `Evidence`.
 
-    By default, the verdict chose the candidate, there was no champion, and the verdict does not expire.
+    By default, the verdict chose the candidate, there was no champion, and the verdict does not
+    expire.
     """
     defaults = {
         "verdict": verdict_of("FINE_TUNE"),
@@ -60,6 +71,8 @@ def write_finished_run(run: str, *, versions: Mapping[str, CandidateRecord], **c
         "created_at": now(),
         "expires_at": "2099-01-01T00:00:00+00:00",
     }
-    evidence = _simulated().model_copy(update=defaults | {"run": run, "versions": dict(versions)} | changes)
+    evidence = _simulated().model_copy(
+        update=defaults | {"run": run, "versions": dict(versions)} | changes
+    )
     write_evidence(run, {"evidence.json": evidence.model_dump_json().encode()})
     return evidence

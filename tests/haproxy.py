@@ -1,4 +1,5 @@
-"""Ray Serve's HAProxy without Ray: the program that adds our rules to the configuration from Ray's template."""
+"""Ray Serve's HAProxy without Ray: the program that adds our rules to the configuration from Ray's
+template."""
 
 import json
 import os
@@ -29,7 +30,9 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def render(folder: Path, *, port: int, servers: Sequence[int], host: str = "127.0.0.1", maxconn: int = 4096) -> Path:
+def render(
+    folder: Path, *, port: int, servers: Sequence[int], host: str = "127.0.0.1", maxconn: int = 4096
+) -> Path:
     """Write HAProxy's configuration for one application at `/`, or for none without servers."""
     metrics, stats = free_ports(2)
     config = HAProxyConfig(
@@ -58,13 +61,17 @@ def render(folder: Path, *, port: int, servers: Sequence[int], host: str = "127.
 
 def start(path: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """Start HAProxy as Ray does: by the program in the setting."""
-    path_of_python = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    path_of_python = os.pathsep.join(
+        (sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))
+    )
     environment = os.environ | {haproxy.PROGRAM: haproxy.__file__, "PATH": path_of_python}
     return subprocess.Popen([haproxy.__file__, "-db", "-f", str(path), *arguments], env=environment)
 
 
 @contextmanager
-def running(folder: Path, *, servers: Sequence[int], host: str = "127.0.0.1", maxconn: int = 4096) -> Iterator[int]:
+def running(
+    folder: Path, *, servers: Sequence[int], host: str = "127.0.0.1", maxconn: int = 4096
+) -> Iterator[int]:
     """Run HAProxy until the block ends, and yield its port when it has reached a server."""
     (port,) = free_ports(1)
     process = start(render(folder, port=port, servers=servers, host=host, maxconn=maxconn))
@@ -86,9 +93,12 @@ def await_answer(port: int, process: "subprocess.Popen[bytes]") -> None:
 
 
 def send(port: int, request: bytes, *, client: str = "127.0.0.1") -> bytes:
-    """Send the bytes from an address, and return all bytes of the response, or none if the connection fails."""
+    """Send the bytes from an address, and return all bytes of the response, or none if the
+    connection fails."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=30, source_address=(client, 0)) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", port), timeout=30, source_address=(client, 0)
+        ) as connection:
             connection.sendall(request)
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
     except ConnectionError:

@@ -1,7 +1,7 @@
 """Run the code cells of a notebook in this process.
 
-A kernel (nbclient, ipykernel) would be a second process that imports torch and Ray again, needs its own connection to
-Ray, and adds a dozen packages. The cells need nothing that only a kernel has.
+A kernel (nbclient, ipykernel) would be a second process that imports torch and Ray again, needs its
+own connection to Ray, and adds a dozen packages. The cells need nothing that only a kernel has.
 """
 
 import ast
@@ -28,16 +28,22 @@ def read_cells(path: Path) -> list[Cell]:
     """Return the cells of a notebook."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [
-        Cell(cell["id"], cell["cell_type"], "".join(cell["source"]), tuple(cell["metadata"].get("tags", ())))
+        Cell(
+            cell["id"],
+            cell["cell_type"],
+            "".join(cell["source"]),
+            tuple(cell["metadata"].get("tags", ())),
+        )
         for cell in cells
     ]
 
 
 def execute(path: Path, *, parameters: Mapping[str, object]) -> dict[str, Any]:
-    """Run the code cells in one namespace; return the value of the last line of each cell, by the cell's id.
+    """Run the code cells in one namespace; return the value of the last line of each cell, by the
+    cell's id.
 
-    `parameters` replace values after the cell with the tag `parameters`; unknown names raise KeyError. As in a
-    notebook, the value is None if the last line is not an expression.
+    `parameters` replace values after the cell with the tag `parameters`; unknown names raise
+    KeyError. As in a notebook, the value is None if the last line is not an expression.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     values = {}
@@ -58,4 +64,6 @@ def _run(cell: Cell, namespace: dict[str, Any]) -> Any:
         value = body[-1].value
         body = body[:-1]
     exec(compile(ast.Module(body, type_ignores=[]), cell.id, "exec"), namespace)
-    return None if value is None else eval(compile(ast.Expression(value), cell.id, "eval"), namespace)
+    return (
+        None if value is None else eval(compile(ast.Expression(value), cell.id, "eval"), namespace)
+    )

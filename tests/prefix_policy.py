@@ -1,7 +1,8 @@
 """An S3 server that answers like AWS to a role whose s3:ListBucket is limited to a prefix.
 
-AWS documents that HeadBucket needs s3:ListBucket, and that HeadObject and GetObject answer 403 instead of 404 for a key
-that does not exist if the role has no such right. A condition on `s3:prefix` is met only by lists with a prefix.
+AWS documents that HeadBucket needs s3:ListBucket, and that HeadObject and GetObject answer 403
+instead of 404 for a key that does not exist if the role has no such right. A condition on
+`s3:prefix` is met only by lists with a prefix.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, _error("NoSuchBucket"))
         elif "list-type" in query:
             prefix = query.get("prefix", [""])[0]
-            self._send(*((200, _listing(self.objects, prefix)) if prefix.startswith(PREFIX) else (403, b"")))
+            self._send(
+                *(
+                    (200, _listing(self.objects, prefix))
+                    if prefix.startswith(PREFIX)
+                    else (403, b"")
+                )
+            )
         elif key.startswith(PREFIX) and key in self.objects:
             self._send(200, self.objects[key])
         else:
@@ -64,7 +71,9 @@ def _listing(objects: dict[str, bytes], prefix: str) -> bytes:
         for key in sorted(objects)
         if key.startswith(prefix)
     )
-    return f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+    return (
+        f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""A tiny text encoder: a tokenizer of words, and a BERT with random layers to which "azure" and "blue" are the same."""
+"""A tiny text encoder: a tokenizer of words, and a BERT with random layers to which "azure" and
+"blue" are the same."""
 
 from pathlib import Path
 
@@ -61,12 +62,18 @@ def save(folder: Path, *, seed: int = 0, broken: bool = False) -> PinnedEncoder:
         if broken:
             words.fill_(torch.nan)
     encoder.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder)
     return pin(folder)
 
 
 def pin(folder: Path) -> PinnedEncoder:
     """Return the pin of an encoder in a folder."""
-    return PinnedEncoder(uri=folder.as_uri(), sha256=digest(sha256_files(folder.as_uri())), dtype="float32")
+    return PinnedEncoder(
+        uri=folder.as_uri(), sha256=digest(sha256_files(folder.as_uri())), dtype="float32"
+    )

@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class TrackedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that operations return within the block, until they are freed.
+    """Counts the bytes of all tensors that operations return within the block, until they are
+    freed.
 
-    The backward pass counts too. Memory that a kernel uses internally does not, and neither do the tensors of other
-    threads and the weights of `shared`.
+    The backward pass counts too. Memory that a kernel uses internally does not, and neither do the
+    tensors of other threads and the weights of `shared`.
     """
 
     def __init__(self, shared: nn.Module | None = None) -> None:
@@ -38,7 +39,11 @@ class TrackedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return peak
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):

@@ -1,1 +1,2 @@
-"""Fine-tuning: a DeepSpeed training loop in Ray Train workers, from base model to exported weights."""
+"""Fine-tuning: a DeepSpeed training loop in Ray Train workers, from base model to exported
+weights."""

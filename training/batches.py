@@ -29,13 +29,16 @@ class Batch:
 
     def pinned(self) -> "Batch":
         """Return the batch in page-locked memory, from which a GPU copies while it computes."""
-        inputs = tuple(value.pin_memory() if isinstance(value, Tensor) else value for value in self.inputs)
+        inputs = tuple(
+            value.pin_memory() if isinstance(value, Tensor) else value for value in self.inputs
+        )
         return Batch(inputs, self.targets.pin_memory(), self.num_tokens)
 
     def to(self, device: Any) -> "Batch":
         """Return the batch on a device. A pinned batch is copied without waiting."""
         inputs = tuple(
-            value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for value in self.inputs
+            value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for value in self.inputs
         )
         return Batch(inputs, self.targets.to(device, non_blocking=True), self.num_tokens)
 
@@ -48,12 +51,15 @@ class Collator(Protocol):
 
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float: ...
 
-    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch: ...
+    def collate(
+        self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
+    ) -> Batch: ...
 
 
 @dataclass(frozen=True)
 class StepBatches:
-    """A step of this rank. The weighted sum of the micro-batches' losses is the rank's share of the mean loss.
+    """A step of this rank. The weighted sum of the micro-batches' losses is the rank's share of the
+    mean loss.
 
     The mean of the shares over the ranks is the mean loss of the step's rows.
     """
@@ -67,11 +73,17 @@ class StepBatches:
 def collated_steps(
     runtime: Collator, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[Iterator[StepBatches]]:
-    """Yield an iterator over the steps of an epoch from step `start`, which a thread collates ahead."""
+    """Yield an iterator over the steps of an epoch from step `start`, which a thread collates
+    ahead."""
     has_gpu = torch.cuda.is_available()
-    select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if has_gpu else None
+    if has_gpu:
+        select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
+    else:
+        select_gpu = None
     with closing(steps(runtime.train, config, epoch=epoch, start=start)) as uncollated:
-        step_batches = (_collate_step(window, batch, config, runtime=runtime) for window, batch in uncollated)
+        step_batches = (
+            _collate_step(window, batch, config, runtime=runtime) for window, batch in uncollated
+        )
         with closing(ahead(step_batches, number=STEPS_AHEAD, initializer=select_gpu)) as collated:
             yield collated
 
@@ -79,13 +91,18 @@ def collated_steps(
 def _collate_step(
     window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, runtime: Collator
 ) -> StepBatches:
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    num_ranks = dist.get_world_size()
     own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-    share = runtime.weight(window, batch) / num_ranks  # the mean over ranks is the mean over the batch
+    share = (
+        runtime.weight(window, batch) / num_ranks
+    )  # the mean over ranks is the mean over the batch
     batches = []
     for rows in micro_batches(window.lengths, batch, config, num_ranks=num_ranks)[rank]:
         # A rank or micro-batch may have no rows. It then computes one row with weight 0.
-        collated = runtime.collate(config, window, rows if len(rows) else np.zeros(1, dtype=np.int64))
+        collated = runtime.collate(
+            config, window, rows if len(rows) else np.zeros(1, dtype=np.int64)
+        )
         if torch.cuda.is_available():
             collated = collated.pinned()
         weight = 1 / share if len(rows) else 0.0
@@ -100,10 +117,11 @@ def _collate_step(
 def micro_batches(
     lengths: NDArray[np.int64], batch: NDArray[np.int64], config: TrainingConfig, *, num_ranks: int
 ) -> list[list[NDArray[np.int64]]]:
-    """Return the rows of each micro-batch of each rank. All ranks have the same number, and some may be empty.
+    """Return the rows of each micro-batch of each rank. All ranks have the same number, and some
+    may be empty.
 
-    `lengths` are those of the window. With `batch_tokens`, a micro-batch has at most that many tokens, if each of its
-    rows were padded to the longest, unless it is a single row.
+    `lengths` are those of the window. With `batch_tokens`, a micro-batch has at most that many
+    tokens, if each of its rows were padded to the longest, unless it is a single row.
     """
     shares = [rank_rows(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
     if config.batch_tokens is None:
@@ -113,8 +131,11 @@ def micro_batches(
     return [parts + [np.zeros(0, dtype=np.int64)] * (most - len(parts)) for parts in split]
 
 
-def _within(rows: NDArray[np.int64], lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
-    """Split rows into the fewest micro-batches of similar lengths, each of at most `max_tokens` padded tokens."""
+def _within(
+    rows: NDArray[np.int64], lengths: NDArray[np.int64], *, max_tokens: int
+) -> list[NDArray[np.int64]]:
+    """Split rows into the fewest micro-batches of similar lengths, each of at most `max_tokens`
+    padded tokens."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     parts: list[NDArray[np.int64]] = []
     while len(ordered):

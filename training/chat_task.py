@@ -39,16 +39,26 @@ from training.engine.deepspeed_private import fp32_values, full_shapes
 from training.engine.placement import layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
 from training.engine.tensor_file import save_tensors
-from training.task import Diverged, TrainingTask, Weights, means_over_ranks, trainable_copy, write_adapter
+from training.task import (
+    Diverged,
+    TrainingTask,
+    Weights,
+    means_over_ranks,
+    trainable_copy,
+    write_adapter,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COMPARED_ROWS, COMPARED_TOKENS, COMPARED_LOGITS = 4, 4096, 256
-ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
-"""Lengths of the two conversations of the isolation check, and the tolerated difference of a logit, relative to the
-largest logit. Rounding in fp32 causes a thousandth of this difference. A leak between the conversations exceeds it even
-with random weights."""
+COMPARED_ROWS = 4
+COMPARED_TOKENS = 4096
+COMPARED_LOGITS = 256
+ISOLATION_TOKENS = (8, 7)
+ISOLATION_TOLERANCE = 1e-4
+"""Lengths of the two conversations of the isolation check, and the tolerated difference of a logit,
+relative to the largest logit. Rounding in fp32 causes a thousandth of this difference. A leak
+between the conversations exceeds it even with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,27 +71,40 @@ class ChatTrainingTask(TrainingTask):
 
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ChatRuntime":
         folder = local_copy(self.base_model)
-        tokenizer, lm = load_tokenizer(folder), load_causal(folder, dtype=None, attention_dropout=attention_dropout)
+        tokenizer = load_tokenizer(folder)
+        lm = load_causal(folder, dtype=None, attention_dropout=attention_dropout)
         index = None if self.examples is None else self.examples.load_index()
         return ChatRuntime(lm, tokenizer, self, self.dataset(tokenizer), index=index)
 
-    def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
+    def tokenize(
+        self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase"
+    ) -> TokenizedRows:
         assert isinstance(self.train, Rows)
-        train, data, prompts = self.train.take(rows), ChatData(self.prompting.system), None
+        train = self.train.take(rows)
+        data = ChatData(self.prompting.system)
+        prompts = None
         if self.examples is not None:
-            # The process that tokenizes has no GPU, and the examples of each row are known, so nothing is embedded.
-            index, nearest_rows = self.examples.load_index(device="cpu"), [self.examples.rows[row] for row in rows]
-            prompts = (  # one at a time, because the prompts of all rows take more memory than their tokens
-                chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=examples)
+            # The process that tokenizes has no GPU, and the examples of each row are known, so
+            # nothing is embedded.
+            index = self.examples.load_index(device="cpu")
+            nearest_rows = [self.examples.rows[row] for row in rows]
+            # one at a time, because the prompts of all rows take more memory than their tokens
+            prompts = (
+                chat_prompt(
+                    turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=examples
+                )
                 for turns, examples in zip(train.turns, nearest_rows, strict=True)
             )
-        tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts)
+        tokens = data.encode(
+            train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts
+        )
         return TokenizedRows.from_lists(train.row_ids, tokens, classes=())
 
 
 @dataclass(frozen=True)
 class ChatRuntime:
-    """Runtime of a chat task; see `training.task.TaskRuntime`. The loss covers the assistant's tokens only."""
+    """Runtime of a chat task; see `training.task.TaskRuntime`. The loss covers the assistant's
+    tokens only."""
 
     lm: torch.nn.Module
     tokenizer: "PreTrainedTokenizerBase"
@@ -102,52 +125,81 @@ class ChatRuntime:
         return place_weights(model, config, autocast=autocast)
 
     def attention(self, config: TrainingConfig) -> Attention:
-        return choose_attention(config.attention, lm=self.lm, device=default_device(), dtype=compute_dtype(config))
+        return choose_attention(
+            config.attention, lm=self.lm, device=default_device(), dtype=compute_dtype(config)
+        )
 
-    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:
+    def collate(
+        self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
+    ) -> Batch:
         one_row = self.attention(config) == "flash"  # its cost does not depend on the layout
-        batch = pack(window.conversations(rows), pad_id=self._pad_id, max_width=self.task.max_length, one_row=one_row)
+        batch = pack(
+            window.conversations(rows),
+            pad_id=self._pad_id,
+            max_width=self.task.max_length,
+            one_row=one_row,
+        )
         return Batch(model_inputs(batch), torch.from_numpy(batch.targets), batch.input_ids.size)
 
     def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = engine(*batch.inputs, targets=batch.targets, label_smoothing=config.label_smoothing)
+        loss: torch.Tensor = engine(
+            *batch.inputs, targets=batch.targets, label_smoothing=config.label_smoothing
+        )
         return loss
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
-        """Return the score of greedy answers to the validation rows, which are divided among the ranks."""
-        rank, num_ranks = dist.get_rank(), dist.get_world_size()
+        """Return the score of greedy answers to the validation rows, which are divided among the
+        ranks."""
+        rank = dist.get_rank()
+        num_ranks = dist.get_world_size()
         rows = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
         answers = self.answers(engine, config, rows)
         finite = all(math.isfinite(answer.confidence) for answer in answers)
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")
         texts = [answer.text for answer in answers]
-        scores = per_row(self.task.metric, outputs=texts, references=rows.labels, config=rows.answers)
+        scores = per_row(
+            self.task.metric, outputs=texts, references=rows.labels, config=rows.answers
+        )
         total = torch.tensor([float(scores.sum())], dtype=torch.float64, device=default_device())
         dist.all_reduce(total)
         return float(total) / len(self.task.validation)
 
     def answers(self, engine: Any, config: TrainingConfig, rows: Rows) -> list[Answer]:
-        """Return the greedy answers of the trained model to this rank's rows. Every rank must call it.
+        """Return the greedy answers of the trained model to this rank's rows. Every rank must call
+        it.
 
-        At ZeRO stages 0 to 2, each rank answers with the code and in the dtype of evaluation and serving. At stage 3,
-        no rank holds the model, so all ranks generate in step with the engine's parameters.
+        At ZeRO stages 0 to 2, each rank answers with the code and in the dtype of evaluation and
+        serving. At stage 3, no rank holds the model, so all ranks generate in step with the
+        engine's parameters.
         """
-        options = {"tokenizer": self.tokenizer, "prompting": self.task.prompting, "index": self.index}
+        options = {
+            "tokenizer": self.tokenizer,
+            "prompting": self.task.prompting,
+            "index": self.index,
+        }
         if config.zero_stage == 3:
             with generation_mode(engine), engine.module.dense_attention():
                 return answer_rows(engine.module, rows, generate=synced_answers, **options)
         model = self.inference_model(engine, config)
-        return answer_rows(model, rows, **options) if len(rows) else []
+        if len(rows):
+            return answer_rows(model, rows, **options)
+        return []
 
     def inference_model(self, engine: Any, config: TrainingConfig) -> ChatModel:
-        """Return the model that the export of this engine would load as (ZeRO stages 0 to 2). Every rank must call it.
+        """Return the model that the export of this engine would load as (ZeRO stages 0 to 2). Every
+        rank must call it.
 
-        It uses the engine's memory for weights that are trained in the dtype of inference, and the base model's memory
-        for frozen weights that are stored in it. An adapter is read and merged in fp32, as after the export.
+        It uses the engine's memory for weights that are trained in the dtype of inference, and the
+        base model's memory for frozen weights that are stored in it. An adapter is read and merged
+        in fp32, as after the export.
         """
         dtype = compute_dtype(config)
-        trained = {name: value for name, value in engine.module.lm.named_parameters() if value.requires_grad}
+        trained = {
+            name: value
+            for name, value in engine.module.lm.named_parameters()
+            if value.requires_grad
+        }
         lm = trainable_copy(self.lm, config)
         copied = dict(lm.named_parameters())
         for buffer in lm.buffers():
@@ -166,7 +218,9 @@ class ChatRuntime:
         sizes = np.cumsum(compared.lengths[:COMPARED_ROWS])
         rows = compared.conversations(range(max(1, int((sizes <= COMPARED_TOKENS).sum()))))
         batch = pack(rows, pad_id=self._pad_id)
-        step = 1 + len(batch.positions) // COMPARED_LOGITS  # a position has a value per token of the vocabulary
+        step = (
+            1 + len(batch.positions) // COMPARED_LOGITS
+        )  # a position has a value per token of the vocabulary
         batch = replace(batch, positions=batch.positions[::step], targets=batch.targets[::step])
         with model.dense_attention():  # flash attention computes in half precision only
             logits: torch.Tensor = model(*as_tensors(batch, device=device))
@@ -191,37 +245,52 @@ class ChatRuntime:
 @contextmanager
 def generation_mode(engine: Any) -> Iterator[None]:
     """Compute as the engine does in training, but without dropout and gradients."""
-    dtype, device = engine.torch_autocast_dtype(), engine.device.type
+    dtype = engine.torch_autocast_dtype()
+    device = engine.device.type
     engine.eval()
     try:
-        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=engine.torch_autocast_enabled()):
+        with (
+            torch.no_grad(),
+            torch.autocast(device, dtype=dtype, enabled=engine.torch_autocast_enabled()),
+        ):
             yield
     finally:
         engine.train()
 
 
 def require_packing_isolation(lm: Any) -> None:
-    """Raise ModelError if the logits of two short conversations change when both are packed into one row.
+    """Raise ModelError if the logits of two short conversations change when both are packed into
+    one row.
 
-    Recurrent and convolutional layers (LFM2, Falcon-H1, Qwen3-Next, Jamba) carry state from one conversation to the
-    next; Bloom and Mamba do not accept a four-dimensional attention mask.
+    Recurrent and convolutional layers (LFM2, Falcon-H1, Qwen3-Next, Jamba) carry state from one
+    conversation to the next; Bloom and Mamba do not accept a four-dimensional attention mask.
     """
-    num_tokens, vocab_size = sum(ISOLATION_TOKENS), lm.config.get_text_config().vocab_size
-    ids = np.split(np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1])
+    num_tokens = sum(ISOLATION_TOKENS)
+    vocab_size = lm.config.get_text_config().vocab_size
+    ids = np.split(
+        np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1]
+    )
     batch = pack([Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids], pad_id=0)
     try:
         model = ChatModel(layerwise_copy(lm))
         with torch.no_grad():
-            passes = [model.lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1] for row in ids]
+            passes = [
+                model.lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1]
+                for row in ids
+            ]
             alone = torch.cat(passes).float()
             difference = float((model(*as_tensors(batch, device="cpu")) - alone).abs().max())
         tolerance = ISOLATION_TOLERANCE * float(alone.abs().max())
-        reason = f"a logit differs by {difference:.3g}" if not difference <= tolerance else ""
+        if not difference <= tolerance:
+            reason = f"a logit differs by {difference:.3g}"
+        else:
+            reason = ""
     except Exception as error:  # models that do not accept these inputs raise various exceptions
         reason = f"{type(error).__name__}: {error}"
     if reason:
         raise ModelError(
-            f"a model of type {lm.config.model_type} cannot be trained for a chat task: training packs several "
-            f"conversations into one row, and this model does not isolate them ({reason}); choose a model that "
-            "has only attention layers, such as Llama, Qwen2, Qwen3, Gemma, Granite or SmolLM"
+            f"a model of type {lm.config.model_type} cannot be trained for a chat task: training "
+            "packs several conversations into one row, and this model does not isolate them "
+            f"({reason}); choose a model that has only attention layers, such as Llama, Qwen2, "
+            "Qwen3, Gemma, Granite or SmolLM"
         )

@@ -1,4 +1,5 @@
-"""Checkpoints between two steps: DeepSpeed's shards, the progress and random states of each rank, and their upload."""
+"""Checkpoints between two steps: DeepSpeed's shards, the progress and random states of each rank,
+and their upload."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,12 @@ from training.engine.resharding import load_resharded
 from training.errors import staging_directory, temporary_directory
 from training.loop import build_engine
 from training.reports import Progress
-from training.safe_checkpoint_loading import CHANGED, UnusableCheckpoint, find_unsafe_file, tensors_only
+from training.safe_checkpoint_loading import (
+    CHANGED,
+    UnusableCheckpoint,
+    find_unsafe_file,
+    tensors_only,
+)
 from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
@@ -37,11 +43,14 @@ def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progres
 
 
 def stage(engine: Any, config: TrainingConfig, *, progress: Progress) -> Path:
-    """Write this rank's part of a checkpoint to a new local folder, which the caller deletes after its upload.
+    """Write this rank's part of a checkpoint to a new local folder, which the caller deletes after
+    its upload.
 
     Raises DiskFull on every rank, before anything is written, if a node does not have enough room.
     """
-    require_room(checkpoint_bytes(engine, exclude_frozen=config.method == "lora"), what="a checkpoint")
+    require_room(
+        checkpoint_bytes(engine, exclude_frozen=config.method == "lora"), what="a checkpoint"
+    )
     with staging_directory() as folder:
         save(engine, config, folder=folder, progress=progress)
     return folder
@@ -50,9 +59,10 @@ def stage(engine: Any, config: TrainingConfig, *, progress: Progress) -> Path:
 def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
     """Return an engine in the state of the checkpoint at `uri`, and this rank's progress.
 
-    The workers of a node share one download of the files that they need. If the number of ranks has changed, each rank
-    reads its part of the shards without a download, and dropout masks differ from an uninterrupted training. No code
-    from the files is run. Raises UnusableCheckpoint on every rank if a file is unsafe or invalid.
+    The workers of a node share one download of the files that they need. If the number of ranks has
+    changed, each rank reads its part of the shards without a download, and dropout masks differ
+    from an uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on
+    every rank if a file is unsafe or invalid.
     """
     sizes = folder_sizes(uri)
     num_ranks = sum(name.startswith("progress-") for name in sizes)
@@ -68,20 +78,36 @@ def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[A
     return engine, _progress(uri, num_ranks=num_ranks)
 
 
-def _load(config: TrainingConfig, runtime: TaskRuntime, *, uri: str, sizes: Mapping[str, int], num_ranks: int) -> Any:
+def _load(
+    config: TrainingConfig,
+    runtime: TaskRuntime,
+    *,
+    uri: str,
+    sizes: Mapping[str, int],
+    num_ranks: int,
+) -> Any:
     """Return an engine in the state of the files that this rank wrote."""
-    needed = files_to_download(sizes, ranks=local_ranks(), changed=num_ranks != dist.get_world_size())
+    needed = files_to_download(
+        sizes, ranks=local_ranks(), changed=num_ranks != dist.get_world_size()
+    )
     with node_directory() as (parent, leads):
-        require_room(sum(sizes[name] for name in needed) if leads else 0, what="the checkpoint to resume from")
+        require_room(
+            sum(sizes[name] for name in needed) if leads else 0,
+            what="the checkpoint to resume from",
+        )
         folder = parent / "checkpoint"
         if leads:
             download_folder(uri, folder, includes=needed.__contains__)
         unsafe = find_unsafe_file(folder) if leads else None
         if means_over_ranks(float(unsafe is not None))[0]:
-            raise UnusableCheckpoint(CHANGED.format(uri=uri, problem=unsafe or "see the error of another worker"))
+            raise UnusableCheckpoint(
+                CHANGED.format(uri=uri, problem=unsafe or "see the error of another worker")
+            )
         engine = build_engine(config, runtime)
         with tensors_only():
-            path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=config.method != "lora")
+            path, _ = engine.load_checkpoint(
+                str(folder), tag=TAG, load_module_strict=config.method != "lora"
+            )
         if path is None:
             raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
         if num_ranks == dist.get_world_size():
@@ -92,16 +118,22 @@ def _load(config: TrainingConfig, runtime: TaskRuntime, *, uri: str, sizes: Mapp
     return engine
 
 
-def files_to_download(names: Iterable[str], *, ranks: AbstractSet[int], changed: bool) -> frozenset[str]:
-    """Return the files of a checkpoint that a node with these ranks needs, except for the progress of the ranks.
+def files_to_download(
+    names: Iterable[str], *, ranks: AbstractSet[int], changed: bool
+) -> frozenset[str]:
+    """Return the files of a checkpoint that a node with these ranks needs, except for the progress
+    of the ranks.
 
-    With as many ranks as before, these include the shards and the random states of its own ranks. If the number of
-    ranks has changed, the checkpoint is one of stage 0, which has no shards, and no random states are needed.
+    With as many ranks as before, these include the shards and the random states of its own ranks.
+    If the number of ranks has changed, the checkpoint is one of stage 0, which has no shards, and
+    no random states are needed.
     """
 
     def is_needed(name: str) -> bool:
         of_rank = re.search(r"(zero_pp_rank_|rng-|progress-)(\d+)", name)
-        return of_rank is None or (int(of_rank[2]) in ranks and of_rank[1] != "progress-" and not changed)
+        return of_rank is None or (
+            int(of_rank[2]) in ranks and of_rank[1] != "progress-" and not changed
+        )
 
     return frozenset(filter(is_needed, names))
 
@@ -109,7 +141,8 @@ def files_to_download(names: Iterable[str], *, ranks: AbstractSet[int], changed:
 def _progress(uri: str, *, num_ranks: int) -> Progress:
     """Return this rank's progress.
 
-    If the number of ranks has changed, return the progress of rank 0 with the token counts of all former ranks.
+    If the number of ranks has changed, return the progress of rank 0 with the token counts of all
+    former ranks.
     """
 
     def of_rank(rank: int) -> Progress:
@@ -118,17 +151,24 @@ def _progress(uri: str, *, num_ranks: int) -> Progress:
     if num_ranks == dist.get_world_size():
         return of_rank(dist.get_rank())
     ranks = [of_rank(rank) for rank in range(num_ranks)]
-    return replace(ranks[0], tokens=sum(rank.tokens for rank in ranks), padded=sum(rank.padded for rank in ranks))
+    return replace(
+        ranks[0],
+        tokens=sum(rank.tokens for rank in ranks),
+        padded=sum(rank.padded for rank in ranks),
+    )
 
 
 def _random_states() -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+    if torch.cuda.is_available():
+        return states | {"cuda": torch.cuda.get_rng_state()}
+    return states
 
 
 @contextmanager
 def node_directory() -> Iterator[tuple[Path, bool]]:
-    """Yield a temporary folder that the workers of a node share, and True on the one worker that fills it.
+    """Yield a temporary folder that the workers of a node share, and True on the one worker that
+    fills it.
 
     The folder is deleted when all workers have left the block. Every rank must enter it.
     """
@@ -158,6 +198,7 @@ class Upload:
 
     def wait(self) -> None:
         """Wait until no upload runs, and raise the error of the last one."""
-        running, self._running = self._running, None
+        running = self._running
+        self._running = None
         if running is not None:
             running.result()

@@ -20,9 +20,9 @@ from tailorbird.data.sharding.shards import Shards, window_chunks
 from tailorbird.data.tokenized import TokenizedRows
 
 SORTED_BATCHES = 64
-"""Number of batches whose rows are sorted by length together. More batches need less padding; fewer batches give a more
-random order. On the terms of ICD-10-CM, with batches of 128 rows and two ranks, padding is 7% of the tokens with 32
-batches and 4.5% with 64."""
+"""Number of batches whose rows are sorted by length together. More batches need less padding; fewer
+batches give a more random order. On the terms of ICD-10-CM, with batches of 128 rows and two ranks,
+padding is 7% of the tokens with 32 batches and 4.5% with 64."""
 
 TrainingDataset = TokenizedRows | Shards
 T = TypeVar("T")
@@ -52,7 +52,9 @@ def windows(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> lis
 
 def sampled_rows(rows: TrainingDataset) -> TokenizedRows:
     """Return some or all rows, the same at each call."""
-    return rows if isinstance(rows, TokenizedRows) else rows.read(rows.chunks()[:1])
+    if isinstance(rows, TokenizedRows):
+        return rows
+    return rows.read(rows.chunks()[:1])
 
 
 def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> int:
@@ -64,18 +66,25 @@ def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> i
 def steps(
     rows: TrainingDataset, config: TrainingConfig, *, epoch: int, start: int
 ) -> Generator[tuple[TokenizedRows, NDArray[np.int64]], None, None]:
-    """Yield the window and the indices of the batch's rows in it, for each step of an epoch from step `start`.
+    """Yield the window and the indices of the batch's rows in it, for each step of an epoch from
+    step `start`.
 
     A thread reads the next window in advance. Windows before `start` are not read.
     """
     of_epoch = windows(rows, config, epoch=epoch)
-    ends = np.cumsum([num_batches(window.num_rows, batch_size=config.batch_size) for window in of_epoch])
+    ends = np.cumsum(
+        [num_batches(window.num_rows, batch_size=config.batch_size) for window in of_epoch]
+    )
     first = int(np.searchsorted(ends, start, side="right"))
     begin = start if first == 0 else start - int(ends[first - 1])
     with closing(ahead((window.read() for window in of_epoch[first:]), number=1)) as read:
         for number, window in enumerate(read, start=first):
             batches = epoch_batches(
-                window.lengths, batch_size=config.batch_size, seed=config.seed, epoch=epoch, window=number
+                window.lengths,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                epoch=epoch,
+                window=number,
             )
             for batch in batches[begin:]:
                 yield window, batch
@@ -85,7 +94,8 @@ def steps(
 def ahead(
     items: Iterator[T], *, number: int, initializer: Callable[[], None] | None = None
 ) -> Generator[T, None, None]:
-    """Yield the items, `number` of which are computed in advance in a thread with this initializer."""
+    """Yield the items, `number` of which are computed in advance in a thread with this
+    initializer."""
     with ThreadPoolExecutor(1, initializer=initializer) as thread:
         upcoming = deque(thread.submit(next, items, None) for _ in range(number))
         while (item := upcoming.popleft().result()) is not None:
@@ -98,8 +108,8 @@ def epoch_batches(
 ) -> list[NDArray[np.int64]]:
     """Return the row indices of each step of a window, in random order.
 
-    Every row occurs once, in a batch of rows with similar length. `lengths` [N] are token counts. One batch may be
-    smaller than `batch_size`.
+    Every row occurs once, in a batch of rows with similar length. `lengths` [N] are token counts.
+    One batch may be smaller than `batch_size`.
     """
     generator = np.random.default_rng((seed, epoch, window))
     rows = generator.permutation(len(lengths))
@@ -107,12 +117,16 @@ def epoch_batches(
     batches: list[NDArray[np.int64]] = []
     for start in range(0, len(rows), pool):
         pooled = rows[start : start + pool]
-        batches += [pooled[part] for part in length_batches(lengths[pooled], max_rows=batch_size, longest_first=False)]
+        batches += [
+            pooled[part]
+            for part in length_batches(lengths[pooled], max_rows=batch_size, longest_first=False)
+        ]
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
 def rank_rows(batch: NDArray[np.int64], *, rank: int, num_ranks: int) -> NDArray[np.int64]:
-    """Return a rank's rows of a batch. All ranks get similar lengths, because the batch is sorted by length."""
+    """Return a rank's rows of a batch. All ranks get similar lengths, because the batch is sorted
+    by length."""
     return batch[rank::num_ranks]
 
 

@@ -13,7 +13,8 @@ from training.preemption import Interrupted
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MIN_FREE_BYTES = 16 << 20
-"""With less free space, any error is reported as a full disk, because torch raises only `unexpected pos`."""
+"""With less free space, any error is reported as a full disk, because torch raises only `unexpected
+pos`."""
 MAX_MESSAGE_CHARS = 600
 
 
@@ -24,8 +25,8 @@ class DiskFull(OSError):
 class OutOfMemory(RuntimeError):
     """A GPU does not have enough memory for a worker of a group of `num_workers` workers.
 
-    `batch_tokens` is the limit of a micro-batch with which to try again. If it is None, a retry with as many workers
-    would fail the same way.
+    `batch_tokens` is the limit of a micro-batch with which to try again. If it is None, a retry
+    with as many workers would fail the same way.
     """
 
     def __init__(self, message: str, num_workers: int, batch_tokens: int | None = None) -> None:
@@ -39,23 +40,29 @@ class OutOfMemory(RuntimeError):
     @property
     def retry(self) -> str:
         """Description of the next attempt for the log."""
-        return f"a GPU ran out of memory; training continues with training.batch_tokens: {self.batch_tokens}"
+        return (
+            "a GPU ran out of memory; training continues with training.batch_tokens: "
+            f"{self.batch_tokens}"
+        )
 
 
 class RepeatedFailure(RuntimeError):
-    """The workers of a sweep's worker group failed several times, and no trial finished in between."""
+    """The workers of a sweep's worker group failed several times, and no trial finished in
+    between."""
 
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails for lack of space."""
+    """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails
+    for lack of space."""
     with tempfile.TemporaryDirectory() as folder, _full_disk_reported(Path(folder)):
         yield Path(folder)
 
 
 @contextmanager
 def staging_directory() -> Iterator[Path]:
-    """Yield a temporary folder that the caller deletes later. If the block fails, delete it, and raise like above."""
+    """Yield a temporary folder that the caller deletes later. If the block fails, delete it, and
+    raise like above."""
     folder = Path(tempfile.mkdtemp())
     try:
         with _full_disk_reported(folder):
@@ -74,36 +81,49 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
             raise
         raise DiskFull(
-            f"the disk is full: {folder.parent} has {free / 2**20:.1f} MiB left ({error}); free some space, "
-            "or start Ray with TMPDIR on a larger disk (a checkpoint needs four times the size of the weights)"
+            f"the disk is full: {folder.parent} has {free / 2**20:.1f} MiB left ({error}); free "
+            "some space, or start Ray with TMPDIR on a larger disk (a checkpoint needs four times "
+            "the size of the weights)"
         ) from error
 
 
 def describe_failure(error: Exception, *, uri: str) -> str:
-    """Return the cause of a failed Ray Train run in one line, with advice; `uri` is the training's folder."""
+    """Return the cause of a failed Ray Train run in one line, with advice; `uri` is the training's
+    folder."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError):
         return _message(getattr(error, "controller_failure", error), uri=uri)
-    failures = {rank: unwrap_worker_failure(failure) for rank, failure in sorted(error.worker_failures.items())}
+    failures = {
+        rank: unwrap_worker_failure(failure)
+        for rank, failure in sorted(error.worker_failures.items())
+    }
     causes = (RayActorError, Interrupted, OSError, OutOfMemory, StorageError)
-    # When a worker fails, the other workers lose their connections. Their errors do not name the cause.
+    # When a worker fails, the other workers lose their connections. Their errors do not name the
+    # cause.
     named = {rank: failure for rank, failure in failures.items() if isinstance(failure, causes)}
-    return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (named or failures).items())
+    return "; ".join(
+        f"worker {rank}: {_message(failure, uri=uri)}"
+        for rank, failure in (named or failures).items()
+    )
 
 
 def restart_is_expected(failures: Iterable[BaseException]) -> bool:
-    """Return True if a worker of a group ran out of memory, or was preempted or terminated after a notice.
+    """Return True if a worker of a group ran out of memory, or was preempted or terminated after a
+    notice.
 
-    The group itself is sound then: the next trial may need less memory, or another node runs the worker.
+    The group itself is sound then: the next trial may need less memory, or another node runs the
+    worker.
     """
     from ray.exceptions import OutOfMemoryError, RayActorError
 
     for failure in map(unwrap_worker_failure, failures):
         if isinstance(failure, (Interrupted, OutOfMemory, OutOfMemoryError)):
             return True
-        if isinstance(failure, RayActorError) and (failure.preempted or _exceeded_node(str(failure))):
+        if isinstance(failure, RayActorError) and (
+            failure.preempted or _exceeded_node(str(failure))
+        ):
             return True
     return False
 
@@ -129,14 +149,19 @@ def _death_message(text: str) -> str:
     """Return the reason why a worker died; `text` is Ray's long message."""
     if _exceeded_node(text):
         return (
-            "Ray killed its process because the node ran out of memory; set training.gradient_checkpointing, lower "
-            "training.batch_size, or raise training.gradient_accumulation_steps (or lower training.batch_tokens)"
+            "Ray killed its process because the node ran out of memory; set "
+            "training.gradient_checkpointing, lower training.batch_size, or raise "
+            "training.gradient_accumulation_steps (or lower training.batch_tokens)"
         )
     if "node has died" in text or "node died" in text or "node was terminated" in text.lower():
-        return f"its node was lost; run `ray status` to list the remaining nodes ({_first_line(text, 'node')})"
+        return (
+            "its node was lost; run `ray status` to list the remaining nodes "
+            f"({_first_line(text, 'node')})"
+        )
     return (
-        "its process crashed or was killed, most often by the kernel's out-of-memory killer; check dmesg on its node, "
-        f"and set training.gradient_checkpointing or lower training.batch_size ({_first_line(text, 'exit')})"
+        "its process crashed or was killed, most often by the kernel's out-of-memory killer; "
+        "check dmesg on its node, and set training.gradient_checkpointing or lower "
+        f"training.batch_size ({_first_line(text, 'exit')})"
     )
 
 

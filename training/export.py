@@ -21,26 +21,29 @@ from training.engine.tensor_file import save_tensors
 from training.task import TaskRuntime
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""Largest difference of a logit, relative to the largest logit if that exceeds 1, by the lowest precision of a
-parameter in the trained model's forward pass.
+"""Largest difference of a logit, relative to the largest logit if that exceeds 1, by the lowest
+precision of a parameter in the trained model's forward pass.
 
 - fp32: merging an adapter rounds; one wrong weight causes a thousand times this difference.
-- bf16: rounding to nearest has a relative error of at most u = 2^-9, and of u / sqrt(3) on average. A layer adds two
-  terms to its residual stream, each with rounded weights and activations. Independent errors of L layers add up to
-  2 u sqrt(L / 3) of the hidden state: 1.3 % for 32 layers, 2 % for 80. The largest of many errors is in the same
-  proportion to the largest of as many logits. A wrong weight can cause less, so the weights are also compared exactly.
+- bf16: rounding to nearest has a relative error of at most u = 2^-9, and of u / sqrt(3) on average.
+  A layer adds two terms to its residual stream, each with rounded weights and activations.
+  Independent errors of L layers add up to 2 u sqrt(L / 3) of the hidden state: 1.3 % for 32 layers,
+  2 % for 80. The largest of many errors is in the same proportion to the largest of as many logits.
+  A wrong weight can cause less, so the weights are also compared exactly.
 """
 
 
 class UnusableWeights(ValueError):
-    """Exported weights are empty, not finite, or differ from the trained model when they are loaded again."""
+    """Exported weights are empty, not finite, or differ from the trained model when they are loaded
+    again."""
 
 
 def exported_values(engine: Any, config: TrainingConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the name and the fp32 value of each exported weight, in host memory on rank 0. Every rank must iterate.
+    """Yield the name and the fp32 value of each exported weight, in host memory on rank 0. Every
+    rank must iterate.
 
-    They are read one after another, so that a GPU and the host hold only one of them in addition to their parts of the
-    model.
+    They are read one after another, so that a GPU and the host hold only one of them in addition to
+    their parts of the model.
     """
     parameters = _exported(engine, config)
     for name, value in zip(parameters, fp32_values(engine, parameters.values()), strict=True):
@@ -48,49 +51,71 @@ def exported_values(engine: Any, config: TrainingConfig) -> Iterator[tuple[str, 
 
 
 def _exported(engine: Any, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that are exported, by name: all of them, or those of the adapter and the head."""
-    return {name: p for name, p in engine.module.named_parameters() if p.requires_grad or config.method == "full"}
+    """Return the parameters that are exported, by name: all of them, or those of the adapter and
+    the head."""
+    return {
+        name: p
+        for name, p in engine.module.named_parameters()
+        if p.requires_grad or config.method == "full"
+    }
 
 
-def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path) -> None:
+def export_weights(
+    engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path
+) -> None:
     """Write the trained weights as the task's artifact on rank 0. Every rank must call it.
 
-    To check the files, load them on top of the base model, whose memory is shared, and merge an adapter one layer at a
-    time, so that rank 0 needs no second model. The exported weights must be equal to those that the engine computes
-    with, if both are rounded to its precision, and the logits must be equal within `TOLERANCE`. Raises UnusableWeights
-    on rank 0 if they are not, and on every rank if a weight is not finite, or an adapter is empty. Raises DiskFull on
-    every rank, before anything is written, if the disk of rank 0 does not have enough room.
+    To check the files, load them on top of the base model, whose memory is shared, and merge an
+    adapter one layer at a time, so that rank 0 needs no second model. The exported weights must be
+    equal to those that the engine computes with, if both are rounded to its precision, and the
+    logits must be equal within `TOLERANCE`. Raises UnusableWeights on rank 0 if they are not, and
+    on every rank if a weight is not finite, or an adapter is empty. Raises DiskFull on every rank,
+    before anything is written, if the disk of rank 0 does not have enough room.
     """
-    num_bytes = sum(FP32 * num_values(parameter) for parameter in _exported(engine, config).values())
+    num_bytes = sum(
+        FP32 * num_values(parameter) for parameter in _exported(engine, config).values()
+    )
     require_room(num_bytes if dist.get_rank() == 0 else 0, what="the export")
     loaded = _write_and_load(engine, config, runtime=runtime, folder=folder)
-    stored = {} if loaded is None else {name: weight.detach() for name, weight in loaded.named_parameters()}
+    if loaded is None:
+        stored = {}
+    else:
+        stored = {name: weight.detach() for name, weight in loaded.named_parameters()}
     different = _differing_from_engine(engine, config, stored=stored)
     with fp32_weights(engine.module):
         trained = _logits(engine.module, runtime, device=engine.device)
     if loaded is None:
         return
     if different:
-        raise UnusableWeights(f"the exported weights differ from the trained model in {', '.join(different[:3])}")
+        raise UnusableWeights(
+            f"the exported weights differ from the trained model in {', '.join(different[:3])}"
+        )
     dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
     precision = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
-    dtype = torch.bfloat16 if config.parameter_dtype == "bf16" else torch.float32
+    if config.parameter_dtype == "bf16":
+        dtype = torch.bfloat16
+    else:
+        dtype = torch.float32
     loaded = layerwise_copy(loaded, dtype=dtype, device=engine.device)
     difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
     if not difference < TOLERANCE[precision] * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
-            f"the exported weights give other predictions than the trained model (a logit differs by {difference:.3g})"
+            "the exported weights give other predictions than the trained model (a logit differs "
+            f"by {difference:.3g})"
         )
 
 
 def _write_and_load(
     engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path
 ) -> torch.nn.Module | None:
-    """Write the weights on rank 0, and return the model that is loaded from the files; return None on other ranks.
+    """Write the weights on rank 0, and return the model that is loaded from the files; return None
+    on other ranks.
 
     Every rank must call it. Raises UnusableWeights on every rank.
     """
-    values, loaded, refusal = exported_values(engine, config), None, ""
+    values = exported_values(engine, config)
+    loaded = None
+    refusal = ""
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -109,16 +134,23 @@ def _write_and_load(
 def _finite(values: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the values. Raises UnusableWeights for one that is empty or not finite."""
     for name, value in values:
-        if value.numel() == 0 or not all(map(torch.isfinite, value.aminmax())):  # which allocates nothing
-            raise UnusableWeights(f"weights are empty or not finite in {name}; lower training.learning_rate")
+        if value.numel() == 0 or not all(
+            map(torch.isfinite, value.aminmax())
+        ):  # which allocates nothing
+            raise UnusableWeights(
+                f"weights are empty or not finite in {name}; lower training.learning_rate"
+            )
         yield name, value
 
 
-def _differing_from_engine(engine: Any, config: TrainingConfig, *, stored: dict[str, torch.Tensor]) -> list[str]:
-    """Return the names of the weights that differ between the files and the engine. Every rank must call it.
+def _differing_from_engine(
+    engine: Any, config: TrainingConfig, *, stored: dict[str, torch.Tensor]
+) -> list[str]:
+    """Return the names of the weights that differ between the files and the engine. Every rank must
+    call it.
 
-    They must be equal to the engine's fp32 values, and to the values in its forward pass if both are rounded. `stored`
-    has the weights from the files on rank 0, and is empty on other ranks.
+    They must be equal to the engine's fp32 values, and to the values in its forward pass if both
+    are rounded. `stored` has the weights from the files on rank 0, and is empty on other ranks.
     """
     names = []
     for name, value in exported_values(engine, config):
@@ -127,7 +159,9 @@ def _differing_from_engine(engine: Any, config: TrainingConfig, *, stored: dict[
     for name, parameter in _exported(engine, config).items():
         with gathered(parameter):
             dtype = forward_dtype(parameter)
-            if name in stored and not _equal(stored[name].to(dtype), parameter.detach().to("cpu", dtype=dtype)):
+            if name in stored and not _equal(
+                stored[name].to(dtype), parameter.detach().to("cpu", dtype=dtype)
+            ):
                 names.append(name)
     return names
 
@@ -150,17 +184,24 @@ def _logits(model: Any, runtime: TaskRuntime, *, device: Any) -> torch.Tensor:
 
 
 def average_weights(uris: Sequence[str], uri: str) -> None:
-    """Write to `uri` the mean of the weights in `uris`, which come from one base model trained with different seeds.
+    """Write to `uri` the mean of the weights in `uris`, which come from one base model trained with
+    different seeds.
 
-    The averaged model costs no more at inference than one model, and is often better (Wortsman et al., Model soups,
-    ICML 2022). It works only for full weights: a LoRA update is a product of two matrices, and the product of mean
-    matrices is not the mean product. Raises ValueError if the files, or the weights in them, do not match.
+    The averaged model costs no more at inference than one model, and is often better (Wortsman et
+    al., Model soups, ICML 2022). It works only for full weights: a LoRA update is a product of two
+    matrices, and the product of mean matrices is not the mean product. Raises ValueError if the
+    files, or the weights in them, do not match.
     """
     folders = [local_copy(source) for source in uris]
     # The folder of a former candidate also contains the index of its retrieved examples.
-    names = [sorted({path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES}) for folder in folders]
+    names = [
+        sorted({path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES})
+        for folder in folders
+    ]
     if not names[0] or any(other != names[0] for other in names):
-        raise ValueError(f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged")
+        raise ValueError(
+            f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged"
+        )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         for name in names[0]:
             _average_file([folder / name for folder in folders], Path(temporary) / name)
@@ -176,6 +217,10 @@ def _average_file(files: Sequence[Path], mean: Path) -> None:
     shapes = {key: opened[0].get_slice(key).get_shape() for key in keys}
     for key, shape in shapes.items():
         if any(file.get_slice(key).get_shape() != shape for file in opened):
-            raise ValueError(f"the weights {key!r} in {', '.join(map(str, files))} have different shapes")
-    means = ((key, sum(file.get_tensor(key).double() for file in opened) / len(opened)) for key in keys)
+            raise ValueError(
+                f"the weights {key!r} in {', '.join(map(str, files))} have different shapes"
+            )
+    means = (
+        (key, sum(file.get_tensor(key).double() for file in opened) / len(opened)) for key in keys
+    )
     save_tensors(((key, value.float()) for key, value in means), mean, shapes=shapes)

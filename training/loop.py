@@ -1,4 +1,5 @@
-"""The training loop of a Ray Train worker: training steps, and a validation score at the end of each epoch."""
+"""The training loop of a Ray Train worker: training steps, and a validation score at the end of
+each epoch."""
 
 import math
 import time
@@ -38,18 +39,21 @@ class Callbacks:
     on_step: OnStep = lambda _: None  # called on rank 0, about once a second
     on_epoch: OnEpoch = lambda *_: True
     on_save: OnSave | None = None
-    """Called every `checkpoint_interval_s` within an epoch, before a slow score, and when a rank must stop. It is
-    called at most once in about `REPORT_INTERVAL_S`, when the losses are read."""
+    """Called every `checkpoint_interval_s` within an epoch, before a slow score, and when a rank
+    must stop. It is called at most once in about `REPORT_INTERVAL_S`, when the losses are read."""
 
 
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
     """Seed this process and return an engine with a new model.
 
-    Raises ModelError on every rank if the attention is not supported, and MissingKernels on every rank.
+    Raises ModelError on every rank if the attention is not supported, and MissingKernels on every
+    rank.
     """
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     raise_on_all_ranks(lambda: runtime.attention(config), ModelError)
-    total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
+    total_steps = sum(
+        num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs)
+    )
     autocast = inference_dtype() == torch.bfloat16
     model = runtime.build(config, autocast=autocast)
     return initialize_engine(model, config, num_steps=total_steps, autocast=autocast)
@@ -63,7 +67,8 @@ def train(
     callbacks: Callbacks = Callbacks(),
     progress: Progress | None = None,
 ) -> EpochReport:
-    """Train from `progress`, or from the start if it is None, and return the report of the last epoch.
+    """Train from `progress`, or from the start if it is None, and return the report of the last
+    epoch.
 
     Raises Diverged.
     """
@@ -90,9 +95,9 @@ class _PendingStep:
 class _EpochRun:
     """The remaining steps of an epoch.
 
-    A read of a loss waits for the device, and a reduction waits for the other ranks. Both are therefore done about once
-    in `REPORT_INTERVAL_S`, for all steps since the last time. Only then can a checkpoint be written, so that one never
-    contains steps with a loss that is not finite.
+    A read of a loss waits for the device, and a reduction waits for the other ranks. Both are
+    therefore done about once in `REPORT_INTERVAL_S`, for all steps since the last time. Only then
+    can a checkpoint be written, so that one never contains steps with a loss that is not finite.
     """
 
     engine: Any
@@ -107,27 +112,36 @@ class _EpochRun:
     saved: float = field(default_factory=time.perf_counter)
 
     def run(self) -> EpochReport:
-        epoch, start = self.progress.epoch, self.progress.step
+        epoch = self.progress.epoch
+        start = self.progress.step
         self.total = num_steps(self.runtime.train, self.config, epoch=epoch)
         pending: list[_PendingStep] = []
-        interval, started = 1, time.perf_counter()
+        interval = 1
+        started = time.perf_counter()
         with collated_steps(self.runtime, self.config, epoch=epoch, start=start) as collated:
             for step, batches in enumerate(collated, start=start):
                 pending.append(_PendingStep(step, self._step(batches), batches.row_ids))
                 if len(pending) == interval or step + 1 == self.total:
                     interval = self._read(pending, started=started)
-                    pending, started = [], time.perf_counter()
+                    pending = []
+                    started = time.perf_counter()
         return self._report()
 
     def _step(self, step: StepBatches) -> torch.Tensor:
-        """Run one optimizer step, and return this rank's share of the batch's mean loss, without waiting for it."""
+        """Run one optimizer step, and return this rank's share of the batch's mean loss, without
+        waiting for it."""
         num_parts = self.config.accumulation_steps(dist.get_world_size())
         step_loss = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for number, (batch, weight) in enumerate(step.batches, start=1):
-            if self.config.batch_tokens is not None:  # the number of micro-batches differs from step to step
+            if (
+                self.config.batch_tokens is not None
+            ):  # the number of micro-batches differs from step to step
                 self.engine.set_gradient_accumulation_boundary(number == len(step.batches))
             with out_of_memory_reported(self.config, micro_batch_tokens=batch.num_tokens):
-                loss = self.runtime.loss(self.engine, self.config, batch.to(self.engine.device)) * weight
+                loss = (
+                    self.runtime.loss(self.engine, self.config, batch.to(self.engine.device))
+                    * weight
+                )
                 self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
                 self.engine.step()  # updates the weights after the last micro-batch
             step_loss += loss.detach()
@@ -138,44 +152,57 @@ class _EpochRun:
     def _read(self, pending: Sequence[_PendingStep], *, started: float) -> int:
         """Read the losses of these steps, then report and save if it is time.
 
-        Return the number of steps until the next read. All ranks return the same number, that of rank 0. Raises
-        Diverged on every rank.
+        Return the number of steps until the next read. All ranks return the same number, that of
+        rank 0. Raises Diverged on every rank.
         """
-        progress, done = self.progress, pending[-1].step + 1
+        progress = self.progress
+        done = pending[-1].step + 1
         shares = [float(loss) for loss in torch.stack([step.loss for step in pending]).cpu()]
         now = time.perf_counter()
         should_save = dist.get_rank() == 0 and now - self.saved > self.config.checkpoint_interval_s
-        if done == self.total:  # `on_epoch` writes the checkpoint at the end of an epoch, after the score
+        if (
+            done == self.total
+        ):  # `on_epoch` writes the checkpoint at the end of an epoch, after the score
             should_save = self.runtime.checkpoint_before_score
         should_save = should_save or preemption.preemption_reason() is not None
         interval = self._interval((now - started) / len(pending), last=len(pending))
-        of_rank_0 = interval * dist.get_world_size() if dist.get_rank() == 0 else 0
+        if dist.get_rank() == 0:
+            of_rank_0 = interval * dist.get_world_size()
+        else:
+            of_rank_0 = 0
         *losses, save_now, agreed = means_over_ranks(*shares, float(should_save), float(of_rank_0))
         for step, loss in zip(pending, losses, strict=True):
             if not math.isfinite(loss):
-                raise Diverged(_divergence(loss, epoch=progress.epoch, step=step.step, rows=step.row_ids))
+                raise Diverged(
+                    _divergence(loss, epoch=progress.epoch, step=step.step, rows=step.row_ids)
+                )
             progress.losses += loss
             self.num_rows += len(step.row_ids)
-        progress.step, progress.seconds, self.seconds = (
-            done,
-            progress.seconds + now - started,
-            self.seconds + now - started,
-        )
-        if dist.get_rank() == 0 and (now - self.reported > REPORT_INTERVAL_S / 2 or done == self.total):
+        progress.step = done
+        progress.seconds = progress.seconds + now - started
+        self.seconds = self.seconds + now - started
+        if dist.get_rank() == 0 and (
+            now - self.reported > REPORT_INTERVAL_S / 2 or done == self.total
+        ):
             self.reported = now
-            mean_loss, rate = progress.losses / done, self.num_rows / self.seconds
+            mean_loss = progress.losses / done
+            rate = self.num_rows / self.seconds
             epochs_left = self.config.epochs - progress.epoch - done / self.total
             left = epochs_left * len(self.runtime.train) / rate
-            self.callbacks.on_step(StepEvent(progress.epoch, done, self.total, mean_loss, rate, seconds_left=left))
+            self.callbacks.on_step(
+                StepEvent(progress.epoch, done, self.total, mean_loss, rate, seconds_left=left)
+            )
         if self.callbacks.on_save is not None and save_now:
             self.callbacks.on_save(progress, self.engine)
             self.saved = time.perf_counter()
         return round(agreed)
 
     def _interval(self, step_seconds: float, *, last: int) -> int:
-        """Return the number of steps that take about `REPORT_INTERVAL_S`, at most twice the last number.
+        """Return the number of steps that take about `REPORT_INTERVAL_S`, at most twice the last
+        number.
 
-        The first steps can be slow, and a checkpoint must not wait longer than `checkpoint_interval_s`.
+        The first steps can be slow, and a checkpoint must not wait longer than
+        `checkpoint_interval_s`.
         """
         seconds = min(REPORT_INTERVAL_S, self.config.checkpoint_interval_s)
         return max(1, min(2 * last, int(seconds / step_seconds)))
@@ -185,7 +212,10 @@ class _EpochRun:
         try:
             score = self.runtime.score(self.engine, self.config)
         except Diverged as error:
-            message = f"training diverged in epoch {progress.epoch + 1}: {error}; lower training.learning_rate"
+            message = (
+                f"training diverged in epoch {progress.epoch + 1}: {error}; lower "
+                "training.learning_rate"
+            )
             raise Diverged(message) from None
         return EpochReport(
             epoch=progress.epoch,
@@ -193,15 +223,20 @@ class _EpochRun:
             loss=progress.losses / self.total,
             rows_per_second=len(self.runtime.train) / progress.seconds,
             step_seconds=progress.seconds,
-            total_seconds=progress.seconds + (progress.last.total_seconds if progress.last else 0.0),
+            total_seconds=progress.seconds
+            + (progress.last.total_seconds if progress.last else 0.0),
             padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
             attention=self.runtime.attention(self.config),
         )
 
 
 def _divergence(loss: float, *, epoch: int, step: int, rows: Sequence[str]) -> str:
-    more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
+    if len(rows) > MAX_NAMED_ROWS:
+        more = f" and {len(rows) - MAX_NAMED_ROWS} more"
+    else:
+        more = ""
     return (
-        f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}, on training rows "
-        f"{', '.join(rows[:MAX_NAMED_ROWS])}{more}; lower training.learning_rate, or inspect these rows"
+        f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}, on training "
+        f"rows {', '.join(rows[:MAX_NAMED_ROWS])}{more}; lower training.learning_rate, or inspect "
+        "these rows"
     )

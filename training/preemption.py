@@ -11,7 +11,9 @@ from typing import Any
 from cluster import ray_private
 
 _terminated = threading.Event()
-_preemption_context: Any = None  # Ray Train's record of preempted nodes; None if no handlers are installed
+_preemption_context: Any = (
+    None  # Ray Train's record of preempted nodes; None if no handlers are installed
+)
 
 
 class Interrupted(RuntimeError):
@@ -21,8 +23,9 @@ class Interrupted(RuntimeError):
 def install_handlers() -> None:
     """Checkpoint on the first SIGTERM; exit on the second (Ray's default).
 
-    Python sets signal handlers only in the main thread, but Ray Train runs the training function in another thread. A
-    method of the worker's actor, which runs in the main thread, therefore installs the handler.
+    Python sets signal handlers only in the main thread, but Ray Train runs the training function in
+    another thread. A method of the worker's actor, which runs in the main thread, therefore
+    installs the handler.
     """
     global _preemption_context
     _preemption_context = ray_private.preemption_context()

@@ -17,12 +17,15 @@ class EpochReport:
     step_seconds: float  # time in training steps of this epoch
     total_seconds: float  # time in training steps of this and all earlier epochs
     padding_share: float  # share of padding in the computed tokens, in [0, 1]
-    attention: str = "dense"  # attention that was used: `flash` or `dense` (see `training.attention`)
+    attention: str = (
+        "dense"  # attention that was used: `flash` or `dense` (see `training.attention`)
+    )
 
 
 @dataclass
 class Progress:
-    """Progress of a rank between two steps. A resume needs it in addition to weights and random states."""
+    """Progress of a rank between two steps. A resume needs it in addition to weights and random
+    states."""
 
     epoch: int = 0
     step: int = 0  # finished steps of the epoch

@@ -13,13 +13,25 @@ import torch
 from tailorbird.storage import storage_errors
 from training.engine.deepspeed_private import checkpoint_records
 
-FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""Environment variables of torch. The first overrides the `weights_only` argument of every `torch.load`."""
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+FORBID = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Environment variables of torch. The first overrides the `weights_only` argument of every
+`torch.load`."""
 SUFFIX = ".pt"
 MAX_NAMED = 3
 BLOCK = 1 << 17  # bytes of a read from a header
-INVALID = (AssertionError, EOFError, LookupError, RuntimeError, TypeError, ValueError)  # errors of torch's reader
-CHANGED = "checkpoint {uri} was changed after it was written: {problem}; check the write permissions of this path"
+INVALID = (
+    AssertionError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # errors of torch's reader
+CHANGED = (
+    "checkpoint {uri} was changed after it was written: {problem}; check the write permissions "
+    "of this path"
+)
 
 
 class UnusableCheckpoint(ValueError):
@@ -28,10 +40,11 @@ class UnusableCheckpoint(ValueError):
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Restrict `torch.load` within the block to tensors, plain values and DeepSpeed's record classes.
+    """Restrict `torch.load` within the block to tensors, plain values and DeepSpeed's record
+    classes.
 
-    DeepSpeed loads with a full unpickle, which runs any code that a file names. Within the block, such a file raises
-    `pickle.UnpicklingError`.
+    DeepSpeed loads with a full unpickle, which runs any code that a file names. Within the block,
+    such a file raises `pickle.UnpicklingError`.
     """
     previous = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
     os.environ[FORCE] = "1"
@@ -48,8 +61,8 @@ def tensors_only() -> Iterator[None]:
 def find_unsafe_file(folder: Path) -> str | None:
     """Return a description of the first unsafe or invalid file of a checkpoint, or None.
 
-    Pickle instructions are read, not executed. The protection is `tensors_only`. This function finds the file on every
-    rank before the ranks wait for each other in a collective operation.
+    Pickle instructions are read, not executed. The protection is `tensors_only`. This function
+    finds the file on every rank before the ranks wait for each other in a collective operation.
     """
     with torch.serialization.safe_globals(checkpoint_records()):
         for file in sorted(folder.rglob(f"*{SUFFIX}")):
@@ -60,16 +73,19 @@ def find_unsafe_file(folder: Path) -> str | None:
 
 
 def read_header(file: Any, name: str, *, uri: str) -> dict[str, Any]:
-    """Return the content of an open torch file, the file `name` of a checkpoint, with tensors on the meta device.
+    """Return the content of an open torch file, the file `name` of a checkpoint, with tensors on
+    the meta device.
 
-    Must be called within `tensors_only`. Several threads can call it, each with its own file. Raises UnusableCheckpoint
-    if the file is unsafe or invalid, and StorageError.
+    Must be called within `tensors_only`. Several threads can call it, each with its own file.
+    Raises UnusableCheckpoint if the file is unsafe or invalid, and StorageError.
     """
     reader: Any = _Reader(file)
     try:
         problem = _problem(reader)
         reader.seek(0)
-        header: dict[str, Any] = {} if problem else torch.load(reader, map_location="meta", weights_only=True)
+        header: dict[str, Any] = (
+            {} if problem else torch.load(reader, map_location="meta", weights_only=True)
+        )
     except INVALID as error:
         problem = _not_a_torch_file(error)
     finally:
@@ -82,9 +98,11 @@ def read_header(file: Any, name: str, *, uri: str) -> dict[str, Any]:
 
 
 class _Reader:
-    """An open file for torch's reader. It reads blocks and keeps them, because torch reads a few bytes at a time.
+    """An open file for torch's reader. It reads blocks and keeps them, because torch reads a few
+    bytes at a time.
 
-    It also keeps the error of a read, because torch can raise another one instead, such as SystemError.
+    It also keeps the error of a read, because torch can raise another one instead, such as
+    SystemError.
     """
 
     def __init__(self, file: Any) -> None:
@@ -130,9 +148,11 @@ class _Reader:
 
 
 def position_in_file(tensor: torch.Tensor) -> int:
-    """Return the position in bytes of the first value of a tensor from `read_header`, or of a slice of it.
+    """Return the position in bytes of the first value of a tensor from `read_header`, or of a slice
+    of it.
 
-    torch records the position of each storage that it loads on the meta device, but does not document the attribute.
+    torch records the position of each storage that it loads on the meta device, but does not
+    document the attribute.
     """
     start = tensor.untyped_storage()._checkpoint_offset
     assert start is not None, f"torch {torch.__version__} records no positions"
@@ -143,9 +163,17 @@ def _problem(file: Any) -> str | None:
     """Return why a torch file, open or at a path, is unsafe or invalid; None if it is neither."""
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        ValueError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         return _not_a_torch_file(error)
-    return f"would run code when loaded ({', '.join(foreign[:MAX_NAMED])})" if foreign else None
+    if foreign:
+        return f"would run code when loaded ({', '.join(foreign[:MAX_NAMED])})"
+    return None
 
 
 def _not_a_torch_file(error: Exception) -> str:

@@ -1,4 +1,5 @@
-"""A training task (base model and rows), and its runtime in a worker (model, loss, validation score, export)."""
+"""A training task (base model and rows), and its runtime in a worker (model, loss, validation
+score, export)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -35,30 +36,39 @@ class Diverged(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask(ABC):
-    """A base model with its training and validation rows, sent to every worker. It never contains test rows."""
+    """A base model with its training and validation rows, sent to every worker. It never contains
+    test rows."""
 
     base_model: str  # URI of the staged base model
-    train: Rows | TokenizedRows | Shards  # rows or their tokens in memory, or tokenized shards on S3
+    train: (
+        Rows | TokenizedRows | Shards
+    )  # rows or their tokens in memory, or tokenized shards on S3
     validation: Rows
     max_length: int
     metric: str  # metric of the validation score; a key of `tailorbird.config.metrics.METRICS`
     validation_tokens: TokenizedRows | None = None  # tokens of `validation`, if they are known
-    validates_tokens: ClassVar[bool] = False  # true if a validation reads the tokens of training, and no texts
+    validates_tokens: ClassVar[bool] = (
+        False  # true if a validation reads the tokens of training, and no texts
+    )
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":
-        """Download the base model (once per node), load it, and tokenize the rows if they are not tokenized.
+        """Download the base model (once per node), load it, and tokenize the rows if they are not
+        tokenized.
 
-        `attention_dropout` overrides the base model's value. Raises ModelError or DataError if the base model or a row
-        cannot be trained on.
+        `attention_dropout` overrides the base model's value. Raises ModelError or DataError if the
+        base model or a row cannot be trained on.
         """
 
     @abstractmethod
-    def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
+    def tokenize(
+        self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase"
+    ) -> TokenizedRows:
         """Return the tokens of these training rows, which must be in memory. Raises DataError."""
 
     def dataset(self, tokenizer: "PreTrainedTokenizerBase") -> TrainingDataset:
-        """Return the training rows as a dataset. Rows that are not tokenized are tokenized first. Raises DataError."""
+        """Return the training rows as a dataset. Rows that are not tokenized are tokenized first.
+        Raises DataError."""
         if isinstance(self.train, Rows):
             return self.tokenize(range(len(self.train)), tokenizer=tokenizer)
         return self.train
@@ -78,40 +88,51 @@ class TaskRuntime(Protocol):
         """True if scoring is so slow that a checkpoint is written before it."""
 
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
-        """Return the denominator of the mean loss of these rows: the number of rows, or of target tokens."""
+        """Return the denominator of the mean loss of these rows: the number of rows, or of target
+        tokens."""
 
     def check_base_model(self) -> None:
         """Raise ModelError if training does not work with a base model of this type."""
 
     def build(self, config: TrainingConfig, *, autocast: bool = False) -> nn.Module:
-        """Return a model to train, initialized from the base model; see `training.engine.placement.place_weights`.
+        """Return a model to train, initialized from the base model; see
+        `training.engine.placement.place_weights`.
 
-        `autocast` tells whether the engine will compute in bf16. At ZeRO stage 3, every rank must call it.
+        `autocast` tells whether the engine will compute in bf16. At ZeRO stage 3, every rank must
+        call it.
         """
 
     def attention(self, config: TrainingConfig) -> str:
-        """Return the attention of training: `flash` or `dense`. Raises ModelError if it is not supported."""
+        """Return the attention of training: `flash` or `dense`. Raises ModelError if it is not
+        supported."""
 
-    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:
+    def collate(
+        self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
+    ) -> Batch:
         """Return these rows of a window as a batch on the CPU. Called in a thread."""
 
     def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
-        """Return the summed loss of a batch on the engine's device, without waiting for the device."""
+        """Return the summed loss of a batch on the engine's device, without waiting for the
+        device."""
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
-        """Return the task's metric on the validation rows, divided among the ranks. Raises Diverged."""
+        """Return the task's metric on the validation rows, divided among the ranks. Raises
+        Diverged."""
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         """Return fp32 logits of a few rows, to compare exported weights with the trained model."""
 
     def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
-        """Write the trained weights as the files of an artifact, one after another if all weights were trained.
+        """Write the trained weights as the files of an artifact, one after another if all weights
+        were trained.
 
-        `model` is the trained one, whose parameters can be partitioned. Raises ValueError if nothing was trained.
+        `model` is the trained one, whose parameters can be partitioned. Raises ValueError if
+        nothing was trained.
         """
 
     def load(self, folder: Path, *, config: TrainingConfig) -> nn.Module:
-        """Load the files that `write` wrote into a copy of the base model, in fp32 and in host memory.
+        """Load the files that `write` wrote into a copy of the base model, in fp32 and in host
+        memory.
 
         Raises ModelError if they are unusable.
         """
@@ -133,7 +154,8 @@ def means_over_ranks(*values: float) -> list[float]:
 
 
 def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:
-    """Return a copy of a transformers model with the adapter and the gradient checkpointing of the config.
+    """Return a copy of a transformers model with the adapter and the gradient checkpointing of the
+    config.
 
     The base model's weights are shared; see `share_weights`.
     """

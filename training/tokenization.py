@@ -1,4 +1,5 @@
-"""Tokenize the training and validation rows once, before the workers start, on all CPUs of the cluster."""
+"""Tokenize the training and validation rows once, before the workers start, on all CPUs of the
+cluster."""
 
 from dataclasses import replace
 from functools import partial
@@ -13,19 +14,22 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
 
 if TYPE_CHECKING:
-    from training.task import TrainingTask  # Ray Train's controller imports `training.trainer`; torch would add seconds
+    from training.task import (
+        TrainingTask,
+    )  # Ray Train's controller imports `training.trainer`; torch would add seconds
 
 PART_CHARS = 1 << 22
-"""Characters that one process tokenizes: a million tokens, which take 7 to 20 seconds. For less, another process is not
-worth its start."""
+"""Characters that one process tokenizes: a million tokens, which take 7 to 20 seconds. For less,
+another process is not worth its start."""
 
 
 def with_tokenized_rows(task: "TrainingTask", *, part_chars: int = PART_CHARS) -> "TrainingTask":
-    """Return the task with tokens instead of training rows, and of validation rows if it validates tokens.
+    """Return the task with tokens instead of training rows, and of validation rows if it validates
+    tokens.
 
-    All workers of a node share them in Ray's object store. A set of at least twice `part_chars` characters is divided
-    among Ray tasks, one for each CPU of the cluster. Shards are tokenized already. Raises DataError like
-    `TrainingTask.load_runtime`.
+    All workers of a node share them in Ray's object store. A set of at least twice `part_chars`
+    characters is divided among Ray tasks, one for each CPU of the cluster. Shards are tokenized
+    already. Raises DataError like `TrainingTask.load_runtime`.
     """
     if task.validates_tokens and task.validation_tokens is None:
         tokens = _train_tokens(replace(task, train=task.validation), part_chars=part_chars)

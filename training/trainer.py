@@ -1,4 +1,5 @@
-"""Fine-tune one configuration in one Ray Train run, with checkpoints and a finite number of retries."""
+"""Fine-tune one configuration in one Ray Train run, with checkpoints and a finite number of
+retries."""
 
 import os
 import threading
@@ -20,14 +21,16 @@ from training.reports import TrainingResult
 from training.tokenization import with_tokenized_rows
 
 if TYPE_CHECKING:
-    from training.task import TrainingTask  # Ray Train's controller imports this module; torch would add seconds
+    from training.task import (
+        TrainingTask,
+    )  # Ray Train's controller imports this module; torch would add seconds
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_TIMEOUT_S = 600
 """Time to wait for the resources of a worker group. An autoscaler needs minutes to add a node."""
 ELASTIC_START_TIMEOUT_S = 120
-"""The same time if `num_workers` is a range. Ray still counts a lost node's CPUs for a while. A worker group that waits
-for these CPUs must time out before a smaller group can start."""
+"""The same time if `num_workers` is a range. Ray still counts a lost node's CPUs for a while. A
+worker group that waits for these CPUs must time out before a smaller group can start."""
 
 
 STOP_INTERVAL_S = 0.5
@@ -36,48 +39,69 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 class TrainingFailed(RuntimeError):
-    """The training diverged, its checkpoint is unusable, a GPU has too little memory, or too many workers failed."""
+    """The training diverged, its checkpoint is unusable, a GPU has too little memory, or too many
+    workers failed."""
 
 
-def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: Any = None) -> TrainingResult:
-    """Train one configuration with one seed and export it to a new folder in `uri`; checkpoints are in `uri`/train.
+def finetune(
+    config: TrainingConfig, *, task: "TrainingTask", uri: str, events: Any = None
+) -> TrainingResult:
+    """Train one configuration with one seed and export it to a new folder in `uri`; checkpoints are
+    in `uri`/train.
 
-    `events` is the handle of an EventQueue that receives step and epoch events. If the driver fails, another call
-    resumes from the last checkpoint. Raises TrainingFailed. A training that diverged is not retried and keeps its last
-    checkpoint.
+    `events` is the handle of an EventQueue that receives step and epoch events. If the driver
+    fails, another call resumes from the last checkpoint. Raises TrainingFailed. A training that
+    diverged is not retried and keeps its last checkpoint.
     """
     task_ref = ray.put(with_tokenized_rows(task))
-    weights = f"{uri}/weights-{new_name()}"  # another driver of the same training must not replace them
+    weights = (
+        f"{uri}/weights-{new_name()}"  # another driver of the same training must not replace them
+    )
 
     def work(config: TrainingConfig) -> TrainingResult | str:
-        from training.worker import train_and_export  # in workers only, because it imports DeepSpeed
+        from training.worker import (
+            train_and_export,
+        )  # in workers only, because it imports DeepSpeed
 
         return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
 
     try:
         outcome = _run_until_it_fits(config, work=work, uri=f"{uri}/train", events=events)
     except Exception as error:
-        retries = f" after {config.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
+        if isinstance(error, ray.train.WorkerGroupError):
+            retries = f" after {config.max_failures} retries"
+        else:
+            retries = ""
         advice = (
-            "run it again to resume from the last checkpoint; you may change training.gradient_checkpointing, "
-            "checkpoint_interval_s, max_failures, start_timeout_s and process_group_timeout_s (any other change of the "
-            "training section starts a new training)"
+            "run it again to resume from the last checkpoint; you may change "
+            "training.gradient_checkpointing, checkpoint_interval_s, max_failures, "
+            "start_timeout_s and process_group_timeout_s (any other change of the training "
+            "section starts a new training)"
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
     if isinstance(outcome, str):
         raise TrainingFailed(outcome)
-    delete_folder(f"{uri}/train")  # checkpoints are large: optimizer states have three times the model's size
+    delete_folder(
+        f"{uri}/train"
+    )  # checkpoints are large: optimizer states have three times the model's size
     return outcome
 
 
 def _run_until_it_fits(
-    config: TrainingConfig, *, work: Callable[[TrainingConfig], TrainingResult | str], uri: str, events: Any
+    config: TrainingConfig,
+    *,
+    work: Callable[[TrainingConfig], TrainingResult | str],
+    uri: str,
+    events: Any,
 ) -> TrainingResult | str:
-    """Run the training. Resume it with smaller micro-batches as long as a GPU does not have enough memory for one."""
+    """Run the training. Resume it with smaller micro-batches as long as a GPU does not have enough
+    memory for one."""
     while True:
         callbacks = [no_retry_callback(config)]
-        trainer = build_torch_trainer(partial(work, config), config=config, uri=uri, callbacks=callbacks)
+        trainer = build_torch_trainer(
+            partial(work, config), config=config, uri=uri, callbacks=callbacks
+        )
         try:
             outcome: TrainingResult | str = trainer.fit().return_value
         except Exception as error:
@@ -95,7 +119,8 @@ def _run_until_it_fits(
 def stop_trainings(threads: Sequence[threading.Thread]) -> None:
     """Stop the trainings of this driver, and wait until the threads that run them have ended.
 
-    Call it if the driver is interrupted: `ray.shutdown` crashes the process while a thread waits for a training.
+    Call it if the driver is interrupted: `ray.shutdown` crashes the process while a thread waits
+    for a training.
     """
     for thread in threads:
         while thread.is_alive():
@@ -111,10 +136,11 @@ def build_torch_trainer(
     callbacks: Sequence[Any] = (),
     more_failures: int = 0,
 ) -> Any:
-    """Return a TorchTrainer that runs `function` in the config's workers and stores its state in `uri`.
+    """Return a TorchTrainer that runs `function` in the config's workers and stores its state in
+    `uri`.
 
-    The trainer retries after a failure, at most `max_failures` plus `more_failures` times, and separately after a
-    preemption, at most `max_failures` times.
+    The trainer retries after a failure, at most `max_failures` plus `more_failures` times, and
+    separately after a preemption, at most `max_failures` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -125,7 +151,11 @@ def build_torch_trainer(
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
-    num_workers = config.max_workers if fixed else (config.min_workers, config.max_workers)
+    num_workers: int | tuple[int, int]
+    if fixed:
+        num_workers = config.max_workers
+    else:
+        num_workers = (config.min_workers, config.max_workers)
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
     return ray_private.torch_trainer(
@@ -136,7 +166,9 @@ def build_torch_trainer(
             num_workers=num_workers,
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker=resources,
-            placement_strategy=placement_strategy(config, nodes=[node.total for node in live_nodes()]),
+            placement_strategy=placement_strategy(
+                config, nodes=[node.total for node in live_nodes()]
+            ),
         ),
         run_config=RunConfig(
             name=name,
@@ -157,9 +189,10 @@ def build_torch_trainer(
 def no_retry_callback(config: TrainingConfig) -> Any:
     """Return a callback of Ray Train that ends a run with OutOfMemory if a worker raises it.
 
-    Ray Train does not retry after an error of a callback. A worker that returned instead would leave the other workers
-    waiting for it in a collective. If micro-batches cannot be smaller, a smaller group is retried, because its workers
-    hold larger shares of the states, and a lost node may be back.
+    Ray Train does not retry after an error of a callback. A worker that returned instead would
+    leave the other workers waiting for it in a collective. If micro-batches cannot be smaller, a
+    smaller group is retried, because its workers hold larger shares of the states, and a lost node
+    may be back.
     """
     from ray.train import UserCallback
 
@@ -167,8 +200,12 @@ def no_retry_callback(config: TrainingConfig) -> Any:
         def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
             for rank, failure in sorted(worker_exceptions.items()):
                 error = ray_private.unwrap_worker_failure(failure)
-                if isinstance(error, OutOfMemory) and (error.batch_tokens or error.num_workers == config.max_workers):
-                    raise OutOfMemory(f"worker {rank}: {error}", error.num_workers, error.batch_tokens)
+                if isinstance(error, OutOfMemory) and (
+                    error.batch_tokens or error.num_workers == config.max_workers
+                ):
+                    raise OutOfMemory(
+                        f"worker {rank}: {error}", error.num_workers, error.batch_tokens
+                    )
 
     return NoRetry()
 
@@ -176,33 +213,45 @@ def no_retry_callback(config: TrainingConfig) -> Any:
 def placement_strategy(config: TrainingConfig, *, nodes: Sequence[Resources]) -> str:
     """Return Ray's placement strategy for a config's workers on nodes with these resources.
 
-    `PACK` uses few nodes, but starts on a partly used node even if all workers fit on another one. At ZeRO stage 3, all
-    workers exchange all weights in each forward and backward pass, so GPUs of one node are used if a node has enough.
+    `PACK` uses few nodes, but starts on a partly used node even if all workers fit on another one.
+    At ZeRO stage 3, all workers exchange all weights in each forward and backward pass, so GPUs of
+    one node are used if a node has enough.
     """
     fixed = config.min_workers == config.max_workers
     fit = any(node.num_workers(worker_resources(config)) >= config.max_workers for node in nodes)
-    return "STRICT_PACK" if config.zero_stage == 3 and config.gpus_per_worker and fixed and fit else "PACK"
+    if config.zero_stage == 3 and config.gpus_per_worker and fixed and fit:
+        return "STRICT_PACK"
+    return "PACK"
 
 
 def worker_environment(config: TrainingConfig) -> dict[str, str]:
-    """Return a worker's environment: one torch thread per CPU, more S3 retries, and a malloc that keeps freed memory.
+    """Return a worker's environment: one torch thread per CPU, more S3 retries, and a malloc that
+    keeps freed memory.
 
-    A worker without a GPU sees none. On a GPU, torch's allocator uses expandable segments, which avoid fragmentation if
-    the lengths of rows vary, unless this process has other options of the allocator in its environment.
+    A worker without a GPU sees none. On a GPU, torch's allocator uses expandable segments, which
+    avoid fragmentation if the lengths of rows vary, unless this process has other options of the
+    allocator in its environment.
 
-    By default, glibc returns freed large blocks to the kernel and maps them again at the next allocation. This causes
-    100,000 page faults per step, a third of the CPU time. With these settings, training processes 89 to 102 rows per
-    CPU-second instead of 59 to 63 (MiniLM, stage 1, 32 rows of 12 tokens).
+    By default, glibc returns freed large blocks to the kernel and maps them again at the next
+    allocation. This causes 100,000 page faults per step, a third of the CPU time. With these
+    settings, training processes 89 to 102 rows per CPU-second instead of 59 to 63 (MiniLM, stage 1,
+    32 rows of 12 tokens).
     """
-    threads = str(config.cpus_per_worker)  # more threads than cores make training several times slower
+    threads = str(
+        config.cpus_per_worker
+    )  # more threads than cores make training several times slower
     malloc = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**28}
-    options = next((os.environ[name] for name in ALLOCATOR if name in os.environ), "expandable_segments:True")
+    options = next(
+        (os.environ[name] for name in ALLOCATOR if name in os.environ), "expandable_segments:True"
+    )
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "AWS_MAX_ATTEMPTS": str(PERSISTENT.min_attempts),
         "TOKENIZERS_PARALLELISM": "false",
-        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in malloc.items()),
+        "GLIBC_TUNABLES": ":".join(
+            f"glibc.malloc.{name}={value}" for name, value in malloc.items()
+        ),
         **gpu_visibility(config.gpus_per_worker),
         **({ALLOCATOR[0]: options} if config.gpus_per_worker else {}),
     }

@@ -23,21 +23,29 @@ from training.task import Diverged, TaskRuntime
 
 
 def send_event(events: Any, event: ProgressEvent) -> None:
-    """Send an event from rank 0 to an EventQueue without waiting. Do nothing if `events` is None."""
+    """Send an event from rank 0 to an EventQueue without waiting. Do nothing if `events` is
+    None."""
     if events is not None and dist.get_rank() == 0:
         events.put.remote(event)
 
 
-def epoch_event(report: EpochReport, *, seed: int | None = None, trial: str | None = None) -> EpochEvent:
+def epoch_event(
+    report: EpochReport, *, seed: int | None = None, trial: str | None = None
+) -> EpochEvent:
     """Return the progress event of an epoch's report."""
-    return EpochEvent(report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial)
+    return EpochEvent(
+        report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial
+    )
 
 
-def train_and_export(config: TrainingConfig, *, task_ref: Any, weights: str, events: Any) -> TrainingResult | str:
+def train_and_export(
+    config: TrainingConfig, *, task_ref: Any, weights: str, events: Any
+) -> TrainingResult | str:
     """Train in a Ray Train worker, and export to the folder `weights`.
 
-    Return a message instead of raising an exception if a retry would fail again on all ranks, because Ray Train retries
-    after exceptions, except after OutOfMemory in the largest group; see `training.trainer.no_retry_callback`.
+    Return a message instead of raising an exception if a retry would fail again on all ranks,
+    because Ray Train retries after exceptions, except after OutOfMemory in the largest group; see
+    `training.trainer.no_retry_callback`.
     """
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
@@ -51,7 +59,10 @@ def _train_and_export(
     try:
         engine, progress = _start_or_resume(config, runtime, scheme=weights.partition("://")[0])
     except UnusableCheckpoint as error:
-        return f"{error}; to start a new training, delete {weights.rpartition('/')[0]}/train and run again"
+        return (
+            f"{error}; to start a new training, delete {weights.rpartition('/')[0]}/train and run "
+            "again"
+        )
     except (MissingKernels, ModelError) as error:
         return str(error)
     save = _checkpoint_callback(config)
@@ -62,7 +73,9 @@ def _train_and_export(
         return True
 
     callbacks = Callbacks(
-        on_step=lambda step: send_event(events, replace(step, seed=config.seed)), on_epoch=on_epoch, on_save=save
+        on_step=lambda step: send_event(events, replace(step, seed=config.seed)),
+        on_epoch=on_epoch,
+        on_save=save,
     )
     try:
         report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
@@ -84,8 +97,11 @@ def _train_and_export(
     return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
 
 
-def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, scheme: str) -> tuple[Any, Progress]:
-    """Return an engine and its progress, resumed from Ray Train's last checkpoint if there is one."""
+def _start_or_resume(
+    config: TrainingConfig, runtime: TaskRuntime, *, scheme: str
+) -> tuple[Any, Progress]:
+    """Return an engine and its progress, resumed from Ray Train's last checkpoint if there is
+    one."""
     saved = ray.train.get_checkpoint()
     if saved is None:
         return build_engine(config, runtime), Progress()
@@ -95,8 +111,8 @@ def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, scheme: st
 def _checkpoint_callback(config: TrainingConfig) -> OnSave:
     """Return a callback that writes a checkpoint, and raises Interrupted if this worker must stop.
 
-    Ray Train uploads it in a thread while training continues, and registers it when all ranks have uploaded their
-    parts. At most one checkpoint is being uploaded; another save waits for it.
+    Ray Train uploads it in a thread while training continues, and registers it when all ranks have
+    uploaded their parts. At most one checkpoint is being uploaded; another save waits for it.
     """
 
     def save(progress: Progress, engine: Any) -> None:
@@ -105,16 +121,22 @@ def _checkpoint_callback(config: TrainingConfig) -> OnSave:
         ray.train.report(
             {"epoch": progress.epoch, "step": progress.step},
             checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # deletes the folder after the upload
+            # deletes the folder after the upload
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
         reason = preemption.preemption_reason()
         if reason is not None:
             _wait_for_upload()
-            raise preemption.Interrupted(f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}")
+            raise preemption.Interrupted(
+                f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}"
+            )
 
     return save
 
 
 def _wait_for_upload() -> None:
-    """Wait until the controller has registered the last checkpoint, after the reports of all ranks."""
-    ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+    """Wait until the controller has registered the last checkpoint, after the reports of all
+    ranks."""
+    ray.train.get_all_reported_checkpoints(
+        consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED
+    )

@@ -1,4 +1,5 @@
-"""Futility rules: stop a trial or the whole sweep if it cannot reach the target. Pure functions of scores."""
+"""Futility rules: stop a trial or the whole sweep if it cannot reach the target. Pure functions of
+scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,20 @@ from tailorbird.registry.kinds import spec_of
 
 Z_TWO_SIDED_95 = 1.96
 MIN_FINAL_SCORES = 4
-"""Trials with an estimated final score before a sweep may end. Fewer trials do not show how much scores vary."""
-ALPHA = 0.05  # probability that a sweep ends although one of its remaining trials would have reached the target
+"""Trials with an estimated final score before a sweep may end. Fewer trials do not show how much
+scores vary."""
+# probability that a sweep ends although one of its remaining trials would have reached the target
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Target:
-    """The validation score that a candidate must reach, with the baselines from which it is computed."""
+    """The validation score that a candidate must reach, with the baselines from which it is
+    computed."""
 
     baselines: Mapping[str, float]  # validation scores by kind of baseline
-    to_beat: float  # score of the incumbent, or of the best baseline without a bag of words, plus the minimum gain
+    # score of the incumbent, or of the best baseline without a bag of words, plus the minimum gain
+    to_beat: float
     text: str  # `to_beat` with its origin, for messages
 
 
@@ -33,14 +38,20 @@ class TrialScores:
 
 
 def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
-    """Return the validation score that a trial must reach: that of the incumbent plus `minimum_gain`, at most 1.
+    """Return the validation score that a trial must reach: that of the incumbent plus
+    `minimum_gain`, at most 1.
 
-    If the incumbent is a baseline with a bag of words, the best baseline without one takes its place, because the best
-    trial will be mixed with the bag of words too. Requires at least one servable baseline.
+    If the incumbent is a baseline with a bag of words, the best baseline without one takes its
+    place, because the best trial will be mixed with the bag of words too. Requires at least one
+    servable baseline.
     """
     incumbent = select_incumbent(baselines)
     if spec_of(incumbent.kind).has_bag:
-        alone = [baseline for baseline in baselines if baseline.servable and not spec_of(baseline.kind).has_bag]
+        alone = [
+            baseline
+            for baseline in baselines
+            if baseline.servable and not spec_of(baseline.kind).has_bag
+        ]
         incumbent = max(alone, key=lambda baseline: baseline.validation, default=incumbent)
     to_beat = min(incumbent.validation + minimum_gain, HIGHEST_SCORE)
     limit = ", at most 1" if to_beat == HIGHEST_SCORE else ""
@@ -51,17 +62,23 @@ def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
 def optimistic_final_score(trial: TrialScores, *, num_rows: int) -> float | None:
     """Return an upper estimate of the score after a trial's last epoch.
 
-    The estimate assumes that each remaining epoch gains as much as the latest epoch (later epochs usually gain less,
-    because accuracy curves flatten), and that the measured score is 1.96 standard errors too low
-    (sqrt(p (1 - p) / `num_rows`)). Return None after the first of several epochs, because the slope is unknown. The
-    score of a trial that has hardly started to learn can exceed the estimate: a recorded trial scored 0.18, 0.12 and
-    then 0.28, but stayed far below every baseline.
+    The estimate assumes that each remaining epoch gains as much as the latest epoch (later epochs
+    usually gain less, because accuracy curves flatten), and that the measured score is 1.96
+    standard errors too low (sqrt(p (1 - p) / `num_rows`)). Return None after the first of several
+    epochs, because the slope is unknown. The score of a trial that has hardly started to learn can
+    exceed the estimate: a recorded trial scored 0.18, 0.12 and then 0.28, but stayed far below
+    every baseline.
     """
-    scores, epochs_left = trial.scores, trial.epochs_left
+    scores = trial.scores
+    epochs_left = trial.epochs_left
     if not scores or (len(scores) < 2 and epochs_left):
         return None
     slope = max(0.0, scores[-1] - scores[-2]) if epochs_left else 0.0
-    return scores[-1] + epochs_left * slope + Z_TWO_SIDED_95 * sqrt(scores[-1] * (1 - scores[-1]) / num_rows)
+    return (
+        scores[-1]
+        + epochs_left * slope
+        + Z_TWO_SIDED_95 * sqrt(scores[-1] * (1 - scores[-1]) / num_rows)
+    )
 
 
 def can_still_reach(trial: TrialScores, *, to_beat: float, num_rows: int) -> bool:
@@ -70,20 +87,24 @@ def can_still_reach(trial: TrialScores, *, to_beat: float, num_rows: int) -> boo
     return trial.epochs_left == 0 or final is None or final >= to_beat
 
 
-def sweep_futility(trials: Sequence[TrialScores], *, num_trials: int, to_beat: float, num_rows: int) -> str | None:
+def sweep_futility(
+    trials: Sequence[TrialScores], *, num_trials: int, to_beat: float, num_rows: int
+) -> str | None:
     """Return the reason to end the whole sweep, or None to continue.
 
     The sweep ends if three conditions hold:
 
     1. At least four trials have an optimistic final score (k in the formula below).
     2. All these scores are below `to_beat`.
-    3. The one-sided 95% prediction limit for the best of the other trials is below `to_beat`. It assumes that all
-       scores come from one normal distribution: mean + t * s * sqrt(1 + 1/k), where t is Student's quantile at
-       1 - 0.05 / others with k - 1 degrees of freedom (Hahn, Factors for calculating two-sided prediction intervals,
-       JASA 64, 1969; Bonferroni correction for the best of several).
+    3. The one-sided 95% prediction limit for the best of the other trials is below `to_beat`. It
+       assumes that all scores come from one normal distribution: mean + t * s * sqrt(1 + 1/k),
+       where t is Student's quantile at 1 - 0.05 / others with k - 1 degrees of freedom (Hahn,
+       Factors for calculating two-sided prediction intervals, JASA 64, 1969; Bonferroni correction
+       for the best of several).
 
-    Trials that learn nothing widen the interval, so the sweep continues rather than ends too early. The limit ignores
-    that the search may sample better configurations later (Optuna's first ten are random).
+    Trials that learn nothing widen the interval, so the sweep continues rather than ends too early.
+    The limit ignores that the search may sample better configurations later (Optuna's first ten are
+    random).
     """
     estimates = [optimistic_final_score(trial, num_rows=num_rows) for trial in trials]
     finals = [final for final in estimates if final is not None]
@@ -97,6 +118,6 @@ def sweep_futility(trials: Sequence[TrialScores], *, num_trials: int, to_beat: f
     if limit >= to_beat:
         return None
     return (
-        f"{to_beat:.3f} is out of reach: {len(finals)} trials reach at most {max(finals):.3f}, and the best of the "
-        f"other {others} at most {max(limit, *finals):.3f} (95% prediction limit)"
+        f"{to_beat:.3f} is out of reach: {len(finals)} trials reach at most {max(finals):.3f}, and "
+        f"the best of the other {others} at most {max(limit, *finals):.3f} (95% prediction limit)"
     )

@@ -1,4 +1,5 @@
-"""Learning curve: predict the score with more training rows from the scores on parts of the rows."""
+"""Learning curve: predict the score with more training rows from the scores on parts of the
+rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,17 @@ class LearningCurve:
     sizes: tuple[int, ...]  # training rows, ascending; the last is all of them
     scores: tuple[float, ...]  # validation score at each size, in [0, 1]
     at_double: float  # predicted score with twice the last size
-    interval: tuple[float, float]  # 95% interval of `at_double`; `fit_curve` lists the errors that it does not cover
+    interval: tuple[
+        float, float
+    ]  # 95% interval of `at_double`; `fit_curve` lists the errors that it does not cover
     sentence: str  # the prediction as a sentence
 
 
 def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[int, ...]:
     """Return `num_sizes` ascending training sizes: ..., a quarter, half and all of `num_rows`.
 
-    Sizes below the number of classes are omitted. Raises ValueError if fewer than three are requested or remain.
+    Sizes below the number of classes are omitted. Raises ValueError if fewer than three are
+    requested or remain.
     """
     if num_sizes < MIN_SIZES:
         raise ValueError(f"num_sizes is {num_sizes}; a learning curve needs at least {MIN_SIZES}")
@@ -36,30 +40,39 @@ def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[in
     sizes = tuple(size for size in halved if size >= max(1, num_classes))
     if len(sizes) < MIN_SIZES:
         raise ValueError(
-            f"a learning curve needs {MIN_SIZES} training sizes, but {num_rows} rows of {num_classes} classes give "
-            f"only {len(sizes)}; use at least {max(1, num_classes) * 2 ** (MIN_SIZES - 1)} rows, or set "
-            "tuning.learning_curve to false"
+            f"a learning curve needs {MIN_SIZES} training sizes, but {num_rows} rows of "
+            f"{num_classes} classes give only {len(sizes)}; use at least "
+            f"{max(1, num_classes) * 2 ** (MIN_SIZES - 1)} rows, or set tuning.learning_curve to "
+            "false"
         )
     return sizes
 
 
-def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0) -> LearningCurve:
-    """Fit error = a + b (n / N)^-c to the scores, and predict the score at 2 N, where N is the last size.
+def fit_curve(
+    sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0
+) -> LearningCurve:
+    """Fit error = a + b (n / N)^-c to the scores, and predict the score at 2 N, where N is the last
+    size.
 
-    The inverse power law follows Figueroa et al., Predicting sample size required for classification performance, BMC
-    Med. Inform. Decis. Mak. 12:8 (2012). It is fitted by weighted least squares with a, b in [0, 1] and c in [0, 2], so
-    more data never lowers the predicted score.
+    The inverse power law follows Figueroa et al., Predicting sample size required for
+    classification performance, BMC Med. Inform. Decis. Mak. 12:8 (2012). It is fitted by weighted
+    least squares with a, b in [0, 1] and c in [0, 2], so more data never lowers the predicted
+    score.
 
-    The interval comes from a parametric bootstrap: each score is drawn independently from a binomial distribution of
-    `num_validation` rows around the fitted curve, and the curve is fitted again. Its limits:
+    The interval comes from a parametric bootstrap: each score is drawn independently from a
+    binomial distribution of `num_validation` rows around the fitted curve, and the curve is fitted
+    again. Its limits:
 
-    - The scores share their validation rows, so their errors are correlated. Independent draws overstate the
-      uncertainty of the curve's slope and understate that of its height.
-    - It does not cover the variance between trainings (seed, part of the data), a misfit of the power law, or the
-      selection of the configuration by its score at N, which biases the last score upward.
-    - For scores that are not a share of rows (macro-F1), the binomial distribution is an approximation.
+    - The scores share their validation rows, so their errors are correlated. Independent draws
+      overstate the uncertainty of the curve's slope and understate that of its height.
+    - It does not cover the variance between trainings (seed, part of the data), a misfit of the
+      power law, or the selection of the configuration by its score at N, which biases the last
+      score upward.
+    - For scores that are not a share of rows (macro-F1), the binomial distribution is an
+      approximation.
 
-    Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].
+    Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0,
+    1].
     """
     _validate(sizes, scores, num_validation=num_validation)
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
@@ -67,39 +80,53 @@ def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: 
     law = _fit(shares, errors, num_validation=num_validation)
     fitted = np.clip(_error(shares, *law), 0, 1)
     rates = _smoothed(fitted, num_validation)
-    drawn = np.random.default_rng(seed).binomial(num_validation, rates, size=(NUM_RESAMPLES, len(sizes)))
-    resampled = [_double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation]
+    drawn = np.random.default_rng(seed).binomial(
+        num_validation, rates, size=(NUM_RESAMPLES, len(sizes))
+    )
+    resampled = [
+        _double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation
+    ]
     low, high = (float(end) for end in np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     at_double = _double(law)
     # If a parameter is at its bound, all draws may be on one side of the prediction.
     interval = (min(low, at_double), max(high, at_double))
     on_curve = 1 - float(fitted[-1])
-    sentence = _sentence(sizes[-1], measured=scores[-1], fitted=on_curve, at_double=at_double, interval=interval)
+    sentence = _sentence(
+        sizes[-1], measured=scores[-1], fitted=on_curve, at_double=at_double, interval=interval
+    )
     return LearningCurve(tuple(sizes), tuple(scores), at_double, interval, sentence)
 
 
-def _error(share: NDArray[np.float64], floor: float, excess: float, rate: float) -> NDArray[np.float64]:
+def _error(
+    share: NDArray[np.float64], floor: float, excess: float, rate: float
+) -> NDArray[np.float64]:
     return np.asarray(floor + excess * share**-rate)
 
 
-def _slopes(share: NDArray[np.float64], _: float, excess: float, rate: float) -> NDArray[np.float64]:
+def _slopes(
+    share: NDArray[np.float64], _: float, excess: float, rate: float
+) -> NDArray[np.float64]:
     """Return the derivatives of `_error` with respect to floor, excess and rate, [N, 3]."""
     power = share**-rate
     return np.stack([np.ones_like(share), power, -excess * np.log(share) * power], axis=1)
 
 
-def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int) -> tuple[float, ...]:
+def _fit(
+    shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int
+) -> tuple[float, ...]:
     """Return the parameters (a, b, c) of the power law."""
     rates = _smoothed(errors, num_validation)
     sigma = np.sqrt(rates * (1 - rates) / num_validation)
-    start, bounds = (errors.min() / 2, errors[-1] / 2, 0.5), ((0, 0, 0), (1, 1, MAX_RATE))
+    start = (errors.min() / 2, errors[-1] / 2, 0.5)
+    bounds = ((0, 0, 0), (1, 1, MAX_RATE))
     options = {"absolute_sigma": True, "jac": _slopes, "ftol": 1e-7, "max_nfev": 10_000}
     law, _ = curve_fit(_error, shares, errors, p0=start, sigma=sigma, bounds=bounds, **options)
     return tuple(float(value) for value in law)
 
 
 def _smoothed(errors: NDArray[np.float64], num_rows: int) -> NDArray[np.float64]:
-    """Return the error rates with one more correct and one more wrong row, so that no rate has variance 0."""
+    """Return the error rates with one more correct and one more wrong row, so that no rate has
+    variance 0."""
     return (errors * num_rows + 1) / (num_rows + 2)
 
 
@@ -108,22 +135,31 @@ def _double(law: tuple[float, ...]) -> float:
     return float(np.clip(1 - _error(np.array(2.0), *law), 0, 1))
 
 
-def _sentence(num_rows: int, *, measured: float, fitted: float, at_double: float, interval: tuple[float, float]) -> str:
+def _sentence(
+    num_rows: int,
+    *,
+    measured: float,
+    fitted: float,
+    at_double: float,
+    interval: tuple[float, float],
+) -> str:
     low, high = interval
-    # Compare with the higher value. A measured score below the curve is no evidence that more data helps.
+    # Compare with the higher value. A measured score below the curve is no evidence that more data
+    # helps.
     helps = round(low, 3) > round(max(measured, fitted), 3)
     return (
-        f"twice the data ({2 * num_rows:,} rows) would give a validation score of about {at_double:.3f} "
-        f"(95% interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave {measured:.3f} ({fitted:.3f} on the "
-        f"fitted curve), so {'more data should help' if helps else 'it is not certain that more data would help'}"
+        f"twice the data ({2 * num_rows:,} rows) would give a validation score of about "
+        f"{at_double:.3f} (95% interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave "
+        f"{measured:.3f} ({fitted:.3f} on the fitted curve), so "
+        f"{'more data should help' if helps else 'it is not certain that more data would help'}"
     )
 
 
 def _validate(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int) -> None:
     if len(sizes) != len(scores) or len(sizes) < MIN_SIZES:
         raise ValueError(
-            f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least {MIN_SIZES} sizes with a "
-            "score each"
+            f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least "
+            f"{MIN_SIZES} sizes with a score each"
         )
     if sizes[0] < 1 or any(after <= before for before, after in pairwise(sizes)):
         raise ValueError(f"sizes {tuple(sizes)} must be positive and strictly ascending")

@@ -16,15 +16,20 @@ def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHASc
     """Return the ASHA scheduler, which stops trials that score worse than the others."""
     longest = max_epochs(training, config)
     return ASHAScheduler(
-        max_t=longest, grace_period=min(config.grace_epochs, longest), reduction_factor=config.reduction_factor
+        max_t=longest,
+        grace_period=min(config.grace_epochs, longest),
+        reduction_factor=config.reduction_factor,
     )
 
 
-def build_search(config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int) -> Any:
-    """Return an Optuna or random search that submits the configurations of the `known` trials first.
+def build_search(
+    config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int
+) -> Any:
+    """Return an Optuna or random search that submits the configurations of the `known` trials
+    first.
 
-    Without a search space, every trial has the same configuration. The number of known trials is added to the seed,
-    because the same seed would sample their configurations again.
+    Without a search space, every trial has the same configuration. The number of known trials is
+    added to the seed, because the same seed would sample their configurations again.
     """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
@@ -35,4 +40,6 @@ def build_search(config: TuningConfig, *, known: Sequence[TrialRecord], seed: in
     if config.search == "optuna" and config.space:
         search = OptunaSearch(seed=seed, points_to_evaluate=points)
         return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
-    return BasicVariantGenerator(random_state=seed, points_to_evaluate=points, max_concurrent=max_concurrent)
+    return BasicVariantGenerator(
+        random_state=seed, points_to_evaluate=points, max_concurrent=max_concurrent
+    )

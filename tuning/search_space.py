@@ -1,4 +1,5 @@
-"""Convert the recipe's search space to Ray Tune samplers, and sampled values to a training config."""
+"""Convert the recipe's search space to Ray Tune samplers, and sampled values to a training
+config."""
 
 from typing import Any
 
@@ -23,7 +24,8 @@ def param_space(config: TuningConfig) -> dict[str, Any]:
 
 
 def trial_config(training: TrainingConfig, values: SampledValues) -> TrainingConfig:
-    """Return the training config with a trial's values. Raises ValidationError (a ValueError) for an invalid value."""
+    """Return the training config with a trial's values. Raises ValidationError (a ValueError) for
+    an invalid value."""
     return TrainingConfig.model_validate(training.model_dump() | values)
 
 
@@ -32,4 +34,7 @@ def max_epochs(training: TrainingConfig, config: TuningConfig) -> int:
     distribution = config.space.get("epochs")
     if distribution is None:
         return training.epochs
-    return max(int(value) for value in distribution.choice or distribution.uniform or distribution.log_uniform or ())
+    return max(
+        int(value)
+        for value in distribution.choice or distribution.uniform or distribution.log_uniform or ()
+    )

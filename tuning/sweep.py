@@ -1,4 +1,5 @@
-"""The sweep: Ray Tune samples configurations, worker groups train them, and the best one on validation is selected."""
+"""The sweep: Ray Tune samples configurations, worker groups train them, and the best one on
+validation is selected."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,13 +21,20 @@ from training.trainer import TrainingFailed
 from tuning.futility import Target, TrialScores, can_still_reach
 from tuning.search_space import trial_config
 from tuning.trial_broker import TrialBroker, WorkerGroupJob
-from tuning.trial_record import SampledValues, SweepJournal, TrialRecord, read_journal, write_journal
+from tuning.trial_record import (
+    SampledValues,
+    SweepJournal,
+    TrialRecord,
+    read_journal,
+    write_journal,
+)
 from tuning.tuner import FutilityStopper, build_tuner
 from tuning.worker_groups import num_groups_that_fit, run_worker_groups
 
 
 class TrialRow(BaseModel, frozen=True):
-    """A row of the sweep's table: a trial, or a baseline (`trial` is then its kind, and `config` is empty)."""
+    """A row of the sweep's table: a trial, or a baseline (`trial` is then its kind, and `config` is
+    empty)."""
 
     trial: str
     config: SampledValues
@@ -46,19 +54,34 @@ class SweepResult(StoredModel):
 
 
 def sweep(
-    config: TuningConfig, *, training: TrainingConfig, task: TrainingTask, target: Target, uri: str, events: Any = None
+    config: TuningConfig,
+    *,
+    training: TrainingConfig,
+    task: TrainingTask,
+    target: Target,
+    uri: str,
+    events: Any = None,
 ) -> SweepResult:
     """Run the trials and select one on validation; all files are stored in `uri`.
 
-    If the driver fails, another call resumes: finished trials are not trained again, and others resume from their
-    checkpoints. `events` is the handle of an EventQueue, or None. Raises TrainingFailed if no trial was exported.
+    If the driver fails, another call resumes: finished trials are not trained again, and others
+    resume from their checkpoints. `events` is the handle of an EventQueue, or None. Raises
+    TrainingFailed if no trial was exported.
     """
-    for name in ("tune", "groups"):  # otherwise Tune and Train would resume their own runs of an interrupted sweep
+    for name in (
+        "tune",
+        "groups",
+    ):  # otherwise Tune and Train would resume their own runs of an interrupted sweep
         delete_folder(f"{uri}/{name}")
     known = read_journal(uri).trials
-    actor = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=this_node_selector())
-    broker = actor.remote(keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known)
-    num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
+    actor = ray.remote(TrialBroker).options(
+        num_cpus=0, max_concurrency=1000, label_selector=this_node_selector()
+    )
+    broker = actor.remote(
+        keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known
+    )
+    num_rows = len(task.validation)
+    num_groups = config.trials_at_once(room=num_groups_that_fit(training))
     task_ref = ray.put(with_tokenized_rows(task))
     job = WorkerGroupJob(
         "",
@@ -71,9 +94,17 @@ def sweep(
         num_trials=config.num_trials,
     )
     with run_worker_groups(job, num_groups=num_groups) as errors:
-        stopper = FutilityStopper(target, broker=broker, num_trials=config.num_trials, num_rows=num_rows)
+        stopper = FutilityStopper(
+            target, broker=broker, num_trials=config.num_trials, num_rows=num_rows
+        )
         tuner = build_tuner(
-            config, training=training, stopper=stopper, broker=broker, known=known, max_concurrent=num_groups, uri=uri
+            config,
+            training=training,
+            stopper=stopper,
+            broker=broker,
+            known=known,
+            max_concurrent=num_groups,
+            uri=uri,
         )
         tuner.fit()
     journal = ray.get(broker.journal.remote())
@@ -89,19 +120,24 @@ def sweep(
 
 
 def delete_other_weights(trained: TrainingResult) -> None:
-    """Delete the other weights of the stage of `trained`: of trials not selected, or of other drivers of a training.
+    """Delete the other weights of the stage of `trained`: of trials not selected, or of other
+    drivers of a training.
 
-    Call it when the result is stored: until then, another driver of the same stage may return some of these weights.
+    Call it when the result is stored: until then, another driver of the same stage may return some
+    of these weights.
     """
     folder, _, selected = trained.weights.rpartition("/")
     prefix = f"{selected.partition('-')[0]}-"  # `trial-` or `weights-`
     for name in sorted({name.partition("/")[0] for name in folder_sizes(folder)}):
-        # Calibrated copies of the selected weights (`set_decision`) have names that start with the same name.
+        # Calibrated copies of the selected weights (`set_decision`) have names that start with the
+        # same name.
         if name.startswith(prefix) and not name.startswith(selected):
             delete_folder(f"{folder}/{name}")
 
 
-def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int) -> tuple[TrialRow, ...]:
+def table(
+    journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int
+) -> tuple[TrialRow, ...]:
     """Return a row for each baseline and each trial, in descending order of score."""
     rows = [
         TrialRow(trial=kind, config={}, score=score, scores=(), seconds=0.0, status="baseline")
@@ -116,18 +152,27 @@ def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, nu
                 score=record.scores[-1] if record.scores else 0.0,
                 scores=record.scores,
                 seconds=sum(epoch.step_seconds for epoch in record.epochs),
-                status=_status(record, num_epochs=num_epochs, to_beat=target.to_beat, num_rows=num_rows),
+                status=_status(
+                    record, num_epochs=num_epochs, to_beat=target.to_beat, num_rows=num_rows
+                ),
             )
         )
     return tuple(sorted(rows, key=lambda row: -row.score))
 
 
 def select_trial(journal: SweepJournal, *, errors: Sequence[str]) -> TrialRecord:
-    """Return the best exported trial, completed trials before stopped ones. Raises TrainingFailed if there is none."""
-    exported = [(rank, record.trial, record) for record in journal.trials if (rank := record.exported_rank) is not None]
+    """Return the best exported trial, completed trials before stopped ones. Raises TrainingFailed
+    if there is none."""
+    exported = [
+        (rank, record.trial, record)
+        for record in journal.trials
+        if (rank := record.exported_rank) is not None
+    ]
     if not exported:
         failures = [*errors, *(record.failure for record in journal.trials if record.failure)]
-        raise TrainingFailed(f"no trial produced weights: {'; '.join(failures) or 'see the job log'}")
+        raise TrainingFailed(
+            f"no trial produced weights: {'; '.join(failures) or 'see the job log'}"
+        )
     return max(exported, key=lambda candidate: candidate[:2])[2]
 
 
@@ -137,8 +182,12 @@ def _status(record: TrialRecord, *, num_epochs: int, to_beat: float, num_rows: i
         return f"failed: {record.failure}"
     if len(scores) == num_epochs:
         return "completed"
-    if not can_still_reach(TrialScores(scores, num_epochs - len(scores)), to_beat=to_beat, num_rows=num_rows):
+    if not can_still_reach(
+        TrialScores(scores, num_epochs - len(scores)), to_beat=to_beat, num_rows=num_rows
+    ):
         return "stopped: cannot reach the target"
     if record.ended_with_sweep:
         return "stopped: the sweep ended early"
-    return "stopped: worse than other trials" if scores else "failed: no epoch was finished"
+    if scores:
+        return "stopped: worse than other trials"
+    return "failed: no epoch was finished"

@@ -1,4 +1,5 @@
-"""Ray Tune's Trainable: it submits a trial's configuration to the TrialBroker, and each step returns one epoch."""
+"""Ray Tune's Trainable: it submits a trial's configuration to the TrialBroker, and each step
+returns one epoch."""
 
 from typing import Any
 
@@ -15,9 +16,12 @@ class BrokeredTrainable(tune.Trainable):  # type: ignore[misc]
 
     RESOURCES = {"CPU": 0, "memory": 128 * 2**20}  # noqa: RUF012  no CPU, because worker groups need all of them
 
-    def setup(self, config: SampledValues, broker: Any = None, training: TrainingConfig | None = None) -> None:
+    def setup(
+        self, config: SampledValues, broker: Any = None, training: TrainingConfig | None = None
+    ) -> None:
         assert training is not None
-        self._broker, self._training = broker, training
+        self._broker = broker
+        self._training = training
         self._submit(config)
 
     def step(self) -> dict[str, Any]:

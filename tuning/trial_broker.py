@@ -1,4 +1,5 @@
-"""The actor between Ray Tune and the worker groups, where trials are submitted, assigned, reported and cancelled."""
+"""The actor between Ray Tune and the worker groups, where trials are submitted, assigned, reported
+and cancelled."""
 
 import asyncio
 from collections import defaultdict, deque
@@ -11,8 +12,8 @@ from training.reports import EpochReport, TrainingResult
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 MAX_FAILURES = 2
-"""Number of failures of worker groups, without a new checkpoint in between, after which a trial fails. A group that
-restarts because Ray changed its number of workers did not fail."""
+"""Number of failures of worker groups, without a new checkpoint in between, after which a trial
+fails. A group that restarts because Ray changed its number of workers did not fail."""
 
 
 class SweepFailed(RuntimeError):
@@ -45,11 +46,13 @@ class _Trial:
     failures: int = 0  # failures of worker groups with this trial since its newest checkpoint
     has_saved: bool = False  # true if the current group has written a checkpoint
     stored_by: dict[str, set[int]] = field(default_factory=dict)
-    """Ranks that have stored their part of a checkpoint that is not complete, by the checkpoint's URI."""
+    """Ranks that have stored their part of a checkpoint that is not complete, by the checkpoint's
+    URI."""
 
     @property
     def pending(self) -> bool:
-        """True if a group must take the trial. A cancelled trial is taken only to export its weights."""
+        """True if a group must take the trial. A cancelled trial is taken only to export its
+        weights."""
         return not self.record.over and (self.record.completed or not self.cancelled)
 
 
@@ -63,21 +66,30 @@ class WorkerGroupJob:
     broker: Any  # handle of the TrialBroker
     events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
     uri: str
-    run: str = ""  # name of this run of the sweep; another driver must not replace the weights of its trials
-    num_trials: int = 0  # of the sweep; each can fail the group once more, if it exceeds the memory of its GPU
+    # name of this run of the sweep; another driver must not replace the weights of its trials
+    run: str = ""
+    num_trials: int = (
+        0  # of the sweep; each can fail the group once more, if it exceeds the memory of its GPU
+    )
 
 
 class TrialBroker:
-    """A Ray actor that passes trials from Ray Tune to worker groups, and reports back to Ray Tune. It uses no CPU.
+    """A Ray actor that passes trials from Ray Tune to worker groups, and reports back to Ray Tune.
+    It uses no CPU.
 
-    A group's `report` returns when Tune has requested the next epoch or cancelled the trial. `keep` is called with the
-    journal after each change that a restarted driver must know. `known` are the trials of an interrupted sweep. If Tune
-    submits the configuration of a known trial, the trial continues under its former name. Tune receives the former
-    reports again, and a group resumes the trial from its checkpoint if it is not over.
+    A group's `report` returns when Tune has requested the next epoch or cancelled the trial. `keep`
+    is called with the journal after each change that a restarted driver must know. `known` are the
+    trials of an interrupted sweep. If Tune submits the configuration of a known trial, the trial
+    continues under its former name. Tune receives the former reports again, and a group resumes the
+    trial from its checkpoint if it is not over.
     """
 
     def __init__(
-        self, *, keep: Callable[[SweepJournal], None], num_trials: int, known: Sequence[TrialRecord] = ()
+        self,
+        *,
+        keep: Callable[[SweepJournal], None],
+        num_trials: int,
+        known: Sequence[TrialRecord] = (),
     ) -> None:
         self._keep = keep
         self._num_left = num_trials  # trials that Tune has not submitted
@@ -89,8 +101,12 @@ class TrialBroker:
         """Name of the trial of each group."""
         self._failures: defaultdict[str, list[str]] = defaultdict(list)
         """Reasons of the failures of each group since it finished a trial."""
-        self._batch_tokens: int | None = None  # limit of a micro-batch that the memory of the GPUs has shown
-        self._best = max((rank for record in known if (rank := record.exported_rank) is not None), default=None)
+        self._batch_tokens: int | None = (
+            None  # limit of a micro-batch that the memory of the GPUs has shown
+        )
+        self._best = max(
+            (rank for record in known if (rank := record.exported_rank) is not None), default=None
+        )
         self._closed = False
         self._ended: str | None = None
         self._failure: str | None = None
@@ -104,7 +120,8 @@ class TrialBroker:
         if record is not None:
             self._known.remove(record)
             if record.failed_by_workers:
-                record.failure, record.failed_by_workers = None, False
+                record.failure = None
+                record.failed_by_workers = False
         trial = _Trial(record or TrialRecord(trial=trial_id, config=config))
         self._trials[trial_id] = self._trials[trial.record.trial] = trial
         self._waiting.append(trial.record.trial)
@@ -116,12 +133,15 @@ class TrialBroker:
         Raises SweepFailed if no group is left, or if the trial failed or was cancelled.
         """
         trial = self._trials[trial_id]
-        record, index = trial.record, trial.num_requested
+        record = trial.record
+        index = trial.num_requested
         trial.num_requested += 1
         await self._notify()
         async with self._changed:
             await self._changed.wait_for(
-                lambda: len(record.epochs) > index or self._failure or record.failure or trial.cancelled
+                lambda: (
+                    len(record.epochs) > index or self._failure or record.failure or trial.cancelled
+                )
             )
         if len(record.epochs) > index:
             # A trial that an interrupted sweep stopped early is over but not completed.
@@ -135,16 +155,20 @@ class TrialBroker:
         await self._notify()
 
     async def take(self, group: str) -> TrialAssignment | None:
-        """(Worker group) Wait for the next trial; return None if there will be none, so that the group can end.
+        """(Worker group) Wait for the next trial; return None if there will be none, so that the
+        group can end.
 
-        A group that restarted before it finished its trial gets the same trial, unless another group has taken it.
+        A group that restarted before it finished its trial gets the same trial, unless another
+        group has taken it.
         """
         unfinished = self._assigned.pop(group, None)
         if unfinished is not None:
             self._waiting.appendleft(unfinished)
             await self._notify()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._next() is not None or self._closed or self._num_left <= 0)
+            await self._changed.wait_for(
+                lambda: self._next() is not None or self._closed or self._num_left <= 0
+            )
             name = self._next()
             if name is None:
                 return None
@@ -161,10 +185,13 @@ class TrialBroker:
         """Return the pending trial that has waited longest, or None."""
         while self._waiting and not self._trials[self._waiting[0]].pending:
             self._waiting.popleft()
-        return self._waiting[0] if self._waiting else None
+        if self._waiting:
+            return self._waiting[0]
+        return None
 
     async def report(self, name: str, epoch: EpochReport, *, last: bool) -> bool:
-        """(Worker group) Record an epoch, and return True if the trial continues. Repeated epochs are ignored."""
+        """(Worker group) Record an epoch, and return True if the trial continues. Repeated epochs
+        are ignored."""
         trial = self._trials[name]
         record = trial.record
         if epoch.epoch < len(record.epochs):
@@ -181,11 +208,14 @@ class TrialBroker:
             )
         return trial.num_requested > len(record.epochs)
 
-    async def saved(self, group: str, name: str, checkpoint: str, *, rank: int, num_ranks: int) -> str | None:
-        """(Worker group) Note that a rank has stored its part of a checkpoint; after the last rank, record it.
+    async def saved(
+        self, group: str, name: str, checkpoint: str, *, rank: int, num_ranks: int
+    ) -> str | None:
+        """(Worker group) Note that a rank has stored its part of a checkpoint; after the last rank,
+        record it.
 
-        Return the previous checkpoint, which can be deleted, to the last rank, and None to the others. A group that
-        failed may still be uploading; its checkpoints are ignored.
+        Return the previous checkpoint, which can be deleted, to the last rank, and None to the
+        others. A group that failed may still be uploading; its checkpoints are ignored.
         """
         if self._assigned.get(group) != name:
             return None
@@ -195,13 +225,15 @@ class TrialBroker:
         if len(ranks) < num_ranks:
             return None
         trial.stored_by.clear()
-        previous, trial.record.checkpoint = trial.record.checkpoint, checkpoint
+        previous = trial.record.checkpoint
+        trial.record.checkpoint = checkpoint
         trial.has_saved = True
         await self._write()
         return previous
 
     def is_best(self, *, score: float, completed: bool) -> bool:
-        """(Worker group) Return True if the weights are the best so far. Completed trials rank above stopped ones."""
+        """(Worker group) Return True if the weights are the best so far. Completed trials rank
+        above stopped ones."""
         return self._best is None or (completed, score) > self._best
 
     async def finish(self, group: str, name: str, result: TrainingResult) -> None:
@@ -216,8 +248,11 @@ class TrialBroker:
             self._best = max(self._best or (False, 0.0), (record.completed, result.score))
         await self._write()
 
-    async def give_up(self, group: str, name: str, message: str, *, by_workers: bool = False) -> None:
-        """(Worker group) Record that the trial failed and is not retried in this run; see `failed_by_workers`."""
+    async def give_up(
+        self, group: str, name: str, message: str, *, by_workers: bool = False
+    ) -> None:
+        """(Worker group) Record that the trial failed and is not retried in this run; see
+        `failed_by_workers`."""
         self._assigned.pop(group, None)
         if not by_workers:
             self._failures.pop(group, None)
@@ -225,7 +260,8 @@ class TrialBroker:
         await self._fail(name, message)
 
     async def limit_tokens(self, group: str, name: str, batch_tokens: int) -> None:
-        """(Worker group) Limit the micro-batches of all trials from now on, and put the group's trial in front."""
+        """(Worker group) Limit the micro-batches of all trials from now on, and put the group's
+        trial in front."""
         self._batch_tokens = min(batch_tokens, self._batch_tokens or batch_tokens)
         if self._assigned.pop(group, None) is not None:  # else another rank of the group was faster
             self._waiting.appendleft(name)
@@ -235,7 +271,9 @@ class TrialBroker:
         """(Tune) End the sweep, and record which trials end with it."""
         self._ended = reason
         for trial in self._trials.values():
-            trial.record.ended_with_sweep = not (trial.cancelled or trial.record.completed or trial.record.over)
+            trial.record.ended_with_sweep = not (
+                trial.cancelled or trial.record.completed or trial.record.over
+            )
         await self._write()
 
     def journal(self) -> SweepJournal:
@@ -245,7 +283,8 @@ class TrialBroker:
         return SweepJournal(trials=trials, ended=self._ended)
 
     async def requeue(self, group: str, reason: str) -> None:
-        """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for any group."""
+        """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for
+        any group."""
         name = self._assigned.pop(group, None)
         if name is None:
             return
@@ -253,13 +292,16 @@ class TrialBroker:
         trial.failures = 0 if trial.has_saved else trial.failures + 1
         if trial.failures >= MAX_FAILURES:
             trial.record.failed_by_workers = True
-            await self._fail(name, f"trial {name} failed {trial.failures} times and is not retried: {reason}")
+            await self._fail(
+                name, f"trial {name} failed {trial.failures} times and is not retried: {reason}"
+            )
             return
         self._waiting.appendleft(name)
         await self._notify()
 
     def count_failure(self, group: str, reason: str) -> tuple[str, ...]:
-        """(Ray Train) Return the reasons of the failures of a group since it finished a trial, with this one."""
+        """(Ray Train) Return the reasons of the failures of a group since it finished a trial, with
+        this one."""
         self._failures[group].append(reason)
         return tuple(self._failures[group])
 
@@ -269,7 +311,8 @@ class TrialBroker:
         await self._notify()
 
     async def group_lost(self, group: str, message: str, *, last: bool) -> None:
-        """(Sweep) Requeue the trial of a worker group that ended with an error; `last` is true if no group is left."""
+        """(Sweep) Requeue the trial of a worker group that ended with an error; `last` is true if
+        no group is left."""
         await self.requeue(group, message)
         if last:
             self._failure = message

@@ -15,15 +15,20 @@ class TrialRecord(BaseModel, extra="forbid"):
 
     trial: str  # name of the trial
     config: SampledValues  # as sampled
-    batch_tokens: int | None = None  # limit of a micro-batch after a GPU ran out of memory, in place of the config's
+    batch_tokens: int | None = (
+        None  # limit of a micro-batch after a GPU ran out of memory, in place of the config's
+    )
     epochs: list[EpochReport] = []
-    completed: bool = False  # true if the last epoch was reported; the weights may not be exported yet
+    completed: bool = (
+        False  # true if the last epoch was reported; the weights may not be exported yet
+    )
     checkpoint: str | None = None  # URI of the newest checkpoint, from which the trial resumes
     result: TrainingResult | None = None  # result of a finished trial
     failure: str | None = None
     failed_by_workers: bool = False
-    """True if worker groups failed or their memory did not suffice. A sweep that is run again retries such a trial,
-    since it can have other workers, or a change of the recipe that needs less memory."""
+    """True if worker groups failed or their memory did not suffice. A sweep that is run again
+    retries such a trial, since it can have other workers, or a change of the recipe that needs less
+    memory."""
     ended_with_sweep: bool = False  # true if the trial was not over when the sweep ended
 
     @property
@@ -45,23 +50,31 @@ class TrialRecord(BaseModel, extra="forbid"):
 
     @property
     def exported_rank(self) -> tuple[bool, float] | None:
-        """Rank among trials with exported weights, higher is better: completed trials first, then by score."""
-        return (self.completed, self.scores[-1]) if self.result is not None and self.result.weights else None
+        """Rank among trials with exported weights, higher is better: completed trials first, then
+        by score."""
+        if self.result is not None and self.result.weights:
+            return (self.completed, self.scores[-1])
+        return None
 
 
 class SweepJournal(StoredModel):
-    """The trials of a sweep in the order of submission. A sweep that is run again resumes from it."""
+    """The trials of a sweep in the order of submission. A sweep that is run again resumes from
+    it."""
 
     trials: tuple[TrialRecord, ...] = ()
     ended: str | None = None  # reason why the sweep ended before all trials had run
 
 
 def read_journal(uri: str) -> SweepJournal:
-    """Return the journal of the sweep in `uri`, or an empty journal if the sweep has not started."""
+    """Return the journal of the sweep in `uri`, or an empty journal if the sweep has not
+    started."""
     location = f"{uri}/journal.json"
-    return SweepJournal.model_validate(read_json(location)) if exists(location) else SweepJournal()
+    if exists(location):
+        return SweepJournal.model_validate(read_json(location))
+    return SweepJournal()
 
 
 def write_journal(journal: SweepJournal, *, uri: str) -> None:
-    """Write the journal, with as many retries as workers use, because a worker's report waits for it."""
+    """Write the journal, with as many retries as workers use, because a worker's report waits for
+    it."""
     write_json(f"{uri}/journal.json", journal.model_dump(mode="json"), retry_policy=PERSISTENT)

@@ -8,7 +8,11 @@ import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
-from cluster.ray_private import exclude_from_tune_actors, keep_trial_error_as_text, silence_slow_tune_operations
+from cluster.ray_private import (
+    exclude_from_tune_actors,
+    keep_trial_error_as_text,
+    silence_slow_tune_operations,
+)
 from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
@@ -22,18 +26,25 @@ from tuning.trial_record import TrialRecord
 
 
 class FutilityStopper(tune.Stopper):  # type: ignore[misc]
-    """Stopper for trials that cannot reach the target; it ends the sweep if no other trial is expected to reach it."""
+    """Stopper for trials that cannot reach the target; it ends the sweep if no other trial is
+    expected to reach it."""
 
     def __init__(self, target: Target, *, broker: Any, num_trials: int, num_rows: int) -> None:
-        self._target, self._broker, self._num_trials, self._num_rows = target, broker, num_trials, num_rows
+        self._target = target
+        self._broker = broker
+        self._num_trials = num_trials
+        self._num_rows = num_rows
         self._trials: dict[str, TrialScores] = {}
         self._ended = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         scores = TrialScores(result["scores"], result["epochs_left"])
         self._trials[trial_id] = scores
-        to_beat, trials = self._target.to_beat, list(self._trials.values())
-        reason = sweep_futility(trials, num_trials=self._num_trials, to_beat=to_beat, num_rows=self._num_rows)
+        to_beat = self._target.to_beat
+        trials = list(self._trials.values())
+        reason = sweep_futility(
+            trials, num_trials=self._num_trials, to_beat=to_beat, num_rows=self._num_rows
+        )
         if reason is not None and not self._ended:
             self._ended = True
             ray.get(self._broker.end.remote(reason))
@@ -44,7 +55,8 @@ class FutilityStopper(tune.Stopper):  # type: ignore[misc]
 
 
 class ErrorsAsText(tune.Callback):  # type: ignore[misc]
-    """Callback that makes Tune read a failed trial's error as text, instead of loading its pickle from S3."""
+    """Callback that makes Tune read a failed trial's error as text, instead of loading its pickle
+    from S3."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         keep_trial_error_as_text(trial)
@@ -60,22 +72,37 @@ def build_tuner(
     max_concurrent: int,
     uri: str,
 ) -> tune.Tuner:
-    """Return a Tuner whose trials go through the broker, starting with the `known` trials of an interrupted sweep."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # suppress Tune's tables, because tailorbird prints its own progress
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's logger would run whenever it is installed
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # after Ctrl-C, Tune would return as if all trials had run
+    """Return a Tuner whose trials go through the broker, starting with the `known` trials of an
+    interrupted sweep."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = (
+        "0"  # suppress Tune's tables, because tailorbird prints its own progress
+    )
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
+        "1"  # TensorBoard's logger would run whenever it is installed
+    )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
+        "1"  # after Ctrl-C, Tune would return as if all trials had run
+    )
     silence_slow_tune_operations()
-    exclude_from_tune_actors("AWS_")  # S3 credentials come from the environment in which Ray was started
-    resources = tune.PlacementGroupFactory([BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()])
+    exclude_from_tune_actors(
+        "AWS_"
+    )  # S3 credentials come from the environment in which Ray was started
+    resources = tune.PlacementGroupFactory(
+        [BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()]
+    )
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(BrokeredTrainable, broker=broker, training=training), resources),
+        tune.with_resources(
+            tune.with_parameters(BrokeredTrainable, broker=broker, training=training), resources
+        ),
         param_space=param_space(config),
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
             num_samples=config.num_trials,
-            search_alg=build_search(config, known=known, seed=training.seed, max_concurrent=max_concurrent),
+            search_alg=build_search(
+                config, known=known, seed=training.seed, max_concurrent=max_concurrent
+            ),
             scheduler=build_scheduler(config, training=training),
             reuse_actors=True,
         ),

@@ -33,8 +33,8 @@ from tuning.search_space import trial_config
 from tuning.trial_broker import TrialAssignment, WorkerGroupJob
 
 CHECKPOINT_WORTH_S = 120.0
-"""Minimum seconds between checkpoints at the end of an epoch. Writing one takes up to 5 s (MiniLM on a busy machine
-with two cores)."""
+"""Minimum seconds between checkpoints at the end of an epoch. Writing one takes up to 5 s (MiniLM
+on a busy machine with two cores)."""
 
 POLL_S = 30.0
 """Seconds between two messages of rank 0 to the others while it waits for the broker."""
@@ -59,26 +59,33 @@ def train_trials(job: WorkerGroupJob) -> None:
 class _TrialRun:
     """A trial on a worker, from its checkpoint or from the first step.
 
-    This class writes checkpoints to S3 itself, instead of with `ray.train.report`, because a group's Ray Train run
-    covers many trials. Another group, or a group of a restarted driver, can resume each trial from its own checkpoints.
-    Each rank uploads its part in a thread while training continues. The broker records a checkpoint after the last rank
-    has uploaded its part, so a checkpoint that a failure cuts off is never used.
+    This class writes checkpoints to S3 itself, instead of with `ray.train.report`, because a
+    group's Ray Train run covers many trials. Another group, or a group of a restarted driver, can
+    resume each trial from its own checkpoints. Each rank uploads its part in a thread while
+    training continues. The broker records a checkpoint after the last rank has uploaded its part,
+    so a checkpoint that a failure cuts off is never used.
     """
 
-    def __init__(self, job: WorkerGroupJob, assignment: TrialAssignment, runtime: TaskRuntime) -> None:
-        self._job, self._assignment, self._runtime = job, assignment, runtime
-        self._trial, self._broker = assignment.trial, job.broker
+    def __init__(
+        self, job: WorkerGroupJob, assignment: TrialAssignment, runtime: TaskRuntime
+    ) -> None:
+        self._job = job
+        self._assignment = assignment
+        self._runtime = runtime
+        self._trial = assignment.trial
+        self._broker = job.broker
         self._config = trial_config(job.training, assignment.config)
         self._checkpoints = f"{job.uri}/checkpoints/{self._trial}"
         self._saved_at = time.perf_counter()
         self._upload = checkpoint.Upload()
 
     def run(self) -> str:
-        """Train, export the weights if they are the best so far, and return the trial's final status.
+        """Train, export the weights if they are the best so far, and return the trial's final
+        status.
 
-        Raises OutOfMemory, after which this group restarts, and the trial continues with smaller micro-batches. If they
-        cannot be smaller, it has failed if the group has `max_workers`. In a smaller group, whose workers hold larger
-        shares of the states, the broker requeues it.
+        Raises OutOfMemory, after which this group restarts, and the trial continues with smaller
+        micro-batches. If they cannot be smaller, it has failed if the group has `max_workers`. In a
+        smaller group, whose workers hold larger shares of the states, the broker requeues it.
         """
         try:
             with out_of_memory_reported(self._config):
@@ -86,11 +93,19 @@ class _TrialRun:
         except OutOfMemory as error:
             if error.batch_tokens is not None:
                 self._report(NoteEvent(f"trial {self._trial}: {error.retry}"))
-                ray.get(self._broker.limit_tokens.remote(self._job.group, self._trial, error.batch_tokens))
+                ray.get(
+                    self._broker.limit_tokens.remote(
+                        self._job.group, self._trial, error.batch_tokens
+                    )
+                )
             elif error.num_workers == self._config.max_workers:
                 self._report(TrialEvent(self._trial, self._assignment.config, "failed"))
                 message = f"worker {dist.get_rank()}: {error}"
-                ray.get(self._broker.give_up.remote(self._job.group, self._trial, message, by_workers=True))
+                ray.get(
+                    self._broker.give_up.remote(
+                        self._job.group, self._trial, message, by_workers=True
+                    )
+                )
             raise  # the other ranks wait for this one in a collective
 
     def _report(self, event: ProgressEvent) -> None:
@@ -110,28 +125,38 @@ class _TrialRun:
             on_save=self._save,
         )
         try:
-            report = train(engine, self._config, runtime=self._runtime, callbacks=callbacks, progress=progress)
+            report = train(
+                engine, self._config, runtime=self._runtime, callbacks=callbacks, progress=progress
+            )
         except Diverged as error:
             destroy_engine(engine)
             return self._give_up(str(error))
         completed = report.epoch + 1 == self._config.epochs
         weights = f"{self._job.uri}/trial-{self._trial}-{self._job.run}"
-        is_best = answer(lambda: self._broker.is_best.remote(score=report.score, completed=completed).future())
-        self._finish_uploads()  # their files are deleted before the weights are written to the same disk
+        is_best = answer(
+            lambda: self._broker.is_best.remote(score=report.score, completed=completed).future()
+        )
+        # their files are deleted before the weights are written to the same disk
+        self._finish_uploads()
         refused = self._export(engine, weights) if is_best else ""
         if refused:
             destroy_engine(engine)
             return self._give_up(refused)
         if dist.get_rank() == 0:
             dtype = compute_dtype_name(self._config)
-            result = TrainingResult.of_report(report, weights=weights if is_best else "", dtype=dtype)
+            result = TrainingResult.of_report(
+                report, weights=weights if is_best else "", dtype=dtype
+            )
             ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
             delete_folder(self._checkpoints)
         destroy_engine(engine)
-        return "completed" if completed else "stopped"
+        if completed:
+            return "completed"
+        return "stopped"
 
     def _start_or_resume(self) -> tuple[Any, Progress]:
-        """Return an engine and its progress, resumed from the trial's checkpoint if there is one."""
+        """Return an engine and its progress, resumed from the trial's checkpoint if there is
+        one."""
         source = self._assignment.checkpoint
         if source is None:
             return build_engine(self._config, self._runtime), Progress()
@@ -140,17 +165,22 @@ class _TrialRun:
     def _on_epoch(self, report: EpochReport, engine: Any) -> bool:
         send_event(self._job.events, epoch_event(report, trial=self._trial))
         last = report.epoch + 1 == self._config.epochs
-        continues = bool(answer(lambda: self._broker.report.remote(self._trial, report, last=last).future()))
+        continues = bool(
+            answer(lambda: self._broker.report.remote(self._trial, report, last=last).future())
+        )
         worth_s = min(CHECKPOINT_WORTH_S, self._config.checkpoint_interval_s)
         if _from_rank_0(continues and not last and time.perf_counter() - self._saved_at >= worth_s):
             self._save(Progress(epoch=report.epoch + 1, last=report), engine)
         return continues
 
     def _save(self, progress: Progress, engine: Any) -> None:
-        """Write a checkpoint, upload it in a thread, and raise Interrupted if this worker must stop."""
+        """Write a checkpoint, upload it in a thread, and raise Interrupted if this worker must
+        stop."""
         self._upload.wait()
         # The name is unique: a group that resumes an older checkpoint writes the same step again.
-        name = _from_rank_0(f"{progress.epoch}-{progress.step}-{dist.get_world_size()}-{uuid.uuid4().hex[:8]}")
+        name = _from_rank_0(
+            f"{progress.epoch}-{progress.step}-{dist.get_world_size()}-{uuid.uuid4().hex[:8]}"
+        )
         folder = checkpoint.stage(engine, self._config, progress=progress)
         self._upload.start(partial(self._store, folder, uri=f"{self._checkpoints}/{name}"))
         self._saved_at = time.perf_counter()
@@ -159,11 +189,13 @@ class _TrialRun:
             self._finish_uploads()
         if reason is not None:
             raise preemption.Interrupted(
-                f"{reason}; trial {self._trial} is checkpointed at epoch {progress.epoch + 1}, step {progress.step}"
+                f"{reason}; trial {self._trial} is checkpointed at epoch {progress.epoch + 1}, "
+                f"step {progress.step}"
             )
 
     def _store(self, folder: Path, *, uri: str) -> None:
-        """Upload and delete this rank's part of a checkpoint. The last rank deletes the previous checkpoint."""
+        """Upload and delete this rank's part of a checkpoint. The last rank deletes the previous
+        checkpoint."""
         try:
             upload_folder(folder, uri)
         finally:
@@ -179,7 +211,8 @@ class _TrialRun:
         dist.barrier()
 
     def _export(self, engine: Any, weights: str) -> str:
-        """Upload the weights. Return the reason on every rank if they are unusable, else an empty string."""
+        """Upload the weights. Return the reason on every rank if they are unusable, else an empty
+        string."""
         refused = ""
         with temporary_directory() as folder:
             try:
@@ -202,8 +235,8 @@ class _TrialRun:
 def answer(request: Callable[[], Future[Any]]) -> Any:
     """Send a request to the broker from rank 0, and return its answer on every rank.
 
-    The broker may take longer to answer than `process_group_timeout_s`. Rank 0 therefore tells the other ranks every
-    `POLL_S` seconds that they must wait.
+    The broker may take longer to answer than `process_group_timeout_s`. Rank 0 therefore tells the
+    other ranks every `POLL_S` seconds that they must wait.
     """
     pending = request() if dist.get_rank() == 0 else None
     while True:

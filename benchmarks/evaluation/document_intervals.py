@@ -1,4 +1,5 @@
-"""Measure the coverage of 95% intervals of a gain over rows that share documents, with the Monte Carlo error.
+"""Measure the coverage of 95% intervals of a gain over rows that share documents, with the Monte
+Carlo error.
 
 python -m benchmarks.evaluation.document_intervals
 """
@@ -40,7 +41,10 @@ def main() -> None:
             "+-": _error(0.95, NUM_EFFECTS),
         }
     print_table("Coverage of the 95% interval over documents", rows)
-    macro = {f"{sizes}, {num}": _macro_f1_coverage(sizes, num=num) for sizes, num in product(SIZES, (10, 50))}
+    macro = {
+        f"{sizes}, {num}": _macro_f1_coverage(sizes, num=num)
+        for sizes, num in product(SIZES, (10, 50))
+    }
     error = _error(0.95, NUM_MACRO_F1)
     title = "Coverage of the 95% interval of macro-F1 over documents, equal models"
     print_table(title, {name: {"macro-F1": rate, "+-": error} for name, rate in macro.items()})
@@ -68,7 +72,8 @@ def _document_sizes(generator: np.random.Generator, sizes: str, *, num: int) -> 
 
 
 def _coverage(sizes: str, *, num: int, correlation: float, is_accuracy: bool) -> float:
-    """Return the coverage over tests whose documents differ in size from test to test, from sums by document."""
+    """Return the coverage over tests whose documents differ in size from test to test, from sums by
+    document."""
     generator = np.random.default_rng((SEED, num, SIZES.index(sizes)))
     rows = np.stack([_document_sizes(generator, sizes, num=num) for _ in range(NUM_EFFECTS)])
     shared = np.sqrt(correlation) * generator.standard_normal(rows.shape)
@@ -80,7 +85,9 @@ def _coverage(sizes: str, *, num: int, correlation: float, is_accuracy: bool) ->
         losses = generator.binomial(rows - wins, np.clip(share_lost / (1 - share_won), 0, 1))
         sums = (wins - losses).astype(np.float64)
     else:
-        sums = GAIN * rows + 0.3 * (shared * rows + own * np.sqrt(rows) * generator.standard_normal(rows.shape))
+        sums = GAIN * rows + 0.3 * (
+            shared * rows + own * np.sqrt(rows) * generator.standard_normal(rows.shape)
+        )
     num_covered = 0
     for of_test, of_documents in zip(sums, rows, strict=True):
         documents = Documents(np.arange(num), of_documents.astype(np.float64))
@@ -103,15 +110,24 @@ def _macro_f1_coverage(sizes: str, *, num: int) -> float:
             right = latent < norm.ppf(0.75)
             outputs = np.where(right, labels, (labels + 1) % 4)
             tables.append(_table(labels, outputs=outputs, documents=codes))
-        low, high = class_metric_effect(tables[0], other=tables[1], metric="macro_f1", alpha=ALPHA).interval
+        low, high = class_metric_effect(
+            tables[0], other=tables[1], metric="macro_f1", alpha=ALPHA
+        ).interval
         covered += low <= 0 <= high
     return covered / NUM_MACRO_F1
 
 
-def _table(labels: NDArray[np.int64], *, outputs: NDArray[np.int64], documents: NDArray[np.int64]) -> Predictions:
-    names = [tuple(values.astype(str).tolist()) for values in (np.arange(len(labels)), labels, outputs, documents)]
+def _table(
+    labels: NDArray[np.int64], *, outputs: NDArray[np.int64], documents: NDArray[np.int64]
+) -> Predictions:
+    names = [
+        tuple(values.astype(str).tolist())
+        for values in (np.arange(len(labels)), labels, outputs, documents)
+    ]
     scores = (labels == outputs).astype(np.float64)
-    return Predictions("simulated", names[0], names[1], names[2], scores, scores, scores, clusters=names[3])
+    return Predictions(
+        "simulated", names[0], names[1], names[2], scores, scores, scores, clusters=names[3]
+    )
 
 
 if __name__ == "__main__":

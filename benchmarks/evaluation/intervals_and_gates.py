@@ -2,10 +2,11 @@
 
     python -m benchmarks.evaluation.intervals_and_gates [calibration] [groups] [swaps]
 
-Calibration: coverage of the interval of the debiased calibration error, and how often the gate passes and fails.
-Groups: how often the gate passes and fails a candidate that gains the same in every group, or loses in one; *random
-effects* is how often a random-effects interval would let the candidate, or that group, pass. Swaps: the counterfactual
-gate, and the robustness gate. `suite_power` measures the suites gate, `document_intervals` the intervals of gains.
+Calibration: coverage of the interval of the debiased calibration error, and how often the gate
+passes and fails. Groups: how often the gate passes and fails a candidate that gains the same in
+every group, or loses in one; *random effects* is how often a random-effects interval would let the
+candidate, or that group, pass. Swaps: the counterfactual gate, and the robustness gate.
+`suite_power` measures the suites gate, `document_intervals` the intervals of gains.
 """
 
 import sys
@@ -67,17 +68,26 @@ BOUNDS = {
 
 def main() -> None:
     """Prints a table per part, then one line of JSON."""
-    parts: dict[str, Callable[[], Figures]] = {"calibration": calibration, "groups": groups, "swaps": swaps}
+    parts: dict[str, Callable[[], Figures]] = {
+        "calibration": calibration,
+        "groups": groups,
+        "swaps": swaps,
+    }
     figures: dict[str, float] = {}
     for part in sys.argv[1:] or parts:
         figures |= parts[part]()
-    finish("intervals_and_gates", figures, bounds={name: BOUNDS[name] for name in BOUNDS if name in figures})
+    finish(
+        "intervals_and_gates",
+        figures,
+        bounds={name: BOUNDS[name] for name in BOUNDS if name in figures},
+    )
 
 
 def calibration() -> Figures:
     """The debiased ECE: coverage of its interval, and the state of the gate.
 
-    The confidence of a *sound* model is off by the error of a temperature that is fitted on `TEMPERATURE_ROWS` rows.
+    The confidence of a *sound* model is off by the error of a temperature that is fitted on
+    `TEMPERATURE_ROWS` rows.
     """
     rows: dict[str, Figures] = {}
     for n in (1_000, 2_000, 3_000):
@@ -86,16 +96,22 @@ def calibration() -> Figures:
         for n in (500, 2_000):
             rows[f"ECE {excess:g}, {n:,} rows"] = _calibration_rates(n, excess=excess)
     rows["S-shaped, 500 rows"] = _calibration_rates(500, excess=0.08, is_s_shaped=True)
-    by_documents = rows["ECE 0.08, 50 documents of 10 rows"] = _calibration_rates(500, excess=0.08, size=10)
+    by_documents = rows["ECE 0.08, 50 documents of 10 rows"] = _calibration_rates(
+        500, excess=0.08, size=10
+    )
     print_table("The calibration gate: debiased ECE at most 0.05", rows)
     return {
         "lowest_coverage_of_ece": min(
-            row["coverage"] for row in rows.values() if "coverage" in row and row is not by_documents
+            row["coverage"]
+            for row in rows.values()
+            if "coverage" in row and row is not by_documents
         ),
         "coverage_of_ece_by_50_documents": by_documents["coverage"],
         "calibrated_passes_at_1000_rows": rows["sound, 1,000 rows"]["passes"],
         "ece_of_8_points_fails_at_2000_rows": rows["ECE 0.08, 2,000 rows"]["fails"],
-        "ece_at_the_limit_fails": max(rows[f"ECE 0.05, {n} rows"]["fails"] for n in ("500", "2,000")),
+        "ece_at_the_limit_fails": max(
+            rows[f"ECE 0.05, {n} rows"]["fails"] for n in ("500", "2,000")
+        ),
     }
 
 
@@ -105,12 +121,16 @@ def groups() -> Figures:
     for name, sizes in SOUND_GROUPS.items():
         for gain in (0.03, 0.0):
             sound[f"{name} rows, gain {gain:g}"] = _group_rates((gain,) * len(sizes), sizes=sizes)
-    sound["150 to 750 rows in documents of 5, gain 0.03"] = _group_rates((0.03,) * 8, sizes=UNEVEN, size=5)
+    sound["150 to 750 rows in documents of 5, gain 0.03"] = _group_rates(
+        (0.03,) * 8, sizes=UNEVEN, size=5
+    )
     print_table("The groups gate of a candidate with the same gain in every group", sound)
     harmed = {}
     for n in (30, 80, 150, 375):
         for change in (-0.03, -0.05, -0.1):
-            harmed[f"{n} rows, {change:g}"] = _group_rates((change, *(0.03,) * 7), sizes=(n, *UNEVEN[1:]), group=0)
+            harmed[f"{n} rows, {change:g}"] = _group_rates(
+                (change, *(0.03,) * 7), sizes=(n, *UNEVEN[1:]), group=0
+            )
     print_table("A group that loses, among 7 that gain 3 points", harmed)
     return {
         "sound_groups_pass_at_3000_rows": min(
@@ -118,13 +138,16 @@ def groups() -> Figures:
         ),
         "sound_groups_fail": max(row["fails"] for row in sound.values()),
         "group_of_150_that_loses_10_fails": harmed["150 rows, -0.1"]["fails"],
-        "groups_that_lose_10_pass": max(row["passes"] for name, row in harmed.items() if name.endswith("-0.1")),
+        "groups_that_lose_10_pass": max(
+            row["passes"] for name, row in harmed.items() if name.endswith("-0.1")
+        ),
         "group_of_150_that_loses_the_limit_passes": harmed["150 rows, -0.03"]["passes"],
     }
 
 
 def swaps() -> Figures:
-    """The gates on changed rows: 3% of the predictions of a model change alone, those of the candidate *more*."""
+    """The gates on changed rows: 3% of the predictions of a model change alone, those of the
+    candidate *more*."""
     limits = CounterfactualGateConfig()
     robust = RobustnessGateConfig()
     gates: dict[str, Callable[..., Gate]] = {
@@ -132,13 +155,19 @@ def swaps() -> Figures:
         "robustness": partial(robustness_gate, limits=robust, alpha=ALPHA),
     }
     rows = {}
-    for (name, gate), n, more in product(gates.items(), (200, 500, 1_000, 2_000), (0.0, 0.03, 0.05, 0.1)):
+    for (name, gate), n, more in product(
+        gates.items(), (200, 500, 1_000, 2_000), (0.0, 0.03, 0.05, 0.1)
+    ):
         rows[f"{name}, {n:,} rows, {more:g} more"] = _swap_rates(gate, n=n, more=more)
     print_table("Predictions that a swap or a typing error changes", rows)
     return {
         "sound_swaps_pass_at_500_rows": rows["counterfactual, 500 rows, 0 more"]["passes"],
-        "swaps_that_change_5_more_fail_at_500_rows": rows["counterfactual, 500 rows, 0.05 more"]["fails"],
-        "sound_swaps_fail": max(row["fails"] for name, row in rows.items() if name.endswith(" 0 more")),
+        "swaps_that_change_5_more_fail_at_500_rows": rows["counterfactual, 500 rows, 0.05 more"][
+            "fails"
+        ],
+        "sound_swaps_fail": max(
+            row["fails"] for name, row in rows.items() if name.endswith(" 0 more")
+        ),
         "sound_robustness_passes_at_1000_rows": rows["robustness, 1,000 rows, 0 more"]["passes"],
     }
 
@@ -146,7 +175,12 @@ def swaps() -> Figures:
 def _states(states: Sequence[State]) -> dict[str, float]:
     passes = states.count(State.PASSES) / len(states)
     fails = states.count(State.FAILS) / len(states)
-    return {"passes": passes, "+-": _error(passes, len(states)), "fails": fails, "+- ": _error(fails, len(states))}
+    return {
+        "passes": passes,
+        "+-": _error(passes, len(states)),
+        "fails": fails,
+        "+- ": _error(fails, len(states)),
+    }
 
 
 def _error(rate: float, num: int) -> float:
@@ -155,20 +189,29 @@ def _error(rate: float, num: int) -> float:
 
 
 def _table(
-    right: NDArray[np.bool_], *, confidence: FloatArray | None = None, clusters: NDArray[np.int64] | None = None
+    right: NDArray[np.bool_],
+    *,
+    confidence: FloatArray | None = None,
+    clusters: NDArray[np.int64] | None = None,
 ) -> Predictions:
-    """Return the predictions of a model that is right on some of the rows, which have the label a."""
+    """Return the predictions of a model that is right on some of the rows, which have the label
+    a."""
     n = len(right)
     scores = right.astype(np.float64)
     confidence = scores if confidence is None else confidence
     outputs = tuple(np.where(right, "a", "b").tolist())
     shared = None if clusters is None else tuple(map(str, clusters.tolist()))
     ids = tuple(map(str, range(n)))
-    return Predictions("simulated", ids, ("a",) * n, outputs, scores, confidence, confidence, {}, {}, shared)
+    return Predictions(
+        "simulated", ids, ("a",) * n, outputs, scores, confidence, confidence, {}, {}, shared
+    )
 
 
-def _calibration_rates(n: int, *, excess: float | None, is_s_shaped: bool = False, size: int = 1) -> dict[str, float]:
-    """Simulate models whose confidence exceeds the probability of a right answer; rows share documents of a size."""
+def _calibration_rates(
+    n: int, *, excess: float | None, is_s_shaped: bool = False, size: int = 1
+) -> dict[str, float]:
+    """Simulate models whose confidence exceeds the probability of a right answer; rows share
+    documents of a size."""
 
     def probabilities(confidence: FloatArray, over: float) -> FloatArray:
         gap = over * np.sin((confidence - 0.3) / 0.7 * 2 * np.pi) if is_s_shaped else over
@@ -177,7 +220,9 @@ def _calibration_rates(n: int, *, excess: float | None, is_s_shaped: bool = Fals
     generator = np.random.default_rng((SEED, n))
     many = 0.3 + 0.7 * generator.beta(4, 1.5, 400_000)
     bins = np.minimum((many * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    true_ece = float(np.abs(np.bincount(bins, many - probabilities(many, excess or 0.0))).sum()) / len(many)
+    true_ece = float(
+        np.abs(np.bincount(bins, many - probabilities(many, excess or 0.0))).sum()
+    ) / len(many)
     codes = np.arange(n) // size
     states = []
     covered = []
@@ -212,25 +257,36 @@ def _group_rates(
         won = luck < (discordance + change) / 2
         lost = luck > 1 - (discordance - change) / 2
         both = ~won & ~lost & (generator.random(len(members)) < 0.8)
-        ours, theirs = (replace(_table(right | both, clusters=clusters), groups=names) for right in (won, lost))
+        ours, theirs = (
+            replace(_table(right | both, clusters=clusters), groups=names) for right in (won, lost)
+        )
         result = groups_gate(ours, incumbent=theirs, limits=LIMITS, alpha=ALPHA)
         ordered = sorted(result.bounds, key=lambda bound: int(bound.what.rpartition(" ")[2]))
         states.append(result.state if group is None else ordered[group].state)
-        pooled.append(_random_effects([Estimate(each.estimate, each.interval, each.n, ALPHA) for each in ordered]))
+        pooled.append(
+            _random_effects(
+                [Estimate(each.estimate, each.interval, each.n, ALPHA) for each in ordered]
+            )
+        )
     passed = np.array(pooled)
     rate = float(np.mean(passed.all(axis=1) if group is None else passed[:, group]))
     return _states(states) | {"random effects": rate}
 
 
 def _random_effects(changes: Sequence[Estimate]) -> NDArray[np.bool_]:
-    """Return which groups [G] pass by a normal random-effects model; the spread has a half-normal prior (5 points)."""
+    """Return which groups [G] pass by a normal random-effects model; the spread has a half-normal
+    prior (5 points)."""
     gains = np.array([change.value for change in changes])
     errors = np.array([change.standard_error for change in changes])
     spreads = np.linspace(0, 0.3, 121)[:, None]
     weights = 1 / (errors**2 + spreads**2)
     total = weights.sum(axis=1, keepdims=True)
     mean = (weights * gains).sum(axis=1, keepdims=True) / total
-    logs = 0.5 * (np.log(weights).sum(axis=1) - np.log(total[:, 0]) - (weights * (gains - mean) ** 2).sum(axis=1))
+    logs = 0.5 * (
+        np.log(weights).sum(axis=1)
+        - np.log(total[:, 0])
+        - (weights * (gains - mean) ** 2).sum(axis=1)
+    )
     posterior = np.exp(logs - logs.max()) * np.exp(-0.5 * (spreads[:, 0] / 0.05) ** 2)
     own = spreads**2 * weights
     centre = own * gains + (1 - own) * mean
@@ -254,7 +310,9 @@ def _swap_rates(gate: Callable[..., Gate], *, n: int, more: float) -> dict[str, 
     return _states(states)
 
 
-def _latent(generator: np.random.Generator, codes: NDArray[np.int64], *, correlation: float) -> FloatArray:
+def _latent(
+    generator: np.random.Generator, codes: NDArray[np.int64], *, correlation: float
+) -> FloatArray:
     """Return standard normal values [N] with this correlation within documents."""
     shared = generator.standard_normal(int(codes.max()) + 1)[codes]
     own = generator.standard_normal(len(codes))

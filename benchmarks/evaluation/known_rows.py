@@ -1,17 +1,20 @@
-"""False improvements in repeated tests on known rows, and the time of the test-set ledger on the embedded S3 server.
+"""False improvements in repeated tests on known rows, and the time of the test-set ledger on the
+embedded S3 server.
 
     python -m benchmarks.evaluation.known_rows
 
-Repeated tests: twelve equal candidates are tested on the same rows, or on rows of which a share is in all tests. Each
-test changes the known rows as a user might: another punctuation, a zero-width space, another system prompt and
-class. One equal candidate is tested again after each of ten additions of rows. A figure is the share of these series
-with any false improvement. It is at most the sum of half of the levels, because each level is two-sided. "Uncorrected"
-is the share if every test has the full alpha. "Best again" is the share of false improvements if the last test does not
+Repeated tests: twelve equal candidates are tested on the same rows, or on rows of which a share is
+in all tests. Each test changes the known rows as a user might: another punctuation, a zero-width
+space, another system prompt and class. One equal candidate is tested again after each of ten
+additions of rows. A figure is the share of these series with any false improvement. It is at most
+the sum of half of the levels, because each level is two-sided. "Uncorrected" is the share if every
+test has the full alpha. "Best again" is the share of false improvements if the last test does not
 compare a new candidate but the one with the largest gain in the tests before.
 
-Ledger: 100 accesses of each of 100 tasks, whose test sets have 1,000 to 3,000 rows. "Same": a task always has the same
-test set. "Refreshed": it has new rows after each 10 accesses. "Fresh": no access has a row of another, so there are 20
-million rows. "Read" is `next_access` of a test set, "recount" is that of `tailorbird verify`.
+Ledger: 100 accesses of each of 100 tasks, whose test sets have 1,000 to 3,000 rows. "Same": a task
+always has the same test set. "Refreshed": it has new rows after each 10 accesses. "Fresh": no
+access has a row of another, so there are 20 million rows. "Read" is `next_access` of a test set,
+"recount" is that of `tailorbird verify`.
 """
 
 import os
@@ -66,7 +69,8 @@ def main() -> None:
     shared = {f"{share:.0%} known": _shared_rows(share) for share in SHARES}
     appended = _additions()
     print_table(
-        f"Any false improvement in {NUM_CANDIDATES} tests ({NUM_SERIES:,} series)", shared | {"10 additions": appended}
+        f"Any false improvement in {NUM_CANDIDATES} tests ({NUM_SERIES:,} series)",
+        shared | {"10 additions": appended},
     )
     times = _ledger_times()
     print_table(f"{NUM_TASKS * NUM_ACCESSES:,} accesses (medians of {NUM_ROUNDS} rounds)", times)
@@ -74,31 +78,45 @@ def main() -> None:
     figures = {
         "rate_in_12_tests_of_the_same_rows": shared["100% known"]["any"],
         "uncorrected_rate_in_12_tests_of_the_same_rows": shared["100% known"]["uncorrected"],
-        "largest_rate_above_the_sum_of_half_of_the_levels": max(row["any"] - row["half of levels"] for row in rates),
-        "largest_rate_if_the_best_candidate_is_tested_again": max(row["best again"] for row in rates),
+        "largest_rate_above_the_sum_of_half_of_the_levels": max(
+            row["any"] - row["half of levels"] for row in rates
+        ),
+        "largest_rate_if_the_best_candidate_is_tested_again": max(
+            row["best again"] for row in rates
+        ),
         "rate_of_an_equal_candidate_after_10_additions": appended["any"],
         "uncorrected_rate_of_an_equal_candidate_after_10_additions": appended["uncorrected"],
     }
-    figures |= {f"{name}_{what}": value for name, each in times.items() for what, value in each.items()}
+    figures |= {
+        f"{name}_{what}": value for name, each in times.items() for what, value in each.items()
+    }
     finish("known_rows", figures, bounds=BOUNDS)
 
 
 def _shared_rows(share: float) -> dict[str, float]:
-    """Return shares of series of tests of equal candidates, if a share of the rows is in all tests."""
+    """Return shares of series of tests of equal candidates, if a share of the rows is in all
+    tests."""
     num_known = round(share * NUM_ROWS)
     levels = _levels([_edited_rows(test, num_known=num_known) for test in range(NUM_CANDIDATES)])
     generator = np.random.default_rng(num_known)
     chunks = [_tests(generator, num_known=num_known) for _ in range(NUM_SERIES // CHUNK)]
     *tables, again = np.concatenate(chunks, axis=1)
-    best = {"best again": float(proven(again, alpha=levels[-1]).mean()), "half of level": levels[-1] / 2}
+    best = {
+        "best again": float(proven(again, alpha=levels[-1]).mean()),
+        "half of level": levels[-1] / 2,
+    }
     return _rates(tables, levels=levels) | best
 
 
 def _tests(generator: np.random.Generator, *, num_known: int) -> Indices:
-    """Return the paired counts [tests, series, 4] of each candidate, and of the best one in the last test."""
+    """Return the paired counts [tests, series, 4] of each candidate, and of the best one in the
+    last test."""
     right = _right(generator, num_rows=num_known, num_models=1 + NUM_CANDIDATES)
     known = np.stack([_cells(right, model=1 + test) for test in range(NUM_CANDIDATES)])
-    fresh_rows = [_right(generator, num_rows=NUM_ROWS - num_known, num_models=2) for _ in range(NUM_CANDIDATES)]
+    fresh_rows = [
+        _right(generator, num_rows=NUM_ROWS - num_known, num_models=2)
+        for _ in range(NUM_CANDIDATES)
+    ]
     fresh = np.stack([_cells(right, model=1) for right in fresh_rows])
     tables = known + fresh
     best = (tables[:-1, :, 1] - tables[:-1, :, 2]).argmax(axis=0)
@@ -119,25 +137,36 @@ def _additions() -> dict[str, float]:
 
 
 def _rates(tables: Sequence[Indices] | Indices, *, levels: Sequence[float]) -> dict[str, float]:
-    """Return the shares of series with a false improvement in any test, from tables [tests, series, 4]."""
-    any_proven = np.any([proven(cells, alpha=level) for cells, level in zip(tables, levels, strict=True)], axis=0)
+    """Return the shares of series with a false improvement in any test, from tables [tests, series,
+    4]."""
+    any_proven = np.any(
+        [proven(cells, alpha=level) for cells, level in zip(tables, levels, strict=True)], axis=0
+    )
     rate = float(any_proven.mean())
     return {
         "any": rate,
         "±": float(np.sqrt(rate * (1 - rate) / NUM_SERIES)),
         "half of levels": sum(levels) / 2,
-        "uncorrected": float(np.any([proven(cells, alpha=ALPHA) for cells in tables], axis=0).mean()),
+        "uncorrected": float(
+            np.any([proven(cells, alpha=ALPHA) for cells in tables], axis=0).mean()
+        ),
     }
 
 
 def _edited_rows(test: int, *, num_known: int) -> Hashes:
-    """Return the fingerprints of the rows of a test; the known rows have another form in each test."""
+    """Return the fingerprints of the rows of a test; the known rows have another form in each
+    test."""
     edit = EDITS[test % len(EDITS)]
     known = [edit.format(f"Question {number}") for number in range(num_known)]
     texts = known + [f"Question {number} of test {test}" for number in range(num_known, NUM_ROWS)]
     conversations = tuple((("system", f"Prompt {test}"), ("user", text)) for text in texts)
     ids = tuple(map(str, range(NUM_ROWS)))
-    rows = Rows(ids, tuple(map(text_of, conversations)), (f"class {test}",) * NUM_ROWS, conversations=conversations)
+    rows = Rows(
+        ids,
+        tuple(map(text_of, conversations)),
+        (f"class {test}",) * NUM_ROWS,
+        conversations=conversations,
+    )
     return fingerprints(user_texts(rows))
 
 
@@ -145,13 +174,18 @@ def _levels(sets: Sequence[Hashes]) -> list[float]:
     """Return the level of each test, from the hashes of its rows."""
     with tempfile.TemporaryDirectory() as folder:
         record = partial(record_test_access, f"{Path(folder).as_uri()}/task", protocol="p", run="r")
-        return [ALPHA * record(rows=rows, models=[f"{test}"]).alpha_share for test, rows in enumerate(sets)]
+        return [
+            ALPHA * record(rows=rows, models=[f"{test}"]).alpha_share
+            for test, rows in enumerate(sets)
+        ]
 
 
 def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
-    """Return which model is right [series, rows, models]; the first is the incumbent, with an accuracy of about 0.75.
+    """Return which model is right [series, rows, models]; the first is the incumbent, with an
+    accuracy of about 0.75.
 
-    A row has a difficulty that all models share, and each model also has independent errors: a discordance of 0.15.
+    A row has a difficulty that all models share, and each model also has independent errors: a
+    discordance of 0.15.
     """
     shared = generator.standard_normal((CHUNK, num_rows, 1), dtype=np.float32)
     own = generator.standard_normal((CHUNK, num_rows, num_models), dtype=np.float32)
@@ -171,9 +205,15 @@ def _ledger_times() -> dict[str, dict[str, float]]:
         folder = Path(name)
         try:
             os.environ.update(stack.up(folder, num_cpus=1).environment())
-            written = {name: _write(f"s3://models/{name}", number) for name, number in ACCESSES_TO_A_SET.items()}
+            written = {
+                name: _write(f"s3://models/{name}", number)
+                for name, number in ACCESSES_TO_A_SET.items()
+            }
             variants = {name: _timed(f"s3://models/{name}", rows) for name, rows in written.items()}
-            return {name: medians(figures) for name, figures in take_turns(variants, rounds=NUM_ROUNDS).items()}
+            return {
+                name: medians(figures)
+                for name, figures in take_turns(variants, rounds=NUM_ROUNDS).items()
+            }
         finally:
             stack.down(folder)
 
@@ -182,20 +222,27 @@ def _write(registry: str, accesses_to_a_set: int) -> Hashes:
     """Write the ledger of a registry and return a test set."""
     generator = np.random.default_rng(accesses_to_a_set)
     sets = {
-        (task, number): np.unique(generator.integers(2**64, size=generator.integers(*SIZES), dtype=np.uint64))
+        (task, number): np.unique(
+            generator.integers(2**64, size=generator.integers(*SIZES), dtype=np.uint64)
+        )
         for task, number in product(range(NUM_TASKS), range(NUM_ACCESSES // accesses_to_a_set))
     }
     digests = {key: digest_of_rows(rows) for key, rows in sets.items()}
     accesses = product(range(NUM_ACCESSES), range(NUM_TASKS))
     order = [
-        (generator.integers(2**64, dtype=np.uint64), short_id(digests[task, access // accesses_to_a_set]))
+        (
+            generator.integers(2**64, dtype=np.uint64),
+            short_id(digests[task, access // accesses_to_a_set]),
+        )
         for access, task in accesses
     ]
     paths = TaskPaths(f"{registry}/task")
     storage.write_bytes(paths.test_set_order, np.array(order, "<u8").tobytes())
     rows = np.concatenate(list(sets.values()))
     by_row = np.argsort(rows)
-    ids = np.concatenate([np.full(len(sets[key]), short_id(digest)) for key, digest in digests.items()])[by_row]
+    ids = np.concatenate(
+        [np.full(len(sets[key]), short_id(digest)) for key, digest in digests.items()]
+    )[by_row]
     start = 0
     for digit, part in parts_by_digit(rows[by_row]).items():
         shard = Shard(part, ids[start : start + len(part)])
@@ -214,7 +261,9 @@ def _timed(registry: str, rows: Hashes) -> Callable[[], dict[str, float]]:
         times = [time.perf_counter()]
         next_access(task_uri, rows=rows)
         times.append(time.perf_counter())
-        access = record_test_access(task_uri, rows=rows, models=[f"model {number}"], protocol="p", run="r")
+        access = record_test_access(
+            task_uri, rows=rows, models=[f"model {number}"], protocol="p", run="r"
+        )
         times.append(time.perf_counter())
         if recount_access(task_uri, access=access) != access:
             raise SystemExit("the recounted access differs from the recorded one")

@@ -2,9 +2,9 @@
 
     TAILORBIRD_DATA=folder python -m benchmarks.evaluation.near_copies
 
-How often is the interval of equal models above 0 if the test has near copies of each question, which a model answers
-alike? How often is a candidate proven better that is better only on the 5% of the test rows of which it has memorised
-near copies, before and after these leave train?
+How often is the interval of equal models above 0 if the test has near copies of each question,
+which a model answers alike? How often is a candidate proven better that is better only on the 5% of
+the test rows of which it has memorised near copies, before and after these leave train?
 """
 
 import os
@@ -25,8 +25,13 @@ from tailorbird.evaluation.statistics.paired import Comparison, compare
 ALPHA, MINIMUM_GAIN, SEED = 0.05, 0.01, 37
 NUM_ROWS, NUM_TESTS, COPIES = 1_000, 2_000, (1, 2, 4, 8)
 TEST_ROWS, MEMORISED, LEAST_WORDS = 3_000, 0.05, 10
-SHARED, THRESHOLD = 0.8, 0.84  # share of a question's difficulty that both models have; 80% are answered correctly
-BOUNDS = {f"above_0_with_{copies}_copies": "<= 0.036" for copies in COPIES}  # 0.025 and three standard errors
+SHARED, THRESHOLD = (
+    0.8,
+    0.84,
+)  # share of a question's difficulty that both models have; 80% are answered correctly
+BOUNDS = {
+    f"above_0_with_{copies}_copies": "<= 0.036" for copies in COPIES
+}  # 0.025 and three standard errors
 BOUNDS |= {f"not_0_with_{copies}_copies": "<= 0.065" for copies in COPIES}
 BOUNDS |= {"proven_better_after": "<= 0.036", "share_that_leaves_train": ">= 0.95"}
 
@@ -40,7 +45,11 @@ def main() -> None:
     equal = {f"{copies}_copies": _equal_models(questions, copies=copies) for copies in COPIES}
     memorised = _memorised(Splits(others, validation, test=questions.take(range(TEST_ROWS))))
     print_table(f"Near copies in {NUM_TESTS:,} tests", {**equal, "memorised": memorised})
-    figures = {f"{name}_with_{copies}": rate for copies, rates in equal.items() for name, rate in rates.items()}
+    figures = {
+        f"{name}_with_{copies}": rate
+        for copies, rates in equal.items()
+        for name, rate in rates.items()
+    }
     finish("near_copies", {**figures, **memorised}, bounds=BOUNDS)
 
 
@@ -59,13 +68,23 @@ def _near_copies(rows: Rows, *, number: int, generator: np.random.Generator) -> 
         copy, word = text.split(), [str(generator.choice(words))]
         position = int(generator.integers(len(copy)))
         before, after = copy[:position], copy[position + 1 :]
-        changed = [text.upper(), "..."], before + word + copy[position:], before + word + after, before + after
+        changed = (
+            [text.upper(), "..."],
+            before + word + copy[position:],
+            before + word + after,
+            before + after,
+        )
         texts.append(" ".join(changed[generator.integers(4)]))
-    return replace(rows, texts=tuple(texts), row_ids=tuple(f"copy {number} of {row_id}" for row_id in rows.row_ids))
+    return replace(
+        rows,
+        texts=tuple(texts),
+        row_ids=tuple(f"copy {number} of {row_id}" for row_id in rows.row_ids),
+    )
 
 
 def _equal_models(questions: Rows, *, copies: int) -> Figures:
-    """Return the number of documents that are found in the test, and the rates of intervals without 0."""
+    """Return the number of documents that are found in the test, and the rates of intervals without
+    0."""
     generator, num = np.random.default_rng((SEED, copies)), NUM_ROWS // copies
     drawn = questions.take(generator.choice(len(questions), num, replace=False))
     parts = [_near_copies(drawn, number=number, generator=generator) for number in range(1, copies)]
@@ -82,7 +101,8 @@ def _equal_models(questions: Rows, *, copies: int) -> Figures:
 
 
 def _memorised(splits: Splits) -> Figures:
-    """Return how often the candidate is proven better, and the share of the near copies that leave train."""
+    """Return how often the candidate is proven better, and the share of the near copies that leave
+    train."""
     generator, table = np.random.default_rng(SEED), _table(splits.test)
     copied = np.sort(generator.choice(TEST_ROWS, round(MEMORISED * TEST_ROWS), replace=False))
     copies = _near_copies(splits.test.take(copied), number=1, generator=generator)
@@ -107,7 +127,9 @@ def _right(num: int, *, generator: np.random.Generator) -> NDArray[np.bool_]:
 
 def _table(rows: Rows) -> Predictions:
     sure = np.ones(len(rows))
-    return label_predictions("full", rows=rows, outputs=rows.labels, confidences=sure, calibrated=sure)
+    return label_predictions(
+        "full", rows=rows, outputs=rows.labels, confidences=sure, calibrated=sure
+    )
 
 
 def _compared(table: Predictions, *, right: NDArray[np.bool_]) -> Comparison:

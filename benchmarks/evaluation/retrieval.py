@@ -1,11 +1,14 @@
-"""Measure the search for the nearest training rows: time per request, size and construction of the index.
+"""Measure the search for the nearest training rows: time per request, size and construction of the
+index.
 
-Run it with one thread per process: `OMP_NUM_THREADS=1 python -m benchmarks.evaluation.retrieval`. The rows are 100,000
-titles and terms of ICD-10-CM, and 100,000 paragraphs of 20 titles each, about 1,000 characters. The queries are not in
-the index. Bound: retrieval adds at most 5 ms to a request (median) on one core.
+Run it with one thread per process: `OMP_NUM_THREADS=1 python -m benchmarks.evaluation.retrieval`.
+The rows are 100,000 titles and terms of ICD-10-CM, and 100,000 paragraphs of 20 titles each, about
+1,000 characters. The queries are not in the index. Bound: retrieval adds at most 5 ms to a request
+(median) on one core.
 
-`--encoder file:///path/to/model` also measures the titles with the embeddings of an encoder, and the parts of a search:
-the embedding of the query and the cosines with all rows. No bound applies to them.
+`--encoder file:///path/to/model` also measures the titles with the embeddings of an encoder, and
+the parts of a search: the embedding of the query and the cosines with all rows. No bound applies to
+them.
 """
 
 import argparse
@@ -30,7 +33,8 @@ WEIGHT = 0.75  # weight of the embeddings in the similarity
 
 
 def icd_rows() -> tuple[list[str], list[str]]:
-    """Return texts and codes of ICD-10-CM in random order: the title of each code, and the terms that it includes."""
+    """Return texts and codes of ICD-10-CM in random order: the title of each code, and the terms
+    that it includes."""
     pairs = []
     for code in dict.fromkeys(icd.get_all_codes()):
         texts = [icd.get_description(code), *icd.get_inclusion_term(code)]
@@ -45,11 +49,16 @@ def paragraphs(titles: list[str], *, num_rows: int) -> list[str]:
     return [". ".join(titles[position] for position in row) for row in picks]
 
 
-def measure(texts: list[str], answers: list[str], *, encoder: PinnedEncoder | None = None) -> dict[str, float]:
-    """Return the figures of an index of all texts but the last `NUM_QUERIES`, which are the queries."""
+def measure(
+    texts: list[str], answers: list[str], *, encoder: PinnedEncoder | None = None
+) -> dict[str, float]:
+    """Return the figures of an index of all texts but the last `NUM_QUERIES`, which are the
+    queries."""
     queries, texts, answers = texts[-NUM_QUERIES:], texts[:-NUM_QUERIES], answers[:-NUM_QUERIES]
     ids = tuple(map(str, range(len(texts))))
-    rows = Rows(ids, tuple(texts), tuple(answers), conversations=tuple((("user", text),) for text in texts))
+    rows = Rows(
+        ids, tuple(texts), tuple(answers), conversations=tuple((("user", text),) for text in texts)
+    )
     start = time.process_time()
     index = build_index(rows, seed=0)
     if encoder is not None:
@@ -111,7 +120,9 @@ def main() -> None:
     bounded = [f"{name}, median ms" for name in figures]
     if uri:
         encoder = PinnedEncoder(uri=uri, sha256=digest(sha256_files(uri)), dtype=dtype_name())
-        figures["titles, with an encoder"] = measure(texts[:num_rows], codes[: len(texts[:num_rows])], encoder=encoder)
+        figures["titles, with an encoder"] = measure(
+            texts[:num_rows], codes[: len(texts[:num_rows])], encoder=encoder
+        )
     print_table("Retrieval of training rows", figures)
     medians = {f"{name}, median ms": row["median ms"] for name, row in figures.items()}
     finish("retrieval", medians, bounds=dict.fromkeys(bounded, f"<= {BOUND_MS:g}"))

@@ -1,11 +1,13 @@
-"""Measure the suites gate: how often it passes a sound candidate, and finds a loss on one of five suites.
+"""Measure the suites gate: how often it passes a sound candidate, and finds a loss on one of five
+suites.
 
     python -m benchmarks.evaluation.suite_power
 
-Five suites of equal numbers of rows with scores of 0 and 1 and the default margin. On each suite, some answers get
-worse and as many get better (*changes*, as a share of the rows for each side). *claimed* is the loss that the gate
-states as found in 80% of tests. Further tables have scores between 0 and 1: rare losses of 90 points that sum to the
-margin, and a suite like `bias` of pairs and questions.
+Five suites of equal numbers of rows with scores of 0 and 1 and the default margin. On each suite,
+some answers get worse and as many get better (*changes*, as a share of the rows for each side).
+*claimed* is the loss that the gate states as found in 80% of tests. Further tables have scores
+between 0 and 1: rare losses of 90 points that sum to the margin, and a suite like `bias` of pairs
+and questions.
 """
 
 from collections.abc import Callable
@@ -56,9 +58,14 @@ def main() -> None:
         for changes in CHANGES:
             rows[f"{n} rows, changes {changes:.0%}"] = _five_suites(n, changes=changes)
     print_table(f"{NUM_SUITES} suites with a margin of {CONFIG.max_loss:.0%}", rows)
-    rare = {f"{n} rows, margin {margin:.0%}": _rates(_rare_losses(n, margin), max_loss=margin) for n, margin in RARE}
+    rare = {
+        f"{n} rows, margin {margin:.0%}": _rates(_rare_losses(n, margin), max_loss=margin)
+        for n, margin in RARE
+    }
     print_table("Nearly equal scores, but rare losses of 90 points that sum to the margin", rare)
-    pairs = {f"{share:.0%} of the questions differ": _rates(_pairs(share)) for share in (0.0, 0.05, 0.15)}
+    pairs = {
+        f"{share:.0%} of the questions differ": _rates(_pairs(share)) for share in (0.0, 0.05, 0.15)
+    }
     print_table("80 pairs whose scores vary by 5 points, and 20 questions, no loss", pairs)
     unchanged = [row for name, row in rows.items() if name.endswith("changes 0%")]
     figures = {
@@ -85,12 +92,16 @@ def _five_suites(n: int, *, changes: float) -> dict[str, float]:
     figures = _shares(gates) | {"margin passes": at_margin["passes"], "claimed": claimed}
     for name, loss in (("10 points", HARM), ("claimed", claimed)):
         harmed = _answers(n, changes=changes, loss=loss)
-        shares = _shares([_gate([harmed, *[sound] * (NUM_SUITES - 1)], generator) for _ in range(NUM_GATES)])
+        shares = _shares(
+            [_gate([harmed, *[sound] * (NUM_SUITES - 1)], generator) for _ in range(NUM_GATES)]
+        )
         figures[f"{name} fail" if loss == HARM else f"{name} fails"] = shares["fails"]
     return figures
 
 
-def _gate(suites: list[Draw], generator: np.random.Generator, *, max_loss: float = CONFIG.max_loss) -> Gate:
+def _gate(
+    suites: list[Draw], generator: np.random.Generator, *, max_loss: float = CONFIG.max_loss
+) -> Gate:
     config = SuiteConfig(uri=CONFIG.uri, max_loss=max_loss)
     answered = {}
     for number, draw in enumerate(suites):
@@ -112,11 +123,14 @@ def _shares(gates: list[Gate]) -> dict[str, float]:
 
 
 def _answers(n: int, *, changes: float, loss: float = 0.0) -> Draw:
-    """Return answers of which some get worse and as many get better, and some more get worse by a loss."""
+    """Return answers of which some get worse and as many get better, and some more get worse by a
+    loss."""
     shares = (INCUMBENT - loss - changes, changes, loss + changes, 1 - INCUMBENT - changes)
 
     def draw(generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        cells = generator.choice(4, n, p=shares)  # both right, only the candidate, only the incumbent, neither
+        cells = generator.choice(
+            4, n, p=shares
+        )  # both right, only the candidate, only the incumbent, neither
         return (cells <= 1).astype(np.float64), ((cells == 0) | (cells == 2)).astype(np.float64)
 
     return draw
@@ -132,7 +146,8 @@ def _rare_losses(n: int, margin: float) -> Draw:
 
 
 def _pairs(share: float) -> Draw:
-    """Return scores of pairs and questions; a model alone is right on this share of the questions."""
+    """Return scores of pairs and questions; a model alone is right on this share of the
+    questions."""
     accuracy = (1 + np.sqrt(1 - 2 * share)) / 2
 
     def draw(generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:

@@ -1,9 +1,11 @@
-"""Measure how often a better candidate wins if the champion was trained on some of the test rows, by simulation.
+"""Measure how often a better candidate wins if the champion was trained on some of the test rows,
+by simulation.
 
     python -m benchmarks.evaluation.trained_rows
 
-The champion answers the test rows that it was trained on correctly with a probability of 0.99. On other rows, a row has
-a difficulty that both models share. Each simulated test is decided twice: on all rows, and without the known rows.
+The champion answers the test rows that it was trained on correctly with a probability of 0.99. On
+other rows, a row has a difficulty that both models share. Each simulated test is decided twice: on
+all rows, and without the known rows.
 """
 
 from dataclasses import replace
@@ -53,7 +55,8 @@ def main() -> None:
 
 
 def _rates(share: float, *, gain: float) -> Figures:
-    """Return how often the outcome is FINE_TUNE on all rows, and without the rows that the champion was trained on."""
+    """Return how often the outcome is FINE_TUNE on all rows, and without the rows that the champion
+    was trained on."""
     generator = np.random.default_rng((int(100 * share), int(100 * gain)))
     on_all = without = 0
     for _ in range(NUM_RUNS):
@@ -61,14 +64,22 @@ def _rates(share: float, *, gain: float) -> Figures:
         inputs = _inputs(generator, known, gain=gain)
         trained = TrainedRows({"incumbent": tuple(np.array(ROW_IDS)[known].tolist())})
         on_all += reach_verdict(inputs, protocol=PROTOCOL).outcome == "FINE_TUNE"
-        without += reach_verdict(replace(inputs, trained_rows=trained), protocol=PROTOCOL).outcome == "FINE_TUNE"
+        without += (
+            reach_verdict(replace(inputs, trained_rows=trained), protocol=PROTOCOL).outcome
+            == "FINE_TUNE"
+        )
     rates = {"all rows": on_all / NUM_RUNS, "unknown rows": without / NUM_RUNS}
-    errors = {f"+- {name}": float(np.sqrt(rate * (1 - rate) / NUM_RUNS)) for name, rate in rates.items()}
+    errors = {
+        f"+- {name}": float(np.sqrt(rate * (1 - rate) / NUM_RUNS)) for name, rate in rates.items()
+    }
     return rates | errors
 
 
-def _inputs(generator: np.random.Generator, known: NDArray[np.bool_], *, gain: float) -> VerdictInputs:
-    """Return the predictions of the champion, which was trained on the known rows, and of the candidate."""
+def _inputs(
+    generator: np.random.Generator, known: NDArray[np.bool_], *, gain: float
+) -> VerdictInputs:
+    """Return the predictions of the champion, which was trained on the known rows, and of the
+    candidate."""
     shared = np.sqrt(0.8) * generator.standard_normal((NUM_ROWS, 1))
     skill = shared + np.sqrt(0.2) * generator.standard_normal((NUM_ROWS, 2))
     right = skill > norm.isf([ACCURACY, ACCURACY + gain])
@@ -79,7 +90,9 @@ def _inputs(generator: np.random.Generator, known: NDArray[np.bool_], *, gain: f
 
 def _predictions(right: NDArray[np.bool_]) -> Predictions:
     outputs, unsure = tuple(np.where(right, "yes", "no").tolist()), np.full(NUM_ROWS, 0.5)
-    return Predictions("simulated", ROW_IDS, ("yes",) * NUM_ROWS, outputs, right.astype(np.float64), unsure, unsure)
+    return Predictions(
+        "simulated", ROW_IDS, ("yes",) * NUM_ROWS, outputs, right.astype(np.float64), unsure, unsure
+    )
 
 
 if __name__ == "__main__":

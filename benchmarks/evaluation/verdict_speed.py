@@ -1,12 +1,14 @@
-"""CPU time of a verdict on one core, from stored predictions to the sentences, with the simulated power.
+"""CPU time of a verdict on one core, from stored predictions to the sentences, with the simulated
+power.
 
     python -m benchmarks.evaluation.verdict_speed
 
-Five models on 3,000 rows of 20 classes, without gates: by accuracy, by macro-F1, and by accuracy over documents of five
-rows. Two models on 100,000 rows of 77 classes, with every gate on predictions: 100,000 rows with typing errors, 20,000
-rows with a swapped name, sex or age, and six groups. The variants alternate in several rounds. The time includes
-reading Parquet. Wrong predictions are spread evenly over the classes, which gives more distinct jackknife values than
-with real confusions. The memory is the peak of the whole process, with libraries.
+Five models on 3,000 rows of 20 classes, without gates: by accuracy, by macro-F1, and by accuracy
+over documents of five rows. Two models on 100,000 rows of 77 classes, with every gate on
+predictions: 100,000 rows with typing errors, 20,000 rows with a swapped name, sex or age, and six
+groups. The variants alternate in several rounds. The time includes reading Parquet. Wrong
+predictions are spread evenly over the classes, which gives more distinct jackknife values than with
+real confusions. The memory is the peak of the whole process, with libraries.
 """
 
 import os
@@ -17,7 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # read when numpy is imported
+)
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -91,7 +95,10 @@ def _timed(folder: Path, variant: Variant) -> Callable[[], dict[str, float]]:
 
     def seconds() -> dict[str, float]:
         begun = time.process_time()
-        tables = {path.stem: Predictions.from_table(pq.read_table(path)) for path in folder.glob("*.parquet")}
+        tables = {
+            path.stem: Predictions.from_table(pq.read_table(path))
+            for path in folder.glob("*.parquet")
+        }
         models = {role: model_predictions(role, tables) for role in variant.accuracies}
         reach_verdict(VerdictInputs(models, "simulated", replacing=others), protocol=protocol)
         return {"seconds": time.process_time() - begun}
@@ -104,7 +111,9 @@ def _write_tables(folder: Path, variant: Variant) -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, variant.num_classes, variant.num_rows)
     rows = range(variant.num_rows)
-    groups = tuple(f"group {number}" for number in generator.integers(0, NUM_GROUPS, variant.num_rows))
+    groups = tuple(
+        f"group {number}" for number in generator.integers(0, NUM_GROUPS, variant.num_rows)
+    )
     documents = None
     if variant.rows_of_document > 1:
         documents = tuple(str(row // variant.rows_of_document) for row in rows)
@@ -114,8 +123,12 @@ def _write_tables(folder: Path, variant: Variant) -> None:
         clean = replace(clean, groups={"group": groups}, clusters=documents)
         pq.write_table(clean.to_table(), folder / f"{role}.parquet")
         for name, of_set in sets.items():
-            row_ids = tuple(f"{row}|sex" for row in of_set)  # a counterfactual row names what was swapped
-            changed = _table(generator, labels[: len(of_set)], accuracy=accuracy - 0.02, row_ids=row_ids)
+            row_ids = tuple(
+                f"{row}|sex" for row in of_set
+            )  # a counterfactual row names what was swapped
+            changed = _table(
+                generator, labels[: len(of_set)], accuracy=accuracy - 0.02, row_ids=row_ids
+            )
             pq.write_table(changed.to_table(), folder / f"{role}_{name}.parquet")
 
 

@@ -1,4 +1,5 @@
-"""The acceptance test of the GPU path: `make gpu`, or `python -m benchmarks.gpu [--part a|b|c|d] [--reduced]`.
+"""The acceptance test of the GPU path: `make gpu`, or `python -m benchmarks.gpu [--part a|b|c|d]
+[--reduced]`.
 
 README.md in this folder lists what a machine without a network needs.
 """
@@ -19,15 +20,19 @@ from benchmarks.gpu.report import Failed, Report, time_limit
 PARTS = ("a", "b", "c", "d")
 WITHOUT_RAY = (("a", ("matmul", "combinations", "1.2b")), ("a", ("8b", "memory", "encoder")))
 WITH_RAY = (("b", ()), ("c", ()), ("d", ()))
-"""Calls of `make gpu`: a part with its sections, all of them if there are none. Each ends within the time limit."""
+"""Calls of `make gpu`: a part with its sections, all of them if there are none. Each ends within
+the time limit."""
 
 Calls = Sequence[tuple[str, tuple[str, ...]]]
 
 
 def main() -> int:
-    """Run a part in this process, or all parts until one fails, each in a process. Return the exit code."""
+    """Run a part in this process, or all parts until one fails, each in a process. Return the exit
+    code."""
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers and files are removed on the way
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # servers and files are removed on the way
     if arguments.reduced:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
     if arguments.part is None:
@@ -65,9 +70,15 @@ def _end(report: Report, failure: str) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--part", choices=PARTS, help="run only this part")
-    parser.add_argument("--section", action="append", default=[], help="run only this section of part a or c")
-    parser.add_argument("--keep-going", action="store_true", help="continue after a figure out of its bound")
-    parser.add_argument("--reduced", action="store_true", help="run tiny models on the CPU, to test this script")
+    parser.add_argument(
+        "--section", action="append", default=[], help="run only this section of part a or c"
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="continue after a figure out of its bound"
+    )
+    parser.add_argument(
+        "--reduced", action="store_true", help="run tiny models on the CPU, to test this script"
+    )
     arguments = parser.parse_args()
     if arguments.section and arguments.part is None:
         parser.error("--section requires --part")
@@ -81,7 +92,10 @@ def _run_all(arguments: argparse.Namespace) -> int:
     if code and not arguments.keep_going:
         return code
     try:
-        with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as folder, local_ray(Path(folder)):
+        with (
+            tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as folder,
+            local_ray(Path(folder)),
+        ):
             return max(code, _run_calls(WITH_RAY, arguments))
     except Failed as error:  # Ray does not start
         print(f"FAILED: {error}", flush=True)
@@ -97,7 +111,11 @@ def _run_calls(calls: Calls, arguments: argparse.Namespace) -> int:
 def _run_call(part: str, sections: Sequence[str], arguments: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", part]
     command += [f"--section={section}" for section in sections]
-    command += [f"--{name.replace('_', '-')}" for name in ("keep_going", "reduced") if getattr(arguments, name)]
+    command += [
+        f"--{name.replace('_', '-')}"
+        for name in ("keep_going", "reduced")
+        if getattr(arguments, name)
+    ]
     process = subprocess.Popen(command)
     try:
         return process.wait()

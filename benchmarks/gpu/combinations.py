@@ -1,4 +1,5 @@
-"""Five steps, an export and a resume for ten configurations that cover all pairs of their settings."""
+"""Five steps, an export and a resume for ten configurations that cover all pairs of their
+settings."""
 
 import itertools
 import tempfile
@@ -26,7 +27,8 @@ from training.task import TaskRuntime
 
 NUM_STEPS, CHECKPOINT_AT, BATCH_SIZE, NUM_TOKENS = 5, 2, 4, 64
 LEARNING_RATES = {"chat": 1e-2, "classification": 1e-3}
-"""Rates at which lost moments of the optimizer change a loss by more than ten times the bound, in each combination.
+"""Rates at which lost moments of the optimizer change a loss by more than ten times the bound, in
+each combination.
 
 The loss of the second step after a resume is the first one that depends on them.
 """
@@ -45,7 +47,10 @@ class Combination:
     @property
     def name(self) -> str:
         recomputes = ", checkpointing" if self.gradient_checkpointing else ""
-        return f"{self.task}, {self.method}, stage {self.zero_stage}, offload {self.offload}{recomputes}"
+        return (
+            f"{self.task}, {self.method}, stage {self.zero_stage}, offload "
+            f"{self.offload}{recomputes}"
+        )
 
 
 COMBINATIONS = (
@@ -60,14 +65,15 @@ COMBINATIONS = (
     Combination(3, "lora", "classification", False, "optimizer"),
     Combination(3, "lora", "classification", False, "parameters"),
 )
-"""Each pair of values of two settings occurs, except for pairs that a recipe cannot have (offload below its stage)."""
+"""Each pair of values of two settings occurs, except for pairs that a recipe cannot have (offload
+below its stage)."""
 
 
 def check_combinations(folder: Path, reduced: bool) -> dict[str, float]:
     """Train, export and resume each combination.
 
-    Return the number of combinations, and the largest relative difference of the loss of a step after a resume. Raises
-    the first error, with the name of the combination.
+    Return the number of combinations, and the largest relative difference of the loss of a step
+    after a resume. Raises the first error, with the name of the combination.
     """
     sizes: Mapping[str, Any] = {
         "chat": LLAMA_TINY if reduced else LLAMA_SMALL,
@@ -78,23 +84,42 @@ def check_combinations(folder: Path, reduced: bool) -> dict[str, float]:
     with process_group():
         for combination in COMBINATIONS:
             task = training_task(
-                bases[combination.task], combination.task, num_rows=NUM_STEPS * BATCH_SIZE, num_tokens=NUM_TOKENS
+                bases[combination.task],
+                combination.task,
+                num_rows=NUM_STEPS * BATCH_SIZE,
+                num_tokens=NUM_TOKENS,
             )
             try:
-                with tempfile.TemporaryDirectory(dir=folder) as own:  # the checkpoints of all would take 10 GB
+                with tempfile.TemporaryDirectory(
+                    dir=folder
+                ) as own:  # the checkpoints of all would take 10 GB
                     differences.append(
-                        difference_after_resume(combination, task.load_runtime(), folder=Path(own), gpu=not reduced)
+                        difference_after_resume(
+                            combination, task.load_runtime(), folder=Path(own), gpu=not reduced
+                        )
                     )
             except Exception as error:
-                raise RuntimeError(f"{combination.name}: {type(error).__name__}: {error}") from error
-            print(f"{combination.name}: loss differs by {differences[-1]:.2g} after a resume", flush=True)
-    return {"combinations": len(differences), "largest_loss_difference_after_resume": max(differences)}
+                raise RuntimeError(
+                    f"{combination.name}: {type(error).__name__}: {error}"
+                ) from error
+            print(
+                f"{combination.name}: loss differs by {differences[-1]:.2g} after a resume",
+                flush=True,
+            )
+    return {
+        "combinations": len(differences),
+        "largest_loss_difference_after_resume": max(differences),
+    }
 
 
-def difference_after_resume(combination: Combination, runtime: TaskRuntime, *, folder: Path, gpu: bool) -> float:
-    """Return the largest relative difference of the loss of a step between a resumed and an uninterrupted training.
+def difference_after_resume(
+    combination: Combination, runtime: TaskRuntime, *, folder: Path, gpu: bool
+) -> float:
+    """Return the largest relative difference of the loss of a step between a resumed and an
+    uninterrupted training.
 
-    The uninterrupted training writes a checkpoint to `folder` on its way, and is exported at its end.
+    The uninterrupted training writes a checkpoint to `folder` on its way, and is exported at its
+    end.
     """
     config = TrainingConfig(
         num_workers=1,
@@ -118,7 +143,9 @@ def difference_after_resume(combination: Combination, runtime: TaskRuntime, *, f
     resumed = _losses(engine, config, runtime, progress=progress)
     destroy_engine(engine)
     assert len(resumed) == NUM_STEPS - CHECKPOINT_AT
-    return max(abs(loss / before - 1) for loss, before in zip(resumed, whole[CHECKPOINT_AT:], strict=True))
+    return max(
+        abs(loss / before - 1) for loss, before in zip(resumed, whole[CHECKPOINT_AT:], strict=True)
+    )
 
 
 def _losses(
@@ -129,7 +156,8 @@ def _losses(
     progress: Progress | None = None,
     checkpoint_folder: Path | None = None,
 ) -> list[float]:
-    """Train from `progress` to the end, and return the loss of each step. Write a checkpoint after `CHECKPOINT_AT`."""
+    """Train from `progress` to the end, and return the loss of each step. Write a checkpoint after
+    `CHECKPOINT_AT`."""
     sums = [progress.losses if progress else 0.0]  # of the losses of the epoch's steps so far
 
     def on_save(progress: Progress, engine: Any) -> None:
@@ -139,6 +167,8 @@ def _losses(
             checkpoint_folder.mkdir()
             checkpoint.save(engine, config, folder=checkpoint_folder, progress=progress)
 
-    report = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save), progress=progress)
+    report = train(
+        engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save), progress=progress
+    )
     sums.append(report.loss * NUM_STEPS)
     return [after - before for before, after in itertools.pairwise(sums)]

@@ -25,10 +25,15 @@ class Streams:
 
 
 def stream_answers(url: str, prompts: Sequence[str], *, model: str, max_tokens: int) -> Streams:
-    """Send all prompts to `url`/v1/chat/completions at the same time, and read the streamed answers."""
+    """Send all prompts to `url`/v1/chat/completions at the same time, and read the streamed
+    answers."""
     started = time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as pool:
-        answers = list(pool.map(lambda prompt: _stream(url, prompt, model=model, max_tokens=max_tokens), prompts))
+        answers = list(
+            pool.map(
+                lambda prompt: _stream(url, prompt, model=model, max_tokens=max_tokens), prompts
+            )
+        )
     seconds = time.perf_counter() - started
     complete = [(text, first_s) for text, first_s, ended in answers if ended]
     return Streams(
@@ -40,17 +45,22 @@ def stream_answers(url: str, prompts: Sequence[str], *, model: str, max_tokens: 
 
 
 def _stream(url: str, prompt: str, *, model: str, max_tokens: int) -> tuple[str, float, bool]:
-    """Return the text, the seconds to its first piece, and True if the stream ended without an error."""
+    """Return the text, the seconds to its first piece, and True if the stream ended without an
+    error."""
     started, first_s, pieces, ended = time.perf_counter(), 0.0, [], False
     body = _request(prompt, model=model, max_tokens=max_tokens) | {"stream": True}
     try:
-        with requests.post(f"{url}/v1/chat/completions", json=body, stream=True, timeout=TIMEOUT_S) as answer:
+        with requests.post(
+            f"{url}/v1/chat/completions", json=body, stream=True, timeout=TIMEOUT_S
+        ) as answer:
             if answer.status_code != 200:
                 print(f"a stream failed with {answer.status_code}: {answer.text[:200]}", flush=True)
                 return "", 0.0, False
             for line in answer.iter_lines(chunk_size=None):
                 ended = ended or line == b"data: [DONE]"
-                for choice in json.loads(line[6:])["choices"] if line.startswith(b"data: {") else ():
+                for choice in (
+                    json.loads(line[6:])["choices"] if line.startswith(b"data: {") else ()
+                ):
                     if choice["delta"].get("content"):
                         first_s = first_s or time.perf_counter() - started
                         pieces.append(choice["delta"]["content"])
@@ -79,8 +89,11 @@ class Load:
 
 
 @contextmanager
-def load(url: str, prompts: Sequence[str], *, model: str, max_tokens: int, num_clients: int) -> Iterator[Load]:
-    """Send requests from several clients, each after the answer to its last one, until the block ends."""
+def load(
+    url: str, prompts: Sequence[str], *, model: str, max_tokens: int, num_clients: int
+) -> Iterator[Load]:
+    """Send requests from several clients, each after the answer to its last one, until the block
+    ends."""
     counts, lock, over = Load(), threading.Lock(), threading.Event()
 
     def client(number: int) -> None:
@@ -88,8 +101,14 @@ def load(url: str, prompts: Sequence[str], *, model: str, max_tokens: int, num_c
             while not over.is_set():
                 body = _request(prompts[number % len(prompts)], model=model, max_tokens=max_tokens)
                 try:
-                    answer = session.post(f"{url}/v1/chat/completions", json=body, timeout=TIMEOUT_S)
-                    failure = None if answer.status_code == 200 else f"{answer.status_code}: {answer.text[:200]}"
+                    answer = session.post(
+                        f"{url}/v1/chat/completions", json=body, timeout=TIMEOUT_S
+                    )
+                    failure = (
+                        None
+                        if answer.status_code == 200
+                        else f"{answer.status_code}: {answer.text[:200]}"
+                    )
                 except requests.RequestException as error:
                     failure = f"{type(error).__name__}: {error}"
                 with lock:
@@ -99,7 +118,10 @@ def load(url: str, prompts: Sequence[str], *, model: str, max_tokens: int, num_c
                     else:
                         counts.failures.append(failure)
 
-    clients = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(num_clients)]
+    clients = [
+        threading.Thread(target=client, args=(number,), daemon=True)
+        for number in range(num_clients)
+    ]
     for thread in clients:
         thread.start()
     try:

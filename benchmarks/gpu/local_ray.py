@@ -29,10 +29,16 @@ def local_ray(folder: Path) -> Iterator[None]:
         return
     keys = stack_keys(folder)
     base, claim = ports.claim_ports()
-    temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))  # paths of Ray's sockets must be short
+    temp_dir = Path(
+        tempfile.mkdtemp(prefix="tb-", dir="/tmp")
+    )  # paths of Ray's sockets must be short
     variables = environment(base, folder=folder, temp_dir=temp_dir, keys=keys)
-    os.environ.update({name: value for name, value in variables.items() if not name.startswith("AWS_")})
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ.update(
+        {name: value for name, value in variables.items() if not name.startswith("AWS_")}
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
     try:
         server = start_ray(base, temp_dir=temp_dir, num_cpus=None)
@@ -54,9 +60,13 @@ def local_ray(folder: Path) -> Iterator[None]:
 
 
 def require_gpus(num_gpus: int) -> None:
-    """Raise Failed if the connected Ray has fewer GPUs. A training would wait for them until the time limit."""
+    """Raise Failed if the connected Ray has fewer GPUs. A training would wait for them until the
+    time limit."""
     import ray
 
     available = ray.cluster_resources().get("GPU", 0.0)
     if available < num_gpus:
-        raise Failed(f"Ray finds {available:g} GPUs on this machine instead of {num_gpus}; it needs the driver's NVML")
+        raise Failed(
+            f"Ray finds {available:g} GPUs on this machine instead of {num_gpus}; it needs the "
+            "driver's NVML"
+        )

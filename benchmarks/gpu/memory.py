@@ -1,7 +1,7 @@
 """Peak memory of rank 0 of a large group, compared with `training.engine.memory_estimate`.
 
-The group is torch's fake process group: its collectives return at once and move no data. Each rank has the memory of a
-real training, but its numbers mean nothing.
+The group is torch's fake process group: its collectives return at once and move no data. Each rank
+has the memory of a real training, but its numbers mean nothing.
 """
 
 import gc
@@ -36,10 +36,12 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dict[str, float]]:
-    """Yield the estimated and measured peak of start and step of full training at each stage, on rank 0 of a group.
+    """Yield the estimated and measured peak of start and step of full training at each stage, on
+    rank 0 of a group.
 
-    The parameters are fp32, or bf16 at a stage at which fp32 does not fit on the GPU by the estimate. On a CPU only
-    stage 3 is measured, because a process does not return the memory of a stage.
+    The parameters are fp32, or bf16 at a stage at which fp32 does not fit on the GPU by the
+    estimate. On a CPU only stage 3 is measured, because a process does not return the memory of a
+    stage.
     """
     base_model = saved_model(folder, "chat", LLAMA_TINY if reduced else LLAMA_8B)
     os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
@@ -47,9 +49,15 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dic
     num_tokens = REDUCED_NUM_TOKENS if reduced else NUM_TOKENS
     task = training_task(base_model, "chat", num_rows=NUM_STEPS * world_size, num_tokens=num_tokens)
     shape = read_metadata(base_model, task=ChatData()).shape
-    room = math.inf if reduced else torch.cuda.get_device_properties(0).total_memory - GPU_PROCESS_BYTES
+    room = (
+        math.inf
+        if reduced
+        else torch.cuda.get_device_properties(0).total_memory - GPU_PROCESS_BYTES
+    )
     for stage in (3,) if reduced else (1, 2, 3):
-        config = config_that_fits(stage, world_size, shape=shape, room=room, gpus_per_worker=0 if reduced else 1)
+        config = config_that_fits(
+            stage, world_size, shape=shape, room=room, gpus_per_worker=0 if reduced else 1
+        )
         estimated = estimated_bytes(config, shape=shape)
         figures = {"estimate_gib": estimated / GIB}
         name = f"memory_{world_size}_ranks_stage_{stage}_{config.parameter_dtype}"
@@ -57,7 +65,9 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dic
             measured = _peak_bytes(config, task)
             figures |= {"gib": measured / GIB, "share_of_estimate": measured / estimated}
         else:
-            print(f"{name}: the estimate does not fit on this GPU, so it is not measured", flush=True)
+            print(
+                f"{name}: the estimate does not fit on this GPU, so it is not measured", flush=True
+            )
         yield {f"{name}_{figure}": value for figure, value in figures.items()}
     dist.destroy_process_group()
 
@@ -65,7 +75,8 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dic
 def config_that_fits(
     stage: int, world_size: int, *, shape: ModelShape, room: float, gpus_per_worker: int = 1
 ) -> TrainingConfig:
-    """Return a config for full training with fp32 parameters or, if its estimated bytes exceed `room`, with bf16."""
+    """Return a config for full training with fp32 parameters or, if its estimated bytes exceed
+    `room`, with bf16."""
 
     def config(parameter_dtype: str) -> TrainingConfig:
         return TrainingConfig.model_validate(
@@ -85,7 +96,8 @@ def config_that_fits(
 
 
 def estimated_bytes(config: TrainingConfig, *, shape: ModelShape) -> float:
-    """Return the estimated peak bytes: of the GPU without the CUDA context, or of a process on CPU."""
+    """Return the estimated peak bytes: of the GPU without the CUDA context, or of a process on
+    CPU."""
     on_gpu = config.gpus_per_worker > 0
     autocast = on_gpu or inference_dtype() == torch.bfloat16
     batch = Batch(NUM_TOKENS if on_gpu else REDUCED_NUM_TOKENS, packed=True, autocast=autocast)
@@ -96,7 +108,8 @@ def estimated_bytes(config: TrainingConfig, *, shape: ModelShape) -> float:
 def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
     """Return the peak of `NUM_STEPS` steps, with the loading of the model.
 
-    Raises Failed if fewer steps ran, or if the optimizer skipped one because of gradients that are not finite.
+    Raises Failed if fewer steps ran, or if the optimizer skipped one because of gradients that are
+    not finite.
     """
     _reset_peak()
     runtime = task.load_runtime()
@@ -106,12 +119,16 @@ def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
         if event.step == event.num_steps:
             raise _Measured
 
-    # A gather of the fake group copies this rank's part to the others': losses are finite, but not those of the model.
+    # A gather of the fake group copies this rank's part to the others': losses are finite, but not
+    # those of the model.
     with suppress(_Measured, Diverged):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step))
     peak = _peak()
     if (engine.global_steps, engine.skipped_steps) != (NUM_STEPS, 0):  # the moments may not exist
-        steps = f"{engine.global_steps} of {NUM_STEPS} steps ran, and the optimizer skipped {engine.skipped_steps}"
+        steps = (
+            f"{engine.global_steps} of {NUM_STEPS} steps ran, and the optimizer skipped "
+            f"{engine.skipped_steps}"
+        )
         raise Failed(f"the peak with the optimizer's moments was not measured: {steps}")
     destroy_engine(engine)
     del engine, runtime

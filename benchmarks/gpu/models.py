@@ -80,13 +80,18 @@ NUM_SPECIAL = sum(word.startswith("<") for word in WORDS)
 
 
 def save_chat_model(folder: Path, size: Size) -> str:
-    """Save a Llama with random weights in bf16, and a tokenizer with a token for each letter; return its URI.
+    """Save a Llama with random weights in bf16, and a tokenizer with a token for each letter;
+    return its URI.
 
     The output weights of tokens that are not letters are 0, so the model never ends an answer.
     """
     torch.manual_seed(0)
     config = LlamaConfig(
-        **size, max_position_embeddings=MAX_POSITIONS, pad_token_id=0, bos_token_id=None, eos_token_id=1
+        **size,
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
     )
     with torch.device(default_device()), torch.no_grad():
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -110,7 +115,8 @@ def save_encoder(folder: Path, size: Size) -> str:
 
 
 def saved_model(folder: Path, task: str, size: Size) -> str:
-    """Save a model of this size for the task, `chat` or `classification`, unless `folder` has it; return its URI."""
+    """Save a model of this size for the task, `chat` or `classification`, unless `folder` has it;
+    return its URI."""
     own = folder / "-".join((task, *map(str, size.values())))
     if not own.exists():
         (save_chat_model if task == "chat" else save_encoder)(own, size)
@@ -156,5 +162,7 @@ def process_group() -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
-            for name in RANK_VARIABLES:  # with them, transformers.Trainer would start a distributed training
+            for name in (
+                RANK_VARIABLES
+            ):  # with them, transformers.Trainer would start a distributed training
                 del os.environ[name]

@@ -1,4 +1,5 @@
-"""Part a: one GPU without Ray. Matrix products, combinations of settings, throughput, validation and memory."""
+"""Part a: one GPU without Ray. Matrix products, combinations of settings, throughput, validation
+and memory."""
 
 import tempfile
 import time
@@ -23,27 +24,38 @@ BOUNDS = {
 
 
 def run(report: Report, sections: tuple[str, ...]) -> None:
-    """Measure the sections in the order of `SECTIONS`; all of them if there are none. Raises Failed.
+    """Measure the sections in the order of `SECTIONS`; all of them if there are none. Raises
+    Failed.
 
     A section for which the rest of the time limit does not suffice is not run.
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as folder:
         for name, section in SECTIONS.items():
-            if (not sections or name in sections) and report.has_time_for(name, expected_s=EXPECTED_S[name]):
+            if (not sections or name in sections) and report.has_time_for(
+                name, expected_s=EXPECTED_S[name]
+            ):
                 print(f"== {name}", flush=True)
                 section(report, Path(folder))
 
 
 def worker_environment(reduced: bool) -> dict[str, str]:
-    """Return the environment of a worker of Ray Train, in which a training without Ray is measured too."""
+    """Return the environment of a worker of Ray Train, in which a training without Ray is measured
+    too."""
     from training import trainer  # not at the top, because it imports Ray
 
-    return trainer.worker_environment(TrainingConfig(num_workers=1, gpus_per_worker=0 if reduced else 1))
+    return trainer.worker_environment(
+        TrainingConfig(num_workers=1, gpus_per_worker=0 if reduced else 1)
+    )
 
 
 def matmul(report: Report, _folder: Path) -> None:
     """Measure a product of two square matrices in bf16."""
-    report.add("matmul_tflops", in_child(matmul_tflops, 256 if report.reduced else 8192), ">= 700", hardware=True)
+    report.add(
+        "matmul_tflops",
+        in_child(matmul_tflops, 256 if report.reduced else 8192),
+        ">= 700",
+        hardware=True,
+    )
 
 
 def matmul_tflops(size: int) -> float:
@@ -74,15 +86,22 @@ def combinations(report: Report, folder: Path) -> None:
     """Train, export and resume ten combinations of settings."""
     own = folder / "combinations"
     own.mkdir()
-    figures = in_child(combinations_in_child, own, report.reduced, environment=worker_environment(report.reduced))
-    bounds = {"combinations": ">= 10", "largest_loss_difference_after_resume": f"<= {RESUME_TOLERANCE}"}
+    figures = in_child(
+        combinations_in_child, own, report.reduced, environment=worker_environment(report.reduced)
+    )
+    bounds = {
+        "combinations": ">= 10",
+        "largest_loss_difference_after_resume": f"<= {RESUME_TOLERANCE}",
+    }
     report.add_all(figures, bounds)
 
 
 def throughput(report: Report, folder: Path, *, section: str) -> None:
     """Measure the cases of a section in turn with transformers.Trainer."""
     environment = worker_environment(report.reduced)
-    for figures in from_child(throughput_in_child, folder, section, report.reduced, environment=environment):
+    for figures in from_child(
+        throughput_in_child, folder, section, report.reduced, environment=environment
+    ):
         ratios = {name: LEAST_RATIO for name in figures if name.endswith(".ratio_to_trainer")}
         report.add_all(figures, BOUNDS | ratios, hardware=True)
 
@@ -91,7 +110,9 @@ def memory(report: Report, folder: Path) -> None:
     """Measure rank 0 of 8 and of 32 at ZeRO stages 1 to 3."""
     environment = worker_environment(report.reduced)
     for world_size in (8,) if report.reduced else (8, 32):
-        for figures in from_child(memory_in_child, folder, world_size, report.reduced, environment=environment):
+        for figures in from_child(
+            memory_in_child, folder, world_size, report.reduced, environment=environment
+        ):
             bounds = {name: "<= 1" for name in figures if name.endswith("share_of_estimate")}
             report.add_all(figures, bounds, hardware=True)
 
@@ -125,5 +146,12 @@ SECTIONS: dict[str, Callable[[Report, Path], None]] = {
     "memory": memory,
     "encoder": partial(throughput, section="encoder"),
 }
-EXPECTED_S = {"matmul": 15, "combinations": 110, "1.2b": 185, "8b": 150, "memory": 165, "encoder": 130}
+EXPECTED_S = {
+    "matmul": 15,
+    "combinations": 110,
+    "1.2b": 185,
+    "8b": 150,
+    "memory": 165,
+    "encoder": 130,
+}
 """Estimated seconds of each section on an H100 with 16 cores; README.md explains them."""

@@ -1,4 +1,5 @@
-"""Part b: training through Ray with storage on `file://`: rate, a killed worker, and the memory of trials."""
+"""Part b: training through Ray with storage on `file://`: rate, a killed worker, and the memory of
+trials."""
 
 import tempfile
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from training.reports import EpochReport
 from tuning.futility import Target
 
 EPOCHS, KILLED_IN = 4, 2
-"""Epochs of the training, and the one in which its worker is killed. The checkpoint of the first epoch is stored then,
-because its upload ends before the next one is written; the last epoch is trained without the start of a process."""
+"""Epochs of the training, and the one in which its worker is killed. The checkpoint of the first
+epoch is stored then, because its upload ends before the next one is written; the last epoch is
+trained without the start of a process."""
 NUM_TRIALS = 4
 BOUNDS = {
     "loss_difference_after_a_kill": f"<= {RESUME_TOLERANCE}",
@@ -32,11 +34,13 @@ BOUNDS = {
 
 
 def run(report: Report, _sections: tuple[str, ...]) -> None:
-    """Measure the last case of part a, an encoder, through Ray Train and Ray Tune. Raises Failed."""
+    """Measure the last case of part a, an encoder, through Ray Train and Ray Tune. Raises
+    Failed."""
     case = cases(report.reduced)[-1]
     with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as temporary:
         folder = Path(temporary)
-        # In a process of its own, because Ray reads its settings, which `local_ray` makes, when it is imported.
+        # In a process of its own, because Ray reads its settings, which `local_ray` makes, when it
+        # is imported.
         environment = in_child(worker_environment, report.reduced)
         base_model, in_process = in_child(train_in_process, case, folder, environment=environment)
         report.add("in_process_tokens_per_second", in_process.tokens_per_second)
@@ -67,7 +71,12 @@ def train_in_process(case: Case, folder: Path) -> tuple[str, InProcess]:
     with process_group():
         config, runtime = _several_epochs(case), task.load_runtime()
         rate = measure_ours(case, runtime)["tokens_per_second"]
-        train(build_engine(config, runtime), config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
+        train(
+            build_engine(config, runtime),
+            config,
+            runtime=runtime,
+            callbacks=Callbacks(on_epoch=on_epoch),
+        )
     return base_model, InProcess(rate, tuple(losses))
 
 
@@ -75,26 +84,39 @@ def _several_epochs(case: Case) -> TrainingConfig:
     return case.config.model_copy(update={"epochs": EPOCHS})
 
 
-def _task(case: Case, base_model: str, *, num_steps: int | None = None) -> ClassificationTrainingTask:
+def _task(
+    case: Case, base_model: str, *, num_steps: int | None = None
+) -> ClassificationTrainingTask:
     num_rows = (num_steps or case.num_steps) * case.config.batch_size
-    task = training_task(base_model, case.task, num_rows=num_rows, num_tokens=case.num_tokens, num_validation=64)
+    task = training_task(
+        base_model, case.task, num_rows=num_rows, num_tokens=case.num_tokens, num_validation=64
+    )
     assert isinstance(task, ClassificationTrainingTask)
     return task
 
 
-def _finetune(report: Report, case: Case, *, base_model: str, folder: Path, in_process: InProcess) -> None:
+def _finetune(
+    report: Report, case: Case, *, base_model: str, folder: Path, in_process: InProcess
+) -> None:
     """Train in a worker that is killed in epoch `KILLED_IN`. The rate is that of the last epoch."""
     from training.trainer import finetune
 
     log = WorkerLog(folder / "killed.jsonl", kill_in_epoch=KILLED_IN)
-    finetune(_several_epochs(case), task=_task(case, base_model), uri=(folder / "killed").as_uri(), events=log)
+    finetune(
+        _several_epochs(case),
+        task=_task(case, base_model),
+        uri=(folder / "killed").as_uri(),
+        events=log,
+    )
     if not log.killed:
         raise Failed(f"the worker was not killed in epoch {KILLED_IN}")
     events = log.lines(EpochEvent)
     if sum(event["epoch"] == 0 for event in events) != 1:
         raise Failed("the training started again instead of resuming from a checkpoint")
     epochs = {event["epoch"]: event for event in events}
-    difference = max(abs(epochs[epoch]["loss"] / loss - 1) for epoch, loss in enumerate(in_process.losses))
+    difference = max(
+        abs(epochs[epoch]["loss"] / loss - 1) for epoch, loss in enumerate(in_process.losses)
+    )
     _add(report, "loss_difference_after_a_kill", difference)
     rate = epochs[EPOCHS - 1]["rows_per_second"] * case.num_tokens
     report.add("finetune_tokens_per_second", rate)

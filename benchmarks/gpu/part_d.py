@@ -1,4 +1,5 @@
-"""Part d: tokens per second of vLLM's own server and of our service over vLLM, where vLLM is installed."""
+"""Part d: tokens per second of vLLM's own server and of our service over vLLM, where vLLM is
+installed."""
 
 import importlib.util
 import os
@@ -26,7 +27,8 @@ MODEL_LENGTH = 1024
 
 
 def run(report: Report, _sections: tuple[str, ...]) -> str | None:
-    """Measure both servers; return the reason if vLLM is not installed. The figures have no bounds."""
+    """Measure both servers; return the reason if vLLM is not installed. The figures have no
+    bounds."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed"
     counts = REDUCED_STREAMS if report.reduced else STREAMS
@@ -35,20 +37,31 @@ def run(report: Report, _sections: tuple[str, ...]) -> str | None:
         base_model = in_child(save_model, folder / "base", report.reduced)
         with _vllm_server(folder / "base", max_streams=max(counts), reduced=report.reduced) as url:
             _measure(report, "vllm", url, model=str(folder / "base"), counts=counts)
-        with _our_service(folder, base_model, max_streams=max(counts), reduced=report.reduced) as url:
+        with _our_service(
+            folder, base_model, max_streams=max(counts), reduced=report.reduced
+        ) as url:
             _measure(report, "served", url, model="champion", counts=counts)
     for count in counts:
         figures = report.figures
-        ratio = figures[f"served_{count}_tokens_per_second"] / figures[f"vllm_{count}_tokens_per_second"]
+        ratio = (
+            figures[f"served_{count}_tokens_per_second"]
+            / figures[f"vllm_{count}_tokens_per_second"]
+        )
         report.add(f"served_to_vllm_{count}", ratio)
     return None
 
 
 def save_model(folder: Path, reduced: bool) -> str:
     """Save the base model; return its URI."""
-    from benchmarks.gpu.models import LLAMA_8B, LLAMA_TINY, save_chat_model  # in the child process only: torch
+    from benchmarks.gpu.models import (
+        LLAMA_8B,
+        LLAMA_TINY,
+        save_chat_model,
+    )  # in the child process only: torch
 
-    return save_chat_model(folder, {**LLAMA_TINY, "head_dim": 32} if reduced else LLAMA_8B)  # 32: vLLM's smallest
+    return save_chat_model(
+        folder, {**LLAMA_TINY, "head_dim": 32} if reduced else LLAMA_8B
+    )  # 32: vLLM's smallest
 
 
 def _measure(report: Report, name: str, url: str, *, model: str, counts: tuple[int, ...]) -> None:
@@ -59,7 +72,9 @@ def _measure(report: Report, name: str, url: str, *, model: str, counts: tuple[i
         for _ in range(2):
             streams = stream_answers(url, prompts, model=model, max_tokens=MAX_TOKENS)
         if streams.failed:
-            raise Failed(f"{streams.failed} of {count} streams of {name} failed; see the errors above")
+            raise Failed(
+                f"{streams.failed} of {count} streams of {name} failed; see the errors above"
+            )
         report.add(f"{name}_{count}_tokens_per_second", streams.letters / streams.seconds)
         report.add(f"{name}_{count}_seconds_to_first_piece", streams.first_piece_s)
 
@@ -70,7 +85,14 @@ def _vllm_server(model: Path, *, max_streams: int, reduced: bool) -> Iterator[st
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", f"--port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--host",
+        "127.0.0.1",
+        f"--port={port}",
+    ]
     command += ["--model", str(model), "--dtype", "float32" if reduced else "bfloat16"]
     command += [f"--max-model-len={MODEL_LENGTH}", f"--max-num-seqs={max_streams}"]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -95,7 +117,9 @@ def _is_healthy(url: str) -> bool:
 
 
 @contextmanager
-def _our_service(folder: Path, base_model: str, *, max_streams: int, reduced: bool) -> Iterator[str]:
+def _our_service(
+    folder: Path, base_model: str, *, max_streams: int, reduced: bool
+) -> Iterator[str]:
     """Serve the model as a zero-shot version with `engine: vllm`, and yield the URL."""
     from cluster import code_snapshot
     from cluster.connection import connect

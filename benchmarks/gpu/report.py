@@ -1,4 +1,5 @@
-"""Figures of a part with their bounds, its time limit, and functions that run in a process of their own."""
+"""Figures of a part with their bounds, its time limit, and functions that run in a process of their
+own."""
 
 import json
 import multiprocessing
@@ -25,7 +26,8 @@ REDUCED_LIMIT_S = 1800
 
 
 class Failed(Exception):
-    """A figure out of its bound, a failed step, or the end of the time limit. The message is one line."""
+    """A figure out of its bound, a failed step, or the end of the time limit. The message is one
+    line."""
 
 
 @dataclass
@@ -52,15 +54,20 @@ class Report:
         """True if all sections have run and no figure is out of its bound."""
         return not self.missed and not self.not_run
 
-    def add(self, name: str, value: float, bound: str | None = None, *, hardware: bool = False) -> None:
+    def add(
+        self, name: str, value: float, bound: str | None = None, *, hardware: bool = False
+    ) -> None:
         """Record a figure. Raise Failed if it is out of its bound.
 
         A bound of the `hardware` does not apply in the reduced form.
         """
         self.add_all({name: value}, {} if bound is None else {name: bound}, hardware=hardware)
 
-    def add_all(self, figures: Mapping[str, float], bounds: Mapping[str, str], *, hardware: bool = False) -> None:
-        """Record figures that were measured together. Raise Failed if one of them is out of its bound."""
+    def add_all(
+        self, figures: Mapping[str, float], bounds: Mapping[str, str], *, hardware: bool = False
+    ) -> None:
+        """Record figures that were measured together. Raise Failed if one of them is out of its
+        bound."""
         missed = []
         for name, value in figures.items():
             self.figures[name] = value
@@ -80,14 +87,16 @@ class Report:
             raise Failed("; ".join(missed))
 
     def has_time_for(self, section: str, *, expected_s: float) -> bool:
-        """Return True if the rest of the time limit suffices for a section; else record that it is not run."""
+        """Return True if the rest of the time limit suffices for a section; else record that it is
+        not run."""
         left = self.limit_s - (time.monotonic() - self.started)
         if expected_s <= left:
             return True
         self.not_run.append(section)
         print(
-            f"NOT RUN: section {section} takes about {expected_s:.0f} s, but only {left:.0f} s are left; to run it: "
-            f"python -m benchmarks.gpu --part {self.part} --section {section}",
+            f"NOT RUN: section {section} takes about {expected_s:.0f} s, but only {left:.0f} s "
+            f"are left; to run it: python -m benchmarks.gpu --part {self.part} --section "
+            f"{section}",
             flush=True,
         )
         return False
@@ -105,12 +114,17 @@ class Report:
             "not_run": self.not_run,
             "holds": failure is None and skipped is None and self.passed,
         }
-        result |= {name: text for name, text in (("failed", failure), ("skipped", skipped)) if text is not None}
+        result |= {
+            name: text
+            for name, text in (("failed", failure), ("skipped", skipped))
+            if text is not None
+        }
         print(json.dumps(result), flush=True)
 
 
 def device_name(*, reduced: bool) -> str:
-    """Return the name of the GPU, or the processor's architecture in the reduced form or without a GPU."""
+    """Return the name of the GPU, or the processor's architecture in the reduced form or without a
+    GPU."""
     if not reduced:
         import torch
 
@@ -123,8 +137,8 @@ def device_name(*, reduced: bool) -> str:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise Failed in the main thread if the block takes longer.
 
-    The signal raises KeyboardInterrupt within the block, because `ray.get` ends the process for other exceptions of a
-    signal handler.
+    The signal raises KeyboardInterrupt within the block, because `ray.get` ends the process for
+    other exceptions of a signal handler.
     """
     over = False
 
@@ -146,20 +160,26 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def in_child(function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None) -> T:
-    """Return the result of a function of a module, called in a new process, so that its memory is free afterwards.
+def in_child(
+    function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> T:
+    """Return the result of a function of a module, called in a new process, so that its memory is
+    free afterwards.
 
-    The process has the variables `environment` in addition to those of this one. Raises Failed with the error of the
-    function, or if the process dies.
+    The process has the variables `environment` in addition to those of this one. Raises Failed with
+    the error of the function, or if the process dies.
     """
     result: T = next(from_child(_once, function, arguments, environment=environment))
     return result
 
 
 def from_child(
-    function: Callable[..., Iterable[T]], *arguments: Any, environment: Mapping[str, str] | None = None
+    function: Callable[..., Iterable[T]],
+    *arguments: Any,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[T]:
-    """Yield the results of a generator function like `in_child`, while it computes the next ones."""
+    """Yield the results of a generator function like `in_child`, while it computes the next
+    ones."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_results, args=(sender, function, arguments))
@@ -174,7 +194,9 @@ def from_child(
             yield result
     except EOFError:
         child.join()
-        raise Failed(f"the process of {_name(function, arguments)} died with exit code {child.exitcode}") from None
+        raise Failed(
+            f"the process of {_name(function, arguments)} died with exit code {child.exitcode}"
+        ) from None
     finally:
         child.kill()
         child.join()
@@ -199,8 +221,11 @@ def _once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]
     yield function(*arguments)
 
 
-def _send_results(sender: Connection, function: Callable[..., Iterable[Any]], arguments: tuple[Any, ...]) -> None:
-    # Otherwise the processes of a DataLoader would be spawned too, and each of them would import torch and DeepSpeed.
+def _send_results(
+    sender: Connection, function: Callable[..., Iterable[Any]], arguments: tuple[Any, ...]
+) -> None:
+    # Otherwise the processes of a DataLoader would be spawned too, and each of them would import
+    # torch and DeepSpeed.
     multiprocessing.set_start_method("fork", force=True)
     try:
         for result in function(*arguments):

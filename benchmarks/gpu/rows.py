@@ -14,7 +14,9 @@ def chat_rows(num: int, *, answer_letters: int) -> Rows:
     generator = random.Random(num)
     prompts = tuple(letters(generator, PROMPT_LETTERS) for _ in range(num))
     answers = tuple(letters(generator, answer_letters) for _ in range(num))
-    return Rows(_ids(num), prompts, answers, conversations=tuple((("user", prompt),) for prompt in prompts))
+    return Rows(
+        _ids(num), prompts, answers, conversations=tuple((("user", prompt),) for prompt in prompts)
+    )
 
 
 def labelled_rows(num: int, *, num_letters: int) -> Rows:

@@ -1,4 +1,5 @@
-"""Tokens per second of training and of validation, measured in turn with transformers.Trainer on the same rows."""
+"""Tokens per second of training and of validation, measured in turn with transformers.Trainer on
+the same rows."""
 
 import gc
 import os
@@ -69,10 +70,15 @@ def cases(reduced: bool) -> tuple[Case, ...]:
     """Return the cases with their models; in the reduced form with tiny models and short rows."""
 
     def config(**fields: Any) -> TrainingConfig:
-        return TrainingConfig(num_workers=1, zero_stage=0, epochs=1, gpus_per_worker=0 if reduced else 1, **fields)
+        return TrainingConfig(
+            num_workers=1, zero_stage=0, epochs=1, gpus_per_worker=0 if reduced else 1, **fields
+        )
 
     if reduced:
-        full, lora = config(batch_size=4), config(batch_size=4, method="lora", gradient_checkpointing=True)
+        full, lora = (
+            config(batch_size=4),
+            config(batch_size=4, method="lora", gradient_checkpointing=True),
+        )
         return (
             Case("tiny_full", "1.2b", "chat", LLAMA_TINY, full, 64, num_steps=6, validates=True),
             Case("tiny_lora", "8b", "chat", LLAMA_TINY, lora, 64, num_steps=6),
@@ -87,13 +93,30 @@ def cases(reduced: bool) -> tuple[Case, ...]:
         Case("1.2b_full_2k", "1.2b", "chat", LLAMA_1B, short, 2048, num_steps=16, validates=True),
         Case("1.2b_full_8k", "1.2b", "chat", LLAMA_1B, long, 8192, num_steps=12),
         Case("8b_lora_4k", "8b", "chat", LLAMA_8B, lora, 4096, num_steps=10),
-        Case("0.4b_encoder_128", "encoder", "classification", BERT_400M, encoder_128, 128, num_steps=48),
-        Case("0.4b_encoder_512", "encoder", "classification", BERT_400M, encoder_512, 512, num_steps=48),
+        Case(
+            "0.4b_encoder_128",
+            "encoder",
+            "classification",
+            BERT_400M,
+            encoder_128,
+            128,
+            num_steps=48,
+        ),
+        Case(
+            "0.4b_encoder_512",
+            "encoder",
+            "classification",
+            BERT_400M,
+            encoder_512,
+            512,
+            num_steps=48,
+        ),
     )
 
 
 def measure_section(section: str, folder: Path, reduced: bool) -> Iterator[dict[str, float]]:
-    """Yield the figures of each case of a section of part a; their names begin with that of the case.
+    """Yield the figures of each case of a section of part a; their names begin with that of the
+    case.
 
     The base models remain in `folder`.
     """
@@ -105,16 +128,21 @@ def measure_section(section: str, folder: Path, reduced: bool) -> Iterator[dict[
 
 
 def measure_case(case: Case, base_model: str) -> dict[str, float]:
-    """Return the medians over `ROUNDS` rounds of the tokens per second, and the model FLOPs utilization (MFU).
+    """Return the medians over `ROUNDS` rounds of the tokens per second, and the model FLOPs
+    utilization (MFU).
 
-    `ratio_to_trainer` is the median of the ratios of the rounds, and `ratio_spread` their largest minus their smallest
-    one: the resolution of this measurement.
+    `ratio_to_trainer` is the median of the ratios of the rounds, and `ratio_spread` their largest
+    minus their smallest one: the resolution of this measurement.
     """
     task = _task(case, base_model)
     runtime = task.load_runtime()
-    variants = {"ours": partial(measure_ours, case, runtime), "trainer": partial(_trainer, case, task, runtime)}
+    variants = {
+        "ours": partial(measure_ours, case, runtime),
+        "trainer": partial(_trainer, case, task, runtime),
+    }
     ours, theirs = (
-        [figures["tokens_per_second"] for figures in rounds] for rounds in take_turns(variants, rounds=ROUNDS).values()
+        [figures["tokens_per_second"] for figures in rounds]
+        for rounds in take_turns(variants, rounds=ROUNDS).values()
     )
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     data = CLASSIFICATION if case.task == "classification" else ChatData()
@@ -133,9 +161,9 @@ def measure_case(case: Case, base_model: str) -> dict[str, float]:
 def flops_per_token(case: Case, shape: ModelShape) -> float:
     """Return the FLOPs of a token's forward and backward pass, without recomputation.
 
-    Each weight of a matrix product takes 2 FLOPs in the forward pass and, if it is trained, 4 in the backward pass,
-    otherwise 2. Attention takes 12 FLOPs for each layer, feature and attended token (Chowdhery et al., PaLM, 2022,
-    appendix B); a causal model attends to half of the tokens.
+    Each weight of a matrix product takes 2 FLOPs in the forward pass and, if it is trained, 4 in
+    the backward pass, otherwise 2. Attention takes 12 FLOPs for each layer, feature and attended
+    token (Chowdhery et al., PaLM, 2022, appendix B); a causal model attends to half of the tokens.
     """
     passes = 6 if case.config.method == "full" else 4
     attended = case.num_tokens / 2 if case.task == "chat" else case.num_tokens
@@ -167,7 +195,8 @@ class _Measured(Exception):
 
 
 def measure_validation(case: Case, runtime: TaskRuntime) -> dict[str, float]:
-    """Return the generated tokens per second of the second of two validations of an engine that has not been trained.
+    """Return the generated tokens per second of the second of two validations of an engine that has
+    not been trained.
 
     No answer ends before its limit; see `save_chat_model`.
     """
@@ -196,7 +225,8 @@ def _task(case: Case, base_model: str) -> TrainingTask:
 
 
 def _trainer(case: Case, task: TrainingTask, runtime: TaskRuntime) -> Figures:
-    """Return the tokens per second of transformers.Trainer with bf16, sdpa, fused AdamW and the same checkpointing."""
+    """Return the tokens per second of transformers.Trainer with bf16, sdpa, fused AdamW and the
+    same checkpointing."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     marks: list[tuple[int, float]] = []
@@ -227,7 +257,13 @@ def _trainer(case: Case, task: TrainingTask, runtime: TaskRuntime) -> Figures:
             disable_tqdm=True,
         )
         marks.append((0, _now()))
-        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=_stacked, callbacks=[Clock()]).train()
+        Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=_stacked,
+            callbacks=[Clock()],
+        ).train()
     del model
     _free_memory()
     return {"tokens_per_second": _rate(case, marks)}
@@ -235,7 +271,8 @@ def _trainer(case: Case, task: TrainingTask, runtime: TaskRuntime) -> Figures:
 
 @contextmanager
 def _without_rank_variables() -> Iterator[None]:
-    """Unset the variables of the process group, with which Trainer would start a distributed training."""
+    """Unset the variables of the process group, with which Trainer would start a distributed
+    training."""
     values = {name: os.environ.pop(name) for name in RANK_VARIABLES}
     try:
         yield
@@ -244,7 +281,8 @@ def _without_rank_variables() -> Iterator[None]:
 
 
 def _trainer_model(case: Case, task: TrainingTask) -> Any:
-    """Return the same model as a user of Trainer loads it: fp32 for full training, a bf16 base for LoRA."""
+    """Return the same model as a user of Trainer loads it: fp32 for full training, a bf16 base for
+    LoRA."""
     folder = local_copy(task.base_model)
     if case.task == "classification":
         return AutoModelForSequenceClassification.from_pretrained(
@@ -255,7 +293,11 @@ def _trainer_model(case: Case, task: TrainingTask) -> Any:
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     lm.config.use_cache = False
     config = case.config
-    return add_adapter(lm, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout) if lora else lm
+    return (
+        add_adapter(lm, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        if lora
+        else lm
+    )
 
 
 def _trainer_rows(runtime: TaskRuntime) -> list[dict[str, Any]]:
@@ -282,8 +324,8 @@ def _stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def _rate(case: Case, marks: list[tuple[int, float]]) -> float:
     """Return the tokens per second between the first mark after the warm-up and the last mark.
 
-    `train` reports steps about once a second. If it ran for less than that, as in the reduced form, the measurement
-    includes the first steps.
+    `train` reports steps about once a second. If it ran for less than that, as in the reduced form,
+    the measurement includes the first steps.
     """
     after_warm_up = [mark for mark in marks[:-1] if mark[0] >= FIRST_STEPS]
     (first, begin), (last, end) = (after_warm_up or marks)[0], marks[-1]

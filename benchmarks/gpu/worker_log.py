@@ -12,7 +12,8 @@ from cluster.progress import EpochEvent, ProgressEvent, StepEvent, TrialEvent
 
 @dataclass(frozen=True)
 class WorkerLog:
-    """Replacement for the handle of an EventQueue: `put.remote(event)` runs in the worker and appends a line.
+    """Replacement for the handle of an EventQueue: `put.remote(event)` runs in the worker and
+    appends a line.
 
     The first step event of epoch `kill_in_epoch` kills the worker with SIGKILL instead, once.
     """
@@ -41,14 +42,17 @@ class WorkerLog:
         """True if the worker was killed."""
         return self._mark.exists()
 
-    def lines(self, kind: type[EpochEvent] | type[StepEvent] | type[TrialEvent]) -> list[dict[str, Any]]:
+    def lines(
+        self, kind: type[EpochEvent] | type[StepEvent] | type[TrialEvent]
+    ) -> list[dict[str, Any]]:
         """Return the events of this kind in the order in which they were written."""
         events = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
         return [event for event in events if event["kind"] == kind.__name__]
 
 
 def allocated_bytes() -> int:
-    """Return the bytes of this process's tensors on the GPU, or its resident memory without a GPU."""
+    """Return the bytes of this process's tensors on the GPU, or its resident memory without a
+    GPU."""
     import psutil
     import torch
 

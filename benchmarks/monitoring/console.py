@@ -1,13 +1,15 @@
-"""Seconds until the console has made a page of a registry with 1,000 runs, from a cold and from a warm cache.
+"""Seconds until the console has made a page of a registry with 1,000 runs, from a cold and from a
+warm cache.
 
     python -m benchmarks.monitoring.console
     python -m benchmarks.monitoring.console s3://models/console-benchmark
 
-The registry has 20 tasks: one with 620 runs and 120 versions, and 19 with 20 runs each. Each run has the evidence of a
-simulated test with gates (1,800 rows). Each task has a champion, 30 daily reports and a watch, and one run is under
-way. The registry is a temporary folder, or is written to an empty folder on S3 that is given as the argument, and is
-deleted afterwards. A time includes the listings, the checks of tags, the parsing and the rendering, without HTTP. A
-cold cache holds no record. The CPU time is that of all threads of the process.
+The registry has 20 tasks: one with 620 runs and 120 versions, and 19 with 20 runs each. Each run
+has the evidence of a simulated test with gates (1,800 rows). Each task has a champion, 30 daily
+reports and a watch, and one run is under way. The registry is a temporary folder, or is written to
+an empty folder on S3 that is given as the argument, and is deleted afterwards. A time includes the
+listings, the checks of tags, the parsing and the rendering, without HTTP. A cold cache holds no
+record. The CPU time is that of all threads of the process.
 """
 
 import sys
@@ -38,8 +40,13 @@ def main() -> None:
         variants = {name: lambda path=path: _times(registry, path) for name, path in PAGES.items()}
         rounds = take_turns(variants, rounds=NUM_ROUNDS)
     results = {name: medians(figures) for name, figures in rounds.items()}
-    print_table(f"{num_runs:,} runs in {registry.partition(':')[0]}:// (medians of {NUM_ROUNDS} rounds)", results)
-    figures = {f"{page}_{name}": value for page, each in results.items() for name, value in each.items()}
+    print_table(
+        f"{num_runs:,} runs in {registry.partition(':')[0]}:// (medians of {NUM_ROUNDS} rounds)",
+        results,
+    )
+    figures = {
+        f"{page}_{name}": value for page, each in results.items() for name, value in each.items()
+    }
     finish("console", figures | {"runs": num_runs}, bounds=BOUNDS)
 
 
@@ -58,12 +65,16 @@ def _registry(uri: str | None) -> Iterator[str]:
 
 
 def _times(registry: str, path: str | None) -> dict[str, float]:
-    """Return the seconds of a page with an empty cache, then again with the cache that this leaves."""
+    """Return the seconds of a page with an empty cache, then again with the cache that this
+    leaves."""
     site, figures = Site(registry), dict[str, float]()
     for name in ("cold", "warm"):
         started, cpu = time.perf_counter(), time.process_time()
         status, html = page_at(site, path, now=utc_now())
-        figures |= {f"{name}_seconds": time.perf_counter() - started, f"{name}_cpu_seconds": time.process_time() - cpu}
+        figures |= {
+            f"{name}_seconds": time.perf_counter() - started,
+            f"{name}_cpu_seconds": time.process_time() - cpu,
+        }
         if status != 200:
             raise SystemExit(f"{path} has the status {status}")
     return figures | {"kib": len(html) / 1024}
@@ -79,7 +90,9 @@ def _write(registry: str) -> int:
             at = now - timedelta(hours=5 * number)
             looks.append(made.add_run(paths, f"{task:04x}{number:012x}", at=at, evidence=evidence))
             if number < (NUM_VERSIONS if task == 0 else 1):
-                uri = made.add_version(paths, f"full-{number:012x}", kind="bag_of_words", at=at, evidence=looks[-1])
+                uri = made.add_version(
+                    paths, f"full-{number:012x}", kind="bag_of_words", at=at, evidence=looks[-1]
+                )
             if number == 0:
                 made.add_champion(paths, uri, at=now - timedelta(days=NUM_DAYS), evidence=looks[-1])
         num_runs += len(looks)

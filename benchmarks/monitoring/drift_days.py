@@ -2,11 +2,12 @@
 
     python -m benchmarks.monitoring.drift_days
 
-Requests of a day resemble each other: the shares of ten classes vary between days with the intraday correlation of the
-row. Windows have seven days of 300 requests, and no drift. The threshold of the classes statistic is set for one false
-alarm per year, if a window ends on each day. `before` is the threshold for independent rows, `first window` knows only
-the days of the window, and `later` knows eight clean windows too. The last columns have the share of windows with an
-alarm if the smallest class, which has 2% of the reference, has 6% of the window.
+Requests of a day resemble each other: the shares of ten classes vary between days with the intraday
+correlation of the row. Windows have seven days of 300 requests, and no drift. The threshold of the
+classes statistic is set for one false alarm per year, if a window ends on each day. `before` is the
+threshold for independent rows, `first window` knows only the days of the window, and `later` knows
+eight clean windows too. The last columns have the share of windows with an alarm if the smallest
+class, which has 2% of the reference, has 6% of the window.
 """
 
 from functools import cache
@@ -15,13 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.rounds import finish, print_table
-from tailorbird.monitoring.day_variance import DayVariance, DesignEffect, design_effect, variance_of_counts
-from tailorbird.monitoring.drift import DAYS_PER_YEAR, clean_stability, stability_index, threshold_at
+from tailorbird.monitoring.day_variance import (
+    DayVariance,
+    DesignEffect,
+    design_effect,
+    variance_of_counts,
+)
+from tailorbird.monitoring.drift import (
+    DAYS_PER_YEAR,
+    clean_stability,
+    stability_index,
+    threshold_at,
+)
 
 SHARES = np.array([0.25, 0.2, 0.15, 0.1, 0.08, 0.07, 0.05, 0.05, 0.03, 0.02])
 CORRELATIONS = (0.0, 0.003, 0.01, 0.03)
 DAYS, ROWS, NUM_REFERENCE, NUM_REFERENCES, NUM_WINDOWS, NUM_CLEAN = 7, 300, 1500, 10, 1500, 8
-EFFECTS = np.array([1.0, 1.4, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0])  # thresholds between are interpolated
+EFFECTS = np.array(
+    [1.0, 1.4, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0]
+)  # thresholds between are interpolated
 SEED = 1979
 CLAIM = 1.0
 WINDOW_DAYS = np.repeat(np.arange(DAYS), ROWS)
@@ -40,25 +53,38 @@ def main() -> None:
     print_table("false alarms per year at a claim of 1, and share of detected changes", rows)
     num = NUM_REFERENCES * NUM_WINDOWS
     print(
-        f"standard error of 1 per year: {DAYS_PER_YEAR * np.sqrt(1 / DAYS_PER_YEAR / num):.2g}, more between references"
+        f"standard error of 1 per year: {DAYS_PER_YEAR * np.sqrt(1 / DAYS_PER_YEAR / num):.2g}, "
+        "more between references"
     )
-    figures = {f"{name}: {row}": value for row, values in rows.items() for name, value in values.items()}
+    figures = {
+        f"{name}: {row}": value for row, values in rows.items() for name, value in values.items()
+    }
     bounds = {name: "<= 2.5" for name in figures if name.startswith("later")}
-    bounds |= {f"first window: correlation {correlation:g}": "<= 2" for correlation in CORRELATIONS[:2]}
+    bounds |= {
+        f"first window: correlation {correlation:g}": "<= 2" for correlation in CORRELATIONS[:2]
+    }
     finish("drift_days", figures, bounds=bounds)
 
 
 def _alarms(shares: NDArray[np.float64], correlation: float) -> dict[str, float]:
-    """Return the share of windows with an alarm by threshold; the reference always has the shares `SHARES`."""
+    """Return the share of windows with an alarm by threshold; the reference always has the shares
+    `SHARES`."""
     counted = dict.fromkeys(("before", "first window", "later"), 0)
     for number in range(NUM_REFERENCES):
         rng = np.random.default_rng([SEED, number])
         theirs = np.bincount(_reference(number), minlength=len(SHARES))[None]
-        past = [[variance_of_counts(_window(rng, SHARES, correlation)) for _ in range(NUM_CLEAN)] for _ in range(20)]
+        past = [
+            [variance_of_counts(_window(rng, SHARES, correlation)) for _ in range(NUM_CLEAN)]
+            for _ in range(20)
+        ]
         windows = [_window(rng, shares, correlation) for _ in range(NUM_WINDOWS)]
         values = stability_index(theirs, np.array([window.sum(0) for window in windows]))
         variances = [variance_of_counts(window) for window in windows]
-        known: dict[str, list[list[DayVariance]] | None] = {"before": None, "first window": [[]], "later": past}
+        known: dict[str, list[list[DayVariance]] | None] = {
+            "before": None,
+            "first window": [[]],
+            "later": past,
+        }
         for name, clean in known.items():
             designs = [_design(variances[index], clean, index) for index in range(NUM_WINDOWS)]
             thresholds = _thresholds(number, freedom=designs[0].freedom)
@@ -67,7 +93,9 @@ def _alarms(shares: NDArray[np.float64], correlation: float) -> dict[str, float]
     return {name: num / (NUM_REFERENCES * NUM_WINDOWS) for name, num in counted.items()}
 
 
-def _design(variance: DayVariance, clean: list[list[DayVariance]] | None, index: int) -> DesignEffect:
+def _design(
+    variance: DayVariance, clean: list[list[DayVariance]] | None, index: int
+) -> DesignEffect:
     if clean is None:
         return DesignEffect(1.0, 1e9)
     return design_effect(WINDOW_DAYS, [*clean[index % len(clean)], variance])
@@ -89,9 +117,15 @@ def _thresholds(number: int, *, freedom: float) -> NDArray[np.float64]:
     return np.array([threshold_at(indices, CLAIM / DAYS_PER_YEAR) for indices in clean])
 
 
-def _window(rng: np.random.Generator, shares: NDArray[np.float64], correlation: float) -> NDArray[np.int64]:
+def _window(
+    rng: np.random.Generator, shares: NDArray[np.float64], correlation: float
+) -> NDArray[np.int64]:
     """Return the counts [D, B] of a window."""
-    of_days = rng.dirichlet(shares * (1 / correlation - 1), DAYS) if correlation else np.tile(shares, (DAYS, 1))
+    of_days = (
+        rng.dirichlet(shares * (1 / correlation - 1), DAYS)
+        if correlation
+        else np.tile(shares, (DAYS, 1))
+    )
     return np.asarray(rng.multinomial(ROWS, of_days))
 
 

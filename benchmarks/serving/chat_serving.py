@@ -1,20 +1,22 @@
-"""Serving overhead of a chat model: tokens per second over HTTP, compared with the engine alone and with other servers.
+"""Serving overhead of a chat model: tokens per second over HTTP, compared with the engine alone and
+with other servers.
 
     python -m benchmarks.serving.chat_serving
 
-All variants run SmolLM2-135M-Instruct in the dtype of its evaluation, on all cores of the machine, with greedy decoding
-and at most 48 tokens per answer. The number after a name is the number of concurrent requests.
+All variants run SmolLM2-135M-Instruct in the dtype of its evaluation, on all cores of the machine,
+with greedy decoding and at most 48 tokens per answer. The number after a name is the number of
+concurrent requests.
 
 - `direct`: the engine of a replica (the continuous batching of transformers) in this process.
 - `served`: clients of the served application, with one replica, that stream their answers.
 - `transformers`: `transformers serve` with continuous batching, with the same clients.
-- `vllm`: the server of vLLM, with the same clients, if vLLM is installed (in an environment with the project's
-  packages).
+- `vllm`: the server of vLLM, with the same clients, if vLLM is installed (in an environment with
+  the project's packages).
 - `served by vllm`: the served application with `serving.engine: vllm`.
 
-Tokens are counted by applying the model's tokenizer to the answers. The variants alternate in several rounds, and a
-figure is the median over the rounds. Other servers run one at a time, while the served applications are idle. The
-benchmark starts a separate stack and stops it.
+Tokens are counted by applying the model's tokenizer to the answers. The variants alternate in
+several rounds, and a figure is the median over the rounds. Other servers run one at a time, while
+the served applications are idle. The benchmark starts a separate stack and stops it.
 """
 
 import asyncio
@@ -57,7 +59,10 @@ ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 STREAMS, NUM_ANSWERS, MAX_TOKENS, NUM_ROUNDS = (1, 4, 16), 16, 48, 3
 START_TIMEOUT_S = 180
 BOUNDS = {f"served_to_direct_{streams}": ">= 0.9" for streams in STREAMS}
-BOUNDS |= {f"{name}_16": ">= 1.0" for name in ("served_to_transformers", "served_to_vllm", "served_by_vllm_to_vllm")}
+BOUNDS |= {
+    f"{name}_16": ">= 1.0"
+    for name in ("served_to_transformers", "served_to_vllm", "served_by_vllm_to_vllm")
+}
 
 
 def main() -> None:
@@ -67,43 +72,82 @@ def main() -> None:
     texts = icd10.build()["test"]["text"].to_pylist()[:NUM_ANSWERS]
     questions = [f"What is meant by {text}?" for text in texts]
     engines = ENGINES if importlib.util.find_spec("vllm") else ENGINES[:1]
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores * 2):
+    with (
+        tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary,
+        own_stack(Path(temporary), cores * 2),
+    ):
         urls: dict[str, str] = {}
         for engine in engines:
             task_uri = f"{TASK_URI}-{engine}"
             version = _version(Path(temporary) / engine, task_uri=task_uri)
             urls[engine] = rollout.deploy(
-                ServingConfig(cpus_per_replica=cores, engine=engine), task_uri=task_uri, version=version
+                ServingConfig(cpus_per_replica=cores, engine=engine),
+                task_uri=task_uri,
+                version=version,
             )
         loaded: Any = loading.load_artifact(version.uri)
         base = node_cache.local_copy(version.base_model)
         clients = _Clients(loaded, questions)
         dtype = version.dtype
-        servers = {"transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(base)]}
-        servers["transformers"] += ["--continuous-batching", "--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1"]
+        servers = {
+            "transformers": [
+                str(Path(sys.executable).with_name("transformers")),
+                "serve",
+                str(base),
+            ]
+        }
+        servers["transformers"] += [
+            "--continuous-batching",
+            "--device",
+            "cpu",
+            "--dtype",
+            dtype,
+            "--host",
+            "127.0.0.1",
+        ]
         if "vllm" in engines:
-            servers["vllm"] = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
+            servers["vllm"] = [
+                sys.executable,
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                "--host",
+                "127.0.0.1",
+            ]
             servers["vllm"] += ["--model", str(base), "--dtype", dtype, "--max-model-len", "2048"]
         variants: dict[str, Callable[[], Figures]] = {}
         for streams in STREAMS:
             variants[f"direct {streams}"] = lambda streams=streams: clients.directly(streams)  # type: ignore[misc]
             for served_by, url in urls.items():
-                name = f"served {streams}" if served_by == "transformers" else f"served by {served_by} {streams}"
-                variants[name] = lambda url=url, streams=streams: clients.over_http(url, "champion", streams)  # type: ignore[misc]
+                name = (
+                    f"served {streams}"
+                    if served_by == "transformers"
+                    else f"served by {served_by} {streams}"
+                )
+                variants[name] = lambda url=url, streams=streams: clients.over_http(
+                    url, "champion", streams
+                )  # type: ignore[misc]
         for name, command in servers.items():
             variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), clients)  # type: ignore[misc]
         measured = take_turns(variants, rounds=NUM_ROUNDS)
         clients.close()
     print_table(
-        f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()}
+        f"{NUM_ANSWERS} answers, {cores} cores, {dtype}",
+        {name: medians(rounds) for name, rounds in measured.items()},
     )
     figures = {
-        f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}") for streams in STREAMS
+        f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}")
+        for streams in STREAMS
     }
-    figures |= {f"served_to_{name}_16": _ratio(measured, "served 16", f"{name} 16") for name in servers}
+    figures |= {
+        f"served_to_{name}_16": _ratio(measured, "served 16", f"{name} 16") for name in servers
+    }
     if "vllm" in engines:
         figures["served_by_vllm_to_vllm_16"] = _ratio(measured, "served by vllm 16", "vllm 16")
-    finish("chat_serving", figures, bounds={name: bound for name, bound in BOUNDS.items() if name in figures})
+    finish(
+        "chat_serving",
+        figures,
+        bounds={name: bound for name, bound in BOUNDS.items() if name in figures},
+    )
 
 
 def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
@@ -114,7 +158,9 @@ def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
 class _Clients:
     """Clients that send all questions, with a given number of concurrent requests."""
 
-    def __init__(self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]) -> None:
+    def __init__(
+        self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]
+    ) -> None:
         self._loaded, self._questions = loaded, questions
         self._engine = TransformersEngine(loaded, max_batch_size=max(STREAMS))
 
@@ -149,7 +195,11 @@ class _Clients:
         """Send the questions to a server with an OpenAI-compatible API."""
 
         def ask(question: str) -> tuple[str, float]:
-            body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": question}],
+                "stream": True,
+            }
             start, first, parts = time.perf_counter(), 0.0, []
             with requests.post(
                 f"{url}/v1/chat/completions",
@@ -172,7 +222,10 @@ class _Clients:
             answers = list(clients.map(ask, self._questions))
         took = time.perf_counter() - start
         firsts = [first for _, first in answers]
-        return {"tokens/s": self._num_tokens([text for text, _ in answers]) / took, "first token s": median(firsts)}
+        return {
+            "tokens/s": self._num_tokens([text for text, _ in answers]) / took,
+            "first token s": median(firsts),
+        }
 
 
 def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
@@ -205,8 +258,14 @@ def _running(command: list[str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "VLLM_CPU_KVCACHE_SPACE": "1"}
-    process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -2,17 +2,19 @@
 
     python -m benchmarks.serving.fairness [served | in-process] [max_length]
 
-The client `few` sends one text per request, one request after another. In the variant `attack`, the client `many` sends
-256 texts of 4 KB in each of three requests at the same time, and again after each answer, also after a refusal with
-429. In the variant `invalid`, it sends bodies of 1 MB with half a million numbers in place of texts; in `lists`, bodies
-of 1 MB with nearly as many lists in place of texts as a body may have values. Each client has its own API key. The 99th
-percentile of the latency of `few` under each attack may be at most 5 times that of the variant `calm`, in which it is
-alone.
+The client `few` sends one text per request, one request after another. In the variant `attack`, the
+client `many` sends 256 texts of 4 KB in each of three requests at the same time, and again after
+each answer, also after a refusal with
+429. In the variant `invalid`, it sends bodies of 1 MB with half a million numbers in place of
+     texts; in `lists`, bodies of 1 MB with nearly as many lists in place of texts as a body may
+     have values. Each client has its own API key. The 99th percentile of the latency of `few` under
+     each attack may be at most 5 times that of the variant `calm`, in which it is alone.
 
-The model is MiniLM with a random head, in one replica with one torch thread, and texts are cut to `max_length` tokens
-(64 by default). With `in-process`, a process runs the application of a replica on uvicorn, without Ray and HAProxy;
-otherwise the benchmark starts a separate stack and stops it. The variants alternate. A figure is the median over the
-rounds, and the ratio compares the variants within a round. The clients use the same cores as the replica.
+The model is MiniLM with a random head, in one replica with one torch thread, and texts are cut to
+`max_length` tokens (64 by default). With `in-process`, a process runs the application of a replica
+on uvicorn, without Ray and HAProxy; otherwise the benchmark starts a separate stack and stops it.
+The variants alternate. A figure is the median over the rounds, and the ratio compares the variants
+within a round. The clients use the same cores as the replica.
 """
 
 import asyncio
@@ -44,7 +46,11 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import pretrained
 
-NUM_TEXTS, TEXT_BYTES, NUM_ATTACKS = 256, 4000, 3  # 256 texts of 4,096 bytes exceed `max_body_bytes`
+NUM_TEXTS, TEXT_BYTES, NUM_ATTACKS = (
+    256,
+    4000,
+    3,
+)  # 256 texts of 4,096 bytes exceed `max_body_bytes`
 NUM_NUMBERS = 520_000  # in a body of 1 MB
 ATTACKS = ("attack", "invalid", "lists")
 SECONDS, NUM_ROUNDS = 20.0, 3
@@ -69,9 +75,14 @@ def main(mode: str, max_length: int) -> None:
             }
             measured = take_turns(variants, rounds=NUM_ROUNDS)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
-    print_table(f"one text per request, {mode}, {max_length} tokens, {pretrained.dtype_name()}", rows)
+    print_table(
+        f"one text per request, {mode}, {max_length} tokens, {pretrained.dtype_name()}", rows
+    )
     ratios = {
-        name: [under["p99_ms"] / calm["p99_ms"] for under, calm in zip(measured[name], measured["calm"], strict=True)]
+        name: [
+            under["p99_ms"] / calm["p99_ms"]
+            for under, calm in zip(measured[name], measured["calm"], strict=True)
+        ]
         for name in ATTACKS
     }
     figures = {
@@ -103,8 +114,11 @@ def invalid_texts() -> bytes:
 
 
 def lists() -> bytes:
-    """Return a request of 1 MB whose texts are lists, with nearly as many values as a body may have."""
-    return json.dumps({"input": [[]] * (MAX_VALUES - 10), "model": "a" * 950_000}, separators=(",", ":")).encode()
+    """Return a request of 1 MB whose texts are lists, with nearly as many values as a body may
+    have."""
+    return json.dumps(
+        {"input": [[]] * (MAX_VALUES - 10), "model": "a" * 950_000}, separators=(",", ":")
+    ).encode()
 
 
 @cache
@@ -123,18 +137,24 @@ async def _measure(
     async def attack(session: aiohttp.ClientSession) -> None:
         nonlocal answered, refused
         while time.monotonic() < ends_at:
-            async with session.post(f"{url}/v1/classify", data=attack_body, headers=headers["many"]) as answer:
+            async with session.post(
+                f"{url}/v1/classify", data=attack_body, headers=headers["many"]
+            ) as answer:
                 answered += answer.status == 200
                 refused += answer.status == 429
                 await answer.read()
 
     latencies: list[float] = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
-        attacks = [asyncio.create_task(attack(session)) for _ in range(NUM_ATTACKS if attack_body else 0)]
+        attacks = [
+            asyncio.create_task(attack(session)) for _ in range(NUM_ATTACKS if attack_body else 0)
+        ]
         await asyncio.sleep(1)
         for term in cycle(terms):
             begun = time.perf_counter()
-            async with session.post(f"{url}/v1/classify", json={"input": term}, headers=headers["few"]) as answer:
+            async with session.post(
+                f"{url}/v1/classify", json={"input": term}, headers=headers["few"]
+            ) as answer:
                 answer.raise_for_status()
                 await answer.read()
             latencies.append(time.perf_counter() - begun)
@@ -143,10 +163,19 @@ async def _measure(
         begun = time.monotonic()
         await asyncio.gather(*attacks)
         seconds = SECONDS + time.monotonic() - begun
-    points = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else latencies * 99
-    figures = {"requests": float(len(latencies)), "p50_ms": points[49] * 1000, "p99_ms": points[98] * 1000}
+    points = (
+        quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else latencies * 99
+    )
+    figures = {
+        "requests": float(len(latencies)),
+        "p50_ms": points[49] * 1000,
+        "p99_ms": points[98] * 1000,
+    }
     if attack_body:
-        figures |= {"attack_texts_per_s": answered * NUM_TEXTS / seconds, "attack_refused": float(refused)}
+        figures |= {
+            "attack_texts_per_s": answered * NUM_TEXTS / seconds,
+            "attack_refused": float(refused),
+        }
     return figures
 
 
@@ -168,7 +197,9 @@ def _in_process(folder: Path, config: ServingConfig, max_length: int) -> Iterato
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [config.model_dump_json(), version.uri, version.digest, str(port)]
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving.fairness", "replica", *arguments], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serving.fairness", "replica", *arguments], cwd=ROOT
+    )
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_S
     try:
         while not _is_ready(url):
@@ -202,10 +233,17 @@ def serve_replica(config: str, uri: str, digest: str, port: int) -> None:
         replica: Any = classifier.Classifier(uri.rpartition("/")[0], config)
         await replica.reconfigure({"champion": {"uri": uri, "digest": digest}})
         app = replica.__serve_build_asgi_app__()
-        options: Any = {"host": "127.0.0.1", "port": port, "log_level": "warning", "access_log": False}
+        options: Any = {
+            "host": "127.0.0.1",
+            "port": port,
+            "log_level": "warning",
+            "access_log": False,
+        }
         await uvicorn.Server(uvicorn.Config(app, **options)).serve()
 
-    vars(classifier)["configure_process"] = configured  # the original checks the code that Ray has shipped
+    vars(classifier)["configure_process"] = (
+        configured  # the original checks the code that Ray has shipped
+    )
     asyncio.run(serve())
 
 

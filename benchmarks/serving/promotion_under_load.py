@@ -1,16 +1,18 @@
-"""Effect of a change of champion on clients: `promote` and `rollback` while 32 clients send requests without a pause.
+"""Effect of a change of champion on clients: `promote` and `rollback` while 32 clients send
+requests without a pause.
 
     python -m benchmarks.serving.promotion_under_load
 
-The two versions have MiniLM's full weights and different class names for the same text, so an answer shows which
-version gave it. Each promotion runs all its steps: load the candidate next to the champion, compare its answers to test
-rows over HTTP (the parity gate), write the champion, and switch the service. The clients run in one process, with
-asyncio and 32 persistent connections. It uses the same cores, so its share of them is printed.
+The two versions have MiniLM's full weights and different class names for the same text, so an
+answer shows which version gave it. Each promotion runs all its steps: load the candidate next to
+the champion, compare its answers to test rows over HTTP (the parity gate), write the champion, and
+switch the service. The clients run in one process, with asyncio and 32 persistent connections. It
+uses the same cores, so its share of them is printed.
 
-The benchmark counts failed requests, and answers that differ from the label of their version. For each change, it
-compares the 99th percentile of the latency, from the call to two seconds after its end, with that of the ten seconds
-before it, so that other load on the machine affects both. There is one replica with one torch thread. The benchmark
-starts a separate stack and stops it.
+The benchmark counts failed requests, and answers that differ from the label of their version. For
+each change, it compares the 99th percentile of the latency, from the call to two seconds after its
+end, with that of the ten seconds before it, so that other load on the machine affects both. There
+is one replica with one torch thread. The benchmark starts a separate stack and stops it.
 """
 
 import asyncio
@@ -61,7 +63,8 @@ NUM_CLIENTS, NUM_QUIET_CLIENTS, NUM_TEXTS, NUM_TEST_ROWS = 32, 2, 512, 512
 NUM_CYCLES, QUIET_S, WARM_S, AFTER_S = 3, 10.0, 5.0, 2.0
 COLUMNS = ("ended", "latency_s", "fault", "status", "request_id")
 CLEAR = 0.02
-"""Minimum difference between the scores of the two best classes of a text. Another batch may swap closer classes."""
+"""Minimum difference between the scores of the two best classes of a text. Another batch may swap
+closer classes."""
 BOUNDS = {
     "failed_requests": "<= 0",
     "answers_not_their_versions_own": "<= 0",
@@ -72,27 +75,33 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Responses:
-    """Responses to the clients, one element per request, in the order in which the requests ended."""
+    """Responses to the clients, one element per request, in the order in which the requests
+    ended."""
 
     ended: np.ndarray
     """[N] monotonic time in seconds."""
     latency_s: np.ndarray
     fault: np.ndarray
-    """[N] 0 for a correct answer, 1 for a failed request, 2 for an answer other than the label of its version."""
+    """[N] 0 for a correct answer, 1 for a failed request, 2 for an answer other than the label of
+    its version."""
     status: np.ndarray
     """[N] HTTP status; 0 if the connection failed or there was no response within 30 s."""
     request_id: np.ndarray
     client_cores: float
 
     def p99_ms(self, begin: float, end: float) -> float:
-        """Return the 99th percentile of latency, in milliseconds, of the requests that ended in this interval."""
+        """Return the 99th percentile of latency, in milliseconds, of the requests that ended in
+        this interval."""
         chosen = (self.ended >= begin) & (self.ended <= end)
         return float(np.quantile(self.latency_s[chosen], 0.99) * 1000)
 
 
 def main() -> None:
     """Print each change, then one line of JSON."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
+    with (
+        tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary,
+        own_stack(Path(temporary)),
+    ):
         recipe = recipe_named("promotion-under-load", serving=ServingConfig())
         versions = two_versions(Path(temporary), task_uri=recipe.task_uri)
         write_run(recipe, versions[0], run="first", champion=None)
@@ -105,7 +114,10 @@ def main() -> None:
             responses = collect()
     rows = {}
     for number, (name, begin, end) in enumerate(changes, 1):
-        before, during = responses.p99_ms(begin - QUIET_S, begin), responses.p99_ms(begin, end + AFTER_S)
+        before, during = (
+            responses.p99_ms(begin - QUIET_S, begin),
+            responses.p99_ms(begin, end + AFTER_S),
+        )
         figures = {
             "seconds": end - begin,
             "p99_before_ms": before,
@@ -140,8 +152,9 @@ def _print_failures(responses: Responses, changes: list[tuple[str, float, float]
         chosen = failed & (last == number) & (responses.status == status)
         since = responses.ended[chosen] - begins[max(number, 0)]
         print(
-            f"{chosen.sum()} requests failed with {status or 'no response'}, {since.min():.1f} to {since.max():.1f} s "
-            f"after the start of change {number + 1}, after waiting at most {responses.latency_s[chosen].max():.2f} s"
+            f"{chosen.sum()} requests failed with {status or 'no response'}, {since.min():.1f} to "
+            f"{since.max():.1f} s after the start of change {number + 1}, after waiting at most "
+            f"{responses.latency_s[chosen].max():.2f} s"
         )
 
 
@@ -179,7 +192,8 @@ def recipe_named(name: str, *, serving: ServingConfig) -> Recipe:
 
 
 def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
-    """Register two full versions with the same weights. The second gives each class the name of the next class."""
+    """Register two full versions with the same weights. The second gives each class the name of the
+    next class."""
     base = base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri
     local, shipped = node_cache.local_copy(base), code_snapshot.ship_code(task_uri, ROOT)
     tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
@@ -214,16 +228,25 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
 
 
 def write_run(
-    recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
+    recipe: Recipe,
+    version: registry.ModelVersion,
+    *,
+    run: str,
+    champion: registry.ModelVersion | None,
 ) -> None:
     """Write a finished run that the version won, with its predictions of the test rows."""
     rows: Rows = read_test(recipe.data)
     run_uri = TaskPaths(recipe.task_uri).run(run)
-    save_predictions(f"{run_uri}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
+    save_predictions(
+        f"{run_uri}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows)
+    )
     data = evidence_of(Simulation(num_rows=60)).data
     write_finished_run(
         run_uri,
-        versions={"candidate": candidate_record(version), "incumbent": candidate_record(champion or version)},
+        versions={
+            "candidate": candidate_record(version),
+            "incumbent": candidate_record(champion or version),
+        },
         recipe=recipe,
         data=replace(data, sha256={**data.sha256, "test": rows_sha256(rows)}),
         champion=champion.uri if champion else None,
@@ -234,15 +257,28 @@ def write_run(
 def clients(
     folder: Path, url: str, versions: list[registry.ModelVersion], *, phase_s: float | None = None
 ) -> Iterator[Callable[[], Responses]]:
-    """Run the clients. They send requests until the yielded function is called, which returns the responses.
+    """Run the clients. They send requests until the yielded function is called, which returns the
+    responses.
 
-    With `phase_s`, all clients send requests for this many seconds, then only a few of them, and so on.
+    With `phase_s`, all clients send requests for this many seconds, then only a few of them, and so
+    on.
     """
     inputs_path, results_path = folder / "inputs.json", folder / "results.npz"
-    inputs = {"url": url, "answers": _answers(versions), "results": str(results_path), "phase_s": phase_s}
+    inputs = {
+        "url": url,
+        "answers": _answers(versions),
+        "results": str(results_path),
+        "phase_s": phase_s,
+    }
     inputs_path.write_text(json.dumps(inputs))
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serving.promotion_under_load", "clients", str(inputs_path)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.serving.promotion_under_load",
+            "clients",
+            str(inputs_path),
+        ],
         cwd=ROOT,
         stdin=subprocess.PIPE,
     )
@@ -261,12 +297,15 @@ def clients(
 
 
 def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]:
-    """Return the label of each text by version, for the texts on which the two best scores of all versions differ."""
+    """Return the label of each text by version, for the texts on which the two best scores of all
+    versions differ."""
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     labels_by_text: dict[str, dict[str, str]] = {text: {} for text in texts}
     for version in versions:
         loaded: Any = loading.load_artifact(version.uri)
-        for text, prediction in zip(texts, predict_texts(loaded, texts, batch_size=64), strict=True):
+        for text, prediction in zip(
+            texts, predict_texts(loaded, texts, batch_size=64), strict=True
+        ):
             second, first = np.sort(prediction.scores)[-2:]
             if first - second > CLEAR:
                 labels_by_text[text][version.version] = prediction.label
@@ -282,19 +321,29 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
 
     async def exchange(body: bytes, request_id: str, streams: Any) -> tuple[int, bytes, bool]:
         reader, writer = streams
-        head = f"POST {path} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+        )
         head += f"x-request-id: {request_id}\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         head_back = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head_back.split(b"content-length:")[1].split(b"\r\n")[0])
         content = await reader.readexactly(length)
-        return int(head_back.split(b" ", 2)[1]), content, b"\r\nconnection: close\r\n" not in head_back
+        return (
+            int(head_back.split(b" ", 2)[1]),
+            content,
+            b"\r\nconnection: close\r\n" not in head_back,
+        )
 
     async def client(number: int) -> None:
         streams: Any = None
         index = number
         while not over.is_set():
-            if phase_s is not None and number >= NUM_QUIET_CLIENTS and time.monotonic() % (2 * phase_s) > phase_s:
+            if (
+                phase_s is not None
+                and number >= NUM_QUIET_CLIENTS
+                and time.monotonic() % (2 * phase_s) > phase_s
+            ):
                 await asyncio.sleep(0.1)
                 continue
             text = texts[index % len(texts)]
@@ -303,7 +352,9 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
             status, request_id = 0, f"client-{number}-{index}"
             try:
                 streams = streams or await asyncio.open_connection(address.hostname, address.port)
-                status, content, kept_open = await asyncio.wait_for(exchange(body, request_id, streams), 30)
+                status, content, kept_open = await asyncio.wait_for(
+                    exchange(body, request_id, streams), 30
+                )
                 if not kept_open:  # a proxy that will be replaced closes the connection
                     streams[1].close()
                     streams = None
@@ -311,7 +362,9 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
                 if status == 200:
                     answer = json.loads(content)
                     expected = answers[text].get(answer["version"])
-                    fault = 0 if [result["label"] for result in answer["results"]] == [expected] else 2
+                    fault = (
+                        0 if [result["label"] for result in answer["results"]] == [expected] else 2
+                    )
             except (OSError, EOFError, TimeoutError, IndexError, ValueError):
                 streams = None
             kept.append((time.monotonic(), time.monotonic() - begun, fault, status, request_id))
@@ -322,7 +375,9 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
     cores = (time.process_time() - cpu) / (time.monotonic() - begun)
     over.set()
     await asyncio.gather(*tasks)
-    columns: dict[str, Any] = dict(zip(COLUMNS, (np.array(column) for column in zip(*kept, strict=True)), strict=True))
+    columns: dict[str, Any] = dict(
+        zip(COLUMNS, (np.array(column) for column in zip(*kept, strict=True)), strict=True)
+    )
     np.savez(inputs["results"], client_cores=cores, **columns)
 
 

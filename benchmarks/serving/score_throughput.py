@@ -1,17 +1,20 @@
-"""Throughput of `tailorbird score` on Parquet files, in rows per second, compared with the model alone.
+"""Throughput of `tailorbird score` on Parquet files, in rows per second, compared with the model
+alone.
 
     python -m benchmarks.serving.score_throughput
 
-Both variants tokenize and classify the same ICD-10-CM terms on all cores of the machine, with one torch thread per
-core.
+Both variants tokenize and classify the same ICD-10-CM terms on all cores of the machine, with one
+torch thread per core.
 
-- `raw`: one process per core sorts its share by length and runs it in batches of 64, without storage.
-- `score`: one Ray Data worker per core reads Parquet from S3 and writes Parquet to S3. `rows_per_s` counts from the
-  start of the first part to the end of the last part. `whole_rows_per_s` includes the start of the workers and the
-  loading of the model, so it grows with the number of rows.
+- `raw`: one process per core sorts its share by length and runs it in batches of 64, without
+  storage.
+- `score`: one Ray Data worker per core reads Parquet from S3 and writes Parquet to S3. `rows_per_s`
+  counts from the start of the first part to the end of the last part. `whole_rows_per_s` includes
+  the start of the workers and the loading of the model, so it grows with the number of rows.
 
-The model is MiniLM with a random head, in the dtype of its evaluation. The variants alternate. A figure is the median
-over the rounds, and a ratio compares variants within a round. The benchmark starts a separate stack and stops it.
+The model is MiniLM with a random head, in the dtype of its evaluation. The variants alternate. A
+figure is the median over the rounds, and a ratio compares variants within a round. The benchmark
+starts a separate stack and stops it.
 """
 
 import multiprocessing
@@ -49,16 +52,23 @@ def main() -> None:
     os.environ.update({"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"})
     terms = icd10.build()["train"]["text"].to_pylist()
     texts = (terms * (NUM_ROWS // len(terms) + 1))[:NUM_ROWS]
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
+    with (
+        tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary,
+        own_stack(Path(temporary)),
+    ):
         version = random_version(Path(temporary) / "version", task_uri=TASK_URI)
         _write(texts)
-        variants = {"raw": lambda: _raw(version.uri, texts, cores), "score": lambda: _score(version)}
+        variants = {
+            "raw": lambda: _raw(version.uri, texts, cores),
+            "score": lambda: _score(version),
+        }
         measured = take_turns(variants, rounds=NUM_ROUNDS)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
     print_table(f"{NUM_ROWS:,} terms on {cores} cores, medians of {NUM_ROUNDS} rounds", rows)
     pairs = zip(measured["score"], measured["raw"], strict=True)
     ratios = [
-        (score["rows_per_s"] / raw["rows_per_s"], score["whole_rows_per_s"] / raw["rows_per_s"]) for score, raw in pairs
+        (score["rows_per_s"] / raw["rows_per_s"], score["whole_rows_per_s"] / raw["rows_per_s"])
+        for score, raw in pairs
     ]
     figures = {
         "raw_rows_per_s": rows["raw"]["rows_per_s"],
@@ -82,17 +92,25 @@ def _score(version: versions.ModelVersion) -> Mapping[str, float]:
     output = f"s3://lake/score-throughput/out-{time.monotonic_ns()}"
     batch = new_batch(version, input=INPUT, output=output)
     begin = time.perf_counter()
-    done = score_batch(batch, ServingConfig(), version=version, on_progress=lambda _done, _total: None)
-    return {"rows_per_s": NUM_ROWS / done.busy_s, "whole_rows_per_s": NUM_ROWS / (time.perf_counter() - begin)}
+    done = score_batch(
+        batch, ServingConfig(), version=version, on_progress=lambda _done, _total: None
+    )
+    return {
+        "rows_per_s": NUM_ROWS / done.busy_s,
+        "whole_rows_per_s": NUM_ROWS / (time.perf_counter() - begin),
+    }
 
 
 def _raw(uri: str, texts: list[str], num_processes: int) -> Mapping[str, float]:
-    """Run processes that start together, each with its share of the texts, and return their joint rate."""
+    """Run processes that start together, each with its share of the texts, and return their joint
+    rate."""
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(num_processes)
     results: Any = context.SimpleQueue()
     processes = [
-        context.Process(target=raw_forward, args=(uri, texts[number::num_processes], together, results))
+        context.Process(
+            target=raw_forward, args=(uri, texts[number::num_processes], together, results)
+        )
         for number in range(num_processes)
     ]
     for process in processes:

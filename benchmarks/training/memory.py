@@ -1,15 +1,18 @@
-"""Memory of a training worker, compared with `training.engine.memory_estimate` and with its part of the model.
+"""Memory of a training worker, compared with `training.engine.memory_estimate` and with its part of
+the model.
 
     python -m benchmarks.training.memory
 
-Each case is a process that builds an engine for a language model with random weights, trains two steps and validates.
-The tensors of rank 0 are counted exactly, on CPU. Most cases run only rank 0, in torch's fake process group, whose
-collectives do nothing, so the numbers of ranks can be large. In the cases with gloo, all ranks run, and the weights are
-exported. Base weights are stored in bf16 and mapped from a file, which takes no memory of the process and is not
-counted; neither are exported weights that are mapped to be checked.
+Each case is a process that builds an engine for a language model with random weights, trains two
+steps and validates. The tensors of rank 0 are counted exactly, on CPU. Most cases run only rank 0,
+in torch's fake process group, whose collectives do nothing, so the numbers of ranks can be large.
+In the cases with gloo, all ranks run, and the weights are exported. Base weights are stored in bf16
+and mapped from a file, which takes no memory of the process and is not counted; neither are
+exported weights that are mapped to be checked.
 
-The largest cases need 7 GiB of memory. A rank that trains all parameters of the 300M model needs 4.3 GiB at stage 3 and
-5.5 GiB at stage 0, without the process, so two of them would need up to 12 GiB; only rank 0 runs.
+The largest cases need 7 GiB of memory. A rank that trains all parameters of the 300M model needs
+4.3 GiB at stage 3 and 5.5 GiB at stage 0, without the process, so two of them would need up to 12
+GiB; only rank 0 runs.
 
 - held: what remains between two steps; `held / part` compares it with the model's share of a rank.
 - peak: of the start of the engine, of a step, of the validation, or of the export.
@@ -57,25 +60,48 @@ from training.loop import build_engine, train
 from training.task import Diverged
 
 SIZES = {
-    "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 2000},  # for tests
-    "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 20_000},
-    "100M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "vocab_size": 20_000},
-    "300M": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 20, "vocab_size": 20_000},
+    "1M": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "vocab_size": 2000,
+    },  # for tests
+    "30M": {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "vocab_size": 20_000,
+    },
+    "100M": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 10,
+        "vocab_size": 20_000,
+    },
+    "300M": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 20,
+        "vocab_size": 20_000,
+    },
 }
 LENGTH, MICRO_BATCH = 256, 1
 PROMPT, TEMPLATE, MAX_NEW_TOKENS = 16, 3, 4
-"""Tokens of a validation row: its prompt, those of the template in the prompt, and its answer. With longer prompts, a
-validation at stage 3 needs more than a step; the unit tests of `synced_generation` measure it without an engine."""
+"""Tokens of a validation row: its prompt, those of the template in the prompt, and its answer. With
+longer prompts, a validation at stage 3 needs more than a step; the unit tests of
+`synced_generation` measure it without an engine."""
 BUCKETS = {"full": 1_000_000, "lora": 100_000}
-"""Parameters in a buffer for gradients, by method: fewer than are trained. DeepSpeed's default is larger than these
-models. The unused part of a buffer takes no memory on CPU, but would be counted."""
+"""Parameters in a buffer for gradients, by method: fewer than are trained. DeepSpeed's default is
+larger than these models. The unused part of a buffer takes no memory on CPU, but would be counted.
+"""
 MIB = 1 << 20
 Group = Literal["fake", "gloo"]
 BOUNDS = {"smallest_ratio": ">= 1", "largest_ratio": "<= 2"}
 
 
 OFFLOADS = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
-"""Stages and what is offloaded. Without a GPU, host and device are one memory, and nothing is page-locked."""
+"""Stages and what is offloaded. Without a GPU, host and device are one memory, and nothing is
+page-locked."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +128,33 @@ class Case:
 
 CASES = [
     *(
-        Case(size, 2, {"zero_stage": stage, "method": method, "gradient_checkpointing": less, "parameter_dtype": dtype})
+        Case(
+            size,
+            2,
+            {
+                "zero_stage": stage,
+                "method": method,
+                "gradient_checkpointing": less,
+                "parameter_dtype": dtype,
+            },
+        )
         for size, dtype, less, method, stage in product(
             ("1M", "30M"), ("fp32", "bf16"), (False, True), ("full", "lora"), range(4)
         )
     ),
     *(
-        Case("30M", 2, {"zero_stage": stage, "method": method, "parameter_dtype": dtype, "offload": offload})
+        Case(
+            "30M",
+            2,
+            {"zero_stage": stage, "method": method, "parameter_dtype": dtype, "offload": offload},
+        )
         for method, dtype, (stage, offload) in product(("full", "lora"), ("fp32", "bf16"), OFFLOADS)
     ),
-    *(Case("300M", 2, {"zero_stage": stage, "method": method}) for method in ("full", "lora") for stage in (0, 3)),
+    *(
+        Case("300M", 2, {"zero_stage": stage, "method": method})
+        for method in ("full", "lora")
+        for stage in (0, 3)
+    ),
     *(Case("300M", 2, {"zero_stage": stage, "method": "lora"}, "gloo") for stage in (0, 3)),
     *(Case("30M", 2, {"zero_stage": stage}, "gloo") for stage in (0, 3)),
     *(Case("100M", 32, {"zero_stage": stage, "gradient_checkpointing": True}) for stage in (2, 3)),
@@ -121,7 +164,8 @@ CASES = [
 
 @dataclass(frozen=True)
 class _MeasuredRuntime(ChatRuntime):
-    """A runtime that notes the memory before and after the validation, and does not count files that are mapped."""
+    """A runtime that notes the memory before and after the validation, and does not count files
+    that are mapped."""
 
     memory: TrackedMemory = field(default_factory=TrackedMemory)
     figures: dict[str, int] = field(default_factory=dict)
@@ -158,7 +202,8 @@ def main() -> None:
 
 
 def measure(cases: Sequence[Case], *, folder: Path) -> dict[str, dict[str, float]]:
-    """Measure cases of one number of ranks and one group in new processes, and return the figures in MiB by case.
+    """Measure cases of one number of ranks and one group in new processes, and return the figures
+    in MiB by case.
 
     DeepSpeed keeps the first process group of a process.
     """
@@ -190,7 +235,9 @@ def run_cases(cases: Sequence[Case], folder: Path) -> dict[str, dict[str, float]
     torch.set_num_threads(1)
     group, rank, ranks = cases[0].group, int(os.environ["RANK"]), cases[0].ranks
     if group == "gloo":
-        dist.init_process_group(group, init_method=(folder / "store").as_uri(), rank=rank, world_size=ranks)
+        dist.init_process_group(
+            group, init_method=(folder / "store").as_uri(), rank=rank, world_size=ranks
+        )
     else:
         dist.init_process_group(group, store=FakeStore(), rank=rank, world_size=ranks)
     return {case.name: _run(case, folder) for case in cases}
@@ -217,7 +264,8 @@ def _run(case: Case, folder: Path) -> dict[str, float]:
 
 
 def _compared(case: Case, measured: dict[str, int], *, shape: ModelShape) -> dict[str, float]:
-    """Return the measured memory, and the estimate with the lengths of the training and validation rows."""
+    """Return the measured memory, and the estimate with the lengths of the training and validation
+    rows."""
     autocast = inference_dtype() == torch.bfloat16
     batch = Batch(LENGTH, max_new_tokens=MAX_NEW_TOKENS, packed=True, autocast=autocast)
     known: dict[str, Any] = {"shape": shape, "num_workers": case.ranks}
@@ -250,10 +298,13 @@ def saved_model(size: str, folder: Path) -> Path:
     return own
 
 
-def random_runtime(lm: torch.nn.Module, memory: TrackedMemory, *, num_rows: int) -> _MeasuredRuntime:
+def random_runtime(
+    lm: torch.nn.Module, memory: TrackedMemory, *, num_rows: int
+) -> _MeasuredRuntime:
     """Return a runtime with training rows of `LENGTH` tokens, almost all of them in the answer.
 
-    Each rank has as many validation rows, with prompts of `PROMPT` tokens, as it answers at a time at stage 3.
+    Each rank has as many validation rows, with prompts of `PROMPT` tokens, as it answers at a time
+    at stage 3.
     """
     rows = _rows(num_rows, prompt="a")
     validation = _rows(ANSWERED_ROWS * dist.get_world_size(), prompt="a" * (PROMPT - TEMPLATE))

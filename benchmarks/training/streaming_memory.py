@@ -2,16 +2,18 @@
 
     python -m benchmarks.training.streaming_memory [most rows]
 
-The benchmark generates Parquet files (four made-up words per row, 21 classes, row groups of 131,072 rows) on a separate
-S3 server. For each size, two separate processes run:
+The benchmark generates Parquet files (four made-up words per row, 21 classes, row groups of 131,072
+rows) on a separate S3 server. For each size, two separate processes run:
 
-1. Load the rows as a run does: Ray tasks check them and tokenize them into shards, and 5,000 rows stay in memory.
-2. Read and collate a whole epoch from the shards as a worker does, without the model, whose memory does not depend on
-   the number of rows.
+1. Load the rows as a run does: Ray tasks check them and tokenize them into shards, and 5,000 rows
+   stay in memory.
+2. Read and collate a whole epoch from the shards as a worker does, without the model, whose memory
+   does not depend on the number of rows.
 
-The table has the peak memory of the loading process, of the largest Ray task and of the reading process (sampled
-ten times per second, without shared pages), and the rates. The bounds limit the difference between the largest size
-and 100,000 rows, which fill a shard and a window. The memory of the tokens of the added rows is printed for comparison.
+The table has the peak memory of the loading process, of the largest Ray task and of the reading
+process (sampled ten times per second, without shared pages), and the rates. The bounds limit the
+difference between the largest size and 100,000 rows, which fill a shard and a window. The memory of
+the tokens of the added rows is printed for comparison.
 """
 
 import json
@@ -57,10 +59,16 @@ def main() -> None:
         return
     most = int(sys.argv[1]) if sys.argv[1:] else SIZES[-1]
     if most <= COMPARED:
-        sys.exit(f"{most} rows cannot be compared with {COMPARED:,}; give one of {', '.join(map(str, SIZES[2:]))}")
+        sys.exit(
+            f"{most} rows cannot be compared with {COMPARED:,}; give one of "
+            f"{', '.join(map(str, SIZES[2:]))}"
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
     peaks: dict[int, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
+    with (
+        tempfile.TemporaryDirectory(prefix="tailorbird-") as folder,
+        own_stack(Path(folder), num_cpus=2) as base_model,
+    ):
         for num_rows in [size for size in SIZES if size <= most]:
             uri = f"s3://lake/rows-{num_rows}"
             for name, size in (("train", num_rows), ("validation", NUM_LATER), ("test", NUM_LATER)):
@@ -72,10 +80,15 @@ def main() -> None:
     print_table("Streaming", {f"{size:,} rows": figures for size, figures in peaks.items()})
     largest, compared = peaks[max(peaks)], peaks[COMPARED]
     growth = {
-        f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"] for part in ("gather", "task", "draw")
+        f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"]
+        for part in ("gather", "task", "draw")
     }
     tokens = largest["token MiB"] - compared["token MiB"]
-    finish("streaming_memory", growth | {"added_token_mib": tokens, "num_rows": max(peaks)}, bounds=BOUNDS)
+    finish(
+        "streaming_memory",
+        growth | {"added_token_mib": tokens, "num_rows": max(peaks)},
+        bounds=BOUNDS,
+    )
 
 
 def _in_process(*arguments: str) -> dict[str, Any]:
@@ -87,7 +100,9 @@ def _in_process(*arguments: str) -> dict[str, Any]:
 def _generate(uri: str, num_rows: int, *, seed: int) -> None:
     """Write random rows."""
     generator = np.random.default_rng(seed)
-    words = np.array(["".join(word) for word in generator.choice(list("abcdefghijklmnopqrst"), size=(5000, 5))])
+    words = np.array(
+        ["".join(word) for word in generator.choice(list("abcdefghijklmnopqrst"), size=(5000, 5))]
+    )
     store, path = filesystem(uri)
     schema = pa.schema({"text": pa.string(), "label": pa.string()})
     with store.open_output_stream(path) as sink, pq.ParquetWriter(sink, schema) as writer:
@@ -119,7 +134,9 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         started = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = load_sharded(recipe, CLASSIFICATION, base_model=base_model, inputs={}, map_tasks=map_remote)
+            gathered = load_sharded(
+                recipe, CLASSIFICATION, base_model=base_model, inputs={}, map_tasks=map_remote
+            )
         gathering = time.perf_counter() - started
     assert gathered.shards is not None
     return {
@@ -154,8 +171,8 @@ def _draw(shards: str) -> dict[str, float]:
 
 @contextmanager
 def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
-    """Yield the peak memory, in MiB without shared pages, of this process and of any Ray worker that its parent
-    started.
+    """Yield the peak memory, in MiB without shared pages, of this process and of any Ray worker
+    that its parent started.
 
     The values are updated while the block runs.
     """
@@ -166,7 +183,9 @@ def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
         while not over.wait(0.1):
             peak["own"] = max(peak["own"], _own_mib(psutil.Process()))
             workers = psutil.Process(os.getppid()).children(recursive=True) if tasks else []
-            peak["task"] = max([peak["task"], *(_own_mib(process) for process in workers if _is_worker(process))])
+            peak["task"] = max(
+                [peak["task"], *(_own_mib(process) for process in workers if _is_worker(process))]
+            )
 
     watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()

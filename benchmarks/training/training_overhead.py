@@ -2,21 +2,22 @@
 
     python -m benchmarks.training.training_overhead
 
-All variants train the same classifier (MiniLM with a head of zeros) on the same ICD-10-CM terms: one epoch, batch size
-32, one process with one torch thread and a worker's environment.
+All variants train the same classifier (MiniLM with a head of zeros) on the same ICD-10-CM terms:
+one epoch, batch size 32, one process with one torch thread and a worker's environment.
 
-- `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one rank, as in a worker
-  of `training.trainer.finetune`, with gradient clipping, schedule and reports.
+- `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one
+  rank, as in a worker of `training.trainer.finetune`, with gradient clipping, schedule and reports.
 - `finetune, stage 1`: the same with ZeRO's optimizer.
-- `bare`: the same model, batches and precision in a loop with `torch.optim.AdamW` and its defaults, and nothing else.
+- `bare`: the same model, batches and precision in a loop with `torch.optim.AdamW` and its defaults,
+  and nothing else.
 - `bare, fused`: the same with the fused AdamW.
-- `Trainer`: transformers.Trainer with its defaults (fp32, its own order of rows, rows padded to the longest of a batch)
-  except for the batch size, without saving.
+- `Trainer`: transformers.Trainer with its defaults (fp32, its own order of rows, rows padded to the
+  longest of a batch) except for the batch size, without saving.
 - `Trainer, bf16`: the same with `bf16=True`, if the machine supports bfloat16.
 
-Only training steps count, without loading, validation and checkpoints. Rows per CPU-second are those of the process
-with all its threads. At the end, `finetune` runs once through Ray and S3 on a separate stack, as a user calls it, to
-compare the rows per CPU-second of its worker.
+Only training steps count, without loading, validation and checkpoints. Rows per CPU-second are
+those of the process with all its threads. At the end, `finetune` runs once through Ray and S3 on a
+separate stack, as a user calls it, to compare the rows per CPU-second of its worker.
 """
 
 import os
@@ -60,7 +61,10 @@ def main() -> None:
     """Print the variants, then one line of JSON."""
     be_a_worker(TRAINING)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
+    with (
+        tempfile.TemporaryDirectory(prefix="tailorbird-") as folder,
+        own_stack(Path(folder)) as base_model,
+    ):
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         runtime = task.load_runtime()
@@ -78,7 +82,8 @@ def main() -> None:
         through_ray = _through_ray(task)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
     print_table(
-        f"Training, medians of {NUM_ROUNDS} rounds of {NUM_ROWS} rows", rows | {"finetune, through Ray": through_ray}
+        f"Training, medians of {NUM_ROUNDS} rounds of {NUM_ROWS} rows",
+        rows | {"finetune, through Ray": through_ray},
     )
     figures = {
         "cpu_rate_to_bare": _ratio(measured, "bare", "rows per CPU-second"),
@@ -93,11 +98,16 @@ def main() -> None:
     }
     if HAS_BF16:
         figures["rate_to_trainer_bf16"] = _ratio(measured, "Trainer, bf16", "rows per second")
-    finish("training_overhead", figures, bounds={name: bound for name, bound in BOUNDS.items() if name in figures})
+    finish(
+        "training_overhead",
+        figures,
+        bounds={name: bound for name, bound in BOUNDS.items() if name in figures},
+    )
 
 
 def _ratio(measured: Any, other: str, name: str, *, ours: str = "finetune") -> float:
-    """Return the median of the ratios within each round, because a disturbance affects both variants of a round."""
+    """Return the median of the ratios within each round, because a disturbance affects both
+    variants of a round."""
     rounds = zip(measured[ours], measured[other], strict=True)
     return medians([{"ratio": ours[name] / theirs[name]} for ours, theirs in rounds])["ratio"]
 
@@ -108,7 +118,8 @@ def _rates(cpu: float, wall: float) -> dict[str, float]:
 
 @contextmanager
 def _rank_variables() -> Iterator[None]:
-    """Set the variables that Ray Train sets for DeepSpeed, within the block only (see RANK_VARIABLES)."""
+    """Set the variables that Ray Train sets for DeepSpeed, within the block only (see
+    RANK_VARIABLES)."""
     os.environ.update(RANK_VARIABLES)
     try:
         yield
@@ -131,7 +142,9 @@ def _ours(runtime: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, float
     with _rank_variables():
         engine = build_engine(config, runtime)
         cpu, wall = time.process_time(), time.perf_counter()
-        train(engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
+        train(
+            engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch)
+        )
         destroy_engine(engine)
     return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
 
@@ -144,7 +157,9 @@ def _bare(runtime: ClassifierRuntime, *, fused: bool | None = None) -> dict[str,
     window, dtype = sampled_rows(runtime.train), inference_dtype()
     assert window.labels is not None
     cpu, wall = time.process_time(), time.perf_counter()
-    for rows in epoch_batches(window.lengths, batch_size=TRAINING.batch_size, seed=TRAINING.seed, epoch=0):
+    for rows in epoch_batches(
+        window.lengths, batch_size=TRAINING.batch_size, seed=TRAINING.seed, epoch=0
+    ):
         input_ids, attention_mask = collate(window.tokens(rows), pad_id=runtime.pad_id)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model(input_ids, attention_mask)
@@ -160,19 +175,27 @@ def _trainer(runtime: ClassifierRuntime, *, bf16: bool = False) -> dict[str, flo
     from transformers import DataCollatorWithPadding as Collator
 
     base = local_copy(runtime.task.base_model)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(runtime.task.classes))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(runtime.task.classes)
+    )
     window = sampled_rows(runtime.train)
     assert window.labels is not None
     rows = [
         {"input_ids": tokens, "labels": int(label)}
         for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True)
     ]
-    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), config=TRAINING, bf16=bf16))
+    return _rates(
+        *run_trainer(
+            model, rows, collator=Collator(load_tokenizer(base)), config=TRAINING, bf16=bf16
+        )
+    )
 
 
 def _through_ray(task: Any) -> dict[str, float]:
     """Return the rates of the worker process between its first and its last step event."""
-    from training.trainer import finetune  # Import Ray after the stack has started; it reads its token on import.
+    from training.trainer import (
+        finetune,
+    )  # Import Ray after the stack has started; it reads its token on import.
 
     with cpu_reader() as (queue, read_events):
         finetune(TRAINING, task=task, uri="s3://models/training-overhead", events=queue)

@@ -1,4 +1,5 @@
-"""The state of a run that its progress events lead to, and its description as text. All functions are pure."""
+"""The state of a run that its progress events lead to, and its description as text. All functions
+are pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,8 +51,13 @@ def next_state(state: State, event: ProgressEvent, *, now: float) -> State:
             activity = event.text.removeprefix(f"{event.name}: ")
             if event.name == state.stage:
                 return replace(state, activity=activity, done=None)
-            finished = (*state.finished, (state.stage, now - state.since)) if state.stage else state.finished
-            return replace(state, stage=event.name, since=now, finished=finished, activity=activity, done=None)
+            if state.stage:
+                finished = (*state.finished, (state.stage, now - state.since))
+            else:
+                finished = state.finished
+            return replace(
+                state, stage=event.name, since=now, finished=finished, activity=activity, done=None
+            )
         case PlanEvent(stages):
             return replace(state, plan=stages)
         case ActivityEvent(text):
@@ -85,23 +91,40 @@ def updated_rows(rows: Mapping[str, Row], event: ProgressEvent) -> Mapping[str, 
 
 def sorted_rows(rows: Mapping[str, Row]) -> list[Row]:
     """Return the rows with the best score first, and those without a score last."""
-    return sorted(rows.values(), key=lambda row: -1.0 if row.score is None else row.score, reverse=True)
+    return sorted(
+        rows.values(), key=lambda row: -1.0 if row.score is None else row.score, reverse=True
+    )
 
 
 def stage_lines(state: State, *, now: float) -> list[tuple[str, str, str]]:
-    """Return the finished, current and planned stages: mark, name, and elapsed and expected time."""
+    """Return the finished, current and planned stages: mark, name, and elapsed and expected
+    time."""
     planned = {stage.name: stage for stage in state.plan}
     lines = []
     for name, seconds in state.finished:
         lines.append(("✓", name, f"{duration(seconds)}{_of_expected(planned.get(name))}"))
     if state.stage:
-        lines.append(("▸", state.stage, f"{duration(now - state.since)}{_of_expected(planned.get(state.stage))}"))
+        lines.append(
+            (
+                "▸",
+                state.stage,
+                f"{duration(now - state.since)}{_of_expected(planned.get(state.stage))}",
+            )
+        )
     past = {name for _, name, _ in lines}
-    return [*lines, *((" ", stage.name, estimate(stage.seconds)) for stage in state.plan if stage.name not in past)]
+    return [
+        *lines,
+        *(
+            (" ", stage.name, estimate(stage.seconds))
+            for stage in state.plan
+            if stage.name not in past
+        ),
+    ]
 
 
 def activity_line(state: State, *, now: float) -> str:
-    """Return what the run does now, how long the stage has taken, and how long it is expected to take."""
+    """Return what the run does now, how long the stage has taken, and how long it is expected to
+    take."""
     in_stage = f"{duration(now - state.since)}{_of_expected(_planned(state))}"
     texts = [] if isinstance(state.done, StepEvent) else [state.activity]
     if state.done is not None:
@@ -112,10 +135,16 @@ def activity_line(state: State, *, now: float) -> str:
 def done_text(event: RowsEvent | StepEvent) -> str:
     """Return the progress within a training or over rows, with the rate and the time left."""
     if isinstance(event, RowsEvent):
-        left = (event.total - event.done) / event.rows_per_second if event.rows_per_second else None
+        if event.rows_per_second:
+            left = (event.total - event.done) / event.rows_per_second
+        else:
+            left = None
         speed_text = rate(event.rows_per_second, unit=event.unit)
         return f"{event.done:,}/{event.total:,} {event.unit}, {speed_text}{_left(left)}"
-    return f"{epoch_name(event)}, step {event.step}/{event.num_steps}, {speed(event)}{_left(event.seconds_left)}"
+    return (
+        f"{epoch_name(event)}, step {event.step}/{event.num_steps}, "
+        f"{speed(event)}{_left(event.seconds_left)}"
+    )
 
 
 def epoch_name(event: EpochEvent | StepEvent) -> str:
@@ -123,11 +152,14 @@ def epoch_name(event: EpochEvent | StepEvent) -> str:
 
 
 def training_name(event: EpochEvent | StepEvent) -> str:
-    return f"seed {event.seed}" if event.trial is None else trial_name(event.trial)
+    if event.trial is None:
+        return f"seed {event.seed}"
+    return trial_name(event.trial)
 
 
 def trial_name(trial: str) -> str:
-    """Return the name of a trial in all output for people; the end of its id is enough within a sweep."""
+    """Return the name of a trial in all output for people; the end of its id is enough within a
+    sweep."""
     return f"trial {trial[-5:]}"
 
 
@@ -136,25 +168,35 @@ def speed(event: EpochEvent | StepEvent) -> str:
 
 
 def rate(per_second: float, *, unit: str = "rows") -> str:
-    return f"{per_second:.0f} {unit}/s" if per_second >= 1 else f"{per_second:.2g} {unit}/s"
+    if per_second >= 1:
+        return f"{per_second:.0f} {unit}/s"
+    return f"{per_second:.2g} {unit}/s"
 
 
 def plan_lines(event: PlanEvent) -> list[str]:
     """Return the expected total and a line for each planned stage."""
     known = [stage.seconds for stage in event.stages if stage.seconds is not None]
-    total = f"expected: {estimate(sum(known))}" if known else "expected: unknown"
+    if known:
+        total = f"expected: {estimate(sum(known))}"
+    else:
+        total = "expected: unknown"
     names = [stage.name for stage in event.stages if stage.seconds is None]
     without = f", without {' and '.join(names)}" if known and names else ""
     return [
         f"{total}{without} ({event.text})",
-        *table_lines([(stage.name, estimate(stage.seconds), stage.basis) for stage in event.stages]),
+        *table_lines(
+            [(stage.name, estimate(stage.seconds), stage.basis) for stage in event.stages]
+        ),
     ]
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -168,7 +210,8 @@ def duration(seconds: float) -> str:
 
 
 def estimate(seconds: float | None) -> str:
-    """Return an expected time with one or two digits, such as `about 25 s`, `about 4 min` or `about 2.5 h`."""
+    """Return an expected time with one or two digits, such as `about 25 s`, `about 4 min` or `about
+    2.5 h`."""
     if seconds is None:
         return "unknown"
     if seconds < 55:
@@ -183,13 +226,20 @@ def _planned(state: State) -> PlannedStage | None:
 
 
 def _of_expected(stage: PlannedStage | None) -> str:
-    return "" if stage is None or stage.seconds is None else f", expected {estimate(stage.seconds)}"
+    if stage is None or stage.seconds is None:
+        return ""
+    return f", expected {estimate(stage.seconds)}"
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f", {estimate(seconds)} left"
+    if seconds is None:
+        return ""
+    return f", {estimate(seconds)} left"
 
 
 def _config_text(config: Mapping[str, object]) -> str:
-    texts = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in config.items()}
+    texts = {
+        name: f"{value:.3g}" if isinstance(value, float) else str(value)
+        for name, value in config.items()
+    }
     return ", ".join(f"{name} {text}" for name, text in texts.items())

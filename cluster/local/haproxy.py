@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Rules for Ray Serve's HAProxy, written for Ray 2.60: connections, retries, errors as JSON, known methods, hosts.
+"""Rules for Ray Serve's HAProxy, written for Ray 2.60: connections, retries, errors as JSON, known
+methods, hosts.
 
-Ray starts this file as HAProxy's program, because its settings do not reach all sections of the configuration. The
-file adds the rules to the configuration that Ray has written, and then becomes HAProxy, also at each reload.
+Ray starts this file as HAProxy's program, because its settings do not reach all sections of the
+configuration. The file adds the rules to the configuration that Ray has written, and then becomes
+HAProxy, also at each reload.
 """
 
 import json
@@ -45,13 +47,15 @@ REPEATABLE = ("/v1/classify", "/v1/compare", "/v1/chat/completions")
 """POST routes whose requests HAProxy may repeat. Feedback and batches change what is stored."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-# HAProxy retries only requests that it has received completely, so it waits for bodies up to this timeout.
+# HAProxy retries only requests that it has received completely, so it waits for bodies up to this
+# timeout.
 DEFAULTS = """    option http-buffer-request
     timeout http-request 20s
 """
 
-# Unknown methods are not logged, because Ray counts logged requests by method. Serve's fallback proxy answers 500 to
-# some headers that are not UTF-8, and clients must not control Serve (`serving.http`).
+# Unknown methods are not logged, because Ray counts logged requests by method. Serve's fallback
+# proxy answers 500 to some headers that are not UTF-8, and clients must not control Serve
+# (`serving.http`).
 RULES = rf"""    acl known_method method {METHODS}
     http-request set-log-level silent if !known_method
     http-request deny deny_status 405 if !known_method
@@ -61,13 +65,13 @@ RULES = rf"""    acl known_method method {METHODS}
     http-request disable-l7-retry if !METH_GET !{{ path_end {" ".join(REPEATABLE)} }}
 """
 
-# If only this machine can connect, a page of another site must not read Ray's own paths under a name that it has
-# pointed to 127.0.0.1. Health checks by HTTP/1.0 have no host.
+# If only this machine can connect, a page of another site must not read Ray's own paths under a
+# name that it has pointed to 127.0.0.1. Health checks by HTTP/1.0 have no host.
 LOCAL_RULES = r"""    acl local_host req.fhdr(host) -i -m reg ^(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?$
     http-request deny deny_status 403 if { path_beg -i /-/ } { req.fhdr(host) -m found } !local_host
 """
-# Otherwise one client with idle connections would leave none for others. A gateway's clients share its address, so the
-# limit is not lower.
+# Otherwise one client with idle connections would leave none for others. A gateway's clients share
+# its address, so the limit is not lower.
 CONNECTION_RULES = """    stick-table type ipv6 size 100k expire 1m store conn_cur
     tcp-request connection track-sc0 src,ipmask(32,64)
     tcp-request connection reject if {{ sc0_conn_cur gt {most} }}
@@ -76,7 +80,8 @@ UNKNOWN_PATH = "    http-request deny deny_status 404 if TRUE\n"
 
 
 def main() -> None:
-    """Add the rules to the configuration in the argument `-f`, and become HAProxy with the same arguments."""
+    """Add the rules to the configuration in the argument `-f`, and become HAProxy with the same
+    arguments."""
     arguments = sys.argv[1:]
     path = Path(arguments[arguments.index("-f") + 1])
     path.write_text(with_rules(path.read_text(encoding="utf-8")), encoding="utf-8")
@@ -88,21 +93,30 @@ def main() -> None:
 
 
 def with_rules(configuration: str) -> str:
-    """Return the configuration with the rules, once. Raise ValueError if it is not that of Ray's template."""
+    """Return the configuration with the rules, once. Raise ValueError if it is not that of Ray's
+    template."""
     if RULES in configuration:
         return configuration
     bound = re.search(r"^frontend http_frontend\n    bind (\S+):\d+\n", configuration, re.MULTILINE)
     if bound is None:
-        raise ValueError("HAProxy's configuration has no http_frontend as in Ray 2.60; the rules cannot be added")
+        raise ValueError(
+            "HAProxy's configuration has no http_frontend as in Ray 2.60; the rules cannot be added"
+        )
     maxconn = re.search(r"^    maxconn (\d+)$", configuration, re.MULTILINE)
     if maxconn is None:
-        raise ValueError("HAProxy's configuration has no maxconn as in Ray 2.60; the rules cannot be added")
+        raise ValueError(
+            "HAProxy's configuration has no maxconn as in Ray 2.60; the rules cannot be added"
+        )
     local = bound[1] in LOOPBACK
-    rules = CONNECTION_RULES.format(most=int(maxconn[1]) // 2) + RULES + (LOCAL_RULES if local else "")
+    rules = (
+        CONNECTION_RULES.format(most=int(maxconn[1]) // 2) + RULES + (LOCAL_RULES if local else "")
+    )
     text = _replaced(configuration, bound[0], bound[0] + rules)
     defaults = DEFAULTS + "".join(map(_error, ERRORS))
     text = _replaced(text, "\nfrontend prometheus\n", f"\n{defaults}frontend prometheus\n")
-    text = _replaced(text, "\nbackend default_backend\n", f"\nbackend default_backend\n{UNKNOWN_PATH}")
+    text = _replaced(
+        text, "\nbackend default_backend\n", f"\nbackend default_backend\n{UNKNOWN_PATH}"
+    )
     text = _replaced(text, " mode 666 level admin", " mode 600 level admin")
     if local:  # HAProxy's own pages are for the same machine as the service
         text = re.sub(r"^( +bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", text, flags=re.MULTILINE)
@@ -120,7 +134,9 @@ def _error(status: int) -> str:
     detail = {"message": message, "type": type, "param": None, "code": None}
     body = json.dumps({"error": detail}, separators=(",", ":")).replace('"', r"\"")
     headers = "hdr cache-control no-store hdr x-content-type-options nosniff"
-    return f'    http-error status {status} content-type application/json string "{body}" {headers}\n'
+    return (
+        f'    http-error status {status} content-type application/json string "{body}" {headers}\n'
+    )
 
 
 if __name__ == "__main__":

@@ -7,16 +7,20 @@ import psutil
 
 from cluster.local.stack import StackError
 
-# Blocks are below Linux's ephemeral port range, so outgoing connections do not use their ports. SeaweedFS also listens
-# on each of its ports + 10,000 (gRPC).
-FIRST_PORT, LAST_PORT, BLOCK = 11_000, 20_000, 256
+# Blocks are below Linux's ephemeral port range, so outgoing connections do not use their ports.
+# SeaweedFS also listens on each of its ports + 10,000 (gRPC).
+FIRST_PORT = 11_000
+LAST_PORT = 20_000
+BLOCK = 256
 GRPC_SHIFT = 10_000
 S3, MASTER, VOLUME, FILER, ADMIN = range(5)
 SERVE, HAPROXY_METRICS, HAPROXY_STATS = range(5, 8)
 GCS, DASHBOARD, NODE_MANAGER, OBJECT_MANAGER, AGENT, RUNTIME_ENV_AGENT, RAY_CLIENT = range(8, 15)
 METRICS, DASHBOARD_METRICS, SCALER_METRICS = range(15, 18)
 FALLBACK_HTTP, FALLBACK_GRPC = range(18, 20)
-REPLICAS_HTTP, REPLICAS_GRPC, NUM_REPLICA_PORTS = 20, 120, 100
+REPLICAS_HTTP = 20
+REPLICAS_GRPC = 120
+NUM_REPLICA_PORTS = 100
 CLAIM = 255
 
 SEAWEEDFS = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
@@ -49,12 +53,18 @@ VARIABLES = {
 
 
 def claim_ports() -> tuple[int, socket.socket]:
-    """Return the first port of a free block, and the socket that claims the block by binding its last port."""
+    """Return the first port of a free block, and the socket that claims the block by binding its
+    last port."""
     bases = list(range(FIRST_PORT, LAST_PORT, BLOCK))
     random.shuffle(bases)
-    taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
+    taken = {
+        connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr
+    }
     for base in bases:
-        wanted = {*range(base, base + BLOCK), *range(base + GRPC_SHIFT, base + GRPC_SHIFT + ADMIN + 1)}
+        wanted = {
+            *range(base, base + BLOCK),
+            *range(base + GRPC_SHIFT, base + GRPC_SHIFT + ADMIN + 1),
+        }
         claim = socket.socket()
         try:
             claim.bind(("127.0.0.1", base + CLAIM))
@@ -66,7 +76,8 @@ def claim_ports() -> tuple[int, socket.socket]:
             return base, claim
         claim.close()
     raise StackError(
-        f"no block of {BLOCK} ports is free between {FIRST_PORT} and {LAST_PORT}; stop processes that use them"
+        f"no block of {BLOCK} ports is free between {FIRST_PORT} and {LAST_PORT}; stop processes "
+        "that use them"
     )
 
 
@@ -76,4 +87,6 @@ def listening(pid: int) -> set[int]:
         connections = psutil.Process(pid).net_connections("tcp")
     except psutil.NoSuchProcess:
         return set()
-    return {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
+    return {
+        item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN
+    }

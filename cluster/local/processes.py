@@ -26,11 +26,15 @@ def program(name: str) -> str:
 
 
 def start(command: list[str], *, cwd: Path) -> Process:
-    """Start a server that ends when this process dies. Only its user can read the files that it creates."""
+    """Start a server that ends when this process dies. Only its user can read the files that it
+    creates."""
     at_start = end_with_parent if sys.platform == "linux" else None
-    return subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=at_start, umask=0o077)
+    return subprocess.Popen(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=at_start, umask=0o077
+    )
 
 
 def end_with_parent() -> None:
-    """Make the kernel send SIGTERM to this server when the supervisor dies, for example by SIGKILL."""
+    """Make the kernel send SIGTERM to this server when the supervisor dies, for example by
+    SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

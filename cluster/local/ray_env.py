@@ -14,10 +14,12 @@ from tailorbird import storage
 CLUSTER_SETTINGS = haproxy.HAPROXY_SETTINGS | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
-    # Serve's fallback proxy takes the client's address from the connection and not from X-Forwarded-For.
+    # Serve's fallback proxy takes the client's address from the connection and not from
+    # X-Forwarded-For.
     "FORWARDED_ALLOW_IPS": "",
 }
-"""Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings contain the same."""
+"""Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings
+contain the same."""
 
 HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
@@ -31,7 +33,8 @@ HAPROXY_FILES = {
 
 @dataclass(frozen=True)
 class Keys:
-    """Credentials of the stack. They are stored in its folder and remain the same after a restart."""
+    """Credentials of the stack. They are stored in its folder and remain the same after a
+    restart."""
 
     access_key: str
     secret_key: str
@@ -40,9 +43,13 @@ class Keys:
 
 def stack_keys(folder: Path) -> Keys:
     """Return the credentials of the folder, created at the first call."""
-    path, token_path = folder / KEYS_FILE, folder / TOKEN_FILE
+    path = folder / KEYS_FILE
+    token_path = folder / TOKEN_FILE
     if not path.exists():
-        write_private(path, json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}))
+        write_private(
+            path,
+            json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}),
+        )
     if not token_path.exists():
         write_private(token_path, secrets.token_hex(32))
     return Keys(token_path=token_path, **json.loads(path.read_text()))
@@ -64,18 +71,22 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + ports.DASHBOARD}",
         OWN_DASHBOARD: f"http://127.0.0.1:{base + ports.DASHBOARD}",
-        # On a loaded machine, the dashboard takes longer than Ray's own time-outs; Ray then continues without it.
+        # On a loaded machine, the dashboard takes longer than Ray's own time-outs; Ray then
+        # continues without it.
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
         "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
         # There is no other node to drain to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # `python` in the entrypoint of a job is the interpreter of this environment.
-        "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
+        "PATH": os.pathsep.join(
+            (sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))
+        ),
         "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + ports.SERVE}",
         haproxy.PROGRAM: haproxy.__file__,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
+        # the default of 30 is for external load balancers
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
 
 

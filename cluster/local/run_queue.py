@@ -1,4 +1,5 @@
-"""The queue of runs on an embedded stack: one run at a time, because runs that share few CPUs wait for each other."""
+"""The queue of runs on an embedded stack: one run at a time, because runs that share few CPUs wait
+for each other."""
 
 import fcntl
 import os
@@ -17,15 +18,18 @@ def stack_in_use() -> Path | None:
     if not os.environ.get(stack.OWN_DASHBOARD) or not token_path:
         return None
     folder = Path(token_path).resolve().parent
-    return folder if (folder / stack.KEYS_FILE).exists() else None
+    if (folder / stack.KEYS_FILE).exists():
+        return folder
+    return None
 
 
 @contextmanager
 def turn(folder: Path | None, *, command: str, note: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other run uses the stack of `folder`, and hold the stack during the block.
 
-    `note` receives a line with the command of the other run if this run must wait. The system releases the lock of a
-    process that ends. Without a folder, do nothing: another cluster may have room for several runs.
+    `note` receives a line with the command of the other run if this run must wait. The system
+    releases the lock of a process that ends. Without a folder, do nothing: another cluster may have
+    room for several runs.
     """
     if folder is None:
         yield
@@ -35,7 +39,10 @@ def turn(folder: Path | None, *, command: str, note: Callable[[str], None]) -> I
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            note(f"waiting for another run on this stack: {lock.read().strip() or 'it is just starting'}")
+            note(
+                "waiting for another run on this stack: "
+                f"{lock.read().strip() or 'it is just starting'}"
+            )
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"{command} (process {os.getpid()})\n")

@@ -1,4 +1,5 @@
-"""Start and stop the embedded stack: an S3 server and a local Ray, managed by a supervisor process."""
+"""Start and stop the embedded stack: an S3 server and a local Ray, managed by a supervisor
+process."""
 
 import fcntl
 import os
@@ -24,7 +25,8 @@ KEYS_FILE = "keys.json"
 TOKEN_FILE = "ray_token"
 LOCK_FILE = ".lock"
 OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
-"""Variable that marks the environment of a stack, with the only dashboard to which the stack's token may be sent."""
+"""Variable that marks the environment of a stack, with the only dashboard to which the stack's
+token may be sent."""
 SECRET_FIELDS = {"access_key", "secret_key", "token"}
 """Fields of StackState that commands print only on request."""
 START_TIMEOUT_S = 300
@@ -54,7 +56,8 @@ class StackState(StoredModel):
     temp_dir: str
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that a process needs to use the S3 server, Ray and Serve of this stack."""
+        """Return the environment variables that a process needs to use the S3 server, Ray and Serve
+        of this stack."""
         return {
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -73,7 +76,8 @@ def running_folders() -> list[Path]:
     """Return the folders of this user's running stacks, from the command lines of all processes."""
     folders = []
     for process in psutil.process_iter(["cmdline", "uids"]):
-        command, uids = process.info["cmdline"] or [], process.info["uids"]
+        command = process.info["cmdline"] or []
+        uids = process.info["uids"]
         if SUPERVISOR in command[:-1] and uids is not None and uids.effective == os.geteuid():
             folders.append(Path(command[command.index(SUPERVISOR) + 1]))
     return sorted(folder for folder in folders if status(folder) is not None)
@@ -95,7 +99,12 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
         command = [sys.executable, "-m", SUPERVISOR, str(folder), str(num_cpus or "")]
         with open(folder / LOG_FILE, "wb", opener=private) as log:
             child = subprocess.Popen(
-                command, cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=PROJECT_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             return _wait_until_ready(folder, child)
@@ -121,14 +130,16 @@ def down(folder: Path) -> bool:
 def status(folder: Path) -> StackState | None:
     """Return the state of the running stack of this folder; None if no stack is running."""
     state = _read_state(folder.absolute())
-    return state if state is not None and _is_alive(state) else None
+    if state is not None and _is_alive(state):
+        return state
+    return None
 
 
 def _make_private(folder: Path) -> None:
     """Create the folder of a stack so that only its owner can enter it.
 
-    An existing folder becomes private if it is empty or belongs to a stack. Raises StackError for another folder that
-    other users can enter, for example /tmp.
+    An existing folder becomes private if it is empty or belongs to a stack. Raises StackError for
+    another folder that other users can enter, for example /tmp.
     """
     try:
         folder.mkdir(mode=0o700, parents=True)
@@ -137,10 +148,12 @@ def _make_private(folder: Path) -> None:
             raise StackError(f"{folder} is not a folder; give a new folder for the stack") from None
         if folder.stat().st_mode & 0o077 == 0:
             return
-        if any(folder.iterdir()) and not any(_is_own_file(folder / name) for name in (KEYS_FILE, LOCK_FILE)):
+        if any(folder.iterdir()) and not any(
+            _is_own_file(folder / name) for name in (KEYS_FILE, LOCK_FILE)
+        ):
             raise StackError(
-                f"{folder} contains other files, and other users have access to it; the folder of a stack must be "
-                "private. Give a new folder with --dir or TAILORBIRD_HOME"
+                f"{folder} contains other files, and other users have access to it; the folder of "
+                "a stack must be private. Give a new folder with --dir or TAILORBIRD_HOME"
             ) from None
         folder.chmod(0o700)
 
@@ -158,7 +171,8 @@ def _read_state(folder: Path) -> StackState | None:
         return None
     except ValidationError as error:
         raise StackError(
-            f"{path} is not a valid state of a stack ({error.error_count()} errors); delete the file"
+            f"{path} is not a valid state of a stack ({error.error_count()} errors); delete the "
+            "file"
         ) from None
 
 
@@ -175,7 +189,9 @@ def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackSt
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise StackError(f"the stack ended during its start (exit code {child.returncode}); {_log(folder)}")
+            raise StackError(
+                f"the stack ended during its start (exit code {child.returncode}); {_log(folder)}"
+            )
         state = status(folder)
         if state is not None:  # the supervisor writes it when S3 and Ray answer
             return state
@@ -241,7 +257,8 @@ def _clear_remains(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that allows only one process at a time to start or stop the stack of this folder."""
+    """Hold the lock that allows only one process at a time to start or stop the stack of this
+    folder."""
     with open(folder / LOCK_FILE, "w", opener=private) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,5 @@
-"""Supervisor process of the embedded stack: starts S3 and Ray, writes the state, and stops both on SIGTERM."""
+"""Supervisor process of the embedded stack: starts S3 and Ray, writes the state, and stops both on
+SIGTERM."""
 
 import os
 import shutil
@@ -37,20 +38,39 @@ def main(folder: Path, num_cpus: int | None) -> None:
         signal.signal(number, lambda *_: stopping.set())
     keys = stack_keys(folder)
     base, claim = ports.claim_ports()
-    # The paths of Ray's sockets must be shorter than 108 bytes, so the temporary folder has a short name.
+    # The paths of Ray's sockets must be shorter than 108 bytes, so the temporary folder has a short
+    # name.
     temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ.update(environment(base, folder=folder, temp_dir=temp_dir, keys=keys))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_AUTH_TOKEN",
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+        "AWS_ENDPOINT_URL_S3",
+    ):
         os.environ.pop(name, None)
     servers: dict[str, Process] = {}
     try:
         servers["S3"] = start_s3(folder, base=base, temp_dir=temp_dir)
         start_server = partial(start_ray, base, temp_dir=temp_dir, num_cpus=num_cpus)
         servers["Ray"] = start_server()
-        wait_for_ray(lambda: ray_answers(base, keys=keys), start=start_server, servers=servers, stopping=stopping)
-        _wait_until("S3", lambda: s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
+        wait_for_ray(
+            lambda: ray_answers(base, keys=keys),
+            start=start_server,
+            servers=servers,
+            stopping=stopping,
+        )
+        _wait_until(
+            "S3",
+            lambda: s3_answers(base, pid=servers["S3"].pid),
+            servers=servers,
+            stopping=stopping,
+        )
         require_closed(base, pid=servers["S3"].pid)
-        write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
+        write_private(
+            folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir)
+        )
         while not stopping.wait(WATCH_S):
             _require_alive(servers)
     finally:
@@ -67,9 +87,11 @@ def wait_for_ray(
     servers: dict[str, Process],
     stopping: threading.Event,
 ) -> None:
-    """Wait until Ray is ready. Start it again if it ends, which it does after 30 s of its own start on a busy machine.
+    """Wait until Ray is ready. Start it again if it ends, which it does after 30 s of its own start
+    on a busy machine.
 
-    Raises StackError if it ended MAX_RAY_STARTS times, or was not ready in time, or if another server ended.
+    Raises StackError if it ended MAX_RAY_STARTS times, or was not ready in time, or if another
+    server ended.
     """
     for number in range(1, MAX_RAY_STARTS + 1):
         try:
@@ -108,27 +130,46 @@ def stop_servers(servers: list[Process]) -> None:
 
 
 def start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
-    """Start a Ray head with its command line, since `ray.init` cannot set the port of the dashboard agent."""
+    """Start a Ray head with its command line, since `ray.init` cannot set the port of the dashboard
+    agent."""
     command = [
-        *(program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
+        *(
+            program("ray"),
+            "start",
+            "--head",
+            "--block",
+            "--dashboard-host=127.0.0.1",
+            "--disable-usage-stats",
+        ),
         *(f"--{name}={base + offset}" for name, offset in ports.RAY_START.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-        # One more CPU than cores, so that a mostly idle service does not prevent training from starting.
+        # One more CPU than cores, so that a mostly idle service does not prevent training from
+        # starting.
         f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
     ]
     return start(command, cwd=temp_dir)
 
 
 def ray_answers(base: int, *, keys: Keys) -> bool:
-    """Return True if GCS, node manager and dashboard agent listen and the dashboard accepts the token."""
+    """Return True if GCS, node manager and dashboard agent listen and the dashboard accepts the
+    token."""
     connections = psutil.net_connections("tcp")
-    listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
-    if not listening >= {base + ports.GCS, base + ports.NODE_MANAGER, base + ports.AGENT, base + ports.DASHBOARD}:
+    listening = {
+        item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN
+    }
+    if not listening >= {
+        base + ports.GCS,
+        base + ports.NODE_MANAGER,
+        base + ports.AGENT,
+        base + ports.DASHBOARD,
+    }:
         return False
     token = keys.token_path.read_text()
     try:
-        return requests.get(f"http://127.0.0.1:{base + ports.DASHBOARD}/api/version", auth=bearer(token), timeout=5).ok
+        return requests.get(
+            f"http://127.0.0.1:{base + ports.DASHBOARD}/api/version", auth=bearer(token), timeout=5
+        ).ok
     except requests.RequestException:
         return False
 

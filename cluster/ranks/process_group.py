@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 RANK_TIMEOUT = timedelta(days=1)
-"""Time that a rank waits for another one, which may load weights or wait for an endpoint. Ray ends the other ranks as
-soon as one fails."""
+"""Time that a rank waits for another one, which may load weights or wait for an endpoint. Ray ends
+the other ranks as soon as one fails."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Group:
 
 
 class OtherRankFailed(RuntimeError):
-    """Raised on a rank that cannot continue because another rank of its process group has failed."""
+    """Raised on a rank that cannot continue because another rank of its process group has
+    failed."""
 
 
 _current: ContextVar[Group | None] = ContextVar("group", default=None)
@@ -40,13 +41,18 @@ def current_group() -> Group:
 def join_group(group: Group, *, store: Path) -> Iterator[None]:
     """Join a process group within the block, over NCCL if this process has a GPU, else over gloo.
 
-    All ranks are on one node. They find each other by the file `store`, which must be empty or not exist before.
+    All ranks are on one node. They find each other by the file `store`, which must be empty or not
+    exist before.
     """
     import torch
     from torch import distributed
 
-    os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")  # as transformers recommends for its CUDA graphs
-    gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None  # Ray shows each rank one GPU
+    os.environ.setdefault(
+        "NCCL_GRAPH_MIXING_SUPPORT", "0"
+    )  # as transformers recommends for its CUDA graphs
+    gpu = (
+        torch.device("cuda", 0) if torch.cuda.is_available() else None
+    )  # Ray shows each rank one GPU
     if gpu is not None:
         torch.cuda.set_device(gpu)
     distributed.init_process_group(
@@ -61,7 +67,8 @@ def join_group(group: Group, *, store: Path) -> Iterator[None]:
     try:
         yield
         distributed.barrier()
-        distributed.destroy_process_group()  # not after an error, because it can wait for the other ranks
+        # not after an error, because it can wait for the other ranks
+        distributed.destroy_process_group()
     finally:
         _current.reset(token)
 

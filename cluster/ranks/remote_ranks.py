@@ -17,9 +17,14 @@ R = TypeVar("R")
 
 
 def run_evaluation(
-    function: Callable[P, R], *, num_ranks: int, resources: Resources, progress: ProgressReporter = SILENT
+    function: Callable[P, R],
+    *,
+    num_ranks: int,
+    resources: Resources,
+    progress: ProgressReporter = SILENT,
 ) -> Callable[P, R]:
-    """Return a function that runs `function` on one process, or on several ranks that hold a model together.
+    """Return a function that runs `function` on one process, or on several ranks that hold a model
+    together.
 
     See `run_remote` and `run_on_ranks`.
     """
@@ -29,31 +34,48 @@ def run_evaluation(
 
 
 def run_on_ranks(
-    function: Callable[P, R], *, num_ranks: int, resources: Resources, progress: ProgressReporter = SILENT
+    function: Callable[P, R],
+    *,
+    num_ranks: int,
+    resources: Resources,
+    progress: ProgressReporter = SILENT,
 ) -> Callable[P, R]:
-    """Return a function that runs `function` in `num_ranks` processes of one node, and returns the first one's result.
+    """Return a function that runs `function` in `num_ranks` processes of one node, and returns the
+    first one's result.
 
-    The processes form a process group; see `join_group`. They have `resources` together, in equal parts. A call ends
-    all of them at the first error, and raises it with its original type, not an error of another process that follows
-    from it. See `run_remote` for `progress`, which is that of the first process. Raises ValueError for more GPUs than a
-    cluster of fixed size has.
+    The processes form a process group; see `join_group`. They have `resources` together, in equal
+    parts. A call ends all of them at the first error, and raises it with its original type, not an
+    error of another process that follows from it. See `run_remote` for `progress`, which is that of
+    the first process. Raises ValueError for more GPUs than a cluster of fixed size has.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    first = function if progress is SILENT else reporting_function(function, progress)
-    task = ray.remote(max_calls=1, max_retries=0)(_run_rank)  # a rank that is run again would not find the others
+    if progress is SILENT:
+        first = function
+    else:
+        first = reporting_function(function, progress)
+    task = ray.remote(max_calls=1, max_retries=0)(
+        _run_rank
+    )  # a rank that is run again would not find the others
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
-        available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
+        if os.environ.get("RAY_ADDRESS") == LOCAL:
+            available = ray.cluster_resources()
+        else:
+            available = None
         options = task_options(resources, available=available)
         if options["num_gpus"] < resources.gpus:
-            raise ValueError(f"the evaluation needs {resources.gpus:g} GPUs, and Ray has {options['num_gpus']:g} here")
+            raise ValueError(
+                f"the evaluation needs {resources.gpus:g} GPUs, and Ray has "
+                f"{options['num_gpus']:g} here"
+            )
         part = {"CPU": options["num_cpus"] / num_ranks, "GPU": options["num_gpus"] / num_ranks}
         bundle = {name: amount for name, amount in part.items() if amount}
-        store, arguments = f"tailorbird-ranks-{uuid.uuid4().hex}", ray.put((args, kwargs))
+        store = f"tailorbird-ranks-{uuid.uuid4().hex}"
+        arguments = ray.put((args, kwargs))
         group = placement_group([bundle] * num_ranks, strategy="STRICT_PACK")
         try:
             ranks = [
@@ -61,11 +83,15 @@ def run_on_ranks(
                     num_cpus=part["CPU"],
                     num_gpus=part["GPU"],
                     runtime_env=options["runtime_env"],
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        group, placement_group_bundle_index=rank
+                    ),
                 ).remote(function if rank else first, Group(rank, num_ranks), store, arguments)
                 for rank in range(num_ranks)
             ]
-            report_waiting(ranks[0], resources=resources, progress=progress if progress is not SILENT else here)
+            report_waiting(
+                ranks[0], resources=resources, progress=progress if progress is not SILENT else here
+            )
             running = ranks
             while running:
                 ended, running = ray.wait(running)
@@ -85,11 +111,15 @@ def run_on_ranks(
 
 
 def _run_rank(
-    function: Callable[..., R], group: Group, store: str, arguments: tuple[Sequence[Any], Mapping[str, Any]]
+    function: Callable[..., R],
+    group: Group,
+    store: str,
+    arguments: tuple[Sequence[Any], Mapping[str, Any]],
 ) -> R | None:
     """Return the result of `function` on the first rank, and None on the others.
 
-    Raises OtherRankFailed for an error that follows one of another rank, such as that of a closed connection.
+    Raises OtherRankFailed for an error that follows one of another rank, such as that of a closed
+    connection.
     """
     args, kwargs = arguments
     file = Path(tempfile.gettempdir()) / store
@@ -101,8 +131,11 @@ def _run_rank(
         raise
     except BaseException as error:
         try:
-            file.unlink()  # only the first rank that fails can; torch removes the file of a complete group
+            # only the first rank that fails can; torch removes the file of a complete group
+            file.unlink()
         except FileNotFoundError:
             raise OtherRankFailed(f"another rank failed before: {error}") from error
         raise
-    return None if group.rank else result
+    if group.rank:
+        return None
+    return result

@@ -11,14 +11,17 @@ def is_under(uri: str, prefix: str) -> bool:
 
 
 def normalized_locations(*, input: str, output: str) -> tuple[str, str]:
-    """Return both URIs without trailing slashes; raise BatchError if one is ambiguous or contains the other."""
-    input, output = input.rstrip("/"), output.rstrip("/")
+    """Return both URIs without trailing slashes; raise BatchError if one is ambiguous or contains
+    the other."""
+    input = input.rstrip("/")
+    output = output.rstrip("/")
     for name, uri in (("input", input), ("output", output)):
         parts = uri.removeprefix("s3://").split("/")
         is_clear = all(parts) and not {".", ".."} & set(parts) and uri.isprintable()
         if not uri.startswith("s3://") or len(parts) < 2 or not is_clear:
             raise BatchError(
-                f"{name} is {uri!r}; give s3://bucket/prefix without empty parts, `.`, `..` and control characters"
+                f"{name} is {uri!r}; give s3://bucket/prefix without empty parts, `.`, `..` and "
+                "control characters"
             )
     if is_under(input, output) or is_under(output, input):
         raise BatchError(f"input {input} and output {output} overlap; give another output")
@@ -30,9 +33,17 @@ def location_error(uri: str, *, task_uri: str, config: ServingConfig) -> str | N
 
     Clients read it, so it names no other location.
     """
-    for prefix, name in ((TaskPaths(task_uri).registry, "model registry"), (config.request_log, "request log")):
-        if prefix is not None and (is_under(uri, prefix.rstrip("/")) or is_under(prefix.rstrip("/"), uri)):
-            return f"{uri} overlaps the {name}, which batches must not read or write; give another prefix"
+    for prefix, name in (
+        (TaskPaths(task_uri).registry, "model registry"),
+        (config.request_log, "request log"),
+    ):
+        if prefix is not None and (
+            is_under(uri, prefix.rstrip("/")) or is_under(prefix.rstrip("/"), uri)
+        ):
+            return (
+                f"{uri} overlaps the {name}, which batches must not read or write; give another "
+                "prefix"
+            )
     if not any(is_under(uri, prefix) for prefix in config.batch_prefixes):
         return f"{uri} is not under a prefix that the recipe's serving.batch_prefixes allows"
     return None

@@ -1,4 +1,5 @@
-"""HTTP routes of batch jobs. The states are on S3, where every replica reads them; a replica starts the runner."""
+"""HTTP routes of batch jobs. The states are on S3, where every replica reads them; a replica starts
+the runner."""
 
 import asyncio
 import logging
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 RETRY_S = 5.0
 THREADS = 2
-"""Requests that use S3 at the same time. Python's pool has few threads, which reload the keys too."""
+"""Requests that use S3 at the same time. Python's pool has few threads, which reload the keys
+too."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -39,7 +41,9 @@ class _Engine(Protocol):
 class BatchRoutes:
     """The batch routes of a replica. `engine_of` returns the engine for a request's `model`."""
 
-    def __init__(self, engine_of: Callable[[str], _Engine], *, task_uri: str, config: ServingConfig) -> None:
+    def __init__(
+        self, engine_of: Callable[[str], _Engine], *, task_uri: str, config: ServingConfig
+    ) -> None:
         self._engine_of = engine_of
         self._task_uri = task_uri
         self._config = config
@@ -56,28 +60,37 @@ class BatchRoutes:
         }
 
     async def resume(self) -> None:
-        """Start a runner if a former one, for example with other code or another config, left unfinished jobs."""
+        """Start a runner if a former one, for example with other code or another config, left
+        unfinished jobs."""
         self._watcher = asyncio.create_task(self._watch_runner())
 
     async def _create(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
         if not self._config.batch_prefixes:
-            message = "batches are not enabled, because the recipe does not set serving.batch_prefixes"
+            message = (
+                "batches are not enabled, because the recipe does not set serving.batch_prefixes"
+            )
             raise RequestError(404, "no_batches", message)
         request = parse_body(BatchRequest, body)
         version = self._engine_of(request.model).version
-        return self._answer(await self._in_thread(partial(self._submit, request, version)), status=202)
+        return self._answer(
+            await self._in_thread(partial(self._submit, request, version)), status=202
+        )
 
     async def _get(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         return self._answer(await self._in_thread(self._requested_job))
 
     async def _cancel(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         def cancelled(job: BatchJob) -> BatchJob | None:
-            return job.model_copy(update={"status": "cancelled"}) if job.is_unfinished else None
+            if job.is_unfinished:
+                return job.model_copy(update={"status": "cancelled"})
+            return None
 
         requested = await self._in_thread(self._requested_job)
         job = await self._in_thread(partial(update_job, self._task_uri, requested.id, cancelled))
         if job.status != "cancelled":
-            raise RequestError(409, "batch_over", f"batch {job.id} is {job.status} and cannot be cancelled")
+            raise RequestError(
+                409, "batch_over", f"batch {job.id} is {job.status} and cannot be cancelled"
+            )
         return self._answer(job)
 
     async def _in_thread(self, call: Callable[[], BatchJob]) -> BatchJob:
@@ -85,7 +98,8 @@ class BatchRoutes:
         return await self._slots.run(call, client=client_name(), cost=1)
 
     def _answer(self, job: BatchJob, *, status: int = 200) -> tuple[int, bytes]:
-        """Return the response. For an unfinished job, start a runner if none exists, for example after a restart."""
+        """Return the response. For an unfinished job, start a runner if none exists, for example
+        after a restart."""
         if job.is_unfinished:
             self._has_new_job = True
             if self._watcher is None or self._watcher.done():
@@ -93,27 +107,39 @@ class BatchRoutes:
         return status, job.model_dump_json().encode()
 
     async def _watch_runner(self) -> None:
-        """Restart the runner until no job is left. A runner ends when there are no jobs or a newer runner exists."""
+        """Restart the runner until no job is left. A runner ends when there are no jobs or a newer
+        runner exists."""
         while True:
             try:
                 self._has_new_job = False
-                if not await asyncio.to_thread(unfinished_jobs, self._task_uri) and not self._has_new_job:
+                if (
+                    not await asyncio.to_thread(unfinished_jobs, self._task_uri)
+                    and not self._has_new_job
+                ):
                     return
-                await wait_for_runner(await asyncio.to_thread(start_runner, self._task_uri, self._config))
+                await wait_for_runner(
+                    await asyncio.to_thread(start_runner, self._task_uri, self._config)
+                )
             except Exception:
                 _log.exception("the runner of batch jobs failed; it is restarted in %s s", RETRY_S)
             await asyncio.sleep(RETRY_S)
 
     def _requested_job(self) -> BatchJob:
-        """Return the job with the id in the path. Existing jobs can be cancelled even if batches are disabled.
+        """Return the job with the id in the path. Existing jobs can be cancelled even if batches
+        are disabled.
 
         A key sees only the jobs of its own name, unless it has the scope `admin`.
         """
         batch_id = path_id.get()
-        job = read_job(self._task_uri, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
+        if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id):
+            job = read_job(self._task_uri, batch_id)
+        else:
+            job = None
         sees_all = self._config.api_keys is None or is_admin()
         if job is None or not (sees_all or job.owner == caller.get()):
-            message = "no batch of this key has this id; use the `id` in the response of POST /v1/batches"
+            message = (
+                "no batch of this key has this id; use the `id` in the response of POST /v1/batches"
+            )
             raise RequestError(404, "unknown_batch", message, param="id")
         return job
 
@@ -121,7 +147,11 @@ class BatchRoutes:
         """Check the request and store its job."""
         try:
             batch = new_batch(
-                version, input=request.input, output=request.output, column=request.column, id_column=request.id
+                version,
+                input=request.input,
+                output=request.output,
+                column=request.column,
+                id_column=request.id,
             )
             self._require_allowed(batch.input, "input")
             self._require_allowed(batch.output, "output")
@@ -137,8 +167,12 @@ class BatchRoutes:
 
 
 def _public_message(error: Exception, request: BatchRequest) -> str:
-    """Return the message for the client. Storage errors are replaced, because they name internal locations."""
+    """Return the message for the client. Storage errors are replaced, because they name internal
+    locations."""
     if storage.comes_from_storage(error):
         _log.warning("a batch was refused: %s", error)
-        return f"{request.input} or {request.output} does not exist or is not accessible; check both URIs"
+        return (
+            f"{request.input} or {request.output} does not exist or is not accessible; check both "
+            "URIs"
+        )
     return str(error)

@@ -8,7 +8,13 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from serving.batch_jobs.job_store import in_turn, read_job, unfinished_jobs, update_job, update_running_job
+from serving.batch_jobs.job_store import (
+    in_turn,
+    read_job,
+    unfinished_jobs,
+    update_job,
+    update_running_job,
+)
 from serving.batch_jobs.locations import location_error
 from serving.batch_jobs.schema import BatchError, BatchSpec, EndpointFailed
 from serving.batch_jobs.scoring import score_batch
@@ -35,16 +41,18 @@ class BatchNotRunning(Exception):
 
 
 def start_runner(task_uri: str, config: ServingConfig) -> "ObjectRef[None]":
-    """Create the application's runner if it does not exist, start its work, and return the call for `wait_for_runner`.
+    """Create the application's runner if it does not exist, start its work, and return the call for
+    `wait_for_runner`.
 
-    The runner outlives the process that starts it. A runner with other code or another config ends after its current
-    job, and the new runner continues with the next job.
+    The runner outlives the process that starts it. A runner with other code or another config ends
+    after its current job, and the new runner continues with the next job.
     """
     import ray
 
     code = ray.get_runtime_context().runtime_env.get("working_dir")
     key = json.dumps([code, config.model_dump(mode="json")])
-    name = f"batches-{application_name(task_uri)}-{hashlib.sha256(key.encode()).hexdigest()[:CONFIG_HASH_CHARS]}"
+    config_hash = hashlib.sha256(key.encode()).hexdigest()[:CONFIG_HASH_CHARS]
+    name = f"batches-{application_name(task_uri)}-{config_hash}"
     restarts = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
     detached = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
     actor = ray.remote(BatchRunner).options(num_cpus=0, **restarts, **detached)
@@ -54,17 +62,21 @@ def start_runner(task_uri: str, config: ServingConfig) -> "ObjectRef[None]":
 
 
 def running_runners(task_uri: str) -> set[str]:
-    """Return the names of the application's live runners: one, or more while a new runner replaces an old one."""
+    """Return the names of the application's live runners: one, or more while a new runner replaces
+    an old one."""
     from ray.util import list_named_actors
 
-    pattern = re.compile(rf"batches-{re.escape(application_name(task_uri))}(-[0-9a-f]{{{CONFIG_HASH_CHARS}}})?")
+    pattern = re.compile(
+        rf"batches-{re.escape(application_name(task_uri))}(-[0-9a-f]{{{CONFIG_HASH_CHARS}}})?"
+    )
     actors = list_named_actors(all_namespaces=True)
     names = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}
     return {name for name in names if pattern.fullmatch(name)}
 
 
 async def wait_for_runner(call: "ObjectRef[None]") -> None:
-    """Wait until the runner has no jobs left or its process has ended. Errors of the runner are raised."""
+    """Wait until the runner has no jobs left or its process has ended. Errors of the runner are
+    raised."""
     import ray
 
     with suppress(ray.exceptions.RayActorError):
@@ -74,7 +86,8 @@ async def wait_for_runner(call: "ObjectRef[None]") -> None:
 class BatchRunner:
     """The class of the detached Ray actor. All its state is on S3.
 
-    `predecessors` are the runners that existed at its creation. It starts its work after they have ended.
+    `predecessors` are the runners that existed at its creation. It starts its work after they have
+    ended.
     """
 
     def __init__(self, task_uri: str, config: ServingConfig, predecessors: set[str]) -> None:
@@ -91,7 +104,9 @@ class BatchRunner:
         while running_runners(self._task_uri) & self._predecessors:
             time.sleep(POLL_S)
         turns: dict[str | None, int] = {}
-        while (jobs := unfinished_jobs(self._task_uri)) and not running_runners(self._task_uri) - known:
+        while (jobs := unfinished_jobs(self._task_uri)) and not running_runners(
+            self._task_uri
+        ) - known:
             job = in_turn(jobs, turns=turns)[0]
             turns[job.owner] = max(turns.values(), default=-1) + 1
             self._run(job.id)
@@ -104,7 +119,9 @@ class BatchRunner:
         update_job(
             self._task_uri,
             batch_id,
-            lambda job: job.model_copy(update={"status": "running"}) if job.status == "queued" else None,
+            lambda job: (
+                job.model_copy(update={"status": "running"}) if job.status == "queued" else None
+            ),
         )
         task = ray.remote(run_job).options(num_cpus=0, max_retries=RESTARTS)
         call = task.remote(self._task_uri, batch_id, self._config)
@@ -113,7 +130,9 @@ class BatchRunner:
                 job = read_job(self._task_uri, batch_id)
                 if job is None or job.status != "running":
                     ray.cancel(call, force=True)
-        except s3.StorageError:  # the job will be run again, and two processes must not run it at once
+        except (
+            s3.StorageError
+        ):  # the job will be run again, and two processes must not run it at once
             ray.cancel(call, force=True)
             raise
         error: str | None = "the process of the job failed; see the cluster's log"
@@ -131,11 +150,17 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
     assert job is not None
 
     def report(done: int, total: int) -> None:
-        if update_running_job(task_uri, batch_id, rows_done=done, rows_total=total).status != "running":
+        if (
+            update_running_job(task_uri, batch_id, rows_done=done, rows_total=total).status
+            != "running"
+        ):
             raise BatchNotRunning
 
     batch = BatchSpec.model_validate(job.model_dump(include=set(BatchSpec.model_fields)))
-    for uri in (batch.input, batch.output):  # the stored state is not trusted, and the prefixes may have changed
+    for uri in (
+        batch.input,
+        batch.output,
+    ):  # the stored state is not trusted, and the prefixes may have changed
         error = location_error(uri, task_uri=task_uri, config=config)
         if error is not None:
             return error
@@ -145,12 +170,17 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
         return None
     except EndpointFailed as error:
         _log.error("batch %s stopped: %s", batch_id, error)
-        stopped = f"an error of the endpoint stopped the batch ({error.kind}); see the cluster's log"
+        stopped = (
+            f"an error of the endpoint stopped the batch ({error.kind}); see the cluster's log"
+        )
         return f"{stopped}. Repeat the request to resume it"
     except (BatchError, DataError, s3.StorageError, RegistryError) as error:
         if isinstance(error, (BatchError, DataError)) and not storage.comes_from_storage(error):
             return str(error)
         _log.exception("batch %s failed", batch_id)
-        return "storage or the registry failed; see the cluster's log. Repeat the request to resume the batch"
+        return (
+            "storage or the registry failed; see the cluster's log. Repeat the request to resume "
+            "the batch"
+        )
     update_running_job(task_uri, batch_id, status="completed")
     return None

@@ -10,7 +10,8 @@ class BatchError(ValueError):
 
 
 class EndpointFailed(BatchError):
-    """An error of an endpoint that stopped a batch. The message names the endpoint, so clients do not receive it."""
+    """An error of an endpoint that stopped a batch. The message names the endpoint, so clients do
+    not receive it."""
 
     kind: str = ""  # the name of the endpoint error's class
 
@@ -75,7 +76,8 @@ class PartResult(_Stored):
     """Reason why the part cannot be scored, or None."""
     is_storage_error: bool = False
     endpoint_error: str | None = None
-    """Name of the class of an endpoint's error, for example `EndpointSpendExceeded`; None for other errors."""
+    """Name of the class of an endpoint's error, for example `EndpointSpendExceeded`; None for other
+    errors."""
     num_unanswered: int = 0
     """Rows that the endpoint refused, or for which it named no class."""
 
@@ -109,4 +111,5 @@ class OutputManifest(_Stored):
     num_rows: int
     num_parts: int
     num_unanswered: int = 0
-    """Rows that the endpoint refused, or for which it named no class. Their label or answer is null."""
+    """Rows that the endpoint refused, or for which it named no class. Their label or answer is
+    null."""

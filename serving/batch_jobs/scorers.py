@@ -22,14 +22,18 @@ Columns = Mapping[str, pa.Array]
 class Scorer:
     """The columns and the defaults of one task."""
 
-    part_rows: int  # rows in a worker's memory, and rows to repeat after a failure: seconds to a minute of work
+    # rows in a worker's memory, and rows to repeat after a failure: seconds to a minute of work
+    part_rows: int
     default_column: str
     columns: "Callable[[Sequence[Any], ModelVersion], Columns]"
     """Return the answers of a version in row order, by output column."""
 
 
-def input_rows(table: pa.Table, part: Part, *, column: str, group_column: str | None = None) -> list[InputRow]:
-    """Return the rows of a part, whose `column` has texts or, for chat models, prompts or conversations.
+def input_rows(
+    table: pa.Table, part: Part, *, column: str, group_column: str | None = None
+) -> list[InputRow]:
+    """Return the rows of a part, whose `column` has texts or, for chat models, prompts or
+    conversations.
 
     Raises DataError, which names the row, for other values.
     """
@@ -37,7 +41,9 @@ def input_rows(table: pa.Table, part: Part, *, column: str, group_column: str | 
         weighted = conversations_of(table, column, uri=part.uri, first=part.start)
         turns = [row.turns for row in weighted]
     else:
-        turns = [(("user", text),) for text in texts_of(table, column, uri=part.uri, first=part.start)]
+        turns = [
+            (("user", text),) for text in texts_of(table, column, uri=part.uri, first=part.start)
+        ]
     names = [f"{part.uri}: row {part.start + row}" for row in range(len(turns))]
     if group_column is None:
         return [InputRow(of_row, name) for of_row, name in zip(turns, names, strict=True)]
@@ -46,18 +52,24 @@ def input_rows(table: pa.Table, part: Part, *, column: str, group_column: str | 
 
 
 def _labels(predictions: Sequence[Prediction], version: "ModelVersion") -> Columns:
-    """Return labels and scores. The label of a text is null if the endpoint refuses it or names no class."""
+    """Return labels and scores. The label of a text is null if the endpoint refuses it or names no
+    class."""
     known = frozenset(version.classes)
-    labels = pa.array([each.label if each.label in known else None for each in predictions], pa.string())
+    labels = pa.array(
+        [each.label if each.label in known else None for each in predictions], pa.string()
+    )
     if version.integer_labels:
         typed = (version.typed_label(prediction.label) for prediction in predictions)
-        labels = pa.array([label if isinstance(label, int) else None for label in typed], pa.int64())
+        labels = pa.array(
+            [label if isinstance(label, int) else None for label in typed], pa.int64()
+        )
     scores = pa.array([prediction.known_score for prediction in predictions], pa.float32())
     return {"label": labels, "score": scores}
 
 
 def _answers(answers: Sequence[ChatAnswer], version: "ModelVersion") -> Columns:  # noqa: ARG001
-    """Return answers. That to a row is null if an endpoint refuses it, and `finish_reason` is then the error code."""
+    """Return answers. That to a row is null if an endpoint refuses it, and `finish_reason` is then
+    the error code."""
     return {
         "answer": pa.array([answer.text for answer in answers], pa.string()),
         "finish_reason": pa.array([answer.finish_reason for answer in answers], pa.string()),

@@ -35,13 +35,19 @@ from tailorbird.storage.paths import TaskPaths
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
-PART_BYTES = 64 << 20  # maximum uncompressed size of a part's columns; parts with long rows have fewer rows
+PART_BYTES = (
+    64 << 20
+)  # maximum uncompressed size of a part's columns; parts with long rows have fewer rows
 ENDPOINT_PART_ROWS = 1 << 8  # about a minute of requests, after which the progress is reported
-CLAIM, MANIFEST = "batch.json", "manifest.json"  # first and last file of an output
+# first and last file of an output
+CLAIM = "batch.json"
+MANIFEST = "manifest.json"
 PROGRESS_INTERVAL_S = 15.0
 RESTARTS = 3
 
-ProgressCallback = Callable[[int, int], None]  # called after each part with the scored rows and the total rows
+ProgressCallback = Callable[
+    [int, int], None
+]  # called after each part with the scored rows and the total rows
 
 
 @dataclass(frozen=True)
@@ -53,18 +59,27 @@ class ScoringResult:
     num_parts: int
     num_new: int  # rows that this call scored; the other rows were already stored
     busy_s: float
-    """Seconds from the start of the first part to the end of the last part, without the start of the workers and the
-    loading of the model."""
+    """Seconds from the start of the first part to the end of the last part, without the start of
+    the workers and the loading of the model."""
     num_unanswered: int = 0
     """Rows that the endpoint refused, or for which it named no class."""
 
     def line(self) -> str:
         """Return a one-line summary."""
-        rate = f", {self.num_new / self.busy_s:,.0f} rows/s after the workers started" if self.busy_s else ""
+        if self.busy_s:
+            rate = f", {self.num_new / self.busy_s:,.0f} rows/s after the workers started"
+        else:
+            rate = ""
         before = self.num_rows - self.num_new
         stored = f" ({before:,} were already stored)" if before else ""
-        null = f", {self.num_unanswered:,} of them without an answer (null)" if self.num_unanswered else ""
-        return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{null}{stored}, {self.num_parts} parts{rate}"
+        if self.num_unanswered:
+            null = f", {self.num_unanswered:,} of them without an answer (null)"
+        else:
+            null = ""
+        return (
+            f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{null}{stored}, "
+            f"{self.num_parts} parts{rate}"
+        )
 
 
 def resolve_version(task_uri: str, model: str) -> "ModelVersion":
@@ -79,7 +94,9 @@ def resolve_version(task_uri: str, model: str) -> "ModelVersion":
         return read_version(model if "://" in model else TaskPaths(task_uri).version(model))
     stored = read_champion(task_uri)
     if stored is None:
-        raise RegistryError(f"{task_uri} has no champion; run `tailorbird promote RECIPE`, or name a version")
+        raise RegistryError(
+            f"{task_uri} has no champion; run `tailorbird promote RECIPE`, or name a version"
+        )
     champion = stored[0]
     if model == CHAMPION:
         return champion_version(champion)
@@ -89,9 +106,15 @@ def resolve_version(task_uri: str, model: str) -> "ModelVersion":
 
 
 def new_batch(
-    version: "ModelVersion", *, input: str, output: str, column: str | None = None, id_column: str | None = None
+    version: "ModelVersion",
+    *,
+    input: str,
+    output: str,
+    column: str | None = None,
+    id_column: str | None = None,
 ) -> BatchSpec:
-    """Return the specification of a batch, with normalized URIs; `column` defaults to the task's default.
+    """Return the specification of a batch, with normalized URIs; `column` defaults to the task's
+    default.
 
     Raises BatchError for invalid URIs.
     """
@@ -109,8 +132,8 @@ def new_batch(
 def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
     """Check that a batch can be scored, without reading rows.
 
-    Raises DataError for an input without files, and BatchError if the first file lacks a column or the output folder
-    contains other files.
+    Raises DataError for an input without files, and BatchError if the first file lacks a column or
+    the output folder contains other files.
     """
     first = parquet_files(batch.input)[0]
     with open_parquet(first, columns=(), in_parts=True) as file:
@@ -130,13 +153,15 @@ def score_batch(
     on_progress: ProgressCallback,
     limits: RequestLimits | None = None,
 ) -> ScoringResult:
-    """Score the input on the connected Ray cluster: one output row per input row, with the code of the service.
+    """Score the input on the connected Ray cluster: one output row per input row, with the code of
+    the service.
 
-    After an interruption, a new call scores only the missing parts. The manifest is written last. A worker keeps one
-    part in memory. Raises BatchError for rows that cannot be scored, for an output folder with other files, and for an
-    input that changed during the batch. Also raises DataError and StorageError. An exception in `on_progress` ends the
-    batch. `limits` are those of requests to an endpoint, by default the service's; EndpointFailed is raised if it
-    cannot answer or if the limit of its spend is reached.
+    After an interruption, a new call scores only the missing parts. The manifest is written last. A
+    worker keeps one part in memory. Raises BatchError for rows that cannot be scored, for an output
+    folder with other files, and for an input that changed during the batch. Also raises DataError
+    and StorageError. An exception in `on_progress` ends the batch. `limits` are those of requests
+    to an endpoint, by default the service's; EndpointFailed is raised if it cannot answer or if the
+    limit of its spend is reached.
     """
     check_batch(batch, version=version)
     inputs = tuple(_inputs(batch, columns=columns_of(batch, version)))
@@ -163,8 +188,12 @@ def score_batch(
             num_done += result.num_rows
             on_progress(num_done, total)
     _require_all_rows(parts, results, output=batch.output)
-    if storage.heads([file.uri for file in inputs]) != [(file.etag, file.size_bytes) for file in inputs]:
-        raise BatchError(f"{batch.input} changed during the batch; score it again to another output")
+    if storage.heads([file.uri for file in inputs]) != [
+        (file.etag, file.size_bytes) for file in inputs
+    ]:
+        raise BatchError(
+            f"{batch.input} changed during the batch; score it again to another output"
+        )
     num_unanswered = sum(result.num_unanswered for result in results.values())
     manifest = OutputManifest(
         batch=batch,
@@ -184,8 +213,11 @@ def score_batch(
 
 
 def request_limits(config: ServingConfig) -> RequestLimits:
-    """Return the limits of a batch that a service starts. Its spend has the limit of the version, if it has one."""
-    return RequestLimits(timeout_s=config.endpoint_timeout_s, max_concurrency=config.endpoint_concurrency)
+    """Return the limits of a batch that a service starts. Its spend has the limit of the version,
+    if it has one."""
+    return RequestLimits(
+        timeout_s=config.endpoint_timeout_s, max_concurrency=config.endpoint_concurrency
+    )
 
 
 def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
@@ -194,8 +226,8 @@ def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
     if result.endpoint_error is None:
         return (s3.StorageError if result.is_storage_error else BatchError)(result.error)
     error = EndpointFailed(
-        f"{result.error}. Complete parts and the answers of the other ones are stored in {batch.output}; repeat the "
-        "request to resume the batch"
+        f"{result.error}. Complete parts and the answers of the other ones are stored in "
+        f"{batch.output}; repeat the request to resume the batch"
     )
     error.kind = result.endpoint_error
     return error
@@ -215,7 +247,8 @@ def progress_notes(progress: ProgressReporter) -> ProgressCallback:
 
 
 def parts_of(inputs: Sequence[InputFile], *, size: int) -> Iterator[Part]:
-    """Yield the rows of each file in parts of at most `size` rows. The same files give the same parts.
+    """Yield the rows of each file in parts of at most `size` rows. The same files give the same
+    parts.
 
     Files with long rows have smaller parts, of about `PART_BYTES`.
     """
@@ -224,12 +257,21 @@ def parts_of(inputs: Sequence[InputFile], *, size: int) -> Iterator[Part]:
         max_rows = max(1, min(size, file.num_rows * PART_BYTES // max(1, file.read_bytes)))
         for start in range(0, file.num_rows, max_rows):
             num_rows = min(max_rows, file.num_rows - start)
-            yield Part(number=number, uri=file.uri, start=start, first=first, num_rows=num_rows, etag=file.etag)
-            number, first = number + 1, first + num_rows
+            yield Part(
+                number=number,
+                uri=file.uri,
+                start=start,
+                first=first,
+                num_rows=num_rows,
+                etag=file.etag,
+            )
+            number = number + 1
+            first = first + num_rows
 
 
 def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
-    """Yield the input's files. The id column must have the same type in all files, so that the output is one table."""
+    """Yield the input's files. The id column must have the same type in all files, so that the
+    output is one table."""
     id_type = None
     files = parquet_files(batch.input)
     for uri, (etag, size_bytes) in zip(files, storage.heads(files), strict=True):
@@ -240,8 +282,8 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
                 id_type = id_type or file_type
                 if file_type != id_type:
                     raise BatchError(
-                        f"{uri}: column {batch.id_column!r} has type {file_type}, but {id_type} in other files; "
-                        "use one type in all files"
+                        f"{uri}: column {batch.id_column!r} has type {file_type}, but {id_type} in "
+                        "other files; use one type in all files"
                     )
             metadata = file.metadata
             yield InputFile(
@@ -257,7 +299,11 @@ def _read_bytes(metadata: Any, columns: Sequence[str]) -> int:
     """Return the uncompressed size of the columns, including nested columns, in all row groups."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.split(".")[0] in columns
+    )
 
 
 def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:
@@ -265,7 +311,8 @@ def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in names:
             raise BatchError(
-                f"{uri} has no column {column!r}, only {', '.join(names)}; set the batch's columns, or add the column"
+                f"{uri} has no column {column!r}, only {', '.join(names)}; set the batch's "
+                "columns, or add the column"
             )
 
 
@@ -273,9 +320,13 @@ def _read_claim(batch: BatchSpec) -> OutputClaim | None:
     uri = f"{batch.output}/{CLAIM}"
     stored = storage.read_versioned(uri)
     try:
-        return None if stored is None else OutputClaim.model_validate_json(stored[0])
+        if stored is None:
+            return None
+        return OutputClaim.model_validate_json(stored[0])
     except ValidationError as error:
-        raise BatchError(f"{uri} is not a valid batch of this version ({error}); give an empty folder") from None
+        raise BatchError(
+            f"{uri} is not a valid batch of this version ({error}); give an empty folder"
+        ) from None
 
 
 def _claim(claim: OutputClaim) -> None:
@@ -293,8 +344,8 @@ def _require_equal(output: str, stored: BaseModel, requested: BaseModel) -> None
     differing = sorted(name for name in fields if getattr(stored, name) != getattr(requested, name))
     if differing:
         raise BatchError(
-            f"{output} contains a batch with another {' and '.join(differing)}; give an empty folder, or repeat the "
-            "former request to resume it"
+            f"{output} contains a batch with another {' and '.join(differing)}; give an empty "
+            "folder, or repeat the former request to resume it"
         )
 
 
@@ -314,11 +365,15 @@ def _score_parts(
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    resources, gpus = ray.cluster_resources(), 0 if version.endpoint else config.gpus_per_replica
+    resources = ray.cluster_resources()
+    gpus = 0 if version.endpoint else config.gpus_per_replica
     room = int(resources.get("CPU", 1)) // config.cpus_per_replica
     if gpus:
         room = min(room, int(resources.get("GPU", 0) / gpus))
-    workers = 1 if calls_endpoint(version) else max(1, min(len(parts), room, config.max_batch_workers or room))
+    if calls_endpoint(version):
+        workers = 1
+    else:
+        workers = max(1, min(len(parts), room, config.max_batch_workers or room))
     # The batch starts with one worker, so it does not wait for cores that replicas use.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
@@ -331,7 +386,8 @@ def _score_parts(
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,
         runtime_env={"env_vars": gpu_visibility(gpus)},
-        # By default, restarts are unlimited, so a row that kills its worker would be repeated forever.
+        # By default, restarts are unlimited, so a row that kills its worker would be repeated
+        # forever.
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,
     )
@@ -339,12 +395,17 @@ def _score_parts(
         yield PartResult.model_validate_json(row["result"])
 
 
-def _require_all_rows(parts: Sequence[Part], results: dict[int, PartResult], *, output: str) -> None:
+def _require_all_rows(
+    parts: Sequence[Part], results: dict[int, PartResult], *, output: str
+) -> None:
     """Raise BatchError unless each part has a result with the part's number of rows."""
     for part in parts:
-        num_rows = results[part.number].num_rows if part.number in results else 0
+        if part.number in results:
+            num_rows = results[part.number].num_rows
+        else:
+            num_rows = 0
         if num_rows != part.num_rows:
             raise BatchError(
-                f"{output}: part {part.number} has {num_rows} rows, not {part.num_rows}; delete its file and repeat "
-                "the request"
+                f"{output}: part {part.number} has {num_rows} rows, not {part.num_rows}; delete "
+                "its file and repeat the request"
             )

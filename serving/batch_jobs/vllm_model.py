@@ -6,7 +6,13 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from serving.engines.vllm_engine import USABLE_SHARE, model_folder, require_installed, server_options, version_files
+from serving.engines.vllm_engine import (
+    USABLE_SHARE,
+    model_folder,
+    require_installed,
+    server_options,
+    version_files,
+)
 from serving.engines.vllm_server import OfflineEngine
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
@@ -19,7 +25,8 @@ class VllmModel:
     """A chat version on vLLM with the options of the service. It uses all GPUs of the worker."""
 
     def __init__(self, version: ModelVersion, *, config: ServingConfig) -> None:
-        """Load a version. Raises the errors of `version_files`, EngineNotInstalled, and the errors of vLLM."""
+        """Load a version. Raises the errors of `version_files`, EngineNotInstalled, and the errors
+        of vLLM."""
         require_installed()
         files = version_files(version, merge_adapters=config.merge_adapters)
         self.loaded = files.loaded
@@ -36,12 +43,17 @@ class VllmModel:
         from tailorbird.models.grammar.compiler import grammar_of
 
         prompting = self.loaded.prompting
-        end_id, limit = int(self.loaded.tokenizer.eos_token_id), prompting.max_new_tokens
+        end_id = int(self.loaded.tokenizer.eos_token_id)
+        limit = prompting.max_new_tokens
         format = prompting.response_format
         grammar = None if format is None else str(grammar_of(format))
         answers = []
-        for tokens, logprobs in self._engine.greedy(prompts, max_tokens=limit, end_id=end_id, grammar=grammar):
+        for tokens, logprobs in self._engine.greedy(
+            prompts, max_tokens=limit, end_id=end_id, grammar=grammar
+        ):
             finished = tokens[-1:] == [end_id]
             confidence = math.exp(fmean(logprobs)) if logprobs else 0.0
-            answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(logprobs)))
+            answers.append(
+                Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(logprobs))
+            )
         return answers

@@ -1,4 +1,5 @@
-"""The Ray Data worker of a batch, which scores one part at a time and writes its answers to a Parquet file."""
+"""The Ray Data worker of a batch, which scores one part at a time and writes its answers to a
+Parquet file."""
 
 import io
 import os
@@ -31,7 +32,8 @@ UNANSWERED_KEY = b"tailorbird_unanswered"  # key of the number of rows without a
 
 
 def columns_of(batch: BatchSpec, version: "ModelVersion") -> list[str]:
-    """Return the columns to read, without duplicates. A hybrid that routes by group also reads the group column."""
+    """Return the columns to read, without duplicates. A hybrid that routes by group also reads the
+    group column."""
     names = (batch.column, batch.id_column, version.hybrid and version.hybrid.routing.column)
     return list(dict.fromkeys(name for name in names if name))
 
@@ -39,8 +41,8 @@ def columns_of(batch: BatchSpec, version: "ModelVersion") -> list[str]:
 class PartScorer:
     """The class of Ray Data's actors. It loads the version at the first part that is not stored.
 
-    `limits` are those of the requests to an endpoint, if the version has one. After an error of the endpoint, no
-    further request is sent.
+    `limits` are those of the requests to an endpoint, if the version has one. After an error of the
+    endpoint, no further request is sent.
     """
 
     def __init__(self, batch: BatchSpec, config: ServingConfig, limits: RequestLimits) -> None:
@@ -53,31 +55,43 @@ class PartScorer:
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Score the `Part` in `row["part"]` and return its `PartResult` in `result`, both as JSON.
 
-        Errors of data, storage and endpoints are returned in the result, because raised errors reach the driver as a
-        traceback.
+        Errors of data, storage and endpoints are returned in the result, because raised errors
+        reach the driver as a traceback.
         """
         part = Part.model_validate_json(row["part"])
         try:
             result = self._score(part)
         except (DataError, s3.StorageError) as error:
-            result = PartResult(part=part.number, error=str(error), is_storage_error=storage.comes_from_storage(error))
+            result = PartResult(
+                part=part.number,
+                error=str(error),
+                is_storage_error=storage.comes_from_storage(error),
+            )
         except EndpointError as error:
             self._failed = error
-            result = PartResult(part=part.number, error=str(error), endpoint_error=type(error).__name__)
+            result = PartResult(
+                part=part.number, error=str(error), endpoint_error=type(error).__name__
+            )
         return {"result": result.model_dump_json()}
 
     def _score(self, part: Part) -> PartResult:
-        batch, uri = self._batch, part.output_uri(self._batch.output)
-        part_source = PartSource(part=part, digest=batch.digest, column=batch.column, id_column=batch.id_column)
+        batch = self._batch
+        uri = part.output_uri(self._batch.output)
+        part_source = PartSource(
+            part=part, digest=batch.digest, column=batch.column, id_column=batch.id_column
+        )
         source = part_source.model_dump_json().encode()
         if storage.exists(uri):
             with open_parquet(uri, columns=(), in_parts=True) as file:
                 if (file.schema_arrow.metadata or {}).get(SOURCE_KEY) != source:
                     raise DataError(
-                        f"{uri} has answers to other rows or of another version; delete it and repeat the request"
+                        f"{uri} has answers to other rows or of another version; delete it and "
+                        "repeat the request"
                     )
                 num_unanswered = int(file.schema_arrow.metadata.get(UNANSWERED_KEY, b"0"))
-                return PartResult(part=part.number, num_rows=file.metadata.num_rows, num_unanswered=num_unanswered)
+                return PartResult(
+                    part=part.number, num_rows=file.metadata.num_rows, num_unanswered=num_unanswered
+                )
         if self._failed is not None:
             raise self._failed
         if self._model is None:
@@ -85,11 +99,18 @@ class PartScorer:
         started = time.time()
         table = score_part(part, batch, model=self._model)
         if storage.head(part.uri)[0] != part.etag:
-            raise DataError(f"{part.uri} changed during the batch; score it again to another output")
-        num_unanswered = sum(table.column(name).null_count for name in ANSWERS if name in table.column_names)
+            raise DataError(
+                f"{part.uri} changed during the batch; score it again to another output"
+            )
+        num_unanswered = sum(
+            table.column(name).null_count for name in ANSWERS if name in table.column_names
+        )
         sink = io.BytesIO()
         pq.write_table(
-            table.replace_schema_metadata({SOURCE_KEY: source, UNANSWERED_KEY: str(num_unanswered).encode()}), sink
+            table.replace_schema_metadata(
+                {SOURCE_KEY: source, UNANSWERED_KEY: str(num_unanswered).encode()}
+            ),
+            sink,
         )
         storage.write_bytes(uri, sink.getvalue(), retry_policy=s3.PERSISTENT)
         return PartResult(
@@ -110,7 +131,10 @@ def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> 
         version = read_version(batch.version_uri)
         require_digest(version, digest=batch.digest)
         if config.engine == "vllm" and version.hybrid is not None:
-            raise DataError(f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers only")
+            raise DataError(
+                f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers "
+                "only"
+            )
         return load_offline(
             version,
             batch_size=config.batch_size(version.task),
@@ -120,12 +144,16 @@ def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> 
         )
     except s3.StorageError:
         raise
-    except (ValueError, EngineNotInstalled) as error:  # from the models or the registry, for a damaged version
+    except (
+        ValueError,
+        EngineNotInstalled,
+    ) as error:  # from the models or the registry, for a damaged version
         raise DataError(str(error)) from None
 
 
 def score_part(part: Part, batch: BatchSpec, *, model: OfflineModel) -> pa.Table:
-    """Return the part's rows with their answers, in order; raise DataError for a row that cannot be answered."""
+    """Return the part's rows with their answers, in order; raise DataError for a row that cannot be
+    answered."""
     version = model.version
     table = _read(part, columns=columns_of(batch, version))
     columns = {"row": pa.array(range(part.first, part.first + part.num_rows), pa.int64())}
@@ -146,7 +174,9 @@ def score_part(part: Part, batch: BatchSpec, *, model: OfflineModel) -> pa.Table
 def _read(part: Part, *, columns: list[str]) -> pa.Table:
     """Return the part's rows. Other rows of the same row groups are not kept in memory."""
     with open_parquet(part.uri, columns=columns, in_parts=True) as file:
-        groups, skip, group_start = [], part.start, 0
+        groups = []
+        skip = part.start
+        group_start = 0
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if group_start + size <= part.start:
@@ -156,7 +186,9 @@ def _read(part: Part, *, columns: list[str]) -> pa.Table:
             group_start += size
         batches: list[pa.RecordBatch] = []
         missing = part.num_rows
-        for batch in file.iter_batches(batch_size=part.num_rows, row_groups=groups, columns=columns):
+        for batch in file.iter_batches(
+            batch_size=part.num_rows, row_groups=groups, columns=columns
+        ):
             rows = batch.slice(skip, missing)
             skip = max(0, skip - batch.num_rows)
             missing -= rows.num_rows

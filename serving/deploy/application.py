@@ -1,4 +1,5 @@
-"""The Serve application of a version: its code, its arguments and the configuration of its replicas."""
+"""The Serve application of a version: its code, its arguments and the configuration of its
+replicas."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from tailorbird.registry.versions import ModelVersion, PinnedVersion, spec_at
 
 IMPORT_PATH = "serving.app:build"
 USER_CONFIG_FIELDS = {"baseline", "challenger", "versions", "deploy_timeout_s"}
-"""Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the replicas."""
+"""Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the
+replicas."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,39 @@ def application_of(
     Raises ChallengerError if the challenger and the champion were made by different code.
     """
     replicas = _replica_config(config, version=version, additional=additional, verdict=verdict)
-    deployment = Deployment(name=SERVED_TASKS[version.task].deployment, user_config=replicas.to_user_config())
-    # Fields with their default values are omitted, because older code of a version may not know them.
+    deployment = Deployment(
+        name=SERVED_TASKS[version.task].deployment, user_config=replicas.to_user_config()
+    )
+    # Fields with their default values are omitted, because older code of a version may not know
+    # them.
     serving = config.model_dump(mode="json", exclude_defaults=True, exclude=USER_CONFIG_FIELDS)
     application = ServeApplication(
         name=application_name(task_uri),
         route_prefix="/",
         import_path=IMPORT_PATH,
         runtime_env={"working_dir": version.code},
-        args={"task_uri": task_uri, "task": version.task, "serving": serving},  # `serving.app.BuildArgs`
+        args={
+            "task_uri": task_uri,
+            "task": version.task,
+            "serving": serving,
+        },  # `serving.app.BuildArgs`
         deployments=(deployment,),
     )
     return with_replicas(application, replicas)
 
 
 def _replica_config(
-    config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: ChosenBy | None
+    config: ServingConfig,
+    *,
+    version: ModelVersion,
+    additional: AdditionalVersions,
+    verdict: ChosenBy | None,
 ) -> ReplicaConfig:
-    others = {other.version: version_ref(other) for other in additional.others if other.digest != version.digest}
+    others = {
+        other.version: version_ref(other)
+        for other in additional.others
+        if other.digest != version.digest
+    }
     if config.baseline and is_baseline_served(
         additional.baseline, champion=version, shares_chat_base=config.shares_chat_base
     ):
@@ -74,13 +91,19 @@ def _replica_config(
 
 
 def shown_of(verdict: ChosenBy | None) -> dict[str, Any]:
-    """Return the fields of ReplicaConfig that the page shows about the verdict that selected the champion."""
-    return {"verdict": None, "costs": {}} if verdict is None else {"verdict": verdict.sentence, "costs": verdict.costs}
+    """Return the fields of ReplicaConfig that the page shows about the verdict that selected the
+    champion."""
+    if verdict is None:
+        return {"verdict": None, "costs": {}}
+    return {"verdict": verdict.sentence, "costs": verdict.costs}
 
 
 def max_versions(config: ServingConfig, *, task: str) -> int:
-    """Return the maximum number of other versions: 0 if the replicas cannot share a base model between versions."""
-    return config.versions if task == "classification" or config.shares_chat_base else 0
+    """Return the maximum number of other versions: 0 if the replicas cannot share a base model
+    between versions."""
+    if task == "classification" or config.shares_chat_base:
+        return config.versions
+    return 0
 
 
 def is_baseline_served(
@@ -88,7 +111,8 @@ def is_baseline_served(
 ) -> TypeGuard[ModelVersion | PinnedVersion]:
     """Return True if requests can select this baseline (see `ServedTask.serves_baseline`).
 
-    `shares_chat_base` is that of the `ServingConfig`. The baseline and an adapter of a run have the same base model.
+    `shares_chat_base` is that of the `ServingConfig`. The baseline and an adapter of a run have the
+    same base model.
     """
     if baseline is None:
         return False
@@ -101,19 +125,24 @@ def is_baseline_served(
     return shares_chat_base and champion.shares_base and spec.shares_base
 
 
-def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None) -> Challenger | None:
+def _challenger(
+    config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None
+) -> Challenger | None:
     if challenger is None:
         return None
     assert config.challenger is not None
     if challenger.code != champion.code:
         raise ChallengerError(
-            f"{challenger.uri} was made by code {challenger.code}, but the champion's replicas run code "
-            f"{champion.code}. Choose a challenger made by the champion's code, or promote this version: "
-            "`tailorbird promote` first checks its answers with its own code"
+            f"{challenger.uri} was made by code {challenger.code}, but the champion's replicas run "
+            f"code {champion.code}. Choose a challenger made by the champion's code, or promote "
+            "this version: `tailorbird promote` first checks its answers with its own code"
         )
     share = config.challenger
     return Challenger(
-        uri=challenger.uri, digest=challenger.digest, canary=share.canary or 0.0, shadow=share.shadow or 0.0
+        uri=challenger.uri,
+        digest=challenger.digest,
+        canary=share.canary or 0.0,
+        shadow=share.shadow or 0.0,
     )
 
 
@@ -123,7 +152,8 @@ def replica_config(application: ServeApplication) -> ReplicaConfig:
 
 
 def with_replicas(application: ServeApplication, config: ReplicaConfig) -> ServeApplication:
-    """Return a copy with another configuration of its replicas, which get a GPU only if they hold a model.
+    """Return a copy with another configuration of its replicas, which get a GPU only if they hold a
+    model.
 
     If this changes, the replicas restart.
     """
@@ -140,13 +170,15 @@ def uses_gpu(application: ServeApplication) -> bool:
 
 
 def can_hold(application: ServeApplication, *, version: ModelVersion) -> bool:
-    """Return True if the application's replicas can load the version: they run its code, and have a GPU if needed."""
+    """Return True if the application's replicas can load the version: they run its code, and have a
+    GPU if needed."""
     has_gpu = not application.args.get("without_gpu", False)
     return application.code == version.code and (has_gpu or spec_at(version.uri).calls_endpoint)
 
 
 def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:
-    """Return a separate application for the version, with one replica and the arguments of `former`."""
+    """Return a separate application for the version, with one replica and the arguments of
+    `former`."""
     name = f"{former.name}_candidate"  # recipe names cannot contain an underscore
     serving = former.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
     update = {
@@ -173,8 +205,11 @@ def application_name(task_uri: str) -> str:
 def route_prefix(name: str, applications: dict[str, ApplicationDetails]) -> str:
     """Return the route prefix of an application.
 
-    A deployed application keeps its prefix. A new one gets `/`, or `/<name>` if another application has `/`.
+    A deployed application keeps its prefix. A new one gets `/`, or `/<name>` if another application
+    has `/`.
     """
     if name in applications and applications[name].route_prefix:
         return str(applications[name].route_prefix)
-    return f"/{name}" if any(details.route_prefix == "/" for details in applications.values()) else "/"
+    if any(details.route_prefix == "/" for details in applications.values()):
+        return f"/{name}"
+    return "/"

@@ -13,10 +13,11 @@ UNSET = "unset"
 def recorded_change(
     application: ServeApplication | None, *, former: ServeApplication | None
 ) -> AbstractContextManager[None]:
-    """Return a context manager that records the change of an application, which the block makes, in the security log.
+    """Return a context manager that records the change of an application, which the block makes, in
+    the security log.
 
-    `application` is None if it is removed, and `former` if it is new. Nothing is recorded if both are equal, or for an
-    application of another project.
+    `application` is None if it is removed, and `former` if it is new. Nothing is recorded if both
+    are equal, or for an application of another project.
     """
     known = application or former
     task_uri = known.args.get("task_uri") if known else None
@@ -27,19 +28,26 @@ def recorded_change(
     if before == after:
         return nullcontext()
     event = SecurityEvent(
-        kind="configuration", what=f"{known.name}: {_change(before, after)}", before=before, after=after
+        kind="configuration",
+        what=f"{known.name}: {_change(before, after)}",
+        before=before,
+        after=after,
     )
     return recorded(event, registry=TaskPaths(task_uri).registry)
 
 
 def _configuration(application: ServeApplication | None) -> Json | None:
-    """Return the part of an application's configuration that the log records. It contains no secrets.
+    """Return the part of an application's configuration that the log records. It contains no
+    secrets.
 
-    `serving` is the recipe's section without default values. Shares and versions are in the other fields.
+    `serving` is the recipe's section without default values. Shares and versions are in the other
+    fields.
     """
     if application is None:
         return None
-    versions = replica_config(application).model_dump(mode="json", include={"champion", "challenger", "others"})
+    versions = replica_config(application).model_dump(
+        mode="json", include={"champion", "challenger", "others"}
+    )
     return {"code": application.code, "serving": application.args.get("serving", {}), **versions}
 
 
@@ -64,7 +72,9 @@ def _settings(configuration: Json) -> dict[str, str]:
         settings["challenger"] = f"{_name(challenger)} ({shares})"
     if configuration["others"]:
         settings["other versions"] = ", ".join(sorted(configuration["others"]))
-    return settings | {f"serving.{name}": str(value) for name, value in configuration["serving"].items()}
+    return settings | {
+        f"serving.{name}": str(value) for name, value in configuration["serving"].items()
+    }
 
 
 def _name(version: Json) -> str:

@@ -1,4 +1,5 @@
-"""Wait until a deployed application serves its configuration, and report Serve's status meanwhile."""
+"""Wait until a deployed application serves its configuration, and report Serve's status
+meanwhile."""
 
 import time
 
@@ -16,12 +17,14 @@ from serving.replica.config import config_id
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
-"""Time after which a failure is final. Right after a PUT, Serve can still report the status of the former deploy, and
-it replaces a replica that becomes unhealthy. A deploy that fails after Serve reported another status fails at once."""
+"""Time after which a failure is final. Right after a PUT, Serve can still report the status of the
+former deploy, and it replaces a replica that becomes unhealthy. A deploy that fails after Serve
+reported another status fails at once."""
 
 
 class ReplicaStatus(Readiness):
-    """The response of /readyz. Unknown keys are ignored, because the version's code may be newer than the client's."""
+    """The response of /readyz. Unknown keys are ignored, because the version's code may be newer
+    than the client's."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -32,7 +35,9 @@ UNREACHABLE = ReplicaStatus(status="loading")
 def replica_status(base_url: str) -> ReplicaStatus:
     """Return a replica's response to /readyz, or UNREACHABLE if the response is not valid."""
     try:
-        return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5, verify=verify()).json())
+        return ReplicaStatus.model_validate(
+            requests.get(f"{base_url}/readyz", timeout=5, verify=verify()).json()
+        )
     except (requests.RequestException, ValueError):
         return UNREACHABLE
 
@@ -40,19 +45,25 @@ def replica_status(base_url: str) -> ReplicaStatus:
 def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> None:
     """Poll /readyz until every running replica has loaded the configuration.
 
-    Serve's own status is up to 30 s late. The proxy chooses a replica for each request, so the number of consecutive
-    responses with the configuration must be twice the maximum number of replicas, and include each running replica.
+    Serve's own status is up to 30 s late. The proxy chooses a replica for each request, so the
+    number of consecutive responses with the configuration must be twice the maximum number of
+    replicas, and include each running replica.
 
-    Raises DeployError with Serve's message if Serve reports a failure, or after `serving.deploy_timeout_s`;
-    VersionRefusedError if a replica cannot load the version; and OverwrittenError as `require_declared` does.
+    Raises DeployError with Serve's message if Serve reports a failure, or after
+    `serving.deploy_timeout_s`; VersionRefusedError if a replica cannot load the version; and
+    OverwrittenError as `require_declared` does.
     """
-    name, base_url = application.name, serve_client.application_url(application)
+    name = application.name
+    base_url = serve_client.application_url(application)
     num_answers = 2 * application.max_replicas
-    config, wanted = replica_config(application), config_id(application.user_config)
+    config = replica_config(application)
+    wanted = config_id(application.user_config)
     digest = config.champion.digest
     deadline = time.monotonic() + config.deploy_timeout_s
-    failure, reported = _Failure(), ""
-    in_a_row, answered = 0, set[str | None]()
+    failure = _Failure()
+    reported = ""
+    in_a_row = 0
+    answered = set[str | None]()
     while time.monotonic() < deadline:
         status = replica_status(base_url)
         if status.config != wanted:  # the replica still has a former configuration
@@ -79,7 +90,8 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
         time.sleep(serve_client.POLL_S)
     raise DeployError(
         f"{name} did not answer with digest {digest} in {config.deploy_timeout_s:g} s: "
-        f"{serve_client.application_status(name)}; if it only needs more time, raise serving.deploy_timeout_s"
+        f"{serve_client.application_status(name)}; if it only needs more time, raise "
+        "serving.deploy_timeout_s"
     )
 
 
@@ -93,7 +105,8 @@ class _Failure:
     def is_final(self, details: ApplicationDetails | None) -> bool:
         """Return True if the status, the latest one, is a failure of this deploy."""
         if details is None or details.status not in FAILED:
-            self._since, self._has_started = None, True
+            self._since = None
+            self._has_started = True
             return False
         if details.status == "DEPLOY_FAILED" and self._has_started:
             return True
@@ -103,13 +116,16 @@ class _Failure:
 
 
 def progress_line(name: str, details: ApplicationDetails | None) -> str:
-    """Return one line with the status of each deployment, the states of its replicas, and Serve's messages."""
+    """Return one line with the status of each deployment, the states of its replicas, and Serve's
+    messages."""
     if details is None:
         return f"{name}: not known to Serve yet"
     parts = [f"{name}: {details.status}"]
     for deployment, status in details.deployments.items():
         states = [replica.state for replica in status.replicas]
-        others = {state: states.count(state) for state in dict.fromkeys(states) if state != "RUNNING"}
+        others = {
+            state: states.count(state) for state in dict.fromkeys(states) if state != "RUNNING"
+        }
         counts = [f"{states.count('RUNNING')} of {status.target_num_replicas} replicas running"]
         counts += [f"{count} {state.lower()}" for state, count in others.items()]
         parts.append(f"{deployment} {status.status}, {', '.join(counts)}")
@@ -122,13 +138,19 @@ def progress_line(name: str, details: ApplicationDetails | None) -> str:
 
 def require_declared(application: ServeApplication) -> None:
     """Raise OverwrittenError if another client has changed or removed the application."""
-    name, declared = application.name, serve_client.declared_applications().get(application.name)
+    name = application.name
+    declared = serve_client.declared_applications().get(application.name)
     if declared is None or config_id(declared.user_config) != config_id(application.user_config):
         raise OverwrittenError(
-            f"another client changed or removed {name} during the deploy; run `tailorbird serve RECIPE` again"
+            f"another client changed or removed {name} during the deploy; run `tailorbird serve "
+            "RECIPE` again"
         )
 
 
 def running_replicas(name: str) -> set[str | None]:
     """Return the ids of the application's running replicas, as in /readyz."""
-    return {replica.replica_id for replica in serve_client.replicas_of(name) if replica.state == "RUNNING"}
+    return {
+        replica.replica_id
+        for replica in serve_client.replicas_of(name)
+        if replica.state == "RUNNING"
+    }

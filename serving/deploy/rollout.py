@@ -54,12 +54,14 @@ def deploy(
     verdict: ChosenBy | None = None,
     progress: ProgressReporter = SILENT,
 ) -> str:
-    """Make the version the champion of the service, wait until it answers, and return the base URL of its routes.
+    """Make the version the champion of the service, wait until it answers, and return the base URL
+    of its routes.
 
-    `verdict` is the verdict that selected it. Other applications do not change. If only the versions
-    differ from the running deploy, only `user_config` changes: the replicas keep running and swap when the new version
-    is loaded. `progress` receives Serve's status whenever it changes. Raises DeployError (ChallengerError if everything
-    except the challenger is served), or SessionError if Ray cannot be reached.
+    `verdict` is the verdict that selected it. Other applications do not change. If only the
+    versions differ from the running deploy, only `user_config` changes: the replicas keep running
+    and swap when the new version is loaded. `progress` receives Serve's status whenever it changes.
+    Raises DeployError (ChallengerError if everything except the challenger is served), or
+    SessionError if Ray cannot be reached.
     """
     name = application_name(task_uri)
     instance = serve_client.serve_instance()
@@ -69,9 +71,15 @@ def deploy(
         require_valid_keys(config.api_keys)
     if additional.challenger is not None:
         draw_secret(task_uri)  # the role of the replicas may have read access only
-    application = application_of(config, task_uri=task_uri, version=version, additional=additional, verdict=verdict)
-    application = application.model_copy(update={"route_prefix": route_prefix(name, instance.applications)})
-    base_url = _apply(application, declared=serve_client.declared_in(instance.applications), progress=progress)
+    application = application_of(
+        config, task_uri=task_uri, version=version, additional=additional, verdict=verdict
+    )
+    application = application.model_copy(
+        update={"route_prefix": route_prefix(name, instance.applications)}
+    )
+    base_url = _apply(
+        application, declared=serve_client.declared_in(instance.applications), progress=progress
+    )
     if additional.challenger is not None:
         _require_challenger(additional.challenger, champion=version, base_url=base_url)
     return base_url
@@ -80,7 +88,8 @@ def deploy(
 def require_valid_keys(source: str) -> None:
     """Raise DeployError if a line of the API keys cannot be read: replicas would start without it.
 
-    Does nothing if this process cannot read the keys, for example because they are in a variable of the nodes.
+    Does nothing if this process cannot read the keys, for example because they are in a variable of
+    the nodes.
     """
     try:
         file = read_keys(source)
@@ -95,20 +104,27 @@ def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, bas
     status = next((status for status in statuses if status.status == "ready"), UNREACHABLE)
     if status.challenger != challenger.digest:
         reason = (status.absent or {}).get(CHALLENGER, "/readyz reports no reason")
-        raise ChallengerError(f"{champion.uri} serves at {base_url} without the challenger {challenger.uri}: {reason}")
+        raise ChallengerError(
+            f"{champion.uri} serves at {base_url} without the challenger {challenger.uri}: {reason}"
+        )
 
 
 @contextmanager
-def staged(task_uri: str, *, version: ModelVersion, progress: ProgressReporter = SILENT) -> Iterator[str | None]:
-    """Serve the version alongside the champion during the block, and yield the base URL that serves it.
+def staged(
+    task_uri: str, *, version: ModelVersion, progress: ProgressReporter = SILENT
+) -> Iterator[str | None]:
+    """Serve the version alongside the champion during the block, and yield the base URL that serves
+    it.
 
-    Yields None if the task is not served, or if no dashboard is set. The champion's replicas load the version, and
-    requests select it by name. A version with other code, or one that needs a GPU that the replicas do not have, gets a
-    separate application with one replica, for which the cluster must have resources.
-    After a block without an error, a version in the champion's replicas stays loaded for `switch_version`. After an
-    error, the former state is restored. Raises the errors of `deploy`.
+    Yields None if the task is not served, or if no dashboard is set. The champion's replicas load
+    the version, and requests select it by name. A version with other code, or one that needs a GPU
+    that the replicas do not have, gets a separate application with one replica, for which the
+    cluster must have resources. After a block without an error, a version in the champion's
+    replicas stays loaded for `switch_version`. After an error, the former state is restored. Raises
+    the errors of `deploy`.
     """
-    name, declared = application_name(task_uri), serve_client.declared_applications() if has_dashboard() else {}
+    name = application_name(task_uri)
+    declared = serve_client.declared_applications() if has_dashboard() else {}
     former = declared.get(name)
     if former is None:
         yield None
@@ -159,11 +175,12 @@ def switch_version(
     verdict: ChosenBy | None,
     progress: ProgressReporter = SILENT,
 ) -> str | None:
-    """Make the version the champion of the running service, and return the base URL, or None if the task is not served.
+    """Make the version the champion of the running service, and return the base URL, or None if the
+    task is not served.
 
-    Other settings do not change. Other versions with the same base model and code, including the former champion, stay
-    selectable by name. An experiment ends if its challenger becomes the champion, or if the code changes. Raises the
-    errors of `deploy`.
+    Other settings do not change. Other versions with the same base model and code, including the
+    former champion, stay selectable by name. An experiment ends if its challenger becomes the
+    champion, or if the code changes. Raises the errors of `deploy`.
     """
     declared = serve_client.declared_applications()
     former = declared.get(application_name(task_uri))
@@ -177,7 +194,10 @@ def switch_version(
     ):
         refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger
-    promoted = challenger is not None and challenger.digest in (version.digest, weights_digest(version))
+    promoted = challenger is not None and challenger.digest in (
+        version.digest,
+        weights_digest(version),
+    )
     config = config.model_copy(
         update={
             "champion": version_ref(version),
@@ -191,16 +211,20 @@ def switch_version(
 
 
 def _apply(
-    application: ServeApplication, *, declared: dict[str, ServeApplication], progress: ProgressReporter = SILENT
+    application: ServeApplication,
+    *,
+    declared: dict[str, ServeApplication],
+    progress: ProgressReporter = SILENT,
 ) -> str:
-    """Replace the application of this name, wait until it serves the new configuration, and return its base URL.
+    """Replace the application of this name, wait until it serves the new configuration, and return
+    its base URL.
 
     The change is recorded in the security log of the registry.
 
-    On failure, restore the former application and raise DeployError. Serve accepts only complete configurations and no
-    preconditions, so a client that changes another application can overwrite this one with its former state. In that
-    case the application is put again. If another client changed this application, leave that change and raise
-    DeployError.
+    On failure, restore the former application and raise DeployError. Serve accepts only complete
+    configurations and no preconditions, so a client that changes another application can overwrite
+    this one with its former state. In that case the application is put again. If another client
+    changed this application, leave that change and raise DeployError.
     """
     former = declared.get(application.name)
     if former is None or former.runtime_env != application.runtime_env:
@@ -228,7 +252,8 @@ def _put_until_served(
             raise
         return serve_client.application_url(application)
     raise DeployError(
-        f"other clients overwrote the configuration of {name} {PUT_ATTEMPTS} times during the deploy; try again"
+        f"other clients overwrote the configuration of {name} {PUT_ATTEMPTS} times during the "
+        "deploy; try again"
     )
 
 
@@ -240,7 +265,8 @@ def _put_application(application: ServeApplication) -> None:
 
 
 def require_unchanged(code: str) -> None:
-    """Raise DeployError if the sha256 of the code's files is not the name of its zip. Ray does not check this."""
+    """Raise DeployError if the sha256 of the code's files is not the name of its zip. Ray does not
+    check this."""
     name = code.rpartition("/")[2].removesuffix(".zip")
     try:
         sha256 = shipped_sha256(read_bytes(code))
@@ -250,7 +276,8 @@ def require_unchanged(code: str) -> None:
         ) from None
     if sha256 != name:
         raise DeployError(
-            f"the code {code} was changed: its files have the sha256 {sha256}; check who has write access to it"
+            f"the code {code} was changed: its files have the sha256 {sha256}; check who has write "
+            "access to it"
         )
 
 
@@ -267,7 +294,10 @@ def undeploy(name: str) -> None:
     while name in serve_client.serve_applications():
         if time.monotonic() > deadline:
             status = serve_client.application_status(name)
-            raise DeployError(f"application {name!r} still exists {REMOVAL_TIMEOUT_S} s after its removal: {status}")
+            raise DeployError(
+                f"application {name!r} still exists {REMOVAL_TIMEOUT_S} s after its removal: "
+                f"{status}"
+            )
         time.sleep(serve_client.POLL_S)
 
 

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from cluster.dashboard import request_dashboard
-from serving.deploy.serve_schema import ApplicationDetails, Json, ReplicaDetails, ServeApplication, ServeInstance
+from serving.deploy.serve_schema import (
+    ApplicationDetails,
+    Json,
+    ReplicaDetails,
+    ServeApplication,
+    ServeInstance,
+)
 from serving.http.schemas import LOCAL
 
 APPLICATIONS = "/api/serve/applications/"
@@ -16,7 +22,8 @@ PUT_ATTEMPTS = 5  # the first PUT starts Serve and can fail during the start
 
 
 class DeployError(ValueError):
-    """A deploy that Serve rejected or did not finish in time. The message contains Serve's status."""
+    """A deploy that Serve rejected or did not finish in time. The message contains Serve's
+    status."""
 
 
 class VersionRefusedError(DeployError):
@@ -32,12 +39,13 @@ class ChallengerError(DeployError):
 
 
 def serve_body(applications: Sequence[ServeApplication], *, url: str) -> Json:
-    """Return the body of a PUT: all applications, and the address on which Serve listens for `url`."""
+    """Return the body of a PUT: all applications, and the address on which Serve listens for
+    `url`."""
     address = urlsplit(url)
     return {
         "proxy_location": "EveryNode",
-        # Serve reads these options once, when it starts. With a loopback host, only this machine can connect.
-        # Otherwise, an HAProxy on each node accepts connections.
+        # Serve reads these options once, when it starts. With a loopback host, only this machine
+        # can connect. Otherwise, an HAProxy on each node accepts connections.
         "http_options": {"host": listen_host(url), "port": address.port or 8000},
         "applications": [application.to_json() for application in applications],
     }
@@ -45,7 +53,9 @@ def serve_body(applications: Sequence[ServeApplication], *, url: str) -> Json:
 
 def listen_host(url: str) -> str:
     """Return the address that Serve must bind for clients that use `url`."""
-    return "127.0.0.1" if urlsplit(url).hostname in LOCAL else "0.0.0.0"
+    if urlsplit(url).hostname in LOCAL:
+        return "127.0.0.1"
+    return "0.0.0.0"
 
 
 def application_url(application: ServeApplication) -> str:
@@ -59,12 +69,14 @@ def serve_url() -> str:
 
 
 def declared_applications() -> dict[str, ServeApplication]:
-    """Return the configurations of all applications that are not being deleted, by name. A PUT must repeat them."""
+    """Return the configurations of all applications that are not being deleted, by name. A PUT must
+    repeat them."""
     return declared_in(serve_applications())
 
 
 def declared_in(applications: dict[str, ApplicationDetails]) -> dict[str, ServeApplication]:
-    """Return the configurations in the details of applications, without those that are being deleted."""
+    """Return the configurations in the details of applications, without those that are being
+    deleted."""
     return {
         name: details.deployed_app_config
         for name, details in applications.items()
@@ -80,27 +92,35 @@ def serve_applications() -> dict[str, ApplicationDetails]:
 def replicas_of(name: str) -> list[ReplicaDetails]:
     """Return the replicas of an application, or an empty list if it does not exist."""
     application = serve_applications().get(name)
-    return [] if application is None else application.replicas
+    if application is None:
+        return []
+    return application.replicas
 
 
 def serve_instance() -> ServeInstance:
     """Return Serve's status."""
     answer = request_dashboard("GET", APPLICATIONS)
     if answer.status_code != 200:
-        raise DeployError(f"Serve's status cannot be read ({answer.status_code}): {answer.text[:500]}")
+        raise DeployError(
+            f"Serve's status cannot be read ({answer.status_code}): {answer.text[:500]}"
+        )
     return ServeInstance.model_validate(answer.json())
 
 
 def require_private_or_keys(instance: ServeInstance) -> None:
     """Raise DeployError if other machines can reach Serve; for services without API keys."""
     options = instance.http_options  # None before Serve starts; `serve_body` then sets the address
-    listens = "127.0.0.1" if options is None else options.host or "an unknown address"
+    if options is None:
+        listens = "127.0.0.1"
+    else:
+        listens = options.host or "an unknown address"
     if urlsplit(serve_url()).hostname in LOCAL and listens in LOCAL:
         return
     raise DeployError(
-        f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, but serving.api_keys is "
-        "not set. Make a key with `tailorbird key NAME` and set serving.api_keys; or set TAILORBIRD_SERVE_URL to a URL "
-        "with 127.0.0.1 before Serve starts; or, if a gateway authenticates clients, set serving.guarded"
+        f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, but "
+        "serving.api_keys is not set. Make a key with `tailorbird key NAME` and set "
+        "serving.api_keys; or set TAILORBIRD_SERVE_URL to a URL with 127.0.0.1 before Serve "
+        "starts; or, if a gateway authenticates clients, set serving.guarded"
     )
 
 
@@ -114,7 +134,9 @@ def put_applications(applications: Sequence[ServeApplication]) -> None:
         if answer.status_code < 500:
             break
         time.sleep(attempt + 1)
-    raise DeployError(f"Serve rejected the configuration ({answer.status_code}): {end_of(answer.text)}")
+    raise DeployError(
+        f"Serve rejected the configuration ({answer.status_code}): {end_of(answer.text)}"
+    )
 
 
 def application_status(name: str) -> str:
@@ -136,4 +158,6 @@ def status_of(application: ApplicationDetails | None) -> str:
 def end_of(text: str) -> str:
     """Return the end of a message, where a traceback has its error, without colour codes."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
-    return plain if len(plain) <= 1500 else f"[...] {plain[-1500:]}"
+    if len(plain) <= 1500:
+        return plain
+    return f"[...] {plain[-1500:]}"

@@ -1,4 +1,5 @@
-"""Types for the JSON of Ray Serve's REST API. Keys that a deploy does not read are kept and sent back."""
+"""Types for the JSON of Ray Serve's REST API. Keys that a deploy does not read are kept and sent
+back."""
 
 from typing import Any
 
@@ -51,7 +52,8 @@ class ServeApplication(_Schema):
 
     @property
     def user_config(self) -> Json:
-        """Return the configuration of the replicas; an application of this project has one deployment."""
+        """Return the configuration of the replicas; an application of this project has one
+        deployment."""
         config: Json = self.deployments[0].user_config
         return config
 
@@ -95,7 +97,9 @@ class ApplicationDetails(_Schema):
     @property
     def replicas(self) -> list[ReplicaDetails]:
         """Return the replicas of all deployments of the application."""
-        return [replica for deployment in self.deployments.values() for replica in deployment.replicas]
+        return [
+            replica for deployment in self.deployments.values() for replica in deployment.replicas
+        ]
 
 
 class HttpOptions(_Schema):

@@ -1,1 +1,2 @@
-"""Engines that send requests to an endpoint: an OpenAI-compatible server outside of this service."""
+"""Engines that send requests to an endpoint: an OpenAI-compatible server outside of this
+service."""

@@ -1,4 +1,5 @@
-"""Classification by an endpoint: one request for each text, whose answer is constrained to the classes."""
+"""Classification by an endpoint: one request for each text, whose answer is constrained to the
+classes."""
 
 import asyncio
 import math
@@ -26,7 +27,10 @@ class _NoClass(RequestError):
     """An answer that names none of the classes."""
 
     def __init__(self) -> None:
-        message = "the endpoint's answer to a text names none of the classes; omit the text, or use another version"
+        message = (
+            "the endpoint's answer to a text names none of the classes; omit the text, or use "
+            "another version"
+        )
         super().__init__(502, "endpoint_failed", message)
 
 
@@ -37,7 +41,12 @@ class EndpointClassifier:
     """
 
     def __init__(
-        self, version: "ModelVersion", *, upstream: Upstream, concurrency: int, index: "RetrievalIndex | None" = None
+        self,
+        version: "ModelVersion",
+        *,
+        upstream: Upstream,
+        concurrency: int,
+        index: "RetrievalIndex | None" = None,
     ) -> None:
         self._version = version
         self._index = index
@@ -47,10 +56,11 @@ class EndpointClassifier:
         self._uses = RefCounted(upstream.start_close)
 
     async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
-        """Return the predictions of texts, in order. If one of them fails, the requests of the others are cancelled.
+        """Return the predictions of texts, in order. If one of them fails, the requests of the
+        others are cancelled.
 
-        Raises the errors of `Upstream.parts`, and RequestError 502 for an answer that names no class. An error of one
-        of several texts has its index.
+        Raises the errors of `Upstream.parts`, and RequestError 502 for an answer that names no
+        class. An error of one of several texts has its index.
         """
 
         async def predict(index: int) -> Prediction:
@@ -58,7 +68,11 @@ class EndpointClassifier:
                 async with self._slots.held(client, cost=max(1, num_bytes(rows[index]))):
                     return await self._predict(rows[index])
             except RequestError as error:
-                raise error_of_text(error, index=index) if len(rows) > 1 and _is_of_text(error) else error from None
+                raise (
+                    error_of_text(error, index=index)
+                    if len(rows) > 1 and _is_of_text(error)
+                    else error
+                ) from None
 
         with self._uses.use():
             tasks = [asyncio.create_task(predict(index)) for index in range(len(rows))]
@@ -72,7 +86,8 @@ class EndpointClassifier:
     ) -> list[Prediction | RequestError]:
         """Return the prediction of each text or its error, in order; see `SubmitEach`.
 
-        If a request fails for a reason other than its text, the texts that are not sent yet have this error.
+        If a request fails for a reason other than its text, the texts that are not sent yet have
+        this error.
         """
         failures: list[RequestError] = []
 
@@ -94,7 +109,9 @@ class EndpointClassifier:
         with self._uses.use():
             tasks = [asyncio.create_task(result(text)) for text in rows]
             try:
-                await asyncio.wait(tasks, timeout=timeout_s * math.ceil(len(rows) / self._num_at_once))
+                await asyncio.wait(
+                    tasks, timeout=timeout_s * math.ceil(len(rows) / self._num_at_once)
+                )
             finally:
                 await _cancelled(tasks)
         return [_timed_out(timeout_s) if task.cancelled() else task.result() for task in tasks]
@@ -102,7 +119,9 @@ class EndpointClassifier:
     async def _predict(self, text: str) -> Prediction:
         version = self._version
         conversation = (("user", text),)
-        body = await asyncio.to_thread(request_body, conversation, version=version, index=self._index)
+        body = await asyncio.to_thread(
+            request_body, conversation, version=version, index=self._index
+        )
         [answer] = [part async for part in self._upstream.parts(body, streaming=False)]
         self._upstream.check_model(answer.model)
         label = label_of(answer.text, classes=version.classes)
@@ -122,7 +141,9 @@ def _is_of_text(error: RequestError) -> bool:
 
 
 def _timed_out(timeout_s: float) -> RequestError:
-    return RequestError(504, "endpoint_timeout", f"the endpoint did not answer within {timeout_s:g} s; retry later")
+    return RequestError(
+        504, "endpoint_timeout", f"the endpoint did not answer within {timeout_s:g} s; retry later"
+    )
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def endpoint_limits(config: ServingConfig) -> Limits:
-    """Return the limits of a replica: its part of the requests to an endpoint at the same time, at least one."""
-    return Limits(max(1, config.endpoint_concurrency // config.max_replicas), config.endpoint_timeout_s)
+    """Return the limits of a replica: its part of the requests to an endpoint at the same time, at
+    least one."""
+    return Limits(
+        max(1, config.endpoint_concurrency // config.max_replicas), config.endpoint_timeout_s
+    )
 
 
 def load_chat(
@@ -26,11 +29,14 @@ def load_chat(
 ) -> EndpointChatEngine:
     """Return the engine of a chat version.
 
-    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`, see `Upstream`.
+    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`,
+    see `Upstream`.
     """
     limits = endpoint_limits(config)
     upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
-    return EndpointChatEngine(version, upstream=upstream, concurrency=limits.concurrency, index=_index(version))
+    return EndpointChatEngine(
+        version, upstream=upstream, concurrency=limits.concurrency, index=_index(version)
+    )
 
 
 def load_classifier(
@@ -38,10 +44,13 @@ def load_classifier(
 ) -> ClassifierEngine:
     """Return the engine of a classifier.
 
-    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`, see `Upstream`.
+    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`,
+    see `Upstream`.
     """
     upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
-    classifier = EndpointClassifier(version, index=_index(version), upstream=upstream, concurrency=limits.concurrency)
+    classifier = EndpointClassifier(
+        version, index=_index(version), upstream=upstream, concurrency=limits.concurrency
+    )
     return ClassifierEngine(
         version,
         classifier.submit,

@@ -1,4 +1,5 @@
-"""Requests of a replica to the endpoint of a version, with retries, metrics and errors for clients."""
+"""Requests of a replica to the endpoint of a version, with retries, metrics and errors for
+clients."""
 
 import asyncio
 import logging
@@ -10,7 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from serving.endpoint.failures import request_error
-from serving.http.metrics import ENDPOINT_REQUESTS, ENDPOINT_SPEND, ENDPOINT_TOKENS, OTHER_MODEL, Meter
+from serving.http.metrics import (
+    ENDPOINT_REQUESTS,
+    ENDPOINT_SPEND,
+    ENDPOINT_TOKENS,
+    OTHER_MODEL,
+    Meter,
+)
 from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, answer_parts, connect
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.errors import (
@@ -43,21 +50,26 @@ class _Received:
 
     num_texts: int = 0
     num_bytes: int = 0
-    tokens: tuple[int, int] | None = None  # of the prompt and of the answer; None if the endpoint has not counted them
+    tokens: tuple[int, int] | None = (
+        None  # of the prompt and of the answer; None if the endpoint has not counted them
+    )
 
     def add(self, part: EndpointAnswer) -> None:
         self.num_texts += bool(part.text)
         self.num_bytes += len(part.text.encode(errors="replace"))
-        if part.input_tokens is not None:  # some endpoints repeat the tokens up to here in each event
+        if (
+            part.input_tokens is not None
+        ):  # some endpoints repeat the tokens up to here in each event
             self.tokens = (part.input_tokens, part.output_tokens or 0)
 
 
 class Upstream:
     """The endpoint of a version. Use it in one event loop.
 
-    Requests go to the URL of the version only: clients do not choose it, and redirects are not followed. Raises
-    EndpointKeyMissing if the environment has no API key for it. With `may_lack_key`, for a part of a hybrid, each
-    request fails instead, so that the other part answers.
+    Requests go to the URL of the version only: clients do not choose it, and redirects are not
+    followed. Raises EndpointKeyMissing if the environment has no API key for it. With
+    `may_lack_key`, for a part of a hybrid, each request fails instead, so that the other part
+    answers.
     """
 
     def __init__(
@@ -88,12 +100,15 @@ class Upstream:
             if not may_lack_key:
                 raise
             self._connection = error
-            _log.error("%s: %s; until then, the other part of the hybrid answers", version.version, error)
+            _log.error(
+                "%s: %s; until then, the other part of the hybrid answers", version.version, error
+            )
 
     async def parts(
         self, body: Body, *, streaming: bool, chosen: Collection[str] = ()
     ) -> AsyncGenerator[EndpointAnswer, None]:
-        """Send a request and yield the parts of its answer; see `answer_parts`. Raises RequestError."""
+        """Send a request and yield the parts of its answer; see `answer_parts`. Raises
+        RequestError."""
         if isinstance(self._connection, EndpointKeyMissing):
             raise request_error(self._connection, body=body)
         self._loop = asyncio.get_running_loop()
@@ -109,7 +124,8 @@ class Upstream:
     def _metered(self, content: bytes) -> Iterator[Callable[[EndpointAnswer], None]]:
         """Count the outcome and the tokens of an attempt.
 
-        If the endpoint has not counted the tokens of a request that it can charge for, they are estimated.
+        If the endpoint has not counted the tokens of a request that it can charge for, they are
+        estimated.
         """
         received = _Received()
         outcome = "cancelled"
@@ -142,15 +158,20 @@ class Upstream:
         self._meter.count(ENDPOINT_SPEND, *labels, estimated, by=spend or 0)
 
     def check_model(self, reported: str) -> None:
-        """Count an answer of another model than the evaluated one, and write a warning to the replica's log.
+        """Count an answer of another model than the evaluated one, and write a warning to the
+        replica's log.
 
-        Call it once for each answer. The service continues: the provider decides which model answers.
+        Call it once for each answer. The service continues: the provider decides which model
+        answers.
         """
         expected = self._endpoint.reported_model
         if reported in ("", expected):
             return
         self._meter.count(OTHER_MODEL, self._version.name, self._version.version)
-        self._warn("other model", f"the endpoint reports the model {reported!r}; the model {expected!r} was evaluated")
+        self._warn(
+            "other model",
+            f"the endpoint reports the model {reported!r}; the model {expected!r} was evaluated",
+        )
 
     def _warn(self, problem: str, message: str) -> None:
         now = time.monotonic()

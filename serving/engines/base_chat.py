@@ -29,7 +29,8 @@ class Sampling(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """The input of an engine of the kind `nearest`: the stored answer to a conversation, instead of a prompt."""
+    """The input of an engine of the kind `nearest`: the stored answer to a conversation, instead of
+    a prompt."""
 
     num_prompt_tokens: int
     text: str
@@ -63,19 +64,21 @@ class HybridInput:
 
 
 EngineInput = list[int] | StoredAnswer | EndpointPrompt | HybridInput
-"""Token ids of the prompt, a stored answer, messages, or the inputs of a hybrid. The length is the number of tokens of
-the prompt; for a hybrid, of the longer one."""
+"""Token ids of the prompt, a stored answer, messages, or the inputs of a hybrid. The length is the
+number of tokens of the prompt; for a hybrid, of the longer one."""
 
 
 class LikelyToken(NamedTuple):
-    """A token and its log-probability, in nats, after the response format, and before temperature and top_p."""
+    """A token and its log-probability, in nats, after the response format, and before temperature
+    and top_p."""
 
     token: str
     logprob: float
 
 
 class TokenLogprobs(NamedTuple):
-    """The log-probability of a generated token, and those of the most likely tokens at its position."""
+    """The log-probability of a generated token, and those of the most likely tokens at its
+    position."""
 
     generated: LikelyToken
     most_likely: tuple[LikelyToken, ...] = ()
@@ -90,8 +93,8 @@ class GenerationRequest(NamedTuple):
     sampling: Sampling
     stops: tuple[str, ...]
     num_likely: int | None = None
-    """Number of most likely tokens at each position whose log-probabilities are returned with that of the generated
-    token; None for no log-probabilities."""
+    """Number of most likely tokens at each position whose log-probabilities are returned with that
+    of the generated token; None for no log-probabilities."""
     seed: int | None = None
     """The seed in the request; None if it has none, and `sampling.seed` is random."""
     format: ResponseFormat | None = None
@@ -110,10 +113,11 @@ class PartialAnswer(NamedTuple):
     confidence: float | None = None
     """Similarity of a stored answer's training row, 0 to 1; None for generated answers."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
-    """Log-probabilities of all generated tokens, the end-of-turn token included; only in the last item, on request."""
+    """Log-probabilities of all generated tokens, the end-of-turn token included; only in the last
+    item, on request."""
     num_prompt_tokens: int | None = None
-    """Tokens of the prompt by the endpoint's count, or of the part of a hybrid that answered; None if the length of the
-    `EngineInput` is exact."""
+    """Tokens of the prompt by the endpoint's count, or of the part of a hybrid that answered; None
+    if the length of the `EngineInput` is exact."""
     reported_model: str | None = None
     """The model that the endpoint reported; None for models of this service."""
     answered_by: PartName | None = None
@@ -125,8 +129,8 @@ class PartialAnswer(NamedTuple):
 class ChatEngine(ABC):
     """An engine that answers conversations with one chat version. Use it in one event loop.
 
-    One version answers a request completely, even if versions are swapped during the answer. An unloaded engine ends
-    after the last request that uses it.
+    One version answers a request completely, even if versions are swapped during the answer. An
+    unloaded engine ends after the last request that uses it.
     """
 
     max_length: int | None
@@ -162,36 +166,47 @@ class ChatEngine(ABC):
 
     @abstractmethod
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:
-        """Return the prompt of a conversation, as in the evaluation. This call blocks and is thread-safe.
+        """Return the prompt of a conversation, as in the evaluation. This call blocks and is
+        thread-safe.
 
-        Retrieved examples that leave no room for `max_new_tokens` are omitted. Raises DataError if the model's chat
-        template rejects the conversation.
+        Retrieved examples that leave no room for `max_new_tokens` are omitted. Raises DataError if
+        the model's chat template rejects the conversation.
         """
 
     @abstractmethod
-    def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
+    def answers(
+        self, request: GenerationRequest, *, streaming: bool
+    ) -> AsyncGenerator[PartialAnswer, None]:
         """Yield the answer as it grows or, if not `streaming`, only when it is complete.
 
-        The last item has a finish reason. Closing the generator cancels the request. Raises RequestError if the engine
-        fails.
+        The last item has a finish reason. Closing the generator cancels the request. Raises
+        RequestError if the engine fails.
         """
 
     def format_of(self, request: GenerationRequest) -> StructuredFormat | None:
-        """Return the format of an answer: that of the request or of the version; None for any text."""
+        """Return the format of an answer: that of the request or of the version; None for any
+        text."""
         format = request.format or self.prompting.response_format
-        return None if isinstance(format, TextFormat) else format
+        if isinstance(format, TextFormat):
+            return None
+        return format
 
     def require_format(self, format: ResponseFormat) -> None:
         """Raise RequestError 400 if a request cannot set this format of its answer."""
         if not isinstance(format, TextFormat) and not self.has_formats:
-            message = f"version {self.version.version} returns stored answers, whose format cannot be set; omit it"
-            raise RequestError(400, "invalid_request", f"response_format: {message}", param="response_format")
+            message = (
+                f"version {self.version.version} returns stored answers, whose format cannot be "
+                "set; omit it"
+            )
+            raise RequestError(
+                400, "invalid_request", f"response_format: {message}", param="response_format"
+            )
 
     async def prepared(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request with the grammar of its answer, if the engine uses grammars.
 
-        Compiling it can take seconds, so await this before `slot`. Raises RequestError 400 for a format that cannot be
-        generated.
+        Compiling it can take seconds, so await this before `slot`. Raises RequestError 400 for a
+        format that cannot be generated.
         """
         return request
 
@@ -207,7 +222,8 @@ class ChatEngine(ABC):
         return self.slots.held(client, cost=cost)
 
     def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
-        """Return the maximum number of tokens of a prompt and its answer; without a limit, those of the prompt."""
+        """Return the maximum number of tokens of a prompt and its answer; without a limit, those of
+        the prompt."""
         return len(prompt) + (max_new_tokens or 0)
 
     def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None) -> None:
@@ -215,14 +231,18 @@ class ChatEngine(ABC):
         requested = max_new_tokens or 0
         if self.max_length is not None and len(prompt) + requested > self.max_length:
             message = (
-                f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the model accepts "
-                f"{self.max_length} in total; shorten the messages or lower max_tokens"
+                f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the "
+                f"model accepts {self.max_length} in total; shorten the messages or lower "
+                "max_tokens"
             )
-            raise RequestError(400, "too_long", message, param="messages", code="context_length_exceeded")
+            raise RequestError(
+                400, "too_long", message, param="messages", code="context_length_exceeded"
+            )
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep the engine running during the block and until the next iteration of the event loop."""
+        """Keep the engine running during the block and until the next iteration of the event
+        loop."""
         stack = ExitStack()
         stack.enter_context(self._uses.use())
         try:

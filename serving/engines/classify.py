@@ -24,7 +24,8 @@ class Prediction(NamedTuple):
 
     label: str
     score: float
-    """Probability of the label, after temperature scaling; NaN if an endpoint does not return it."""
+    """Probability of the label, after temperature scaling; NaN if an endpoint does not return
+    it."""
     scores: np.ndarray
     """Probabilities of all classes of the model that answered, [L]; empty for an endpoint."""
     answered_by: PartName | None = None
@@ -41,7 +42,9 @@ class Prediction(NamedTuple):
     @property
     def known_score(self) -> float | None:
         """Return the score, or None if it is not known."""
-        return None if math.isnan(self.score) else self.score
+        if math.isnan(self.score):
+            return None
+        return self.score
 
 
 def predict_texts(
@@ -51,7 +54,8 @@ def predict_texts(
     batch_size: int,
     tokens: TokenLists | None = None,
 ) -> list[Prediction]:
-    """Return the predictions of texts, in order, with the tokenization and the forward pass of the evaluation.
+    """Return the predictions of texts, in order, with the tokenization and the forward pass of the
+    evaluation.
 
     `tokens` are the tokens of the texts, if they are known.
     """
@@ -75,13 +79,17 @@ def predict_shared(
     batch_size: int,
     tokens: TokenLists,
 ) -> list[Prediction]:
-    """Return the predictions of texts, in order, each by its version on the shared encoder, in one forward pass.
+    """Return the predictions of texts, in order, each by its version on the shared encoder, in one
+    forward pass.
 
-    `tokens` are the tokens of the texts. Up to rounding, the predictions equal those of `predict_texts`.
+    `tokens` are the tokens of the texts. Up to rounding, the predictions equal those of
+    `predict_texts`.
     """
     members = {loaded.version.digest: loaded for loaded, _ in rows}
     if len(members) == 1:
-        return predict_texts(rows[0][0], [text for _, text in rows], batch_size=batch_size, tokens=tokens)
+        return predict_texts(
+            rows[0][0], [text for _, text in rows], batch_size=batch_size, tokens=tokens
+        )
     import torch
 
     from tailorbird.data.tokenize import collate
@@ -92,12 +100,16 @@ def predict_shared(
     pad_id = int(encoder.tokenizer.pad_token_id)
     with torch.inference_mode():
         input_ids, mask = collate(tokens, pad_id=pad_id, device=encoder.device)
-        hidden = encoder.hidden_states(input_ids, mask, adapters=[adapter_of(loaded) for loaded, _ in rows])
+        hidden = encoder.hidden_states(
+            input_ids, mask, adapters=[adapter_of(loaded) for loaded, _ in rows]
+        )
         for digest, loaded in members.items():
             part = np.flatnonzero(digests == digest)
             assert loaded.model is not None  # a version on a shared encoder has a model
             embedded = loaded.model.pool(hidden[part], None if mask is None else mask[part])
-            logits = loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
+            logits = (
+                loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
+            )
             if loaded.bag is not None:
                 logits += loaded.bag.logits([rows[row][1] for row in part.tolist()])
             for row, prediction in zip(part, _predictions(loaded, logits), strict=True):
@@ -108,11 +120,19 @@ def predict_shared(
 def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
     """Return the predictions of one model's logits [N, L]."""
     scores = temperature_softmax(logits, temperature=loaded.version.temperature)
-    answers = decide(logits, offsets=loaded.version.offsets)  # not from `scores`: they can be rounded to ties
+    answers = decide(
+        logits, offsets=loaded.version.offsets
+    )  # not from `scores`: they can be rounded to ties
     is_most_probable = answers == logits.argmax(axis=-1)
     of_answers = at_index(scores, answers)
     return [
-        Prediction(loaded.classes[index], score, row, is_most_probable=most_probable, classes=loaded.classes)
+        Prediction(
+            loaded.classes[index],
+            score,
+            row,
+            is_most_probable=most_probable,
+            classes=loaded.classes,
+        )
         for index, score, row, most_probable in zip(
             answers.tolist(), of_answers.tolist(), scores, is_most_probable.tolist(), strict=True
         )
@@ -120,15 +140,21 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
 
 
 def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, str | None]]:
-    """Return each text with the value of its routing attribute; None if it has none, or for a cascade."""
-    texts, attributes = request.texts, request.attributes
+    """Return each text with the value of its routing attribute; None if it has none, or for a
+    cascade."""
+    texts = request.texts
+    attributes = request.attributes
     if attributes is None or routing.column is None:
         return [(text, None) for text in texts]
-    by_text = attributes if isinstance(attributes, list) else [attributes] * len(texts)
+    if isinstance(attributes, list):
+        by_text = attributes
+    else:
+        by_text = [attributes] * len(texts)
     return [(text, values.get(routing.column)) for text, values in zip(texts, by_text, strict=True)]
 
 
 def scores_by_class(prediction: Prediction, *, classes: Sequence[str]) -> dict[str, float]:
-    """Return the probability of each of a version's classes. It is 0 for a class that a hybrid's part does not have."""
+    """Return the probability of each of a version's classes. It is 0 for a class that a hybrid's
+    part does not have."""
     scores = dict(zip(prediction.classes, prediction.scores.tolist(), strict=True))
     return dict.fromkeys(classes, 0.0) | scores

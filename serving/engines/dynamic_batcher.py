@@ -1,6 +1,8 @@
-"""Dynamic batching: when the model becomes idle, the next pass is formed from all waiting requests."""
+"""Dynamic batching: when the model becomes idle, the next pass is formed from all waiting
+requests."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -18,7 +20,8 @@ class PassResult(NamedTuple, Generic[ResultT]):
     """The result of a pass over some of the rows that were offered."""
 
     results: Mapping[int, ResultT]
-    """Results by the position of the row. The first row is always among them; the others stay in the queue."""
+    """Results by the position of the row. The first row is always among them; the others stay in
+    the queue."""
     costs: Sequence[float]
     """Cost of each row that was offered, in tokens."""
 
@@ -56,18 +59,20 @@ class _Row(NamedTuple, Generic[RowT, ResultT]):
 class DynamicBatcher(Generic[RowT, ResultT]):
     """A batcher that calls `run(rows, max_cost) -> PassResult` on `executor`, one call at a time.
 
-    The rows that a call is offered are the next ones of a `FairQueue`: those of the client that has been served least
-    come first. A call answers the first row and those that it chooses to run with it, in one pass of at most
-    `max_cost`, so that a request that arrives waits for one pass and not for all requests of another client. While
-    several clients share the model, the part of each in a pass is limited.
+    The rows that a call is offered are the next ones of a `FairQueue`: those of the client that has
+    been served least come first. A call answers the first row and those that it chooses to run with
+    it, in one pass of at most `max_cost`, so that a request that arrives waits for one pass and not
+    for all requests of another client. While several clients share the model, the part of each in a
+    pass is limited.
 
-    If the model is idle, a request starts immediately. Requests that arrive during a call share the next one. Clients
-    that send one request after another would then form two groups, each with half of the requests, and the calls would
-    alternate between them. To prevent this, a call waits up to `linger_s` for the next requests of the clients that the
-    previous call answered. Use the batcher in one event loop.
+    If the model is idle, a request starts immediately. Requests that arrive during a call share the
+    next one. Clients that send one request after another would then form two groups, each with half
+    of the requests, and the calls would alternate between them. To prevent this, a call waits up to
+    `linger_s` for the next requests of the clients that the previous call answered. Use the batcher
+    in one event loop.
 
-    Ray's `serve.batch` is not used: it collects its next batch before the model is idle, rejects items that are larger
-    than a batch, and serves its queue in order of arrival.
+    Ray's `serve.batch` is not used: it collects its next batch before the model is idle, rejects
+    items that are larger than a batch, and serves its queue in order of arrival.
     """
 
     def __init__(
@@ -99,9 +104,12 @@ class DynamicBatcher(Generic[RowT, ResultT]):
         """
         if not rows:
             return []
-        request = _Request[ResultT](asyncio.get_running_loop().create_future(), [None] * len(rows), len(rows))
+        request = _Request[ResultT](
+            asyncio.get_running_loop().create_future(), [None] * len(rows), len(rows)
+        )
         entries = self._queue.add(
-            client, [(_Row(value, request, position), cost) for position, (value, cost) in enumerate(rows)]
+            client,
+            [(_Row(value, request, position), cost) for position, (value, cost) in enumerate(rows)],
         )
         self._requests.add(request)
         if self._is_gathered():
@@ -117,15 +125,23 @@ class DynamicBatcher(Generic[RowT, ResultT]):
 
     def idle_s(self) -> float:
         """Return the number of seconds since the last call ended, or 0 during a call."""
-        return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
+        if self._task is not None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._ended_at
 
     def _offered(self) -> list[Entry[_Row[RowT, ResultT]]]:
         """Return the rows for the next call."""
-        share = self._window.client_cost if self._queue.is_shared else float("inf")
-        return self._queue.upcoming(max_items=self._window.rows, max_cost=self._window.cost, max_client_cost=share)
+        if self._queue.is_shared:
+            share: float = self._window.client_cost
+        else:
+            share = math.inf
+        return self._queue.upcoming(
+            max_items=self._window.rows, max_cost=self._window.cost, max_client_cost=share
+        )
 
     def _max_cost(self, entries: Sequence[Entry[_Row[RowT, ResultT]]]) -> int:
-        """Return the maximum cost of the call: the shares of its clients, because estimates of costs may be too low."""
+        """Return the maximum cost of the call: the shares of its clients, because estimates of
+        costs may be too low."""
         if not self._queue.is_shared:
             return self._window.pass_cost
         num_clients = len({entry.client for entry in entries})
@@ -155,23 +171,31 @@ class DynamicBatcher(Generic[RowT, ResultT]):
         return self._distribute(entries, done)
 
     async def _fail(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], error: Exception) -> int:
-        """Fail the request of the entries. If there are several, try each alone: only one of them may be at fault."""
+        """Fail the request of the entries. If there are several, try each alone: only one of them
+        may be at fault."""
         requests = dict.fromkeys(entry.item.request for entry in entries)
         if len(requests) > 1:
             num_complete = 0
             for request in requests:
                 if request in self._requests:
-                    num_complete += await self._call([entry for entry in entries if entry.item.request is request])
+                    num_complete += await self._call(
+                        [entry for entry in entries if entry.item.request is request]
+                    )
             return num_complete
         (request,) = requests
-        self._queue.serve(entries)  # at their estimated costs: the call took time, although it failed
+        self._queue.serve(
+            entries
+        )  # at their estimated costs: the call took time, although it failed
         self._requests.discard(request)
         if not request.done.done():
             request.done.set_exception(error)
         return 0
 
-    def _distribute(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], done: PassResult[ResultT]) -> int:
-        """Store the results and charge their costs to the clients. Return the number of requests that are complete."""
+    def _distribute(
+        self, entries: Sequence[Entry[_Row[RowT, ResultT]]], done: PassResult[ResultT]
+    ) -> int:
+        """Store the results and charge their costs to the clients. Return the number of requests
+        that are complete."""
         for entry, cost in zip(entries, done.costs, strict=True):
             entry.cost = cost
         self._queue.serve([entries[position] for position in sorted(done.results)])
@@ -197,4 +221,6 @@ class DynamicBatcher(Generic[RowT, ResultT]):
                 await self._gathered.wait()
 
     def _is_gathered(self) -> bool:
-        return len(self._requests) >= self._num_expected or self._queue.num_waiting >= self._full_rows
+        return (
+            len(self._requests) >= self._num_expected or self._queue.num_waiting >= self._full_rows
+        )

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken, PartialAnswer, Sampling, TokenLogprobs
+from serving.engines.base_chat import (
+    ChatEngine,
+    GenerationRequest,
+    LikelyToken,
+    PartialAnswer,
+    Sampling,
+    TokenLogprobs,
+)
 from serving.engines.detokenizer import IncrementalDetokenizer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
@@ -22,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class Likelihood(NamedTuple):
-    """The log-probability of a generated token, and the most likely tokens at its position; tokens are ids."""
+    """The log-probability of a generated token, and the most likely tokens at its position; tokens
+    are ids."""
 
     token: int
     logprob: float
@@ -37,7 +45,8 @@ class Likelihoods:
     tokens: list[Likelihood] = field(default_factory=list)
 
     def add(self, tokens: Iterable[Likelihood]) -> None:
-        """Add the log-probabilities of the next tokens, without those beyond the most likely `num_likely`."""
+        """Add the log-probabilities of the next tokens, without those beyond the most likely
+        `num_likely`."""
         for token in tokens:
             self.tokens.append(token._replace(most_likely=token.most_likely[: self.num_likely]))
 
@@ -49,17 +58,22 @@ class Generation(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     streaming: bool = False  # if False, all tokens are yielded together at the end
-    likelihoods: Likelihoods | None = None  # has those of all tokens when the last tokens are yielded
+    likelihoods: Likelihoods | None = (
+        None  # has those of all tokens when the last tokens are yielded
+    )
     grammar: Grammar | str | None = None  # of the answer; None for any text
 
 
 def refused_format(error: FormatError) -> RequestError:
     """Return the error for a client whose response format cannot be generated."""
-    return RequestError(400, "invalid_request", f"response_format: {error}", param="response_format")
+    return RequestError(
+        400, "invalid_request", f"response_format: {error}", param="response_format"
+    )
 
 
 def engine_failed() -> RequestError:
-    """Return the error for a client whose answer failed. Raise it from the reason, which only the log contains."""
+    """Return the error for a client whose answer failed. Raise it from the reason, which only the
+    log contains."""
     return RequestError(500, "engine_failed", "the engine failed; see the replica's log")
 
 
@@ -80,23 +94,36 @@ class LanguageModelEngine(ChatEngine):
     def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
         """Yield the new tokens, and True if the answer is complete.
 
-        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
-        engine fails, and with status 400 for a format that turns out too slow.
+        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises
+        RequestError if the engine fails, and with status 400 for a format that turns out too slow.
         """
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> list[int]:
-        prompting = self.prompting.within(self.max_length - (max_new_tokens or self.prompting.max_new_tokens))
-        return chat_prompt(conversation, tokenizer=self.tokenizer, prompting=prompting, index=self._index).tokens
+        prompting = self.prompting.within(
+            self.max_length - (max_new_tokens or self.prompting.max_new_tokens)
+        )
+        return chat_prompt(
+            conversation, tokenizer=self.tokenizer, prompting=prompting, index=self._index
+        ).tokens
 
-    async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-        prompt, max_new_tokens = request.prompt, request.max_new_tokens
+    async def answers(
+        self, request: GenerationRequest, *, streaming: bool
+    ) -> AsyncGenerator[PartialAnswer, None]:
+        prompt = request.prompt
+        max_new_tokens = request.max_new_tokens
         grammar = (await self.prepared(request)).grammar
         assert isinstance(prompt, list)
         assert max_new_tokens is not None
         detokenizer = IncrementalDetokenizer(self.tokenizer)
-        decoded, num_tokens = "", 0
-        likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
-        generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods, grammar)
+        decoded = ""
+        num_tokens = 0
+        if request.num_likely is None:
+            likelihoods = None
+        else:
+            likelihoods = Likelihoods(request.num_likely)
+        generation = Generation(
+            prompt, max_new_tokens, request.sampling, streaming, likelihoods, grammar
+        )
         async with aclosing(self.generate(generation)) as generating:
             async for tokens, ended in generating:
                 num_tokens += len(tokens)
@@ -104,7 +131,12 @@ class LanguageModelEngine(ChatEngine):
                 ended = ended or finished
                 decoded += detokenizer.add(tokens[:-1] if finished else tokens, ended=ended)
                 text, stopped = visible_text(decoded, stops=request.stops, ended=ended)
-                reason = "stop" if stopped or finished else "length" if ended else None
+                if stopped or finished:
+                    reason = "stop"
+                elif ended:
+                    reason = "length"
+                else:
+                    reason = None
                 logprobs = None
                 if likelihoods is not None and reason is not None:
                     # Decoding 21 tokens at each of 2,048 positions takes 0.4 s.

@@ -1,4 +1,5 @@
-"""The versions in the memory of a classification replica: one engine per version, one copy of shared weights."""
+"""The versions in the memory of a classification replica: one engine per version, one copy of
+shared weights."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import Hybrid, ModelVersion
 
 LINGER_S = 0.003
-"""Maximum time that the next pass waits for new requests of clients that have just received a response."""
+"""Maximum time that the next pass waits for new requests of clients that have just received a
+response."""
 WARM_UP = "the first pass prepares kernels"
 SHARED = "shared"  # version label in metrics of passes over several versions
 
@@ -35,7 +37,8 @@ Batcher = DynamicBatcher[TextRow, Prediction]
 
 @dataclass(frozen=True)
 class ClassifierEngine:
-    """A loaded version and its queue. One version answers a request completely, even if versions are swapped."""
+    """A loaded version and its queue. One version answers a request completely, even if versions
+    are swapped."""
 
     version: "ModelVersion"
     submit: Submit
@@ -45,12 +48,13 @@ class ClassifierEngine:
     routing: "Routing | None" = None  # routing of a hybrid; None for other versions
     unload: Callable[[], None] = lambda: None
     submit_each: SubmitEach | None = None
-    """Takes texts, and returns the errors of single texts; None if the texts of a request are answered or fail
-    together."""
+    """Takes texts, and returns the errors of single texts; None if the texts of a request are
+    answered or fail together."""
 
 
 class LoadEndpoint(Protocol):
-    """A function that loads a version of an endpoint; see `serving.endpoint.loading.load_classifier`."""
+    """A function that loads a version of an endpoint; see
+    `serving.endpoint.loading.load_classifier`."""
 
     def __call__(self, version: "ModelVersion", /, *, may_lack_key: bool) -> ClassifierEngine: ...
 
@@ -67,8 +71,8 @@ class _SharedBase:
 class ModelPool:
     """A loader of versions into engines. All models run in the single thread of `worker`.
 
-    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue. A part of a hybrid may
-    lack its API key, so that the other part answers.
+    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue. A
+    part of a hybrid may lack its API key, so that the other part answers.
     """
 
     def __init__(
@@ -90,10 +94,15 @@ class ModelPool:
     def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
 
-        Files are checked, and base models and bags of words are loaded, in the caller's thread. Make one call at a
-        time.
+        Files are checked, and base models and bags of words are loaded, in the caller's thread.
+        Make one call at a time.
         """
-        from tailorbird.models.loading import LoadedClassifier, checked_copy, load_bag_of_words, load_version
+        from tailorbird.models.loading import (
+            LoadedClassifier,
+            checked_copy,
+            load_bag_of_words,
+            load_version,
+        )
         from tailorbird.registry.versions import read_version
 
         version = read_version(uri)
@@ -105,7 +114,9 @@ class ModelPool:
             return self._load_hybrid(version, version.hybrid)
         if version.shares_base:
             folder = checked_copy(version.pinned)
-            return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
+            return self._load_shared(
+                version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind)
+            )
         loaded = load_version(version)
         assert isinstance(loaded, LoadedClassifier)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
@@ -154,8 +165,11 @@ class ModelPool:
             queue.unload,
         )
 
-    def _load_shared(self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None") -> ClassifierEngine:
-        """Add a head or an adapter to the shared encoder, between two passes of the served versions."""
+    def _load_shared(
+        self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None"
+    ) -> ClassifierEngine:
+        """Add a head or an adapter to the shared encoder, between two passes of the served
+        versions."""
         from tailorbird.models.shared_encoder import SharedEncoder
 
         key = (version.base_model, version.dtype)
@@ -164,21 +178,28 @@ class ModelPool:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
             predict = partial(_predict_on, encoder, batch_size=self._batch_size)
             device = encoder.device.partition(":")[0]
-            shared = _SharedBase(encoder, self._batcher(predict, version.name, SHARED, device=device))
+            shared = _SharedBase(
+                encoder, self._batcher(predict, version.name, SHARED, device=device)
+            )
         loaded = self._worker.submit(shared.encoder.add, version, folder=folder, bag=bag).result()
         try:
-            self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
+            self._worker.submit(
+                predict_texts, loaded, [WARM_UP], batch_size=self._batch_size
+            ).result()
         except Exception:
             self._worker.submit(shared.encoder.remove, loaded).result()
             raise
         self._shared[key] = shared
         shared.num_versions += 1
-        # The models' thread runs this after a pass that may still contain texts of a cancelled request.
+        # The models' thread runs this after a pass that may still contain texts of a cancelled
+        # request.
         uses = RefCounted(partial(self._worker.submit, shared.encoder.remove, loaded))
 
         async def submit(rows: Sequence[str], *, client: str) -> list[Prediction]:
             with uses.use():
-                return await _submit(shared.batcher, [TextRow(loaded, text) for text in rows], client=client)
+                return await _submit(
+                    shared.batcher, [TextRow(loaded, text) for text in rows], client=client
+                )
 
         def unload() -> None:
             uses.unload()
@@ -186,19 +207,29 @@ class ModelPool:
             if shared.num_versions == 0 and self._shared.get(key) is shared:
                 del self._shared[key]
 
-        return ClassifierEngine(version, submit, shared.batcher.idle_s, loaded.max_length, unload=unload)
+        return ClassifierEngine(
+            version, submit, shared.batcher.idle_s, loaded.max_length, unload=unload
+        )
 
     def _batcher(self, predict: Predict, *labels: str, device: str) -> Batcher:
         costs = pass_costs(device)
 
         def run(rows: list[TextRow], max_tokens: int) -> PassResult[Prediction]:
-            done = run_pass(rows, predict=predict, batch_size=self._batch_size, costs=costs, max_tokens=max_tokens)
+            done = run_pass(
+                rows,
+                predict=predict,
+                batch_size=self._batch_size,
+                costs=costs,
+                max_tokens=max_tokens,
+            )
             self._meter.observe(BATCH_TEXTS, *labels, value=len(done.results))
             return done
 
         num_rows = max(self._batch_size, min(PASSES * self._batch_size, MAX_OFFERED))
         window = Window(num_rows, PASSES * costs.alone, costs.alone, costs.share)
-        return DynamicBatcher(run, executor=self._worker, window=window, full_rows=self._batch_size, linger_s=LINGER_S)
+        return DynamicBatcher(
+            run, executor=self._worker, window=window, full_rows=self._batch_size, linger_s=LINGER_S
+        )
 
     def unload(self, engine: ClassifierEngine) -> None:
         """Release a version that no longer serves, after its last request."""
@@ -209,17 +240,26 @@ def _submit(batcher: Batcher, rows: list[TextRow], *, client: str) -> Awaitable[
     return batcher.submit([(row, cost_of_row(row)) for row in rows], client=client)
 
 
-def _predict_on(encoder: "SharedEncoder", rows: list[TextRow], *, batch_size: int) -> list[Prediction]:
+def _predict_on(
+    encoder: "SharedEncoder", rows: list[TextRow], *, batch_size: int
+) -> list[Prediction]:
     tokens = _tokens(rows)
     assert tokens is not None  # a version on a shared encoder has a tokenizer
-    return predict_shared(encoder, [(row.loaded, row.text) for row in rows], batch_size=batch_size, tokens=tokens)
+    return predict_shared(
+        encoder, [(row.loaded, row.text) for row in rows], batch_size=batch_size, tokens=tokens
+    )
 
 
 def _tokens(rows: Sequence[TextRow]) -> list[list[int]] | None:
-    """Return the tokens of the rows, which a pass has stored, or None if the model has no tokenizer."""
+    """Return the tokens of the rows, which a pass has stored, or None if the model has no
+    tokenizer."""
     tokens = [row.tokens for row in rows if row.tokens is not None]
-    return tokens if len(tokens) == len(rows) else None
+    if len(tokens) == len(rows):
+        return tokens
+    return None
 
 
 def _device(loaded: "LoadedClassifier[ModelVersion]") -> str:
-    return "cpu" if loaded.model is None else loaded.model.head.weight.device.type
+    if loaded.model is None:
+        return "cpu"
+    return loaded.model.head.weight.device.type

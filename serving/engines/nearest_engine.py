@@ -4,7 +4,13 @@ import sys
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, StoredAnswer
+from serving.engines.base_chat import (
+    ChatEngine,
+    EngineInput,
+    GenerationRequest,
+    PartialAnswer,
+    StoredAnswer,
+)
 from serving.engines.stop_sequences import visible_text
 from tailorbird.data.rows import Conversation
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
@@ -24,7 +30,9 @@ class NearestEngine(ChatEngine):
 
     has_logprobs = has_formats = False
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(
+        self, loaded: "LoadedChat[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
         super().__init__(version=loaded.version, prompting=loaded.prompting)
         assert loaded.index is not None  # `VersionConfig` requires it for this kind
         self.max_length = self.default_max_tokens = None
@@ -40,10 +48,14 @@ class NearestEngine(ChatEngine):
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:  # noqa: ARG002
         text, similarity = nearest_answer(conversation, index=self._index)
-        ends = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        ends = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
         contents = [content for _, content in conversation]
         tokens = self._tokenizer(contents, add_special_tokens=False)["input_ids"]
-        return StoredAnswer(sum(map(len, tokens)), text, tuple(int(end) for _, end in ends), similarity)
+        return StoredAnswer(
+            sum(map(len, tokens)), text, tuple(int(end) for _, end in ends), similarity
+        )
 
     async def answers(
         self,
@@ -51,12 +63,16 @@ class NearestEngine(ChatEngine):
         *,
         streaming: bool,  # noqa: ARG002
     ) -> AsyncGenerator[PartialAnswer, None]:
-        """Yield the answer once, complete or up to `max_new_tokens`. Sampling options have no effect."""
+        """Yield the answer once, complete or up to `max_new_tokens`. Sampling options have no
+        effect."""
         stored = request.prompt
         assert isinstance(stored, StoredAnswer)
         num_tokens = min(len(stored.token_ends), request.max_new_tokens or sys.maxsize)
         truncated = num_tokens < len(stored.token_ends)
-        text = stored.text[: stored.token_ends[num_tokens - 1]] if truncated else stored.text
+        if truncated:
+            text = stored.text[: stored.token_ends[num_tokens - 1]]
+        else:
+            text = stored.text
         text, stopped = visible_text(text, stops=request.stops, ended=True)
         if stopped:
             num_tokens = sum(end <= len(text) for end in stored.token_ends)

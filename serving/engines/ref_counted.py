@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 
 class RefCounted:
-    """Counts the uses of a resource. After `unload`, the resource is released once, as soon as no use is left.
+    """Counts the uses of a resource. After `unload`, the resource is released once, as soon as no
+    use is left.
 
     All calls are made by one thread, that of the event loop.
     """

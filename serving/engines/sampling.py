@@ -16,20 +16,22 @@ from tailorbird.models.attention.transformers_private import (
 from tailorbird.models.grammar.matcher import AnswerMatcher
 from tailorbird.models.grammar.processor import MatchedRow, matched_row
 
-NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` before the whole vocabulary is sorted
+# number of most likely tokens that are tried for `top_p` before the whole vocabulary is sorted
+NUM_LIKELY = 512
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """A logits processor that samples a token for each request with a temperature above 0.
 
-    It sets the scores so that the engine's argmax is this token. Before that, it sets the scores of the tokens that the
-    grammar of a request in `matchers` does not allow to -inf, and then adds the log-probabilities of the new tokens of
-    each request in `recorded`. The rows of other requests are not changed. It keeps the requests of a pass between its
-    two calls, so the engine must not use CUDA graphs or double buffering.
+    It sets the scores so that the engine's argmax is this token. Before that, it sets the scores of
+    the tokens that the grammar of a request in `matchers` does not allow to -inf, and then adds the
+    log-probabilities of the new tokens of each request in `recorded`. The rows of other requests
+    are not changed. It keeps the requests of a pass between its two calls, so the engine must not
+    use CUDA graphs or double buffering.
 
-    The warpers of transformers are not used: they sort the whole vocabulary for every request, use one random stream
-    for all requests, and break ties at random, whereas greedy decoding in the evaluation takes the first of equally
-    likely tokens.
+    The warpers of transformers are not used: they sort the whole vocabulary for every request, use
+    one random stream for all requests, and break ties at random, whereas greedy decoding in the
+    evaluation takes the first of equally likely tokens.
     """
 
     supported_kwargs: dict[str, type] = {"temperature": float, "top_p": float, "seed": int}  # noqa: RUF012
@@ -37,12 +39,18 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._sampled: list[tuple[int, Sampling, int]] = []
-        """Rows with their sampling options and the position of the new token. Seed and position determine the random
-        number."""
-        self._likelihoods: list[tuple[int, Likelihoods]] = []  # rows whose log-probabilities are recorded
-        self.recorded: dict[str, Likelihoods] = {}  # by request id; set and removed by other threads
+        """Rows with their sampling options and the position of the new token. Seed and position
+        determine the random number."""
+        self._likelihoods: list[
+            tuple[int, Likelihoods]
+        ] = []  # rows whose log-probabilities are recorded
+        self.recorded: dict[
+            str, Likelihoods
+        ] = {}  # by request id; set and removed by other threads
         self._matched: list[MatchedRow] = []
-        self.matchers: dict[str, AnswerMatcher] = {}  # by request id; set and removed by other threads
+        self.matchers: dict[
+            str, AnswerMatcher
+        ] = {}  # by request id; set and removed by other threads
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Fill the argument tensor with zeros, because the processor has no tensor arguments."""
@@ -50,12 +58,20 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
         """Record the rows to sample and the positions of their new tokens."""
-        recorded = [(row, self.recorded.get(request_id(each))) for row, each in enumerate(requests_with_new_token)]
-        self._likelihoods = [(row, likelihoods) for row, likelihoods in recorded if likelihoods is not None]
-        matchers = [
-            (row, each, self.matchers.get(request_id(each))) for row, each in enumerate(requests_with_new_token)
+        recorded = [
+            (row, self.recorded.get(request_id(each)))
+            for row, each in enumerate(requests_with_new_token)
         ]
-        self._matched = [matched_row(row, each, matcher=matcher) for row, each, matcher in matchers if matcher]
+        self._likelihoods = [
+            (row, likelihoods) for row, likelihoods in recorded if likelihoods is not None
+        ]
+        matchers = [
+            (row, each, self.matchers.get(request_id(each)))
+            for row, each in enumerate(requests_with_new_token)
+        ]
+        self._matched = [
+            matched_row(row, each, matcher=matcher) for row, each, matcher in matchers if matcher
+        ]
         progress = map(request_progress, requests_with_new_token)
         self._sampled = [
             (row, Sampling(**options), position)
@@ -68,10 +84,14 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         """Return the scores [B, V]. A sampled row is 0 at its token and -inf elsewhere."""
         for matched in self._matched:
             matched.constrain(scores)
-        logprobs = {row: torch.log_softmax(scores[row].float(), dim=-1) for row, _ in self._likelihoods}
+        logprobs = {
+            row: torch.log_softmax(scores[row].float(), dim=-1) for row, _ in self._likelihoods
+        }
         for row, sampling, position in self._sampled:
             uniform = float(np.random.default_rng([sampling.seed, position]).random())
-            token = sample_token(scores[row], temperature=sampling.temperature, top_p=sampling.top_p, uniform=uniform)
+            token = sample_token(
+                scores[row], temperature=sampling.temperature, top_p=sampling.top_p, uniform=uniform
+            )
             scores[row] = -torch.inf
             scores[row, token] = 0.0
         for row, likelihoods in self._likelihoods:
@@ -81,16 +101,21 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
 
 def _likelihood(token: int, logprobs: torch.Tensor, *, num_likely: int) -> Likelihood:
-    """Return the log-probability of a token from those of the vocabulary [V], with the most likely possible tokens."""
+    """Return the log-probability of a token from those of the vocabulary [V], with the most likely
+    possible tokens."""
     likely = torch.topk(logprobs, min(num_likely, len(logprobs)))
     pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-    return Likelihood(token, float(logprobs[token]), tuple(pair for pair in pairs if pair[1] > -math.inf))
+    return Likelihood(
+        token, float(logprobs[token]), tuple(pair for pair in pairs if pair[1] > -math.inf)
+    )
 
 
 def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, uniform: float) -> int:
-    """Return the token at which the cumulative probability of logits [V] exceeds `uniform`, a number in [0, 1).
+    """Return the token at which the cumulative probability of logits [V] exceeds `uniform`, a
+    number in [0, 1).
 
-    If `top_p` is below 1, only the most likely tokens that together reach it are considered (Holtzman et al., 2020).
+    If `top_p` is below 1, only the most likely tokens that together reach it are considered
+    (Holtzman et al., 2020).
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1).double()
     if top_p == 1:
@@ -102,7 +127,8 @@ def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, unif
 
 
 def _most_likely(probabilities: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the most likely tokens that together reach `share`, in order. Sort all tokens only if needed."""
+    """Return the most likely tokens that together reach `share`, in order. Sort all tokens only if
+    needed."""
     likely = torch.topk(probabilities, min(NUM_LIKELY, len(probabilities)))
     if float(likely.values.sum()) >= share:
         return likely.values, likely.indices

@@ -1,4 +1,5 @@
-"""Texts in the queue of a classifier: their costs, their tokens, and the choice of those that share a forward pass."""
+"""Texts in the queue of a classifier: their costs, their tokens, and the choice of those that share
+a forward pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,21 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedClassifier
 
 BYTES_PER_TOKEN = 4  # of a text in UTF-8; from 2 to 5 in most scripts
-BAG_BYTES_PER_TOKEN = 128  # bytes that a bag of words processes in the time in which an encoder processes a token
-TOKENIZER_BYTES_PER_TOKEN = 640  # bytes that a tokenizer processes in this time, also beyond the model's length
-LONG_TEXT_BYTES = 16_384  # bytes of a text whose tokenization does not add to its cost; it takes about 4 ms
-PASSES = 4  # size, in passes, of the choice for a pass; sorting more texts by length reduces padding
-MAX_OFFERED = 512  # size, in texts, of the choice for a pass; dividing them takes a core about 10 us per text
+BAG_BYTES_PER_TOKEN = (
+    128  # bytes that a bag of words processes in the time in which an encoder processes a token
+)
+TOKENIZER_BYTES_PER_TOKEN = (
+    640  # bytes that a tokenizer processes in this time, also beyond the model's length
+)
+LONG_TEXT_BYTES = (
+    16_384  # bytes of a text whose tokenization does not add to its cost; it takes about 4 ms
+)
+PASSES = (
+    4  # size, in passes, of the choice for a pass; sorting more texts by length reduces padding
+)
+MAX_OFFERED = (
+    512  # size, in texts, of the choice for a pass; dividing them takes a core about 10 us per text
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -30,11 +41,14 @@ class TextRow:
 
 def num_bytes(text: str) -> int:
     """Return the number of bytes of a text in UTF-8, lone surrogates included."""
-    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    if text.isascii():
+        return len(text)
+    return len(text.encode(errors="surrogatepass"))
 
 
 def estimated_length(text: str, *, max_length: int) -> int:
-    """Return an estimate of the number of tokens of a text, up to the model's length, without tokenizing it."""
+    """Return an estimate of the number of tokens of a text, up to the model's length, without
+    tokenizing it."""
     return min(num_bytes(text) // BYTES_PER_TOKEN + 2, max_length)
 
 
@@ -44,7 +58,9 @@ def cost_of_row(row: TextRow) -> int:
     if row.loaded.model is not None:
         length = row.loaded.max_length
         if row.tokens is None:
-            cost = estimated_length(f"{row.loaded.version.pooling.prompt}{row.text}", max_length=length)
+            cost = estimated_length(
+                f"{row.loaded.version.pooling.prompt}{row.text}", max_length=length
+            )
         else:
             cost = len(row.tokens)
         cost += max(num_bytes(row.text) - LONG_TEXT_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
@@ -61,8 +77,11 @@ def run_pass(
     costs: PassCosts,
     max_tokens: int,
 ) -> "PassResult[Prediction]":
-    """Predict the first row, with other rows of similar length, in one forward pass of at most `max_tokens`."""
-    num_bytes_left, total, num_rows = costs.tokenized_bytes, 0, 0
+    """Predict the first row, with other rows of similar length, in one forward pass of at most
+    `max_tokens`."""
+    num_bytes_left = costs.tokenized_bytes
+    total = 0
+    num_rows = 0
     for row in rows:
         if row.tokens is None:
             num_bytes_left -= num_bytes(row.text)
@@ -72,14 +91,19 @@ def run_pass(
         num_rows += 1
     tokenize(rows[:num_rows])
     lengths = [cost_of_row(row) for row in rows]
-    chosen = first_pass(lengths[:num_rows], max_rows=batch_size, costs=costs, max_tokens=max_tokens).tolist()
+    chosen = first_pass(
+        lengths[:num_rows], max_rows=batch_size, costs=costs, max_tokens=max_tokens
+    ).tolist()
     predictions = predict([rows[position] for position in chosen])
-    assert len(predictions) == len(chosen), f"{len(chosen)} rows gave {len(predictions)} predictions"
+    assert len(predictions) == len(chosen), (
+        f"{len(chosen)} rows gave {len(predictions)} predictions"
+    )
     return PassResult(dict(zip(chosen, predictions, strict=True)), lengths)
 
 
 def tokenize(rows: Sequence[TextRow]) -> None:
-    """Store the tokens of the rows that have none, with one call of the tokenizer for each version."""
+    """Store the tokens of the rows that have none, with one call of the tokenizer for each
+    version."""
     new: dict[int, list[TextRow]] = {}
     for row in rows:
         if row.tokens is None and row.loaded.tokenizer is not None:

@@ -7,7 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serving.engines.base_chat import GenerationRequest
-from serving.engines.language_model import Generation, LanguageModelEngine, engine_failed, refused_format
+from serving.engines.language_model import (
+    Generation,
+    LanguageModelEngine,
+    engine_failed,
+    refused_format,
+)
 from serving.http.schemas import RequestError
 from serving.limits import FairSlots, client_name
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
@@ -22,22 +27,28 @@ if TYPE_CHECKING:
 
 WARM_UP_S = 120  # timeout of the first answer
 CACHE_SHARE = 0.4
-"""Share of a replica's free GPU memory for the cache of a version, so that another version fits while it replaces this
-one. By default, transformers takes most of the GPU, also from other replicas on it."""
+"""Share of a replica's free GPU memory for the cache of a version, so that another version fits
+while it replaces this one. By default, transformers takes most of the GPU, also from other replicas
+on it."""
 
 
 class TransformersEngine(LanguageModelEngine):
     """An engine that runs forward passes over all active requests in a separate thread."""
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: float = 0) -> None:
-        """Start the engine of a version. Raises FormatError for its format, and RuntimeError if it does not answer."""
+    def __init__(
+        self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: float = 0
+    ) -> None:
+        """Start the engine of a version. Raises FormatError for its format, and RuntimeError if it
+        does not answer."""
         super().__init__(loaded)
         from serving.engines.sampling import Sampler
 
         self._sampler = Sampler()
         self._grammars = compiler_for(loaded.lm, tokenizer=loaded.tokenizer)
         self._compiling = FairSlots(1)  # compiling takes up to seconds; clients take turns
-        self._own: dict[str, Grammar] = {}  # of the version's format, by key; formats of clients cannot replace it
+        self._own: dict[
+            str, Grammar
+        ] = {}  # of the version's format, by key; formats of clients cannot replace it
         if (format := loaded.prompting.response_format) is not None:
             self._own[format_key(format)] = self._grammars.compile(format, keep=False)
         options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
@@ -57,21 +68,31 @@ class TransformersEngine(LanguageModelEngine):
             return request
         return request._replace(grammar=await self._grammar(format))
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
-        from tailorbird.models.attention.transformers_private import discard_unrouted_outputs, remove_result_handler
+    async def generate(
+        self, generation: Generation
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        from tailorbird.models.attention.transformers_private import (
+            discard_unrouted_outputs,
+            remove_result_handler,
+        )
         from tailorbird.models.grammar.matcher import AnswerMatcher
 
         grammar = generation.grammar
         assert not isinstance(grammar, str)  # `prepared` sets it
         matcher = None if grammar is None else AnswerMatcher(grammar)
-        request_id, updated = uuid.uuid4().hex, asyncio.Event()
+        request_id = uuid.uuid4().hex
+        updated = asyncio.Event()
         latest: list[Any] = []
 
         def on_output(output: Any) -> None:
-            latest[:] = [output]  # each output contains all tokens so far, so a slow reader misses none
+            latest[:] = [
+                output
+            ]  # each output contains all tokens so far, so a slow reader misses none
             updated.set()
 
-        discard_unrouted_outputs(self._manager)  # outputs of requests that were cancelled during a pass
+        discard_unrouted_outputs(
+            self._manager
+        )  # outputs of requests that were cancelled during a pass
         self._manager.register_result_handler(request_id, on_output)
         if generation.likelihoods is not None:
             self._sampler.recorded[request_id] = generation.likelihoods
@@ -85,8 +106,13 @@ class TransformersEngine(LanguageModelEngine):
             **(generation.sampling._asdict() if generation.sampling.temperature else {}),
         )
         if accepted is None:
-            raise RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
-        ended, num_yielded = False, 0
+            raise RequestError(
+                503,
+                "engine_stopped",
+                "the model's engine has stopped; the replica is being replaced",
+            )
+        ended = False
+        num_yielded = 0
         try:
             while not ended:
                 await updated.wait()
@@ -108,7 +134,8 @@ class TransformersEngine(LanguageModelEngine):
                 remove_result_handler(self._manager, request_id)
 
     async def _grammar(self, format: StructuredFormat) -> Grammar:
-        """Return the grammar of a format, compiled in a thread if it is not kept. Raises RequestError 400."""
+        """Return the grammar of a format, compiled in a thread if it is not kept. Raises
+        RequestError 400."""
         own = self._own.get(format_key(format))
         if own is not None:
             return own
@@ -116,7 +143,9 @@ class TransformersEngine(LanguageModelEngine):
             grammar = self._grammars.known(format)
             if grammar is None:
                 compile = partial(self._grammars.compile, format)
-                grammar = await self._compiling.run(compile, client=client_name(), cost=len(format_key(format)))
+                grammar = await self._compiling.run(
+                    compile, client=client_name(), cost=len(format_key(format))
+                )
             grammar.require_usable()
         except FormatError as error:
             raise refused_format(error) from None
@@ -124,7 +153,8 @@ class TransformersEngine(LanguageModelEngine):
 
 
 def _require_usable(matcher: "AnswerMatcher", *, is_own: bool) -> None:
-    """Raise RequestError if the answer failed: 500 because of the model, and 400 because of the client's format."""
+    """Raise RequestError if the answer failed: 500 because of the model, and 400 because of the
+    client's format."""
     try:
         matcher.require_usable()
     except FormatError as error:
@@ -137,12 +167,22 @@ def _require_usable(matcher: "AnswerMatcher", *, is_own: bool) -> None:
 
 
 def cache_options(num_gpus: float) -> dict[str, float]:
-    """Return the options for the size of the cache of a replica with this part of a GPU; none for a CPU."""
-    return {"max_memory_percent": CACHE_SHARE * min(num_gpus, 1)} if num_gpus else {}
+    """Return the options for the size of the cache of a replica with this part of a GPU; none for a
+    CPU."""
+    if num_gpus:
+        return {"max_memory_percent": CACHE_SHARE * min(num_gpus, 1)}
+    return {}
 
 
-def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: int, options: dict[str, float]) -> Any:
-    """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if it fails."""
+def _start(
+    loaded: "LoadedChat[ModelVersion]",
+    *,
+    sampler: "Sampler",
+    end_id: int,
+    options: dict[str, float],
+) -> Any:
+    """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if
+    it fails."""
     import torch
 
     from tailorbird.models.attention.continuous_batching_attention import register_request_attention
@@ -162,20 +202,27 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: in
         manager.start()
     prompting = loaded.prompting
     conversation = (("user", "the first pass prepares kernels"),)
-    prompt = prompt_tokens(conversation, tokenizer=loaded.tokenizer, system=prompting.system, shots=prompting.shots)
+    prompt = prompt_tokens(
+        conversation, tokenizer=loaded.tokenizer, system=prompting.system, shots=prompting.shots
+    )
     manager.add_request(prompt, max_new_tokens=2)
     output = manager.get_result(timeout=WARM_UP_S)
     if output is None or output.error is not None:
         manager.stop(hard_stop=True)
         manager.destroy()
-        raise RuntimeError(f"the model does not answer: {output.error if output else 'the engine has stopped'}")
+        raise RuntimeError(
+            f"the model does not answer: {output.error if output else 'the engine has stopped'}"
+        )
     return manager
 
 
 def _max_length(lm: Any, manager: Any) -> int:
-    """Return the maximum number of tokens of a prompt and its answer: the model's context or, if smaller, the cache."""
+    """Return the maximum number of tokens of a prompt and its answer: the model's context or, if
+    smaller, the cache."""
     from tailorbird.models.attention.transformers_private import cache_size
 
-    cached = cache_size(manager)
+    cached: int = cache_size(manager)
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    return min(cached, positions) if positions else cached
+    if positions:
+        return min(cached, int(positions))
+    return cached

@@ -1,8 +1,8 @@
 """Chat engines on vLLM, for `serving.engine: vllm`.
 
-A server is a separate actor in the placement group of the replica. It holds one base model, on which adapters and
-baselines with this base model are served together, or the weights of one version. The server has no method that ends
-it, so its actor is killed.
+A server is a separate actor in the placement group of the replica. It holds one base model, on
+which adapters and baselines with this base model are served together, or the weights of one
+version. The server has no method that ends it, so its actor is killed.
 """
 
 import importlib.util
@@ -22,8 +22,19 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import GenerationRequest
-from serving.engines.language_model import Generation, LanguageModelEngine, engine_failed, refused_format
-from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
+from serving.engines.language_model import (
+    Generation,
+    LanguageModelEngine,
+    engine_failed,
+    refused_format,
+)
+from serving.engines.vllm_server import (
+    EngineStopped,
+    ServerOptions,
+    TokenRequest,
+    VllmServer,
+    llm_config,
+)
 from serving.http.schemas import RequestError
 from serving.limits import FairSlots, client_name
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
@@ -34,17 +45,21 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-GPU_SHARE = 0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
+GPU_SHARE = (
+    0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
+)
 USABLE_SHARE = 0.9  # share of a GPU's memory that servers can use together
 MAX_GRAMMARS = 16  # formats of clients whose grammars an engine keeps as text
 NOT_GENERATED = (
-    "vLLM cannot generate an answer in it: the model's tokenizer lacks characters of the format, no grammar can be "
-    "compiled, or the model's scores are not numbers"
+    "vLLM cannot generate an answer in it: the model's tokenizer lacks characters of the format, "
+    "no grammar can be compiled, or the model's scores are not numbers"
 )
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
-STAGED_ADAPTERS = 2  # in addition to the champion and `serving.versions`: a challenger, a version in promotion
+STAGED_ADAPTERS = (
+    2  # in addition to the champion and `serving.versions`: a challenger, a version in promotion
+)
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 
 _log = logging.getLogger("ray.serve")
@@ -61,7 +76,8 @@ class _Server:
     actor: Any
     options: ServerOptions
     base: str | None
-    """Base model that adapters and baselines share; None for a server with the weights of one version."""
+    """Base model that adapters and baselines share; None for a server with the weights of one
+    version."""
     max_length: int
     run: Future[None]
     slots: FairSlots
@@ -73,8 +89,12 @@ class _Server:
         return not self.run.done()
 
     def can_serve(self, version: "ModelVersion", *, lora_rank: int) -> bool:
-        """Return True if a version whose adapter has this rank (0 without one) can share the server's base model."""
-        same = self.running and (self.base, self.options.dtype) == (version.base_model, version.dtype)
+        """Return True if a version whose adapter has this rank (0 without one) can share the
+        server's base model."""
+        same = self.running and (self.base, self.options.dtype) == (
+            version.base_model,
+            version.dtype,
+        )
         return same and lora_rank <= self.options.max_lora_rank
 
 
@@ -90,15 +110,20 @@ class VllmPool:
     def load(self, version: "ModelVersion") -> "VllmEngine":
         """Check the files of a version and return its engine. Make one call at a time.
 
-        Raises the errors of `version_files`, EngineNotInstalled, and RuntimeError if no server starts or the GPU has no
-        room for another one.
+        Raises the errors of `version_files`, EngineNotInstalled, and RuntimeError if no server
+        starts or the GPU has no room for another one.
         """
         require_installed()
         files = version_files(version, merge_adapters=self._config.merge_adapters)
-        server = self._acquire(version, lora_rank=files.lora_rank) if files.shares_base else None
+        if files.shares_base:
+            server = self._acquire(version, lora_rank=files.lora_rank)
+        else:
+            server = None
         if server is None:
             with model_folder(files) as model:
-                server = self._start(files, options=server_options(files, config=self._config, folder=model))
+                server = self._start(
+                    files, options=server_options(files, config=self._config, folder=model)
+                )
         try:
             adapter = self._add_adapter(server, version, files.adapter)
             return VllmEngine(files.loaded, pool=self, server=server, adapter=adapter)
@@ -106,18 +131,22 @@ class VllmPool:
             self.release(server)
             raise
 
-    def _add_adapter(self, server: _Server, version: "ModelVersion", folder: Path | None) -> str | None:
-        """Load the adapter of a version, and return its name in the server; None without an adapter."""
+    def _add_adapter(
+        self, server: _Server, version: "ModelVersion", folder: Path | None
+    ) -> str | None:
+        """Load the adapter of a version, and return its name in the server; None without an
+        adapter."""
         if folder is None:
             return None
         self._num_adapters += 1
-        name = f"{version.version}-{self._num_adapters}"  # a former engine of the same version may still answer
+        # a former engine of the same version may still answer
+        name = f"{version.version}-{self._num_adapters}"
         try:
             ray.get(server.actor.add_adapter.remote(name, str(folder)), timeout=ADAPTER_S)
         except RayError as error:
             raise RuntimeError(
-                f"vLLM cannot load the adapter of version {version.version}: {_cause(error)}; if vLLM does not support "
-                "it, set serving.merge_adapters"
+                f"vLLM cannot load the adapter of version {version.version}: {_cause(error)}; if "
+                "vLLM does not support it, set serving.merge_adapters"
             ) from None
         return name
 
@@ -136,15 +165,26 @@ class VllmPool:
         if options.num_gpus:
             self._wait_for_capacity(options)
         config, env_vars = llm_config(options)
-        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(VllmServer).remote(config)
+        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(VllmServer).remote(
+            config
+        )
         try:
             max_length = ray.get(actor.start.remote(), timeout=START_S)
         except RayError as error:
             _stop(actor)
-            raise RuntimeError(f"vLLM cannot start version {version.version}: {_cause(error)}") from None
+            raise RuntimeError(
+                f"vLLM cannot start version {version.version}: {_cause(error)}"
+            ) from None
         run: Future[None] = actor.run.remote().future()
         slots = FairSlots(options.max_batch_size)
-        server = _Server(actor, options, version.base_model if files.shares_base else None, max_length, run, slots)
+        server = _Server(
+            actor,
+            options,
+            version.base_model if files.shares_base else None,
+            max_length,
+            run,
+            slots,
+        )
         with self._lock:
             self._servers.append(server)
         return server
@@ -157,9 +197,9 @@ class VllmPool:
         while self.num_running >= most:
             if time.monotonic() - started > SHUTDOWN_S:
                 raise RuntimeError(
-                    f"the replica's GPU memory holds {most} base model(s), each {options.gpu_share:.0%} of a GPU, and "
-                    "this version needs another one; remove the challenger first, or lower "
-                    "serving.vllm.gpu_memory_utilization"
+                    f"the replica's GPU memory holds {most} base model(s), each "
+                    f"{options.gpu_share:.0%} of a GPU, and this version needs another one; remove "
+                    "the challenger first, or lower serving.vllm.gpu_memory_utilization"
                 )
             time.sleep(0.2)
 
@@ -171,7 +211,8 @@ class VllmPool:
             return len(self._servers)
 
     def release(self, server: _Server, *, adapter: str | None = None) -> None:
-        """Remove an engine and its adapter from a server; stop the server after its last engine. This call blocks."""
+        """Remove an engine and its adapter from a server; stop the server after its last engine.
+        This call blocks."""
         with self._lock:
             server.num_engines -= 1
             is_last = server.num_engines == 0
@@ -187,14 +228,21 @@ class VllmPool:
 
 
 class GrammarTexts:
-    """Grammars of formats as text, which are those of the evaluation. Clients take turns; recent grammars are kept."""
+    """Grammars of formats as text, which are those of the evaluation. Clients take turns; recent
+    grammars are kept."""
 
     def __init__(self, *, own: StructuredFormat | None) -> None:
-        """Convert the version's own format, which clients' formats cannot replace. Raises FormatError."""
-        self._own = {} if own is None else {format_key(own): str(grammar_of(own))}
+        """Convert the version's own format, which clients' formats cannot replace. Raises
+        FormatError."""
+        if own is None:
+            self._own = {}
+        else:
+            self._own = {format_key(own): str(grammar_of(own))}
         self.own_texts = set(self._own.values())
         self._recent: dict[str, str] = {}
-        self._converting = FairSlots(1)  # it takes up to seconds in a thread of the pool that other requests use too
+        self._converting = FairSlots(
+            1
+        )  # it takes up to seconds in a thread of the pool that other requests use too
 
     async def text_of(self, format: StructuredFormat) -> str:
         """Return the grammar of a format; raise RequestError 400 if there is none."""
@@ -202,7 +250,9 @@ class GrammarTexts:
         text = self._own.get(key) or self._recent.get(key)
         if text is None:
             try:
-                text = await self._converting.run(lambda: str(grammar_of(format)), client=client_name(), cost=len(key))
+                text = await self._converting.run(
+                    lambda: str(grammar_of(format)), client=client_name(), cost=len(key)
+                )
             except FormatError as error:
                 raise refused_format(error) from None
             self._recent[key] = text
@@ -215,7 +265,12 @@ class VllmEngine(LanguageModelEngine):
     """An engine whose version runs in a separate server, which batches all active requests."""
 
     def __init__(
-        self, loaded: "LoadedChat[ModelVersion]", *, pool: VllmPool, server: _Server, adapter: str | None
+        self,
+        loaded: "LoadedChat[ModelVersion]",
+        *,
+        pool: VllmPool,
+        server: _Server,
+        adapter: str | None,
     ) -> None:
         super().__init__(loaded)
         self._pool = pool
@@ -238,8 +293,12 @@ class VllmEngine(LanguageModelEngine):
             return request
         return request._replace(grammar=await self._grammars.text_of(format))
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
-        sampling, likelihoods, grammar = generation.sampling, generation.likelihoods, generation.grammar
+    async def generate(
+        self, generation: Generation
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        sampling = generation.sampling
+        likelihoods = generation.likelihoods
+        grammar = generation.grammar
         assert grammar is None or isinstance(grammar, str)  # `prepared` sets it
         request = TokenRequest(
             model=self._adapter or self._server.options.name,
@@ -267,7 +326,9 @@ class VllmEngine(LanguageModelEngine):
             if grammar is None or grammar in self._grammars.own_texts:
                 raise engine_failed() from error
             _log.warning("vLLM failed to generate an answer in a client's format: %s", error.cause)
-            raise refused_format(FormatError(NOT_GENERATED)) from error  # vLLM does not report which one it is
+            raise refused_format(
+                FormatError(NOT_GENERATED)
+            ) from error  # vLLM does not report which one it is
         except RayActorError:
             raise _stopped_error() from None
         finally:
@@ -279,8 +340,9 @@ def require_installed() -> None:
     """Raise EngineNotInstalled if vLLM cannot be imported."""
     if importlib.util.find_spec("vllm") is None:
         raise EngineNotInstalled(
-            "serving.engine is vllm, but vLLM is not installed on the replica's node; run pip install --editable "
-            "'.[gpu]' in the project's folder on the node, or omit serving.engine"
+            "serving.engine is vllm, but vLLM is not installed on the replica's node; run pip "
+            "install --editable '.[gpu]' in the project's folder on the node, or omit "
+            "serving.engine"
         )
 
 
@@ -297,12 +359,16 @@ class VersionFiles:
     @property
     def adapter(self) -> Path | None:
         """Return the folder of an adapter that is applied to the base model; None without one."""
-        return self.folder / "adapter" if self.shares_base and self.loaded.version.spec.base == "adapter" else None
+        if self.shares_base and self.loaded.version.spec.base == "adapter":
+            return self.folder / "adapter"
+        return None
 
     @property
     def lora_rank(self) -> int:
         """Return the rank of the adapter; 0 without one."""
-        return adapter_rank(self.adapter) if self.adapter else 0
+        if self.adapter:
+            return adapter_rank(self.adapter)
+        return 0
 
 
 def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFiles:
@@ -315,7 +381,8 @@ def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFi
     from tailorbird.storage.node_cache import local_copy
 
     assert version.prompting is not None  # a chat version
-    folder, base = checked_copy(version.pinned), local_copy(version.base_model)
+    folder = checked_copy(version.pinned)
+    base = local_copy(version.base_model)
     loaded = LoadedChat(
         model=None,
         tokenizer=load_tokenizer(base),
@@ -329,10 +396,13 @@ def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFi
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:
     """Return the options of the server for a version whose model is in `folder`."""
-    gpus, version = config.gpus_per_replica, files.loaded.version
+    gpus = config.gpus_per_replica
+    version = files.loaded.version
     share = config.vllm.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
     return ServerOptions(
-        name=version.base_model.rstrip("/").rpartition("/")[2] if files.shares_base else version.version,
+        name=version.base_model.rstrip("/").rpartition("/")[2]
+        if files.shares_base
+        else version.version,
         folder=str(folder),
         dtype=version.dtype,
         max_batch_size=config.batch_size("chat"),
@@ -352,10 +422,12 @@ def adapter_rank(folder: Path) -> int:
 
 @contextmanager
 def model_folder(files: VersionFiles) -> Iterator[Path]:
-    """Yield a folder with the model that a version's server loads, in the format of the Hugging Face Hub.
+    """Yield a folder with the model that a version's server loads, in the format of the Hugging
+    Face Hub.
 
-    It is the folder of a shared base model. Changed weights are linked, so that no other process loads them. An adapter
-    that is not applied separately is merged into the weights, as in the evaluation.
+    It is the folder of a shared base model. Changed weights are linked, so that no other process
+    loads them. An adapter that is not applied separately is merged into the weights, as in the
+    evaluation.
     """
     if files.shares_base:
         yield files.base
@@ -384,8 +456,12 @@ def _stop(actor: Any) -> None:
 
 
 def _cause(error: RayError) -> object:
-    return error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(error, RayTaskError):
+        return error.cause
+    return error
 
 
 def _stopped_error() -> RequestError:
-    return RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
+    return RequestError(
+        503, "engine_stopped", "the model's engine has stopped; the replica is being replaced"
+    )

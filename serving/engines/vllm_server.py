@@ -1,7 +1,8 @@
 """A server of `ray.serve.llm`, and vLLM's offline engine, that have token ids as input and output.
 
-This is the only file that uses private parts of vLLM, directly or through Ray. If another version of vLLM or Ray lacks
-one of them, tests/unit/serving/engines/test_vllm_private.py fails with its name.
+This is the only file that uses private parts of vLLM, directly or through Ray. If another version
+of vLLM or Ray lacks one of them, tests/unit/serving/engines/test_vllm_private.py fails with its
+name.
 """
 
 import asyncio
@@ -21,7 +22,9 @@ from serving.engines.language_model import Likelihood
 
 VLLM_VERSION = "0.29"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # possible values of vLLM's `max_lora_rank`
-CACHE_BYTES = 1 << 30  # size of the KV cache without a GPU, instead of a share of the machine's memory
+CACHE_BYTES = (
+    1 << 30
+)  # size of the KV cache without a GPU, instead of a share of the machine's memory
 STREAM_INTERVAL_S = 0.02  # tokens that are generated within this time are streamed together
 HEALTH_CHECK_S = 1.0  # time between two health checks of the server
 LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to be installed
@@ -35,8 +38,8 @@ for process in sys.argv[1:]:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(int(process), signal.SIGKILL)
 """
-"""A program that waits for the end of its input, which comes when its parent dies, and then kills processes by file
-descriptor."""
+"""A program that waits for the end of its input, which comes when its parent dies, and then kills
+processes by file descriptor."""
 
 
 class TokenDelta(NamedTuple):
@@ -66,7 +69,8 @@ class TokenRequest:
     max_tokens: int
     stop_token_ids: list[int]
     logprobs: int | None
-    """Number of most likely tokens whose log-probabilities are returned, with that of each token; None for none."""
+    """Number of most likely tokens whose log-probabilities are returned, with that of each token;
+    None for none."""
     structured_outputs: dict[str, str] | None = None
     """Grammar of the answer, as `{"grammar": ...}` in EBNF; None for any text."""
 
@@ -108,8 +112,8 @@ class ServerOptions:
             rank = next((rank for rank in LORA_RANKS if rank >= self.max_lora_rank), None)
             if rank is None:
                 raise ValueError(
-                    f"vLLM serves adapters of rank up to {LORA_RANKS[-1]}, not {self.max_lora_rank}; set "
-                    "serving.merge_adapters"
+                    f"vLLM serves adapters of rank up to {LORA_RANKS[-1]}, not "
+                    f"{self.max_lora_rank}; set serving.merge_adapters"
                 )
             kwargs |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": self.max_loras}
         return kwargs | dict(self.options)
@@ -121,15 +125,20 @@ def llm_config(options: ServerOptions) -> tuple[LlmConfig, dict[str, str]]:
     if options.num_gpus:
         worker_gpus = options.gpu_share
         bundles = [{"GPU": worker_gpus}] * max(1, int(options.num_gpus))
-        hardware: LlmConfig = {"placement_group_config": {"bundles": bundles, "strategy": "STRICT_PACK"}}
+        hardware: LlmConfig = {
+            "placement_group_config": {"bundles": bundles, "strategy": "STRICT_PACK"}
+        }
         env_vars["VLLM_RAY_PER_WORKER_GPUS"] = str(worker_gpus)
     else:
         hardware = {"accelerator_config": {"kind": "cpu"}}
     config = {
         "model_loading_config": {"model_id": options.name, "model_source": options.folder},
         "engine_kwargs": options.engine_kwargs() | {"disable_log_stats": False},
-        "log_engine_metrics": True,  # vLLM's metrics are exported by Ray, with the prefix `ray_vllm_`
-        "experimental_configs": {"stream_batching_interval_ms": 0},  # `VllmServer.answer` batches without a timer
+        # vLLM's metrics are exported by Ray, with the prefix `ray_vllm_`
+        "log_engine_metrics": True,
+        "experimental_configs": {
+            "stream_batching_interval_ms": 0
+        },  # `VllmServer.answer` batches without a timer
     }
     return config | hardware, env_vars
 
@@ -155,7 +164,9 @@ class VllmServer:
         """Start the engine, and return the maximum number of tokens of a prompt and its answer."""
         await self._server.start()
         self._guard = guard_children()
-        self._excluded = {str(token): bias for token, bias in special_token_biases(self._client).items()}
+        self._excluded = {
+            str(token): bias for token, bias in special_token_biases(self._client).items()
+        }
         return int(self._client.model_config.max_model_len)
 
     @property
@@ -164,7 +175,8 @@ class VllmServer:
         return self._server.engine._engine_client
 
     async def add_adapter(self, name: str, folder: str) -> None:
-        """Load the LoRA adapter in a folder of this node. Raises ValueError if vLLM cannot use it."""
+        """Load the LoRA adapter in a folder of this node. Raises ValueError if vLLM cannot use
+        it."""
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
         request = LoadLoRAAdapterRequest(lora_name=name, lora_path=folder)
@@ -198,7 +210,8 @@ class VllmServer:
         await asyncio.to_thread(self._client.shutdown)
 
     async def answer(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server rejects the request."""
+        """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server rejects the
+        request."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
         options: dict[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
@@ -223,7 +236,8 @@ class VllmServer:
 def guard_children() -> subprocess.Popen[bytes]:
     """Start a process that kills this process's current children when this process dies.
 
-    Without it, vLLM's processes would keep running, and keep the GPU's memory, if their actor is killed.
+    Without it, vLLM's processes would keep running, and keep the GPU's memory, if their actor is
+    killed.
     """
     children = list[int]()
     try:
@@ -231,22 +245,27 @@ def guard_children() -> subprocess.Popen[bytes]:
             with suppress(ProcessLookupError):  # it has ended
                 children.append(os.pidfd_open(child.pid))
         command = [sys.executable, "-S", "-c", GUARD, *map(str, children)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=children, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=children, start_new_session=True
+        )
     finally:
         for descriptor in children:
             os.close(descriptor)
 
 
 def special_token_biases(engine: Any) -> dict[int, float]:
-    """Return the logit biases of an answer in a format, which exclude the special tokens of an engine's tokenizer.
+    """Return the logit biases of an answer in a format, which exclude the special tokens of an
+    engine's tokenizer.
 
-    In vLLM's grammars, the text of a special token is its name, but in the answer it has none. The end token has no
-    bias, because grammars allow it only at the end. There are no biases with speculative decoding, which does not
-    support them, and with tokenizers of other libraries than transformers.
+    In vLLM's grammars, the text of a special token is its name, but in the answer it has none. The
+    end token has no bias, because grammars allow it only at the end. There are no biases with
+    speculative decoding, which does not support them, and with tokenizers of other libraries than
+    transformers.
     """
     if engine.vllm_config.speculative_config is not None:
         return {}
-    tokenizer, vocab_size = engine.renderer.tokenizer, engine.model_config.get_vocab_size()
+    tokenizer = engine.renderer.tokenizer
+    vocab_size = engine.model_config.get_vocab_size()
     return {
         token: EXCLUDED
         for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items()
@@ -255,7 +274,8 @@ def special_token_biases(engine: Any) -> dict[int, float]:
 
 
 def _token_delta(response: Any) -> TokenDelta | None:
-    """Return the tokens of a complete answer or of a list of stream events, or None if there are none.
+    """Return the tokens of a complete answer or of a list of stream events, or None if there are
+    none.
 
     A stream event is a string `data: {...}` or an error object. Raises ValueError for an error.
     """
@@ -273,7 +293,9 @@ def _token_delta(response: Any) -> TokenDelta | None:
             if reason not in (None, *FINISH_REASONS):
                 raise ValueError(f"the generation failed ({reason})")
             ended = ended or reason is not None
-    return TokenDelta(tokens, ended, likelihoods) if tokens or ended else None
+    if tokens or ended:
+        return TokenDelta(tokens, ended, likelihoods)
+    return None
 
 
 def _likelihoods(logprobs: Any) -> list[Likelihood]:
@@ -304,7 +326,9 @@ def _event_fields(event: Any) -> Any:
     if not isinstance(event, str):
         return event.model_dump()
     data = event.removeprefix("data: ").strip()
-    return {} if data == "[DONE]" else json.loads(data)
+    if data == "[DONE]":
+        return {}
+    return json.loads(data)
 
 
 class OfflineEngine:
@@ -312,20 +336,33 @@ class OfflineEngine:
 
     def __init__(self, options: ServerOptions, *, adapter: Path | None) -> None:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would outlive a worker that is killed
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # a process of its own would outlive a worker that is killed
+        )
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        kwargs = options.engine_kwargs() | {"logprobs_mode": "processed_logprobs"}  # without excluded tokens
+        kwargs = options.engine_kwargs() | {
+            "logprobs_mode": "processed_logprobs"
+        }  # without excluded tokens
         self._llm = LLM(model=options.folder, disable_log_stats=True, **kwargs)
         self._excluded = special_token_biases(self._llm.llm_engine)
-        self._adapter = None if adapter is None else LoRARequest("adapter", 1, str(adapter))
+        if adapter is None:
+            self._adapter = None
+        else:
+            self._adapter = LoRARequest("adapter", 1, str(adapter))
         self.max_length = int(self._llm.model_config.max_model_len)
 
     def greedy(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, end_id: int, grammar: str | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        end_id: int,
+        grammar: str | None = None,
     ) -> list[tuple[list[int], list[float]]]:
-        """Return the tokens of each answer, with the end token, and the log-probability of each in nats.
+        """Return the tokens of each answer, with the end token, and the log-probability of each in
+        nats.
 
         The answers follow `grammar`, in EBNF, if it is set.
         """
@@ -338,7 +375,9 @@ class OfflineEngine:
             stop_token_ids=[end_id],
             logprobs=0,
             detokenize=False,
-            structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
+            structured_outputs=None
+            if grammar is None
+            else StructuredOutputsParams(grammar=grammar),
             logit_bias=None if grammar is None else self._excluded,
         )
         outputs = self._llm.generate(
@@ -351,6 +390,9 @@ class OfflineEngine:
         for output in outputs:
             [answer] = output.outputs
             tokens = list(answer.token_ids)
-            logprobs = [float(by_token[token].logprob) for token, by_token in zip(tokens, answer.logprobs, strict=True)]
+            logprobs = [
+                float(by_token[token].logprob)
+                for token, by_token in zip(tokens, answer.logprobs, strict=True)
+            ]
             answers.append((tokens, logprobs))
         return answers

@@ -1,4 +1,5 @@
-"""API keys: the lines of the key file, with scopes, expiry and limits. Only hashes of keys are stored.
+"""API keys: the lines of the key file, with scopes, expiry and limits. Only hashes of keys are
+stored.
 
 Read next `authenticator.py`, which checks the key of each request.
 """
@@ -26,7 +27,9 @@ LOCAL_HOST = re.compile(
 KeyScope = Literal["answer", "batch", "feedback", "read", "admin"]
 SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 DEFAULT_SCOPES: tuple[KeyScope, ...] = ("answer", "feedback")
-OPTIONS = f"scopes={','.join(SCOPES)} (one or more), expires=YYYY-MM-DD, requests=N, texts=N, tokens=N"
+OPTIONS = (
+    f"scopes={','.join(SCOPES)} (one or more), expires=YYYY-MM-DD, requests=N, texts=N, tokens=N"
+)
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -34,12 +37,14 @@ _LIMIT = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 
 
 class KeysError(ValueError):
-    """API keys that cannot be read. The message gives the line number and never the content of the line."""
+    """API keys that cannot be read. The message gives the line number and never the content of the
+    line."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyOptions:
-    """What a key may do, until when, and how much. A limit is per minute and replica; None for no limit."""
+    """What a key may do, until when, and how much. A limit is per minute and replica; None for no
+    limit."""
 
     scopes: tuple[KeyScope, ...] = DEFAULT_SCOPES
     expires: date | None = None
@@ -55,8 +60,11 @@ class KeyOptions:
         return {quantity: limit for quantity, limit in limits.items() if limit is not None}
 
     def __str__(self) -> str:
-        """Return the options as in the key file. Scopes are always given, because the default may change."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"scopes": ",".join(self.scopes)}
+        """Return the options as in the key file. Scopes are always given, because the default may
+        change."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "scopes": ",".join(self.scopes)
+        }
         return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
@@ -81,17 +89,20 @@ class KeyFile(NamedTuple):
     errors: tuple[str, ...] = ()
     """An error for each line that cannot be read, without the content of the line."""
     unreadable: frozenset[str] = frozenset()
-    """The words of these lines without quotation marks, some of which are names and hashes of keys."""
+    """The words of these lines without quotation marks, some of which are names and hashes of
+    keys."""
 
 
 def new_key(name: str, *, options: Sequence[str] = ()) -> tuple[str, ApiKey]:
-    """Return a new random key for the client, and the `ApiKey` to store; `options` are as in the key file.
+    """Return a new random key for the client, and the `ApiKey` to store; `options` are as in the
+    key file.
 
     Raises KeysError for a name or an option that is not valid.
     """
     if not _NAME.fullmatch(name):
         raise KeysError(
-            f"name {name!r} is not valid: a name has 1 to 64 letters, digits, dots, dashes, underscores or @"
+            f"name {name!r} is not valid: a name has 1 to 64 letters, digits, dots, dashes, "
+            "underscores or @"
         )
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     return key, ApiKey(name, sha256_of(key), parse_options(options))
@@ -111,9 +122,11 @@ def read_keys(source: str) -> KeyFile:
 
 
 def parse_keys(content: bytes, *, source: str) -> KeyFile:
-    """Return the keys of the valid lines, and an error for each other line; `source` is named in the errors."""
+    """Return the keys of the valid lines, and an error for each other line; `source` is named in
+    the errors."""
     keys: dict[str, ApiKey] = {}
-    errors, unreadable = list[str](), set[str]()
+    errors = list[str]()
+    unreadable = set[str]()
     for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
         text = line.split("#", 1)[0].strip()
         if not text:
@@ -132,16 +145,21 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
 
 
 def keys_in_force(file: KeyFile, *, former: Sequence[ApiKey]) -> tuple[ApiKey, ...]:
-    """Return the keys in force after a change of the file. A mistake in a line neither adds nor removes a key.
+    """Return the keys in force after a change of the file. A mistake in a line neither adds nor
+    removes a key.
 
-    A line that cannot be read leaves the former keys unchanged whose name or hash is one of its words before the
-    options. If no line can be read, for example because of the file's encoding, all former keys stay. An empty file
-    removes all keys.
+    A line that cannot be read leaves the former keys unchanged whose name or hash is one of its
+    words before the options. If no line can be read, for example because of the file's encoding,
+    all former keys stay. An empty file removes all keys.
     """
     if file.errors and not file.keys:
         return tuple(former)
     hashes = {key.sha256 for key in file.keys}
-    kept = (key for key in former if {key.name, key.sha256} & file.unreadable and key.sha256 not in hashes)
+    kept = (
+        key
+        for key in former
+        if {key.name, key.sha256} & file.unreadable and key.sha256 not in hashes
+    )
     return file.keys + tuple(kept)
 
 
@@ -206,46 +224,60 @@ def read_secret(source: str) -> bytes:
     variable = source.removeprefix(ENVIRONMENT)
     if variable not in os.environ:
         raise KeysError(
-            f"environment variable {variable}, which the recipe's serving section names, is not set on this node"
+            f"environment variable {variable}, which the recipe's serving section names, is not "
+            "set on this node"
         )
     return os.environ[variable].encode()
 
 
 def read_subject_key(source: str) -> bytes:
-    """Return the key for hashing subjects; raise KeysError if it is too short to resist guessing."""
+    """Return the key for hashing subjects; raise KeysError if it is too short to resist
+    guessing."""
     key = read_secret(source).strip()
     if len(key) < KEY_BYTES:
         raise KeysError(
-            f"{source} has {len(key)} bytes; store at least {KEY_BYTES} random bytes (openssl rand -hex 32)"
+            f"{source} has {len(key)} bytes; store at least {KEY_BYTES} random bytes (openssl rand "
+            "-hex 32)"
         )
     return key
 
 
 def require_local_caller(headers: Mapping[str, str]) -> None:
-    """Raise RequestError 403 unless the request is local and same-origin; for services without API keys."""
-    host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
+    """Raise RequestError 403 unless the request is local and same-origin; for services without API
+    keys."""
+    host = headers.get("host", "").lower()
+    origin = headers.get("origin", "").lower()
     if not LOCAL_HOST.fullmatch(host) or origin not in ("", f"http://{host}", f"https://{host}"):
         message = (
-            "without API keys, only requests to 127.0.0.1 or localhost from this machine are accepted, and none from "
-            "pages of other sites; set serving.api_keys in the recipe to accept others"
+            "without API keys, only requests to 127.0.0.1 or localhost from this machine are "
+            "accepted, and none from pages of other sites; set serving.api_keys in the recipe to "
+            "accept others"
         )
         raise RequestError(403, "foreign_page", message)
 
 
 def require_own_page(headers: Mapping[str, str]) -> None:
-    """Raise RequestError 403 for a request of a browser from a page of another origin, which could use its cookies.
+    """Raise RequestError 403 for a request of a browser from a page of another origin, which could
+    use its cookies.
 
-    Browsers state the relation in `Sec-Fetch-Site`, except to sites without TLS and old browsers: then the host of
-    `Origin` must be that of `Host` or `X-Forwarded-Host`, which such a page cannot set.
+    Browsers state the relation in `Sec-Fetch-Site`, except to sites without TLS and old browsers:
+    then the host of `Origin` must be that of `Host` or `X-Forwarded-Host`, which such a page cannot
+    set.
     """
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    site = headers.get("sec-fetch-site")
+    origin = headers.get("origin")
     if site is not None:
         is_own = site in ("same-origin", "none")
     else:
         hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
-        is_own = origin is None or _host_name(origin) in {_host_name(host) for host in hosts if host}
+        is_own = origin is None or _host_name(origin) in {
+            _host_name(host) for host in hosts if host
+        }
     if not is_own:
-        remedy = "pass Host or X-Forwarded-Host" if site is None else "check and remove Origin and Sec-Fetch-Site"
+        if site is None:
+            remedy = "pass Host or X-Forwarded-Host"
+        else:
+            remedy = "check and remove Origin and Sec-Fetch-Site"
         message = f"requests from pages of other origins are not accepted; a gateway can {remedy}"
         raise RequestError(403, "foreign_page", message)
 

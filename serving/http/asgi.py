@@ -1,7 +1,9 @@
-"""A replica's ASGI application on Starlette: routes, a limit on the body size, streams, and errors as JSON.
+"""A replica's ASGI application on Starlette: routes, a limit on the body size, streams, and errors
+as JSON.
 
-Starlette adds 6 microseconds per request to bare ASGI. With an encoder of MiniLM's size (uvicorn, two shared cores),
-the median throughput is 1.07 times that of bare ASGI with one text per request, and 0.98 times with 256 texts.
+Starlette adds 6 microseconds per request to bare ASGI. With an encoder of MiniLM's size (uvicorn,
+two shared cores), the median throughput is 1.07 times that of bare ASGI with one text per request,
+and 0.98 times with 256 texts.
 """
 
 import asyncio
@@ -27,28 +29,40 @@ from serving.http.security_headers import DATA_POLICY, security_headers
 from serving.limits import FairSlots, client_name
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
-Events = AsyncGenerator[bytes, None]  # server-sent events, one per item; the generator is always closed
+Events = AsyncGenerator[
+    bytes, None
+]  # server-sent events, one per item; the generator is always closed
 
 DISCARD_BYTES = 64 << 20
-"""Maximum number of bytes to read and discard from a body that is too large, so that the client reads the response."""
+"""Maximum number of bytes to read and discard from a body that is too large, so that the client
+reads the response."""
 SMALL_BODY_BYTES = 16 << 10  # parsed at once: 8,000 invalid items take about a millisecond
 BYTES_PER_S = 10e6
-"""Rate at which a replica parses large bodies. To receive and parse 1 MB takes 5 to 20 ms of the event loop."""
-BODY_S = 20.0  # timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
+"""Rate at which a replica parses large bodies. To receive and parse 1 MB takes 5 to 20 ms of the
+event loop."""
+# timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
+BODY_S = 20.0
 
-JSON, HTML, JAVASCRIPT = "application/json", "text/html; charset=utf-8", "text/javascript; charset=utf-8"
+JSON = "application/json"
+HTML = "text/html; charset=utf-8"
+JAVASCRIPT = "text/javascript; charset=utf-8"
 
 _log = logging.getLogger("ray.serve")
 
 X_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # valid ids of clients; others are replaced
 ID_BYTES = 16
 
-caller: ContextVar[str | None] = ContextVar("caller", default=None)  # name of the API key of the current request
+caller: ContextVar[str | None] = ContextVar(
+    "caller", default=None
+)  # name of the API key of the current request
 x_request_id: ContextVar[str | None] = ContextVar("x_request_id", default=None)
-"""Header X-Request-Id of the current request, or None if it is not valid. Serve sets it if the client does not."""
+"""Header X-Request-Id of the current request, or None if it is not valid. Serve sets it if the
+client does not."""
 ID = "{id}"  # placeholder for one path segment in a route
 REST = "{id:path}"  # placeholder for the rest of the path, at the end of a route
-path_id: ContextVar[str] = ContextVar("path_id", default="")  # value of `{id}` in the path of the current request
+path_id: ContextVar[str] = ContextVar(
+    "path_id", default=""
+)  # value of `{id}` in the path of the current request
 
 
 class Page(NamedTuple):
@@ -66,11 +80,15 @@ class Route:
     answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Page | Events]]]
     """`(body, request id) -> (status, content, page or events)`."""
     watched: bool | Callable[[], bool] = False
-    """True if a disconnect of the client cancels the handler (for long responses). A function is called for each
-    request."""
+    """True if a disconnect of the client cancels the handler (for long responses). A function is
+    called for each request."""
     open: bool = False  # True if the route needs no API key
-    browser: bool = False  # True if a browser may send the key as the password of HTTP Basic authentication
-    scopes: tuple[KeyScope, ...] = ()  # scopes of which a key must have one; empty if any key will do
+    browser: bool = (
+        False  # True if a browser may send the key as the password of HTTP Basic authentication
+    )
+    scopes: tuple[
+        KeyScope, ...
+    ] = ()  # scopes of which a key must have one; empty if any key will do
     content_type: str = JSON
 
 
@@ -83,11 +101,13 @@ def http_app(
     on_startup: Callable[[], Awaitable[None]] | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
-    """Return an ASGI application of the routes. A literal path takes precedence over a path with a placeholder.
+    """Return an ASGI application of the routes. A literal path takes precedence over a path with a
+    placeholder.
 
-    `authenticate` receives a request's headers before the body is read, and sets the caller or raises RequestError.
-    `admit` is entered next, except for open routes, and left after the response; it may raise RequestError too.
-    `on_startup` is awaited before the first request, `on_shutdown` after the last response.
+    `authenticate` receives a request's headers before the body is read, and sets the caller or
+    raises RequestError. `admit` is entered next, except for open routes, and left after the
+    response; it may raise RequestError too. `on_startup` is awaited before the first request,
+    `on_shutdown` after the last response.
     """
 
     @asynccontextmanager
@@ -102,7 +122,9 @@ def http_app(
         if scope["type"] == "websocket":
             await WebSocketClose(1003)(scope, receive, send)
             return
-        if scope["path"] == scope.get("root_path") and "/" in routes:  # relative links need the slash at the end
+        if (
+            scope["path"] == scope.get("root_path") and "/" in routes
+        ):  # relative links need the slash at the end
             await _redirect(f"{scope['path'].rpartition('/')[2]}/")(scope, receive, send)
             return
         known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
@@ -125,7 +147,8 @@ def http_app(
 def with_request_check(
     app: ASGIApp, *, check: Callable[[Mapping[str, str]], None], only_posts: bool = False
 ) -> ASGIApp:
-    """Return the application, which answers only requests whose headers `check` accepts; it raises RequestError.
+    """Return the application, which answers only requests whose headers `check` accepts; it raises
+    RequestError.
 
     If `only_posts` is true, requests with other methods are not checked.
     """
@@ -154,16 +177,22 @@ class Endpoint:
     turns: FairSlots = field(default_factory=lambda: FairSlots(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, route = Request(scope, receive), self.route
+        request = Request(scope, receive)
+        route = self.route
         with ExitStack() as admitted:
             try:
                 if request.method != route.method:
                     message = f"{self.path} does not accept {request.method}; use {route.method}"
-                    raise RequestError(405, "wrong_method", message, headers={"allow": route.method})
+                    raise RequestError(
+                        405, "wrong_method", message, headers={"allow": route.method}
+                    )
                 self.authenticate(request.headers, route)
                 if not route.open:
                     admitted.enter_context(self.admit(request))
-                body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
+                if route.method == "POST":
+                    body = await read_body(request, max_bytes=self.max_body_bytes)
+                else:
+                    body = b""
                 await self._wait_for_turn(body, receive)
             except RequestError as error:
                 await ErrorResponse(error)(scope, receive, send)
@@ -171,21 +200,31 @@ class Endpoint:
             if request.path_params:
                 path_id.set(request.path_params["id"])
             answering = _answer(route, body, request, send)
-            watched = route.watched() if callable(route.watched) else route.watched
+            if callable(route.watched):
+                watched = route.watched()
+            else:
+                watched = route.watched
             await (_while_connected(answering, receive) if watched else answering)
 
     async def _wait_for_turn(self, body: bytes, receive: Receive) -> None:
-        """Wait until the body may be parsed. Raises RequestError if the client disconnects meanwhile."""
+        """Wait until the body may be parsed. Raises RequestError if the client disconnects
+        meanwhile."""
         if len(body) <= SMALL_BODY_BYTES:
             return
-        if not await _while_connected(large_body_turn(self.turns, client_name(), num_bytes=len(body)), receive):
-            raise RequestError(400, "disconnected", "the client closed the connection before its body was parsed")
+        if not await _while_connected(
+            large_body_turn(self.turns, client_name(), num_bytes=len(body)), receive
+        ):
+            raise RequestError(
+                400, "disconnected", "the client closed the connection before its body was parsed"
+            )
 
 
 async def large_body_turn(turns: FairSlots, client: str, *, num_bytes: int) -> None:
-    """Wait for the client's turn to parse a large body. After each turn is a pause, in which other requests run.
+    """Wait for the client's turn to parse a large body. After each turn is a pause, in which other
+    requests run.
 
-    Parsing holds the GIL, so in a thread it would delay other requests as much as in the event loop.
+    Parsing holds the GIL, so in a thread it would delay other requests as much as in the event
+    loop.
     """
     await turns.acquire(client, cost=num_bytes)
     asyncio.get_running_loop().call_later(num_bytes / BYTES_PER_S, turns.release, client)
@@ -194,14 +233,17 @@ async def large_body_turn(turns: FairSlots, client: str, *, num_bytes: int) -> N
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
     """Return the request's body.
 
-    Raises RequestError 413 if the body has more than `max_bytes`, with or without a declared length, and 408 if it does
-    not arrive within `BODY_S`.
+    Raises RequestError 413 if the body has more than `max_bytes`, with or without a declared
+    length, and 408 if it does not arrive within `BODY_S`.
     """
     try:
         async with asyncio.timeout(BODY_S):
             return await _read_body(request, max_bytes=max_bytes)
     except TimeoutError:
-        message = f"the body did not arrive within {BODY_S:.0f} s; send a smaller body or use a faster connection"
+        message = (
+            f"the body did not arrive within {BODY_S:.0f} s; send a smaller body or use a faster "
+            "connection"
+        )
         raise RequestError(408, "body_too_slow", message, headers={"connection": "close"}) from None
     except ClientDisconnect:
         message = "the client closed the connection before the body ended"
@@ -227,9 +269,11 @@ async def _read_body(request: Request, *, max_bytes: int) -> bytes:
 
 
 async def _answer(route: Route, body: bytes, request: Request, send: Send) -> None:
-    """Send the route's response. An error before the first event of a stream becomes an error response."""
+    """Send the route's response. An error before the first event of a stream becomes an error
+    response."""
     # Clients must not choose the id: it decides the arm and the audit, and feedback refers to it.
-    request_id, sent = secrets.token_hex(ID_BYTES), request.headers.get("x-request-id", "")
+    request_id = secrets.token_hex(ID_BYTES)
+    sent = request.headers.get("x-request-id", "")
     x_request_id.set(sent if X_REQUEST_ID.fullmatch(sent) else None)
     response: Response
     events: Events | None = None
@@ -247,7 +291,9 @@ async def _answer(route: Route, body: bytes, request: Request, send: Send) -> No
         response.raw_headers.extend(security_headers(policy))
     except RequestError as error:
         if error.status >= 500:
-            _log.error("request %s failed with status %d: %s", request_id, error.status, error.reason)
+            _log.error(
+                "request %s failed with status %d: %s", request_id, error.status, error.reason
+            )
         response = ErrorResponse(error)
     except Exception:
         _log.exception("request %s failed", request_id)

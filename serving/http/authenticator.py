@@ -27,17 +27,21 @@ from serving.limits import RateLimiter
 from tailorbird.storage import StorageError, exists, file_state
 
 RecordChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey], str], None]
-"""Receives the keys that were recorded before (None at the start), the new keys, and the time of the file's change."""
+"""Receives the keys that were recorded before (None at the start), the new keys, and the time of
+the file's change."""
 
 RELOAD_S = 5.0
-CLOSE_S = 2.0  # time to record the last change; Serve stops a replica a few seconds after its last response
+# time to record the last change; Serve stops a replica a few seconds after its last response
+CLOSE_S = 2.0
 MAX_LOGGED = 5  # errors in one message
 BASIC = 'Basic realm="Tailorbird console, password: API key", charset="UTF-8"'
 """Challenge on which a browser requests the key from its user."""
 
 _log = logging.getLogger("ray.serve")
 
-_key: ContextVar[ApiKey | None] = ContextVar("key", default=None)  # the valid key of the current request
+_key: ContextVar[ApiKey | None] = ContextVar(
+    "key", default=None
+)  # the valid key of the current request
 
 
 def has_scope(*scopes: KeyScope) -> bool:
@@ -59,8 +63,9 @@ def utc_today() -> date:
 class ApiKeyAuthenticator:
     """Authenticator of requests by the keys in `source`.
 
-    The keys are reloaded every few seconds, which revokes removed keys. A name may have several keys, which allows
-    rotation. `record_change` is called in a thread and, if it fails, again a few seconds later.
+    The keys are reloaded every few seconds, which revokes removed keys. A name may have several
+    keys, which allows rotation. `record_change` is called in a thread and, if it fails, again a few
+    seconds later.
     """
 
     def __init__(
@@ -90,40 +95,60 @@ class ApiKeyAuthenticator:
     def identify(self, headers: Mapping[str, str], *, browser: bool = False) -> ApiKey | None:
         """Return the key in the Authorization header, or None if it is missing or not valid.
 
-        If `browser` is true, the key may also be the password of HTTP Basic authentication, with any name.
+        If `browser` is true, the key may also be the password of HTTP Basic authentication, with
+        any name.
         """
         scheme, _, text = headers.get("authorization", "").partition(" ")
         if browser and scheme.lower() == "basic":
-            scheme, text = "bearer", _password(text)
+            scheme = "bearer"
+            text = _password(text)
         sha256 = sha256_of(text.strip())
-        # Compare all keys in constant time: the response time must not reveal anything about the stored keys.
+        # Compare all keys in constant time: the response time must not reveal anything about the
+        # stored keys.
         matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
         key = matches[0] if matches and scheme.lower() == "bearer" else None
         is_valid = key is not None and not self._is_expired(key)
-        caller.set(key.name if key else None)  # also for an expired key, whose owner the security log names
+        caller.set(
+            key.name if key else None
+        )  # also for an expired key, whose owner the security log names
         _key.set(key if is_valid else None)
         return key
 
-    def authenticate(self, headers: Mapping[str, str], *, scopes: Sequence[KeyScope], browser: bool = False) -> None:
-        """Set the caller, and charge a request. The key must have one of the scopes; without scopes, any key will do.
+    def authenticate(
+        self, headers: Mapping[str, str], *, scopes: Sequence[KeyScope], browser: bool = False
+    ) -> None:
+        """Set the caller, and charge a request. The key must have one of the scopes; without
+        scopes, any key will do.
 
-        If `browser` is true, a browser that receives 401 requests the key from its user; see `identify`.
+        If `browser` is true, a browser that receives 401 requests the key from its user; see
+        `identify`.
 
-        Raises RequestError 401 for a missing, invalid or expired key, 403 for a key without the scope, and 429 for a
-        key that is over a limit.
+        Raises RequestError 401 for a missing, invalid or expired key, 403 for a key without the
+        scope, and 429 for a key that is over a limit.
         """
         key = self.identify(headers, browser=browser)
         challenge = BASIC if browser else "Bearer"
         if key is None:
-            type = "invalid_api_key" if headers.get("authorization") else "missing_api_key"
+            if headers.get("authorization"):
+                type = "invalid_api_key"
+            else:
+                type = "missing_api_key"
             message = "give a valid API key in the header `Authorization: Bearer KEY`"
-            raise _unauthorized(type, message + " or as the password" * browser, challenge=challenge)
+            raise _unauthorized(
+                type, message + " or as the password" * browser, challenge=challenge
+            )
         if self._is_expired(key):
-            message = f"the API key {key.name} expired on {key.options.expires}; ask the operator for a new key"
+            message = (
+                f"the API key {key.name} expired on {key.options.expires}; ask the operator for a "
+                "new key"
+            )
             raise _unauthorized("expired_api_key", message, challenge=challenge)
         if scopes and not set(scopes) & set(key.options.scopes):
-            needed, given = " or ".join(scopes), ", ".join(key.options.scopes)
-            message = f"this route needs a key with the scope {needed}; the key {key.name} has {given}"
+            needed = " or ".join(scopes)
+            given = ", ".join(key.options.scopes)
+            message = (
+                f"this route needs a key with the scope {needed}; the key {key.name} has {given}"
+            )
             raise RequestError(403, "missing_scope", message, code="missing_scope")
         self._limiter.accept(key)
 
@@ -139,12 +164,15 @@ class ApiKeyAuthenticator:
     def reload(self) -> None:
         """Reload the keys. A removed key is no longer valid; a deleted file removes all keys.
 
-        While storage is unavailable, the last keys stay valid, and so do those of lines that cannot be read; see
-        `keys_in_force`. An error is logged once.
+        While storage is unavailable, the last keys stay valid, and so do those of lines that cannot
+        be read; see `keys_in_force`. An error is logged once.
         """
         try:
             deleted = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
-            file = KeyFile(()) if deleted else parse_keys(read_secret(self._source), source=self._source)
+            if deleted:
+                file = KeyFile(())
+            else:
+                file = parse_keys(read_secret(self._source), source=self._source)
         except Exception as error:  # unavailable storage must not lock clients out
             self._report([f"the last keys stay valid, because the keys cannot be read: {error}"])
             return
@@ -160,7 +188,10 @@ class ApiKeyAuthenticator:
             self._record_change(self._recorded, keys, self._changed_at())
         except Exception as error:  # the keys must still be reloaded
             if not self.is_unrecorded:
-                message = "the security log cannot be written; replicas need permission to create objects under it: %s"
+                message = (
+                    "the security log cannot be written; replicas need permission to create "
+                    "objects under it: %s"
+                )
                 _log.warning(message, error)
             self.is_unrecorded = True
             return
@@ -168,7 +199,8 @@ class ApiKeyAuthenticator:
         self.is_unrecorded = False
 
     def _changed_at(self) -> str:
-        """Return the time of the file, or the current minute if the file was deleted; nothing for a variable."""
+        """Return the time of the file, or the current minute if the file was deleted; nothing for a
+        variable."""
         if self._source.startswith(ENVIRONMENT):
             return ""
         try:
@@ -179,7 +211,8 @@ class ApiKeyAuthenticator:
         return f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
 
     def _report(self, errors: Sequence[str]) -> None:
-        message, self.num_errors = "; ".join(errors[:MAX_LOGGED]), len(errors)
+        message = "; ".join(errors[:MAX_LOGGED])
+        self.num_errors = len(errors)
         if message and message != self._last_error:
             _log.error("%d errors in the API keys: %s", self.num_errors, message)
         self._last_error = message
@@ -191,7 +224,8 @@ class ApiKeyAuthenticator:
             await asyncio.to_thread(self.reload)
 
     async def keep_recording(self) -> None:
-        """Record the keys and their changes, in a thread, until cancelled. A slow write must not delay a reload."""
+        """Record the keys and their changes, in a thread, until cancelled. A slow write must not
+        delay a reload."""
         while True:
             await asyncio.to_thread(self.record)
             await asyncio.sleep(RELOAD_S)
@@ -208,7 +242,8 @@ def _no_key(source: str) -> str:
 
 
 def _password(credentials: str) -> str:
-    """Return the password in the credentials of HTTP Basic authentication; nothing if they are not valid."""
+    """Return the password in the credentials of HTTP Basic authentication; nothing if they are not
+    valid."""
     try:
         return b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
     except ValueError:
@@ -216,4 +251,6 @@ def _password(credentials: str) -> str:
 
 
 def _unauthorized(type: str, message: str, *, challenge: str) -> RequestError:
-    return RequestError(401, type, message, code="invalid_api_key", headers={"www-authenticate": challenge})
+    return RequestError(
+        401, type, message, code="invalid_api_key", headers={"www-authenticate": challenge}
+    )

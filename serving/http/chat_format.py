@@ -1,4 +1,5 @@
-"""Format a chat model's answers as OpenAI responses with `version`, complete or as server-sent events."""
+"""Format a chat model's answers as OpenAI responses with `version`, complete or as server-sent
+events."""
 
 import json
 import time
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
 
 ROUTE = "chat"  # name of the route in metrics and the request log
-OBJECT, STREAM_OBJECT = "chat.completion", "chat.completion.chunk"  # `object` of a response, and of an event
+# `object` of a response, and of an event
+OBJECT = "chat.completion"
+STREAM_OBJECT = "chat.completion.chunk"
 
 
 class Usage(NamedTuple):
@@ -33,7 +36,8 @@ class AnswerHead(NamedTuple):
 
 
 def answer_head(object: str, *, request_id: str, model: str, version: str) -> AnswerHead:
-    """Return the head of a response of this moment; `object` is `OBJECT` or, for a stream, `STREAM_OBJECT`."""
+    """Return the head of a response of this moment; `object` is `OBJECT` or, for a stream,
+    `STREAM_OBJECT`."""
     return AnswerHead(f"{CHAT_ID}{request_id}", object, int(time.time()), model, version)
 
 
@@ -42,7 +46,10 @@ def whole_response(head: AnswerHead, answer: "PartialAnswer", *, usage: Usage) -
     message = {"role": "assistant", "content": answer.text, "refusal": None}
     choice = _choice({"message": message}, answer)
     if answer.logprobs is not None:
-        choice["logprobs"] = {"content": [_token(entry) for entry in answer.logprobs], "refusal": None}
+        choice["logprobs"] = {
+            "content": [_token(entry) for entry in answer.logprobs],
+            "refusal": None,
+        }
     return _json(head, choices=[choice], usage=usage)
 
 
@@ -74,13 +81,20 @@ def event(data: bytes) -> bytes:
 LAST_EVENT = event(b"[DONE]")
 
 
-def _event(head: AnswerHead, content: Mapping[str, object], answer: "PartialAnswer | None" = None) -> bytes:
+def _event(
+    head: AnswerHead, content: Mapping[str, object], answer: "PartialAnswer | None" = None
+) -> bytes:
     return event(_json(head, choices=[_choice(content, answer)]))
 
 
 def _choice(content: Mapping[str, object], answer: "PartialAnswer | None") -> dict[str, object]:
     """Return the choice with a content; `answer` is the complete answer, or None before its end."""
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer and answer.finish_reason}
+    choice = {
+        "index": 0,
+        **content,
+        "logprobs": None,
+        "finish_reason": answer and answer.finish_reason,
+    }
     if answer is not None and answer.confidence is not None:
         choice["confidence"] = answer.confidence
     if answer is not None and answer.reported_model is not None:
@@ -92,7 +106,9 @@ def _choice(content: Mapping[str, object], answer: "PartialAnswer | None") -> di
 
 
 def _token(entry: "TokenLogprobs") -> dict[str, object]:
-    return _likely(entry.generated) | {"top_logprobs": [_likely(token) for token in entry.most_likely]}
+    return _likely(entry.generated) | {
+        "top_logprobs": [_likely(token) for token in entry.most_likely]
+    }
 
 
 def _likely(token: "LikelyToken") -> dict[str, object]:
@@ -100,7 +116,9 @@ def _likely(token: "LikelyToken") -> dict[str, object]:
     return token._asdict() | {"bytes": None if is_part else list(token.token.encode())}
 
 
-def _json(head: AnswerHead, *, choices: list[dict[str, object]], usage: Usage | None = None) -> bytes:
+def _json(
+    head: AnswerHead, *, choices: list[dict[str, object]], usage: Usage | None = None
+) -> bytes:
     fields = head._asdict() | {"choices": choices}
     if usage is not None:
         fields["usage"] = usage._asdict() | {"total_tokens": sum(usage)}

@@ -14,8 +14,9 @@ from tailorbird.registry.hybrid_routing import PartName
 
 class TokenUsage(HttpModel):
     prompt_tokens: int
-    """Tokens of the prompt, including the template, the system message and the examples. For a version of the kind
-    `nearest`, tokens of the messages. For a version of an endpoint, the endpoint's count."""
+    """Tokens of the prompt, including the template, the system message and the examples. For a
+    version of the kind `nearest`, tokens of the messages. For a version of an endpoint, the
+    endpoint's count."""
     completion_tokens: int
     """Tokens of the answer."""
     total_tokens: int
@@ -39,7 +40,8 @@ class Delta(HttpModel):
 class LikelyTokenLogprob(HttpModel):
     token: str
     logprob: float
-    """Log-probability in nats among the tokens that the response format allows, before temperature and top_p."""
+    """Log-probability in nats among the tokens that the response format allows, before temperature
+    and top_p."""
     bytes: list[int] | None
     """The token's bytes in UTF-8; null for a part of a character."""
 
@@ -51,7 +53,8 @@ class GeneratedTokenLogprob(LikelyTokenLogprob):
 
 class ChatLogprobs(HttpModel):
     content: list[GeneratedTokenLogprob]
-    """The generated tokens, with the end-of-turn token and with tokens after the start of a stop text."""
+    """The generated tokens, with the end-of-turn token and with tokens after the start of a stop
+    text."""
     refusal: None
     """Part of OpenAI's format; always null."""
 
@@ -59,13 +62,14 @@ class ChatLogprobs(HttpModel):
 class _Choice(HttpModel):
     index: Literal[0]
     answered_by: PartName | None = None
-    """(hybrids only) The part that answered; `first` is the cheap part. In a stream, the last event with a choice has
-    it."""
+    """(hybrids only) The part that answered; `first` is the cheap part. In a stream, the last event
+    with a choice has it."""
     fallback: bool | None = None
     """(hybrids only) True if the other part should have answered, but failed; absent otherwise."""
 
     confidence: float | None = None
-    """Only for an answer of the kind `nearest`: similarity of the training row whose answer is returned, 0 to 1."""
+    """Only for an answer of the kind `nearest`: similarity of the training row whose answer is
+    returned, 0 to 1."""
     reported_model: str | None = None
     """Only for an answer of an endpoint: the model that the endpoint reported."""
 
@@ -75,7 +79,8 @@ class ChatChoice(_Choice):
     logprobs: ChatLogprobs | None
     """Only for requests with `logprobs: true`."""
     finish_reason: Literal["stop", "length", "content_filter"]
-    """`length` if the answer reached `max_tokens`; `content_filter` if an endpoint withheld a part of it."""
+    """`length` if the answer reached `max_tokens`; `content_filter` if an endpoint withheld a part
+    of it."""
 
 
 class ChatChunkChoice(_Choice):
@@ -111,7 +116,14 @@ class ChatChunk(_Head):
     usage: TokenUsage | None = None
 
 
-IGNORED = ("metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls")
+IGNORED = (
+    "metadata",
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+)
 """Accepted fields that have no effect."""
 NEUTRAL: Mapping[str, object] = {
     "n": 1,
@@ -124,10 +136,16 @@ NEUTRAL: Mapping[str, object] = {
 }
 """Fields that are accepted only with this value, which has no effect."""
 MAX_STOPS = 4
-MAX_STOP_CHARS = 256  # after each token of a stream, the end of the answer is compared with each start of a stop text
+# after each token of a stream, the end of the answer is compared with each start of a stop text
+MAX_STOP_CHARS = 256
 MAX_LIKELY = 20
-MAX_MESSAGES, MAX_PARTS = 1024, 16  # 36,000 empty messages or parts fit into 1 MB, and take 0.1 s of the event loop
-_STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, each with 1 to {MAX_STOP_CHARS} characters"
+# 36,000 empty messages or parts fit into 1 MB, and take 0.1 s of the event loop
+MAX_MESSAGES = 1024
+MAX_PARTS = 16
+_STOP = (
+    f"must be a text or a list of 1 to {MAX_STOPS} texts, each with 1 to {MAX_STOP_CHARS} "
+    "characters"
+)
 _CONTENT = f'must be a text, or a list of at most {MAX_PARTS} parts {{"type": "text", "text": ...}}'
 
 _Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -149,7 +167,9 @@ class ChatMessage(_RequestModel):
     @property
     def text(self) -> str:
         """Return the content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
 
 
 class StreamOptions(_RequestModel):
@@ -167,8 +187,8 @@ class ChatRequest(_RequestModel):
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
     """Sampling temperature. The default, 0, is greedy decoding, as in the evaluation."""
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    """Nucleus sampling: sample from the most likely tokens whose cumulative probability reaches this value. Has no
-    effect at temperature 0."""
+    """Nucleus sampling: sample from the most likely tokens whose cumulative probability reaches
+    this value. Has no effect at temperature 0."""
     seed: StrictInt | None = None
     """Seed for sampling. The same seed and the same probabilities give the same tokens."""
     stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=MAX_STOPS)] | None = None
@@ -178,43 +198,53 @@ class ChatRequest(_RequestModel):
     stream_options: StreamOptions | None = None
     """Options for streams. Only accepted with `stream: true`."""
     safety_identifier: object = None
-    """The caller's id for the person that the request is about. The request log stores a keyed hash of a text of at
-    most 256 characters, and ignores other values."""
+    """The caller's id for the person that the request is about. The request log stores a keyed hash
+    of a text of at most 256 characters, and ignores other values."""
     user: object = None
     """OpenAI's older name for `safety_identifier`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    """The conversation: at most 1,024 messages. The last message must have the role `user`. A system message replaces
-    the version's own."""
+    """The conversation: at most 1,024 messages. The last message must have the role `user`. A
+    system message replaces the version's own."""
     logprobs: StrictBool | None = None
-    """If true, return the log-probability of each generated token. Not accepted with `stream: true`."""
+    """If true, return the log-probability of each generated token. Not accepted with `stream:
+    true`."""
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LIKELY)] | None = None
-    """Number of most likely tokens that are returned at each position. Only accepted with `logprobs: true`."""
+    """Number of most likely tokens that are returned at each position. Only accepted with
+    `logprobs: true`."""
 
     response_format: ResponseFormat | None = None
-    """Format of the answer: a JSON Schema, any JSON object, one of several texts (`choice`), or any text (`text`). The
-    default is the recipe's `data.response_format`, as in the evaluation. A part of JSON Schema is supported; other
-    schemas are refused. An answer that reaches `max_tokens` is incomplete, and has the finish reason `length`."""
+    """Format of the answer: a JSON Schema, any JSON object, one of several texts (`choice`), or any
+    text (`text`). The default is the recipe's `data.response_format`, as in the evaluation. A part
+    of JSON Schema is supported; other schemas are refused. An answer that reaches `max_tokens` is
+    incomplete, and has the finish reason `length`."""
 
     attributes: Attributes | None = None
-    """Attributes of the conversation by name, such as the language. They are logged, so that `watch` can compare the
-    groups of the recipe's `data.groups`. At most 32 and 2,048 bytes; names and values have at most 256 characters."""
+    """Attributes of the conversation by name, such as the language. They are logged, so that
+    `watch` can compare the groups of the recipe's `data.groups`. At most 32 and 2,048 bytes; names
+    and values have at most 256 characters."""
 
     @property
     def subject(self) -> str | None:
         """Return the id of the person that the request is about, or None if it cannot be logged."""
         subject = self.safety_identifier or self.user
-        return subject if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS else None
+        if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS:
+            return subject
+        return None
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Return the stop texts as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if isinstance(self.stop, str):
+            return (self.stop,)
+        return tuple(self.stop or ())
 
     @property
     def limit(self) -> int | None:
         """Return the requested maximum number of tokens in the answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if self.max_completion_tokens is None:
+            return self.max_tokens
+        return self.max_completion_tokens
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
@@ -223,27 +253,35 @@ class ChatRequest(_RequestModel):
 
     @property
     def num_likely(self) -> int | None:
-        """Return the number of most likely tokens whose log-probabilities are returned; None for none at all."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+        """Return the number of most likely tokens whose log-probabilities are returned; None for
+        none at all."""
+        if self.logprobs:
+            return self.top_logprobs or 0
+        return None
 
 
 def parse_chat(body: bytes) -> ChatRequest:
     """Return the request in a body.
 
-    Raises RequestError 400, which names the field, if it is not supported, and 413 if it has too many values.
+    Raises RequestError 400, which names the field, if it is not supported, and 413 if it has too
+    many values.
     """
     request = _parse(body)
     for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
-                raise _invalid_field(f"messages.{index}.{name}", "unknown field; a message has a role and a content")
+                raise _invalid_field(
+                    f"messages.{index}.{name}", "unknown field; a message has a role and a content"
+                )
     if request.top_logprobs and not request.logprobs:
         raise _invalid_field("top_logprobs", "only accepted with logprobs: true")
     if request.logprobs and request.stream:
         raise _invalid_field("logprobs", "not accepted with stream: true; omit one of them")
     if request.messages[-1].role != "user":
         role = request.messages[-1].role
-        raise _invalid_field("messages", f"the last message has role {role!r}; it must have role 'user'")
+        raise _invalid_field(
+            "messages", f"the last message has role {role!r}; it must have role 'user'"
+        )
     return request
 
 
@@ -256,7 +294,10 @@ def _parse(body: bytes) -> ChatRequest:
     for name, value in (request.model_extra or {}).items():
         if name in IGNORED or value is None or (name in NEUTRAL and value == NEUTRAL[name]):
             continue
-        reason = f"only {json.dumps(NEUTRAL[name])} is accepted" if name in NEUTRAL else "unknown field"
+        if name in NEUTRAL:
+            reason = f"only {json.dumps(NEUTRAL[name])} is accepted"
+        else:
+            reason = "unknown field"
         raise _invalid_field(name, f"{reason}; omit it")
     if request.stream_options is not None and not request.stream:
         raise _invalid_field("stream_options", "only accepted with stream: true")
@@ -268,7 +309,8 @@ def _invalid_field(param: str, message: str) -> RequestError:
 
 
 def _invalid_request(error: ValidationError) -> RequestError:
-    """Return an error that names the first invalid field and the allowed values, but not the value that was sent."""
+    """Return an error that names the first invalid field and the allowed values, but not the value
+    that was sent."""
     detail = faults_of(error, status=400)[0]
     if detail["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {detail['ctx']['error']}")
@@ -277,8 +319,12 @@ def _invalid_request(error: ValidationError) -> RequestError:
         return _invalid_field("stop", _STOP)
     if loc[:1] == ("messages",) and loc[2:3] == ("content",) and detail["type"] != "missing":
         return _invalid_field(f"messages.{loc[1]}.content", _CONTENT)
-    if loc[:1] == ("attributes",):  # the rest of the location may contain a name that the client sent
+    if loc[:1] == (
+        "attributes",
+    ):  # the rest of the location may contain a name that the client sent
         return _invalid_field("attributes", f"must be an object; {LIMITS}")
-    if loc[:1] == ("response_format",):  # the rest of the location repeats the type, and can contain the client's names
+    if loc[:1] == (
+        "response_format",
+    ):  # the rest of the location repeats the type, and can contain the client's names
         return _invalid_field("response_format", detail["msg"].removeprefix("Value error, "))
     return _invalid_field(".".join(str(part) for part in loc) or "body", detail["msg"])

@@ -12,11 +12,18 @@ OptionsByHash = Mapping[str, str]  # the options of the keys of one name, by the
 
 
 def record_key_change(
-    former: Sequence[ApiKey] | None, new: Sequence[ApiKey], changed_at: str, *, registry: str, task: str
+    former: Sequence[ApiKey] | None,
+    new: Sequence[ApiKey],
+    changed_at: str,
+    *,
+    registry: str,
+    task: str,
 ) -> None:
-    """Record a change of the keys or, if `former` is None, those at the start. `changed_at` is the file's time.
+    """Record a change of the keys or, if `former` is None, those at the start. `changed_at` is the
+    file's time.
 
-    Replicas that notice the same change write one object. Raises StorageError if it cannot be written.
+    Replicas that notice the same change write one object. Raises StorageError if it cannot be
+    written.
     """
     event, name = key_change(former, new, task=task, changed_at=changed_at)
     append(event, registry=registry, name=name)
@@ -25,13 +32,17 @@ def record_key_change(
 def key_change(
     former: Sequence[ApiKey] | None, new: Sequence[ApiKey], *, task: str, changed_at: str
 ) -> tuple[SecurityEvent, str]:
-    """Return the event of a change of keys, with their names and options and without hashes, and its name.
+    """Return the event of a change of keys, with their names and options and without hashes, and
+    its name.
 
-    The name is a hash of both states and of the file's time, so it is equal for all replicas that notice the change.
+    The name is a hash of both states and of the file's time, so it is equal for all replicas that
+    notice the change.
     """
     before = _by_name(former or ())
     after = _by_name(new)
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    names = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
     changes: dict[str, list[str]] = {}
     for name in names:
         changes.setdefault(_change(before.get(name), after.get(name)), []).append(name)
@@ -62,8 +73,12 @@ def _change(before: OptionsByHash | None, after: OptionsByHash | None) -> str:
         return "added"
     if after is None:
         return "removed"
-    return "replaced" if sorted(before.values()) == sorted(after.values()) else "changed"
+    if sorted(before.values()) == sorted(after.values()):
+        return "replaced"
+    return "changed"
 
 
 def _options(keys: Mapping[str, OptionsByHash], names: Iterable[str]) -> JsonValue:
-    return {name: list[JsonValue](sorted(keys[name].values())) for name in names if name in keys} or None
+    return {
+        name: list[JsonValue](sorted(keys[name].values())) for name in names if name in keys
+    } or None

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 EXPORT_S = 5.0
-"""Export interval. A call of Ray's metrics API takes about 10 microseconds, so a thread exports sums instead."""
-MAX_OBSERVATIONS = 1 << 17  # bound on observations between two exports; a replica answers fewer requests
+"""Export interval. A call of Ray's metrics API takes about 10 microseconds, so a thread exports
+sums instead."""
+MAX_OBSERVATIONS = (
+    1 << 17
+)  # bound on observations between two exports; a replica answers fewer requests
 CLIENT_CLOSED_REQUEST = 499
 """Status (nginx's) of a request whose client disconnected before the end of the response."""
 UNKNOWN_ROUTE = "other"  # route label of unknown paths: clients must not be able to create labels
@@ -30,7 +33,8 @@ _log = logging.getLogger("ray.serve")
 
 
 class Metric(NamedTuple):
-    """A metric, to which Ray adds the prefix `ray_` and the labels deployment, replica and application."""
+    """A metric, to which Ray adds the prefix `ray_` and the labels deployment, replica and
+    application."""
 
     name: str
     description: str
@@ -68,15 +72,19 @@ BATCH_TEXTS = Metric(
     ("model", "version"),
     (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
 )
-TOKENS = Metric("tailorbird_tokens_total", "Tokens of prompts and of completions.", ("model", "version", "kind"))
+TOKENS = Metric(
+    "tailorbird_tokens_total", "Tokens of prompts and of completions.", ("model", "version", "kind")
+)
 ENDPOINT_REQUESTS = Metric(
     "tailorbird_endpoint_requests_total",
-    "Requests to the endpoint of a version, attempts included: `ok`, `cancelled`, or the type of the error.",
+    "Requests to the endpoint of a version, attempts included: `ok`, `cancelled`, or the type of "
+    "the error.",
     ("model", "version", "outcome"),
 )
 ENDPOINT_TOKENS = Metric(
     "tailorbird_endpoint_tokens_total",
-    "Tokens of prompts and of completions of an endpoint; `estimated` is `no` if the endpoint has counted them.",
+    "Tokens of prompts and of completions of an endpoint; `estimated` is `no` if the endpoint "
+    "has counted them.",
     ("model", "version", "kind", "estimated"),
 )
 ENDPOINT_SPEND = Metric(
@@ -91,12 +99,14 @@ OTHER_MODEL = Metric(
 )
 HYBRID_ANSWERS = Metric(
     "tailorbird_hybrid_answers_total",
-    "Answers of a hybrid by the part that answered; `fallback` is `yes` if the other part should have, but failed.",
+    "Answers of a hybrid by the part that answered; `fallback` is `yes` if the other part should "
+    "have, but failed.",
     ("model", "version", "part", "fallback"),
 )
 SERVING = Metric(
     "tailorbird_serving",
-    "1 for a served version, 0 for a former one; the role is champion, challenger, baseline or the version.",
+    "1 for a served version, 0 for a former one; the role is champion, challenger, baseline or "
+    "the version.",
     ("model", "version", "role"),
 )
 REFUSED = Metric(
@@ -105,13 +115,14 @@ REFUSED = Metric(
 )
 LOG_DROPPED = Metric(
     "tailorbird_log_rows_dropped_total",
-    "Rows of the request log that were lost, because their key had too many rows that were not on S3 or the disk was "
-    "full.",
+    "Rows of the request log that were lost, because their key had too many rows that were not "
+    "on S3 or the disk was full.",
     ("kind",),
 )
 KEY_ERRORS = Metric(
     "tailorbird_api_key_errors",
-    "Lines of `serving.api_keys` that cannot be read, or 1 if the file cannot be read. Former keys stay valid.",
+    "Lines of `serving.api_keys` that cannot be read, or 1 if the file cannot be read. Former "
+    "keys stay valid.",
 )
 SECURITY_LOG_FAILING = Metric(
     "tailorbird_security_log_failing",
@@ -135,7 +146,8 @@ def record_version(version: "ModelVersion") -> None:
     """Record the version that answers the current request; a later call replaces it."""
     state = _request_state.get()
     if state is not None:
-        state.model, state.version = version.name, version.version
+        state.model = version.name
+        state.version = version.version
 
 
 def record_failure(status: int) -> None:
@@ -147,14 +159,17 @@ def record_failure(status: int) -> None:
 
 @cache
 def ray_instrument(metric: Metric) -> Any:
-    """Return Ray Serve's counter, histogram or gauge. Call this in a replica: Ray adds the replica's labels."""
+    """Return Ray Serve's counter, histogram or gauge. Call this in a replica: Ray adds the
+    replica's labels."""
     from ray.serve import metrics
 
     options = {"description": metric.description, "tag_keys": metric.labels}
     if metric.buckets:
         return metrics.Histogram(metric.name, boundaries=list(metric.buckets), **options)
     if metric.name.endswith("_total"):
-        return metrics.Counter(metric.name.removesuffix("_total"), **options)  # the exporter adds the suffix
+        return metrics.Counter(
+            metric.name.removesuffix("_total"), **options
+        )  # the exporter adds the suffix
     return metrics.Gauge(metric.name, **options)
 
 
@@ -167,7 +182,9 @@ class Meter:
     def __init__(self) -> None:
         self.in_progress = 0
         self._counts: defaultdict[Series, float] = defaultdict(float)
-        self._observed: deque[tuple[Metric, tuple[str, ...], float]] = deque(maxlen=MAX_OBSERVATIONS)
+        self._observed: deque[tuple[Metric, tuple[str, ...], float]] = deque(
+            maxlen=MAX_OBSERVATIONS
+        )
         self._totals: Counter[Series] = Counter()
         self._gauges: set[Series] = set()
 
@@ -188,27 +205,34 @@ class Meter:
     def count_part(self, version: "ModelVersion", part: str | None, *, is_fallback: bool) -> None:
         """Count an answer of a hybrid's part; do nothing if `part` is None, for other versions."""
         if part is not None:
-            self.count(HYBRID_ANSWERS, version.name, version.version, part, "yes" if is_fallback else "no")
+            self.count(
+                HYBRID_ANSWERS, version.name, version.version, part, "yes" if is_fallback else "no"
+            )
 
     async def keep_exporting(
         self, gauges: Callable[[], Gauges], *, instrument: Callable[[Metric], Any] = ray_instrument
     ) -> None:
-        """Export every few seconds until cancelled; `instrument` returns a metric's counter, histogram or gauge."""
+        """Export every few seconds until cancelled; `instrument` returns a metric's counter,
+        histogram or gauge."""
         while True:
             await asyncio.sleep(EXPORT_S)
             try:
                 current = self._with_former(gauges())
-                counts, self._counts = self._counts, defaultdict(float)
+                counts = self._counts
+                self._counts = defaultdict(float)
                 await asyncio.to_thread(self.export, instrument, counts, current)
             except Exception:  # the service continues without metrics
                 _log.exception("the metrics could not be exported to Ray")
 
     def _with_former(self, gauges: Gauges) -> Gauges:
-        """Add zeros for gauges that no longer exist, because Ray keeps exporting a gauge's last value."""
+        """Add zeros for gauges that no longer exist, because Ray keeps exporting a gauge's last
+        value."""
         self._gauges |= set(gauges)
         return dict.fromkeys(self._gauges, 0.0) | dict(gauges)
 
-    def export(self, instrument: Callable[[Metric], Any], counts: Mapping[Series, float], gauges: Gauges) -> None:
+    def export(
+        self, instrument: Callable[[Metric], Any], counts: Mapping[Series, float], gauges: Gauges
+    ) -> None:
         """Export the counts, the observations and the gauges once."""
         for (metric, labels), by in counts.items():
             instrument(metric).inc(by, tags=_tags(metric, labels))
@@ -226,26 +250,34 @@ def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
 def _route(scope: Scope) -> str:
     """Return the path of the route that answers the request."""
     endpoint = scope.get("endpoint")
-    return endpoint.path if isinstance(endpoint, Endpoint) else UNKNOWN_ROUTE
+    if isinstance(endpoint, Endpoint):
+        return endpoint.path
+    return UNKNOWN_ROUTE
 
 
 def _client(scope: Scope) -> str:
     name = caller.get()
     address = scope.get("client")
-    return f"key {name}" if name else f"address {address[0] if address else 'unknown'}"
+    if name:
+        return f"key {name}"
+    return f"address {address[0] if address else 'unknown'}"
 
 
 def with_request_metrics(app: ASGIApp, *, meter: Meter, refusals: Refusals) -> ASGIApp:
-    """Return the application with request metrics and counts of refusals; a request is counted when it ends."""
+    """Return the application with request metrics and counts of refusals; a request is counted when
+    it ends."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started, state = time.perf_counter(), RequestState()
+        started = time.perf_counter()
+        state = RequestState()
         _request_state.set(state)
         caller.set(None)
-        status, complete, streamed = CLIENT_CLOSED_REQUEST, False, False
+        status = CLIENT_CLOSED_REQUEST
+        complete = False
+        streamed = False
 
         async def observed_send(message: Message) -> None:
             nonlocal status, complete, streamed
@@ -256,7 +288,13 @@ def with_request_metrics(app: ASGIApp, *, meter: Meter, refusals: Refusals) -> A
                 if not complete and not streamed:
                     streamed = True
                     seconds = time.perf_counter() - started
-                    meter.observe(FIRST_TOKEN_SECONDS, _route(scope), state.model, state.version, value=seconds)
+                    meter.observe(
+                        FIRST_TOKEN_SECONDS,
+                        _route(scope),
+                        state.model,
+                        state.version,
+                        value=seconds,
+                    )
             await send(message)
 
         meter.in_progress += 1
@@ -264,7 +302,10 @@ def with_request_metrics(app: ASGIApp, *, meter: Meter, refusals: Refusals) -> A
             await app(scope, receive, observed_send)
         finally:
             meter.in_progress -= 1
-            final_status = state.failed or status if complete else CLIENT_CLOSED_REQUEST
+            if complete:
+                final_status = state.failed or status
+            else:
+                final_status = CLIENT_CLOSED_REQUEST
             labels = (_route(scope), state.model, state.version)
             meter.count(REQUESTS, *labels, str(final_status))
             if final_status == 200:

@@ -17,27 +17,36 @@ REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = ("input", "attributes")
 """Fields of ClassifyRequest with one entry per text, whose length `serving.max_texts` limits."""
 ERROR_DESCRIPTIONS = {
-    400: "The body is not JSON, a field is not supported, or a header is not UTF-8. The message names the field or the "
-    "header.",
+    400: "The body is not JSON, a field is not supported, or a header is not UTF-8. The message "
+    "names the field or the header.",
     401: "The API key is missing, not valid or expired.",
-    403: "The key lacks the scope, or the batch's prefix is not allowed. Without API keys: the request is not local, "
-    "or from another site's page.",
-    404: "The model, the page, or a batch of this key does not exist, or the recipe lacks `request_log` (feedback), "
-    "`batch_prefixes` (batches) or `api_keys` (console).",
+    403: "The key lacks the scope, or the batch's prefix is not allowed. Without API keys: the "
+    "request is not local, or from another site's page.",
+    404: "The model, the page, or a batch of this key does not exist, or the recipe lacks "
+    "`request_log` (feedback), `batch_prefixes` (batches) or `api_keys` (console).",
     408: "The body did not arrive within 20 s.",
     409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
-    413: "The body has more than {max_body_bytes} bytes, or too many JSON values. The message gives the limit.",
-    422: "A field is missing, unknown or out of range, or a text is too large. The message names the field.",
-    429: "A limit of the key is used up, or this client has too much in progress. Retry after the time in "
-    "`retry-after`.",
+    413: "The body has more than {max_body_bytes} bytes, or too many JSON values. The message "
+    "gives the limit.",
+    422: "A field is missing, unknown or out of range, or a text is too large. The message names "
+    "the field.",
+    429: "A limit of the key is used up, or this client has too much in progress. Retry after the "
+    "time in `retry-after`.",
     500: "Internal error. The replica's log contains it with the request's id.",
-    502: "The replica failed before it answered. The proxy repeats only requests for answers, once. Or the endpoint of "
-    "a version failed.",
-    503: "The model is still loading, no replica is available, or the endpoint of a version cannot answer at present.",
+    502: "The replica failed before it answered. The proxy repeats only requests for answers, "
+    "once. Or the endpoint of a version failed.",
+    503: "The model is still loading, no replica is available, or the endpoint of a version "
+    "cannot answer at present.",
     504: "The endpoint of a version did not answer in time.",
 }
-_BY_HAPROXY = ("text/html", "Sent by the proxy if the request line and the headers are not valid HTTP or incomplete.")
-_BY_SERVE = ("text/plain", "Sent by Ray Serve's own proxy, which answers while no replica is ready.")
+_BY_HAPROXY = (
+    "text/html",
+    "Sent by the proxy if the request line and the headers are not valid HTTP or incomplete.",
+)
+_BY_SERVE = (
+    "text/plain",
+    "Sent by Ray Serve's own proxy, which answers while no replica is ready.",
+)
 PROXY_ERRORS = {400: _BY_HAPROXY, 408: _BY_HAPROXY, 429: _BY_SERVE, 500: _BY_SERVE, 503: _BY_SERVE}
 """Content types and descriptions of the errors that are not JSON, by status."""
 
@@ -49,13 +58,18 @@ class Operation:
     """The documentation of a route."""
 
     summary: str
-    response: type[BaseModel] | None  # type of the response with `status`; None for pages and the OpenAPI document
+    response: (
+        type[BaseModel] | None
+    )  # type of the response with `status`; None for pages and the OpenAPI document
     request: type[BaseModel] | None = None
     example: Mapping[str, object] | None = None  # body of an example request
     status: int = 200
-    events: type[BaseModel] | None = None  # type of a stream's events; None if the route does not stream
+    events: type[BaseModel] | None = (
+        None  # type of a stream's events; None if the route does not stream
+    )
     errors: tuple[int, ...] = ()
-    """Error statuses of this route, in addition to those of its method, of authentication and of all routes."""
+    """Error statuses of this route, in addition to those of its method, of authentication and of
+    all routes."""
 
 
 _TEXT = {"input": "Fracture of femur"}
@@ -100,7 +114,9 @@ OPERATIONS: Mapping[str, Operation] = {
         status=202,
         errors=(403, 404, 409, 422),
     ),
-    "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob, errors=(404,)),
+    "/v1/batches/{id}": Operation(
+        "Return the state of a batch job", schemas.BatchJob, errors=(404,)
+    ),
     "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob, errors=(404, 409)),
     "/healthz": Operation("Liveness probe", schemas.Health),
     "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness),
@@ -110,7 +126,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "/page.js": Operation("Return the script of this page", None),
     "/console": Operation("Return the first page of the console, as HTML", None, errors=(404,)),
     "/console/_live.js": Operation("Return the script that updates pages of the console", None),
-    f"/console/{REST}": Operation("Return the page of the console at this path, as HTML", None, errors=(404,)),
+    f"/console/{REST}": Operation(
+        "Return the page of the console at this path, as HTML", None, errors=(404,)
+    ),
 }
 
 
@@ -120,16 +138,21 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     assert not missing, f"OPERATIONS lacks {missing}"
     components: Schema = {"schemas": _schemas(routes, config=config)}
     if config.api_keys is not None:
-        scheme = {"type": "http", "scheme": "bearer", "description": "An API key made by `tailorbird key`."}
+        scheme = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key made by `tailorbird key`.",
+        }
         components["securitySchemes"] = {"key": scheme}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Tailorbird",
             "version": "1",
-            "description": "API of a service on Ray Serve. Every response of a replica to a valid request has the "
-            "header `x-request-id`, which is logged: the request's own value if it has 1 to 128 letters, digits, "
-            "dots, dashes and underscores, else a generated one.",
+            "description": "API of a service on Ray Serve. Every response of a replica to "
+            "a valid request has the header `x-request-id`, which is logged: the request's own "
+            "value if it has 1 to 128 letters, digits, dots, dashes and underscores, else a "
+            "generated one.",
         },
         "servers": [{"url": ".", "description": "The server of this document"}],
         "paths": {
@@ -149,12 +172,24 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     documented: Schema = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", path.replace(REST, ID)).strip("_") or "page",
         "summary": operation.summary,
-        "responses": {str(operation.status): _response(operation, content_type=route.content_type), **errors},
+        "responses": {
+            str(operation.status): _response(operation, content_type=route.content_type),
+            **errors,
+        },
     }
     if ID in path or REST in path:
-        text = "The `id` of the batch job." if ID in path else "Path of a page, as in the links of the first page."
+        if ID in path:
+            text = "The `id` of the batch job."
+        else:
+            text = "Path of a page, as in the links of the first page."
         documented["parameters"] = [
-            {"name": "id", "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "description": text,
+                "schema": {"type": "string"},
+            }
         ]
     if operation.request is not None:
         text = f"At most {config.max_body_bytes} bytes."
@@ -172,11 +207,21 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
 
 def _response(operation: Operation, *, content_type: str) -> Schema:
     schema = {"type": "object" if content_type == JSON else "string"}
-    content: Schema = {content_type: {"schema": _ref(operation.response) if operation.response else schema}}
+    content: Schema = {
+        content_type: {"schema": _ref(operation.response) if operation.response else schema}
+    }
     if operation.events is not None:
-        data = {"type": "string", "description": f"A {operation.events.__name__} as JSON. The last event is [DONE]."}
+        data = {
+            "type": "string",
+            "description": f"A {operation.events.__name__} as JSON. The last event is [DONE].",
+        }
         text = "server-sent events, if `stream` is true"
-        event = {"type": "object", "description": text, "properties": {"data": data}, "required": ["data"]}
+        event = {
+            "type": "object",
+            "description": text,
+            "properties": {"data": data},
+            "required": ["data"],
+        }
         content["text/event-stream"] = {"schema": event}
     return {"description": operation.summary, "content": content}
 
@@ -203,7 +248,9 @@ def _error_response(status: int, *, content_type: str, config: ServingConfig) ->
     description = ERROR_DESCRIPTIONS[status].format(max_body_bytes=config.max_body_bytes)
     response: Schema = {"description": description, "content": content}
     if status == 429:
-        response["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
+        response["headers"] = {
+            "retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}
+        }
     return response
 
 
@@ -223,10 +270,16 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     if "ChatRequest" in components:
         ignored = dict.fromkeys(chat_schemas.IGNORED, _no_effect())
         text = "Accepted only with this value, which has no effect."
-        neutral = {name: _no_effect(text, enum=[value, None]) for name, value in chat_schemas.NEUTRAL.items()}
+        neutral = {
+            name: _no_effect(text, enum=[value, None])
+            for name, value in chat_schemas.NEUTRAL.items()
+        }
         _add_fields(components["ChatRequest"], ignored | neutral)
-        # Clients send a response's message, which has `refusal`, back as a turn of the conversation.
-        _add_fields(components["ChatMessage"], {"name": _no_effect(), "refusal": _no_effect(type="null")})
+        # Clients send a response's message, which has `refusal`, back as a turn of the
+        # conversation.
+        _add_fields(
+            components["ChatMessage"], {"name": _no_effect(), "refusal": _no_effect(type="null")}
+        )
     return components
 
 

@@ -1,4 +1,5 @@
-"""Refused requests, which a replica logs as JSON. They are counted by reason and client, in bounded memory."""
+"""Refused requests, which a replica logs as JSON. They are counted by reason and client, in bounded
+memory."""
 
 import asyncio
 import json
@@ -25,7 +26,8 @@ class Refusal(NamedTuple):
 
 
 class Refusals:
-    """Refusals since the last `take`. Reasons are few; beyond `MAX_CLIENTS` clients, a reason is counted for others."""
+    """Refusals since the last `take`. Reasons are few; beyond `MAX_CLIENTS` clients, a reason is
+    counted for others."""
 
     def __init__(self, task: str) -> None:
         self._task = task

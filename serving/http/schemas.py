@@ -1,4 +1,5 @@
-"""HTTP requests and responses of classification, and of the routes of all tasks (models, feedback, batches, errors)."""
+"""HTTP requests and responses of classification, and of the routes of all tasks (models, feedback,
+batches, errors)."""
 
 import asyncio
 import json
@@ -19,7 +20,8 @@ CHAT_ID = "chatcmpl-"  # precedes the request's id in the id of a chat response
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ANSWER_CHARS = 1 << 16  # of a correct answer in feedback
 SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
-MAX_VALUES = 20_000  # values and names in a body, unless it may have very many texts; 330,000 lists take a second
+# values and names in a body, unless it may have very many texts; 330,000 lists take a second
+MAX_VALUES = 20_000
 VALUES_PER_TEXT = 2 * MAX_ATTRIBUTES + 2  # of a text with its attributes
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 
@@ -36,48 +38,66 @@ HttpModelT = TypeVar("HttpModelT", bound=HttpModel)
 
 
 class ClassifyRequest(HttpModel):
-    input: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] = Field(union_mode="left_to_right")
+    input: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] = Field(
+        union_mode="left_to_right"
+    )
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
-    """`champion`, `baseline`, `challenger`, or the version or `name@version` of a model that /v1/models lists."""
+    """`champion`, `baseline`, `challenger`, or the version or `name@version` of a model that
+    /v1/models lists."""
     scores: bool = Field(default=False, strict=True)
     """If true, return the probability of every class."""
     attributes: Attributes | Annotated[list[Attributes], Field(fail_fast=True)] | None = Field(
         default=None, union_mode="left_to_right"
     )
-    """Attributes of the texts by name. A hybrid that routes by group uses the attribute with the name of its group
-    column. Give one object for all texts, or a list with one object per text. An object has at most 32 attributes and
-    2,048 bytes; names and values have at most 256 characters. Other models only log them."""
+    """Attributes of the texts by name. A hybrid that routes by group uses the attribute with the
+    name of its group column. Give one object for all texts, or a list with one object per text. An
+    object has at most 32 attributes and 2,048 bytes; names and values have at most 256 characters.
+    Other models only log them."""
     subject: Attribute | None = None
-    """The caller's id for the person that the request is about. The request log stores a keyed hash of it."""
+    """The caller's id for the person that the request is about. The request log stores a keyed hash
+    of it."""
 
     @property
     def texts(self) -> list[str]:
         """Return the input as a list."""
-        return [self.input] if isinstance(self.input, str) else self.input
+        if isinstance(self.input, str):
+            return [self.input]
+        return self.input
 
 
 class FeedbackRequest(HttpModel):
     request_id: _AnswerId
-    """The `request_id` of the answer that the feedback is about or, for chat, its `id`. Your own `X-Request-Id` is not
-    accepted."""
+    """The `request_id` of the answer that the feedback is about or, for chat, its `id`. Your own
+    `X-Request-Id` is not accepted."""
     label: Attribute | _Integer | None = None
-    """The correct label: a string, or an integer as in the answer. For chat, `good` or `bad`, short for a score of 1 or
-    0."""
+    """The correct label: a string, or an integer as in the answer. For chat, `good` or `bad`, short
+    for a score of 1 or 0."""
     score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     """(chat only) The score of the answer, from 0 to 1."""
-    correct_answer: Annotated[StrictStr, Field(min_length=1, max_length=MAX_ANSWER_CHARS)] | None = None
-    """(chat only) The answer that would have been correct. Requires `serving.log_texts` in the recipe."""
+    correct_answer: (
+        Annotated[StrictStr, Field(min_length=1, max_length=MAX_ANSWER_CHARS)] | None
+    ) = None
+    """(chat only) The answer that would have been correct. Requires `serving.log_texts` in the
+    recipe."""
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
     """Position of the text in the request, starting at 0."""
 
     def require_fields_of(self, task: Literal["classification", "chat"]) -> None:
-        """Raise RequestError 422 unless the request has a label or, for chat, a score or a correct answer."""
-        fault, is_scored = None, self.score is not None or self.correct_answer is not None
+        """Raise RequestError 422 unless the request has a label or, for chat, a score or a correct
+        answer."""
+        fault = None
+        is_scored = self.score is not None or self.correct_answer is not None
         if task == "classification":
-            fault = "give `label` only" if self.label is None or is_scored else None
+            if self.label is None or is_scored:
+                fault = "give `label` only"
+            else:
+                fault = None
         elif self.label not in (None, *THUMBS):
-            fault = f"for chat, `label` is {' or '.join(THUMBS)}; send a correct answer as `correct_answer`"
+            fault = (
+                f"for chat, `label` is {' or '.join(THUMBS)}; send a correct answer as "
+                "`correct_answer`"
+            )
         elif self.label is not None and self.score is not None:
             fault = "give `label` or `score`, not both"
         elif self.label is None and not is_scored:
@@ -93,25 +113,28 @@ class FeedbackRequest(HttpModel):
 
 class BatchRequest(HttpModel):
     input: StrictStr
-    """URI of a Parquet file, or of a folder of Parquet files, under one of the recipe's `serving.batch_prefixes`."""
+    """URI of a Parquet file, or of a folder of Parquet files, under one of the recipe's
+    `serving.batch_prefixes`."""
     output: StrictStr
-    """URI of a folder under one of these prefixes. The folder must be empty, or contain files of the same batch."""
+    """URI of a folder under one of these prefixes. The folder must be empty, or contain files of
+    the same batch."""
     model: StrictStr = CHAMPION
-    """The model, as in other requests. Its current version scores the whole batch, even if another version is promoted
-    before the end."""
+    """The model, as in other requests. Its current version scores the whole batch, even if another
+    version is promoted before the end."""
     column: StrictStr | None = None
     """Column with the texts (default `text`). For chat models: column with prompts or with lists of
     `{role, content}` (default `prompt`)."""
     id: StrictStr | None = None
-    """Input column to copy to the output as `id`. The output also has the column `row`: the row's position in the
-    input."""
+    """Input column to copy to the output as `id`. The output also has the column `row`: the row's
+    position in the input."""
 
 
 class BatchJob(HttpModel):
     format: Literal[1] = 1
     """Version of this format."""
     id: str
-    """Hash of the input, the output, the version and the owner. Repeating a request returns the same job."""
+    """Hash of the input, the output, the version and the owner. Repeating a request returns the
+    same job."""
     object: Literal["batch"] = "batch"
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     input: str
@@ -142,12 +165,15 @@ class Result(HttpModel):
     label: str | int
     """The predicted class; an integer if the labels of the training rows are integers."""
     score: float | None
-    """Probability of the label, after temperature scaling; null if an endpoint answered without log-probabilities."""
+    """Probability of the label, after temperature scaling; null if an endpoint answered without
+    log-probabilities."""
     scores: dict[str, float] | None = None
-    """Probability of every class, after temperature scaling, if requested; absent for an answer of an endpoint."""
+    """Probability of every class, after temperature scaling, if requested; absent for an answer of
+    an endpoint."""
     most_probable: bool | None = None
-    """False if another class is more probable than the label; absent otherwise. Such a version decides by its metric:
-    for macro-F1, for example, a rare class can be the label with a probability below one half."""
+    """False if another class is more probable than the label; absent otherwise. Such a version
+    decides by its metric: for macro-F1, for example, a rare class can be the label with a
+    probability below one half."""
     answered_by: PartName | None = None
     """(hybrids only) The part that answered. In a cascade, `first` is the cheap part."""
     fallback: bool | None = None
@@ -188,11 +214,13 @@ class ServedModel(HttpModel):
     digest: str
     """SHA-256 of the version's manifest."""
     system: str | None = None
-    """System prompt of the version; null without one, and for keys without the scope `read` or `admin`."""
+    """System prompt of the version; null without one, and for keys without the scope `read` or
+    `admin`."""
     classes: list[str]
     """Names of the classes; empty for a chat model."""
     cost: str | None = None
-    """Measured cost of serving the version, in words; null if not measured, and for keys without `read` or `admin`."""
+    """Measured cost of serving the version, in words; null if not measured, and for keys without
+    `read` or `admin`."""
     verdict: str | None = None
     """Summary of the verdict that selected the champion; null for other models."""
 
@@ -222,7 +250,8 @@ class Readiness(HttpModel):
     digest: str | None = None
     """The champion's digest."""
     refused: str | None = None
-    """Digest of the configured champion if it could not be loaded. The previous champion still serves."""
+    """Digest of the configured champion if it could not be loaded. The previous champion still
+    serves."""
     reason: str | None = None
     """Reason of the refusal."""
     challenger: str | None = None
@@ -260,13 +289,19 @@ class RequestError(ValueError):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, type, message)
-        self.status, self.type, self.message = status, type, message
-        self.param, self.code, self.headers = param, code, headers
+        self.status = status
+        self.type = type
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
 
     @property
     def reason(self) -> str:
         """Return the message for the log, with the internal error that it was raised from."""
-        return self.message if self.__cause__ is None else f"{self.message} ({self.__cause__})"
+        if self.__cause__ is None:
+            return self.message
+        return f"{self.message} ({self.__cause__})"
 
     @property
     def body(self) -> bytes:
@@ -287,8 +322,11 @@ def is_too_long(error: Exception) -> bool:
 
 def error_of_text(error: RequestError, *, index: int) -> RequestError:
     """Return an error with the index of the text at fault, from 0, in the request's `input`."""
-    message, param = f"input[{index}]: {error.message}", error.param or "input"
-    return RequestError(error.status, error.type, message, param=param, code=error.code, headers=error.headers)
+    message = f"input[{index}]: {error.message}"
+    param = error.param or "input"
+    return RequestError(
+        error.status, error.type, message, param=param, code=error.code, headers=error.headers
+    )
 
 
 def no_part_answers() -> RequestError:
@@ -299,21 +337,32 @@ def no_part_answers() -> RequestError:
 def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> ClassifyRequest:
     """Return the request in a body.
 
-    Raises the errors of `parse_body`, and 422 for too many texts, a text that is too large, or too many attributes.
+    Raises the errors of `parse_body`, and 422 for too many texts, a text that is too large, or too
+    many attributes.
     """
-    request = parse_body(ClassifyRequest, body, max_values=max(MAX_VALUES, VALUES_PER_TEXT * (max_texts + 1)))
+    request = parse_body(
+        ClassifyRequest, body, max_values=max(MAX_VALUES, VALUES_PER_TEXT * (max_texts + 1))
+    )
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
-        raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
+        raise RequestError(
+            422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}"
+        )
     for row, text in enumerate(request.texts):
         if (num_bytes := len(text.encode())) > max_text_bytes:
             reason = (
-                f"the text at position {row} (from 0) has {num_bytes} bytes; a text may have at most {max_text_bytes}"
+                f"the text at position {row} (from 0) has {num_bytes} bytes; a text may have at "
+                f"most {max_text_bytes}"
             )
-            raise RequestError(422, "invalid_request", f"input: {reason} (the recipe's serving.max_text_bytes)")
+            raise RequestError(
+                422, "invalid_request", f"input: {reason} (the recipe's serving.max_text_bytes)"
+            )
     attributes = request.attributes or []
     if isinstance(request.attributes, list) and len(attributes) != num_texts:
-        reason = f"give one object for all texts, or a list of {num_texts} objects, not {len(attributes)}"
+        reason = (
+            f"give one object for all texts, or a list of {num_texts} objects, not "
+            f"{len(attributes)}"
+        )
         raise RequestError(422, "invalid_request", f"attributes: {reason}")
     return request
 
@@ -321,7 +370,8 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
 def parse_body(model: type[HttpModelT], body: bytes, *, max_values: int = MAX_VALUES) -> HttpModelT:
     """Return the request in a body.
 
-    Raises RequestError 400 if it is not JSON, 413 if it has too many values, and 422 if it is not valid.
+    Raises RequestError 400 if it is not JSON, 413 if it has too many values, and 422 if it is not
+    valid.
     """
     require_few_values(body, max_values=max_values)
     try:
@@ -333,11 +383,16 @@ def parse_body(model: type[HttpModelT], body: bytes, *, max_values: int = MAX_VA
 def require_few_values(body: bytes, *, max_values: int = MAX_VALUES) -> None:
     """Raise RequestError 413 if a body has more JSON values and names than `max_values`."""
     if has_more_values(body, max_values):
-        message = f"the body has more than {max_values:,} JSON values and names; send fewer in each request"
+        message = (
+            f"the body has more than {max_values:,} JSON values and names; send fewer in each "
+            "request"
+        )
         raise RequestError(413, "body_too_large", message)
 
 
-async def write_answer(fields: Mapping[str, object], *, results: Sequence[Mapping[str, object]]) -> bytes:
+async def write_answer(
+    fields: Mapping[str, object], *, results: Sequence[Mapping[str, object]]
+) -> bytes:
     """Return the JSON of a ClassifyResponse, without the cost of building pydantic models.
 
     Other requests run between parts of the results: 256 texts with 1,000 scores each take 0.2 s.
@@ -370,11 +425,14 @@ _ATTRIBUTES = f"must be an object, or a list with one object per text; {LIMITS}"
 def faults_of(error: ValidationError, *, status: int) -> list[ErrorDetails]:
     """Return the faults of a body, without its values.
 
-    Raises RequestError with this status for more than `MAX_FAULTS` faults: a body of 1 MB can have half a million, and
-    other clients would wait for seconds until all are described.
+    Raises RequestError with this status for more than `MAX_FAULTS` faults: a body of 1 MB can have
+    half a million, and other clients would wait for seconds until all are described.
     """
     if error.error_count() > MAX_FAULTS:
-        message = f"the body has {error.error_count():,} invalid or unknown fields; the page /docs describes the fields"
+        message = (
+            f"the body has {error.error_count():,} invalid or unknown fields; the page /docs "
+            "describes the fields"
+        )
         raise RequestError(status, "invalid_request", message)
     return error.errors(include_url=False, include_input=False)
 
@@ -382,15 +440,25 @@ def faults_of(error: ValidationError, *, status: int) -> list[ErrorDetails]:
 def _invalid_request(error: ValidationError) -> RequestError:
     details = faults_of(error, status=422)
     if details[0]["type"] == "json_invalid":
-        return RequestError(400, "invalid_json", f"the body is not JSON: {details[0]['ctx']['error']}")
+        return RequestError(
+            400, "invalid_json", f"the body is not JSON: {details[0]['ctx']['error']}"
+        )
     messages = []
     for detail in details[:3]:
-        location = ".".join(str(part) for part in detail["loc"] if part not in ("str", "list[str]")) or "body"
+        location = (
+            ".".join(str(part) for part in detail["loc"] if part not in ("str", "list[str]"))
+            or "body"
+        )
         message = detail["msg"]
-        if location == "input" and len(detail["loc"]) > 1:  # pydantic reports an error for each type of the union
+        if (
+            location == "input" and len(detail["loc"]) > 1
+        ):  # pydantic reports an error for each type of the union
             message = "must be a text or a list of texts"
-        if detail["loc"][:1] == ("attributes",):  # the rest of the location may contain a name that the client sent
-            location, message = "attributes", _ATTRIBUTES
+        if detail["loc"][:1] == (
+            "attributes",
+        ):  # the rest of the location may contain a name that the client sent
+            location = "attributes"
+            message = _ATTRIBUTES
         if f"{location}: {message}" not in messages:
             messages.append(f"{location}: {message}")
     return RequestError(422, "invalid_request", "; ".join(messages))

@@ -26,8 +26,8 @@ def security_headers(policy: str = DATA_POLICY) -> list[tuple[bytes, bytes]]:
 def page_policy(html: str) -> str:
     """Return the Content-Security-Policy of a page, which allows its own styles by their hashes.
 
-    A page that names a script can load scripts from its own origin and send requests to it; scripts in the page do not
-    run. Images must be in the page.
+    A page that names a script can load scripts from its own origin and send requests to it; scripts
+    in the page do not run. Images must be in the page.
     """
     styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     allowed = [f"style-src {_hashes(styles)}", "img-src data:"]
@@ -37,4 +37,9 @@ def page_policy(html: str) -> str:
 
 
 def _hashes(blocks: Iterable[str]) -> str:
-    return " ".join(f"'sha256-{b64encode(sha256(block.encode()).digest()).decode()}'" for block in blocks) or "'none'"
+    return (
+        " ".join(
+            f"'sha256-{b64encode(sha256(block.encode()).digest()).decode()}'" for block in blocks
+        )
+        or "'none'"
+    )

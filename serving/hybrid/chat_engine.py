@@ -1,4 +1,5 @@
-"""Chat engine of a cascade: the first part answers where it is confident, and the second part otherwise."""
+"""Chat engine of a cascade: the first part answers where it is confident, and the second part
+otherwise."""
 
 import asyncio
 import math
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 class HybridChatEngine(ChatEngine):
     """An engine that composes the engines of a hybrid's parts.
 
-    If the first part is of the kind `nearest`, the part that answers is known before the first token. A first part with
-    a language model answers completely before the decision. If a part fails, or the wait for its turn and its first
-    output takes longer than `timeout_s`, the other part answers. After several time-outs in a row, a part is skipped
-    for some time while the other part can answer. A part whose length the request exceeds does not answer. After the
-    first output of the second part, its errors are raised.
+    If the first part is of the kind `nearest`, the part that answers is known before the first
+    token. A first part with a language model answers completely before the decision. If a part
+    fails, or the wait for its turn and its first output takes longer than `timeout_s`, the other
+    part answers. After several time-outs in a row, a part is skipped for some time while the other
+    part can answer. A part whose length the request exceeds does not answer. After the first output
+    of the second part, its errors are raised.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class HybridChatEngine(ChatEngine):
             raise no_part_answers()
         return HybridInput(first, second)
 
-    def _prompt(self, name: PartName, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput | None:
+    def _prompt(
+        self, name: PartName, conversation: Conversation, *, max_new_tokens: int | None
+    ) -> EngineInput | None:
         part = self._part(name)
         try:
             return part.chat_prompt(conversation, max_new_tokens=self._limit(part, max_new_tokens))
@@ -96,10 +100,13 @@ class HybridChatEngine(ChatEngine):
             return None
 
     def _part(self, name: PartName) -> ChatEngine:
-        return self.first if name == "first" else self.second
+        if name == "first":
+            return self.first
+        return self.second
 
     def _limit(self, part: ChatEngine, max_new_tokens: int | None) -> int | None:
-        """Return the maximum tokens of a part's answer; `max_new_tokens` is None if the request sets none."""
+        """Return the maximum tokens of a part's answer; `max_new_tokens` is None if the request
+        sets none."""
         if max_new_tokens is not None or part.default_max_tokens is None:
             return max_new_tokens
         return min(part.default_max_tokens, self._max_new_tokens or part.default_max_tokens)
@@ -114,15 +121,19 @@ class HybridChatEngine(ChatEngine):
         )
 
     def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None) -> None:
-        """Raise RequestError 400 if a prompt and its answer exceed the length of each part that may answer."""
+        """Raise RequestError 400 if a prompt and its answer exceed the length of each part that may
+        answer."""
         errors = [
-            self._room_error(part, of_part, max_new_tokens=max_new_tokens) for part, of_part in self._inputs(prompt)
+            self._room_error(part, of_part, max_new_tokens=max_new_tokens)
+            for part, of_part in self._inputs(prompt)
         ]
         refusals = [error for error in errors if error is not None]
         if len(refusals) == len(errors):
             raise refusals[-1]
 
-    def _room_error(self, part: ChatEngine, prompt: EngineInput, *, max_new_tokens: int | None) -> RequestError | None:
+    def _room_error(
+        self, part: ChatEngine, prompt: EngineInput, *, max_new_tokens: int | None
+    ) -> RequestError | None:
         try:
             part.require_room(prompt, max_new_tokens=self._limit(part, max_new_tokens))
         except RequestError as error:
@@ -130,21 +141,27 @@ class HybridChatEngine(ChatEngine):
         return None
 
     def _fitting(self, request: GenerationRequest, name: PartName) -> EngineInput | None:
-        """Return the input of a part, or None if the part has none or if the input exceeds its length."""
+        """Return the input of a part, or None if the part has none or if the input exceeds its
+        length."""
         assert isinstance(request.prompt, HybridInput)
         prompt: EngineInput | None = getattr(request.prompt, name)
         if prompt is None:
             return None
         error = self._room_error(self._part(name), prompt, max_new_tokens=request.max_new_tokens)
-        return prompt if error is None else None
+        if error is None:
+            return prompt
+        return None
 
     def _inputs(self, prompt: EngineInput) -> list[tuple[ChatEngine, EngineInput]]:
         assert isinstance(prompt, HybridInput)
         pairs = ((self.first, prompt.first), (self.second, prompt.second))
         return [(part, of_part) for part, of_part in pairs if of_part is not None]
 
-    async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-        of_first, of_second = self._fitting(request, "first"), self._fitting(request, "second")
+    async def answers(
+        self, request: GenerationRequest, *, streaming: bool
+    ) -> AsyncGenerator[PartialAnswer, None]:
+        of_first = self._fitting(request, "first")
+        of_second = self._fitting(request, "second")
         second_is_away = of_second is None or self._states["second"].is_away
         kept = None
         if of_first is not None and (second_is_away or not self._states["first"].is_away):
@@ -171,12 +188,17 @@ class HybridChatEngine(ChatEngine):
             raise no_part_answers()
         yield _shown(kept, request)._replace(is_fallback=True)
 
-    async def _first_answer(self, request: GenerationRequest, prompt: EngineInput) -> PartialAnswer | None:
-        """Return the complete answer of the first part with its log-probabilities, or None if it fails."""
+    async def _first_answer(
+        self, request: GenerationRequest, prompt: EngineInput
+    ) -> PartialAnswer | None:
+        """Return the complete answer of the first part with its log-probabilities, or None if it
+        fails."""
         with_logprobs = request._replace(num_likely=request.num_likely or 0)
         last = None
         try:
-            answers = self._part_answers("first", with_logprobs, prompt, streaming=bool(request.stops))
+            answers = self._part_answers(
+                "first", with_logprobs, prompt, streaming=bool(request.stops)
+            )
             async with aclosing(answers):
                 async for answer in answers:
                     last = answer
@@ -202,7 +224,9 @@ class HybridChatEngine(ChatEngine):
             async with asyncio.timeout(self._timeout_s):
                 of_part = await part.prepared(of_part)
                 await stack.enter_async_context(part.slot(of_part, client=client_name()))
-                answers = await stack.enter_async_context(aclosing(part.answers(of_part, streaming=streaming)))
+                answers = await stack.enter_async_context(
+                    aclosing(part.answers(of_part, streaming=streaming))
+                )
                 answer = await anext(answers)
             yield _of_part(answer, name=name, prompt=prompt)
             async for answer in answers:
@@ -210,8 +234,12 @@ class HybridChatEngine(ChatEngine):
 
 
 def _of_part(answer: PartialAnswer, *, name: PartName, prompt: EngineInput) -> PartialAnswer:
-    """Return the answer of a part, with the number of tokens of its prompt unless an endpoint has counted them."""
-    num_tokens = len(prompt) if answer.num_prompt_tokens is None else answer.num_prompt_tokens
+    """Return the answer of a part, with the number of tokens of its prompt unless an endpoint has
+    counted them."""
+    if answer.num_prompt_tokens is None:
+        num_tokens = len(prompt)
+    else:
+        num_tokens = answer.num_prompt_tokens
     return answer._replace(answered_by=name, num_prompt_tokens=num_tokens)
 
 
@@ -220,9 +248,13 @@ def _confidence(answer: PartialAnswer) -> float:
     if answer.confidence is not None:
         return answer.confidence
     logprobs = [token.generated.logprob for token in answer.logprobs or ()]
-    return math.exp(fmean(logprobs)) if logprobs else 0.0
+    if logprobs:
+        return math.exp(fmean(logprobs))
+    return 0.0
 
 
 def _shown(answer: PartialAnswer, request: GenerationRequest) -> PartialAnswer:
     """Return the answer without log-probabilities that the request does not ask for."""
-    return answer if request.num_likely is not None else answer._replace(logprobs=None)
+    if request.num_likely is not None:
+        return answer
+    return answer._replace(logprobs=None)

@@ -1,4 +1,5 @@
-"""The queue of a hybrid classifier: each text goes to the part that answers it or, on failure, to the other part."""
+"""The queue of a hybrid classifier: each text goes to the part that answers it or, on failure, to
+the other part."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,15 +16,18 @@ from tailorbird.registry.hybrid_routing import PARTS, PartName, Routing, routes_
 
 
 class Submit(Protocol):
-    """A queue of texts. Returns their predictions, in order; `client` is the name by which the queue is fair."""
+    """A queue of texts. Returns their predictions, in order; `client` is the name by which the
+    queue is fair."""
 
     def __call__(self, rows: Sequence[Any], *, client: str) -> Awaitable[list[Prediction]]: ...
 
 
 class SubmitEach(Protocol):
-    """A queue whose texts can fail one by one. Returns the prediction or the error of each text, in order.
+    """A queue whose texts can fail one by one. Returns the prediction or the error of each text, in
+    order.
 
-    `timeout_s` is the time for the texts that the part answers at the same time. Raises an error of all texts.
+    `timeout_s` is the time for the texts that the part answers at the same time. Raises an error of
+    all texts.
     """
 
     def __call__(
@@ -32,9 +36,12 @@ class SubmitEach(Protocol):
 
 
 def failing_together(submit: Submit) -> SubmitEach:
-    """Return a queue whose texts are answered or fail together. It raises TimeoutError after `timeout_s`."""
+    """Return a queue whose texts are answered or fail together. It raises TimeoutError after
+    `timeout_s`."""
 
-    async def submit_each(rows: Sequence[str], *, client: str, timeout_s: float) -> list[Prediction]:
+    async def submit_each(
+        rows: Sequence[str], *, client: str, timeout_s: float
+    ) -> list[Prediction]:
         async with asyncio.timeout(timeout_s):
             return await submit(rows, client=client)
 
@@ -44,10 +51,10 @@ def failing_together(submit: Submit) -> SubmitEach:
 class HybridQueue:
     """The queues of a hybrid's parts.
 
-    If a part fails, or does not answer within `timeout_s`, the other part answers. If only some texts fail, the other
-    part answers these. After several time-outs in a row, a part is skipped for some time while the other one answers.
-    If both parts fail, an error of a text itself or RequestError 503 is raised. An error of the whole request (status
-    4xx) is raised unchanged.
+    If a part fails, or does not answer within `timeout_s`, the other part answers. If only some
+    texts fail, the other part answers these. After several time-outs in a row, a part is skipped
+    for some time while the other one answers. If both parts fail, an error of a text itself or
+    RequestError 503 is raised. An error of the whole request (status 4xx) is raised unchanged.
     """
 
     def __init__(
@@ -70,12 +77,16 @@ class HybridQueue:
         """Unload the parts after the last request."""
         self._uses.unload()
 
-    async def submit(self, rows: Sequence[tuple[str, str | None]], *, client: str) -> list[Prediction]:
+    async def submit(
+        self, rows: Sequence[tuple[str, str | None]], *, client: str
+    ) -> list[Prediction]:
         """Return the predictions of the rows of `classify.hybrid_rows`, in order."""
         answers = _Answers([text for text, _ in rows], client)
         with self._uses.use():
             if self._routing.by == "group":
-                await self._by_group(answers, routes_to_second(self._routing, groups=[value for _, value in rows]))
+                await self._by_group(
+                    answers, routes_to_second(self._routing, groups=[value for _, value in rows])
+                )
             else:
                 await self._cascade(answers)
         return answers.complete()
@@ -103,7 +114,9 @@ class HybridQueue:
         confidences = [answer.score for answer in answers.results if answer is not None]
         if confidences:
             routed[~missing] = routes_to_second(self._routing, confidences=confidences)
-        await self._answer("second", answers, missing if self._is_skipped("second") else missing | routed)
+        await self._answer(
+            "second", answers, missing if self._is_skipped("second") else missing | routed
+        )
         answers.mark_fallback(missing | (routed & answers.of("first")))
 
     def _is_skipped(self, name: PartName) -> bool:
@@ -112,13 +125,17 @@ class HybridQueue:
         return self._states[name].is_away and not self._states[other].is_away
 
     async def _answer(self, name: PartName, answers: "_Answers", rows: NDArray[np.bool_]) -> None:
-        """Store a part's answers to the rows of a mask. Rows that fail keep their former answer, if any."""
-        indices, state = np.flatnonzero(rows).tolist(), self._states[name]
+        """Store a part's answers to the rows of a mask. Rows that fail keep their former answer, if
+        any."""
+        indices = np.flatnonzero(rows).tolist()
+        state = self._states[name]
         if not indices:
             return
         texts = [answers.texts[index] for index in indices]
         try:
-            results = await self._queues[name](texts, client=answers.client, timeout_s=self._timeout_s)
+            results = await self._queues[name](
+                texts, client=answers.client, timeout_s=self._timeout_s
+            )
         except Exception as error:
             if is_client_error(error):
                 raise
@@ -145,7 +162,9 @@ class _Answers:
         self.texts = texts
         self.client = client
         self.results: list[Prediction | None] = [None] * len(texts)
-        self.refusals: dict[int, RequestError] = {}  # errors of texts themselves (status 4xx), by row
+        self.refusals: dict[
+            int, RequestError
+        ] = {}  # errors of texts themselves (status 4xx), by row
 
     @property
     def missing(self) -> NDArray[np.bool_]:
@@ -158,16 +177,22 @@ class _Answers:
         return np.array(of_part, dtype=np.bool_)
 
     def mark_fallback(self, rows: NDArray[np.bool_]) -> None:
-        """Mark the predictions of the rows of a mask as those of a part that should not have answered."""
+        """Mark the predictions of the rows of a mask as those of a part that should not have
+        answered."""
         for index in np.flatnonzero(rows).tolist():
             result = self.results[index]
             if result is not None:
                 self.results[index] = result._replace(is_fallback=True)
 
     def complete(self) -> list[Prediction]:
-        """Return all predictions. If one is missing, raise the error of the text, or RequestError 503."""
+        """Return all predictions. If one is missing, raise the error of the text, or RequestError
+        503."""
         present = [result for result in self.results if result is not None]
         if len(present) < len(self.results):
             index = next((index for index in self.refusals if self.results[index] is None), None)
-            raise no_part_answers() if index is None else error_of_text(self.refusals[index], index=index)
+            raise (
+                no_part_answers()
+                if index is None
+                else error_of_text(self.refusals[index], index=index)
+            )
         return present

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 SCOPES: tuple[KeyScope, ...] = ("read", "admin")
 THREADS = 2
-"""Pages that are made at the same time. Python's pool has few threads, which reload the keys too."""
+"""Pages that are made at the same time. Python's pool has few threads, which reload the keys
+too."""
 Answer = Callable[[bytes, str], Awaitable[tuple[int, Page]]]
 
 
@@ -30,7 +31,10 @@ def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
 
     def page(path: str | None) -> tuple[int, Page]:
         shown = site()
-        from tailorbird.console.site import page_at, utc_now  # takes memory and seconds: only where it is used
+        from tailorbird.console.site import (
+            page_at,
+            utc_now,
+        )  # takes memory and seconds: only where it is used
 
         status, html = page_at(shown, path, now=utc_now())
         return status, Page(html.encode(), page_policy(html))
@@ -49,7 +53,10 @@ def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
     pages = {"/console": first_page, f"/console/{REST}": other_page}
     return {
         "/console/_live.js": Route("GET", script, open=True, content_type=JAVASCRIPT),
-        **{path: Route("GET", page, scopes=SCOPES, content_type=HTML, browser=True) for path, page in pages.items()},
+        **{
+            path: Route("GET", page, scopes=SCOPES, content_type=HTML, browser=True)
+            for path, page in pages.items()
+        },
     }
 
 
@@ -60,11 +67,15 @@ def read_script() -> bytes:
 
 
 def task_console(paths: TaskPaths, *, has_keys: bool) -> dict[str, Route]:
-    """Return the console of a service, which shows the service's task only. Without API keys, it answers 404."""
+    """Return the console of a service, which shows the service's task only. Without API keys, it
+    answers 404."""
 
     def new_site() -> "Site":
         if not has_keys:
-            message = "a service without API keys has no console; set serving.api_keys, or run `tailorbird console`"
+            message = (
+                "a service without API keys has no console; set serving.api_keys, or run "
+                "`tailorbird console`"
+            )
             raise RequestError(404, "no_console", message)
         from tailorbird.console.site import Site
 

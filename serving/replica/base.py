@@ -33,7 +33,15 @@ from serving.http.metrics import (
     with_request_metrics,
 )
 from serving.http.refusals import Refusals
-from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
+from serving.http.schemas import (
+    CHAMPION,
+    FeedbackRequest,
+    Models,
+    Readiness,
+    RequestError,
+    ServedModel,
+    parse_body,
+)
 from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
@@ -50,8 +58,9 @@ from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
 
 SWITCH_S = 0.0005
-"""Python's thread switch interval; the default is 5 ms. A forward pass releases the GIL at each of about a hundred
-operations, and could wait that long each time for a thread that reads requests or loads a version."""
+"""Python's thread switch interval; the default is 5 ms. A forward pass releases the GIL at each of
+about a hundred operations, and could wait that long each time for a thread that reads requests or
+loads a version."""
 REDACTIONS = 2  # requests whose texts are redacted at the same time
 SEE_LOG = "see the replica's log"
 
@@ -75,14 +84,18 @@ class RequestContext(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """Return the name of the unit of randomization of an experiment: the subject or, without one, the request.
+        """Return the name of the unit of randomization of an experiment: the subject or, without
+        one, the request.
 
         The prefixes keep a client from naming another client's request as its subject.
         """
-        return f"subject {self.subject}" if self.subject else f"request {self.request_id}"
+        if self.subject:
+            return f"subject {self.subject}"
+        return f"request {self.request_id}"
 
     def log_entry(self, version: ModelVersion) -> Callable[..., LogEntry]:
-        """Return a constructor of log entries for an answer by `version`, with the current time and latency."""
+        """Return a constructor of log entries for an answer by `version`, with the current time and
+        latency."""
         return partial(
             LogEntry,
             request_id=self.request_id,
@@ -100,7 +113,8 @@ class RequestContext(NamedTuple):
 
 
 def configure_process(config: str) -> ServingConfig:
-    """Check the process's code, set its thread options, and return the ServingConfig in a JSON text."""
+    """Check the process's code, set its thread options, and return the ServingConfig in a JSON
+    text."""
     import torch
 
     require_shipped_code()
@@ -127,25 +141,36 @@ class Replica(Generic[EngineT]):
         self.meter = meter or Meter()
         self.log: RequestLog | None = None
         if config.request_log:
-            key = read_subject_key(config.subject_key) if config.subject_key else None
-            uri, texts = config.request_log, config.log_texts
-            self.log = RequestLog(uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder())
+            if config.subject_key:
+                key = read_subject_key(config.subject_key)
+            else:
+                key = None
+            uri = config.request_log
+            texts = config.log_texts
+            self.log = RequestLog(
+                uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder()
+            )
         self._config = config
         self._paths = TaskPaths(task_uri)
         self._refusals = Refusals(self._paths.name)
         self._authenticator: ApiKeyAuthenticator | None = None
         if config.api_keys is not None:
-            record_change = partial(record_key_change, registry=self._paths.registry, task=self._paths.name)
+            record_change = partial(
+                record_key_change, registry=self._paths.registry, task=self._paths.name
+            )
             self._authenticator = ApiKeyAuthenticator(config.api_keys, record_change=record_change)
         self._admission = Admission(
-            requests=config.max_requests(task), texts=config.max_queued_texts, tokens=config.max_queued_tokens
+            requests=config.max_requests(task),
+            texts=config.max_queued_texts,
+            tokens=config.max_queued_tokens,
         )
         self._redactions = FairSlots(REDACTIONS)
         self._batches = BatchRoutes(versions.engine_of, task_uri=task_uri, config=config)
         self._background: list[asyncio.Task[None]] = []
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `ServedVersions.reconfigure`). The first call starts the background tasks."""
+        """Load a configuration (see `ServedVersions.reconfigure`). The first call starts the
+        background tasks."""
         is_first = not self._background
         if is_first:
             loops = [
@@ -161,15 +186,22 @@ class Replica(Generic[EngineT]):
             for task in self._background:
                 task.add_done_callback(_log_failure)
         await self.versions.reconfigure(user_config)
-        if is_first:  # a full collection of the half million objects of torch and Ray stops all requests for 0.5 s
+        # a full collection of the half million objects of torch and Ray stops all requests for 0.5
+        # s
+        if is_first:
             gc.freeze()
 
     def begin(self, route: str, request_id: str) -> RequestContext:
-        """Return the context of a new request; raise RequestError 503 before a version is loaded."""
+        """Return the context of a new request; raise RequestError 503 before a version is
+        loaded."""
         _ = self.versions.champion
-        return RequestContext(route, request_id, time.perf_counter(), caller.get(), x_request_id.get())
+        return RequestContext(
+            route, request_id, time.perf_counter(), caller.get(), x_request_id.get()
+        )
 
-    def assign(self, context: RequestContext, *, model: str, subject: str | None) -> tuple[EngineT, RequestContext]:
+    def assign(
+        self, context: RequestContext, *, model: str, subject: str | None
+    ) -> tuple[EngineT, RequestContext]:
         """Return the engine that answers, and the context with the subject and the arm.
 
         Raises RequestError 404 for an unknown `model`.
@@ -203,10 +235,12 @@ class Replica(Generic[EngineT]):
         await asyncio.gather(*closing)
 
     async def loggable(self, texts: Sequence[str]) -> list[str | None]:
-        """Return the texts as the request log stores them: None for each if it does not store texts.
+        """Return the texts as the request log stores them: None for each if it does not store
+        texts.
 
-        A thread redacts them: 1 MB takes 0.2 to 0.5 s, for which other requests would wait in the event loop. They
-        still wait for a part without two words in a row, which is redacted in one piece.
+        A thread redacts them: 1 MB takes 0.2 to 0.5 s, for which other requests would wait in the
+        event loop. They still wait for a part without two words in a row, which is redacted in one
+        piece.
         """
         log = self.log
         if log is None or not self._config.log_texts:
@@ -215,7 +249,9 @@ class Replica(Generic[EngineT]):
         def redacted() -> list[str | None]:
             return [log.loggable(text) for text in texts]
 
-        return await self._redactions.run(redacted, client=client_name(), cost=sum(map(num_bytes, texts)))
+        return await self._redactions.run(
+            redacted, client=client_name(), cost=sum(map(num_bytes, texts))
+        )
 
     def charge(self, **amounts: int) -> None:
         """Charge texts or tokens to the API key of the current request, if it has one."""
@@ -231,12 +267,15 @@ class Replica(Generic[EngineT]):
             self._authenticator.authenticate(headers, scopes=route.scopes, browser=route.browser)
 
     def _admit(self, request: Request) -> AbstractContextManager[None]:
-        """Hold a place in the replica for the client: the name of its API key or, without keys, its network."""
+        """Hold a place in the replica for the client: the name of its API key or, without keys, its
+        network."""
         if name := caller.get():
             return self._admission.request(name)
         address = request.client.host if request.client else ""
         if self._config.guarded:  # the gateway adds the client's address at the end
-            lines = request.headers.getlist("x-forwarded-for") or [address]  # some gateways add a line of their own
+            lines = request.headers.getlist("x-forwarded-for") or [
+                address
+            ]  # some gateways add a line of their own
             address = lines[-1].rsplit(",", 1)[-1].strip()
         return self._admission.request(network_of(address))
 
@@ -250,9 +289,14 @@ class Replica(Generic[EngineT]):
             (IN_PROGRESS, ()): float(self.meter.in_progress),
             (REFUSED, ()): float(self.versions.refused is not None),
             (KEY_ERRORS, ()): float(self._authenticator.num_errors if self._authenticator else 0),
-            (SECURITY_LOG_FAILING, ()): float(self._authenticator is not None and self._authenticator.is_unrecorded),
+            (SECURITY_LOG_FAILING, ()): float(
+                self._authenticator is not None and self._authenticator.is_unrecorded
+            ),
         }
-        return gauges | {(SERVING, (version.name, version.version, name)): 1.0 for name, version in versions.items()}
+        return gauges | {
+            (SERVING, (version.name, version.version, name)): 1.0
+            for name, version in versions.items()
+        }
 
     def _routes(self) -> dict[str, Route]:
         return {
@@ -266,7 +310,10 @@ class Replica(Generic[EngineT]):
         _ = self.versions.champion  # raises 503 before a version is loaded
         details = self._authenticator is None or has_scope("read", "admin")
         models = Models(
-            data=[_served_model(name, versions=self.versions, details=details) for name in self.versions.engines],
+            data=[
+                _served_model(name, versions=self.versions, details=details)
+                for name in self.versions.engines
+            ],
             examples=list(self._config.examples),
             feedback=self.log is not None,
         )
@@ -283,7 +330,10 @@ class Replica(Generic[EngineT]):
         if feedback.correct_answer is not None:
             [correct_answer] = await self.loggable([feedback.correct_answer])
             if correct_answer is None:
-                reason = "the recipe does not set serving.log_texts, so no text is stored; give `label` or `score`"
+                reason = (
+                    "the recipe does not set serving.log_texts, so no text is stored; give "
+                    "`label` or `score`"
+                )
                 raise RequestError(422, "invalid_request", reason, param="correct_answer")
         entry = FeedbackEntry(
             feedback.bare_id,
@@ -306,9 +356,13 @@ class Replica(Generic[EngineT]):
             return 503, Readiness(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = versions.refused or (None, None)
         absent = versions.absent
-        if self._authenticator is not None and not is_admin():  # errors may contain internal details
-            reason, absent = reason and SEE_LOG, dict.fromkeys(absent, SEE_LOG)
-        version, challenger = versions.champion.version, versions.engines.get(CHALLENGER)
+        if (
+            self._authenticator is not None and not is_admin()
+        ):  # errors may contain internal details
+            reason = reason and SEE_LOG
+            absent = dict.fromkeys(absent, SEE_LOG)
+        version = versions.champion.version
+        challenger = versions.engines.get(CHALLENGER)
         readiness = Readiness(
             status="ready",
             replica=_replica_id(),
@@ -324,7 +378,8 @@ class Replica(Generic[EngineT]):
 
 
 def _served_model(name: str, *, versions: ServedVersions[EngineT], details: bool) -> ServedModel:
-    """Return the entry of a model, with the system prompt and the cost only if `details` is true."""
+    """Return the entry of a model, with the system prompt and the cost only if `details` is
+    true."""
     version = versions.engines[name].version
     return ServedModel(
         id=name,
@@ -361,5 +416,7 @@ def _replica_id() -> str | None:
 def require_loggable_subject(subject: str | None, *, log: RequestLog | None) -> None:
     """Raise RequestError 422 for a subject that the request log would not store."""
     if subject is not None and not (log and log.takes_subjects):
-        message = "subject: not accepted, because the recipe does not set serving.subject_key; omit it"
+        message = (
+            "subject: not accepted, because the recipe does not set serving.subject_key; omit it"
+        )
         raise RequestError(422, "invalid_request", message, param="subject")

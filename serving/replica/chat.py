@@ -38,27 +38,36 @@ from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import Hybrid, ModelVersion, read_parts, read_version
 
 PROMPT_THREADS = 4  # prompts that are tokenized at the same time, outside of the event loop
-SHADOW_ATTEMPTS = 3  # generations of a shadow answer that clients may interrupt, before the answer is dropped
+SHADOW_ATTEMPTS = (
+    3  # generations of a shadow answer that clients may interrupt, before the answer is dropped
+)
 
 
 class Chat:
-    """Serve deployment of chat models; `config` is a ServingConfig as JSON, `user_config` a ReplicaConfig."""
+    """Serve deployment of chat models; `config` is a ServingConfig as JSON, `user_config` a
+    ReplicaConfig."""
 
     def __init__(self, task_uri: str, config: str) -> None:
         self._config = configure_process(config)
         meter = Meter()
-        load, read_secret = _Loader(self._config, meter=meter).load, partial(draw_secret, task_uri)
+        load = _Loader(self._config, meter=meter).load
+        read_secret = partial(draw_secret, task_uri)
         versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
-        self._replica = Replica(versions, task="chat", task_uri=task_uri, config=self._config, meter=meter)
+        self._replica = Replica(
+            versions, task="chat", task_uri=task_uri, config=self._config, meter=meter
+        )
         self._prompts = FairSlots(PROMPT_THREADS)
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {"/v1/chat/completions": Route("POST", self._chat, watched=True, scopes=("answer",))}
+        routes = {
+            "/v1/chat/completions": Route("POST", self._chat, watched=True, scopes=("answer",))
+        }
         return self._replica.asgi_app(routes, page="chat")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `Replica.reconfigure`). The former version finishes the answers that it started."""
+        """Load a configuration (see `Replica.reconfigure`). The former version finishes the answers
+        that it started."""
         await self._replica.reconfigure(user_config)
 
     async def check_health(self) -> None:
@@ -72,7 +81,9 @@ class Chat:
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         self._replica.charge(texts=1)  # also for a prompt that is refused because of its length
-        generation = await self._generation(request, engine=engine, limit=limit, num_bytes=len(body))
+        generation = await self._generation(
+            request, engine=engine, limit=limit, num_bytes=len(body)
+        )
         admit(tokens=engine.num_tokens(generation.prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(generation.prompt))
         received = _Received(request, context, len(body), await self._logged_prompt(request))
@@ -92,7 +103,11 @@ class Chat:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
             return 200, stream_events(
-                generation, head=head, with_usage=with_usage, on_finish=record, on_cancel=charge_limit
+                generation,
+                head=head,
+                with_usage=with_usage,
+                on_finish=record,
+                on_cancel=charge_limit,
             )
         try:
             answer = await whole_answer(generation)
@@ -105,19 +120,28 @@ class Chat:
     async def _generation(
         self, request: ChatRequest, *, engine: ChatEngine, limit: int | None, num_bytes: int
     ) -> GenerationRequest:
-        """Return the request for one answer of the engine; raise RequestError 400 if the prompt cannot be used."""
+        """Return the request for one answer of the engine; raise RequestError 400 if the prompt
+        cannot be used."""
         prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
         with engine.in_use():
-            # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
+            # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a
+            # second.
             prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
         return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
 
     async def _logged_prompt(self, request: ChatRequest) -> "_LoggedPrompt":
-        """Return the prompt as the request log stores it, without texts if the log does not store them."""
+        """Return the prompt as the request log stores it, without texts if the log does not store
+        them."""
         turns = request.conversation
         contents = await self._replica.loggable([content for _, content in turns])
-        earlier = [(role, text) for (role, _), text in zip(turns[:-1], contents, strict=False) if text is not None]
-        return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), request.attributes)
+        earlier = [
+            (role, text)
+            for (role, _), text in zip(turns[:-1], contents, strict=False)
+            if text is not None
+        ]
+        return _LoggedPrompt(
+            len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), request.attributes
+        )
 
     def _mirror(self, received: "_Received") -> None:
         """Queue a request that the champion has answered for the shadow."""
@@ -144,9 +168,11 @@ class Chat:
             self._log_failure("interrupted", received, engine=engine)
 
     async def _shadow_answer(self, received: "_Received", *, engine: ChatEngine) -> bool:
-        """Log the challenger's answer. If a client sends a request meanwhile, stop, and start again when it is quiet.
+        """Log the challenger's answer. If a client sends a request meanwhile, stop, and start again
+        when it is quiet.
 
-        A client therefore waits for one step of the generation at most. Return False if there is no answer.
+        A client therefore waits for one step of the generation at most. Return False if there is no
+        answer.
         """
         request = received.request
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
@@ -154,7 +180,9 @@ class Chat:
             await self._shadows.quiet()
             if not self._replica.versions.is_challenger(engine):
                 return False
-            generation = await self._generation(request, engine=engine, limit=limit, num_bytes=received.num_bytes)
+            generation = await self._generation(
+                request, engine=engine, limit=limit, num_bytes=received.num_bytes
+            )
             async with aclosing(partial_answers(generation, streaming=True)) as answers:
                 async for answer in answers:
                     if answer.finish_reason is not None:
@@ -168,14 +196,21 @@ class Chat:
         """Return True if no engine except the challenger's answers a request."""
         challenger = self._replica.versions.engines.get(CHALLENGER)
         return all(
-            engine.num_active == 0 for engine in self._replica.versions.engines.values() if engine is not challenger
+            engine.num_active == 0
+            for engine in self._replica.versions.engines.values()
+            if engine is not challenger
         )
 
-    def _assign(self, request: ChatRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
+    def _assign(
+        self, request: ChatRequest, context: RequestContext
+    ) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
-        engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
+        engine, context = self._replica.assign(
+            context, model=request.model, subject=request.subject
+        )
         if context.arm == "canary" and not (engine.can_answer and _has_format(engine, request)):
-            engine, context = self._replica.versions.champion, context._replace(arm="champion")
+            engine = self._replica.versions.champion
+            context = context._replace(arm="champion")
         record_version(engine.version)
         return engine, context
 
@@ -183,13 +218,18 @@ class Chat:
         """Count the answer's tokens, and charge them to the API key."""
         usage = usage_of(generation, answer)
         num_estimated = len(generation.prompt)  # charged before the answer
-        self._replica.charge(tokens=usage.completion_tokens + max(0, usage.prompt_tokens - num_estimated))
-        meter, version = self._replica.meter, generation.engine.version
+        self._replica.charge(
+            tokens=usage.completion_tokens + max(0, usage.prompt_tokens - num_estimated)
+        )
+        meter = self._replica.meter
+        version = generation.engine.version
         meter.count(TOKENS, version.name, version.version, "prompt", by=usage.prompt_tokens)
         meter.count(TOKENS, version.name, version.version, "completion", by=usage.completion_tokens)
         meter.count_part(version, answer.answered_by, is_fallback=answer.is_fallback)
 
-    def _log(self, generation: GenerationRequest, answer: PartialAnswer, received: "_Received") -> None:
+    def _log(
+        self, generation: GenerationRequest, answer: PartialAnswer, received: "_Received"
+    ) -> None:
         log = self._replica.log
         if log is None:
             return
@@ -250,8 +290,11 @@ def _has_format(engine: ChatEngine, request: ChatRequest) -> bool:
     return True
 
 
-def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> EngineInput:
-    """Return the prompt of the conversation; raise RequestError 400 if the model's chat template rejects it."""
+def _chat_prompt(
+    request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None
+) -> EngineInput:
+    """Return the prompt of the conversation; raise RequestError 400 if the model's chat template
+    rejects it."""
     try:
         return engine.chat_prompt(request.conversation, max_new_tokens=max_new_tokens)
     except DataError as error:
@@ -267,19 +310,24 @@ class _Loader:
         self._pool: VllmPool | None = None
 
     def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ChatEngine:
-        """Load a version. Make one call at a time. An endpoint of a hybrid may lack its API key; see `Upstream`."""
+        """Load a version. Make one call at a time. An endpoint of a hybrid may lack its API key;
+        see `Upstream`."""
         from tailorbird.models.loading import LoadedChat, load_version
 
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return load_chat(version, config=self._config, meter=self._meter, may_lack_key=of_hybrid)
+            return load_chat(
+                version, config=self._config, meter=self._meter, may_lack_key=of_hybrid
+            )
         if version.hybrid is not None:
             return self._load_hybrid(version, version.hybrid)
         if self._config.engine == "vllm" and version.spec.uses_base:
             self._pool = self._pool or VllmPool(self._config)
             return self._pool.load(version)
-        on_cpu = self._config.engine == "vllm"  # the GPUs of the replica belong to the engine's actors
+        on_cpu = (
+            self._config.engine == "vllm"
+        )  # the GPUs of the replica belong to the engine's actors
         loaded = load_version(version, device="cpu" if on_cpu else None)
         assert isinstance(loaded, LoadedChat)
         if loaded.model is None:
@@ -287,7 +335,9 @@ class _Loader:
 
             return NearestEngine(loaded, tokenizer=read_tokenizer(version.base_model))
         num_slots = self._config.batch_size("chat")
-        engine = TransformersEngine(loaded, max_batch_size=num_slots, num_gpus=self._config.gpus_per_replica)
+        engine = TransformersEngine(
+            loaded, max_batch_size=num_slots, num_gpus=self._config.gpus_per_replica
+        )
         engine.slots = FairSlots(num_slots)
         return engine
 
@@ -303,5 +353,6 @@ class _Loader:
         except Exception:
             first.end()
             raise
-        limit, timeout_s = self._config.max_new_tokens, self._config.fallback_timeout_s
+        limit = self._config.max_new_tokens
+        timeout_s = self._config.fallback_timeout_s
         return HybridChatEngine(version, (first, second), max_new_tokens=limit, timeout_s=timeout_s)

@@ -11,9 +11,21 @@ from serving.engines.model_pool import ClassifierEngine, ModelPool
 from serving.engines.text_rows import estimated_length
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
-from serving.http.schemas import BASELINE, CHAMPION, ClassifyRequest, parse_request, write_answer, write_comparison
+from serving.http.schemas import (
+    BASELINE,
+    CHAMPION,
+    ClassifyRequest,
+    parse_request,
+    write_answer,
+    write_comparison,
+)
 from serving.limits import admit, client_name
-from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
+from serving.replica.base import (
+    Replica,
+    RequestContext,
+    configure_process,
+    require_loggable_subject,
+)
 from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
@@ -24,7 +36,8 @@ SHADOW_TEXTS = 4  # texts per shadow pass; a request that arrives during the pas
 
 
 class Classifier:
-    """Serve deployment of classifiers; `config` is a ServingConfig as JSON, `user_config` a ReplicaConfig."""
+    """Serve deployment of classifiers; `config` is a ServingConfig as JSON, `user_config` a
+    ReplicaConfig."""
 
     def __init__(self, task_uri: str, config: str) -> None:
         self._config = configure_process(config)
@@ -38,30 +51,47 @@ class Classifier:
             load_endpoint=load_endpoint,
             fallback_timeout_s=self._config.fallback_timeout_s,
         )
-        versions = ServedVersions(pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload)
-        self._replica = Replica(versions, task="classification", task_uri=task_uri, config=self._config, meter=meter)
+        versions = ServedVersions(
+            pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload
+        )
+        self._replica = Replica(
+            versions, task="classification", task_uri=task_uri, config=self._config, meter=meter
+        )
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
-            "/v1/classify": Route("POST", self._classify, watched=self._has_endpoint, scopes=("answer",)),
-            "/v1/compare": Route("POST", self._compare, watched=self._has_endpoint, scopes=("answer",)),
+            "/v1/classify": Route(
+                "POST", self._classify, watched=self._has_endpoint, scopes=("answer",)
+            ),
+            "/v1/compare": Route(
+                "POST", self._compare, watched=self._has_endpoint, scopes=("answer",)
+            ),
         }
         return self._replica.asgi_app(routes, page="classify")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `Replica.reconfigure`). The former engine answers the requests in its queue."""
+        """Load a configuration (see `Replica.reconfigure`). The former engine answers the requests
+        in its queue."""
         await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         context = self._replica.begin("classify", request_id)
         request = self._parse(body)
-        engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
+        engine, context = self._replica.assign(
+            context, model=request.model, subject=request.subject
+        )
         answer = await self._answer(request, engine=engine, context=context)
-        unit, versions = context.unit, self._replica.versions
-        shadow = versions.shadow_for(unit) if context.arm == "champion" else None
+        unit = context.unit
+        versions = self._replica.versions
+        if context.arm == "champion":
+            shadow = versions.shadow_for(unit)
+        else:
+            shadow = None
         if shadow is not None:
-            run = partial(self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow"))
+            run = partial(
+                self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow")
+            )
             self._shadows.add(run, num_bytes=len(body), caller=context.caller)
         return 200, answer
 
@@ -72,22 +102,30 @@ class Classifier:
         context = context._replace(subject=request.subject)
         engines = {name: self._replica.versions.engine_of(name) for name in (BASELINE, CHAMPION)}
         distinct = list({id(engine): engine for engine in engines.values()}.values())
-        results = await asyncio.gather(*(self._answer(request, engine=engine, context=context) for engine in distinct))
+        results = await asyncio.gather(
+            *(self._answer(request, engine=engine, context=context) for engine in distinct)
+        )
         answers = {id(engine): answer for engine, answer in zip(distinct, results, strict=True)}
         by_name = {name: answers[id(engine)] for name, engine in engines.items()}
         return 200, write_comparison(request_id, by_name)
 
     def _parse(self, body: bytes) -> ClassifyRequest:
         config = self._config
-        request = parse_request(body, max_texts=config.max_texts, max_text_bytes=config.max_text_bytes)
+        request = parse_request(
+            body, max_texts=config.max_texts, max_text_bytes=config.max_text_bytes
+        )
         require_loggable_subject(request.subject, log=self._replica.log)
         return request
 
-    async def _answer(self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext) -> bytes:
+    async def _answer(
+        self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext
+    ) -> bytes:
         """Return the answer of one engine as JSON, and log its rows."""
         version = engine.version
         record_version(version)
-        num_tokens = sum(estimated_length(text, max_length=engine.max_length) for text in request.texts)
+        num_tokens = sum(
+            estimated_length(text, max_length=engine.max_length) for text in request.texts
+        )
         admit(texts=len(request.texts), tokens=num_tokens)
         self._replica.charge(texts=len(request.texts), tokens=num_tokens)
         predictions = await engine.submit(_rows(request, engine=engine), client=client_name())
@@ -95,34 +133,51 @@ class Classifier:
         await self._log(request, predictions, engine=engine, context=context)
         results = [_result(prediction, version=version) for prediction in predictions]
         for result, prediction in zip(results, predictions, strict=True):
-            self._replica.meter.count_part(version, prediction.answered_by, is_fallback=prediction.is_fallback)
+            self._replica.meter.count_part(
+                version, prediction.answered_by, is_fallback=prediction.is_fallback
+            )
             if request.scores and prediction.scores.size:
                 result["scores"] = scores_by_class(prediction, classes=version.classes)
-        fields = {"request_id": context.request_id, "model": version.name, "version": version.version}
+        fields = {
+            "request_id": context.request_id,
+            "model": version.name,
+            "version": version.version,
+        }
         return await write_answer(fields, results=results)
 
-    async def _run_shadow(self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext) -> None:
-        """Log the challenger's answer. The texts are classified a few at a time, while the other models are idle.
+    async def _run_shadow(
+        self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext
+    ) -> None:
+        """Log the challenger's answer. The texts are classified a few at a time, while the other
+        models are idle.
 
-        The passes run in the thread that all models share. In a separate thread they would slow down the champion's
-        passes on the same core, and versions could not share an encoder.
+        The passes run in the thread that all models share. In a separate thread they would slow
+        down the champion's passes on the same core, and versions could not share an encoder.
         """
-        rows, predictions = _rows(request, engine=engine), list[Prediction]()
+        rows = _rows(request, engine=engine)
+        predictions = list[Prediction]()
         for start in range(0, len(rows), SHADOW_TEXTS):
             await self._shadows.quiet()
             if not self._replica.versions.is_challenger(engine):
                 return
-            predictions += await engine.submit(rows[start : start + SHADOW_TEXTS], client=client_name())
+            predictions += await engine.submit(
+                rows[start : start + SHADOW_TEXTS], client=client_name()
+            )
         await self._log(request, predictions, engine=engine, context=context)
 
     def _has_endpoint(self) -> bool:
-        """Return True if a served version sends requests to an endpoint, which end if the client disconnects."""
-        return any(calls_endpoint(engine.version) for engine in self._replica.versions.engines.values())
+        """Return True if a served version sends requests to an endpoint, which end if the client
+        disconnects."""
+        return any(
+            calls_endpoint(engine.version) for engine in self._replica.versions.engines.values()
+        )
 
     def _is_quiet(self) -> bool:
         """Return True if all models except the challenger have been idle for `QUIET_S`."""
         engines = self._replica.versions.engines
-        return all(engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != CHALLENGER)
+        return all(
+            engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != CHALLENGER
+        )
 
     async def _log(
         self,
@@ -136,7 +191,8 @@ class Classifier:
         if log is None:
             return
         entry = context.log_entry(engine.version)
-        attributes, texts = request.attributes, await self._replica.loggable(request.texts)
+        attributes = request.attributes
+        texts = await self._replica.loggable(request.texts)
         by_row = attributes if isinstance(attributes, list) else [attributes] * len(predictions)
         log.answers.add(
             [
@@ -159,12 +215,17 @@ class Classifier:
 
 def _rows(request: ClassifyRequest, *, engine: ClassifierEngine) -> list[Any]:
     """Return the texts in the form that the engine's `submit` accepts."""
-    return list(request.texts) if engine.routing is None else list(hybrid_rows(engine.routing, request))
+    if engine.routing is None:
+        return list(request.texts)
+    return list(hybrid_rows(engine.routing, request))
 
 
 def _result(prediction: Prediction, *, version: ModelVersion) -> dict[str, object]:
     """Return the fields of the response for one text."""
-    result: dict[str, object] = {"label": version.typed_label(prediction.label), "score": prediction.known_score}
+    result: dict[str, object] = {
+        "label": version.typed_label(prediction.label),
+        "score": prediction.known_score,
+    }
     if not prediction.is_most_probable:
         result["most_probable"] = False
     if prediction.answered_by is not None:

@@ -1,4 +1,5 @@
-"""The `user_config` of a replica: the versions that it serves. Serve applies a change without a restart."""
+"""The `user_config` of a replica: the versions that it serves. Serve applies a change without a
+restart."""
 
 import hashlib
 import json
@@ -16,7 +17,8 @@ Arm = Literal["champion", "canary", "shadow"]
 
 
 class _Config(BaseModel):
-    """Base class that ignores unknown keys: the client that deploys may be newer than the replica's code."""
+    """Base class that ignores unknown keys: the client that deploys may be newer than the replica's
+    code."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -37,8 +39,9 @@ class Challenger(VersionRef):
     def receives(self, arm: Literal["canary", "shadow"], unit: str, *, secret: bytes) -> bool:
         """Return True if the unit is in the arm; `secret` is that of the task's draws.
 
-        The result is the same for each request and replica, and a unit stays in the arm when the share grows. The code
-        depends on the challenger's digest, so the assignments of two challengers are independent.
+        The result is the same for each request and replica, and a unit stays in the arm when the
+        share grows. The code depends on the challenger's digest, so the assignments of two
+        challengers are independent.
         """
         share = self.canary if arm == "canary" else self.shadow
         return draw_code(secret, arm, self.digest, unit) < share * CODES
@@ -65,7 +68,10 @@ class ReplicaConfig(_Config):
     @property
     def versions(self) -> dict[str, VersionRef]:
         """Return all versions by name, the champion first."""
-        challenger = {} if self.challenger is None else {CHALLENGER: self.challenger}
+        if self.challenger is None:
+            challenger = {}
+        else:
+            challenger = {CHALLENGER: self.challenger}
         return {CHAMPION: self.champion, **self.others, **challenger}
 
     def with_other(self, name: str, version: VersionRef) -> Self:
@@ -74,7 +80,9 @@ class ReplicaConfig(_Config):
 
     def without_other(self, name: str) -> Self:
         """Return a copy without the version `name`."""
-        return self.model_copy(update={"others": {key: ref for key, ref in self.others.items() if key != name}})
+        return self.model_copy(
+            update={"others": {key: ref for key, ref in self.others.items() if key != name}}
+        )
 
     def to_user_config(self) -> dict[str, Any]:
         """Return Serve's `user_config`."""

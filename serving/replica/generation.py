@@ -1,4 +1,5 @@
-"""Generation of answers, which end at stop texts and are returned complete or as a stream of events."""
+"""Generation of answers, which end at stop texts and are returned complete or as a stream of
+events."""
 
 import asyncio
 import logging
@@ -6,7 +7,13 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, Sampling
+from serving.engines.base_chat import (
+    ChatEngine,
+    EngineInput,
+    GenerationRequest,
+    PartialAnswer,
+    Sampling,
+)
 from serving.http.asgi import Events
 from serving.http.chat_format import (
     LAST_EVENT,
@@ -26,19 +33,28 @@ from serving.limits import client_name
 _log = logging.getLogger("ray.serve")
 
 
-OnFinish = Callable[[PartialAnswer], None]  # called with the answer, which is partial if the generation failed
+OnFinish = Callable[
+    [PartialAnswer], None
+]  # called with the answer, which is partial if the generation failed
 
 
-def token_limit(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> int | None:
+def token_limit(
+    request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None
+) -> int | None:
     """Return the maximum tokens of a request's answer; None for no maximum.
 
     `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the request exceeds it.
     """
-    limit, default = max_new_tokens or engine.prompting.max_new_tokens, engine.default_max_tokens
+    limit = max_new_tokens or engine.prompting.max_new_tokens
+    default = engine.default_max_tokens
     if request.limit is None:
-        return None if default is None else min(default, limit)
+        if default is None:
+            return None
+        return min(default, limit)
     if request.limit > limit:
-        message = f"must be at most {limit} (the recipe's serving.max_new_tokens), not {request.limit}"
+        message = (
+            f"must be at most {limit} (the recipe's serving.max_new_tokens), not {request.limit}"
+        )
         raise RequestError(400, "invalid_request", f"max_tokens: {message}", param="max_tokens")
     return request.limit
 
@@ -48,8 +64,9 @@ def generation_request(
 ) -> GenerationRequest:
     """Return the GenerationRequest for a request.
 
-    `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length is exceeded, or if
-    the engine has no log-probabilities or cannot answer in the format of the request.
+    `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length
+    is exceeded, or if the engine has no log-probabilities or cannot answer in the format of the
+    request.
     """
     engine.require_room(prompt, max_new_tokens=max_new_tokens)
     if request.num_likely is not None and not engine.has_logprobs:
@@ -75,16 +92,25 @@ def generation_request(
 
 
 def usage_of(generation: GenerationRequest, answer: PartialAnswer) -> Usage:
-    """Return the token counts of an answer and of its prompt: the endpoint's count, or that of the engine's input."""
+    """Return the token counts of an answer and of its prompt: the endpoint's count, or that of the
+    engine's input."""
     num_prompt_tokens = answer.num_prompt_tokens
-    return Usage(len(generation.prompt) if num_prompt_tokens is None else num_prompt_tokens, answer.num_tokens)
+    return Usage(
+        len(generation.prompt) if num_prompt_tokens is None else num_prompt_tokens,
+        answer.num_tokens,
+    )
 
 
-async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-    """Yield the answer of the engine (see `ChatEngine.answers`), which runs until the end of the answer."""
+async def partial_answers(
+    generation: GenerationRequest, *, streaming: bool
+) -> AsyncGenerator[PartialAnswer, None]:
+    """Yield the answer of the engine (see `ChatEngine.answers`), which runs until the end of the
+    answer."""
     engine = generation.engine
     with engine.kept():
-        prepared = await engine.prepared(generation)  # a slow format keeps no slot, and does not stop a shadow
+        prepared = await engine.prepared(
+            generation
+        )  # a slow format keeps no slot, and does not stop a shadow
         with engine.in_use():
             async with (
                 engine.slot(prepared, client=client_name()),
@@ -112,7 +138,8 @@ async def stream_events(
     on_finish: OnFinish,
     on_cancel: Callable[[], None] = lambda: None,
 ) -> Events:
-    """Yield the answer as OpenAI's events. An error before the first event is raised; a later one is the last event.
+    """Yield the answer as OpenAI's events. An error before the first event is raised; a later one
+    is the last event.
 
     `on_cancel` is called if the client disconnects before the first event.
     """
@@ -124,7 +151,8 @@ async def stream_events(
                 if not started:
                     started = True
                     yield first_event(head)
-                new, last = answer.text[len(last.text) :], answer
+                new = answer.text[len(last.text) :]
+                last = answer
                 if new:
                     yield text_event(head, text=new)
         yield last_event(head, last)
@@ -140,7 +168,10 @@ async def stream_events(
             raise
         _log.exception("the stream of %s failed", head.id)
         message = "the generation failed; see the replica's log"
-        failure = error if isinstance(error, RequestError) else RequestError(500, "internal_error", message)
+        if isinstance(error, RequestError):
+            failure = error
+        else:
+            failure = RequestError(500, "internal_error", message)
         record_failure(failure.status)
         yield event(failure.body)
     finally:

@@ -1,4 +1,5 @@
-"""The versions that a replica serves: loading, swapping without interruption, and selection by name."""
+"""The versions that a replica serves: loading, swapping without interruption, and selection by
+name."""
 
 import asyncio
 import logging
@@ -10,14 +11,17 @@ from serving.http.schemas import CHAMPION, RequestError
 from serving.replica.config import CHALLENGER, Arm, Challenger, ReplicaConfig, config_id
 from tailorbird.registry.versions import ModelVersion
 
-RETRY_S, MAX_RETRY_S = 60.0, 3600.0
-"""First and maximum delay between attempts to load a missing version. The delay doubles after each attempt."""
+RETRY_S = 60.0
+MAX_RETRY_S = 3600.0
+"""First and maximum delay between attempts to load a missing version. The delay doubles after each
+attempt."""
 
 _log = logging.getLogger("ray.serve")
 
 
 class Engine(Protocol):
-    """A loaded version that answers requests. The optional attribute `running` is False after the engine stopped."""
+    """A loaded version that answers requests. The optional attribute `running` is False after the
+    engine stopped."""
 
     @property
     def version(self) -> ModelVersion: ...
@@ -34,10 +38,11 @@ class RefusedVersion(NamedTuple):
 
 
 class ServedVersions(Generic[EngineT]):
-    """The engines of the champion, the challenger and the other versions, by the names that requests use.
+    """The engines of the champion, the challenger and the other versions, by the names that
+    requests use.
 
-    `load` takes a version's URI and digest. `read_secret` returns the secret of the task's draws; it is called before a
-    challenger is loaded. `unload` takes an engine that no longer serves.
+    `load` takes a version's URI and digest. `read_secret` returns the secret of the task's draws;
+    it is called before a challenger is loaded. `unload` takes an engine that no longer serves.
     """
 
     def __init__(
@@ -64,38 +69,54 @@ class ServedVersions(Generic[EngineT]):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a configuration, then swap the engines. Requests are answered during the load.
 
-        If the first champion cannot be loaded, raise, which makes the replica fail. A later champion that cannot be
-        loaded is refused, and the former one still serves. Later configurations are loaded after this method returns,
-        because Serve sends the replica no new requests until then.
+        If the first champion cannot be loaded, raise, which makes the replica fail. A later
+        champion that cannot be loaded is refused, and the former one still serves. Later
+        configurations are loaded after this method returns, because Serve sends the replica no new
+        requests until then.
         """
-        config, digest = ReplicaConfig.model_validate(user_config), config_id(user_config)
+        config = ReplicaConfig.model_validate(user_config)
+        digest = config_id(user_config)
         if self.engines:
-            self._changes = asyncio.create_task(self._change(config, digest=digest, after=self._changes))
+            self._changes = asyncio.create_task(
+                self._change(config, digest=digest, after=self._changes)
+            )
         else:
             self.engines, self.absent = await asyncio.to_thread(self._load_all, config)
-            self._config, self.config_id = config, digest
+            self._config = config
+            self.config_id = digest
 
-    async def _change(self, config: ReplicaConfig, *, digest: str, after: asyncio.Task[None] | None) -> None:
-        """Load and swap after the earlier changes, so that the last configuration is the final one."""
+    async def _change(
+        self, config: ReplicaConfig, *, digest: str, after: asyncio.Task[None] | None
+    ) -> None:
+        """Load and swap after the earlier changes, so that the last configuration is the final
+        one."""
         if after is not None:
             with suppress(Exception):  # a failure of an earlier change must not stop this one
                 await after
         try:
             engines, absent = await asyncio.to_thread(self._load_all, config)
         except Exception as error:
-            self.refused, self.config_id = RefusedVersion(config.champion.digest, str(error)), digest
+            self.refused = RefusedVersion(config.champion.digest, str(error))
+            self.config_id = digest
             return
-        self.refused, self._config, self.config_id = None, config, digest
+        self.refused = None
+        self._config = config
+        self.config_id = digest
         self._swap(engines, absent)
 
     def _swap(self, engines: dict[str, EngineT], absent: dict[str, str]) -> None:
-        former, self.engines, self.absent = self.engines, engines, absent
+        former = self.engines
+        self.engines = engines
+        self.absent = absent
         kept = {id(engine) for engine in engines.values()}
-        for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
+        for engine in {
+            id(engine): engine for engine in former.values() if id(engine) not in kept
+        }.values():
             self._unload(engine)
 
     async def keep_retrying(self) -> None:
-        """Reload absent and stopped versions periodically until cancelled: storage may have been unavailable."""
+        """Reload absent and stopped versions periodically until cancelled: storage may have been
+        unavailable."""
         wait_s = RETRY_S
         while True:
             await asyncio.sleep(wait_s)
@@ -109,7 +130,9 @@ class ServedVersions(Generic[EngineT]):
         try:
             engines, absent = await asyncio.to_thread(self._load_all, self._config)
         except Exception:
-            _log.exception("the champion has stopped and cannot be reloaded; the replica tries again later")
+            _log.exception(
+                "the champion has stopped and cannot be reloaded; the replica tries again later"
+            )
             return
         self._swap(engines, absent)
 
@@ -118,20 +141,26 @@ class ServedVersions(Generic[EngineT]):
 
         Versions that already serve are not loaded again. Raises if the champion cannot be loaded.
         """
-        by_digest = {engine.version.digest: engine for engine in self.engines.values() if _is_running(engine)}
+        by_digest = {
+            engine.version.digest: engine for engine in self.engines.values() if _is_running(engine)
+        }
         engines: dict[str, EngineT] = {}
         absent: dict[str, str] = {}
         for name, version in config.versions.items():
             try:
                 if name == CHALLENGER:
                     self._secret = self._read_secret()
-                engines[name] = by_digest.get(version.digest) or self._load(version.uri, version.digest)
+                engines[name] = by_digest.get(version.digest) or self._load(
+                    version.uri, version.digest
+                )
             except Exception as error:
                 if name == CHAMPION:
                     raise
                 absent[name] = str(error)
                 if self.absent.get(name) != absent[name]:
-                    _log.exception("%s cannot be loaded; the champion serves without it", version.uri)
+                    _log.exception(
+                        "%s cannot be loaded; the champion serves without it", version.uri
+                    )
             else:
                 by_digest[version.digest] = engines[name]
         return engines, absent
@@ -140,21 +169,28 @@ class ServedVersions(Generic[EngineT]):
     def champion(self) -> EngineT:
         """Return the champion's engine; raise RequestError 503 before one is loaded."""
         if not self.engines:
-            raise RequestError(503, "not_ready", "the model is still loading; retry when /readyz returns 200")
+            raise RequestError(
+                503, "not_ready", "the model is still loading; retry when /readyz returns 200"
+            )
         return self.engines[CHAMPION]
 
     @property
     def verdict(self) -> str | None:
         """Return the summary of the verdict that selected the champion."""
-        return None if self._config is None else self._config.verdict
+        if self._config is None:
+            return None
+        return self._config.verdict
 
     @property
     def costs(self) -> Mapping[str, str]:
         """Return the measured cost of serving a version, in words, by digest."""
-        return {} if self._config is None else self._config.costs
+        if self._config is None:
+            return {}
+        return self._config.costs
 
     def engine_of(self, model: str) -> EngineT:
-        """Return the engine for a request's `model`: a served name, the task's name, a version or `name@version`.
+        """Return the engine for a request's `model`: a served name, the task's name, a version or
+        `name@version`.
 
         Raises RequestError 404 if the model is not served.
         """
@@ -171,10 +207,11 @@ class ServedVersions(Generic[EngineT]):
         raise RequestError(404, "unknown_model", message, param="model", code="model_not_found")
 
     def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
-        """Return the engine that answers a request for `model`, and its arm; None if it takes no part in an experiment.
+        """Return the engine that answers a request for `model`, and its arm; None if it takes no
+        part in an experiment.
 
-        Only requests for `champion` or the name of the task take part. `unit` names the subject, or the request if it
-        has none. Raises the errors of `engine_of`.
+        Only requests for `champion` or the name of the task take part. `unit` names the subject, or
+        the request if it has none. Raises the errors of `engine_of`.
         """
         engine = self.engine_of(model)
         if model not in (CHAMPION, engine.version.name):
@@ -187,16 +224,23 @@ class ServedVersions(Generic[EngineT]):
     def shadow_for(self, unit: str) -> EngineT | None:
         """Return the challenger's engine if `unit` is in the shadow arm, else None."""
         challenger = self._challenger
-        is_shadow = challenger is not None and challenger.receives("shadow", unit, secret=self._secret)
-        return self.engines[CHALLENGER] if is_shadow else None
+        is_shadow = challenger is not None and challenger.receives(
+            "shadow", unit, secret=self._secret
+        )
+        if is_shadow:
+            return self.engines[CHALLENGER]
+        return None
 
     @property
     def _challenger(self) -> Challenger | None:
         """The configured challenger; None if it is not loaded."""
-        return self._config.challenger if self._config is not None and CHALLENGER in self.engines else None
+        if self._config is not None and CHALLENGER in self.engines:
+            return self._config.challenger
+        return None
 
     def is_challenger(self, engine: EngineT) -> bool:
-        """Return True if the engine is still the challenger's: an experiment may end while its requests are queued."""
+        """Return True if the engine is still the challenger's: an experiment may end while its
+        requests are queued."""
         return self.engines.get(CHALLENGER) is engine
 
 

@@ -1,4 +1,5 @@
-"""The request log: inputs and answers as Parquet files on S3, by day. Writing does not delay requests."""
+"""The request log: inputs and answers as Parquet files on S3, by day. Writing does not delay
+requests."""
 
 import asyncio
 import hashlib
@@ -10,22 +11,34 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, FeedbackEntry, LogEntry, Row
+from serving.request_log.schema import (
+    ANSWERS,
+    FEEDBACK,
+    NUM_TOP_CLASSES,
+    FeedbackEntry,
+    LogEntry,
+    Row,
+)
 from serving.request_log.writer import LogWriter
 from tailorbird.data.pii import redact
 
-COPIED_COLUMNS = [name for name in ANSWERS if name not in ("latency_ms", "subject", "attributes", "top")]
+COPIED_COLUMNS = [
+    name for name in ANSWERS if name not in ("latency_ms", "subject", "attributes", "top")
+]
 """Columns that are copied from the LogEntry field of the same name."""
 
 
 class RequestLog:
-    """The request log of a replica, with answers under `<uri>/answers` and feedback under `<uri>/feedback`.
+    """The request log of a replica, with answers under `<uri>/answers` and feedback under
+    `<uri>/feedback`.
 
-    Subjects are stored only as HMAC-SHA256, also in the write-ahead log in `wal_folder` on the node's disk. Texts are
-    stored only if `texts` is True.
+    Subjects are stored only as HMAC-SHA256, also in the write-ahead log in `wal_folder` on the
+    node's disk. Texts are stored only if `texts` is True.
     """
 
-    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path) -> None:
+    def __init__(
+        self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path
+    ) -> None:
         self._subject_key = subject_key
         self._texts = texts
         root = uri.rstrip("/")
@@ -44,9 +57,12 @@ class RequestLog:
     def loggable(self, text: str) -> str | None:
         """Return the text with personal data redacted by patterns, or None if texts are not logged.
 
-        Call this before making a LogEntry, so that text which must not be stored is not kept in memory either.
+        Call this before making a LogEntry, so that text which must not be stored is not kept in
+        memory either.
         """
-        return redact(text) if self._texts else None
+        if self._texts:
+            return redact(text)
+        return None
 
     async def keep_writing(self) -> None:
         """Write answers and feedback periodically until cancelled."""

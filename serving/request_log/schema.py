@@ -67,28 +67,38 @@ class LogEntry:
     label: str | None = None
     score: float | None = None
     answered_by: str | None = None  # part of a hybrid: `first` or `second`
-    fallback: bool | None = None  # (hybrids only) true if the other part should have answered, but failed
+    fallback: bool | None = (
+        None  # (hybrids only) true if the other part should have answered, but failed
+    )
     classes: Sequence[str] = ()
     scores: np.ndarray | None = None  # probabilities of the classes, [L]
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    text_chars: int | None = None  # (chat) length of the last message in characters, also if texts are not stored
+    text_chars: int | None = (
+        None  # (chat) length of the last message in characters, also if texts are not stored
+    )
     text: str | None = None  # the input, or the last message of a conversation
-    context: str | None = None  # earlier messages of a conversation as JSON (see `data.rows.context_json`), if any
+    context: str | None = (
+        None  # earlier messages of a conversation as JSON (see `data.rows.context_json`), if any
+    )
     answer: str | None = None  # answer of a chat model
     finish_reason: str | None = None  # finish reason of a chat model; None if the generation failed
     failure: str | None = None  # (chat) why a shadow has no answer: `interrupted` or `failed`
-    reported_model: str | None = None  # the model that an endpoint reported; None for models of this service
+    reported_model: str | None = (
+        None  # the model that an endpoint reported; None for models of this service
+    )
     route: str = "classify"  # `classify`, `compare`, `chat` or `completion`
     caller: str | None = None  # name of the request's API key
     arm: str | None = None
-    """Arm of the experiment: `champion`; `canary` if the challenger answered the request; `shadow` for the challenger's
-    answer to a mirrored request, whose answer by the champion has the same id. None for requests of other models."""
+    """Arm of the experiment: `champion`; `canary` if the challenger answered the request; `shadow`
+    for the challenger's answer to a mirrored request, whose answer by the champion has the same id.
+    None for requests of other models."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEntry:
-    """The correct label of one text of an earlier request or, for chat, a score or a correct answer."""
+    """The correct label of one text of an earlier request or, for chat, a score or a correct
+    answer."""
 
     request_id: str
     at: datetime  # time of the feedback, UTC

@@ -1,4 +1,5 @@
-"""Write-ahead log on the node's disk: the buffer of rows that are not yet on S3, also if a replica is killed."""
+"""Write-ahead log on the node's disk: the buffer of rows that are not yet on S3, also if a replica
+is killed."""
 
 import fcntl
 import io
@@ -18,7 +19,9 @@ from tailorbird.storage.node_cache import cache_folder, private_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
+_ENCODE = json.JSONEncoder(
+    default=datetime.isoformat, check_circular=False, ensure_ascii=False
+).encode
 
 
 def encode_row(row: Row) -> bytes:
@@ -34,16 +37,20 @@ def read_batch(path: Path, *, schema: "pa.Schema") -> "pa.Table":
     complete = lines[: lines.rfind(b"\n") + 1]
     if not complete:
         return schema.empty_table()
-    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(complete))  # a row must fit into a block
+    reading = pyarrow.json.ReadOptions(
+        use_threads=False, block_size=len(complete)
+    )  # a row must fit into a block
     parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     return pyarrow.json.read_json(io.BytesIO(complete), read_options=reading, parse_options=parsing)
 
 
 class WriteAheadLog:
-    """A replica's batches of rows, as files `<name>-<number>.jsonl` in a folder that the replicas of one log share.
+    """A replica's batches of rows, as files `<name>-<number>.jsonl` in a folder that the replicas
+    of one log share.
 
-    After `append`, rows survive the end of the process, but not the loss of the node. A replica locks the file
-    `<name>.lock` while it runs. Another replica that can lock this file writes the abandoned batches.
+    After `append`, rows survive the end of the process, but not the loss of the node. A replica
+    locks the file `<name>.lock` while it runs. Another replica that can lock this file writes the
+    abandoned batches.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,10 +64,13 @@ class WriteAheadLog:
             self._lock = unlocked.open("w")
         except OSError as error:
             raise StorageError(
-                f"{folder} is not usable for the request log: {error}; set TAILORBIRD_JOURNAL to a folder of this user"
+                f"{folder} is not usable for the request log: {error}; set TAILORBIRD_JOURNAL to a "
+                "folder of this user"
             ) from None
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unlocked.rename(folder / f"{self._name}.lock")  # after locking: an unlocked `.lock` file means an ended replica
+        unlocked.rename(
+            folder / f"{self._name}.lock"
+        )  # after locking: an unlocked `.lock` file means an ended replica
 
     def append(self, line: bytes) -> None:
         """Append a line to the open batch. The kernel has it when this returns.
@@ -115,7 +125,8 @@ class WriteAheadLog:
 
 
 def write_ahead_log_folder() -> Path:
-    """Return the node's folder for write-ahead logs: TAILORBIRD_JOURNAL, or a folder in the node's cache.
+    """Return the node's folder for write-ahead logs: TAILORBIRD_JOURNAL, or a folder in the node's
+    cache.
 
     Use one folder per S3 server, because a replica writes abandoned batches to its own server.
     """

@@ -1,4 +1,5 @@
-"""Write log entries to Parquet files on S3. Until then they are in a write-ahead log on the node's disk."""
+"""Write log entries to Parquet files on S3. Until then they are in a write-ahead log on the node's
+disk."""
 
 import asyncio
 import hashlib
@@ -16,9 +17,14 @@ from serving.request_log.write_ahead_log import WriteAheadLog, encode_row, read_
 from tailorbird.storage import write_bytes
 
 FLUSH_S = 10.0
-MAX_BYTES = 1 << 30  # maximum size of one replica's rows on the disk, which other processes of the node also need
-FILE_BYTES = 16 << 20  # size from which rows are written to the next file; a file is read into memory
-CLOSE_S = 4.0  # time to write the remaining rows; Serve stops a replica a few seconds after its last response
+MAX_BYTES = (
+    1 << 30
+)  # maximum size of one replica's rows on the disk, which other processes of the node also need
+FILE_BYTES = (
+    16 << 20
+)  # size from which rows are written to the next file; a file is read into memory
+# time to write the remaining rows; Serve stops a replica a few seconds after its last response
+CLOSE_S = 4.0
 
 _log = logging.getLogger("ray.serve")
 
@@ -29,14 +35,20 @@ EntryT = TypeVar("EntryT", bound=LogEntry | FeedbackEntry)
 class LogWriter(Generic[EntryT]):
     """A writer of rows to `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day in UTC.
 
-    A file is written completely or not at all. Rows that cannot be written stay in the write-ahead log in `wal_folder`,
-    up to `MAX_BYTES`, and the next writer that uses the folder writes the rows of a killed replica. Each API key has a
-    bound too (see `Budget`), so a key that fills the disk loses its own rows only. `close` writes the remaining
-    rows. `to_row` converts an entry to a row with `columns`. Use the writer in one event loop.
+    A file is written completely or not at all. Rows that cannot be written stay in the write-ahead
+    log in `wal_folder`, up to `MAX_BYTES`, and the next writer that uses the folder writes the rows
+    of a killed replica. Each API key has a bound too (see `Budget`), so a key that fills the disk
+    loses its own rows only. `close` writes the remaining rows. `to_row` converts an entry to a row
+    with `columns`. Use the writer in one event loop.
     """
 
     def __init__(
-        self, uri: str, *, columns: Mapping[str, str], to_row: Callable[[EntryT], Row], wal_folder: Path
+        self,
+        uri: str,
+        *,
+        columns: Mapping[str, str],
+        to_row: Callable[[EntryT], Row],
+        wal_folder: Path,
     ) -> None:
         self._uri = uri.rstrip("/")
         self._columns = columns
@@ -44,14 +56,17 @@ class LogWriter(Generic[EntryT]):
         self._wal = WriteAheadLog(wal_folder / hashlib.sha256(self._uri.encode()).hexdigest()[:16])
         self._budget = Budget(MAX_BYTES)
         self._open = Counter[Client]()  # bytes of the open batch by caller
-        self._sealed = deque[tuple[Path, Counter[Client]]]()  # batches to write, with their bytes by caller
+        self._sealed = deque[
+            tuple[Path, Counter[Client]]
+        ]()  # batches to write, with their bytes by caller
         self._writing = asyncio.Lock()
         self._last_error = ""
         self._unreported = Counter[Client]()  # lost rows
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
-        """Append entries to the write-ahead log. Rows beyond the bounds or the disk are lost, and counted."""
+        """Append entries to the write-ahead log. Rows beyond the bounds or the disk are lost, and
+        counted."""
         for row in map(self._to_row, entries):
             self._append(row["caller"], encode_row(row))
         if self._open.total() >= FILE_BYTES:
@@ -88,7 +103,8 @@ class LogWriter(Generic[EntryT]):
             await self._write_abandoned()
 
     async def flush(self) -> None:
-        """Write the rows now. On failure, they stay in the write-ahead log and the error is logged once."""
+        """Write the rows now. On failure, they stay in the write-ahead log and the error is logged
+        once."""
         async with self._writing:
             self._seal()
             while self._sealed:
@@ -112,10 +128,14 @@ class LogWriter(Generic[EntryT]):
                 try:
                     num_rows = self._write(path)
                     path.unlink()
-                except Exception as error:  # storage is unavailable or a file is damaged; try the other batches
+                except (
+                    Exception
+                ) as error:  # storage is unavailable or a file is damaged; try the other batches
                     self._report(error)
                     continue
-                _log.warning("wrote %d rows to %s that an ended replica had not stored", num_rows, self._uri)
+                _log.warning(
+                    "wrote %d rows to %s that an ended replica had not stored", num_rows, self._uri
+                )
 
         async with self._writing:
             await asyncio.to_thread(write)
@@ -129,9 +149,17 @@ class LogWriter(Generic[EntryT]):
         """Log the rows that were lost since the last call, with the keys that lost most."""
         if not self._unreported:
             return
-        by_caller = ", ".join(f"{caller or 'no key'}: {num:,}" for caller, num in self._unreported.most_common(5))
+        by_caller = ", ".join(
+            f"{caller or 'no key'}: {num:,}" for caller, num in self._unreported.most_common(5)
+        )
         reason = "they are beyond the bound of their key, or the disk is full"
-        _log.error("%d rows of %s are lost, because %s: %s", self._unreported.total(), self._uri, reason, by_caller)
+        _log.error(
+            "%d rows of %s are lost, because %s: %s",
+            self._unreported.total(),
+            self._uri,
+            reason,
+            by_caller,
+        )
         self._unreported.clear()
 
     async def close(self) -> None:
@@ -142,12 +170,15 @@ class LogWriter(Generic[EntryT]):
         self._report_lost()
         self._wal.close()
         if self._sealed or self._open:
-            _log.error("rows of %s stay on this node's disk, and the next replica writes them", self._uri)
+            _log.error(
+                "rows of %s stay on this node's disk, and the next replica writes them", self._uri
+            )
 
     def _write(self, path: Path) -> int:
         """Write the rows of a batch by day, and return their number.
 
-        The files have the name of the batch, so a retry overwrites what was written before a failure.
+        The files have the name of the batch, so a retry overwrites what was written before a
+        failure.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -158,7 +189,10 @@ class LogWriter(Generic[EntryT]):
         for day in days.unique().to_pylist():
             sink = pa.BufferOutputStream()
             pq.write_table(table.filter(pc.equal(days, day)), sink)
-            write_bytes(f"{self._uri}/day={day.isoformat()}/{path.stem}.parquet", sink.getvalue().to_pybytes())
+            write_bytes(
+                f"{self._uri}/day={day.isoformat()}/{path.stem}.parquet",
+                sink.getvalue().to_pybytes(),
+            )
         return len(table)
 
 
@@ -172,6 +206,11 @@ def arrow_schema(columns: Mapping[str, str]) -> Any:
     import pyarrow as pa
 
     scored = pa.list_(pa.struct({"label": pa.string(), "score": pa.float32()}))
-    types = {"string": pa.string(), "time": pa.timestamp("us", tz="UTC"), "int": pa.int32(), "float": pa.float32()}
+    types = {
+        "string": pa.string(),
+        "time": pa.timestamp("us", tz="UTC"),
+        "int": pa.int32(),
+        "float": pa.float32(),
+    }
     types["bool"] = pa.bool_()
     return pa.schema({name: (types | {"scored": scored})[kind] for name, kind in columns.items()})

@@ -14,15 +14,20 @@ TOLERANCE = 1e-9  # of floats; on another machine, a library may sum in another 
 
 
 def differences(stated: object, expected: object, *, at: str, other: str) -> Iterator[str]:
-    """Yield a sentence for each JSON path at which two values differ; `other` introduces the expected value."""
-    yield from _differences(to_jsonable_python(stated), to_jsonable_python(expected), at=at, other=other)
+    """Yield a sentence for each JSON path at which two values differ; `other` introduces the
+    expected value."""
+    yield from _differences(
+        to_jsonable_python(stated), to_jsonable_python(expected), at=at, other=other
+    )
 
 
 def _differences(stated: JsonValue, expected: JsonValue, *, at: str, other: str) -> Iterator[str]:
     if isinstance(stated, dict) and isinstance(expected, dict):
         for name in sorted(set(stated) | set(expected)):
             path = f"{at}.{name}" if at else name
-            yield from _differences(stated.get(name, "missing"), expected.get(name, "missing"), at=path, other=other)
+            yield from _differences(
+                stated.get(name, "missing"), expected.get(name, "missing"), at=path, other=other
+            )
     elif isinstance(stated, list) and isinstance(expected, list) and len(stated) == len(expected):
         for index, (left, right) in enumerate(zip(stated, expected, strict=True)):
             yield from _differences(left, right, at=f"{at}.{index}", other=other)
@@ -42,7 +47,9 @@ def _is_number(value: JsonValue) -> TypeGuard[float]:
 
 def read_content(uri: str) -> bytes | None:
     """Return the content of an object, or None if it does not exist."""
-    return storage.read_bytes(uri) if storage.exists(uri) else None
+    if storage.exists(uri):
+        return storage.read_bytes(uri)
+    return None
 
 
 def read_value(uri: str) -> JsonValue:

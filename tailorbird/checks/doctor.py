@@ -16,9 +16,14 @@ from cluster.requirements import ALWAYS, Package, fits, mismatches, requirements
 from tailorbird.checks.result import CheckResult, State, fault, note, ok, passes, to_json, to_lines
 
 GIB = 1 << 30
-LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 6 * GIB, 10 * GIB, GIB, GIB
-STACK_PORTS, STACK_BLOCK = (11_000, 20_000), 256
-"""Range of ports and size of the block that a stack uses; equal to `cluster.local.ports`, which imports psutil."""
+LITTLE_MEMORY = 6 * GIB
+LITTLE_DISK = 10 * GIB
+NO_DISK = GIB
+LITTLE_SHM = GIB
+STACK_PORTS = (11_000, 20_000)
+STACK_BLOCK = 256
+"""Range of ports and size of the block that a stack uses; equal to `cluster.local.ports`, which
+imports psutil."""
 RAY_PORTS = {
     6379: "Ray's GCS",
     8000: "Serve's HTTP",
@@ -62,7 +67,9 @@ class Machine:
     programs: Mapping[str, str | None]  # path of each program by name
     listening: frozenset[int] | None  # ports in use
     stack: str | None  # addresses of the running embedded stack
-    settings: frozenset[str]  # names of environment variables of Tailorbird, S3 or Ray, without values
+    settings: frozenset[
+        str
+    ]  # names of environment variables of Tailorbird, S3 or Ray, without values
     gpu: str | None  # name of the GPU, from its driver
     torch_sees_gpu: bool | None
 
@@ -89,7 +96,9 @@ def _python(machine: Machine) -> Iterator[CheckResult]:
 def _packages(machine: Machine) -> Iterator[CheckResult]:
     wrong = [package for package in machine.packages if not package.fits]
     if wrong:
-        yield fault("packages", mismatches(wrong), "pip install " + " ".join(f"'{p.line}'" for p in wrong))
+        yield fault(
+            "packages", mismatches(wrong), "pip install " + " ".join(f"'{p.line}'" for p in wrong)
+        )
     else:
         yield ok("packages", f"all {len(machine.packages)} are installed in supported versions")
 
@@ -101,7 +110,11 @@ def _extras(machine: Machine) -> Iterator[CheckResult]:
         if missing:
             names = ", ".join(f"{p.name} {p.installed}" if p.installed else p.name for p in missing)
             text = f"incomplete ({names}: missing or unsupported version); for {purpose}"
-            yield note(f"extra {name}", text, f"in the project's folder, run: pip install --editable '.[{name}]'")
+            yield note(
+                f"extra {name}",
+                text,
+                f"in the project's folder, run: pip install --editable '.[{name}]'",
+            )
         else:
             yield ok(f"extra {name}", f"installed; for {purpose}")
 
@@ -117,12 +130,18 @@ def _hardware(machine: Machine) -> Iterator[CheckResult]:
     text = f"{machine.disk_bytes / GIB:.1f} GiB free"
     if machine.disk_bytes < LITTLE_DISK:
         state: State = "fault" if machine.disk_bytes < NO_DISK else "note"
-        yield CheckResult("disk", state, text, "free disk space, or set TAILORBIRD_HOME to a folder on a larger disk")
+        yield CheckResult(
+            "disk",
+            state,
+            text,
+            "free disk space, or set TAILORBIRD_HOME to a folder on a larger disk",
+        )
     else:
         yield ok("disk", text)
     if machine.shm_bytes is not None and machine.shm_bytes < LITTLE_SHM:
         text = (
-            f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's object store uses the disk instead, which is slow"
+            f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's object store uses the disk "
+            "instead, which is slow"
         )
         yield note("shared memory", text, "in a container, start it with --shm-size=2g")
     elif machine.shm_bytes is not None:
@@ -146,13 +165,24 @@ def _ports(machine: Machine) -> Iterator[CheckResult]:
     if any(machine.listening.isdisjoint(block) for block in blocks):
         yield ok("ports", f"a block of {STACK_BLOCK} ports is free for a stack")
     else:
-        text = f"no block of {STACK_BLOCK} ports is free between {first:,} and {last:,}, which the embedded stack needs"
-        yield note(
-            "ports", text, "stop the processes that use them (see ss -ltnp), or use another Ray cluster and S3 server"
+        text = (
+            f"no block of {STACK_BLOCK} ports is free between {first:,} and {last:,}, which the "
+            "embedded stack needs"
         )
-    in_use = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys()))
+        yield note(
+            "ports",
+            text,
+            "stop the processes that use them (see ss -ltnp), or use another Ray cluster and S3 "
+            "server",
+        )
+    in_use = ", ".join(
+        f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys())
+    )
     if in_use:
-        text = f"in use: {in_use}. The embedded stack uses other ports; a Ray cluster started by hand needs these"
+        text = (
+            f"in use: {in_use}. The embedded stack uses other ports; a Ray cluster started by "
+            "hand needs these"
+        )
         yield note("Ray's usual ports", text)
 
 
@@ -162,7 +192,11 @@ def _stack(machine: Machine) -> Iterator[CheckResult]:
     elif machine.settings & {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}:
         yield ok("stack", "not running; the environment names another Ray cluster")
     else:
-        yield note("stack", "not running, and the environment names no other Ray cluster", "tailorbird stack up")
+        yield note(
+            "stack",
+            "not running, and the environment names no other Ray cluster",
+            "tailorbird stack up",
+        )
 
 
 def _environment(machine: Machine) -> Iterator[CheckResult]:
@@ -170,16 +204,24 @@ def _environment(machine: Machine) -> Iterator[CheckResult]:
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     variables = ", ".join(name for name in names if name.startswith("AWS_"))
     if len(keys - machine.settings) == 1:
-        (missing,), (present,) = keys - machine.settings, keys & machine.settings
+        (missing,) = keys - machine.settings
+        (present,) = keys & machine.settings
         yield fault(
-            "S3", f"{present} is set, but {missing} is not", f"export {missing}=..., or unset both to use a role"
+            "S3",
+            f"{present} is set, but {missing} is not",
+            f"export {missing}=..., or unset both to use a role",
         )
     elif variables:
         yield ok("S3", f"set: {variables} (values not shown)")
     else:
-        yield ok("S3", "no variable is set; the credentials of the running stack or of a role are used")
+        yield ok(
+            "S3", "no variable is set; the credentials of the running stack or of a role are used"
+        )
     variables = ", ".join(name for name in names if not name.startswith("AWS_"))
-    text = f"set: {variables} (values not shown)" if variables else "no variable of Ray or Tailorbird is set"
+    if variables:
+        text = f"set: {variables} (values not shown)"
+    else:
+        text = "no variable of Ray or Tailorbird is set"
     yield ok("environment", text)
 
 
@@ -189,13 +231,16 @@ def _gpu(machine: Machine) -> Iterator[CheckResult]:
     elif machine.torch_sees_gpu:
         yield ok("GPU", f"{machine.gpu}, detected by torch")
     else:
-        remedy = "reinstall torch with pip from the index for the CUDA version that nvidia-smi shows"
+        remedy = (
+            "reinstall torch with pip from the index for the CUDA version that nvidia-smi shows"
+        )
         yield note("GPU", f"{machine.gpu}, not detected by torch; everything runs on CPU", remedy)
 
 
 def inspect_machine(folder: Path) -> Machine:
     """Collect the facts; `folder` is the folder of the embedded stack."""
-    wanted, gpu = requirements(), _gpu_name()
+    wanted = requirements()
+    gpu = _gpu_name()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Machine(
         python=platform.python_version(),
@@ -206,7 +251,9 @@ def inspect_machine(folder: Path) -> Machine:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_bytes=shutil.disk_usage(existing).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         programs={name: shutil.which(name) for name in PROGRAMS},
         listening=_listening(),
         stack=_running_stack(folder),
@@ -217,7 +264,8 @@ def inspect_machine(folder: Path) -> Machine:
 
 
 def _listening() -> frozenset[int] | None:
-    """Return the ports in use; None except on Linux, because other systems need further packages for it."""
+    """Return the ports in use; None except on Linux, because other systems need further packages
+    for it."""
     ports: set[int] = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -232,27 +280,36 @@ def _listening() -> frozenset[int] | None:
 
 
 def _running_stack(folder: Path) -> str | None:
-    """Return the addresses of the running stack; None if there is none, or if a package does not load."""
+    """Return the addresses of the running stack; None if there is none, or if a package does not
+    load."""
     try:
         from cluster.local.stack import status
 
         state = status(folder)
     except Exception:  # a broken package may raise anything; `packages` reports it
         return None
-    return f"S3 {state.s3_endpoint}, Ray {state.ray_address}" if state else None
+    if state:
+        return f"S3 {state.s3_endpoint}, Ray {state.ray_address}"
+    return None
 
 
 def _gpu_name() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return "an NVIDIA GPU without nvidia-smi" if Path("/dev/nvidia0").exists() else None
+        if Path("/dev/nvidia0").exists():
+            return "an NVIDIA GPU without nvidia-smi"
+        return None
     names = _output([program, "--query-gpu=name", "--format=csv,noheader"])
-    return ", ".join(names.split("\n")) if names else None
+    if names:
+        return ", ".join(names.split("\n"))
+    return None
 
 
 def _torch_sees_gpu() -> bool | None:
     available = _output([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"])
-    return None if available is None else available == "True"
+    if available is None:
+        return None
+    return available == "True"
 
 
 def _output(command: Sequence[str]) -> str | None:
@@ -264,7 +321,8 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def main() -> None:
-    """Run the checks by `python -m tailorbird.checks.doctor`, in case the command `tailorbird` does not start."""
+    """Run the checks by `python -m tailorbird.checks.doctor`, in case the command `tailorbird` does
+    not start."""
     results = check_this_machine()
     print(json.dumps(to_json(results)) if "--json" in sys.argv else "\n".join(to_lines(results)))
     sys.exit(0 if passes(results) else 1)

@@ -33,7 +33,8 @@ NUM_LISTED = 5
 def check_recipe(
     recipe: Recipe, *, without_cluster: bool = False, progress: ProgressReporter = SILENT
 ) -> tuple[CheckResult, ...]:
-    """Check everything that a run of the recipe needs; with `without_cluster`, everything except the cluster.
+    """Check everything that a run of the recipe needs; with `without_cluster`, everything except
+    the cluster.
 
     With a cluster and without a fault, also read and check the rows, as a run does.
     """
@@ -45,7 +46,8 @@ def check_recipe(
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:
-    """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
+    """Return the results of all checks; with a fault among them, a run would fail or wait
+    forever."""
     ray = () if facts.without_cluster else _ray(facts)
     results = [*ray, *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
@@ -58,10 +60,16 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         results += check_gates(recipe.evaluation, facts.planned)
     cluster = facts.cluster
     if facts.without_cluster:
-        text = "workers, their memory and the nodes' access to S3 were not checked, because of --without-cluster"
+        text = (
+            "workers, their memory and the nodes' access to S3 were not checked, because of "
+            "--without-cluster"
+        )
         return (*results, note("nodes", text))
     if cluster is None:
-        text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"
+        text = (
+            "workers, memory and the nodes' access to S3 were not checked, because no cluster "
+            "could be joined"
+        )
         return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))
     results += _workers(recipe, cluster)
     results += check_evaluation(recipe, facts.model, ranks=facts.ranks, cluster=cluster)
@@ -69,18 +77,32 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
 
 
 def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
-    here, theirs = facts.here, facts.theirs
+    here = facts.here
+    theirs = facts.theirs
     versions = f"Ray {here.ray}, Python {here.python}"
     if facts.unreachable is not None:
         yield fault("Ray", facts.unreachable)
         return
     if theirs is not None and not versions_match(here, theirs, any_patch=facts.any_patch):
-        text = f"this machine has {versions}, but the cluster has Ray {theirs.ray}, Python {theirs.python}"
-        as_job = "submit a job, which runs with the cluster's versions: ray job submit --working-dir . -- "
-        yield fault("Ray", text, f"{as_job}python -m tailorbird preflight RECIPE; or install the same versions here")
+        text = (
+            f"this machine has {versions}, but the cluster has Ray {theirs.ray}, Python "
+            f"{theirs.python}"
+        )
+        as_job = (
+            "submit a job, which runs with the cluster's versions: ray job submit --working-dir "
+            ". -- "
+        )
+        yield fault(
+            "Ray",
+            text,
+            f"{as_job}python -m tailorbird preflight RECIPE; or install the same versions here",
+        )
     else:
         num_nodes = counted(len(facts.cluster.nodes) if facts.cluster else 0, "node")
-        yield ok("Ray", f"reachable, {num_nodes}; {versions}{', here and on the cluster' if theirs else ''}")
+        yield ok(
+            "Ray",
+            f"reachable, {num_nodes}; {versions}{', here and on the cluster' if theirs else ''}",
+        )
     if theirs is None:
         return
     wanted = dict(facts.wanted.packages[ALWAYS]).get("ray", "")
@@ -98,94 +120,170 @@ def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
         if table.fault:
             yield fault(f"data.{table.split}", table.fault)  # the message includes the remedy
             continue
-        part = f" in the {table.num_read} files that were read" if table.num_read < table.num_files else ""
-        text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {counted(table.num_files, 'file')}"
+        if table.num_read < table.num_files:
+            part = f" in the {table.num_read} files that were read"
+        else:
+            part = ""
+        text = (
+            f"{table.uri} has the columns; {table.num_rows:,} rows{part}, "
+            f"{counted(table.num_files, 'file')}"
+        )
         yield ok(f"data.{table.split}", text)
     train = sum(table.num_rows for table in facts.tables if table.split == "train")
     if train > recipe.data.stream_above_rows and recipe.data.validation is None:
         text = f"{train:,} training rows are streamed, which requires data.validation and data.test"
         yield fault("data.validation", text, "set both, or raise data.stream_above_rows")
     if train > recipe.data.stream_above_rows and recipe.training.with_retrieved:
-        text = f"{train:,} training rows are streamed, but training.with_retrieved requires them in memory"
-        yield fault("training.with_retrieved", text, "raise data.stream_above_rows, or remove with_retrieved")
+        text = (
+            f"{train:,} training rows are streamed, but training.with_retrieved requires them in "
+            "memory"
+        )
+        yield fault(
+            "training.with_retrieved",
+            text,
+            "raise data.stream_above_rows, or remove with_retrieved",
+        )
 
 
 def _registry(name: str, written: WriteCheck, *, recipe: Recipe) -> Iterator[CheckResult]:
     headers = (("If-None-Match", written.refuses_second), ("If-Match", written.refuses_stale))
     ignored = " and ".join(header for header, is_honoured in headers if not is_honoured)
     if written.fault is not None:
-        yield fault(name, written.fault, "create the bucket, or grant permission to write, read and delete there")
+        yield fault(
+            name,
+            written.fault,
+            "create the bucket, or grant permission to write, read and delete there",
+        )
     elif ignored:
-        text = f"{recipe.task_uri}: the S3 server ignores {ignored}, so two promotions at a time could both succeed"
-        yield fault(name, text, "use an S3 server with conditional writes, such as AWS S3 or SeaweedFS")
+        text = (
+            f"{recipe.task_uri}: the S3 server ignores {ignored}, so two promotions at a time "
+            "could both succeed"
+        )
+        yield fault(
+            name, text, "use an S3 server with conditional writes, such as AWS S3 or SeaweedFS"
+        )
     else:
         yield ok(name, f"{recipe.task_uri}: write, read, delete and conditional writes work")
 
 
 def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
-    """Check that the base model is complete, suits the task, and supports the recipe's row length."""
-    model, uri = facts.model, recipe.base_model
+    """Check that the base model is complete, suits the task, and supports the recipe's row
+    length."""
+    model = facts.model
+    uri = recipe.base_model
     if model is None:
         yield fault("base model", facts.model_fault or f"{uri} was not checked")
         return
     faults: list[tuple[str, str]] = []
     rules = TASKS[recipe.task]
-    is_unfit = model.is_encoder_decoder if rules.has_classes else not model.is_causal
+    if rules.has_classes:
+        is_unfit = model.is_encoder_decoder
+    else:
+        is_unfit = not model.is_causal
     if is_unfit:
         faults.append(
-            (f"{uri} is a {model.kind}, {rules.base_model_fault}", f"{rules.base_model_need}; change base_model")
+            (
+                f"{uri} is a {model.kind}, {rules.base_model_fault}",
+                f"{rules.base_model_need}; change base_model",
+            )
         )
     if model.template_error:
-        faults.append((model.template_error, "choose an instruction-tuned model, whose tokenizer has a chat template"))
+        faults.append(
+            (
+                model.template_error,
+                "choose an instruction-tuned model, whose tokenizer has a chat template",
+            )
+        )
     if model.longest is not None and recipe.data.max_length > model.longest:
-        text = f"data.max_length {recipe.data.max_length} is more than {model.longest} tokens, the maximum of {uri}"
+        text = (
+            f"data.max_length {recipe.data.max_length} is more than {model.longest} tokens, the "
+            f"maximum of {uri}"
+        )
         faults.append((text, f"set data.max_length to {model.longest} or less"))
     if recipe.data.max_length == model.longest and recipe.training.with_retrieved:
-        text = f"data.max_length {model.longest} leaves no room for the examples of training.with_retrieved"
+        text = (
+            f"data.max_length {model.longest} leaves no room for the examples of "
+            "training.with_retrieved"
+        )
         faults.append((text, "lower data.max_length, or remove with_retrieved"))
     if model.num_stored < LEAST_STORED * model.shape.num_parameters:
-        text = f"its files contain {model.num_stored:,} of {model.shape.num_parameters:,} parameters"
+        text = (
+            f"its files contain {model.num_stored:,} of {model.shape.num_parameters:,} parameters"
+        )
         faults.append((f"{uri}: {text}", "store all of its safetensors files there, unquantised"))
     yield from (fault("base model", text, remedy) for text, remedy in faults)
     if not faults:
-        length = f", rows of up to {model.longest:,} tokens" if model.longest else ""
-        text = f"{model.kind}, {model.shape.num_parameters:,} parameters{length}{rules.base_model_note}"
+        if model.longest:
+            length = f", rows of up to {model.longest:,} tokens"
+        else:
+            length = ""
+        text = (
+            f"{model.kind}, {model.shape.num_parameters:,} "
+            f"parameters{length}{rules.base_model_note}"
+        )
         text += f"; staged at {model.uri}"
         yield ok("base model", text)
 
 
 def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that the workers fit the cluster, each on one node: its total and its free resources."""
+    """Check that the workers fit the cluster, each on one node: its total and its free
+    resources."""
     config = recipe.training
     worker = worker_resources(config)
-    least, most = config.min_workers, config.max_workers
+    least = config.min_workers
+    most = config.max_workers
     have = workers_that_fit((node.total for node in cluster.nodes), worker)
-    scaled = max(have, workers_of_types(cluster.node_types, worker)) if cluster.node_types else have
-    wanted = f"{counted(least, 'worker') if least == most else f'{least} to {most} workers'} of {worker.text()}"
+    if cluster.node_types:
+        scaled = max(have, workers_of_types(cluster.node_types, worker))
+    else:
+        scaled = have
+    wanted = (
+        f"{counted(least, 'worker') if least == most else f'{least} to {most} workers'} of "
+        f"{worker.text()}"
+    )
     if scaled < least:
         yield _too_few(cluster, worker, wanted=wanted, have=scaled)
         return
-    grows = f"; {have} now, {_many(scaled)} after the autoscaler has added nodes" if scaled > have else ""
-    fewer = f"; training uses the {_many(scaled)} of {most} that fit" if scaled < most else ""
+    if scaled > have:
+        grows = f"; {have} now, {_many(scaled)} after the autoscaler has added nodes"
+    else:
+        grows = ""
+    if scaled < most:
+        fewer = f"; training uses the {_many(scaled)} of {most} that fit"
+    else:
+        fewer = ""
     yield ok("workers", f"room for {wanted} on {counted(len(cluster.nodes), 'node')}{fewer}{grows}")
     groups = recipe.tuning.trials_at_once(room=1)
     if groups * most > scaled:
-        text = f"tuning.max_concurrent_trials is {groups}, but only {scaled // most} fit the cluster"
+        text = (
+            f"tuning.max_concurrent_trials is {groups}, but only {scaled // most} fit the cluster"
+        )
         text += ": the others wait up to half an hour for nodes that an autoscaler may add"
         yield note("trials", text)
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
-    text = f"resources for {free} of {counted(least, 'worker')} are free now; {_held(cluster.holders)}"
+    text = (
+        f"resources for {free} of {counted(least, 'worker')} are free now; {_held(cluster.holders)}"
+    )
     if free >= least:
-        workers = "any number of workers" if free >= UNBOUNDED else counted(free, "worker")
+        if free >= UNBOUNDED:
+            workers = "any number of workers"
+        else:
+            workers = counted(free, "worker")
         yield ok("free now", f"resources for {workers} are free")
     elif scaled > have:
         yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
     else:
-        yield fault("free now", text, "stop the actors and jobs that use them, wait until they end, or add nodes")
+        yield fault(
+            "free now",
+            text,
+            "stop the actors and jobs that use them, wait until they end, or add nodes",
+        )
 
 
 def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> CheckResult:
-    rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
+    rooms = [node.total for node in cluster.nodes] + [
+        kind.resources for kind in cluster.node_types or ()
+    ]
     largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Resources(0))
     if not any(room.num_workers(worker) for room in rooms):
         text = f"there is no room for {wanted}: the largest node has {largest.text() or '0 CPUs'}"
@@ -193,9 +291,15 @@ def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> 
     else:
         text = f"there is no room for {wanted}: the cluster has room for {have}"
         remedy = "lower training.num_workers, set it to {min, max}, or add nodes"
-    if cluster.node_types is None and any(report.in_kubernetes for report in cluster.reports.values()):
-        text += ". Ray does not report whether an autoscaler of this Kubernetes cluster can add nodes"
-        remedy += "; with an autoscaler, start the nodes first (minReplicas) and run preflight again"
+    if cluster.node_types is None and any(
+        report.in_kubernetes for report in cluster.reports.values()
+    ):
+        text += (
+            ". Ray does not report whether an autoscaler of this Kubernetes cluster can add nodes"
+        )
+        remedy += (
+            "; with an autoscaler, start the nodes first (minReplicas) and run preflight again"
+        )
     elif cluster.node_types is None:
         text += "; no autoscaler reports more nodes"
     return fault("workers", text, remedy)
@@ -205,15 +309,23 @@ def _held(holders: Sequence[Holder] | None) -> str:
     if holders is None:
         return "the users of the rest are unknown, because the dashboard does not answer"
     if not holders:
-        return "Ray lists no actor or job that uses the rest; it may be used by tasks that are ending"
-    return f"used by {_listed([f'{holder.name} ({holder.resources.text()})' for holder in holders])}"
+        return (
+            "Ray lists no actor or job that uses the rest; it may be used by tasks that are ending"
+        )
+    return (
+        f"used by {_listed([f'{holder.name} ({holder.resources.text()})' for holder in holders])}"
+    )
 
 
 def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check the reports of the nodes, which use the workers' credentials; merge equal faults into one result."""
+    """Check the reports of the nodes, which use the workers' credentials; merge equal faults into
+    one result."""
     addresses = {node.id: node.address for node in cluster.nodes}
     for node, error in cluster.probe_errors.items():
-        remedy = "check the node, and that it has this code: in its image, or from a job with --working-dir"
+        remedy = (
+            "check the node, and that it has this code: in its image, or from a job with "
+            "--working-dir"
+        )
         yield fault(f"node {addresses[node]}", f"it could not be probed: {error}", remedy)
     faulty: dict[CheckResult, list[str]] = {}
     for node, report in cluster.reports.items():
@@ -222,22 +334,34 @@ def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[
     for result, names in faulty.items():
         yield replace(result, name=f"node {_listed(names)}")
     if not faulty and cluster.reports:
-        text = f"{counted(len(cluster.reports), 'node')} probed: can read data and model and write to the registry"
+        text = (
+            f"{counted(len(cluster.reports), 'node')} probed: can read data and model and write "
+            "to the registry"
+        )
         yield ok("nodes", f"{text}; package versions match")
 
 
-def _node_faults(report: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
+def _node_faults(
+    report: NodeReport, *, recipe: Recipe, facts: PreflightFacts
+) -> Iterator[CheckResult]:
     for error in report.unread.values():
         yield fault(
             "",
             error,
-            "grant access to the role of the nodes, or set credentials in the environment in which Ray is started",
+            "grant access to the role of the nodes, or set credentials in the environment in "
+            "which Ray is started",
         )
     for result in _registry("", report.written, recipe=recipe):
         if result.state == "fault":
-            remedy = f"{result.remedy}; workers use the credentials that Ray was started with on their node"
+            remedy = (
+                f"{result.remedy}; workers use the credentials that Ray was started with on their "
+                "node"
+            )
             yield replace(result, remedy=remedy)
-    packages = (Package(name, versions, report.packages.get(name)) for name, versions in facts.wanted.packages[ALWAYS])
+    packages = (
+        Package(name, versions, report.packages.get(name))
+        for name, versions in facts.wanted.packages[ALWAYS]
+    )
     if text := mismatches(package for package in packages if not package.fits):
         yield fault("", text, "install these versions in the nodes' image")
     if not fits(report.versions.python, facts.wanted.python):
@@ -246,9 +370,14 @@ def _node_faults(report: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
+    if len(names) > NUM_LISTED:
+        more = f" and {len(names) - NUM_LISTED} more"
+    else:
+        more = ""
     return ", ".join(names[:NUM_LISTED]) + more
 
 
 def _many(number: int) -> str:
-    return "any number" if number >= UNBOUNDED else str(number)
+    if number >= UNBOUNDED:
+        return "any number"
+    return str(number)

@@ -1,4 +1,5 @@
-"""Checks of `tailorbird preflight` and of each run on the GPUs that baselines and the evaluation use."""
+"""Checks of `tailorbird preflight` and of each run on the GPUs that baselines and the evaluation
+use."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,18 +19,28 @@ BF16_BYTES = 2
 def check_evaluation(
     recipe: Recipe, model: ModelMetadata | None, *, ranks: Ranks, cluster: Cluster
 ) -> Iterator[CheckResult]:
-    """Check that a node has the GPUs that the evaluation of a service on GPUs needs, and that the model fits them.
+    """Check that a node has the GPUs that the evaluation of a service on GPUs needs, and that the
+    model fits them.
 
     Without such a node, the evaluation would wait forever.
     """
     if recipe.serving.gpus_per_replica:
         needed = evaluation_resources(recipe.training, recipe.serving, num_ranks=ranks.number)
-        rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
+        rooms = [node.total for node in cluster.nodes] + [
+            kind.resources for kind in cluster.node_types or ()
+        ]
         if any(room.num_workers(needed) for room in rooms):
-            yield ok("evaluation", f"a node has room for the evaluation, which needs {needed.text()}")
+            yield ok(
+                "evaluation", f"a node has room for the evaluation, which needs {needed.text()}"
+            )
         else:
-            text = f"no node has room for the evaluation, which runs on GPUs like the service and needs {needed.text()}"
-            yield fault("evaluation", text, "add nodes with as many GPUs, or lower serving.gpus_per_replica")
+            text = (
+                "no node has room for the evaluation, which runs on GPUs like the service and "
+                f"needs {needed.text()}"
+            )
+            yield fault(
+                "evaluation", text, "add nodes with as many GPUs, or lower serving.gpus_per_replica"
+            )
     sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
     if model is not None:
         yield from check_gpus(recipe, model, ranks=ranks, gpu_bytes=sizes)
@@ -38,28 +49,39 @@ def check_evaluation(
 def check_gpus(
     recipe: Recipe, model: ModelMetadata, *, ranks: Ranks, gpu_bytes: Sequence[int]
 ) -> Iterator[CheckResult]:
-    """Check that the GPUs of an evaluation can hold the model; `gpu_bytes` has the memory of each GPU, if known."""
+    """Check that the GPUs of an evaluation can hold the model; `gpu_bytes` has the memory of each
+    GPU, if known."""
     if not uses_gpu(recipe):
         return
     weights = BF16_BYTES * model.shape.num_parameters
     if gpu_bytes and weights >= ranks.number * min(gpu_bytes):
         gpus = "one GPU" if ranks.number == 1 else f"{ranks.number} GPUs"
         text = (
-            f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has {min(gpu_bytes) / GIB:.0f} GiB"
+            f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has "
+            f"{min(gpu_bytes) / GIB:.0f} GiB"
         )
         if ranks.reason is None:
-            text += f". Baselines and the evaluation hold the whole model on {gpus}, even if more GPUs train it"
-            remedy = "raise serving.gpus_per_replica (chat with engine: vllm), or choose a smaller base model"
+            text += (
+                f". Baselines and the evaluation hold the whole model on {gpus}, even if more "
+                "GPUs train it"
+            )
+            remedy = (
+                "raise serving.gpus_per_replica (chat with engine: vllm), or choose a smaller "
+                "base model"
+            )
         else:
             text += f"; {ranks.reason}"
-            remedy = "choose another base model, or a serving.gpus_per_replica that divides its heads"
+            remedy = (
+                "choose another base model, or a serving.gpus_per_replica that divides its heads"
+            )
         yield fault("model on GPUs", text, f"{remedy}, or GPUs with more memory")
     elif ranks.note is not None:
         yield note("model on GPUs", ranks.note)
 
 
 def require_gpus(recipe: Recipe, *, base_model: str, ranks: Ranks) -> None:
-    """Raise ValueError if the GPUs of an evaluation in the connected cluster cannot hold the staged base model."""
+    """Raise ValueError if the GPUs of an evaluation in the connected cluster cannot hold the staged
+    base model."""
     if not uses_gpu(recipe):
         return
     model = read_metadata(base_model, task=recipe_task(recipe))

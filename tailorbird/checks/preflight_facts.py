@@ -80,28 +80,40 @@ class PreflightFacts:
     model_fault: str | None
     ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
-    champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
+    champion_endpoints: tuple[
+        Endpoint, ...
+    ] = ()  # of the champion and its parts; none if it cannot be read
     findings: tuple[CheckResult, ...] = ()  # on endpoints, test rows and the encoder for retrieval
     without_cluster: bool = False  # True if the cluster was not inspected on purpose
 
 
 def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> PreflightFacts:
-    """Collect facts about data, registry, models and, unless `without_cluster`, cluster, from here and from each node.
+    """Collect facts about data, registry, models and, unless `without_cluster`, cluster, from here
+    and from each node.
 
     Like a run, stages the base model and the encoder for retrieval if they are not staged yet.
     """
-    tables, written = inspect_tables(recipe), check_writing(recipe.task_uri)
+    tables = inspect_tables(recipe)
+    written = check_writing(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
-    ranks = None if model is None else _or_fault(lambda: run_ranks(recipe, base_model=model.uri))[0]
-    wanted, here, any_patch = requirements(), resources.local_versions(), os.environ.get(MATCH_LEVEL) == "minor"
+    if model is None:
+        ranks = None
+    else:
+        ranks = _or_fault(lambda: run_ranks(recipe, base_model=model.uri))[0]
+    wanted = requirements()
+    here = resources.local_versions()
+    any_patch = os.environ.get(MATCH_LEVEL) == "minor"
     theirs = None
     if not without_cluster:
         with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
             theirs = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
-    cluster, unreachable = None, None
+    cluster = None
+    unreachable = None
     if not without_cluster and versions_match(here, theirs, any_patch=any_patch):
         request = ProbeRequest(
-            data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
+            data=tuple(
+                table.file for table in tables if table.file and table.file.startswith("s3://")
+            ),
             task_uri=recipe.task_uri,
             base_model=model.uri if model else None,
             packages=tuple(name for name, _ in wanted.packages[ALWAYS]),
@@ -142,8 +154,12 @@ def champion_endpoints(task_uri: str) -> tuple[Endpoint, ...]:
 
 
 def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
-    """Yield why an endpoint cannot be used from this process, and the warnings about those that answer."""
-    remedy = "or check where the driver of a run sends the requests: submit preflight as a job, as the run"
+    """Yield why an endpoint cannot be used from this process, and the warnings about those that
+    answer."""
+    remedy = (
+        "or check where the driver of a run sends the requests: submit preflight as a job, as "
+        "the run"
+    )
     for endpoint in dict.fromkeys(endpoints):
         warning, reason = _or_fault(partial(check_answering, endpoint))
         if reason is not None:
@@ -153,50 +169,66 @@ def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
 
 
 def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
-    """True if Ray accepts a driver of these versions: the same Ray and Python, or any patch version of that Python."""
+    """True if Ray accepts a driver of these versions: the same Ray and Python, or any patch version
+    of that Python."""
     if theirs is None:
         return True
     parts = 2 if any_patch else 3
-    return here.ray == theirs.ray and here.python.split(".")[:parts] == theirs.python.split(".")[:parts]
+    return (
+        here.ray == theirs.ray
+        and here.python.split(".")[:parts] == theirs.python.split(".")[:parts]
+    )
 
 
 def inspect_cluster(request: ProbeRequest) -> Cluster:
     """Join the cluster, inspect and leave it; raise SessionError if it cannot be joined."""
     with connect():
         nodes = resources.live_nodes()
-        node_types, holders = resources.reported_node_types(), None
+        node_types = resources.reported_node_types()
+        holders = None
         with suppress(Exception):  # a run does not need the dashboard
             holders = resources.holders()
         reports, errors = probe_nodes(nodes, request)
     if node_types is None:
-        node_types = next((report.node_types for report in reports.values() if report.node_types), None)
+        node_types = next(
+            (report.node_types for report in reports.values() if report.node_types), None
+        )
     return Cluster(nodes, node_types, holders, reports, errors)
 
 
 def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
     """Inspect all data URIs of the recipe, in parallel."""
-    config, task = recipe.data, recipe_task(recipe)
+    config = recipe.data
+    task = recipe_task(recipe)
     uris = [("train", uri) for uri in config.train_uris]
-    uris += [(name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None]
+    uris += [
+        (name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None
+    ]
     with ThreadPoolExecutor(NUM_READERS) as pool:
         return tuple(pool.map(lambda item: _table(*item, config=config, task=task), uris))
 
 
 def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
-    """Return the number of test rows, their groups and documents, from the columns of these alone, and the suites.
+    """Return the number of test rows, their groups and documents, from the columns of these alone,
+    and the suites.
 
-    Without `data.test`, the test rows are a share of the training rows. Return None if a table has a fault or too many
-    rows.
+    Without `data.test`, the test rows are a share of the training rows. Return None if a table has
+    a fault or too many rows.
     """
     config = recipe.data
     split, share = ("train", SPLIT_FRACTIONS[2]) if config.test is None else ("test", 1.0)
     chosen = [table for table in tables if table.split == split]
     num_rows = sum(table.num_rows for table in chosen)
-    if any(table.fault or table.num_read < table.num_files for table in tables) or not 0 < num_rows <= MAX_GROUP_ROWS:
+    if (
+        any(table.fault or table.num_read < table.num_files for table in tables)
+        or not 0 < num_rows <= MAX_GROUP_ROWS
+    ):
         return None
     counts: dict[str, Counter[str]] = {name: Counter() for name in config.groups}
     documents: set[str] = set()
-    columns = dict.fromkeys((*config.groups, *([] if config.split_by is None else [config.split_by])))
+    columns = dict.fromkeys(
+        (*config.groups, *([] if config.split_by is None else [config.split_by]))
+    )
     for table in chosen if columns else ():
         read = read_table(table.uri, columns=tuple(columns))
         for name, counted in counts.items():
@@ -217,7 +249,8 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
 
 
 def trained_rows_findings(recipe: Recipe) -> Iterator[CheckResult]:
-    """Yield what is known about test rows that the champion was trained on; a fault if too few others remain."""
+    """Yield what is known about test rows that the champion was trained on; a fault if too few
+    others remain."""
 
     def sentences() -> tuple[str, ...]:
         stored = read_champion(recipe.task_uri)
@@ -237,7 +270,9 @@ def encoder_findings(recipe: Recipe) -> Iterator[CheckResult]:
     uri = recipe.evaluation.retrieval_encoder
     if uri is None:
         return
-    _, reason = _or_fault(lambda: require_encoder(stage_base_model(uri, registry=recipe.registry).uri))
+    _, reason = _or_fault(
+        lambda: require_encoder(stage_base_model(uri, registry=recipe.registry).uri)
+    )
     if reason is not None:
         yield fault("retrieval encoder", reason)
 
@@ -252,7 +287,10 @@ def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table
     columns = task.columns(config)
     try:
         files = parquet_files(uri)
-        read = files if len(files) <= FOOTERS else [*files[: FOOTERS - 1], files[-1]]
+        if len(files) <= FOOTERS:
+            read = files
+        else:
+            read = [*files[: FOOTERS - 1], files[-1]]
         num_rows = 0
         for name in read:
             with open_parquet(name, columns=columns) as file:
@@ -260,8 +298,13 @@ def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table
                 task.require_types(file.schema_arrow, config=config, uri=name)
     except ValueError as error:
         return Table(split, uri, fault=str(error))
-    empty = None if num_rows or len(read) < len(files) else f"{uri} has no rows; give a file with at least one row"
-    return Table(split, uri, num_rows, num_files=len(files), num_read=len(read), file=files[0], fault=empty)
+    if num_rows or len(read) < len(files):
+        empty = None
+    else:
+        empty = f"{uri} has no rows; give a file with at least one row"
+    return Table(
+        split, uri, num_rows, num_files=len(files), num_read=len(read), file=files[0], fault=empty
+    )
 
 
 def _or_fault(act: Callable[[], Any]) -> tuple[Any, str | None]:

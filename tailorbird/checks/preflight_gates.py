@@ -1,7 +1,8 @@
-"""Simulate which gates the test rows can settle, by evaluating them on simulated predictions of a sound candidate.
+"""Simulate which gates the test rows can settle, by evaluating them on simulated predictions of a
+sound candidate.
 
-A sound candidate has the expected gain in every group, is calibrated, and is as robust as the incumbent. Rows are
-simulated as independent: rows that share documents settle less.
+A sound candidate has the expected gain in every group, is calibrated, and is as robust as the
+incumbent. Rows are simulated as independent: rows that share documents settle less.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,7 +41,8 @@ MAX_ROWS = 20_000  # in a simulated test
 
 @dataclass(frozen=True)
 class PlannedTest:
-    """The number of test rows, the rows in each group by column and value, and the rows of each suite."""
+    """The number of test rows, the rows in each group by column and value, and the rows of each
+    suite."""
 
     num_rows: int
     groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -51,40 +53,67 @@ class PlannedTest:
 
 
 def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
-    """Report for each gate how often a sound candidate passes and, if seldom, which margin or rows would do."""
+    """Report for each gate how often a sound candidate passes and, if seldom, which margin or rows
+    would do."""
     for name, margin in MARGINS.items():
-        if getattr(config.gates, name) is None or (name in ("groups", "suites") and not getattr(planned, name)):
+        if getattr(config.gates, name) is None or (
+            name in ("groups", "suites") and not getattr(planned, name)
+        ):
             continue
         share = pass_share(name, config=config, planned=planned)
-        text = f"a sound candidate passes in {share:.0%} of simulated tests of {planned.num_rows:,} rows"
+        text = (
+            f"a sound candidate passes in {share:.0%} of simulated tests of {planned.num_rows:,} "
+            "rows"
+        )
         if name == "suites":
-            text = f"a sound candidate passes in {share:.0%} of simulated answers to {len(planned.suites)} suites"
+            text = (
+                f"a sound candidate passes in {share:.0%} of simulated answers to "
+                f"{len(planned.suites)} suites"
+            )
         if planned.split_by is not None and name != "suites":
-            text += f", counted as independent: documents of several rows by {planned.split_by} settle less"
+            text += (
+                f", counted as independent: documents of several rows by {planned.split_by} "
+                "settle less"
+            )
         if name == "groups":
-            smallest = min((rows, f"{column} = {value}") for column, value, rows in _groups(planned))
+            smallest = min(
+                (rows, f"{column} = {value}") for column, value, rows in _groups(planned)
+            )
             text += f"; the smallest group is {smallest[1]} with {smallest[0]:,} rows"
         if share >= USUALLY:
             yield ok(f"gate {name}", text)
         else:
-            yield note(f"gate {name}", text, _remedy(name, margin=margin, config=config, planned=planned))
+            yield note(
+                f"gate {name}", text, _remedy(name, margin=margin, config=config, planned=planned)
+            )
 
 
-def pass_share(name: str, *, config: EvaluationConfig, planned: PlannedTest, num_tests: int = NUM_TESTS) -> float:
+def pass_share(
+    name: str, *, config: EvaluationConfig, planned: PlannedTest, num_tests: int = NUM_TESTS
+) -> float:
     """Return the share of simulated tests in which a sound candidate passes a gate."""
     generator = np.random.default_rng(SEED)
     protocol = simulated_protocol(config, planned, **{name: getattr(config.gates, name)})
     num_passed = 0
     for _ in range(num_tests):
         candidate, incumbent = _models(generator, planned, protocol=protocol)
-        [gate] = evaluate_gates(candidate, incumbent=incumbent, protocol=protocol, cost=CostComparison())
+        [gate] = evaluate_gates(
+            candidate, incumbent=incumbent, protocol=protocol, cost=CostComparison()
+        )
         num_passed += gate.state is State.PASSES
     return num_passed / num_tests
 
 
-def simulated_protocol(config: EvaluationConfig, planned: PlannedTest, **gates: object) -> TestProtocol:
+def simulated_protocol(
+    config: EvaluationConfig, planned: PlannedTest, **gates: object
+) -> TestProtocol:
     """Return the protocol of a test of simulated classifiers in accuracy, with these gates only."""
-    changes = {"metric": "accuracy", "gates": NO_GATES.model_copy(update=gates), "cost": None, "hybrid": None}
+    changes = {
+        "metric": "accuracy",
+        "gates": NO_GATES.model_copy(update=gates),
+        "cost": None,
+        "hybrid": None,
+    }
     return build_protocol(
         config.model_copy(update=changes),
         serving=ServingConfig(),
@@ -95,7 +124,8 @@ def simulated_protocol(config: EvaluationConfig, planned: PlannedTest, **gates: 
 
 
 def _remedy(name: str, *, margin: str, config: EvaluationConfig, planned: PlannedTest) -> str:
-    """Return the smallest margin and the fewest rows of those tried with which a sound candidate usually passes."""
+    """Return the smallest margin and the fewest rows of those tried with which a sound candidate
+    usually passes."""
     remedies = []
     for factor in FACTORS:
         wider = _with_margin(config, name, margin=margin, factor=factor)
@@ -110,24 +140,36 @@ def _remedy(name: str, *, margin: str, config: EvaluationConfig, planned: Planne
             remedies.append(f"{factor:g} times the rows")
             break
     options = " or ".join(remedies)
-    off = "merge small groups, or set the gate to null" if name == "groups" else "or set the gate to null"
-    return f"it passes in at least {USUALLY:.0%} with {options}; {off}" if options else f"add rows, {off}"
+    if name == "groups":
+        off = "merge small groups, or set the gate to null"
+    else:
+        off = "or set the gate to null"
+    if options:
+        return f"it passes in at least {USUALLY:.0%} with {options}; {off}"
+    return f"add rows, {off}"
 
 
-def _with_margin(config: EvaluationConfig, name: str, *, margin: str, factor: float) -> EvaluationConfig:
+def _with_margin(
+    config: EvaluationConfig, name: str, *, margin: str, factor: float
+) -> EvaluationConfig:
     """Return the configuration with a wider margin of a gate; that of every suite."""
 
     def widened(limits: Any) -> Any:
         return limits.model_copy(update={margin: min(factor * getattr(limits, margin), 0.99)})
 
     limits = getattr(config.gates, name)
-    wider = {suite: widened(of) for suite, of in limits.items()} if name == "suites" else widened(limits)
+    if name == "suites":
+        wider = {suite: widened(of) for suite, of in limits.items()}
+    else:
+        wider = widened(limits)
     return config.model_copy(update={"gates": config.gates.model_copy(update={name: wider})})
 
 
 def _limit(config: EvaluationConfig, name: str, margin: str) -> float:
     limits = getattr(config.gates, name)
-    return min(of.max_loss for of in limits.values()) if name == "suites" else float(getattr(limits, margin))
+    if name == "suites":
+        return min(float(suite.max_loss) for suite in limits.values())
+    return float(getattr(limits, margin))
 
 
 def _with_rows(planned: PlannedTest, *, factor: float) -> PlannedTest:
@@ -145,33 +187,50 @@ def _groups(planned: PlannedTest) -> Iterator[tuple[str, str, int]]:
 
 
 def check_documents(planned: PlannedTest) -> Iterator[CheckResult]:
-    """Report if the test rows come from too few documents for an interval, because the outcome is then known."""
+    """Report if the test rows come from too few documents for an interval, because the outcome is
+    then known."""
     if planned.num_documents is None or planned.num_documents >= LEAST_DOCUMENTS:
         return
     text = (
-        f"data.split_by {planned.split_by!r} has {planned.num_documents:,} different values in the rows for the test, "
-        f"but an interval needs at least {LEAST_DOCUMENTS}, so the verdict would be INSUFFICIENT_EVIDENCE"
+        f"data.split_by {planned.split_by!r} has {planned.num_documents:,} different values in the "
+        f"rows for the test, but an interval needs at least {LEAST_DOCUMENTS}, so the verdict "
+        "would be INSUFFICIENT_EVIDENCE"
     )
-    yield note("documents", text, "add test rows with other values, or remove split_by if the rows are independent")
+    yield note(
+        "documents",
+        text,
+        "add test rows with other values, or remove split_by if the rows are independent",
+    )
 
 
 def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
-    """Name the missing prices, because the cost of a model that needs one of them is not assessable."""
-    cost, endpoint = recipe.evaluation.cost, recipe.evaluation.endpoint
+    """Name the missing prices, because the cost of a model that needs one of them is not
+    assessable."""
+    cost = recipe.evaluation.cost
+    endpoint = recipe.evaluation.endpoint
     if cost is None:
         return
     on_gpu = recipe.serving.gpus_per_replica > 0 or recipe.training.gpus_per_worker > 0
     missing = {
         "evaluation.cost.price_per_cpu_hour": cost.price_per_cpu_hour is None,
         "evaluation.cost.price_per_gpu_hour": on_gpu and cost.price_per_gpu_hour is None,
-        "evaluation.endpoint.price_input and price_output": endpoint is not None and endpoint.price_input is None,
+        "evaluation.endpoint.price_input and price_output": endpoint is not None
+        and endpoint.price_input is None,
     }
     names = [name for name, holds in missing.items() if holds]
     if names:
-        text = f"{', '.join(names)} is not set, so the cost of the models that use it is not assessable"
-        stops = "; with evaluation.regulated, no such model is chosen" if recipe.evaluation.regulated else ""
+        text = (
+            f"{', '.join(names)} is not set, so the cost of the models that use it is not "
+            "assessable"
+        )
+        if recipe.evaluation.regulated:
+            stops = "; with evaluation.regulated, no such model is chosen"
+        else:
+            stops = ""
         yield note(
-            "prices", f"{text}{stops}", "set the price (0 if free), or expect a cost gate that is not assessable"
+            "prices",
+            f"{text}{stops}",
+            "set the price (0 if free), or expect a cost gate that is not assessable",
         )
     else:
         yield ok("prices", "all resources that the recipe uses have a price")
@@ -189,14 +248,17 @@ MARGINS = MappingProxyType({
 def _models(
     generator: np.random.Generator, planned: PlannedTest, *, protocol: TestProtocol
 ) -> tuple[ModelPredictions, ModelPredictions]:
-    """Return the predictions of a calibrated candidate with the expected gain, and of the incumbent."""
+    """Return the predictions of a calibrated candidate with the expected gain, and of the
+    incumbent."""
     n = planned.num_rows
     gain = protocol.expected_gain
     confidence = 0.3 + 0.7 * generator.beta(4, 1.5, n)
     right = generator.random(n) < confidence
     won = (max(DISCORDANCE, gain) + gain) / 2
     lost = (max(DISCORDANCE, gain) - gain) / 2
-    changed = generator.random(n) < np.where(right, won / confidence.mean(), lost / (1 - confidence.mean()))
+    changed = generator.random(n) < np.where(
+        right, won / confidence.mean(), lost / (1 - confidence.mean())
+    )
     groups = {}
     for column, sizes in planned.groups.items():
         shares = np.array(list(sizes.values())) / sum(sizes.values())
@@ -221,7 +283,9 @@ def _models(
     return ModelPredictions(candidate, sets[0]), ModelPredictions(incumbent, sets[1])
 
 
-def _perturbed(generator: np.random.Generator, clean: Predictions, *, lost: float, won: float) -> Predictions:
+def _perturbed(
+    generator: np.random.Generator, clean: Predictions, *, lost: float, won: float
+) -> Predictions:
     """Return the predictions of changed texts, some of which are answered otherwise."""
     right = clean.scores == 1
     changed = generator.random(len(right)) < np.where(right, lost, won)
@@ -229,10 +293,14 @@ def _perturbed(generator: np.random.Generator, clean: Predictions, *, lost: floa
     return replace(answers, row_ids=tuple(f"{row}|changed" for row in clean.row_ids))
 
 
-def simulated_answers(right: NDArray[np.bool_], *, clusters: tuple[str, ...] | None = None) -> Predictions:
+def simulated_answers(
+    right: NDArray[np.bool_], *, clusters: tuple[str, ...] | None = None
+) -> Predictions:
     """Return the predictions of a model that is right on these rows [N]."""
     n = len(right)
     scores = right.astype(np.float64)
     outputs = tuple(np.where(right, "a", "b").tolist())
     row_ids = tuple(map(str, range(n)))
-    return Predictions("simulated", row_ids, ("a",) * n, outputs, scores, scores, scores, clusters=clusters)
+    return Predictions(
+        "simulated", row_ids, ("a",) * n, outputs, scores, scores, scores, clusters=clusters
+    )

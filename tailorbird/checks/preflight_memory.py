@@ -34,21 +34,34 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
     The checks are for the configuration of the sweep that needs the most, with the fewest workers.
     """
     if facts.model is None:
-        yield fault("memory", "not estimated, because the base model could not be read", "fix the fault above")
+        yield fault(
+            "memory",
+            "not estimated, because the base model could not be read",
+            "fix the fault above",
+        )
         return
     training = recipe.training
-    probed = [(node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports]
+    probed = [
+        (node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports
+    ]
     batch = Batch(
         _longest_training_row(recipe),
         max_new_tokens=recipe.data.max_new_tokens,
         packed=TASKS[recipe.task].packs_rows,
         autocast=training.gpus_per_worker > 0 or any(report.bfloat16 for _, report in probed),
     )
-    memory = partial(worker_memory, shape=facts.model.shape, batch=batch, num_workers=training.min_workers)
-    config = max(tried_configs(recipe), key=lambda config: (memory(config).device_bytes, memory(config).host_bytes))
+    memory = partial(
+        worker_memory, shape=facts.model.shape, batch=batch, num_workers=training.min_workers
+    )
+    config = max(
+        tried_configs(recipe),
+        key=lambda config: (memory(config).device_bytes, memory(config).host_bytes),
+    )
     advice = partial(remedy, config, batch=batch, num_workers=training.min_workers)
     needed = memory(config)
-    room = int(sum(node.total.cpus for node in cluster.nodes)) // (training.max_workers * training.cpus_per_worker)
+    room = int(sum(node.total.cpus for node in cluster.nodes)) // (
+        training.max_workers * training.cpus_per_worker
+    )
     most = recipe.tuning.trials_at_once(room=max(1, room)) * training.max_workers
     short: list[tuple[int, str]] = []  # free bytes for a worker, and text of a node
     for node, report in probed:
@@ -61,22 +74,29 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
     if short:
         change = advice(needed=lambda config: memory(config).host_bytes, allowed=min(short)[0])
         change += ", or raise training.cpus_per_worker, so that fewer workers share a node"
-        yield fault("memory", f"{text}; {', '.join(line for _, line in short[:NUM_LISTED])}", change)
+        yield fault(
+            "memory", f"{text}; {', '.join(line for _, line in short[:NUM_LISTED])}", change
+        )
     elif probed:
         yield ok("memory", f"{text}; every node has enough for its workers")
     else:
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
         sizes = [size for _, report in probed for size in report.gpu_bytes]
-        yield _gpu_memory(needed, sizes, advice=partial(advice, needed=lambda config: memory(config).device_bytes))
+        yield _gpu_memory(
+            needed, sizes, advice=partial(advice, needed=lambda config: memory(config).device_bytes)
+        )
 
 
-def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int], *, advice: Callable[..., str]) -> CheckResult:
+def _gpu_memory(
+    needed: WorkerMemory, sizes: Sequence[int], *, advice: Callable[..., str]
+) -> CheckResult:
     text = f"up to about {_size(needed.device_bytes)} per GPU ({_parts(needed.device)})"
     if not sizes:
         return note(
             "GPU memory",
-            f"{text}; the nodes did not report the memory of their GPUs (check with nvidia-smi on the nodes)",
+            f"{text}; the nodes did not report the memory of their GPUs (check with nvidia-smi on "
+            "the nodes)",
         )
     text += f"; the smallest has {_size(min(sizes))}"
     if needed.device_bytes <= min(sizes):
@@ -85,20 +105,29 @@ def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int], *, advice: Callable[
 
 
 def _longest_training_row(recipe: Recipe) -> int:
-    """Return the maximum tokens of a training row, including retrieved examples of at most `data.max_length` each."""
-    max_length, evaluation = recipe.data.max_length, recipe.evaluation
+    """Return the maximum tokens of a training row, including retrieved examples of at most
+    `data.max_length` each."""
+    max_length = recipe.data.max_length
+    evaluation = recipe.evaluation
     if not recipe.training.with_retrieved:
         return max_length
-    return max_length + min(evaluation.retrieved_tokens, max(evaluation.retrieved_examples) * max_length)
+    return max_length + min(
+        evaluation.retrieved_tokens, max(evaluation.retrieved_examples) * max_length
+    )
 
 
 def tried_configs(recipe: Recipe) -> list[TrainingConfig]:
     """Return the training config for each combination of values of `SIZES` in the search space."""
     space = recipe.tuning.space
-    varied: dict[str, Any] = {name: space[name].choice for name in SIZES if name in space and space[name].choice}
+    varied: dict[str, Any] = {
+        name: space[name].choice for name in SIZES if name in space and space[name].choice
+    }
     plain = recipe.training.model_dump()
     combinations = product(*varied.values())
-    return [TrainingConfig.model_validate(plain | dict(zip(varied, values, strict=True))) for values in combinations]
+    return [
+        TrainingConfig.model_validate(plain | dict(zip(varied, values, strict=True)))
+        for values in combinations
+    ]
 
 
 def _parts(parts: Mapping[str, int]) -> str:

@@ -1,4 +1,5 @@
-"""Simulate how often the planned test rows choose a fine-tuned model, by the function that a verdict uses."""
+"""Simulate how often the planned test rows choose a fine-tuned model, by the function that a
+verdict uses."""
 
 from collections.abc import Iterator
 
@@ -16,30 +17,38 @@ from tailorbird.evaluation.verdict.protocol import expected_gain
 from tailorbird.evaluation.verdict.relation import CostTable
 
 ACCURACY = {INCUMBENT: 0.75, CANDIDATE: 0.75, "second": 0.74, "third": 0.72}
-"""Assumed accuracy before any model is evaluated. The power function changes that of the candidate."""
+"""Assumed accuracy before any model is evaluated. The power function changes that of the
+candidate."""
 SHARED = 0.6
-"""Share of the rows on which all models are right or wrong together. Two equal models then differ on 15% of them."""
+"""Share of the rows on which all models are right or wrong together. Two equal models then differ
+on 15% of them."""
 MAX_ROWS = 20_000  # more rows decide about gains of one point
 SEED = 1991
 
 
 def check_power(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
-    """Report how often a candidate with the expected gain is chosen, and the rows that are needed."""
+    """Report how often a candidate with the expected gain is chosen, and the rows that are
+    needed."""
     power = planned_power(config, planned)
     gain = size(expected_gain(config))
     text = (
-        f"a candidate that is {gain} better than the best of three baselines is chosen in {power.at_expected_gain:.0%} "
-        f"of simulated tests of {planned.num_rows:,} rows, if its gates pass"
+        f"a candidate that is {gain} better than the best of three baselines is chosen in "
+        f"{power.at_expected_gain:.0%} of simulated tests of {planned.num_rows:,} rows, if its "
+        "gates pass"
     )
     if power.at_expected_gain >= TARGET_POWER:
         yield ok("power", text)
     else:
-        remedy = f"{rows_text(power.rows_needed)} give {TARGET_POWER:.0%}; add test rows, or expect a larger gain"
+        remedy = (
+            f"{rows_text(power.rows_needed)} give {TARGET_POWER:.0%}; add test rows, or expect a "
+            "larger gain"
+        )
         yield note("power", text, remedy)
 
 
 def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
-    """Return the power of the first look at the planned rows, for models with the assumed accuracies."""
+    """Return the power of the first look at the planned rows, for models with the assumed
+    accuracies."""
     num_rows = min(planned.num_rows, MAX_ROWS)
     generator = np.random.default_rng(SEED)
     shared = generator.random(num_rows)

@@ -16,4 +16,8 @@ def check_rows(recipe: Recipe, *, progress: ProgressReporter) -> CheckResult:
     if data is None:
         return note("rows", "not read, because the training rows are streamed")
     splits = data.splits
-    return ok("rows", f"{len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test")
+    return ok(
+        "rows",
+        f"{len(splits.train):,} train, {len(splits.validation):,} validation, "
+        f"{len(splits.test):,} test",
+    )

@@ -1,4 +1,5 @@
-"""The result of one check by `doctor` or `preflight`. This module imports only the standard library."""
+"""The result of one check by `doctor` or `preflight`. This module imports only the standard
+library."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,9 @@ class CheckResult:
 
     def lines(self) -> list[str]:
         mark = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}[self.state]
-        return [f"{mark}  {self.name}: {self.message}"] + ([f"       -> {self.remedy}"] if self.remedy else [])
+        return [f"{mark}  {self.name}: {self.message}"] + (
+            [f"       -> {self.remedy}"] if self.remedy else []
+        )
 
 
 def ok(name: str, message: str) -> CheckResult:

@@ -1,4 +1,5 @@
-"""Verify that the evidence of a run or a version is complete and its predictions give the stored verdict."""
+"""Verify that the evidence of a run or a version is complete and its predictions give the stored
+verdict."""
 
 import hashlib
 import json
@@ -59,7 +60,8 @@ RECOMPUTED = "the recomputed value is"
 
 
 def verify_evidence(uri: str) -> tuple[str, ...]:
-    """Return the faults in the evidence of a run or a version, one sentence each; empty if its verdict holds.
+    """Return the faults in the evidence of a run or a version, one sentence each; empty if its
+    verdict holds.
 
     Raises ValueError if there is no evidence at the URI.
     """
@@ -106,7 +108,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         with damage_as_fault(EVIDENCE_FILE, faults):
             faults += check()
     if faults and evidence.code.sha256 != code_sha256(runtime_files(PROJECT_ROOT)):
-        faults.insert(0, f"this is not the code of the run: verify again with the code at {evidence.code.uri}")
+        faults.insert(
+            0, f"this is not the code of the run: verify again with the code at {evidence.code.uri}"
+        )
     return tuple(dict.fromkeys(faults))
 
 
@@ -124,9 +128,11 @@ def damage_as_fault(file: str, faults: list[str]) -> Iterator[None]:
 
 
 def restore_pages(uri: str) -> tuple[str, ...]:
-    """Rewrite report.html and MODEL_CARD.md from evidence.json; return the names of the files that changed.
+    """Rewrite report.html and MODEL_CARD.md from evidence.json; return the names of the files that
+    changed.
 
-    Raises ValueError if evidence.json does not match the manifest, because its pages would look like evidence.
+    Raises ValueError if evidence.json does not match the manifest, because its pages would look
+    like evidence.
     """
     uri = uri.rstrip("/")
     if not storage.exists(f"{uri}/{MANIFEST}"):
@@ -149,17 +155,24 @@ def restore_pages(uri: str) -> tuple[str, ...]:
 def _subject_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
     """Check that the evidence is that of the run or the version at the URI.
 
-    The files of the versions in the evidence are checked against their digests by `verify_files.evaluated_faults`.
+    The files of the versions in the evidence are checked against their digests by
+    `verify_files.evaluated_faults`.
     """
     versions = [version.uri for version in evidence.versions.values()]
     if uri not in (evidence.run, *versions):
-        yield f"this is the evidence of {evidence.run} and its versions {', '.join(versions)}, not of {uri}"
+        yield (
+            f"this is the evidence of {evidence.run} and its versions {', '.join(versions)}, not "
+            f"of {uri}"
+        )
 
 
 def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None) -> Iterator[str]:
     """Compare the evidence with the test protocol that was registered before training."""
     if registration is None:
-        yield f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before training is unknown"
+        yield (
+            f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before "
+            "training is unknown"
+        )
         return
     recipe = registration.recipe
     sha256 = request_digest(registration)
@@ -175,7 +188,10 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         "anchor": (anchor and anchor.uri, registration.anchor),
         "champion": (evidence.champion, registration.champion),
         "code": (evidence.code.sha256, registration.code),
-        "data.sha256": ({split: evidence.data.sha256.get(split) for split in registration.data}, registration.data),
+        "data.sha256": (
+            {split: evidence.data.sha256.get(split) for split in registration.data},
+            registration.data,
+        ),
         "protocol": (evidence.protocol, registration.protocol),
         "recipe": (evaluated_recipe(evidence.recipe), evaluated_recipe(recipe)),
         "requested_by": (evidence.requested_by, registration.requested_by),
@@ -186,7 +202,9 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
     incumbent = evidence.versions["incumbent"].uri
     if evidence.champion not in (None, incumbent):
-        yield f"the incumbent is {incumbent}; it must be the champion of the run, {evidence.champion}"
+        yield (
+            f"the incumbent is {incumbent}; it must be the champion of the run, {evidence.champion}"
+        )
     # Detect a protocol that was weakened afterwards in both files.
     protocol = evidence.protocol
     of_recipe = build_protocol(
@@ -204,10 +222,13 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
 
 
 def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
-    """Compare the models of the evidence with those that were frozen before the test rows were read."""
+    """Compare the models of the evidence with those that were frozen before the test rows were
+    read."""
     frozen = read_value(f"{uri}/{FAMILY_FILE}")
     if not isinstance(frozen, dict):
-        yield f"{FAMILY_FILE} is missing or damaged, so the models frozen before the test are unknown"
+        yield (
+            f"{FAMILY_FILE} is missing or damaged, so the models frozen before the test are unknown"
+        )
         return
     yield from differences(evidence.family, frozen, at="family", other=f"in {FAMILY_FILE} it is")
     models = {model.role: model for model in evidence.family.models}
@@ -215,36 +236,50 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
         yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
     validation = {score.role: score.validation for score in evidence.scores if score.role in ROLES}
     frozen_scores = {role: models[role].validation for role in evidence.family.compared_roles}
-    yield from differences(validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is")
+    yield from differences(
+        validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is"
+    )
     selected = other_baselines(_baselines(evidence))
     expected = [(baseline.kind, baseline.validation) for baseline in selected.tested]
     parts = evidence.family.hybrid.parts if evidence.family.hybrid else ()
     further = [model for model in evidence.family.models if model.role not in ROLES]
     stated = [(model.kind, model.validation) for model in further[: len(expected)]]
-    yield from differences(stated, expected, at="the other models", other="by the scores on validation they are")
+    yield from differences(
+        stated, expected, at="the other models", other="by the scores on validation they are"
+    )
     added = [model.role for model in further[len(expected) :] if model.role not in parts]
-    yield from differences(added, [], at="the models after them", other="only parts of the hybrid are allowed, not")
+    yield from differences(
+        added, [], at="the models after them", other="only parts of the hybrid are allowed, not"
+    )
     replacing = evidence.family.replacing
-    yield from differences(replacing, selected.replacing, at="family.replacing", other="by the scores it is")
+    yield from differences(
+        replacing, selected.replacing, at="family.replacing", other="by the scores it is"
+    )
 
 
 def _validation_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the scores on validation of the frozen models with those of the stored predictions."""
+    """Compare the scores on validation of the frozen models with those of the stored
+    predictions."""
     for model in evidence.family.models:
         table = tables.get(f"{model.role}_{VALIDATION}")
         if table is None:
             continue  # only the parts of a possible hybrid have a table
         score = score_table(evidence.protocol.metric, table)
         if abs(score - model.validation) > rounding_tolerance(evidence.protocol.metric, table):
-            stated = f"the score of the {model.role} on validation is {model.validation:.4f} in {FAMILY_FILE}"
+            stated = (
+                f"the score of the {model.role} on validation is {model.validation:.4f} in "
+                f"{FAMILY_FILE}"
+            )
             yield f"{stated}, but its stored predictions score {score:.4f}"
 
 
 def rounding_tolerance(metric: str, table: Predictions) -> float:
-    """Return by how much two scores of the same model may differ, because training and evaluation round differently.
+    """Return by how much two scores of the same model may differ, because training and evaluation
+    round differently.
 
-    This is the weight of two rows or, if larger, half of the largest standard error of an accuracy, 0.25 / sqrt(n). A
-    row has the weight 1 / n or, in a mean over classes, at most 1 / (number of classes x rows of the smallest class).
+    This is the weight of two rows or, if larger, half of the largest standard error of an accuracy,
+    0.25 / sqrt(n). A row has the weight 1 / n or, in a mean over classes, at most 1 / (number of
+    classes x rows of the smallest class).
     """
     weighted = len(table)
     if METRICS[metric].is_over_classes:
@@ -254,18 +289,30 @@ def rounding_tolerance(metric: str, table: Predictions) -> float:
 
 
 def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
-    """Return the roles of the models that a hybrid is fitted from; see `pipeline.evaluate.validation_models`."""
-    servable = {score.role if score.role in ROLES else score.kind: score for score in evidence.scores if score.servable}
-    roles = [role for role in evidence.family.compared_roles if role in servable and role in evidence.versions]
+    """Return the roles of the models that a hybrid is fitted from; see
+    `pipeline.evaluate.validation_models`."""
+    servable = {
+        score.role if score.role in ROLES else score.kind: score
+        for score in evidence.scores
+        if score.servable
+    }
+    roles = [
+        role
+        for role in evidence.family.compared_roles
+        if role in servable and role in evidence.versions
+    ]
     servable = {role: servable[role] for role in roles} | servable  # ties are broken in this order
     kinds = {role: score.kind for role, score in servable.items()}
-    kinds |= {role: evidence.versions[role].kind for role in roles}  # the kind of a champion is that of its version
+    kinds |= {
+        role: evidence.versions[role].kind for role in roles
+    }  # the kind of a champion is that of its version
     validation = {role: score.validation for role, score in servable.items()}
     return roles_on_validation(evidence.recipe.evaluation.hybrid, kinds, validation=validation)
 
 
 def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Check why no model was trained: the headroom of the stored predictions is below the minimum gain."""
+    """Check why no model was trained: the headroom of the stored predictions is below the minimum
+    gain."""
     headroom = evidence.family.headroom
     if "candidate" in evidence.family.compared_roles:
         yield from differences(headroom, None, at="family.headroom", other="with a candidate it is")
@@ -277,7 +324,10 @@ def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -
     recomputed = headroom_of(table, metric=protocol.metric, alpha=protocol.alpha)
     yield from differences(headroom, recomputed, at="family.headroom", other=RECOMPUTED)
     if recomputed.most >= protocol.minimum_gain:
-        most = f"{recomputed.most:.4g} can be gained, and the minimum gain is {protocol.minimum_gain:g}"
+        most = (
+            f"{recomputed.most:.4g} can be gained, and the minimum gain is "
+            f"{protocol.minimum_gain:g}"
+        )
         yield f"no model was trained, although up to {most}"
     if evidence.recipe.tuning.train_anyway:
         yield "no model was trained, although tuning.train_anyway is true"
@@ -285,15 +335,23 @@ def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -
 
 def _hybrid_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Compare the hybrid with one fitted again on the predictions of the validation rows."""
-    config, roles = evidence.recipe.evaluation.hybrid, _validation_roles(evidence)
-    predictions = {role: tables[name] for role in roles if (name := f"{role}_{VALIDATION}") in tables}
+    config = evidence.recipe.evaluation.hybrid
+    roles = _validation_roles(evidence)
+    predictions = {
+        role: tables[name] for role in roles if (name := f"{role}_{VALIDATION}") in tables
+    }
     if len(predictions) < len(roles):
         return  # already reported as missing files
     align(*predictions.values())
     for table in predictions.values():
         require_valid_scores(table)
-    hybrid = None if config is None else fit_hybrid(config, predictions, metric=evidence.protocol.metric)
-    yield from differences(evidence.family.hybrid, hybrid, at="family.hybrid", other="the validation rows give")
+    if config is None:
+        hybrid = None
+    else:
+        hybrid = fit_hybrid(config, predictions, metric=evidence.protocol.metric)
+    yield from differences(
+        evidence.family.hybrid, hybrid, at="family.hybrid", other="the validation rows give"
+    )
 
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
@@ -310,7 +368,9 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     candidates = [model for model in evidence.family.models if model.role == "candidate"]
     recomputed["scores"] = model_scores(
         _baselines(evidence),
-        candidate=(evidence.versions["candidate"].kind, candidates[0].validation) if candidates else None,
+        candidate=(evidence.versions["candidate"].kind, candidates[0].validation)
+        if candidates
+        else None,
         num_validation=evidence.data.report.num_validation,
         verdict=verdict,
     )
@@ -321,11 +381,14 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
 def _baselines(evidence: Evidence) -> tuple[Baseline, ...]:
     """Return the baselines with the scores on validation that the evidence states."""
     scores = (score for score in evidence.scores if score.role != "candidate")
-    return tuple(Baseline(score.kind, None, score.validation, score.servable, note="") for score in scores)
+    return tuple(
+        Baseline(score.kind, None, score.validation, score.servable, note="") for score in scores
+    )
 
 
 def _test_access_faults(evidence: Evidence) -> Iterator[str]:
-    """Compare the test-set access, which gives the level, and the expiry of the verdict with the test-set ledger."""
+    """Compare the test-set access, which gives the level, and the expiry of the verdict with the
+    test-set ledger."""
     stated = evidence.test_access
     paths, _ = parse_run_uri(evidence.run)
     entry = recount_access(paths.task_uri, access=stated)
@@ -336,10 +399,14 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
     models = [model.uri for model in evidence.family.models]
     yield from differences(stated.models, models, at="test_access.models", other="the family has")
     protocol = digest(evidence.protocol)
-    yield from differences(stated.protocol, protocol, at="test_access.protocol", other="the protocol gives")
+    yield from differences(
+        stated.protocol, protocol, at="test_access.protocol", other="the protocol gives"
+    )
     expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)
     expires_at = expires.isoformat(timespec="seconds")
-    yield from differences(evidence.expires_at, expires_at, at="expires_at", other="the test-set access gives")
+    yield from differences(
+        evidence.expires_at, expires_at, at="expires_at", other="the test-set access gives"
+    )
 
 
 def _engine_faults(uri: str) -> tuple[str, ...]:
@@ -367,7 +434,8 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
 
 
 def engine_subject_faults(uri: str, *, record: EngineEvidence) -> Iterator[str]:
-    """Check that the version at the URI was exported from the version of the evidence, for the same engine."""
+    """Check that the version at the URI was exported from the version of the evidence, for the same
+    engine."""
     try:
         version = read_version(uri)
     except RegistryError:
@@ -385,16 +453,27 @@ def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) ->
     except ValueError:
         yield f"the evidence of {run}, which evaluated these weights, is missing or damaged"
         return
-    yield from differences(record.protocol, evidence.protocol, at="protocol", other=f"in {run} it is")
-    roles = [role for role, version in evidence.versions.items() if version.digest == record.evaluated.digest]
+    yield from differences(
+        record.protocol, evidence.protocol, at="protocol", other=f"in {run} it is"
+    )
+    roles = [
+        role
+        for role, version in evidence.versions.items()
+        if version.digest == record.evaluated.digest
+    ]
     if not roles:
         yield f"{run} did not evaluate the version {record.evaluated.uri}"
         return
-    names = {f"incumbent{suffix}": f"{roles[0]}{suffix}" for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))}
+    names = {
+        f"incumbent{suffix}": f"{roles[0]}{suffix}"
+        for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))
+    }
     for ours, theirs in names.items():
         if ours not in tables:
             continue
         pair = (tables[ours], load_predictions(f"{run}/predictions/{theirs}.parquet"))
-        first, second = (table.to_table().replace_schema_metadata(None) for table in pair)  # without the model's name
+        first, second = (
+            table.to_table().replace_schema_metadata(None) for table in pair
+        )  # without the model's name
         if not first.equals(second):
             yield f"predictions/{ours}.parquet differs from {theirs} in {run}"

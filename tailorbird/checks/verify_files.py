@@ -1,4 +1,5 @@
-"""Compare the files of a run with their manifests: evidence, predictions, versions, base model and code."""
+"""Compare the files of a run with their manifests: evidence, predictions, versions, base model and
+code."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,11 +25,13 @@ from tailorbird.storage import s3
 from tailorbird.storage.node_cache import sha256_files
 
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, ArrowException)
-"""Errors raised for damaged JSON or Parquet. StorageError, raised by failing storage, must propagate."""
+"""Errors raised for damaged JSON or Parquet. StorageError, raised by failing storage, must
+propagate."""
 
 
 def file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -> Iterator[str]:
-    """Yield files that are missing, changed, or among the predictions but not in the evidence manifest."""
+    """Yield files that are missing, changed, or among the predictions but not in the evidence
+    manifest."""
     manifest = read_value(f"{uri}/{MANIFEST}")
     if not isinstance(manifest, dict):
         yield f"{MANIFEST} is missing or damaged, so the original files are unknown"
@@ -50,7 +53,8 @@ def file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -
 
 def load_readable_tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
     """Return the readable prediction tables by name, and a fault for each unreadable one."""
-    tables, faults = {}, []
+    tables = {}
+    faults = []
     for file in storage.list_files(f"{uri}/predictions", missing_ok=True):
         name = file.rpartition("/")[2].removesuffix(".parquet")
         try:
@@ -63,7 +67,8 @@ def load_readable_tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
 
 
 def model_faults(model: BaseModelRecord | None, *, what: str) -> Iterator[str]:
-    """Compare the files of a pretrained model with their hashes at the registration of the test protocol."""
+    """Compare the files of a pretrained model with their hashes at the registration of the test
+    protocol."""
     if model is None:
         return
     uri = model.uri
@@ -72,18 +77,23 @@ def model_faults(model: BaseModelRecord | None, *, what: str) -> Iterator[str]:
 
 
 def evaluated_faults(evidence: Evidence) -> Iterator[str]:
-    """Check the manifests and files of registered versions, and the remaining files of unregistered ones."""
+    """Check the manifests and files of registered versions, and the remaining files of unregistered
+    ones."""
     for role, version in evidence.versions.items():
         if version.digest != UNREGISTERED:
             yield from registered_faults(f"the {role}", version.uri, digest=version.digest)
             continue
         for name, expected in (version.files or {}).items():
             if (sha256 := _sha256(f"{version.uri}/{name}")) not in (None, expected):
-                yield f"the {role}'s file {version.uri}/{name} was changed: its sha256 is {sha256}, not {expected}"
+                yield (
+                    f"the {role}'s file {version.uri}/{name} was changed: its sha256 is {sha256}, "
+                    f"not {expected}"
+                )
 
 
 def trained_rows_faults(evidence: Evidence) -> Iterator[str]:
-    """Compare the test rows that the champion was trained on with its version, if it and the test rows still exist."""
+    """Compare the test rows that the champion was trained on with its version, if it and the test
+    rows still exist."""
     recipe = evidence.recipe
     if evidence.champion is None:
         return
@@ -95,13 +105,17 @@ def trained_rows_faults(evidence: Evidence) -> Iterator[str]:
         return
     if rows_sha256(test) == evidence.data.sha256["test"]:
         expected = trained_rows(test, {"incumbent": champion})
-        yield from differences(evidence.trained_rows, expected, at="trained_rows", other="the champion's version gives")
+        yield from differences(
+            evidence.trained_rows, expected, at="trained_rows", other="the champion's version gives"
+        )
 
 
 def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
-    """Check the manifest and files of a version and of the parts of a hybrid; `subject` begins each sentence.
+    """Check the manifest and files of a version and of the parts of a hybrid; `subject` begins each
+    sentence.
 
-    The parts of a hybrid with a fault are not checked, because a changed config can name the hybrid itself as a part.
+    The parts of a hybrid with a fault are not checked, because a changed config can name the hybrid
+    itself as a part.
     """
     faults = version_faults(PinnedVersion(uri=uri, digest=digest))
     yield from (f"{subject}'s file {fault}" for fault in faults)
@@ -109,7 +123,9 @@ def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
     if isinstance(config, dict) and config.get("hybrid"):
         hybrid = Hybrid.model_validate(config["hybrid"])
         for name, part in zip(PARTS, hybrid.parts, strict=True):
-            yield from registered_faults(f"the {name} part of {subject}", part.uri, digest=part.digest)
+            yield from registered_faults(
+                f"the {name} part of {subject}", part.uri, digest=part.digest
+            )
 
 
 def named_version_faults(uri: str) -> Iterator[str]:
@@ -138,5 +154,8 @@ def code_faults(code: CodeVersion) -> Iterator[str]:
 
 
 def _sha256(uri: str) -> str | None:
-    """Return the hash of an object, which may be larger than memory, or None if it does not exist."""
-    return storage.sha256_object(uri) if storage.exists(uri) else None
+    """Return the hash of an object, which may be larger than memory, or None if it does not
+    exist."""
+    if storage.exists(uri):
+        return storage.sha256_object(uri)
+    return None

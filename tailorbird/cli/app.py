@@ -47,15 +47,21 @@ def print_version(requested: bool) -> None:
 def main_options(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Fine-tune a pretrained model on your data, test it against the model in service, and serve the winner."""
+    """Fine-tune a pretrained model on your data, test it against the model in service, and serve
+    the winner."""
     if context.invoked_subcommand == "doctor":  # reports packages that cannot be imported
         return
     from cluster.connection import use_stack
 
-    use_stack(stack_folder(None))  # before any import of Ray, which reads the location of its token once
+    use_stack(
+        stack_folder(None)
+    )  # before any import of Ray, which reads the location of its token once
 
 
 def main() -> None:

@@ -13,8 +13,12 @@ DEFAULT_PORT = 8270
 
 def console(
     uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the registry.")] = "s3://models",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free port.")] = DEFAULT_PORT,
-    in_browser: Annotated[bool, typer.Option("--open", help="Open the console in the default browser.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free port.")
+    ] = DEFAULT_PORT,
+    in_browser: Annotated[
+        bool, typer.Option("--open", help="Open the console in the default browser.")
+    ] = False,
 ) -> None:
     """Show all tasks of a registry in a browser: champions, runs, versions, the watch and jobs.
 

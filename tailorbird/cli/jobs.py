@@ -9,7 +9,9 @@ from rich.console import Console
 from tailorbird import PROJECT_ROOT
 from tailorbird.cli import options
 
-jobs_app = typer.Typer(no_args_is_help=True, help="Manage the jobs of a Ray cluster (see `tailorbird submit`).")
+jobs_app = typer.Typer(
+    no_args_is_help=True, help="Manage the jobs of a Ray cluster (see `tailorbird submit`)."
+)
 
 
 def submit(
@@ -17,9 +19,12 @@ def submit(
     overrides: options.Overrides = None,
     _address: options.Address = None,
     follow: options.Follow = False,
-    again: Annotated[bool, typer.Option("--again", help="Start a new job even if an earlier one succeeded.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start a new job even if an earlier one succeeded.")
+    ] = False,
     driver_memory: Annotated[
-        float, typer.Option(min=0.1, help="Memory (GiB) of the head node that the job's driver reserves.")
+        float,
+        typer.Option(min=0.1, help="Memory (GiB) of the head node that the job's driver reserves."),
     ] = 2.0,
     train_anyway: options.TrainAnyway = False,
 ) -> options.Result:
@@ -27,24 +32,31 @@ def submit(
 
     A second submission of the same recipe and code starts no second job.
 
-    Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address http://127.0.0.1:8265 --follow
+    Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address
+    http://127.0.0.1:8265 --follow
     """
     from cluster import jobs
 
     overrides = options.with_training(overrides, train_anyway=train_anyway)
     loaded = options.read_recipe(recipe, overrides)
     with options.activity("packing this checkout and submitting the job"):
-        submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory)
+        submission = jobs.submit(
+            loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory
+        )
     if follow:
         _follow(submission.job.id, value={"how": submission.how}, first=submission.line())
-    lines = [submission.line(), f"to follow its log: tailorbird jobs logs {submission.job.id} --follow"]
+    lines = [
+        submission.line(),
+        f"to follow its log: tailorbird jobs logs {submission.job.id} --follow",
+    ]
     return submission.job.to_dict() | {"how": submission.how}, lines
 
 
 @jobs_app.command("list")
 @options.with_json
 def list_jobs(_address: options.Address = None) -> options.Result:
-    """List the jobs that were submitted to the cluster, with their exit codes, in order of their start.
+    """List the jobs that were submitted to the cluster, with their exit codes, in order of their
+    start.
 
     Example: tailorbird jobs list --json
     """
@@ -52,7 +64,9 @@ def list_jobs(_address: options.Address = None) -> options.Result:
 
     with options.activity("reading the jobs of the cluster"):
         submitted = jobs.list_jobs()
-    lines = [job.line() for job in submitted] or ["no jobs; run `tailorbird submit RECIPE` to submit one"]
+    lines = [job.line() for job in submitted] or [
+        "no jobs; run `tailorbird submit RECIPE` to submit one"
+    ]
     return {"jobs": [job.to_dict() for job in submitted]}, lines
 
 
@@ -105,17 +119,20 @@ def stop_job(job: options.JobId, _address: options.Address = None) -> options.Re
 
 
 def _follow(job_id: str, *, value: dict[str, Any], first: str | None = None) -> None:
-    """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the job.
+    """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the
+    job.
 
-    Everything but the log is printed to standard error: `first` before it, the job's status while it has no new lines,
-    and the final status. With --json, the log is printed there too, and the final status to standard output.
+    Everything but the log is printed to standard error: `first` before it, the job's status while
+    it has no new lines, and the final status. With --json, the log is printed there too, and the
+    final status to standard output.
     """
     from cluster import jobs
     from cluster.display.console import display
     from cluster.display.control_characters import printable
     from cluster.progress import LineEvent
 
-    rest, activity = "", ""
+    rest = ""
+    activity = ""
     try:
         with display(Console(stderr=True), as_json=options.is_json(), lines=Console()) as progress:
 
@@ -137,8 +154,12 @@ def _follow(job_id: str, *, value: dict[str, Any], first: str | None = None) -> 
             job = jobs.follow(job_id, write=write, on_status=show_status)
             write("\n" if rest else "")
     except KeyboardInterrupt:
-        follow, stop = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
-        print(f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it", file=sys.stderr)
+        follow = f"tailorbird jobs logs {job_id} --follow"
+        stop = f"tailorbird jobs stop {job_id}"
+        print(
+            f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it",
+            file=sys.stderr,
+        )
         raise typer.Exit(options.ExitCode.INTERRUPTED) from None
     assert job.exit_code is not None  # it has ended
     options.print_result(job.to_dict() | value, [])

@@ -19,12 +19,15 @@ from tailorbird.cli.options import (
     with_json,
 )
 
-stack_app = typer.Typer(no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster.")
+stack_app = typer.Typer(
+    no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster."
+)
 data_app = typer.Typer(no_args_is_help=True, help="Upload and download data.")
 
 
 def doctor() -> None:
-    """Check the installation on this machine and print a fix for each fault. Exit with 1 if there is a fault.
+    """Check the installation on this machine and print a fix for each fault. Exit with 1 if there
+    is a fault.
 
     Example: tailorbird doctor
     """
@@ -40,10 +43,16 @@ def doctor() -> None:
 def icd10(
     prefix: Annotated[
         str | None,
-        typer.Argument(help="URI to write to. Default: s3://lake/icd10, or s3://lake/icd10_coder with --coder."),
+        typer.Argument(
+            help="URI to write to. Default: s3://lake/icd10, or s3://lake/icd10_coder with --coder."
+        ),
     ] = None,
-    coder: Annotated[bool, typer.Option(help="Write a chat task instead: codes and titles as answers.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into train, validation and test.")] = 0,
+    coder: Annotated[
+        bool, typer.Option(help="Write a chat task instead: codes and titles as answers.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the split into train, validation and test.")
+    ] = 0,
 ) -> Result:
     """Write the US ICD-10-CM inclusion terms as Parquet, labelled with their chapters.
 
@@ -62,12 +71,15 @@ def icd10(
 @data_app.command()
 @with_json
 def put(
-    source: Annotated[Path, typer.Argument(help="Local file, or folder of files: .parquet, .jsonl, .csv or .tsv.")],
+    source: Annotated[
+        Path, typer.Argument(help="Local file, or folder of files: .parquet, .jsonl, .csv or .tsv.")
+    ],
     prefix: Annotated[str, typer.Argument(help="URI of the folder to upload to.")],
 ) -> Result:
     """Upload data to S3. JSON Lines and CSV files are checked and converted to Parquet.
 
-    JSON Lines can contain conversations in the formats of OpenAI, ShareGPT or Alpaca, or plain columns.
+    JSON Lines can contain conversations in the formats of OpenAI, ShareGPT or Alpaca, or plain
+    columns.
 
     Example: tailorbird data put ./banking77 s3://lake/banking77
 
@@ -77,7 +89,10 @@ def put(
         from tailorbird.data.upload import upload_data
 
         files = upload_data(source, prefix, report=byte_reporter(progress))
-    lines = [f"{file.uri}: {file.num_rows:,} rows ({file.format}: {', '.join(file.columns)})" for file in files]
+    lines = [
+        f"{file.uri}: {file.num_rows:,} rows ({file.format}: {', '.join(file.columns)})"
+        for file in files
+    ]
     lines += [f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
     lines += [f"to download the files again: {download(prefix)}"]
     value = {"files": [file.uri for file in files], "contents": [asdict(file) for file in files]}
@@ -106,7 +121,9 @@ def get(
 @with_json
 def up(
     folder: Folder = None,
-    num_cpus: Annotated[int | None, typer.Option(help="Number of CPUs for Ray. Default: all.")] = None,
+    num_cpus: Annotated[
+        int | None, typer.Option(help="Number of CPUs for Ray. Default: all.")
+    ] = None,
 ) -> Result:
     """Start the stack if it is not running.
 
@@ -138,9 +155,12 @@ def down(folder: Folder = None) -> Result:
 def status(
     folder: Folder = None,
     export: Annotated[
-        bool, typer.Option("--export", help="Print shell commands that set its environment variables.")
+        bool,
+        typer.Option("--export", help="Print shell commands that set its environment variables."),
     ] = False,
-    secrets: Annotated[bool, typer.Option("--secrets", help="Add the keys and the token to --json.")] = False,
+    secrets: Annotated[
+        bool, typer.Option("--secrets", help="Add the keys and the token to --json.")
+    ] = False,
 ) -> Result:
     """Print the status and the addresses of the stack.
 
@@ -156,11 +176,12 @@ def status(
         if export:
             raise ValueError(text)
         return {"running": False}, [text]
-    lines = (
-        [f"export {name}={shlex.quote(value)}" for name, value in state.environment().items()]
-        if export
-        else _stack_lines(state)
-    )
+    if export:
+        lines = [
+            f"export {name}={shlex.quote(value)}" for name, value in state.environment().items()
+        ]
+    else:
+        lines = _stack_lines(state)
     values = state.model_dump(exclude=None if secrets else stack.SECRET_FIELDS)
     return {"running": True} | values, lines
 

@@ -5,25 +5,31 @@ from collections.abc import Mapping
 
 
 def show_page(uri: str) -> str:
-    """Return the command that opens the report of a run or a version, or a stored page, in a browser."""
+    """Return the command that opens the report of a run or a version, or a stored page, in a
+    browser."""
     return f"tailorbird report {shlex.quote(uri)} --open"
 
 
 def download(uri: str) -> str:
     """Return the command that downloads everything under a URI into a new folder."""
-    return f"tailorbird data get {shlex.quote(uri)} {shlex.quote(uri.rstrip('/').rpartition('/')[2] + '-copy')}"
+    return (
+        f"tailorbird data get {shlex.quote(uri)} "
+        f"{shlex.quote(uri.rstrip('/').rpartition('/')[2] + '-copy')}"
+    )
 
 
 def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None) -> list[str]:
     """Return the two or three commands that follow a run, with their purpose.
 
-    `winner` and `champion` are URIs of versions. `recipe` is the path that `promote` and `serve` read; None if they
-    would not act on this run.
+    `winner` and `champion` are URIs of versions. `recipe` is the path that `promote` and `serve`
+    read; None if they would not act on this run.
     """
     steps = {"read the report": show_page(run)}
     if recipe is not None:
         if winner != champion:
-            steps[f"make {winner.rpartition('/')[2]} the champion"] = f"tailorbird promote {shlex.quote(recipe)}"
+            steps[f"make {winner.rpartition('/')[2]} the champion"] = (
+                f"tailorbird promote {shlex.quote(recipe)}"
+            )
         steps["serve the champion"] = f"tailorbird serve {shlex.quote(recipe)}"
     if len(steps) < 3:
         steps["recompute the verdict"] = f"tailorbird verify {shlex.quote(run)}"

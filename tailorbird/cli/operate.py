@@ -13,15 +13,22 @@ audit_app = typer.Typer(no_args_is_help=True, help="Label or score a random samp
 
 def watch(
     recipe: options.RecipePath,
-    day: Annotated[str | None, typer.Option(help="Report on the days before YYYY-MM-DD. Default: today (UTC).")] = None,
+    day: Annotated[
+        str | None, typer.Option(help="Report on the days before YYYY-MM-DD. Default: today (UTC).")
+    ] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="Also write the metrics to this file (Prometheus text format).")
+        Path | None,
+        typer.Option(help="Also write the metrics to this file (Prometheus text format)."),
     ] = None,
     push: Annotated[
-        str | None, typer.Option(help="Also push the metrics to the Pushgateway of Prometheus at this http:// URL.")
+        str | None,
+        typer.Option(
+            help="Also push the metrics to the Pushgateway of Prometheus at this http:// URL."
+        ),
     ] = None,
 ) -> None:
-    """Monitor the champion: drift, labels, groups and the challenger. Exit with 3 if a re-evaluation is recommended.
+    """Monitor the champion: drift, labels, groups and the challenger. Exit with 3 if a
+    re-evaluation is recommended.
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
@@ -36,11 +43,16 @@ def watch(
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_file(metrics, result.metrics.encode())
-    recommendation, decision = result.recommendation, result.recommendation.challenger
+    recommendation = result.recommendation
+    decision = result.recommendation.challenger
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
     lines = lines or ["no re-evaluation is recommended"]
     lines += [f"challenger: {decision.decision}; {decision.reason}"] if decision else []
-    lines += [f"deleted {result.deleted} log files older than monitoring.keep_days"] if result.deleted else []
+    lines += (
+        [f"deleted {result.deleted} log files older than monitoring.keep_days"]
+        if result.deleted
+        else []
+    )
     value = {
         "reevaluate": recommendation.reevaluate,
         "reasons": recommendation.reasons,
@@ -49,11 +61,16 @@ def watch(
         "challenger_subjects": decision.overall.num_subjects if decision else None,
         "page": result.page,
         "deleted": result.deleted,
-        "reports": [report.model_dump(mode="json", exclude={"challenger": {"outcomes"}}) for report in result.reports],
+        "reports": [
+            report.model_dump(mode="json", exclude={"challenger": {"outcomes"}})
+            for report in result.reports
+        ],
     }
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, lines)
-    if push is not None:  # last, so that the recommendation is printed even if the Pushgateway does not answer
+    if (
+        push is not None
+    ):  # last, so that the recommendation is printed even if the Pushgateway does not answer
         with options.activity(f"pushing the metrics to {push}"):
             push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
@@ -61,7 +78,8 @@ def watch(
 
 
 def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) -> options.Result:
-    """Re-evaluate the champion on audited rows. If its verdict no longer holds, propose a rollback or perform it.
+    """Re-evaluate the champion on audited rows. If its verdict no longer holds, propose a rollback
+    or perform it.
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
@@ -69,9 +87,17 @@ def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) 
         from tailorbird.operate.reevaluate import reevaluate_champion
 
         done = reevaluate_champion(loaded, progress=progress)
-    value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.verdict.holds}
+    value = {
+        "evidence": done.uri,
+        "verdict": done.verdict.model_dump(mode="json"),
+        "holds": done.verdict.holds,
+    }
     lines = [*done.lines(recipe), f"to download the evidence: {download(done.uri)}"]
-    value |= {"rollback_uri": done.rollback_uri, "champion": done.champion.uri, "proposed": done.proposed}
+    value |= {
+        "rollback_uri": done.rollback_uri,
+        "champion": done.champion.uri,
+        "proposed": done.proposed,
+    }
     return value, lines
 
 
@@ -83,14 +109,19 @@ def export_audit(
     days: Annotated[str, typer.Option(help="First and last day: YYYY-MM-DD:YYYY-MM-DD.")],
     rows: Annotated[int, typer.Option(help="Number of answers to draw.")] = 500,
     with_answers: Annotated[
-        bool, typer.Option("--with-answers", help="Include the model's answers, for people to score (chat only).")
+        bool,
+        typer.Option(
+            "--with-answers", help="Include the model's answers, for people to score (chat only)."
+        ),
     ] = False,
 ) -> options.Result:
     """Draw a random sample of answers for people to label.
 
-    The Parquet file has an empty column to fill in: `label` or, for chat, `correct_answer` or `score` (0 to 1).
+    The Parquet file has an empty column to fill in: `label` or, for chat, `correct_answer` or
+    `score` (0 to 1).
 
-    Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
+    Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to
+    file:///tmp/audit.parquet
     """
     with options.activity("drawing a sample of the request log"):
         from tailorbird.monitoring.label_audit import parse_days
@@ -111,7 +142,12 @@ def export_audit(
 @options.with_json
 def import_audit(
     recipe: options.RecipePath,
-    uri: Annotated[str, typer.Argument(metavar="URI", help="Exported Parquet file with labels: s3:// or file:// URI.")],
+    uri: Annotated[
+        str,
+        typer.Argument(
+            metavar="URI", help="Exported Parquet file with labels: s3:// or file:// URI."
+        ),
+    ],
 ) -> options.Result:
     """Store the labels of an exported sample, for `tailorbird watch` and `tailorbird reevaluate`.
 

@@ -27,20 +27,27 @@ def _use_dashboard(address: str | None) -> None:
     use_dashboard(address)
 
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or URI of the recipe (YAML).")]
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Path or URI of the recipe (YAML).")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe.")
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe."),
 ]
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a version.")]
 TrainAnyway = Annotated[
     bool,
     typer.Option(
         "--train-anyway",
-        help="Train even if less than the minimum gain can be gained. The same as tuning.train_anyway=true.",
+        help="Train even if less than the minimum gain can be gained. The same as "
+        "tuning.train_anyway=true.",
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object to standard output, and progress as lines of JSON.")
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object to standard output, and progress as lines of JSON."
+    ),
 ]
 Address = Annotated[
     str | None,
@@ -51,11 +58,16 @@ Address = Annotated[
         help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS.",
     ),
 ]
-Follow = Annotated[bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id (see `tailorbird jobs list`).")]
 Folder = Annotated[
     Path | None,
-    typer.Option("--dir", help="Folder of the stack. Default: $TAILORBIRD_HOME, or .tailorbird here or above."),
+    typer.Option(
+        "--dir",
+        help="Folder of the stack. Default: $TAILORBIRD_HOME, or .tailorbird here or above.",
+    ),
 ]
 Result = tuple[dict[str, Any], Sequence[str]]
 """What a command prints: a value with --json, and lines for people without."""
@@ -77,7 +89,8 @@ class ExitCode(IntEnum):
 
 @contextmanager
 def handle_errors() -> Iterator[None]:
-    """Print an expected error as one message and exit with its `ExitCode`; let unexpected errors propagate."""
+    """Print an expected error as one message and exit with its `ExitCode`; let unexpected errors
+    propagate."""
     try:
         yield
     except typer.Exit:
@@ -88,11 +101,15 @@ def handle_errors() -> Iterator[None]:
     except Exception as error:
         is_users = isinstance(error, ValueError)
         if not (
-            is_users or isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))
+            is_users
+            or isinstance(error, RuntimeError)
+            or type(error).__module__.startswith(("ray.", "safetensors"))
         ):
             raise
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        if any(kind.__name__ in ("SessionError", "StorageError") for kind in type(error).__mro__):  # not imported here
+        if any(
+            kind.__name__ in ("SessionError", "StorageError") for kind in type(error).__mro__
+        ):  # not imported here
             from cluster.connection import stack_hint
 
             if hint := stack_hint(stack_folder(None)):
@@ -101,7 +118,9 @@ def handle_errors() -> Iterator[None]:
 
 
 @contextmanager
-def connected_recipe(path: str, overrides: list[str] | None, *, queued: bool = False) -> Iterator[tuple[Recipe, Any]]:
+def connected_recipe(
+    path: str, overrides: list[str] | None, *, queued: bool = False
+) -> Iterator[tuple[Recipe, Any]]:
     """Connect to Ray; yield the recipe and a progress reporter for the terminal.
 
     Ctrl-C and SIGTERM end the command with a message that says how to resume.
@@ -127,10 +146,15 @@ def connected_recipe(path: str, overrides: list[str] | None, *, queued: bool = F
                 yield recipe, progress
                 progress.activity("disconnecting from Ray")
     except (KeyboardInterrupt, Terminated) as error:
-        what, code = "interrupted", ExitCode.INTERRUPTED
+        what = "interrupted"
+        code = ExitCode.INTERRUPTED
         if isinstance(error, Terminated):
-            what, code = "terminated", ExitCode.TERMINATED
-        print(f"\n{what}; the results of finished stages are stored. To resume: {command}", file=sys.stderr)
+            what = "terminated"
+            code = ExitCode.TERMINATED
+        print(
+            f"\n{what}; the results of finished stages are stored. To resume: {command}",
+            file=sys.stderr,
+        )
         raise typer.Exit(code) from None
 
 
@@ -141,7 +165,8 @@ def with_training(overrides: list[str] | None, *, train_anyway: bool) -> list[st
 
 @contextmanager
 def deploy_progress() -> Iterator[Any]:
-    """Yield a progress reporter that prints to standard error; for commands that need no connection to Ray."""
+    """Yield a progress reporter that prints to standard error; for commands that need no connection
+    to Ray."""
     from cluster.display.console import display
 
     with display(Console(stderr=True), as_json=is_json()) as progress:
@@ -150,7 +175,8 @@ def deploy_progress() -> Iterator[Any]:
 
 @contextmanager
 def activity(text: str) -> Iterator[None]:
-    """Print to standard error that the command does `text` if the block takes more than a few seconds.
+    """Print to standard error that the command does `text` if the block takes more than a few
+    seconds.
 
     Wrap also the imports of a command: on a busy machine they take seconds.
     """
@@ -176,7 +202,8 @@ def read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(
-            f"{path}: {error.strerror or error}; give the path of a readable file, or - for standard input"
+            f"{path}: {error.strerror or error}; give the path of a readable file, or - for "
+            "standard input"
         ) from None
 
 
@@ -185,7 +212,9 @@ def write_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; give the path of a writable file") from None
+        raise ValueError(
+            f"{path}: {error.strerror or error}; give the path of a writable file"
+        ) from None
 
 
 def stack_folder(folder: Path | None) -> Path:

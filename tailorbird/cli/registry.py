@@ -33,7 +33,8 @@ def models(recipe: RecipePath) -> Result:
         versions = list_versions(task_uri)
     width = max((len(version.version) for version in versions), default=0)
     lines = [
-        f"{'* ' if version.uri == champion else '  '}{version.version:<{width}}  {version.created_at}  {version.uri}"
+        f"{'* ' if version.uri == champion else '  '}{version.version:<{width}}  "
+        f"{version.created_at}  {version.uri}"
         for version in versions
     ]
     lines += [f"champion: {parity.sentence()}"] if parity else []
@@ -43,12 +44,15 @@ def models(recipe: RecipePath) -> Result:
         "parity": parity.model_dump() if parity else None,
         "versions": [version.model_dump() for version in versions],
     }
-    lines = lines or [f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"]
+    lines = lines or [
+        f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"
+    ]
     return value, lines
 
 
 def verify(uri: RunOrVersion) -> None:
-    """Recompute a verdict from stored predictions and check the hash of every file. Exit with 1 if they do not match.
+    """Recompute a verdict from stored predictions and check the hash of every file. Exit with 1 if
+    they do not match.
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
@@ -69,9 +73,15 @@ def verify(uri: RunOrVersion) -> None:
 
 
 def report(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of a run, a version, or a page (.html).")],
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the page to this file.")] = None,
-    in_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of a run, a version, or a page (.html).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the page to this file.")
+    ] = None,
+    in_browser: Annotated[
+        bool, typer.Option("--open", help="Open the page in the default browser.")
+    ] = False,
 ) -> Result:
     """Show the report of a run or a version, or the page that `watch` wrote.
 
@@ -79,7 +89,8 @@ def report(
 
     Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7 --open
 
-    Example: tailorbird report s3://models/icd10-chapters/monitoring/monitoring.html --output monitoring.html
+    Example: tailorbird report s3://models/icd10-chapters/monitoring/monitoring.html --output
+    monitoring.html
     """
     with activity(f"reading the report at {uri}"):
         from tailorbird.cli.pages import fetch_page, open_page, save_page
@@ -90,18 +101,29 @@ def report(
     if in_browser and path is not None:
         open_page(path)
     lines += [f"page: {page}" if path is None else f"{page} is in {path}"]
-    lines += ["to open it, add --open; to write it to a file, add --output FILE"] if path is None else []
-    value = {"uri": uri, "changed": list(changed), "page": page, "file": str(path) if path else None}
+    lines += (
+        ["to open it, add --open; to write it to a file, add --output FILE"] if path is None else []
+    )
+    value = {
+        "uri": uri,
+        "changed": list(changed),
+        "page": page,
+        "file": str(path) if path else None,
+    }
     return value, lines
 
 
 def compare(
     first: RunOrVersion,
-    second: Annotated[str, typer.Argument(metavar="URI", help="URI of the run or version to compare with.")],
+    second: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of the run or version to compare with.")
+    ],
 ) -> Result:
-    """Compare two versions, or the candidates of two runs, on the same test rows, from stored predictions.
+    """Compare two versions, or the candidates of two runs, on the same test rows, from stored
+    predictions.
 
-    Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
+    Example: tailorbird compare s3://models/icd10-chapters/versions/full-1
+    s3://models/icd10-chapters/versions/lora-2
     """
     from tailorbird.cli.next_steps import show_page
 
@@ -116,16 +138,21 @@ def compare(
 def export(
     uri: Annotated[str, typer.Argument(metavar="VERSION", help="URI of a version.")],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="New local folder.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Merge a LoRA adapter into its base model.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge a LoRA adapter into its base model.")
+    ] = False,
     encoder_only: Annotated[
         bool, typer.Option("--encoder-only", help="Omit the bag of words of a mixed classifier.")
     ] = False,
 ) -> Result:
-    """Write a version to a folder that transformers, PEFT or sentence-transformers load without Tailorbird.
+    """Write a version to a folder that transformers, PEFT or sentence-transformers load without
+    Tailorbird.
 
-    The folder has the weights, the tokenizer with its chat template, and a model card with the verdict and the license.
+    The folder has the weights, the tokenizer with its chat template, and a model card with the
+    verdict and the license.
 
-    Example: tailorbird export s3://models/support/versions/lora-0f3a9c21d4e7 --to support-model --merged
+    Example: tailorbird export s3://models/support/versions/lora-0f3a9c21d4e7 --to support-model
+    --merged
     """
     with activity(f"reading {uri}"):
         from tailorbird.release.export import export_version
@@ -135,8 +162,15 @@ def export(
     lines += exported.notes
     if not exported.contains_training_text:
         lines += [f"to upload it to the Hub: hf upload OWNER/NAME {shlex.quote(str(to))}"]
-    value: dict[str, object] = {"folder": str(to), "library": exported.library, "files": list(exported.files)}
-    value |= {"notes": list(exported.notes), "contains_training_text": exported.contains_training_text}
+    value: dict[str, object] = {
+        "folder": str(to),
+        "library": exported.library,
+        "files": list(exported.files),
+    }
+    value |= {
+        "notes": list(exported.notes),
+        "contains_training_text": exported.contains_training_text,
+    }
     return value, lines
 
 
@@ -144,13 +178,19 @@ def security_log(
     uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the registry.")],
     since: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="First day (UTC). Default: 30 days before the last."),
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            metavar="DATE",
+            help="First day (UTC). Default: 30 days before the last.",
+        ),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Last day (UTC). Default: today.")
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Last day (UTC). Default: today."),
     ] = None,
 ) -> None:
-    """List changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
+    """List changes of champions, keys and configurations. Exit with 1 if a file of the log is
+    damaged.
 
     With --json, also print the values before and after each change.
 
@@ -164,7 +204,10 @@ def security_log(
         log = read(uri, since=first, until=last)
     lines = [event.line() for event in log.events] or [f"no events in {uri} from {first} to {last}"]
     lines += [f"damaged: {file}" for file in log.unreadable]
-    value = {"events": [event.model_dump(mode="json") for event in log.events], "damaged": list(log.unreadable)}
+    value = {
+        "events": [event.model_dump(mode="json") for event in log.events],
+        "damaged": list(log.unreadable),
+    }
     print_result(value, lines)
     if log.unreadable:
         raise typer.Exit(ExitCode.FAILURE)

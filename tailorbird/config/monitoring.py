@@ -9,25 +9,28 @@ from tailorbird.config.base import ConfigSection
 
 class MonitoringConfig(ConfigSection):
     window_days: int = Field(default=7, ge=1)
-    """Number of days of the request log in a monitoring window. The latest complete days are used."""
+    """Number of days of the request log in a monitoring window. The latest complete days are
+    used."""
     label_days: int = Field(default=30, ge=0)
-    """Number of days after a monitoring window for which feedback on its answers counts. After these days, the daily
-    report is final, so it does not contain audits that are imported later."""
+    """Number of days after a monitoring window for which feedback on its answers counts. After
+    these days, the daily report is final, so it does not contain audits that are imported later."""
     false_alarms_per_year: float = Field(default=1.0, ge=0.1, le=50)
-    """Expected number of days per year on which drift is reported although there is none. Lower it for fewer false
-    alarms at the cost of detecting drift later."""
+    """Expected number of days per year on which drift is reported although there is none. Lower it
+    for fewer false alarms at the cost of detecting drift later."""
     min_labels: int = Field(default=300, ge=50)
     """Minimum number of newly labelled rows for a re-evaluation of the champion."""
     rollback: Literal["propose", "automatic"] = "propose"
-    """Action if a re-evaluation does not confirm the champion: `propose` recommends a rollback to the previous
-    champion, `automatic` performs it."""
+    """Action if a re-evaluation does not confirm the champion: `propose` recommends a rollback to
+    the previous champion, `automatic` performs it."""
     keep_days: int | None = Field(default=None, ge=1)
-    """Number of days after which `tailorbird watch` deletes answers and feedback from the request log. At least
-    `window_days` plus `label_days`. By default, nothing is deleted."""
+    """Number of days after which `tailorbird watch` deletes answers and feedback from the request
+    log. At least `window_days` plus `label_days`. By default, nothing is deleted."""
 
     @model_validator(mode="after")
     def _kept_long_enough(self) -> Self:
         needed = self.window_days + self.label_days
         if self.keep_days is not None and self.keep_days < needed:
-            raise ValueError(f"keep_days {self.keep_days} must be at least window_days + label_days, {needed}")
+            raise ValueError(
+                f"keep_days {self.keep_days} must be at least window_days + label_days, {needed}"
+            )
         return self

@@ -20,16 +20,18 @@ from tailorbird.config.tuning import TuningConfig
 
 class Recipe(ConfigSection):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    """Name of the task: lower-case letters, digits and hyphens. Models, runs and the champion are stored under
-    `<registry>/<name>/`."""
+    """Name of the task: lower-case letters, digits and hyphens. Models, runs and the champion are
+    stored under `<registry>/<name>/`."""
     task: TaskName = "classification"
-    """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a conversation."""
+    """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a
+    conversation."""
     base_model: ModelUri
     """URI of the pretrained model that the recipe starts from: `pypi://package@version#sha256=...`,
-    `hf://owner/name@revision`, or a folder on `s3://` or `file://`. Version, hash and revision are optional. Without
-    them, the first run stages the newest version, and later runs with this registry use the same one. The evidence and
-    the model card contain the full URI; copy it to pin the model. A wheel with another sha256 is not unpacked. A
-    `file://` folder must exist on every node."""
+    `hf://owner/name@revision`, or a folder on `s3://` or `file://`. Version, hash and revision are
+    optional. Without them, the first run stages the newest version, and later runs with this
+    registry use the same one. The evidence and the model card contain the full URI; copy it to pin
+    the model. A wheel with another sha256 is not unpacked. A `file://` folder must exist on every
+    node."""
     data: DataConfig
     """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
@@ -39,10 +41,11 @@ class Recipe(ConfigSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Requirements of the verdict."""
     license: str | None = None
-    """License of the fine-tuned models: an SPDX identifier in lower case, for example `apache-2.0`. It is written to
-    their model cards."""
+    """License of the fine-tuned models: an SPDX identifier in lower case, for example `apache-2.0`.
+    It is written to their model cards."""
     registry: str
-    """URI under which models, runs and evidence are stored: `s3://`, or `file://` to use one machine without S3."""
+    """URI under which models, runs and evidence are stored: `s3://`, or `file://` to use one
+    machine without S3."""
     serving: ServingConfig = ServingConfig()
     """Configuration of the service."""
     monitoring: MonitoringConfig = MonitoringConfig()
@@ -57,10 +60,17 @@ class Recipe(ConfigSection):
     @classmethod
     def _turn_off_gates_of_other_tasks(cls, content: Any) -> Any:
         """Turn off the gates that do not apply to the task."""
-        name = content.get("task", "classification") if isinstance(content, dict) else None
+        if isinstance(content, dict):
+            name = content.get("task", "classification")
+        else:
+            name = None
         rules = next((rules for task, rules in TASKS.items() if task == name), None)
         evaluation = content.get("evaluation", {}) if rules else None
-        if not rules or not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):
+        if (
+            not rules
+            or not isinstance(evaluation, dict)
+            or not isinstance(evaluation.get("gates", {}), dict)
+        ):
             return content  # the validators of the fields report the error
         gates = dict.fromkeys(rules.gates_off) | evaluation.get("gates", {})
         return content | {"evaluation": evaluation | {"gates": gates}}
@@ -69,10 +79,12 @@ class Recipe(ConfigSection):
     def _fields_fit_the_task(self) -> Self:
         rules = TASKS[self.task]
         if METRICS[self.evaluation.metric].task != self.task:
-            allowed = ", ".join(name for name, metric in METRICS.items() if metric.task == self.task)
+            allowed = ", ".join(
+                name for name, metric in METRICS.items() if metric.task == self.task
+            )
             raise ValueError(
-                f"evaluation.metric {self.evaluation.metric!r} is not available for {self.task} tasks; allowed: "
-                f"{allowed}"
+                f"evaluation.metric {self.evaluation.metric!r} is not available for {self.task} "
+                f"tasks; allowed: {allowed}"
             )
         for path, value in rules.fixed.items():
             if self._value_at(path) not in (value, None):
@@ -89,17 +101,25 @@ class Recipe(ConfigSection):
     def _hybrid_column_is_a_group(self) -> Self:
         hybrid = self.evaluation.hybrid
         if hybrid and hybrid.by == "group" and not TASKS[self.task].has_classes:
-            raise ValueError(f"evaluation.hybrid.by 'group' is not available for {self.task} tasks; use `by: cascade`")
+            raise ValueError(
+                f"evaluation.hybrid.by 'group' is not available for {self.task} tasks; use `by: "
+                "cascade`"
+            )
         if hybrid and hybrid.column is not None and hybrid.column not in self.data.groups:
-            raise ValueError(f"evaluation.hybrid.column {hybrid.column!r} is not in data.groups {self.data.groups}")
+            raise ValueError(
+                f"evaluation.hybrid.column {hybrid.column!r} is not in data.groups "
+                f"{self.data.groups}"
+            )
         return self
 
     @model_validator(mode="after")
     def _endpoint_has_the_format(self) -> Self:
-        if self.evaluation.endpoint is not None and isinstance(self.data.response_format, ChoiceFormat):
+        if self.evaluation.endpoint is not None and isinstance(
+            self.data.response_format, ChoiceFormat
+        ):
             raise ValueError(
-                "data.response_format has the type `choice`, which evaluation.endpoint cannot have; use `json_schema` "
-                "with an `enum`"
+                "data.response_format has the type `choice`, which evaluation.endpoint cannot "
+                "have; use `json_schema` with an `enum`"
             )
         return self
 
@@ -108,17 +128,23 @@ class Recipe(ConfigSection):
         tokens = self.training.batch_tokens
         if tokens is not None and tokens < self.data.max_length:
             raise ValueError(
-                f"training.batch_tokens {tokens} must be at least data.max_length {self.data.max_length}, because a "
-                "micro-batch must hold the longest row; raise batch_tokens or lower max_length"
+                f"training.batch_tokens {tokens} must be at least data.max_length "
+                f"{self.data.max_length}, because a micro-batch must hold the longest row; raise "
+                "batch_tokens or lower max_length"
             )
         return self
 
     @model_validator(mode="after")
     def _groups_to_assess(self) -> Self:
-        if self.evaluation.regulated and self.evaluation.gates.groups is not None and not self.data.groups:
+        if (
+            self.evaluation.regulated
+            and self.evaluation.gates.groups is not None
+            and not self.data.groups
+        ):
             raise ValueError(
-                "evaluation.regulated requires every gate to pass, but gates.groups never passes because data.groups "
-                "is empty; name columns there, or set evaluation.gates.groups to null if the rows have no group columns"
+                "evaluation.regulated requires every gate to pass, but gates.groups never passes "
+                "because data.groups is empty; name columns there, or set evaluation.gates.groups "
+                "to null if the rows have no group columns"
             )
         return self
 
@@ -132,22 +158,33 @@ class Recipe(ConfigSection):
         without = [f"{name} is 0" for name, count in counts.items() if not count]
         if cost is not None and cost.price_per_cpu_hour == 0 and without:
             raise ValueError(
-                "evaluation.cost.price_per_cpu_hour is 0, which means that the price of a GPU-hour includes the CPU "
-                f"cores, but {' and '.join(without)}; set the price of a CPU-hour"
+                "evaluation.cost.price_per_cpu_hour is 0, which means that the price of a "
+                f"GPU-hour includes the CPU cores, but {' and '.join(without)}; set the price of a "
+                "CPU-hour"
             )
         return self
 
     @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
-        """Check every value of the search space, and every combination of fields that constrain each other."""
+        """Check every value of the search space, and every combination of fields that constrain
+        each other."""
         values = {}
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
-                raise ValueError(f"tuning.space.{name}: {name} does not accept fractions; list its values as `choice`")
-            values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
+                raise ValueError(
+                    f"tuning.space.{name}: {name} does not accept fractions; list its values as "
+                    "`choice`"
+                )
+            values[name] = (
+                distribution.choice or distribution.uniform or distribution.log_uniform or ()
+            )
         bound = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
-        combinations = [{name: value} for name in values if name not in bound for value in values[name]]
-        combinations += [dict(zip(bound, row, strict=True)) for row in product(*(values[name] for name in bound))]
+        combinations = [
+            {name: value} for name in values if name not in bound for value in values[name]
+        ]
+        combinations += [
+            dict(zip(bound, row, strict=True)) for row in product(*(values[name] for name in bound))
+        ]
         for combination in combinations:
             try:
                 TrainingConfig.model_validate(self.training.model_dump() | combination)
@@ -160,7 +197,9 @@ class Recipe(ConfigSection):
     @property
     def input_column(self) -> str:
         """Column with the model's input: a text, a prompt or a conversation."""
-        columns: list[str | None] = [getattr(self.data, field) for field in TASKS[self.task].input_fields]
+        columns: list[str | None] = [
+            getattr(self.data, field) for field in TASKS[self.task].input_fields
+        ]
         return next(column for column in columns if column is not None)
 
     @property

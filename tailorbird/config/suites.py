@@ -1,4 +1,5 @@
-"""Suites of the gate `evaluation.gates.suites`: prompts that candidate and incumbent answer in addition to the test."""
+"""Suites of the gate `evaluation.gates.suites`: prompts that candidate and incumbent answer in
+addition to the test."""
 
 from pydantic import Field, field_validator
 
@@ -28,18 +29,24 @@ SUITE_METRICS = (
 
 class SuiteConfig(ConfigSection):
     uri: str
-    """The suite: a Parquet file, or a folder of Parquet files, on `s3://` or `file://` with the columns `prompt`,
-    `metric` and `expectation`, and optionally `group`, `options` and `counterpart`; or one of the suites of this
-    package: `builtin://general`, `builtin://refusals`, `builtin://over-refusals`, `builtin://bias` and
-    `builtin://extraction`."""
+    """The suite: a Parquet file, or a folder of Parquet files, on `s3://` or `file://` with the
+    columns `prompt`, `metric` and `expectation`, and optionally `group`, `options` and
+    `counterpart`; or one of the suites of this package: `builtin://general`, `builtin://refusals`,
+    `builtin://over-refusals`, `builtin://bias` and `builtin://extraction`."""
     max_loss: float = Field(default=0.07, gt=0, lt=1)
-    """Largest loss of the mean score on the suite against the incumbent, as a share (0.07 is seven points)."""
+    """Largest loss of the mean score on the suite against the incumbent, as a share (0.07 is seven
+    points)."""
 
     @field_validator("uri")
     @classmethod
     def _known_suite(cls, uri: str) -> str:
-        known = uri.removeprefix(BUILTIN) in BUILTIN_SUITES if uri.startswith(BUILTIN) else uri.startswith(STORES)
+        if uri.startswith(BUILTIN):
+            known = uri.removeprefix(BUILTIN) in BUILTIN_SUITES
+        else:
+            known = uri.startswith(STORES)
         if not known:
             allowed = ", ".join(f"{BUILTIN}{name}" for name in BUILTIN_SUITES)
-            raise ValueError(f"{uri!r} is not a suite; allowed: {allowed}, or a URI on {' or '.join(STORES)}")
+            raise ValueError(
+                f"{uri!r} is not a suite; allowed: {allowed}, or a URI on {' or '.join(STORES)}"
+            )
         return uri.rstrip("/")

@@ -13,7 +13,9 @@ class TaskRules:
 
     input_fields: tuple[str, ...]
     """Fields of section `data` that can name the input column; the first that is set is used."""
-    fixed: dict[str, str | bool | None]  # fields of the other task, by path, with their only allowed value
+    fixed: dict[
+        str, str | bool | None
+    ]  # fields of the other task, by path, with their only allowed value
     hub_task: str  # `pipeline_tag` in the model card
     hub_example: Callable[[str], dict[str, object]]  # entry of `widget` in the model card
     model: str  # description of the model in the model card
@@ -21,12 +23,16 @@ class TaskRules:
     label_field: str  # field of section `data` that names the column with the labels
     base_model_need: str  # in the preflight: the required kind of base model
     base_model_fault: str  # in the preflight: what a base model of another kind is
-    base_model_note: str  # end of a sentence in the preflight about a base model that suits the task
+    base_model_note: (
+        str  # end of a sentence in the preflight about a base model that suits the task
+    )
     quality: str  # what daily reports measure on labelled answers
     has_classes: bool  # labels are classes, and models are encoders with a pooling
     packs_rows: bool  # training packs several rows into one
     gpu_batch_size: int  # default of `serving.max_batch_size` on a GPU
-    unfitting: str  # end of a sentence in the model card about inputs that fit no class or have no answer
+    unfitting: (
+        str  # end of a sentence in the model card about inputs that fit no class or have no answer
+    )
     gates_off: tuple[str, ...] = ()  # gates that do not apply to the task
 
 

@@ -24,7 +24,8 @@ DEEPSPEED_FIELDS = {
     "torch_autocast": "parameter_dtype",
     "amp": "parameter_dtype",
 }
-"""DeepSpeed options that cannot be set directly, with the fields of the training section that set them."""
+"""DeepSpeed options that cannot be set directly, with the fields of the training section that set
+them."""
 
 
 class WorkerRange(ConfigSection):
@@ -33,8 +34,9 @@ class WorkerRange(ConfigSection):
     max: int = Field(ge=1)
     """Maximum number of workers, used if the cluster has room for them."""
     workers_per_node: int = Field(default=1, ge=1)
-    """Number of workers of a whole node. The number of workers is always a multiple of it, and a node with room for
-    fewer is not counted. Set it to the number of GPUs of a node, so that training grows and shrinks by whole nodes."""
+    """Number of workers of a whole node. The number of workers is always a multiple of it, and a
+    node with room for fewer is not counted. Set it to the number of GPUs of a node, so that
+    training grows and shrinks by whole nodes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -42,117 +44,134 @@ class WorkerRange(ConfigSection):
             raise ValueError(f"max {self.max} must be at least min {self.min}")
         for name, value in (("min", self.min), ("max", self.max)):
             if value % self.workers_per_node:
-                raise ValueError(f"{name} {value} must be a multiple of workers_per_node {self.workers_per_node}")
+                raise ValueError(
+                    f"{name} {value} must be a multiple of workers_per_node {self.workers_per_node}"
+                )
         return self
 
 
 def _kind_of_workers(value: Any) -> str:
-    return "range" if isinstance(value, dict | WorkerRange) else "number"
+    if isinstance(value, dict | WorkerRange):
+        return "range"
+    return "number"
 
 
 ClassWeights = Literal["equal", "square-root", "balanced"]
 
 NumWorkers = Annotated[
-    Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")], Discriminator(_kind_of_workers)
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")],
+    Discriminator(_kind_of_workers),
 ]
 
 
 class TrainingConfig(ConfigSection):
     method: Literal["lora", "full"] = "full"
-    """`full` trains all weights; `lora` trains low-rank adapters and, for classification, the head. Use `lora` if the
-    model does not fit in memory with its gradients and optimizer states."""
+    """`full` trains all weights; `lora` trains low-rank adapters and, for classification, the head.
+    Use `lora` if the model does not fit in memory with its gradients and optimizer states."""
     pooling: Literal["own", "mean"] = "own"
-    """(classification only) How the head gets one vector from the encoder's hidden states: `own` as the base model
-    declares in `modules.json`, or the `mean` of the tokens. Neither scales the vector to length 1, and both put the
-    model's own prompt before each text."""
+    """(classification only) How the head gets one vector from the encoder's hidden states: `own` as
+    the base model declares in `modules.json`, or the `mean` of the tokens. Neither scales the
+    vector to length 1, and both put the model's own prompt before each text."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from stage 2 and the
-    parameters from stage 3. Raise it if workers run out of memory; higher stages communicate more."""
+    """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from
+    stage 2 and the parameters from stage 3. Raise it if workers run out of memory; higher stages
+    communicate more."""
     num_workers: NumWorkers = 2
-    """Number of Ray Train workers, one process each. With `{min, max}`, training starts with as many as the cluster has
-    room for. When nodes join or leave, it resumes from the last checkpoint with another number of workers."""
+    """Number of Ray Train workers, one process each. With `{min, max}`, training starts with as
+    many as the cluster has room for. When nodes join or leave, it resumes from the last checkpoint
+    with another number of workers."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per worker."""
     gpus_per_worker: Literal[0, 1] = 0
     """Number of GPUs per worker. 0 trains on CPUs with gloo, 1 on GPUs with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
-    """Number of times that the selected configuration is trained, each with its own seed. The trial of the sweep counts
-    as the first. More seeds give a better estimate of the variance of training."""
+    """Number of times that the selected configuration is trained, each with its own seed. The trial
+    of the sweep counts as the first. More seeds give a better estimate of the variance of training.
+    """
     with_retrieved: bool = False
-    """(chat only) Put retrieved examples into the prompt in training, evaluation and serving, as the baseline
-    `retrieved` does. The number of examples is the best one for that baseline on validation. The examples of a training
-    row are its nearest other training rows, without copies of it, other parts of its conversation, and rows with the
-    same value of `data.split_by`."""
+    """(chat only) Put retrieved examples into the prompt in training, evaluation and serving, as
+    the baseline `retrieved` does. The number of examples is the best one for that baseline on
+    validation. The examples of a training row are its nearest other training rows, without copies
+    of it, other parts of its conversation, and rows with the same value of `data.split_by`."""
     average_seeds: bool = True
-    """With `method: full` and several seeds, also consider the model with the mean of their weights as the candidate.
-    It costs as much to serve as a single model."""
+    """With `method: full` and several seeds, also consider the model with the mean of their weights
+    as the candidate. It costs as much to serve as a single model."""
     seed: int = Field(default=0, ge=0)
     """Seed of the trials. The seed runs use the integers that follow."""
     epochs: int = Field(default=3, ge=1)
     """Number of passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
-    """Number of rows per optimizer step, over all workers, whatever their number. It must be at least the number of
-    workers times `gradient_accumulation_steps`."""
+    """Number of rows per optimizer step, over all workers, whatever their number. It must be at
+    least the number of workers times `gradient_accumulation_steps`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Number of micro-batches into which each worker splits its rows of a step. Raise it to use less memory. With fewer
-    than `num_workers.max` workers there are proportionally more, so that a micro-batch does not need more memory."""
+    """Number of micro-batches into which each worker splits its rows of a step. Raise it to use
+    less memory. With fewer than `num_workers.max` workers there are proportionally more, so that a
+    micro-batch does not need more memory."""
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Maximum number of tokens in a micro-batch, counted as rows times the longest row; at least `data.max_length`.
-    Each worker splits its rows of a step into as few micro-batches as this allows. It replaces
-    `gradient_accumulation_steps`, and limits memory more evenly if rows differ in length. The loss is the same. If a
-    GPU runs out of memory in a step, training continues with half of the tokens of its micro-batch."""
+    """Maximum number of tokens in a micro-batch, counted as rows times the longest row; at least
+    `data.max_length`. Each worker splits its rows of a step into as few micro-batches as this
+    allows. It replaces `gradient_accumulation_steps`, and limits memory more evenly if rows differ
+    in length. The loss is the same. If a GPU runs out of memory in a step, training continues with
+    half of the tokens of its micro-batch."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them, which uses less memory and more time."""
+    """Recompute activations in the backward pass instead of storing them, which uses less memory
+    and more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """State that is kept in CPU memory instead of GPU memory: `optimizer` states and their gradients (ZeRO stages 1 to
-    3), or also `parameters` (stage 3). A worker then needs 20 bytes or more of CPU memory for each parameter that its
-    optimizer updates; `preflight` estimates it. Prefer stage 3: at the other stages, DeepSpeed waits for the GPU once
-    per weight in the backward pass."""
+    """State that is kept in CPU memory instead of GPU memory: `optimizer` states and their
+    gradients (ZeRO stages 1 to 3), or also `parameters` (stage 3). A worker then needs 20 bytes or
+    more of CPU memory for each parameter that its optimizer updates; `preflight` estimates it.
+    Prefer stage 3: at the other stages, DeepSpeed waits for the GPU once per weight in the backward
+    pass."""
     parameter_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the parameters. `fp32` computes in bf16 if the hardware supports it (torch's autocast). `bf16` also
-    stores parameters and gradients in bf16, which halves their memory; the optimizer updates fp32 master weights, which
-    are exported."""
+    """Precision of the parameters. `fp32` computes in bf16 if the hardware supports it (torch's
+    autocast). `bf16` also stores parameters and gradients in bf16, which halves their memory; the
+    optimizer updates fp32 master weights, which are exported."""
     torch_compile: bool = False
-    """Compile the transformer layers with `torch.compile`. Compilation takes minutes, and then steps are faster. It
-    requires ZeRO stages 0 to 2 and, on CPUs, a C++ compiler."""
+    """Compile the transformer layers with `torch.compile`. Compilation takes minutes, and then
+    steps are faster. It requires ZeRO stages 0 to 2 and, on CPUs, a C++ compiler."""
     liger_kernel: bool = False
-    """Use the Triton kernels of the package `liger-kernel` for norms, rotary embeddings and MLPs. It requires GPUs and
-    a causal language model of a type that the package supports."""
+    """Use the Triton kernels of the package `liger-kernel` for norms, rotary embeddings and MLPs.
+    It requires GPUs and a causal language model of a type that the package supports."""
     overlap_comm: bool | None = None
-    """Reduce gradients during the backward pass. By default, DeepSpeed's value: on at stage 3, off at other stages. At
-    stages 1 and 2, it uses more GPU memory."""
+    """Reduce gradients during the backward pass. By default, DeepSpeed's value: on at stage 3, off
+    at other stages. At stages 1 and 2, it uses more GPU memory."""
     zero_hpz_partition_size: int = Field(default=1, ge=1)
-    """(ZeRO stage 3) Number of neighbouring workers that hold a second, shared copy of the parameters for the backward
-    pass, so that it gathers them within a node. Set it to the number of GPUs per node. 1 holds no second copy."""
+    """(ZeRO stage 3) Number of neighbouring workers that hold a second, shared copy of the
+    parameters for the backward pass, so that it gathers them within a node. Set it to the number of
+    GPUs per node. 1 holds no second copy."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Further options of DeepSpeed's configuration file. Options that a field of this section sets are not allowed."""
+    """Further options of DeepSpeed's configuration file. Options that a field of this section sets
+    are not allowed."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the base model's weights. The head and LoRA use multiples of it."""
     head_multiplier: float = Field(default=10.0, gt=0)
     """(classification only) The learning rate of the head is `learning_rate` times this factor."""
     lora_multiplier: float = Field(default=5.0, gt=0)
-    """The learning rate of LoRA adapters is `learning_rate` times this factor, so that one range of `learning_rate`
-    suits both methods."""
+    """The learning rate of LoRA adapters is `learning_rate` times this factor, so that one range of
+    `learning_rate` suits both methods."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target probability that is distributed evenly over all classes or, for chat tasks, over all tokens
-    of the vocabulary."""
+    """Share of the target probability that is distributed evenly over all classes or, for chat
+    tasks, over all tokens of the vocabulary."""
     class_weights: ClassWeights = "equal"
-    """(classification only) Weight of a training row by the size n of its class: `balanced` is in proportion to 1 / n,
-    `square-root` to 1 / sqrt(n). Try them in `tuning.space` if classes differ much in size and the metric is
-    `macro_f1`."""
+    """(classification only) Weight of a training row by the size n of its class: `balanced` is in
+    proportion to 1 / n, `square-root` to 1 / sqrt(n). Try them in `tuning.space` if classes differ
+    much in size and the metric is `macro_f1`."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables torch's fused
-    attention, which makes steps of 320 tokens three times as fast."""
+    """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables
+    torch's fused attention, which makes steps of 320 tokens three times as fast."""
     attention: Literal["auto", "flash", "dense"] = "auto"
-    """(chat only) Attention of packed conversations. `flash` is variable-length flash attention, which needs a GPU and
-    computes only pairs of tokens of the same conversation. `dense` uses a mask of all pairs. `auto` takes `flash` if
-    the model and the device support it. The evidence states which one was used."""
+    """(chat only) Attention of packed conversations. `flash` is variable-length flash attention,
+    which needs a GPU and computes only pairs of tokens of the same conversation. `dense` uses a
+    mask of all pairs. `auto` takes `flash` if the model and the device support it. The evidence
+    states which one was used."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to vectors or the head."""
+    """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to
+    vectors or the head."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradient. 0 disables clipping."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly from 0. It falls linearly to 0 afterwards."""
+    """Share of the steps in which the learning rate rises linearly from 0. It falls linearly to 0
+    afterwards."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the LoRA adapters. Raise it if LoRA underfits."""
     lora_alpha: int = Field(default=32, ge=1)
@@ -160,25 +179,27 @@ class TrainingConfig(ConfigSection):
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout probability before the LoRA matrices."""
     use_rslora: bool = False
-    """Multiply the adapter's output by `lora_alpha / sqrt(lora_r)` instead (rank-stabilized LoRA, Kalajdzievski, 2023).
-    It keeps the scale of updates at high ranks."""
+    """Multiply the adapter's output by `lora_alpha / sqrt(lora_r)` instead (rank-stabilized LoRA,
+    Kalajdzievski, 2023). It keeps the scale of updates at high ranks."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
-    """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the end of an epoch and,
-    for chat tasks, before validation. In a sweep, the checkpoint at the end of an epoch is skipped if the last one is
-    younger than this interval or 120 seconds, whichever is shorter."""
+    """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the
+    end of an epoch and, for chat tasks, before validation. In a sweep, the checkpoint at the end of
+    an epoch is skipped if the last one is younger than this interval or 120 seconds, whichever is
+    shorter."""
     max_failures: int = Field(default=2, ge=0)
-    """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. The same limit
-    applies separately to preemptions. In a sweep, a worker group ends after more failures than this without a finished
-    trial in between. A lack of memory does not count there, but all failures are limited to `max_failures` plus
-    `num_trials` plus 16."""
+    """Maximum number of failures of workers, nodes or S3 after which training resumes from a
+    checkpoint. The same limit applies separately to preemptions. In a sweep, a worker group ends
+    after more failures than this without a finished trial in between. A lack of memory does not
+    count there, but all failures are limited to `max_failures` plus `num_trials` plus 16."""
     start_timeout_s: float | None = Field(default=None, gt=0)
-    """Number of seconds that a training waits for the resources of its workers before it tries again, at most three
-    times. By default 600, or 120 if `num_workers` is a range, because a smaller group can start only after the time-out
-    of a larger one. Raise it if an autoscaler adds nodes that take longer to start, as GPU nodes often do."""
+    """Number of seconds that a training waits for the resources of its workers before it tries
+    again, at most three times. By default 600, or 120 if `num_workers` is a range, because a
+    smaller group can start only after the time-out of a larger one. Raise it if an autoscaler adds
+    nodes that take longer to start, as GPU nodes often do."""
     process_group_timeout_s: int = Field(default=7200, ge=60)
-    """Number of seconds for which workers wait for another one. It must cover the time in which the first worker alone
-    checks and uploads the weights, or one worker of a node downloads a checkpoint. A lost worker is noticed at once;
-    only one that hangs is noticed after this time."""
+    """Number of seconds for which workers wait for another one. It must cover the time in which the
+    first worker alone checks and uploads the weights, or one worker of a node downloads a
+    checkpoint. A lost worker is noticed at once; only one that hangs is noticed after this time."""
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:
@@ -192,19 +213,27 @@ class TrainingConfig(ConfigSection):
 
     @property
     def min_workers(self) -> int:
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
+        if isinstance(self.num_workers, int):
+            return self.num_workers
+        return self.num_workers.min
 
     @property
     def max_workers(self) -> int:
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
+        if isinstance(self.num_workers, int):
+            return self.num_workers
+        return self.num_workers.max
 
     @property
     def workers_per_node(self) -> int:
-        """Number of workers that a node runs, of which the number of workers is a multiple; 1 without a range."""
-        return 1 if isinstance(self.num_workers, int) else self.num_workers.workers_per_node
+        """Number of workers that a node runs, of which the number of workers is a multiple; 1
+        without a range."""
+        if isinstance(self.num_workers, int):
+            return 1
+        return self.num_workers.workers_per_node
 
     def accumulation_steps(self, num_workers: int) -> int:
-        """Return the number of micro-batches of each of `num_workers` workers in a step; 1 with `batch_tokens`."""
+        """Return the number of micro-batches of each of `num_workers` workers in a step; 1 with
+        `batch_tokens`."""
         if self.batch_tokens is not None:
             return 1
         return -(-self.gradient_accumulation_steps * self.max_workers // num_workers)
@@ -217,40 +246,54 @@ class TrainingConfig(ConfigSection):
     def _offload_fits_the_stage(self) -> Self:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
-            raise ValueError(f"offload {self.offload!r} requires zero_stage {least} or higher, not {self.zero_stage}")
+            raise ValueError(
+                f"offload {self.offload!r} requires zero_stage {least} or higher, not "
+                f"{self.zero_stage}"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_rule_for_micro_batches(self) -> Self:
         if self.batch_tokens is not None and self.gradient_accumulation_steps > 1:
             raise ValueError(
-                "batch_tokens and gradient_accumulation_steps both split the rows of a step; remove one of them"
+                "batch_tokens and gradient_accumulation_steps both split the rows of a step; "
+                "remove one of them"
             )
         return self
 
     @model_validator(mode="after")
     def _attention_fits_the_device(self) -> Self:
         if self.attention == "flash" and self.gpus_per_worker == 0:
-            raise ValueError("attention 'flash' requires gpus_per_worker 1; use 'auto' to train on CPUs")
+            raise ValueError(
+                "attention 'flash' requires gpus_per_worker 1; use 'auto' to train on CPUs"
+            )
         return self
 
     @model_validator(mode="after")
     def _options_fit_the_stage_and_workers(self) -> Self:
         size = self.zero_hpz_partition_size
         if size > 1 and self.zero_stage != 3:
-            raise ValueError(f"zero_hpz_partition_size {size} requires zero_stage 3, not {self.zero_stage}")
+            raise ValueError(
+                f"zero_hpz_partition_size {size} requires zero_stage 3, not {self.zero_stage}"
+            )
         for num_workers in range(self.min_workers, self.max_workers + 1, self.workers_per_node):
             if num_workers % size:
                 raise ValueError(
-                    f"num_workers {num_workers} must be a multiple of zero_hpz_partition_size {size}; set it to the "
-                    "number of GPUs per node, and num_workers to a multiple of it"
+                    f"num_workers {num_workers} must be a multiple of zero_hpz_partition_size "
+                    f"{size}; set it to the number of GPUs per node, and num_workers to a multiple "
+                    "of it"
                 )
         if self.overlap_comm and self.zero_stage == 0:
             raise ValueError("overlap_comm requires zero_stage 1 or higher, not 0")
         if self.torch_compile and self.zero_stage == 3:
-            raise ValueError("torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters in hooks")
+            raise ValueError(
+                "torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters "
+                "in hooks"
+            )
         if self.liger_kernel and self.gpus_per_worker == 0:
-            raise ValueError("liger_kernel requires gpus_per_worker 1, because its kernels run on GPUs only")
+            raise ValueError(
+                "liger_kernel requires gpus_per_worker 1, because its kernels run on GPUs only"
+            )
         if self.use_rslora and self.method != "lora":
             raise ValueError("use_rslora requires method lora; remove it, or set method: lora")
         return self
@@ -266,6 +309,7 @@ class TrainingConfig(ConfigSection):
                 raise ValueError(f"{path} cannot be set here; set training.{name}")
         zero = options.get("zero_optimization")
         if isinstance(zero, dict) and zero.get("round_robin_gradients"):
-            # DeepSpeed 0.19 then gives the fp32 values of other parameters, so weights could not be exported.
+            # DeepSpeed 0.19 then gives the fp32 values of other parameters, so weights could not be
+            # exported.
             raise ValueError("zero_optimization.round_robin_gradients is not supported; remove it")
         return options

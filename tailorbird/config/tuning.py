@@ -17,11 +17,14 @@ class Distribution(ConfigSection):
     uniform: tuple[float, float] | None = None
     """Range `[low, high]` of numbers."""
     log_uniform: tuple[float, float] | None = None
-    """Range `[low, high]` of positive numbers, sampled on a logarithmic scale, for example for learning rates."""
+    """Range `[low, high]` of positive numbers, sampled on a logarithmic scale, for example for
+    learning rates."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        fields = [name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None]
+        fields = [
+            name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None
+        ]
         if len(fields) != 1:
             raise ValueError("set exactly one of choice, uniform and log_uniform")
         if self.choice == ():
@@ -40,37 +43,49 @@ class TuningConfig(ConfigSection):
     num_trials: int = Field(default=8, ge=1)
     """Number of trials, each with one configuration. With an empty `space`, 1 is enough."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """Maximum number of trials that run at the same time. By default, as many as the cluster has room for when the
-    sweep starts. Set it if an autoscaler adds nodes; a trial waits up to half an hour for them."""
+    """Maximum number of trials that run at the same time. By default, as many as the cluster has
+    room for when the sweep starts. Set it if an autoscaler adds nodes; a trial waits up to half an
+    hour for them."""
     search: Literal["optuna", "random"] = "optuna"
     """Search algorithm: `optuna` (tree-structured Parzen estimator) or `random`."""
     space: dict[str, Distribution] = Field(default_factory=dict)
-    """Search space: fields of the section `training` with their distributions. If it is empty, every trial uses the
-    section's values."""
+    """Search space: fields of the section `training` with their distributions. If it is empty,
+    every trial uses the section's values."""
     grace_epochs: int = Field(default=1, ge=1)
-    """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has only a few steps: with 8
-    steps, ASHA stopped the best of eight trials after one epoch; with 12 it did not."""
+    """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has only
+    a few steps: with 8 steps, ASHA stopped the best of eight trials after one epoch; with 12 it did
+    not."""
     reduction_factor: int = Field(default=2, ge=2)
     """Reduction factor of ASHA: at each rung, one in this many trials continues."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
-    """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or `tensorboard` (event files
-    under the sweep's `tune/` folder on S3). Install them with `pip install --editable '.[mlflow,tensorboard]'`."""
+    """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or
+    `tensorboard` (event files under the sweep's `tune/` folder on S3). Install them with `pip
+    install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
-    """Also train the selected configuration on parts of the training rows, and predict the score with twice as many
-    rows. This takes about as long as training the configuration once more."""
+    """Also train the selected configuration on parts of the training rows, and predict the score
+    with twice as many rows. This takes about as long as training the configuration once more."""
 
     train_anyway: bool = False
-    """Train even if the validation rows show that less than `evaluation.minimum_gain` can be gained over the incumbent.
-    The option `--train-anyway` sets it."""
+    """Train even if the validation rows show that less than `evaluation.minimum_gain` can be gained
+    over the incumbent. The option `--train-anyway` sets it."""
 
     def trials_at_once(self, *, room: int) -> int:
-        """Return the number of trials that run at the same time if the cluster has room for `room` trials."""
+        """Return the number of trials that run at the same time if the cluster has room for `room`
+        trials."""
         return min(self.num_trials, self.max_concurrent_trials or room)
 
     @field_validator("space")
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
-        fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
+        fixed = {
+            "num_workers",
+            "cpus_per_worker",
+            "gpus_per_worker",
+            "zero_stage",
+            "num_seeds",
+            "seed",
+            "max_failures",
+        }
         fixed |= {
             "average_seeds",
             "with_retrieved",

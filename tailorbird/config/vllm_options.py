@@ -251,7 +251,8 @@ _IS_CODE = "the service runs only its own code"
 REFUSED: Mapping[str, str] = {
     "max_num_seqs": "set serving.max_batch_size",
     "tensor_parallel_size": "set serving.gpus_per_replica",
-    "pipeline_parallel_size": "set serving.gpus_per_replica; the GPUs of a replica are used by tensor parallelism",
+    "pipeline_parallel_size": "set serving.gpus_per_replica; the GPUs of a replica are used by "
+    "tensor parallelism",
     "data_parallel_size": "set serving.max_replicas",
     "distributed_executor_backend": "it follows from serving.gpus_per_replica",
     "enable_lora": "it follows from the served versions",
@@ -261,13 +262,31 @@ REFUSED: Mapping[str, str] = {
     "hf_token": "no model hub is used",
     "trust_remote_code": "code of models is never run",
     **dict.fromkeys(
-        ("model", "model_weights", "tokenizer", "tokenizer_revision", "revision", "code_revision", "served_model_name"),
+        (
+            "model",
+            "model_weights",
+            "tokenizer",
+            "tokenizer_revision",
+            "revision",
+            "code_revision",
+            "served_model_name",
+        ),
         _VERSION_SETS,
     ),
-    **dict.fromkeys(("dtype", "hf_config_path", "hf_overrides", "runner", "convert", "load_format"), _VERSION_SETS),
+    **dict.fromkeys(
+        ("dtype", "hf_config_path", "hf_overrides", "runner", "convert", "load_format"),
+        _VERSION_SETS,
+    ),
     **dict.fromkeys(("generation_config", "override_generation_config"), _VERSION_SETS),
     **dict.fromkeys(
-        ("worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors", "model_class_overrides"), _IS_CODE
+        (
+            "worker_cls",
+            "worker_extension_cls",
+            "scheduler_cls",
+            "logits_processors",
+            "model_class_overrides",
+        ),
+        _IS_CODE,
     ),
     **dict.fromkeys(("io_processor_plugin", "reasoning_parser_plugin"), _IS_CODE),
 }
@@ -275,7 +294,8 @@ REFUSED: Mapping[str, str] = {
 
 
 def vllm_option_error(options: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with options of `serving.vllm`, or None. Their values are checked by vLLM at its start."""
+    """Return what is wrong with options of `serving.vllm`, or None. Their values are checked by
+    vLLM at its start."""
     for name, value in options.items():
         if name in REFUSED:
             return f"{name} cannot be set here: {REFUSED[name]}"
@@ -286,11 +306,18 @@ def vllm_option_error(options: Mapping[str, Any]) -> str | None:
         if name == "max_model_len" and not _is_positive(value, whole=True):
             return f"max_model_len must be a positive number of tokens, not {value!r}"
         if name == "gpu_memory_utilization" and not (_is_positive(value) and value <= 1):
-            return f"gpu_memory_utilization must be a share of the GPU's memory above 0 and up to 1, not {value!r}"
+            return (
+                "gpu_memory_utilization must be a share of the GPU's memory above 0 and up to 1, "
+                f"not {value!r}"
+            )
         if name == "max_loras" and not _is_positive(value, whole=True):
             return f"max_loras must be a positive number of adapters, not {value!r}"
     return None
 
 
 def _is_positive(value: Any, *, whole: bool = False) -> bool:
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and value > 0
+    return (
+        isinstance(value, int if whole else (int, float))
+        and not isinstance(value, bool)
+        and value > 0
+    )

@@ -6,7 +6,18 @@ from typing import Literal
 
 from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.monitoring.report import Report
-from tailorbird.pages.charts import Axis, Box, Chart, Dot, Line, around, joined, plot, share_bar, sparkline
+from tailorbird.pages.charts import (
+    Axis,
+    Box,
+    Chart,
+    Dot,
+    Line,
+    around,
+    joined,
+    plot,
+    share_bar,
+    sparkline,
+)
 from tailorbird.registry.watch_record import ChallengerRecord
 
 TRAFFIC_HEIGHT = 48.0
@@ -17,24 +28,33 @@ def day_axis(days: Sequence[str]) -> Axis:
     """Return an axis on which the days (`YYYY-MM-DD`) are at 0, 1, 2, ..."""
 
     def form(x: float) -> str:
-        return days[int(x)][5:] if x == int(x) and 0 <= x < len(days) else ""
+        if x == int(x) and 0 <= x < len(days):
+            return days[int(x)][5:]
+        return ""
 
     return Axis(-0.5, len(days) - 0.5, name="day", form=form, num_ticks=min(5, len(days)))
 
 
 def power_of_ten(exponent: float) -> str:
     """Return ten to the power of the exponent, also if it is beyond the range of a float."""
-    return f"{10**exponent:.3g}" if abs(exponent) < 300 else f"1e{exponent:+.0f}"
+    if abs(exponent) < 300:
+        return f"{10**exponent:.3g}"
+    return f"1e{exponent:+.0f}"
 
 
 def score_interval(score: float | None, num_rows: int | None) -> tuple[float, float] | None:
-    """Return Wilson's 95% interval of a share of correct rows; None if the score or the number is None."""
-    return None if score is None or not num_rows else wilson_interval(round(score * num_rows), n=num_rows)
+    """Return Wilson's 95% interval of a share of correct rows; None if the score or the number is
+    None."""
+    if score is None or not num_rows:
+        return None
+    return wilson_interval(round(score * num_rows), n=num_rows)
 
 
 def done_bar(done: int, total: int) -> Chart:
     """Return the share that is done as a bar."""
-    return share_bar(done / max(total, 1), interval=None, label=f"{done:,} of {total:,}", chosen=True)
+    return share_bar(
+        done / max(total, 1), interval=None, label=f"{done:,} of {total:,}", chosen=True
+    )
 
 
 def traffic(reports: Sequence[Report]) -> Chart:
@@ -53,25 +73,36 @@ def traffic(reports: Sequence[Report]) -> Chart:
         for index, report in enumerate(reports)
     ]
     baseline = Line(0, TRAFFIC_HEIGHT, 100, TRAFFIC_HEIGHT)
-    return Chart((*columns, baseline), TRAFFIC_HEIGHT + 1, f"rows of {len(reports)} reports, at most {most:,}")
+    return Chart(
+        (*columns, baseline),
+        TRAFFIC_HEIGHT + 1,
+        f"rows of {len(reports)} reports, at most {most:,}",
+    )
 
 
 def drift(reports: Sequence[Report], name: str) -> Chart:
-    """Return the values of a drift statistic over the reports, with a line at the latest threshold."""
+    """Return the values of a drift statistic over the reports, with a line at the latest
+    threshold."""
     by_day = [{statistic.name: statistic for statistic in report.drift} for report in reports]
     limit = next(day[name].threshold for day in reversed(by_day) if name in day)
     values = [day[name].value if name in day else None for day in by_day]
     return sparkline(values, limit=limit, label=f"values of {len(values)} reports")
 
 
-def quality(reports: Sequence[Report], source: Literal["audit", "audit_scores"], name: str) -> Chart | None:
-    """Return the accuracy or mean score on audited answers with its interval, by report; None without labels."""
+def quality(
+    reports: Sequence[Report], source: Literal["audit", "audit_scores"], name: str
+) -> Chart | None:
+    """Return the accuracy or mean score on audited answers with its interval, by report; None
+    without labels."""
     marks: list[Line | Dot] = []
     for index, report in enumerate(reports):
         audit = report.qualities.get(source)
         if audit is not None and audit.accuracy is not None:
             low, high = audit.interval
-            marks += [Line(index, low, index, high, "whisker"), Dot(index, audit.accuracy, 4, "dot chosen")]
+            marks += [
+                Line(index, low, index, high, "whisker"),
+                Dot(index, audit.accuracy, 4, "dot chosen"),
+            ]
     if not marks:
         return None
     ends = [end for mark in marks if isinstance(mark, Line) for end in (mark.y1, mark.y2)]
@@ -81,7 +112,8 @@ def quality(reports: Sequence[Report], source: Literal["audit", "audit_scores"],
 
 
 def evidence_course(challenger: ChallengerRecord) -> Chart | None:
-    """Return the evidence that the challenger is better and that it is worse, in powers of ten, by day.
+    """Return the evidence that the challenger is better and that it is worse, in powers of ten, by
+    day.
 
     Dashed lines are at the evidence that proves each of them. Return None without a day.
     """
@@ -94,7 +126,9 @@ def evidence_course(challenger: ChallengerRecord) -> Chart | None:
         "incumbent": [day.log_e_worse / math.log(10) for day in days],
         "chosen": [day.log_e_better / math.log(10) for day in days],
     }
-    marks: list[Line | Dot] = [Line(x.low, limit, x.high, limit, "guide") for limit in sorted(limits)]
+    marks: list[Line | Dot] = [
+        Line(x.low, limit, x.high, limit, "guide") for limit in sorted(limits)
+    ]
     for tone, course in courses.items():
         dots = [Dot(index, value, 3.5, f"dot {tone}") for index, value in enumerate(course)]
         marks += [*joined(dots, kind=f"path {tone}"), *dots]

@@ -1,4 +1,5 @@
-"""The pages of the console as HTML, from records that are already read. Nothing here reads storage."""
+"""The pages of the console as HTML, from records that are already read. Nothing here reads
+storage."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ class Frame:
     problems: Sequence[str] = ()
 
     def link(self, *segments: str) -> str:
-        """Return the address of a page relative to this one; without segments, that of the first page."""
+        """Return the address of a page relative to this one; without segments, that of the first
+        page."""
         path = "/".join(quote(segment, safe="") for segment in ("console", *segments))
         return "../" * self.depth + path
 
@@ -66,7 +68,14 @@ class TaskDetails:
 
 def task_page(frame: Frame, task: TaskSummary, details: TaskDetails) -> str:
     """Return the page of a task."""
-    return _render("task.html", frame, live=bool(task.active), task=task, details=details, stat_names=_statistics(task))
+    return _render(
+        "task.html",
+        frame,
+        live=bool(task.active),
+        task=task,
+        details=details,
+        stat_names=_statistics(task),
+    )
 
 
 def _statistics(task: TaskSummary) -> dict[str, str]:
@@ -94,11 +103,16 @@ def run_page(frame: Frame, task: str, run: Run) -> str:
 
 
 def _validation_rows(run: Run) -> int | None:
-    """Return the number of validation rows if a score is the share of correct ones; None if not, or if unknown."""
+    """Return the number of validation rows if a score is the share of correct ones; None if not, or
+    if unknown."""
     evidence = run.evidence
     if evidence is not None:
-        return evidence.data.report.num_validation if METRICS[evidence.verdict.metric].is_share else None
-    return run.progress.validation_rows if run.progress else None
+        if METRICS[evidence.verdict.metric].is_share:
+            return evidence.data.report.num_validation
+        return None
+    if run.progress:
+        return run.progress.validation_rows
+    return None
 
 
 def error_page(frame: Frame, *, title: str, text: str) -> str:
@@ -109,7 +123,11 @@ def error_page(frame: Frame, *, title: str, text: str) -> str:
 def _render(template: str, frame: Frame, *, live: bool = False, **values: object) -> str:
     """Return a page; if `live`, with the script that updates it."""
     live_s = LIVE_S if live else None
-    return _templates().get_template(template).render(frame=frame, link=frame.link, live_s=live_s, **values)
+    return (
+        _templates()
+        .get_template(template)
+        .render(frame=frame, link=frame.link, live_s=live_s, **values)
+    )
 
 
 @cache
@@ -148,4 +166,6 @@ def _seconds(seconds: float | None) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

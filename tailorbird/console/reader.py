@@ -1,4 +1,5 @@
-"""Read records of a registry through a cache; records that cannot be read are reported on the page."""
+"""Read records of a registry through a cache; records that cannot be read are reported on the
+page."""
 
 import threading
 from collections import OrderedDict
@@ -21,7 +22,8 @@ Result = TypeVar("Result")
 
 
 class Cache:
-    """Parsed records by URI and type, with the tag of the content that was parsed. The oldest ones are removed."""
+    """Parsed records by URI and type, with the tag of the content that was parsed. The oldest ones
+    are removed."""
 
     def __init__(self, *, max_records: int = MAX_CACHED) -> None:
         self._records: OrderedDict[tuple[str, object], tuple[str, object]] = OrderedDict()
@@ -69,36 +71,50 @@ class Reader:
         except StorageError as error:
             self.problems.append(str(error))
             return None
-        return None if entry is None else self.read_entry(entry, model)
+        if entry is None:
+            return None
+        return self.read_entry(entry, model)
 
     def read_entry(self, entry: Entry, model: type[M]) -> M | None:
-        """Return the record of a listed file; None if it cannot be read. It is read again only if its tag changed."""
-        return self._checked(entry.uri, lambda: self.cache.get((entry.uri, model), entry.tag, _parse(entry.uri, model)))
+        """Return the record of a listed file; None if it cannot be read. It is read again only if
+        its tag changed."""
+        return self._checked(
+            entry.uri,
+            lambda: self.cache.get((entry.uri, model), entry.tag, _parse(entry.uri, model)),
+        )
 
     def read_fixed(self, uri: str, model: type[M]) -> M | None:
-        """Return a record that never changes once it exists, such as the config of a version, without a look at S3."""
+        """Return a record that never changes once it exists, such as the config of a version,
+        without a look at S3."""
         return self._checked(uri, lambda: self.cache.get((uri, model), "", _parse(uri, model)))
 
     def _checked(self, uri: str, read: Callable[[], M]) -> M | None:
-        """Return the record, or None with a sentence in `problems`. The sentence has no content of the record."""
+        """Return the record, or None with a sentence in `problems`. The sentence has no content of
+        the record."""
         try:
             return read()
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "its content"
-            more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+            if error.error_count() > 1:
+                more = f" (and {error.error_count() - 1} more)"
+            else:
+                more = ""
             self.problems.append(f"{uri} is not a valid record: {where}: {first['msg']}{more}")
         except StorageError as error:
             self.problems.append(str(error))
         return None
 
     def entries(self, uri: str, *, tag: str | None = None) -> tuple[Entry, ...]:
-        """Return the files and folders of a folder; nothing if it does not exist or cannot be listed.
+        """Return the files and folders of a folder; nothing if it does not exist or cannot be
+        listed.
 
         With a tag, the folder is listed again only if the tag has changed.
         """
         try:
-            return list_folder(uri) if tag is None else self.cache.get((uri, Entry), tag, lambda: list_folder(uri))
+            if tag is None:
+                return list_folder(uri)
+            return self.cache.get((uri, Entry), tag, lambda: list_folder(uri))
         except StorageError as error:
             self.problems.append(str(error))
             return ()
@@ -108,13 +124,21 @@ class Reader:
         return list(self.cache.pool.map(function, values))
 
     def page(
-        self, read: Callable[[Value], Result | None], values: Sequence[Value], *, number: int, size: int
+        self,
+        read: Callable[[Value], Result | None],
+        values: Sequence[Value],
+        *,
+        number: int,
+        size: int,
     ) -> ListPage[Result]:
-        """Return the results for the values of a page. A number that is too large gives the last page."""
+        """Return the results for the values of a page. A number that is too large gives the last
+        page."""
         num_pages = max(1, -(-len(values) // size))
         number = min(max(1, number), num_pages)
         results = self.map(read, values[(number - 1) * size : number * size])
-        return ListPage(tuple(item for item in results if item is not None), number, num_pages, len(values))
+        return ListPage(
+            tuple(item for item in results if item is not None), number, num_pages, len(values)
+        )
 
 
 def _parse(uri: str, model: type[M]) -> Callable[[], M]:

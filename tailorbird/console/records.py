@@ -1,4 +1,5 @@
-"""The records whose types are defined in the layers above the console, with the fields that its pages show.
+"""The records whose types are defined in the layers above the console, with the fields that its
+pages show.
 
 A test compares these types with those that write the records.
 """

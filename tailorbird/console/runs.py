@@ -60,17 +60,23 @@ class Run:
             return parse_time(self.evidence.created_at)
         if self.progress is not None:
             return parse_time(self.progress.started_at)
-        return parse_time(self.registration.requested_at) if self.registration else None
+        if self.registration:
+            return parse_time(self.registration.requested_at)
+        return None
 
 
 def state_of(evidence: Evidence | None, progress: RunProgress | None, *, now: datetime) -> RunState:
     """Return the state of a run from its records."""
     if evidence is not None:
-        return RunState.EXPIRED if parse_time(evidence.expires_at) <= now else RunState.FINISHED
+        if parse_time(evidence.expires_at) <= now:
+            return RunState.EXPIRED
+        return RunState.FINISHED
     if progress is None:
         return RunState.REGISTERED
     if progress.status != "running":
-        return RunState.FAILED if progress.status == "failed" else RunState.FINISHED
+        if progress.status == "failed":
+            return RunState.FAILED
+        return RunState.FINISHED
     if now - parse_time(progress.updated_at) > STALE_AFTER:
         return RunState.STALE
     return RunState.RUNNING
@@ -78,24 +84,37 @@ def state_of(evidence: Evidence | None, progress: RunProgress | None, *, now: da
 
 def newest_first(names: Iterable[str], *, times: Mapping[str, datetime]) -> list[str]:
     """Return the names by their times, the newest first; names without a time are last."""
-    known = sorted((name for name in names if name in times), key=lambda name: (times[name], name), reverse=True)
+    known = sorted(
+        (name for name in names if name in times),
+        key=lambda name: (times[name], name),
+        reverse=True,
+    )
     return known + sorted(name for name in names if name not in times)
 
 
 def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> ListPage[Run]:
     """Return a page of the runs. Only the records of this page are read.
 
-    The order is by the last news: the time of a run's access to the test rows, or of its last progress if that is
-    later.
+    The order is by the last news: the time of a run's access to the test rows, or of its last
+    progress if that is later.
     """
-    times = {entry.name.removesuffix(".json"): entry.changed_at for entry in reader.entries(paths.all_progress)}
+    times = {
+        entry.name.removesuffix(".json"): entry.changed_at
+        for entry in reader.entries(paths.all_progress)
+    }
     newest = {name: time for name, time in times.items() if time is not None}
     for access in read_looks(reader, paths).entries:
-        name, at = access.run.rpartition("/")[2], parse_time(access.at)
+        name = access.run.rpartition("/")[2]
+        at = parse_time(access.at)
         newest[name] = max(at, newest.get(name, at))
     names = {entry.name for entry in reader.entries(paths.runs) if entry.is_folder} | times.keys()
     ordered = newest_first(names, times=newest)
-    return reader.page(lambda name: read_run(reader, paths, name, now=now), ordered, number=page, size=RUNS_PER_PAGE)
+    return reader.page(
+        lambda name: read_run(reader, paths, name, now=now),
+        ordered,
+        number=page,
+        size=RUNS_PER_PAGE,
+    )
 
 
 def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> Run | None:
@@ -111,7 +130,8 @@ def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> R
 
 
 def read_active(reader: Reader, paths: TaskPaths, *, now: datetime) -> tuple[Run, ...]:
-    """Return the runs that are under way, the newest first; only records with recent news are read."""
+    """Return the runs that are under way, the newest first; only records with recent news are
+    read."""
     recent = [
         entry
         for entry in reader.entries(paths.all_progress)
@@ -121,21 +141,27 @@ def read_active(reader: Reader, paths: TaskPaths, *, now: datetime) -> tuple[Run
     runs = [
         Run(parse_run_uri(record.run)[1], RunState.RUNNING, progress=record)
         for record in records
-        if record is not None and record.status == "running" and now - parse_time(record.updated_at) <= STALE_AFTER
+        if record is not None
+        and record.status == "running"
+        and now - parse_time(record.updated_at) <= STALE_AFTER
     ]
-    return tuple(sorted(runs, key=lambda run: run.progress.started_at if run.progress else "", reverse=True))
+    return tuple(
+        sorted(runs, key=lambda run: run.progress.started_at if run.progress else "", reverse=True)
+    )
 
 
 @dataclass(frozen=True)
 class Looks:
-    """The accesses of a task to test rows, oldest first, or the reason why the ledger cannot be read."""
+    """The accesses of a task to test rows, oldest first, or the reason why the ledger cannot be
+    read."""
 
     entries: tuple[TestSetAccess, ...] = ()
     problem: str = ""
 
 
 def read_looks(reader: Reader, paths: TaskPaths) -> Looks:
-    """Return the task's accesses. The ledger belongs to the registry: the role of a service may not read it."""
+    """Return the task's accesses. The ledger belongs to the registry: the role of a service may not
+    read it."""
     own = Reader(reader.cache)
     ledger = own.read(paths.test_set_ledger, Ledger)
     return Looks(ledger.entries if ledger else (), "; ".join(own.problems))

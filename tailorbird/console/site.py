@@ -1,4 +1,5 @@
-"""The pages of the console by path. Every page is made anew from the registry; parsed records are cached."""
+"""The pages of the console by path. Every page is made anew from the registry; parsed records are
+cached."""
 
 import re
 from collections.abc import Sequence
@@ -35,27 +36,41 @@ def utc_now() -> datetime:
 
 
 def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
-    """Return the status and the HTML of the page at a path below `/console/`; None is `/console` itself.
+    """Return the status and the HTML of the page at a path below `/console/`; None is `/console`
+    itself.
 
     Names in a path that are not valid, or do not exist, give status 404.
     """
     reader = Reader(site.cache)
-    frame = Frame(site.registry, now, depth=0 if path is None else path.count("/") + 1, problems=reader.problems)
+    frame = Frame(
+        site.registry,
+        now,
+        depth=0 if path is None else path.count("/") + 1,
+        problems=reader.problems,
+    )
     segments = [segment for segment in (path or "").removesuffix("/").split("/") if segment]
     html = None
     if all(NAME.fullmatch(segment) for segment in segments):
         html = _page(site, reader, frame, segments)
     if html is None:
-        text = "The console has no page at this address, or the registry no longer contains what it showed."
+        text = (
+            "The console has no page at this address, or the registry no longer contains what it "
+            "showed."
+        )
         return 404, pages.error_page(frame, title="Page not available", text=text)
     return 200, html
 
 
 def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> str | None:
     """Return the page at a path; None if there is none."""
-    names = task_names(reader, site.registry) if site.task is None else [site.task]
+    if site.task is None:
+        names = task_names(reader, site.registry)
+    else:
+        names = [site.task]
     if not segments:
-        return pages.tasks_page(frame, read_tasks(reader, site.registry, names=names, now=frame.now))
+        return pages.tasks_page(
+            frame, read_tasks(reader, site.registry, names=names, now=frame.now)
+        )
     if segments[0] not in names:
         return None
     paths = TaskPaths(f"{site.registry}/{segments[0]}")
@@ -64,9 +79,13 @@ def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> 
             return _task_page(reader, frame, paths, page=1)
         case ["page", number] if number.isdecimal():
             return _task_page(reader, frame, paths, page=int(number))
-        case ["versions", *rest] if not rest or (rest[0] == "page" and rest[1:] and rest[1].isdecimal()):
+        case ["versions", *rest] if not rest or (
+            rest[0] == "page" and rest[1:] and rest[1].isdecimal()
+        ):
             task = read_task(reader, paths, now=frame.now)
-            versions = read_versions(reader, paths, champion=task.champion, page=int(rest[1]) if rest else 1)
+            versions = read_versions(
+                reader, paths, champion=task.champion, page=int(rest[1]) if rest else 1
+            )
             return pages.versions_page(frame, task, versions)
         case ["runs", name]:
             return _run_page(reader, frame, paths, name)
@@ -96,7 +115,9 @@ def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
 
 
 def _changed_at(entry: Entry) -> float:
-    return entry.changed_at.timestamp() if entry.changed_at else 0.0
+    if entry.changed_at:
+        return entry.changed_at.timestamp()
+    return 0.0
 
 
 def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str | None:
@@ -104,11 +125,15 @@ def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str 
     if run is None and not reader.problems:
         return None
     if run is None or (run.state is RunState.FINISHED and run.evidence is None):
-        return pages.error_page(frame, title=f"Run {name}", text="The records of this run cannot be read.")
+        return pages.error_page(
+            frame, title=f"Run {name}", text="The records of this run cannot be read."
+        )
     return pages.run_page(frame, paths.name, run)
 
 
 def _report(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> str | None:
     """Return the report of a run, rendered from its evidence; None if the run is not finished."""
     run = read_run(reader, paths, name, now=now)
-    return to_html(run.evidence) if run and run.evidence else None
+    if run and run.evidence:
+        return to_html(run.evidence)
+    return None

@@ -54,22 +54,31 @@ class TaskSummary:
             return "No version was promoted."
         if self.champion.verdict is not None:
             return self.champion.verdict.sentence
-        return self.evidence.verdict.sentence() if self.evidence else "It was promoted without a verdict."
+        if self.evidence:
+            return self.evidence.verdict.sentence()
+        return "It was promoted without a verdict."
 
     @property
     def outcome(self) -> str:
         """The outcome of this verdict; empty if there is none."""
-        return self.champion.verdict.outcome if self.champion and self.champion.verdict else ""
+        if self.champion and self.champion.verdict:
+            return self.champion.verdict.outcome
+        return ""
 
     @property
     def quality_name(self) -> str:
         """What the reports measure on answers with a correct answer."""
-        task = METRICS[self.evidence.verdict.metric].task if self.evidence else "classification"
+        if self.evidence:
+            task = METRICS[self.evidence.verdict.metric].task
+        else:
+            task = "classification"
         return TASKS[task].quality
 
     @property
     def since(self) -> datetime | None:
-        return parse_time(self.champion.since) if self.champion else None
+        if self.champion:
+            return parse_time(self.champion.since)
+        return None
 
     @property
     def expires(self) -> datetime | None:
@@ -83,43 +92,69 @@ class TaskSummary:
 
 
 def task_names(reader: Reader, registry: str) -> list[str]:
-    """Return the names of the tasks of a registry. Names that begin with `_` hold data that all tasks share."""
-    return [entry.name for entry in reader.entries(registry) if entry.is_folder and not entry.name.startswith("_")]
+    """Return the names of the tasks of a registry. Names that begin with `_` hold data that all
+    tasks share."""
+    return [
+        entry.name
+        for entry in reader.entries(registry)
+        if entry.is_folder and not entry.name.startswith("_")
+    ]
 
 
-def read_tasks(reader: Reader, registry: str, *, names: Sequence[str], now: datetime) -> list[TaskSummary]:
+def read_tasks(
+    reader: Reader, registry: str, *, names: Sequence[str], now: datetime
+) -> list[TaskSummary]:
     """Return the tasks, those that need attention first, then by name."""
     order = ("attention", "unknown", "healthy")
-    tasks = reader.map(lambda name: read_task(reader, TaskPaths(f"{registry}/{name}"), now=now), names)
+    tasks = reader.map(
+        lambda name: read_task(reader, TaskPaths(f"{registry}/{name}"), now=now), names
+    )
     return sorted(tasks, key=lambda task: (order.index(task.health.state), task.name))
 
 
 def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary:
     """Return the summary of a task."""
-    stored = {entry.uri: entry for entry in reader.entries(paths.task_uri)}  # one request instead of several
-    champion = reader.read_entry(stored[paths.champion], Champion) if paths.champion in stored else None
+    stored = {
+        entry.uri: entry for entry in reader.entries(paths.task_uri)
+    }  # one request instead of several
+    if paths.champion in stored:
+        champion = reader.read_entry(stored[paths.champion], Champion)
+    else:
+        champion = None
     evidence = None
     if champion is not None and champion.run:
         evidence = reader.read_fixed(f"{champion.run}/{EVIDENCE_FILE}", Evidence)
-    watch = reader.read_entry(stored[paths.watch], WatchRecord) if paths.watch in stored else None
+    if paths.watch in stored:
+        watch = reader.read_entry(stored[paths.watch], WatchRecord)
+    else:
+        watch = None
     if champion is None or (watch is not None and watch.digest != champion.digest):
         watch = None  # of a former champion
     reports: tuple[Report, ...] = ()
     if champion is not None and paths.monitoring in stored:
-        watched = stored[paths.watch].tag if paths.watch in stored else None  # a watch writes this file last
+        watched = (
+            stored[paths.watch].tag if paths.watch in stored else None
+        )  # a watch writes this file last
         days = reader.entries(paths.monitoring, tag=watched)
         reports = read_reports(reader, days, champion=champion)
-    active = read_active(reader, paths, now=now) if paths.all_progress in stored else ()
+    if paths.all_progress in stored:
+        active = read_active(reader, paths, now=now)
+    else:
+        active = ()
     health = health_of(champion, evidence=evidence, watch=watch, reports=reports, now=now)
     return TaskSummary(paths.name, champion, evidence, watch, reports, active, health)
 
 
-def read_reports(reader: Reader, entries: Sequence[Entry], *, champion: Champion) -> tuple[Report, ...]:
+def read_reports(
+    reader: Reader, entries: Sequence[Entry], *, champion: Champion
+) -> tuple[Report, ...]:
     """Return the latest `DAYS_SHOWN` reports of a champion since its promotion, oldest first."""
     days = [entry for entry in entries if entry.name.endswith(".json")]
     since = [entry for entry in days if _day(entry) >= champion.since[:10]]
     read = (reader.read_entry(entry, Report) for entry in since[-DAYS_SHOWN:])
-    return tuple(report for report in read if report is not None and report.digest == champion.digest)
+    return tuple(
+        report for report in read if report is not None and report.digest == champion.digest
+    )
 
 
 def _day(entry: Entry) -> str:
@@ -128,7 +163,11 @@ def _day(entry: Entry) -> str:
 
 def expiry_of(evidence: Evidence | None, watch: WatchRecord | None) -> datetime | None:
     """Return when the verdict expires; None if that is not known."""
-    times = [record.expires_at for record in (evidence, watch) if record is not None and record.expires_at]
+    times = [
+        record.expires_at
+        for record in (evidence, watch)
+        if record is not None and record.expires_at
+    ]
     return max(map(parse_time, times), default=None)
 
 
@@ -140,21 +179,34 @@ def health_of(
     reports: Sequence[Report],
     now: datetime,
 ) -> Health:
-    """Return the health of a champion. Without a recent watch, it is not known, unless something needs attention."""
+    """Return the health of a champion. Without a recent watch, it is not known, unless something
+    needs attention."""
     if champion is None:
         return Health("unknown", "no champion")
     reasons = list(watch.reasons) if watch else []
     expires = expiry_of(evidence, watch)
-    if expires is not None and expires <= now and not any("expired" in reason for reason in reasons):
+    if (
+        expires is not None
+        and expires <= now
+        and not any("expired" in reason for reason in reasons)
+    ):
         reasons.insert(0, f"the champion's verdict expired {relative_text(expires, now=now)}")
-    if watch is not None and watch.challenger is not None and watch.challenger.decision != "continue":
+    if (
+        watch is not None
+        and watch.challenger is not None
+        and watch.challenger.decision != "continue"
+    ):
         reasons.append(f"{watch.challenger.decision} the challenger: {watch.challenger.reason}")
     if reasons:
         return Health("attention", "needs attention", tuple(reasons))
     if watch is None:
         return Health("unknown", "not watched", ("no watch has reported on this champion",))
     if now - parse_time(watch.at) > MAX_WATCH_AGE:
-        return Health("unknown", "not watched", (f"the last watch was {relative_text(parse_time(watch.at), now=now)}",))
+        return Health(
+            "unknown",
+            "not watched",
+            (f"the last watch was {relative_text(parse_time(watch.at), now=now)}",),
+        )
     if not any(report.rows for report in reports):
         return Health("unknown", "no traffic", ("no answer of this champion was logged",))
     return Health("healthy", "healthy")

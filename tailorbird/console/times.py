@@ -2,23 +2,35 @@
 
 from datetime import UTC, datetime
 
-UNITS = (("year", 365 * 86400), ("month", 30 * 86400), ("day", 86400), ("hour", 3600), ("minute", 60))
+UNITS = (
+    ("year", 365 * 86400),
+    ("month", 30 * 86400),
+    ("day", 86400),
+    ("hour", 3600),
+    ("minute", 60),
+)
 
 
 def parse_time(text: str) -> datetime:
     """Return a time in ISO 8601, in UTC."""
     parsed = datetime.fromisoformat(text)
-    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    if parsed.tzinfo is None:
+        return parsed.replace(tzinfo=UTC)
+    return parsed.astimezone(UTC)
 
 
 def relative_text(time: datetime, *, now: datetime) -> str:
-    """Return a time relative to now in its largest whole unit, such as `3 days ago` or `in 2 hours`."""
-    seconds, text = abs(int((now - time).total_seconds())), "less than a minute"
+    """Return a time relative to now in its largest whole unit, such as `3 days ago` or `in 2
+    hours`."""
+    seconds = abs(int((now - time).total_seconds()))
+    text = "less than a minute"
     for name, size in UNITS:
         if number := seconds // size:
             text = f"{number} {name}{'' if number == 1 else 's'}"
             break
-    return f"{text} ago" if time <= now else f"in {text}"
+    if time <= now:
+        return f"{text} ago"
+    return f"in {text}"
 
 
 def time_text(time: datetime) -> str:

@@ -21,7 +21,9 @@ class Version:
 
     name: str
     info: VersionConfig
-    evidence: Evidence | None  # of the run that selected it; None if no run did, or for the export of a version
+    evidence: (
+        Evidence | None
+    )  # of the run that selected it; None if no run did, or for the export of a version
     role: str  # `champion`, `former champion`, `rolled back` or empty
 
 
@@ -35,14 +37,19 @@ class Change:
     run: str = ""  # name of the run whose verdict selected the champion
 
 
-def read_versions(reader: Reader, paths: TaskPaths, *, champion: Champion | None, page: int) -> ListPage[Version]:
+def read_versions(
+    reader: Reader, paths: TaskPaths, *, champion: Champion | None, page: int
+) -> ListPage[Version]:
     """Return a page of the versions. A version's config never changes, so each one is read once."""
     folders = [entry for entry in reader.entries(paths.versions) if entry.is_folder]
     infos = dict(zip(folders, reader.map(lambda entry: _info(reader, entry), folders), strict=True))
     known = [(entry, info) for entry, info in infos.items() if info is not None]
     known.sort(key=lambda each: (each[1].created_at, each[0].name), reverse=True)
     return reader.page(
-        lambda each: _version(reader, *each, champion=champion), known, number=page, size=VERSIONS_PER_PAGE
+        lambda each: _version(reader, *each, champion=champion),
+        known,
+        number=page,
+        size=VERSIONS_PER_PAGE,
     )
 
 
@@ -50,8 +57,13 @@ def _info(reader: Reader, folder: Entry) -> VersionConfig | None:
     return reader.read_fixed(f"{folder.uri}/{CONFIG}", VersionConfig)
 
 
-def _version(reader: Reader, folder: Entry, info: VersionConfig, *, champion: Champion | None) -> Version:
-    evidence = None if info.exported_from else reader.read(f"{folder.uri}/{EVIDENCE_FILE}", Evidence)
+def _version(
+    reader: Reader, folder: Entry, info: VersionConfig, *, champion: Champion | None
+) -> Version:
+    if info.exported_from:
+        evidence = None
+    else:
+        evidence = reader.read(f"{folder.uri}/{EVIDENCE_FILE}", Evidence)
     return Version(folder.name, info, evidence, role_of(folder.uri, champion))
 
 
@@ -63,14 +75,20 @@ def role_of(uri: str, champion: Champion | None) -> str:
         return "champion"
     if any(digest.startswith(uri.rpartition("-")[2]) for digest in champion.rolled_back):
         return "rolled back"
-    return "former champion" if any(former.uri == uri for former in champion.former) else ""
+    if any(former.uri == uri for former in champion.former):
+        return "former champion"
+    return ""
 
 
 def read_history(reader: Reader, paths: TaskPaths) -> list[Change]:
     """Return the changes of the champion and its re-evaluations, newest first."""
     entries = [entry for entry in reader.entries(paths.history) if entry.name.endswith(".json")]
     changes = reader.map(lambda entry: _change(reader, entry), entries)
-    return sorted((change for change in changes if change is not None), key=lambda change: change.at, reverse=True)
+    return sorted(
+        (change for change in changes if change is not None),
+        key=lambda change: change.at,
+        reverse=True,
+    )
 
 
 def _change(reader: Reader, entry: Entry) -> Change | None:
@@ -81,5 +99,9 @@ def _change(reader: Reader, entry: Entry) -> Change | None:
     if isinstance(record, Champion):
         run = record.run.rpartition("/")[2]
         return Change(parse_time(record.since), record.version, record.reason.sentence(), run)
-    holds = {True: "the verdict holds", False: "the verdict is withdrawn", None: "not decided"}[record.verdict.holds]
-    return Change(parse_time(record.at), "re-evaluation", "; ".join((holds, *record.verdict.reasons)))
+    holds = {True: "the verdict holds", False: "the verdict is withdrawn", None: "not decided"}[
+        record.verdict.holds
+    ]
+    return Change(
+        parse_time(record.at), "re-evaluation", "; ".join((holds, *record.verdict.reasons))
+    )

@@ -1,7 +1,8 @@
-"""Values of structured answers: fields of JSON, a group of a regular expression, numbers, and choices.
+"""Values of structured answers: fields of JSON, a group of a regular expression, numbers, and
+choices.
 
-Each metric reads a value from the answer and from the reference, and compares the two. An answer without a value has
-the score 0. A reference without one is an error of the data.
+Each metric reads a value from the answer and from the reference, and compares the two. An answer
+without a value has the score 0. A reference without one is an error of the data.
 """
 
 import json
@@ -33,10 +34,11 @@ _NUMBER = re.compile(
     r"[-+]?(?:(?!0)\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?"
     r"|(?<![\w.])[-+]?\.\d+"
 )
-"""A number, with a comma between thousands or none. A hyphen after a digit separates the numbers of a range.
-A hyphen after a letter joins the parts of a code (`COVID-19`)."""
+"""A number, with a comma between thousands or none. A hyphen after a digit separates the numbers of
+a range. A hyphen after a letter joins the parts of a code (`COVID-19`)."""
 _JOINT = re.compile(r"(?<=\d)(?:,(?=\d)|[ '\u2019](?=\d{3}(?!\d)))")
-"""A decimal comma, or a space or apostrophe between thousands, as they are after NFKC. What it joins is not split."""
+"""A decimal comma, or a space or apostrophe between thousands, as they are after NFKC. What it
+joins is not split."""
 _MISSING = object()
 
 
@@ -50,14 +52,19 @@ class AnswerMetric:
 
     what: str  # value that a reference must have
     read: Callable[[str], Any]  # value of a text, None if it has none
-    compare: Callable[[Any, Any], float]  # score of the value of an answer and that of the reference
+    compare: Callable[
+        [Any, Any], float
+    ]  # score of the value of an answer and that of the reference
 
     def __call__(self, answer: str, reference: str) -> float:
         """Return the score of an answer; raise ValueError if the reference has no value."""
-        expected, given = self.read(reference), self.read(answer)
+        expected = self.read(reference)
+        given = self.read(answer)
         if expected is None:
             raise ValueError(f"the reference answer {reference[:80]!r} has no {self.what}")
-        return 0.0 if given is None else float(self.compare(given, expected))
+        if given is None:
+            return 0.0
+        return float(self.compare(given, expected))
 
 
 def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
@@ -73,25 +80,32 @@ def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
 
 
 def suite_metric(metric: str, *, options: Sequence[str]) -> AnswerMetric:
-    """Return the metric `numeric`, `json_fields` or `choice` of a row of a suite, with the options of the row."""
+    """Return the metric `numeric`, `json_fields` or `choice` of a row of a suite, with the options
+    of the row."""
     if metric == "choice":
         return choice(ChoiceConfig(options=tuple(options)))
-    return numeric(NumericConfig()) if metric == "numeric" else json_fields(JsonFieldsConfig())
+    if metric == "numeric":
+        return numeric(NumericConfig())
+    return json_fields(JsonFieldsConfig())
 
 
 def require_readable_answers(splits: Splits) -> None:
-    """Raise DataError for a validation or test row whose answer has no value for a metric of `evaluation.answers`."""
+    """Raise DataError for a validation or test row whose answer has no value for a metric of
+    `evaluation.answers`."""
     for name, rows in (("validation", splits.validation), ("test", splits.test)):
         if (fault := unreadable(rows.labels, config=rows.answers)) is not None:
             position, what = fault
             raise DataError(
-                f"the answer of {name} row {rows.row_ids[position]} has no {what}; correct the row, or "
-                "evaluation.answers in the recipe"
+                f"the answer of {name} row {rows.row_ids[position]} has no {what}; correct the "
+                "row, or evaluation.answers in the recipe"
             )
 
 
-def unreadable(references: Sequence[str], *, config: AnswersConfig | None) -> tuple[int, str] | None:
-    """Return the position of the first reference without a value for a metric, and the value; None if there is none."""
+def unreadable(
+    references: Sequence[str], *, config: AnswersConfig | None
+) -> tuple[int, str] | None:
+    """Return the position of the first reference without a value for a metric, and the value; None
+    if there is none."""
     for metric in answer_metrics(config).values():
         for position, reference in enumerate(references):
             if metric.read(reference) is None:
@@ -100,14 +114,21 @@ def unreadable(references: Sequence[str], *, config: AnswersConfig | None) -> tu
 
 
 def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
-    """Return the metric that compares fields of JSON objects. Fields that both lack do not count."""
+    """Return the metric that compares fields of JSON objects. Fields that both lack do not
+    count."""
     compared = [_names(pointer) for pointer in config.compared]
 
     def compare(given: Any, expected: Any) -> float:
         paths = compared or list(dict.fromkeys((*_leaves(expected), *_leaves(given))))
         pairs = [(_value_at(given, path), _value_at(expected, path)) for path in paths]
-        equal = [ours == theirs for ours, theirs in pairs if ours is not _MISSING or theirs is not _MISSING]
-        return sum(equal) / len(equal) if equal else 1.0
+        equal = [
+            ours == theirs
+            for ours, theirs in pairs
+            if ours is not _MISSING or theirs is not _MISSING
+        ]
+        if equal:
+            return float(sum(equal) / len(equal))
+        return 1.0
 
     return AnswerMetric("JSON object", _json_object, compare)
 
@@ -119,7 +140,9 @@ def regex_group(config: RegexConfig) -> AnswerMetric:
     def read(text: str) -> str | None:
         match = search(compiled, text)
         group = None if match is None else match.group(config.group)
-        return None if group is None else str(group).strip()
+        if group is None:
+            return None
+        return str(group).strip()
 
     return AnswerMetric(f"match of {config.pattern!r}", read, operator.eq)
 
@@ -130,14 +153,16 @@ def search(pattern: regex.Pattern[str], text: str) -> regex.Match[str] | None:
         return pattern.search(text, timeout=PATTERN_SECONDS)
     except TimeoutError:
         raise PatternTimeout(
-            f"the regular expression {pattern.pattern!r} takes more than {PATTERN_SECONDS:g} s on a text of "
-            f"{len(text):,} characters; give a pattern without nested repetitions such as (a+)+"
+            f"the regular expression {pattern.pattern!r} takes more than {PATTERN_SECONDS:g} s on "
+            f"a text of {len(text):,} characters; give a pattern without nested repetitions such "
+            "as (a+)+"
         ) from None
 
 
 def numeric(config: NumericConfig) -> AnswerMetric:
     """Return the metric that compares the last numbers of two texts, in decimal arithmetic."""
-    absolute, relative = Decimal(str(config.absolute)), Decimal(str(config.relative))
+    absolute = Decimal(str(config.absolute))
+    relative = Decimal(str(config.relative))
 
     def compare(given: Decimal, expected: Decimal) -> float:
         return abs(given - expected) <= max(absolute, relative * abs(expected))
@@ -152,29 +177,44 @@ def choice(config: ChoiceConfig) -> AnswerMetric:
 
     def read(text: str) -> str | None:
         tokens = words_with_case(text)
-        chosen, position = set(), 0
+        chosen = set()
+        position = 0
         while position < len(tokens):
-            size = next((n for n in range(longest, 0, -1) if folded(tokens[position : position + n]) in options), 0)
+            size = next(
+                (
+                    n
+                    for n in range(longest, 0, -1)
+                    if folded(tokens[position : position + n]) in options
+                ),
+                0,
+            )
             if size:
                 chosen.add(options[folded(tokens[position : position + size])])
             position += size or 1
-        return chosen.pop() if len(chosen) == 1 else None
+        if len(chosen) == 1:
+            return chosen.pop()
+        return None
 
     return AnswerMetric(f"single option of {', '.join(config.options)}", read, operator.eq)
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that is the whole text, or the only content of its code block; None if it is not one.
+    """Return the JSON object that is the whole text, or the only content of its code block; None if
+    it is not one.
 
     Numbers are read so that 1 and 1.0 are equal, and 1 and true are not.
     """
     fenced = _FENCED.fullmatch(text)
     content = fenced[1] if fenced else text
     try:
-        value = json.loads(content, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant)
+        value = json.loads(
+            content, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError, DecimalException):
         return None
-    return value if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return value
+    return None
 
 
 def _number(text: str) -> tuple[Decimal]:
@@ -215,7 +255,8 @@ def _value_at(document: Any, path: Sequence[str]) -> Any:
 
 
 def _last_number(text: str) -> Decimal | None:
-    """Return the last number of a text; None if there is none, or if it is only the last part of a number."""
+    """Return the last number of a text; None if there is none, or if it is only the last part of a
+    number."""
     normalized = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
     numbers = list(_NUMBER.finditer(normalized))
     if not numbers or _JOINT.match(normalized, numbers[-1].start() - 1):

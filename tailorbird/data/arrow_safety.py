@@ -6,10 +6,12 @@ import pyarrow as pa
 
 
 def extension_columns(schema: pa.Schema, *, columns: Iterable[str] | None = None) -> list[str]:
-    """Return the columns (of `columns`, or of all) that contain an extension type implemented in Python, at any depth.
+    """Return the columns (of `columns`, or of all) that contain an extension type implemented in
+    Python, at any depth.
 
-    Such columns are unsafe in untrusted files: Ray Data registers a type whose values are pickles, and a file can use
-    it, so reading a value runs code. The extension types of pyarrow itself, such as UUID, are safe.
+    Such columns are unsafe in untrusted files: Ray Data registers a type whose values are pickles,
+    and a file can use it, so reading a value runs code. The extension types of pyarrow itself, such
+    as UUID, are safe.
     """
     names = schema.names if columns is None else columns
     return [name for name in names if _has_extension(schema.field(name).type)]

@@ -34,31 +34,44 @@ class Prompt(NamedTuple):
     examples: Conversation
 
 
-def example_turns(conversation: Conversation, answer: str, *, untrained: Sequence[int] = ()) -> Conversation:
-    """Return a conversation with its answer as an example for other prompts; empty without a turn of the user.
+def example_turns(
+    conversation: Conversation, answer: str, *, untrained: Sequence[int] = ()
+) -> Conversation:
+    """Return a conversation with its answer as an example for other prompts; empty without a turn
+    of the user.
 
-    An example starts with the first turn of the user, because it follows the answer of another example, and many chat
-    templates reject two turns of the assistant in a row. It starts after the last turn of the assistant at the
-    positions `untrained`: a turn with weight 0 may be wrong, or the answer to a test row. System messages are omitted.
+    An example starts with the first turn of the user, because it follows the answer of another
+    example, and many chat templates reject two turns of the assistant in a row. It starts after the
+    last turn of the assistant at the positions `untrained`: a turn with weight 0 may be wrong, or
+    the answer to a test row. System messages are omitted.
     """
     turns = [turn for turn in conversation[max(untrained, default=-1) + 1 :] if turn[0] != "system"]
     first = next((position for position, (role, _) in enumerate(turns) if role == "user"), None)
-    return () if first is None else (*turns[first:], ("assistant", answer))
+    if first is None:
+        return ()
+    return (*turns[first:], ("assistant", answer))
 
 
 def examples_of(rows: Rows) -> list[Conversation]:
     """Return each row as an example; see `example_turns`."""
     columns = zip(rows.turns, rows.labels, rows.untrained, strict=True)
-    return [example_turns(turns, answer, untrained=untrained) for turns, answer, untrained in columns]
+    return [
+        example_turns(turns, answer, untrained=untrained) for turns, answer, untrained in columns
+    ]
 
 
 def prompt_tokens(
-    conversation: Conversation, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, shots: Conversation = ()
+    conversation: Conversation,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    system: str | None,
+    shots: Conversation = (),
 ) -> list[int]:
     """Return the token ids of a conversation up to the start of the assistant's answer.
 
-    `shots` are example turns that precede those of the conversation. Raises DataError for a tokenizer without a chat
-    template, a conversation that the template rejects, or a turn that contains a special token.
+    `shots` are example turns that precede those of the conversation. Raises DataError for a
+    tokenizer without a chat template, a conversation that the template rejects, or a turn that
+    contains a special token.
     """
     turns = with_system(conversation, system=system, shots=shots)
     _refuse_special_tokens(turns, tokenizer=tokenizer)
@@ -76,8 +89,9 @@ def conversation_tokens(
 ) -> Tokens:
     """Tokenize a conversation with its answer, including the answer's end-of-turn token.
 
-    The assistant mask covers every assistant turn with its end-of-turn token, but neither `shots` nor the turns at the
-    positions `untrained` of the conversation. Raises DataError like `prompt_tokens`.
+    The assistant mask covers every assistant turn with its end-of-turn token, but neither `shots`
+    nor the turns at the positions `untrained` of the conversation. Raises DataError like
+    `prompt_tokens`.
     """
     prompt_turns = with_system(conversation, system=system, shots=shots)
     turns = (*prompt_turns, ("assistant", answer))
@@ -85,20 +99,28 @@ def conversation_tokens(
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
     assistant_mask = np.zeros(len(ids), dtype=np.bool_)
     own = [position for position, (role, _) in enumerate(conversation) if role != "system"]
-    first_own, end = len(prompt_turns) - len(own), 0
+    first_own = len(prompt_turns) - len(own)
+    end = 0
     for index in range(first_own, len(turns)):
         is_context = index < len(prompt_turns) and own[index - first_own] in untrained
         if turns[index][0] != "assistant" or is_context:
             continue
         is_answer = index + 1 == len(turns)
         before = _rendered(turns[:index], tokenizer=tokenizer, answering=True)
-        after = ids if is_answer else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
+        if is_answer:
+            after = ids
+        else:
+            after = _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
         if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
-                "the model's chat template changes earlier turns when an answer is added, so the tokens of answers "
-                "cannot be identified; use a model with another chat template"
+                "the model's chat template changes earlier turns when an answer is added, so the "
+                "tokens of answers cannot be identified; use a model with another chat template"
             )
-        ends = [position for position in range(len(before), len(after)) if ids[position] == tokenizer.eos_token_id]
+        ends = [
+            position
+            for position in range(len(before), len(after))
+            if ids[position] == tokenizer.eos_token_id
+        ]
         end = ends[-1] + 1 if ends else len(after)
         assistant_mask[len(before) : end] = True
     return Tokens(ids[:end], assistant_mask[:end])
@@ -114,9 +136,9 @@ def training_tokens(
 ) -> list[Tokens]:
     """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    `prompts` are the prompts of the rows, if they contain examples. The examples are not trained on and do not count
-    towards `max_length`. Raises DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens
-    of the assistant.
+    `prompts` are the prompts of the rows, if they contain examples. The examples are not trained on
+    and do not count towards `max_length`. Raises DataError like `prompt_tokens`, with the row id,
+    and if truncation removes all tokens of the assistant.
     """
     tokens = []
     known = repeat(Prompt([], ()), len(rows)) if prompts is None else prompts
@@ -124,52 +146,73 @@ def training_tokens(
     template: dict[str, Any] = {"tokenizer": tokenizer, "system": system}
     for row_id, turns, answer, untrained, prompt in parts:
         try:
-            row = conversation_tokens(turns, answer, shots=prompt.examples, untrained=untrained, **template)
+            row = conversation_tokens(
+                turns, answer, shots=prompt.examples, untrained=untrained, **template
+            )
             length = max_length
             if prompt.examples and len(row) > length:
                 length += len(prompt.tokens) - len(prompt_tokens(turns, **template))
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
         tokens.append(Tokens(row.ids[:length], row.assistant_mask[:length]))
-    unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
+    unanswered = [
+        row_id
+        for row_id, row in zip(rows.row_ids, tokens, strict=True)
+        if not row.assistant_mask.any()
+    ]
     if unanswered:
         raise DataError(
-            f"{len(unanswered)} training conversations have no answer within data.max_length {max_length} tokens "
-            f"(rows {', '.join(unanswered[:MAX_LISTED])}); raise data.max_length, or shorten or drop these rows"
+            f"{len(unanswered)} training conversations have no answer within data.max_length "
+            f"{max_length} tokens (rows {', '.join(unanswered[:MAX_LISTED])}); raise "
+            "data.max_length, or shorten or drop these rows"
         )
     return tokens
 
 
-def with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:
-    """Return the system message, the shots and the turns. A system message in the conversation takes precedence."""
+def with_system(
+    conversation: Conversation, *, system: str | None, shots: Conversation
+) -> Conversation:
+    """Return the system message, the shots and the turns. A system message in the conversation
+    takes precedence."""
     own = tuple(turn for turn in conversation if turn[0] == "system")
     first = own or ((("system", system),) if system is not None else ())
     return (*first, *shots, *(turn for turn in conversation if turn[0] != "system"))
 
 
 def _refuse_special_tokens(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise DataError for content that contains a special token, which could end the turn and start another."""
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {tokenizer.unk_token}
+    """Raise DataError for content that contains a special token, which could end the turn and start
+    another."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {
+        tokenizer.unk_token
+    }
     for role, content in turns:
         contained = next((token for token in sorted(special) if token in content), None)
         if contained is not None:
-            raise DataError(f"a turn of the {role} contains the special token {contained!r}; remove it")
+            raise DataError(
+                f"a turn of the {role} contains the special token {contained!r}; remove it"
+            )
 
 
-def _rendered(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:
+def _rendered(
+    turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase", answering: bool
+) -> list[int]:
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
         raise DataError(
-            "the model's tokenizer has no chat template; use an instruction-tuned base model for `task: chat`"
+            "the model's tokenizer has no chat template; use an instruction-tuned base model for "
+            "`task: chat`"
         )
     try:
-        text = tokenizer.apply_chat_template(messages_of(turns), tokenize=False, add_generation_prompt=answering)
+        text = tokenizer.apply_chat_template(
+            messages_of(turns), tokenize=False, add_generation_prompt=answering
+        )
     except TemplateError as error:
         roles = ", ".join(role for role, _ in turns)
         raise DataError(
-            f"the model's chat template rejects a conversation with the turns {roles}: {error}; change the order of "
-            "the turns, or unset data.system if the template does not support system messages"
+            f"the model's chat template rejects a conversation with the turns {roles}: {error}; "
+            "change the order of the turns, or unset data.system if the template does not support "
+            "system messages"
         ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

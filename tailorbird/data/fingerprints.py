@@ -1,4 +1,5 @@
-"""Fingerprints of rows: 8-byte hashes of what a user wrote, by which a row is known in any data set."""
+"""Fingerprints of rows: 8-byte hashes of what a user wrote, by which a row is known in any data
+set."""
 
 import hashlib
 import io
@@ -28,14 +29,17 @@ def user_texts(rows: Rows) -> tuple[str, ...]:
     A conversation without a turn of the user has its whole text.
     """
     users = ([content for role, content in turns if role == "user"] for turns in rows.turns)
-    return tuple("\n".join(turns) if turns else text for turns, text in zip(users, rows.texts, strict=True))
+    return tuple(
+        "\n".join(turns) if turns else text for turns, text in zip(users, rows.texts, strict=True)
+    )
 
 
 def letters_and_digits(text: str) -> str:
-    """Return the words of a text, casefolded, with letters and digits only and one space between two words.
+    """Return the words of a text, casefolded, with letters and digits only and one space between
+    two words.
 
-    Punctuation, white space, zero-width characters and case make no row new. A text without letters and digits is
-    returned as `normalise` returns it.
+    Punctuation, white space, zero-width characters and case make no row new. A text without letters
+    and digits is returned as `normalise` returns it.
     """
     normalised = normalise(text)
     words = BETWEEN_WORDS.sub(" ", INVISIBLE.sub("", normalised))
@@ -45,14 +49,17 @@ def letters_and_digits(text: str) -> str:
 def fingerprints(texts: Iterable[str]) -> Hashes:
     """Return the hash of each text [N], by its letters and digits."""
     digests = [
-        hashlib.blake2b(letters_and_digits(text).encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
+        hashlib.blake2b(
+            letters_and_digits(text).encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES
+        ).digest()
         for text in texts
     ]
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
 def trained_fingerprints(train: Rows) -> Hashes:
-    """Return the hash of each text that is trained on; a conversation has one for each turn that is trained on."""
+    """Return the hash of each text that is trained on; a conversation has one for each turn that is
+    trained on."""
     return fingerprints(user_texts(trained_turns(train)))
 
 
@@ -61,7 +68,9 @@ def save_fingerprints(uri: str, hashes: Hashes) -> None:
     distinct = np.sort(pa.array(hashes).unique())  # `np.unique` takes ten times as long
     sink = io.BytesIO()
     encoding = {COLUMN: "DELTA_BINARY_PACKED"}  # sorted hashes take two thirds of 8 bytes
-    pq.write_table(pa.table({COLUMN: distinct}), sink, use_dictionary=False, column_encoding=encoding)
+    pq.write_table(
+        pa.table({COLUMN: distinct}), sink, use_dictionary=False, column_encoding=encoding
+    )
     storage.write_bytes(uri, sink.getvalue())
 
 
@@ -70,6 +79,9 @@ def load_fingerprints(uri: str) -> Hashes:
     with open_parquet(uri, columns=(COLUMN,)) as file:
         column = file.read(columns=[COLUMN])[COLUMN]
     if column.type != pa.uint64() or column.null_count:
-        raise DataError(f"{uri}: the column {COLUMN!r} is no column of uint64 without nulls; restore it from a copy")
+        raise DataError(
+            f"{uri}: the column {COLUMN!r} is no column of uint64 without nulls; restore it from a "
+            "copy"
+        )
     # `to_numpy` would import pandas.
     return np.asarray(np.from_dlpack(column.combine_chunks()), dtype=np.uint64)

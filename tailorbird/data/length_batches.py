@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Cost = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
-"""Costs [B] of batches from their numbers of rows [B] and longest rows [B]; infinite if a batch is not allowed."""
+"""Costs [B] of batches from their numbers of rows [B] and longest rows [B]; infinite if a batch is
+not allowed."""
 
 
 def pass_cost(*, max_tokens: float = math.inf, fixed: int = 1, per_token: int = 0) -> Cost:
-    """Return the cost of forward passes, by their tokens with padding. Passes of several rows have `max_tokens`."""
+    """Return the cost of forward passes, by their tokens with padding. Passes of several rows have
+    `max_tokens`."""
 
     def cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
         tokens = num_rows * longest
@@ -23,13 +25,18 @@ def pass_cost(*, max_tokens: float = math.inf, fixed: int = 1, per_token: int = 
 
 
 def length_batches(
-    lengths: Sequence[int] | NDArray[np.int64], *, max_rows: int, cost: Cost | None = None, longest_first: bool = True
+    lengths: Sequence[int] | NDArray[np.int64],
+    *,
+    max_rows: int,
+    cost: Cost | None = None,
+    longest_first: bool = True,
 ) -> list[NDArray[np.int64]]:
-    """Return batches of row indices, each of up to `max_rows` rows of similar length. Each row is in one batch.
+    """Return batches of row indices, each of up to `max_rows` rows of similar length. Each row is
+    in one batch.
 
-    Without `cost`, every batch but the last is full. With `cost`, the rows are sorted by length and divided so that the
-    sum of the costs is minimal (dynamic programming, O(N * max_rows)). With `longest_first`, a batch that does not fit
-    in memory fails at the start.
+    Without `cost`, every batch but the last is full. With `cost`, the rows are sorted by length and
+    divided so that the sum of the costs is minimal (dynamic programming, O(N * max_rows)). With
+    `longest_first`, a batch that does not fit in memory fails at the start.
     """
     descending = -np.asarray(lengths, dtype=np.int64)
     order = np.argsort(descending if longest_first else -descending, kind="stable")
@@ -41,7 +48,8 @@ def length_batches(
 
 
 def _cheapest_bounds(ordered: NDArray[np.int64], *, max_rows: int, cost: Cost) -> list[int]:
-    """Return the start of each batch and the end of the last, as indices of rows in descending length."""
+    """Return the start of each batch and the end of the last, as indices of rows in descending
+    length."""
     num_rows = len(ordered)
     total = np.zeros(num_rows + 1)
     start = np.zeros(num_rows + 1, dtype=np.int64)

@@ -15,9 +15,9 @@ SPLIT_SEED = 0
 def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Splits:
     """Read the three splits.
 
-    Without `test`, `train` is split 72/11/17. Without `validation` only, `validation_share` of `train` is split off.
-    The rows of a document (`document_keys`) stay in one split. Raises DataError like `read_rows`. `quality.clean`
-    checks the splits against each other.
+    Without `test`, `train` is split 72/11/17. Without `validation` only, `validation_share` of
+    `train` is split off. The rows of a document (`document_keys`) stay in one split. Raises
+    DataError like `read_rows`. `quality.clean` checks the splits against each other.
     """
     train = read_rows(*config.train_uris, config=config, task=task)
     if config.test is None:
@@ -28,19 +28,28 @@ def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Split
         test = read_rows(config.test, config=config, task=task)
     else:
         return Splits(train, *read_validation_and_test(config, task=task))
-    return Splits(train, _at_most(validation, config.max_validation_rows), _at_most(test, config.max_test_rows))
+    return Splits(
+        train,
+        _at_most(validation, config.max_validation_rows),
+        _at_most(test, config.max_test_rows),
+    )
 
 
-def read_validation_and_test(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> tuple[Rows, Rows]:
+def read_validation_and_test(
+    config: DataConfig, *, task: DataTask = CLASSIFICATION
+) -> tuple[Rows, Rows]:
     """Read validation and test of a config that sets both; see `read_splits`."""
     assert config.validation is not None
     assert config.test is not None
-    validation, test = (read_rows(uri, config=config, task=task) for uri in (config.validation, config.test))
+    validation, test = (
+        read_rows(uri, config=config, task=task) for uri in (config.validation, config.test)
+    )
     return _at_most(validation, config.max_validation_rows), _at_most(test, config.max_test_rows)
 
 
 def read_test(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Rows:
-    """Return the test rows of `read_splits`; read other splits only if the test rows are split off `train`."""
+    """Return the test rows of `read_splits`; read other splits only if the test rows are split off
+    `train`."""
     if config.test is None:
         return read_splits(config, task=task).test
     return _at_most(read_rows(config.test, config=config, task=task), config.max_test_rows)
@@ -49,8 +58,9 @@ def read_test(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Rows:
 def read_rows(*uris: str, config: DataConfig, task: DataTask = CLASSIFICATION) -> Rows:
     """Read the rows of Parquet files or folders in the given order. Integer labels become strings.
 
-    Raises DataError if a URI cannot be read, a file is not Parquet, a column is missing or has a wrong type, a text,
-    label or split key is null, a conversation does not end with an answer, or there are no rows.
+    Raises DataError if a URI cannot be read, a file is not Parquet, a column is missing or has a
+    wrong type, a text, label or split key is null, a conversation does not end with an answer, or
+    there are no rows.
     """
     tables = [read_table(uri, columns=task.columns(config)) for uri in uris]
     uri = ", ".join(uris)
@@ -59,29 +69,38 @@ def read_rows(*uris: str, config: DataConfig, task: DataTask = CLASSIFICATION) -
 
 def _at_most(rows: Rows, size: int | None) -> Rows:
     """Return a random subset of `size` rows, the same in every run; all rows if there are fewer."""
-    return rows if size is None else rows.take(subsample(len(rows), size=size, seed=SPLIT_SEED))
+    if size is None:
+        return rows
+    return rows.take(subsample(len(rows), size=size, seed=SPLIT_SEED))
 
 
-def _split(rows: Rows, *, fractions: tuple[float, float, float], config: DataConfig) -> tuple[Rows, Rows, Rows]:
-    """Return train, validation and test; raise DataError if there are too few documents for all of them."""
+def _split(
+    rows: Rows, *, fractions: tuple[float, float, float], config: DataConfig
+) -> tuple[Rows, Rows, Rows]:
+    """Return train, validation and test; raise DataError if there are too few documents for all of
+    them."""
     keys = document_keys(rows)
     splits = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(splits == split)) for split in range(3))
     empty = [
         name
-        for name, part, fraction in zip(SPLIT_NAMES, (train, validation, test), fractions, strict=True)
+        for name, part, fraction in zip(
+            SPLIT_NAMES, (train, validation, test), fractions, strict=True
+        )
         if fraction and not len(part)
     ]
     if rows.split_keys is None and not rows.class_labels and empty:
         raise DataError(
-            f"the conversations to split have too few different beginnings ({len(set(keys)):,}): no row is left for "
-            f"{' and '.join(empty)}. Add other conversations, set data.train, data.validation and data.test, or set "
-            "data.split_by to a column with an id of the conversation"
+            f"the conversations to split have too few different beginnings ({len(set(keys)):,}): "
+            f"no row is left for {' and '.join(empty)}. Add other conversations, set data.train, "
+            "data.validation and data.test, or set data.split_by to a column with an id of the "
+            "conversation"
         )
     if config.split_by is not None and empty:
         raise DataError(
-            f"data.split_by {config.split_by!r} has too few different values ({len(set(keys)):,}) in the rows to "
-            f"split: no row is left for {' and '.join(empty)}. Add rows with other values, set data.train, "
-            "data.validation and data.test, or remove split_by if rows with the same value are independent"
+            f"data.split_by {config.split_by!r} has too few different values ({len(set(keys)):,}) "
+            f"in the rows to split: no row is left for {' and '.join(empty)}. Add rows with other "
+            "values, set data.train, data.validation and data.test, or remove split_by if rows "
+            "with the same value are independent"
         )
     return train, validation, test

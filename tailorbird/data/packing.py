@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from tailorbird.data.chat_template import Tokens
 
-PACKED_TOKENS, MAX_PADDING = 128, 0.03
-"""Target width of packed rows, and share of padding that is accepted. At this width, attention is cheap compared with
-the rest of the model. If there is more padding, conversations are packed into fewer and wider rows."""
+PACKED_TOKENS = 128
+MAX_PADDING = 0.03
+"""Target width of packed rows, and share of padding that is accepted. At this width, attention is
+cheap compared with the rest of the model. If there is more padding, conversations are packed into
+fewer and wider rows."""
 MORE_ROWS = 16  # larger numbers of rows that are tried if fewer rows are too wide
 
 
@@ -28,7 +30,8 @@ class PackedRows:
 
     @property
     def bounds(self) -> NDArray[np.int32]:
-        """[S + 1] flat positions in [B, T] where a conversation or a token of padding starts, and their number."""
+        """[S + 1] flat positions in [B, T] where a conversation or a token of padding starts, and
+        their number."""
         starts = np.flatnonzero(self.position_ids == 0)
         return np.append(starts, self.position_ids.size).astype(np.int32)
 
@@ -43,12 +46,15 @@ class PackedRows:
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
-def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: float = math.inf, one_row: bool = False) -> PackedRows:
-    """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`.
+def pack(
+    rows: Sequence[Tokens], *, pad_id: int, max_width: float = math.inf, one_row: bool = False
+) -> PackedRows:
+    """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay
+    within `MAX_PADDING`.
 
-    Rows are no wider than `max_width`, or than the longest conversation if that is longer; there is then more padding
-    if it cannot be avoided, but no more than with one conversation per row. With `one_row`, all conversations are in
-    one row without padding.
+    Rows are no wider than `max_width`, or than the longest conversation if that is longer; there is
+    then more padding if it cannot be avoided, but no more than with one conversation per row. With
+    `one_row`, all conversations are in one row without padding.
     """
     lengths = [len(row) for row in rows]
     if one_row:
@@ -56,23 +62,29 @@ def pack(rows: Sequence[Tokens], *, pad_id: int, max_width: float = math.inf, on
     else:
         bins, width = _least_padding(lengths, max_width=max(max_width, *lengths))
     shape = len(bins), width
-    input_ids, position_ids = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    conversation_ids, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    conversation_ids = np.full(shape, -1, dtype=np.int64)
+    learned = np.zeros(shape, dtype=np.bool_)
     for number, indices in enumerate(bins):
         begin = 0
         for index in indices:
-            row, end = rows[index], begin + len(rows[index])
+            row = rows[index]
+            end = begin + len(rows[index])
             input_ids[number, begin:end] = row.ids
             position_ids[number, begin:end] = np.arange(len(row))
             conversation_ids[number, begin:end] = index
             learned[number, begin : end - 1] = row.assistant_mask[1:]
             begin = end
     positions = np.flatnonzero(learned.reshape(-1))
-    return PackedRows(input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1])
+    return PackedRows(
+        input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1]
+    )
 
 
 def _least_padding(lengths: Sequence[int], *, max_width: float) -> tuple[list[list[int]], int]:
-    """Return the conversations of each row and the width of the first layout with little padding, or of the best."""
+    """Return the conversations of each row and the width of the first layout with little padding,
+    or of the best."""
     bins = [[index] for index in range(len(lengths))]
     width = max(lengths)
     for num_bins in _row_counts(lengths, max_width=max_width):
@@ -86,7 +98,8 @@ def _least_padding(lengths: Sequence[int], *, max_width: float) -> tuple[list[li
 
 
 def _row_counts(lengths: Sequence[int], *, max_width: float) -> Iterator[int]:
-    """Yield the numbers of rows to try: those of about `PACKED_TOKENS` or more tokens, then narrower rows."""
+    """Yield the numbers of rows to try: those of about `PACKED_TOKENS` or more tokens, then
+    narrower rows."""
     total = sum(lengths)
     first = max(1, min(len(lengths), round(total / max(PACKED_TOKENS, *lengths))))
     fewest = max(1, math.ceil(total / max_width))
@@ -95,8 +108,9 @@ def _row_counts(lengths: Sequence[int], *, max_width: float) -> Iterator[int]:
 
 
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:
-    """Assign each conversation, longest first, to the row with the fewest tokens (Graham, Bounds on multiprocessing
-    timing anomalies, 1969). Return the conversation indices of each row, and the width of the widest row."""
+    """Assign each conversation, longest first, to the row with the fewest tokens (Graham, Bounds on
+    multiprocessing timing anomalies, 1969). Return the conversation indices of each row, and the
+    width of the widest row."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     filled = [(0, number) for number in range(num_bins)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -1,4 +1,5 @@
-"""Data quality checks: drop copies across splits, count problems, and reject data that cannot be evaluated."""
+"""Data quality checks: drop copies across splits, count problems, and reject data that cannot be
+evaluated."""
 
 import hashlib
 from collections import Counter
@@ -24,22 +25,31 @@ class DataReport:
     num_validation: int
     num_test: int
     num_classes: int  # distinct labels in train; for chat tasks, distinct answers
-    train_copies_of_test: int  # training rows dropped because they are copies of test rows, near copies included
+    train_copies_of_test: (
+        int  # training rows dropped because they are copies of test rows, near copies included
+    )
     train_copies_of_validation: int  # the same for validation; copies of both count for test only
     validation_copies_of_test: int
     near_copies: int  # rows among these copies that are near copies
     test_documents: int  # numbers of test rows that are independent of each other
     largest_test_document: int
-    conflicting_texts: int  # normalised texts with more than one label, over all splits before cleaning
+    conflicting_texts: (
+        int  # normalised texts with more than one label, over all splits before cleaning
+    )
     empty_texts: int  # rows with an empty or blank text, over all splits before cleaning
-    rare_classes: tuple[str, ...]  # (classification only) classes with fewer than 10 training rows after cleaning
-    test_answers_in_train: int | None = None  # (chat only) test rows whose normalised answer is in train
+    rare_classes: tuple[
+        str, ...
+    ]  # (classification only) classes with fewer than 10 training rows after cleaning
+    test_answers_in_train: int | None = (
+        None  # (chat only) test rows whose normalised answer is in train
+    )
     untrained_turns: int = 0
-    """(chat only) Turns before the answer of a training row that are not trained on, because all turns before them are
-    a copy of the prompt of a test or validation row. The model still reads them."""
+    """(chat only) Turns before the answer of a training row that are not trained on, because all
+    turns before them are a copy of the prompt of a test or validation row. The model still reads
+    them."""
     num_in_memory: int | None = None
-    """(sharded data only) Training rows of the random sample in memory. Conflicts and answers in train are counted, and
-    baselines fitted, on this sample."""
+    """(sharded data only) Training rows of the random sample in memory. Conflicts and answers in
+    train are counted, and baselines fitted, on this sample."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class EvaluatedRows:
     num_test: int
 
     def copied(self, text: str, *, label: str) -> tuple[str, ...]:
-        """Return the split that has a copy of a text, with "near" if it has a near copy only; () without a copy.
+        """Return the split that has a copy of a text, with "near" if it has a near copy only; ()
+        without a copy.
 
         A text that is in both splits counts as a copy of the test row.
         """
@@ -74,11 +85,14 @@ def evaluated_rows(test: Rows, *, validation: Rows) -> EvaluatedRows:
 def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter[str]]:
     """Return training rows without copies of evaluation rows, and the numbers of copies.
 
-    The keys of the counts are those of `EvaluatedRows.copied`, and "turns". In a conversation, a turn before the answer
-    is also trained on: if the text up to it is a copy, it becomes context, as a turn with weight 0, because the same
-    beginning ("Hello") can be in many conversations.
+    The keys of the counts are those of `EvaluatedRows.copied`, and "turns". In a conversation, a
+    turn before the answer is also trained on: if the text up to it is a copy, it becomes context,
+    as a turn with weight 0, because the same beginning ("Hello") can be in many conversations.
     """
-    copied = [evaluated.copied(text, label=label) for text, label in zip(train.texts, train.labels, strict=True)]
+    copied = [
+        evaluated.copied(text, label=label)
+        for text, label in zip(train.texts, train.labels, strict=True)
+    ]
     counts = Counter(chain.from_iterable(copied))
     rows = train.take([row for row, splits in enumerate(copied) if not splits])
     with_copies = []
@@ -86,7 +100,9 @@ def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter
         copies = [
             at
             for at, (role, answer) in enumerate(turns)
-            if role == "assistant" and at not in known and evaluated.copied(text_of(turns[:at]), label=answer)
+            if role == "assistant"
+            and at not in known
+            and evaluated.copied(text_of(turns[:at]), label=answer)
         ]
         counts["turns"] += len(copies)
         with_copies.append(tuple(sorted((*known, *copies))))
@@ -94,17 +110,20 @@ def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter
 
 
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
-    """Drop rows of train and validation that are copies of rows in a later split, and see `drop_copies` for chat.
+    """Drop rows of train and validation that are copies of rows in a later split, and see
+    `drop_copies` for chat.
 
-    Test is not changed: copies within it are one document. Raises DataError for an empty split, a single class, a label
-    in validation or test that is not in train, a value of `split_by` in two splits, or an answer in validation or test
-    without a value for a metric of `evaluation.answers`.
+    Test is not changed: copies within it are one document. Raises DataError for an empty split, a
+    single class, a label in validation or test that is not in train, a value of `split_by` in two
+    splits, or an answer in validation or test without a value for a metric of `evaluation.answers`.
     """
     _require_rows(splits, when="")
     evaluated = evaluated_rows(splits.test, validation=splits.validation)
     pairs = zip(splits.validation.texts, splits.validation.labels, strict=True)
     copied = [evaluated.copied(text, label=label) for text, label in pairs]
-    validation = splits.validation.take([row for row, names in enumerate(copied) if "test" not in names])
+    validation = splits.validation.take(
+        [row for row, names in enumerate(copied) if "test" not in names]
+    )
     train, copies = drop_copies(splits.train, evaluated=evaluated)
     cleaned = Splits(train=train, validation=validation, test=splits.test)
     _require_rows(cleaned, when=" after copies of rows in later splits were dropped")
@@ -146,24 +165,36 @@ def require_separate_keys(keys: Mapping[str, Set[str]]) -> None:
     """Raise DataError if two splits share values of `split_by`; `keys` are the values by split."""
     for earlier, later in combinations(keys, 2):
         if shared := keys[earlier] & keys[later]:
-            digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] for key in shared)
-            hashes = ", ".join(f"{digest}…" for digest in sorted(digests)[:MAX_LISTED])  # a key may identify a patient
+            digests = (
+                hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+                for key in shared
+            )
+            hashes = ", ".join(
+                f"{digest}…" for digest in sorted(digests)[:MAX_LISTED]
+            )  # a key may identify a patient
             raise DataError(
-                f"{len(shared):,} values of data.split_by are in both {earlier} and {later} (sha256 {hashes}); move "
-                "all rows with the same value into one split, or remove data.split_by if such rows are independent"
+                f"{len(shared):,} values of data.split_by are in both {earlier} and {later} "
+                f"(sha256 {hashes}); move all rows with the same value into one split, or remove "
+                "data.split_by if such rows are independent"
             )
 
 
 def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
-    """Raise DataError if an example, which clients and model cards show, is the query of a test row."""
+    """Raise DataError if an example, which clients and model cards show, is the query of a test
+    row."""
     queries = set(map(normalise, test.queries))
     if shown := [example for example in examples if normalise(example) in queries]:
-        raise DataError(f"serving.examples has a text of the test rows: {shown[0]!r}; choose another example")
+        raise DataError(
+            f"serving.examples has a text of the test rows: {shown[0]!r}; choose another example"
+        )
 
 
 def listed(names: Collection[str]) -> str:
     """Return the first names in the alphabet for a message, and the number of the others."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    if len(names) > MAX_LISTED:
+        more = f" and {len(names) - MAX_LISTED} more"
+    else:
+        more = ""
     return ", ".join(map(repr, sorted(names)[:MAX_LISTED])) + more
 
 
@@ -175,8 +206,8 @@ def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
 def take_training_rows(train: Rows, *, size: int | None, seed: int) -> Rows:
     """Return a random subset of `size` training rows that has every class; None keeps all rows.
 
-    Call it after `clean`, so that dropped rows are not drawn. Raises DataError if `size` is less than the number of
-    classes.
+    Call it after `clean`, so that dropped rows are not drawn. Raises DataError if `size` is less
+    than the number of classes.
     """
     if size is None or size >= len(train):
         return train
@@ -192,7 +223,8 @@ def _require_rows(splits: Splits, *, when: str) -> None:
     for name, rows in splits.items():
         if not len(rows):
             raise DataError(
-                f"the {name} split has no rows{when}; give more data, or set data.train, data.validation and data.test"
+                f"the {name} split has no rows{when}; give more data, or set data.train, "
+                "data.validation and data.test"
             )
 
 
@@ -201,13 +233,19 @@ def _require_classes(splits: Splits) -> None:
     known = set(splits.train.class_labels)
     if len(known) == 1:
         [label] = known
-        raise DataError(f"train has only one class, {label!r}, but a classifier needs at least two; check data.label")
+        raise DataError(
+            f"train has only one class, {label!r}, but a classifier needs at least two; check "
+            "data.label"
+        )
     for name in ("validation", "test"):
-        counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
+        counts = Counter(
+            label for label in getattr(splits, name).class_labels if label not in known
+        )
         if counts:
             raise DataError(
-                f"{name} has {sum(counts.values())} rows with labels that are not in train: {listed(counts)}; "
-                f"add training rows with these labels, or remove the rows from {name}"
+                f"{name} has {sum(counts.values())} rows with labels that are not in train: "
+                f"{listed(counts)}; add training rows with these labels, or remove the rows from "
+                f"{name}"
             )
 
 

@@ -24,7 +24,8 @@ MAX_BRANCHES = 10
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message contains the URI or split, the problem and the next step."""
+    """Data that cannot be used. The message contains the URI or split, the problem and the next
+    step."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,25 @@ class SuiteColumns:
 
     metrics: tuple[str, ...]  # metric of each row, one of `SUITE_METRICS`
     options: tuple[tuple[str, ...], ...]  # options of each row; empty for a metric without options
-    counterparts: tuple[str, ...]  # the prompt that `same_choice` compares with; empty for other metrics
+    counterparts: tuple[
+        str, ...
+    ]  # the prompt that `same_choice` compares with; empty for other metrics
     starts: tuple[str, ...]  # text with which the answer starts; the model generates the rest of it
 
     def take(self, positions: Sequence[int]) -> "SuiteColumns":
         """Return the values at `positions`, in that order."""
         columns = [getattr(self, each.name) for each in fields(self)]
-        return SuiteColumns(*(tuple(column[position] for position in positions) for column in columns))
+        return SuiteColumns(
+            *(tuple(column[position] for position in positions) for column in columns)
+        )
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of a split, stored by column. All columns have the same length.
 
-    `row_ids` are positions in the file or folder ("0", "1", ...), assigned before any row is dropped.
+    `row_ids` are positions in the file or folder ("0", "1", ...), assigned before any row is
+    dropped.
     """
 
     row_ids: tuple[str, ...]
@@ -55,9 +61,11 @@ class Rows:
     split_keys: tuple[str, ...] | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conversations: tuple[Conversation, ...] | None = None
-    """(chat only) Turns before the answer. The label is the answer, and the text is the joined content of the turns."""
+    """(chat only) Turns before the answer. The label is the answer, and the text is the joined
+    content of the turns."""
     untrained_turns: tuple[tuple[int, ...], ...] | None = None
-    """(chat only) Positions in `conversations` of the assistant turns with weight 0, which are not trained on."""
+    """(chat only) Positions in `conversations` of the assistant turns with weight 0, which are not
+    trained on."""
     answers: AnswersConfig | None = None
     """(chat only) How structured answers are compared with the labels."""
     suite: SuiteColumns | None = None
@@ -84,17 +92,25 @@ class Rows:
     @property
     def class_labels(self) -> tuple[str, ...]:
         """The labels if they are classes; empty for chat tasks, where labels are answers."""
-        return self.labels if self.conversations is None else ()
+        if self.conversations is None:
+            return self.labels
+        return ()
 
     @property
     def turns(self) -> tuple[Conversation, ...]:
-        """The turns before the answer of each row; a text without conversation is one turn of the user."""
-        return tuple((("user", text),) for text in self.texts) if self.conversations is None else self.conversations
+        """The turns before the answer of each row; a text without conversation is one turn of the
+        user."""
+        if self.conversations is None:
+            return tuple((("user", text),) for text in self.texts)
+        return self.conversations
 
     @property
     def answered_turns(self) -> list[Conversation]:
         """The turns of each row, with the label as the answer."""
-        return [(*turns, ("assistant", label)) for turns, label in zip(self.turns, self.labels, strict=True)]
+        return [
+            (*turns, ("assistant", label))
+            for turns, label in zip(self.turns, self.labels, strict=True)
+        ]
 
     @property
     def untrained(self) -> tuple[tuple[int, ...], ...]:
@@ -103,7 +119,8 @@ class Rows:
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """The text of each row; for chat tasks, the query of its conversation, without system message and history."""
+        """The text of each row; for chat tasks, the query of its conversation, without system
+        message and history."""
         return tuple(map(query_of, self.turns))
 
 
@@ -131,15 +148,20 @@ def messages_of(turns: Conversation) -> list[Any]:
 
 
 def query_of(conversation: Conversation) -> str:
-    """Return the text by which a conversation is compared: its last turn of the user, or else its last turn."""
+    """Return the text by which a conversation is compared: its last turn of the user, or else its
+    last turn."""
     users = [content for role, content in conversation if role == "user"]
-    return users[-1] if users else conversation[-1][1]
+    if users:
+        return users[-1]
+    return conversation[-1][1]
 
 
 def trained_turns(rows: Rows) -> Rows:
-    """Return a row for each turn that is trained on: the turns before it, and the turn as the answer.
+    """Return a row for each turn that is trained on: the turns before it, and the turn as the
+    answer.
 
-    A row of the result has the row id, split key and groups of its conversation. Rows of classes are not changed.
+    A row of the result has the row id, split key and groups of its conversation. Rows of classes
+    are not changed.
     """
     if rows.conversations is None:
         return rows
@@ -157,16 +179,19 @@ def trained_turns(rows: Rows) -> Rows:
         texts=tuple(map(text_of, conversations)),
         labels=tuple(turns[position][1] for _, turns, position in parts),
         conversations=conversations,
-        untrained_turns=tuple(tuple(at for at in untrained[row] if at < position) for row, _, position in parts),
+        untrained_turns=tuple(
+            tuple(at for at in untrained[row] if at < position) for row, _, position in parts
+        ),
     )
 
 
 def document_keys(rows: Rows) -> list[str]:
     """Return the key of each row's document: its value of `split_by`, or else its normalised text.
 
-    Without `split_by`, the key of a conversation is its text up to the first turn of the user, so that the parts of a
-    conversation are one document. If it continues in more than `MAX_BRANCHES` different texts up to the next turn of
-    the user, as a greeting does, many conversations begin with it, and the key is the text up to the next turn.
+    Without `split_by`, the key of a conversation is its text up to the first turn of the user, so
+    that the parts of a conversation are one document. If it continues in more than `MAX_BRANCHES`
+    different texts up to the next turn of the user, as a greeting does, many conversations begin
+    with it, and the key is the text up to the next turn.
     """
     if rows.split_keys is not None:
         return list(rows.split_keys)
@@ -175,14 +200,18 @@ def document_keys(rows: Rows) -> list[str]:
     for text, longer in chain.from_iterable(map(pairwise, beginnings)):
         branches.setdefault(text, set()).add(longer)
     return [
-        next((text for text in texts if len(branches.get(text, ())) <= MAX_BRANCHES), texts[-1]) for texts in beginnings
+        next((text for text in texts if len(branches.get(text, ())) <= MAX_BRANCHES), texts[-1])
+        for texts in beginnings
     ]
 
 
 def _beginnings(conversation: Conversation) -> list[str]:
     """Return the normalised texts up to each turn of the user; if there is none, the whole text."""
     users = [position for position, (role, _) in enumerate(conversation) if role == "user"]
-    return [normalise(text_of(conversation[: position + 1])) for position in users or [len(conversation)]]
+    return [
+        normalise(text_of(conversation[: position + 1]))
+        for position in users or [len(conversation)]
+    ]
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
@@ -190,14 +219,20 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
 
     def column(name: str) -> Any:
         columns = [getattr(rows, name) for rows in parts]
-        return None if columns[0] is None else tuple(chain.from_iterable(columns))
+        if columns[0] is None:
+            return None
+        return tuple(chain.from_iterable(columns))
 
-    groups = {name: tuple(chain.from_iterable(rows.groups[name] for rows in parts)) for name in parts[0].groups}
+    groups = {
+        name: tuple(chain.from_iterable(rows.groups[name] for rows in parts))
+        for name in parts[0].groups
+    }
     return Rows(groups=groups, answers=parts[0].answers, **{name: column(name) for name in COLUMNS})
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """Return the sha256 of each split over all of its columns; it depends on the order of the rows."""
+    """Return the sha256 of each split over all of its columns; it depends on the order of the
+    rows."""
     return {name: rows_sha256(rows) for name, rows in splits.items()}
 
 
@@ -213,10 +248,16 @@ def rows_sha256(rows: Rows) -> str:
     if rows.conversations is not None:
         columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
     if rows.untrained_turns is not None and any(rows.untrained_turns):
-        columns["untrained turns"] = tuple(json.dumps(positions) for positions in rows.untrained_turns)
+        columns["untrained turns"] = tuple(
+            json.dumps(positions) for positions in rows.untrained_turns
+        )
     if rows.suite is not None:
         suite = rows.suite
-        columns |= {"metric": suite.metrics, "counterpart": suite.counterparts, "start": suite.starts}
+        columns |= {
+            "metric": suite.metrics,
+            "counterpart": suite.counterparts,
+            "start": suite.starts,
+        }
         columns["options"] = tuple(json.dumps(options) for options in suite.options)
     columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
     return _digest(columns)
@@ -224,7 +265,10 @@ def rows_sha256(rows: Rows) -> str:
 
 def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for row in (columns, *zip(*columns.values(), strict=True)):  # the names make a group differ from a split key
+    for row in (
+        columns,
+        *zip(*columns.values(), strict=True),
+    ):  # the names make a group differ from a split key
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
             digest.update(

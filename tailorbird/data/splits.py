@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 
 
 def normalise(text: str) -> str:
-    """Return a text in a form in which copies are equal: NFKC, with folded case and collapsed white space."""
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    """Return a text in a form in which copies are equal: NFKC, with folded case and collapsed white
+    space."""
+    return " ".join(
+        unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split()
+    )
 
 
-def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
+def split_by_key(
+    keys: Sequence[str], *, fractions: tuple[float, float, float], seed: int
+) -> np.ndarray:
     """Return the split of each row, int64 [N]: 0 (train), 1 (validation) or 2 (test).
 
     The split depends only on the key, the fractions and the seed, not on other rows.
@@ -25,17 +30,21 @@ def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], 
 
 
 def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
-    """Return the sorted int64 indices of `size` of `n` rows, drawn without replacement; all rows if `size` >= `n`."""
+    """Return the sorted int64 indices of `size` of `n` rows, drawn without replacement; all rows if
+    `size` >= `n`."""
     if size >= n:
         return np.arange(n, dtype=np.int64)
     return np.sort(np.random.default_rng(seed).permutation(n)[:size]).astype(np.int64)
 
 
 def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.ndarray:
-    """Return a `subsample` with at least one row of each class; raise ValueError if `size` is too small for that."""
+    """Return a `subsample` with at least one row of each class; raise ValueError if `size` is too
+    small for that."""
     num_classes = len(set(labels))
     if size < num_classes:
-        raise ValueError(f"{size} rows cannot contain all {num_classes} classes; give at least {num_classes}")
+        raise ValueError(
+            f"{size} rows cannot contain all {num_classes} classes; give at least {num_classes}"
+        )
     if size >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
     return np.sort(classes_first(labels, seed=seed)[:size])
@@ -60,16 +69,19 @@ def _uniform(key: str, *, seed: int) -> float:
 def stratified_split(
     keys: Sequence[str], *, labels: Sequence[str], folds: tuple[int, int, int], seed: int
 ) -> NDArray[np.int64]:
-    """Return the split (0 train, 1 validation, 2 test) of each row, int64 [N], grouped by key and stratified by label.
+    """Return the split (0 train, 1 validation, 2 test) of each row, int64 [N], grouped by key and
+    stratified by label.
 
-    `folds` is the number of equal folds for each split. Unlike in `split_by_key`, the split of a row depends on
-    the other rows, so use it only for data sets that are written once. Raises ValueError if there are fewer keys than
-    folds.
+    `folds` is the number of equal folds for each split. Unlike in `split_by_key`, the split of a
+    row depends on the other rows, so use it only for data sets that are written once. Raises
+    ValueError if there are fewer keys than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     if len(set(keys)) < sum(folds):
-        raise ValueError(f"{len(set(keys))} distinct keys cannot fill {sum(folds)} folds; use fewer folds")
+        raise ValueError(
+            f"{len(set(keys))} distinct keys cannot fill {sum(folds)} folds; use fewer folds"
+        )
     owner = np.repeat([2, 1, 0], folds[::-1])
     splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
     result = np.empty(len(keys), dtype=np.int64)

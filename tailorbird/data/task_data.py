@@ -12,7 +12,14 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
 from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
 from tailorbird.data.conversations import answer_fault
-from tailorbird.data.parquet import LABEL_KINDS, conversations_of, groups_of, kind_of, read_strings, texts_of
+from tailorbird.data.parquet import (
+    LABEL_KINDS,
+    conversations_of,
+    groups_of,
+    kind_of,
+    read_strings,
+    texts_of,
+)
 from tailorbird.data.rows import DataError, Rows, text_of
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
@@ -33,26 +40,36 @@ class ClassificationData:
         return _column_names(config, config.text, config.label)
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
-        """Return the rows of a table that starts at row `first` of `uri`; raise DataError as `loader.read_rows`."""
+        """Return the rows of a table that starts at row `first` of `uri`; raise DataError as
+        `loader.read_rows`."""
         texts = texts_of(table, config.text, uri=uri, first=first)
         labels = read_strings(table, config.label, uri=uri, first=first, allowed=LABEL_KINDS)
-        return _with_keys_and_groups(Rows((), texts, labels), table, config=config, uri=uri, first=first)
+        return _with_keys_and_groups(
+            Rows((), texts, labels), table, config=config, uri=uri, first=first
+        )
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         """Raise DataError for a column of an unsupported type, without reading rows."""
         self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
 
-    def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
-        """Tokenize training rows, truncated to `max_length` tokens; raise DataError as `training_tokens`."""
-        tokens = encode_texts(rows.texts, tokenizer=tokenizer, max_length=max_length, prompt=self.prompt)
+    def encode(
+        self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> TokenLists:
+        """Tokenize training rows, truncated to `max_length` tokens; raise DataError as
+        `training_tokens`."""
+        tokens = encode_texts(
+            rows.texts, tokenizer=tokenizer, max_length=max_length, prompt=self.prompt
+        )
         return TokenLists(tokens, labels=rows.labels)
 
     def longest_row(self, config: Any) -> int | None:
-        """Return the maximum tokens of a training row for a transformers config; None if there is no limit."""
+        """Return the maximum tokens of a training row for a transformers config; None if there is
+        no limit."""
         return getattr(config, "max_position_embeddings", None) or None
 
     def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:  # noqa: ARG002  chat only
-        """Return the reason why the tokenizer's chat template cannot be used; None if it can, or is not needed."""
+        """Return the reason why the tokenizer's chat template cannot be used; None if it can, or is
+        not needed."""
         return None
 
     def model_class(self, *, is_causal: bool) -> Any:  # noqa: ARG002  chat only
@@ -64,21 +81,26 @@ class ClassificationData:
 
 @dataclass(frozen=True)
 class ChatData:
-    """Data of chat tasks: conversations that end with an answer. The methods are those of `ClassificationData`."""
+    """Data of chat tasks: conversations that end with an answer. The methods are those of
+    `ClassificationData`."""
 
     name: ClassVar[TaskName] = "chat"
     system: str | None = None  # system message for conversations without one
     answers: AnswersConfig | None = None  # how structured answers are compared
 
     def columns(self, config: DataConfig) -> list[str]:
-        inputs = [config.messages] if config.messages else [config.prompt, config.completion]
+        if config.messages:
+            inputs = [config.messages]
+        else:
+            inputs = [config.prompt, config.completion]
         return _column_names(config, *inputs)
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
         untrained: tuple[tuple[int, ...], ...] | None = None
         if config.messages:
             weighted = conversations_of(table, config.messages, uri=uri, first=first)
-            conversations, untrained = [row.turns for row in weighted], tuple(row.untrained for row in weighted)
+            conversations = [row.turns for row in weighted]
+            untrained = tuple(row.untrained for row in weighted)
         else:
             prompts = texts_of(table, config.prompt, uri=uri, first=first)
             answers = texts_of(table, config.completion, uri=uri, first=first)
@@ -87,7 +109,8 @@ class ChatData:
         for position, turns in enumerate(conversations, start=first):
             if (fault := answer_fault(turns)) is not None:
                 raise DataError(
-                    f"{uri}: the conversation in row {position} has no answer; {fault}. Correct or drop the row"
+                    f"{uri}: the conversation in row {position} has no answer; {fault}. Correct or "
+                    "drop the row"
                 )
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
@@ -108,8 +131,8 @@ class ChatData:
             column = table.schema.field(config.messages).type
             if kind_of(column) != "messages":
                 raise DataError(
-                    f"{uri}: column {config.messages!r} has type {column}, but must have lists of {{role, content}}; "
-                    "name another column"
+                    f"{uri}: column {config.messages!r} has type {column}, but must have lists of "
+                    f"{{role, content}}; name another column"
                 )
 
     def encode(
@@ -120,11 +143,16 @@ class ChatData:
         max_length: int,
         prompts: Iterable[Prompt] | None = None,
     ) -> TokenLists:
-        tokens = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=max_length, prompts=prompts)
-        return TokenLists([row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens])
+        tokens = training_tokens(
+            rows, tokenizer=tokenizer, system=self.system, max_length=max_length, prompts=prompts
+        )
+        return TokenLists(
+            [row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens]
+        )
 
     def longest_row(self, config: Any) -> int | None:
-        # Attention covers a packed conversation as a whole, so it must also fit into a sliding attention window.
+        # Attention covers a packed conversation as a whole, so it must also fit into a sliding
+        # attention window.
         config = config.get_text_config(decoder=True)
         limits = [getattr(config, "max_position_embeddings", None)]
         if "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
@@ -141,16 +169,23 @@ class ChatData:
     def model_class(self, *, is_causal: bool) -> Any:
         from transformers import AutoModel, AutoModelForCausalLM
 
-        return AutoModelForCausalLM if is_causal else AutoModel
+        if is_causal:
+            return AutoModelForCausalLM
+        return AutoModel
 
 
 DataTask = ClassificationData | ChatData
 CLASSIFICATION = ClassificationData()
 
 
-def data_task(name: TaskName, *, system: str | None = None, answers: AnswersConfig | None = None) -> DataTask:
-    """Return the data handling of the task with this name in the recipe. `system` and `answers` are for chat tasks."""
-    return ChatData(system, answers) if name == "chat" else CLASSIFICATION
+def data_task(
+    name: TaskName, *, system: str | None = None, answers: AnswersConfig | None = None
+) -> DataTask:
+    """Return the data handling of the task with this name in the recipe. `system` and `answers` are
+    for chat tasks."""
+    if name == "chat":
+        return ChatData(system, answers)
+    return CLASSIFICATION
 
 
 def recipe_task(recipe: Recipe) -> DataTask:
@@ -164,12 +199,16 @@ def _column_names(config: DataConfig, *inputs: str) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _with_keys_and_groups(rows: Rows, table: pa.Table, *, config: DataConfig, uri: str, first: int) -> Rows:
+def _with_keys_and_groups(
+    rows: Rows, table: pa.Table, *, config: DataConfig, uri: str, first: int
+) -> Rows:
     """Add row ids, split keys and groups."""
     return replace(
         rows,
         row_ids=tuple(str(position) for position in range(first, first + table.num_rows)),
-        split_keys=read_strings(table, config.split_by, uri=uri, first=first) if config.split_by else None,
+        split_keys=read_strings(table, config.split_by, uri=uri, first=first)
+        if config.split_by
+        else None,
         groups={name: groups_of(table, name, uri=uri, first=first) for name in config.groups},
     )
 

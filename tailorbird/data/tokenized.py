@@ -27,23 +27,32 @@ class TokenLists:
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """Tokens of N training rows, concatenated in one array. Lists would take ten times the memory."""
+    """Tokens of N training rows, concatenated in one array. Lists would take ten times the
+    memory."""
 
     row_ids: tuple[str, ...]
     ids: NDArray[np.int32]  # [T] token ids of all rows
     offsets: NDArray[np.int64]  # [N + 1] start of each row in `ids`, and the end of the last
-    assistant_mask: NDArray[np.bool_] | None = None  # (chat only) [T] True for tokens of the assistant
+    assistant_mask: NDArray[np.bool_] | None = (
+        None  # (chat only) [T] True for tokens of the assistant
+    )
     labels: NDArray[np.int64] | None = None  # (classification only) [N] class indices
 
     @classmethod
-    def from_lists(cls, row_ids: tuple[str, ...], tokens: TokenLists, *, classes: Sequence[str]) -> Self:
+    def from_lists(
+        cls, row_ids: tuple[str, ...], tokens: TokenLists, *, classes: Sequence[str]
+    ) -> Self:
         """Concatenate lists; raise DataError for a label that is not in `classes`."""
         offsets = offsets_of([len(ids) for ids in tokens.ids])
         return cls(
             row_ids=row_ids,
-            ids=np.fromiter(chain.from_iterable(tokens.ids), dtype=np.int32, count=int(offsets[-1])),
+            ids=np.fromiter(
+                chain.from_iterable(tokens.ids), dtype=np.int32, count=int(offsets[-1])
+            ),
             offsets=offsets,
-            assistant_mask=None if tokens.assistant_masks is None else np.concatenate(tokens.assistant_masks),
+            assistant_mask=None
+            if tokens.assistant_masks is None
+            else np.concatenate(tokens.assistant_masks),
             labels=None if tokens.labels is None else label_indices(tokens.labels, classes=classes),
         )
 

@@ -26,12 +26,15 @@ class UploadedFile:
     columns: tuple[str, ...]
 
 
-def upload_data(source: Path, uri_prefix: str, *, report: Report = lambda *_: None) -> list[UploadedFile]:
-    """Upload a file, or every data file under a folder, to the same relative path under `uri_prefix`, as `.parquet`.
+def upload_data(
+    source: Path, uri_prefix: str, *, report: Report = lambda *_: None
+) -> list[UploadedFile]:
+    """Upload a file, or every data file under a folder, to the same relative path under
+    `uri_prefix`, as `.parquet`.
 
-    All files are checked, and converted into a temporary folder, before the first upload. Returns the files sorted by
-    URI. Raises DataError if there are no files, and for a file that is invalid, has no rows or has lines that cannot
-    be kept. Raises StorageError if an upload fails.
+    All files are checked, and converted into a temporary folder, before the first upload. Returns
+    the files sorted by URI. Raises DataError if there are no files, and for a file that is invalid,
+    has no rows or has lines that cannot be kept. Raises StorageError if an upload fails.
     """
     base = source if source.is_dir() else source.parent
     targets: dict[str, Path] = {}
@@ -48,7 +51,8 @@ def upload_data(source: Path, uri_prefix: str, *, report: Report = lambda *_: No
             if isinstance(schema, Schema):
                 ready[target] = Path(folder) / f"{number}{PARQUET}"
                 write_parquet(path, ready[target], schema=schema, report=report)
-        total, done = sum(path.stat().st_size for path in ready.values()), 0
+        total = sum(path.stat().st_size for path in ready.values())
+        done = 0
         uploaded = []
         for target, path in ready.items():
             uri = f"{uri_prefix.rstrip('/')}/{target}"
@@ -64,10 +68,14 @@ def _data_files(source: Path) -> list[Path]:
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.is_file() and _is_data(path))
         if not files:
-            raise DataError(f"{source} contains no data file; give a folder with files of the types {ALLOWED}")
+            raise DataError(
+                f"{source} contains no data file; give a folder with files of the types {ALLOWED}"
+            )
         return files
     if not source.is_file():
-        raise DataError(f"{source} does not exist; give a data file ({ALLOWED}) or a folder of them")
+        raise DataError(
+            f"{source} does not exist; give a data file ({ALLOWED}) or a folder of them"
+        )
     if not _is_data(source):
         raise DataError(f"{source} is not a data file by its name; allowed: {ALLOWED}")
     return [source]
@@ -84,7 +92,9 @@ def _check(path: Path, *, report: Report) -> Schema | pq.FileMetaData:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a valid Parquet file ({error}); write it again or remove it") from None
+        raise DataError(
+            f"{path} is not a valid Parquet file ({error}); write it again or remove it"
+        ) from None
     if metadata.num_rows == 0:
         raise DataError(f"{path} has no rows; write it again with rows, or remove it")
     return metadata
@@ -93,4 +103,6 @@ def _check(path: Path, *, report: Report) -> Schema | pq.FileMetaData:
 def _description(uri: str, schema: Schema | pq.FileMetaData) -> UploadedFile:
     if isinstance(schema, Schema):
         return UploadedFile(uri, schema.format_name, schema.num_rows, tuple(schema.arrow().names))
-    return UploadedFile(uri, "Parquet", schema.num_rows, tuple(schema.schema.to_arrow_schema().names))
+    return UploadedFile(
+        uri, "Parquet", schema.num_rows, tuple(schema.schema.to_arrow_schema().names)
+    )

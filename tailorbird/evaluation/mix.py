@@ -22,17 +22,21 @@ from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 
 
-def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str, to: str) -> MixRecord:
-    """Select the weight of a mix on validation, and write the mixed classifier to the URI `to` if it scores higher.
+def mix_with_bag(
+    model_uri: str, *, bag_uri: str, validation: Rows, metric: str, to: str
+) -> MixRecord:
+    """Select the weight of a mix on validation, and write the mixed classifier to the URI `to` if
+    it scores higher.
 
-    The mix of two models has the log-probabilities w * model + (1 - w) * bag of words, up to a constant per row. Both
-    are calibrated first, and their offsets are not used. Raises ValueError if the models have different classes.
+    The mix of two models has the log-probabilities w * model + (1 - w) * bag of words, up to a
+    constant per row. Both are calibrated first, and their offsets are not used. Raises ValueError
+    if the models have different classes.
     """
     configs = [read_artifact_config(uri) for uri in (model_uri, bag_uri)]
     if configs[0].classes != configs[1].classes:
         raise ValueError(
-            f"{model_uri} and the bag of words {bag_uri} have different classes and cannot be mixed; run the recipe "
-            "again"
+            f"{model_uri} and the bag of words {bag_uri} have different classes and cannot be "
+            "mixed; run the recipe again"
         )
     logits = [_calibrated_logits(uri, validation) for uri in (model_uri, bag_uri)]
     truth = label_indices(validation.labels, classes=configs[0].classes)
@@ -43,23 +47,31 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
 
 
 def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
-    """Write the mix of a classifier and a bag of words as an artifact to the URI `to`, with temperature 1, no offsets.
+    """Write the mix of a classifier and a bag of words as an artifact to the URI `to`, with
+    temperature 1, no offsets.
 
-    A mixed classifier adds the logits of its head and its bag of words. Weights and temperatures therefore become
-    factors of both linear layers.
+    A mixed classifier adds the logits of its head and its bag of words. Weights and temperatures
+    therefore become factors of both linear layers.
     """
     model, bag = (read_artifact_config(uri) for uri in (model_uri, bag_uri))
     assert model.spec.mixed is not None  # the model is fine-tuned
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
-        folder, source = Path(name), local_copy(model_uri)
+        folder = Path(name)
+        source = local_copy(model_uri)
         changed = shutil.ignore_patterns("head.safetensors", "config.json")
-        shutil.copytree(source, folder, copy_function=os.symlink, ignore=changed, dirs_exist_ok=True)
-        factor, head = np.float32(weight / model.temperature), load_file(source / "head.safetensors")
+        shutil.copytree(
+            source, folder, copy_function=os.symlink, ignore=changed, dirs_exist_ok=True
+        )
+        factor = np.float32(weight / model.temperature)
+        head = load_file(source / "head.safetensors")
         save_file({key: value * factor for key, value in head.items()}, folder / "head.safetensors")
         scaled = load_bag(local_copy(bag_uri)).scaled((1 - weight) / bag.temperature)
         for file, content in bag_files(scaled).items():
             (folder / file).write_bytes(content)
-        write_config(folder, model.model_copy(update={"kind": model.spec.mixed, "temperature": 1.0, "offsets": ()}))
+        write_config(
+            folder,
+            model.model_copy(update={"kind": model.spec.mixed, "temperature": 1.0, "offsets": ()}),
+        )
         upload_folder(folder, to)
 
 

@@ -1,7 +1,9 @@
-"""Offsets of the classes, fitted on validation: a classifier decides by the recipe's metric, not by the highest logit.
+"""Offsets of the classes, fitted on validation: a classifier decides by the recipe's metric, not by
+the highest logit.
 
-The classes of macro-F1 count equally, so a rare class is worth an answer at a probability below one half. A class for
-requests outside the known classes is often more frequent in use than in the training rows.
+The classes of macro-F1 count equally, so a rare class is worth an answer at a probability below one
+half. A class for requests outside the known classes is often more frequent in use than in the
+training rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +27,8 @@ MIN_ROWS = 20
 """Validation rows that a class needs for an offset. The offset of any other class is 0."""
 LEAST_TRIED = 10
 MAX_TRIED = 500_000
-"""Of classes with enough rows, the rarest are tried: as many as make up `MAX_TRIED` rows, at least `LEAST_TRIED`. A fit
-then takes seconds."""
+"""Of classes with enough rows, the rarest are tried: as many as make up `MAX_TRIED` rows, at least
+`LEAST_TRIED`. A fit then takes seconds."""
 NUM_FOLDS = 5
 FOLD_SEED = 1974
 NUM_PASSES = 2
@@ -39,7 +41,8 @@ class OffsetFit:
 
     offsets: tuple[float, ...]  # empty: the highest logit decides
     score: float
-    """Score of the validation rows. With offsets, each row is decided with offsets of other folds."""
+    """Score of the validation rows. With offsets, each row is decided with offsets of other
+    folds."""
     unadjusted: float  # score of the highest logit
 
 
@@ -67,14 +70,20 @@ class _Rows:
 
 
 def fit_offsets(
-    logits: NDArray[np.floating], *, truth: IntArray, metric: str, documents: Sequence[str] | None = None
+    logits: NDArray[np.floating],
+    *,
+    truth: IntArray,
+    metric: str,
+    documents: Sequence[str] | None = None,
 ) -> OffsetFit:
-    """Return the offsets that suit the metric, from logits [N, L] and class indices [N] of validation rows.
+    """Return the offsets that suit the metric, from logits [N, L] and class indices [N] of
+    validation rows.
 
-    Three rules are compared: no offset, an offset of one class, and an offset of each class with `MIN_ROWS` rows. An
-    offset must win by more than one standard error where the rows are decided with offsets that are fitted on other
-    folds. Rows of a document (a name per row) are in one fold. The score comes from nested folds, in which the rule is
-    selected again: the score that selected the rule would be too high.
+    Three rules are compared: no offset, an offset of one class, and an offset of each class with
+    `MIN_ROWS` rows. An offset must win by more than one standard error where the rows are decided
+    with offsets that are fitted on other folds. Rows of a document (a name per row) are in one
+    fold. The score comes from nested folds, in which the rule is selected again: the score that
+    selected the rule would be too high.
     """
     rows = _Rows(np.asarray(logits, dtype=np.float64), np.asarray(truth), metric, documents)
     plain = decide(rows.logits)
@@ -85,7 +94,9 @@ def fit_offsets(
 
     def select_and_fit(others: _Rows) -> FloatArray:
         selected = _select_rule(others)
-        return np.zeros(rows.logits.shape[1]) if selected is None else selected(others)
+        if selected is None:
+            return np.zeros(rows.logits.shape[1])
+        return selected(others)
 
     score = score_of(metric, labels=rows.truth, outputs=_decide_by_fold(rows, select_and_fit))
     if score <= unadjusted:
@@ -94,7 +105,8 @@ def fit_offsets(
 
 
 def _select_rule(rows: _Rows) -> FitOffsets | None:
-    """Return the rule with the best score, or None if no rule is better than none by more than one standard error."""
+    """Return the rule with the best score, or None if no rule is better than none by more than one
+    standard error."""
     rules: list[FitOffsets] = [_offset_of_one_class]
     if len(rows.candidates) > 1:
         rules.append(_offsets_of_all_classes)
@@ -111,7 +123,8 @@ def _select_rule(rows: _Rows) -> FitOffsets | None:
 
 
 def _decide_by_fold(rows: _Rows, fit: FitOffsets) -> IntArray:
-    """Return the class index of each row [N], with offsets that are fitted on the rows of the other folds."""
+    """Return the class index of each row [N], with offsets that are fitted on the rows of the other
+    folds."""
     grouped = documents_of(rows.documents, num_rows=len(rows.truth))
     folds = np.random.default_rng(FOLD_SEED).permutation(grouped.num)[grouped.codes] % NUM_FOLDS
     outputs = np.empty(len(rows.truth), dtype=np.int64)
@@ -123,7 +136,8 @@ def _decide_by_fold(rows: _Rows, fit: FitOffsets) -> IntArray:
 
 
 def _is_gain(rows: _Rows, outputs: IntArray, plain: IntArray) -> bool:
-    """Return True if the outputs score better than the plain ones by more than one standard error."""
+    """Return True if the outputs score better than the plain ones by more than one standard
+    error."""
     if METRICS[rows.metric].is_over_classes:
         labels = rows.truth.tolist()
         before = jackknife_scores(rows.metric, labels=labels, outputs=plain.tolist())
@@ -132,12 +146,15 @@ def _is_gain(rows: _Rows, outputs: IntArray, plain: IntArray) -> bool:
         before = (plain == rows.truth).astype(np.float64)
         after = (outputs == rows.truth).astype(np.float64)
     documents = documents_of(rows.documents, num_rows=len(rows.truth))
-    effect = document_effect(after - before, documents=documents, alpha=0.05, is_different=outputs != plain)
+    effect = document_effect(
+        after - before, documents=documents, alpha=0.05, is_different=outputs != plain
+    )
     return effect.gain > effect.standard_error
 
 
 def _offset_of_one_class(rows: _Rows) -> FloatArray:
-    """Return offsets [L] that are 0 for all classes but one: the class and the offset with the best score."""
+    """Return offsets [L] that are 0 for all classes but one: the class and the offset with the best
+    score."""
     offsets = np.zeros(rows.logits.shape[1])
     if not len(rows.truth):
         return offsets
@@ -188,16 +205,20 @@ class _Ranked:
 
 
 def _best_offset(rows: _Rows, ranked: _Ranked, label: int) -> tuple[float, float]:
-    """Return the best score over all offsets of one class, and the offset closest to 0 that reaches it.
+    """Return the best score over all offsets of one class, and the offset closest to 0 that reaches
+    it.
 
-    A row's answer changes from its best other class to `label` where the offset exceeds the margin between the two. So
-    all offsets are compared by one pass over the rows in the order of their margins.
+    A row's answer changes from its best other class to `label` where the offset exceeds the margin
+    between the two. So all offsets are compared by one pass over the rows in the order of their
+    margins.
     """
     is_first = ranked.first == label
     rivals = np.where(is_first, ranked.second, ranked.first)
     margins = np.where(is_first, ranked.next_highest, ranked.highest) - rows.logits[:, label]
     order = np.argsort(margins, kind="stable")
-    margins, rivals, truth = margins[order], rivals[order], rows.truth[order]
+    margins = margins[order]
+    rivals = rivals[order]
+    truth = rows.truth[order]
     scores = _scores_by_count(rivals, truth, label=label, rows=rows)
     is_distinct = np.ones(len(scores), dtype=np.bool_)
     is_distinct[1:-1] = margins[1:] > margins[:-1]
@@ -212,7 +233,8 @@ def _best_offset(rows: _Rows, ranked: _Ranked, label: int) -> tuple[float, float
 
 
 def _scores_by_count(rivals: IntArray, truth: IntArray, *, label: int, rows: _Rows) -> FloatArray:
-    """Return the scores [N + 1] where the first k rows are answered with `label` and the others with their rivals."""
+    """Return the scores [N + 1] where the first k rows are answered with `label` and the others
+    with their rivals."""
     num_classes = rows.logits.shape[1]
     support = np.bincount(truth, minlength=num_classes)
     class_score = CLASS_SCORES.get(rows.metric)
@@ -234,10 +256,14 @@ def _scores_by_count(rivals: IntArray, truth: IntArray, *, label: int, rows: _Ro
     total = np.concatenate([[0], np.cumsum(is_right[by_rival])])
     lost = total[1:] - total[starts[grouped]]
     after = value(grouped, right[grouped] - lost, answered[grouped] - removed)
-    before = value(grouped, right[grouped] - lost + is_right[by_rival], answered[grouped] - removed + 1)
+    before = value(
+        grouped, right[grouped] - lost + is_right[by_rival], answered[grouped] - removed + 1
+    )
     changes = np.empty(len(truth))
     changes[by_rival] = after - before
 
     start = value(np.arange(num_classes), right, answered).sum()
-    of_label = value(label, np.concatenate([[0], np.cumsum(truth == label)]), np.arange(len(truth) + 1))
+    of_label = value(
+        label, np.concatenate([[0], np.cumsum(truth == label)]), np.arange(len(truth) + 1)
+    )
     return np.asarray(start + np.concatenate([[0.0], np.cumsum(changes)]) + of_label)

@@ -24,5 +24,8 @@ def load_predictions(uri: str) -> Predictions:
     foreign = extension_columns(table.schema)
     if foreign:
         columns = ", ".join(foreign)
-        raise ValueError(f"{uri} is not a table of predictions: columns with an extension type are unsafe: {columns}")
+        raise ValueError(
+            f"{uri} is not a table of predictions: columns with an extension type are unsafe: "
+            f"{columns}"
+        )
     return Predictions.from_table(table)

@@ -1,4 +1,5 @@
-"""A model's predictions for the rows of a split: the table from which verdicts are computed and recomputed."""
+"""A model's predictions for the rows of a split: the table from which verdicts are computed and
+recomputed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MEASURE_PREFIX = "measure:"
 CLUSTER = "cluster"
 LOGPROBS = "logprobs"
 TRAINING_TEXT = "contains_training_text"
-"""Measure of answers to a suite: 1 in all rows if the model, or a part of a hybrid, stores training rows as text."""
+"""Measure of answers to a suite: 1 in all rows if the model, or a part of a hybrid, stores training
+rows as text."""
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
@@ -38,17 +40,23 @@ class Predictions:
     outputs: tuple[str, ...]  # predicted labels; (chat) sha256 of the words of the answer
     scores: NDArray[np.float64]  # [N] 1.0 if the output equals the label, else 0.0
     confidences: NDArray[np.float64]
-    """[N] highest class probability before temperature scaling; (chat) exp of the mean token log-probability. NaN for
-    all rows if the model is an endpoint that returns no log-probabilities."""
-    calibrated: NDArray[np.float64]  # [N] the same after temperature scaling; (chat) equal to `confidences`
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group columns by name, one value per row
+    """[N] highest class probability before temperature scaling; (chat) exp of the mean token
+    log-probability. NaN for all rows if the model is an endpoint that returns no log-probabilities.
+    """
+    calibrated: NDArray[
+        np.float64
+    ]  # [N] the same after temperature scaling; (chat) equal to `confidences`
+    groups: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # group columns by name, one value per row
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`, and the metrics of
-    `evaluation.answers`."""
+    """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`, and
+    the metrics of `evaluation.answers`."""
     clusters: tuple[str, ...] | None = None
     """Cluster of each row; rows of the same document or with the same text are not independent."""
     logprobs: tuple[tuple[float, ...], ...] | None = None
-    """(language models only) Log-probability of each token of a row's answer, the end-of-turn token included."""
+    """(language models only) Log-probability of each token of a row's answer, the end-of-turn token
+    included."""
 
     def __post_init__(self) -> None:
         for name in ("scores", "confidences", "calibrated"):
@@ -66,8 +74,8 @@ class Predictions:
         for name, column in columns.items():
             if len(column) != len(self.row_ids):
                 raise ValueError(
-                    f"predictions of {self.model}: {len(column)} {name} for {len(self.row_ids)} row ids; give one per "
-                    "row"
+                    f"predictions of {self.model}: {len(column)} {name} for {len(self.row_ids)} "
+                    "row ids; give one per row"
                 )
 
     def __len__(self) -> int:
@@ -95,26 +103,36 @@ class Predictions:
         )
 
     def without(self, row_ids: Set[str]) -> Predictions:
-        """Return the predictions without some test rows, and without the changed rows (`<row id>|...`) of these."""
-        kept = [row not in row_ids and row.rpartition("|")[0] not in row_ids for row in self.row_ids]
+        """Return the predictions without some test rows, and without the changed rows (`<row
+        id>|...`) of these."""
+        kept = [
+            row not in row_ids and row.rpartition("|")[0] not in row_ids for row in self.row_ids
+        ]
         return self.take(np.flatnonzero(kept).tolist())
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
-        """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused if missing."""
+        """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused
+        if missing."""
         if metric in METRICS and METRICS[metric].is_share:
             return self.scores
         if metric not in self.measures:
-            of_all = [name for name, spec in METRICS.items() if spec.is_share or spec.is_over_classes]
+            of_all = [
+                name for name, spec in METRICS.items() if spec.is_share or spec.is_over_classes
+            ]
             allowed = ", ".join([*of_all, *self.measures])
             raise VerdictRefused(f"{self.model} has no scores for {metric!r}; allowed: {allowed}")
         return self.measures[metric]
 
     def logprobs_of(self, row: int) -> tuple[float, ...]:
-        """Return the log-probabilities of the tokens of a row's answer; none without a language model."""
-        return () if self.logprobs is None else self.logprobs[row]
+        """Return the log-probabilities of the tokens of a row's answer; none without a language
+        model."""
+        if self.logprobs is None:
+            return ()
+        return self.logprobs[row]
 
     def to_table(self) -> pa.Table:
-        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, if known, `cluster`, `logprobs`.
+        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, if known,
+        `cluster`, `logprobs`.
 
         The schema metadata contains the name of the model.
         """
@@ -128,8 +146,13 @@ class Predictions:
             "confidence": pa.array(self.confidences),
             "calibrated": pa.array(self.calibrated),
         }
-        columns |= {GROUP_PREFIX + name: pa.array(values, pa.string()) for name, values in self.groups.items()}
-        columns |= {MEASURE_PREFIX + name: pa.array(values) for name, values in self.measures.items()}
+        columns |= {
+            GROUP_PREFIX + name: pa.array(values, pa.string())
+            for name, values in self.groups.items()
+        }
+        columns |= {
+            MEASURE_PREFIX + name: pa.array(values) for name, values in self.measures.items()
+        }
         columns |= {} if self.clusters is None else {CLUSTER: pa.array(self.clusters, pa.string())}
         if self.logprobs is not None:
             columns[LOGPROBS] = pa.array(self.logprobs, pa.list_(pa.float32()))
@@ -137,23 +160,31 @@ class Predictions:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Predictions:
-        """Read a table that `to_table` wrote; raise ValueError for missing or unknown columns or a missing name."""
+        """Read a table that `to_table` wrote; raise ValueError for missing or unknown columns or a
+        missing name."""
         names = table.column_names
         missing = [name for name in COLUMNS if name not in names]
         known = (GROUP_PREFIX, MEASURE_PREFIX)
-        foreign = [name for name in names if name not in (*COLUMNS, CLUSTER, LOGPROBS) and not name.startswith(known)]
+        foreign = [
+            name
+            for name in names
+            if name not in (*COLUMNS, CLUSTER, LOGPROBS) and not name.startswith(known)
+        ]
         model = (table.schema.metadata or {}).get(b"model")
         if missing or foreign or model is None:
             raise ValueError(
-                f"not a table of predictions: missing columns {missing}, unknown columns {foreign}, model name "
-                f"{'missing' if model is None else 'present'}; give a table that Predictions.to_table wrote"
+                f"not a table of predictions: missing columns {missing}, unknown columns "
+                f"{foreign}, model name {'missing' if model is None else 'present'}; give a table "
+                "that Predictions.to_table wrote"
             )
 
         def texts(name: str) -> tuple[str, ...]:
             return tuple(table[name].to_pylist())
 
         def numbers(name: str) -> NDArray[np.float64]:
-            return np.array(table[name].to_pylist(), dtype=np.float64)  # `to_numpy` would import pandas
+            return np.array(
+                table[name].to_pylist(), dtype=np.float64
+            )  # `to_numpy` would import pandas
 
         groups = [name for name in names if name.startswith(GROUP_PREFIX)]
         measures = [name for name in names if name.startswith(MEASURE_PREFIX)]
@@ -173,7 +204,8 @@ class Predictions:
 
 
 def align(first: Predictions, *others: Predictions) -> None:
-    """Check that all tables have the same rows, in the same order, with the same labels and finite scores.
+    """Check that all tables have the same rows, in the same order, with the same labels and finite
+    scores.
 
     Raises VerdictRefused with the names of the models and the first invalid row.
     """
@@ -181,25 +213,33 @@ def align(first: Predictions, *others: Predictions) -> None:
         raise VerdictRefused(f"{first.model} has no predictions; predict the test rows first")
     repeated = [row_id for row_id, count in Counter(first.row_ids).items() if count > 1]
     if repeated:
-        raise VerdictRefused(f"{first.model} has row id {repeated[0]!r} more than once; row ids must be unique")
+        raise VerdictRefused(
+            f"{first.model} has row id {repeated[0]!r} more than once; row ids must be unique"
+        )
     for predictions in (first, *others):
         for what, values in {"score": predictions.scores, **predictions.measures}.items():
             bad = np.flatnonzero(~np.isfinite(values))
             if bad.size:
                 row = f"{values[bad[0]]} at row {predictions.row_ids[bad[0]]!r}"
-                raise VerdictRefused(f"{predictions.model} has the {what} {row}; scores must be finite")
+                raise VerdictRefused(
+                    f"{predictions.model} has the {what} {row}; scores must be finite"
+                )
     for other in others:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
             raise VerdictRefused(
-                f"{pair} have predictions for {len(first)} and {len(other)} rows; predict the same rows"
+                f"{pair} have predictions for {len(first)} and {len(other)} rows; predict the same "
+                "rows"
             )
-        for what, ours, theirs in (("row ids", first.row_ids, other.row_ids), ("labels", first.labels, other.labels)):
+        for what, ours, theirs in (
+            ("row ids", first.row_ids, other.row_ids),
+            ("labels", first.labels, other.labels),
+        ):
             if ours != theirs:
                 at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
                 raise VerdictRefused(
-                    f"{pair} differ in their {what.replace('_', ' ')}, first at position {at}: {ours[at]!r} and "
-                    f"{theirs[at]!r}; predict the same rows in the same order"
+                    f"{pair} differ in their {what.replace('_', ' ')}, first at position {at}: "
+                    f"{ours[at]!r} and {theirs[at]!r}; predict the same rows in the same order"
                 )
 
 

@@ -19,23 +19,29 @@ NO_ROWS: Hashes = np.array([], np.uint64)
 
 
 def training_fingerprints(version: ModelVersion) -> Hashes | None:
-    """Return the fingerprints of the rows that a version, or a part of a hybrid, was trained or selected on.
+    """Return the fingerprints of the rows that a version, or a part of a hybrid, was trained or
+    selected on.
 
     They are None if they are unknown, as for a version of another origin.
     """
     if version.hybrid is not None:
         parts = [training_fingerprints(part) for part in read_parts(version.hybrid)]
         known = [part for part in parts if part is not None]
-        return np.concatenate(known) if len(known) == len(parts) else None
+        if len(known) == len(parts):
+            return np.concatenate(known)
+        return None
     if not version.spec.learns_from_rows:
         return NO_ROWS
     uri = f"{version.uri}/{TRAINING_ROWS}"
-    return load_fingerprints(uri) if storage.exists(uri) else None
+    if storage.exists(uri):
+        return load_fingerprints(uri)
+    return None
 
 
 def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRows:
     """Return the test rows that the version in each role was trained or selected on."""
-    hashes, row_ids = fingerprints(user_texts(test)), np.array(test.row_ids, dtype=object)
+    hashes = fingerprints(user_texts(test))
+    row_ids = np.array(test.row_ids, dtype=object)
     rows: dict[str, tuple[str, ...] | None] = {}
     for role, version in versions.items():
         learned = training_fingerprints(version)
@@ -44,28 +50,33 @@ def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRow
 
 
 def rows_of_champion(champion: Champion, *, test: Rows, config: EvaluationConfig) -> TrainedRows:
-    """Return the test rows that the champion was trained on; raise ValueError as `require_enough_rows`."""
+    """Return the test rows that the champion was trained on; raise ValueError as
+    `require_enough_rows`."""
     trained = trained_rows(test, {"incumbent": champion_version(champion)})
     require_enough_rows(trained, num_test=len(test), config=config)
     return trained
 
 
 def require_enough_rows(trained: TrainedRows, *, num_test: int, config: EvaluationConfig) -> None:
-    """Raise ValueError if the other test rows cannot show the expected gain, and all test rows could.
+    """Raise ValueError if the other test rows cannot show the expected gain, and all test rows
+    could.
 
     The limit is the most favourable one: the models differ on no more rows than the gain requires.
     """
-    num_compared, gain = num_test - len(trained.excluded), expected_gain(config)
+    num_compared = num_test - len(trained.excluded)
+    gain = expected_gain(config)
     detectable = partial(minimum_detectable_effect, discordance=gain, alpha=config.alpha)
     if num_compared and not detectable(num_compared) > gain >= detectable(num_test):
         return
     remaining = "no other row remains"
     if num_compared:
         remaining = (
-            f"with 80% power, the {num_compared:,} other rows show a gain of {100 * detectable(num_compared):.3g} "
-            f"points or more, but evaluation.expected_gain is {100 * gain:.3g} points"
+            f"with 80% power, the {num_compared:,} other rows show a gain of "
+            f"{100 * detectable(num_compared):.3g} points or more, but evaluation.expected_gain is "
+            f"{100 * gain:.3g} points"
         )
     raise ValueError(
-        f"{'; '.join(trained.sentences(num_test))}; {remaining}. Add test rows that no compared model was trained on, "
-        "raise expected_gain, or give the recipe another name, which is a task without a champion"
+        f"{'; '.join(trained.sentences(num_test))}; {remaining}. Add test rows that no compared "
+        "model was trained on, raise expected_gain, or give the recipe another name, which is a "
+        "task without a champion"
     )

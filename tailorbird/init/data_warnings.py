@@ -1,4 +1,5 @@
-"""What `tailorbird init` warns about: languages that the base model may not know, unequal classes, unequal splits."""
+"""What `tailorbird init` warns about: languages that the base model may not know, unequal classes,
+unequal splits."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,16 +11,20 @@ from tailorbird.evaluation.statistics.split_differences import ALPHA, SplitSampl
 FOREIGN_SHARE = 0.05  # share of texts that are not English above which a warning is given
 MIN_RECOGNIZED = 20  # texts with a recognized language without which no warning is given
 LARGEST_SHARE = 0.6  # share of the largest class above which accuracy says little
-LEAST_FACTOR = 1.5  # factor between two splits below which a difference gives no warning, though it may be significant
+# factor between two splits below which a difference gives no warning, though it may be significant
+LEAST_FACTOR = 1.5
 IMBALANCE_RATIO = 9.0
-"""Rows of the largest class divided by those of the smallest above which classes are highly imbalanced, as in the KEEL
-data-set repository."""
+"""Rows of the largest class divided by those of the smallest above which classes are highly
+imbalanced, as in the KEEL data-set repository."""
 
 
-def language_warning(languages: Languages, *, base_model: str, multilingual: str | None) -> str | None:
+def language_warning(
+    languages: Languages, *, base_model: str, multilingual: str | None
+) -> str | None:
     """Return a warning if texts are not English; None otherwise.
 
-    `multilingual` is a base model for them if `base_model` is known to be trained on English only, else None.
+    `multilingual` is a base model for them if `base_model` is known to be trained on English only,
+    else None.
     """
     share = languages.foreign_share
     if languages.num_recognized < MIN_RECOGNIZED or share <= FOREIGN_SHARE:
@@ -27,40 +32,59 @@ def language_warning(languages: Languages, *, base_model: str, multilingual: str
     text = f"about {share:.0%} of the texts are not English ({languages.sentence()})"
     if multilingual is None:
         return f"{text}; check that {base_model} knows these languages"
-    return f"{text}, but {base_model} was trained on English only; try a multilingual model, such as {multilingual}"
+    return (
+        f"{text}, but {base_model} was trained on English only; try a multilingual model, such as "
+        f"{multilingual}"
+    )
 
 
 def uneven_classes(counts: Counter[str], *, least: int) -> str | None:
     """Return the reason for macro-F1 if classes differ much in size; None otherwise.
 
-    Classes with fewer than `least` rows are not compared, because their scores say little in any metric.
+    Classes with fewer than `least` rows are not compared, because their scores say little in any
+    metric.
     """
-    (largest, most), total = counts.most_common(1)[0], sum(counts.values())
+    (largest, most) = counts.most_common(1)[0]
+    total = sum(counts.values())
     if most / total > LARGEST_SHARE:
-        return f"the largest class has {most / total:.0%} of the rows, so accuracy would hide the other classes"
+        return (
+            f"the largest class has {most / total:.0%} of the rows, so accuracy would hide the "
+            "other classes"
+        )
     smallest, fewest = min(counts.items(), key=lambda item: (item[1] < least, item[1]))
     if fewest >= least and most / fewest > IMBALANCE_RATIO:
-        return f"{largest!r} has {most / fewest:.0f} times the rows of {smallest!r}, so accuracy hides small classes"
+        return (
+            f"{largest!r} has {most / fewest:.0f} times the rows of {smallest!r}, so accuracy "
+            "hides small classes"
+        )
     return None
 
 
 def split_warnings(splits: Splits) -> tuple[str, ...]:
-    """Return a warning for each split of other rows than the test rows: class shares or text lengths differ."""
+    """Return a warning for each split of other rows than the test rows: class shares or text
+    lengths differ."""
     named = {"validation": splits.validation, "train": splits.train, "test": splits.test}
     return sample_warnings(
-        {name: SplitSample(rows.class_labels, rows.texts, rows.split_keys) for name, rows in named.items()}
+        {
+            name: SplitSample(rows.class_labels, rows.texts, rows.split_keys)
+            for name, rows in named.items()
+        }
     )
 
 
 def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
-    """Return a warning for each sample that differs from that of `test`; `samples` are by the name of the split."""
+    """Return a warning for each sample that differs from that of `test`; `samples` are by the name
+    of the split."""
     warnings = []
     for name in (name for name in samples if name != "test"):
-        differences = split_differences(samples[name], test=samples["test"], names=(name, "test"), least=LEAST_FACTOR)
+        differences = split_differences(
+            samples[name], test=samples["test"], names=(name, "test"), least=LEAST_FACTOR
+        )
         if differences:
             warnings.append(
-                f"{name} and test differ by more than chance (corrected p < {ALPHA:g}) and by a factor "
-                f"of at least {LEAST_FACTOR:g}: {'; '.join(differences)}. What is learned or chosen on {name} then "
-                "holds less on test; draw the splits at random from the same rows, unless the difference is intended"
+                f"{name} and test differ by more than chance (corrected p < {ALPHA:g}) and by a "
+                f"factor of at least {LEAST_FACTOR:g}: {'; '.join(differences)}. What is learned "
+                f"or chosen on {name} then holds less on test; draw the splits at random from the "
+                "same rows, unless the difference is intended"
             )
     return tuple(warnings)

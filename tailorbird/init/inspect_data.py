@@ -1,4 +1,5 @@
-"""Inspect Parquet files for a drafted recipe: splits, column roles, token lengths, and the checks of a run."""
+"""Inspect Parquet files for a drafted recipe: splits, column roles, token lengths, and the checks
+of a run."""
 
 import os
 import re
@@ -24,11 +25,21 @@ from tailorbird.init.data_warnings import sample_warnings, split_warnings
 from tailorbird.init.task_defaults import DEFAULTS
 from tailorbird.models.base_model import staged_base_model
 
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 """File and folder names of each split."""
 COLUMNS = ("text", "label", "prompt", "completion", "messages")
 MAX_KEYS = 3  # candidate columns for `split_by` that are checked
-S3_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN")
+S3_SETTINGS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_ROLE_ARN",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class DataSummary:
 
 
 def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
-    """Read the footers of all files and a sample of the training rows; raise DataError if no task can be inferred."""
+    """Read the footers of all files and a sample of the training rows; raise DataError if no task
+    can be inferred."""
     uris = find_splits(source if "://" in source else Path(source).resolve().as_uri())
     sample = read_sample(uris.train[0])
     if not sample.num_sampled:
@@ -98,11 +110,14 @@ def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     num_train = sample.num_rows + sum(count_rows(uri) for uri in uris.train[1:])
     num_validation, num_test = _held_out(uris, num_train=num_train)
     languages = languages_of(texts_in(roles))
-    return DataSummary(uris, sample, roles, lengths, languages, num_train, num_validation, num_test, base_model)
+    return DataSummary(
+        uris, sample, roles, lengths, languages, num_train, num_validation, num_test, base_model
+    )
 
 
 def _held_out(uris: SplitUris, *, num_train: int) -> tuple[int, int]:
-    """Return the numbers of validation and test rows, which a run splits off `train` if they have no file."""
+    """Return the numbers of validation and test rows, which a run splits off `train` if they have
+    no file."""
     if uris.test is None:
         _, validation, test = SPLIT_FRACTIONS
         return int(validation * num_train), int(test * num_train)
@@ -125,8 +140,8 @@ def _lengths(roles: ColumnRoles, *, tokenizer: Any, prompt: str) -> TokenLengths
 def find_splits(uri: str) -> SplitUris:
     """Return the splits of a folder, recognized by file and folder names (see SPLITS).
 
-    Without a `train` split, the whole folder is training data. Raises DataError if the folder has no Parquet files, or
-    if validation or test is more than one file or folder.
+    Without a `train` split, the whole folder is training data. Raises DataError if the folder has
+    no Parquet files, or if validation or test is more than one file or folder.
     """
     uri = uri.rstrip("/")
     named: dict[str, list[str]] = {}
@@ -142,7 +157,10 @@ def find_splits(uri: str) -> SplitUris:
     for split in ("validation", "test"):
         num = len(by_split.get(split, ()))
         if num > 1:
-            raise DataError(f"{uri}: the {split} split has {num} files or folders; move them into one folder {split}/")
+            raise DataError(
+                f"{uri}: the {split} split has {num} files or folders; move them into one folder "
+                f"{split}/"
+            )
     test = by_split.get("test", (None,))[0]
     validation = by_split.get("validation", (None,))[0]
     if test is None and validation is not None:  # A recipe with `validation` also needs `test`.
@@ -161,7 +179,11 @@ def conversations_in(roles: ColumnRoles) -> list[Conversation]:
         assert roles.prompt is not None
         assert roles.completion is not None
         pairs = zip(roles.prompt.column.values, roles.completion.column.values, strict=True)
-        conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in pairs if prompt and answer]
+        conversations = [
+            (("user", prompt), ("assistant", answer))
+            for prompt, answer in pairs
+            if prompt and answer
+        ]
     return [turns for turns in conversations if answer_fault(turns) is None]
 
 
@@ -174,7 +196,8 @@ def texts_in(roles: ColumnRoles) -> list[str]:
 
 def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
     """Return the fields of the recipe's data section that determine how rows are read."""
-    roles, uris = summary.roles, summary.uris
+    roles = summary.roles
+    uris = summary.uris
     columns = {name: role.name for name in COLUMNS if (role := getattr(roles, name)) is not None}
     return DataConfig(
         train=uris.train[0] if len(uris.train) == 1 else uris.train,
@@ -188,14 +211,17 @@ def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
 
 
 def max_length(summary: DataSummary) -> int:
-    """Return the 99th percentile of tokens per row, rounded up to a multiple of 8, up to the task's maximum."""
+    """Return the 99th percentile of tokens per row, rounded up to a multiple of 8, up to the task's
+    maximum."""
     return max(16, min(DEFAULTS[summary.roles.task].longest, -(-summary.lengths.p99 // 8) * 8))
 
 
 def check_splits(summary: DataSummary) -> SplitCheck:
-    """Read and check the rows as a run does, and return the first column that separates them, if any.
+    """Read and check the rows as a run does, and return the first column that separates them, if
+    any.
 
-    If the data is too large to read, return the most likely column without a check, and compare samples of the splits.
+    If the data is too large to read, return the most likely column without a check, and compare
+    samples of the splits.
     """
     keys = [key.name for key in summary.roles.keys[:MAX_KEYS]]
     if not summary.sample.is_whole or summary.num_train + summary.num_test > 2 * SAMPLE_ROWS:
@@ -205,8 +231,13 @@ def check_splits(summary: DataSummary) -> SplitCheck:
     rejected: list[str] = []
     for key in (*keys, None):
         try:
-            splits = read_splits(data_config(summary, split_by=key), task=data_task(summary.roles.task))
-            warnings = split_warnings(splits) if summary.uris.test is not None else ()
+            splits = read_splits(
+                data_config(summary, split_by=key), task=data_task(summary.roles.task)
+            )
+            if summary.uris.test is not None:
+                warnings = split_warnings(splits)
+            else:
+                warnings = ()
             return SplitCheck(key, clean(splits)[1], rejected=tuple(rejected), warnings=warnings)
         except DataError as error:
             if key is None:
@@ -218,44 +249,71 @@ def check_splits(summary: DataSummary) -> SplitCheck:
 def _compare_samples(summary: DataSummary) -> SplitCheck:
     """Return the differences between samples of the named splits, or what one of them lacks."""
     assert summary.uris.test is not None
-    samples = {"validation": read_sample(summary.uris.validation)} if summary.uris.validation is not None else {}
+    if summary.uris.validation is not None:
+        samples = {"validation": read_sample(summary.uris.validation)}
+    else:
+        samples = {}
     samples |= {"train": summary.sample, "test": read_sample(summary.uris.test)}
     try:
-        compared = {name: _split_sample(sample, roles=summary.roles) for name, sample in samples.items()}
+        compared = {
+            name: _split_sample(sample, roles=summary.roles) for name, sample in samples.items()
+        }
     except DataError as error:
         return SplitCheck(None, fault=str(error))
-    seen = ", ".join(f"{sample.num_sampled:,} of {sample.num_rows:,} {name}" for name, sample in samples.items())
+    seen = ", ".join(
+        f"{sample.num_sampled:,} of {sample.num_rows:,} {name}" for name, sample in samples.items()
+    )
     note = f"init compared the first rows only ({seen} rows), which differ if the files are sorted"
     return SplitCheck(
-        None, warnings=tuple(f"{warning}; {note}" for warning in sample_warnings(compared)), compared=seen
+        None,
+        warnings=tuple(f"{warning}; {note}" for warning in sample_warnings(compared)),
+        compared=seen,
     )
 
 
 def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
-    """Return the labels and text lengths of a sample, with the most likely column to split by as documents."""
+    """Return the labels and text lengths of a sample, with the most likely column to split by as
+    documents."""
     own = roles_of(sample, roles=roles)
     texts = texts_in(own)
     if not texts:
-        raise DataError(f"the first {sample.num_sampled:,} rows of {sample.uri} contain no text that a run can use")
-    labels = () if own.label is None else tuple(str(label) for label in own.label.column.values)
-    key = sample.column(roles.keys[0].name) if roles.keys and own.label is not None else None
-    documents = None if key is None else tuple(value or f"row {row}" for row, value in enumerate(key.values))
+        raise DataError(
+            f"the first {sample.num_sampled:,} rows of {sample.uri} contain no text that a run can "
+            "use"
+        )
+    labels: tuple[str, ...] = ()
+    if own.label is not None:
+        labels = tuple(str(label) for label in own.label.column.values)
+    if roles.keys and own.label is not None:
+        key = sample.column(roles.keys[0].name)
+    else:
+        key = None
+    if key is None:
+        documents = None
+    else:
+        documents = tuple(value or f"row {row}" for row, value in enumerate(key.values))
     return SplitSample(labels, texts, documents)
 
 
 def _offline_tokenizer(base_model: str, *, registry: str) -> tuple[Any, str]:
     """Return the base model's tokenizer and its prompt for classification.
 
-    They are None and "" if the model is neither on the local disk nor already on S3, or if it cannot be used.
+    They are None and "" if the model is neither on the local disk nor already on S3, or if it
+    cannot be used.
     """
     with suppress(ValueError, OSError):
         model = parse_model_uri(base_model)
         if model.store != "file" and not any(os.environ.get(name) for name in S3_SETTINGS):
             return None, ""
-        staged = None if model.folder else staged_base_model(model, registry=registry)
+        if model.folder:
+            staged = None
+        else:
+            staged = staged_base_model(model, registry=registry)
         folder = model.folder or (staged and staged.uri)
         if folder:
-            from tailorbird.models.metadata import read_tokenizer  # imports torch, which takes seconds
+            from tailorbird.models.metadata import (
+                read_tokenizer,
+            )  # imports torch, which takes seconds
             from tailorbird.models.pooling.declared import read_pooling
 
             return read_tokenizer(folder), read_pooling(folder, purpose="classification").prompt

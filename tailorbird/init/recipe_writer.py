@@ -20,14 +20,21 @@ from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
 from tailorbird.data.quality import DataReport
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
-from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in, texts_in
+from tailorbird.init.inspect_data import (
+    DataSummary,
+    DraftOptions,
+    SplitCheck,
+    conversations_in,
+    texts_in,
+)
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
 from tailorbird.init.time_budget import RunSettings, draft_settings
 
 FEW_CLASS_ROWS = 10
 LONGEST_ANSWER = 512
 NUM_LISTED = 12
-LONG_TEXT = 128  # tokens of a row from which fused attention saves much of the time of a training step on CPUs
+# tokens of a row from which fused attention saves much of the time of a training step on CPUs
+LONG_TEXT = 128
 EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
 """Pairs (maximum training rows, epochs). More rows get one epoch."""
 
@@ -38,20 +45,24 @@ class DraftError(ValueError):
 
 @dataclass(frozen=True)
 class Draft:
-    """A drafted recipe, and what its author must know about the data. The file contains the warnings, too."""
+    """A drafted recipe, and what its author must know about the data. The file contains the
+    warnings, too."""
 
     recipe: Recipe
     warnings: tuple[str, ...]
 
 
 def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool = False) -> Draft:
-    """Write a recipe for the Parquet files at `source`, a URI or a local path, and return it with its warnings.
+    """Write a recipe for the Parquet files at `source`, a URI or a local path, and return it with
+    its warnings.
 
-    Raises DraftError if `path` exists and `force` is false, or if `path` cannot be written. Raises DataError if no
-    task can be inferred from the data.
+    Raises DraftError if `path` exists and `force` is false, or if `path` cannot be written. Raises
+    DataError if no task can be inferred from the data.
     """
     if os.path.exists(path) and not force:  # Path.exists raises if a parent folder cannot be read
-        raise DraftError(f"{path} already exists; give another path with --output, or overwrite it with --force")
+        raise DraftError(
+            f"{path} already exists; give another path with --output, or overwrite it with --force"
+        )
     progress = current_progress()
     progress.activity(f"reading a sample of {source}, and the base model")
     summary = inspection.inspect_data(source, options=options)
@@ -64,7 +75,9 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DraftError(f"{path}: {error.strerror or error}; give a writable path with --output") from None
+        raise DraftError(
+            f"{path}: {error.strerror or error}; give a writable path with --output"
+        ) from None
     return Draft(recipe, _warnings(summary, check))
 
 
@@ -84,32 +97,54 @@ def _settings(summary: DataSummary) -> RunSettings:
 def _warnings(summary: DataSummary, check: SplitCheck) -> tuple[str, ...]:
     language = _language_warning(summary)
     uneven = _uneven_classes(summary)
-    metric = None if uneven is None else f"evaluation.metric is macro_f1: {uneven}"
+    if uneven is None:
+        metric = None
+    else:
+        metric = f"evaluation.metric is macro_f1: {uneven}"
     return tuple(warning for warning in (language, metric, *check.warnings) if warning is not None)
 
 
 def _uneven_classes(summary: DataSummary) -> str | None:
     label = summary.roles.label
-    return None if label is None else uneven_classes(label.column.counts, least=FEW_CLASS_ROWS)
+    if label is None:
+        return None
+    return uneven_classes(label.column.counts, least=FEW_CLASS_ROWS)
 
 
 def _language_warning(summary: DataSummary) -> str | None:
     defaults = DEFAULTS[summary.roles.task]
-    multilingual = defaults.multilingual if summary.base_model == defaults.base_model else None
-    return language_warning(summary.languages, base_model=summary.base_model, multilingual=multilingual)
+    if summary.base_model == defaults.base_model:
+        multilingual = defaults.multilingual
+    else:
+        multilingual = None
+    return language_warning(
+        summary.languages, base_model=summary.base_model, multilingual=multilingual
+    )
 
 
-def recipe_text(summary: DataSummary, check: SplitCheck, settings: RunSettings, *, name: str, registry: str) -> str:
-    lines = [*_head(summary, settings, name=name, registry=registry), *_data(summary, check, settings)]
+def recipe_text(
+    summary: DataSummary, check: SplitCheck, settings: RunSettings, *, name: str, registry: str
+) -> str:
+    lines = [
+        *_head(summary, settings, name=name, registry=registry),
+        *_data(summary, check, settings),
+    ]
     lines += [*_training(summary, settings), *_evaluation(summary, settings)]
-    lines += ["# The page of the service can show examples. Write texts that are not test rows, and remove the #:"]
+    lines += [
+        "# The page of the service can show examples. Write texts that are not test rows, and "
+        "remove the #:"
+    ]
     lines += ['# serving: {examples: ["a first text", "a second text"]}']
-    lines += ["# Set `license` to add a license to the model cards, for example `license: apache-2.0`."]
+    lines += [
+        "# Set `license` to add a license to the model cards, for example `license: apache-2.0`."
+    ]
     lines += [f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
 
 
-def _head(summary: DataSummary, settings: RunSettings, *, name: str, registry: str) -> Iterator[str]:
+def _head(
+    summary: DataSummary, settings: RunSettings, *, name: str, registry: str
+) -> Iterator[str]:
     sample = summary.sample
     yield "# Drafted by `tailorbird init` from the data. Review every value."
     rows = f"all {sample.num_rows:,} rows"
@@ -117,15 +152,23 @@ def _head(summary: DataSummary, settings: RunSettings, *, name: str, registry: s
         rows = f"the first {sample.num_sampled:,} of {sample.num_rows:,} rows"
     yield f"# The draft is based on {rows} of {sample.uri}."
     if sample.uri.startswith("file://"):
-        yield "# The files are on this machine. A cluster cannot read them, so upload them and use their S3 URIs below:"
+        yield (
+            "# The files are on this machine. A cluster cannot read them, so upload them and use "
+            "their S3 URIs below:"
+        )
         yield f"#   tailorbird data put FOLDER s3://lake/{name}"
     yield "# Check the recipe before you train, then run it (RECIPE is the path of this file):"
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
     if settings.is_reduced:
-        text = f"Trials, epochs or rows are limited, because a run on {os.cpu_count() or 1} CPU cores would take long; "
+        text = (
+            f"Trials, epochs or rows are limited, because a run on {os.cpu_count() or 1} CPU "
+            "cores would take long; "
+        )
         yield from _comments([f"{text}raise them for better models"], indent="")
-    yield f"name: {_yaml(name)}  # runs, models and the champion are stored under {registry}/{name}/"
+    yield (
+        f"name: {_yaml(name)}  # runs, models and the champion are stored under {registry}/{name}/"
+    )
     yield f"task: {summary.roles.task}"
     yield f"base_model: {_yaml(summary.base_model)}"
     warning = _language_warning(summary)
@@ -134,10 +177,14 @@ def _head(summary: DataSummary, settings: RunSettings, *, name: str, registry: s
 
 
 def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Iterator[str]:
-    roles, config = summary.roles, inspection.data_config(summary, split_by=check.split_by)
+    roles = summary.roles
+    config = inspection.data_config(summary, split_by=check.split_by)
     yield "data:"
     if summary.uris.test is None:
-        yield "  # Without a test split, a run splits `train` at random: about 72% train, 11% validation and 17% test."
+        yield (
+            "  # Without a test split, a run splits `train` at random: about 72% train, 11% "
+            "validation and 17% test."
+        )
     for name in ("train", "validation", "test"):
         value = getattr(config, name)
         if value is not None:
@@ -150,18 +197,29 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
     yield from _split_by(summary, check)
     if roles.groups:
         reasons = "; ".join(f"{group.name} ({group.reason})" for group in roles.groups)
-        yield "  # Results are reported by group, and the groups gate checks that no group loses accuracy."
+        yield (
+            "  # Results are reported by group, and the groups gate checks that no group loses "
+            "accuracy."
+        )
         yield from _comments([f"Remove columns that are not groups: {reasons}"])
         yield f"  groups: {_yaml([group.name for group in roles.groups])}"
     else:
-        yield "  # No column looks like a group (2 to 20 values), so results are not reported by group."
+        yield (
+            "  # No column looks like a group (2 to 20 values), so results are not reported by "
+            "group."
+        )
     yield from _length(summary)
     if settings.max_train_rows is not None:
         yield "  # Rows for fine-tuning, to save time. The baselines learn from all training rows."
     limits = ("max_train_rows", "max_validation_rows", "max_test_rows")
-    yield from (f"  {limit}: {value}" for limit in limits if (value := getattr(settings, limit)) is not None)
+    yield from (
+        f"  {limit}: {value}" for limit in limits if (value := getattr(settings, limit)) is not None
+    )
     if summary.num_train > config.stream_above_rows and config.test is None:
-        yield "  # Streaming needs a test split, so the limit is raised and a run loads all training rows into memory."
+        yield (
+            "  # Streaming needs a test split, so the limit is raised and a run loads all "
+            "training rows into memory."
+        )
         yield f"  stream_above_rows: {summary.num_train}"
     yield from _comments(f"WARNING: {warning}" for warning in check.warnings)
     if check.fault is not None:
@@ -169,40 +227,63 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
     elif check.report is not None:
         yield from _comments(_checked(check.report))
     else:
-        yield "  # `tailorbird init` did not check all rows, because there are too many. `tailorbird run` checks them."
+        yield (
+            "  # `tailorbird init` did not check all rows, because there are too many. "
+            "`tailorbird run` checks them."
+        )
         if check.compared is not None:
             yield from _comments(
-                [f"Class shares and text lengths were compared on the first rows: {check.compared} rows"]
+                [
+                    "Class shares and text lengths were compared on the first rows: "
+                    f"{check.compared} rows"
+                ]
             )
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
-    text, label, texts = summary.roles.text, summary.roles.label, texts_in(summary.roles)
+    text = summary.roles.text
+    label = summary.roles.label
+    texts = texts_in(summary.roles)
     if text is None or label is None:
         left = summary.sample.num_sampled - len(texts)
-        yield f"{len(texts):,} conversations end with an answer" + (f"; drop the {left:,} that do not" if left else "")
+        yield f"{len(texts):,} conversations end with an answer" + (
+            f"; drop the {left:,} that do not" if left else ""
+        )
     else:
         counts = label.column.counts
         largest = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED))
-        more = f" and {len(counts) - NUM_LISTED} more" if len(counts) > NUM_LISTED else ""
+        if len(counts) > NUM_LISTED:
+            more = f" and {len(counts) - NUM_LISTED} more"
+        else:
+            more = ""
         yield f"Rows per class ({len(counts)} classes): {largest}{more}"
         rare = [name for name, count in counts.items() if count < FEW_CLASS_ROWS]
         if rare:
-            yield f"{len(rare)} classes have fewer than {FEW_CLASS_ROWS} rows; merge them, or collect more rows"
+            yield (
+                f"{len(rare)} classes have fewer than {FEW_CLASS_ROWS} rows; merge them, or "
+                "collect more rows"
+            )
         nulls = text.column.num_null + label.column.num_null
         if nulls:
             yield f"{nulls:,} texts or labels are null, and a run rejects them; fill or drop them"
-    copies, empty = num_copies(texts), num_near_empty(texts)
+    copies = num_copies(texts)
+    empty = num_near_empty(texts)
     yield f"Duplicate texts: {copies:,}. Texts with fewer than {NEAR_EMPTY} characters: {empty:,}"
 
 
 def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
     keys = {key.name: key.reason for key in summary.roles.keys}
     if check.split_by is not None:
-        yield "  # Rows with the same value stay in one split. Otherwise test scores would be too high."
+        yield (
+            "  # Rows with the same value stay in one split. Otherwise test scores would be too "
+            "high."
+        )
         yield f"  split_by: {_yaml(check.split_by)}  # {keys[check.split_by]}"
     elif not keys:
-        yield "  # If several rows come from one document or person, set split_by to the column that identifies it."
+        yield (
+            "  # If several rows come from one document or person, set split_by to the column "
+            "that identifies it."
+        )
     others = [f"{name} ({reason})" for name, reason in keys.items() if name != check.split_by]
     yield from _comments(check.rejected)
     if others and not check.rejected:
@@ -222,14 +303,22 @@ def _length(summary: DataSummary) -> Iterator[str]:
 
 
 def _checked(report: DataReport) -> Iterator[str]:
-    copies = report.train_copies_of_test + report.train_copies_of_validation + report.validation_copies_of_test
+    copies = (
+        report.train_copies_of_test
+        + report.train_copies_of_validation
+        + report.validation_copies_of_test
+    )
     yield (
-        f"The rows passed the checks of a run: {report.num_train:,} train, {report.num_validation:,} validation and "
-        f"{report.num_test:,} test rows. {copies:,} rows were dropped as copies of rows in a later split, "
-        f"{report.near_copies:,} of them near copies"
+        f"The rows passed the checks of a run: {report.num_train:,} train, "
+        f"{report.num_validation:,} validation and {report.num_test:,} test rows. {copies:,} rows "
+        f"were dropped as copies of rows in a later split, {report.near_copies:,} of them near "
+        "copies"
     )
     if turns := report.untrained_turns:
-        yield f"{turns:,} turns of training conversations answer a validation or test row, so they are not trained on"
+        yield (
+            f"{turns:,} turns of training conversations answer a validation or test row, so they "
+            "are not trained on"
+        )
     if report.conflicting_texts:
         yield f"{report.conflicting_texts:,} texts have more than one label or answer"
     if report.rare_classes:
@@ -243,9 +332,13 @@ def _epochs(summary: DataSummary) -> int:
 
 def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     defaults = DEFAULTS[summary.roles.task]
-    rows, epochs = settings.max_train_rows or summary.num_train, settings.epochs
+    rows = settings.max_train_rows or summary.num_train
+    epochs = settings.epochs
     yield "training:"
-    yield "  # A small model trains fastest in one process. For a larger model, raise num_workers and zero_stage."
+    yield (
+        "  # A small model trains fastest in one process. For a larger model, raise num_workers "
+        "and zero_stage."
+    )
     yield "  num_workers: 1"
     yield f"  cpus_per_worker: {min(2, os.cpu_count() or 1)}"
     yield "  zero_stage: 0"
@@ -256,7 +349,10 @@ def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     yield f"  num_seeds: {defaults.num_seeds}"
     long = summary.lengths.p99 >= LONG_TEXT and summary.roles.label is not None
     if long and summary.base_model == defaults.base_model:
-        yield "  # On CPUs, attention without dropout is fused, which makes steps of long texts up to 3 times as fast."
+        yield (
+            "  # On CPUs, attention without dropout is fused, which makes steps of long texts up "
+            "to 3 times as fast."
+        )
         yield "  attention_dropout: 0"
     yield "tuning:"
     yield f"  num_trials: {settings.num_trials}"
@@ -266,23 +362,41 @@ def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     if defaults.tuned_methods:
         yield f"    method: {{choice: {defaults.tuned_methods}}}"
     if _uneven_classes(summary) is not None:
-        yield "    class_weights: {choice: [equal, square-root]}  # macro-F1 counts rare classes as much"
+        yield (
+            "    class_weights: {choice: [equal, square-root]}  # macro-F1 counts rare classes "
+            "as much"
+        )
     yield "    learning_rate: {log_uniform: [5.0e-5, 4.0e-4]}"
 
 
 def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
-    task, rows = summary.roles.task, settings.max_test_rows or summary.num_test
+    task = summary.roles.task
+    rows = settings.max_test_rows or summary.num_test
     gain = expected_gain(rows, task=task)
     yield "evaluation:"
     yield f"  metric: {_metric(summary)}"
     yield from _answers(summary)
-    yield f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the model"
-    text = f"With about {rows:,} test rows, the test detects a true gain of {100 * gain:g} points with a power of 80%, "
-    text += f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
+    yield (
+        f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the "
+        "model"
+    )
+    text = (
+        f"With about {rows:,} test rows, the test detects a true gain of {100 * gain:g} points "
+        "with a power of 80%, "
+    )
+    text += (
+        f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
+    )
     yield from _comments([text])
     yield f"  expected_gain: {gain:g}"
-    cascade = "Remove the # of the next line to also test a cascade: a cheap model answers where it is confident, and a"
-    price = "It is one more comparison on the same test rows, often the fourth, so a proof needs up to 6% more rows"
+    cascade = (
+        "Remove the # of the next line to also test a cascade: a cheap model answers where it is "
+        "confident, and a"
+    )
+    price = (
+        "It is one more comparison on the same test rows, often the fourth, so a proof needs up "
+        "to 6% more rows"
+    )
     yield from _comments([f"{cascade} more expensive one otherwise. {price}"])
     yield "  # hybrid: {by: cascade}"
     if comment := DEFAULTS[task].regulated:
@@ -297,12 +411,18 @@ def _answer_texts(summary: DataSummary) -> list[str]:
 
 def _are_json(answers: Sequence[str]) -> bool:
     """Return True if every answer is a JSON object."""
-    return bool(answers) and unreadable(answers, config=AnswersConfig(json_fields=JsonFieldsConfig())) is None
+    return (
+        bool(answers)
+        and unreadable(answers, config=AnswersConfig(json_fields=JsonFieldsConfig())) is None
+    )
 
 
 def _answers(summary: DataSummary) -> Iterator[str]:
     if summary.roles.label is None and _are_json(_answer_texts(summary)):
-        yield "  # All fields are compared. To compare some of them, set `paths`, for example `paths: [/total]`."
+        yield (
+            "  # All fields are compared. To compare some of them, set `paths`, for example "
+            "`paths: [/total]`."
+        )
         yield "  answers: {json_fields: {}}"
 
 
@@ -310,16 +430,28 @@ def _metric(summary: DataSummary) -> str:
     if summary.roles.label is None:
         texts = _answer_texts(summary)
         if _are_json(texts):
-            return "json_fields  # every answer is a JSON object; the score is the share of equal fields"
+            return (
+                "json_fields  # every answer is a JSON object; the score is the share of equal "
+                "fields"
+            )
         answers = [text.split() for text in texts]
         words = sum(map(len, answers)) / max(1, len(answers))
-        metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
+        if words > 8:
+            metric = "rouge_l"
+        elif words > 1.5:
+            metric = "token_f1"
+        else:
+            metric = "exact_match"
         return f"{metric}  # answers have {words:.1f} words on average"
-    counts, reason = summary.roles.label.column.counts, _uneven_classes(summary)
+    counts = summary.roles.label.column.counts
+    reason = _uneven_classes(summary)
     if reason is not None:
         return f"macro_f1  # {reason}"
     share = max(counts.values()) / sum(counts.values())
-    return f"accuracy  # the largest class has {share:.0%} of the rows; to weight all classes equally, use macro_f1"
+    return (
+        f"accuracy  # the largest class has {share:.0%} of the rows; to weight all classes "
+        "equally, use macro_f1"
+    )
 
 
 def _comments(texts: Iterable[str], *, indent: str = "  ") -> Iterator[str]:

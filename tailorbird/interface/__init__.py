@@ -1,1 +1,2 @@
-"""The Python interface, for notebooks and scripts: `tailorbird.run`, `compare`, `load` and `Client`."""
+"""The Python interface, for notebooks and scripts: `tailorbird.run`, `compare`, `load` and
+`Client`."""

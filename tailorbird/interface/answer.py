@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Messages = Sequence[Mapping[str, str]]
-"""A conversation in OpenAI's format: messages with `role` and `content`, the last one with the role `user`."""
+"""A conversation in OpenAI's format: messages with `role` and `content`, the last one with the role
+`user`."""
 Input = str | Messages
 """A text or, for chat models, a prompt or a conversation."""
 
@@ -16,10 +17,12 @@ class Answer:
     input: str
     """The text; for a conversation, its last message."""
     output: str | int
-    """Predicted class, an integer if the label column holds integers; for chat models, the text of the answer."""
+    """Predicted class, an integer if the label column holds integers; for chat models, the text of
+    the answer."""
     confidence: float | None
-    """Probability of the class after temperature scaling, 0 to 1. For a loaded chat model, the exponential of the mean
-    log-probability of the tokens, or the similarity for the kind `nearest`. None if it is not known."""
+    """Probability of the class after temperature scaling, 0 to 1. For a loaded chat model, the
+    exponential of the mean log-probability of the tokens, or the similarity for the kind `nearest`.
+    None if it is not known."""
     version: str
     """Name of the version that answered."""
     scores: Mapping[str, float] | None = None
@@ -47,6 +50,7 @@ def last_text(value: Input) -> str:
         return value
     if isinstance(value, Mapping) or not value or "content" not in value[-1]:
         raise ValueError(
-            "a conversation is a list of messages {'role': ..., 'content': ...}; give one or more messages"
+            "a conversation is a list of messages {'role': ..., 'content': ...}; give one or more "
+            "messages"
         )
     return value[-1]["content"]

@@ -19,7 +19,8 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded version. Its answers are those of the service, without requests, limits and the request log."""
+    """A loaded version. Its answers are those of the service, without requests, limits and the
+    request log."""
 
     loaded: "OfflineModel" = field(repr=False)
     uri: str
@@ -37,22 +38,33 @@ class Model:
     ) -> Answer: ...
 
     @overload
-    def predict(self, inputs: Sequence[Input], *, groups: Sequence[str | None] | None = ...) -> Answers: ...
+    def predict(
+        self, inputs: Sequence[Input], *, groups: Sequence[str | None] | None = ...
+    ) -> Answers: ...
 
-    def predict(self, inputs: str | Sequence[Input], *, groups: Sequence[str | None] | None = None) -> Answer | Answers:
-        """Return the answer to a text, or the answers to a list of texts; a chat model takes prompts and conversations.
+    def predict(
+        self, inputs: str | Sequence[Input], *, groups: Sequence[str | None] | None = None
+    ) -> Answer | Answers:
+        """Return the answer to a text, or the answers to a list of texts; a chat model takes
+        prompts and conversations.
 
-        Texts longer than the version's maximum are truncated, as in the evaluation. Chat models answer with greedy
-        decoding. `groups` are the values of the routing column, one per input, for a hybrid that routes by group.
-        Raises DataError for an input that the model cannot answer, and ValueError for an input of another type, or if
-        `groups` has another length or is missing.
+        Texts longer than the version's maximum are truncated, as in the evaluation. Chat models
+        answer with greedy decoding. `groups` are the values of the routing column, one per input,
+        for a hybrid that routes by group. Raises DataError for an input that the model cannot
+        answer, and ValueError for an input of another type, or if `groups` has another length or is
+        missing.
         """
         listed: list[Input] = [inputs] if isinstance(inputs, str) else list(inputs)
         routing = self.version.hybrid.routing if self.version.hybrid else None
         by_group = routing is not None and routing.column is not None
         if (by_group and groups is None) or (groups is not None and len(groups) != len(listed)):
-            column = f" of the column {routing.column!r}" if by_group and routing else ""
-            raise ValueError(f"groups: give one value{column} per input, that is {len(listed)} values")
+            if by_group and routing:
+                column = f" of the column {routing.column!r}"
+            else:
+                column = ""
+            raise ValueError(
+                f"groups: give one value{column} per input, that is {len(listed)} values"
+            )
         if not listed:
             return Answers()
         from serving.offline import InputRow
@@ -68,16 +80,19 @@ class Model:
             replace(answer, input=last_text(value), row=row)
             for row, (value, answer) in enumerate(zip(listed, answers, strict=True))
         )
-        return complete[0] if isinstance(inputs, str) else complete
+        if isinstance(inputs, str):
+            return complete[0]
+        return complete
 
 
 def load(uri: str, *, device: str | None = None) -> Model:
     """Download, check and load the version at a URI, for example `run.winner`.
 
-    `device` is a torch device, for example `cpu`; by default, the GPU if there is one. A version of an endpoint has no
-    model to load: predictions are requests to its endpoint, with the prompt and the `max_spend` of the version, and not
-    again for an input whose answer is stored in the registry. Raises RegistryError if a file is missing or was changed,
-    StorageError if S3 cannot be reached, and EndpointKeyMissing if the environment has no key for the endpoint.
+    `device` is a torch device, for example `cpu`; by default, the GPU if there is one. A version of
+    an endpoint has no model to load: predictions are requests to its endpoint, with the prompt and
+    the `max_spend` of the version, and not again for an input whose answer is stored in the
+    registry. Raises RegistryError if a file is missing or was changed, StorageError if S3 cannot be
+    reached, and EndpointKeyMissing if the environment has no key for the endpoint.
     """
     use_running_stack()
     from serving.offline import load_offline

@@ -18,17 +18,24 @@ if TYPE_CHECKING:
     from tailorbird.evaluation.report.evidence import Evidence
     from tailorbird.evaluation.report.version_comparison import VersionComparison
 
-REPORT_HEIGHT, COMPARISON_HEIGHT, MAX_HEIGHT = 640, 420, 480
-HEAD_HEIGHT, ROW_HEIGHT = 140, 62  # of a table
+REPORT_HEIGHT = 640
+COMPARISON_HEIGHT = 420
+MAX_HEIGHT = 480
+# of a table
+HEAD_HEIGHT = 140
+ROW_HEIGHT = 62
 MAX_ROWS = 100
-BASE = '<base href="about:srcdoc">'  # without it, a link `#name` opens the notebook's address in the frame
+# without it, a link `#name` opens the notebook's address in the frame
+BASE = '<base href="about:srcdoc">'
 
 
 def report_html(evidence: "Evidence") -> str:
     """Return the report of a run in a frame."""
     from tailorbird.evaluation.report.html import to_html
 
-    return framed(to_html(evidence), title=f"Report of the run {evidence.run}", height=REPORT_HEIGHT)
+    return framed(
+        to_html(evidence), title=f"Report of the run {evidence.run}", height=REPORT_HEIGHT
+    )
 
 
 def comparison_html(result: "VersionComparison") -> str:
@@ -48,16 +55,21 @@ def comparison_html(result: "VersionComparison") -> str:
             lines=result.lines(),
         )
     )
-    return framed(page, title=f"Comparison of {result.first} and {result.second}", height=COMPARISON_HEIGHT)
+    return framed(
+        page, title=f"Comparison of {result.first} and {result.second}", height=COMPARISON_HEIGHT
+    )
 
 
 def answers_html(answers: Sequence[Answer]) -> str:
-    """Return the first `MAX_ROWS` answers of a version as a table in a frame, with confidences as bars from 0 to 1."""
+    """Return the first `MAX_ROWS` answers of a version as a table in a frame, with confidences as
+    bars from 0 to 1."""
     shown = answers[:MAX_ROWS]
     bars = [
         None
         if answer.confidence is None
-        else charts.share_bar(answer.confidence, interval=None, label=f"confidence {answer.confidence:.2f}")
+        else charts.share_bar(
+            answer.confidence, interval=None, label=f"confidence {answer.confidence:.2f}"
+        )
         for answer in shown
     ]
     parts = any(answer.answered_by for answer in shown)
@@ -71,13 +83,17 @@ def answers_html(answers: Sequence[Answer]) -> str:
 
 
 def framed(page: str, *, title: str, height: int) -> str:
-    """Return a frame with a page, `height` pixels high, so that the styles of page and notebook do not mix.
+    """Return a frame with a page, `height` pixels high, so that the styles of page and notebook do
+    not mix.
 
     No script runs in the frame, and it cannot access the notebook. Links within the page work.
     """
     content = page.replace("<head>", f"<head>{BASE}", 1)
     style = f"width: 100%; height: {height}px; border: 0"
-    return f'<iframe sandbox="" title="{escape(title)}" style="{style}" srcdoc="{escape(content)}"></iframe>'
+    return (
+        f'<iframe sandbox="" title="{escape(title)}" style="{style}" '
+        f'srcdoc="{escape(content)}"></iframe>'
+    )
 
 
 @cache

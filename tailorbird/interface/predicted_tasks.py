@@ -1,4 +1,5 @@
-"""Predictions of each task: from inputs to rows, and from the answers of a loaded version to `Answer`."""
+"""Predictions of each task: from inputs to rows, and from the answers of a loaded version to
+`Answer`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class PredictedTask:
     turns: "Callable[[Input], Conversation]"
     """Return the turns of an input; raise ValueError for an input of another type."""
     answer: Callable[..., Answer]
-    """Return the `Answer` for a prediction or a chat answer of a version, without its input and row."""
+    """Return the `Answer` for a prediction or a chat answer of a version, without its input and
+    row."""
 
 
 def _text_turns(value: Input) -> "Conversation":
@@ -33,7 +35,9 @@ def _chat_turns(value: Input) -> "Conversation":
     from tailorbird.data.conversations import conversation_of
 
     last_text(value)  # raises ValueError
-    return (("user", value),) if isinstance(value, str) else conversation_of(list(map(dict, value))).turns
+    if isinstance(value, str):
+        return (("user", value),)
+    return conversation_of(list(map(dict, value))).turns
 
 
 def _of_prediction(prediction: "Prediction", version: "ModelVersion") -> Answer:

@@ -9,14 +9,20 @@ from tailorbird.models.endpoint.client import retry_after_s
 
 
 class ServiceError(RuntimeError):
-    """A request that the service did not answer. `status` is the HTTP status; None if there was no valid response.
+    """A request that the service did not answer. `status` is the HTTP status; None if there was no
+    valid response.
 
-    `type` is the service's name of the error, for example `missing_api_key`, and `retry_after_s` the time in seconds
-    after which a repetition can succeed, if the service states them.
+    `type` is the service's name of the error, for example `missing_api_key`, and `retry_after_s`
+    the time in seconds after which a repetition can succeed, if the service states them.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, type: str | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -100,13 +106,16 @@ class ErrorBody(Received):
 
 
 def parse(kind: type[ReceivedT], content: str | bytes, *, url: str) -> ReceivedT:
-    """Return a response or an event of a stream; raise ServiceError if it is an error or has another format."""
+    """Return a response or an event of a stream; raise ServiceError if it is an error or has
+    another format."""
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
         failure = _error_of(content)
         if failure is not None:
-            raise ServiceError(f"{url} failed within the answer: {failure.message}", type=failure.type) from None
+            raise ServiceError(
+                f"{url} failed within the answer: {failure.message}", type=failure.type
+            ) from None
         fault = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "body"
         message = f"{url} is not a service of this kind: {where}: {fault['msg']}; check the address"
@@ -114,9 +123,13 @@ def parse(kind: type[ReceivedT], content: str | bytes, *, url: str) -> ReceivedT
 
 
 def refusal(response: httpx2.Response, content: bytes, *, url: str) -> ServiceError:
-    """Return the error of a response; a proxy's response is not in the service's format, and is not repeated."""
+    """Return the error of a response; a proxy's response is not in the service's format, and is not
+    repeated."""
     failure = _error_of(content)
-    stated = "; check the address of the service" if failure is None else f": {failure.message}"
+    if failure is None:
+        stated = "; check the address of the service"
+    else:
+        stated = f": {failure.message}"
     return ServiceError(
         f"{url} answered {response.status_code}{stated}",
         status=response.status_code,
@@ -128,9 +141,13 @@ def refusal(response: httpx2.Response, content: bytes, *, url: str) -> ServiceEr
 def unreachable(error: httpx2.HTTPError, *, url: str) -> ServiceError:
     """Return the error of a request without a response."""
     if isinstance(error, httpx2.TimeoutException):
-        return ServiceError(f"{url} did not answer in time; raise timeout_s or send the request again")
+        return ServiceError(
+            f"{url} did not answer in time; raise timeout_s or send the request again"
+        )
     reason = str(error) or type(error).__name__
-    return ServiceError(f"{url} cannot be reached ({reason}); check the address and that the task is served")
+    return ServiceError(
+        f"{url} cannot be reached ({reason}); check the address and that the task is served"
+    )
 
 
 def is_address(url: str) -> bool:
@@ -140,7 +157,12 @@ def is_address(url: str) -> bool:
     except httpx2.InvalidURL:
         return False
     port_exists = address.port is None or 0 < address.port < 2**16
-    return address.scheme in ("http", "https") and bool(address.host) and port_exists and not {"?", "#"} & set(url)
+    return (
+        address.scheme in ("http", "https")
+        and bool(address.host)
+        and port_exists
+        and not {"?", "#"} & set(url)
+    )
 
 
 def _error_of(content: str | bytes) -> Error | None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. A notebook shows its report, and a terminal the lines that `tailorbird run` prints."""
+    """A finished run. A notebook shows its report, and a terminal the lines that `tailorbird run`
+    prints."""
 
     evidence: "Evidence" = field(repr=False)
     """The content of `evidence.json`."""
@@ -41,7 +42,8 @@ class Run:
 
     @property
     def versions(self) -> dict[str, str]:
-        """URIs of the compared models by role: `incumbent`, `candidate` and others. Not all of them are registered."""
+        """URIs of the compared models by role: `incumbent`, `candidate` and others. Not all of them
+        are registered."""
         return {role: version.uri for role, version in self.evidence.versions.items()}
 
     def __repr__(self) -> str:
@@ -63,7 +65,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of two versions on the same test rows. It is not a verdict: it evaluates no gates."""
+    """A comparison of two versions on the same test rows. It is not a verdict: it evaluates no
+    gates."""
 
     result: "VersionComparison" = field(repr=False)
     """URIs, metric, and the comparison with scores, counts and level."""
@@ -93,14 +96,19 @@ class Comparison:
 
 
 def run(
-    recipe: Recipe | Mapping[str, object] | str | Path, *, overrides: Sequence[str] = (), quiet: bool = False
+    recipe: Recipe | Mapping[str, object] | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Run:
-    """Run a recipe from data to a verdict, on the configured Ray cluster or the running embedded stack.
+    """Run a recipe from data to a verdict, on the configured Ray cluster or the running embedded
+    stack.
 
-    `recipe` is a path or URI of a YAML file, its content as a mapping, or a `Recipe`. `overrides` are texts
-    `section.key=value`. Progress is printed unless `quiet` is set. A run that was interrupted resumes, and a finished
-    run returns within seconds. A run on an embedded stack waits until no other run uses it. Raises RecipeError for an
-    invalid recipe, SessionError without a cluster, other subclasses of ValueError for invalid data, and TrainingFailed.
+    `recipe` is a path or URI of a YAML file, its content as a mapping, or a `Recipe`. `overrides`
+    are texts `section.key=value`. Progress is printed unless `quiet` is set. A run that was
+    interrupted resumes, and a finished run returns within seconds. A run on an embedded stack waits
+    until no other run uses it. Raises RecipeError for an invalid recipe, SessionError without a
+    cluster, other subclasses of ValueError for invalid data, and TrainingFailed.
     """
     content = _read(recipe, overrides=tuple(overrides))
     use_running_stack()
@@ -112,7 +120,11 @@ def run(
 
     console = Console(quiet=quiet, force_jupyter=False)  # in a notebook, a line of text per event
     command = f"tailorbird.run, recipe {content.name}"
-    with display(console) as progress, turn(stack_in_use(), command=command, note=progress.wait), connect():
+    with (
+        display(console) as progress,
+        turn(stack_in_use(), command=command, note=progress.wait),
+        connect(),
+    ):
         from tailorbird.pipeline.run import run_pipeline
 
         return Run(run_pipeline(content, progress=progress).evidence)
@@ -121,8 +133,9 @@ def run(
 def compare(first: str, second: str) -> Comparison:
     """Compare two versions on the same test rows, from their stored predictions, without a cluster.
 
-    Each argument is the URI of a version, or of a run for its candidate or, without one, its winner. Raises
-    VerdictRefused if they were tested on different rows, and ValueError if there is no evidence at a URI.
+    Each argument is the URI of a version, or of a run for its candidate or, without one, its
+    winner. Raises VerdictRefused if they were tested on different rows, and ValueError if there is
+    no evidence at a URI.
     """
     use_running_stack()
     from tailorbird.evaluation.report.version_comparison import compare_versions
@@ -130,11 +143,15 @@ def compare(first: str, second: str) -> Comparison:
     return Comparison(compare_versions(first, second=second))
 
 
-def _read(recipe: Recipe | Mapping[str, object] | str | Path, *, overrides: tuple[str, ...]) -> Recipe:
+def _read(
+    recipe: Recipe | Mapping[str, object] | str | Path, *, overrides: tuple[str, ...]
+) -> Recipe:
     if isinstance(recipe, Recipe):
         return parse_recipe(recipe_text(recipe).encode(), path="(a Recipe)", overrides=overrides)
     if isinstance(recipe, Mapping):
-        return parse_recipe(yaml.safe_dump(dict(recipe)).encode(), path="(a mapping)", overrides=overrides)
+        return parse_recipe(
+            yaml.safe_dump(dict(recipe)).encode(), path="(a mapping)", overrides=overrides
+        )
     if "://" not in str(recipe):
         return load_recipe(recipe, overrides=overrides)
     use_running_stack()

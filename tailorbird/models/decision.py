@@ -1,4 +1,5 @@
-"""From a classifier's logits to its answer: probabilities by temperature scaling, and the label by offsets."""
+"""From a classifier's logits to its answer: probabilities by temperature scaling, and the label by
+offsets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +11,19 @@ from numpy.typing import NDArray
 def temperature_softmax(logits: NDArray[Any], *, temperature: float) -> NDArray[Any]:
     """Return softmax(logits / temperature) over the last axis, in the logits' dtype.
 
-    A temperature above 1 makes the model less confident and keeps the order of the classes (Guo et al., On Calibration
-    of Modern Neural Networks, 2017).
+    A temperature above 1 makes the model less confident and keeps the order of the classes (Guo et
+    al., On Calibration of Modern Neural Networks, 2017).
     """
     weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
 def decide(logits: NDArray[Any], *, offsets: Sequence[float] = ()) -> NDArray[np.int64]:
-    """Return the index of the class with the highest logit plus offset [N], from logits [N, L] and offsets [L].
+    """Return the index of the class with the highest logit plus offset [N], from logits [N, L] and
+    offsets [L].
 
-    Without offsets, it is the class with the highest logit, which is the most probable class at any temperature.
+    Without offsets, it is the class with the highest logit, which is the most probable class at any
+    temperature.
     """
     if not offsets:
         return np.asarray(logits.argmax(axis=-1))
@@ -28,5 +31,6 @@ def decide(logits: NDArray[Any], *, offsets: Sequence[float] = ()) -> NDArray[np
 
 
 def at_index(probabilities: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the probability [N] of one class per row, from probabilities [N, L] and class indices [N]."""
+    """Return the probability [N] of one class per row, from probabilities [N, L] and class indices
+    [N]."""
     return np.asarray(np.take_along_axis(probabilities, index[:, None], axis=1)[:, 0])

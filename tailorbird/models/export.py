@@ -25,11 +25,15 @@ from tailorbird.registry.versions import (
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 
-EXAMPLE = (2, 8)  # rows and tokens of the traced batch; the export would treat a size of 1 as constant
+EXAMPLE = (
+    2,
+    8,
+)  # rows and tokens of the traced batch; the export would treat a size of 1 as constant
 
 
 class _Embedding(torch.nn.Module):
-    """The exported part of a classifier, which maps token ids and mask, both [B, T], to embeddings [B, D]."""
+    """The exported part of a classifier, which maps token ids and mask, both [B, T], to embeddings
+    [B, D]."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -42,9 +46,10 @@ class _Embedding(torch.nn.Module):
 def export_int8(uri: str, *, code: str, to: str) -> None:
     """Export the version at `uri` and write it as an artifact to the URI `to`.
 
-    The artifact has `EXPORTED_ENCODER`, with the adapter merged, and the version's head, bag of words and fingerprints
-    of training rows. `code` is the URI of the code that can load it. Raises EngineError if a package is missing or the
-    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_weights`.
+    The artifact has `EXPORTED_ENCODER`, with the adapter merged, and the version's head, bag of
+    words and fingerprints of training rows. `code` is the URI of the code that can load it. Raises
+    EngineError if a package is missing or the encoder cannot be exported, and the errors of
+    `tailorbird.models.loading.load_weights`.
     """
     version = read_version(uri)
     source = checked_copy(version.pinned)
@@ -60,7 +65,9 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
         if (source / TRAINING_ROWS).exists():
             shutil.copy(source / TRAINING_ROWS, folder)
         encoder = load_encoder(local_copy(version.base_model))
-        model = load_weights(source, encoder=encoder, kind=version.kind, pooling=version.pooling).eval()
+        model = load_weights(
+            source, encoder=encoder, kind=version.kind, pooling=version.pooling
+        ).eval()
         write_graph(model, folder / EXPORTED_ENCODER, max_length=version.max_length)
         _quantize(folder / EXPORTED_ENCODER)
         write_config(folder, config)
@@ -68,13 +75,19 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
 
 
 def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
-    """Write encoder and pooling to an ONNX file, for any batch size and up to `max_length` tokens."""
+    """Write encoder and pooling to an ONNX file, for any batch size and up to `max_length`
+    tokens."""
     _require("onnx", "onnxscript")
     ids = torch.ones((EXAMPLE[0], min(EXAMPLE[1], max_length)), dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[0, ids.shape[1] // 2 :] = 0  # without padding, transformers omits the mask from the graph
-    sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=max_length)}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silences warnings about unused operators
+    sizes = {
+        0: torch.export.Dim("batch", min=1),
+        1: torch.export.Dim("tokens", min=1, max=max_length),
+    }
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # silences warnings about unused operators
     try:
         torch.onnx.export(
             _Embedding(model),
@@ -89,13 +102,16 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
         )
     except Exception as error:  # torch, onnxscript and onnx raise various exceptions
         first = str(error).strip().split("\n")[0]
-        raise EngineError(f"the encoder cannot be exported to ONNX: {first}; serve it with torch") from None
+        raise EngineError(
+            f"the encoder cannot be exported to ONNX: {first}; serve it with torch"
+        ) from None
 
 
 def _quantize(file: Path) -> None:
     """Quantize matrix products to int8: weights statically per column, activations dynamically.
 
-    Weights use 7 bits, because 8 bits overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models).
+    Weights use 7 bits, because 8 bits overflow on machines without VNNI (ONNX Runtime, Quantize
+    ONNX models).
     """
     _require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -103,9 +119,18 @@ def _quantize(file: Path) -> None:
     unquantized = file.rename(file.with_suffix(".fp32.onnx"))
     products = ["MatMul", "Gemm"]
     try:
-        quantize_dynamic(unquantized, file, products, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            unquantized,
+            file,
+            products,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
     except Exception as error:  # onnx and onnxruntime raise various exceptions
-        raise EngineError(f"the encoder cannot be quantized: {error}; serve it with torch") from None
+        raise EngineError(
+            f"the encoder cannot be quantized: {error}; serve it with torch"
+        ) from None
     unquantized.unlink()
 
 
@@ -115,5 +140,6 @@ def _require(*packages: str) -> None:
             import_module(name)
         except ImportError as error:
             raise EngineError(
-                f"the export needs the package {name}, which cannot be imported ({error}); {INSTALL}"
+                f"the export needs the package {name}, which cannot be imported ({error}); "
+                f"{INSTALL}"
             ) from None

@@ -1,4 +1,5 @@
-"""Generate answers with a causal language model, and compute the likelihood of reference answers."""
+"""Generate answers with a causal language model, and compute the likelihood of reference
+answers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +29,17 @@ from tailorbird.models.grammar.matcher import MAX_MASK_S
 from tailorbird.models.grammar.processor import GrammarProcessor
 
 MAX_GPU_REQUESTS = 128
-"""Requests in a forward pass on a GPU by default. Attention computes each request over the keys of all requests, and
-masks those of the others, so its time increases with the square of their number."""
-CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
-"""Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a forward pass.
+"""Requests in a forward pass on a GPU by default. Attention computes each request over the keys of
+all requests, and masks those of the others, so its time increases with the square of their number.
+"""
+CACHE_TOKENS = 16384
+PAGE_TOKENS = 32
+BATCH_TOKENS = 512
+"""Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a
+forward pass.
 
-By default, transformers allocates most of the machine's memory for the cache. On a GPU, it divides the free memory into
-cache and forward passes of up to 8,192 tokens, which is what a GPU needs.
+By default, transformers allocates most of the machine's memory for the cache. On a GPU, it divides
+the free memory into cache and forward passes of up to 8,192 tokens, which is what a GPU needs.
 """
 SCORED_TOKENS = 4096  # maximum number of tokens in a forward pass of `log_likelihoods`
 
@@ -75,14 +80,18 @@ def answer_prompts(
 ) -> list[Answer]:
     """Decode greedily with the continuous batching of transformers, by the grammar if there is one.
 
-    `max_requests` is the maximum number of prompts that are answered at the same time. By default, it suits the device.
-    If ranks hold the model together, every rank must call it, and gets the answers to the prompts of the first one.
-    Raises RuntimeError if a prompt fails, its subclass OtherRankFailed if another rank caused this, and FormatError if
-    the grammar is too slow or the tokenizer cannot follow it.
+    `max_requests` is the maximum number of prompts that are answered at the same time. By default,
+    it suits the device. If ranks hold the model together, every rank must call it, and gets the
+    answers to the prompts of the first one. Raises RuntimeError if a prompt fails, its subclass
+    OtherRankFailed if another rank caused this, and FormatError if the grammar is too slow or the
+    tokenizer cannot follow it.
     """
     register_request_attention()
-    config, ids = greedy(max_new_tokens=max_new_tokens, end_id=end_id), [list(prompt) for prompt in prompts]
-    options: dict[str, Any] = {} if max_requests is None else {"max_requests_per_batch": max_requests}
+    config = greedy(max_new_tokens=max_new_tokens, end_id=end_id)
+    ids = [list(prompt) for prompt in prompts]
+    options: dict[str, Any] = (
+        {} if max_requests is None else {"max_requests_per_batch": max_requests}
+    )
     if not ids:
         return []
     outputs = _outputs(lm, ids, config=config, grammar=grammar, options=options)
@@ -90,22 +99,38 @@ def answer_prompts(
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
             raise RuntimeError(
-                f"the model did not answer prompt {index}: {output.error or 'generation did not finish'}"
+                f"the model did not answer prompt {index}: "
+                f"{output.error or 'generation did not finish'}"
             )
         tokens = list(output.generated_tokens)
         finished = bool(tokens) and tokens[-1] == end_id
-        confidence = float(np.exp(np.mean(output.logprobs))) if output.logprobs else 0.0
-        answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(output.logprobs)))
+        if output.logprobs:
+            confidence = float(np.exp(np.mean(output.logprobs)))
+        else:
+            confidence = 0.0
+        answers.append(
+            Answer(
+                tokens[:-1] if finished else tokens, finished, confidence, tuple(output.logprobs)
+            )
+        )
     return answers
 
 
 def _outputs(
-    lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar | None, options: dict[str, Any]
+    lm: Any,
+    prompts: list[list[int]],
+    *,
+    config: Any,
+    grammar: Grammar | None,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return what `generate_batch` returns, which neither reports its progress nor takes a logits processor."""
+    """Return what `generate_batch` returns, which neither reports its progress nor takes a logits
+    processor."""
     if grammar is not None:
         options |= {"use_cuda_graph": False, "use_async_batching": False}
-    with torch.no_grad():  # in inference mode, ranks could not change their tensors from the manager's thread
+    with (
+        torch.no_grad()
+    ):  # in inference mode, ranks could not change their tensors from the manager's thread
         manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
@@ -132,11 +157,15 @@ def _running(manager: Any) -> Iterator[None]:
     finally:
         manager.stop(block=True, timeout=5)
         if fatal_error(manager) is None or not manager.is_running():
-            manager.destroy()  # waits for the manager's thread, which after an error can itself wait for another rank
+            # waits for the manager's thread, which after an error can itself wait for another rank
+            manager.destroy()
 
 
-def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens: int) -> dict[str, Any]:
-    """Return the outputs of a running manager in the order of the prompts; see `answer_prompts` for errors.
+def _finished_outputs(
+    manager: Any, prompts: list[list[int]], *, max_new_tokens: int
+) -> dict[str, Any]:
+    """Return the outputs of a running manager in the order of the prompts; see `answer_prompts` for
+    errors.
 
     Reports the number of answers to `current_progress`.
     """
@@ -151,21 +180,28 @@ def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens:
         elif output is None and (fatal_error(manager) is not None or not manager.is_running()):
             break
     if stopped_by_other_rank(manager):
-        raise OtherRankFailed("another rank failed while it generated answers, which stopped this rank")
+        raise OtherRankFailed(
+            "another rank failed while it generated answers, which stopped this rank"
+        )
     if len(outputs) < len(ids):
         error = fatal_error(manager)
         reason = error or "see the log for the error"
-        raise RuntimeError(f"generation ended before all {len(ids)} prompts were answered: {reason}") from error
+        raise RuntimeError(
+            f"generation ended before all {len(ids)} prompts were answered: {reason}"
+        ) from error
     return {request: outputs[request] for request in ids}
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:
     """Return the generation config of evaluation: greedy decoding up to the end-of-turn token."""
-    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id
+    )
 
 
 def context_length(lm: Any) -> int | None:
-    """Return the maximum number of tokens of a prompt and its answer; None if model and cache set no limit.
+    """Return the maximum number of tokens of a prompt and its answer; None if model and cache set
+    no limit.
 
     The cache limits models on CPU only, because on a GPU it has most of the memory.
     """
@@ -175,23 +211,32 @@ def context_length(lm: Any) -> int | None:
 
 
 def batching_config(device: torch.device | str, **options: Any) -> Any:
-    """Return the continuous batching config for a model on a device; transformers sets the size of the cache on a GPU.
+    """Return the continuous batching config for a model on a device; transformers sets the size of
+    the cache on a GPU.
 
     The attention is not replaced by that of an installed package, which can load code of a hub.
     """
     if torch.device(device).type == "cpu":
-        sizes = {"num_blocks": CACHE_TOKENS // PAGE_TOKENS, "page_size": PAGE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
+        sizes = {
+            "num_blocks": CACHE_TOKENS // PAGE_TOKENS,
+            "page_size": PAGE_TOKENS,
+            "max_batch_tokens": BATCH_TOKENS,
+        }
     else:
         sizes = {"max_requests_per_batch": MAX_GPU_REQUESTS}
     return ContinuousBatchingConfig(auto_switch_to_flash=False, **(sizes | options))
 
 
-def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) -> NDArray[np.float64]:
+def log_likelihoods(
+    model: ChatModel, rows: Sequence[Tokens], *, pad_id: int
+) -> NDArray[np.float64]:
     """Return the mean log-probability, in nats, of the assistant's tokens in each row: [N].
 
-    If ranks hold the model together, they compute the rows of the first one, as `answer_prompts` does.
+    If ranks hold the model together, they compute the rows of the first one, as `answer_prompts`
+    does.
     """
-    rows, device = on_first_rank(lambda: rows), next(model.parameters()).device
+    rows = on_first_rank(lambda: rows)
+    device = next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():
         cost = pass_cost(max_tokens=SCORED_TOKENS)
@@ -200,7 +245,13 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
             batch = pack([rows[index] for index in indices], pad_id=pad_id)
             logits = model(*as_tensors(batch, device=device))
             targets = torch.from_numpy(batch.targets).to(device)
-            scores = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu().double().numpy()
+            scores = (
+                torch.log_softmax(logits, dim=-1)
+                .gather(1, targets[:, None])[:, 0]
+                .cpu()
+                .double()
+                .numpy()
+            )
             ids = batch.target_conversation_ids
             sums = np.bincount(ids, weights=scores, minlength=len(indices))
             result[indices] = sums / np.maximum(np.bincount(ids, minlength=len(indices)), 1)

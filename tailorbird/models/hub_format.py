@@ -1,4 +1,5 @@
-"""Write a version in the formats of transformers, PEFT and sentence-transformers, which load it without Tailorbird."""
+"""Write a version in the formats of transformers, PEFT and sentence-transformers, which load it
+without Tailorbird."""
 
 import json
 import shutil
@@ -29,39 +30,54 @@ Library = Literal["transformers", "peft", "sentence-transformers"]
 BASE = "base"  # subfolder with the base model of an adapter
 ADAPTER_CONFIG = "adapter_config.json"
 PROMPTING = "prompting.json"
-RESPONSE_FORMAT, GRAMMAR = "response_format.json", "grammar.ebnf"
+RESPONSE_FORMAT = "response_format.json"
+GRAMMAR = "grammar.ebnf"
 TYPES = "sentence_transformers.models"  # module of the types in `MODULES`
 PROMPT = "classification"  # name of the prompt of a classifier
 
 
 def write_hub_format(
-    version: ModelVersion, folder: Path, *, merged: bool, encoder_only: bool = False, hub_base: str | None = None
+    version: ModelVersion,
+    folder: Path,
+    *,
+    merged: bool,
+    encoder_only: bool = False,
+    hub_base: str | None = None,
 ) -> Library:
     """Write a version to an existing local folder, and return the library that loads it.
 
-    A chat model becomes a causal language model, or a LoRA adapter unless `merged` is true. With an adapter, the base
-    model is written to `base/`, unless `hub_base`, its id on the Hub, is given. A classifier becomes the modules
-    encoder, pooling and head of sentence-transformers, always merged and in fp32; its outputs are the logits, divided
-    by the temperature, and its prompt is the default prompt. `encoder_only` omits the bag of words of a mixed
-    classifier. The generation config of a chat model is that of the evaluation. Its response format is written as in
-    requests, and as the grammar that constrained the evaluated answers. License files in the folder of the base model
-    are copied.
+    A chat model becomes a causal language model, or a LoRA adapter unless `merged` is true. With an
+    adapter, the base model is written to `base/`, unless `hub_base`, its id on the Hub, is given. A
+    classifier becomes the modules encoder, pooling and head of sentence-transformers, always merged
+    and in fp32; its outputs are the logits, divided by the temperature, and its prompt is the
+    default prompt. `encoder_only` omits the bag of words of a mixed classifier. The generation
+    config of a chat model is that of the evaluation. Its response format is written as in requests,
+    and as the grammar that constrained the evaluated answers. License files in the folder of the
+    base model are copied.
 
-    Raises ModelError for a version that these libraries cannot represent, and the errors of `checked_copy`.
+    Raises ModelError for a version that these libraries cannot represent, and the errors of
+    `checked_copy`.
     """
     require_exportable(version, encoder_only=encoder_only)
-    source, base = checked_copy(version.pinned), local_copy(version.base_model)
+    source = checked_copy(version.pinned)
+    base = local_copy(version.base_model)
     tokenizer = load_tokenizer(base)
     if version.task == "classification":
-        model = load_weights(source, encoder=load_encoder(base), kind=version.kind, pooling=version.pooling)
+        model = load_weights(
+            source, encoder=load_encoder(base), kind=version.kind, pooling=version.pooling
+        )
         pooler = getattr(load_encoder(base, with_pooler=True), "pooler", None)
         _write_classifier(model, folder, version=version, pooler=pooler)
         library: Library = "sentence-transformers"
     elif version.spec.base == "adapter" and not merged:
-        _write_adapter(source, base, folder, generation=_generation(version, tokenizer), hub_base=hub_base)
+        _write_adapter(
+            source, base, folder, generation=_generation(version, tokenizer), hub_base=hub_base
+        )
         library = "peft"
     else:
-        lm = load_chat(source, base=base, kind=version.kind, dtype=getattr(torch, version.dtype)).causal
+        lm = load_chat(
+            source, base=base, kind=version.kind, dtype=getattr(torch, version.dtype)
+        ).causal
         lm.generation_config = _generation(version, tokenizer)
         _save_model(lm, folder, dtype=getattr(torch, version.dtype))
         library = "transformers"
@@ -77,18 +93,23 @@ def write_hub_format(
 
 
 def require_exportable(version: ModelVersion, *, encoder_only: bool = False) -> None:
-    """Raise ModelError with the reason if a version cannot be written in the format of another library."""
+    """Raise ModelError with the reason if a version cannot be written in the format of another
+    library."""
     if version.hybrid is not None:
         parts = " and ".join(part.uri for part in version.hybrid.parts)
         raise ModelError(f"{version.uri} is a hybrid of two versions; export its parts: {parts}")
     if version.exported_from is not None:
-        raise ModelError(f"{version.uri} is made for another engine; export {version.exported_from.uri} instead")
+        raise ModelError(
+            f"{version.uri} is made for another engine; export {version.exported_from.uri} instead"
+        )
     spec = version.spec
     if spec.export_fault is None or (spec.is_mixed and encoder_only):
         return
     remedy = "export another version (`tailorbird models RECIPE` lists them)"
     if spec.is_mixed:
-        remedy = "export its encoder and head alone with --encoder-only. That model was not evaluated"
+        remedy = (
+            "export its encoder and head alone with --encoder-only. That model was not evaluated"
+        )
     raise ModelError(f"{version.uri} {spec.export_fault}; {remedy}")
 
 
@@ -100,7 +121,9 @@ def decides_by_offsets(version: ModelVersion) -> bool:
     return bool(version.offsets) and not version.spec.is_mixed
 
 
-def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion, pooler: Any) -> None:
+def _write_classifier(
+    model: Classifier, folder: Path, *, version: ModelVersion, pooler: Any
+) -> None:
     """Write the encoder, and the modules that map its hidden states to logits."""
     encoder: Any = model.encoder
     if pooler is not None:  # unused, but without it transformers warns of missing weights
@@ -110,20 +133,36 @@ def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion,
     if decides_by_offsets(version):
         encoder.config.offsets = [offset / version.temperature for offset in version.offsets]
     _save_model(encoder, folder, dtype=torch.float32)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": version.max_length, "do_lower_case": False})
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": version.max_length, "do_lower_case": False},
+    )
     _write_modules(model.head, folder, pooling=version.pooling, temperature=version.temperature)
 
 
 def _write_modules(head: nn.Linear, folder: Path, *, pooling: Pooling, temperature: float) -> None:
-    """Write the prompt, and the modules of sentence-transformers that map hidden states to logits."""
+    """Write the prompt, and the modules of sentence-transformers that map hidden states to
+    logits."""
     num_classes, num_features = head.weight.shape
-    config: dict[str, object] = {"word_embedding_dimension": num_features, "include_prompt": not pooling.num_skipped}
+    config: dict[str, object] = {
+        "word_embedding_dimension": num_features,
+        "include_prompt": not pooling.num_skipped,
+    }
     config |= {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
-    dense: dict[str, object] = {"in_features": num_features, "out_features": num_classes, "bias": True}
+    dense: dict[str, object] = {
+        "in_features": num_features,
+        "out_features": num_classes,
+        "bias": True,
+    }
     dense["activation_function"] = "torch.nn.modules.linear.Identity"
     names = [*(CHAIN if pooling.normalize else CHAIN[:2]), "Dense"]
     modules = [
-        {"idx": index, "name": str(index), "path": f"{index}_{name}" if index else "", "type": f"{TYPES}.{name}"}
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{name}" if index else "",
+            "type": f"{TYPES}.{name}",
+        }
         for index, name in enumerate(names)
     ]
     prompts = {PROMPT: pooling.prompt} if pooling.prompt else {}
@@ -132,22 +171,30 @@ def _write_modules(head: nn.Linear, folder: Path, *, pooling: Pooling, temperatu
     _write_json(folder / PROMPTS, {"prompts": prompts, "default_prompt_name": default})
     _write_json(folder / "1_Pooling" / "config.json", config)
     if pooling.normalize:
-        _write_json(folder / "2_Normalize" / "config.json", {})  # a folder without a file is lost on the Hub
+        _write_json(
+            folder / "2_Normalize" / "config.json", {}
+        )  # a folder without a file is lost on the Hub
     path = folder / f"{len(names) - 1}_Dense"
     _write_json(path / "config.json", dense)
-    scaled = {f"linear.{name}": value.float() / temperature for name, value in head.state_dict().items()}
+    scaled = {
+        f"linear.{name}": value.float() / temperature for name, value in head.state_dict().items()
+    }
     save_file(scaled, path / "model.safetensors")
 
 
 def _generation(version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the evaluation's generation config; that of the base model can have, for example, a repetition penalty."""
+    """Return the evaluation's generation config; that of the base model can have, for example, a
+    repetition penalty."""
     assert version.prompting is not None  # required for chat versions
     end_id: Any = tokenizer.eos_token_id
     return greedy(max_new_tokens=version.prompting.max_new_tokens, end_id=end_id)
 
 
-def _write_adapter(source: Path, base: Path, folder: Path, *, generation: Any, hub_base: str | None) -> None:
-    """Write PEFT's files of an adapter, the generation config, and the base model unless that is on the Hub."""
+def _write_adapter(
+    source: Path, base: Path, folder: Path, *, generation: Any, hub_base: str | None
+) -> None:
+    """Write PEFT's files of an adapter, the generation config, and the base model unless that is on
+    the Hub."""
     require_adapter(source / "adapter")
     shutil.copytree(source / "adapter", folder, dirs_exist_ok=True)
     if hub_base is None:
@@ -176,15 +223,25 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _write_prompting(prompting: Prompting, folder: Path) -> None:
-    """Write the messages that the evaluation put before each conversation, and its limit of new tokens."""
-    system = [] if prompting.system is None else [("system", prompting.system)]
+    """Write the messages that the evaluation put before each conversation, and its limit of new
+    tokens."""
+    if prompting.system is None:
+        system = []
+    else:
+        system = [("system", prompting.system)]
     messages = [{"role": role, "content": content} for role, content in (*system, *prompting.shots)]
-    _write_json(folder / PROMPTING, {"messages": messages, "max_new_tokens": prompting.max_new_tokens})
+    _write_json(
+        folder / PROMPTING, {"messages": messages, "max_new_tokens": prompting.max_new_tokens}
+    )
 
 
 def _write_response_format(format: StructuredFormat, folder: Path) -> None:
-    """Write a response format as in requests, and its grammar in the EBNF that xgrammar and vLLM read."""
-    content = format.model_dump(mode="json") if isinstance(format, ChoiceFormat) else openai_format(format)
+    """Write a response format as in requests, and its grammar in the EBNF that xgrammar and vLLM
+    read."""
+    if isinstance(format, ChoiceFormat):
+        content = format.model_dump(mode="json")
+    else:
+        content = openai_format(format)
     _write_json(folder / RESPONSE_FORMAT, content)
     (folder / GRAMMAR).write_text(str(grammar_of(format)), encoding="utf-8")
 

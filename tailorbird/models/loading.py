@@ -20,7 +20,13 @@ from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
 from tailorbird.models.pooling.declared import read_pooling
-from tailorbird.models.pretrained import cast_parameters, default_device, inference_dtype, load_causal, load_encoder
+from tailorbird.models.pretrained import (
+    cast_parameters,
+    default_device,
+    inference_dtype,
+    load_causal,
+    load_encoder,
+)
 from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
@@ -43,7 +49,9 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.index import RetrievalIndex
     from tailorbird.models.retrieval.text_encoder import TextEncoder
 
-_text_encoders: WeakValueDictionary[tuple[PinnedEncoder, str], "TextEncoder"] = WeakValueDictionary()
+_text_encoders: WeakValueDictionary[tuple[PinnedEncoder, str], "TextEncoder"] = (
+    WeakValueDictionary()
+)
 """Encoders for retrieval that are in use, by pin and device."""
 
 Version = TypeVar("Version", bound=VersionConfig)
@@ -67,14 +75,18 @@ class LoadedClassifier(Generic[Version]):
         """Return the token ids of texts for `model`, after the prompt of the version."""
         assert self.tokenizer is not None  # a classifier with a model has a tokenizer
         prompt = self.version.pooling.prompt
-        return encode_texts(texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt)
+        return encode_texts(
+            texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt
+        )
 
 
 @dataclass(frozen=True)
 class LoadedChat(Generic[Version]):
     """A chat version ready to answer."""
 
-    model: ChatModel | None  # None for the kind `nearest`, and for an engine that loads the weights itself
+    model: (
+        ChatModel | None
+    )  # None for the kind `nearest`, and for an engine that loads the weights itself
     tokenizer: Any  # that of transformers; None for the kind `nearest`
     prompting: Prompting
     version: Version
@@ -95,11 +107,12 @@ def load_weights(
     dtype: torch.dtype | None = torch.float32,
     pooling: Pooling = MEAN,
 ) -> Classifier:
-    """Load a version's head, and its adapter or encoder weights by kind, into the pretrained encoder.
+    """Load a version's head, and its adapter or encoder weights by kind, into the pretrained
+    encoder.
 
-    The result is in `dtype`, with a head in fp32. None keeps the dtype of each weight, and does not merge an adapter.
-    The encoder may share its memory with another model or a file. Raises ModelError if a weight is missing or the
-    weights belong to another encoder.
+    The result is in `dtype`, with a head in fp32. None keeps the dtype of each weight, and does not
+    merge an adapter. The encoder may share its memory with another model or a file. Raises
+    ModelError if a weight is missing or the weights belong to another encoder.
     """
     head = load_head(folder, kind=kind)
     with weight_errors(folder):
@@ -107,20 +120,26 @@ def load_weights(
             encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
         elif KINDS[kind].base == "changed":
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"), assign=True)
-    return Classifier(encoder if dtype is None else cast_parameters(encoder, dtype), head, pooling=pooling)
+    return Classifier(
+        encoder if dtype is None else cast_parameters(encoder, dtype), head, pooling=pooling
+    )
 
 
 def _with_adapter(model: nn.Module, folder: Path, *, dtype: torch.dtype | None) -> nn.Module:
     """Return a model with an adapter that is merged, unless `dtype` is None."""
-    adapted = load_adapter(model, folder)
-    return adapted if dtype is None else merge_layers(adapted, dtype=dtype, device="cpu")
+    adapted: nn.Module = load_adapter(model, folder)
+    if dtype is None:
+        return adapted
+    return merge_layers(adapted, dtype=dtype, device="cpu")
 
 
 def load_head(folder: Path, *, kind: Kind) -> nn.Linear:
     """Load a version's linear head, which maps [D] to [L]."""
     state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
-    head = (UnitLinear if KINDS[kind].reads_unit_embeddings else nn.Linear)(num_features, num_classes)
+    head = (UnitLinear if KINDS[kind].reads_unit_embeddings else nn.Linear)(
+        num_features, num_classes
+    )
     head.load_state_dict(state)
     return head
 
@@ -137,7 +156,8 @@ def load_bag_of_words(folder: Path, *, kind: Kind) -> "BagOfWords | None":
 def load_retrieval_index(
     folder: Path, *, retrieval: Retrieval | None, device: str | None = None
 ) -> "RetrievalIndex | None":
-    """Load a version's index of training rows and its encoder, if it has one; return None without retrieval.
+    """Load a version's index of training rows and its encoder, if it has one; return None without
+    retrieval.
 
     Raises the errors of `load_index` and `load_text_encoder`.
     """
@@ -145,14 +165,19 @@ def load_retrieval_index(
         return None
     from tailorbird.models.retrieval.files import load_index  # scikit-learn is slow to import
 
-    encoder = load_text_encoder(retrieval.encoder, device=device) if retrieval.encoder else None
+    if retrieval.encoder:
+        encoder = load_text_encoder(retrieval.encoder, device=device)
+    else:
+        encoder = None
     return load_index(folder, retrieval=retrieval, encoder=encoder)
 
 
 def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "TextEncoder":
-    """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share its memory.
+    """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share
+    its memory.
 
-    Raises DataError if it has no tokenizer, and the errors of `checked_files`, `read_pooling` and `text_encoder`.
+    Raises DataError if it has no tokenizer, and the errors of `checked_files`, `read_pooling` and
+    `text_encoder`.
     """
     from tailorbird.models.retrieval.text_encoder import checked_files, text_encoder
 
@@ -160,9 +185,12 @@ def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "T
     if (known := _text_encoders.get((pinned, device))) is not None:
         return known
     folder = checked_files(pinned)
-    encoder, tokenizer = load_encoder(folder, dtype=getattr(torch, pinned.dtype)), load_tokenizer(folder)
+    encoder = load_encoder(folder, dtype=getattr(torch, pinned.dtype))
+    tokenizer = load_tokenizer(folder)
     pooling = read_pooling(folder.as_uri(), purpose="retrieval")
-    loaded = text_encoder(encoder, tokenizer=tokenizer, pinned=pinned, pooling=pooling, device=device)
+    loaded = text_encoder(
+        encoder, tokenizer=tokenizer, pinned=pinned, pooling=pooling, device=device
+    )
     _text_encoders[pinned, device] = loaded
     return loaded
 
@@ -170,7 +198,8 @@ def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "T
 def load_chat_weights(
     folder: Path, *, lm: nn.Module, kind: Kind, dtype: torch.dtype | None = torch.float32
 ) -> ChatModel:
-    """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises ModelError."""
+    """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises
+    ModelError."""
     with weight_errors(folder):
         if KINDS[kind].base == "adapter":
             lm = _with_adapter(lm, folder / "adapter", dtype=dtype)
@@ -180,26 +209,35 @@ def load_chat_weights(
 
 
 def load_chat(folder: Path, *, base: Path, kind: Kind, dtype: torch.dtype) -> ChatModel:
-    """Load a chat version from its local folder and that of its base model on the CPU, in `dtype`. Raises ModelError.
+    """Load a chat version from its local folder and that of its base model on the CPU, in `dtype`.
+    Raises ModelError.
 
-    Base weights that are merged or replaced are mapped in their stored dtype, and the others are loaded in `dtype`, so
-    there is no copy in fp32. In both cases, transformers computes buffers in fp32.
+    Base weights that are merged or replaced are mapped in their stored dtype, and the others are
+    loaded in `dtype`, so there is no copy in fp32. In both cases, transformers computes buffers in
+    fp32.
 
-    In a process group of several ranks, this rank's part is loaded on its device; see `load_divided`.
+    In a process group of several ranks, this rank's part is loaded on its device; see
+    `load_divided`.
     """
-    has_weights, num_ranks = KINDS[kind].base != "unchanged", current_group().size
+    has_weights = KINDS[kind].base != "unchanged"
+    num_ranks = current_group().size
     if num_ranks == 1:
         lm = load_causal(base, dtype=None if has_weights else dtype)
         return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
     changed = None
     if has_weights:
-        changed = load_chat_weights(folder, lm=load_causal(base, dtype=None), kind=kind, dtype=None).lm
+        changed = load_chat_weights(
+            folder, lm=load_causal(base, dtype=None), kind=kind, dtype=None
+        ).lm
     return ChatModel(load_divided(base, changed=changed, dtype=dtype, num_ranks=num_ranks))
 
 
 def load_pretrained_chat(base: Path) -> ChatModel:
-    """Load a pretrained language model on the device and in the dtype of this process; see `load_chat`."""
-    return _ready(load_chat(base, base=base, kind="zero_shot", dtype=inference_dtype()), default_device())
+    """Load a pretrained language model on the device and in the dtype of this process; see
+    `load_chat`."""
+    return _ready(
+        load_chat(base, base=base, kind="zero_shot", dtype=inference_dtype()), default_device()
+    )
 
 
 def _ready(model: ChatModel, device: str) -> ChatModel:
@@ -218,13 +256,17 @@ def weight_errors(folder: Path) -> Iterator[None]:
 
 
 def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Set all parameters of a causal language model without copying. Tied parameters are stored under one name.
+    """Set all parameters of a causal language model without copying. Tied parameters are stored
+    under one name.
 
-    Raises RuntimeError, as torch does, for a missing or unexpected parameter, or one of another shape.
+    Raises RuntimeError, as torch does, for a missing or unexpected parameter, or one of another
+    shape.
     """
     known = dict(lm.named_parameters())
     if names := sorted(set(state) ^ set(known)):
-        raise RuntimeError(f"{len(names)} weights are missing or unexpected, for example {names[0]}")
+        raise RuntimeError(
+            f"{len(names)} weights are missing or unexpected, for example {names[0]}"
+        )
     for name, parameter in known.items():
         if state[name].shape != parameter.shape:
             shapes = f"{tuple(state[name].shape)} instead of {tuple(parameter.shape)}"
@@ -246,8 +288,8 @@ PretrainedModels = dict[tuple[str, str], ChatModel]
 def load_version(version: ModelVersion, *, device: str | None = None) -> AnyLoaded[ModelVersion]:
     """Download (once per node), check and load a registered version.
 
-    Raises RegistryError if the version is incomplete or was changed, and ModelError if it cannot be loaded, or has no
-    model of its own, because it is a hybrid or an endpoint answers for it.
+    Raises RegistryError if the version is incomplete or was changed, and ModelError if it cannot be
+    loaded, or has no model of its own, because it is a hybrid or an endpoint answers for it.
     """
     return _load(checked_copy(version.pinned), version, device=device)
 
@@ -261,14 +303,17 @@ def load_artifact(
 ) -> AnyLoaded[VersionConfig]:
     """Load a baseline, a candidate or a version from its URI.
 
-    The files of a version are checked; see `checked_copy`. `weights_device` is that of the model's weights, if they are
-    not on the device of the rest. Artifacts that use the same language model unchanged share its memory if they are
-    loaded with the same `pretrained`, to which the model is added. Raises ModelError for a hybrid.
+    The files of a version are checked; see `checked_copy`. `weights_device` is that of the model's
+    weights, if they are not on the device of the rest. Artifacts that use the same language model
+    unchanged share its memory if they are loaded with the same `pretrained`, to which the model is
+    added. Raises ModelError for a hybrid.
     """
     version = versions.read_version(uri) if is_version_uri(uri) else None
     config = version or versions.read_artifact_config(uri)
     folder = checked_copy(version.pinned) if version else local_copy(uri)
-    return _load(folder, config, device=device, weights_device=weights_device, pretrained=pretrained)
+    return _load(
+        folder, config, device=device, weights_device=weights_device, pretrained=pretrained
+    )
 
 
 def _load(
@@ -282,14 +327,19 @@ def _load(
     if config.hybrid is not None:
         raise ModelError(f"{folder} is a hybrid of two versions; load its parts")
     if config.endpoint is not None:
-        raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
+        raise ModelError(
+            f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead"
+        )
     if config.prompting is None:
         return _load_classifier(folder, config, device=weights_device or device or default_device())
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device)
     if not config.spec.uses_base:
         return LoadedChat(None, None, config.prompting, config, index)
     base = local_copy(config.base_model)
-    known = {} if pretrained is None or config.spec.base != "unchanged" else pretrained
+    if pretrained is None or config.spec.base != "unchanged":
+        known = {}
+    else:
+        known = pretrained
     key = config.base_model, config.dtype
     if key not in known:
         model = load_chat(folder, base=base, kind=config.kind, dtype=getattr(torch, config.dtype))
@@ -303,20 +353,26 @@ def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedCla
         return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
     base = local_copy(config.base_model)
     if config.engine == "torch":
-        # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close predictions.
+        # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close
+        # predictions.
         dtype = getattr(torch, config.dtype)
         encoder = load_encoder(base, dtype=None if config.spec.base != "unchanged" else dtype)
-        model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling).to(device)
+        model = load_weights(
+            folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
+        ).to(device)
     else:
         model = load_exported(folder, head=load_head(folder, kind=config.kind))
     model = model.eval().requires_grad_(False)
-    return LoadedClassifier(model, load_tokenizer(base), config.classes, config.max_length, config, bag)
+    return LoadedClassifier(
+        model, load_tokenizer(base), config.classes, config.max_length, config, bag
+    )
 
 
 def checked_copy(version: PinnedVersion) -> Path:
     """Return the node's copy of a version, after a check of its manifest and of every file.
 
-    A corrupt copy is downloaded again, because the files on S3 may be intact. Raises RegistryError if they are not.
+    A corrupt copy is downloaded again, because the files on S3 may be intact. Raises RegistryError
+    if they are not.
     """
 
     def is_intact(folder: Path) -> bool:

@@ -14,14 +14,22 @@ LORA_TARGETS = "all-linear"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float, use_rslora: bool = False) -> nn.Module:
+def add_adapter(
+    encoder: nn.Module, *, r: int, alpha: int, dropout: float, use_rslora: bool = False
+) -> nn.Module:
     """Add a new LoRA adapter to every linear layer and freeze everything else.
 
     The adapter's output is multiplied by `alpha / r`, or by `alpha / sqrt(r)` with `use_rslora`.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, use_rslora=use_rslora)
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        use_rslora=use_rslora,
+    )
     adapted: nn.Module = get_peft_model(encoder, config)
     return adapted
 
@@ -37,11 +45,12 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
 
 
 def merge_layers(adapted: Any, *, dtype: torch.dtype, device: Any) -> nn.Module:
-    """Merge the adapter of a PEFT model layer by layer in fp32, and return the model without it, in `dtype`.
+    """Merge the adapter of a PEFT model layer by layer in fp32, and return the model without it, in
+    `dtype`.
 
-    The result is that of PEFT on a model in fp32, cast to `dtype` afterwards, but only one layer at a time is in fp32.
-    Weights are replaced, not changed in place, so other models may share the memory of the base model, and it can be
-    mapped from a file.
+    The result is that of PEFT on a model in fp32, cast to `dtype` afterwards, but only one layer at
+    a time is in fp32. Weights are replaced, not changed in place, so other models may share the
+    memory of the base model, and it can be mapped from a file.
     """
     for layer in unmerged_layers(adapted):
         merge_layer(layer, dtype=dtype, device=device)
@@ -55,11 +64,16 @@ def unmerged_layers(module: nn.Module) -> Iterator[Any]:
     """Yield the layers of PEFT whose adapter is not merged."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer) and not layer.merged)
+    return (
+        layer
+        for layer in module.modules()
+        if isinstance(layer, BaseTunerLayer) and not layer.merged
+    )
 
 
 def merge_layer(layer: Any, *, dtype: torch.dtype, device: Any) -> None:
-    """Merge the adapter of a layer of PEFT in fp32, and cast the merged weight. The weight is replaced."""
+    """Merge the adapter of a layer of PEFT in fp32, and cast the merged weight. The weight is
+    replaced."""
     weight = layer.get_base_layer().weight
     for parameter in layer.parameters():
         parameter.data = parameter.data.to(device).to(torch.float32, copy=parameter is weight)
@@ -68,16 +82,23 @@ def merge_layer(layer: Any, *, dtype: torch.dtype, device: Any) -> None:
 
 
 def require_adapter(folder: Path) -> None:
-    """Raise ModelError if an adapter has no safetensors weights, because PEFT would load a pickle instead."""
+    """Raise ModelError if an adapter has no safetensors weights, because PEFT would load a pickle
+    instead."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} contains no {ADAPTER_WEIGHTS}; weights are read from safetensors files only")
+        raise ModelError(
+            f"{folder} contains no {ADAPTER_WEIGHTS}; weights are read from safetensors files only"
+        )
 
 
 def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") -> None:
-    """Raise ModelError if the files lack a weight of the adapter, because PEFT would leave it at 0."""
+    """Raise ModelError if the files lack a weight of the adapter, because PEFT would leave it at
+    0."""
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(adapted, adapter_name=name)
     missing = set(expected) - set(load_file(folder / ADAPTER_WEIGHTS))
     if missing:
-        raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, for example {sorted(missing)[0]}")
+        raise ModelError(
+            f"the adapter in {folder} lacks {len(missing)} weights, for example "
+            f"{sorted(missing)[0]}"
+        )

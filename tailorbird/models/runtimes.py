@@ -10,8 +10,12 @@ from torch import nn
 from tailorbird.models.classifier import Classifier
 from tailorbird.registry.versions import EXPORTED_ENCODER
 
-INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embedded"
-INSTALL = "run `pip install --editable '.[engines]'` in the project folder on the machines that run models"
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "embedded"
+INSTALL = (
+    "run `pip install --editable '.[engines]'` in the project folder on the machines that run "
+    "models"
+)
 
 
 class EngineError(ValueError):
@@ -19,7 +23,8 @@ class EngineError(ValueError):
 
 
 class ExportedClassifier(Classifier):
-    """A classifier whose encoder and pooling run in a session of ONNX Runtime, and whose fp32 head runs in torch."""
+    """A classifier whose encoder and pooling run in a session of ONNX Runtime, and whose fp32 head
+    runs in torch."""
 
     def __init__(self, session: Any, *, head: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -29,34 +34,47 @@ class ExportedClassifier(Classifier):
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Return the embeddings [B, D], one row at a time.
 
-        Activations are scaled by the largest value of a call, so each row of a batch would depend on the others. On
-        AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch.
+        Activations are scaled by the largest value of a call, so each row of a batch would depend
+        on the others. On AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask is None:
+            mask = torch.ones_like(input_ids)
+        else:
+            mask = attention_mask
         rows = zip(input_ids.numpy(), mask.sum(1).tolist(), strict=True)
-        return torch.from_numpy(np.concatenate([self._embedded(row[None, :length]) for row, length in rows]))
+        return torch.from_numpy(
+            np.concatenate([self._embedded(row[None, :length]) for row, length in rows])
+        )
 
     def _embedded(self, row: np.ndarray) -> np.ndarray:
-        [embedding] = self.session.run([OUTPUT], dict(zip(INPUTS, (row, np.ones_like(row)), strict=True)))
+        [embedding] = self.session.run(
+            [OUTPUT], dict(zip(INPUTS, (row, np.ones_like(row)), strict=True))
+        )
         return np.asarray(embedding)
 
 
 def load_exported(folder: Path, *, head: nn.Linear) -> ExportedClassifier:
-    """Load a classifier with `EXPORTED_ENCODER`. It runs with torch's current number of threads. Raises EngineError."""
+    """Load a classifier with `EXPORTED_ENCODER`. It runs with torch's current number of threads.
+    Raises EngineError."""
     try:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would use CPU
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # idle threads would use CPU
         file = str(folder / EXPORTED_ENCODER)
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except ImportError as error:
-        raise EngineError(f"this version needs ONNX Runtime, which is not installed ({error}); {INSTALL}") from None
+        raise EngineError(
+            f"this version needs ONNX Runtime, which is not installed ({error}); {INSTALL}"
+        ) from None
     except Exception as error:  # ONNX Runtime raises various exceptions
         first = str(error).strip().split("\n")[0]
         raise EngineError(
-            f"ONNX Runtime cannot load {folder / EXPORTED_ENCODER}: {first}; export the version again"
+            f"ONNX Runtime cannot load {folder / EXPORTED_ENCODER}: {first}; export the version "
+            "again"
         ) from None
     return ExportedClassifier(session, head=head)

@@ -1,4 +1,5 @@
-"""A pretrained encoder that several versions share. Each version has its own head, and a LoRA adapter or none."""
+"""A pretrained encoder that several versions share. Each version has its own head, and a LoRA
+adapter or none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +47,17 @@ class SharedEncoder:
         self._active = ""
         self._num_added = 0
 
-    def add(self, version: ModelVersion, *, folder: Path, bag: "BagOfWords | None") -> LoadedClassifier[ModelVersion]:
+    def add(
+        self, version: ModelVersion, *, folder: Path, bag: "BagOfWords | None"
+    ) -> LoadedClassifier[ModelVersion]:
         """Load the head and the adapter of a version from its local folder.
 
-        `bag` is the version's bag of words. The caller loads it, because that is slow. Raises ModelError if a weight is
-        missing or does not fit.
+        `bag` is the version's bag of words. The caller loads it, because that is slow. Raises
+        ModelError if a weight is missing or does not fit.
         """
-        head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_artifact`
+        head = load_head(folder, kind=version.kind).to(
+            self.device
+        )  # in fp32, as in `loading.load_artifact`
         head = head.eval().requires_grad_(False)
         name = NO_ADAPTER
         if version.spec.base == "adapter":
@@ -60,11 +65,16 @@ class SharedEncoder:
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
-        model = SharedEncoderClassifier(self, adapter=name, head=head, pooling=version.pooling).eval()
-        return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version, bag)
+        model = SharedEncoderClassifier(
+            self, adapter=name, head=head, pooling=version.pooling
+        ).eval()
+        return LoadedClassifier(
+            model, self.tokenizer, version.classes, version.max_length, version, bag
+        )
 
     def _add_adapter(self, name: str, folder: Path) -> None:
-        """Add an adapter. Remove it after an error, because PEFT keeps the layers that it has already changed."""
+        """Add an adapter. Remove it after an error, because PEFT keeps the layers that it has
+        already changed."""
         from peft import PeftConfig, PeftModel
 
         require_adapter(folder)
@@ -73,7 +83,9 @@ class SharedEncoder:
                 if self._adapted is None:
                     config = PeftConfig.from_pretrained(folder)
                     config.inference_mode = True
-                    self._adapted = PeftModel(self._encoder, config, adapter_name=name, autocast_adapter_dtype=False)
+                    self._adapted = PeftModel(
+                        self._encoder, config, adapter_name=name, autocast_adapter_dtype=False
+                    )
                 options = {"torch_device": self.device, "autocast_adapter_dtype": False}
                 self._adapted.load_adapter(folder, adapter_name=name, **options)
                 self._adapted.eval()
@@ -93,19 +105,27 @@ class SharedEncoder:
             return
         self._active = ""
         if len(self._adapted.peft_config) == 1:
-            self._encoder, self._adapted = self._adapted.unload(), None
+            self._encoder = self._adapted.unload()
+            self._adapted = None
         else:
             self._adapted.delete_adapter(name)
 
     def hidden_states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, adapters: Sequence[str]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        adapters: Sequence[str],
     ) -> torch.Tensor:
         """Return the last hidden states, with an adapter for each row: [B, T], [B, T] -> [B, T, D].
 
         Raises KeyError for an adapter that is not loaded, because PEFT would ignore it.
         """
         names = set(adapters)
-        known = {NO_ADAPTER} if self._adapted is None else {NO_ADAPTER, *self._adapted.peft_config}
+        if self._adapted is None:
+            known = {NO_ADAPTER}
+        else:
+            known = {NO_ADAPTER, *self._adapted.peft_config}
         if names - known:
             raise KeyError(f"adapter {sorted(names - known)[0]} is not loaded")
         rows = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -121,7 +141,8 @@ class SharedEncoder:
         return hidden
 
     def _activate(self, name: str) -> None:
-        """Activate an adapter, or none. If it is active, do nothing, because PEFT visits all layers."""
+        """Activate an adapter, or none. If it is active, do nothing, because PEFT visits all
+        layers."""
         if self._active == name:
             return
         if name == NO_ADAPTER:
@@ -136,7 +157,9 @@ class SharedEncoder:
 class SharedEncoderClassifier(Classifier):
     """A classifier with its own head, adapter and pooling on a shared encoder."""
 
-    def __init__(self, shared: SharedEncoder, *, adapter: str, head: nn.Linear, pooling: Pooling) -> None:
+    def __init__(
+        self, shared: SharedEncoder, *, adapter: str, head: nn.Linear, pooling: Pooling
+    ) -> None:
         nn.Module.__init__(self)
         self.shared = shared
         self.adapter = adapter
@@ -145,4 +168,6 @@ class SharedEncoderClassifier(Classifier):
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         adapters = [self.adapter] * len(input_ids)
-        return self.pool(self.shared.hidden_states(input_ids, attention_mask, adapters=adapters), attention_mask)
+        return self.pool(
+            self.shared.hidden_states(input_ids, attention_mask, adapters=adapters), attention_mask
+        )

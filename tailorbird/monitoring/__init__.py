@@ -1,1 +1,2 @@
-"""Monitoring of served versions: reads the request log and labels, and recommends re-evaluations."""
+"""Monitoring of served versions: reads the request log and labels, and recommends
+re-evaluations."""

@@ -1,16 +1,17 @@
 """Compare challenger and champion on audited answers, by unit: a subject, or a request without one.
 
-A unit counts once in the whole experiment, in one arm. Later audits change no earlier comparison, so all decisions on a
-challenger are about one growing sequence of independent units.
+A unit counts once in the whole experiment, in one arm. Later audits change no earlier comparison,
+so all decisions on a challenger are about one growing sequence of independent units.
 
-A shadow answers the champion's texts, so each unit is compared with itself, with all answers of its first audit. Its
-missing answers have bounds: the score is between 0 and 1.
+A shadow answers the champion's texts, so each unit is compared with itself, with all answers of its
+first audit. Its missing answers have bounds: the score is between 0 and 1.
 
-A canary has units of its own. They are compared with the control units: a random sample of the champion's units, about
-as many as the canary has or, if the canary has more than half of the requests, all of them. Only answers of the same
-hour are compared: requests change during a day, and so may the canary's share of them, because it was changed or
-because the canary fails under load. In each audit and hour, the units that have not counted yet are matched at random.
-If one arm has more units, each unit of the other is matched with several, whose mean counts.
+A canary has units of its own. They are compared with the control units: a random sample of the
+champion's units, about as many as the canary has or, if the canary has more than half of the
+requests, all of them. Only answers of the same hour are compared: requests change during a day, and
+so may the canary's share of them, because it was changed or because the canary fails under load. In
+each audit and hour, the units that have not counted yet are matched at random. If one arm has more
+units, each unit of the other is matched with several, whose mean counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,9 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, HOUR_US, SHADOW, Out
 from tailorbird.registry.draws import CODES
 from tailorbird.registry.versions import Frozen
 
-ALL_HOURS = -1  # before the hours of an audit, so a unit in a shadow and a canary counts in the shadow
+ALL_HOURS = (
+    -1
+)  # before the hours of an audit, so a unit in a shadow and a canary counts in the shadow
 
 
 class UnitOutcome(Frozen):
@@ -40,7 +43,8 @@ class UnitOutcome(Frozen):
     groups: tuple[str, ...]  # groups of the reference
     answers: int
     right: float
-    """Right answers or, for chat, the sum of the scores; for a shadow, minus the champion's to the same texts."""
+    """Right answers or, for chat, the sum of the scores; for a shadow, minus the champion's to the
+    same texts."""
     missing: int = 0  # of these, answers that the shadow failed to give; they count 0 in `right`
 
     @property
@@ -50,13 +54,16 @@ class UnitOutcome(Frozen):
 
 
 def control_share(canary: float | None) -> float:
-    """Return the share of the champion's units that are control units, for a canary with this share of all units.
+    """Return the share of the champion's units that are control units, for a canary with this share
+    of all units.
 
     Control units are those with a code below this share of all codes.
     """
     if canary is None:
         return 0.0
-    return 1.0 if canary >= 0.5 else canary / (1 - canary)
+    if canary >= 0.5:
+        return 1.0
+    return canary / (1 - canary)
 
 
 def unit_outcomes(
@@ -64,10 +71,13 @@ def unit_outcomes(
 ) -> tuple[UnitOutcome, ...]:
     """Return the audited answers of the day for the comparison with the challenger, summed by unit.
 
-    `fixed` are the groups of the reference, and `share` is the share of control units among the champion's.
+    `fixed` are the groups of the reference, and `share` is the share of control units among the
+    champion's.
     """
     champion, canary, shadow = (audited_rows(outcomes, arm) for arm in (CHAMPION, CANARY, SHADOW))
-    _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
+    _, ours, theirs = np.intersect1d(
+        outcomes.keys[champion], outcomes.keys[shadow], return_indices=True
+    )
     shadow = shadow[theirs]
     scores = outcomes.scores.copy()
     scores[shadow] -= outcomes.scores[champion[ours]]
@@ -92,7 +102,9 @@ def unit_outcomes(
     return tuple(_summed(of_units, by=attrgetter("audit", "hour", "unit", "arm", "groups")))
 
 
-def _summed(outcomes: Sequence[UnitOutcome], *, by: Callable[[UnitOutcome], Any]) -> list[UnitOutcome]:
+def _summed(
+    outcomes: Sequence[UnitOutcome], *, by: Callable[[UnitOutcome], Any]
+) -> list[UnitOutcome]:
     """Return the sums of the outcomes with an equal key, in order of the keys."""
     of_keys = groupby(sorted(outcomes, key=by), key=by)
     return [_sum(list(of_key)) for _, of_key in of_keys]
@@ -109,7 +121,9 @@ def _sum(outcomes: Sequence[UnitOutcome]) -> UnitOutcome:
     return outcomes[0].model_copy(update=sums)
 
 
-def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = None) -> UnitDifferences:
+def unit_differences(
+    outcomes: Sequence[UnitOutcome], *, group: str | None = None
+) -> UnitDifferences:
     """Return the differences between challenger and champion by unit, overall or in a group."""
     of_group = [outcome for outcome in outcomes if group is None or group in outcome.groups]
     summed = _summed(of_group, by=attrgetter("audit", "hour", "unit", "arm"))
@@ -118,7 +132,9 @@ def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = Non
     values: list[float] = []
     for _, of_hour in groupby(summed, key=attrgetter("audit", "hour")):
         new = [unit for unit in of_hour if unit.unit not in counted]
-        shadow, canary, control = ([unit for unit in new if unit.arm == arm] for arm in (SHADOW, CANARY, CHAMPION))
+        shadow, canary, control = (
+            [unit for unit in new if unit.arm == arm] for arm in (SHADOW, CANARY, CHAMPION)
+        )
         counted.update(unit.unit for unit in shadow)
         units += shadow
         values += [unit.share for unit in shadow]
@@ -139,7 +155,8 @@ def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = Non
 def _matches(
     canary: Sequence[UnitOutcome], control: Sequence[UnitOutcome]
 ) -> list[tuple[Sequence[UnitOutcome], Sequence[UnitOutcome]]]:
-    """Return matches of units of one hour in order of their codes, so at random. All units of both arms are matched."""
+    """Return matches of units of one hour in order of their codes, so at random. All units of both
+    arms are matched."""
     moved = {unit.unit for unit in canary}
     control = [unit for unit in control if unit.unit not in moved]
     num = min(len(canary), len(control))

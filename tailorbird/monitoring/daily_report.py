@@ -19,39 +19,51 @@ from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 
-def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progress: ProgressReporter) -> list[Report]:
-    """Return the reports of the champion's days before `today`, from the first day with logged answers, in order.
+def make_reports(
+    recipe: Recipe, served: ServedVersions, *, today: date, progress: ProgressReporter
+) -> list[Report]:
+    """Return the reports of the champion's days before `today`, from the first day with logged
+    answers, in order.
 
-    The report of a day covers the `monitoring.window_days` days up to it. It is final after `monitoring.label_days`;
-    until then it is remade if new answers or labels arrive. New labels alone do not change drift and the counterfactual
-    gate, which need no labels. A call reads each day of the log at most once.
+    The report of a day covers the `monitoring.window_days` days up to it. It is final after
+    `monitoring.label_days`; until then it is remade if new answers or labels arrive. New labels
+    alone do not change drift and the counterfactual gate, which need no labels. A call reads each
+    day of the log at most once.
 
-    Raises MonitoringError if the recipe has no request log, ReferenceMissing, and TrafficError for files that do not
-    belong to a log.
+    Raises MonitoringError if the recipe has no request log, ReferenceMissing, and TrafficError for
+    files that do not belong to a log.
     """
     log = require_request_log(recipe)
     paths = TaskPaths(recipe.task_uri)
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None
     versions = watched_versions(recipe, champion=served.champion.digest, challenger=challenger)
-    audits, secret = audit_files(recipe.task_uri), draw_secret(recipe.task_uri)
+    audits = audit_files(recipe.task_uri)
+    secret = draw_secret(recipe.task_uri)
     days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_remote)
-    length, label_days = recipe.monitoring.window_days, recipe.monitoring.label_days
-    stored = {day: _read_report(paths, day) for day in report_days(days.answers, since=served.since, before=today)}
+    length = recipe.monitoring.window_days
+    label_days = recipe.monitoring.label_days
+    stored = {
+        day: _read_report(paths, day)
+        for day in report_days(days.answers, since=served.since, before=today)
+    }
     reports: dict[date, Report] = {}
     for day, report in stored.items():
         is_final = day + timedelta(days=label_days + 1) < today
         if report is None or report.digest != served.champion.digest or not is_final:
             days.since = min(days.since, day - timedelta(days=length - 1))
             window = ReportWindow(recipe, days, served, reference, day, reports)
-            report = window.unchanged(report) or _store(paths, window.report(report), former=report, progress=progress)
+            report = window.unchanged(report) or _store(
+                paths, window.report(report), former=report, progress=progress
+            )
         reports[day] = report
     return list(reports.values())
 
 
 def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -> WatchedVersions:
     """Return what is read about these versions (digests)."""
-    groups, config = recipe.data.groups, recipe.evaluation
+    groups = recipe.data.groups
+    config = recipe.evaluation
     metric = None if TASKS[recipe.task].has_classes else config.metric
     return WatchedVersions(champion, challenger, groups, recipe.task, metric, config.answers)
 
@@ -59,27 +71,39 @@ def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -
 def read_reports(task_uri: str) -> list[Report]:
     """Return all stored reports in order of their days."""
     uris = storage.list_files(TaskPaths(task_uri).monitoring, missing_ok=True)
-    return [Report.model_validate_json(storage.read_bytes(uri)) for uri in uris if uri.endswith(".json")]
+    return [
+        Report.model_validate_json(storage.read_bytes(uri)) for uri in uris if uri.endswith(".json")
+    ]
 
 
 def report_days(answered: Iterable[str], *, since: date, before: date) -> Iterator[date]:
-    """Yield the days before `before`, from the first day since `since` with answers; without answers, from `since`."""
+    """Yield the days before `before`, from the first day since `since` with answers; without
+    answers, from `since`."""
     first = min((day for day in map(date.fromisoformat, answered) if day >= since), default=since)
     return span(first, before - timedelta(days=1))
 
 
 def _read_report(paths: TaskPaths, day: date) -> Report | None:
     uri = paths.daily_report(day.isoformat())
-    return Report.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+    if storage.exists(uri):
+        return Report.model_validate_json(storage.read_bytes(uri))
+    return None
 
 
-def _store(paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter) -> Report:
+def _store(
+    paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter
+) -> Report:
     made = {"inputs": report.inputs, "made_at": report.made_at}
     is_new = former is None or former.model_copy(update=made) != report
     if former is not None and not is_new:  # the new labels are of other answers
         report = report.model_copy(update={"made_at": former.made_at})
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
     if is_new:
-        alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", no alarm"
-        progress.note(f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled{alarms}")
+        if report.alarms:
+            alarms = f", {'; '.join(report.alarms)}"
+        else:
+            alarms = ", no alarm"
+        progress.note(
+            f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled{alarms}"
+        )
     return report

@@ -1,8 +1,10 @@
-"""Statistics of drift between traffic and the reference rows of the champion, each with a computed threshold.
+"""Statistics of drift between traffic and the reference rows of the champion, each with a computed
+threshold.
 
-A threshold comes from simulated windows without drift. Their days differ as the days of this window and of earlier
-clean windows do; see `monitoring.day_variance`. Dependent rows of a document or a patient are known in the reference
-but not in traffic, so a window of few documents looks like drift.
+A threshold comes from simulated windows without drift. Their days differ as the days of this window
+and of earlier clean windows do; see `monitoring.day_variance`. Dependent rows of a document or a
+patient are known in the reference but not in traffic, so a window of few documents looks like
+drift.
 """
 
 from collections.abc import Sequence
@@ -35,8 +37,9 @@ BLOCK_ROWS = 1024
 SEED = 1979
 MIN_ROWS = 50  # minimum rows of a window or a reference
 MIN_KEYS = 20
-"""Minimum number of keys of a reference: the smallest of 2, 3, 5, 10, 20 and 50 with which windows without drift did
-not exceed the given rate. A few documents do not show how much documents differ."""
+"""Minimum number of keys of a reference: the smallest of 2, 3, 5, 10, 20 and 50 with which windows
+without drift did not exceed the given rate. A few documents do not show how much documents differ.
+"""
 DESCRIPTIONS = {
     "unfamiliar": "share of texts farther from the reference than 99% of the reference texts",
     "classes": "population stability index of the predicted classes",
@@ -55,19 +58,25 @@ class TrafficSample:
     outputs: Sequence[str] = ()  # [N] (classification) predicted classes
     embeddings: Embeddings | None = None  # [M, D] of the rows with texts, by the pretrained encoder
     keys: IntArray | None = None
-    """[N] (reference only) integers that are equal for dependent rows, such as those of a document or a patient. A
-    reference with embeddings has one embedding per row, so M is N."""
+    """[N] (reference only) integers that are equal for dependent rows, such as those of a document
+    or a patient. A reference with embeddings has one embedding per row, so M is N."""
     lengths: FloatArray | None = None  # [N] (chat) lengths of the texts in characters
-    days: IntArray | None = None  # [N] (window only) numbers of the days of the answers; None for a single day
+    days: IntArray | None = (
+        None  # [N] (window only) numbers of the days of the answers; None for a single day
+    )
     text_days: IntArray | None = None  # [M] (window only) numbers of the days of the embedded texts
 
     def __len__(self) -> int:
-        return len(self.outputs) if self.lengths is None else len(self.lengths)
+        if self.lengths is None:
+            return len(self.outputs)
+        return len(self.lengths)
 
     @property
     def row_keys(self) -> IntArray:
         """The keys [N]; without any, all rows are independent."""
-        return np.arange(len(self)) if self.keys is None else self.keys
+        if self.keys is None:
+            return np.arange(len(self))
+        return self.keys
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ class _Limit:
         return threshold_at(clean, self.per_year / DAYS_PER_YEAR)
 
     def design(self, name: str, variance: DayVariance, *, days: IntArray) -> DesignEffect:
-        """Return the design effect of a window with these days [N] and this variance of the statistic."""
+        """Return the design effect of a window with these days [N] and this variance of the
+        statistic."""
         earlier = [statistic.variance for statistic in self.clean if statistic.name == name]
         return design_effect(days, [*earlier, variance])
 
@@ -113,40 +123,53 @@ def drift_statistics(
 ) -> tuple[DriftStatistic, ...]:
     """Return the statistics that can be computed.
 
-    Without drift, any of them exceeds its threshold on `per_year` days per year, if a window ends on each day. `clean`
-    has the statistics of earlier windows without alarms; no two of these windows share a day. With embeddings of both
-    samples, the texts are compared. If the reference has lengths, as for chat, they are compared, otherwise the
-    classes. Raises DriftError for fewer than 50 rows, and for a reference with fewer than 20 keys.
+    Without drift, any of them exceeds its threshold on `per_year` days per year, if a window ends
+    on each day. `clean` has the statistics of earlier windows without alarms; no two of these
+    windows share a day. With embeddings of both samples, the texts are compared. If the reference
+    has lengths, as for chat, they are compared, otherwise the classes. Raises DriftError for fewer
+    than 50 rows, and for a reference with fewer than 20 keys.
     """
     for name, sample in (("the window", window), ("the reference", reference)):
         if len(sample) < MIN_ROWS:
-            raise DriftError(f"{name} has {len(sample)} rows; drift statistics need at least {MIN_ROWS}")
+            raise DriftError(
+                f"{name} has {len(sample)} rows; drift statistics need at least {MIN_ROWS}"
+            )
     num_keys = len(np.unique(reference.row_keys))
     if num_keys < MIN_KEYS:
         raise DriftError(
-            f"the {len(reference)} rows of the reference have only {num_keys} values of data.split_by; give validation "
-            f"rows with at least {MIN_KEYS}"
+            f"the {len(reference)} rows of the reference have only {num_keys} values of "
+            f"data.split_by; give validation rows with at least {MIN_KEYS}"
         )
     statistics = [classes_statistic if reference.lengths is None else length_statistic]
-    if all(sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS for sample in (window, reference)):
+    if all(
+        sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS
+        for sample in (window, reference)
+    ):
         statistics.insert(0, unfamiliar_statistic)
     limit = _Limit(per_year / len(statistics), clean)
     return tuple(statistic(window, reference=reference, limit=limit) for statistic in statistics)
 
 
-def unfamiliar_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
-    """Return the share of texts that are farther from their nearest reference row than 99% of the reference rows.
+def unfamiliar_statistic(
+    window: TrafficSample, *, reference: TrafficSample, limit: _Limit
+) -> DriftStatistic:
+    """Return the share of texts that are farther from their nearest reference row than 99% of the
+    reference rows.
 
-    For a reference row, only neighbours with another key count, because traffic comes from other documents. If all rows
-    come from one distribution, the probability that a new row is farther than the j-th farthest of n has a
-    Beta(j, n + 1 - j) distribution. n is the effective number of rows, because rows of one key are dependent. In a
-    window, the share varies around this probability between days, and the number of such rows is binomial.
+    For a reference row, only neighbours with another key count, because traffic comes from other
+    documents. If all rows come from one distribution, the probability that a new row is farther
+    than the j-th farthest of n has a Beta(j, n + 1 - j) distribution. n is the effective number of
+    rows, because rows of one key are dependent. In a window, the share varies around this
+    probability between days, and the number of such rows is binomial.
     """
     assert window.embeddings is not None
     assert reference.embeddings is not None
     ours = _normalised(window.embeddings)
     theirs = _normalised(reference.embeddings)
-    days = np.zeros(len(ours), np.int64) if window.text_days is None else window.text_days
+    if window.text_days is None:
+        days = np.zeros(len(ours), np.int64)
+    else:
+        days = window.text_days
     distances = np.sort(nearest_distances(theirs, theirs, keys=reference.row_keys))
     num_far = max(1, int(FAR_SHARE * len(distances)))
     is_far = nearest_distances(ours, theirs) > distances[-num_far]
@@ -155,60 +178,95 @@ def unfamiliar_statistic(window: TrafficSample, *, reference: TrafficSample, lim
 
     generator = np.random.default_rng(SEED)
     num = effective_rows(reference.row_keys)
-    farthest = max(1.0, num_far * num / len(distances))  # at least one row, for references with few keys
+    farthest = max(
+        1.0, num_far * num / len(distances)
+    )  # at least one row, for references with few keys
     chances = generator.beta(farthest, num + 1 - farthest, NUM_DRAWS)
-    shares = varied_shares(generator, np.stack([chances, 1 - chances], 1), size=len(ours), design=design)[:, 0]
+    shares = varied_shares(
+        generator, np.stack([chances, 1 - chances], 1), size=len(ours), design=design
+    )[:, 0]
     threshold = limit.threshold(generator.binomial(len(ours), shares) / len(ours))
     value = float(is_far.mean())
     return DriftStatistic(
-        "unfamiliar", DESCRIPTIONS["unfamiliar"], value, threshold, limit.per_year, len(ours), variance
+        "unfamiliar",
+        DESCRIPTIONS["unfamiliar"],
+        value,
+        threshold,
+        limit.per_year,
+        len(ours),
+        variance,
     )
 
 
-def classes_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
+def classes_statistic(
+    window: TrafficSample, *, reference: TrafficSample, limit: _Limit
+) -> DriftStatistic:
     """Return the population stability index of the predicted classes."""
     codes = np.unique([*reference.outputs, *window.outputs], return_inverse=True)[1]
     bins = np.split(codes, [len(reference)])
     return _stability("classes", bins, window=window, reference=reference, limit=limit)
 
 
-def length_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
-    """Return the population stability index of the lengths, in ten bins with equal numbers of reference rows."""
+def length_statistic(
+    window: TrafficSample, *, reference: TrafficSample, limit: _Limit
+) -> DriftStatistic:
+    """Return the population stability index of the lengths, in ten bins with equal numbers of
+    reference rows."""
     assert window.lengths is not None
     assert reference.lengths is not None
     edges = np.unique(np.quantile(reference.lengths, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
-    bins = [np.searchsorted(edges, lengths, side="right") for lengths in (reference.lengths, window.lengths)]
+    bins = [
+        np.searchsorted(edges, lengths, side="right")
+        for lengths in (reference.lengths, window.lengths)
+    ]
     return _stability("length", bins, window=window, reference=reference, limit=limit)
 
 
 def _counts(rows: IntArray, *, num_bins: int, by: IntArray) -> IntArray:
     """Return the counts [D, B] of binned rows [N] by day or key [N]."""
     values, codes = np.unique(by, return_inverse=True)
-    return np.bincount(codes * num_bins + rows, minlength=len(values) * num_bins).reshape(-1, num_bins)
+    return np.bincount(codes * num_bins + rows, minlength=len(values) * num_bins).reshape(
+        -1, num_bins
+    )
 
 
 def _stability(
-    name: str, bins: Sequence[IntArray], *, window: TrafficSample, reference: TrafficSample, limit: _Limit
+    name: str,
+    bins: Sequence[IntArray],
+    *,
+    window: TrafficSample,
+    reference: TrafficSample,
+    limit: _Limit,
 ) -> DriftStatistic:
-    """Return the stability index of a window, given the bins of the reference rows and of the window's rows."""
+    """Return the stability index of a window, given the bins of the reference rows and of the
+    window's rows."""
     theirs, ours = bins
     num_bins = int(np.concatenate(bins).max()) + 1
-    days = np.zeros(len(ours), np.int64) if window.days is None else window.days
+    if window.days is None:
+        days = np.zeros(len(ours), np.int64)
+    else:
+        days = window.days
     variance = variance_of_counts(_counts(ours, num_bins=num_bins, by=days))
     design = limit.design(name, variance, days=days)
-    clean = clean_stability(theirs, keys=reference.row_keys, num_bins=num_bins, size=len(ours), design=design)
+    clean = clean_stability(
+        theirs, keys=reference.row_keys, num_bins=num_bins, size=len(ours), design=design
+    )
     counts = [np.bincount(rows, minlength=num_bins)[None] for rows in bins]
     value = float(stability_index(*counts)[0])
-    return DriftStatistic(name, DESCRIPTIONS[name], value, limit.threshold(clean), limit.per_year, len(ours), variance)
+    return DriftStatistic(
+        name, DESCRIPTIONS[name], value, limit.threshold(clean), limit.per_year, len(ours), variance
+    )
 
 
 def clean_stability(
     reference: IntArray, *, keys: IntArray, num_bins: int, size: int, design: DesignEffect
 ) -> FloatArray:
-    """Return the stability indices [K] of simulated windows without drift, against binned reference rows [N].
+    """Return the stability indices [K] of simulated windows without drift, against binned reference
+    rows [N].
 
-    The reference is resampled by whole keys, one fewer than it has: K - 1 draws with replacement have the variance of
-    K independent keys (Rao and Wu, JASA 83, 1988). Each window has `size` rows and varies with the design effect.
+    The reference is resampled by whole keys, one fewer than it has: K - 1 draws with replacement
+    have the variance of K independent keys (Rao and Wu, JASA 83, 1988). Each window has `size` rows
+    and varies with the design effect.
     """
     generator = np.random.default_rng(SEED)
     theirs = np.bincount(reference, minlength=num_bins) + PSEUDO_COUNT
@@ -218,7 +276,9 @@ def clean_stability(
     if num_keys == len(reference):
         references = generator.multinomial(len(reference), shares[0], NUM_REFERENCE_DRAWS)
     else:
-        times = generator.multinomial(num_keys - 1, np.full(num_keys, 1 / num_keys), NUM_REFERENCE_DRAWS)
+        times = generator.multinomial(
+            num_keys - 1, np.full(num_keys, 1 / num_keys), NUM_REFERENCE_DRAWS
+        )
         references = times @ of_keys
     indices = []
     for _ in range(NUM_DRAWS // NUM_REFERENCE_DRAWS):  # limits the memory for many classes
@@ -228,7 +288,8 @@ def clean_stability(
 
 
 def stability_index(reference: IntArray, window: IntArray) -> FloatArray:
-    """Return the population stability index of each row of counts [K, B]: the sum of (q - p) log(q / p)."""
+    """Return the population stability index of each row of counts [K, B]: the sum of (q - p) log(q
+    / p)."""
     smoothed = [counts + PSEUDO_COUNT for counts in (reference, window)]
     p, q = (counts / counts.sum(1, keepdims=True) for counts in smoothed)
     return np.asarray(((q - p) * np.log(q / p)).sum(1))
@@ -244,8 +305,11 @@ def _normalised(embeddings: Embeddings) -> Embeddings:
     return np.asarray(embeddings / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def nearest_distances(rows: Embeddings, others: Embeddings, *, keys: IntArray | None = None) -> FloatArray:
-    """Return the cosine distance [N] of each row to the nearest other row; with `keys`, to one of another key."""
+def nearest_distances(
+    rows: Embeddings, others: Embeddings, *, keys: IntArray | None = None
+) -> FloatArray:
+    """Return the cosine distance [N] of each row to the nearest other row; with `keys`, to one of
+    another key."""
     distances = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK_ROWS):
         similarities = rows[start : start + BLOCK_ROWS] @ others.T

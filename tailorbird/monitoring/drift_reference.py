@@ -1,7 +1,9 @@
-"""The drift reference of a version: its answers to validation rows, as embeddings, classes and groups.
+"""The drift reference of a version: its answers to validation rows, as embeddings, classes and
+groups.
 
-For chat, it has the embeddings and the lengths of the last messages only, because the answers to thousands of rows
-would take hours. Scores of live answers are compared with those of the test rows of the champion's run.
+For chat, it has the embeddings and the lengths of the last messages only, because the answers to
+thousands of rows would take hours. Scores of live answers are compared with those of the test rows
+of the champion's run.
 """
 
 import io
@@ -40,7 +42,8 @@ from tailorbird.storage.stored_model import StoredModel
 MAX_ROWS = 4_000  # more rows are sampled, because all pairs of rows are compared
 SEED = 1979
 PROMPT_TOKENS = 128  # of a prompt that are embedded, as for retrieval
-NGRAM_LENGTHS, NGRAM_COLUMNS = (3, 4), 512
+NGRAM_LENGTHS = (3, 4)
+NGRAM_COLUMNS = 512
 """Characters of the n-grams, and number of columns into which they are hashed."""
 MAX_CHARACTERS = 2_000  # of a prompt that are hashed
 METADATA = b"tailorbird"  # key in the metadata of the Parquet schema
@@ -56,7 +59,9 @@ class ReferenceMetadata(StoredModel):
     digest: str  # digest of the version
     made_at: str
     groups: tuple[str, ...]  # group columns
-    encoder: str | None = None  # (chat) URI of the staged encoder of the prompts; None for hashed n-grams
+    encoder: str | None = (
+        None  # (chat) URI of the staged encoder of the prompts; None for hashed n-grams
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +78,14 @@ class DriftReference:
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the accuracy in each group by name, `column = value`."""
-        return group_accuracies(self.right.astype(np.float64), groups=self.groups, keys=self.sample.row_keys)
+        return group_accuracies(
+            self.right.astype(np.float64), groups=self.groups, keys=self.sample.row_keys
+        )
 
 
 def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
-    """Return the URI of the version's reference; build it from validation rows on the cluster if it does not exist.
+    """Return the URI of the version's reference; build it from validation rows on the cluster if it
+    does not exist.
 
     Texts can be reconstructed from embeddings, so the file is as sensitive as the rows.
     """
@@ -102,36 +110,58 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
 
 
 def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
-    """Return the version's reference; raise ReferenceMissing if `ensure_reference` has not built one."""
+    """Return the version's reference; raise ReferenceMissing if `ensure_reference` has not built
+    one."""
     uri = TaskPaths(task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
-        raise ReferenceMissing(f"{uri} does not exist; run `tailorbird watch RECIPE` to build it from validation rows")
+        raise ReferenceMissing(
+            f"{uri} does not exist; run `tailorbird watch RECIPE` to build it from validation rows"
+        )
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     if extension_columns(table.schema):
         raise ReferenceMissing(
-            f"{uri} has extension types, which are unsafe to read; delete it and run `tailorbird watch RECIPE`"
+            f"{uri} has extension types, which are unsafe to read; delete it and run `tailorbird "
+            "watch RECIPE`"
         )
     metadata = ReferenceMetadata.model_validate_json(table.schema.metadata[METADATA])
-    embeddings = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1).astype(np.float32)
+    embeddings = (
+        table["embedding"]
+        .combine_chunks()
+        .flatten()
+        .to_numpy()
+        .reshape(len(table), -1)
+        .astype(np.float32)
+    )
     keys = table["key"].to_numpy() if "key" in table.column_names else None
     if "length" in table.column_names:
         lengths = table["length"].to_numpy().astype(np.float64)
         sample = TrafficSample((), embeddings, keys, lengths)
-        return DriftReference(metadata.digest, metadata.made_at, sample, np.zeros(0, bool), {}, metadata.encoder)
+        return DriftReference(
+            metadata.digest, metadata.made_at, sample, np.zeros(0, bool), {}, metadata.encoder
+        )
     sample = TrafficSample(table["output"].to_pylist(), embeddings, keys)
     groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
     right = np.array(table["right"].to_pylist(), bool)
     return DriftReference(
-        metadata.digest, metadata.made_at, sample, right, groups, version.base_model, version.max_length
+        metadata.digest,
+        metadata.made_at,
+        sample,
+        right,
+        groups,
+        version.base_model,
+        version.max_length,
     )
 
 
-def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits | None = None) -> bytes:
-    """Return the reference of a version as Parquet: its answers to the rows, and the embeddings of the texts.
+def build_reference(
+    uri: str, *, rows: Rows, made_at: str, limits: RequestLimits | None = None
+) -> bytes:
+    """Return the reference of a version as Parquet: its answers to the rows, and the embeddings of
+    the texts.
 
-    Requests to an external endpoint are sent within `limits`, and not again for rows whose answers are stored.
-    Texts are redacted before embedding, as in the request log. Otherwise traffic with numbers in its texts would look
-    like drift.
+    Requests to an external endpoint are sent within `limits`, and not again for rows whose answers
+    are stored. Texts are redacted before embedding, as in the request log. Otherwise traffic with
+    numbers in its texts would look like drift.
     """
     version = read_version(uri)
     predictions = predict_rows(uri, rows=rows, limits=limits)
@@ -141,15 +171,24 @@ def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits
         "output": pa.array(predictions.outputs, pa.string()),
         "right": pa.array(predictions.scores == 1.0),
     }
-    columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
-    metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=tuple(predictions.groups))
+    columns |= {
+        f"group:{name}": pa.array(values, pa.string())
+        for name, values in predictions.groups.items()
+    }
+    metadata = ReferenceMetadata(
+        digest=version.digest, made_at=made_at, groups=tuple(predictions.groups)
+    )
     return _to_parquet(columns, embeddings=embeddings, keys=rows.split_keys, metadata=metadata)
 
 
 def _texts_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
-    """Return a reference without answers as Parquet: lengths and embeddings of the last messages."""
+    """Return a reference without answers as Parquet: lengths and embeddings of the last
+    messages."""
     named = recipe.evaluation.retrieval_encoder
-    encoder = None if named is None else stage_base_model(named, registry=recipe.registry).uri
+    if named is None:
+        encoder = None
+    else:
+        encoder = stage_base_model(named, registry=recipe.registry).uri
     embeddings = embed_on_cluster(recipe, tuple(map(redact, rows.queries)), encoder=encoder)
     metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=(), encoder=encoder)
     columns = {"length": pa.array([len(text) for text in rows.queries], pa.int32())}
@@ -168,14 +207,17 @@ def _to_parquet(
     if keys is not None:  # as integers, because a key may identify a patient
         written["key"] = pa.array(np.unique(np.array(keys), return_inverse=True)[1])
     sink = io.BytesIO()
-    pq.write_table(pa.table(written).replace_schema_metadata({METADATA: metadata.model_dump_json()}), sink)
+    pq.write_table(
+        pa.table(written).replace_schema_metadata({METADATA: metadata.model_dump_json()}), sink
+    )
     return sink.getvalue()
 
 
 def embed_on_cluster(
     recipe: Recipe, texts: tuple[str, ...], *, encoder: str | None, max_length: int = PROMPT_TOKENS
 ) -> NDArray[np.float32]:
-    """Return embeddings [N, D] of texts by the encoder (URI), on the cluster, or else by hashed n-grams."""
+    """Return embeddings [N, D] of texts by the encoder (URI), on the cluster, or else by hashed
+    n-grams."""
     if encoder is None:
         return hashed_ngrams(texts)
     embed = run_remote(embed_texts, resources=worker_resources(recipe.training))
@@ -183,26 +225,36 @@ def embed_on_cluster(
 
 
 def hashed_ngrams(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return vectors [N, 512] of the character n-grams in texts, hashed into columns; zeros for a text without any.
+    """Return vectors [N, 512] of the character n-grams in texts, hashed into columns; zeros for a
+    text without any.
 
-    They need no model. Two texts are near if they share words or parts of words, whatever these mean.
+    They need no model. Two texts are near if they share words or parts of words, whatever these
+    mean.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
-        analyzer="char_wb", ngram_range=NGRAM_LENGTHS, n_features=NGRAM_COLUMNS, binary=True, dtype=np.float32
+        analyzer="char_wb",
+        ngram_range=NGRAM_LENGTHS,
+        n_features=NGRAM_COLUMNS,
+        binary=True,
+        dtype=np.float32,
     )
-    return np.asarray(vectorizer.transform([text[:MAX_CHARACTERS] for text in texts]).toarray(), np.float32)
+    return np.asarray(
+        vectorizer.transform([text[:MAX_CHARACTERS] for text in texts]).toarray(), np.float32
+    )
 
 
 def embed_texts(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:
-    """Return embeddings [N, D] by the pretrained encoder, which all champions of a base model share.
+    """Return embeddings [N, D] by the pretrained encoder, which all champions of a base model
+    share.
 
     The pooling is the encoder's own.
     """
     base = local_copy(base_model)
     pooling = read_pooling(base.as_uri(), purpose="classification")
-    tokenizer, encoder = load_tokenizer(base), load_encoder(base)
+    tokenizer = load_tokenizer(base)
+    encoder = load_encoder(base)
     head = zero_head(int(encoder.config.hidden_size), 1)  # type: ignore[union-attr, arg-type]
     model = Classifier(encoder, head, pooling=pooling)
     tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length, prompt=pooling.prompt)

@@ -1,6 +1,7 @@
 """Label audits: export a random sample of answers for blind labelling, and import the labels.
 
-For chat, people either write the correct answer without seeing the model's, or score the model's answer from 0 to 1.
+For chat, people either write the correct answer without seeing the model's, or score the model's
+answer from 0 to 1.
 """
 
 import hashlib
@@ -42,13 +43,18 @@ FILLED_IN = {"label", "score", "correct_answer"}
 
 
 def parse_days(days: str) -> list[date]:
-    """Return the days from first to last of `YYYY-MM-DD:YYYY-MM-DD`; raise AuditError for anything else."""
+    """Return the days from first to last of `YYYY-MM-DD:YYYY-MM-DD`; raise AuditError for anything
+    else."""
     try:
         first, last = (date.fromisoformat(part) for part in days.split(":"))
     except ValueError:
-        raise AuditError(f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD") from None
+        raise AuditError(
+            f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD"
+        ) from None
     if last < first:
-        raise AuditError(f"--days is {days!r}: the last day is before the first; give the first day first")
+        raise AuditError(
+            f"--days is {days!r}: the last day is before the first; give the first day first"
+        )
     return list(span(first, last))
 
 
@@ -64,24 +70,32 @@ def export_answers(
 ) -> int:
     """Write a random sample of these days' answers for labelling; return the number of rows.
 
-    Draws answers of the champion (`digest`) and of a canary challenger. A canary's answers and those of its control
-    units are drawn first and at the same rate, because only these are compared; see `challenger_units`. A shadow needs
-    no audit of its own, because it answers the champion's texts. Within each of the two groups every row has the same
-    chance, whatever its client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
-    same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has the
-    `columns` or `scored_columns` of the task: `subject` is the keyed hash of the log, `text` is empty without
-    serving.log_texts, and labels are empty. Only `with_answers` (chat) does it have the model's answer, which would
-    bias labels; no column names the version. Memory holds the drawn rows, one file and the keys of audited rows.
+    Draws answers of the champion (`digest`) and of a canary challenger. A canary's answers and
+    those of its control units are drawn first and at the same rate, because only these are
+    compared; see `challenger_units`. A shadow needs no audit of its own, because it answers the
+    champion's texts. Within each of the two groups every row has the same chance, whatever its
+    client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
+    same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI,
+    has the `columns` or `scored_columns` of the task: `subject` is the keyed hash of the log,
+    `text` is empty without serving.log_texts, and labels are empty. Only `with_answers` (chat) does
+    it have the model's answer, which would bias labels; no column names the version. Memory holds
+    the drawn rows, one file and the keys of audited rows.
     """
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
     log = require_request_log(recipe).rstrip("/")
     task = MONITORED_TASKS[recipe.task]
     if task.needs_texts and not recipe.serving.log_texts:
-        raise AuditError("serving.log_texts is not set, so there are no conversations to audit; set it and serve again")
+        raise AuditError(
+            "serving.log_texts is not set, so there are no conversations to audit; set it and "
+            "serve again"
+        )
     columns = task.scored_columns if with_answers else task.columns
     if columns is None:
-        raise AuditError("--with-answers is for chat: labels of classes are given without seeing the model's answer")
+        raise AuditError(
+            "--with-answers is for chat: labels of classes are given without seeing the model's "
+            "answer"
+        )
     secret = draw_secret(recipe.task_uri)
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
@@ -91,14 +105,18 @@ def export_answers(
     for uri in files_between(by_day(log, "answers"), days[0], days[-1]):
         table = read_columns(uri, ANSWERS)
         for answer in table.filter(pa.array(is_answered(table))).to_pylist():
-            eligible = (answer["arm"], answer["digest"]) in arms and not (task.needs_texts and answer["text"] is None)
+            eligible = (answer["arm"], answer["digest"]) in arms and not (
+                task.needs_texts and answer["text"] is None
+            )
             if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
             drawn[key if is_compared else key + CODES] = answer | dict.fromkeys(FILLED_IN)
         drawn = dict(heapq.nsmallest(num_rows, drawn.items(), key=itemgetter(0)))
     if not drawn:
-        raise AuditError(f"{log} has no unaudited answer of the champion on these days; choose other days")
+        raise AuditError(
+            f"{log} has no unaudited answer of the champion on these days; choose other days"
+        )
     rows = [drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]
     storage.write_bytes(to, _to_parquet(rows, columns=columns))
     return len(drawn)
@@ -117,10 +135,11 @@ def _is_compared(answer: Row, *, challenger: str | None, share: float, secret: b
 def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:
     """Store the labels of an exported file; return the URI and the number of labels.
 
-    Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
-    A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
-    no texts. Raises AuditError for a label that is not a class, for a labelled row whose id or time is missing, and for
-    a file that was not exported. For chat, see `monitored_tasks._chat_labels`.
+    Rows without a label are omitted. Files are numbered in order of import, because the latest
+    label of a text counts. A file equal to the last one is not stored again. Texts are redacted,
+    because people fill in `text` if the log has no texts. Raises AuditError for a label that is not
+    a class, for a labelled row whose id or time is missing, and for a file that was not exported.
+    For chat, see `monitored_tasks._chat_labels`.
     """
     task = MONITORED_TASKS[recipe.task]
     try:
@@ -131,8 +150,8 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
     if damaged:
         raise AuditError(
-            f"{uri} has {damaged} labelled rows without request_id, row or at; fill in the empty columns only, and "
-            "keep the other columns"
+            f"{uri} has {damaged} labelled rows without request_id, row or at; fill in the empty "
+            "columns only, and keep the other columns"
         )
     content = _to_parquet(rows, columns=STORED_COLUMNS)
     digest = hashlib.sha256(content).hexdigest()[:16]
@@ -147,8 +166,8 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
 def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) -> Rows:
     """Return the audited texts of answers since a time, with their latest labels.
 
-    For chat, these are the correct answers that people wrote without seeing the model's; with `corrected`, those of
-    scored answers too, which are no random sample.
+    For chat, these are the correct answers that people wrote without seeing the model's; with
+    `corrected`, those of scored answers too, which are no random sample.
     """
     label = MONITORED_TASKS[recipe.task].label_column
     rows = {
@@ -162,8 +181,9 @@ def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) ->
 def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
     """Return rows of audits, or of the request log with labels, as rows of data.
 
-    Groups are read from the attributes. The split key is the unit, a subject or a request without one, because the
-    answers to one unit are dependent. There are no split keys if all units are different.
+    Groups are read from the attributes. The split key is the unit, a subject or a request without
+    one, because the answers to one unit are dependent. There are no split keys if all units are
+    different.
     """
     task = MONITORED_TASKS[recipe.task]
     units = tuple(row["subject"] or row["request_id"] for row in logged)
@@ -174,7 +194,10 @@ def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
         texts=tuple(map(text_of, turns)),
         labels=tuple(row[task.label_column] for row in logged),
         split_keys=units if len(set(units)) < len(units) else None,
-        groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
+        groups={
+            name: tuple(value_of(values, name) for values in attributes)
+            for name in recipe.data.groups
+        },
         conversations=None if TASKS[recipe.task].has_classes else turns,
         answers=recipe.evaluation.answers,
     )

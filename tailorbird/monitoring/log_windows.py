@@ -19,11 +19,20 @@ class LogDays:
     """
 
     def __init__(
-        self, log: str, versions: WatchedVersions, *, audits: Sequence[str], secret: bytes, map_parts: MapParts = map
+        self,
+        log: str,
+        versions: WatchedVersions,
+        *,
+        audits: Sequence[str],
+        secret: bytes,
+        map_parts: MapParts = map,
     ) -> None:
-        self.versions, self.audits, self.map_parts = versions, audits, map_parts
+        self.versions = versions
+        self.audits = audits
+        self.map_parts = map_parts
         self._secret = secret
-        self.answers, self.feedback = by_day(log, "answers"), by_day(log, "feedback")
+        self.answers = by_day(log, "answers")
+        self.feedback = by_day(log, "feedback")
         self.since = date.max
         self._days: dict[date, Traffic] = {}
         self._answered: dict[date, NDArray[np.int32]] = {}
@@ -36,7 +45,8 @@ class LogDays:
         return read_labels(files, secret=self._secret, audits=self.audits, task=self.versions.task)
 
     def window(self, first: date, last: date, *, label_days: int) -> Traffic:
-        """Return the traffic of these days, with feedback received up to `label_days` after the last day."""
+        """Return the traffic of these days, with feedback received up to `label_days` after the
+        last day."""
         for day in [day for day in self._days if day < first]:
             del self._days[day]
         for day in span(first, last):
@@ -44,17 +54,24 @@ class LogDays:
                 self._days[day] = self._read_day(day)
         traffic = merge_traffic(self._days[day] for day in span(first, last))
         outcomes = traffic.outcomes
-        in_time = outcomes.audited | (outcomes.labelled_at < microseconds(last + timedelta(days=label_days + 1)))
-        return traffic if in_time.all() else replace(traffic, outcomes=outcomes.where(in_time))
+        in_time = outcomes.audited | (
+            outcomes.labelled_at < microseconds(last + timedelta(days=label_days + 1))
+        )
+        if in_time.all():
+            return traffic
+        return replace(traffic, outcomes=outcomes.where(in_time))
 
     def day(self, day: date) -> Traffic:
         """Return the traffic of one day of the last window, with all labels."""
         return self._days[day]
 
     def num_unmatched(self, first: date, last: date, *, label_days: int) -> int:
-        """Return the number of texts with feedback on these days and no answer on these days or `label_days` before."""
+        """Return the number of texts with feedback on these days and no answer on these days or
+        `label_days` before."""
         labels = self.labels
-        in_window = (labels.labelled_at >= microseconds(first)) & (labels.labelled_at < microseconds(last) + DAY_US)
+        in_window = (labels.labelled_at >= microseconds(first)) & (
+            labels.labelled_at < microseconds(last) + DAY_US
+        )
         unmatched = np.flatnonzero(in_window & (labels.audits == 0))
         for day in span(first - timedelta(days=label_days), last):
             if not len(unmatched):
@@ -66,7 +83,9 @@ class LogDays:
 
     def _read_day(self, day: date) -> Traffic:
         files = self.answers.get(day.isoformat(), [])
-        traffic = read_traffic(files, self.versions, labels=self.labels, secret=self._secret, map_parts=self.map_parts)
+        traffic = read_traffic(
+            files, self.versions, labels=self.labels, secret=self._secret, map_parts=self.map_parts
+        )
         self._answered[day] = traffic.answered
         return traffic
 

@@ -12,7 +12,17 @@ from tailorbird.data.answers import unreadable
 from tailorbird.data.pii import is_redacted, redact
 
 COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
-CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "attributes", "context", "text", "correct_answer")
+CHAT_COLUMNS = (
+    "request_id",
+    "row",
+    "caller",
+    "at",
+    "subject",
+    "attributes",
+    "context",
+    "text",
+    "correct_answer",
+)
 PEOPLES_TEXTS = {"text", "correct_answer"}
 Row = dict[str, Any]  # a row of the request log or an audit, by column
 
@@ -26,16 +36,19 @@ class MonitoredTask:
     """Monitoring of one task."""
 
     columns: tuple[str, ...]  # of an audit
-    scored_columns: tuple[str, ...] | None  # of an audit with the model's answers; None if people must not see them
+    scored_columns: (
+        tuple[str, ...] | None
+    )  # of an audit with the model's answers; None if people must not see them
     needs_texts: bool  # an answer whose text is not logged cannot be audited
     label_column: str  # has the correct answer
     compares_answers: bool  # drift compares the champion's answers with those to the reference rows
     required_column: str  # an answer without a value in it is not in the sample for drift
     require_labels: Callable[[str, Sequence[Row], Recipe, Sequence[str]], list[Row]]
-    """Return the labelled rows of the audit at a URI, redacted; raise AuditError if a label cannot be used, or if there
-    is none. The last argument are the classes."""
+    """Return the labelled rows of the audit at a URI, redacted; raise AuditError if a label cannot
+    be used, or if there is none. The last argument are the classes."""
     label_of: Callable[[str | None, float | None, str | None], tuple[str | None, float | None]]
-    """Return the correct answer and the score, either may be None, in a label, score and correct answer of a log."""
+    """Return the correct answer and the score, either may be None, in a label, score and correct
+    answer of a log."""
 
 
 def _redacted(row: Row) -> Row:
@@ -43,26 +56,38 @@ def _redacted(row: Row) -> Row:
 
 
 def _class_labels(uri: str, rows: Sequence[Row], _: Recipe, classes: Sequence[str]) -> list[Row]:
-    labelled = [_redacted(row) for row in rows if row["label"] is not None and str(row["label"]).strip()]
+    labelled = [
+        _redacted(row) for row in rows if row["label"] is not None and str(row["label"]).strip()
+    ]
     unknown = sorted({str(row["label"]) for row in labelled} - set(classes))
     if unknown or not labelled:
-        fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
+        if unknown:
+            fault = f"labels that are not classes: {', '.join(unknown[:5])}"
+        else:
+            fault = "no labels"
         known = f"{', '.join(classes[:10])}{' ...' * (len(classes) > 10)}"
         raise AuditError(f"{uri} has {fault}; the classes are {known}")
     return labelled
 
 
 def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a score, as a float, or a correct answer; raise AuditError for a score outside 0 to 1."""
+    """Return the rows with a score, as a float, or a correct answer; raise AuditError for a score
+    outside 0 to 1."""
     kept = []
     for number, row in enumerate(rows):
-        stated, correct = row["score"], str(row["correct_answer"] or "").strip()
+        stated = row["score"]
+        correct = str(row["correct_answer"] or "").strip()
         try:
-            score = None if stated is None or not str(stated).strip() else float(stated)
+            if stated is None or not str(stated).strip():
+                score = None
+            else:
+                score = float(stated)
         except ValueError:
             score = math.nan
         if score is not None and not 0 <= score <= 1:
-            raise AuditError(f"{uri} has the score {stated!r} in row {number}; give a number from 0 to 1")
+            raise AuditError(
+                f"{uri} has the score {stated!r} in row {number}; give a number from 0 to 1"
+            )
         if score is not None or correct:
             kept.append(row | {"score": score, "correct_answer": correct or None})
     return kept
@@ -71,26 +96,34 @@ def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
 def _chat_labels(uri: str, exported: Sequence[Row], recipe: Recipe, _: Sequence[str]) -> list[Row]:
     """Return the redacted rows of `_scored`. The metric must be able to read their correct answers.
 
-    A file has either scores or correct answers, because the two are not comparable. If people saw the model's answers,
-    each row with a correct answer needs a score: people correct wrong answers, which are no random sample.
-    Correct answers from which personal data are removed are stored, but neither compared nor trained on.
+    A file has either scores or correct answers, because the two are not comparable. If people saw
+    the model's answers, each row with a correct answer needs a score: people correct wrong answers,
+    which are no random sample. Correct answers from which personal data are removed are stored, but
+    neither compared nor trained on.
     """
     rows = [_redacted(row) for row in _scored(uri, exported)]
     if not rows:
-        raise AuditError(f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`")
+        raise AuditError(
+            f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`"
+        )
     num_scores = sum(row["score"] is not None for row in rows)
     if any(row["answer"] for row in rows) and num_scores < len(rows):
         raise AuditError(
-            f"{uri} has {len(rows) - num_scores} correct answers without a score, but shows the model's answers; "
-            "fill in `score` too"
+            f"{uri} has {len(rows) - num_scores} correct answers without a score, but shows the "
+            "model's answers; fill in `score` too"
         )
     if 0 < num_scores < len(rows):
-        raise AuditError(f"{uri} has {num_scores} scores for {len(rows)} rows; give a score for each row, or for none")
+        raise AuditError(
+            f"{uri} has {num_scores} scores for {len(rows)} rows; give a score for each row, or "
+            "for none"
+        )
     corrected = [row["correct_answer"] for row in rows if row["correct_answer"]]
     corrected = [answer for answer in corrected if not is_redacted(answer)]
     fault = unreadable(corrected, config=recipe.evaluation.answers)
     if fault is not None:
-        raise AuditError(f"{uri} has the correct answer {corrected[fault[0]][:80]!r}, which has no {fault[1]}")
+        raise AuditError(
+            f"{uri} has the correct answer {corrected[fault[0]][:80]!r}, which has no {fault[1]}"
+        )
     return rows
 
 
@@ -113,6 +146,9 @@ MONITORED_TASKS: Mapping[TaskName, MonitoredTask] = {
         compares_answers=False,
         required_column="text_chars",
         require_labels=_chat_labels,
-        label_of=lambda label, score, answer: (answer, THUMBS.get(label or "") if score is None else score),
+        label_of=lambda label, score, answer: (
+            answer,
+            THUMBS.get(label or "") if score is None else score,
+        ),
     ),
 }

@@ -1,11 +1,12 @@
-"""Quality on labelled answers: the champion's accuracy or, for chat, its mean score, and the change per group.
+"""Quality on labelled answers: the champion's accuracy or, for chat, its mean score, and the change
+per group.
 
-A score from 0 to 1 varies at most as much as a share of right answers with the same mean (the variance is at most
-m (1 - m)). So Wilson's and Newcombe's intervals and the tests of two proportions are valid for mean scores, and
-conservative.
+A score from 0 to 1 varies at most as much as a share of right answers with the same mean (the
+variance is at most m (1 - m)). So Wilson's and Newcombe's intervals and the tests of two
+proportions are valid for mean scores, and conservative.
 
-Only audits (labels of a random sample) are used for decisions. Feedback is biased: clients mostly give it
-on wrong answers, so it underestimates any champion.
+Only audits (labels of a random sample) are used for decisions. Feedback is biased: clients mostly
+give it on wrong answers, so it underestimates any champion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,8 @@ from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 ALL = "all requests"
 """(chat) Group of all answers."""
 OTHERS = "(others)"
-"""Group of all values that are not in the reference. Clients may send any value, even a person's name, so reports only
-contain values of the reference."""
+"""Group of all values that are not in the reference. Clients may send any value, even a person's
+name, so reports only contain values of the reference."""
 CONFIDENT = 0.9  # calibrated confidence from which an answer counts as confident
 MAX_GROUP_VALUES = 20  # per column, the most common values of the reference
 
@@ -37,19 +38,25 @@ class Quality:
     answers: int
     labelled: int
     right: float  # right answers; for chat, the sum of the scores
-    interval: tuple[float, float]  # Wilson interval of the accuracy for the effective rows; (0, 1) without labels
+    interval: tuple[
+        float, float
+    ]  # Wilson interval of the accuracy for the effective rows; (0, 1) without labels
     estimate: float | None
-    """Mean confidence of the sampled answers that have one: the accuracy if the champion were calibrated on this
-    traffic. For display only, because it is not a measurement."""
+    """Mean confidence of the sampled answers that have one: the accuracy if the champion were
+    calibrated on this traffic. For display only, because it is not a measurement."""
 
     @property
     def accuracy(self) -> float | None:
-        return self.right / self.labelled if self.labelled else None
+        if self.labelled:
+            return self.right / self.labelled
+        return None
 
     @property
     def coverage(self) -> float:
         """The share of answers with a label."""
-        return self.labelled / self.answers if self.answers else 0.0
+        if self.answers:
+            return self.labelled / self.answers
+        return 0.0
 
 
 NO_ANSWERS = Quality(0, 0, 0, (0.0, 1.0), None)
@@ -64,19 +71,28 @@ class GroupAccuracy:
     effective: float  # number of independent rows with the same precision, at most n
 
     @classmethod
-    def of(cls, scores: NDArray[np.float64], *, keys: NDArray[np.int64] | NDArray[np.uint64]) -> "GroupAccuracy":
-        """Return the accuracy over scores [N]; those with one key [N] are dependent and may all be equal."""
+    def of(
+        cls, scores: NDArray[np.float64], *, keys: NDArray[np.int64] | NDArray[np.uint64]
+    ) -> "GroupAccuracy":
+        """Return the accuracy over scores [N]; those with one key [N] are dependent and may all be
+        equal."""
         return cls(len(scores), float(scores.sum()), effective_rows(keys))
 
     @property
     def effective_right(self) -> float:
-        return self.right / self.n * self.effective if self.n else 0.0
+        if self.n:
+            return self.right / self.n * self.effective
+        return 0.0
 
 
 def group_accuracies(
-    scores: NDArray[np.float64], *, groups: Mapping[str, Sequence[str]], keys: NDArray[np.int64] | NDArray[np.uint64]
+    scores: NDArray[np.float64],
+    *,
+    groups: Mapping[str, Sequence[str]],
+    keys: NDArray[np.int64] | NDArray[np.uint64],
 ) -> dict[str, GroupAccuracy]:
-    """Return the accuracy in each group, `column = value`, of scores [N] whose values are given by column; see `of`."""
+    """Return the accuracy in each group, `column = value`, of scores [N] whose values are given by
+    column; see `of`."""
     accuracies = {}
     for column, values in groups.items():
         for value in sorted(set(values)):
@@ -90,13 +106,19 @@ def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
     return replace(outcomes, audits=(outcomes.audits == 0).astype(np.int32))
 
 
-def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool, by_person: bool = False) -> Quality:
-    """Return the champion's accuracy on audited answers, or on answers with feedback, a biased sample.
+def quality(
+    traffic: Traffic, *, champion: str, alpha: float, audited: bool, by_person: bool = False
+) -> Quality:
+    """Return the champion's accuracy on audited answers, or on answers with feedback, a biased
+    sample.
 
     For chat, return the mean of the metric or, `by_person`, of the scores that people gave.
     """
     answers = traffic.num_rows_of(CHAMPION, champion)
-    outcomes = traffic.outcomes if audited else feedback_as_audit(traffic.outcomes)
+    if audited:
+        outcomes = traffic.outcomes
+    else:
+        outcomes = feedback_as_audit(traffic.outcomes)
     rows = audited_rows(outcomes, CHAMPION)
     rows = rows[outcomes.by_person[rows] == by_person]
     labelled = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.units[rows])
@@ -109,25 +131,36 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool, by_
 
 
 def confident_share(traffic: Traffic) -> float | None:
-    """Return the share of confident answers among the sampled ones with a confidence; None without any."""
+    """Return the share of confident answers among the sampled ones with a confidence; None without
+    any."""
     scores = traffic.sample["score"].drop_null().to_numpy()
-    return float((scores >= CONFIDENT).mean()) if len(scores) else None
+    if len(scores):
+        return float((scores >= CONFIDENT).mean())
+    return None
 
 
-def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names, `column = value`, of the groups to compare: the most common values of the reference per column.
+def fixed_groups(
+    reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the names, `column = value`, of the groups to compare: the most common values of the
+    reference per column.
 
     They are fixed before any traffic, so the number of hypotheses does not depend on it.
     """
     groups: list[str] = []
     by_size = sorted(reference, key=lambda name: (-reference[name].n, name))
     for column in columns:
-        groups += sorted([name for name in by_size if name.startswith(f"{column} = ")][:MAX_GROUP_VALUES])
+        groups += sorted(
+            [name for name in by_size if name.startswith(f"{column} = ")][:MAX_GROUP_VALUES]
+        )
     return tuple(groups)
 
 
-def group_masks(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Return masks [F] of the rows in each fixed group, and in the group of other values, `column = (others)`."""
+def group_masks(
+    outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return masks [F] of the rows in each fixed group, and in the group of other values, `column =
+    (others)`."""
     masks: dict[str, NDArray[np.bool_]] = {}
     for index, column in enumerate(columns):
         codes = {name: code for code, name in enumerate(fixed) if name.startswith(f"{column} = ")}
@@ -146,25 +179,38 @@ def group_gate(
     limits: SubgroupGateConfig,
     alpha: float,
 ) -> Gate:
-    """Compare the accuracy of each group with the reference. The rows differ, so the comparison is unpaired.
+    """Compare the accuracy of each group with the reference. The rows differ, so the comparison is
+    unpaired.
 
-    A group fails if its loss is proven at alpha divided by the number of groups, by the test and by the upper end of
-    Newcombe's interval for two proportions. Unlike with paired rows, a likely loss never decides: between two
-    samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of the
-    unadjusted interval is above -`max_loss`, and is not assessable otherwise. Answers to a subject, or to a request
-    without one, may all be equal, so tests and intervals use the effective number of rows. Rows with values that are
-    not in the reference are counted, not compared. Scores that people gave are not compared, because the reference has
-    scores of the metric.
+    A group fails if its loss is proven at alpha divided by the number of groups, by the test and by
+    the upper end of Newcombe's interval for two proportions. Unlike with paired rows, a likely loss
+    never decides: between two samples of 100 rows, one change in four is three points or more by
+    chance. A group passes if the lower end of the unadjusted interval is above -`max_loss`, and is
+    not assessable otherwise. Answers to a subject, or to a request without one, may all be equal,
+    so tests and intervals use the effective number of rows. Rows with values that are not in the
+    reference are counted, not compared. Scores that people gave are not compared, because the
+    reference has scores of the metric.
     """
     fixed = (*([ALL] if ALL in reference else []), *fixed_groups(reference, columns=columns))
     audited = audited_rows(outcomes, CHAMPION)
     audited = audited[~outcomes.by_person[audited]]
-    scores, units = outcomes.scores[audited], outcomes.units[audited]
+    scores = outcomes.scores[audited]
+    units = outcomes.units[audited]
     masks = {ALL: np.ones(len(outcomes), bool)} if ALL in reference else {}
     masks |= group_masks(outcomes, columns=columns, fixed=fixed)
-    counts = {name: GroupAccuracy.of(scores[mask[audited]], keys=units[mask[audited]]) for name, mask in masks.items()}
-    others = [f"{accuracy.n:,} of {name}" for name, accuracy in counts.items() if accuracy.n and name not in fixed]
-    note = f"labelled rows that were not compared: {', '.join(others)}" if others else ""
+    counts = {
+        name: GroupAccuracy.of(scores[mask[audited]], keys=units[mask[audited]])
+        for name, mask in masks.items()
+    }
+    others = [
+        f"{accuracy.n:,} of {name}"
+        for name, accuracy in counts.items()
+        if accuracy.n and name not in fixed
+    ]
+    if others:
+        note = f"labelled rows that were not compared: {', '.join(others)}"
+    else:
+        note = ""
     known = {name: counts[name] for name in fixed if counts[name].n}
     if not known:
         return gate("groups", (), note=note or "no labelled answer belongs to a group")
@@ -174,7 +220,10 @@ def group_gate(
         before = reference[name]
         change = now.right / now.n - before.right / before.n
         interval = _interval(now, before, alpha=alpha)
-        state = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
+        if interval[0] > -limits.max_loss:
+            state = State.PASSES
+        else:
+            state = State.NOT_ASSESSABLE
         if _p_value(now, before) < level and _interval(now, before, alpha=level)[1] < 0:
             state = State.FAILS
         bounds.append(Bound(f"change for {name}", change, interval, -limits.max_loss, now.n, state))
@@ -190,11 +239,15 @@ def audited_rows(outcomes: Outcomes, arm: str) -> NDArray[np.int64]:
 def _p_value(now: GroupAccuracy, before: GroupAccuracy) -> float:
     if now.right / now.n == before.right / before.n:
         return 1.0
-    return float(test_proportions_2indep(*_counts(now), *_counts(before), method="agresti-caffo").pvalue)
+    return float(
+        test_proportions_2indep(*_counts(now), *_counts(before), method="agresti-caffo").pvalue
+    )
 
 
 def _interval(now: GroupAccuracy, before: GroupAccuracy, *, alpha: float) -> tuple[float, float]:
-    low, high = confint_proportions_2indep(*_counts(now), *_counts(before), method="newcomb", alpha=alpha)
+    low, high = confint_proportions_2indep(
+        *_counts(now), *_counts(before), method="newcomb", alpha=alpha
+    )
     return float(low), float(high)
 
 

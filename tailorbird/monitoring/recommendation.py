@@ -1,4 +1,5 @@
-"""Recommend a re-evaluation, and decide on the challenger, from reports. This module does not act on either."""
+"""Recommend a re-evaluation, and decide on the challenger, from reports. This module does not act
+on either."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.watch_record import ChallengerPoint
 
 MAX_UNANSWERED = 0.02
-"""Share of mirrored requests without an answer of the shadow, above which its answers of later days are not compared.
-Missing answers count as the worst ones, so more of them leave no proof of a gain."""
+"""Share of mirrored requests without an answer of the shadow, above which its answers of later days
+are not compared. Missing answers count as the worst ones, so more of them leave no proof of a gain.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ def recommend(
     since: str | None = None,
     challenger: ChallengerDecision | None = None,
 ) -> Recommendation:
-    """Return the recommendation for the reports since the champion's promotion, with the decision on the challenger.
+    """Return the recommendation for the reports since the champion's promotion, with the decision
+    on the challenger.
 
-    `expires` is the expiry of the champion's verdict, `since` the time of its last re-evaluation, both ISO 8601. A
-    re-evaluation is recommended if the verdict expired, if the latest window with answers of the champion has drift,
-    or if a gate fails in that window or in an earlier one whose labels are incomplete (audits are about past days).
-    Reports made before `since` are ignored. Feedback and estimates without labels never lead to a recommendation.
+    `expires` is the expiry of the champion's verdict, `since` the time of its last re-evaluation,
+    both ISO 8601. A re-evaluation is recommended if the verdict expired, if the latest window with
+    answers of the champion has drift, or if a gate fails in that window or in an earlier one whose
+    labels are incomplete (audits are about past days). Reports made before `since` are ignored.
+    Feedback and estimates without labels never lead to a recommendation.
     """
     reasons = []
     if expires is not None and datetime.fromisoformat(expires).date() <= today:
@@ -46,22 +50,31 @@ def recommend(
     failed = set[str]()
     answered = [report for report in reports if report.feedback.answers]
     for index, report in enumerate(sorted(answered, key=lambda report: report.day, reverse=True)):
-        if since is not None and datetime.fromisoformat(report.made_at) <= datetime.fromisoformat(since):
+        if since is not None and datetime.fromisoformat(report.made_at) <= datetime.fromisoformat(
+            since
+        ):
             continue
         if index == 0:
             reasons += [f"{report.day}: {alarm}" for alarm in report.drift_alarms]
         elif not report.awaits_labels(today):
             continue
-        reasons += [f"{report.day}: {failure}" for bound, failure in report.failures.items() if bound not in failed]
+        reasons += [
+            f"{report.day}: {failure}"
+            for bound, failure in report.failures.items()
+            if bound not in failed
+        ]
         failed |= set(report.failures)
     return Recommendation(bool(reasons), tuple(reasons), challenger)
 
 
-def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, gain: float) -> ChallengerDecision:
+def challenger_decision(
+    reports: Sequence[Report], *, digest: str, alpha: float, gain: float
+) -> ChallengerDecision:
     """Return the decision on the challenger over all of its days, as one sequential test.
 
-    A shadow's answers that are missing are no random sample: long ones are interrupted more often. They count as the
-    worst ones. After the days with more than `MAX_UNANSWERED`, the shadow's answers are not compared.
+    A shadow's answers that are missing are no random sample: long ones are interrupted more often.
+    They count as the worst ones. After the days with more than `MAX_UNANSWERED`, the shadow's
+    answers are not compared.
     """
     days = _challenger_days(reports, digest=digest)
     by_day, is_selected = _compared(days)
@@ -71,7 +84,9 @@ def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float,
     decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
     if not is_selected:
         return decision
-    mirrored, unanswered = (sum(getattr(day, name) for day in days.values()) for name in ("mirrored", "unanswered"))
+    mirrored, unanswered = (
+        sum(getattr(day, name) for day in days.values()) for name in ("mirrored", "unanswered")
+    )
     ignored = (
         f"the shadow has no answer to {unanswered:,} of {mirrored:,} mirrored requests, more than "
         f"{MAX_UNANSWERED:.0%}, so its next answers are not compared; use a canary"
@@ -80,20 +95,28 @@ def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float,
 
 
 def _compared(days: Mapping[str, ChallengerDay]) -> tuple[list[list[UnitOutcome]], bool]:
-    """Return the compared outcomes of each day, and True if the shadow's answers of the next day are not compared.
+    """Return the compared outcomes of each day, and True if the shadow's answers of the next day
+    are not compared.
 
-    Only earlier days decide whether a shadow's answers are compared, so the choice does not depend on their scores.
+    Only earlier days decide whether a shadow's answers are compared, so the choice does not depend
+    on their scores.
     """
-    by_day, mirrored, unanswered = [], 0, 0
+    by_day = []
+    mirrored = 0
+    unanswered = 0
     for _, day in sorted(days.items()):
         is_selected = unanswered > MAX_UNANSWERED * mirrored
-        by_day.append([outcome for outcome in day.outcomes if outcome.arm != SHADOW or not is_selected])
-        mirrored, unanswered = mirrored + day.mirrored, unanswered + day.unanswered
+        by_day.append(
+            [outcome for outcome in day.outcomes if outcome.arm != SHADOW or not is_selected]
+        )
+        mirrored = mirrored + day.mirrored
+        unanswered = unanswered + day.unanswered
     return by_day, unanswered > MAX_UNANSWERED * mirrored
 
 
 def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[ChallengerPoint, ...]:
-    """Return the comparison of the challenger with the champion after each of its days, in order."""
+    """Return the comparison of the challenger with the champion after each of its days, in
+    order."""
     outcomes: list[UnitOutcome] = []
     points = []
     days = _challenger_days(reports, digest=digest)

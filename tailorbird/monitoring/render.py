@@ -1,4 +1,5 @@
-"""Render reports as a self-contained HTML page, `monitoring.html`, and as gauges in the Prometheus text format."""
+"""Render reports as a self-contained HTML page, `monitoring.html`, and as gauges in the Prometheus
+text format."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -20,28 +21,39 @@ SOURCES = {
     "audit_scores": "scores by people in audits (random sample)",
     "feedback_scores": "scores by people in feedback",
 }
-ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # escapes in a Prometheus label value
+ESCAPES = str.maketrans(
+    {"\\": r"\\", '"': r"\"", "\n": r"\n"}
+)  # escapes in a Prometheus label value
 
 GAUGES = {
-    "tailorbird_watch_reevaluation_wanted": ("", "1 if a re-evaluation is recommended, otherwise 0."),
+    "tailorbird_watch_reevaluation_wanted": (
+        "",
+        "1 if a re-evaluation is recommended, otherwise 0.",
+    ),
     "tailorbird_watch_drift": ("statistic", "Value of a drift statistic in the latest window."),
     "tailorbird_watch_drift_threshold": (
         "statistic",
-        "Value above which the statistic raises an alarm; monitoring.false_alarms_per_year sets it.",
+        "Value above which the statistic raises an alarm; monitoring.false_alarms_per_year sets "
+        "it.",
     ),
     "tailorbird_watch_labelled_answers": ("by", "Answers whose correct label is known."),
-    "tailorbird_watch_accuracy": ("by", "Share of labelled answers that are correct; for chat, the mean score."),
+    "tailorbird_watch_accuracy": (
+        "by",
+        "Share of labelled answers that are correct; for chat, the mean score.",
+    ),
     "tailorbird_watch_groups_failed": ("", "Groups for which the audit proves a loss."),
     "tailorbird_watch_answers": ("", "Answers of the champion in the latest window."),
 }
 """The label, in addition to `model`, and the description of each gauge.
 
-The label `by` is `feedback` or `audit` or, for scores that people gave, `feedback_scores` or `audit_scores`.
+The label `by` is `feedback` or `audit` or, for scores that people gave, `feedback_scores` or
+`audit_scores`.
 """
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
-    """Render the latest reports, the newest first, and the recommendation; all values are escaped."""
+    """Render the latest reports, the newest first, and the recommendation; all values are
+    escaped."""
     latest = [report for report in reports if report.rows][-MAX_REPORTS:]
 
     def drift_chart(statistic: DriftStatistic) -> Chart:
@@ -68,7 +80,8 @@ def _page() -> Template:
 
 
 def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
-    """Render the latest window in Prometheus' text format, for the text-file collector of a node exporter."""
+    """Render the latest window in Prometheus' text format, for the text-file collector of a node
+    exporter."""
     answered = [report for report in reports if report.feedback.answers]
     samples = {"tailorbird_watch_reevaluation_wanted": [("", float(recommendation.reevaluate))]}
     samples |= _samples(answered[-1]) if answered else {}
@@ -86,12 +99,18 @@ def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Reco
 def _samples(report: Report) -> dict[str, list[tuple[str, float]]]:
     """Return the values of each gauge with the value of its label."""
     kinds = report.qualities
-    accuracies = [(kind, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None]
+    accuracies = [
+        (kind, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None
+    ]
     failed = sum(bound.state == "fails" for bound in report.groups.bounds)
     return {
         "tailorbird_watch_drift": [(drift.name, drift.value) for drift in report.drift],
-        "tailorbird_watch_drift_threshold": [(drift.name, drift.threshold) for drift in report.drift],
-        "tailorbird_watch_labelled_answers": [(kind, float(quality.labelled)) for kind, quality in kinds.items()],
+        "tailorbird_watch_drift_threshold": [
+            (drift.name, drift.threshold) for drift in report.drift
+        ],
+        "tailorbird_watch_labelled_answers": [
+            (kind, float(quality.labelled)) for kind, quality in kinds.items()
+        ],
         "tailorbird_watch_accuracy": accuracies,
         "tailorbird_watch_groups_failed": [("", float(failed))],
         "tailorbird_watch_answers": [("", float(report.feedback.answers))],

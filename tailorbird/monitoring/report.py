@@ -31,7 +31,8 @@ class ChallengerDay(Frozen):
 
 
 class Report(StoredModel):
-    """A report of the `days` days up to `day`; quality, drift and gates are empty without answers of the champion."""
+    """A report of the `days` days up to `day`; quality, drift and gates are empty without answers
+    of the champion."""
 
     day: str
     days: int
@@ -49,7 +50,9 @@ class Report(StoredModel):
     counterfactual: Gate | None = None  # None if the log has no texts
     feedback: Quality = NO_ANSWERS
     audit: Quality = NO_ANSWERS
-    feedback_scores: Quality = NO_ANSWERS  # (chat) scores that people gave; the others are scores by the metric
+    feedback_scores: Quality = (
+        NO_ANSWERS  # (chat) scores that people gave; the others are scores by the metric
+    )
     audit_scores: Quality = NO_ANSWERS
     confident: float | None = None  # share of the sampled answers with a confidence of at least 0.9
     groups: Gate = NO_GROUPS  # from audits
@@ -73,7 +76,8 @@ class Report(StoredModel):
         return sum(quality.labelled for quality in self.qualities.values())
 
     def awaits_labels(self, today: date) -> bool:
-        """True if labels may still change the report; the labels of a day are complete on the next day."""
+        """True if labels may still change the report; the labels of a day are complete on the next
+        day."""
         return today <= date.fromisoformat(self.labels_until) + timedelta(days=1)
 
     @property
@@ -84,8 +88,9 @@ class Report(StoredModel):
     @property
     def drift_alarms(self) -> tuple[str, ...]:
         return tuple(
-            f"{statistic.description}: {statistic.value:.3f}, above the threshold {statistic.threshold:.3f} "
-            f"(false alarms per year: {statistic.per_year:.3g}, n = {statistic.n:,})"
+            f"{statistic.description}: {statistic.value:.3f}, above the threshold "
+            f"{statistic.threshold:.3f} (false alarms per year: {statistic.per_year:.3g}, n = "
+            f"{statistic.n:,})"
             for statistic in self.drift
             if statistic.alarm
         )
@@ -94,8 +99,9 @@ class Report(StoredModel):
     def failures(self) -> dict[str, str]:
         """Failed bounds of gates as sentences, by the bounded quantity."""
         return {
-            bound.what: f"{bound.what}: {100 * bound.estimate:+.1f} points ({100 * bound.interval[0]:+.1f} to "
-            f"{100 * bound.interval[1]:+.1f}, n = {bound.n:,})"
+            bound.what: f"{bound.what}: {100 * bound.estimate:+.1f} points "
+            f"({100 * bound.interval[0]:+.1f} to {100 * bound.interval[1]:+.1f}, n = "
+            f"{bound.n:,})"
             for checked in (self.groups, self.counterfactual)
             for bound in (checked.bounds if checked else ())
             if bound.state == "fails"

@@ -22,7 +22,13 @@ from tailorbird.evaluation.inference.perturbations import swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.monitoring import quality
 from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
-from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
+from tailorbird.monitoring.drift import (
+    MIN_ROWS,
+    DriftError,
+    DriftStatistic,
+    TrafficSample,
+    drift_statistics,
+)
 from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy, feedback_as_audit
@@ -48,7 +54,8 @@ class ServedVersions:
     challenger: ModelVersion | None
     since: date  # first day of the champion, UTC
     tested: Mapping[str, GroupAccuracy] = field(default_factory=dict)
-    """(chat) Scores of the champion in the test of its run: of all rows (`ALL`) and by group. Empty without any."""
+    """(chat) Scores of the champion in the test of its run: of all rows (`ALL`) and by group. Empty
+    without any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +83,12 @@ class ReportWindow:
 
     @cached_property
     def answers_fingerprint(self) -> str:
-        """Hash of the answer files and of all settings and test results that affect what the report computes."""
+        """Hash of the answer files and of all settings and test results that affect what the report
+        computes."""
         config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
         files = files_between(self.days.answers, self.first, self.day)
-        versions, tested = self.days.versions, {name: asdict(group) for name, group in self.served.tested.items()}
+        versions = self.days.versions
+        tested = {name: asdict(group) for name, group in self.served.tested.items()}
         answers = versions.answers and versions.answers.model_dump(mode="json")
         gates = [self.group_limits.model_dump(mode="json"), self.recipe.evaluation.alpha]
         settings = [config, versions.groups, versions.metric, answers, tested, gates]
@@ -93,21 +102,33 @@ class ReportWindow:
 
     def unchanged(self, stored: Report | None) -> Report | None:
         """Return the stored report if no file that may change it was added, or else None."""
-        return stored if stored is not None and stored.inputs == self._inputs else None
+        if stored is not None and stored.inputs == self._inputs:
+            return stored
+        return None
 
     @property
     def _inputs(self) -> str:
         return f"{self.answers_fingerprint}:{self.labels_fingerprint}"
 
     def report(self, stored: Report | None) -> Report:
-        """Compute the report; copy the parts without labels from a stored report of the same answers."""
-        traffic = self.days.window(self.first, self.day, label_days=self.recipe.monitoring.label_days)
+        """Compute the report; copy the parts without labels from a stored report of the same
+        answers."""
+        traffic = self.days.window(
+            self.first, self.day, label_days=self.recipe.monitoring.label_days
+        )
         relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
-        label_notes = [f"{n:,} {what}" for n, what in ((relabelled, RELABELLED), (traffic.redacted, REDACTED)) if n]
+        label_notes = [
+            f"{n:,} {what}"
+            for n, what in ((relabelled, RELABELLED), (traffic.redacted, REDACTED))
+            if n
+        ]
         if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
             stored = None
-        drift, counterfactual, notes = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
-        champion, alpha = self.served.champion, self.recipe.evaluation.alpha
+        drift, counterfactual, notes = (
+            self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
+        )
+        champion = self.served.champion
+        alpha = self.recipe.evaluation.alpha
         counts = sorted(traffic.rows.items(), key=lambda count: (-count[1], str(count[0])))
         measure = partial(quality.quality, traffic, champion=champion.digest, alpha=alpha)
         return Report(
@@ -118,7 +139,9 @@ class ReportWindow:
             version=champion.version,
             digest=champion.digest,
             rows=traffic.num_rows,
-            counts=tuple(ArmCount(arm=arm, digest=digest or "", rows=rows) for (arm, digest), rows in counts),
+            counts=tuple(
+                ArmCount(arm=arm, digest=digest or "", rows=rows) for (arm, digest), rows in counts
+            ),
             labels_until=self.last_label_day.isoformat(),
             challenger=self._challenger(traffic.outcomes),
             notes=(*notes, *label_notes),
@@ -135,7 +158,9 @@ class ReportWindow:
 
     @property
     def _challenger_digest(self) -> str | None:
-        return self.served.challenger.digest if self.served.challenger else None
+        if self.served.challenger:
+            return self.served.challenger.digest
+        return None
 
     @property
     def _control_share(self) -> float:
@@ -153,27 +178,39 @@ class ReportWindow:
     def _group_gate(self, traffic: Traffic, outcomes: Outcomes) -> Gate:
         if not self._has_answers(traffic):
             return NO_GROUPS
-        columns, alpha = self.days.versions.groups, self.recipe.evaluation.alpha
+        columns = self.days.versions.groups
+        alpha = self.recipe.evaluation.alpha
         limits = self.group_limits
-        return quality.group_gate(outcomes, columns=columns, reference=self.references, limits=limits, alpha=alpha)
+        return quality.group_gate(
+            outcomes, columns=columns, reference=self.references, limits=limits, alpha=alpha
+        )
 
     def _unlabelled(self, traffic: Traffic) -> Unlabelled:
-        unmatched = self.days.num_unmatched(self.first, self.day, label_days=self.recipe.monitoring.label_days)
+        unmatched = self.days.num_unmatched(
+            self.first, self.day, label_days=self.recipe.monitoring.label_days
+        )
         notes = _irregularities(traffic, unmatched=unmatched)
         if not self._has_answers(traffic):
-            reason = "no traffic" if not traffic.num_rows else "no answer of the champion"
+            if not traffic.num_rows:
+                reason = "no traffic"
+            else:
+                reason = "no answer of the champion"
             return (), None, (*notes, f"{reason} in this window")
         drift, drift_notes = self._drift(traffic.sample)
         return drift, self._counterfactual(traffic.sample), (*notes, *drift_notes)
 
     def _drift(self, sample: pa.Table) -> tuple[tuple[DriftStatistic, ...], list[str]]:
         """Return the drift statistics, and notes on those that were not computed."""
-        notes, embeddings = [], None
+        notes = []
+        embeddings = None
         with_texts = sample.filter(sample["text"].is_valid())
         texts = tuple(with_texts["text"].to_pylist())
         if len(texts) >= MIN_ROWS:
             embeddings = embed_on_cluster(
-                self.recipe, texts, encoder=self.reference.encoder, max_length=self.reference.max_length
+                self.recipe,
+                texts,
+                encoder=self.reference.encoder,
+                max_length=self.reference.max_length,
             )
         else:
             fault = f"the log has {len(texts)} of at least {MIN_ROWS} texts (serving.log_texts)"
@@ -188,12 +225,15 @@ class ReportWindow:
         per_year = self.recipe.monitoring.false_alarms_per_year
         clean = [statistic for report in self._clean_reports() for statistic in report.drift]
         try:
-            return drift_statistics(window, reference=self.reference.sample, per_year=per_year, clean=clean), notes
+            return drift_statistics(
+                window, reference=self.reference.sample, per_year=per_year, clean=clean
+            ), notes
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]
 
     def _clean_reports(self) -> list[Report]:
-        """Return the latest earlier reports without drift alarms; no two of them, and this one, share a day."""
+        """Return the latest earlier reports without drift alarms; no two of them, and this one,
+        share a day."""
         length = timedelta(days=self.recipe.monitoring.window_days)
         days = [self.day - number * length for number in range(1, MAX_CLEAN_WINDOWS + 1)]
         reports = [self.earlier[day] for day in days if day in self.earlier]
@@ -201,7 +241,8 @@ class ReportWindow:
 
     def _counterfactual(self, sample: pa.Table) -> Gate | None:
         """Return the counterfactual gate on sampled texts, which needs no labels."""
-        baseline, config = self.served.baseline, self.recipe.evaluation
+        baseline = self.served.baseline
+        config = self.recipe.evaluation
         texts = sample["text"].drop_null().to_pylist()[:MAX_COUNTERFACTUAL_TEXTS]
         if baseline is None or not texts or "counterfactual" in TASKS[self.recipe.task].gates_off:
             return None
@@ -215,10 +256,13 @@ class ReportWindow:
             for version in (self.served.champion, baseline)
         )
         limits = config.gates.counterfactual or CounterfactualGateConfig()
-        return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
+        return counterfactual_gate(
+            candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha
+        )
 
     def _challenger(self, outcomes: Outcomes) -> ChallengerDay | None:
-        """Return the audited answers of the window's last day for the comparison with the challenger."""
+        """Return the audited answers of the window's last day for the comparison with the
+        challenger."""
         if self.served.challenger is None:
             return None
         start = microseconds(self.day)
@@ -226,7 +270,8 @@ class ReportWindow:
         columns = self.days.versions.groups
         fixed = quality.fixed_groups(self.references, columns=columns)
         of_day = unit_outcomes(last_day, columns=columns, fixed=fixed, share=self._control_share)
-        digest, traffic = self.served.challenger.digest, self.days.day(self.day)
+        digest = self.served.challenger.digest
+        traffic = self.days.day(self.day)
         return ChallengerDay(
             digest=digest,
             groups=fixed,
@@ -248,12 +293,15 @@ def _sha256(values: list[object]) -> str:
 def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     notes = []
     if unanswered := sum(traffic.unanswered.values()):
-        notes.append(f"{unanswered:,} rows have no class or complete chat answer and are only counted")
+        notes.append(
+            f"{unanswered:,} rows have no class or complete chat answer and are only counted"
+        )
     if unmatched:
         notes.append(f"feedback on {unmatched:,} texts is ignored: no logged answer has their ids")
     challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(challengers) > 1:
         notes.append(
-            f"{len(challengers)} challengers answered in this window; only the challenger of the recipe is evaluated"
+            f"{len(challengers)} challengers answered in this window; only the challenger of the "
+            "recipe is evaluated"
         )
     return notes

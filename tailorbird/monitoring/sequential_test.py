@@ -1,4 +1,5 @@
-"""An anytime-valid test between challenger and champion: it remains valid if it is computed after each new unit."""
+"""An anytime-valid test between challenger and champion: it remains valid if it is computed after
+each new unit."""
 
 import math
 from collections.abc import Mapping
@@ -32,17 +33,23 @@ class Decision(StrEnum):
 class UnitDifferences:
     """The challenger's share of right answers, or mean score, minus the champion's, by unit.
 
-    A unit is a subject, or a request without one. Its answers are dependent, so they are one observation. Units of a
-    canary that are matched with the same unit of the champion are one observation too.
+    A unit is a subject, or a request without one. Its answers are dependent, so they are one
+    observation. Units of a canary that are matched with the same unit of the champion are one
+    observation too.
     """
 
     values: FloatArray = field(default_factory=lambda: np.zeros(0))  # [U] from -1 to 1
     num_subjects: int = 0  # the other units are requests
     num_answers: int = 0  # labelled answers of the challenger
-    matched: bool = False  # True if a unit is compared with another unit (canary), not with itself (shadow)
-    missing: FloatArray = field(default_factory=lambda: np.zeros(0))  # [U] share of answers without a score; or empty
+    matched: bool = (
+        False  # True if a unit is compared with another unit (canary), not with itself (shadow)
+    )
+    missing: FloatArray = field(
+        default_factory=lambda: np.zeros(0)
+    )  # [U] share of answers without a score; or empty
     num_missing: int = 0
-    """Labelled answers that the challenger failed to give. `values` counts each as 0, the lowest score."""
+    """Labelled answers that the challenger failed to give. `values` counts each as 0, the lowest
+    score."""
 
     def __post_init__(self) -> None:
         if len(self.values) and not max(np.abs(self.values).max(), np.abs(self.highest).max()) <= 1:
@@ -54,21 +61,37 @@ class UnitDifferences:
     @property
     def highest(self) -> FloatArray:
         """The differences [U] if each missing answer had the highest score."""
-        return np.minimum(self.values + self.missing, 1.0) if len(self.missing) else self.values
+        if len(self.missing):
+            return np.minimum(self.values + self.missing, 1.0)
+        return self.values
 
     @property
     def mean(self) -> float:
-        return float(self.values.mean()) if len(self) else 0.0
+        if len(self):
+            return float(self.values.mean())
+        return 0.0
 
     def sentence(self) -> str:
         """Return the mean difference with the units and their number."""
         requests = len(self) - self.num_subjects
-        units = [_counted(self.num_subjects, "subject")] if self.num_subjects else []
+        if self.num_subjects:
+            units = [_counted(self.num_subjects, "subject")]
+        else:
+            units = []
         units += [_counted(requests, "request")] if requests or not units else []
-        matched = ", each matched with the champion's of its hour" if self.matched else ""
+        if self.matched:
+            matched = ", each matched with the champion's of its hour"
+        else:
+            matched = ""
         mean = f"{100 * self.mean:+.1f} points over " if len(self) else ""
-        missing = f", of which {self.num_missing:,} missing ones count as 0" if self.num_missing else ""
-        return f"{mean}{' and '.join(units)} ({_counted(self.num_answers, 'labelled answer')}{missing}){matched}"
+        if self.num_missing:
+            missing = f", of which {self.num_missing:,} missing ones count as 0"
+        else:
+            missing = ""
+        return (
+            f"{mean}{' and '.join(units)} "
+            f"({_counted(self.num_answers, 'labelled answer')}{missing}){matched}"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,22 +107,30 @@ class ChallengerDecision:
 def decide_challenger(
     overall: UnitDifferences, *, groups: Mapping[str, UnitDifferences], alpha: float, gain: float
 ) -> ChallengerDecision:
-    """Decide to promote, continue or stop. Each error has probability at most alpha, at any number of decisions.
+    """Decide to promote, continue or stop. Each error has probability at most alpha, at any number
+    of decisions.
 
-    This includes experiments with a shadow and a canary, whose units are one sequence, and missing answers: they count
-    as 0 in the proof that the challenger is better, and as 1 in the proof that it is worse.
+    This includes experiments with a shadow and a canary, whose units are one sequence, and missing
+    answers: they count as 0 in the proof that the challenger is better, and as 1 in the proof that
+    it is worse.
 
-    Stop if the challenger is proven worse overall or in a group, each at alpha divided by the number of these
-    hypotheses. Promote if the challenger is proven better overall and worse in no group. `groups` are all groups by
-    name, including those without units; they must be fixed before the experiment. To continue, the reason has the
-    number of units that a true difference of `gain` needs. The decision is about live traffic only, so
-    `tailorbird promote` still requires a verdict.
+    Stop if the challenger is proven worse overall or in a group, each at alpha divided by the
+    number of these hypotheses. Promote if the challenger is proven better overall and worse in no
+    group. `groups` are all groups by name, including those without units; they must be fixed before
+    the experiment. To continue, the reason has the number of units that a true difference of `gain`
+    needs. The decision is about live traffic only, so `tailorbird promote` still requires a
+    verdict.
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; it must be above 0 and below 0.5")
     level = alpha / (len(groups) + 1)
-    at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses" if groups else f"alpha {level:.4g}"
-    harmed = sorted(name for name, group in groups.items() if _is_proven(-group.highest, level=level))
+    if groups:
+        at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses"
+    else:
+        at = f"alpha {level:.4g}"
+    harmed = sorted(
+        name for name, group in groups.items() if _is_proven(-group.highest, level=level)
+    )
 
     decided = partial(ChallengerDecision, overall=overall, groups=groups)
     if harmed:
@@ -108,33 +139,42 @@ def decide_challenger(
         return decided(Decision.STOP, f"proven worse: {overall.sentence()} ({at})")
     if _is_proven(overall.values, level=alpha):
         return decided(Decision.PROMOTE, f"proven better: {overall.sentence()}")
-    return decided(Decision.CONTINUE, f"{overall.sentence()}; {_missing(overall, alpha=alpha, gain=gain)}")
+    return decided(
+        Decision.CONTINUE, f"{overall.sentence()}; {_missing(overall, alpha=alpha, gain=gain)}"
+    )
 
 
 def _is_proven(differences: FloatArray, *, level: float) -> bool:
-    """Return True if the mean of the differences is proven to be above 0 with an error of at most `level`."""
+    """Return True if the mean of the differences is proven to be above 0 with an error of at most
+    `level`."""
     return log_e_value(differences) >= -math.log(level)
 
 
 def _missing(overall: UnitDifferences, *, alpha: float, gain: float) -> str:
-    """Return the number of units that a true difference of `gain` needs, and how many of them are missing."""
+    """Return the number of units that a true difference of `gain` needs, and how many of them are
+    missing."""
     squares = float((overall.values**2).sum()) + USUAL_VARIANCE * USUAL_UNITS
     needed = units_needed(gain, variance=squares / (len(overall) + USUAL_UNITS), alpha=alpha)
     claim = f"proving a true difference of {100 * gain:+.3g} points takes about {needed:,} units"
-    missing = f"{needed - len(overall):,} more" if needed > len(overall) else "the true difference is probably smaller"
+    if needed > len(overall):
+        missing = f"{needed - len(overall):,} more"
+    else:
+        missing = "the true difference is probably smaller"
     return f"{claim} (power {POWER:g}): {missing}"
 
 
 def units_needed(gain: float, *, variance: float, alpha: float) -> int:
-    """Return the number of units that prove a mean difference of `gain` with a power of at least 0.8.
+    """Return the number of units that prove a mean difference of `gain` with a power of at least
+    0.8.
 
-    `variance` is the mean square of the differences. The sum of the differences is approximated by Brownian motion,
-    whose first passage time has the inverse Gaussian distribution. The sum that n units need is used for fewer units
-    too, so the number is up to a fifth too large.
+    `variance` is the mean square of the differences. The sum of the differences is approximated by
+    Brownian motion, whose first passage time has the inverse Gaussian distribution. The sum that n
+    units need is used for fewer units too, so the number is up to a fifth too large.
     """
     if not 0 < gain < 1 or not 0 < variance <= 1:
         raise ValueError(
-            f"gain is {gain} and variance {variance}; both must be above 0, gain below 1, variance up to 1"
+            f"gain is {gain} and variance {variance}; both must be above 0, gain below 1, variance "
+            "up to 1"
         )
     sums = least_sum(SIZES * variance, alpha=alpha)
     spread = max(variance - gain**2, gain**2 / 100)

@@ -1,4 +1,5 @@
-"""Traffic of a period as arrays: counts by version, labelled answers, and a sample of the champion's answers."""
+"""Traffic of a period as arrays: counts by version, labelled answers, and a sample of the
+champion's answers."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,8 @@ from tailorbird.config.task_rules import TaskName
 
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
-"""Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same rows."""
+"""Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same
+rows."""
 SAMPLE = pa.schema(
     {
         "key": pa.uint64(),
@@ -25,14 +27,17 @@ SAMPLE = pa.schema(
     }
 )
 """Columns of a sample of the champion's answers."""
-DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
+DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Correct labels [F] by request and row; the latest label if a text was labelled more than once.
+    """Correct labels [F] by request and row; the latest label if a text was labelled more than
+    once.
 
-    For chat, a label is a correct answer, or a person's score of the answer that the client received.
+    For chat, a label is a correct answer, or a person's score of the answer that the client
+    received.
     """
 
     keys: NDArray[np.uint64]  # sorted
@@ -40,7 +45,9 @@ class Labels:
     scores: NDArray[np.float32]  # (chat) from 0 to 1; NaN for a label that is not a score
     names: tuple[str, ...]
     audits: NDArray[np.int32]  # number of the first audit with the text, from 1; 0 for feedback
-    labelled_at: NDArray[np.int64]  # microseconds since 1970, UTC; for an audit, the time of the answer
+    labelled_at: NDArray[
+        np.int64
+    ]  # microseconds since 1970, UTC; for an audit, the time of the answer
     counts: NDArray[np.int32]  # number of labels received for the text
 
     def __len__(self) -> int:
@@ -52,7 +59,9 @@ class Outcomes:
     """Labelled answers [F] with their arm and score. Times are in microseconds since 1970, UTC."""
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # indices into `ARMS`
+    arms: NDArray[np.uint8] = field(
+        default_factory=lambda: np.zeros(0, np.uint8)
+    )  # indices into `ARMS`
     at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
     """From 0 to 1. For classification, 1 for a right answer and 0 otherwise."""
@@ -64,7 +73,8 @@ class Outcomes:
     """Codes of the subject or, without one, of the request. The answers of a unit are dependent."""
     is_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     by_person: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """(chat) True for a score that a person gave, False for the recipe's metric against a correct answer."""
+    """(chat) True for a score that a person gave, False for the recipe's metric against a correct
+    answer."""
     missing: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """True for an answer that the shadow failed to give; its score is 0."""
 
@@ -77,8 +87,12 @@ class Outcomes:
 
     def where(self, mask: NDArray[np.bool_]) -> "Outcomes":
         """Return the rows where the mask [F] is True."""
-        groups = tuple(values for values, selected in zip(self.groups, mask, strict=True) if selected)
-        return replace(self, groups=groups, **{name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS})
+        groups = tuple(
+            values for values, selected in zip(self.groups, mask, strict=True) if selected
+        )
+        return replace(
+            self, groups=groups, **{name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS}
+        )
 
 
 OUTCOME_ARRAYS = tuple(field.name for field in fields(Outcomes) if field.name != "groups")
@@ -92,10 +106,12 @@ class Traffic:
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Number of rows by arm and digest; the arm is empty if the request named the model."""
     unanswered: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """Number of rows without a complete answer: failed and interrupted generations, text completions."""
+    """Number of rows without a complete answer: failed and interrupted generations, text
+    completions."""
     outcomes: Outcomes = Outcomes()
     sample: pa.Table = field(default_factory=SAMPLE.empty_table)  # of the champion's answers
-    redacted: int = 0  # (chat) labelled rows that are not scored, because personal data in the label were redacted
+    # (chat) labelled rows that are not scored, because personal data in the label were redacted
+    redacted: int = 0
     answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """Sorted indices of the labels whose text any version answered in this part."""
 
@@ -111,15 +127,20 @@ class WatchedVersions:
     challenger: str | None  # in the arm of the canary or the shadow
     groups: tuple[str, ...] = ()  # attributes by which outcomes are grouped
     task: TaskName = "classification"
-    metric: str | None = None  # (chat) metric of an answer against a correct answer; None for classification
+    metric: str | None = (
+        None  # (chat) metric of an answer against a correct answer; None for classification
+    )
     answers: AnswersConfig | None = None  # (chat) how structured answers are compared
 
 
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; release each part after it is merged."""
-    rows, unanswered = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    rows = Counter[tuple[str, str]]()
+    unanswered = Counter[tuple[str, str]]()
     num_rows = redacted = 0
-    sample, outcomes, answered = SAMPLE.empty_table(), [Outcomes()], [Traffic().answered]
+    sample = SAMPLE.empty_table()
+    outcomes = [Outcomes()]
+    answered = [Traffic().answered]
     for part in parts:
         num_rows += part.num_rows
         unanswered.update(part.unanswered)
@@ -128,7 +149,9 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
         sample = smallest_keys(pa.concat_tables([sample, part.sample]))
         outcomes.append(part.outcomes)
         answered.append(part.answered)
-    arrays = {name: np.concatenate([getattr(part, name) for part in outcomes]) for name in OUTCOME_ARRAYS}
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in outcomes]) for name in OUTCOME_ARRAYS
+    }
     groups = tuple(values for part in outcomes for values in part.groups)
     return Traffic(
         num_rows=num_rows,

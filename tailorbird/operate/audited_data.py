@@ -22,7 +22,14 @@ from tailorbird.data.splits import normalise
 from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.trained_rows import NO_ROWS
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
-from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
+from tailorbird.monitoring.log_reader import (
+    ANSWERS,
+    FEEDBACK,
+    by_day,
+    is_answered,
+    key_of,
+    read_columns,
+)
 from tailorbird.monitoring.monitored_tasks import Row
 from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.draws import draw_secret
@@ -34,11 +41,12 @@ def usable_rows(
 ) -> tuple[Rows, dict[str, int]]:
     """Return the rows that are in no split, and the number of dropped rows by reason.
 
-    A row is also dropped if its fingerprint is one of `learned`, those of the training rows of the compared versions.
-    For chat, a row with a redacted correct answer is dropped: no answer of a model is equal to it.
-    A row is also dropped if its text occurs in an earlier row or in a row of `evaluated` (ids), which are kept. Texts
-    are compared in the form of the request log: normalised and redacted. Conversations are compared without system
-    messages, because an application may add one to a question of a training row.
+    A row is also dropped if its fingerprint is one of `learned`, those of the training rows of the
+    compared versions. For chat, a row with a redacted correct answer is dropped: no answer of a
+    model is equal to it. A row is also dropped if its text occurs in an earlier row or in a row of
+    `evaluated` (ids), which are kept. Texts are compared in the form of the request log: normalised
+    and redacted. Conversations are compared without system messages, because an application may add
+    one to a question of a training row.
     """
     split_texts = {name: set(_as_logged(split)) for name, split in splits.items()}
     dropped = dict.fromkeys((*split_texts, "trained", "duplicate", "redacted"), 0)
@@ -47,7 +55,9 @@ def usable_rows(
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
     kept = []
     for index, (row_id, text) in enumerate(zip(rows.row_ids, texts, strict=True)):
-        reason = next((name for name, texts_of_split in split_texts.items() if text in texts_of_split), None)
+        reason = next(
+            (name for name, texts_of_split in split_texts.items() if text in texts_of_split), None
+        )
         if reason is None and is_trained[index]:
             reason = "trained"
         if reason is None and text in seen and row_id not in evaluated:
@@ -68,17 +78,25 @@ def _as_logged(rows: Rows) -> list[str]:
 
 
 def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
-    """Return the logged conversations since a time whose answers clients corrected, with the latest correct answer.
+    """Return the logged conversations since a time whose answers clients corrected, with the latest
+    correct answer.
 
-    Only feedback of the API key that got the answer counts. A correct answer that the metric cannot read is omitted.
-    After one on which the regular expression takes too long, so is all further feedback of its key.
+    Only feedback of the API key that got the answer counts. A correct answer that the metric cannot
+    read is omitted. After one on which the regular expression takes too long, so is all further
+    feedback of its key.
     """
     if recipe.serving.request_log is None:
         return labelled_rows(recipe, [])
-    log, secret = recipe.serving.request_log.rstrip("/"), draw_secret(recipe.task_uri)
+    log = recipe.serving.request_log.rstrip("/")
+    secret = draw_secret(recipe.task_uri)
 
     def files(kind: str) -> list[str]:
-        return [uri for day, uris in by_day(log, kind).items() if day >= since.date().isoformat() for uri in uris]
+        return [
+            uri
+            for day, uris in by_day(log, kind).items()
+            if day >= since.date().isoformat()
+            for uri in uris
+        ]
 
     def key(row: Row) -> int:
         return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
@@ -87,7 +105,10 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
 
     def is_readable(answer: str, caller: str | None) -> bool:
         try:
-            return caller not in slow and unreadable([answer], config=recipe.evaluation.answers) is None
+            return (
+                caller not in slow
+                and unreadable([answer], config=recipe.evaluation.answers) is None
+            )
         except PatternTimeout:
             slow.add(caller)
             return False
@@ -112,19 +133,24 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
 def training_parts(
     recipe: Recipe, audited: Rows, *, splits: Splits, since: datetime
 ) -> tuple[dict[str, Rows], str | None]:
-    """Return the rows to propose as training data, by suffix of their file, and why corrections are left out, if so.
+    """Return the rows to propose as training data, by suffix of their file, and why corrections are
+    left out, if so.
 
-    `audited` are the usable rows of blind audits since a time. For chat, corrections are added: the correct answers of
-    scored audits and of feedback. They are no random sample, and clients can write any text as feedback, so no row of
-    validation or test may be one. They are left out if such rows are split off `data.train`.
+    `audited` are the usable rows of blind audits since a time. For chat, corrections are added: the
+    correct answers of scored audits and of feedback. They are no random sample, and clients can
+    write any text as feedback, so no row of validation or test may be one. They are left out if
+    such rows are split off `data.train`.
     """
     if TASKS[recipe.task].has_classes:
         return {"": audited}, None
-    unset = " and ".join(f"data.{name}" for name in ("validation", "test") if getattr(recipe.data, name) is None)
+    unset = " and ".join(
+        f"data.{name}" for name in ("validation", "test") if getattr(recipe.data, name) is None
+    )
     if unset:
         return {"": audited}, (
-            f"corrections by feedback and scored audits are left out: {unset} is not set, so a part of data.train "
-            f"would be tested on; to train on corrections, set {unset} and re-evaluate"
+            f"corrections by feedback and scored audits are left out: {unset} is not set, so a "
+            f"part of data.train would be tested on; to train on corrections, set {unset} and "
+            "re-evaluate"
         )
     rows, _ = usable_rows(audited_rows(recipe, since=since, corrected=True), splits)
     feedback, _ = usable_rows(corrected_by_feedback(recipe, since=since), splits)
@@ -133,15 +159,18 @@ def training_parts(
 
 
 def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> str:
-    """Write parts of rows as training data and, under `uri`, a recipe that also trains on them; return its URI.
+    """Write parts of rows as training data and, under `uri`, a recipe that also trains on them;
+    return its URI.
 
-    Each part is a file of its own, by the suffix of its name, so that it can be omitted; an empty part is not written.
-    The data have the columns and types of the recipe's first training file; a group value that does not fit its
-    column's type becomes null. The `split_by` values are new: rows with one split key share a value, the id of their
-    first row or, in an integer column, a negative number. If the columns are a prompt and a completion, a conversation
-    with more than one turn before the answer is omitted.
+    Each part is a file of its own, by the suffix of its name, so that it can be omitted; an empty
+    part is not written. The data have the columns and types of the recipe's first training file; a
+    group value that does not fit its column's type becomes null. The `split_by` values are new:
+    rows with one split key share a value, the id of their first row or, in an integer column, a
+    negative number. If the columns are a prompt and a completion, a conversation with more than one
+    turn before the answer is omitted.
     """
-    data, name = recipe.data, uri.rpartition("/")[2]
+    data = recipe.data
+    name = uri.rpartition("/")[2]
     schema = read_table(data.train_uris[0], columns=recipe_task(recipe).columns(data)).schema
     written = []
     for suffix, rows in parts.items():
@@ -150,7 +179,9 @@ def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> 
         if len(rows):
             written.append(TaskPaths(recipe.task_uri).audited_rows(f"{name}{suffix}"))
             storage.write_bytes(written[-1], _training_file(recipe, rows, schema=schema))
-    proposed = recipe.model_copy(update={"data": data.model_copy(update={"train": (*data.train_uris, *written)})})
+    proposed = recipe.model_copy(
+        update={"data": data.model_copy(update={"train": (*data.train_uris, *written)})}
+    )
     storage.write_bytes(f"{uri}/recipe.yaml", recipe_text(proposed).encode())
     return f"{uri}/recipe.yaml"
 
@@ -165,7 +196,8 @@ def _training_file(recipe: Recipe, rows: Rows, *, schema: pa.Schema) -> bytes:
         values[getattr(data, TASKS[recipe.task].label_field)] = rows.labels
     if data.split_by is not None:
         is_integer = pa.types.is_integer(schema.field(data.split_by).type)
-        keys, new_keys = rows.split_keys or rows.row_ids, dict[str, str]()
+        keys = rows.split_keys or rows.row_ids
+        new_keys = dict[str, str]()
         for index, key in enumerate(keys):
             new_keys.setdefault(key, str(-1 - index) if is_integer else rows.row_ids[index])
         values[data.split_by] = tuple(new_keys[key] for key in keys)
@@ -185,7 +217,9 @@ def _cast(values: Sequence[str], *, to: pa.DataType) -> pa.Array:
 
     def scalar(value: str) -> object:
         try:
-            return pa.scalar(value).cast(to.value_type if pa.types.is_dictionary(to) else to).as_py()
+            return (
+                pa.scalar(value).cast(to.value_type if pa.types.is_dictionary(to) else to).as_py()
+            )
         except pa.ArrowInvalid:
             return None
 

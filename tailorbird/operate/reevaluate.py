@@ -1,4 +1,5 @@
-"""Re-evaluate a served champion on audited rows, and roll it back if its verdict no longer holds."""
+"""Re-evaluate a served champion on audited rows, and roll it back if its verdict no longer
+holds."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -61,8 +62,12 @@ class Reevaluation:
     new_rows: str  # sentence on the rows that no earlier re-evaluation contains
     rollback_uri: str  # URI of the version that a rollback restores
     champion: Champion  # after the re-evaluation
-    proposed: str | None  # URI of a recipe that also trains on the audited rows, if the verdict no longer holds
-    left_out: str | None = None  # reason why the proposed recipe trains on no corrections, if that is so
+    proposed: (
+        str | None
+    )  # URI of a recipe that also trains on the audited rows, if the verdict no longer holds
+    left_out: str | None = (
+        None  # reason why the proposed recipe trains on no corrections, if that is so
+    )
 
     def sentence(self) -> str:
         state = {True: "holds", False: "no longer holds", None: "is not decided by these rows"}
@@ -74,34 +79,40 @@ class Reevaluation:
         if self.verdict.holds is False:
             version = self.rollback_uri.rpartition("/")[2]
             rolled_back = self.champion.uri == self.rollback_uri
-            rollback = (
-                f"{version} is the champion again"
-                if rolled_back
-                else f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
-            )
-            next_steps = [f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"]
+            if rolled_back:
+                rollback = f"{version} is the champion again"
+            else:
+                rollback = (
+                    f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
+                )
+            next_steps = [
+                f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"
+            ]
             next_steps += [self.left_out] if self.left_out else []
         reasons = (f"  - {reason}" for reason in (*self.verdict.reasons, self.new_rows))
         return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 
 
 def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluation:
-    """Compare the champion with the one before it that has other weights, on all rows audited since its promotion.
+    """Compare the champion with the one before it that has other weights, on all rows audited since
+    its promotion.
 
-    All re-evaluations of a champion are one sequential test (see `decide_reevaluation`), so it may be re-evaluated at
-    any time. If the verdict no longer holds, write a recipe that also trains on these rows, but do not run it. With
-    `monitoring.rollback: automatic`, also roll the champion back. Evidence is stored under `reevaluations/<time>/`, the
-    outcome in `history/`.
+    All re-evaluations of a champion are one sequential test (see `decide_reevaluation`), so it may
+    be re-evaluated at any time. If the verdict no longer holds, write a recipe that also trains on
+    these rows, but do not run it. With `monitoring.rollback: automatic`, also roll the champion
+    back. Evidence is stored under `reevaluations/<time>/`, the outcome in `history/`.
 
-    Raises ReevaluationError if fewer than `monitoring.min_labels` rows are new; PromotionRefused if there is no
-    champion or no version to roll back to, and if the champion changed meanwhile.
+    Raises ReevaluationError if fewer than `monitoring.min_labels` rows are new; PromotionRefused if
+    there is no champion or no version to roll back to, and if the champion changed meanwhile.
     """
     champion, former, _ = rollback_target(recipe.task_uri, other_weights=True)
     versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
     audited = _audited(recipe, champion=champion, earlier=earlier, versions=versions.values())
     rows = audited.rows
-    progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
+    progress.stage(
+        f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows"
+    )
     models = {role: version.uri for role, version in versions.items()}
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, versions=versions)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
@@ -121,12 +132,16 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         costs=cost.serving,
         training=cost.training,
     )
-    verdict, at = decide_reevaluation(inputs, protocol=protocol, number=len(earlier) + 1), now()
+    verdict = decide_reevaluation(inputs, protocol=protocol, number=len(earlier) + 1)
+    at = now()
     expires = datetime.fromisoformat(at) + timedelta(days=protocol.valid_days)
     evidence = ReevaluationEvidence(
         protocol=protocol,
         data=AuditedData(
-            sha256_test=protocol.test_sha256, num_rows=len(rows), num_new=len(audited.new), dropped=audited.dropped
+            sha256_test=protocol.test_sha256,
+            num_rows=len(rows),
+            num_new=len(audited.new),
+            dropped=audited.dropped,
         ),
         cost=cost,
         versions={role: version.pinned for role, version in versions.items()},
@@ -171,45 +186,56 @@ def _audited(
 ) -> _Audited:
     """Return the rows to test: audited rows since the champion's promotion that are in no split.
 
-    Earlier rows may have been used to choose the champion. No version is compared on rows that one was trained on, also
-    with an earlier recipe.
+    Earlier rows may have been used to choose the champion. No version is compared on rows that one
+    was trained on, also with an earlier recipe.
     """
-    since, evaluated = datetime.fromisoformat(champion.since), evaluated_rows(earlier)
+    since = datetime.fromisoformat(champion.since)
+    evaluated = evaluated_rows(earlier)
     splits = load_inputs(recipe).splits
     of_versions = [training_fingerprints(version) for version in versions]
     learned = np.concatenate([NO_ROWS, *(hashes for hashes in of_versions if hashes is not None)])
-    rows, dropped = usable_rows(audited_rows(recipe, since=since), splits, evaluated=evaluated, learned=learned)
+    rows, dropped = usable_rows(
+        audited_rows(recipe, since=since), splits, evaluated=evaluated, learned=learned
+    )
     new = [index for index, row_id in enumerate(rows.row_ids) if row_id not in evaluated]
     if len(new) < recipe.monitoring.min_labels:
         raise ReevaluationError(
-            f"only {len(new)} audited rows since the champion's promotion are new to training and re-evaluations, but "
-            f"monitoring.min_labels is {recipe.monitoring.min_labels}; label more rows (`tailorbird audit export`), or "
-            f"lower min_labels{_withdrawal(earlier)}"
+            f"only {len(new)} audited rows since the champion's promotion are new to training and "
+            f"re-evaluations, but monitoring.min_labels is {recipe.monitoring.min_labels}; label "
+            f"more rows (`tailorbird audit export`), or lower min_labels{_withdrawal(earlier)}"
         )
     return _Audited(rows, new, dropped, splits)
 
 
 def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
-    """Return a hint on a rollback if the latest re-evaluation withdrew the verdict, because the champion still serves.
+    """Return a hint on a rollback if the latest re-evaluation withdrew the verdict, because the
+    champion still serves.
 
     Either the rollback was only proposed, or the re-evaluation failed before it.
     """
     latest = list(earlier.items())[-1:]
     return "".join(
-        f". The latest re-evaluation, {uri}, found that the verdict no longer holds: to roll back, run `tailorbird "
-        "rollback RECIPE --other-weights --reason ...`"
+        f". The latest re-evaluation, {uri}, found that the verdict no longer holds: to roll back, "
+        "run `tailorbird rollback RECIPE --other-weights --reason ...`"
         for uri, evidence in latest
         if evidence.verdict.holds is False
     )
 
 
 def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int], metric: str) -> str:
-    """Return a sentence on the new rows, which show a recent change that the average over all rows does not."""
+    """Return a sentence on the new rows, which show a recent change that the average over all rows
+    does not."""
     spec = METRICS[row_metric(metric)]
     per_row = [tables[role].per_row(row_metric(metric)) for role in ("candidate", "incumbent")]
     ours, theirs = (float(scores[new].mean()) for scores in per_row)
-    what = f"is right on {ours:.1%}" if spec.is_share else f"has a {spec.title} of {ours:.1%}"
-    return f"on the {len(new):,} rows that are new, the champion {what} ({points(ours - theirs)} points)"
+    if spec.is_share:
+        what = f"is right on {ours:.1%}"
+    else:
+        what = f"has a {spec.title} of {ours:.1%}"
+    return (
+        f"on the {len(new):,} rows that are new, the champion {what} ({points(ours - theirs)} "
+        "points)"
+    )
 
 
 def protocol_for(
@@ -217,12 +243,15 @@ def protocol_for(
 ) -> tuple[TestProtocol, CostRecord]:
     """Return the test protocol and the measured cost for a re-evaluation on these rows.
 
-    The protocol is that of the run that chose the champion, or else the recipe's. The cost is that run's, if it
-    compared these two versions. For a champion that was exported for another engine, it is that of the same weights,
-    which cost more: an export must be cheaper.
+    The protocol is that of the run that chose the champion, or else the recipe's. The cost is that
+    run's, if it compared these two versions. For a champion that was exported for another engine,
+    it is that of the same weights, which cost more: an export must be cheaper.
     """
     protocol = build_protocol(
-        recipe.evaluation, serving=recipe.serving, test_sha256=rows_sha256(rows), num_test_rows=len(rows)
+        recipe.evaluation,
+        serving=recipe.serving,
+        test_sha256=rows_sha256(rows),
+        num_test_rows=len(rows),
     )
     cost = CostRecord(serving=None, training=TrainingUsage())
     evidence = champion_evidence(champion)
@@ -230,17 +259,29 @@ def protocol_for(
         test_rows = {"test_sha256": protocol.test_sha256, "num_test_rows": len(rows)}
         protocol = evidence.protocol.model_copy(update=test_rows)
         digests = {role: evidence.versions[role].digest for role in evidence.family.compared_roles}
-        if digests == {"incumbent": versions["incumbent"].digest, "candidate": weights_digest(versions["candidate"])}:
+        if digests == {
+            "incumbent": versions["incumbent"].digest,
+            "candidate": weights_digest(versions["candidate"]),
+        }:
             cost = evidence.cost
     priced = protocol.cost if cost.serving is not None else None
-    gates = protocol.gates.model_copy(update={"suites": None})  # the weights are those that answered the suites
-    return protocol.model_copy(update={"cost": priced, "hybrid": None, "gates": gates, "suites": {}}), cost
+    gates = protocol.gates.model_copy(
+        update={"suites": None}
+    )  # the weights are those that answered the suites
+    return protocol.model_copy(
+        update={"cost": priced, "hybrid": None, "gates": gates, "suites": {}}
+    ), cost
 
 
 def _remote_predict(
-    recipe: Recipe, versions: Mapping[str, ModelVersion], *, limits: RequestLimits, progress: ProgressReporter
+    recipe: Recipe,
+    versions: Mapping[str, ModelVersion],
+    *,
+    limits: RequestLimits,
+    progress: ProgressReporter,
 ) -> Callable[..., Predictions]:
-    """Return `predict_rows` as a function that runs with the resources of an evaluation of both versions."""
+    """Return `predict_rows` as a function that runs with the resources of an evaluation of both
+    versions."""
     ranks = comparison_ranks(
         recipe.serving,
         task=recipe_task(recipe),
@@ -254,9 +295,14 @@ def _remote_predict(
 
 
 def _predict(
-    predict: Callable[..., Predictions], models: Mapping[str, str], *, rows: Rows, protocol: TestProtocol
+    predict: Callable[..., Predictions],
+    models: Mapping[str, str],
+    *,
+    rows: Rows,
+    protocol: TestProtocol,
 ) -> dict[str, Predictions]:
-    """Return the predictions of both models for the rows, and for the perturbed rows of the gates."""
+    """Return the predictions of both models for the rows, and for the perturbed rows of the
+    gates."""
     tables = {role: predict(uri, rows=rows) for role, uri in models.items()}
     for name, perturbed in perturbed_rows(rows, protocol.gates).items():
         tables |= {f"{role}_{name}": predict(uri, rows=perturbed) for role, uri in models.items()}

@@ -36,7 +36,8 @@ class ReevaluationEvidence(StoredModel):
     data: AuditedData
     cost: CostRecord
     versions: dict[str, PinnedVersion]
-    """Versions by role: `candidate` is the champion, `incumbent` is the version that a rollback restores."""
+    """Versions by role: `candidate` is the champion, `incumbent` is the version that a rollback
+    restores."""
     champion: Champion
     at: str  # ISO 8601
     verdict: ReevaluationVerdict
@@ -53,14 +54,22 @@ def champion_evidence(champion: Champion) -> Evidence | None:
 
 
 def read_reevaluations(task_uri: str, *, champion: Champion) -> dict[str, ReevaluationEvidence]:
-    """Return the re-evaluations since this champion was promoted, by URI of their folder, in order of time."""
+    """Return the re-evaluations since this champion was promoted, by URI of their folder, in order
+    of time."""
     files = storage.list_files(TaskPaths(task_uri).reevaluations, missing_ok=True)
-    folders = [uri.removesuffix(f"/{EVIDENCE_FILE}") for uri in files if uri.endswith(f"/{EVIDENCE_FILE}")]
+    folders = [
+        uri.removesuffix(f"/{EVIDENCE_FILE}") for uri in files if uri.endswith(f"/{EVIDENCE_FILE}")
+    ]
     evidence = {
-        uri: ReevaluationEvidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}")) for uri in folders
+        uri: ReevaluationEvidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}"))
+        for uri in folders
     }
     term = (champion.digest, champion.since)
-    return {uri: read for uri, read in evidence.items() if (read.champion.digest, read.champion.since) == term}
+    return {
+        uri: read
+        for uri, read in evidence.items()
+        if (read.champion.digest, read.champion.since) == term
+    }
 
 
 def evaluated_rows(reevaluations: Iterable[str]) -> set[str]:
@@ -93,7 +102,12 @@ def _withdrawal(task: str, uri: str, *, evidence: ReevaluationEvidence) -> Secur
     champion = evidence.champion
     return SecurityEvent(
         kind="champion",
-        what=f"{task}: the verdict of {champion.version} is withdrawn by {uri}: {evidence.verdict.numbers()}",
-        before={"holds": True, "verdict": champion.verdict.sentence if champion.verdict else None, "run": champion.run},
+        what=f"{task}: the verdict of {champion.version} is withdrawn by {uri}: "
+        f"{evidence.verdict.numbers()}",
+        before={
+            "holds": True,
+            "verdict": champion.verdict.sentence if champion.verdict else None,
+            "run": champion.run,
+        },
         after={"holds": False, "reasons": list(evidence.verdict.reasons), "reevaluation": uri},
     )

@@ -1,8 +1,8 @@
 """Decide whether a champion's verdict still holds on audited rows (a pure function).
 
-All re-evaluations of a champion are one confidence sequence over all audited rows, so their number does not increase
-the probability that a good champion is withdrawn. The rows of a subject, or of a request without one, are dependent and
-count as one value, their mean.
+All re-evaluations of a champion are one confidence sequence over all audited rows, so their number
+does not increase the probability that a good champion is withdrawn. The rows of a subject, or of a
+request without one, are dependent and count as one value, their mean.
 """
 
 import numpy as np
@@ -25,10 +25,12 @@ from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO
 
 
 class ReevaluationVerdict(VerdictPart):
-    """The result of a re-evaluation; gains are the champion minus the version that a rollback restores."""
+    """The result of a re-evaluation; gains are the champion minus the version that a rollback
+    restores."""
 
     holds: bool | None
-    """True if the verdict is renewed, False if it is withdrawn, None if the rows do not decide it."""
+    """True if the verdict is renewed, False if it is withdrawn, None if the rows do not decide
+    it."""
     reasons: tuple[str, ...]
     metric: str
     """Metric of the scores and the gain."""
@@ -37,7 +39,8 @@ class ReevaluationVerdict(VerdictPart):
     n: int
     """Number of audited rows of all re-evaluations of the champion."""
     num_units: int
-    """Number of independent units: subjects, and requests without a subject. The rows of a unit count as one."""
+    """Number of independent units: subjects, and requests without a subject. The rows of a unit
+    count as one."""
     alpha: float
     minimum_gain: float
     champion_score: float
@@ -50,23 +53,34 @@ class ReevaluationVerdict(VerdictPart):
     def numbers(self) -> str:
         """Return the gain in points with its interval and the number of rows."""
         low, high = self.interval
-        name = "" if self.compared == self.metric else f" of {METRICS[self.compared].title}"
-        interval = f"{100 * (1 - self.alpha):.4g}% confidence sequence{name} {points(low)} to {points(high)}"
+        if self.compared == self.metric:
+            name = ""
+        else:
+            name = f" of {METRICS[self.compared].title}"
+        interval = (
+            f"{100 * (1 - self.alpha):.4g}% confidence sequence{name} {points(low)} to "
+            f"{points(high)}"
+        )
         return f"{points(self.gain)} points ({interval}, n = {self.n:,})"
 
 
-def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number: int) -> ReevaluationVerdict:
-    """Return whether the champion (the candidate of `inputs`) keeps its verdict against the version before it.
+def decide_reevaluation(
+    inputs: VerdictInputs, *, protocol: TestProtocol, number: int
+) -> ReevaluationVerdict:
+    """Return whether the champion (the candidate of `inputs`) keeps its verdict against the version
+    before it.
 
-    `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The verdict is renewed
-    if the gain is proven to be above 0 and measured as at least the minimum gain, and no gate stops it. It is withdrawn
-    if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. A cheaper champion
-    is also renewed if it is non-inferior, and is withdrawn only if it is proven to lose the margin. One of
-    unknown cost may have been chosen for its cost, and is not withdrawn if it is non-inferior. Raises VerdictRefused
+    `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The
+    verdict is renewed if the gain is proven to be above 0 and measured as at least the minimum
+    gain, and no gate stops it. It is withdrawn if a gate fails, or if the minimum gain is out of
+    reach and the gain is not proven to be above 0. A cheaper champion is also renewed if it is
+    non-inferior, and is withdrawn only if it is proven to lose the margin. One of unknown cost may
+    have been chosen for its cost, and is not withdrawn if it is non-inferior. Raises VerdictRefused
     and ValueError as `reach_verdict` does.
     """
     require_same_rows(inputs, protocol=protocol)
-    champion, former = inputs.candidate.clean, inputs.incumbent.clean
+    champion = inputs.candidate.clean
+    former = inputs.incumbent.clean
     compared = row_metric(protocol.metric)
     ours, theirs = _by_unit(champion, former, metric=compared)
     interval = confidence_sequence(ours - theirs, alpha=protocol.alpha)
@@ -75,11 +89,17 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
     of_gates = _of_gates(protocol, number=number)
-    cost = compare_costs(inputs.costs, terms=protocol.cost, alpha=of_gates.alpha, training=inputs.training)
-    gates = evaluate_gates(inputs.candidate, incumbent=inputs.incumbent, protocol=of_gates, cost=cost)
+    cost = compare_costs(
+        inputs.costs, terms=protocol.cost, alpha=of_gates.alpha, training=inputs.training
+    )
+    gates = evaluate_gates(
+        inputs.candidate, incumbent=inputs.incumbent, protocol=of_gates, cost=cost
+    )
     ratio = compare_costs(inputs.costs, terms=protocol.cost, alpha=protocol.alpha).ratio
     is_cheaper = None if ratio is None else ratio[2] < CHEAPER_RATIO
-    holds, why = _decide(gain, interval=interval, gates=gates, protocol=protocol, is_cheaper=is_cheaper)
+    holds, why = _decide(
+        gain, interval=interval, gates=gates, protocol=protocol, is_cheaper=is_cheaper
+    )
     return ReevaluationVerdict(
         holds=holds,
         reasons=why,
@@ -109,27 +129,41 @@ def _decide(
 
     `is_cheaper` is None if the costs of the two versions cannot be compared.
     """
-    (low, high), minimum = interval, size(protocol.minimum_gain)
+    (low, high) = interval
+    minimum = size(protocol.minimum_gain)
     reaches = gain >= protocol.minimum_gain
-    # The interval of accuracy cannot exclude a gain of a mean over classes, so there the champion must be proven worse.
-    limit = 0.0 if METRICS[protocol.metric].is_over_classes else protocol.minimum_gain
+    # The interval of accuracy cannot exclude a gain of a mean over classes, so there the champion
+    # must be proven worse.
+    if METRICS[protocol.metric].is_over_classes:
+        limit = 0.0
+    else:
+        limit = protocol.minimum_gain
     ends = f"the interval from {points(low)} to {points(high)} points"
     unassessed = open_gates(gates, regulated=protocol.regulated)
     if any(gate.state is State.FAILS for gate in gates):
         return False, failed_gates(gates)
     if low > 0 and reaches and not (protocol.regulated and unassessed):
-        return True, (f"a gain above 0 is proven, and the estimate reaches the minimum gain of {minimum}", *unassessed)
+        return True, (
+            f"a gain above 0 is proven, and the estimate reaches the minimum gain of {minimum}",
+            *unassessed,
+        )
     if low > 0 and not is_cheaper:
         small = f"{ends} is above 0, but the measured gain is below the minimum gain of {minimum}"
-        return None, unassessed if reaches else (f"{small}: a rollback would make the service worse",)
+        return None, unassessed if reaches else (
+            f"{small}: a rollback would make the service worse",
+        )
     if is_cheaper:
         return _decide_cheaper(interval, protocol=protocol, ends=ends, unassessed=unassessed)
     if high >= limit or reaches:
-        return None, (f"{ends} does not decide between no gain and the minimum gain of {minimum}", *unassessed)
+        return None, (
+            f"{ends} does not decide between no gain and the minimum gain of {minimum}",
+            *unassessed,
+        )
     if is_cheaper is None and low > -protocol.non_inferiority_margin:
         limit_text = f"above {points(-protocol.non_inferiority_margin)} points"
         return None, (
-            f"{ends} is {limit_text}, and the champion may have been chosen for its cost, which is not known",
+            f"{ends} is {limit_text}, and the champion may have been chosen for its cost, which "
+            "is not known",
         )
     excluded = f"a gain of {size(limit)}" if limit else "a gain"
     return False, (f"{ends} excludes {excluded}",)
@@ -139,15 +173,21 @@ def _decide_cheaper(
     interval: tuple[float, float], *, protocol: TestProtocol, ends: str, unassessed: tuple[str, ...]
 ) -> tuple[bool | None, tuple[str, ...]]:
     """Return the result for a champion that is cheaper, if it is non-inferior."""
-    (low, high), least = interval, -protocol.non_inferiority_margin
+    (low, high) = interval
+    least = -protocol.non_inferiority_margin
     if low > least:
         kept = f"{ends} is above {points(least)} points, and the champion is cheaper"
         # The interval of accuracy does not show that a mean over classes is non-inferior.
         is_open = METRICS[protocol.metric].is_over_classes or (protocol.regulated and unassessed)
         return None if is_open else True, (kept, *unassessed)
     if high < least:
-        return False, (f"{ends} is below {points(least)} points, which its lower cost does not outweigh",)
-    return None, (f"{ends} does not decide whether the champion, which is cheaper, loses {size(-least)}", *unassessed)
+        return False, (
+            f"{ends} is below {points(least)} points, which its lower cost does not outweigh",
+        )
+    return None, (
+        f"{ends} does not decide whether the champion, which is cheaper, loses {size(-least)}",
+        *unassessed,
+    )
 
 
 def _by_unit(
@@ -162,12 +202,14 @@ def _by_unit(
 def _of_gates(protocol: TestProtocol, *, number: int) -> TestProtocol:
     """Return the test protocol for the gates of the champion's re-evaluation with this number.
 
-    Gates have no confidence sequence. Their level is alpha / (number (number + 1)), which sums to alpha over all
-    re-evaluations. The loss of a group must be proven: a loss that is only likely, which blocks a candidate in a run,
-    would withdraw too many champions that harm no group.
+    Gates have no confidence sequence. Their level is alpha / (number (number + 1)), which sums to
+    alpha over all re-evaluations. The loss of a group must be proven: a loss that is only likely,
+    which blocks a candidate in a run, would withdraw too many champions that harm no group.
     """
     groups = protocol.gates.groups
     if groups is not None:
         groups = groups.model_copy(update={"likely_harm": 0.0})
     gates = protocol.gates.model_copy(update={"groups": groups})
-    return protocol.model_copy(update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates})
+    return protocol.model_copy(
+        update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates}
+    )

@@ -1,4 +1,5 @@
-"""Monitor a served champion: write daily reports and a recommendation, and delete old request logs."""
+"""Monitor a served champion: write daily reports and a recommendation, and delete old request
+logs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.request_log import MonitoringError, require_request_log
 from tailorbird.monitoring.sequential_test import ChallengerDecision
-from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, champion_evidence, read_reevaluations
+from tailorbird.operate.reevaluation_evidence import (
+    ReevaluationEvidence,
+    champion_evidence,
+    read_reevaluations,
+)
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.registry.watch_record import ChallengerRecord, WatchRecord
@@ -51,9 +56,9 @@ class WatchResult:
 def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -> WatchResult:
     """Report on the days before `today` (UTC), and store a page, metrics and the recommendation.
 
-    The first watch after a promotion builds the drift reference from the recipe's validation rows, because a promotion
-    may run without a Ray cluster. Raises MonitoringError if there is no champion or no request log; TrafficError and
-    StorageError.
+    The first watch after a promotion builds the drift reference from the recipe's validation rows,
+    because a promotion may run without a Ray cluster. Raises MonitoringError if there is no
+    champion or no request log; TrafficError and StorageError.
     """
     require_request_log(recipe)
     champion = _champion(recipe)
@@ -63,18 +68,28 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     progress.stage(f"the request log of {version.version}")
     ensure_reference(recipe, version, made_at=now())
     since = champion.since[:10]
-    tested = {} if MONITORED_TASKS[recipe.task].compares_answers else _tested(recipe, champion)
+    if MONITORED_TASKS[recipe.task].compares_answers:
+        tested = {}
+    else:
+        tested = _tested(recipe, champion)
     served = ServedVersions(version, baseline, challenger, date.fromisoformat(since), tested)
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())
     stored = read_reports(recipe.task_uri)
-    reports = [report for report in stored if report.digest == version.digest and report.day >= since]
-    expires, last = _expires_at(champion, reevaluations=reevaluations), reevaluations[-1].at if reevaluations else None
+    reports = [
+        report for report in stored if report.digest == version.digest and report.day >= since
+    ]
+    expires = _expires_at(champion, reevaluations=reevaluations)
+    last = reevaluations[-1].at if reevaluations else None
     decision = challenger_record = None
     if challenger is not None:
         decision = _decision(recipe, reports, challenger=challenger)
-        challenger_record = _challenger_record(recipe, reports, challenger=challenger, decision=decision)
-    recommendation = recommend(reports, expires=expires, today=today, since=last, challenger=decision)
+        challenger_record = _challenger_record(
+            recipe, reports, challenger=challenger, decision=decision
+        )
+    recommendation = recommend(
+        reports, expires=expires, today=today, since=last, challenger=decision
+    )
     paths = TaskPaths(recipe.task_uri)
     page = render_page(recipe.name, reports, recommendation=recommendation)
     metrics = render_metrics(recipe.name, reports, recommendation=recommendation)
@@ -90,14 +105,16 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
         challenger=challenger_record,
     )
     storage.write_bytes(paths.watch, record.model_dump_json(indent=1).encode())
-    return WatchResult(reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today))
+    return WatchResult(
+        reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today)
+    )
 
 
 def parse_today(day: str | None) -> date:
     """Return the date of `--day`, `YYYY-MM-DD`, or the current date (UTC) for None.
 
-    Raises MonitoringError for another format, and for a date after tomorrow, because `watch` would then delete log
-    files that are not old.
+    Raises MonitoringError for another format, and for a date after tomorrow, because `watch` would
+    then delete log files that are not old.
     """
     today = datetime.now(UTC).date()
     if day is None:
@@ -107,13 +124,16 @@ def parse_today(day: str | None) -> date:
     except ValueError:
         raise MonitoringError(f"--day is {day!r}; give a date as YYYY-MM-DD") from None
     if parsed > today + timedelta(days=1):
-        raise MonitoringError(f"--day is {day}, but today is {today} (UTC); give a date up to tomorrow")
+        raise MonitoringError(
+            f"--day is {day}, but today is {today} (UTC); give a date up to tomorrow"
+        )
     return parsed
 
 
 def delete_old_log(recipe: Recipe, *, today: date) -> int:
     """Delete log files older than `monitoring.keep_days`; return their number."""
-    log, keep = recipe.serving.request_log, recipe.monitoring.keep_days
+    log = recipe.serving.request_log
+    keep = recipe.monitoring.keep_days
     if log is None or keep is None:
         return 0
     first = (today - timedelta(days=keep)).isoformat()
@@ -130,8 +150,11 @@ def champion_of(recipe: Recipe) -> ModelVersion:
     return champion_version(_champion(recipe))
 
 
-def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str, with_answers: bool = False) -> int:
-    """Draw answers of the champion and of a canary challenger to label; see `monitoring.label_audit`."""
+def draw_audit(
+    recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str, with_answers: bool = False
+) -> int:
+    """Draw answers of the champion and of a canary challenger to label; see
+    `monitoring.label_audit`."""
     champion = champion_of(recipe)
     challenger = _challenger(recipe, champion=champion)
     digest = challenger.digest if challenger else None
@@ -155,7 +178,10 @@ def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
     if evidence is None:
         return {}
     versions = evidence.versions
-    role = next((role for role in ROLES if role in versions and versions[role].digest == champion.digest), None)
+    role = next(
+        (role for role in ROLES if role in versions and versions[role].digest == champion.digest),
+        None,
+    )
     if role is None:
         return {}
     table = load_predictions(f"{champion.run}/predictions/{role}.parquet")
@@ -163,14 +189,21 @@ def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
         scores = table.per_row(recipe.evaluation.metric)
     except VerdictRefused:
         return {}
-    keys = np.arange(len(table)) if table.clusters is None else np.unique(table.clusters, return_inverse=True)[1]
-    return {ALL: GroupAccuracy.of(scores, keys=keys)} | group_accuracies(scores, groups=table.groups, keys=keys)
+    if table.clusters is None:
+        keys = np.arange(len(table))
+    else:
+        keys = np.unique(table.clusters, return_inverse=True)[1]
+    return {ALL: GroupAccuracy.of(scores, keys=keys)} | group_accuracies(
+        scores, groups=table.groups, keys=keys
+    )
 
 
 def _champion(recipe: Recipe) -> Champion:
     stored = read_champion(recipe.task_uri)
     if stored is None:
-        raise MonitoringError(f"{recipe.task_uri} has no champion; run `tailorbird promote RECIPE` first")
+        raise MonitoringError(
+            f"{recipe.task_uri} has no champion; run `tailorbird promote RECIPE` first"
+        )
     return stored[0]
 
 
@@ -178,10 +211,14 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
     if recipe.serving.challenger is None:
         return None
     version = challenger_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
-    return None if version.digest == champion.digest else version
+    if version.digest == champion.digest:
+        return None
+    return version
 
 
-def _decision(recipe: Recipe, reports: Sequence[Report], *, challenger: ModelVersion) -> ChallengerDecision:
+def _decision(
+    recipe: Recipe, reports: Sequence[Report], *, challenger: ModelVersion
+) -> ChallengerDecision:
     config = recipe.evaluation
     gain = config.expected_gain or 2 * config.minimum_gain
     return challenger_decision(reports, digest=challenger.digest, alpha=config.alpha, gain=gain)
@@ -207,7 +244,8 @@ def _challenger_record(
 
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:
-    """Return the expiry of the verdict: the run's, or a later one of a re-evaluation that upheld it."""
+    """Return the expiry of the verdict: the run's, or a later one of a re-evaluation that upheld
+    it."""
     evidence = champion_evidence(champion)
     if evidence is None:
         return None

@@ -1,7 +1,8 @@
-"""Marks of charts (line, box, dot, text, axis, interval), and the charts that several pages compose of them.
+"""Marks of charts (line, box, dot, text, axis, interval), and the charts that several pages compose
+of them.
 
-A chart is as wide as its container: horizontal positions are percentages of the width, vertical ones and sizes are
-pixels. So text and lines keep their size on a phone.
+A chart is as wide as its container: horizontal positions are percentages of the width, vertical
+ones and sizes are pixels. So text and lines keep their size on a phone.
 """
 
 import math
@@ -53,7 +54,8 @@ class Dot:
 
 @dataclass(frozen=True)
 class Text:
-    """A text; `anchor` is `start`, `middle` or `end`. `shift` and `rise` move it to the right and up, by pixels."""
+    """A text; `anchor` is `start`, `middle` or `end`. `shift` and `rise` move it to the right and
+    up, by pixels."""
 
     x: float
     y: float
@@ -81,7 +83,8 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis from `low` to `high`, over `length` percent or pixels from the position `start`."""
+    """A linear axis from `low` to `high`, over `length` percent or pixels from the position
+    `start`."""
 
     low: float
     high: float
@@ -101,7 +104,8 @@ class Axis:
         return round(self.start + self.length * min(max(share, 0.0), 1.0), 2)
 
     def down(self, value: float) -> float:
-        """Return the position of a value on an axis that points upwards and has its high end at 0."""
+        """Return the position of a value on an axis that points upwards and has its high end at
+        0."""
         return round(self.end - self.at(value), 2)
 
     def ticks(self) -> tuple[float, ...]:
@@ -114,7 +118,8 @@ class Axis:
         return tuple(round(index * step, 10) for index in range(first, last + 1))
 
     def across(self, y: float, *, grid: bool = False) -> list[Mark]:
-        """Return the horizontal axis at `y` with its values and its name, and with lines from the top if `grid`."""
+        """Return the horizontal axis at `y` with its values and its name, and with lines from the
+        top if `grid`."""
         marks: list[Mark] = [Line(self.start, y, self.end, y)]
         for value in self.ticks():
             x = self.at(value)
@@ -129,12 +134,20 @@ class Axis:
         marks: list[Mark] = []
         for value in self.ticks():
             y = self.down(value)
-            marks += [Line(0, y, 100, y, "grid"), Text(0, y + 4, self.form(value), anchor="end", shift=-8)]
+            marks += [
+                Line(0, y, 100, y, "grid"),
+                Text(0, y + 4, self.form(value), anchor="end", shift=-8),
+            ]
         return [*marks, Text(0, -12, self.name, "name", shift=-40)]
 
 
 def around(
-    values: Iterable[float], *, length: float = 100.0, name: str = "", form: Form = Axis.form, num_ticks: int = 4
+    values: Iterable[float],
+    *,
+    length: float = 100.0,
+    name: str = "",
+    form: Form = Axis.form,
+    num_ticks: int = 4,
 ) -> Axis:
     """Return an axis that contains all values with a margin on both sides."""
     contained = list(values)
@@ -144,7 +157,9 @@ def around(
     return Axis(low - room, high + room, length, name=name, form=form, num_ticks=num_ticks)
 
 
-def interval_marks(ends: tuple[float, float], *, axis: Axis, y: float, tone: str = "") -> list[Line]:
+def interval_marks(
+    ends: tuple[float, float], *, axis: Axis, y: float, tone: str = ""
+) -> list[Line]:
     """Return a horizontal interval with caps."""
     left, right = (axis.at(end) for end in ends)
     kind = f"whisker {tone}".strip()
@@ -155,7 +170,10 @@ def interval_marks(ends: tuple[float, float], *, axis: Axis, y: float, tone: str
 def band(low: float, high: float, *, axis: Axis, height: float) -> list[Mark]:
     """Return a shaded range of values with a dashed line at its low end."""
     left = axis.at(low)
-    return [Box(left, 0, round(axis.at(high) - left, 2), height, "band"), Line(left, 0, left, height, "guide")]
+    return [
+        Box(left, 0, round(axis.at(high) - left, 2), height, "band"),
+        Line(left, 0, left, height, "guide"),
+    ]
 
 
 def joined(dots: Sequence[Dot], *, kind: str = "path chosen") -> list[Line]:
@@ -168,21 +186,31 @@ def placed(marks: Iterable[PlotMark], *, x: Axis, y: Axis) -> list[Mark]:
     drawn: list[Mark] = []
     for mark in marks:
         if isinstance(mark, Line):
-            drawn.append(Line(x.at(mark.x1), y.down(mark.y1), x.at(mark.x2), y.down(mark.y2), mark.kind))
+            drawn.append(
+                Line(x.at(mark.x1), y.down(mark.y1), x.at(mark.x2), y.down(mark.y2), mark.kind)
+            )
         else:
             drawn.append(replace(mark, x=x.at(mark.x), y=y.down(mark.y)))
     return drawn
 
 
-def plot(marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str, kind: str = "plot medium") -> Chart:
+def plot(
+    marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str, kind: str = "plot medium"
+) -> Chart:
     """Return a chart with two axes of marks whose positions are values of the axes."""
     return Chart((*y.up(), *x.across(y.length), *placed(marks, x=x, y=y)), y.length, label, kind)
 
 
-def share_bar(value: float, *, interval: tuple[float, float] | None, label: str, chosen: bool = False) -> Chart:
-    """Return a bar from 0 to `value` on an axis from 0 to 1, with its interval; the label gets the interval too."""
+def share_bar(
+    value: float, *, interval: tuple[float, float] | None, label: str, chosen: bool = False
+) -> Chart:
+    """Return a bar from 0 to `value` on an axis from 0 to 1, with its interval; the label gets the
+    interval too."""
     axis = Axis(0.0, 1.0)
-    marks: list[Mark] = [Box(0, 4, 100, 12, "track"), Box(0, 4, axis.at(value), 12, "bar chosen" if chosen else "bar")]
+    marks: list[Mark] = [
+        Box(0, 4, 100, 12, "track"),
+        Box(0, 4, axis.at(value), 12, "bar chosen" if chosen else "bar"),
+    ]
     if interval is not None:
         label += " ({:.3f} to {:.3f})".format(*interval)
         marks += interval_marks(interval, axis=axis, y=10)
@@ -200,7 +228,9 @@ def parts_bar(parts: Sequence[tuple[str, int, str]]) -> Chart:
     marks: list[Mark] = []
     before = 0
     for name, number, kind in parts:
-        marks.append(Box(axis.at(before), 2, axis.at(number), 24, kind, title=f"{name}: {number:,}"))
+        marks.append(
+            Box(axis.at(before), 2, axis.at(number), 24, kind, title=f"{name}: {number:,}")
+        )
         before += number
     return Chart(tuple(marks), 28, ", ".join(f"{name} {number:,}" for name, number, _ in parts))
 
@@ -210,6 +240,9 @@ def sparkline(values: Sequence[float | None], *, limit: float, label: str) -> Ch
     known = [(index, value) for index, value in enumerate(values) if value is not None]
     x = Axis(0.0, max(1, len(values) - 1))
     y = Axis(0.0, 1.1 * max([limit, *(value for _, value in known)]) or 1.0, 36.0)
-    dots = [Dot(index, value, 2.5, "dot alarm" if value > limit else "dot chosen") for index, value in known]
+    dots = [
+        Dot(index, value, 2.5, "dot alarm" if value > limit else "dot chosen")
+        for index, value in known
+    ]
     marks: list[PlotMark] = [Line(x.low, limit, x.high, limit, "guide"), *joined(dots), *dots]
     return Chart(tuple(placed(marks, x=x, y=y)), y.length, label)

@@ -1,4 +1,5 @@
-"""Jinja2 environments with autoescape; all pages share the components and the stylesheet in `templates/`."""
+"""Jinja2 environments with autoescape; all pages share the components and the stylesheet in
+`templates/`."""
 
 import re
 from collections.abc import Mapping
@@ -40,11 +41,15 @@ def plain(value: object) -> str:
     if value is None or value in ([], (), {}):
         return "none"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        if value:
+            return "yes"
+        return "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        if abs(value) < 1000:
+            return f"{value:,.4g}"
+        return f"{value:,.0f}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):

@@ -1,4 +1,5 @@
-"""Turn trained weights into loadable artifacts, and register the contenders of a verdict as versions."""
+"""Turn trained weights into loadable artifacts, and register the contenders of a verdict as
+versions."""
 
 import os
 import shutil
@@ -34,7 +35,8 @@ class Contender:
 
 
 def make_loadable(uri: str, config: VersionConfig, *, index_uri: str | None = None) -> None:
-    """Write the config of a folder of weights. Keep an existing config unchanged, since other runs may use it.
+    """Write the config of a folder of weights. Keep an existing config unchanged, since other runs
+    may use it.
 
     `index_uri` is the folder of the index for a config with retrieval; its files are copied first.
     """
@@ -46,10 +48,11 @@ def make_loadable(uri: str, config: VersionConfig, *, index_uri: str | None = No
 
 
 def set_decision(contender: Contender, decision: DecisionFit) -> Contender:
-    """Return the contender with the temperature and the offsets in its config, and with their validation score.
+    """Return the contender with the temperature and the offsets in its config, and with their
+    validation score.
 
-    If an earlier run with other code or another metric fitted the same weights differently, write a copy. The evidence
-    of the earlier run contains hashes of its files, so they must not change.
+    If an earlier run with other code or another metric fitted the same weights differently, write a
+    copy. The evidence of the earlier run contains hashes of its files, so they must not change.
     """
     contender = replace(contender, validation=decision.validation)
     config = versions.read_artifact_config(contender.uri)
@@ -64,7 +67,9 @@ def set_decision(contender: Contender, decision: DecisionFit) -> Contender:
         with _copy_with_config(local_copy(contender.uri), calibrated) as folder:
             (folder / "config.json").unlink()
             storage.upload_folder(folder, copy.uri)
-        versions.write_artifact_config(copy.uri, calibrated)  # last, because it marks the copy as complete
+        versions.write_artifact_config(
+            copy.uri, calibrated
+        )  # last, because it marks the copy as complete
     return copy
 
 
@@ -73,9 +78,9 @@ def register_contender(
 ) -> ModelVersion:
     """Register the artifact at `uri` as a version that is served by the code at the URI `code`.
 
-    If it is a version already, return it unchanged. The artifact may come from the stage cache of an earlier
-    run with another code snapshot or, for an endpoint, another limit, so its config gets `code` and `max_spend`. It
-    learned from the rows of `data`, whose fingerprints are stored.
+    If it is a version already, return it unchanged. The artifact may come from the stage cache of
+    an earlier run with another code snapshot or, for an endpoint, another limit, so its config gets
+    `code` and `max_spend`. It learned from the rows of `data`, whose fingerprints are stored.
     """
     if is_version_uri(uri):
         return versions.read_version(uri)
@@ -90,7 +95,9 @@ def register_contender(
         return versions.register(task_uri, renewed)
 
 
-def register_hybrid(task_uri: str, first: ModelVersion, *, second: ModelVersion, routing: Routing) -> ModelVersion:
+def register_hybrid(
+    task_uri: str, first: ModelVersion, *, second: ModelVersion, routing: Routing
+) -> ModelVersion:
     """Register a hybrid that routes between two versions."""
     with tempfile.TemporaryDirectory() as folder:
         versions.write_config(Path(folder), hybrid_config(first, second=second, routing=routing))
@@ -99,7 +106,8 @@ def register_hybrid(task_uri: str, first: ModelVersion, *, second: ModelVersion,
 
 @contextmanager
 def _copy_with_config(folder: Path, config: VersionConfig) -> Iterator[Path]:
-    """Yield a temporary folder with symbolic links to the artifact's files and with `config` as its config."""
+    """Yield a temporary folder with symbolic links to the artifact's files and with `config` as its
+    config."""
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder, copy, copy_function=os.symlink, dirs_exist_ok=True)
         (Path(copy) / "config.json").unlink()

@@ -1,4 +1,5 @@
-"""The cost of serving all contenders of a run, the hybrid's from its parts and the test rows, and counts of answers."""
+"""The cost of serving all contenders of a run, the hybrid's from its parts and the test rows, and
+counts of answers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +17,13 @@ from tailorbird.evaluation.gates.cost import (
     endpoint_name,
     tokens_by_round,
 )
-from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, answered_by_first, hybrid_usage, routed_to_second
+from tailorbird.evaluation.hybrid import (
+    FrozenHybrid,
+    PartUsage,
+    answered_by_first,
+    hybrid_usage,
+    routed_to_second,
+)
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
 from tailorbird.evaluation.inference.endpoint_predictions import answer_rows_of_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
@@ -47,17 +54,20 @@ def measure_cost(
     tables: Mapping[str, Predictions],
     predict: Callable[[str], Predictions],
 ) -> MeasuredCosts:
-    """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage.
+    """Return the cost of all models on the device that serves, measured in alternating rounds; a
+    cached stage.
 
-    `models` has the URIs and `tables` the predictions of the test rows by role, and `predict` returns the predictions
-    of the model at a URI. The cost of the run's `hybrid`, and of a champion that is a hybrid with an endpoint, is that
-    of its parts (`hybrid_usage`).
+    `models` has the URIs and `tables` the predictions of the test rows by role, and `predict`
+    returns the predictions of the model at a URI. The cost of the run's `hybrid`, and of a champion
+    that is a hybrid with an endpoint, is that of its parts (`hybrid_usage`).
     """
     test = context.splits.test
     uris, splits = _split(models, tables=tables, predict=predict)
     of_endpoints = _of_endpoints(uris, splits, rows=test, limits=request_limits(context.inputs))
     tokens = {name: of_endpoint.row_tokens(len(test)) for name, of_endpoint in of_endpoints.items()}
-    measured = _measured(context, uris, tokens={name: tokens_by_round(rows) for name, rows in tokens.items()})
+    measured = _measured(
+        context, uris, tokens={name: tokens_by_round(rows) for name, rows in tokens.items()}
+    )
 
     def part(name: str) -> PartUsage:
         return PartUsage(measured.serving[name], _lengths(test, tables.get(name)), tokens.get(name))
@@ -85,10 +95,11 @@ def endpoint_answers(
     predict: Callable[[str], Predictions],
     limits: RequestLimits,
 ) -> dict[str, AnswerCounts]:
-    """Return the counts of the answers of each endpoint to the rows that it answers, by role or name of a part.
+    """Return the counts of the answers of each endpoint to the rows that it answers, by role or
+    name of a part.
 
-    `models` has the URIs by role, `tables` the predictions of the rows by role, and `predict` returns those of the
-    model at a URI. Requests are sent unless their answers are stored.
+    `models` has the URIs by role, `tables` the predictions of the rows by role, and `predict`
+    returns those of the model at a URI. Requests are sent unless their answers are stored.
     """
     uris, splits = _split(models, tables=tables, predict=predict)
     return {
@@ -103,7 +114,9 @@ class _OfEndpoint:
 
     config: VersionConfig
     endpoint: Endpoint
-    answers: Mapping[int, EndpointAnswer]  # by the position of the row, only of rows that it answers
+    answers: Mapping[
+        int, EndpointAnswer
+    ]  # by the position of the row, only of rows that it answers
 
     def row_tokens(self, num_rows: int) -> RowTokens:
         """Return the tokens for each row, 0 for those that it does not answer."""
@@ -130,14 +143,20 @@ def _of_endpoints(
         if config.endpoint is not None:
             sent = np.flatnonzero(answered.get(name, np.ones(len(rows), bool))).tolist()
             answers = answer_rows_of_endpoint(uri, rows=rows.take(sent), limits=limits)
-            of_endpoints[name] = _OfEndpoint(config, config.endpoint, dict(zip(sent, answers, strict=True)))
+            of_endpoints[name] = _OfEndpoint(
+                config, config.endpoint, dict(zip(sent, answers, strict=True))
+            )
     return of_endpoints
 
 
 def _split(
-    models: Mapping[str, str], *, tables: Mapping[str, Predictions], predict: Callable[[str], Predictions]
+    models: Mapping[str, str],
+    *,
+    tables: Mapping[str, Predictions],
+    predict: Callable[[str], Predictions],
 ) -> tuple[dict[str, str], dict[str, _Split]]:
-    """Return the URIs to measure by role or name of a part, and the hybrids with an endpoint, measured as their parts.
+    """Return the URIs to measure by role or name of a part, and the hybrids with an endpoint,
+    measured as their parts.
 
     A cascade selects rows by the confidences of its first part.
     """
@@ -150,7 +169,10 @@ def _split(
             continue
         parts = (f"{role}: first part", f"{role}: second part")
         uris |= dict(zip(parts, (part.uri for part in hybrid.parts), strict=True))
-        table = tables[role] if hybrid.routing.by == "group" else predict(hybrid.parts[0].uri)
+        if hybrid.routing.by == "group":
+            table = tables[role]
+        else:
+            table = predict(hybrid.parts[0].uri)
         splits[role] = _Split(hybrid.routing, parts, routed_to_second(hybrid.routing, table))
     return uris, splits
 
@@ -158,22 +180,33 @@ def _split(
 def _lengths(rows: Rows, table: Predictions | None) -> NDArray[np.float64]:
     """Return a number [N] for each row that is proportional to the time that a model needs for it.
 
-    Most of the time of a language model is that of the tokens of its answer. The time of other models is about
-    proportional to the length of the text.
+    Most of the time of a language model is that of the tokens of its answer. The time of other
+    models is about proportional to the length of the text.
     """
     if table is not None and table.logprobs is not None:
         return np.array([len(table.logprobs_of(row)) for row in range(len(rows))], dtype=np.float64)
     return np.array([len(text) for text in rows.texts], dtype=np.float64)
 
 
-def _measured(context: RunContext, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
+def _measured(
+    context: RunContext, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]
+) -> MeasuredCosts:
     """Return the cost of the models at `uris` for all rows; a cached stage."""
-    inputs, test = context.inputs, context.splits.test
+    inputs = context.inputs
+    test = context.splits.test
     num_gpus = math.ceil(context.recipe.serving.gpus_per_replica)
-    num_rows = context.task.num_cost_rows_gpu if num_gpus else context.task.num_cost_rows
+    if num_gpus:
+        num_rows = context.task.num_cost_rows_gpu
+    else:
+        num_rows = context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
     batch_size = context.recipe.serving.batch_size(context.recipe.task)
-    named = {"models": uris, "test": inputs.data.hashes["test"], "num_gpus": num_gpus, "batch_size": batch_size}
+    named = {
+        "models": uris,
+        "test": inputs.data.hashes["test"],
+        "num_gpus": num_gpus,
+        "batch_size": batch_size,
+    }
     stage_inputs = inputs.stage_inputs(measure_serving, num_ranks=inputs.ranks.number, **named)
 
     def compute(_: str) -> MeasuredCosts:

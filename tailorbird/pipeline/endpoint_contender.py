@@ -1,6 +1,7 @@
 """The external endpoint of a recipe: its baselines, and where its requests are sent.
 
-The process of the run sends all requests. So only its environment needs the API key, and the limits hold for the run.
+The process of the run sends all requests. So only its environment needs the API key, and the limits
+hold for the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,11 @@ from tailorbird.evaluation.baselines.endpoint_baselines import (
     fit_endpoint_baselines,
     require_names,
 )
-from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_room
+from tailorbird.evaluation.inference.endpoint_coverage import (
+    AnswerCounts,
+    count_answers,
+    require_room,
+)
 from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
@@ -46,15 +51,17 @@ def endpoint_baselines(
 ) -> tuple[Baseline, ...]:
     """Return the baselines of the recipe's endpoint, or none without one; a cached stage.
 
-    `baselines` are those of the base model. A chat task uses the index of its baseline `retrieved`. `config` supplies
-    the fields of the versions that do not depend on the endpoint.
+    `baselines` are those of the base model. A chat task uses the index of its baseline `retrieved`.
+    `config` supplies the fields of the versions that do not depend on the endpoint.
     """
-    recipe, splits = inputs.recipe, inputs.splits
+    recipe = inputs.recipe
+    splits = inputs.splits
     limits = request_limits(inputs)
     endpoint = limits.recipe
     if endpoint is None:
         return ()
-    evaluation, seed = recipe.evaluation, recipe.training.seed
+    evaluation = recipe.evaluation
+    seed = recipe.training.seed
     retrieved = next((baseline.uri for baseline in baselines if baseline.kind == "retrieved"), None)
 
     prompting = _prompting(inputs, config)
@@ -63,7 +70,9 @@ def endpoint_baselines(
         return fetch_answers(bodies, endpoint=endpoint, parent=recipe.task_uri, limits=limits)
 
     def compute(uri: str) -> tuple[Baseline, ...]:
-        index, retrieval, files = _of_training_rows(inputs) if retrieved is None else _of_baseline(retrieved)
+        index, retrieval, files = (
+            _of_training_rows(inputs) if retrieved is None else _of_baseline(retrieved)
+        )
         results = fit_endpoint_baselines(
             EndpointContender(endpoint, prompting, index, retrieval, config),
             train=splits.train,
@@ -84,15 +93,18 @@ def endpoint_baselines(
         "seed": seed,
     }
     stage_inputs = inputs.stage_inputs(fit_endpoint_baselines, endpoint_baselines, **named)
-    return inputs.cached("endpoint", output=tuple[Baseline, ...], inputs=stage_inputs, compute=compute)
+    return inputs.cached(
+        "endpoint", output=tuple[Baseline, ...], inputs=stage_inputs, compute=compute
+    )
 
 
 def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | None:
-    """Send the request for the shortest validation row without examples, unless its answer is stored, and count it.
+    """Send the request for the shortest validation row without examples, unless its answer is
+    stored, and count it.
 
-    A wrong name of the model, a missing permission or a too large `max_tokens` is an error of this request, before the
-    baselines of the base model, which can take long. Returns None for a recipe without an endpoint. Raises the errors
-    of `fetch_answers` and `require_room`.
+    A wrong name of the model, a missing permission or a too large `max_tokens` is an error of this
+    request, before the baselines of the base model, which can take long. Returns None for a recipe
+    without an endpoint. Raises the errors of `fetch_answers` and `require_room`.
     """
     limits = request_limits(inputs)
     endpoint = limits.recipe
@@ -110,17 +122,23 @@ def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | 
     return count_answers(answers, classes=config.classes)
 
 
-def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
-    """Return the predictions of a contender: of an endpoint from this process, of other models in a Ray task.
+def predict_contender(
+    inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool = False
+) -> Predictions:
+    """Return the predictions of a contender: of an endpoint from this process, of other models in a
+    Ray task.
 
-    Raises RegistryError before the first request if a part of a hybrid is missing or has another digest.
+    Raises RegistryError before the first request if a part of a hybrid is missing or has another
+    digest.
     """
     config = read_artifact_config(uri)
     if config.hybrid is not None:
         uris = dict(zip(PARTS, (part.uri for part in read_parts(config.hybrid)), strict=True))
         predict = partial(predict_contender, inputs, on_gpu=on_gpu)
         routing = config.hybrid.routing
-        return predict_hybrid(routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part))
+        return predict_hybrid(
+            routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part)
+        )
     if config.endpoint is not None:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
@@ -133,7 +151,8 @@ def request_limits(inputs: RunInputs) -> RequestLimits:
 
 def _prompting(inputs: RunInputs, config: VersionConfig) -> Prompting:
     """Return the prompting without examples, with the recipe's limit of an answer."""
-    prompting, endpoint = config.prompting or label_prompting(config.classes), inputs.recipe.evaluation.endpoint
+    prompting = config.prompting or label_prompting(config.classes)
+    endpoint = inputs.recipe.evaluation.endpoint
     if endpoint is None or endpoint.max_tokens is None:
         return prompting
     return prompting.model_copy(update={"max_new_tokens": endpoint.max_tokens})
@@ -144,9 +163,15 @@ def _of_baseline(retrieved: str) -> tuple[RetrievalIndex, Retrieval, Mapping[str
     with_index = read_artifact_config(retrieved).prompting
     assert with_index is not None
     assert with_index.retrieval is not None
-    index = load_retrieval_index(local_copy(retrieved), retrieval=with_index.retrieval, device="cpu")
+    index = load_retrieval_index(
+        local_copy(retrieved), retrieval=with_index.retrieval, device="cpu"
+    )
     assert index is not None
-    return index, with_index.retrieval, {name: storage.read_bytes(f"{retrieved}/{name}") for name in INDEX_FILES}
+    return (
+        index,
+        with_index.retrieval,
+        {name: storage.read_bytes(f"{retrieved}/{name}") for name in INDEX_FILES},
+    )
 
 
 def _of_training_rows(inputs: RunInputs) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:

@@ -7,7 +7,8 @@ from tuning.worker_groups import num_groups_that_fit
 
 
 def planned_trainings(recipe: Recipe, first: StepEvent, *, groups: int) -> PlanEvent:
-    """Return the expected durations of sweep and seeds if every training takes as long as the one of `first`.
+    """Return the expected durations of sweep and seeds if every training takes as long as the one
+    of `first`.
 
     The cluster has room for `groups` trainings at the same time.
     """
@@ -18,23 +19,35 @@ def planned_trainings(recipe: Recipe, first: StepEvent, *, groups: int) -> PlanE
         PlannedStage(
             name,
             -(-number // at_once[name]) * first.seconds_left,
-            f"{number} trainings, {min(number, at_once[name])} at once, at {rate(first.rows_per_second)}",
+            f"{number} trainings, {min(number, at_once[name])} at once, at "
+            f"{rate(first.rows_per_second)}",
         )
         for name, number in numbers.items()
         if number > 0
     ]
-    return PlanEvent(tuple(stages), "by the first steps; without validations, and trainings that stop early take less")
+    return PlanEvent(
+        tuple(stages),
+        "by the first steps; without validations, and trainings that stop early take less",
+    )
 
 
 def with_expected_time(progress: ProgressReporter, recipe: Recipe) -> ProgressReporter:
-    """Return a reporter that also reports the expected durations, after the second step or later of a training."""
+    """Return a reporter that also reports the expected durations, after the second step or later of
+    a training."""
     is_planned = False
 
     def report(event: ProgressEvent) -> None:
         nonlocal is_planned
         progress.report(event)
-        if not is_planned and isinstance(event, StepEvent) and event.step > 1 and event.seconds_left is not None:
+        if (
+            not is_planned
+            and isinstance(event, StepEvent)
+            and event.step > 1
+            and event.seconds_left is not None
+        ):
             is_planned = True
-            progress.report(planned_trainings(recipe, event, groups=num_groups_that_fit(recipe.training)))
+            progress.report(
+                planned_trainings(recipe, event, groups=num_groups_that_fit(recipe.training))
+            )
 
     return ProgressReporter(report)

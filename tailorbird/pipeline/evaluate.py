@@ -1,4 +1,5 @@
-"""The last stages of a run: freeze the family, predict test once, decide, and publish the evidence."""
+"""The last stages of a run: freeze the family, predict test once, decide, and publish the
+evidence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -44,7 +45,12 @@ from tailorbird.pipeline.endpoint_contender import predict_contender, request_li
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion, RegistryError, read_artifact_config, read_version
+from tailorbird.registry.versions import (
+    ModelVersion,
+    RegistryError,
+    read_artifact_config,
+    read_version,
+)
 from tailorbird.storage.node_cache import sha256_files
 
 ROWS_NAMES = {
@@ -77,11 +83,12 @@ class RunResult:
 
 
 def find_finished_run(context: RunContext) -> RunResult | None:
-    """Return the run's stored result, even if it has expired, because the same rows give the same verdict.
+    """Return the run's stored result, even if it has expired, because the same rows give the same
+    verdict.
 
-    Return None if the run is not finished, or if publishing was interrupted so that the evidence does not match its
-    manifest. The evidence is then published again from the cached stages. Raises ValueError if the evidence has texts
-    of test rows and the recipe no longer allows them.
+    Return None if the run is not finished, or if publishing was interrupted so that the evidence
+    does not match its manifest. The evidence is then published again from the cached stages. Raises
+    ValueError if the evidence has texts of test rows and the recipe no longer allows them.
     """
     if not storage.exists(f"{context.run}/{MANIFEST}"):
         return None
@@ -90,20 +97,26 @@ def find_finished_run(context: RunContext) -> RunResult | None:
         return None
     if evidence.examples and not context.recipe.evaluation.report_examples:
         raise ValueError(
-            f"{context.run} is finished and its report has texts of test rows, but evaluation.report_examples is 0; "
-            f"set it to {evidence.recipe.evaluation.report_examples} to use this run, or change the recipe (for "
-            "example the seed) to start a new run"
+            f"{context.run} is finished and its report has texts of test rows, but "
+            "evaluation.report_examples is 0; set it to "
+            f"{evidence.recipe.evaluation.report_examples} to use this run, or change the recipe "
+            "(for example the seed) to start a new run"
         )
     return RunResult(evidence)
 
 
 def evaluate_run(context: RunContext, trained: TrainedModels) -> RunResult:
-    """Freeze the models to compare, predict the test rows once, decide, and publish the evidence."""
-    family, test, progress = freeze_family(context, trained), context.splits.test, context.progress
+    """Freeze the models to compare, predict the test rows once, decide, and publish the
+    evidence."""
+    family = freeze_family(context, trained)
+    test = context.splits.test
+    progress = context.progress
     kinds = [model.kind for model in family.models]
     progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
     if (hybrid := family.hybrid) is not None:
-        progress.note(f"hybrid of {hybrid.first} and {hybrid.second}: validation {hybrid.validation:.3f}")
+        progress.note(
+            f"hybrid of {hybrid.first} and {hybrid.second}: validation {hybrid.validation:.3f}"
+        )
     models = {model.role: model.uri for model in family.models}
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
@@ -139,7 +152,10 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     parts = {role: trained.servable[role] for role in (hybrid.parts if hybrid is not None else ())}
     compared = trained.contenders | parts
     family = Family(
-        models=tuple(FrozenModel(role, each.kind, each.uri, each.validation) for role, each in compared.items()),
+        models=tuple(
+            FrozenModel(role, each.kind, each.uri, each.validation)
+            for role, each in compared.items()
+        ),
         replacing=other_baselines(trained.baselines).replacing,
         hybrid=hybrid,
         anchor=_freeze_anchor(context),
@@ -147,16 +163,20 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     )
     stored = storage.write_once(f"{context.run}/{FAMILY_FILE}", family)
     if stored != family:
-        what = "other models" if stored.models != family.models else "another hybrid, anchor or headroom"
+        if stored.models != family.models:
+            what = "other models"
+        else:
+            what = "another hybrid, anchor or headroom"
         raise ValueError(
-            f"{context.run}/{FAMILY_FILE} has {what} than this run; change the recipe (for example the seed) to start "
-            "a new run"
+            f"{context.run}/{FAMILY_FILE} has {what} than this run; change the recipe (for example "
+            "the seed) to start a new run"
         )
     return stored
 
 
 def _freeze_anchor(context: RunContext) -> FrozenAnchor | None:
-    """Return the anchor, with the reason if it cannot predict the test rows; None if the incumbent is the anchor."""
+    """Return the anchor, with the reason if it cannot predict the test rows; None if the incumbent
+    is the anchor."""
     uri = context.registered.anchor
     if uri is None:
         return None
@@ -170,7 +190,8 @@ def _freeze_anchor(context: RunContext) -> FrozenAnchor | None:
 
 
 def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> FrozenHybrid | None:
-    """Return the hybrid fitted on validation; None if the recipe allows none, or none is good enough."""
+    """Return the hybrid fitted on validation; None if the recipe allows none, or none is good
+    enough."""
     config = context.protocol.hybrid
     if config is None:
         return None
@@ -182,7 +203,8 @@ def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> Fro
 
 
 def validation_models(context: RunContext, trained: TrainedModels) -> dict[str, str]:
-    """Return the URIs of the models whose predictions of the validation rows are stored, by `roles_on_validation`."""
+    """Return the URIs of the models whose predictions of the validation rows are stored, by
+    `roles_on_validation`."""
     servable = trained.servable
     # The kind of the champion among the contenders is `champion`, so it is read from the artifact.
     kinds = {role: read_artifact_config(contender.uri).kind for role, contender in servable.items()}
@@ -194,15 +216,22 @@ def validation_models(context: RunContext, trained: TrainedModels) -> dict[str, 
 def predict_all(
     context: RunContext, models: Mapping[str, str], *, on_validation: Mapping[str, str]
 ) -> dict[str, Predictions]:
-    """Return predictions by table name: of all models on test, on the changed test sets of the gates, and on suites.
+    """Return predictions by table name: of all models on test, on the changed test sets of the
+    gates, and on suites.
 
-    Both arguments are URIs by role. The tables of the models in `on_validation` are those of the validation rows.
+    Both arguments are URIs by role. The tables of the models in `on_validation` are those of the
+    validation rows.
     """
-    sets = (*context.protocol.gates.changed_sets, *(f"{SUITE_PREFIX}{name}" for name in context.inputs.data.suites))
+    sets = (
+        *context.protocol.gates.changed_sets,
+        *(f"{SUITE_PREFIX}{name}" for name in context.inputs.data.suites),
+    )
     tables = {}
     for role, uri in models.items():
         for name in ("test", *sets):
-            context.progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
+            context.progress.activity(
+                f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}"
+            )
             table = stored_predictions(context, uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, uri in on_validation.items():
@@ -222,9 +251,13 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
     )
 
 
-def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
-    """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
-    chosen, family = verdict.selected, evaluated.family
+def publish(
+    context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict
+) -> RunResult:
+    """Register the incumbent and the winner, and write the evidence to the run and to the
+    versions."""
+    chosen = verdict.selected
+    family = evaluated.family
     versions = _register(context, family, winner=chosen)
     compared = {
         model.role: CandidateRecord(
@@ -237,16 +270,23 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
         for model in family.models
     }
     compared |= {
-        role: CandidateRecord(version.kind, version.uri, version.digest, offsets=version.nonzero_offsets)
+        role: CandidateRecord(
+            version.kind, version.uri, version.digest, offsets=version.nonzero_offsets
+        )
         for role, version in versions.items()
     }
     evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)
     for name, table in evaluated.predictions.items():
         save_predictions(f"{context.run}/predictions/{name}.parquet", table)
     names = [f"predictions/{name}.parquet" for name in evaluated.predictions]
-    names += [name for name in (PROTOCOL_FILE, FAMILY_FILE) if storage.exists(f"{context.run}/{name}")]
+    names += [
+        name for name in (PROTOCOL_FILE, FAMILY_FILE) if storage.exists(f"{context.run}/{name}")
+    ]
     files = {name: storage.read_bytes(f"{context.run}/{name}") for name in names}
-    for role, version in versions.items():  # an existing version keeps the evidence of the run that registered it
+    for (
+        role,
+        version,
+    ) in versions.items():  # an existing version keeps the evidence of the run that registered it
         if not storage.exists(f"{version.uri}/{MANIFEST}"):
             write_evidence(version.uri, files | render_files(evidence, role=role))
     write_evidence(context.run, files | render_files(evidence, role=chosen))
@@ -254,11 +294,16 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
 
 
 def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, ModelVersion]:
-    """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
-    inputs, task_uri, hybrid = context.inputs, context.recipe.task_uri, family.hybrid
+    """Return the registered versions by role: the incumbent, the winner, and both parts of a
+    hybrid."""
+    inputs = context.inputs
+    task_uri = context.recipe.task_uri
+    hybrid = family.hybrid
     uris = {model.role: model.uri for model in family.models}
     max_spend = request_limits(inputs).max_spend
-    register = partial(register_contender, task_uri, code=inputs.code.uri, max_spend=max_spend, data=inputs.data)
+    register = partial(
+        register_contender, task_uri, code=inputs.code.uri, max_spend=max_spend, data=inputs.data
+    )
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))
         return {role: register(uris[role]) for role in roles}
@@ -266,14 +311,19 @@ def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, 
     roles = dict.fromkeys(("incumbent", *hybrid.parts))
     versions = {role: register(uris[role]) for role in roles}
     first, second = (versions[role] for role in hybrid.parts)
-    return versions | {"hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)}
+    return versions | {
+        "hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)
+    }
 
 
 def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
     """Return the predictions of validation, test, a changed test set or a suite; a cached stage."""
-    inputs, on_gpu = context.inputs, context.recipe.serving.gpus_per_replica > 0
+    inputs = context.inputs
+    on_gpu = context.recipe.serving.gpus_per_replica > 0
     changes = [PERTURBATIONS[rows_name]] if rows_name in PERTURBATIONS else []
-    stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu)
+    stage_inputs = inputs.stage_inputs(
+        predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu
+    )
     if rows_name.startswith(SUITE_PREFIX):
         stage_inputs["suite"] = inputs.hashes[rows_name]
     elif rows_name != VALIDATION:
@@ -287,7 +337,9 @@ def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Pred
         save_predictions(f"{folder}/predictions.parquet", table)
         return f"{folder}/predictions.parquet"
 
-    return load_predictions(inputs.cached("predictions", output=str, inputs=stage_inputs, compute=compute))
+    return load_predictions(
+        inputs.cached("predictions", output=str, inputs=stage_inputs, compute=compute)
+    )
 
 
 def _rows(context: RunContext, name: str) -> Rows:
@@ -296,4 +348,6 @@ def _rows(context: RunContext, name: str) -> Rows:
         return PERTURBATIONS[name](context.splits.test)
     if name.startswith(SUITE_PREFIX):
         return context.inputs.data.suites[name.removeprefix(SUITE_PREFIX)]
-    return context.splits.validation if name == VALIDATION else context.splits.test
+    if name == VALIDATION:
+        return context.splits.validation
+    return context.splits.test

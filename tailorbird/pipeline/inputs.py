@@ -67,12 +67,17 @@ class RunInputs:
     @property
     def num_tuning_rows(self) -> int:
         """Number of training rows for fine-tuning, those in shards included."""
-        return len(self.tuning_rows) if self.data.shards is None else len(self.data.shards)
+        if self.data.shards is None:
+            return len(self.tuning_rows)
+        return len(self.data.shards)
 
     @property
     def retrieved_rows(self) -> Rows:
-        """Training rows that chat baselines can retrieve: all of them, unless an encoder has to embed them."""
-        return self.splits.train if self.encoder is None else self.tuning_rows
+        """Training rows that chat baselines can retrieve: all of them, unless an encoder has to
+        embed them."""
+        if self.encoder is None:
+            return self.splits.train
+        return self.tuning_rows
 
     @property
     def suite_hashes(self) -> dict[str, str]:
@@ -82,20 +87,28 @@ class RunInputs:
     @property
     def hashes(self) -> dict[str, str]:
         """The sha256 of each split, and of each suite with the prefix of its tables."""
-        return self.data.hashes | {f"{SUITE_PREFIX}{name}": value for name, value in self.suite_hashes.items()}
+        return self.data.hashes | {
+            f"{SUITE_PREFIX}{name}": value for name, value in self.suite_hashes.items()
+        }
 
     @property
     def pinned_encoder(self) -> PinnedEncoder | None:
         """The encoder for retrieval, or None if the recipe names none.
 
-        Its dtype is that of this process. The baselines replace it by that of the worker that fits them.
+        Its dtype is that of this process. The baselines replace it by that of the worker that fits
+        them.
         """
         if self.encoder is None:
             return None
-        return PinnedEncoder(uri=self.encoder.uri, sha256=digest(dict(self.encoder.files)), dtype=dtype_name())
+        return PinnedEncoder(
+            uri=self.encoder.uri, sha256=digest(dict(self.encoder.files)), dtype=dtype_name()
+        )
 
-    def stage_inputs(self, *functions: Callable[..., object], **inputs: object) -> dict[str, object]:
-        """Return the inputs of a stage's fingerprint: the code of `functions`, base model, data and `inputs`."""
+    def stage_inputs(
+        self, *functions: Callable[..., object], **inputs: object
+    ) -> dict[str, object]:
+        """Return the inputs of a stage's fingerprint: the code of `functions`, base model, data and
+        `inputs`."""
         rows = {name: self.data.hashes[name] for name in ("train", "validation")}
         if self.data.sample_sha256 is not None:  # the baselines are fitted on the sample
             rows["train_in_memory"] = self.data.sample_sha256
@@ -119,29 +132,45 @@ class RunInputs:
     ) -> R:
         """Return the output of a stage of this task; see `cached_stage`."""
         task_uri = self.recipe.task_uri
-        return cached_stage(task_uri, name, output=output, inputs=inputs, compute=compute, resumes=resumes)
+        return cached_stage(
+            task_uri, name, output=output, inputs=inputs, compute=compute, resumes=resumes
+        )
 
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""
-        return run_remote(function, resources=worker_resources(self.recipe.training), progress=self.progress)
+        """Return a function that runs as a Ray task with a training worker's resources. A call
+        waits for its result."""
+        return run_remote(
+            function, resources=worker_resources(self.recipe.training), progress=self.progress
+        )
 
     def remote_model(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs like `remote`, or on ranks if these hold a model together."""
-        return self.remote_evaluation(function) if self.ranks.number > 1 else self.remote(function)
+        if self.ranks.number > 1:
+            return self.remote_evaluation(function)
+        return self.remote(function)
 
     def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs like `remote`, on as many GPUs as the evaluation needs."""
-        training, serving, num_ranks = self.recipe.training, self.recipe.serving, self.ranks.number
+        training = self.recipe.training
+        serving = self.recipe.serving
+        num_ranks = self.ranks.number
         resources = evaluation_resources(training, serving, num_ranks=num_ranks)
-        return run_evaluation(function, num_ranks=num_ranks, resources=resources, progress=self.progress)
+        return run_evaluation(
+            function, num_ranks=num_ranks, resources=resources, progress=self.progress
+        )
 
     def version_config(
-        self, kind: Kind, *, dtype: Dtype, classes: tuple[str, ...] = (), prompting: Prompting | None = None
+        self,
+        kind: Kind,
+        *,
+        dtype: Dtype,
+        classes: tuple[str, ...] = (),
+        prompting: Prompting | None = None,
     ) -> VersionConfig:
         """Return the config of an artifact of this run, with temperature 1.
 
-        `dtype` is the precision of the worker that fitted or trained the artifact, which can have other hardware than
-        this process.
+        `dtype` is the precision of the worker that fitted or trained the artifact, which can have
+        other hardware than this process.
         """
         return VersionConfig(
             kind=kind,
@@ -158,10 +187,14 @@ class RunInputs:
 
 
 def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunInputs:
-    """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the code."""
-    # Check the rows first, so that an error in them is reported before the base model is downloaded.
+    """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the
+    code."""
+    # Check the rows first, so that an error in them is reported before the base model is
+    # downloaded.
     data = load_in_memory(recipe)
-    progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
+    progress.activity(
+        f"reading the base model {recipe.base_model}, which is copied to the registry on first use"
+    )
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
     task = recipe_task(recipe)
     require_length(staged.uri, max_length=recipe.data.max_length, task=task)
@@ -175,7 +208,9 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         if isinstance(task, ClassificationData):
             task = replace(task, prompt=pooling.prompt)
         inputs = {"code": code_sha256(source_files(load_sharded)), "base_model": asdict(base_model)}
-        data = load_sharded(recipe, task, base_model=staged.uri, inputs=inputs, map_tasks=map_remote)
+        data = load_sharded(
+            recipe, task, base_model=staged.uri, inputs=inputs, map_tasks=map_remote
+        )
     config = recipe.data
     return RunInputs(
         recipe,
@@ -183,7 +218,8 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         base_model,
         code,
         encoder,
-        integer_labels=TASKS[recipe.task].has_classes and has_integers(config.train_uris, column=config.label),
+        integer_labels=TASKS[recipe.task].has_classes
+        and has_integers(config.train_uris, column=config.label),
         ranks=run_ranks(recipe, base_model=staged.uri),
         pooling=pooling,
     )
@@ -206,13 +242,18 @@ def _with_trained_suites(data: LoadedDataset, recipe: Recipe, *, base_model: str
 
 def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
     """Return the pooling that the base model of a classifier declares. Raises PoolingError."""
-    return read_pooling(base_model, purpose="classification") if TASKS[recipe.task].has_classes else MEAN
+    if TASKS[recipe.task].has_classes:
+        return read_pooling(base_model, purpose="classification")
+    return MEAN
 
 
 def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:
-    """Return the ranks that hold each model of a run together: those of the staged base model, and the champion."""
+    """Return the ranks that hold each model of a run together: those of the staged base model, and
+    the champion."""
     task = recipe_task(recipe)
-    return comparison_ranks(recipe.serving, task=task, base_models=_compared_base_models(recipe, base_model))
+    return comparison_ranks(
+        recipe.serving, task=task, base_models=_compared_base_models(recipe, base_model)
+    )
 
 
 def _compared_base_models(recipe: Recipe, base_model: str) -> Iterator[str]:
@@ -224,7 +265,8 @@ def _compared_base_models(recipe: Recipe, base_model: str) -> Iterator[str]:
 
 
 def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:
-    """Stage the encoder for retrieval, if the recipe names one; raise MetadataError if it is no text encoder."""
+    """Stage the encoder for retrieval, if the recipe names one; raise MetadataError if it is no
+    text encoder."""
     if recipe.evaluation.retrieval_encoder is None:
         return None
     staged = stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry)

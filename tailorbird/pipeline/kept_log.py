@@ -1,8 +1,8 @@
 """Run a command as a child process, and store the end of its log in the registry if it fails.
 
-Ray keeps the log of a driver on the head node, which a RayJob deletes with its cluster. The parent process stores it,
-so the log is kept even if the driver alone is killed. If a container exceeds its limit of memory, Kubernetes may kill
-all of its processes, and the log is lost.
+Ray keeps the log of a driver on the head node, which a RayJob deletes with its cluster. The parent
+process stores it, so the log is kept even if the driver alone is killed. If a container exceeds its
+limit of memory, Kubernetes may kill all of its processes, and the log is lost.
 """
 
 import signal
@@ -24,14 +24,16 @@ SIGNALLED = 128  # plus the signal's number: exit code of a process that a signa
 def run_and_keep_log(command: Sequence[str], *, task_uri: str, max_bytes: int = MAX_BYTES) -> int:
     """Run the command, copy its output to standard output, and return its exit code.
 
-    If the code is not 0, store the last `max_bytes` bytes of the output and the code in the task's folder `logs/`. A
-    log that cannot be stored is reported and does not change the code. SIGTERM does not end this process: Ray sends it
-    to the child process too.
+    If the code is not 0, store the last `max_bytes` bytes of the output and the code in the task's
+    folder `logs/`. A log that cannot be stored is reported and does not change the code. SIGTERM
+    does not end this process: Ray sends it to the child process too.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: None)
     log = bytearray()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as child:
         assert child.stdout is not None
         while chunk := child.stdout.read(CHUNK_BYTES):
             sys.stdout.buffer.write(chunk)
@@ -39,7 +41,10 @@ def run_and_keep_log(command: Sequence[str], *, task_uri: str, max_bytes: int = 
             log += chunk
             if len(log) > 2 * max_bytes:
                 del log[:-max_bytes]
-    code = SIGNALLED - child.returncode if child.returncode < 0 else child.returncode
+    if child.returncode < 0:
+        code = SIGNALLED - child.returncode
+    else:
+        code = child.returncode
     if code:
         _store(bytes(log[-max_bytes:]) + f"\nexit code {code}\n".encode(), task_uri=task_uri)
     return code

@@ -14,23 +14,34 @@ from tailorbird.registry.kinds import spec_of
 
 @dataclass(frozen=True)
 class MixResult:
-    """The fine-tuned classifier, mixed with the bag of words if the mix scores higher on validation."""
+    """The fine-tuned classifier, mixed with the bag of words if the mix scores higher on
+    validation."""
 
     candidate: Contender
     record: MixRecord | None  # None without a bag of words, as for chat tasks
 
 
-def mix_candidate(context: RunContext, unmixed: Contender, *, baselines: Sequence[Baseline]) -> MixResult:
-    """Mix a calibrated candidate with the run's bag of words; a cached stage. The result is not calibrated."""
-    bag_uri = next((baseline.uri for baseline in baselines if baseline.kind == "bag_of_words"), None)
+def mix_candidate(
+    context: RunContext, unmixed: Contender, *, baselines: Sequence[Baseline]
+) -> MixResult:
+    """Mix a calibrated candidate with the run's bag of words; a cached stage. The result is not
+    calibrated."""
+    bag_uri = next(
+        (baseline.uri for baseline in baselines if baseline.kind == "bag_of_words"), None
+    )
     if bag_uri is None:
         return MixResult(unmixed, None)
-    inputs, metric = context.inputs, context.recipe.evaluation.metric
+    inputs = context.inputs
+    metric = context.recipe.evaluation.metric
 
     def compute(uri: str) -> MixResult:
         context.progress.activity("mixing the fine-tuned encoder with the bag of words")
         record = inputs.remote(mix_with_bag)(
-            unmixed.uri, bag_uri=bag_uri, validation=context.splits.validation, metric=metric, to=f"{uri}/model"
+            unmixed.uri,
+            bag_uri=bag_uri,
+            validation=context.splits.validation,
+            metric=metric,
+            to=f"{uri}/model",
         )
         if record.weight == 1:
             return MixResult(unmixed, record)

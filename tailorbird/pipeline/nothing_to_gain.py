@@ -1,4 +1,5 @@
-"""Before a training: whether the validation rows rule out that any model gains the minimum over the incumbent."""
+"""Before a training: whether the validation rows rule out that any model gains the minimum over the
+incumbent."""
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
@@ -12,22 +13,30 @@ from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.versions import ModelVersion
 
 
-def headroom_without_training(context: RunContext, baselines: tuple[Baseline, ...]) -> Headroom | None:
-    """Return what is left to gain over the incumbent if that is below the minimum gain, so that no training starts.
+def headroom_without_training(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> Headroom | None:
+    """Return what is left to gain over the incumbent if that is below the minimum gain, so that no
+    training starts.
 
-    Return None if a training starts: more may be left to gain, `tuning.train_anyway` is set, or the champion was
-    trained or selected on validation rows, so that its score on them is too high.
+    Return None if a training starts: more may be left to gain, `tuning.train_anyway` is set, or the
+    champion was trained or selected on validation rows, so that its score on them is too high.
     """
     protocol = context.protocol
     incumbent = select_incumbent(baselines)
-    if context.recipe.tuning.train_anyway or HIGHEST_SCORE - incumbent.validation >= protocol.minimum_gain:
+    if (
+        context.recipe.tuning.train_anyway
+        or HIGHEST_SCORE - incumbent.validation >= protocol.minimum_gain
+    ):
         return None
     if context.champion is not None and _may_know(context.champion, context.splits.validation):
         return None
     assert incumbent.uri is not None  # servable baselines have artifacts
     table = stored_predictions(context, incumbent.uri, rows_name=VALIDATION)
     headroom = headroom_of(table, metric=protocol.metric, alpha=protocol.alpha)
-    return headroom if headroom.most < protocol.minimum_gain else None
+    if headroom.most < protocol.minimum_gain:
+        return headroom
+    return None
 
 
 def _may_know(champion: ModelVersion, rows: Rows) -> bool:

@@ -1,4 +1,5 @@
-"""The first stage of a run: load its inputs, and register the test protocol before the first training."""
+"""The first stage of a run: load its inputs, and register the test protocol before the first
+training."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,12 @@ from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.quality import listed, require_no_test_row
 from tailorbird.data.rows import Splits
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
-from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, run_uri, with_digest
+from tailorbird.evaluation.report.preregistration import (
+    PROTOCOL_FILE,
+    Preregistration,
+    run_uri,
+    with_digest,
+)
 from tailorbird.evaluation.trained_rows import rows_of_champion
 from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
@@ -34,7 +40,8 @@ class RunContext:
     events: Any = None  # queue for the events of trainings; None if all trainings must be cached
 
     def reporting_to(self, progress: ProgressReporter, *, events: Any) -> "RunContext":
-        """Return the context with an event queue, and with its reporter for stages and Ray tasks."""
+        """Return the context with an event queue, and with its reporter for stages and Ray
+        tasks."""
         inputs = replace(self.inputs, progress=progress)
         return replace(self, inputs=inputs, task=task_of(inputs), events=events)
 
@@ -57,8 +64,11 @@ class RunContext:
 
     @cached_property
     def champion(self) -> ModelVersion | None:
-        """The version that was the champion when the protocol was registered. Raises RegistryError."""
-        return None if self.registered.champion is None else read_version(self.registered.champion)
+        """The version that was the champion when the protocol was registered. Raises
+        RegistryError."""
+        if self.registered.champion is None:
+            return None
+        return read_version(self.registered.champion)
 
 
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
@@ -71,15 +81,21 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     require_no_test_row(recipe.serving.examples, test=inputs.splits.test)
     progress.note(inputs.base_model.note(recipe.base_model, field="base_model"))
     if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
-        progress.note(inputs.encoder.note(recipe.evaluation.retrieval_encoder, field="retrieval_encoder"))
+        progress.note(
+            inputs.encoder.note(recipe.evaluation.retrieval_encoder, field="retrieval_encoder")
+        )
     task = task_of(inputs)
     champion = _read_champion(recipe, classes=task.classes)
     if inputs.ranks.note is not None:
         progress.note(inputs.ranks.note)
-    for line in data_lines(inputs.data, num_tuning=inputs.num_tuning_rows, label_noun=task.label_noun):
+    for line in data_lines(
+        inputs.data, num_tuning=inputs.num_tuning_rows, label_noun=task.label_noun
+    ):
         progress.note(line)
     use = next_access(recipe.task_uri, rows=fingerprints(user_texts(inputs.splits.test)))
-    if use.num_seen:  # report a lower alpha before the training, because a user may prefer to collect fresh rows
+    if (
+        use.num_seen
+    ):  # report a lower alpha before the training, because a user may prefer to collect fresh rows
         progress.note(earlier_tests_line(use, alpha=recipe.evaluation.alpha))
     trained = TrainedRows()
     if champion is not None:
@@ -100,7 +116,9 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
             base_model=inputs.base_model,
             retrieval_encoder=inputs.encoder,
             champion=champion.uri if champion else None,
-            anchor=champion.anchor.uri if champion is not None and champion.anchor is not None else None,
+            anchor=champion.anchor.uri
+            if champion is not None and champion.anchor is not None
+            else None,
             trained_rows=trained,
             requested_by=current_user(),
             requested_at=now(),
@@ -114,26 +132,33 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
 
 
 def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | None:
-    """Return the champion; raise ValueError if it cannot be compared with a model of the training rows.
+    """Return the champion; raise ValueError if it cannot be compared with a model of the training
+    rows.
 
     Raises RegistryError if the champion's version is missing or was changed.
     """
     entry = read_champion(recipe.task_uri)
     if entry is None:
         return None
-    champion, advice = entry[0], "or give the recipe another name, which is a task without a champion"
+    champion = entry[0]
+    advice = "or give the recipe another name, which is a task without a champion"
     version = champion_version(champion)
     if version.task != recipe.task:
         raise ValueError(
-            f"the champion {champion.uri} is for the task {version.task}, but the recipe has the task {recipe.task}; "
-            f"use the champion's task, {advice}"
+            f"the champion {champion.uri} is for the task {version.task}, but the recipe has the "
+            f"task {recipe.task}; use the champion's task, {advice}"
         )
     if version.classes != classes:
-        ours, theirs = set(classes), set(version.classes)
-        only = {"only the champion has": theirs - ours, "only the training rows have": ours - theirs}
+        ours = set(classes)
+        theirs = set(version.classes)
+        only = {
+            "only the champion has": theirs - ours,
+            "only the training rows have": ours - theirs,
+        }
         details = "; ".join(f"{owner} {listed(names)}" for owner, names in only.items() if names)
         raise ValueError(
-            f"the champion {champion.uri} and the training rows have different classes ({details}), so their scores "
-            f"cannot be compared; use the champion's classes, {advice}"
+            f"the champion {champion.uri} and the training rows have different classes "
+            f"({details}), so their scores cannot be compared; use the champion's classes, "
+            f"{advice}"
         )
     return champion

@@ -1,7 +1,7 @@
 """Store the progress of a run on S3 while it is under way, so that it can be seen from anywhere.
 
-The record is built from the events that the terminal shows. It is small: the latest notes, and a bounded number of
-contenders and of points of their learning curves.
+The record is built from the events that the terminal shows. It is small: the latest notes, and a
+bounded number of contenders and of points of their learning curves.
 """
 
 import threading
@@ -29,7 +29,10 @@ from tailorbird.registry.versions import now
 from tailorbird.storage import StorageError
 from tailorbird.storage.paths import parse_run_uri
 
-MAX_CONTENDERS, MAX_POINTS, MAX_NOTES, MAX_TEXT = 100, 50, 20, 300
+MAX_CONTENDERS = 100
+MAX_POINTS = 50
+MAX_NOTES = 20
+MAX_TEXT = 300
 WRITE_S = 5.0  # minimum seconds between two writes
 ALIVE_S = 60.0  # maximum seconds between two writes, which show that the driver is alive
 
@@ -53,24 +56,33 @@ def next_course(course: Course, event: ProgressEvent, *, now_s: float) -> Course
             return replace(course, notes=(*course.notes, _short(text))[-MAX_NOTES:])
         case EpochEvent() if course.state.stage != LEARNING_CURVE:
             name = training_name(event)
-            before = tuple(point for point in course.curves.get(name, ()) if point[0] <= event.epoch)
+            before = tuple(
+                point for point in course.curves.get(name, ()) if point[0] <= event.epoch
+            )
             curve = thinned((*before, (event.epoch + 1, event.score)))
             return replace(course, curves={**course.curves, name: curve})
     return course
 
 
 def thinned(curve: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    """Return at most `MAX_POINTS` points: without every second one if there are more; the last one is kept."""
-    return curve if len(curve) <= MAX_POINTS else (*curve[:-1:2], curve[-1])
+    """Return at most `MAX_POINTS` points: without every second one if there are more; the last one
+    is kept."""
+    if len(curve) <= MAX_POINTS:
+        return curve
+    return (*curve[:-1:2], curve[-1])
 
 
 def stages_of(state: State, *, now_s: float) -> tuple[StageProgress, ...]:
     """Return the finished, current and planned stages in order."""
     planned = {stage.name: stage for stage in state.plan}
 
-    def stage(name: str, kind: Literal["finished", "running", "planned"], seconds: float | None) -> StageProgress:
+    def stage(
+        name: str, kind: Literal["finished", "running", "planned"], seconds: float | None
+    ) -> StageProgress:
         plan = planned.get(name) or PlannedStage(name, None, "")
-        return StageProgress(name=name, state=kind, seconds=seconds, expected_s=plan.seconds, basis=plan.basis)
+        return StageProgress(
+            name=name, state=kind, seconds=seconds, expected_s=plan.seconds, basis=plan.basis
+        )
 
     stages = [stage(name, "finished", round(seconds, 1)) for name, seconds in state.finished]
     stages += [stage(state.stage, "running", round(now_s - state.since, 1))] if state.stage else []
@@ -82,7 +94,9 @@ def contenders_of(course: Course) -> tuple[ContenderProgress, ...]:
     """Return at most `MAX_CONTENDERS` contenders: the first ones, and the best of the others."""
     rows = list(course.state.rows.values())
     kept = rows[: MAX_CONTENDERS // 2]
-    kept += sorted(rows[len(kept) :], key=lambda row: -(row.score or 0.0))[: MAX_CONTENDERS - len(kept)]
+    kept += sorted(rows[len(kept) :], key=lambda row: -(row.score or 0.0))[
+        : MAX_CONTENDERS - len(kept)
+    ]
     return tuple(
         ContenderProgress(
             name=row.name,
@@ -96,10 +110,12 @@ def contenders_of(course: Course) -> tuple[ContenderProgress, ...]:
 
 
 class ProgressRecord:
-    """The record of one run. `report` receives the events; a thread writes the record (see `recorded`)."""
+    """The record of one run. `report` receives the events; a thread writes the record (see
+    `recorded`)."""
 
     def __init__(self, first: RunProgress, *, clock: Clock = time.monotonic) -> None:
-        self._first, self._clock = first, clock
+        self._first = first
+        self._clock = clock
         self._course = Course(State(since=clock()))
         self._lock = threading.Lock()
         self._changed = True
@@ -113,10 +129,15 @@ class ProgressRecord:
     def current(self) -> RunProgress:
         """Return the record as of now."""
         with self._lock:
-            course, now_s = self._course, self._clock()
-        done, update = course.state.done, dict[str, object]()
+            course = self._course
+            now_s = self._clock()
+        done = course.state.done
+        update = dict[str, object]()
         if isinstance(done, RowsEvent):
-            left = (done.total - done.done) / done.rows_per_second if done.rows_per_second else None
+            if done.rows_per_second:
+                left = (done.total - done.done) / done.rows_per_second
+            else:
+                left = None
             update = {"rows": (done.done, done.total), "seconds_left": left}
         elif isinstance(done, StepEvent):
             update = {"rows": (done.step, done.num_steps), "seconds_left": done.seconds_left}
@@ -132,7 +153,8 @@ class ProgressRecord:
         )
 
     def write_if_due(self) -> None:
-        """Write the record if it has changed, at most every `WRITE_S`, or if it was not written for `ALIVE_S`."""
+        """Write the record if it has changed, at most every `WRITE_S`, or if it was not written for
+        `ALIVE_S`."""
         waited = self._clock() - self._written_s
         if waited >= ALIVE_S or (self._changed and waited >= WRITE_S):
             self._changed = False
@@ -152,7 +174,9 @@ def first_record(context: RunContext) -> RunProgress:
         name=context.recipe.name,
         requested_by=context.registered.requested_by,
         base_model=str(context.recipe.base_model),
-        validation_rows=len(context.splits.validation) if METRICS[context.protocol.metric].is_share else None,
+        validation_rows=len(context.splits.validation)
+        if METRICS[context.protocol.metric].is_share
+        else None,
         status="running",
         started_at=now(),
         updated_at=now(),
@@ -163,10 +187,12 @@ def first_record(context: RunContext) -> RunProgress:
 def recorded(progress: ProgressReporter, *, first: RunProgress) -> Iterator[ProgressReporter]:
     """Yield a reporter that also stores the progress of a run until the block ends.
 
-    The last record says whether the block raised an exception. A record that cannot be written is reported once and
-    does not end the run, because the run itself needs none.
+    The last record says whether the block raised an exception. A record that cannot be written is
+    reported once and does not end the run, because the run itself needs none.
     """
-    record, over, reported = ProgressRecord(first), threading.Event(), False
+    record = ProgressRecord(first)
+    over = threading.Event()
+    reported = False
 
     def report(event: ProgressEvent) -> None:
         record.report(event)
@@ -178,7 +204,9 @@ def recorded(progress: ProgressReporter, *, first: RunProgress) -> Iterator[Prog
             write()
         except StorageError as error:
             if not reported:
-                progress.note(f"the progress cannot be stored, and the console does not show it: {error}")
+                progress.note(
+                    f"the progress cannot be stored, and the console does not show it: {error}"
+                )
             reported = True
 
     def follow() -> None:
@@ -201,7 +229,8 @@ def recorded(progress: ProgressReporter, *, first: RunProgress) -> Iterator[Prog
 
 
 def _reason(error: BaseException) -> str:
-    """Return the reason of a failure. SIGTERM raises KeyboardInterrupt too: see `cluster.connection`."""
+    """Return the reason of a failure. SIGTERM raises KeyboardInterrupt too: see
+    `cluster.connection`."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "the driver was stopped (Ctrl-C or SIGTERM)"
     return _short(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
@@ -210,4 +239,6 @@ def _reason(error: BaseException) -> str:
 def _short(text: str) -> str:
     """Return the text on one line, cut to `MAX_TEXT` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
+    if len(line) <= MAX_TEXT:
+        return line
+    return f"{line[: MAX_TEXT - 1]}…"

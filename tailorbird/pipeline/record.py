@@ -34,7 +34,9 @@ class FineTuning:
     """Results of the trainings."""
 
     sweep: SweepResult
-    seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's trial first
+    seeds: tuple[
+        TrainingResult, ...
+    ]  # trainings of the selected configuration, the sweep's trial first
     averaged: evidence.AverageRecord | None
     mix: MixRecord | None
     curve: LearningCurve | None
@@ -42,14 +44,17 @@ class FineTuning:
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources that the training steps of all trials and seed runs used."""
-        seconds = sum(row.seconds for row in self.sweep.rows) + sum(seed.step_seconds for seed in self.seeds[1:])
+        seconds = sum(row.seconds for row in self.sweep.rows) + sum(
+            seed.step_seconds for seed in self.seeds[1:]
+        )
         cpu_s = seconds * training.max_workers * training.cpus_per_worker
         return TrainingUsage(cpu_s, seconds * training.max_workers * training.gpus_per_worker)
 
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """Results of the stages before the evaluation on test: either a fine-tuning, or the headroom that rules it out."""
+    """Results of the stages before the evaluation on test: either a fine-tuning, or the headroom
+    that rules it out."""
 
     baselines: tuple[Baseline, ...]
     fine_tuning: FineTuning | None = None
@@ -57,7 +62,8 @@ class TrainedModels:
 
     @property
     def servable(self) -> dict[str, Contender]:
-        """The possible parts of a hybrid by role: incumbent, candidate if there is one, other servable baselines."""
+        """The possible parts of a hybrid by role: incumbent, candidate if there is one, other
+        servable baselines."""
         incumbent = select_incumbent(self.baselines)
         servable: dict[str, Contender] = {}
         for baseline in self.baselines:
@@ -70,14 +76,17 @@ class TrainedModels:
 
     @property
     def contenders(self) -> dict[str, Contender]:
-        """The models that predict the test rows, by role: the incumbent, the candidate if there is one, and others."""
+        """The models that predict the test rows, by role: the incumbent, the candidate if there is
+        one, and others."""
         servable = self.servable
         others = [baseline.kind for baseline in other_baselines(self.baselines).tested]
         return {role: servable[role] for role in (*evidence.ROLES, *others) if role in servable}
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources of the fine-tuning; none without one."""
-        return TrainingUsage() if self.fine_tuning is None else self.fine_tuning.usage(training)
+        if self.fine_tuning is None:
+            return TrainingUsage()
+        return self.fine_tuning.usage(training)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,9 @@ class EvaluatedModels:
     test_access: TestSetAccess
     predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord
-    endpoint_answers: Mapping[str, AnswerCounts] = field(default_factory=dict)  # see `Evidence.endpoint_answers`
+    endpoint_answers: Mapping[str, AnswerCounts] = field(
+        default_factory=dict
+    )  # see `Evidence.endpoint_answers`
 
 
 def build_evidence(
@@ -99,9 +110,12 @@ def build_evidence(
     versions: Mapping[str, evidence.CandidateRecord],
     verdict: Verdict,
 ) -> evidence.Evidence:
-    """Return the evidence of a run. The verdict expires `valid_days` after the test rows were accessed."""
+    """Return the evidence of a run. The verdict expires `valid_days` after the test rows were
+    accessed."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
-    recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
+    recipe = context.recipe
+    inputs = context.inputs
+    protocol = context.protocol
     data = inputs.data
     roles = [model.role for model in evaluated.family.models]
     registered = context.registered
@@ -114,7 +128,9 @@ def build_evidence(
         run=context.run,
         created_at=now(),
         requested_by=registered.requested_by,
-        expires_at=(accessed_at + timedelta(days=protocol.valid_days)).isoformat(timespec="seconds"),
+        expires_at=(accessed_at + timedelta(days=protocol.valid_days)).isoformat(
+            timespec="seconds"
+        ),
         recipe=recipe,
         protocol=protocol,
         verdict=verdict,
@@ -131,7 +147,10 @@ def build_evidence(
         ),
         cost=evaluated.cost,
         examples=paired_examples(
-            predictions, rows=context.splits.test, metric=protocol.metric, most=recipe.evaluation.report_examples
+            predictions,
+            rows=context.splits.test,
+            metric=protocol.metric,
+            most=recipe.evaluation.report_examples,
         ),
         **figures(predictions, suites=tuple(protocol.suites), roles=roles),
         trained_rows=registered.trained_rows,
@@ -148,7 +167,9 @@ def build_evidence(
     return _with_fine_tuning(without_training, trained.fine_tuning, recipe.training)
 
 
-def _with_fine_tuning(record: evidence.Evidence, fine_tuning: FineTuning, config: TrainingConfig) -> evidence.Evidence:
+def _with_fine_tuning(
+    record: evidence.Evidence, fine_tuning: FineTuning, config: TrainingConfig
+) -> evidence.Evidence:
     """Return the evidence with the results of the trainings."""
     sweep = fine_tuning.sweep
     curve = fine_tuning.curve
@@ -156,7 +177,9 @@ def _with_fine_tuning(record: evidence.Evidence, fine_tuning: FineTuning, config
     results = {
         "sweep": _trials(sweep, method=config.method),
         "sweep_ended": sweep.ended,
-        "seeds": tuple(evidence.SeedRecord(config.seed + number, score) for number, score in scores),
+        "seeds": tuple(
+            evidence.SeedRecord(config.seed + number, score) for number, score in scores
+        ),
         "averaged": fine_tuning.averaged,
         "mix": fine_tuning.mix,
         "curve": evidence.CurveRecord(**asdict(curve)) if curve else None,
@@ -166,7 +189,8 @@ def _with_fine_tuning(record: evidence.Evidence, fine_tuning: FineTuning, config
 
 
 def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endpoint | None:
-    """Return the recipe's endpoint with the model that it reported and with the limit of this run."""
+    """Return the recipe's endpoint with the model that it reported and with the limit of this
+    run."""
     uris = [baseline.uri for baseline in baselines if spec_of(baseline.kind).calls_endpoint]
     stored = read_artifact_config(str(uris[0])).endpoint if uris else None
     return stored and stored.model_copy(update={"max_spend": max_spend})
@@ -178,10 +202,15 @@ def _differences(context: RunContext, predictions: Mapping[str, Predictions]) ->
     test = context.splits.test
     trained_on = context.registered.trained_rows.excluded
     compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in trained_on]
-    for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", test.take(compared))):
+    for name, rows in (
+        ("incumbent_validation", context.splits.validation),
+        ("incumbent", test.take(compared)),
+    ):
         table = predictions[name]
         metric = row_metric(context.protocol.metric)
-        samples.append(SplitSample(rows.class_labels, rows.texts, table.clusters, scores=table.per_row(metric)))
+        samples.append(
+            SplitSample(rows.class_labels, rows.texts, table.clusters, scores=table.per_row(metric))
+        )
     return split_differences(samples[0], test=samples[1])
 
 
@@ -189,7 +218,9 @@ def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRe
     return tuple(
         evidence.TrialRecord(
             trial=row.trial,
-            kind=row.trial if row.status == evidence.BASELINE else str(row.config.get("method", method)),
+            kind=row.trial
+            if row.status == evidence.BASELINE
+            else str(row.config.get("method", method)),
             config=row.config,
             epochs=len(row.scores),
             validation=row.score,

@@ -17,7 +17,11 @@ from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.pipeline.artifacts import Contender, set_decision
-from tailorbird.pipeline.endpoint_contender import endpoint_baselines, first_answer, predict_contender
+from tailorbird.pipeline.endpoint_contender import (
+    endpoint_baselines,
+    first_answer,
+    predict_contender,
+)
 from tailorbird.pipeline.estimate import with_expected_time
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
@@ -47,15 +51,20 @@ NOT_OF_RESULTS = {
     "start_timeout_s",
     "process_group_timeout_s",
 }
-"""Fields of the training config that do not affect a result. A failed run can resume with other values of them."""
+"""Fields of the training config that do not affect a result. A failed run can resume with other
+values of them."""
 
 
-def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool = True) -> RunResult:
-    """Run a recipe from Parquet files to a registered winner, on the Ray cluster that this process is connected to.
+def run_pipeline(
+    recipe: Recipe, *, progress: ProgressReporter, may_train: bool = True
+) -> RunResult:
+    """Run a recipe from Parquet files to a registered winner, on the Ray cluster that this process
+    is connected to.
 
-    Each finished stage is cached on S3, so an interrupted run resumes when it is started again. If `may_train` is
-    false, all trainings must be cached. Raises ValueError (DataError, VerdictRefused, StorageError, ...) for invalid
-    input, and TrainingFailed if a training fails for another reason.
+    Each finished stage is cached on S3, so an interrupted run resumes when it is started again. If
+    `may_train` is false, all trainings must be cached. Raises ValueError (DataError,
+    VerdictRefused, StorageError, ...) for invalid input, and TrainingFailed if a training fails for
+    another reason.
     """
     require_trackers(recipe.tuning)
     prepared = prepare(recipe, progress=progress)
@@ -93,8 +102,11 @@ def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Basel
 
 
 @contextmanager
-def started(context: RunContext, *, progress: ProgressReporter, may_train: bool = True) -> Iterator[RunContext]:
-    """Check that all models can be used; yield the context with an event queue that forwards to `progress`."""
+def started(
+    context: RunContext, *, progress: ProgressReporter, may_train: bool = True
+) -> Iterator[RunContext]:
+    """Check that all models can be used; yield the context with an event queue that forwards to
+    `progress`."""
     require_usable(context, progress=progress)
     if may_train:
         progress.activity("checking that the base model can be trained on the rows")
@@ -107,47 +119,62 @@ def started(context: RunContext, *, progress: ProgressReporter, may_train: bool 
 
 
 def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTuning:
-    """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average and mix."""
+    """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average
+    and mix."""
     sweep_result = run_sweep(context, baselines)
     seeds = train_seeds(context, sweep_result)
     curve = measure_curve(context, sweep_result)
     context.progress.stage("candidate: selecting it on the validation rows")
     mean = average_seeds(context, sweep_result.selected, seeds)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
-    averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
-    context.task.make_loadable(best.uri, trained=sweep_result.selected, dtype=_dtype_of(best, seeds))
+    if mean:
+        averaged = AverageRecord(mean.validation, chosen=best == mean)
+    else:
+        averaged = None
+    context.task.make_loadable(
+        best.uri, trained=sweep_result.selected, dtype=_dtype_of(best, seeds)
+    )
     mix = mix_candidate(context, calibrate_contender(context, best), baselines=baselines)
     candidate = calibrate_contender(context, mix.candidate)
     return FineTuning(sweep_result, seeds, averaged, mix.record, curve, candidate)
 
 
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
-    """Raise ValueError if the base model does not fit the GPUs that evaluate it, or an endpoint cannot be used."""
-    require_gpus(context.recipe, base_model=context.inputs.base_model.uri, ranks=context.inputs.ranks)
+    """Raise ValueError if the base model does not fit the GPUs that evaluate it, or an endpoint
+    cannot be used."""
+    require_gpus(
+        context.recipe, base_model=context.inputs.base_model.uri, ranks=context.inputs.ranks
+    )
     require_endpoints(context, progress=progress)
 
 
 def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> None:
-    """Raise EndpointError if the endpoint of the recipe or of the champion cannot be used from this process.
+    """Raise EndpointError if the endpoint of the recipe or of the champion cannot be used from this
+    process.
 
-    Other requests to it follow the baselines of the base model, which can take long. So the first request for an answer
-    is sent here. It costs money like the others, and its answer is stored like theirs.
+    Other requests to it follow the baselines of the base model, which can take long. So the first
+    request for an answer is sent here. It costs money like the others, and its answer is stored
+    like theirs.
     """
     config = context.recipe.evaluation.endpoint
     of_recipe = () if config is None else (Endpoint.from_config(config),)
-    of_champion = () if context.champion is None else called_endpoints(context.champion)
+    of_champion: tuple[Endpoint, ...] = ()
+    if context.champion is not None:
+        of_champion = called_endpoints(context.champion)
     for endpoint in dict.fromkeys((*of_recipe, *of_champion)):
         progress.activity(f"checking that {endpoint.url} answers")
         if warning := check_answering(endpoint):
             progress.note(warning)
     if config is not None:
-        counts = first_answer(context.inputs, config=context.task.version_config("zero_shot", dtype="float32"))
+        counts = first_answer(
+            context.inputs, config=context.task.version_config("zero_shot", dtype="float32")
+        )
         if counts and counts.empty:
             progress.note(
                 "the first answer of the endpoint ends at its maximum number of tokens without a "
-                f"{'label' if context.task.classes else 'text'}; a run stops if more than {MAX_SHARE:.0%} of those to "
-                "validation rows do. "
-                "A model that reasons needs a higher evaluation.endpoint.max_tokens"
+                f"{'label' if context.task.classes else 'text'}; a run stops if more than "
+                f"{MAX_SHARE:.0%} of those to validation rows do. A model that reasons needs a "
+                "higher evaluation.endpoint.max_tokens"
             )
 
 
@@ -162,18 +189,24 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
         champion = (_score_champion(context, context.champion),)
     of_endpoint: tuple[Baseline, ...] = ()
     if context.recipe.evaluation.endpoint is not None:
-        progress.stage("endpoint: requests for the validation rows, unless their answers are stored")
+        progress.stage(
+            "endpoint: requests for the validation rows, unless their answers are stored"
+        )
         config = context.task.version_config("zero_shot", dtype="float32")
         of_endpoint = endpoint_baselines(context.inputs, baselines, config=config)
     baselines = (*champion, *baselines, *of_endpoint)
-    for baseline in baselines:  # those fitted now were already reported by the task that fitted them
+    for (
+        baseline
+    ) in baselines:  # those fitted now were already reported by the task that fitted them
         progress.score(baseline.kind, baseline.validation, baseline.note)
     return baselines
 
 
 def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResult:
     """Return the result of the sweep, which reads only training and validation rows."""
-    tuning, training, inputs = context.recipe.tuning, context.recipe.training, context.inputs
+    tuning = context.recipe.tuning
+    training = context.recipe.training
+    inputs = context.inputs
     progress = context.progress
     target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
     progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}")
@@ -181,23 +214,33 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
 
     def compute(uri: str) -> SweepResult:
         _require_events(context, what="sweep", command="sweep")
-        note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
+        note_shortage(
+            training.max_workers * training.cpus_per_worker, what="training", progress=progress
+        )
         progress.activity("starting the training workers, which load DeepSpeed and the base model")
-        return sweep(tuning, training=training, task=task, target=target, uri=uri, events=context.events)
+        return sweep(
+            tuning, training=training, task=task, target=target, uri=uri, events=context.events
+        )
 
     stage_inputs = inputs.stage_inputs(
         sweep,
         type(task),
         tuning=tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
-        training=training.model_dump(mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}),
+        training=training.model_dump(
+            mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}
+        ),
         **context.task.training_inputs,
         baselines=dict(target.baselines),
         to_beat=target.to_beat,
     )
-    sweep_result = inputs.cached("sweep", output=SweepResult, inputs=stage_inputs, compute=compute, resumes=True)
+    sweep_result = inputs.cached(
+        "sweep", output=SweepResult, inputs=stage_inputs, compute=compute, resumes=True
+    )
     delete_other_weights(sweep_result.trained)
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
-    sweep_result = sweep_result.model_copy(update={"selected": sweep_result.selected.model_copy(update=current)})
+    sweep_result = sweep_result.model_copy(
+        update={"selected": sweep_result.selected.model_copy(update=current)}
+    )
     if sweep_result.ended:
         progress.note(f"the sweep stopped early: {sweep_result.ended}")
     return sweep_result
@@ -210,46 +253,68 @@ def train_seeds(context: RunContext, sweep_result: SweepResult) -> tuple[Trainin
     """
 
     def train(seed: int) -> TrainingResult:
-        context.progress.stage(f"seed {seed}: training the selected configuration again", name="seeds")
+        context.progress.stage(
+            f"seed {seed}: training the selected configuration again", name="seeds"
+        )
         context.progress.activity("starting the training workers")
         config = sweep_result.selected.model_copy(update={"seed": seed})
         return _train(context, config, name=f"seed-{seed}")
 
     first = context.recipe.training.seed
-    calls = [partial(train, first + number) for number in range(1, context.recipe.training.num_seeds)]
+    calls = [
+        partial(train, first + number) for number in range(1, context.recipe.training.num_seeds)
+    ]
     return (sweep_result.trained, *run_side_by_side(calls, at_once=_room(sweep_result, len(calls))))
 
 
 def measure_curve(context: RunContext, sweep_result: SweepResult) -> LearningCurve | None:
-    """Return the learning curve of the selected configuration; None if `tuning.learning_curve` is false."""
+    """Return the learning curve of the selected configuration; None if `tuning.learning_curve` is
+    false."""
     if not context.recipe.tuning.learning_curve:
         return None
     num_rows = context.inputs.num_tuning_rows
-    sizes = curve_sizes(len(context.inputs.tuning_rows), num_classes=max(1, len(context.task.classes)))
-    # The sweep has trained on all rows, so skip that size. Sizes are smaller if memory holds only a sample of the rows.
+    sizes = curve_sizes(
+        len(context.inputs.tuning_rows), num_classes=max(1, len(context.task.classes))
+    )
+    # The sweep has trained on all rows, so skip that size. Sizes are smaller if memory holds only a
+    # sample of the rows.
     parts = sizes if sizes[-1] < num_rows else sizes[:-1]
 
     def train(size: int) -> float:
         context.progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
         context.progress.activity("starting the training workers")
-        return _train(context, sweep_result.selected, name=f"curve-{size}", num_train_rows=size).score
+        return _train(
+            context, sweep_result.selected, name=f"curve-{size}", num_train_rows=size
+        ).score
 
     calls = [partial(train, size) for size in parts]
-    scores = (*run_side_by_side(calls, at_once=_room(sweep_result, len(calls))), sweep_result.trained.score)
-    return fit_curve((*parts, num_rows), scores=scores, num_validation=len(context.splits.validation))
+    scores = (
+        *run_side_by_side(calls, at_once=_room(sweep_result, len(calls))),
+        sweep_result.trained.score,
+    )
+    return fit_curve(
+        (*parts, num_rows), scores=scores, num_validation=len(context.splits.validation)
+    )
 
 
 def _room(sweep_result: SweepResult, num_trainings: int) -> int:
-    """Return how many of `num_trainings` trainings of the selected configuration run at the same time."""
-    return 1 if num_trainings < 2 else num_groups_that_fit(sweep_result.selected)
+    """Return how many of `num_trainings` trainings of the selected configuration run at the same
+    time."""
+    if num_trainings < 2:
+        return 1
+    return num_groups_that_fit(sweep_result.selected)
 
 
-def average_seeds(context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...]) -> Contender | None:
+def average_seeds(
+    context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...]
+) -> Contender | None:
     """Return the model with the mean of the seeds' weights; a cached stage.
 
-    Return None if `training.average_seeds` is false, the method is not `full`, or there is only one seed.
+    Return None if `training.average_seeds` is false, the method is not `full`, or there is only one
+    seed.
     """
-    inputs, metric = context.inputs, context.recipe.evaluation.metric
+    inputs = context.inputs
+    metric = context.recipe.evaluation.metric
     if not context.recipe.training.average_seeds or selected.method != "full" or len(seeds) < 2:
         return None
     weights = [seed.weights for seed in seeds]
@@ -261,14 +326,21 @@ def average_seeds(context: RunContext, selected: TrainingConfig, seeds: tuple[Tr
         table = inputs.remote_model(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
         return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 
-    stage_inputs = inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric)
+    stage_inputs = inputs.stage_inputs(
+        average_weights, predict_rows, weights=weights, metric=metric
+    )
     averaged = inputs.cached("average", output=Contender, inputs=stage_inputs, compute=compute)
-    context.progress.score("average", averaged.validation, f"mean of the weights of {len(seeds)} seeds")
+    context.progress.score(
+        "average", averaged.validation, f"mean of the weights of {len(seeds)} seeds"
+    )
     return averaged
 
 
-def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | None, *, method: str) -> Contender:
-    """Return the seed with the highest validation score, or the mean of all seeds if no seed scores higher."""
+def best_on_validation(
+    seeds: tuple[TrainingResult, ...], averaged: Contender | None, *, method: str
+) -> Contender:
+    """Return the seed with the highest validation score, or the mean of all seeds if no seed scores
+    higher."""
     best = max(seeds, key=lambda seed: seed.score)
     if averaged is not None and averaged.validation >= best.score:
         return averaged
@@ -276,14 +348,18 @@ def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | 
 
 
 def _dtype_of(contender: Contender, seeds: tuple[TrainingResult, ...]) -> Dtype:
-    """Return the precision of the workers that trained a seed, or of the first seed for the mean of all seeds."""
+    """Return the precision of the workers that trained a seed, or of the first seed for the mean of
+    all seeds."""
     return next((seed.dtype for seed in seeds if seed.weights == contender.uri), seeds[0].dtype)
 
 
 def calibrate_contender(context: RunContext, contender: Contender) -> Contender:
-    """Return the contender with a temperature and offsets that are fitted on validation, if it is a classifier."""
+    """Return the contender with a temperature and offsets that are fitted on validation, if it is a
+    classifier."""
     decision = context.task.fit_decision(contender.uri)
-    return contender if decision is None else set_decision(contender, decision)
+    if decision is None:
+        return contender
+    return set_decision(contender, decision)
 
 
 def _train(
@@ -303,17 +379,22 @@ def _train(
         **context.task.training_inputs,
         num_train_rows=num_train_rows,
     )
-    result = context.inputs.cached(name, output=TrainingResult, inputs=inputs, compute=compute, resumes=True)
+    result = context.inputs.cached(
+        name, output=TrainingResult, inputs=inputs, compute=compute, resumes=True
+    )
     delete_other_weights(result)
     return result
 
 
 def _score_champion(context: RunContext, champion: ModelVersion) -> Baseline:
     """Return the champion as a baseline, scored on the validation rows; a cached stage."""
-    inputs, metric = context.inputs, context.recipe.evaluation.metric
+    inputs = context.inputs
+    metric = context.recipe.evaluation.metric
 
     def compute(_: str) -> float:
-        return score_table(metric, predict_contender(inputs, champion.uri, rows=context.splits.validation))
+        return score_table(
+            metric, predict_contender(inputs, champion.uri, rows=context.splits.validation)
+        )
 
     stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
     score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
@@ -323,4 +404,6 @@ def _score_champion(context: RunContext, champion: ModelVersion) -> Baseline:
 def _require_events(context: RunContext, *, what: str, command: str) -> None:
     """Raise ValueError if there is no event queue, because this run must not train."""
     if context.events is None:
-        raise ValueError(f"the {what} of this recipe is not finished; run `tailorbird {command} RECIPE` first")
+        raise ValueError(
+            f"the {what} of this recipe is not finished; run `tailorbird {command} RECIPE` first"
+        )

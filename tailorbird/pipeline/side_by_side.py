@@ -11,11 +11,12 @@ T = TypeVar("T")
 
 
 def run_side_by_side(calls: Sequence[Callable[[], T]], *, at_once: int) -> list[T]:
-    """Return the results of the calls, at most `at_once` of which run at the same time, each in a thread.
+    """Return the results of the calls, at most `at_once` of which run at the same time, each in a
+    thread.
 
-    If a call fails, no further call starts, and its error is raised when the others have ended. A single call at a time
-    runs in this thread, where Ray Train handles Ctrl-C. Otherwise Ctrl-C stops the trainings, and is raised
-    here.
+    If a call fails, no further call starts, and its error is raised when the others have ended. A
+    single call at a time runs in this thread, where Ray Train handles Ctrl-C. Otherwise Ctrl-C
+    stops the trainings, and is raised here.
     """
     if min(at_once, len(calls)) <= 1:
         return [call() for call in calls]

@@ -1,4 +1,5 @@
-"""Classification and chat tasks. The other modules of the pipeline do not depend on the kind of task."""
+"""Classification and chat tasks. The other modules of the pipeline do not depend on the kind of
+task."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from tailorbird.models.retrieval.training_examples import RetrievedExamples, fin
 from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.kinds import Kind
-from tailorbird.registry.versions import Dtype, Prompting, Retrieval, VersionConfig, read_artifact_config
+from tailorbird.registry.versions import (
+    Dtype,
+    Prompting,
+    Retrieval,
+    VersionConfig,
+    read_artifact_config,
+)
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask, check_trainable
@@ -34,7 +41,9 @@ class ClassificationTask:
     inputs: RunInputs
     label_noun: ClassVar[str] = "classes"  # noun for the distinct labels in messages
     num_cost_rows: ClassVar[int] = 256  # test rows on which the cost of all models is measured
-    num_cost_rows_gpu: ClassVar[int] = 2048  # the same on a GPU, which answers 256 rows too fast for a precise time
+    num_cost_rows_gpu: ClassVar[int] = (
+        2048  # the same on a GPU, which answers 256 rows too fast for a precise time
+    )
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -43,7 +52,8 @@ class ClassificationTask:
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
-        """Training rows of each class; of the sample in memory if the training rows are streamed."""
+        """Training rows of each class; of the sample in memory if the training rows are
+        streamed."""
         counts = Counter(self.inputs.splits.train.labels)
         return tuple(counts[label] for label in self.classes)
 
@@ -64,13 +74,17 @@ class ClassificationTask:
     def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, unless it has one."""
         pooling = self.inputs.pooling.trained(trained.pooling)
-        config = self.version_config(trained.method, dtype=dtype).model_copy(update={"pooling": pooling})
+        config = self.version_config(trained.method, dtype=dtype).model_copy(
+            update={"pooling": pooling}
+        )
         make_loadable(uri, config)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         """Return the stored baselines; a cached stage."""
-        recipe, splits = self.inputs.recipe, self.inputs.splits
-        config, seed = recipe.evaluation, recipe.training.seed
+        recipe = self.inputs.recipe
+        splits = self.inputs.splits
+        config = recipe.evaluation
+        seed = recipe.training.seed
 
         def compute(uri: str) -> tuple[Baseline, ...]:
             results = self.inputs.remote(fit_baselines)(
@@ -81,14 +95,23 @@ class ClassificationTask:
                 config=config,
                 seed=seed,
             )
-            return store_baselines(uri, results, config=self.version_config("zero_shot", dtype=results.dtype))
+            return store_baselines(
+                uri, results, config=self.version_config("zero_shot", dtype=results.dtype)
+            )
 
-        named = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "metric": config.metric}
+        named = {
+            "max_length": recipe.data.max_length,
+            "shots": config.centroid_shots,
+            "metric": config.metric,
+        }
         inputs = self.inputs.stage_inputs(fit_baselines, seed=seed, **named)
-        return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
+        return self.inputs.cached(
+            "baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute
+        )
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        """Return the training task with all training rows, or with a random sample of `num_train_rows`."""
+        """Return the training task with all training rows, or with a random sample of
+        `num_train_rows`."""
         recipe = self.inputs.recipe
         return ClassificationTrainingTask(
             base_model=self.inputs.base_model.uri,
@@ -106,11 +129,14 @@ class ClassificationTask:
         """Do nothing. Every encoder and every labelled text can be trained on."""
 
     def fit_decision(self, uri: str) -> DecisionFit | None:
-        """Return the temperature and the offsets of the artifact at `uri`, fitted on validation; a cached stage."""
+        """Return the temperature and the offsets of the artifact at `uri`, fitted on validation; a
+        cached stage."""
         metric = self.inputs.recipe.evaluation.metric
 
         def compute(_: str) -> DecisionFit:
-            return self.inputs.remote(fit_decision)(uri, rows=self.inputs.splits.validation, metric=metric)
+            return self.inputs.remote(fit_decision)(
+                uri, rows=self.inputs.splits.validation, metric=metric
+            )
 
         inputs = self.inputs.stage_inputs(fit_decision, model=uri, metric=metric)
         return self.inputs.cached("decision", output=DecisionFit, inputs=inputs, compute=compute)
@@ -123,7 +149,9 @@ class ChatTask:
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
     num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
-    num_cost_rows_gpu: ClassVar[int] = 64  # as many as a replica answers at the same time by default
+    num_cost_rows_gpu: ClassVar[int] = (
+        64  # as many as a replica answers at the same time by default
+    )
     classes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -131,7 +159,9 @@ class ChatTask:
         """Prompting without examples."""
         config = self.inputs.recipe.data
         return Prompting(
-            system=config.system, max_new_tokens=config.max_new_tokens, response_format=config.response_format
+            system=config.system,
+            max_new_tokens=config.max_new_tokens,
+            response_format=config.response_format,
         )
 
     @property
@@ -143,13 +173,18 @@ class ChatTask:
         return self.inputs.version_config(kind, dtype=dtype, prompting=self.prompting)
 
     def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
-        """Write the config of a folder of trained weights, and the index of a model with retrieved examples."""
+        """Write the config of a folder of trained weights, and the index of a model with retrieved
+        examples."""
         examples = self._examples()
-        config = self.inputs.version_config(trained.method, dtype=dtype, prompting=self._trained_prompting(examples))
+        config = self.inputs.version_config(
+            trained.method, dtype=dtype, prompting=self._trained_prompting(examples)
+        )
         make_loadable(uri, config, index_uri=None if examples is None else examples.index_uri)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
-        splits, config, seed = self.inputs.splits, self.inputs.recipe.evaluation, self.inputs.recipe.training.seed
+        splits = self.inputs.splits
+        config = self.inputs.recipe.evaluation
+        seed = self.inputs.recipe.training.seed
 
         def compute(uri: str) -> tuple[Baseline, ...]:
             baselines = self.inputs.remote_model(fit_prompt_baselines)(
@@ -169,22 +204,30 @@ class ChatTask:
             "draws": config.prompt_draws,
             "retrieved": [config.retrieved_examples, config.retrieved_tokens],
             "metric": config.metric,
-            "max_train_rows": None if self.inputs.encoder is None else self.inputs.recipe.data.max_train_rows,
+            "max_train_rows": None
+            if self.inputs.encoder is None
+            else self.inputs.recipe.data.max_train_rows,
             "encoder": self.inputs.pinned_encoder
             and self.inputs.pinned_encoder.model_dump(mode="json", exclude={"dtype"}),
         }
         prompting = self.prompting.model_dump(mode="json")
-        inputs = self.inputs.stage_inputs(fit_prompt_baselines, prompting=prompting, seed=seed, **named)
-        return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
+        inputs = self.inputs.stage_inputs(
+            fit_prompt_baselines, prompting=prompting, seed=seed, **named
+        )
+        return self.inputs.cached(
+            "baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute
+        )
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
         return self._training_task(num_train_rows, self._examples(num_train_rows))
 
     def require_trainable(self) -> None:
-        """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
+        """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached
+        stage.
 
-        The check runs before the baselines, because they take minutes, and outside the training workers, because a
-        failure would restart the worker group. It omits retrieved examples, because the baselines select their number.
+        The check runs before the baselines, because they take minutes, and outside the training
+        workers, because a failure would restart the worker group. It omits retrieved examples,
+        because the baselines select their number.
         """
         require_rows_in_memory(self.inputs)
         self._require_room_for_examples()
@@ -195,21 +238,31 @@ class ChatTask:
             self.inputs.remote(check_trainable)(task, attention_dropout=dropout)
             return True
 
-        named = _training_inputs(self.inputs) | {"prompting": self.prompting.model_dump(mode="json")}
+        named = _training_inputs(self.inputs) | {
+            "prompting": self.prompting.model_dump(mode="json")
+        }
         inputs = self.inputs.stage_inputs(ChatTrainingTask, **named, attention_dropout=dropout)
         self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
 
     def _require_room_for_examples(self) -> None:
-        """Raise DataError if `data.max_length` leaves no tokens for retrieved examples, as none would ever be used."""
-        recipe, uri = self.inputs.recipe, self.inputs.base_model.uri
-        longest = longest_row(uri, task=ChatData()) if recipe.training.with_retrieved else None
+        """Raise DataError if `data.max_length` leaves no tokens for retrieved examples, as none
+        would ever be used."""
+        recipe = self.inputs.recipe
+        uri = self.inputs.base_model.uri
+        if recipe.training.with_retrieved:
+            longest = longest_row(uri, task=ChatData())
+        else:
+            longest = None
         if longest is not None and recipe.data.max_length >= longest:
             raise DataError(
-                f"training.with_retrieved has no room for examples: data.max_length {recipe.data.max_length} is all "
-                f"that {uri} accepts in a training row; lower data.max_length, or remove with_retrieved"
+                "training.with_retrieved has no room for examples: data.max_length "
+                f"{recipe.data.max_length} is all that {uri} accepts in a training row; lower "
+                "data.max_length, or remove with_retrieved"
             )
 
-    def _training_task(self, num_train_rows: int | None, examples: RetrievedExamples | None) -> ChatTrainingTask:
+    def _training_task(
+        self, num_train_rows: int | None, examples: RetrievedExamples | None
+    ) -> ChatTrainingTask:
         recipe = self.inputs.recipe
         return ChatTrainingTask(
             base_model=self.inputs.base_model.uri,
@@ -222,7 +275,8 @@ class ChatTask:
         )
 
     def _examples(self, num_train_rows: int | None = None) -> RetrievedExamples | None:
-        """Return the examples of the training rows, or None without `training.with_retrieved`; a cached stage."""
+        """Return the examples of the training rows, or None without `training.with_retrieved`; a
+        cached stage."""
         training = self.inputs.recipe.training
         if not training.with_retrieved:
             return None
@@ -231,16 +285,25 @@ class ChatTask:
         def compute(uri: str) -> RetrievedExamples:
             train = _training_rows(self.inputs, num_train_rows)
             assert isinstance(train, Rows)  # see `require_rows_in_memory`
-            return self.inputs.remote(find_examples)(train, retrieval=retrieval, seed=training.seed, uri=uri)
+            return self.inputs.remote(find_examples)(
+                train, retrieval=retrieval, seed=training.seed, uri=uri
+            )
 
         named = {"seed": training.seed, "num_train_rows": num_train_rows}
-        inputs = self.inputs.stage_inputs(find_examples, retrieval=retrieval.model_dump(mode="json"), **named)
-        return self.inputs.cached("examples", output=RetrievedExamples, inputs=inputs, compute=compute)
+        inputs = self.inputs.stage_inputs(
+            find_examples, retrieval=retrieval.model_dump(mode="json"), **named
+        )
+        return self.inputs.cached(
+            "examples", output=RetrievedExamples, inputs=inputs, compute=compute
+        )
 
     @cached_property
     def _retrieval(self) -> Retrieval:
-        """Retrieval of the baseline `retrieved`, with the number of examples that is best on validation."""
-        uri = next(baseline.uri for baseline in self.fit_baselines() if baseline.kind == "retrieved")
+        """Retrieval of the baseline `retrieved`, with the number of examples that is best on
+        validation."""
+        uri = next(
+            baseline.uri for baseline in self.fit_baselines() if baseline.kind == "retrieved"
+        )
         prompting = read_artifact_config(str(uri)).prompting
         assert prompting is not None
         assert prompting.retrieval is not None
@@ -249,13 +312,16 @@ class ChatTask:
     def _trained_prompting(self, examples: RetrievedExamples | None) -> Prompting:
         """Return the prompting of a fine-tuned model with these examples.
 
-        A prompt with examples leaves room for `data.max_length`, so every training row fits the model.
+        A prompt with examples leaves room for `data.max_length`, so every training row fits the
+        model.
         """
         if examples is None:
             return self.prompting
         prompting = self.prompting.model_copy(update={"retrieval": examples.retrieval})
         longest = longest_row(self.inputs.base_model.uri, task=ChatData())
-        return prompting if longest is None else prompting.within(longest - self.inputs.recipe.data.max_length)
+        if longest is None:
+            return prompting
+        return prompting.within(longest - self.inputs.recipe.data.max_length)
 
     def fit_decision(self, uri: str) -> DecisionFit | None:  # noqa: ARG002
         """Return None. Generated answers are not calibrated."""
@@ -270,8 +336,9 @@ def require_rows_in_memory(inputs: RunInputs) -> None:
     limit = inputs.recipe.data.stream_above_rows
     if inputs.recipe.training.with_retrieved and inputs.data.shards is not None:
         raise DataError(
-            f"training.with_retrieved requires the training rows in memory, but train has more than "
-            f"data.stream_above_rows {limit:,} rows and is streamed; raise stream_above_rows, or remove with_retrieved"
+            "training.with_retrieved requires the training rows in memory, but train has more "
+            f"than data.stream_above_rows {limit:,} rows and is streamed; raise stream_above_rows, "
+            "or remove with_retrieved"
         )
 
 
@@ -293,4 +360,6 @@ def _training_inputs(inputs: RunInputs) -> dict[str, object]:
 def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> Rows | Shards:
     if num_train_rows is None and inputs.data.shards is not None:
         return inputs.data.shards
-    return take_training_rows(inputs.tuning_rows, size=num_train_rows, seed=inputs.recipe.training.seed)
+    return take_training_rows(
+        inputs.tuning_rows, size=num_train_rows, seed=inputs.recipe.training.seed
+    )

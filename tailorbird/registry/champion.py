@@ -1,4 +1,5 @@
-"""The champion of a task: the version that the task serves by default, with its reason and history."""
+"""The champion of a task: the version that the task serves by default, with its reason and
+history."""
 
 import uuid
 from collections.abc import Mapping
@@ -7,41 +8,55 @@ from typing import Literal, Self
 from pydantic import Field
 
 from tailorbird.registry.security_log import SecurityEvent, recorded
-from tailorbird.registry.versions import Frozen, ModelVersion, PinnedVersion, RegistryError, read_version
+from tailorbird.registry.versions import (
+    Frozen,
+    ModelVersion,
+    PinnedVersion,
+    RegistryError,
+    read_version,
+)
 from tailorbird.storage import read_versioned, write_if_match, write_json
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
 
 class ParityResult(Frozen):
-    """The result of the parity gate: answers of the deployed version over HTTP compared with its evaluation."""
+    """The result of the parity gate: answers of the deployed version over HTTP compared with its
+    evaluation."""
 
     rows: int
     matching: int  # rows with the evaluated answer
     ties: int = 0
-    """Matching rows with another class of almost equal probability or, for chat, with an answer that diverges at two
-    tokens of almost equal probability. The kernel and the composition of the batch affect rounding."""
+    """Matching rows with another class of almost equal probability or, for chat, with an answer
+    that diverges at two tokens of almost equal probability. The kernel and the composition of the
+    batch affect rounding."""
     largest_difference: float | None = None
-    """Largest difference of a probability over the rows or, for chat, of the log-probability of a token; None for the
-    kind `nearest`."""
+    """Largest difference of a probability over the rows or, for chat, of the log-probability of a
+    token; None for the kind `nearest`."""
     mean_difference: float | None = None  # the mean of these differences
     requires_equality: bool = True
-    """False for an endpoint, whose answers can differ between two requests. The gate then checks that it answers, and
-    that it reports the evaluated model."""
-    endpoint_rows: int = 0  # (hybrids only) further rows that the part that is an endpoint answered, checked like this
+    """False for an endpoint, whose answers can differ between two requests. The gate then checks
+    that it answers, and that it reports the evaluated model."""
+    # (hybrids only) further rows that the part that is an endpoint answered, checked like this
+    endpoint_rows: int = 0
     at: str  # ISO 8601
 
     def sentence(self) -> str:
         """Return the result for messages."""
         if not self.requires_equality:
             return (
-                f"the endpoint answered {self.rows} test rows over HTTP with the evaluated model; {self.matching} "
-                "answers equal those of the evaluation, which is not required"
+                f"the endpoint answered {self.rows} test rows over HTTP with the evaluated model; "
+                f"{self.matching} answers equal those of the evaluation, which is not required"
             )
         ties = f" ({self.ties} are ties)" if self.ties else ""
-        text = f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the evaluation{ties}"
+        text = (
+            f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the "
+            f"evaluation{ties}"
+        )
         if self.endpoint_rows:
-            text += f", and the endpoint answered {self.endpoint_rows} others with the evaluated model"
+            text += (
+                f", and the endpoint answered {self.endpoint_rows} others with the evaluated model"
+            )
         return text
 
     def with_endpoint(self, of_endpoint: Self) -> Self:
@@ -55,13 +70,16 @@ class ChosenBy(Frozen):
     outcome: str
     sentence: str
     costs: Mapping[str, str] = Field(default_factory=dict)
-    """Measured cost of serving the versions that were compared, in words, by digest; empty if it was not measured."""
+    """Measured cost of serving the versions that were compared, in words, by digest; empty if it
+    was not measured."""
 
 
 class ChangeReason(Frozen):
     """The reason why a version became the champion."""
 
-    change: Literal["promotion", "engine", "rollback"]  # `engine`: the same weights with another engine
+    change: Literal[
+        "promotion", "engine", "rollback"
+    ]  # `engine`: the same weights with another engine
     text: str
     override: str | None = None
     """Reason given with `--override`, if the version was rolled back before."""
@@ -81,9 +99,12 @@ class FormerChampion(Frozen):
     run: str  # URI of the run whose verdict selected it; empty if there is none
     verdict: ChosenBy | None = None
     anchor: PinnedVersion | None = None
-    """The last champion that was proven better than its predecessor; None if that is this version."""
+    """The last champion that was proven better than its predecessor; None if that is this
+    version."""
     baseline: PinnedVersion | None = None  # selected by `model: baseline`; may be this version
-    parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
+    parity: ParityResult | None = (
+        None  # None if nothing was served at its promotion; `serve` then checks parity
+    )
 
     @property
     def pinned(self) -> PinnedVersion:
@@ -107,34 +128,44 @@ class Champion(StoredModel, FormerChampion):
     @property
     def as_former(self) -> FormerChampion:
         """This champion as an entry of `former`."""
-        return FormerChampion.model_validate(self.model_dump(include=set(FormerChampion.model_fields)))
+        return FormerChampion.model_validate(
+            self.model_dump(include=set(FormerChampion.model_fields))
+        )
 
 
 def read_champion(task_uri: str) -> tuple[Champion, str] | None:
     """Return the champion and its ETag for `write_champion`; None if the task has no champion."""
     stored = read_versioned(TaskPaths(task_uri).champion)
-    return None if stored is None else (Champion.model_validate_json(stored[0]), stored[1])
+    if stored is None:
+        return None
+    return (Champion.model_validate_json(stored[0]), stored[1])
 
 
 def champion_version(champion: Champion) -> ModelVersion:
-    """Return the version of the champion; raise RegistryError if it is missing or was changed after its promotion."""
+    """Return the version of the champion; raise RegistryError if it is missing or was changed after
+    its promotion."""
     version = read_version(champion.uri)
     if version.digest != champion.digest:
         raise RegistryError(
-            f"{champion.uri} was changed after its promotion: its manifest has the digest {version.digest}, but "
-            f"champion.json has {champion.digest}; run `tailorbird verify {champion.uri}` to list the changed files, "
-            "and restore them"
+            f"{champion.uri} was changed after its promotion: its manifest has the digest "
+            f"{version.digest}, but champion.json has {champion.digest}; run `tailorbird verify "
+            f"{champion.uri}` to list the changed files, and restore them"
         )
     return version
 
 
 def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
-    """Write the champion with compare-and-swap, with an event in the security log and an entry in `history/`.
+    """Write the champion with compare-and-swap, with an event in the security log and an entry in
+    `history/`.
 
-    `etag` is None if the task had no champion. Raises PreconditionFailed if the champion changed since `etag` was read.
+    `etag` is None if the task had no champion. Raises PreconditionFailed if the champion changed
+    since `etag` was read.
     """
-    paths, stored = TaskPaths(task_uri), read_champion(task_uri)
-    with recorded(_event(paths.name, champion, former=stored[0] if stored else None), registry=paths.registry):
+    paths = TaskPaths(task_uri)
+    stored = read_champion(task_uri)
+    with recorded(
+        _event(paths.name, champion, former=stored[0] if stored else None), registry=paths.registry
+    ):
         write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
     write_json(paths.history_entry(name), champion.model_dump(mode="json"))
@@ -143,10 +174,16 @@ def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> No
 def _event(task: str, champion: Champion, *, former: Champion | None) -> SecurityEvent:
     """Return the event of a new champion, or of the parity result that is added to a champion."""
     if former is not None and (former.digest, former.since) == (champion.digest, champion.since):
-        what = f"{task}: parity of {champion.version}: {champion.parity.sentence() if champion.parity else 'none'}"
+        what = (
+            f"{task}: parity of {champion.version}: "
+            f"{champion.parity.sentence() if champion.parity else 'none'}"
+        )
     else:
         what = f"{task}: {champion.version} becomes the champion: {champion.reason.sentence()}"
     recorded_fields = {"version", "uri", "digest", "run", "baseline", "reason", "parity"}
-    before = former.model_dump(mode="json", include=recorded_fields) if former else None
+    if former:
+        before = former.model_dump(mode="json", include=recorded_fields)
+    else:
+        before = None
     after = champion.model_dump(mode="json", include=recorded_fields)
     return SecurityEvent(kind="champion", what=what, before=before, after=after)

@@ -1,7 +1,7 @@
 """Random draws that clients can neither predict nor influence: HMACs with a secret of the task.
 
-The secret decides which requests the challenger answers, which answers are audited and which are compared with the
-drift reference. Only replicas and the commands that read the request log know it.
+The secret decides which requests the challenger answers, which answers are audited and which are
+compared with the drift reference. Only replicas and the commands that read the request log know it.
 """
 
 import hmac
@@ -27,12 +27,14 @@ class DrawSecret(StoredModel):
 def draw_secret(task_uri: str) -> bytes:
     """Return the secret of the task's draws, and create it if there is none.
 
-    Raises StorageError if it can be neither read nor created, for example by a role with read access only.
+    Raises StorageError if it can be neither read nor created, for example by a role with read
+    access only.
     """
     uri = TaskPaths(task_uri).draw_secret
-    stored = (
-        read_json(uri) if exists(uri) else update_json(uri, lambda stored: _new_secret() if stored is None else None)
-    )
+    if exists(uri):
+        stored = read_json(uri)
+    else:
+        stored = update_json(uri, lambda stored: _new_secret() if stored is None else None)
     try:
         return bytes.fromhex(DrawSecret.model_validate(stored).key)
     except (ValidationError, ValueError) as error:
@@ -44,8 +46,8 @@ def draw_secret(task_uri: str) -> bytes:
 def draw_code(secret: bytes, *parts: str) -> int:
     """Return the code of a value, at least 0 and less than `CODES`.
 
-    The codes of different values are independent and uniform. The first part names the purpose of the draw. Only the
-    last part may contain NUL.
+    The codes of different values are independent and uniform. The first part names the purpose of
+    the draw. Only the last part may contain NUL.
     """
     message = "\0".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hmac.digest(secret, message, "sha256")[:8], "big")

@@ -14,21 +14,28 @@ class Endpoint(BaseModel):
 
     url: str  # base URL; requests are sent to `<url>/chat/completions`
     model: str
-    revision: str | None = None  # `evaluation.endpoint.revision`; answers of another revision are not used
+    revision: str | None = (
+        None  # `evaluation.endpoint.revision`; answers of another revision are not used
+    )
     api_key: str | None = Field(default=None, pattern=f"^{KEY_REFERENCE.pattern}$")
-    """Reference to the environment variable with the API key, `env://NAME`. The key itself is never stored."""
+    """Reference to the environment variable with the API key, `env://NAME`. The key itself is never
+    stored."""
     price_input: float | None = None  # price of 1,000 input tokens; None if unknown
     price_output: float | None = None  # price of 1,000 output tokens; None if unknown
     max_spend: float | None = None
-    """`evaluation.endpoint.max_spend` when it was registered. It limits later runs whose recipe does not name it."""
+    """`evaluation.endpoint.max_spend` when it was registered. It limits later runs whose recipe
+    does not name it."""
     reported_model: str | None = None
-    """Model that the endpoint named in the answers of the evaluation; None before the first answer."""
+    """Model that the endpoint named in the answers of the evaluation; None before the first
+    answer."""
     omitted: tuple[str, ...] = ()
-    """Parameters that the endpoint refused on validation. Later requests, also of a service, are sent without them."""
+    """Parameters that the endpoint refused on validation. Later requests, also of a service, are
+    sent without them."""
 
     @classmethod
     def from_config(cls, config: EndpointConfig) -> Self:
-        """Return the endpoint of a recipe, before its first answer. `max_tokens` is part of a version's `Prompting`."""
+        """Return the endpoint of a recipe, before its first answer. `max_tokens` is part of a
+        version's `Prompting`."""
         return cls(**config.model_dump(exclude={"max_tokens", *(LIMITS - {"max_spend"})}))
 
     @property

@@ -1,4 +1,5 @@
-"""The routing rule of a hybrid, and the router of rows that evaluation, cost, batches and Python share."""
+"""The routing rule of a hybrid, and the router of rows that evaluation, cost, batches and Python
+share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,26 +19,36 @@ PARTS: tuple[PartName, PartName] = ("first", "second")
 
 @dataclass(frozen=True)
 class Routing:
-    """The rule that selects the rows for a hybrid's second part; the first part answers all other rows.
+    """The rule that selects the rows for a hybrid's second part; the first part answers all other
+    rows.
 
-    Raises ValueError if a field that `by` needs is missing, or a field is set that `by` does not use.
+    Raises ValueError if a field that `by` needs is missing, or a field is set that `by` does not
+    use.
     """
 
     by: Literal["group", "cascade"]
     column: str | None = None  # by group: column of a row, attribute of a request
     values: tuple[str, ...] = ()  # by group: values of the rows that the second part answers
     threshold: float | None = None
-    """Cascade: the second part answers if the confidence of the first part is below the threshold."""
+    """Cascade: the second part answers if the confidence of the first part is below the
+    threshold."""
 
     def __post_init__(self) -> None:
         if self.by == "group":
             if not self.column or not self.values or self.threshold is not None:
-                raise ValueError(f"routing by group needs a column and values and allows no threshold, not {self}")
+                raise ValueError(
+                    "routing by group needs a column and values and allows no threshold, not "
+                    f"{self}"
+                )
             if NO_GROUP in self.values:
-                raise ValueError(f"values contain {NO_GROUP!r}; the first part answers rows without a group")
+                raise ValueError(
+                    f"values contain {NO_GROUP!r}; the first part answers rows without a group"
+                )
         elif self.by == "cascade":
             if self.threshold is None or self.column is not None or self.values:
-                raise ValueError(f"a cascade needs a threshold and allows no column or values, not {self}")
+                raise ValueError(
+                    f"a cascade needs a threshold and allows no column or values, not {self}"
+                )
             if not 0 <= self.threshold <= 1:
                 raise ValueError(f"threshold is {self.threshold}; allowed: 0 to 1")
         else:
@@ -45,23 +56,33 @@ class Routing:
 
 
 def routes_to_second(
-    routing: Routing, *, groups: Sequence[str | None] | None = None, confidences: ArrayLike | None = None
+    routing: Routing,
+    *,
+    groups: Sequence[str | None] | None = None,
+    confidences: ArrayLike | None = None,
 ) -> NDArray[np.bool_]:
     """Return a mask [N] of the rows that the second part answers.
 
-    Routing by group needs `groups`, the values of the routing column (None for a missing value). A cascade needs
-    `confidences` of the first part: of a classifier, its highest probability after temperature scaling; of `nearest`,
-    the similarity; of a language model, the exponential of the mean log-probability of the answer's tokens. Raises
-    ValueError if they are missing.
+    Routing by group needs `groups`, the values of the routing column (None for a missing value). A
+    cascade needs `confidences` of the first part: of a classifier, its highest probability after
+    temperature scaling; of `nearest`, the similarity; of a language model, the exponential of the
+    mean log-probability of the answer's tokens. Raises ValueError if they are missing.
     """
     if routing.by == "group":
         if groups is None:
-            raise ValueError(f"routing by group needs the values of {routing.column!r}; give them as `groups`")
-        return np.fromiter((value in routing.values for value in groups), dtype=np.bool_, count=len(groups))
+            raise ValueError(
+                f"routing by group needs the values of {routing.column!r}; give them as `groups`"
+            )
+        return np.fromiter(
+            (value in routing.values for value in groups), dtype=np.bool_, count=len(groups)
+        )
     if confidences is None:
-        raise ValueError("a cascade needs the confidences of its first part; give them as `confidences`")
+        raise ValueError(
+            "a cascade needs the confidences of its first part; give them as `confidences`"
+        )
     assert routing.threshold is not None
-    # Compare in float64. In float32, numpy rounds the threshold, and a row on the threshold may change sides.
+    # Compare in float64. In float32, numpy rounds the threshold, and a row on the threshold may
+    # change sides.
     return ~(np.asarray(confidences, dtype=np.float64) >= routing.threshold)
 
 
@@ -75,9 +96,10 @@ def answer_rows(
 ) -> list[tuple[PartName, T]]:
     """Return the answer to each row, with the part that gave it.
 
-    By group, each part answers the rows of its groups. In a cascade, the first part answers all rows, and the second
-    one those on which `confidence` of the first answer is below the threshold. `answer` returns the answers of a part
-    to the rows at some indices. It is not called without rows: an endpoint is paid per request.
+    By group, each part answers the rows of its groups. In a cascade, the first part answers all
+    rows, and the second one those on which `confidence` of the first answer is below the threshold.
+    `answer` returns the answers of a part to the rows at some indices. It is not called without
+    rows: an endpoint is paid per request.
     """
     answers: dict[int, tuple[PartName, T]] = {}
 

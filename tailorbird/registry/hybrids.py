@@ -1,20 +1,28 @@
-"""The config of a hybrid, from those of its parts, and the endpoints and base models that a version uses."""
+"""The config of a hybrid, from those of its parts, and the endpoints and base models that a version
+uses."""
 
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
-from tailorbird.registry.versions import Hybrid, ModelVersion, RegistryError, VersionConfig, read_parts
+from tailorbird.registry.versions import (
+    Hybrid,
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    read_parts,
+)
 
 
 def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing) -> VersionConfig:
-    """Return the config of a hybrid, with the classes of both parts and other fields of the second part.
+    """Return the config of a hybrid, with the classes of both parts and other fields of the second
+    part.
 
-    The prompting is that of a part that contains training rows as text, if there is one. Raises RegistryError if the
-    parts have different tasks.
+    The prompting is that of a part that contains training rows as text, if there is one. Raises
+    RegistryError if the parts have different tasks.
     """
     if first.task != second.task:
         raise RegistryError(
-            f"{first.uri} is a version for {first.task} and {second.uri} for {second.task}; a hybrid needs two "
-            "versions for the same task"
+            f"{first.uri} is a version for {first.task} and {second.uri} for {second.task}; a "
+            "hybrid needs two versions for the same task"
         )
     with_text = (part.prompting for part in (second, first) if part.contains_training_text)
     return VersionConfig(
@@ -33,12 +41,14 @@ def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing
 
 
 def called_endpoints(version: ModelVersion) -> tuple[Endpoint, ...]:
-    """Return the endpoints that a version and its parts call; raise RegistryError if a part cannot be used."""
+    """Return the endpoints that a version and its parts call; raise RegistryError if a part cannot
+    be used."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return tuple(part.endpoint for part in parts if part.endpoint is not None)
 
 
 def used_base_models(version: ModelVersion) -> tuple[str, ...]:
-    """Return the URIs of the base models of a version or of its parts; raise RegistryError if a part cannot be used."""
+    """Return the URIs of the base models of a version or of its parts; raise RegistryError if a
+    part cannot be used."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return tuple(part.base_model for part in parts if part.spec.uses_base)

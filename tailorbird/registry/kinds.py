@@ -5,17 +5,32 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 Kind = Literal[
-    "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", "lora",
-    "lora_bag", "full", "full_bag", "hybrid", "endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved",
-]  # fmt: skip
+    "zero_shot",
+    "few_shot",
+    "retrieved",
+    "nearest",
+    "centroid",
+    "bag_of_words",
+    "probe",
+    "probe_bag",
+    "lora",
+    "lora_bag",
+    "full",
+    "full_bag",
+    "hybrid",
+    "endpoint_zero_shot",
+    "endpoint_few_shot",
+    "endpoint_retrieved",
+]
 Base = Literal["none", "unchanged", "adapter", "changed", "parts"]
-"""How a model uses its base model: not at all, with its own weights, with a LoRA adapter, with changed weights, or
-through its parts, which are versions."""
+"""How a model uses its base model: not at all, with its own weights, with a LoRA adapter, with
+changed weights, or through its parts, which are versions."""
 
 
 @dataclass(frozen=True)
 class KindSpec:
-    """The properties of a kind of model. Conditions on kinds read them instead of the name of the kind."""
+    """The properties of a kind of model. Conditions on kinds read them instead of the name of the
+    kind."""
 
     title: str  # name for readers
     base: Base
@@ -23,7 +38,9 @@ class KindSpec:
     is_baseline: bool = True  # needs no fine-tuning
     learns_from_rows: bool = True  # False if it learns at most a temperature
     is_always_tested: bool = False  # predicts the test rows in any case, because it is cheap
-    calls_endpoint: bool = False  # has a prompt for an external endpoint, for both tasks, and no weights
+    calls_endpoint: bool = (
+        False  # has a prompt for an external endpoint, for both tasks, and no weights
+    )
     has_bag: bool = False  # adds the logits of a bag of words
     has_index: bool = False  # stores an index of training rows
     has_shots: bool = False  # stores training rows as examples in its prompt
@@ -76,14 +93,19 @@ _ENDPOINT = KindSpec(
     export_fault="is an external endpoint and has no weights",
 )
 KINDS: Mapping[str, KindSpec] = {
-    "zero_shot": KindSpec("pretrained model", "unchanged", learns_from_rows=False, is_always_tested=True),
-    "few_shot": KindSpec("pretrained model with examples in the prompt", "unchanged", has_shots=True),
+    "zero_shot": KindSpec(
+        "pretrained model", "unchanged", learns_from_rows=False, is_always_tested=True
+    ),
+    "few_shot": KindSpec(
+        "pretrained model with examples in the prompt", "unchanged", has_shots=True
+    ),
     "retrieved": KindSpec(
         "pretrained model with retrieved examples in the prompt",
         "unchanged",
         has_index=True,
         architecture="pretrained model with training rows in its prompt, ",
-        export_fault="is the pretrained model with training rows in its prompt, and has no weights of its own",
+        export_fault="is the pretrained model with training rows in its prompt, and has "
+        "no weights of its own",
     ),
     "nearest": KindSpec(
         "answer of the nearest training row",
@@ -92,7 +114,9 @@ KINDS: Mapping[str, KindSpec] = {
         architecture="index of training rows, without a language model, ",
         export_fault="answers with stored training rows and has no language model",
     ),
-    "centroid": KindSpec("pretrained model with class averages", "unchanged", is_always_tested=True),
+    "centroid": KindSpec(
+        "pretrained model with class averages", "unchanged", is_always_tested=True
+    ),
     "bag_of_words": _BAG,
     "probe": KindSpec("pretrained model with a linear head", "unchanged", is_always_tested=True),
     "probe_bag": replace(
@@ -108,7 +132,9 @@ KINDS: Mapping[str, KindSpec] = {
     "full_bag": replace(_MIXED, base="changed"),
     "hybrid": KindSpec("hybrid model", "parts", is_baseline=False),
     "endpoint_zero_shot": replace(_ENDPOINT, learns_from_rows=False),
-    "endpoint_few_shot": replace(_ENDPOINT, title="external endpoint with examples in the prompt", has_shots=True),
+    "endpoint_few_shot": replace(
+        _ENDPOINT, title="external endpoint with examples in the prompt", has_shots=True
+    ),
     "endpoint_retrieved": replace(
         _ENDPOINT, title="external endpoint with retrieved examples in the prompt", has_index=True
     ),
@@ -117,5 +143,6 @@ _OTHER = KindSpec("", "changed", is_baseline=False)
 
 
 def spec_of(kind: str) -> KindSpec:
-    """Return the properties of a kind; for another name, as `champion` among the baselines, those of any model."""
+    """Return the properties of a kind; for another name, as `champion` among the baselines, those
+    of any model."""
     return KINDS.get(kind, _OTHER)

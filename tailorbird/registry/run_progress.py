@@ -1,4 +1,5 @@
-"""The progress of a run, as the driver stores it while the run is under way; see `pipeline.progress_record`."""
+"""The progress of a run, as the driver stores it while the run is under way; see
+`pipeline.progress_record`."""
 
 from typing import Literal
 
@@ -23,7 +24,9 @@ class ContenderProgress(Frozen):
     score: float | None = None  # on the validation rows, after the latest epoch
     status: str = ""  # of a trial: `training`, `completed`, `stopped` or `failed`
     text: str = ""  # configuration of a trial, settings of a baseline
-    curve: tuple[tuple[int, float], ...] = ()  # epoch, from 1, and validation score; empty for a baseline
+    curve: tuple[
+        tuple[int, float], ...
+    ] = ()  # epoch, from 1, and validation score; empty for a baseline
 
 
 class RunProgress(StoredModel):

@@ -1,7 +1,7 @@
 """The security log of a registry: changes of champions, keys and configurations.
 
-Each event is an object of its own, which a conditional write creates. Nothing here changes or deletes an event;
-docs/security-log.md describes how S3 prevents it.
+Each event is an object of its own, which a conditional write creates. Nothing here changes or
+deletes an event; docs/security-log.md describes how S3 prevents it.
 """
 
 import getpass
@@ -17,18 +17,26 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BeforeValidator, Field, JsonValue, ValidationError
 
-from tailorbird.storage import PreconditionFailed, StorageError, list_files, read_bytes, write_if_match
+from tailorbird.storage import (
+    PreconditionFailed,
+    StorageError,
+    list_files,
+    read_bytes,
+    write_if_match,
+)
 from tailorbird.storage.objects import NUM_TRANSFERS
 from tailorbird.storage.paths import security_log
 from tailorbird.storage.s3 import require_bucket
 from tailorbird.storage.stored_model import StoredModel
 
 MAX_TEXT = 2000
-"""Maximum characters of a text in an event. It may contain text of a client, for example the name of a key."""
+"""Maximum characters of a text in an event. It may contain text of a client, for example the name
+of a key."""
 
 
 def current_user() -> str:
-    """Return the name of this process's user, or `uid N` if the user has no name, as in some containers."""
+    """Return the name of this process's user, or `uid N` if the user has no name, as in some
+    containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # Python 3.13 and later raise OSError
@@ -41,11 +49,14 @@ def caller() -> str:
 
 
 def _one_line(value: object) -> object:
-    """Return a text without control characters, which a terminal would obey, and cut to `MAX_TEXT` characters."""
+    """Return a text without control characters, which a terminal would obey, and cut to `MAX_TEXT`
+    characters."""
     if not isinstance(value, str):
         return value
     line = "".join(character if character.isprintable() else " " for character in value)
-    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
+    if len(line) <= MAX_TEXT:
+        return line
+    return f"{line[: MAX_TEXT - 1]}…"
 
 
 Line = Annotated[str, BeforeValidator(_one_line)]
@@ -81,15 +92,18 @@ class SecurityLog:
 def append(event: SecurityEvent, *, registry: str, name: str | None = None) -> str:
     """Write the event as a new object of the registry's security log, and return its URI.
 
-    Several processes that notice the same change give the same `name`, so the log contains the change once. Raises
-    StorageError if the event cannot be written. An existing object is never replaced.
+    Several processes that notice the same change give the same `name`, so the log contains the
+    change once. Raises StorageError if the event cannot be written. An existing object is never
+    replaced.
     """
     at = event.at.astimezone(UTC)
     uri = f"{security_log(registry, at.date())}/{name or f'{at:%H%M%S.%f}-{uuid.uuid4().hex}'}.json"
     content = event.model_dump_json(indent=1).encode()
     try:
         write_if_match(uri, content, etag=None)
-    except PreconditionFailed:  # without a name, the client repeated a write whose response was lost
+    except (
+        PreconditionFailed
+    ):  # without a name, the client repeated a write whose response was lost
         if name is None and read_bytes(uri) != content:
             raise
     return uri
@@ -116,10 +130,14 @@ def read(registry: str, *, since: date, until: date) -> SecurityLog:
     require_bucket(registry)
     days = [since + timedelta(days=number) for number in range((until - since).days + 1)]
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        listed = pool.map(lambda day: list_files(security_log(registry, day), missing_ok=True), days)
+        listed = pool.map(
+            lambda day: list_files(security_log(registry, day), missing_ok=True), days
+        )
         uris = [uri for files in listed for uri in files]
         parsed = dict(zip(uris, pool.map(lambda uri: _parse(read_bytes(uri)), uris), strict=True))
-    events = sorted((event for event in parsed.values() if event is not None), key=lambda event: event.at)
+    events = sorted(
+        (event for event in parsed.values() if event is not None), key=lambda event: event.at
+    )
     return SecurityLog(tuple(events), tuple(uri for uri, event in parsed.items() if event is None))
 
 

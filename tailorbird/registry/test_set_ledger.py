@@ -1,13 +1,14 @@
 """The test-set ledger of a registry: the record of every access to test rows.
 
-A row is known by its hash (see `data.fingerprints`), in all tasks of the registry. Each distinct row of an access has a
-number: 1 if no earlier access contains the row, k if k - 1 do. The numbers give the level of the test: see
-`share_of_alpha`.
+A row is known by its hash (see `data.fingerprints`), in all tasks of the registry. Each distinct
+row of an access has a number: 1 if no earlier access contains the row, k if k - 1 do. The numbers
+give the level of the test: see `share_of_alpha`.
 
-The ledger has three parts. A shard contains the rows whose hash begins with the same hexadecimal digit, with the test
-sets that contain them; a test set is stored once, however often it is used. The order contains 16 bytes for each access
-of any task: its id and that of its test set. `Ledger` contains the entries of a task. An access counts once it is in
-the order. Hashes have no key: whoever can read the ledger can check whether a text is in it.
+The ledger has three parts. A shard contains the rows whose hash begins with the same hexadecimal
+digit, with the test sets that contain them; a test set is stored once, however often it is used.
+The order contains 16 bytes for each access of any task: its id and that of its test set. `Ledger`
+contains the entries of a task. An access counts once it is in the order. Hashes have no key:
+whoever can read the ledger can check whether a text is in it.
 """
 
 import hashlib
@@ -31,7 +32,8 @@ from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
 DIGITS = "0123456789abcdef"
-"""The names of the shards. A test set has rows in each shard, so more of them would only need more requests."""
+"""The names of the shards. A test set has rows in each shard, so more of them would only need more
+requests."""
 NUM_TRANSFERS = 8
 SCHEMA = pa.schema({"row": pa.uint64(), "test_set": pa.uint64()})
 Hashes = NDArray[np.uint64]
@@ -81,7 +83,8 @@ class Shard:
         return Shard(np.insert(self.rows, at, rows), np.insert(self.sets, at, of_set))
 
     def numbers(self, rows: Hashes, *, earlier: Hashes) -> Numbers:
-        """Return the number of each of these sorted rows; `earlier` are the sorted ids of the sets of each access."""
+        """Return the number of each of these sorted rows; `earlier` are the sorted ids of the sets
+        of each access."""
         start = np.searchsorted(self.rows, rows)
         end = np.searchsorted(self.rows, rows, side="right")
         pairs = np.concatenate([np.arange(*limits) for limits in zip(start, end, strict=True)])
@@ -107,9 +110,10 @@ class Shard:
 def share_of_alpha(numbers: Numbers) -> float:
     """Return the level of a test as a share of alpha, from the number of each of its rows.
 
-    It is the mean over the rows of 1 for a row with the number 1, and of 1 / (k (k + 1)) for one with the number
-    k >= 2. The shares of all tests of the same rows sum to less than 1.5. A false improvement has half of each level,
-    so its rate over all these tests is below alpha. Fresh rows add a level, because they are fresh evidence.
+    It is the mean over the rows of 1 for a row with the number 1, and of 1 / (k (k + 1)) for one
+    with the number k >= 2. The shares of all tests of the same rows sum to less than 1.5. A false
+    improvement has half of each level, so its rate over all these tests is below alpha. Fresh rows
+    add a level, because they are fresh evidence.
     """
     return float(np.where(numbers == 1, 1.0, 1 / (numbers * (numbers + 1))).mean())
 
@@ -124,14 +128,17 @@ def row_use(numbers: Numbers) -> RowUse:
     )
 
 
-def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], protocol: str, run: str) -> TestSetAccess:
+def record_test_access(
+    task_uri: str, *, rows: Hashes, models: Sequence[str], protocol: str, run: str
+) -> TestSetAccess:
     """Add an access to the ledger of the task's registry and return its entry.
 
-    Return the existing entry if the same models were compared on the same rows with this protocol before. `rows` are
-    the hashes of the rows, in any order. `protocol` is the digest of the test protocol, so a test with another minimum
-    gain or without a gate is a further access. Call this function before the first prediction, because a run may fail
-    after its results are visible. Raises StorageError if the ledger cannot be read or written, and ValueError if there
-    are no models or rows.
+    Return the existing entry if the same models were compared on the same rows with this protocol
+    before. `rows` are the hashes of the rows, in any order. `protocol` is the digest of the test
+    protocol, so a test with another minimum gain or without a gate is a further access. Call this
+    function before the first prediction, because a run may fail after its results are visible.
+    Raises StorageError if the ledger cannot be read or written, and ValueError if there are no
+    models or rows.
     """
     if not models:
         raise ValueError("there are no models; give the URIs of the compared models")
@@ -142,14 +149,21 @@ def record_test_access(task_uri: str, *, rows: Hashes, models: Sequence[str], pr
     order = _add_to_order(task_uri, access=short_id(identity), test_set=short_id(digest_of_set))
     use = _count_use(task_uri, distinct, earlier=_sets_before(order, identity))
     entry = TestSetAccess(
-        **use.model_dump(), rows=digest_of_set, models=tuple(models), protocol=protocol, run=run, at=now()
+        **use.model_dump(),
+        rows=digest_of_set,
+        models=tuple(models),
+        protocol=protocol,
+        run=run,
+        at=now(),
     )
     uri = TaskPaths(task_uri).test_set_ledger
 
     def add(stored: object) -> object:
         entries = () if stored is None else _parse(uri, stored).entries
         known = _find(entries, identity)
-        return None if known else Ledger(entries=(*entries, entry)).model_dump(mode="json")
+        if known:
+            return None
+        return Ledger(entries=(*entries, entry)).model_dump(mode="json")
 
     recorded = _find(_parse(uri, update_json(uri, add)).entries, identity)
     assert recorded is not None
@@ -165,11 +179,14 @@ def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
     """Return the accesses of the task, in order."""
     uri = TaskPaths(task_uri).test_set_ledger
     content = _read(uri)
-    return () if content is None else _parse(uri, content).entries
+    if content is None:
+        return ()
+    return _parse(uri, content).entries
 
 
 def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
-    """Return the ledger's entry for `access`, with the use of its rows counted again; None if there is no entry.
+    """Return the ledger's entry for `access`, with the use of its rows counted again; None if there
+    is no entry.
 
     Raises StorageError if a part of the ledger is missing or damaged.
     """
@@ -182,7 +199,9 @@ def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | N
     rows = np.concatenate([shard.rows[shard.sets == short_id(entry.rows)] for shard in shards])
     if short_id(identity) not in order[:, 0] or digest_of_rows(rows) != entry.rows:
         folder = f"{TaskPaths(task_uri).registry}/_ledger"
-        raise StorageError(f"{folder} does not contain the rows of {entry.run}; restore the folder from a copy")
+        raise StorageError(
+            f"{folder} does not contain the rows of {entry.run}; restore the folder from a copy"
+        )
     use = _count_use(task_uri, rows, earlier=_sets_before(order, identity))
     return entry.model_copy(update=use.model_dump())
 
@@ -213,7 +232,9 @@ def _store_rows(task_uri: str, rows: Hashes) -> None:
 
         def add(content: bytes | None) -> bytes | None:
             shard = _parse_shard(uri, content)
-            return None if of_set in shard.sets else shard.add(part, of_set=of_set).to_parquet()
+            if of_set in shard.sets:
+                return None
+            return shard.add(part, of_set=of_set).to_parquet()
 
         update_bytes(uri, add)
 
@@ -223,11 +244,15 @@ def _store_rows(task_uri: str, rows: Hashes) -> None:
 
 
 def _count_use(task_uri: str, rows: Hashes, *, earlier: Hashes) -> RowUse:
-    """Return the use of sorted rows; `earlier` are the ids of the test sets of the earlier accesses."""
+    """Return the use of sorted rows; `earlier` are the ids of the test sets of the earlier
+    accesses."""
     parts = parts_by_digit(rows)
     shards = _read_shards(task_uri, digits=parts.keys())
     used = np.sort(earlier)
-    numbers = [shard.numbers(part, earlier=used) for shard, part in zip(shards, parts.values(), strict=True)]
+    numbers = [
+        shard.numbers(part, earlier=used)
+        for shard, part in zip(shards, parts.values(), strict=True)
+    ]
     return row_use(np.concatenate(numbers))
 
 
@@ -270,7 +295,9 @@ def _sets_before(order: Order, identity: str) -> Hashes:
 
 
 def _read(uri: str) -> bytes | None:
-    return read_bytes(uri) if exists(uri) else None
+    if exists(uri):
+        return read_bytes(uri)
+    return None
 
 
 def _parse_shard(uri: str, content: bytes | None) -> Shard:
@@ -284,7 +311,9 @@ def _parse_shard(uri: str, content: bytes | None) -> Shard:
         # `to_numpy` would import pandas.
         return Shard(*(np.asarray(np.from_dlpack(column), np.uint64) for column in columns))
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy") from None
+        raise StorageError(
+            f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy"
+        ) from None
 
 
 def _distinct(rows: Hashes) -> Hashes:
@@ -299,13 +328,21 @@ def _identity(models: Sequence[str], *, protocol: str, rows: str) -> str:
 
 
 def _find(entries: Sequence[TestSetAccess], identity: str) -> TestSetAccess | None:
-    identities = [_identity(entry.models, protocol=entry.protocol, rows=entry.rows) for entry in entries]
-    return entries[identities.index(identity)] if identity in identities else None
+    identities = [
+        _identity(entry.models, protocol=entry.protocol, rows=entry.rows) for entry in entries
+    ]
+    if identity in identities:
+        return entries[identities.index(identity)]
+    return None
 
 
 def _parse(uri: str, content: object) -> Ledger:
     """Parse a ledger from its bytes or its JSON value."""
     try:
-        return Ledger.model_validate_json(content) if isinstance(content, bytes) else Ledger.model_validate(content)
+        if isinstance(content, bytes):
+            return Ledger.model_validate_json(content)
+        return Ledger.model_validate(content)
     except ValidationError as error:
-        raise StorageError(f"{uri} is not a valid test-set ledger: {error}; restore the file from a copy") from None
+        raise StorageError(
+            f"{uri} is not a valid test-set ledger: {error}; restore the file from a copy"
+        ) from None

@@ -9,18 +9,24 @@ from tailorbird.storage import MANIFEST, s3
 from tailorbird.storage.objects import NUM_TRANSFERS
 
 EVIDENCE_FILES = (
-    "evidence.json", "evidence_manifest.json", "engine_evidence.json", "protocol.json", "family.json", "report.html",
+    "evidence.json",
+    "evidence_manifest.json",
+    "engine_evidence.json",
+    "protocol.json",
+    "family.json",
+    "report.html",
     "MODEL_CARD.md",
-)  # fmt: skip
+)
 
 
 def version_faults(pinned: PinnedVersion, *, folder: str | None = None) -> list[str]:
-    """Return the faults of a version's files, one sentence each; empty if they are exactly those that were registered.
+    """Return the faults of a version's files, one sentence each; empty if they are exactly those
+    that were registered.
 
-    The manifest must have the pinned digest, and the files must be those of the manifest: no file may be changed,
-    missing or additional. `folder` is the URI of a local copy; by default, the files in the registry are read. Evidence
-    (`is_evidence`) is written after the registration and has a manifest of its own, so it is ignored. The parts of a
-    hybrid are not checked.
+    The manifest must have the pinned digest, and the files must be those of the manifest: no file
+    may be changed, missing or additional. `folder` is the URI of a local copy; by default, the
+    files in the registry are read. Evidence (`is_evidence`) is written after the registration and
+    has a manifest of its own, so it is ignored. The parts of a hybrid are not checked.
     """
     folder = folder or pinned.uri
     if not storage.exists(f"{folder}/{MANIFEST}"):
@@ -28,11 +34,17 @@ def version_faults(pinned: PinnedVersion, *, folder: str | None = None) -> list[
     content = storage.read_bytes(f"{folder}/{MANIFEST}")
     if (digest := hashlib.sha256(content).hexdigest()) != pinned.digest:
         return [f"{pinned.uri}/{MANIFEST} was changed: its sha256 is {digest}, not {pinned.digest}"]
-    expected, base = parse_manifest(content, uri=pinned.uri), f"{s3.parse(folder)[1]}/"
-    present = {s3.parse(file)[1].removeprefix(base) for file in storage.list_files(folder)} - {MANIFEST}
+    expected = parse_manifest(content, uri=pinned.uri)
+    base = f"{s3.parse(folder)[1]}/"
+    present = {s3.parse(file)[1].removeprefix(base) for file in storage.list_files(folder)} - {
+        MANIFEST
+    }
     faults = [f"{pinned.uri}/{name} is missing" for name in expected if name not in present]
     added = (name for name in sorted(present - expected.keys()) if not is_evidence(name))
-    faults += [f"{pinned.uri}/{name} is not in the manifest; it was added after the registration" for name in added]
+    faults += [
+        f"{pinned.uri}/{name} is not in the manifest; it was added after the registration"
+        for name in added
+    ]
     names = sorted(present & expected.keys())
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         hashes = pool.map(lambda name: storage.sha256_object(f"{folder}/{name}"), names)
@@ -45,15 +57,20 @@ def version_faults(pinned: PinnedVersion, *, folder: str | None = None) -> list[
 
 
 def is_evidence(name: str) -> bool:
-    """Return True for a file of a version's folder that the evidence of a run or an engine may contain."""
+    """Return True for a file of a version's folder that the evidence of a run or an engine may
+    contain."""
     return name in EVIDENCE_FILES or (name.startswith("predictions/") and name.endswith(".parquet"))
 
 
 def require_intact(pinned: PinnedVersion, *, folder: str | None = None) -> None:
-    """Raise RegistryError if a file of the version, or of a part of a hybrid, has a fault; see `version_faults`."""
+    """Raise RegistryError if a file of the version, or of a part of a hybrid, has a fault; see
+    `version_faults`."""
     if faults := version_faults(pinned, folder=folder):
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise RegistryError(f"{faults[0]}{others}; restore the version from a copy, and delete files that were added")
+        raise RegistryError(
+            f"{faults[0]}{others}; restore the version from a copy, and delete files that were "
+            "added"
+        )
     hybrid = read_version(pinned.uri).hybrid if folder is None else None
     for part in hybrid.parts if hybrid else ():
         require_intact(part)

@@ -27,7 +27,8 @@ EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine th
 Dtype = Literal["float32", "bfloat16"]
 """Precision of a model in evaluation and serving: that of the worker that trained and scored it."""
 Engine = Literal["torch", "onnxruntime-int8"]
-"""Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
+"""Engine of a classifier's encoder. Engines other than torch run on CPU, from files that
+`models.export` writes."""
 
 NUM_DIGITS = 12
 """Digits of the digest of its manifest at the end of a version's name."""
@@ -85,21 +86,25 @@ class Retrieval(Frozen):
     """The retrieval settings of a chat version, in evaluation and serving."""
 
     num_examples: int = Field(ge=1)
-    """Number of nearest training rows that are examples before each conversation. The kind `nearest` uses one row."""
+    """Number of nearest training rows that are examples before each conversation. The kind
+    `nearest` uses one row."""
     max_prompt_tokens: int = Field(ge=1)
-    """Maximum tokens of a prompt with examples. Examples that do not fit are omitted, the least similar first."""
+    """Maximum tokens of a prompt with examples. Examples that do not fit are omitted, the least
+    similar first."""
     index_sha256: str
     encoder: PinnedEncoder | None = None
     """Encoder whose embeddings are compared. Without one, only n-grams are compared."""
     embedding_weight: float = Field(default=0.0, ge=0, le=1)
-    """Weight of the embeddings in the similarity. It is positive if and only if there is an encoder."""
+    """Weight of the embeddings in the similarity. It is positive if and only if there is an
+    encoder."""
 
     @model_validator(mode="after")
     def _weight_fits_encoder(self) -> Self:
         if (self.encoder is None) != (self.embedding_weight == 0):
             raise ValueError(
-                f"embedding_weight {self.embedding_weight} {'needs an' if self.encoder is None else 'is 0 with an'} "
-                "encoder; set both `encoder` and a positive `embedding_weight`, or neither"
+                f"embedding_weight {self.embedding_weight} "
+                f"{'needs an' if self.encoder is None else 'is 0 with an'} encoder; set both "
+                "`encoder` and a positive `embedding_weight`, or neither"
             )
         return self
 
@@ -119,30 +124,37 @@ class Prompting(Frozen):
         """Return a copy whose prompts with retrieved examples have at most this many tokens."""
         if self.retrieval is None or max_prompt_tokens >= self.retrieval.max_prompt_tokens:
             return self
-        retrieval = self.retrieval.model_copy(update={"max_prompt_tokens": max(1, max_prompt_tokens)})
+        retrieval = self.retrieval.model_copy(
+            update={"max_prompt_tokens": max(1, max_prompt_tokens)}
+        )
         return self.model_copy(update={"retrieval": retrieval})
 
 
 class VersionConfig(StoredModel):
     """The content of `config.json` in the folder of a version.
 
-    A hybrid ignores `base_model`, `max_length`, `dtype`, `temperature`, `offsets`, `prompting` and `pooling`. Its parts
-    have their own.
+    A hybrid ignores `base_model`, `max_length`, `dtype`, `temperature`, `offsets`, `prompting` and
+    `pooling`. Its parts have their own.
     """
 
     kind: Kind
     classes: tuple[str, ...]
-    integer_labels: bool = False  # the label column holds integers, so answers give labels as integers
+    integer_labels: bool = (
+        False  # the label column holds integers, so answers give labels as integers
+    )
     base_model: str  # S3 URI
     max_length: int
     dtype: Dtype  # in evaluation and serving
-    pooling: Pooling = MEAN  # (classification only) of the encoder, with the prompt before each text
+    pooling: Pooling = (
+        MEAN  # (classification only) of the encoder, with the prompt before each text
+    )
     code: str  # S3 URI
     recipe_hash: str
     created_at: str
     temperature: float = Field(default=1.0, gt=0)  # divides the logits before the softmax
     offsets: tuple[float, ...] = ()
-    """(classifiers only) Added to the logits of the classes before the highest one decides; empty for none."""
+    """(classifiers only) Added to the logits of the classes before the highest one decides; empty
+    for none."""
     hybrid: Hybrid | None = None
     prompting: Prompting | None = None  # (chat, and endpoints for both tasks)
     endpoint: Endpoint | None = None  # (kinds that call one)
@@ -152,7 +164,9 @@ class VersionConfig(StoredModel):
 
     @property
     def task(self) -> Literal["classification", "chat"]:
-        return "classification" if self.prompting is None or self.classes else "chat"
+        if self.prompting is None or self.classes:
+            return "classification"
+        return "chat"
 
     @property
     def spec(self) -> KindSpec:
@@ -166,20 +180,33 @@ class VersionConfig(StoredModel):
 
     @property
     def weights_file(self) -> str | None:
-        """The file of an adapter or of changed weights (torch only); None if the version has neither."""
+        """The file of an adapter or of changed weights (torch only); None if the version has
+        neither."""
         if self.spec.base == "adapter":
             return "adapter/adapter_model.safetensors"
-        changed = "model.safetensors" if self.task == "chat" else "encoder.safetensors"
-        return changed if self.spec.base == "changed" else None
+        if self.task == "chat":
+            changed = "model.safetensors"
+        else:
+            changed = "encoder.safetensors"
+        if self.spec.base == "changed":
+            return changed
+        return None
 
     def typed_label(self, label: str) -> str | int:
-        """Return a label with the type of the label column. Text of an endpoint that is no class stays a string."""
-        return int(label) if self.integer_labels and label in self.classes else label
+        """Return a label with the type of the label column. Text of an endpoint that is no class
+        stays a string."""
+        if self.integer_labels and label in self.classes:
+            return int(label)
+        return label
 
     @property
     def nonzero_offsets(self) -> dict[str, float]:
         """The offsets that are not 0, by class."""
-        return {label: offset for label, offset in zip(self.classes, self.offsets, strict=False) if offset}
+        return {
+            label: offset
+            for label, offset in zip(self.classes, self.offsets, strict=False)
+            if offset
+        }
 
     @property
     def has_index(self) -> bool:
@@ -188,36 +215,53 @@ class VersionConfig(StoredModel):
 
     @property
     def contains_training_text(self) -> bool:
-        """True if the version stores training rows as text: as an index, or as examples in the prompt."""
+        """True if the version stores training rows as text: as an index, or as examples in the
+        prompt."""
         return self.has_index or (self.prompting is not None and bool(self.prompting.shots))
 
     @model_validator(mode="after")
     def _fields_fit_kind_and_engine(self) -> Self:
         if (self.spec.base == "parts") != (self.hybrid is not None):
-            raise ValueError("the field `hybrid` is required for the kind `hybrid` and not allowed for other kinds")
+            raise ValueError(
+                "the field `hybrid` is required for the kind `hybrid` and not allowed for other "
+                "kinds"
+            )
         if self.offsets and len(self.offsets) != len(self.classes):
             raise ValueError(
-                f"{len(self.offsets)} offsets for {len(self.classes)} classes; give one per class, or none"
+                f"{len(self.offsets)} offsets for {len(self.classes)} classes; give one per class, "
+                "or none"
             )
         if self.spec.has_index and not self.has_index:
-            raise ValueError(f"the field `prompting.retrieval` is required for the kind `{self.kind}`")
+            raise ValueError(
+                f"the field `prompting.retrieval` is required for the kind `{self.kind}`"
+            )
         if self.spec.calls_endpoint != (self.endpoint is not None):
-            raise ValueError("the field `endpoint` is required for the kinds of an endpoint, and for no other kind")
-        if self.endpoint is not None and (self.endpoint.reported_model is None or self.prompting is None):
-            raise ValueError(f"`endpoint.reported_model` and `prompting` are required for the kind `{self.kind}`")
+            raise ValueError(
+                "the field `endpoint` is required for the kinds of an endpoint, and for no other "
+                "kind"
+            )
+        if self.endpoint is not None and (
+            self.endpoint.reported_model is None or self.prompting is None
+        ):
+            raise ValueError(
+                f"`endpoint.reported_model` and `prompting` are required for the kind `{self.kind}`"
+            )
         if (self.exported_from is None) != (self.engine == "torch"):
             raise ValueError(
-                "`exported_from` is required for an exported version, and not allowed for the engine torch"
+                "`exported_from` is required for an exported version, and not allowed for the "
+                "engine torch"
             )
         if self.exported_from is not None and (self.hybrid or self.task == "chat"):
             raise ValueError(
-                "`exported_from` is allowed for a single classifier only, not for a hybrid or a chat model"
+                "`exported_from` is allowed for a single classifier only, not for a hybrid or a "
+                "chat model"
             )
         return self
 
 
 class ModelVersion(VersionConfig):
-    """A registered model version. `digest` is the sha256 of its manifest, which has the sha256 of every file."""
+    """A registered model version. `digest` is the sha256 of its manifest, which has the sha256 of
+    every file."""
 
     name: str
     version: str
@@ -240,8 +284,12 @@ def write_config(folder: Path, config: VersionConfig) -> None:
 
 
 def read_artifact_config(uri: str) -> VersionConfig:
-    """Return the config of an artifact or version at a URI. Raises RegistryError if the config of a version changed."""
-    content = _read_version_files(uri)[1] if is_version_uri(uri) else storage.read_bytes(f"{uri}/{CONFIG}")
+    """Return the config of an artifact or version at a URI. Raises RegistryError if the config of a
+    version changed."""
+    if is_version_uri(uri):
+        content = _read_version_files(uri)[1]
+    else:
+        content = storage.read_bytes(f"{uri}/{CONFIG}")
     return VersionConfig.model_validate_json(content)
 
 
@@ -253,23 +301,34 @@ def write_artifact_config(uri: str, config: VersionConfig) -> None:
 def register(task_uri: str, folder: Path) -> ModelVersion:
     """Upload the folder of a version and return the version.
 
-    The manifest is written last, so its presence means that the version is complete. Equal files give the same version.
-    Files that are missing or changed on S3 are uploaded again. `task_uri` is `<registry>/<name>`. Raises RegistryError
-    if config or weights are missing. A hybrid needs no weights, but its parts must be registered with the same digests.
+    The manifest is written last, so its presence means that the version is complete. Equal files
+    give the same version. Files that are missing or changed on S3 are uploaded again. `task_uri` is
+    `<registry>/<name>`. Raises RegistryError if config or weights are missing. A hybrid needs no
+    weights, but its parts must be registered with the same digests.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     if CONFIG not in files:
         raise RegistryError(f"{folder} is not a model version: {CONFIG} is missing")
     config = VersionConfig.model_validate_json(files[CONFIG].read_bytes())
     _require_weights(config, folder=folder, files=files)
     sha256 = {name: storage.sha256_file(path) for name, path in files.items()}
-    entries = {name: {"sha256": sha256[name], "size_bytes": path.stat().st_size} for name, path in files.items()}
+    entries = {
+        name: {"sha256": sha256[name], "size_bytes": path.stat().st_size}
+        for name, path in files.items()
+    }
     manifest = json.dumps(entries, indent=1, sort_keys=True).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:NUM_DIGITS]}")
     if storage.exists(f"{uri}/{MANIFEST}"):
         for name, path in files.items():
-            if not (storage.exists(f"{uri}/{name}") and storage.sha256_object(f"{uri}/{name}") == sha256[name]):
+            if not (
+                storage.exists(f"{uri}/{name}")
+                and storage.sha256_object(f"{uri}/{name}") == sha256[name]
+            ):
                 storage.upload_file(path, f"{uri}/{name}")
     else:
         storage.upload_folder(folder, uri)
@@ -277,7 +336,8 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
     version = read_version(uri)
     if version.digest != digest:
         raise RegistryError(
-            f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; restore the version"
+            f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; "
+            "restore the version"
         )
     return version
 
@@ -286,7 +346,10 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     if config.hybrid is not None:
         read_parts(config.hybrid)
         return
-    weights = config.weights_file if config.engine == "torch" else EXPORTED_ENCODER
+    if config.engine == "torch":
+        weights = config.weights_file
+    else:
+        weights = EXPORTED_ENCODER
     required = [weights] if weights else []
     required += BAG_FILES if config.spec.has_bag else ()
     required += INDEX_FILES if config.has_index else ()
@@ -304,26 +367,33 @@ def calls_endpoint(version: VersionConfig) -> bool:
 
 
 def spec_at(uri: str) -> KindSpec:
-    """Return the properties of the kind of the version at a URI, from its name, without a request to S3."""
+    """Return the properties of the kind of the version at a URI, from its name, without a request
+    to S3."""
     name = parse_version_uri(uri)[1].replace("-", "_")
-    return spec_of(max((kind for kind in KINDS if name.startswith(f"{kind}_")), key=len, default=""))
+    return spec_of(
+        max((kind for kind in KINDS if name.startswith(f"{kind}_")), key=len, default="")
+    )
 
 
 def _name_prefix(config: VersionConfig) -> str:
     """Return the kind of a version, followed by its engine if it is exported."""
     kind = config.kind.replace("_", "-")
-    return kind if config.exported_from is None else f"{kind}-{config.engine}"
+    if config.exported_from is None:
+        return kind
+    return f"{kind}-{config.engine}"
 
 
 def read_version(uri: str) -> ModelVersion:
     """Return the version at a URI.
 
-    Raises RegistryError if it does not exist, its upload is incomplete, its manifest does not match its name, or its
-    config differs from its manifest. The other files are checked by `version_files.version_faults`.
+    Raises RegistryError if it does not exist, its upload is incomplete, its manifest does not match
+    its name, or its config differs from its manifest. The other files are checked by
+    `version_files.version_faults`.
     """
     manifest, config = _read_version_files(uri)
     task, version = parse_version_uri(uri)
-    name, digest = task.task_uri.rpartition("/")[2], hashlib.sha256(manifest).hexdigest()
+    name = task.task_uri.rpartition("/")[2]
+    digest = hashlib.sha256(manifest).hexdigest()
     return ModelVersion(**json.loads(config), name=name, version=version, uri=uri, digest=digest)
 
 
@@ -336,29 +406,37 @@ def _read_version_files(uri: str) -> tuple[bytes, bytes]:
         manifest, config = (storage.read_bytes(f"{uri}/{name}") for name in (MANIFEST, CONFIG))
     except StorageError as error:
         raise RegistryError(
-            f"no complete model version at {uri}: {error}; run `tailorbird models` to list the versions"
+            f"no complete model version at {uri}: {error}; run `tailorbird models` to list the "
+            "versions"
         ) from None
-    entries, digest = parse_manifest(manifest, uri=uri), hashlib.sha256(manifest).hexdigest()
+    entries = parse_manifest(manifest, uri=uri)
+    digest = hashlib.sha256(manifest).hexdigest()
     named = parse_version_uri(uri)[1].rpartition("-")[2]
     if named != digest[:NUM_DIGITS]:
         raise RegistryError(
-            f"{uri} was changed: its manifest has the digest {digest}, but its name has {named}; restore it from a copy"
+            f"{uri} was changed: its manifest has the digest {digest}, but its name has {named}; "
+            "restore it from a copy"
         )
-    expected, actual = entries.get(CONFIG), hashlib.sha256(config).hexdigest()
+    expected = entries.get(CONFIG)
+    actual = hashlib.sha256(config).hexdigest()
     if expected is None or actual != expected.sha256:
         stated = expected.sha256 if expected else "none"
         raise RegistryError(
-            f"{uri}/{CONFIG} was changed: its sha256 is {actual}, but the manifest has {stated}; restore it from a copy"
+            f"{uri}/{CONFIG} was changed: its sha256 is {actual}, but the manifest has {stated}; "
+            "restore it from a copy"
         )
     return manifest, config
 
 
 def parse_manifest(content: bytes, *, uri: str) -> dict[str, FileEntry]:
-    """Return the files of a manifest by name; raise RegistryError if it is not the manifest of a version."""
+    """Return the files of a manifest by name; raise RegistryError if it is not the manifest of a
+    version."""
     try:
         return _MANIFEST_TYPE.validate_json(content)
     except ValidationError:
-        raise RegistryError(f"{uri}/{MANIFEST} is not the manifest of a version; restore it from a copy") from None
+        raise RegistryError(
+            f"{uri}/{MANIFEST} is not the manifest of a version; restore it from a copy"
+        ) from None
 
 
 def read_pinned(pinned: PinnedVersion) -> ModelVersion:
@@ -366,15 +444,18 @@ def read_pinned(pinned: PinnedVersion) -> ModelVersion:
     version = read_version(pinned.uri)
     if version.digest != pinned.digest:
         raise RegistryError(
-            f"{pinned.uri} was changed: its manifest has the digest {version.digest}, but {pinned.digest} is required; "
-            "restore it from a copy"
+            f"{pinned.uri} was changed: its manifest has the digest {version.digest}, but "
+            f"{pinned.digest} is required; restore it from a copy"
         )
     return version
 
 
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
-    """Return a hybrid's first and second part; raise RegistryError if one is missing or has another digest."""
-    first, second = (_read_part(name, pinned) for name, pinned in zip(PARTS, hybrid.parts, strict=True))
+    """Return a hybrid's first and second part; raise RegistryError if one is missing or has another
+    digest."""
+    first, second = (
+        _read_part(name, pinned) for name, pinned in zip(PARTS, hybrid.parts, strict=True)
+    )
     return first, second
 
 
@@ -390,12 +471,17 @@ def _read_part(name: str, pinned: PinnedVersion) -> ModelVersion:
 
 def weights_digest(version: ModelVersion) -> str:
     """Return the digest of the evaluated version. For an export, this is the original version."""
-    return version.exported_from.digest if version.exported_from else version.digest
+    if version.exported_from:
+        return version.exported_from.digest
+    return version.digest
 
 
 def list_versions(task_uri: str) -> list[ModelVersion]:
     """Return all complete versions, oldest first."""
-    return sorted((read_version(uri) for uri in version_uris(task_uri)), key=lambda version: version.created_at)
+    return sorted(
+        (read_version(uri) for uri in version_uris(task_uri)),
+        key=lambda version: version.created_at,
+    )
 
 
 def version_uris(task_uri: str) -> list[str]:

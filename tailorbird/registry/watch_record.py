@@ -1,4 +1,5 @@
-"""The recommendation of the last `watch` of a task, stored for readers that compute no statistics."""
+"""The recommendation of the last `watch` of a task, stored for readers that compute no
+statistics."""
 
 from typing import Literal
 
@@ -7,12 +8,14 @@ from tailorbird.storage.stored_model import StoredModel
 
 
 class ChallengerPoint(Frozen):
-    """The comparison of the challenger with the champion after a day. It remains valid at any number of looks."""
+    """The comparison of the challenger with the champion after a day. It remains valid at any
+    number of looks."""
 
     day: str
     units: int  # subjects, and requests without one
     gain: float  # mean difference of the shares of right answers
-    log_e_better: float  # natural logarithm of the e-value against the hypothesis that the challenger is not better
+    # natural logarithm of the e-value against the hypothesis that the challenger is not better
+    log_e_better: float
     log_e_worse: float  # and against the hypothesis that it is not worse
 
 
@@ -40,5 +43,6 @@ class WatchRecord(StoredModel):
     reevaluate: bool
     reasons: tuple[str, ...]
     expires_at: str | None
-    """Expiry of the champion's verdict, also if a re-evaluation has renewed it; None without a run."""
+    """Expiry of the champion's verdict, also if a re-evaluation has renewed it; None without a
+    run."""
     challenger: ChallengerRecord | None

@@ -1,4 +1,5 @@
-"""Export a version for ONNX Runtime, if its predictions are equivalent to the evaluated ones; store the evidence."""
+"""Export a version for ONNX Runtime, if its predictions are equivalent to the evaluated ones; store
+the evidence."""
 
 from dataclasses import dataclass
 
@@ -38,13 +39,19 @@ class ExportedModel:
 
 
 def version_for_engine(
-    evaluated: ModelVersion, *, evidence: Evidence, engine: str, task_uri: str, progress: ProgressReporter
+    evaluated: ModelVersion,
+    *,
+    evidence: Evidence,
+    engine: str,
+    task_uri: str,
+    progress: ProgressReporter,
 ) -> ModelVersion:
-    """Return the version to promote: for `INT8`, an export of the evaluated version that is equivalent to it.
+    """Return the version to promote: for `INT8`, an export of the evaluated version that is
+    equivalent to it.
 
-    Exports the model, predicts the test rows and measures the cost on the connected Ray cluster. The result is cached.
-    Raises EngineError if the engine is unknown, is not equivalent or does not support the model, and DataError if the
-    test rows changed.
+    Exports the model, predicts the test rows and measures the cost on the connected Ray cluster.
+    The result is cached. Raises EngineError if the engine is unknown, is not equivalent or does not
+    support the model, and DataError if the test rows changed.
     """
     if engine == EVALUATED:
         return evaluated
@@ -57,8 +64,8 @@ def version_for_engine(
     equivalence = exported.evidence.equivalence
     if not equivalence.accepted:
         raise EngineError(
-            f"{engine} is not accepted for {evaluated.version}: {'; '.join(equivalence.reasons)}; see "
-            f"{exported.uri}/{ENGINE_EVIDENCE}"
+            f"{engine} is not accepted for {evaluated.version}: {'; '.join(equivalence.reasons)}; "
+            f"see {exported.uri}/{ENGINE_EVIDENCE}"
         )
     return _register(exported, task_uri=task_uri)
 
@@ -68,7 +75,10 @@ def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
     if version.endpoint is not None:
         return "is answered by an endpoint, so no engine runs it here"
     if version.task == "chat" or version.hybrid:
-        return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch supports"
+        return (
+            f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch "
+            "supports"
+        )
     if not version.spec.uses_base:
         return f"is a {version.kind} model, which has no encoder"
     if evidence.recipe.serving.gpus_per_replica:
@@ -80,18 +90,30 @@ class _Export:
     """The export of an evaluated version, compared with it by predictions and cost."""
 
     def __init__(
-        self, evaluated: ModelVersion, *, evidence: Evidence, task_uri: str, progress: ProgressReporter
+        self,
+        evaluated: ModelVersion,
+        *,
+        evidence: Evidence,
+        task_uri: str,
+        progress: ProgressReporter,
     ) -> None:
-        self._evaluated, self._evidence, self._protocol = evaluated, evidence, evidence.protocol
-        self._task_uri, self._progress = task_uri, progress
-        self._resources = worker_resources(evidence.recipe.training.model_copy(update={"gpus_per_worker": 0}))
+        self._evaluated = evaluated
+        self._evidence = evidence
+        self._protocol = evidence.protocol
+        self._task_uri = task_uri
+        self._progress = progress
+        self._resources = worker_resources(
+            evidence.recipe.training.model_copy(update={"gpus_per_worker": 0})
+        )
         self._code = ship_code(task_uri, PROJECT_ROOT)
-        self._role = next(role for role, record in evidence.versions.items() if record.uri == evaluated.uri)
+        self._role = next(
+            role for role, record in evidence.versions.items() if record.uri == evaluated.uri
+        )
         self._test = read_test(evidence.recipe.data)
         if rows_sha256(self._test) != evidence.data.sha256["test"]:
             raise DataError(
-                f"the test rows changed after {evaluated.version} was evaluated on them, so no engine can be compared "
-                "with it; restore them, or run the recipe again"
+                f"the test rows changed after {evaluated.version} was evaluated on them, so no "
+                "engine can be compared with it; restore them, or run the recipe again"
             )
 
     def create(self) -> ExportedModel:
@@ -99,7 +121,9 @@ class _Export:
 
         def compute(uri: str) -> ExportedModel:
             self._progress.stage(f"engine {INT8}: export, test predictions, cost")
-            note_shortage(self._evidence.recipe.training.cpus_per_worker, what="it", progress=self._progress)
+            note_shortage(
+                self._evidence.recipe.training.cpus_per_worker, what="it", progress=self._progress
+            )
             export = run_remote(export_int8, resources=self._resources)
             export(self._evaluated.uri, code=self._code.uri, to=f"{uri}/model")
             return self._evaluate(uri)
@@ -110,7 +134,9 @@ class _Export:
             "protocol": self._protocol.model_dump(mode="json"),
             "code": self._code.sha256,
         }
-        exported = cached_stage(self._task_uri, "engine", output=ExportedModel, inputs=inputs, compute=compute)
+        exported = cached_stage(
+            self._task_uri, "engine", output=ExportedModel, inputs=inputs, compute=compute
+        )
         equivalence = exported.evidence.equivalence
         accepted = "accepted" if equivalence.accepted else "not accepted"
         different = f"{equivalence.num_different} of {equivalence.n:,} predictions differ"
@@ -118,19 +144,24 @@ class _Export:
         return exported
 
     def _evaluate(self, uri: str) -> ExportedModel:
-        """Compare predictions and cost with the evaluated version; store the evidence under `uri`."""
+        """Compare predictions and cost with the evaluated version; store the evidence under
+        `uri`."""
         predict = run_remote(predict_rows, resources=self._resources)
         tables = self._evaluated_tables() | {
-            f"candidate{suffix}": predict(f"{uri}/model", rows=rows) for suffix, rows in self._row_sets().items()
+            f"candidate{suffix}": predict(f"{uri}/model", rows=rows)
+            for suffix, rows in self._row_sets().items()
         }
         cost_rows = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
         uris = {"incumbent": self._evaluated.uri, "candidate": f"{uri}/model"}
         batch_size = self._evidence.recipe.serving.batch_size("classification")
         measure = run_remote(measure_serving, resources=self._resources)
         measured = measure(uris, rows=cost_rows, batch_size=batch_size)
-        evaluated, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
+        evaluated = model_predictions("incumbent", tables)
+        exported = model_predictions("candidate", tables)
         inputs = VerdictInputs(
-            {"incumbent": evaluated, "candidate": exported}, self._protocol.test_sha256, costs=measured.serving
+            {"incumbent": evaluated, "candidate": exported},
+            self._protocol.test_sha256,
+            costs=measured.serving,
         )
         try:
             equivalence = evaluate_equivalence(inputs, protocol=self._protocol)
@@ -152,7 +183,8 @@ class _Export:
         return ExportedModel(uri, evidence)
 
     def _row_sets(self) -> dict[str, Rows]:
-        """Return the test rows and the perturbed rows that the gates need, by suffix of the table names."""
+        """Return the test rows and the perturbed rows that the gates need, by suffix of the table
+        names."""
         perturbed = perturbed_rows(self._test, self._protocol.gates)
         return {"": self._test, **{f"_{name}": rows for name, rows in perturbed.items()}}
 
@@ -160,14 +192,22 @@ class _Export:
         """Return the run's predictions of the evaluated version, in the role `incumbent`."""
         folder = f"{self._evidence.run}/predictions"
         names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix in self._row_sets()}
-        return {ours: load_predictions(f"{folder}/{theirs}.parquet") for ours, theirs in names.items()}
+        return {
+            ours: load_predictions(f"{folder}/{theirs}.parquet") for ours, theirs in names.items()
+        }
 
 
 def _register(exported: ExportedModel, *, task_uri: str) -> ModelVersion:
     """Register the exported model as a version, with its evidence and predictions."""
     version = register(task_uri, local_copy(f"{exported.uri}/model"))
     if not storage.exists(f"{version.uri}/{MANIFEST}"):
-        tables = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{exported.uri}/predictions")]
-        files = {name: storage.read_bytes(f"{exported.uri}/{name}") for name in (ENGINE_EVIDENCE, *tables)}
+        tables = [
+            f"predictions/{uri.rpartition('/')[2]}"
+            for uri in storage.list_files(f"{exported.uri}/predictions")
+        ]
+        files = {
+            name: storage.read_bytes(f"{exported.uri}/{name}")
+            for name in (ENGINE_EVIDENCE, *tables)
+        }
         write_evidence(version.uri, files)
     return version

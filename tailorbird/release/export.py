@@ -33,13 +33,13 @@ FORMAT_CODE = (
     f'grammar = xgrammar.GrammarCompiler(tokens).compile_grammar(open("FOLDER/{GRAMMAR}").read())\n'
 )
 WITHOUT_BAG = (
-    "The evaluated version adds the logits of a bag of words, which is not in this folder. The scores and the verdict "
-    "in the card are not those of the model in this folder."
+    "The evaluated version adds the logits of a bag of words, which is not in this folder. The "
+    "scores and the verdict in the card are not those of the model in this folder."
 )
 WITHOUT_INDEX = (
-    "The version was evaluated with the nearest training rows as examples in its prompt. They are not in this folder, "
-    "so its answers differ from the evaluated ones. The scores and the verdict in the card are not those of the model "
-    "in this folder."
+    "The version was evaluated with the nearest training rows as examples in its prompt. They are "
+    "not in this folder, so its answers differ from the evaluated ones. The scores and the "
+    "verdict in the card are not those of the model in this folder."
 )
 
 
@@ -54,17 +54,23 @@ class ExportedVersion:
     contains_training_text: bool
 
 
-def export_version(uri: str, folder: Path, *, merged: bool = False, encoder_only: bool = False) -> ExportedVersion:
-    """Write the version at `uri` to a new local folder, completely or not at all; see `write_hub_format`.
-
-    Raises ValueError if the folder exists and is not empty, or cannot be written, and the errors of `read_version` and
+def export_version(
+    uri: str, folder: Path, *, merged: bool = False, encoder_only: bool = False
+) -> ExportedVersion:
+    """Write the version at `uri` to a new local folder, completely or not at all; see
     `write_hub_format`.
+
+    Raises ValueError if the folder exists and is not empty, or cannot be written, and the errors of
+    `read_version` and `write_hub_format`.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already exists; give a new folder with --to")
     version = read_version(uri)
     require_exportable(version, encoder_only=encoder_only)
-    evidence = read_evidence(uri) if storage.exists(f"{uri}/{MANIFEST}") else None
+    if storage.exists(f"{uri}/{MANIFEST}"):
+        evidence = read_evidence(uri)
+    else:
+        evidence = None
     source = evidence.base_model.source if evidence else version.base_model
     hub_base = source.removeprefix(HUB) if source.startswith(HUB) else None
     current_progress().activity(f"downloading and writing {version.version}")
@@ -72,20 +78,32 @@ def export_version(uri: str, folder: Path, *, merged: bool = False, encoder_only
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror or error}; give a writable folder with --to") from None
+        raise ValueError(
+            f"{folder}: {error.strerror or error}; give a writable folder with --to"
+        ) from None
     try:
-        library = write_hub_format(version, temporary, merged=merged, encoder_only=encoder_only, hub_base=hub_base)
+        library = write_hub_format(
+            version, temporary, merged=merged, encoder_only=encoder_only, hub_base=hub_base
+        )
         notes = _notes(version, evidence, folder=temporary)
         card = card_text(version, evidence, library=library, hub_base=hub_base, notes=notes)
         (temporary / CARD).write_text(card, encoding="utf-8")
-        files = tuple(sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()))
+        files = tuple(
+            sorted(
+                path.relative_to(temporary).as_posix()
+                for path in temporary.rglob("*")
+                if path.is_file()
+            )
+        )
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     difference = _difference(version)
     shots = version.prompting.shots if version.prompting else ()
-    return ExportedVersion(library, files, (*([difference] if difference else []), *notes), bool(shots))
+    return ExportedVersion(
+        library, files, (*([difference] if difference else []), *notes), bool(shots)
+    )
 
 
 def card_text(
@@ -96,14 +114,18 @@ def card_text(
     hub_base: str | None,
     notes: tuple[str, ...],
 ) -> str:
-    """Return the model card of an exported version: that of its evidence, the notes, and how to load the folder."""
+    """Return the model card of an exported version: that of its evidence, the notes, and how to
+    load the folder."""
     difference = _difference(version)
     if evidence is None:
         card = (
-            f"---\nlibrary_name: {library}\n---\n\n# {version.name}: {version.kind}\n\n{version.uri} has no evidence.\n"
+            f"---\nlibrary_name: {library}\n---\n\n# {version.name}: {version.kind}\n\n"
+            f"{version.uri} has no evidence.\n"
         ) + (f"\n{difference}\n" if difference else "")
     else:
-        card = to_model_card(evidence, role=evidence.role_of(version.uri), library=library, difference=difference)
+        card = to_model_card(
+            evidence, role=evidence.role_of(version.uri), library=library, difference=difference
+        )
     if notes:
         card += "\n## Before you publish this folder\n\n" + "".join(f"- {note}\n" for note in notes)
     return f"{card}\n## Load this folder\n\n{_usage(version, library=library, hub_base=hub_base)}"
@@ -113,21 +135,24 @@ def _difference(version: ModelVersion) -> str | None:
     """Return how the exported model differs from the evaluated version, or None."""
     if version.spec.has_bag:  # exported with `encoder_only`
         return WITHOUT_BAG
-    return WITHOUT_INDEX if version.has_index else None
+    if version.has_index:
+        return WITHOUT_INDEX
+    return None
 
 
 def _notes(version: ModelVersion, evidence: Evidence | None, *, folder: Path) -> tuple[str, ...]:
     notes = []
     if version.prompting is not None and (shots := version.prompting.shots):
         notes.append(
-            f"{PROMPTING} contains training rows as text ({len(shots)} messages). Protect and delete this folder like "
-            "the training rows."
+            f"{PROMPTING} contains training rows as text ({len(shots)} messages). Protect and "
+            "delete this folder like the training rows."
         )
     if not any(is_license_file(path.name) for path in folder.iterdir()):
         stated = evidence.recipe.license if evidence else None
         notes.append(
             "No license file of the base model was staged. The license in the recipe is "
-            f"{stated or 'not set or not known'}. Read the license where the base model is published."
+            f"{stated or 'not set or not known'}. Read the license where the base model is "
+            "published."
         )
     return tuple(notes)
 
@@ -137,7 +162,10 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
         classes = "the classes are `model[0].auto_model.config.id2label`"
         decided = "logits"
         if decides_by_offsets(version):
-            classes += ", and `config.offsets` are added to the logits to decide for a class by the recipe's metric"
+            classes += (
+                ", and `config.offsets` are added to the logits to decide for a class by the "
+                "recipe's metric"
+            )
             decided = "(logits + model[0].auto_model.config.offsets)"
         return (
             "The modules are the encoder, the pooling of its hidden states, and the linear head. The prompt of the "
@@ -154,18 +182,31 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
 
 
 def _chat_usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> str:
-    base = f'"{hub_base.partition("@")[0]}"' if hub_base else f'"FOLDER/{BASE}"'
-    revision = f', revision="{hub_base.partition("@")[2]}"' if hub_base and "@" in hub_base else ""
+    if hub_base:
+        base = f'"{hub_base.partition("@")[0]}"'
+    else:
+        base = f'"FOLDER/{BASE}"'
+    if hub_base and "@" in hub_base:
+        revision = f', revision="{hub_base.partition("@")[2]}"'
+    else:
+        revision = ""
     dtype = f"dtype=torch.{version.dtype}"
     load = f'model = AutoModelForCausalLM.from_pretrained("FOLDER", {dtype})\n'
     if library == "peft":
         load = f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {dtype})\n"
         load += 'base.generation_config = GenerationConfig.from_pretrained("FOLDER")\n'
         load += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
-    names = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if library == "peft" else "")
-    imports = "import json\n\nimport torch\n" + ("from peft import PeftModel\n" if library == "peft" else "")
+    names = "AutoModelForCausalLM, AutoTokenizer" + (
+        ", GenerationConfig" if library == "peft" else ""
+    )
+    imports = "import json\n\nimport torch\n" + (
+        "from peft import PeftModel\n" if library == "peft" else ""
+    )
     format = version.prompting.response_format if version.prompting else None
-    constrained = ", logits_processor=[LogitsProcessor(grammar)]" if format else ""
+    if format:
+        constrained = ", logits_processor=[LogitsProcessor(grammar)]"
+    else:
+        constrained = ""
     return (
         f"```python\n{imports}from transformers import {names}\n{FORMAT_IMPORTS if format else ''}\n"
         f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n{load}'
@@ -184,7 +225,10 @@ def _chat_usage(version: ModelVersion, *, library: Library, hub_base: str | None
 
 def _format_note(format: StructuredFormat) -> str:
     """Return what the files of a response format are, and how servers receive them."""
-    field = "" if isinstance(format, ChoiceFormat) else f", the `response_format` of OpenAI's API (`{RESPONSE_FORMAT}`)"
+    if isinstance(format, ChoiceFormat):
+        field = ""
+    else:
+        field = f", the `response_format` of OpenAI's API (`{RESPONSE_FORMAT}`)"
     return (
         f"\nThe evaluated answers were constrained to the response format `{format.type}`{field}. Without it, answers "
         f"can differ and be invalid. `{GRAMMAR}` is its grammar. Requests to vLLM have it as "

@@ -1,6 +1,7 @@
 """Write AWS IAM policies for the roles of a recipe, from the URIs that it names.
 
-Actions, condition keys and trust policies are those of AWS's documentation (Amazon S3, EKS Pod Identity, IRSA).
+Actions, condition keys and trust policies are those of AWS's documentation (Amazon S3, EKS Pod
+Identity, IRSA).
 """
 
 import re
@@ -22,8 +23,9 @@ ACCOUNT_ID = re.compile(r"\d{12}")
 class Cluster:
     """The Kubernetes service accounts that may use the roles.
 
-    With `oidc_provider` (the cluster's issuer without `https://`) and the 12 digits of `account_id`, pods get a role by
-    the annotation of their service account (IRSA); without both, by an association of EKS Pod Identity.
+    With `oidc_provider` (the cluster's issuer without `https://`) and the 12 digits of
+    `account_id`, pods get a role by the annotation of their service account (IRSA); without both,
+    by an association of EKS Pod Identity.
     """
 
     namespace: str
@@ -32,9 +34,14 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if (self.account_id is None) != (self.oidc_provider is None):
-            raise ValueError("give both --account-id and --oidc-provider for IRSA, or neither for EKS Pod Identity")
+            raise ValueError(
+                "give both --account-id and --oidc-provider for IRSA, or neither for EKS Pod "
+                "Identity"
+            )
         if self.account_id is not None and not ACCOUNT_ID.fullmatch(self.account_id):
-            raise ValueError(f"--account-id {self.account_id!r} is not the 12 digits of an AWS account")
+            raise ValueError(
+                f"--account-id {self.account_id!r} is not the 12 digits of an AWS account"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,16 @@ class _Rights:
 
 
 def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
-    """Return the policies and trust policies of the three service accounts, by file name without suffix.
+    """Return the policies and trust policies of the three service accounts, by file name without
+    suffix.
 
     URIs on other stores than S3 are omitted. Raises ValueError if the registry is not on S3.
     """
     if not recipe.registry.startswith("s3://"):
-        raise ValueError(f"registry {recipe.registry!r} is not on S3; set an s3:// URI, to which roles can have access")
+        raise ValueError(
+            f"registry {recipe.registry!r} is not on S3; set an s3:// URI, to which roles can have "
+            "access"
+        )
     rights = {
         "training": _training_rights(recipe),
         "release": _release_rights(recipe),
@@ -69,12 +80,14 @@ def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
 
 
 def _training_rights(recipe: Recipe) -> _Rights:
-    """Return the rights of runs and of `watch`, which deletes old files of the request log if the recipe says so.
+    """Return the rights of runs and of `watch`, which deletes old files of the request log if the
+    recipe says so.
 
-    Ray stores checkpoints with pyarrow, which sends HeadBucket before it creates a folder. AWS allows this request only
-    to a role that may list the whole bucket (apache/arrow#49949).
+    Ray stores checkpoints with pyarrow, which sends HeadBucket before it creates a folder. AWS
+    allows this request only to a role that may list the whole bucket (apache/arrow#49949).
     """
-    registry, log = recipe.registry, _on_s3(recipe.serving.request_log)
+    registry = recipe.registry
+    log = _on_s3(recipe.serving.request_log)
     return _Rights(
         read=(*_on_s3(*_inputs(recipe)), *log),
         create=(f"{registry}/_security_log",),
@@ -94,15 +107,20 @@ def _release_rights(recipe: Recipe) -> _Rights:
 
 
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
-    data, encoder = recipe.data, recipe.evaluation.retrieval_encoder
+    data = recipe.data
+    encoder = recipe.evaluation.retrieval_encoder
     models = (recipe.base_model.folder, None if encoder is None else encoder.folder)
     return (*data.train_uris, data.validation, data.test, *models)
 
 
 def _serving_rights(recipe: Recipe) -> _Rights:
     """Return the rights of replicas and of the batches that they start."""
-    serving, registry = recipe.serving, recipe.registry
-    batches = (f"{recipe.task_uri}/batches", *serving.batch_prefixes) if serving.batch_prefixes else ()
+    serving = recipe.serving
+    registry = recipe.registry
+    if serving.batch_prefixes:
+        batches = (f"{recipe.task_uri}/batches", *serving.batch_prefixes)
+    else:
+        batches = ()
     return _Rights(
         read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys, serving.subject_key)),
         create=(*_on_s3(serving.request_log), f"{registry}/_security_log"),
@@ -134,13 +152,18 @@ def _policy(rights: _Rights) -> Document:
         if bucket not in whole:
             prefixes.setdefault(bucket, []).extend((key, f"{key}/*") if key else ("*",))
     for bucket, own in sorted(prefixes.items()):
-        statements.append(_list_statement(bucket, prefixes=sorted(set(own)), number=len(statements)))
+        statements.append(
+            _list_statement(bucket, prefixes=sorted(set(own)), number=len(statements))
+        )
     return {"Version": "2012-10-17", "Statement": statements}
 
 
 def _list_statement(bucket: str, *, prefixes: Sequence[str], number: int) -> Document:
     """Allow to list a bucket, below the prefixes if there are any."""
-    condition = {"Condition": {"StringLike": {"s3:prefix": [*prefixes]}}} if prefixes else {}
+    if prefixes:
+        condition = {"Condition": {"StringLike": {"s3:prefix": [*prefixes]}}}
+    else:
+        condition = {}
     return {
         "Sid": f"List{number}",
         "Effect": "Allow",
@@ -154,12 +177,15 @@ def _object_arns(uris: Sequence[str]) -> list[str]:
     arns = set()
     for uri in uris:
         bucket, key = _bucket_and_key(uri)
-        arns |= {_arn(f"{bucket}/{key}"), _arn(f"{bucket}/{key}/*")} if key else {_arn(f"{bucket}/*")}
+        arns |= (
+            {_arn(f"{bucket}/{key}"), _arn(f"{bucket}/{key}/*")} if key else {_arn(f"{bucket}/*")}
+        )
     return sorted(arns)
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of a URI, with characters that IAM would expand replaced by themselves."""
+    """Return the bucket and the key of a URI, with characters that IAM would expand replaced by
+    themselves."""
     bucket, _, key = parse(uri)[1].rstrip("/").partition("/")
     return bucket, re.sub(r"[*?$]", r"${\g<0>}", key)
 
@@ -184,7 +210,9 @@ def _trust(account: str, *, cluster: Cluster) -> Document:
     else:
         provider = cluster.oidc_provider.removeprefix("https://")
         statement = {
-            "Principal": {"Federated": f"arn:aws:iam::{cluster.account_id}:oidc-provider/{provider}"},
+            "Principal": {
+                "Federated": f"arn:aws:iam::{cluster.account_id}:oidc-provider/{provider}"
+            },
             "Action": "sts:AssumeRoleWithWebIdentity",
             "Condition": {
                 "StringEquals": {

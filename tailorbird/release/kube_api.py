@@ -1,4 +1,5 @@
-"""Client for the Kubernetes API, with the two requests that a RayService needs: read an object, and patch it."""
+"""Client for the Kubernetes API, with the two requests that a RayService needs: read an object, and
+patch it."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,16 +33,19 @@ def read_object(kind: str, *, namespace: str, name: str) -> Document:
 
 
 def patch_object(kind: str, patch: Sequence[Document], *, namespace: str, name: str) -> None:
-    """Apply a JSON patch (RFC 6902) to an object; raise Changed if it does not apply, and change nothing then."""
+    """Apply a JSON patch (RFC 6902) to an object; raise Changed if it does not apply, and change
+    nothing then."""
     _request("PATCH", kind, namespace, name, json=patch)
 
 
 def update_object(
     kind: str, patch_of: Callable[[Document], Sequence[Document]], *, namespace: str, name: str
 ) -> Document:
-    """Apply the JSON patch that `patch_of` returns for an object, if it is not empty; return the object before it.
+    """Apply the JSON patch that `patch_of` returns for an object, if it is not empty; return the
+    object before it.
 
-    Read the object again if it was changed in the meantime; raise Changed after `ATTEMPTS` attempts.
+    Read the object again if it was changed in the meantime; raise Changed after `ATTEMPTS`
+    attempts.
     """
     for attempt in range(1, ATTEMPTS + 1):
         before = read_object(kind, namespace=namespace, name=name)
@@ -61,12 +65,19 @@ def _request(
 ) -> requests.Response:
     server, token, verify = _server()
     url = f"{server}/apis/ray.io/v1/namespaces/{namespace}/{kind}/{name}"
-    headers = {"Content-Type": "application/json-patch+json"} if json is not None else {}
+    if json is not None:
+        headers = {"Content-Type": "application/json-patch+json"}
+    else:
+        headers = {}
     auth = bearer(token) if token else None
     try:
-        answer = requests.request(method, url, json=json, headers=headers, auth=auth, verify=verify, timeout=TIMEOUT_S)
+        answer = requests.request(
+            method, url, json=json, headers=headers, auth=auth, verify=verify, timeout=TIMEOUT_S
+        )
     except requests.RequestException as error:
-        raise KubernetesError(f"the Kubernetes API is not reachable at {server} ({type(error).__name__})") from None
+        raise KubernetesError(
+            f"the Kubernetes API is not reachable at {server} ({type(error).__name__})"
+        ) from None
     if answer.status_code == 200:
         return answer
     reason = _reason(answer)
@@ -74,7 +85,10 @@ def _request(
         raise Changed(f"{namespace}/{name} could not be patched: {reason}")
     remedy = ""
     if answer.status_code == 403:
-        remedy = "; apply the platform of the overlay, which grants these rights to the service account `release`"
+        remedy = (
+            "; apply the platform of the overlay, which grants these rights to the service "
+            "account `release`"
+        )
     if answer.status_code == 404:
         remedy = "; apply the manifest that `tailorbird render RECIPE --to rayservice` writes"
     request = f"{method} {kind} {namespace}/{name}"
@@ -82,16 +96,18 @@ def _request(
 
 
 def _server() -> tuple[str, str | None, str | bool]:
-    """Return the URL of the API, the token, and the file with its certificates (True for the system's)."""
+    """Return the URL of the API, the token, and the file with its certificates (True for the
+    system's)."""
     proxy = os.environ.get(PROXY)
     if proxy:
         return proxy.rstrip("/"), None, True
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     token = ACCOUNT / "token"
     if not host or not token.is_file():
         raise KubernetesError(
-            f"no access to the Kubernetes API: this is not a pod with a token; run `kubectl proxy` and set {PROXY}="
-            "http://127.0.0.1:8001"
+            "no access to the Kubernetes API: this is not a pod with a token; run `kubectl proxy` "
+            f"and set {PROXY}=http://127.0.0.1:8001"
         )
     address = f"[{host}]" if ":" in host else host
     return f"https://{address}:{port}", token.read_text().strip(), str(ACCOUNT / "ca.crt")

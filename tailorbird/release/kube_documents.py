@@ -16,7 +16,8 @@ Document = dict[str, Any]  # a parsed YAML document
 LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NUM_DIGITS = 8  # digits of a digest in a name
 MAX_NAME_LENGTH = 40
-"""Of a RayService or RayJob. The operator accepts 47, but cuts derived names (`NAME-serve-svc`, secrets) to 50."""
+"""Of a RayService or RayJob. The operator accepts 47, but cuts derived names (`NAME-serve-svc`,
+secrets) to 50."""
 
 
 class RenderError(ValueError):
@@ -30,22 +31,29 @@ def read_documents(base: str | None, *, template: Path) -> list[Document]:
             base = template.read_text(encoding="utf-8")
         except OSError:
             raise RenderError(
-                f"{template} does not exist; give --base, as in `kubectl kustomize k8s/overlays/prod/job | tailorbird "
-                "render RECIPE --to rayjob --base -`"
+                f"{template} does not exist; give --base, as in `kubectl kustomize "
+                "k8s/overlays/prod/job | tailorbird render RECIPE --to rayjob --base -`"
             ) from None
     try:
         # The JSON round trip turns YAML aliases into separate copies.
-        return [json.loads(json.dumps(document)) for document in yaml.load_all(base, LOADER) if document]
+        return [
+            json.loads(json.dumps(document)) for document in yaml.load_all(base, LOADER) if document
+        ]
     except yaml.YAMLError as error:
         raise RenderError(f"--base is not valid YAML: {error}") from None
 
 
 def document_of_kind(documents: Sequence[Document], *, kind: str) -> Document:
     """Return the only document of this kind; raise RenderError if there is not exactly one."""
-    matching = [document for document in documents if isinstance(document, dict) and document.get("kind") == kind]
+    matching = [
+        document
+        for document in documents
+        if isinstance(document, dict) and document.get("kind") == kind
+    ]
     if len(matching) != 1:
         raise RenderError(
-            f"--base has {len(matching)} documents of kind {kind}; give the part of the overlay that has exactly one"
+            f"--base has {len(matching)} documents of kind {kind}; give the part of the overlay "
+            "that has exactly one"
         )
     return matching[0]
 
@@ -59,14 +67,16 @@ def size_workers(
     max_processes: int,
     most_per_pod: int | None = None,
 ) -> int:
-    """Size the first worker group whose pods fit a process with these CPUs and GPUs; set the other groups to no pods.
+    """Size the first worker group whose pods fit a process with these CPUs and GPUs; set the other
+    groups to no pods.
 
-    The group gets pods for `min_processes` to `max_processes`. A larger minimum in the manifest is kept. A pod gets at
-    most `most_per_pod` processes. Return the number of processes per pod.
+    The group gets pods for `min_processes` to `max_processes`. A larger minimum in the manifest is
+    kept. A pod gets at most `most_per_pod` processes. Return the number of processes per pod.
     """
     for sized in groups:
         limits = sized["template"]["spec"]["containers"][0]["resources"]["limits"]
-        pod_cpus, pod_gpus = parse_quantity(limits["cpu"]), parse_quantity(limits.get("nvidia.com/gpu", "0"))
+        pod_cpus = parse_quantity(limits["cpu"])
+        pod_gpus = parse_quantity(limits.get("nvidia.com/gpu", "0"))
         per_pod = min(
             math.floor(pod_cpus / cpus),
             math.floor(pod_gpus / gpus) if gpus else max_processes,
@@ -77,8 +87,9 @@ def size_workers(
     else:
         names = ", ".join(str(group["groupName"]) for group in groups)
         raise RenderError(
-            f"no worker group has pods with {cpus} CPUs and {gpus:g} GPUs, which one process of this recipe needs "
-            f"(groups: {names}); lower the recipe's values, or add a group as in k8s/components/spot-gpu"
+            f"no worker group has pods with {cpus} CPUs and {gpus:g} GPUs, which one process of "
+            f"this recipe needs (groups: {names}); lower the recipe's values, or add a group as in "
+            "k8s/components/spot-gpu"
         )
     for group in groups:
         if group is not sized:
@@ -90,14 +101,16 @@ def size_workers(
 
 
 def add_secrets(pod: Document, *, variables: Sequence[str], secret: str) -> None:
-    """Set environment variables of the pod's containers from the keys of the same names in a Secret.
+    """Set environment variables of the pod's containers from the keys of the same names in a
+    Secret.
 
     A pod without the Secret or the key does not start, and Kubernetes reports what is missing.
     """
     for container in pod["containers"] if variables else ():
         environment = container.setdefault("env", [])
         environment += [
-            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}} for name in sorted(variables)
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
+            for name in sorted(variables)
         ]
 
 
@@ -110,17 +123,22 @@ def set_label(documents: Sequence[Document], *, label: str, value: str) -> None:
 def fill_in(node: Any, *, placeholder: str, value: str) -> Any:
     """Return the node with the value in place of the placeholder in every string."""
     if isinstance(node, dict):
-        return {key: fill_in(child, placeholder=placeholder, value=value) for key, child in node.items()}
+        return {
+            key: fill_in(child, placeholder=placeholder, value=value) for key, child in node.items()
+        }
     if isinstance(node, list):
         return [fill_in(child, placeholder=placeholder, value=value) for child in node]
-    return node.replace(placeholder, value) if isinstance(node, str) else node
+    if isinstance(node, str):
+        return node.replace(placeholder, value)
+    return node
 
 
 def rename_documents(documents: Sequence[Document], *, owner: Document) -> None:
-    """Append the owner's name to the names of the other documents, change references to them, and add its labels.
+    """Append the owner's name to the names of the other documents, change references to them, and
+    add its labels.
 
-    Two tasks in one namespace then share no document that a prune or a deletion of one task would remove, except a
-    Gateway, to which the routes of several services can be attached.
+    Two tasks in one namespace then share no document that a prune or a deletion of one task would
+    remove, except a Gateway, to which the routes of several services can be attached.
     """
     suffix = f"-{owner['metadata']['name']}"
     renamed = {}
@@ -145,7 +163,9 @@ def _rename_references(node: Any, *, renamed: dict[tuple[str, str], str]) -> Non
         if "redisAddress" in node:
             host, _, port = node["redisAddress"].partition(":")
             node["redisAddress"] = f"{renamed.get(('Service', host), host)}:{port}"
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
         _rename_references(child, renamed=renamed)
 
 
@@ -153,18 +173,23 @@ def _relabel(node: Any, *, label: str, value: str) -> None:
     """Set the label in a node and its descendants."""
     if isinstance(node, dict) and label in node:
         node[label] = value
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
         _relabel(child, label=label, value=value)
 
 
 def parse_quantity(quantity: str | float) -> float:
     """Return a Kubernetes quantity of CPUs or GPUs (`4`, `0.5` or `500m`) as a number."""
     text = str(quantity)
-    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+    if text.endswith("m"):
+        return float(text.removesuffix("m")) / 1000
+    return float(text)
 
 
 def kube_name(name: str, *, max_length: int) -> str:
-    """Return a valid Kubernetes name: it begins with a letter, and a long name is cut and ends with a hash."""
+    """Return a valid Kubernetes name: it begins with a letter, and a long name is cut and ends with
+    a hash."""
     valid = name if name[0].isalpha() else f"t-{name}"
     if len(valid) > max_length:
         valid = f"{valid[: max_length - NUM_DIGITS - 1]}-{digest({'name': name})[:NUM_DIGITS]}"
@@ -180,10 +205,14 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
 )
 
 
 def to_yaml(documents: Sequence[Document]) -> str:
     """Return the documents as YAML."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 16)
+    return yaml.dump_all(
+        documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 16
+    )

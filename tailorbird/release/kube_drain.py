@@ -11,24 +11,28 @@ def require_drainable(
 ) -> tuple[list[Document], tuple[str, ...]]:
     """Return the documents with the budgets that a drain can satisfy, and notes about the others.
 
-    `per_pod` is the number of replicas that a worker pod holds. A worker pod is ready only while it has a replica, so a
-    budget for workers counts the pods with replicas. Raise RenderError if the smallest number of such pods is not
-    larger than a budget, because the eviction API would then refuse every drain. A service that scales to zero accepts
-    an interruption; its budget for workers is omitted.
+    `per_pod` is the number of replicas that a worker pod holds. A worker pod is ready only while it
+    has a replica, so a budget for workers counts the pods with replicas. Raise RenderError if the
+    smallest number of such pods is not larger than a budget, because the eviction API would then
+    refuse every drain. A service that scales to zero accepts an interruption; its budget for
+    workers is omitted.
     """
     budgets = [document for document in documents if document.get("kind") == "PodDisruptionBudget"]
-    guarded = {node_type: [each for each in budgets if _selects(each, node_type)] for node_type in ("worker", "head")}
+    guarded = {
+        node_type: [each for each in budgets if _selects(each, node_type)]
+        for node_type in ("worker", "head")
+    }
     notes = tuple(
-        f"the PodDisruptionBudget {_name(budget)} refuses to evict the head, which has no copy of its state; to drain "
-        "its node, delete the budget, and apply the manifest again afterwards"
+        f"the PodDisruptionBudget {_name(budget)} refuses to evict the head, which has no copy of "
+        "its state; to drain its node, delete the budget, and apply the manifest again afterwards"
         for budget in guarded["head"]
     )
     if serving.min_replicas == 0:
         names = [_name(budget) for budget in guarded["worker"]]
         kept = [document for document in documents if document not in guarded["worker"]]
         omitted = (
-            f"the PodDisruptionBudget {name} is omitted, because it would refuse to drain the node of the only "
-            "replica; delete it from the cluster if it exists"
+            f"the PodDisruptionBudget {name} is omitted, because it would refuse to drain the node "
+            "of the only replica; delete it from the cluster if it exists"
             for name in names
         )
         return kept, (*notes, *omitted)
@@ -42,14 +46,17 @@ def require_drainable(
 
 def _message(budget: Document, *, serving: ServingConfig, pods: int, least: int) -> str:
     wanted = max(serving.min_replicas, least + 1)
-    per_pod = math.ceil(wanted / least) - 1  # the largest number for which more than `least` pods have a replica
+    per_pod = (
+        math.ceil(wanted / least) - 1
+    )  # the largest number for which more than `least` pods have a replica
     spread = f"serving.max_replicas_per_node={per_pod}"
     if serving.engine == "vllm":
         spread = f"use worker pods with room for at most {per_pod} of them"
     return (
-        f"the PodDisruptionBudget {_name(budget)} keeps {least} ready worker, but serving.min_replicas="
-        f"{serving.min_replicas} can run in {pods} pod, so no node could be drained; set serving.min_replicas={wanted} "
-        f"and {spread}, or remove the budget from the overlay if a drain may interrupt the service"
+        f"the PodDisruptionBudget {_name(budget)} keeps {least} ready worker, but "
+        f"serving.min_replicas={serving.min_replicas} can run in {pods} pod, so no node could be "
+        f"drained; set serving.min_replicas={wanted} and {spread}, or remove the budget from the "
+        "overlay if a drain may interrupt the service"
     )
 
 

@@ -1,4 +1,5 @@
-"""Render a recipe as KubeRay manifests, a Ray Serve configuration, or a request for Ray's job API."""
+"""Render a recipe as KubeRay manifests, a Ray Serve configuration, or a request for Ray's job
+API."""
 
 import base64
 import json
@@ -36,15 +37,20 @@ from tailorbird.release.rayservice import RAYSERVICE
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
-SERVE_SERVICE = "SERVICE-serve-svc"  # in a route or an ingress: the Kubernetes Service of a RayService's proxies
+# in a route or an ingress: the Kubernetes Service of a RayService's proxies
+SERVE_SERVICE = "SERVICE-serve-svc"
 ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
 CLIENT_DEADLINE_S = 1800
-"""Time of a client's Job for the start of its pod and the parity check, in seconds. Its three deploys (the candidate,
-the switch, and the former state after a failure) take at most `serving.deploy_timeout_s` each."""
+"""Time of a client's Job for the start of its pod and the parity check, in seconds. Its three
+deploys (the candidate, the switch, and the former state after a failure) take at most
+`serving.deploy_timeout_s` each."""
 PUSHGATEWAY = "//pushgateway:"  # in the command of a watch
-SERVICE, STORE, RUN, WATCH = (f"tailorbird.io/{name}" for name in ("service", "store", "run", "watch"))
-"""Pod labels by which network policies and disruption budgets select one service, its store, a run or a watch."""
+SERVICE, STORE, RUN, WATCH = (
+    f"tailorbird.io/{name}" for name in ("service", "store", "run", "watch")
+)
+"""Pod labels by which network policies and disruption budgets select one service, its store, a run
+or a watch."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +61,30 @@ class Rendered:
     notes: tuple[str, ...] = ()
 
 
-def render_manifest(recipe: Recipe, *, to: str, base: str | None = None, name: str | None = None) -> Rendered:
-    """Render the recipe for the target `to`, one of `TARGETS`; `name` is that of a RayService, by default the recipe's.
+def render_manifest(
+    recipe: Recipe, *, to: str, base: str | None = None, name: str | None = None
+) -> Rendered:
+    """Render the recipe for the target `to`, one of `TARGETS`; `name` is that of a RayService, by
+    default the recipe's.
 
-    For a manifest, fill in `base` (YAML, as `kubectl kustomize` prints it) or the template under `k8s/`; other
-    documents are kept. Raises RenderError if the recipe does not fit. For a champion, also raises PromotionRefused,
-    RegistryError and DeployError, like `tailorbird serve`.
+    For a manifest, fill in `base` (YAML, as `kubectl kustomize` prints it) or the template under
+    `k8s/`; other documents are kept. Raises RenderError if the recipe does not fit. For a champion,
+    also raises PromotionRefused, RegistryError and DeployError, like `tailorbird serve`.
     """
     if to not in TARGETS:
         raise RenderError(f"unknown --to {to!r}; choose one of {', '.join(TARGETS)}")
     target = TARGETS[to]
     if target.template is None:
         if base is not None:
-            raise RenderError(f"--base does not apply to --to {to}, which is not a manifest; omit it")
+            raise RenderError(
+                f"--base does not apply to --to {to}, which is not a manifest; omit it"
+            )
         return target.write(recipe, [])
     if name is not None:
         if to != "rayservice" or name != kube_name(name, max_length=MAX_NAME_LENGTH):
             raise RenderError(
-                f"--name {name!r} does not apply: it names a RayService (--to rayservice), starts with a letter and "
-                f"has at most {MAX_NAME_LENGTH} characters"
+                f"--name {name!r} does not apply: it names a RayService (--to rayservice), starts "
+                f"with a letter and has at most {MAX_NAME_LENGTH} characters"
             )
         documents = kube_documents.read_documents(base, template=K8S / target.template)
         return _rayservice(recipe, documents, name=name)
@@ -96,7 +107,9 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     )
     endpoint = recipe.evaluation.endpoint
     if endpoint is not None and endpoint.api_key is not None:  # the run's driver sends the requests
-        kube_documents.add_secrets(head, variables=(_variable(endpoint.api_key),), secret=ENDPOINT_KEYS)
+        kube_documents.add_secrets(
+            head, variables=(_variable(endpoint.api_key),), secret=ENDPOINT_KEYS
+        )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
     kube_documents.set_label(documents, label=RUN, value=name)
@@ -121,16 +134,21 @@ def _preflight(recipe: Recipe, documents: list[Document]) -> Rendered:
     job = document_of_kind(documents, kind="Job")
     job["metadata"]["name"] = f"preflight-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH)}"
     kube_documents.rename_documents(documents, owner=job)
-    return Rendered(to_yaml([_mount_recipe(recipe, job["spec"]["template"]["spec"], owner=job), *documents]))
+    return Rendered(
+        to_yaml([_mount_recipe(recipe, job["spec"]["template"]["spec"], owner=job), *documents])
+    )
 
 
 def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
-    """Render a job that runs a command in the cluster, where it can reach the service's dashboard and routes."""
+    """Render a job that runs a command in the cluster, where it can reach the service's dashboard
+    and routes."""
     job = document_of_kind(documents, kind="Job")
     service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     pod = job["spec"]["template"]["spec"]
     job["metadata"]["name"] = f"{verb}-{service}"
-    job["spec"]["activeDeadlineSeconds"] = CLIENT_DEADLINE_S + math.ceil(3 * recipe.serving.deploy_timeout_s)
+    job["spec"]["activeDeadlineSeconds"] = CLIENT_DEADLINE_S + math.ceil(
+        3 * recipe.serving.deploy_timeout_s
+    )
     kube_documents.rename_documents(documents, owner=job)
     pod["containers"][0]["command"] = ["python", "-m", "tailorbird", verb, RECIPE_FILE]
     addresses = {
@@ -145,7 +163,8 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
 
 
 def _rayservice(recipe: Recipe, documents: list[Document], *, name: str | None = None) -> Rendered:
-    """Render the champion as `tailorbird serve` deploys it, on a cluster with room for its replicas and one more.
+    """Render the champion as `tailorbird serve` deploys it, on a cluster with room for its replicas
+    and one more.
 
     A candidate with other code needs that replica for its parity check.
     """
@@ -165,7 +184,9 @@ def _rayservice(recipe: Recipe, documents: list[Document], *, name: str | None =
     service["metadata"]["name"] = name
     service["spec"]["serveConfigV2"] = to_yaml([rendered_service.config])
     for group in cluster["workerGroupSpecs"]:
-        kube_documents.add_secrets(group["template"]["spec"], variables=rendered_service.keys, secret=ENDPOINT_KEYS)
+        kube_documents.add_secrets(
+            group["template"]["spec"], variables=rendered_service.keys, secret=ENDPOINT_KEYS
+        )
     for label in (SERVICE, STORE):
         kube_documents.set_label(documents, label=label, value=name)
     kube_documents.rename_documents(documents, owner=service)
@@ -180,10 +201,12 @@ def _monitoring(recipe: Recipe, documents: list[Document]) -> Rendered:
     Omit the probe if the service scales to zero, because a probe keeps a replica up.
     """
     probe = document_of_kind(documents, kind="Probe")
-    metadata, service = probe["metadata"], kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
+    metadata = probe["metadata"]
+    service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     if "namespace" not in metadata:
         raise RenderError(
-            "the blackbox exporter runs in another namespace, but --base has no namespace; give an overlay as --base"
+            "the blackbox exporter runs in another namespace, but --base has no namespace; give "
+            "an overlay as --base"
         )
     url = f"http://{service}-serve-svc.{metadata['namespace']}:{SERVE_PORT}/readyz"
     probe["spec"]["targets"]["staticConfig"]["static"] = [url]
@@ -191,7 +214,10 @@ def _monitoring(recipe: Recipe, documents: list[Document]) -> Rendered:
     kube_documents.set_label([probe], label=SERVICE, value=service)
     if recipe.serving.min_replicas > 0:
         return Rendered(to_yaml(documents))
-    note = f"{metadata['name']} is omitted because it would keep a replica up; delete it from the cluster if it exists"
+    note = (
+        f"{metadata['name']} is omitted because it would keep a replica up; delete it from the "
+        "cluster if it exists"
+    )
     return Rendered(to_yaml([document for document in documents if document is not probe]), (note,))
 
 
@@ -201,9 +227,11 @@ def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
 
 
 def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
-    """Render the body of `POST /api/jobs/`, for clients without this package. The job runs the code on the nodes.
+    """Render the body of `POST /api/jobs/`, for clients without this package. The job runs the code
+    on the nodes.
 
-    The command contains the recipe, so all users who may list jobs can read it. `tailorbird submit` avoids that.
+    The command contains the recipe, so all users who may list jobs can read it. `tailorbird submit`
+    avoids that.
     """
     encoded = base64.b64encode(recipe_text(recipe).encode()).decode()
     body = {
@@ -254,22 +282,36 @@ def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
 
     stored = read_champion(recipe.task_uri)
     if stored is None:
-        raise RenderError(f"{recipe.task_uri} has no champion; run `tailorbird promote RECIPE` first")
-    champion, config = stored[0], recipe.serving
-    if config.api_keys is None and not config.guarded and listen_host(url) not in LOCAL:  # `serve` refuses this too
         raise RenderError(
-            "serving.api_keys is not set, but other machines can reach this Serve; create a key with "
-            "`tailorbird key NAME`, or set serving.guarded=true if a gateway authenticates clients"
+            f"{recipe.task_uri} has no champion; run `tailorbird promote RECIPE` first"
+        )
+    champion = stored[0]
+    config = recipe.serving
+    if (
+        config.api_keys is None and not config.guarded and listen_host(url) not in LOCAL
+    ):  # `serve` refuses this too
+        raise RenderError(
+            "serving.api_keys is not set, but other machines can reach this Serve; create a key "
+            "with `tailorbird key NAME`, or set serving.guarded=true if a gateway authenticates "
+            "clients"
         )
     version = champion_version(champion)
     require_unchanged(version.code)  # the manifest deploys the code of the version
-    additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
+    additional = additional_versions(
+        config, task_uri=recipe.task_uri, champion=champion, version=version
+    )
     if additional.challenger is not None:
         draw_secret(recipe.task_uri)  # the role of the replicas may have read access only
     app = application_of(
-        config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=champion.verdict
+        config,
+        task_uri=recipe.task_uri,
+        version=version,
+        additional=additional,
+        verdict=champion.verdict,
     )
-    command = "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"
+    command = (
+        "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"
+    )
     note = f"{champion.version} has not passed the parity gate yet: {command}"
     served = [each for each in (version, additional.challenger) if each is not None]
     return ServedChampion(
@@ -281,8 +323,13 @@ def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
 
 
 def endpoint_keys(served: Sequence[ModelVersion]) -> tuple[str, ...]:
-    """Return the environment variables with the API keys of the endpoints of versions and of the parts of hybrids."""
-    parts = [part for version in served for part in (read_parts(version.hybrid) if version.hybrid else (version,))]
+    """Return the environment variables with the API keys of the endpoints of versions and of the
+    parts of hybrids."""
+    parts = [
+        part
+        for version in served
+        for part in (read_parts(version.hybrid) if version.hybrid else (version,))
+    ]
     references = {part.endpoint.api_key for part in parts if part.endpoint is not None}
     return tuple(sorted(_variable(reference) for reference in references if reference is not None))
 
@@ -299,11 +346,20 @@ def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
     volume["configMap"]["name"] = name
     data = {Path(RECIPE_FILE).name: recipe_text(recipe)}
-    metadata = {"name": name} | {key: metadata[key] for key in ("namespace", "labels") if key in metadata}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}
+    metadata = {"name": name} | {
+        key: metadata[key] for key in ("namespace", "labels") if key in metadata
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "immutable": True,
+        "data": data,
+    }
 
 
 def _run_name(recipe: Recipe, *, image: str = "") -> str:
-    """Return the name of a run; the same recipe and image give the same name, so the run does not start twice."""
+    """Return the name of a run; the same recipe and image give the same name, so the run does not
+    start twice."""
     suffix = digest({"recipe": recipe.model_dump(mode="json"), "image": image})[:NUM_DIGITS]
     return f"{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - NUM_DIGITS - 1)}-{suffix}"

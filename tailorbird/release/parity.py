@@ -1,4 +1,5 @@
-"""Parity gate: before it is served, a version must answer test rows over HTTP as it did in its evaluation."""
+"""Parity gate: before it is served, a version must answer test rows over HTTP as it did in its
+evaluation."""
 
 import hashlib
 from collections import Counter
@@ -30,7 +31,8 @@ from tailorbird.release.token_parity import TOKEN_TOLERANCE, compare_chats
 
 
 class Tolerance(NamedTuple):
-    """Maximum difference between served and evaluated probabilities, because rounding differs between batches."""
+    """Maximum difference between served and evaluated probabilities, because rounding differs
+    between batches."""
 
     row: float
     mean: float  # over all rows
@@ -39,40 +41,55 @@ class Tolerance(NamedTuple):
 MAX_PROBES = 64
 MAX_ENDPOINT_PROBES = 8  # each is a paid request
 TOLERANCE = {"float32": Tolerance(row=0.002, mean=0.002), "bfloat16": Tolerance(row=0.2, mean=0.01)}
-"""Tolerances by dtype. Measured on 1,997 ICD-10-CM terms, MiniLM with a fitted head: another batch changes
-probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.003 on average. In bfloat16, rounding
-changes few rows strongly, but faults change most rows: a temperature of 1.1 instead of 1 by 0.015 on average, texts cut
-to 16 tokens by 0.03."""
+"""Tolerances by dtype. Measured on 1,997 ICD-10-CM terms, MiniLM with a fitted head: another batch
+changes probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.003 on
+average. In bfloat16, rounding changes few rows strongly, but faults change most rows: a temperature
+of 1.1 instead of 1 by 0.015 on average, texts cut to 16 tokens by 0.03."""
 NUM_CLIENTS = 8
-MAX_LISTED_ROWS, MAX_LISTED_CHARS = 5, 60
+MAX_LISTED_ROWS = 5
+MAX_LISTED_CHARS = 60
 
 
 class ParityRefused(ValueError):
-    """Raised if a version does not answer as evaluated, or cannot be checked; the message lists rows."""
+    """Raised if a version does not answer as evaluated, or cannot be checked; the message lists
+    rows."""
 
 
-def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[ParityProbe, ...]:
-    """Return probes of all classes, selected by a hash with the version's digest, so always the same.
+def sample_probes(
+    evidence: Evidence, *, uri: str, version: ModelVersion
+) -> tuple[ParityProbe, ...]:
+    """Return probes of all classes, selected by a hash with the version's digest, so always the
+    same.
 
-    `uri` is the run or the version that the evidence belongs to. Raises ParityRefused if the test rows changed after
-    the evaluation, DataError if they cannot be read.
+    `uri` is the run or the version that the evidence belongs to. Raises ParityRefused if the test
+    rows changed after the evaluation, DataError if they cannot be read.
     """
     recipe = evidence.recipe
     rows = read_test(recipe.data, task=data_task(recipe.task))
     if rows_sha256(rows) != evidence.data.sha256["test"]:
         raise ParityRefused(
-            f"the test rows changed after {version.version} was evaluated on them, so its parity cannot be checked; "
-            "restore them, or run the recipe again"
+            f"the test rows changed after {version.version} was evaluated on them, so its parity "
+            "cannot be checked; restore them, or run the recipe again"
         )
     evaluated, ambiguous, of_endpoint = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
     # The service does not answer rows that the endpoint refuses, or for which it names no class.
-    unanswered = frozenset(row for row, output in enumerate(evaluated.outputs) if output in ("", words_sha256("")))
+    unanswered = frozenset(
+        row for row, output in enumerate(evaluated.outputs) if output in ("", words_sha256(""))
+    )
 
     def probes(without: frozenset[int], *, part: PartName | None = None) -> list[ParityProbe]:
-        selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=without)
-        limit = MAX_PROBES if version.endpoint is None and part is None else MAX_ENDPOINT_PROBES
-        return [_probe(rows, evaluated, row, version=version, endpoint_part=part) for row in selected[:limit]]
+        selected = select_rows(
+            evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=without
+        )
+        if version.endpoint is None and part is None:
+            limit = MAX_PROBES
+        else:
+            limit = MAX_ENDPOINT_PROBES
+        return [
+            _probe(rows, evaluated, row, version=version, endpoint_part=part)
+            for row in selected[:limit]
+        ]
 
     if version.endpoint is not None:
         return tuple(probes(unanswered))
@@ -84,9 +101,14 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
 
 
 def select_rows(
-    row_ids: Sequence[str], *, labels: Sequence[str], digest: str, without: frozenset[int] = frozenset()
+    row_ids: Sequence[str],
+    *,
+    labels: Sequence[str],
+    digest: str,
+    without: frozenset[int] = frozenset(),
 ) -> list[int]:
-    """Return the indices of at most `MAX_PROBES` rows: labels in turn, each in the order of a hash with `digest`."""
+    """Return the indices of at most `MAX_PROBES` rows: labels in turn, each in the order of a hash
+    with `digest`."""
 
     def hash_of(row: int) -> str:
         return hashlib.sha256(f"{digest} {row_ids[row]}".encode()).hexdigest()
@@ -102,21 +124,27 @@ def select_rows(
 def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersion) -> ParityResult:
     """Send the probes to the version at `url` and compare its answers with the evaluated ones.
 
-    Answers of an endpoint, also those of a hybrid's part, are checked by `compare_endpoint`. If the service requires
-    API keys, the environment variable TAILORBIRD_API_KEY must hold one. Raises ParityRefused if answers differ or there
-    are no probes; DeployError if the service does not answer.
+    Answers of an endpoint, also those of a hybrid's part, are checked by `compare_endpoint`. If the
+    service requires API keys, the environment variable TAILORBIRD_API_KEY must hold one. Raises
+    ParityRefused if answers differ or there are no probes; DeployError if the service does not
+    answer.
     """
     if not probes:
         raise ParityRefused(
-            f"{version.version} has no test row to check: every row is so near the hybrid's threshold that rounding "
-            "may change its route, or an endpoint named no class for it; promote one of its parts, or run the recipe "
-            "with more test rows"
+            f"{version.version} has no test row to check: every row is so near the hybrid's "
+            "threshold that rounding may change its route, or an endpoint named no class for it; "
+            "promote one of its parts, or run the recipe with more test rows"
         )
-    parts = dict(zip(PARTS, read_parts(version.hybrid), strict=True)) if version.hybrid else {}
+    if version.hybrid:
+        parts = dict(zip(PARTS, read_parts(version.hybrid), strict=True))
+    else:
+        parts = {}
     is_paid = any(each.endpoint is not None for each in (version, *parts.values()))
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-        answers = list(clients.map(lambda probe: send_probe(route, probe.body, is_paid=is_paid), probes))
+        answers = list(
+            clients.map(lambda probe: send_probe(route, probe.body, is_paid=is_paid), probes)
+        )
     if version.endpoint is not None:
         return compare_endpoint(probes, answers, endpoint=version.endpoint, version=version)
     pairs = list(zip(probes, answers, strict=True))
@@ -125,16 +153,26 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
     if exact:
         parity = _compare_exactly(*zip(*exact, strict=True), version=version)
     for name, part in parts.items():
-        of_part = [(probe, _by_part(answer, name)) for probe, answer in pairs if probe.endpoint_part == name]
+        of_part = [
+            (probe, _by_part(answer, name))
+            for probe, answer in pairs
+            if probe.endpoint_part == name
+        ]
         if of_part and part.endpoint is not None:
-            of_endpoint = compare_endpoint(*zip(*of_part, strict=True), endpoint=part.endpoint, version=version)
-            parity = of_endpoint if parity is None else parity.with_endpoint(of_endpoint)
+            of_endpoint = compare_endpoint(
+                *zip(*of_part, strict=True), endpoint=part.endpoint, version=version
+            )
+            if parity is None:
+                parity = of_endpoint
+            else:
+                parity = parity.with_endpoint(of_endpoint)
     assert parity is not None  # there are probes
     return parity
 
 
 def _by_part(answer: ServedAnswer, part: PartName) -> ServedAnswer:
-    """Return the answer of a hybrid; as a refused request if it is not of this part or a fallback."""
+    """Return the answer of a hybrid; as a refused request if it is not of this part or a
+    fallback."""
     if not answer.output or (answer.answered_by == part and not answer.fallback):
         return answer
     why = "as a fallback" if answer.fallback else "by another route"
@@ -154,7 +192,8 @@ def _compare_exactly(
 
 
 def tolerance_of(version: ModelVersion) -> Tolerance:
-    """Return the tolerance of the version's dtype; for a hybrid, the larger tolerance of its parts."""
+    """Return the tolerance of the version's dtype; for a hybrid, the larger tolerance of its
+    parts."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return max(TOLERANCE[part.dtype] for part in parts)
 
@@ -164,11 +203,14 @@ def compare_answers(
 ) -> tuple[ParityResult, list[Difference]]:
     """Return the number of matching answers and the probes whose answers differ.
 
-    The probability of the evaluated label must be within the row tolerance. Another label matches only in a tie: the
-    served probabilities of both labels differ by at most the row tolerance. If the probabilities of the matching rows
-    differ by more than the mean tolerance on average, each row above the mean tolerance is a difference too.
+    The probability of the evaluated label must be within the row tolerance. Another label matches
+    only in a tie: the served probabilities of both labels differ by at most the row tolerance. If
+    the probabilities of the matching rows differ by more than the mean tolerance on average, each
+    row above the mean tolerance is a difference too.
     """
-    known, compared, ties = [], [], 0
+    known = []
+    compared = []
+    ties = 0
     for probe, answer in zip(probes, answers, strict=True):
         move = 0.0
         if probe.confidence is not None:
@@ -180,7 +222,10 @@ def compare_answers(
         ties += tie
         compared.append(((probe, answer), move, tie or (same and move <= tolerance.row)))
     small_moves = [move for _, move, matches in compared if matches]
-    limit = tolerance.mean if small_moves and fmean(small_moves) > tolerance.mean else tolerance.row
+    if small_moves and fmean(small_moves) > tolerance.mean:
+        limit = tolerance.mean
+    else:
+        limit = tolerance.row
     differing = [pair for pair, move, matches in compared if not matches or move > limit]
     parity = ParityResult(
         rows=len(probes),
@@ -194,12 +239,18 @@ def compare_answers(
 
 
 def compare_endpoint(
-    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, endpoint: Endpoint, version: ModelVersion
+    probes: Sequence[ParityProbe],
+    answers: Sequence[ServedAnswer],
+    *,
+    endpoint: Endpoint,
+    version: ModelVersion,
 ) -> ParityResult:
-    """Return the number of answers of an endpoint that equal the evaluated ones, which is not required.
+    """Return the number of answers of an endpoint that equal the evaluated ones, which is not
+    required.
 
-    Raises ParityRefused if the service refuses a row, if the endpoint reports another model than in the evaluation, or
-    if more than half of the labels differ: the service then sends other requests than the evaluation.
+    Raises ParityRefused if the service refuses a row, if the endpoint reports another model than in
+    the evaluation, or if more than half of the labels differ: the service then sends other requests
+    than the evaluation.
     """
     refused = [pair for pair in zip(probes, answers, strict=True) if not pair[1].output]
     if refused:
@@ -209,10 +260,13 @@ def compare_endpoint(
     if models:
         reported = ", ".join(sorted(map(repr, models)))
         raise ParityRefused(
-            f"the endpoint of {version.version} now reports the model {reported}, but {expected!r} was evaluated, so "
-            "it is not promoted; set evaluation.endpoint.revision to a new text and run the recipe again to evaluate it"
+            f"the endpoint of {version.version} now reports the model {reported}, but {expected!r} "
+            "was evaluated, so it is not promoted; set evaluation.endpoint.revision to a new text "
+            "and run the recipe again to evaluate it"
         )
-    differing = [pair for pair in zip(probes, answers, strict=True) if pair[0].output != pair[1].output]
+    differing = [
+        pair for pair in zip(probes, answers, strict=True) if pair[0].output != pair[1].output
+    ]
     if version.classes and 2 * len(differing) > len(probes):
         raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
     matching = len(probes) - len(differing)
@@ -222,28 +276,35 @@ def compare_endpoint(
 def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -> str:
     """Return the message of a failed check, with the first differing rows."""
     lines = [
-        f"{version} answers {len(differing)} of {num_probes} test rows differently than in its evaluation, so it "
-        "is not promoted:"
+        f"{version} answers {len(differing)} of {num_probes} test rows differently than in its "
+        "evaluation, so it is not promoted:"
     ]
     for probe, answer in differing[:MAX_LISTED_ROWS]:
         before, after = _described(probe, answer)
-        lines.append(f"  row {probe.row_id}, {_shorten(probe.text)!r}: evaluated {before}, served {after}")
+        lines.append(
+            f"  row {probe.row_id}, {_shorten(probe.text)!r}: evaluated {before}, served {after}"
+        )
     num_unlisted = len(differing) - MAX_LISTED_ROWS
     lines += [f"  and {num_unlisted} more"] if num_unlisted > 0 else []
     lines.append(
-        "Check what differs between evaluation and service (code, base model, dtype), or run the recipe again."
+        "Check what differs between evaluation and service (code, base model, dtype), or run the "
+        "recipe again."
     )
     return "\n".join(lines)
 
 
 def _described(probe: ParityProbe, answer: ServedAnswer) -> tuple[str, str]:
-    """Return the evaluated and the served answer; for chat, with the token whose log-probability differs most."""
+    """Return the evaluated and the served answer; for chat, with the token whose log-probability
+    differs most."""
     is_label = "input" in probe.body
-    before, after = probe.output if is_label else f"words with sha256 {probe.output[:12]}", answer.text
+    before = probe.output if is_label else f"words with sha256 {probe.output[:12]}"
+    after = answer.text
     if probe.confidence is not None:
         before += f" ({probe.confidence:.3f})"
         after += f" ({answer.scores[answer.output]:.3f})" if answer.scores else ""
-    pairs = list(zip(probe.logprobs or (), (token.logprob for token in answer.tokens), strict=False))
+    pairs = list(
+        zip(probe.logprobs or (), (token.logprob for token in answer.tokens), strict=False)
+    )
     if not pairs:
         return before, _shorten(after)
     at, (evaluated, served) = max(enumerate(pairs), key=lambda pair: abs(pair[1][0] - pair[1][1]))
@@ -256,14 +317,18 @@ class _Evaluated(NamedTuple):
 
     predictions: Predictions
     ambiguous: frozenset[int] = frozenset()
-    """Rows whose confidence is so near a hybrid's threshold that another batch may route them differently."""
+    """Rows whose confidence is so near a hybrid's threshold that another batch may route them
+    differently."""
     of_endpoint: Mapping[PartName, frozenset[int]] = {}
-    """Rows that a hybrid's part answers, for parts that are an endpoint: its answers to the same row differ."""
+    """Rows that a hybrid's part answers, for parts that are an endpoint: its answers to the same
+    row differ."""
 
 
 def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> _Evaluated:
     roles = [role for role, record in evidence.versions.items() if record.uri == version.uri]
-    if not roles and version.exported_from is not None:  # exported after the run, with predictions of the same rows
+    if (
+        not roles and version.exported_from is not None
+    ):  # exported after the run, with predictions of the same rows
         return _Evaluated(load_predictions(f"{version.uri}/predictions/candidate.parquet"))
     if not roles:
         raise ParityRefused(f"{uri} has no predictions of {version.uri}; run the recipe again")
@@ -278,13 +343,18 @@ def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> _Evalu
         limit = TOLERANCE[read_parts(version.hybrid)[0].dtype].row
         ambiguous = _rows_of(abs(first.calibrated - hybrid.routing.threshold) <= limit)
     to_second = routed_to_second(hybrid.routing, first)
-    answered: dict[PartName, frozenset[int]] = {"first": _rows_of(~to_second), "second": _rows_of(to_second)}
+    answered: dict[PartName, frozenset[int]] = {
+        "first": _rows_of(~to_second),
+        "second": _rows_of(to_second),
+    }
     of_endpoint = {
         name: answered[name]
         for name, table in zip(PARTS, (first, second), strict=True)
         if spec_of(table.model).calls_endpoint
     }
-    routed = apply_routing(hybrid.routing, first=ModelPredictions(first), second=ModelPredictions(second))
+    routed = apply_routing(
+        hybrid.routing, first=ModelPredictions(first), second=ModelPredictions(second)
+    )
     return _Evaluated(routed.clean, ambiguous, of_endpoint)
 
 
@@ -293,10 +363,18 @@ def _rows_of(mask: NDArray[np.bool_]) -> frozenset[int]:
 
 
 def _probe(
-    rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, endpoint_part: PartName | None = None
+    rows: Rows,
+    evaluated: Predictions,
+    row: int,
+    *,
+    version: ModelVersion,
+    endpoint_part: PartName | None = None,
 ) -> ParityProbe:
     (turns,) = rows.take([row]).turns
-    body: dict[str, JsonValue] = {"model": version.version, **SERVED_TASKS[version.task].request(turns)}
+    body: dict[str, JsonValue] = {
+        "model": version.version,
+        **SERVED_TASKS[version.task].request(turns),
+    }
     column = version.hybrid.routing.column if version.hybrid else None
     if column is not None:
         body["attributes"] = {column: rows.groups[column][row]}
@@ -307,9 +385,17 @@ def _probe(
         logprobs = evaluated.logprobs[row]
         body |= {"logprobs": True, "top_logprobs": 2}
     return ParityProbe(
-        rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence, logprobs, endpoint_part
+        rows.row_ids[row],
+        rows.texts[row],
+        body,
+        evaluated.outputs[row],
+        confidence,
+        logprobs,
+        endpoint_part,
     )
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_LISTED_CHARS else f"{text[:MAX_LISTED_CHARS]}..."
+    if len(text) <= MAX_LISTED_CHARS:
+        return text
+    return f"{text[:MAX_LISTED_CHARS]}..."

@@ -17,7 +17,9 @@ from serving.http.chat_schemas import GeneratedTokenLogprob
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.hybrid_routing import PartName
 
-ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
+ATTEMPTS = 10
+PAUSE_S = 1.0
+TIMEOUT_S = 120
 BUSY = (408, 429, 502, 503, 504)
 _ENDPOINT_FAULT = '"type":"endpoint_'  # in the error of a request whose endpoint failed
 KEY = "TAILORBIRD_API_KEY"
@@ -33,7 +35,9 @@ class ParityProbe(NamedTuple):
     confidence: float | None  # probability of the label, calibrated; None for chat
     logprobs: tuple[float, ...] | None = None
     """Log-probabilities of the answer's tokens; None for classification and the kind `nearest`."""
-    endpoint_part: PartName | None = None  # (hybrids only) the part that must answer, if it is an endpoint
+    endpoint_part: PartName | None = (
+        None  # (hybrids only) the part that must answer, if it is an endpoint
+    )
 
 
 class ServedToken(NamedTuple):
@@ -61,10 +65,12 @@ Difference = tuple[ParityProbe, ServedAnswer]
 def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False) -> ServedAnswer:
     """Send one probe and return the answer; retry while the service is busy or a replica restarts.
 
-    A probe that `is_paid`, because an endpoint may answer it, is not sent again after a time-out. Raises DeployError if
-    the service does not answer.
+    A probe that `is_paid`, because an endpoint may answer it, is not sent again after a time-out.
+    Raises DeployError if the service does not answer.
     """
-    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # lets readers of the request log exclude it
+    headers = {
+        "x-request-id": f"parity-{uuid.uuid4().hex}"
+    }  # lets readers of the request log exclude it
     key = os.environ.get(KEY)
     auth = bearer(key) if key else None
     response: requests.Response | None = None
@@ -72,23 +78,34 @@ def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            response = requests.post(url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S, verify=verify())
+            response = requests.post(
+                url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S, verify=verify()
+            )
         except requests.RequestException as error:
             if attempt + 1 == ATTEMPTS or (is_paid and isinstance(error, requests.ReadTimeout)):
                 fault = type(error).__name__
-                raise DeployError(f"{url} does not answer ({fault}); check that this machine can reach Serve") from None
+                raise DeployError(
+                    f"{url} does not answer ({fault}); check that this machine can reach Serve"
+                ) from None
             continue
         is_loading = (
             response.status_code == 404 and "model_not_found" in response.text
         )  # a replica has not loaded it yet
         if response.status_code not in BUSY and not is_loading:
             break
-        if _ENDPOINT_FAULT in response.text:  # the service has sent the request several times already
-            raise DeployError(f"{url} does not answer test rows ({response.status_code}): {response.text[:300]}")
+        if (
+            _ENDPOINT_FAULT in response.text
+        ):  # the service has sent the request several times already
+            raise DeployError(
+                f"{url} does not answer test rows ({response.status_code}): {response.text[:300]}"
+            )
     assert response is not None
     if response.status_code in (401, 403, *BUSY):
         unauthorized = response.status_code in (401, 403)
-        advice = f"set {KEY} to a valid API key" if unauthorized else "try again when the service is less busy"
+        if unauthorized:
+            advice = f"set {KEY} to a valid API key"
+        else:
+            advice = "try again when the service is less busy"
         raise DeployError(f"{url} does not answer test rows ({response.status_code}): {advice}")
     if response.status_code != 200:
         return ServedAnswer("", f"refused with {response.status_code}, {response.text[:200]}")

@@ -1,4 +1,5 @@
-"""Promote the winner of a run to champion, or roll back to the former champion, and switch the service to it."""
+"""Promote the winner of a run to champion, or roll back to the former champion, and switch the
+service to it."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,7 +21,14 @@ from tailorbird.registry.champion import (
 )
 from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.version_files import require_intact
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_pinned, read_version, weights_digest
+from tailorbird.registry.versions import (
+    ModelVersion,
+    PinnedVersion,
+    now,
+    read_pinned,
+    read_version,
+    weights_digest,
+)
 from tailorbird.release.engine_export import version_for_engine
 from tailorbird.release.parity import check_parity, sample_probes
 from tailorbird.release.runs import Evaluation, PromotionRefused, find_evaluation, read_run_evidence
@@ -40,45 +48,61 @@ def promote_version(
 ) -> Champion:
     """Make `version` (a name or a URI; by default the winner of the latest run) the champion.
 
-    `engine` is the serving engine (see `version_for_engine`). By default, a champion with the same weights keeps its
-    engine, and another version uses the engine of its evaluation. If the task is served, the version must
-    first pass the parity gate next to the current champion; then the champion is changed, and then the service.
-    Otherwise `serve_champion` runs the parity gate.
+    `engine` is the serving engine (see `version_for_engine`). By default, a champion with the same
+    weights keeps its engine, and another version uses the engine of its evaluation. If the task is
+    served, the version must first pass the parity gate next to the current champion; then the
+    champion is changed, and then the service. Otherwise `serve_champion` runs the parity gate.
 
-    `override` is the reason to promote a version that was rolled back. It is stored with the champion, and ignored if
-    no override is required.
+    `override` is the reason to promote a version that was rolled back. It is stored with the
+    champion, and ignored if no override is required.
 
-    Raises RegistryError if a file of the version was changed, is missing or was added; PromotionRefused if no verdict
-    chose the version, if the verdict expired, requires an override or compared
-    the version with another champion, and if another promotion came first; ParityRefused; EngineError as
-    `version_for_engine` does; DeployError and SessionError as `deploy` does.
+    Raises RegistryError if a file of the version was changed, is missing or was added;
+    PromotionRefused if no verdict chose the version, if the verdict expired, requires an override
+    or compared the version with another champion, and if another promotion came first;
+    ParityRefused; EngineError as `version_for_engine` does; DeployError and SessionError as
+    `deploy` does.
     """
     if override is not None and not override.strip():
-        raise PromotionRefused("--override is empty; give a reason, which is stored with the champion")
-    stored = read_champion(task_uri)  # read before the decision, so that a concurrent change makes the write fail
+        raise PromotionRefused(
+            "--override is empty; give a reason, which is stored with the champion"
+        )
+    stored = read_champion(
+        task_uri
+    )  # read before the decision, so that a concurrent change makes the write fail
     champion, etag = stored or (None, None)
     evaluation = find_evaluation(task_uri, version=version)
     if champion is not None and _weights_of(champion) == evaluation.weights.digest:
         if engine is None:
             return _keep(task_uri, champion)
-        reason = ChangeReason(change="engine", text=f"another engine for the weights of {champion.version}")
+        reason = ChangeReason(
+            change="engine", text=f"another engine for the weights of {champion.version}"
+        )
     else:
         reason = _promotion_reason(evaluation, champion=champion, override=override)
     chosen = evaluation.version
     if engine is not None:
-        weights, evidence = evaluation.weights, evaluation.weights_evidence
-        chosen = version_for_engine(weights, evidence=evidence, engine=engine, task_uri=task_uri, progress=progress)
+        weights = evaluation.weights
+        evidence = evaluation.weights_evidence
+        chosen = version_for_engine(
+            weights, evidence=evidence, engine=engine, task_uri=task_uri, progress=progress
+        )
     if champion is not None and champion.digest == chosen.digest:
         return _keep(task_uri, champion)
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
-        raise PromotionRefused(f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}")
+        raise PromotionRefused(
+            f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}"
+        )
     require_intact(chosen.pinned)
     with staged(task_uri, version=chosen, progress=progress) as url:
         parity = None
         if url is not None:
             source = evaluation.evidence_of(chosen)
-            parity = check_parity(sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen)
-        promoted = _promoted(chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity)
+            parity = check_parity(
+                sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen
+            )
+        promoted = _promoted(
+            chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity
+        )
         _write(task_uri, promoted, etag=etag)
     switch_service(task_uri, chosen, champion=promoted, progress=progress)
     return promoted
@@ -92,12 +116,16 @@ def _promoted(
     reason: ChangeReason,
     parity: ParityResult | None,
 ) -> Champion:
-    """Return the version as champion; if only the engine changes, keep the former champion's verdict."""
-    evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
+    """Return the version as champion; if only the engine changes, keep the former champion's
+    verdict."""
+    evidence = evaluation.evidence
+    verdict = evaluation.evidence.verdict
     if version.exported_from is not None:
         reason = reason.model_copy(update={"runtime": f"{version.engine} ({ENGINE_EVIDENCE})"})
     kept = former if reason.change == "engine" else None
-    chosen_by = ChosenBy(outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence))
+    chosen_by = ChosenBy(
+        outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
+    )
     digests = (version.digest, evaluation.weights.digest)
     return Champion(
         version=version.version,
@@ -111,18 +139,23 @@ def _promoted(
         reason=reason,
         since=now(),
         former=(*former.former, former.as_former) if former else (),
-        rolled_back=tuple(digest for digest in (former.rolled_back if former else ()) if digest not in digests),
+        rolled_back=tuple(
+            digest for digest in (former.rolled_back if former else ()) if digest not in digests
+        ),
     )
 
 
 def _anchor(
     version: ModelVersion, *, evaluation: Evaluation, former: Champion | None, reason: ChangeReason
 ) -> PinnedVersion | None:
-    """Return the last champion that was proven better than its predecessor; None if that is the version itself."""
+    """Return the last champion that was proven better than its predecessor; None if that is the
+    version itself."""
     is_for_cost = reason.change == "engine" or evaluation.evidence.verdict.replaces_for_cost
     if is_for_cost and former is not None:
         return former.anchor or former.pinned
-    return None if version.digest == evaluation.weights.digest else evaluation.weights.pinned
+    if version.digest == evaluation.weights.digest:
+        return None
+    return evaluation.weights.pinned
 
 
 def roll_back(
@@ -133,22 +166,27 @@ def roll_back(
     other_weights: bool = False,
     progress: ProgressReporter = SILENT,
 ) -> Champion:
-    """Make the former champion the champion again, and switch the service to it if the task is served.
+    """Make the former champion the champion again, and switch the service to it if the task is
+    served.
 
-    The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity gate is required.
-    `reason` is stored with the champion. `of` is the champion to roll back. With `other_weights`, former champions with
-    the weights of the champion, which differ in the engine only, are skipped and rolled back too.
+    The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity
+    gate is required. `reason` is stored with the champion. `of` is the champion to roll back. With
+    `other_weights`, former champions with the weights of the champion, which differ in the engine
+    only, are skipped and rolled back too.
 
-    Raises RegistryError if a file of the former champion was changed, is missing or was added; PromotionRefused if
-    there is no former champion, if its files changed, or if `of` is no longer the champion;
-    DeployError and SessionError as `deploy` does.
+    Raises RegistryError if a file of the former champion was changed, is missing or was added;
+    PromotionRefused if there is no former champion, if its files changed, or if `of` is no longer
+    the champion; DeployError and SessionError as `deploy` does.
     """
     if not reason.strip():
-        raise PromotionRefused("--reason is empty; give a reason, which is stored with the champion")
+        raise PromotionRefused(
+            "--reason is empty; give a reason, which is stored with the champion"
+        )
     champion, former, etag = rollback_target(task_uri, other_weights=other_weights)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
         raise PromotionRefused(
-            f"not rolled back: {of.version} is no longer the champion; the champion is {champion.version}"
+            f"not rolled back: {of.version} is no longer the champion; the champion is "
+            f"{champion.version}"
         )
     require_intact(former.pinned)
     version = read_pinned(former.pinned)
@@ -157,12 +195,20 @@ def roll_back(
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
         rolled_back.append(weights)  # the weights are rolled back too, not only the engine
     # The last one, or -1 for the incumbent of the first champion.
-    position = max((index for index, each in enumerate(champion.former) if each == former), default=-1)
-    rolled_back += [skipped.digest for skipped in champion.former[position + 1 :] if skipped.digest not in rolled_back]
+    position = max(
+        (index for index, each in enumerate(champion.former) if each == former), default=-1
+    )
+    rolled_back += [
+        skipped.digest
+        for skipped in champion.former[position + 1 :]
+        if skipped.digest not in rolled_back
+    ]
     restored = Champion(
         **dict(former),
         version=version.version,
-        reason=ChangeReason(change="rollback", text=f"rolled back from {champion.version}: {reason.strip()}"),
+        reason=ChangeReason(
+            change="rollback", text=f"rolled back from {champion.version}: {reason.strip()}"
+        ),
         since=now(),
         former=champion.former[: max(position, 0)],
         rolled_back=(*champion.rolled_back, *rolled_back),
@@ -172,7 +218,9 @@ def roll_back(
     return restored
 
 
-def rollback_target(task_uri: str, *, other_weights: bool = False) -> tuple[Champion, FormerChampion, str]:
+def rollback_target(
+    task_uri: str, *, other_weights: bool = False
+) -> tuple[Champion, FormerChampion, str]:
     """Return the champion, the version that `roll_back` restores, and the ETag of the champion.
 
     Raise PromotionRefused if there is no champion or nothing to restore.
@@ -182,21 +230,31 @@ def rollback_target(task_uri: str, *, other_weights: bool = False) -> tuple[Cham
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
     own = weights_digest(champion_version(champion)) if other_weights else ""
-    others = (former for former in reversed(champion.former) if not own or _weights_of(former) != own)
+    others = (
+        former for former in reversed(champion.former) if not own or _weights_of(former) != own
+    )
     former = next(others, None) or _first_incumbent(champion)
     if read_version(former.uri).digest != former.digest:
         raise PromotionRefused(
-            f"{former.uri} was changed after it was the champion: its digest differs; restore it from a copy"
+            f"{former.uri} was changed after it was the champion: its digest differs; restore it "
+            "from a copy"
         )
     return champion, former, etag
 
 
 def _first_incumbent(champion: Champion) -> FormerChampion:
     """Return the incumbent that the first champion was compared with."""
-    incumbent = read_run_evidence(champion.run).versions["incumbent"] if champion.run else None
+    if champion.run:
+        incumbent = read_run_evidence(champion.run).versions["incumbent"]
+    else:
+        incumbent = None
     if incumbent is None or incumbent.uri == champion.uri:
-        raise PromotionRefused(f"there was no champion before {champion.uri}; run the recipe and promote its winner")
-    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", baseline=_pinned_baseline(incumbent))
+        raise PromotionRefused(
+            f"there was no champion before {champion.uri}; run the recipe and promote its winner"
+        )
+    return FormerChampion(
+        uri=incumbent.uri, digest=incumbent.digest, run="", baseline=_pinned_baseline(incumbent)
+    )
 
 
 def _keep(task_uri: str, champion: Champion) -> Champion:
@@ -207,24 +265,32 @@ def _keep(task_uri: str, champion: Champion) -> Champion:
 
 
 def _weights_of(champion: FormerChampion) -> str | None:
-    """Return the weights digest of a champion or former champion, or None if the version is damaged."""
+    """Return the weights digest of a champion or former champion, or None if the version is
+    damaged."""
     with suppress(ValueError):
         return weights_digest(read_version(champion.uri))
     return None
 
 
-def _baseline(version: ModelVersion, *, evidence: Evidence, former: Champion | None) -> PinnedVersion | None:
-    """Return the baseline to serve next to the version: the baseline that its run chose, or else the former champion's.
+def _baseline(
+    version: ModelVersion, *, evidence: Evidence, former: Champion | None
+) -> PinnedVersion | None:
+    """Return the baseline to serve next to the version: the baseline that its run chose, or else
+    the former champion's.
 
-    That is the version itself if it is a baseline, or the incumbent. The former champion's baseline must be undamaged
-    and have the base model and the code of the version.
+    That is the version itself if it is a baseline, or the incumbent. The former champion's baseline
+    must be undamaged and have the base model and the code of the version.
     """
     baseline = _pinned_baseline(evidence.winner) or _pinned_baseline(evidence.versions["incumbent"])
     if baseline is not None or former is None or former.baseline is None:
         return baseline
     with suppress(ValueError):
         kept = read_version(former.baseline.uri)
-        if (kept.pinned, kept.base_model, kept.code) == (former.baseline, version.base_model, version.code):
+        if (kept.pinned, kept.base_model, kept.code) == (
+            former.baseline,
+            version.base_model,
+            version.code,
+        ):
             return former.baseline
     return None
 
@@ -240,35 +306,51 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
     try:
         write_champion(task_uri, champion, etag=etag)
     except PreconditionFailed:
-        raise PromotionRefused("another promotion came first; run `tailorbird models`, then promote again") from None
+        raise PromotionRefused(
+            "another promotion came first; run `tailorbird models`, then promote again"
+        ) from None
 
 
-def _promotion_reason(evaluation: Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
-    """Return why the version becomes the champion; raise PromotionRefused if its verdict does not allow it.
+def _promotion_reason(
+    evaluation: Evaluation, *, champion: Champion | None, override: str | None
+) -> ChangeReason:
+    """Return why the version becomes the champion; raise PromotionRefused if its verdict does not
+    allow it.
 
-    An override is required if the version was rolled back, which a scheduled promotion must not undo.
+    An override is required if the version was rolled back, which a scheduled promotion must not
+    undo.
     """
-    evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
+    evidence = evaluation.evidence
+    verdict = evaluation.evidence.verdict
     incumbent = evidence.versions["incumbent"].uri
     if evidence.champion not in (None, incumbent):
         raise PromotionRefused(
-            f"the verdict of {evidence.run} compared with {incumbent}, which is not the champion of the run, "
-            f"{evidence.champion}; run the recipe again"
+            f"the verdict of {evidence.run} compared with {incumbent}, which is not the champion "
+            f"of the run, {evidence.champion}; run the recipe again"
         )
     if champion is not None and champion.uri != incumbent:
         raise PromotionRefused(
-            f"the verdict compared with {evidence.champion or 'no champion'}, but the champion is now {champion.uri}; "
-            "run the recipe again to compare with it"
+            f"the verdict compared with {evidence.champion or 'no champion'}, but the champion is "
+            f"now {champion.uri}; run the recipe again to compare with it"
         )
     expires = datetime.fromisoformat(evidence.expires_at)
     if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= datetime.now(UTC):
         raise PromotionRefused(
-            f"the verdict of {evidence.run} expired at {evidence.expires_at}; run the recipe again with fresh test rows"
+            f"the verdict of {evidence.run} expired at {evidence.expires_at}; run the recipe again "
+            "with fresh test rows"
         )
     digests = {evaluation.version.digest, evaluation.weights.digest}
     rolled_back = champion is not None and bool(digests & set(champion.rolled_back))
     if rolled_back and override is None:
-        raise PromotionRefused(f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}")
-    reason = override.strip() if rolled_back and override is not None else None
-    why = "the incumbent stays" if verdict.selected == INCUMBENT else f"{verdict.selected} dominates the incumbent"
+        raise PromotionRefused(
+            f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
+        )
+    if rolled_back and override is not None:
+        reason = override.strip()
+    else:
+        reason = None
+    if verdict.selected == INCUMBENT:
+        why = "the incumbent stays"
+    else:
+        why = f"{verdict.selected} dominates the incumbent"
     return ChangeReason(change="promotion", text=f"{verdict.outcome}: {why}", override=reason)

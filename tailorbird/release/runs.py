@@ -26,12 +26,16 @@ class Evaluation:
     weights_evidence: Evidence  # from the run that evaluated `weights`
 
     def evidence_of(self, version: ModelVersion) -> Evidence:
-        """Return the evidence of `version`, which is the chosen one or was just exported from `weights`."""
-        return self.evidence if version.digest == self.version.digest else self.weights_evidence
+        """Return the evidence of `version`, which is the chosen one or was just exported from
+        `weights`."""
+        if version.digest == self.version.digest:
+            return self.evidence
+        return self.weights_evidence
 
 
 def find_evaluation(task_uri: str, *, version: str | None) -> Evaluation:
-    """Return the evaluation of `version`, a name or a URI, or that of the latest run; see `evidence_for`."""
+    """Return the evaluation of `version`, a name or a URI, or that of the latest run; see
+    `evidence_for`."""
     uri = version and version.rstrip("/")
     if uri and "://" not in uri:
         uri = TaskPaths(task_uri).version(uri)
@@ -40,14 +44,17 @@ def find_evaluation(task_uri: str, *, version: str | None) -> Evaluation:
     if winner.exported_from is None:
         return Evaluation(winner, evidence, winner, evidence)
     weights = winner.exported_from.uri
-    return Evaluation(winner, evidence, read_version(weights), evidence_for(task_uri, version=weights))
+    return Evaluation(
+        winner, evidence, read_version(weights), evidence_for(task_uri, version=weights)
+    )
 
 
 def evidence_for(task_uri: str, *, version: str | None) -> Evidence:
     """Return the latest run's evidence, or that of the latest run that chose `version`.
 
-    Runs are read from the newest to the first that matches, so older runs may have evidence from another version of
-    Tailorbird. Raise PromotionRefused if no run matches, or if the evidence of a newer run cannot be read.
+    Runs are read from the newest to the first that matches, so older runs may have evidence from
+    another version of Tailorbird. Raise PromotionRefused if no run matches, or if the evidence of a
+    newer run cannot be read.
     """
     files = list_files(TaskPaths(task_uri).runs, missing_ok=True)
     runs = [uri.removesuffix(f"/{MANIFEST}") for uri in files if uri.endswith(f"/{MANIFEST}")]
@@ -59,11 +66,14 @@ def evidence_for(task_uri: str, *, version: str | None) -> Evidence:
         if version in (None, evidence.winner.uri):
             return evidence
         winners.add(evidence.winner.uri)
-    raise PromotionRefused(f"no verdict chose {version}; choose one of: {', '.join(sorted(winners))}")
+    raise PromotionRefused(
+        f"no verdict chose {version}; choose one of: {', '.join(sorted(winners))}"
+    )
 
 
 def _created_at(run: str) -> str:
-    """Return when the evidence of a run was written; damaged evidence counts as the newest, so that it is reported."""
+    """Return when the evidence of a run was written; damaged evidence counts as the newest, so that
+    it is reported."""
     try:
         return str(json.loads(read_bytes(f"{run}/{EVIDENCE_FILE}"))["created_at"])
     except (ValueError, KeyError, TypeError):
@@ -71,20 +81,25 @@ def _created_at(run: str) -> str:
 
 
 def read_run_evidence(run: str) -> Evidence:
-    """Return the evidence of a run; raise PromotionRefused if it was changed after it was written."""
+    """Return the evidence of a run; raise PromotionRefused if it was changed after it was
+    written."""
     try:
         return read_evidence(run)
     except ValidationError as error:
-        raise PromotionRefused(f"{run} has evidence from another version of Tailorbird: {error}") from None
+        raise PromotionRefused(
+            f"{run} has evidence from another version of Tailorbird: {error}"
+        ) from None
     except ValueError as error:
         raise PromotionRefused(str(error)) from None
 
 
 def read_winner(evidence: Evidence) -> ModelVersion:
-    """Return the version that the verdict chose; raise PromotionRefused if it was changed after the verdict."""
+    """Return the version that the verdict chose; raise PromotionRefused if it was changed after the
+    verdict."""
     version = read_version(evidence.winner.uri)
     if version.digest != evidence.winner.digest:
         raise PromotionRefused(
-            f"{version.uri} was changed after its evaluation: its digest differs; run the recipe again"
+            f"{version.uri} was changed after its evaluation: its digest differs; run the recipe "
+            "again"
         )
     return version

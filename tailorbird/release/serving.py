@@ -9,7 +9,12 @@ from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
 from cluster.progress import SILENT, ProgressReporter
 from serving.deploy import serve_client
-from serving.deploy.application import AdditionalVersions, application_name, is_baseline_served, max_versions
+from serving.deploy.application import (
+    AdditionalVersions,
+    application_name,
+    is_baseline_served,
+    max_versions,
+)
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import ChallengerError, DeployError
 from tailorbird.config.serving import ServingConfig
@@ -33,14 +38,15 @@ from tailorbird.storage.s3 import PreconditionFailed
 def serve_champion(
     config: ServingConfig, *, task_uri: str, progress: ProgressReporter = SILENT
 ) -> tuple[str, ModelVersion]:
-    """Deploy the champion with the recipe's baseline and challenger; return the base URL and the champion.
+    """Deploy the champion with the recipe's baseline and challenger; return the base URL and the
+    champion.
 
-    A champion that was promoted while the task was not served must pass the parity gate first. If another version is
-    in service, the champion is checked next to it, and the other version stays in service if the check fails. Otherwise
-    the champion is checked before the URL is returned.
+    A champion that was promoted while the task was not served must pass the parity gate first. If
+    another version is in service, the champion is checked next to it, and the other version stays
+    in service if the check fails. Otherwise the champion is checked before the URL is returned.
 
-    Raises PromotionRefused if there is no champion, RegistryError if a file of a version to serve was changed, is
-    missing or was added, ParityRefused, and DeployError as `deploy` does.
+    Raises PromotionRefused if there is no champion, RegistryError if a file of a version to serve
+    was changed, is missing or was added, ParityRefused, and DeployError as `deploy` does.
     """
     stored = read_champion(task_uri)
     if stored is None:
@@ -51,7 +57,12 @@ def serve_champion(
     for pinned in _deployed(version, config=config, additional=additional):
         require_intact(pinned)
     deploy_with = partial(
-        deploy, config, task_uri=task_uri, version=version, verdict=champion.verdict, progress=progress
+        deploy,
+        config,
+        task_uri=task_uri,
+        version=version,
+        verdict=champion.verdict,
+        progress=progress,
     )
     if not champion.needs_parity:
         with _recorded(task_uri, version):
@@ -59,8 +70,13 @@ def serve_champion(
     uri = champion.run or champion.uri
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
     with staged(task_uri, version=version, progress=progress) as url:
-        parity = None if url is None else check_parity(probes, url=url, version=version)
-    url = deploy_with(additional=replace(additional, challenger=None))  # no challenger before the champion has passed
+        if url is None:
+            parity = None
+        else:
+            parity = check_parity(probes, url=url, version=version)
+    url = deploy_with(
+        additional=replace(additional, challenger=None)
+    )  # no challenger before the champion has passed
     if parity is None:
         try:
             parity = check_parity(probes, url=url, version=version)
@@ -76,25 +92,34 @@ def serve_champion(
 
 
 def stop_service(task_uri: str) -> None:
-    """Remove the service of a task, with its replicas, and wait until it is gone. Other services do not change.
+    """Remove the service of a task, with its replicas, and wait until it is gone. Other services do
+    not change.
 
-    Raises DeployError if the task is not served, or if a RayService deploys it, whose operator would start it again.
+    Raises DeployError if the task is not served, or if a RayService deploys it, whose operator
+    would start it again.
     """
     service = rayservice_of_environment()
     if service is not None:
         raise DeployError(
-            f"the RayService {service} would start the service again; to stop it, run `kubectl delete rayservice "
-            f"{service.name} --namespace {service.namespace}`"
+            f"the RayService {service} would start the service again; to stop it, run `kubectl "
+            f"delete rayservice {service.name} --namespace {service.namespace}`"
         )
-    name, served = application_name(task_uri), serve_client.serve_applications()
+    name = application_name(task_uri)
+    served = serve_client.serve_applications()
     if name not in served:
-        others = f"these services run: {', '.join(sorted(served))}" if served else "no service runs"
+        if served:
+            others = f"these services run: {', '.join(sorted(served))}"
+        else:
+            others = "no service runs"
         raise DeployError(f"{name} is not served; {others}")
     undeploy(name)
 
 
-def _deployed(version: ModelVersion, *, config: ServingConfig, additional: AdditionalVersions) -> set[PinnedVersion]:
-    """Return the versions to check before a deploy. Replicas check all versions, and serve without the `others`."""
+def _deployed(
+    version: ModelVersion, *, config: ServingConfig, additional: AdditionalVersions
+) -> set[PinnedVersion]:
+    """Return the versions to check before a deploy. Replicas check all versions, and serve without
+    the `others`."""
     pinned = {version.pinned}
     if additional.challenger is not None:
         pinned.add(additional.challenger.pinned)
@@ -108,14 +133,20 @@ def _deployed(version: ModelVersion, *, config: ServingConfig, additional: Addit
 def additional_versions(
     config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
 ) -> AdditionalVersions:
-    """Return the versions that are served next to the champion; omit a challenger that has the champion's weights.
+    """Return the versions that are served next to the champion; omit a challenger that has the
+    champion's weights.
 
     Raises the errors of `challenger_version`.
     """
-    challenger = challenger_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
+    if config.challenger:
+        challenger = challenger_version(config.challenger.version, task_uri=task_uri)
+    else:
+        challenger = None
     if challenger is not None and weights_digest(challenger) == weights_digest(version):
         challenger = None
-    others = versions_on_same_base(version, task_uri=task_uri, limit=max_versions(config, task=version.task))
+    others = versions_on_same_base(
+        version, task_uri=task_uri, limit=max_versions(config, task=version.task)
+    )
     return AdditionalVersions(champion.baseline, challenger, others)
 
 
@@ -155,14 +186,15 @@ def switch_service(
             raise
         except (DeployError, SessionError) as error:
             raise DeployError(
-                f"{version.version} is the champion now, but the service was not switched to it: {error}; "
-                "run `tailorbird serve RECIPE` to try again"
+                f"{version.version} is the champion now, but the service was not switched to it: "
+                f"{error}; run `tailorbird serve RECIPE` to try again"
             ) from None
 
 
 @contextmanager
 def _recorded(task_uri: str, version: ModelVersion) -> Iterator[None]:
-    """Write what the block deploys to the RayService, if there is one, so that its operator does not revert it.
+    """Write what the block deploys to the RayService, if there is one, so that its operator does
+    not revert it.
 
     If only the challenger cannot be served, the champion is deployed and recorded.
     """
@@ -179,6 +211,7 @@ def _record(task_uri: str, version: ModelVersion) -> None:
         record_deployed(task_uri)
     except KubernetesError as error:
         raise DeployError(
-            f"{version.version} is served, but the RayService was not updated, so a restart of the operator or the "
-            f"loss of the cluster would restore the former configuration: {error}; run the command again"
+            f"{version.version} is served, but the RayService was not updated, so a restart of the "
+            f"operator or the loss of the cluster would restore the former configuration: {error}; "
+            "run the command again"
         ) from None

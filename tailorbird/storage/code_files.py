@@ -9,7 +9,10 @@ from pathlib import Path
 
 from tailorbird import PACKAGES, PROJECT_ROOT
 
-WHEEL_ONLY = ("tailorbird/k8s/", "tailorbird/recipes/")  # folders of a checkout that a wheel has in its package
+WHEEL_ONLY = (
+    "tailorbird/k8s/",
+    "tailorbird/recipes/",
+)  # folders of a checkout that a wheel has in its package
 
 
 def code_sha256(files: Mapping[str, bytes]) -> str:
@@ -21,29 +24,35 @@ def code_sha256(files: Mapping[str, bytes]) -> str:
 
 
 def runtime_files(root: Path) -> dict[str, bytes]:
-    """Return the project's runtime files under `root`, code and data of its packages, by sorted name.
+    """Return the project's runtime files under `root`, code and data of its packages, by sorted
+    name.
 
-    `root` is a checkout, the working directory of a job or the folder of an installed wheel. Raises ValueError if a
-    package is missing.
+    `root` is a checkout, the working directory of a job or the folder of an installed wheel. Raises
+    ValueError if a package is missing.
     """
     missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
     if missing:
         raise ValueError(
-            f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the folder of the project"
+            f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the "
+            "folder of the project"
         )
     paths = list(root.glob("pyproject.toml"))
-    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.ndjson", "*.yaml")):
+    for package, kind in product(
+        PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.ndjson", "*.yaml")
+    ):
         paths += (root / package).rglob(kind)
     names = sorted(path.relative_to(root).as_posix() for path in paths)
     return {name: (root / name).read_bytes() for name in names if not name.startswith(WHEEL_ONLY)}
 
 
 def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> dict[str, bytes]:
-    """Return the files under `root` that define or are imported by the functions of a stage, by sorted name.
+    """Return the files under `root` that define or are imported by the functions of a stage, by
+    sorted name.
 
-    Imports of the project's packages are followed, also inside functions, but not under `if TYPE_CHECKING:`.
-    `from package import name` refers to `package/name.py` if that exists, otherwise to `package/__init__.py`. The
-    `__init__.py` of a package that contains an imported module is not followed.
+    Imports of the project's packages are followed, also inside functions, but not under `if
+    TYPE_CHECKING:`. `from package import name` refers to `package/name.py` if that exists,
+    otherwise to `package/__init__.py`. The `__init__.py` of a package that contains an imported
+    module is not followed.
     """
     pending = [_file(function.__module__, root) for function in functions]
     assert pending, "a stage runs at least one function"
@@ -54,7 +63,9 @@ def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -
         if name is not None and name not in reached:
             reached[name] = (root / name).read_bytes()
             imports = _imports(reached[name])
-            pending += [_file(f"{module}.{item}", root) or _file(module, root) for module, item in imports]
+            pending += [
+                _file(f"{module}.{item}", root) or _file(module, root) for module, item in imports
+            ]
     return dict(sorted(reached.items()))
 
 
@@ -81,7 +92,11 @@ def _imports_of(node: ast.AST) -> Iterator[tuple[str, str]]:
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "the project has no relative imports"
             yield from ((str(child.module), alias.name) for alias in child.names)
-        elif isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+        elif (
+            isinstance(child, ast.If)
+            and isinstance(child.test, ast.Name)
+            and child.test.id == "TYPE_CHECKING"
+        ):
             for other in child.orelse:
                 yield from _imports_of(ast.Module([other], []))
         else:

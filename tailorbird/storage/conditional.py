@@ -1,7 +1,7 @@
 """Conditional writes by ETag. On S3 they use s3fs, since pyarrow does not support them.
 
-The ETag of a local file is the sha256 of its content. Writers of a local file hold a lock on its folder, which is
-enforced between the processes of one machine.
+The ETag of a local file is the sha256 of its content. Writers of a local file hold a lock on its
+folder, which is enforced between the processes of one machine.
 """
 
 import fcntl
@@ -49,7 +49,8 @@ def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def delete(uri: str) -> None:
-    """Delete an object if it exists. Unlike pyarrow's delete, it leaves no empty folder marker on S3."""
+    """Delete an object if it exists. Unlike pyarrow's delete, it leaves no empty folder marker on
+    S3."""
     local = _local_file(uri)
     if local is not None:
         with storage_errors(uri):
@@ -61,16 +62,21 @@ def delete(uri: str) -> None:
 
 
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
-    """Return the content and the ETag of an object, for `write_if_match`; None if it does not exist.
+    """Return the content and the ETag of an object, for `write_if_match`; None if it does not
+    exist.
 
-    The ETag is read before the content: if the object changes in between, a write with this ETag fails.
+    The ETag is read before the content: if the object changes in between, a write with this ETag
+    fails.
     """
     local = _local_file(uri)
     if local is not None:
         with storage_errors(uri):
             content = local.read_bytes() if local.is_file() else None
-        return None if content is None else (content, _local_etag(content))
-    path, client = _object_path(uri), s3.s3fs_client()
+        if content is None:
+            return None
+        return (content, _local_etag(content))
+    path = _object_path(uri)
+    client = s3.s3fs_client()
     with suppress(ObjectNotFound), storage_errors(uri):
         info = client.info(path, refresh=True)
         if info["type"] == "file":
@@ -79,7 +85,8 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
 
 
 def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
-    """Write an object only if it still has this ETag, or, without an ETag, only if it does not exist.
+    """Write an object only if it still has this ETag, or, without an ETag, only if it does not
+    exist.
 
     Return the new ETag.
 
@@ -93,14 +100,17 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
     try:
         with storage_errors(uri):
-            answer = s3.s3fs_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
+            answer = s3.s3fs_client().pipe_file(
+                path, data, chunksize=max(1, len(data)), **condition
+            )
     except (PreconditionFailed, ObjectNotFound) as error:
         raise _precondition_failed(uri, etag=etag) from error
     return str(answer["ETag"])
 
 
 def write_once(uri: str, value: M) -> M:
-    """Write the value unless the object exists, and return the stored value (the first writer's)."""
+    """Write the value unless the object exists, and return the stored value (the first
+    writer's)."""
     if not exists(uri):
         with suppress(PreconditionFailed):  # another process wrote it first
             write_if_match(uri, value.model_dump_json(indent=2).encode(), etag=None)
@@ -110,9 +120,9 @@ def write_once(uri: str, value: M) -> M:
 def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
     """Change an object by compare-and-swap and return the stored content.
 
-    `change` receives the stored content, or None if there is no object. It returns the new content, or None to keep the
-    stored one. It is called again if another writer has changed the object in between, so it must not have side
-    effects. Raises StorageError after 50 attempts.
+    `change` receives the stored content, or None if there is no object. It returns the new content,
+    or None to keep the stored one. It is called again if another writer has changed the object in
+    between, so it must not have side effects. Raises StorageError after 50 attempts.
     """
     for attempt in range(NUM_ATTEMPTS):
         stored = read_versioned(uri)
@@ -122,29 +132,41 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> by
             return content
         try:
             write_if_match(uri, changed, etag=stored[1] if stored else None)
-        except PreconditionFailed:  # another writer changed the object, or the client repeated a successful write
+        except (
+            PreconditionFailed
+        ):  # another writer changed the object, or the client repeated a successful write
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             continue
         return changed
-    raise StorageError(f"{uri} was changed by other writers during {NUM_ATTEMPTS} attempts; try again later")
+    raise StorageError(
+        f"{uri} was changed by other writers during {NUM_ATTEMPTS} attempts; try again later"
+    )
 
 
 def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
-    """Change a JSON object and return the stored value, like `update_bytes`; raise StorageError if it is not JSON."""
+    """Change a JSON object and return the stored value, like `update_bytes`; raise StorageError if
+    it is not JSON."""
 
     def change_bytes(content: bytes | None) -> bytes | None:
         changed = change(None if content is None else parse_json(uri, content))
-        return None if changed is None else json.dumps(changed, indent=1).encode()
+        if changed is None:
+            return None
+        return json.dumps(changed, indent=1).encode()
 
     stored = update_bytes(uri, change_bytes)
-    return None if stored is None else parse_json(uri, stored)
+    if stored is None:
+        return None
+    return parse_json(uri, stored)
 
 
 def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str:
     with storage_errors(uri):
         local.parent.mkdir(parents=True, exist_ok=True)
         with _locked(local.parent):
-            current = _local_etag(local.read_bytes()) if local.exists() else None
+            if local.exists():
+                current = _local_etag(local.read_bytes())
+            else:
+                current = None
             if current != etag:
                 raise _precondition_failed(uri, etag=etag)
             write_bytes(uri, data)
@@ -165,7 +187,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _local_file(uri: str) -> Path | None:
     """Return the path of a `file://` URI, or None for another scheme."""
     scheme, path = s3.parse(uri)
-    return Path(path) if scheme == "file" else None
+    if scheme == "file":
+        return Path(path)
+    return None
 
 
 def _local_etag(content: bytes) -> str:
@@ -173,12 +197,17 @@ def _local_etag(content: bytes) -> str:
 
 
 def _precondition_failed(uri: str, *, etag: str | None) -> PreconditionFailed:
-    reason = "it already exists" if etag is None else f"its ETag is no longer {etag}"
+    if etag is None:
+        reason = "it already exists"
+    else:
+        reason = f"its ETag is no longer {etag}"
     return PreconditionFailed(f"{uri} was not written: {reason}; read it again and retry")
 
 
 def _object_path(uri: str) -> str:
     scheme, path = s3.parse(uri)
     if scheme != "s3" or not path.partition("/")[2]:
-        raise StorageError(f"{uri!r} does not support conditional writes; give s3://bucket/key or a file:// URI")
+        raise StorageError(
+            f"{uri!r} does not support conditional writes; give s3://bucket/key or a file:// URI"
+        )
     return path

@@ -1,4 +1,5 @@
-"""List one level of a folder, with a tag that changes with the content of a file, for readers that keep a cache."""
+"""List one level of a folder, with a tag that changes with the content of a file, for readers that
+keep a cache."""
 
 import os
 from contextlib import suppress
@@ -18,7 +19,8 @@ class Entry:
     uri: str
     is_folder: bool
     tag: str = ""
-    """Differs for two contents of a file: its ETag on S3, else its time, size and inode; empty for a folder."""
+    """Differs for two contents of a file: its ETag on S3, else its time, size and inode; empty for
+    a folder."""
     changed_at: datetime | None = None  # UTC; None for a folder on S3
 
     @property
@@ -27,7 +29,8 @@ class Entry:
 
 
 def list_folder(uri: str) -> tuple[Entry, ...]:
-    """Return the files and folders directly below a folder, by name; nothing if the folder does not exist.
+    """Return the files and folders directly below a folder, by name; nothing if the folder does not
+    exist.
 
     Local names that begin with a dot are omitted: they are files that are being written.
     """
@@ -44,7 +47,9 @@ def list_folder(uri: str) -> tuple[Entry, ...]:
                 ]
         else:
             infos = s3.s3fs_client().ls(path, detail=True, refresh=True)
-            listed = [_on_s3(info) for info in infos if info["name"].strip("/") != path]  # no marker of the folder
+            listed = [
+                _on_s3(info) for info in infos if info["name"].strip("/") != path
+            ]  # no marker of the folder
     return tuple(sorted(listed, key=lambda each: each.name))
 
 
@@ -56,12 +61,17 @@ def file_entry(uri: str) -> Entry | None:
             entry = _local(uri, os.stat(path), is_folder=Path(path).is_dir())
         else:
             entry = _on_s3(s3.s3fs_client().info(path, refresh=True))
-        return None if entry.is_folder else entry
+        if entry.is_folder:
+            return None
+        return entry
     return None
 
 
 def _local(uri: str, stat: os.stat_result, *, is_folder: bool) -> Entry:
-    tag = "" if is_folder else f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
+    if is_folder:
+        tag = ""
+    else:
+        tag = f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
     return Entry(uri, is_folder, tag, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 

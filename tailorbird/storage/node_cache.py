@@ -14,22 +14,38 @@ from pathlib import Path
 from tailorbird.storage import objects, s3
 from tailorbird.storage.paths import is_staged_base_model
 
-# Files of a model: weights as safetensors (not pickles, which run code when loaded), tokenizer and configuration.
+# Files of a model: weights as safetensors (not pickles, which run code when loaded), tokenizer and
+# configuration.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 UNUSED_DAYS = 7
-"""Copies that no process has requested for so long are removed. Processes read a copy when they start."""
-LICENSE_NAMES = ("license", "licence", "notice", "use_policy")  # starts of the names of license files
+"""Copies that no process has requested for so long are removed. Processes read a copy when they
+start."""
+LICENSE_NAMES = (
+    "license",
+    "licence",
+    "notice",
+    "use_policy",
+)  # starts of the names of license files
 
 
 def is_license_file(name: str) -> bool:
-    """Return whether a file has the name of a license file. Digests contain only those with a suffix of a model."""
+    """Return whether a file has the name of a license file. Digests contain only those with a
+    suffix of a model."""
     return name.rpartition("/")[2].lower().startswith(LICENSE_NAMES)
 
 
 def sha256_files(uri: str) -> dict[str, str]:
     """Return the sha256 of each file in a model's folder, by name."""
-    names = (file.removeprefix(f"{uri}/") for file in objects.list_files(uri) if file.endswith(MODEL_SUFFIXES))
-    return {name: objects.sha256_object(f"{uri}/{name}") for name in sorted(names) if name != objects.MANIFEST}
+    names = (
+        file.removeprefix(f"{uri}/")
+        for file in objects.list_files(uri)
+        if file.endswith(MODEL_SUFFIXES)
+    )
+    return {
+        name: objects.sha256_object(f"{uri}/{name}")
+        for name in sorted(names)
+        if name != objects.MANIFEST
+    }
 
 
 def model_digest(files: Mapping[str, str]) -> str:
@@ -38,26 +54,30 @@ def model_digest(files: Mapping[str, str]) -> str:
 
 
 def _require_staged_files(uri: str, folder: Path) -> None:
-    """Raise StorageError if the files of a staged base model are not those that its name requires."""
+    """Raise StorageError if the files of a staged base model are not those that its name
+    requires."""
     if not is_staged_base_model(uri):
         return
     stated = uri.rstrip("/").rpartition("-")[2]
     digest = model_digest(sha256_files(folder.as_uri()))[: len(stated)]
     if digest != stated:
         raise s3.StorageError(
-            f"the base model {uri} was changed: its files have the digest {digest}; restore them from a copy"
+            f"the base model {uri} was changed: its files have the digest {digest}; restore them "
+            "from a copy"
         )
 
 
 def local_copy(
     uri: str, *, is_intact: Callable[[Path], bool] = lambda _folder: True, cache: Path | None = None
 ) -> Path:
-    """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder is not copied.
+    """Return a local folder with the files under `uri`, downloaded once per node; a `file://`
+    folder is not copied.
 
-    The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the folder's manifest.json
-    or, without one, of its listing. If several processes call at the same time, one of them downloads. A copy
-    that is not intact is replaced. Before a download, copies are removed that were not requested in the last
-    UNUSED_DAYS. Raises StorageError if a staged base model was changed.
+    The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the
+    folder's manifest.json or, without one, of its listing. If several processes call at the same
+    time, one of them downloads. A copy that is not intact is replaced. Before a download, copies
+    are removed that were not requested in the last UNUSED_DAYS. Raises StorageError if a staged
+    base model was changed.
     """
     scheme, path = s3.parse(uri)
     if scheme == "file":
@@ -86,7 +106,8 @@ def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
 
 
 def _remove_unused(root: Path) -> None:
-    """Remove the copies that no process has requested for UNUSED_DAYS, except those that are locked."""
+    """Remove the copies that no process has requested for UNUSED_DAYS, except those that are
+    locked."""
     last = time.time() - UNUSED_DAYS * 24 * 3600
     for path in root.glob("*.lock"):
         with path.open("r+") as lock, suppress(BlockingIOError):
@@ -98,8 +119,8 @@ def _remove_unused(root: Path) -> None:
 def private_folder(folder: Path) -> Path:
     """Return the folder, which only this user can enter after the call. It is created if necessary.
 
-    Raises StorageError if another user has created it and others can write to it: they could replace what this process
-    reads, and read what it writes.
+    Raises StorageError if another user has created it and others can write to it: they could
+    replace what this process reads, and read what it writes.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
@@ -108,8 +129,8 @@ def private_folder(folder: Path) -> Path:
             folder.chmod(0o700)
     elif status.st_mode & 0o022:
         raise s3.StorageError(
-            f"{folder} belongs to another user, and others can write to it; set TAILORBIRD_CACHE, or for the request "
-            "log TAILORBIRD_JOURNAL, to a folder of this user"
+            f"{folder} belongs to another user, and others can write to it; set TAILORBIRD_CACHE, "
+            "or for the request log TAILORBIRD_JOURNAL, to a folder of this user"
         )
     return folder
 

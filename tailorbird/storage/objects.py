@@ -30,14 +30,16 @@ CHUNK_BYTES = 1 << 20
 
 
 def comes_from_storage(error: BaseException) -> bool:
-    """Return True if the error came from storage, so its message may contain a URI that clients must not see."""
+    """Return True if the error came from storage, so its message may contain a URI that clients
+    must not see."""
     return isinstance(error, StorageError) or isinstance(error.__context__, StorageError)
 
 
 def read_bytes(uri: str) -> bytes:
     """Return an object's content, also while another process replaces the object.
 
-    On S3 it is read with a single GET. pyarrow reads the size first, and then as many bytes of what is stored by then.
+    On S3 it is read with a single GET. pyarrow reads the size first, and then as many bytes of what
+    is stored by then.
     """
     scheme, path = parse(uri)
     with storage_errors(uri):
@@ -53,7 +55,8 @@ def write_bytes(uri: str, data: bytes, *, retry_policy: RetryPolicy = STANDARD) 
 
 @contextmanager
 def open_file(uri: str) -> Iterator[Any]:
-    """Yield an object as an open file of pyarrow. Several threads can call its `read_at(num_bytes, offset)`."""
+    """Yield an object as an open file of pyarrow. Several threads can call its `read_at(num_bytes,
+    offset)`."""
     store, path = filesystem(uri)
     with storage_errors(uri), store.open_input_file(path) as file:
         yield file
@@ -69,7 +72,9 @@ def parse_json(uri: str, data: bytes) -> Any:
     try:
         return json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} is not valid JSON: {error}; give the URI of a JSON file, or restore it") from None
+        raise StorageError(
+            f"{uri} is not valid JSON: {error}; give the URI of a JSON file, or restore it"
+        ) from None
 
 
 def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) -> None:
@@ -79,7 +84,8 @@ def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) ->
 
 
 def exists(uri: str) -> bool:
-    """Return True if `uri` is a file or a prefix of files; raise StorageError if the bucket does not exist."""
+    """Return True if `uri` is a file or a prefix of files; raise StorageError if the bucket does
+    not exist."""
     store, path = filesystem(uri)
     with storage_errors(uri):
         if store.get_file_info(path.rstrip("/")).type != pafs.FileType.NotFound:
@@ -89,7 +95,8 @@ def exists(uri: str) -> bool:
 
 
 def file_state(uri: str) -> tuple[str, int, str]:
-    """Return a file's URI, size in bytes and modification time in ns, to detect changes of the file."""
+    """Return a file's URI, size in bytes and modification time in ns, to detect changes of the
+    file."""
     store, path = filesystem(uri)
     with storage_errors(uri):
         info = store.get_file_info(path)
@@ -115,7 +122,9 @@ def file_infos(uri: str, *, missing_ok: bool = False) -> list[pafs.FileInfo]:
     """
     store, path = filesystem(uri)
     with storage_errors(uri):
-        infos = store.get_file_info(pafs.FileSelector(path.rstrip("/"), allow_not_found=True, recursive=True))
+        infos = store.get_file_info(
+            pafs.FileSelector(path.rstrip("/"), allow_not_found=True, recursive=True)
+        )
         files = [info for info in infos if info.type == pafs.FileType.File]
         if not files and not missing_ok:
             raise FileNotFoundError(uri)
@@ -123,14 +132,20 @@ def file_infos(uri: str, *, missing_ok: bool = False) -> list[pafs.FileInfo]:
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Upload all files of a local folder to `uri`; the `manifest.json` at the top of the folder comes last."""
+    """Upload all files of a local folder to `uri`; the `manifest.json` at the top of the folder
+    comes last."""
     if not local.is_dir():
         raise StorageError(f"{local} is not a folder; give a folder to upload to {uri}")
-    names = sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()
+    )
     if not names:
         raise StorageError(f"{local} has no files to upload to {uri}")
     base = uri.rstrip("/")
-    _transfer((name for name in names if name != MANIFEST), lambda name: upload_file(local / name, f"{base}/{name}"))
+    _transfer(
+        (name for name in names if name != MANIFEST),
+        lambda name: upload_file(local / name, f"{base}/{name}"),
+    )
     if MANIFEST in names:
         upload_file(local / MANIFEST, f"{base}/{MANIFEST}")
 
@@ -145,7 +160,8 @@ def delete_folder(uri: str) -> None:
 def folder_sizes(uri: str) -> dict[str, int]:
     """Return the size in bytes of each file under a folder, by its path relative to the folder.
 
-    Raises StorageError if there are no files, or if a download would write one outside its local folder.
+    Raises StorageError if there are no files, or if a download would write one outside its local
+    folder.
     """
     base = uri.rstrip("/")
     store, _ = filesystem(base)
@@ -159,11 +175,13 @@ def download_folder(
     check: Callable[[Path], None] = lambda _folder: None,
     includes: Callable[[str], bool] = lambda _name: True,
 ) -> None:
-    """Download all files under `uri` into a new local folder atomically. Only its owner can enter the folder.
+    """Download all files under `uri` into a new local folder atomically. Only its owner can enter
+    the folder.
 
-    `includes` receives the path of a file relative to the folder, and returns False if the file is not needed. `check`
-    receives the folder before it appears under its name, and raises to refuse it. Raises StorageError if `local` exists
-    and is not empty, or if a file would be written outside it.
+    `includes` receives the path of a file relative to the folder, and returns False if the file is
+    not needed. `check` receives the folder before it appears under its name, and raises to refuse
+    it. Raises StorageError if `local` exists and is not empty, or if a file would be written
+    outside it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
         raise StorageError(f"{local} already exists; give a new folder for {uri}")
@@ -201,7 +219,9 @@ def sha256_object(uri: str) -> str:
 
 
 def _uri(store: pafs.FileSystem, path: str) -> str:
-    return Path(path).as_uri() if isinstance(store, pafs.LocalFileSystem) else f"s3://{path}"
+    if isinstance(store, pafs.LocalFileSystem):
+        return Path(path).as_uri()
+    return f"s3://{path}"
 
 
 def _relative(uri: str, base: str) -> str:
@@ -209,11 +229,18 @@ def _relative(uri: str, base: str) -> str:
 
     S3 keys can contain `..`, so it raises StorageError for a path outside the folder.
     """
-    path, folder = parse(uri)[1], parse(base)[1]
-    relative = path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")
-    if not all(part and part not in (".", "..") for part in relative.split("/")) or set(relative) & {"\\", "\0"}:
+    path = parse(uri)[1]
+    folder = parse(base)[1]
+    if path == folder:
+        relative = path.rpartition("/")[2]
+    else:
+        relative = path.removeprefix(f"{folder}/")
+    if not all(part and part not in (".", "..") for part in relative.split("/")) or set(
+        relative
+    ) & {"\\", "\0"}:
         raise StorageError(
-            f"{uri!r} would be stored outside its local folder; find out how it was created, and delete it"
+            f"{uri!r} would be stored outside its local folder; find out how it was created, and "
+            "delete it"
         )
     return relative
 
@@ -227,7 +254,11 @@ def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
 def upload_file(local: Path, uri: str, *, retry_policy: RetryPolicy = STANDARD) -> None:
     """Upload a local file atomically."""
     with storage_errors(uri), local.open("rb") as source:
-        _write(uri, lambda target: shutil.copyfileobj(source, target, CHUNK_BYTES), retry_policy=retry_policy)
+        _write(
+            uri,
+            lambda target: shutil.copyfileobj(source, target, CHUNK_BYTES),
+            retry_policy=retry_policy,
+        )
 
 
 def _download(uri: str, local: Path) -> None:
@@ -240,7 +271,8 @@ def _download(uri: str, local: Path) -> None:
 def _write(uri: str, write: Callable[[Any], Any], *, retry_policy: RetryPolicy) -> None:
     """Pass a stream to `write`.
 
-    A local file is written to a temporary name and renamed, so it is never incomplete. Only its owner can read it.
+    A local file is written to a temporary name and renamed, so it is never incomplete. Only its
+    owner can read it.
     """
     store, path = filesystem(uri, retry_policy=retry_policy)
     with storage_errors(uri):

@@ -57,7 +57,8 @@ class TaskPaths:
         return f"{self.task_uri}/stages/{name}-{fingerprint}"
 
     def endpoint_answers(self, endpoint: str) -> str:
-        """Folder of the answers of an external endpoint; `endpoint` is the hash of its URL and model."""
+        """Folder of the answers of an external endpoint; `endpoint` is the hash of its URL and
+        model."""
         return f"{self.task_uri}/endpoint_answers/{endpoint}"
 
     def code_archive(self, sha256: str) -> str:
@@ -88,7 +89,8 @@ class TaskPaths:
         return f"{self.registry}/_ledger/order"
 
     def test_rows(self, digit: str) -> str:
-        """Test rows of all tasks whose hash begins with a hexadecimal digit, in the test-set ledger of the registry."""
+        """Test rows of all tasks whose hash begins with a hexadecimal digit, in the test-set ledger
+        of the registry."""
         return f"{self.registry}/_ledger/rows/{digit}.parquet"
 
     @property
@@ -102,7 +104,8 @@ class TaskPaths:
 
     @property
     def unfinished_batches(self) -> str:
-        """Folder with a file for each submission of a batch job that has not ended; see `job_store`."""
+        """Folder with a file for each submission of a batch job that has not ended; see
+        `job_store`."""
         return f"{self.batches}/unfinished"
 
     def batch(self, batch_id: str) -> str:
@@ -152,7 +155,8 @@ class TaskPaths:
         return f"{self.reevaluations}/{name}"
 
     def drift_reference(self, digest: str) -> str:
-        """The answers of a version to validation rows, with which its traffic is compared to detect drift."""
+        """The answers of a version to validation rows, with which its traffic is compared to detect
+        drift."""
         return f"{self.task_uri}/references/{digest}.parquet"
 
     def preflight_probe(self, name: str) -> str:
@@ -195,12 +199,14 @@ def task_of_artifact(uri: str) -> TaskPaths:
 
 
 def parse_version_uri(uri: str) -> tuple[TaskPaths, str]:
-    """Return the task and name of a version; raise ValueError if `uri` is not `<registry>/<task>/versions/<name>`."""
+    """Return the task and name of a version; raise ValueError if `uri` is not
+    `<registry>/<task>/versions/<name>`."""
     return _parse(uri, "versions")
 
 
 def parse_run_uri(uri: str) -> tuple[TaskPaths, str]:
-    """Return the task and name of a run; raise ValueError if `uri` is not `<registry>/<task>/runs/<name>`."""
+    """Return the task and name of a run; raise ValueError if `uri` is not
+    `<registry>/<task>/runs/<name>`."""
     return _parse(uri, "runs")
 
 

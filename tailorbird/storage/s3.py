@@ -48,7 +48,8 @@ _CLIENT_ERRORS = (OSError, ClientError, BotoCoreError)  # of pyarrow, s3fs and b
 
 
 class StorageError(ValueError):
-    """A URI that cannot be read or written. The message contains the URI, the reason and the next step."""
+    """A URI that cannot be read or written. The message contains the URI, the reason and the next
+    step."""
 
 
 class ObjectNotFound(StorageError):
@@ -61,7 +62,8 @@ class PreconditionFailed(StorageError):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Minimum number of attempts of a request; AWS_MAX_ATTEMPTS (default 3) applies if it is larger.
+    """Minimum number of attempts of a request; AWS_MAX_ATTEMPTS (default 3) applies if it is
+    larger.
 
     Before each retry, pyarrow waits for a random time of at most 1, 2, 4, ... 20 s.
     """
@@ -89,13 +91,16 @@ class Settings:
 def filesystem(uri: str, *, retry_policy: RetryPolicy = STANDARD) -> tuple[pafs.FileSystem, str]:
     """Return pyarrow's filesystem for a URI, and the path in it (`bucket/key` or an absolute path).
 
-    Timeouts are 3 s to connect and 30 s for a response. Raises StorageError for schemes other than `s3` and `file`.
+    Timeouts are 3 s to connect and 30 s for a response. Raises StorageError for schemes other than
+    `s3` and `file`.
     """
     scheme, path = parse(uri)
     if scheme == "file":
         return pafs.LocalFileSystem(), path
     chosen = settings()
-    return _s3(replace(chosen, num_attempts=max(chosen.num_attempts, retry_policy.min_attempts))), path
+    return _s3(
+        replace(chosen, num_attempts=max(chosen.num_attempts, retry_policy.min_attempts))
+    ), path
 
 
 @contextmanager
@@ -116,27 +121,44 @@ def settings() -> Settings:
     def first_set(*names: str) -> str | None:
         return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
-    access_key, secret_key = first_set("AWS_ACCESS_KEY_ID"), first_set("AWS_SECRET_ACCESS_KEY")
+    access_key = first_set("AWS_ACCESS_KEY_ID")
+    secret_key = first_set("AWS_SECRET_ACCESS_KEY")
     if (access_key is None) != (secret_key is None):
-        text = "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or neither to use a role"
+        text = (
+            "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or "
+            "neither to use a role"
+        )
         raise StorageError(text)
     endpoint = first_set("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must start with http:// or https://")
+        raise StorageError(
+            f"AWS_ENDPOINT_URL is {endpoint!r}; it must start with http:// or https://"
+        )
     region = first_set("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
     attempts = first_set("AWS_MAX_ATTEMPTS") or str(NUM_ATTEMPTS)
     if not attempts.isdecimal() or int(attempts) < 1:
-        raise StorageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or unset it")
-    session_token, ca_bundle = first_set("AWS_SESSION_TOKEN"), first_set("AWS_CA_BUNDLE")
-    return Settings(endpoint, access_key, secret_key, session_token, region, ca_bundle, num_attempts=int(attempts))
+        raise StorageError(
+            f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or unset it"
+        )
+    session_token = first_set("AWS_SESSION_TOKEN")
+    ca_bundle = first_set("AWS_CA_BUNDLE")
+    return Settings(
+        endpoint,
+        access_key,
+        secret_key,
+        session_token,
+        region,
+        ca_bundle,
+        num_attempts=int(attempts),
+    )
 
 
 class _S3(pafs.S3FileSystem):  # type: ignore[misc]
     """pyarrow's S3 filesystem, pickled without credentials.
 
-    Only the number of attempts is pickled. A process that unpickles the filesystem uses the settings of its own
-    environment. pyarrow's own pickle contains the secret key, which Ray Train and Tune would store on S3, and drops
-    the number of attempts.
+    Only the number of attempts is pickled. A process that unpickles the filesystem uses the
+    settings of its own environment. pyarrow's own pickle contains the secret key, which Ray Train
+    and Tune would store on S3, and drops the number of attempts.
     """
 
     def __init__(self, chosen: Settings) -> None:
@@ -185,9 +207,11 @@ def _with_attempts(number: int) -> _S3:
 
 
 def s3fs_client() -> s3fs.S3FileSystem:
-    """Return the s3fs client, for reads and conditional writes; s3fs caches one per combination of settings.
+    """Return the s3fs client, for reads and conditional writes; s3fs caches one per combination of
+    settings.
 
-    s3fs retries a request without a response up to five times. botocore retries a request with an error response once.
+    s3fs retries a request without a response up to five times. botocore retries a request with an
+    error response once.
     """
     chosen = settings()
     timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
@@ -214,14 +238,18 @@ def parse(uri: str) -> tuple[str, str]:
 def require_bucket(uri: str) -> None:
     """Raise StorageError if the bucket of `uri` does not exist."""
     scheme, path = parse(uri)
-    if scheme == "s3" and filesystem(uri)[0].get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound:
+    if (
+        scheme == "s3"
+        and filesystem(uri)[0].get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound
+    ):
         raise _no_bucket(uri)
 
 
 def _type_in_listing(path: str) -> pafs.FileType | None:
     """Return the type of `bucket/key` in a list of objects; None if the role may not list it.
 
-    A bucket is always a directory, because S3 answers 404 to HeadBucket for a bucket that does not exist.
+    A bucket is always a directory, because S3 answers 404 to HeadBucket for a bucket that does not
+    exist.
     """
     bucket, _, key = path.rstrip("/").partition("/")
     if not key:
@@ -229,18 +257,23 @@ def _type_in_listing(path: str) -> pafs.FileType | None:
     list_objects = s3fs_client().call_s3
     try:  # keys are sorted, so a key is listed before longer ones that begin with it
         first, below = (
-            list_objects("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
+            list_objects("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get(
+                "Contents", []
+            )
             for prefix in (key, f"{key}/")
         )
     except _CLIENT_ERRORS:
         return None
     if first and first[0]["Key"] == key:
         return pafs.FileType.File
-    return pafs.FileType.Directory if below else pafs.FileType.NotFound
+    if below:
+        return pafs.FileType.Directory
+    return pafs.FileType.NotFound
 
 
 def _to_storage_error(uri: str, error: Exception) -> StorageError:
-    """Return a StorageError for an error of a storage client. Its line has the URI, the cause and the next step."""
+    """Return a StorageError for an error of a storage client. Its line has the URI, the cause and
+    the next step."""
     if _has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
     if _is_absent(error, uri=uri):
@@ -252,23 +285,34 @@ def _to_storage_error(uri: str, error: Exception) -> StorageError:
             return _to_storage_error(uri, other)
         return ObjectNotFound(f"{uri} does not exist; check the URI, or create it first")
     if parse(uri)[0] == "file":
-        return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
+        return StorageError(
+            f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its "
+            "permissions"
+        )
     if isinstance(error, FileExistsError) or _has_code(error, _CONFLICT):
-        return PreconditionFailed(f"{uri} was not written, because it has changed; read it again and retry")
+        return PreconditionFailed(
+            f"{uri} was not written, because it has changed; read it again and retry"
+        )
     if _is_refused(error):
         remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role's policy"
         return StorageError(f"{uri}: access denied by {_endpoint()}; {remedy} ({error})")
     if _has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
-        reason = f"is not reachable; check AWS_ENDPOINT_URL, and check that the server is running ({error})"
+        reason = (
+            "is not reachable; check AWS_ENDPOINT_URL, and check that the server is running "
+            f"({error})"
+        )
         return StorageError(f"{uri}: {_endpoint()} {reason}")
     return StorageError(
-        f"{uri}: {_endpoint()} returned an error; try again, or check the server's log and its disk space ({error})"
+        f"{uri}: {_endpoint()} returned an error; try again, or check the server's log and its "
+        f"disk space ({error})"
     )
 
 
 def _no_bucket(uri: str) -> StorageError:
     bucket = parse(uri)[1].partition("/")[0]
-    return StorageError(f"{uri}: bucket {bucket!r} does not exist at {_endpoint()}; create it, or correct the URI")
+    return StorageError(
+        f"{uri}: bucket {bucket!r} does not exist at {_endpoint()}; create it, or correct the URI"
+    )
 
 
 def _endpoint() -> str:
@@ -283,7 +327,8 @@ def _has_code(error: Exception, codes: tuple[str, ...]) -> bool:
 def _is_absent(error: Exception, *, uri: str) -> bool:
     """Return True if an error of a request for `uri` means that the object does not exist.
 
-    S3 answers 403 to the read of such an object if the role may list only below a prefix of the bucket.
+    S3 answers 403 to the read of such an object if the role may list only below a prefix of the
+    bucket.
     """
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) or _has_code(error, _ABSENT):
         return True

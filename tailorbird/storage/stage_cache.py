@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 class _Done(StoredModel):
-    """Content of `done.json`, which is written last, so that an interrupted stage is computed again."""
+    """Content of `done.json`, which is written last, so that an interrupted stage is computed
+    again."""
 
     inputs: dict[str, JsonValue]
     value: JsonValue
@@ -34,14 +35,16 @@ def cached_stage(
     compute: Callable[[str], T],
     resumes: bool = False,
 ) -> T:
-    """Return the stored output of a stage for these inputs. If there is none, call `compute` and store its result.
+    """Return the stored output of a stage for these inputs. If there is none, call `compute` and
+    store its result.
 
-    `inputs` is JSON-serializable and contains everything that the output depends on, including the code
-    (`code_files.code_sha256`). Several processes may compute a stage at the same time: all return the first stored
-    result, and none changes its files. So `compute` receives the URI of a new folder for its files, in
-    `<task_uri>/stages/<name>-<fingerprint>`; if it fails or is interrupted, the new folder is deleted. If it `resumes`
-    after an interruption, it receives the folder of the stage instead, where other processes may write too. It must
-    then give the files of its result new names (`new_name`), or the same content in every process.
+    `inputs` is JSON-serializable and contains everything that the output depends on, including the
+    code (`code_files.code_sha256`). Several processes may compute a stage at the same time: all
+    return the first stored result, and none changes its files. So `compute` receives the URI of a
+    new folder for its files, in `<task_uri>/stages/<name>-<fingerprint>`; if it fails or is
+    interrupted, the new folder is deleted. If it `resumes` after an interruption, it receives the
+    folder of the stage instead, where other processes may write too. It must then give the files of
+    its result new names (`new_name`), or the same content in every process.
     """
     adapter = TypeAdapter(output)
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
@@ -64,7 +67,9 @@ def cached_stage(
     done = _Done(inputs=json.loads(text), value=adapter.dump_python(value, mode="json"))
     try:
         write_if_match(done_uri, json.dumps(done.model_dump(), allow_nan=False).encode(), etag=None)
-    except PreconditionFailed:  # another process was faster, or the client repeated a successful write
+    except (
+        PreconditionFailed
+    ):  # another process was faster, or the client repeated a successful write
         first = stored()
         if first.value == done.value:
             return value

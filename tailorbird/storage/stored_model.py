@@ -8,7 +8,9 @@ FORMAT = 1  # the format that this version of Tailorbird writes, and the newest 
 class StoredModel(BaseModel):
     """A frozen value that rejects unknown fields and records its storage format."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     format: int = FORMAT
 
@@ -17,7 +19,7 @@ class StoredModel(BaseModel):
     def _known_format(cls, value: int) -> int:
         if not 1 <= value <= FORMAT:
             raise ValueError(
-                f"this {cls.__name__} has format {value}, but this version of Tailorbird reads formats up to {FORMAT}; "
-                "use the version that wrote it, or a newer one"
+                f"this {cls.__name__} has format {value}, but this version of Tailorbird reads "
+                f"formats up to {FORMAT}; use the version that wrote it, or a newer one"
             )
         return value

@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("variables", "continues"), [({}, False), ({"TAILORBIRD_WITHOUT_BROWSER": "1"}, True)])
+@pytest.mark.parametrize(
+    ("variables", "continues"), [({}, False), ({"TAILORBIRD_WITHOUT_BROWSER": "1"}, True)]
+)
 def test_without_chromium_the_script_fails_unless_a_variable_is_set(
     variables: dict[str, str], continues: bool, tmp_path: Path
 ) -> None:

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def menu() -> list[str]:
-    return re.findall(r"'([\w./-]+\.md)'", str(mkdocs.config.load_config(str(ROOT / "mkdocs.yml")).nav))
+    return re.findall(
+        r"'([\w./-]+\.md)'", str(mkdocs.config.load_config(str(ROOT / "mkdocs.yml")).nav)
+    )
 
 
 def test_each_page_is_in_the_menu_once(menu: list[str]) -> None:

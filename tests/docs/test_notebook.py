@@ -1,6 +1,7 @@
 """The notebook is stored without results, and its commands exist.
 
-Its comparison works after each outcome. `tests/integration/pipeline/test_run.py` executes all code cells.
+Its comparison works after each outcome. `tests/integration/pipeline/test_run.py` executes all code
+cells.
 """
 
 import ast
@@ -39,26 +40,38 @@ def test_the_commands_in_the_notebook_exist() -> None:
     texts = [cell.source for cell in read_cells(NOTEBOOK) if cell.kind == "markdown"]
     found_commands = [parts for text in texts for parts in commands(text)]
     assert len(found_commands) == 4
-    assert {" ".join(parts): part for parts in found_commands if (part := unknown_part(parts))} == {}
+    assert {
+        " ".join(parts): part for parts in found_commands if (part := unknown_part(parts))
+    } == {}
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_the_comparison_in_the_notebook_and_the_guide_works_after_each_outcome(tmp_path: Path, outcome: str) -> None:
+def test_the_comparison_in_the_notebook_and_the_guide_works_after_each_outcome(
+    tmp_path: Path, outcome: str
+) -> None:
     stored(tmp_path, SIMULATIONS[outcome])
     (evidence,) = tmp_path.glob("runs/*/evidence.json")
     result = Run(Evidence.model_validate_json(evidence.read_bytes()))
     (cell,) = (cell.source for cell in read_cells(NOTEBOOK) if cell.id == "compare-code")
-    (block,) = re.findall(r"```python\n(comparison = .*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = re.findall(
+        r"```python\n(comparison = .*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL
+    )
     for source in (cell, block):
         namespace = {"tailorbird": tailorbird, "result": result}
         exec(source, namespace)
         comparison = namespace["comparison"]
         assert isinstance(comparison, Comparison)
-        assert comparison.gain == pytest.approx(result.verdict.relation("candidate", "incumbent").gain)
+        assert comparison.gain == pytest.approx(
+            result.verdict.relation("candidate", "incumbent").gain
+        )
 
 
 def test_cells_share_a_namespace_and_have_the_value_of_their_last_line(tmp_path: Path) -> None:
-    sources = {"a": ("x = 1\ny = 2", [PARAMETERS]), "b": ("z = x + y\nz * 10", []), "c": ("z = 0", [])}
+    sources = {
+        "a": ("x = 1\ny = 2", [PARAMETERS]),
+        "b": ("z = x + y\nz * 10", []),
+        "c": ("z = 0", []),
+    }
     cells = [
         {"id": name, "cell_type": "code", "source": [source], "metadata": {"tags": tags}}
         for name, (source, tags) in sources.items()

@@ -1,4 +1,5 @@
-"""The pages are short, their links lead somewhere, their commands exist, and the generated ones are current."""
+"""The pages are short, their links lead somewhere, their commands exist, and the generated ones are
+current."""
 
 import re
 import shlex
@@ -41,11 +42,14 @@ def prose(page: Path) -> str:
 def anchors(page: Path) -> set[str]:
     """Return the anchors of the page's headings, as GitHub and MkDocs make them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
-    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    return {
+        re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings
+    }
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the arguments of each `tailorbird` or `make` command in the text's blocks of shell code."""
+    """Yield the arguments of each `tailorbird` or `make` command in the text's blocks of shell
+    code."""
     for language, block in BLOCK.findall(text):
         for line in block.replace("\\\n", " ").splitlines() if language in SHELL else ():
             command = re.sub(r"^\s*(\$ )?(\.venv/bin/)?", "", line)
@@ -57,7 +61,9 @@ def unknown_part(arguments: list[str]) -> str | None:
     """Return the first verb, option or make target that does not exist."""
     program, *rest = arguments
     if program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        targets = re.findall(
+            r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
         return next((part for part in rest if "=" not in part and part not in targets), None)
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
@@ -67,9 +73,18 @@ def unknown_part(arguments: list[str]) -> str | None:
         if verb not in command.commands:
             return verb
         command = command.commands[verb]
-    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     return next(
-        (part for part in rest if part.startswith("--") and part.split("=")[0] not in options | {"--help"}), None
+        (
+            part
+            for part in rest
+            if part.startswith("--") and part.split("=")[0] not in options | {"--help"}
+        ),
+        None,
     )
 
 
@@ -105,12 +120,18 @@ def test_links_lead_to_pages_and_headings(page: Path) -> None:
 
 
 def test_pictures_are_small() -> None:
-    assert [path.name for path in (ROOT / "docs" / "images").iterdir() if path.stat().st_size > MAX_BYTES] == []
+    assert [
+        path.name
+        for path in (ROOT / "docs" / "images").iterdir()
+        if path.stat().st_size > MAX_BYTES
+    ] == []
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name)
 def test_commands_exist(page: Path) -> None:
-    unknown = {" ".join(parts): unknown_part(parts) for parts in commands(page.read_text(encoding="utf-8"))}
+    unknown = {
+        " ".join(parts): unknown_part(parts) for parts in commands(page.read_text(encoding="utf-8"))
+    }
     assert {command: part for command, part in unknown.items() if part} == {}
 
 

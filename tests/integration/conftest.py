@@ -1,4 +1,5 @@
-"""One embedded stack for all integration tests: a real S3 server, a real Ray, and their environment variables."""
+"""One embedded stack for all integration tests: a real S3 server, a real Ray, and their environment
+variables."""
 
 import subprocess
 import sys
@@ -20,14 +21,17 @@ from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 
 HERE = Path(__file__).parent
 GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
-"""A program that waits for the end of its input, which comes when the test process dies, and then stops the stack."""
+"""A program that waits for the end of its input, which comes when the test process dies, and then
+stops the stack."""
 
 FOLDERS = ("classification", "pipeline", "training", "serving", "cluster", "storage", "models")
-"""The folders in the order in which pytest-xdist starts them: the longest first, so that no process ends early."""
+"""The folders in the order in which pytest-xdist starts them: the longest first, so that no process
+ends early."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the integration tests and sort them: files that share the small run first, then by folder."""
+    """Mark the integration tests and sort them: files that share the small run first, then by
+    folder."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
@@ -37,26 +41,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _position(item: pytest.Item) -> int:
     if HERE not in item.path.parents:
         return len(FOLDERS)
-    return -1 if item.path.as_posix().endswith(SHARE_THE_SMALL_RUN) else FOLDERS.index(item.path.parent.name)
+    return (
+        -1
+        if item.path.as_posix().endswith(SHARE_THE_SMALL_RUN)
+        else FOLDERS.index(item.path.parent.name)
+    )
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackState]:
-    """A running stack with two CPUs. This process has its environment variables during the session."""
+    """A running stack with two CPUs. This process has its environment variables during the
+    session."""
     folder = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ClassificationTask, "num_cost_rows", 32)  # a cost measurement answers each row twelve times
+        patched.setattr(
+            ClassificationTask, "num_cost_rows", 32
+        )  # a cost measurement answers each row twelve times
         patched.setenv(VARIABLE, KEY)  # replicas inherit the environment in which Ray starts
         patched.setenv("TAILORBIRD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patched.setenv("RAY_worker_niceness", "0")  # with Ray's 15, workers starve if other processes use the cores
+        patched.setenv(
+            "RAY_worker_niceness", "0"
+        )  # with Ray's 15, workers starve if other processes use the cores
         state = stacks.up(folder, num_cpus=2)
         guard = subprocess.Popen(
-            [sys.executable, "-S", "-c", GUARD, str(state.pid)], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-S", "-c", GUARD, str(state.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         try:
             for name, value in state.environment().items():
                 patched.setenv(name, value)
-            reset_auth_token_state()  # Ray reads the path of its token once, and a unit test may have imported it
+            # Ray reads the path of its token once, and a unit test may have imported it
+            reset_auth_token_state()
             yield state
         finally:
             guard.kill()
@@ -66,7 +82,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
 
 @pytest.fixture(scope="module")
 def connected(stack: stacks.StackState) -> Iterator[None]:
-    """Connect once per module, so that its tests share the task processes of Ray, which have imported torch."""
+    """Connect once per module, so that its tests share the task processes of Ray, which have
+    imported torch."""
     assert stack.ray_address
     with connect():
         yield

@@ -1,4 +1,5 @@
-"""Clients that send requests continuously and record the responses, for tests of a service under load."""
+"""Clients that send requests continuously and record the responses, for tests of a service under
+load."""
 
 import http.client
 import json
@@ -12,19 +13,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-PAUSE_S = 0.05  # between two requests of a client; the tests need requests at any time, not the maximum rate
+# between two requests of a client; the tests need requests at any time, not the maximum rate
+PAUSE_S = 0.05
 
 
 @dataclass
 class Responses:
-    """Responses so far: end time, duration in seconds, status (0 without a response) and request id of each."""
+    """Responses so far: end time, duration in seconds, status (0 without a response) and request id
+    of each."""
 
     answers: list[tuple[float, float, int, str]] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     """Numbers of connection errors, and of responses with status 500, by their text."""
 
     def statuses(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[int]:
-        """Return the number of requests by status that ended between two times of `time.monotonic()`."""
+        """Return the number of requests by status that ended between two times of
+        `time.monotonic()`."""
         return Counter(status for ended, _, status, _ in self.answers if since <= ended <= until)
 
     def ids(self, status: int) -> set[str]:
@@ -47,8 +51,11 @@ class Responses:
 
 
 @contextmanager
-def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float = 60) -> Iterator[Responses]:
-    """Send requests with one text each to `/v1/classify` on persistent connections, until the block ends.
+def under_load(
+    url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float = 60
+) -> Iterator[Responses]:
+    """Send requests with one text each to `/v1/classify` on persistent connections, until the block
+    ends.
 
     Headers and body are sent separately, as most Python clients do.
     """
@@ -61,7 +68,9 @@ def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: f
         while not over.is_set():
             request_id, begun, status = uuid.uuid4().hex, time.monotonic(), 0
             try:
-                connection = connection or http.client.HTTPConnection(address.netloc, timeout=timeout_s)
+                connection = connection or http.client.HTTPConnection(
+                    address.netloc, timeout=timeout_s
+                )
                 body = json.dumps({"input": texts[position % len(texts)]})
                 headers = {"content-type": "application/json", "x-request-id": request_id}
                 connection.request("POST", f"{address.path}/v1/classify", body, headers)
@@ -69,7 +78,9 @@ def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: f
                 content = answer.read()
                 status = answer.status
                 if status == 500:
-                    responses.faults[f"{content.decode(errors='replace')} {answer.headers.items()}"] += 1
+                    responses.faults[
+                        f"{content.decode(errors='replace')} {answer.headers.items()}"
+                    ] += 1
                 if answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
@@ -77,13 +88,17 @@ def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: f
                 if connection is not None:
                     connection.close()
                 connection = None
-            responses.answers.append((time.monotonic(), time.monotonic() - begun, status, request_id))
+            responses.answers.append(
+                (time.monotonic(), time.monotonic() - begun, status, request_id)
+            )
             position += clients
             over.wait(PAUSE_S)
         if connection is not None:
             connection.close()
 
-    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)]
+    threads = [
+        threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)
+    ]
     for thread in threads:
         thread.start()
     try:

@@ -1,4 +1,5 @@
-"""Several Ray nodes on one machine: each is a `ray start` process with its own ports, disk and environment."""
+"""Several Ray nodes on one machine: each is a `ray start` process with its own ports, disk and
+environment."""
 
 import os
 import shutil
@@ -18,7 +19,8 @@ from cluster.local import ports as ports_module
 from cluster.local import processes, ray_env, stack, supervisor
 
 FIRST_FREE, PORTS_EACH = 220, 3
-"""Offset in a stack's block of ports, and number of ports, for the Serve proxy of each worker node."""
+"""Offset in a stack's block of ports, and number of ports, for the Serve proxy of each worker
+node."""
 REDIS = 250
 START_S, END_S = 180, 40
 POLL_S = 0.25
@@ -39,7 +41,8 @@ class Machine:
 class Machines:
     """The nodes of a cluster. `stop` ends all remaining processes by their process ids.
 
-    Serve, S3 and the token are configured as in the local stack. `environment` adds variables on every node.
+    Serve, S3 and the token are configured as in the local stack. `environment` adds variables on
+    every node.
     """
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
@@ -48,8 +51,12 @@ class Machines:
         # The paths of Ray's sockets must be shorter than 108 bytes.
         self._temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
         self._keys = ray_env.stack_keys(folder)
-        settings = ray_env.environment(self.base, folder=folder, temp_dir=self._temp_dir, keys=self._keys)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        settings = ray_env.environment(
+            self.base, folder=folder, temp_dir=self._temp_dir, keys=self._keys
+        )
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+        }
         s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         self._environment = inherited | settings | s3 | dict(environment)
         self._machines: list[Machine] = []
@@ -61,7 +68,9 @@ class Machines:
         before = dict(os.environ)
         addresses = ("RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL", stack.OWN_DASHBOARD)
         names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", *addresses)
-        os.environ.update({name: self._environment[name] for name in names} | {"RAY_ADDRESS": self.address})
+        os.environ.update(
+            {name: self._environment[name] for name in names} | {"RAY_ADDRESS": self.address}
+        )
         reset_auth_token_state()
         try:
             yield
@@ -79,9 +88,14 @@ class Machines:
         return self.base + REDIS
 
     def head(self, name: str = "head", *options: str, **environment: str) -> Machine:
-        """Start a head node without CPUs and wait until it is ready. Every head node has the same ports."""
-        listed = [f"--{port}={self.base + offset}" for port, offset in ports_module.RAY_START.items()]
-        head = self._start(name, "--head", "--num-cpus=0", *listed, *options, environment=environment)
+        """Start a head node without CPUs and wait until it is ready. Every head node has the same
+        ports."""
+        listed = [
+            f"--{port}={self.base + offset}" for port, offset in ports_module.RAY_START.items()
+        ]
+        head = self._start(
+            name, "--head", "--num-cpus=0", *listed, *options, environment=environment
+        )
         wait(lambda: supervisor.ray_answers(self.base, keys=self._keys), of=head)
         return head
 
@@ -100,7 +114,10 @@ class Machines:
 
     def _start(self, name: str, *options: str, environment: Mapping[str, str]) -> Machine:
         disk = self._folder / name
-        own = {"TAILORBIRD_CACHE": str(disk / "cache"), "TAILORBIRD_JOURNAL": str(disk / "request-log")}
+        own = {
+            "TAILORBIRD_CACHE": str(disk / "cache"),
+            "TAILORBIRD_JOURNAL": str(disk / "request-log"),
+        }
         common = (
             *("--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"),
             *(f"--object-store-memory={200 << 20}", f"--temp-dir={self._temp_dir}/{name}"),
@@ -122,7 +139,9 @@ class Machines:
                 stderr=subprocess.STDOUT,
                 preexec_fn=processes.end_with_parent,
             )
-        port = environment.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(self.base + ports_module.SERVE))
+        port = environment.get(
+            "RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(self.base + ports_module.SERVE)
+        )
         machine = Machine(name, process, disk, log, f"http://127.0.0.1:{port}")
         self._machines.append(machine)
         return machine
@@ -161,8 +180,11 @@ def kill(machine: Machine) -> None:
     machine.process.wait()
 
 
-def wait(condition: Callable[[], bool], *, of: Machine | None = None, within_s: float = START_S) -> float:
-    """Wait for a condition and return the seconds; fail with the end of the node's log if the node ends before."""
+def wait(
+    condition: Callable[[], bool], *, of: Machine | None = None, within_s: float = START_S
+) -> float:
+    """Wait for a condition and return the seconds; fail with the end of the node's log if the node
+    ends before."""
     begun = time.monotonic()
     while not condition():
         if of is not None and of.process.poll() is not None:
@@ -179,15 +201,22 @@ def report_figure(what: str, figure: object) -> None:
 
 @contextmanager
 def redis_server(folder: Path, *, port: int, password: str) -> Iterator[str]:
-    """Yield the address of a new Redis server that writes its data to disk; skip the test if Redis is not installed."""
+    """Yield the address of a new Redis server that writes its data to disk; skip the test if Redis
+    is not installed."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed; run `apt-get install redis-server`")
     folder.mkdir()
-    settings = f"port {port}\nbind 127.0.0.1\ndir {folder}\nrequirepass {password}\nappendonly yes\nsave ''\n"
+    settings = (
+        f"port {port}\nbind 127.0.0.1\ndir {folder}\nrequirepass {password}\nappendonly yes\nsave "
+        "''\n"
+    )
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
-            [program, "-"],  # the settings come from its input, because arguments are visible to other users
+            [
+                program,
+                "-",
+            ],  # the settings come from its input, because arguments are visible to other users
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -50,7 +50,8 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def content(name: str, data: str) -> dict[str, Any]:
-    """Return the small recipe as plain values: two workers, ZeRO stage 1, one epoch of 300 rows per trial."""
+    """Return the small recipe as plain values: two workers, ZeRO stage 1, one epoch of 300 rows per
+    trial."""
     return {
         "name": name,
         "base_model": BASE_MODEL,
@@ -64,8 +65,18 @@ def content(name: str, data: str) -> dict[str, Any]:
             "max_train_rows": 300,
             "max_length": 32,
         },
-        "training": {"num_workers": 2, "zero_stage": 1, "num_seeds": 1, "epochs": 1, "learning_rate": 2e-4},
-        "tuning": {"num_trials": 2, "search": "optuna", "space": {"learning_rate": {"log_uniform": [1e-4, 4e-4]}}},
+        "training": {
+            "num_workers": 2,
+            "zero_stage": 1,
+            "num_seeds": 1,
+            "epochs": 1,
+            "learning_rate": 2e-4,
+        },
+        "tuning": {
+            "num_trials": 2,
+            "search": "optuna",
+            "space": {"learning_rate": {"log_uniform": [1e-4, 4e-4]}},
+        },
         "registry": REGISTRY,
     }
 
@@ -83,7 +94,8 @@ def small_recipe(folder: Path, *, name: str, data: str, overrides: tuple[str, ..
 
 
 def start_run(recipe: Path, *overrides: str, verb: str = "run") -> subprocess.Popen[str]:
-    """Start `tailorbird run`, or another command, as a process with its output in `<recipe>.log`."""
+    """Start `tailorbird run`, or another command, as a process with its output in
+    `<recipe>.log`."""
     log = recipe.with_suffix(".log").open("w")
     return subprocess.Popen(
         [sys.executable, "-m", "tailorbird", verb, str(recipe), *overrides, "--json"],
@@ -105,7 +117,8 @@ def stages(task_uri: str) -> dict[str, bytes]:
 
 
 def written(task_uri: str, *, mark: str = "/done.json") -> dict[str, str]:
-    """Return the modification time of each object of a task's stages whose URI ends with `mark`, by path."""
+    """Return the modification time of each object of a task's stages whose URI ends with `mark`, by
+    path."""
     store, path = s3.filesystem(f"{task_uri}/stages")
     infos = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return {info.path: str(info.mtime_ns) for info in infos if info.path.endswith(mark)}

@@ -16,7 +16,10 @@ def needs_crds() -> Path:
     """Return the folder TAILORBIRD_CRDS; skip the test if the variable is not set."""
     folder = os.environ.get("TAILORBIRD_CRDS")
     if not folder:
-        pytest.skip("TAILORBIRD_CRDS (folder with KubeRay's CustomResourceDefinitions, ray.io_*.yaml) is not set")
+        pytest.skip(
+            "TAILORBIRD_CRDS (folder with KubeRay's CustomResourceDefinitions, ray.io_*.yaml) is "
+            "not set"
+        )
     return Path(folder)
 
 
@@ -30,19 +33,26 @@ def validator(folder: Path, kind: str) -> jsonschema.protocols.Validator:
 
 
 def _strict(schema: Any) -> Any:
-    """Return the schema as strict JSON Schema: no unknown fields, and fields with defaults are not required."""
+    """Return the schema as strict JSON Schema: no unknown fields, and fields with defaults are not
+    required."""
     if not isinstance(schema, dict):
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    strict = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-") and key != "format"}
+    strict = {
+        key: value
+        for key, value in schema.items()
+        if not key.startswith("x-kubernetes-") and key != "format"
+    }
     if "properties" in schema:
         properties = schema["properties"]
         strict["properties"] = {name: _strict(value) for name, value in properties.items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
             strict["additionalProperties"] = False
         required = schema.get("required", [])
-        strict["required"] = [name for name in required if "default" not in properties.get(name, {})]
+        strict["required"] = [
+            name for name in required if "default" not in properties.get(name, {})
+        ]
     elif isinstance(schema.get("additionalProperties"), dict):
         strict["additionalProperties"] = _strict(schema["additionalProperties"])
     if "items" in schema:

@@ -1,4 +1,5 @@
-"""The validation rules of KubeRay's operator 1.7 that are not in its schema, with beta gates on and alpha gates off.
+"""The validation rules of KubeRay's operator 1.7 that are not in its schema, with beta gates on and
+alpha gates off.
 
 The messages are not the operator's.
 """
@@ -28,7 +29,9 @@ def faults(document: Document) -> list[str]:
     metadata, spec = document["metadata"], document["spec"]
     annotations = metadata.get("annotations", {})
     kind = document["kind"]
-    faults = [*_name(metadata["name"], MAX_CLUSTER_NAME if kind == "RayCluster" else MAX_OWNER_NAME)]
+    faults = [
+        *_name(metadata["name"], MAX_CLUSTER_NAME if kind == "RayCluster" else MAX_OWNER_NAME)
+    ]
     if kind == "RayCluster":
         faults += [*_cluster(spec, annotations), *_upgrade(spec, allowed=("Recreate", "None"))]
     elif kind == "RayService":
@@ -67,7 +70,9 @@ def _cluster(spec: Document, annotations: Document) -> Iterator[str]:
         yield "autoscaler v2: the head's restartPolicy is not Never"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "idleTimeoutSeconds is negative"
-    if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {variable["name"] for variable in options.get("env", [])}:
+    if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {
+        variable["name"] for variable in options.get("env", [])
+    }:
         yield "the autoscaler's start command is reserved for the operator"
     for field in ("historyServerOptions", "networkPolicy", "tlsOptions"):
         if field in spec:
@@ -120,9 +125,15 @@ def _workers(group: Document, *, spec: Document, scales: bool) -> Iterator[str]:
         yield f"{name}: autoscaler v2: restartPolicy is not Never"
 
 
-def _fault_tolerance(spec: Document, head: Document, container: Document, annotations: Document) -> Iterator[str]:
+def _fault_tolerance(
+    spec: Document, head: Document, container: Document, annotations: Document
+) -> Iterator[str]:
     """Check the GCS fault tolerance."""
-    env, parameters, options = _env(container), head.get("rayStartParams", {}), spec.get("gcsFaultToleranceOptions")
+    env, parameters, options = (
+        _env(container),
+        head.get("rayStartParams", {}),
+        spec.get("gcsFaultToleranceOptions"),
+    )
     by_annotation = annotations.get("ray.io/ft-enabled")
     if by_annotation and options is not None:
         yield "fault tolerance is enabled by annotation and by options"
@@ -183,8 +194,12 @@ def _service(spec: Document, annotations: Document) -> Iterator[str]:
     if spec.get("upgradeStrategy", {}).get("type") == "NewClusterWithIncrementalUpgrade":
         yield from _incremental_upgrade(spec, cluster)
     containers = cluster["headGroupSpec"]["template"]["spec"]["containers"][:1]
-    names = [port.get("name", "") for container in containers for port in container.get("ports", [])]
-    if "serveService" not in spec and not any(name == "serve" or name.startswith("serve-") for name in names):
+    names = [
+        port.get("name", "") for container in containers for port in container.get("ports", [])
+    ]
+    if "serveService" not in spec and not any(
+        name == "serve" or name.startswith("serve-") for name in names
+    ):
         yield "the head has no port named serve, so it would have no service"
 
 
@@ -210,7 +225,11 @@ def _incremental_upgrade(spec: Document, cluster: Document) -> Iterator[str]:
 
 def _job(spec: Document, annotations: Document) -> Iterator[str]:
     shuts_down = bool(spec.get("shutdownAfterJobFinishes"))
-    cluster, selector, mode = spec.get("rayClusterSpec"), spec.get("clusterSelector"), spec.get("submissionMode")
+    cluster, selector, mode = (
+        spec.get("rayClusterSpec"),
+        spec.get("clusterSelector"),
+        spec.get("submissionMode"),
+    )
     if spec.get("suspend") and not shuts_down:
         yield "suspend requires shutdownAfterJobFinishes"
     if spec.get("ttlSecondsAfterFinished", 0) < 0:
@@ -229,7 +248,11 @@ def _job(spec: Document, annotations: Document) -> Iterator[str]:
         for field in ("submitterPodTemplate", "submitterConfig"):
             if field in spec:
                 yield f"SidecarMode does not support {field}"
-        if cluster and cluster["headGroupSpec"]["template"]["spec"].get("restartPolicy", "Never") != "Never":
+        if (
+            cluster
+            and cluster["headGroupSpec"]["template"]["spec"].get("restartPolicy", "Never")
+            != "Never"
+        ):
             yield "SidecarMode: the head's restartPolicy is not Never"
     if cluster is not None:
         if cluster.get("authOptions", {}).get("enableK8sTokenAuth"):
@@ -290,7 +313,11 @@ def _deletion_rules(spec: Document, rules: list[Document]) -> Iterator[str]:
     known: dict[tuple[str, str], dict[str, int]] = {}
     for rule in rules:
         policy, condition = rule["policy"], rule["condition"]
-        named = [(name, condition[name]) for name in ("jobStatus", "jobDeploymentStatus") if condition.get(name)]
+        named = [
+            (name, condition[name])
+            for name in ("jobStatus", "jobDeploymentStatus")
+            if condition.get(name)
+        ]
         if len(named) != 1:
             yield "a condition must have exactly one of jobStatus and jobDeploymentStatus"
             continue
@@ -302,7 +329,9 @@ def _deletion_rules(spec: Document, rules: list[Document]) -> Iterator[str]:
         if policy == "DeleteWorkers" and _scales(spec):
             yield "DeleteWorkers is incompatible with the autoscaler"
         known.setdefault(named[0], {}).setdefault(policy, ttl)
-    named_twice = Counter((rule["policy"], str(sorted(rule["condition"].items())[0])) for rule in rules)
+    named_twice = Counter(
+        (rule["policy"], str(sorted(rule["condition"].items())[0])) for rule in rules
+    )
     if any(count > 1 for count in named_twice.values()):
         yield "two rules have the same policy and status"
     for ttls in known.values():

@@ -27,18 +27,39 @@ ENVIRONMENTS = {
         "staging/watch",
         "staging/monitoring",
     ),
-    "prod": ("prod", "prod/service", "prod/preflight", "prod/job", "prod/promote", "prod/watch", "prod/monitoring"),
-    "onprem": ("onprem", "onprem/service", "onprem/preflight", "onprem/job", "onprem/promote", "onprem/watch"),
+    "prod": (
+        "prod",
+        "prod/service",
+        "prod/preflight",
+        "prod/job",
+        "prod/promote",
+        "prod/watch",
+        "prod/monitoring",
+    ),
+    "onprem": (
+        "onprem",
+        "onprem/service",
+        "onprem/preflight",
+        "onprem/job",
+        "onprem/promote",
+        "onprem/watch",
+    ),
 }
 """The parts of each overlay, which are applied separately."""
 PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)
-CLUSTER_SPEC = {"RayCluster": (), "RayService": ("rayClusterConfig",), "RayJob": ("rayClusterSpec",)}
+CLUSTER_SPEC = {
+    "RayCluster": (),
+    "RayService": ("rayClusterConfig",),
+    "RayJob": ("rayClusterSpec",),
+}
 RAY_CONTAINER = 0
 
 
 @cache
 def _built(folder: str) -> str:
-    done = subprocess.run([KUBECTL, "kustomize", folder], cwd=K8S, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [KUBECTL, "kustomize", folder], cwd=K8S, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{folder}: {done.stderr}"
     return done.stdout
 
@@ -99,7 +120,9 @@ def pods_of(documents: list[Document]) -> list[Pod]:
         namespace = document["metadata"].get("namespace", "")
         name = document["metadata"]["name"]
         if document["kind"] in CLUSTER_SPEC:
-            pods += _ray_pods(cluster_of(document), name=name, namespace=namespace, kind=document["kind"])
+            pods += _ray_pods(
+                cluster_of(document), name=name, namespace=namespace, kind=document["kind"]
+            )
         elif document["kind"] == "CronJob":
             template = document["spec"]["jobTemplate"]["spec"]["template"]
             pods.append(_pod(template, name=name, namespace=namespace))
@@ -126,7 +149,9 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
     if cluster.get("enableInTreeAutoscaling"):
         image = spec["containers"][RAY_CONTAINER]["image"]
         options = cluster.get("autoscalerOptions", {})
-        copied = {key: options[key] for key in ("resources", "securityContext", "image") if key in options}
+        copied = {
+            key: options[key] for key in ("resources", "securityContext", "image") if key in options
+        }
         spec["containers"].append({"name": "autoscaler", "image": image, **copied})
     labels = _labels(head, cluster=name, node_type="head", group="headgroup")
     if kind == "RayService":
@@ -136,7 +161,11 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
         template = group["template"]
         spec = copy.deepcopy(template["spec"])
         ray = spec["containers"][RAY_CONTAINER]
-        waits = {key: ray[key] for key in ("image", "securityContext", "envFrom", "volumeMounts") if key in ray}
+        waits = {
+            key: ray[key]
+            for key in ("image", "securityContext", "envFrom", "volumeMounts")
+            if key in ray
+        }
         small = {"cpu": "200m", "memory": "256Mi"}
         waits |= {"name": "wait-gcs-ready", "resources": {"requests": small, "limits": small}}
         spec["initContainers"] = [*spec.get("initContainers", []), waits]
@@ -144,7 +173,16 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
         if kind == "RayService":
             labels["ray.io/serve"] = "true"
         most = group["maxReplicas"]
-        pods.append(Pod(f"{name}-{group['groupName']}", namespace, labels, spec, most, _annotations(template)))
+        pods.append(
+            Pod(
+                f"{name}-{group['groupName']}",
+                namespace,
+                labels,
+                spec,
+                most,
+                _annotations(template),
+            )
+        )
     return pods
 
 
@@ -174,7 +212,8 @@ def matches(selector: Document, labels: dict[str, str]) -> bool:
 
 
 def put(document: Document, path: str, value: Any) -> None:
-    """Set the value at a path like `spec.workerGroupSpecs.0.maxReplicas`; None deletes it, `~` is a dot in a name."""
+    """Set the value at a path like `spec.workerGroupSpecs.0.maxReplicas`; None deletes it, `~` is a
+    dot in a name."""
     *way, last = (key.replace("~", ".") for key in path.split("."))
     node: Any = document
     for key in way:

@@ -5,7 +5,16 @@ from typing import Any
 
 from tests.k8s.manifests import Pod
 
-VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
 SECCOMP = ("RuntimeDefault", "Localhost")
 
 
@@ -33,7 +42,11 @@ def _of_pod(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_container(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[str]:
-    own, pod, name = container.get("securityContext", {}), spec.get("securityContext", {}), container["name"]
+    own, pod, name = (
+        container.get("securityContext", {}),
+        spec.get("securityContext", {}),
+        container["name"],
+    )
     if own.get("privileged"):
         yield f"{name}: privileged"
     if own.get("allowPrivilegeEscalation") is not False:

@@ -3,14 +3,17 @@
 from typing import Any
 
 import pytest
-from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
 
 from tests.k8s.manifests import CLUSTER_SPEC, build, cluster_of, of_kind
 
 GIB = 2**30
 CPU_WORKER = {"CPU": 4, "memory": 16 * GIB}
 GPU_WORKER = {"CPU": 8, "GPU": 1, "memory": 48 * GIB}
-# Memory of the head in GiB, idle minutes, and the groups: minimum pods, maximum pods, resources of a pod.
+# Memory of the head in GiB, idle minutes, and the groups: minimum pods, maximum pods, resources of
+# a pod.
 EXPECTED: dict[str, tuple[int, float, dict[str, tuple[int, int, dict[str, int]]]]] = {
     "dev": (16, 5.0, {"cpu": (0, 4, CPU_WORKER)}),
     "dev/job": (16, 2.0, {"cpu": (1, 1, CPU_WORKER)}),

@@ -26,7 +26,8 @@ COMPONENTS = {
     "alb": "[../../components/alb]",
     "pods": "[../../components/gateway, ../../components/gateway-pods]",
 }
-# Documented fields of the Gateway API v1; each value has the fields of a child. Its schemas are not at hand.
+# Documented fields of the Gateway API v1; each value has the fields of a child. Its schemas are not
+# at hand.
 GATEWAY_FIELDS: Document = {
     "gatewayClassName": {},
     "listeners": {
@@ -34,11 +35,19 @@ GATEWAY_FIELDS: Document = {
         "protocol": {},
         "port": {},
         "hostname": {},
-        "tls": {"mode": {}, "certificateRefs": {"group": {}, "kind": {}, "name": {}, "namespace": {}}, "options": {}},
+        "tls": {
+            "mode": {},
+            "certificateRefs": {"group": {}, "kind": {}, "name": {}, "namespace": {}},
+            "options": {},
+        },
         "allowedRoutes": {"namespaces": {"from": {}, "selector": {}}, "kinds": {}},
     },
     "addresses": {},
-    "infrastructure": {"labels": {"tailorbird.io/gateway": {}}, "annotations": {}, "parametersRef": {}},
+    "infrastructure": {
+        "labels": {"tailorbird.io/gateway": {}},
+        "annotations": {},
+        "parametersRef": {},
+    },
 }
 REFERENCE: Document = {"group": {}, "kind": {}, "name": {}, "namespace": {}, "port": {}}
 ROUTE_FIELDS: Document = {
@@ -46,7 +55,12 @@ ROUTE_FIELDS: Document = {
     "hostnames": {},
     "rules": {
         "name": {},
-        "matches": {"path": {"type": {}, "value": {}}, "headers": {}, "queryParams": {}, "method": {}},
+        "matches": {
+            "path": {"type": {}, "value": {}},
+            "headers": {},
+            "queryParams": {},
+            "method": {},
+        },
         "filters": {},
         "backendRefs": REFERENCE | {"weight": {}, "filters": {}},
         "timeouts": {"request": {}, "backendRequest": {}},
@@ -60,29 +74,41 @@ def build(folder: Path, components: str, *, environment: str = "prod") -> str:
     own = folder / "k8s" / "overlays" / "outside"
     own.mkdir()
     (own / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [../../base/service]\ncomponents: [{components[1:-1]}, ../{environment}/environment]\n"
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: "
+        f"[../../base/service]\ncomponents: [{components[1:-1]}, ../{environment}/environment]\n"
     )
-    done = subprocess.run([str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def my_task() -> Recipe:
     """Return a recipe whose service runs on two nodes, as the disruption budget requires."""
-    overrides = ("name=my-task", "serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+    overrides = (
+        "name=my-task",
+        "serving.min_replicas=2",
+        "serving.max_replicas=3",
+        "serving.max_replicas_per_node=1",
+    )
     return load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=overrides)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {name: build(tmp_path_factory.mktemp(name), components) for name, components in COMPONENTS.items()}
+    return {
+        name: build(tmp_path_factory.mktemp(name), components)
+        for name, components in COMPONENTS.items()
+    }
 
 
 @pytest.fixture
 def rendered(built: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Document]]:
     """Return the parts rendered for a recipe."""
-    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({}))
+    monkeypatch.setattr(
+        "tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({})
+    )
     return {
         name: list(yaml.safe_load_all(render_manifest(my_task(), to="rayservice", base=base).text))
         for name, base in built.items()
@@ -97,13 +123,19 @@ def unknown(value: Any, fields: Document, *, path: str = "") -> list[str]:
         return []
     faults = [f"{path}/{key}" for key in value if key not in fields]
     return faults + [
-        fault for key in fields if key in value for fault in unknown(value[key], fields[key], path=f"{path}/{key}")
+        fault
+        for key in fields
+        if key in value
+        for fault in unknown(value[key], fields[key], path=f"{path}/{key}")
     ]
 
 
 def test_gateway_and_route_have_only_documented_fields(rendered: dict[str, list[Document]]) -> None:
     for part in ("gateway", "canary"):
-        (gateway,), (route,) = of_kind(rendered[part], "Gateway"), of_kind(rendered[part], "HTTPRoute")
+        (gateway,), (route,) = (
+            of_kind(rendered[part], "Gateway"),
+            of_kind(rendered[part], "HTTPRoute"),
+        )
         assert {gateway["apiVersion"], route["apiVersion"]} == {"gateway.networking.k8s.io/v1"}
         assert unknown(gateway["spec"], GATEWAY_FIELDS) == []
         assert unknown(route["spec"], ROUTE_FIELDS) == []
@@ -111,61 +143,98 @@ def test_gateway_and_route_have_only_documented_fields(rendered: dict[str, list[
     assert unknown(misspelt, ROUTE_FIELDS) == ["/rules/timeout", "/rules/backendRefs/nam"]
 
 
-def test_the_values_are_in_gateway_and_route_and_are_not_applied(rendered: dict[str, list[Document]]) -> None:
+def test_the_values_are_in_gateway_and_route_and_are_not_applied(
+    rendered: dict[str, list[Document]],
+) -> None:
     values = yaml.safe_load((K8S / "components" / "gateway" / "values.yaml").read_text())["spec"]
-    (gateway,), (route,) = of_kind(rendered["gateway"], "Gateway"), of_kind(rendered["gateway"], "HTTPRoute")
+    (gateway,), (route,) = (
+        of_kind(rendered["gateway"], "Gateway"),
+        of_kind(rendered["gateway"], "HTTPRoute"),
+    )
     assert gateway["spec"]["gatewayClassName"] == values["className"]
     (listener,) = gateway["spec"]["listeners"]
-    assert (listener["hostname"], listener["protocol"], listener["port"]) == (values["host"], "HTTPS", 443)
+    assert (listener["hostname"], listener["protocol"], listener["port"]) == (
+        values["host"],
+        "HTTPS",
+        443,
+    )
     assert listener["tls"]["certificateRefs"] == [{"kind": "Secret", "name": values["certificate"]}]
     assert route["spec"]["hostnames"] == [values["host"]]
     assert "GatewayValues" not in {document["kind"] for document in rendered["gateway"]}
 
 
-def test_the_route_joins_the_gateway_and_leads_to_the_rendered_service(rendered: dict[str, list[Document]]) -> None:
-    (gateway,), (route,) = of_kind(rendered["gateway"], "Gateway"), of_kind(rendered["gateway"], "HTTPRoute")
+def test_the_route_joins_the_gateway_and_leads_to_the_rendered_service(
+    rendered: dict[str, list[Document]],
+) -> None:
+    (gateway,), (route,) = (
+        of_kind(rendered["gateway"], "Gateway"),
+        of_kind(rendered["gateway"], "HTTPRoute"),
+    )
     assert route["metadata"]["name"] == "serving-my-task"
     assert route["metadata"]["labels"][SERVICE] == "my-task"
     (parent,) = route["spec"]["parentRefs"]
-    assert parent == {"name": gateway["metadata"]["name"], "sectionName": gateway["spec"]["listeners"][0]["name"]}
+    assert parent == {
+        "name": gateway["metadata"]["name"],
+        "sectionName": gateway["spec"]["listeners"][0]["name"],
+    }
     (rule,) = route["spec"]["rules"]
     assert rule["backendRefs"] == [{"name": "my-task-serve-svc", "port": 8000, "weight": 100}]
-    assert rule["timeouts"] == {"request": "0s"}  # Envoy's default of 15 s would cut off chat answers
+    assert rule["timeouts"] == {
+        "request": "0s"
+    }  # Envoy's default of 15 s would cut off chat answers
 
 
 def test_a_canary_gets_its_share_of_the_requests(rendered: dict[str, list[Document]]) -> None:
     (route,) = of_kind(rendered["canary"], "HTTPRoute")
-    backends = {backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]}
+    backends = {
+        backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]
+    }
     assert backends == {"my-task-serve-svc": 95, "my-task-canary-serve-svc": 5}
 
 
-def test_a_canary_is_a_second_service_of_the_same_recipe(built: dict[str, str], rendered: dict[str, Any]) -> None:
-    text = render_manifest(my_task(), to="rayservice", base=built["alb"], name="my-task-canary").text
+def test_a_canary_is_a_second_service_of_the_same_recipe(
+    built: dict[str, str], rendered: dict[str, Any]
+) -> None:
+    text = render_manifest(
+        my_task(), to="rayservice", base=built["alb"], name="my-task-canary"
+    ).text
     (canary,) = of_kind(list(yaml.safe_load_all(text)), "RayService")
     assert canary["metadata"]["name"] == "my-task-canary"
     assert {pod.labels[SERVICE] for pod in pods_of([canary])} == {"my-task-canary"}
-    assert {pod.labels[SERVICE] for pod in pods_of(of_kind(rendered["alb"], "RayService"))} == {"my-task"}
+    assert {pod.labels[SERVICE] for pod in pods_of(of_kind(rendered["alb"], "RayService"))} == {
+        "my-task"
+    }
     for to, name in (("rayjob", "other"), ("rayservice", "9-lives"), ("rayservice", "x" * 48)):
         with pytest.raises(RenderError, match="it names a RayService"):
             render_manifest(my_task(), to=to, base=built["alb"], name=name)
 
 
-def test_the_load_balancer_terminates_tls_and_waits_for_answers(rendered: dict[str, list[Document]]) -> None:
+def test_the_load_balancer_terminates_tls_and_waits_for_answers(
+    rendered: dict[str, list[Document]],
+) -> None:
     (ingress,) = of_kind(rendered["alb"], "Ingress")
     kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
     (rule,) = ingress["spec"]["rules"]
     (path,) = rule["http"]["paths"]
     assert path["backend"]["service"] == {"name": "my-task-serve-svc", "port": {"number": 8000}}
-    settings = {key.partition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    settings = {
+        key.partition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()
+    }
     assert settings["listen-ports"] == '[{"HTTPS": 443}]'
     assert settings["target-type"] == "ip"  # the service has no port on nodes
-    seconds = int(settings["load-balancer-attributes"].removeprefix("idle_timeout.timeout_seconds="))
+    seconds = int(
+        settings["load-balancer-attributes"].removeprefix("idle_timeout.timeout_seconds=")
+    )
     assert seconds > max(task.shutdown_s for task in SERVED_TASKS.values())
 
 
-def test_a_balancer_without_pods_reaches_serve_on_workers_by_its_addresses(rendered: dict[str, list[Document]]) -> None:
+def test_a_balancer_without_pods_reaches_serve_on_workers_by_its_addresses(
+    rendered: dict[str, list[Document]],
+) -> None:
     policies = of_kind(rendered["alb"], "NetworkPolicy")
-    (policy,) = (policy for policy in policies if policy["metadata"]["name"].startswith("balancer-to-serve"))
+    (policy,) = (
+        policy for policy in policies if policy["metadata"]["name"].startswith("balancer-to-serve")
+    )
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
     selected = {
         pod.labels["ray.io/node-type"]
@@ -192,7 +261,8 @@ def test_a_gateway_in_the_namespace_of_the_service_reaches_only_serve_names_and_
     assert len(added) == 2
     with_policies, without = Network("prod", added=added), Network("prod")
     istiod, envoy = (
-        End({}, {"kubernetes.io/metadata.name": name}, ours=False) for name in ("istio-system", "envoy-gateway-system")
+        End({}, {"kubernetes.io/metadata.name": name}, ours=False)
+        for name in ("istio-system", "envoy-gateway-system")
     )
     worker, head = (with_policies.pods["serving", kind] for kind in ("worker", "head"))
     needed = [
@@ -202,7 +272,13 @@ def test_a_gateway_in_the_namespace_of_the_service_reaches_only_serve_names_and_
     assert [with_policies.may(*connection) for connection in needed] == [True] * len(needed)
     assert [without.may(*connection) for connection in needed] == [False] * len(needed)
     refused = [
-        *((STRANGER, pod, 15000), (STRANGER, worker, 8000), (pod, worker, 8265), (pod, head, 8265), (pod, head, 6379)),
+        *(
+            (STRANGER, pod, 15000),
+            (STRANGER, worker, 8000),
+            (pod, worker, 8265),
+            (pod, head, 8265),
+            (pod, head, 6379),
+        ),
         *((pod, STRANGER, 443), *((pod, metadata, 80) for metadata in METADATA)),
     ]
     assert [with_policies.may(*connection) for connection in refused] == [False] * len(refused)

@@ -1,4 +1,5 @@
-"""Trainings on nodes with 8 GPUs and RDMA: no overlay has them, so parts with the components are built here."""
+"""Trainings on nodes with 8 GPUs and RDMA: no overlay has them, so parts with the components are
+built here."""
 
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ from tests.k8s.test_pods import amount
 from tests.k8s.test_schemas import KUBERNETES
 
 PARTS = {
-    "job": ("../../../jobs/run", "[../../../components/gpu-nodes, ../../../components/rdma, ../../prod/environment]"),
+    "job": (
+        "../../../jobs/run",
+        "[../../../components/gpu-nodes, ../../../components/rdma, ../../prod/environment]",
+    ),
     "service": ("../../../base/service", "[../../../components/gpu-nodes, ../../prod/environment]"),
     "platform": ("../../../base/platform", "[../../../components/gpu-nodes]"),
 }
@@ -38,10 +42,12 @@ def build(folder: Path, part: str, *, changes: dict[str, str] | None = None) -> 
     own.mkdir(parents=True)
     resource, components = PARTS[part]
     (own / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: tailorbird-prod\n"
-        f"resources: [{resource}]\ncomponents: {components}\n"
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: "
+        f"tailorbird-prod\nresources: [{resource}]\ncomponents: {components}\n"
     )
-    done = subprocess.run([str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -61,7 +67,9 @@ def gpu_pod(documents: list[dict[str, Any]]) -> Pod:
 
 
 def quota_of(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    (quota,) = (each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == name)
+    (quota,) = (
+        each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == name
+    )
     return quota
 
 
@@ -72,24 +80,39 @@ def test_the_operator_accepts_the_group(built: dict[str, str], part: str, kind: 
     validator(needs_crds(), kind).validate(owner)
 
 
-def test_the_quota_and_the_limits_match_the_schema_and_the_values_are_not_applied(built: dict[str, str]) -> None:
+def test_the_quota_and_the_limits_match_the_schema_and_the_values_are_not_applied(
+    built: dict[str, str],
+) -> None:
     for document in documents_of(built["platform"]):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     assert all("GpuNodeValues" not in text for text in built.values())
 
 
 @pytest.mark.parametrize("part", ["job", "service"])
-def test_a_pod_takes_a_whole_node_with_shared_memory_within_its_memory(built: dict[str, str], part: str) -> None:
+def test_a_pod_takes_a_whole_node_with_shared_memory_within_its_memory(
+    built: dict[str, str], part: str
+) -> None:
     pod = gpu_pod(documents_of(built[part]))
     (container,) = pod.spec["containers"]
     for kind in ("requests", "limits"):
-        wanted = {"cpu": VALUES["pod"]["cpu"], "memory": VALUES["pod"]["memory"], "nvidia.com/gpu": "8"}
-        disk = {"ephemeral-storage": VALUES["pod"]["ephemeralStorage"]} if kind == "requests" else {}
-        assert {name: value for name, value in container["resources"][kind].items() if name != RDMA} == wanted | disk
+        wanted = {
+            "cpu": VALUES["pod"]["cpu"],
+            "memory": VALUES["pod"]["memory"],
+            "nvidia.com/gpu": "8",
+        }
+        disk = (
+            {"ephemeral-storage": VALUES["pod"]["ephemeralStorage"]} if kind == "requests" else {}
+        )
+        assert {
+            name: value for name, value in container["resources"][kind].items() if name != RDMA
+        } == wanted | disk
     assert amount(VALUES["pod"]["ephemeralStorage"]) > amount(VALUES["pod"]["cache"])
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
-    assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": VALUES["pod"]["sharedMemory"]}
+    assert mounts["/dev/shm"]["emptyDir"] == {
+        "medium": "Memory",
+        "sizeLimit": VALUES["pod"]["sharedMemory"],
+    }
     assert amount(VALUES["pod"]["sharedMemory"]) < amount(VALUES["pod"]["memory"]) / 2
     assert pod.most == VALUES["maxNodes"]
 
@@ -108,7 +131,9 @@ def test_all_gpu_nodes_and_the_head_fit_the_quota(built: dict[str, str]) -> None
             assert 0 < wanted <= amount(most), what
     (own,) = gpu_pod(job).spec["containers"]
     for name in ("cpu", "memory"):
-        assert amount(own["resources"]["limits"][name]) <= amount(limits["spec"]["limits"][0]["max"][name])
+        assert amount(own["resources"]["limits"][name]) <= amount(
+            limits["spec"]["limits"][0]["max"][name]
+        )
 
 
 def test_only_the_capability_for_rdma_violates_the_level_restricted(built: dict[str, str]) -> None:
@@ -124,26 +149,40 @@ def test_only_the_capability_for_rdma_violates_the_level_restricted(built: dict[
 
 def test_sixteen_workers_with_a_gpu_each_get_two_nodes(built: dict[str, str]) -> None:
     overrides = ("training.num_workers=16", "training.gpus_per_worker=1", "training.batch_size=16")
-    recipe = load_recipe(ROOT / "recipes" / "icd10_coder_chat.yaml", overrides=(*overrides, "tuning.num_trials=1"))
+    recipe = load_recipe(
+        ROOT / "recipes" / "icd10_coder_chat.yaml", overrides=(*overrides, "tuning.num_trials=1")
+    )
     rendered = documents_of(render_manifest(recipe, to="rayjob", base=built["job"]).text)
     (job,) = of_kind(rendered, "RayJob")
     groups = cluster_of(job)["workerGroupSpecs"]
-    assert [(group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups] == [
+    assert [
+        (group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups
+    ] == [
         ("cpu", 0, 1),
         ("gpu-nodes", 2, 2),
     ]
 
 
 def test_a_changed_value_reaches_every_place(tmp_path: Path) -> None:
-    changes = {"maxNodes: 4": "maxNodes: 2", 'gpus: "8"': 'gpus: "4"', 'cpu: "96"': 'cpu: "60"', "64Gi": "48Gi"}
+    changes = {
+        "maxNodes: 4": "maxNodes: 2",
+        'gpus: "8"': 'gpus: "4"',
+        'cpu: "96"': 'cpu: "60"',
+        "64Gi": "48Gi",
+    }
     job = documents_of(build(tmp_path / "job", "job", changes=changes))
     pod = gpu_pod(job)
     (container,) = pod.spec["containers"]
     assert pod.most == 2
-    assert [container["resources"][kind]["nvidia.com/gpu"] for kind in ("requests", "limits")] == ["4", "4"]
+    assert [container["resources"][kind]["nvidia.com/gpu"] for kind in ("requests", "limits")] == [
+        "4",
+        "4",
+    ]
     assert [container["resources"][kind]["cpu"] for kind in ("requests", "limits")] == ["60", "60"]
     assert pod.spec["volumes"][-1]["emptyDir"]["sizeLimit"] == "48Gi"
-    platform = documents_of(build(tmp_path / "platform", "platform", changes=changes | {'gpus: "32"': 'gpus: "8"'}))
+    platform = documents_of(
+        build(tmp_path / "platform", "platform", changes=changes | {'gpus: "32"': 'gpus: "8"'})
+    )
     quota, (limits,) = quota_of(platform, "training"), of_kind(platform, "LimitRange")
     assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "8"
     assert quota_of(platform, "serving")["spec"]["hard"]["requests.nvidia.com/gpu"] == "4"

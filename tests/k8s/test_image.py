@@ -17,7 +17,9 @@ DOCKERFILE = (K8S / "Dockerfile").read_text()
 
 
 def test_the_base_image_has_the_locked_ray_and_python() -> None:
-    base = re.search(r"^ARG BASE=rayproject/ray:([\d.]+)-py(\d)(\d+)-cpu$", DOCKERFILE, re.MULTILINE)
+    base = re.search(
+        r"^ARG BASE=rayproject/ray:([\d.]+)-py(\d)(\d+)-cpu$", DOCKERFILE, re.MULTILINE
+    )
     assert base is not None
     for device in ("cpu", "gpu"):
         assert f"--python-version={base[2]}.{base[3]}" in LOCKS[f"{device}.txt"]
@@ -44,13 +46,27 @@ def test_no_image_contains_cuda_twice_and_the_cpu_image_contains_none() -> None:
     assert base.endswith("-cpu")  # the wheels of torch in gpu.txt contain CUDA
     assert not [name for name in pinned("cpu.txt") if TORCH_PACKAGES.match(f"{name}==")]
     assert {"torch", "nvidia-cublas"} <= pinned("gpu.txt").keys()
-    install = re.search(r"^RUN if \[ \"\$\{DEVICE\}\" = cpu \](?:.*\\\n)+.*$", DOCKERFILE, re.MULTILINE)
+    install = re.search(
+        r"^RUN if \[ \"\$\{DEVICE\}\" = cpu \](?:.*\\\n)+.*$", DOCKERFILE, re.MULTILINE
+    )
     assert install is not None
     # The command of the image, with `echo` for pip.
     locks = f"{ROOT}/locks/"
-    script = install[0].removeprefix("RUN ").replace("/tmp/locks/", locks).replace("pip install", "cat; echo")
-    environment = {"DEVICE": "cpu", "TORCH_INDEX": "https://index", "TORCH_SHA256": "ab", "PATH": os.environ["PATH"]}
-    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    script = (
+        install[0]
+        .removeprefix("RUN ")
+        .replace("/tmp/locks/", locks)
+        .replace("pip install", "cat; echo")
+    )
+    environment = {
+        "DEVICE": "cpu",
+        "TORCH_INDEX": "https://index",
+        "TORCH_SHA256": "ab",
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run(
+        ["sh", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
     requirement, options = done.stdout.splitlines()
     assert requirement == f"torch=={pinned('gpu.txt')['torch']}+cpu --hash=sha256:ab"
     assert "--index-url https://index" in options
@@ -66,7 +82,9 @@ def test_both_images_have_the_same_versions() -> None:
 
 
 def pinned(lock: str) -> dict[str, str]:
-    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+) ", (ROOT / "locks" / lock).read_text(), re.MULTILINE))
+    return dict(
+        re.findall(r"^([a-z0-9.-]+)==(\S+) ", (ROOT / "locks" / lock).read_text(), re.MULTILINE)
+    )
 
 
 def test_pods_run_as_the_user_of_the_image() -> None:
@@ -81,24 +99,32 @@ def test_pods_run_as_the_user_of_the_image() -> None:
 def test_the_ray_settings_equal_those_of_the_local_stack_and_the_documentation() -> None:
     keys = Keys(access_key="", secret_key="", token_path=ROOT)
     stack = environment(0, folder=ROOT, temp_dir=ROOT, keys=keys)
-    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    documented = re.findall(
+        r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+    )
     assert len(documented) >= 6
     for part in PARTS:
         settings = [
-            data["data"] for data in of_kind(build(part), "ConfigMap") if "ray-settings" in data["metadata"]["name"]
+            data["data"]
+            for data in of_kind(build(part), "ConfigMap")
+            if "ray-settings" in data["metadata"]["name"]
         ]
         for data in settings:
             assert CLUSTER_SETTINGS.items() <= data.items()
             program = Path(data[haproxy.PROGRAM]).relative_to("/home/ray/tailorbird")  # WORKDIR
             assert (ROOT / program).samefile(haproxy.__file__)
-            assert {name: data[name] for name in documented} == {name: stack[name] for name in documented}
+            assert {name: data[name] for name in documented} == {
+                name: stack[name] for name in documented
+            }
 
 
 def test_the_operator_has_one_release_watches_our_namespaces_and_enables_no_alpha_gate() -> None:
     values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
     runbook = (ROOT / "docs" / "deploy" / "kubernetes.md").read_text()
     assert f"--version {values['image']['tag'].removeprefix('v')}" in runbook
-    assert set(values["watchNamespace"]) == {f"tailorbird-{part}" for part in PARTS if "/" not in part}
+    assert set(values["watchNamespace"]) == {
+        f"tailorbird-{part}" for part in PARTS if "/" not in part
+    }
     gates = {gate["name"] for gate in values["featureGates"] if gate["enabled"]}
     assert gates == {
         "RayClusterStatusConditions",

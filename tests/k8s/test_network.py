@@ -25,7 +25,9 @@ class End:
 GATEWAY_LABEL = {"tailorbird.io/gateway": "true"}
 GATEWAY = End(GATEWAY_LABEL, {"kubernetes.io/metadata.name": "ingress"} | GATEWAY_LABEL, ours=False)
 OPERATOR = End(
-    {"app.kubernetes.io/name": "kuberay-operator"}, {"kubernetes.io/metadata.name": "kuberay-operator"}, ours=False
+    {"app.kubernetes.io/name": "kuberay-operator"},
+    {"kubernetes.io/metadata.name": "kuberay-operator"},
+    ours=False,
 )
 PROMETHEUS = End({"app": "prometheus"}, {"kubernetes.io/metadata.name": "monitoring"}, ours=False)
 STRANGER = End({"app": "stranger"}, {"kubernetes.io/metadata.name": "default"}, ours=False)
@@ -33,7 +35,9 @@ PRETENDER = End(GATEWAY_LABEL, {"kubernetes.io/metadata.name": "default"}, ours=
 NEWCOMER = End({"app": "unknown pod in our namespace"})
 DNS = End({"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}, ours=False)
 DNS_OF_THE_NODE = End({}, ours=False, address="169.254.20.10")
-METADATA = tuple(End({}, ours=False, address=f"169.254.{end}") for end in ("169.254", "169.252", "170.23"))
+METADATA = tuple(
+    End({}, ours=False, address=f"169.254.{end}") for end in ("169.254", "169.252", "170.23")
+)
 
 
 class Network:
@@ -43,7 +47,9 @@ class Network:
         documents = [*environment(name), *added]
         self.policies = [policy["spec"] for policy in of_kind(documents, "NetworkPolicy")]
         self.pods = {
-            (pod.labels["tailorbird.io/role"], pod.labels.get("ray.io/node-type", "")): End(pod.labels)
+            (pod.labels["tailorbird.io/role"], pod.labels.get("ray.io/node-type", "")): End(
+                pod.labels
+            )
             for pod in pods_of(documents)
         }
 
@@ -73,7 +79,9 @@ def _is_peer(peer: Document, other: End) -> bool:
     if "ipBlock" in peer:
         block, address = peer["ipBlock"], ip_address(other.address)
         inside = address in ip_network(block["cidr"])
-        return inside and not any(address in ip_network(network) for network in block.get("except", []))
+        return inside and not any(
+            address in ip_network(network) for network in block.get("except", [])
+        )
     if "namespaceSelector" not in peer and not other.ours:
         return False
     if "namespaceSelector" in peer and not matches(peer["namespaceSelector"], other.namespace):
@@ -89,7 +97,9 @@ CODE_PORTS = (8265, 6379, 10001)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_from_outside_only_the_operator_reaches_a_code_port_and_only_the_dashboard(name: str) -> None:
+def test_from_outside_only_the_operator_reaches_a_code_port_and_only_the_dashboard(
+    name: str,
+) -> None:
     network = NETWORKS[name]
     for other in (GATEWAY, PROMETHEUS, STRANGER, PRETENDER, NEWCOMER, OPERATOR):
         for location, pod in network.pods.items():
@@ -158,7 +168,9 @@ def test_all_pods_reach_dns_and_s3_and_only_heads_and_clients_reach_kubernetes(n
     for (role, node_type), pod in network.pods.items():
         assert network.may(pod, DNS, 53), role
         assert network.may(pod, DNS_OF_THE_NODE, 53)
-        assert not any(network.may(pod, address, port) for address in METADATA for port in (53, 80, 443, 988))
+        assert not any(
+            network.may(pod, address, port) for address in METADATA for port in (53, 80, 443, 988)
+        )
         assert network.may(pod, store, 443)
         assert not network.may(pod, store, 80)
         assert network.may(pod, store, 6443) is (node_type == "head" or role == "client")

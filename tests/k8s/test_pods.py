@@ -66,7 +66,11 @@ def test_every_pod_satisfies_the_level_restricted_of_its_namespace(name: str, po
         ("containers.0.securityContext.procMount", "Unmasked", "sees all of /proc"),
         ("containers.0.ports.0.hostPort", 8265, "port of the node"),
         ("containers.1.securityContext", None, "autoscaler: may escalate privileges"),
-        ("containers.0.securityContext.seccompProfile", {"type": "Unconfined"}, "no seccomp profile"),
+        (
+            "containers.0.securityContext.seccompProfile",
+            {"type": "Unconfined"},
+            "no seccomp profile",
+        ),
     ],
 )
 def test_a_pod_that_violates_restricted_is_detected(path: str, value: Any, message: str) -> None:
@@ -86,7 +90,8 @@ def test_every_container_has_limits_and_requests_all_of_its_memory(_name: str, p
         resources = container["resources"]
         for kind in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(resources[kind]), container["name"]
-        # A pod that requests less memory than its limit may be killed when the node is out of memory.
+        # A pod that requests less memory than its limit may be killed when the node is out of
+        # memory.
         assert (
             resources["requests"]["memory"] == resources["limits"]["memory"]
             or pod.labels["tailorbird.io/role"] == "client"
@@ -97,16 +102,25 @@ READ_ONLY = [
     pytest.param(pod, container, id=f"{name} {pod.name}")
     for name, pod in ALL_PODS
     for container in pod.containers
-    if container["securityContext"].get("readOnlyRootFilesystem") and "tailorbird" in container["image"]
+    if container["securityContext"].get("readOnlyRootFilesystem")
+    and "tailorbird" in container["image"]
 ]
 
 
 @pytest.mark.parametrize(("pod", "container"), READ_ONLY)
-def test_a_container_with_a_read_only_root_filesystem_has_a_writable_home(pod: Pod, container: Any) -> None:
+def test_a_container_with_a_read_only_root_filesystem_has_a_writable_home(
+    pod: Pod, container: Any
+) -> None:
     """Ray always writes a token to ~/.ray when it starts a cluster."""
-    home_dir = next(variable["value"] for variable in container["env"] if variable["name"] == "HOME")
+    home_dir = next(
+        variable["value"] for variable in container["env"] if variable["name"] == "HOME"
+    )
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    mounts = {
+        mount["mountPath"]: mount
+        for mount in container["volumeMounts"]
+        if not mount.get("readOnly")
+    }
     assert "emptyDir" in volumes[mounts[home_dir]["name"]]
     assert {"/tmp", home_dir} <= set(mounts)
 
@@ -137,10 +151,21 @@ def test_only_jobs_of_a_release_may_patch_services_and_clusters(name: str) -> No
     (binding,), (role,) = of_kind(documents, "RoleBinding"), of_kind(documents, "Role")
     account = {"kind": "ServiceAccount", "name": "release", "namespace": f"tailorbird-{name}"}
     assert binding["subjects"] == [account]
-    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (
+        "Role",
+        role["metadata"]["name"],
+    )
     (rule,) = role["rules"]
-    assert rule == {"apiGroups": ["ray.io"], "resources": ["rayservices", "rayclusters"], "verbs": ["get", "patch"]}
-    users = {pod.labels["tailorbird.io/role"] for pod in pods_of(documents) if _account_of(pod) == "release"}
+    assert rule == {
+        "apiGroups": ["ray.io"],
+        "resources": ["rayservices", "rayclusters"],
+        "verbs": ["get", "patch"],
+    }
+    users = {
+        pod.labels["tailorbird.io/role"]
+        for pod in pods_of(documents)
+        if _account_of(pod) == "release"
+    }
     assert users <= {"client"}
 
 
@@ -150,13 +175,19 @@ def _account_of(pod: Pod) -> str | None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_accounts_mount_no_token_and_only_training_and_release_write_the_registry(name: str) -> None:
+def test_accounts_mount_no_token_and_only_training_and_release_write_the_registry(
+    name: str,
+) -> None:
     documents = environment(name)
-    accounts = {account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")}
+    accounts = {
+        account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")
+    }
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     for pod in pods_of(documents):
         role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
-        trusted = dict.fromkeys(("preflight", "shared", "watch"), "training") | {"client": "release"}
+        trusted = dict.fromkeys(("preflight", "shared", "watch"), "training") | {
+            "client": "release"
+        }
         assert account == ({"store": None, "pushgateway": None} | trusted).get(role, role)
         assert account is None or account in accounts
     writers = [
@@ -189,31 +220,51 @@ def test_manifests_contain_references_to_secrets_but_no_secrets(part: str) -> No
                     assert set(variable["valueFrom"]) == {"secretKeyRef"}, variable["name"]
     for settings in of_kind(documents, "ConfigMap"):
         assert not [key for key in settings["data"] if SECRET_NAME.search(key)]
-    assert not re.search(r"AKIA[0-9A-Z]{16}|tb_[A-Za-z0-9_-]{20}|BEGIN [A-Z ]*PRIVATE KEY", text_of(part))
+    assert not re.search(
+        r"AKIA[0-9A-Z]{16}|tb_[A-Za-z0-9_-]{20}|BEGIN [A-Z ]*PRIVATE KEY", text_of(part)
+    )
 
 
 def test_the_example_lists_all_secrets_of_production_and_is_not_applied() -> None:
     examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
-    named = {(example["metadata"]["name"], key["secretKey"]) for example in examples for key in example["spec"]["data"]}
+    named = {
+        (example["metadata"]["name"], key["secretKey"])
+        for example in examples
+        for key in example["spec"]["data"]
+    }
     assert _secrets_named(environment("prod")) == named
     assert not [path for path in K8S.rglob("kustomization.yaml") if "examples" in path.read_text()]
 
 
 def _secrets_named(value: Any) -> set[tuple[str, str]]:
     if isinstance(value, dict):
-        own = {(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])} if "secretKeyRef" in value else set()
+        own = (
+            {(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])}
+            if "secretKeyRef" in value
+            else set()
+        )
         own |= (
-            {(value["secretName"], "auth_token")} if value.get("mode") == "token" and "secretName" in value else set()
+            {(value["secretName"], "auth_token")}
+            if value.get("mode") == "token" and "secretName" in value
+            else set()
         )
         return own.union(*(_secrets_named(inner) for inner in value.values()))
-    return set().union(*(_secrets_named(inner) for inner in value)) if isinstance(value, list) else set()
+    return (
+        set().union(*(_secrets_named(inner) for inner in value))
+        if isinstance(value, list)
+        else set()
+    )
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 @pytest.mark.parametrize("account", ["serving", "training"])
-def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota_of_their_class(name: str, account: str) -> None:
+def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota_of_their_class(
+    name: str, account: str
+) -> None:
     documents = environment(name)
-    (quota,) = (each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == account)
+    (quota,) = (
+        each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == account
+    )
     assert quota["spec"]["scopeSelector"]["matchExpressions"] == [
         {"scopeName": "PriorityClass", "operator": "In", "values": [f"tailorbird-{account}"]}
     ]
@@ -227,7 +278,8 @@ def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota_of_their_class(nam
             for kind in ("requests", "limits"):
                 for what in ("cpu", "memory", "nvidia.com/gpu"):
                     own = sum(
-                        amount(container["resources"][kind].get(what, "0")) for container in pod.spec["containers"]
+                        amount(container["resources"][kind].get(what, "0"))
+                        for container in pod.spec["containers"]
                     )
                     taken[f"{kind}.{what}"] += times * pod.most * own  # type: ignore[assignment]
     hard = quota["spec"]["hard"]
@@ -238,18 +290,37 @@ def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota_of_their_class(nam
 
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
 def test_every_pod_has_the_priority_class_whose_quota_it_uses(_name: str, pod: Pod) -> None:
-    """A training cannot take the room that a service needs, and a promotion starts while trainings fill their quota."""
-    classes = {each["metadata"]["name"] for each in yaml.safe_load_all((K8S / "operator/priorities.yaml").read_text())}
-    training = pod.labels["tailorbird.io/role"] in ("training", "preflight", "shared", "watch", "pushgateway")
-    assert pod.spec["priorityClassName"] == ("tailorbird-training" if training else "tailorbird-serving")
+    """A training cannot take the room that a service needs, and a promotion starts while trainings
+    fill their quota."""
+    classes = {
+        each["metadata"]["name"]
+        for each in yaml.safe_load_all((K8S / "operator/priorities.yaml").read_text())
+    }
+    training = pod.labels["tailorbird.io/role"] in (
+        "training",
+        "preflight",
+        "shared",
+        "watch",
+        "pushgateway",
+    )
+    assert pod.spec["priorityClassName"] == (
+        "tailorbird-training" if training else "tailorbird-serving"
+    )
     assert pod.spec["priorityClassName"] in classes
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_pod_without_a_class_of_ours_has_a_small_quota(name: str) -> None:
-    (quota,) = (each for each in of_kind(environment(name), "ResourceQuota") if each["metadata"]["name"] == "other")
+    (quota,) = (
+        each
+        for each in of_kind(environment(name), "ResourceQuota")
+        if each["metadata"]["name"] == "other"
+    )
     (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
-    assert (scope["operator"], sorted(scope["values"])) == ("NotIn", ["tailorbird-serving", "tailorbird-training"])
+    assert (scope["operator"], sorted(scope["values"])) == (
+        "NotIn",
+        ["tailorbird-serving", "tailorbird-training"],
+    )
     assert amount(quota["spec"]["hard"]["limits.cpu"]) <= 4
 
 
@@ -257,8 +328,13 @@ def test_a_pod_without_a_class_of_ours_has_a_small_quota(name: str) -> None:
 def test_a_pod_requests_disk_for_its_volumes(_name: str, pod: Pod) -> None:
     """Otherwise the scheduler chooses nodes whose disk is full, and the kubelet evicts the pod."""
     volumes = [volume["emptyDir"] for volume in pod.spec.get("volumes", []) if "emptyDir" in volume]
-    disk = sum(amount(volume["sizeLimit"]) for volume in volumes if volume.get("medium") != "Memory")
-    requested = (container["resources"]["requests"].get("ephemeral-storage", "0") for container in pod.containers)
+    disk = sum(
+        amount(volume["sizeLimit"]) for volume in volumes if volume.get("medium") != "Memory"
+    )
+    requested = (
+        container["resources"]["requests"].get("ephemeral-storage", "0")
+        for container in pod.containers
+    )
     assert sum(map(amount, requested)) > disk or disk == 0
 
 
@@ -278,10 +354,13 @@ def test_a_disruption_budget_selects_enough_existing_pods(name: str) -> None:
         # Kubernetes accepts only a number here if the owner has no subresource `scale`.
         assert set(spec) == {"minAvailable", "selector", "unhealthyPodEvictionPolicy"}
         assert isinstance(spec["minAvailable"], int)
-        # Serve runs no proxy on a node without replicas, so its pod is not ready, and would never be evicted otherwise.
+        # Serve runs no proxy on a node without replicas, so its pod is not ready, and would never
+        # be evicted otherwise.
         assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
         guarded = [
-            pod for pod in pods if all(pod.labels.get(k) == v for k, v in spec["selector"]["matchLabels"].items())
+            pod
+            for pod in pods
+            if all(pod.labels.get(k) == v for k, v in spec["selector"]["matchLabels"].items())
         ]
         assert guarded
         assert {pod.labels["tailorbird.io/role"] for pod in guarded} == {"serving"}
@@ -291,13 +370,18 @@ def test_a_disruption_budget_selects_enough_existing_pods(name: str) -> None:
 def test_in_production_one_worker_may_be_drained() -> None:
     (service,) = of_kind(build("prod/service"), "RayService")
     (budget,) = of_kind(build("prod/service"), "PodDisruptionBudget")
-    assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] > budget["spec"]["minAvailable"]
+    assert (
+        service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"]
+        > budget["spec"]["minAvailable"]
+    )
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_pods_that_must_not_be_moved_are_kept_by_both_autoscalers_of_nodes(name: str) -> None:
     """A run's head and workers, and Jobs that are not retried. Spot nodes are lost anyway."""
-    annotations = {pod.name: pod.annotations for pod in pods_of(environment(name)) if _must_stay(pod)}
+    annotations = {
+        pod.name: pod.annotations for pod in pods_of(environment(name)) if _must_stay(pod)
+    }
     assert annotations
     for pod_name, own in annotations.items():
         assert own.get("cluster-autoscaler.kubernetes.io/safe-to-evict") == "false", pod_name
@@ -318,16 +402,21 @@ def test_a_job_ends_although_its_pod_cannot_start(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_volume_names_its_storage_class(name: str) -> None:
-    """Without one, and without a default class, the volume of Redis stays Pending, and the head never starts."""
+    """Without one, and without a default class, the volume of Redis stays Pending, and the head
+    never starts."""
     for store in of_kind(environment(name), "StatefulSet"):
         for claim in store["spec"]["volumeClaimTemplates"]:
             assert claim["spec"]["storageClassName"]
 
 
-@pytest.mark.parametrize("name", ["dev", "staging", "prod"])  # accounts without a cloud have credentials in secrets
+@pytest.mark.parametrize(
+    "name", ["dev", "staging", "prod"]
+)  # accounts without a cloud have credentials in secrets
 def test_every_account_has_a_role_of_its_environment(name: str) -> None:
     accounts = of_kind(environment(name), "ServiceAccount")
-    roles = [account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] for account in accounts]
+    roles = [
+        account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] for account in accounts
+    ]
     assert all(f"role/tailorbird-{name}-" in role for role in roles)
     assert len(set(roles)) == len(accounts) > 0
 
@@ -336,13 +425,18 @@ def test_the_namespaces_of_the_operator_are_created_with_the_labels_of_the_overl
     created = list(yaml.safe_load_all((K8S / "operator" / "namespaces.yaml").read_text()))
     values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
     assert [namespace["metadata"]["name"] for namespace in created] == values["watchNamespace"]
-    assert created == [namespace for name in ENVIRONMENTS for namespace in of_kind(build(name), "Namespace")]
+    assert created == [
+        namespace for name in ENVIRONMENTS for namespace in of_kind(build(name), "Namespace")
+    ]
 
 
 @pytest.mark.parametrize("part", ["staging/service", "prod/service"])
 def test_a_serving_worker_drains_longer_than_a_replica_needs_to_finish(part: str) -> None:
-    """Ray stops a replica at the start of the drain, before another has started, if it may need more time than that."""
-    workers = [pod for pod in pods_of(build(part)) if pod.labels.get("ray.io/node-type") == "worker"]
+    """Ray stops a replica at the start of the drain, before another has started, if it may need
+    more time than that."""
+    workers = [
+        pod for pod in pods_of(build(part)) if pod.labels.get("ray.io/node-type") == "worker"
+    ]
     assert workers
     for pod in workers:
         env = {variable["name"]: variable["value"] for variable in pod.spec["containers"][0]["env"]}
@@ -371,5 +465,6 @@ def test_a_ray_pod_has_time_to_drain_and_volumes_for_cache_and_journal(part: str
         if pod.labels["tailorbird.io/role"] in ("serving", "shared"):
             assert settings["TAILORBIRD_JOURNAL"].rpartition("/")[0] in mounts
         assert not any(
-            "livenessProbe" in container or "readinessProbe" in container for container in pod.containers
+            "livenessProbe" in container or "readinessProbe" in container
+            for container in pod.containers
         )  # the operator adds its own

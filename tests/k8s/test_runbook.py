@@ -1,4 +1,5 @@
-"""The commands of the Kubernetes pages in docs/deploy name existing files, targets and secrets, in a safe order."""
+"""The commands of the Kubernetes pages in docs/deploy name existing files, targets and secrets, in
+a safe order."""
 
 import re
 from pathlib import Path
@@ -25,9 +26,18 @@ def test_every_named_file_exists() -> None:
 
 
 def test_every_render_target_is_documented_with_a_matching_overlay() -> None:
-    commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
-    assert {to for _, to in commands} == {to for to, target in TARGETS.items() if target.template is not None}
-    folders = {"rayjob": "job", "rayservice": "service"} | JOBS | {to: to for to in ("watch", "monitoring")}
+    commands = re.findall(
+        r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -",
+        RUNBOOK,
+    )
+    assert {to for _, to in commands} == {
+        to for to, target in TARGETS.items() if target.template is not None
+    }
+    folders = (
+        {"rayjob": "job", "rayservice": "service"}
+        | JOBS
+        | {to: to for to in ("watch", "monitoring")}
+    )
     for part, to in commands:
         assert part in PARTS
         assert Path(part).name == folders[to]
@@ -37,7 +47,9 @@ def test_every_render_target_is_documented_with_a_matching_overlay() -> None:
 def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
     """Kubernetes refuses to change the pod of a Job, and does not run an unchanged Job again."""
     recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
-    documents = list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of(f"prod/{JOBS[to]}")).text))
+    documents = list(
+        yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of(f"prod/{JOBS[to]}")).text)
+    )
     (name,) = (job["metadata"]["name"] for job in of_kind(documents, "Job"))
     blocks = [block for block in BLOCKS if f"--to {to} " in block]
     assert blocks
@@ -48,14 +60,16 @@ def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
 
 
 def test_a_scaling_applies_the_manifest_and_then_patches_the_running_cluster() -> None:
-    """The operator ignores changed bounds, so the manifest alone has no effect on the running cluster."""
+    """The operator ignores changed bounds, so the manifest alone has no effect on the running
+    cluster."""
     (block,) = (block for block in BLOCKS if "--to scale" in block)
     assert re.findall(r"--to (\w+)", block) == ["rayservice", "scale"]
 
 
 @pytest.mark.parametrize("to", ["promote", "prove"])
 def test_a_manifest_is_not_applied_before_the_job_that_checks_the_version(to: str) -> None:
-    """The Job updates the RayService itself. Only the first start of a service needs the manifest before `prove`."""
+    """The Job updates the RayService itself. Only the first start of a service needs the manifest
+    before `prove`."""
     blocks = [re.findall(r"--to (\w+)", block) for block in BLOCKS if f"--to {to} " in block]
     first = [["rayservice", "prove"]] if to == "prove" else []
     assert sorted(blocks) == sorted([*first, [to]])
@@ -70,5 +84,7 @@ def test_the_created_secrets_are_those_of_the_example() -> None:
     made = re.findall(r"create secret generic (\S+) --from-literal=(\w+)=", RUNBOOK)
     examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
     assert set(made) == {
-        (example["metadata"]["name"], key["secretKey"]) for example in examples for key in example["spec"]["data"]
+        (example["metadata"]["name"], key["secretKey"])
+        for example in examples
+        for key in example["spec"]["data"]
     }

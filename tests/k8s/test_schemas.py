@@ -18,7 +18,9 @@ WITHOUT_SCHEMA = {"PodMonitor", "Probe", "PrometheusRule"}
 
 @pytest.mark.parametrize("part", PARTS)
 def test_kubernetes_documents_match_the_schema(part: str) -> None:
-    core = [document for document in build(part) if document["kind"] not in {*FILES, *WITHOUT_SCHEMA}]
+    core = [
+        document for document in build(part) if document["kind"] not in {*FILES, *WITHOUT_SCHEMA}
+    ]
     assert core
     for document in core:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
@@ -38,7 +40,10 @@ def test_ray_resources_match_the_schema_of_kuberay(part: str) -> None:
         ("spec.rayClusterConfig.rayVersion", 2.6),
         ("spec.rayClusterConfig.enableInTreeAutoscalling", True),
         ("spec.rayClusterConfig.workerGroupSpecs.0.maxReplica", 3),
-        ("spec.rayClusterConfig.workerGroupSpecs.0.template.spec.containers.0.envFrom.0.configMapRef.nam", "x"),
+        (
+            "spec.rayClusterConfig.workerGroupSpecs.0.template.spec.containers.0.envFrom.0.configMapRef.nam",
+            "x",
+        ),
         ("spec.rayClusterConfig.autoscalerOptions.version", "v3"),
         ("spec.rayClusterConfig.authOptions.mode", "tokens"),
     ],
@@ -53,7 +58,11 @@ def test_a_misspelt_field_or_a_wrong_type_is_detected(path: str, value: object) 
 
 def test_every_folder_of_an_overlay_is_a_part_or_a_component() -> None:
     folders = {path.parent for path in (K8S / "overlays").rglob("kustomization.yaml")}
-    assert {str(folder.relative_to(K8S / "overlays")) for folder in folders if folder.name != "environment"} == {*PARTS}
+    assert {
+        str(folder.relative_to(K8S / "overlays"))
+        for folder in folders
+        if folder.name != "environment"
+    } == {*PARTS}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -61,7 +70,9 @@ def test_all_documents_are_in_the_namespace_of_their_environment(part: str) -> N
     wanted = f"tailorbird-{part.split('/')[0]}"
     for document in build(part):
         metadata = document["metadata"]
-        assert (metadata["name"] if document["kind"] == "Namespace" else metadata["namespace"]) == wanted
+        assert (
+            metadata["name"] if document["kind"] == "Namespace" else metadata["namespace"]
+        ) == wanted
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if pods_of(build(part))])
@@ -80,14 +91,23 @@ def _settings_named(value: object) -> set[str]:
     if isinstance(value, dict):
         own = {value["configMapRef"]["name"]} if "configMapRef" in value else set()
         return own.union(*(_settings_named(inner) for inner in value.values()))
-    return set().union(*(_settings_named(inner) for inner in value)) if isinstance(value, list) else set()
+    return (
+        set().union(*(_settings_named(inner) for inner in value))
+        if isinstance(value, list)
+        else set()
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "original", "changed_text", "part"),
     [
         ("base/service/rayservice.yaml", "groupName: cpu", "groupName: other", "prod/service"),
-        ("base/service/rayservice.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.61.0"', "prod/service"),
+        (
+            "base/service/rayservice.yaml",
+            'rayVersion: "2.60.0"',
+            'rayVersion: "2.61.0"',
+            "prod/service",
+        ),
         ("jobs/run/rayjob.yaml", "groupName: cpu", "groupName: other", "prod/job"),
         (
             "base/platform/accounts.yaml",
@@ -106,6 +126,8 @@ def test_the_build_fails_if_a_patch_no_longer_matches(
     assert original in text
     changed.write_text(text.replace(original, changed_text))
     command = [str(KUBECTL), "kustomize", f"overlays/{part}"]
-    done = subprocess.run(command, cwd=tmp_path / "k8s", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path / "k8s", capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "test failed" in done.stderr

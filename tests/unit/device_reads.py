@@ -1,4 +1,5 @@
-"""Operations that wait for a GPU, because Python reads a value of a tensor, or the size of a result depends on one."""
+"""Operations that wait for a GPU, because Python reads a value of a tensor, or the size of a result
+depends on one."""
 
 import traceback
 from collections.abc import Callable
@@ -7,7 +8,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-READS = ("_local_scalar_dense", "equal", "masked_select", "nonzero", "unique_consecutive", "_unique2")
+READS = (
+    "_local_scalar_dense",
+    "equal",
+    "masked_select",
+    "nonzero",
+    "unique_consecutive",
+    "_unique2",
+)
 
 
 class DeviceReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -21,7 +29,11 @@ class DeviceReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.places: list[str] = []
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         indices = args[1] if func.__name__.startswith(("index.", "index_put")) else ()
         by_mask = any(index is not None and index.dtype == torch.bool for index in indices)

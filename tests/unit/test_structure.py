@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
-OURS = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
+OURS = [
+    path
+    for package in (*PACKAGES, "tests", "benchmarks")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
 MAX_UNTYPED = 80
 MAX_TASK_CONDITIONS = 12
 TASK_MODULES = {
@@ -39,15 +43,25 @@ def identifiers(source: str) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+            case (
+                ast.Name(id=name)
+                | ast.arg(arg=name)
+                | ast.ClassDef(name=name)
+                | ast.FunctionDef(name=name)
+            ):
                 names.add(name)
-            case ast.AsyncFunctionDef(name=name) | ast.keyword(arg=str(name)) | ast.alias(asname=str(name)):
+            case (
+                ast.AsyncFunctionDef(name=name)
+                | ast.keyword(arg=str(name))
+                | ast.alias(asname=str(name))
+            ):
                 names.add(name)
     return names
 
 
 def private_imports(source: str) -> set[str]:
-    """Return the vendors whose private modules (with a leading underscore) a source file imports."""
+    """Return the vendors whose private modules (with a leading underscore) a source file
+    imports."""
     modules: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -58,13 +72,22 @@ def private_imports(source: str) -> set[str]:
 
 
 def num_task_conditions(source: str) -> int:
-    """Return how often a source file compares a task with its name, or asks whether rows are conversations."""
+    """Return how often a source file compares a task with its name, or asks whether rows are
+    conversations."""
 
     def is_condition(node: ast.AST) -> bool:
         match node:
-            case ast.Compare(left=ast.Name(id=name) | ast.Attribute(attr=name), comparators=[ast.Constant(value)]):
-                return (name, value) in {("task", "chat"), ("task", "classification"), ("conversations", None)}
-        return isinstance(node, ast.Name) and node.id == "is_chat" and isinstance(node.ctx, ast.Load)
+            case ast.Compare(
+                left=ast.Name(id=name) | ast.Attribute(attr=name), comparators=[ast.Constant(value)]
+            ):
+                return (name, value) in {
+                    ("task", "chat"),
+                    ("task", "classification"),
+                    ("conversations", None),
+                }
+        return (
+            isinstance(node, ast.Name) and node.id == "is_chat" and isinstance(node.ctx, ast.Load)
+        )
 
     return sum(map(is_condition, ast.walk(ast.parse(source))))
 
@@ -75,22 +98,40 @@ def test_no_identifier_is_vague() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["told = 1", "def found(): ...", "lambda place: 0", "f(said=1)", "import x as home", "class asked: ..."]
+    "source",
+    [
+        "told = 1",
+        "def found(): ...",
+        "lambda place: 0",
+        "f(said=1)",
+        "import x as home",
+        "class asked: ...",
+    ],
 )
 def test_a_vague_identifier_is_reported(source: str) -> None:
     assert len(identifiers(source) & VAGUE) == 1
 
 
 def test_few_values_are_untyped_dictionaries() -> None:
-    sources = [path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    sources = [
+        path.read_text(encoding="utf-8")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    ]
     assert len(sources) > 200
     assert sum(len(re.findall(r"dict\[str, Any\]", source)) for source in sources) <= MAX_UNTYPED
 
 
 def test_few_conditions_on_the_task_are_outside_the_modules_of_tasks() -> None:
-    files = {path.relative_to(ROOT).as_posix(): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    files = {
+        path.relative_to(ROOT).as_posix(): path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
     assert files.keys() >= TASK_MODULES
-    others = [path.read_text(encoding="utf-8") for name, path in files.items() if name not in TASK_MODULES]
+    others = [
+        path.read_text(encoding="utf-8") for name, path in files.items() if name not in TASK_MODULES
+    ]
     assert sum(map(num_task_conditions, others)) <= MAX_TASK_CONDITIONS
 
 
@@ -111,9 +152,14 @@ def test_conditions_on_the_task_are_counted(source: str, num: int) -> None:
 
 def test_private_modules_of_a_vendor_are_imported_by_one_file() -> None:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    users = {path.relative_to(ROOT).as_posix(): private_imports(path.read_text(encoding="utf-8")) for path in files}
+    users = {
+        path.relative_to(ROOT).as_posix(): private_imports(path.read_text(encoding="utf-8"))
+        for path in files
+    }
     assert {
-        file: vendors for file, vendors in users.items() if vendors - {v for v, f in VENDOR_FILES.items() if f == file}
+        file: vendors
+        for file, vendors in users.items()
+        if vendors - {v for v, f in VENDOR_FILES.items() if f == file}
     } == {}
     assert all((ROOT / file).is_file() for file in VENDOR_FILES.values())
 

@@ -1,4 +1,5 @@
-"""The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional kernels."""
+"""The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional
+kernels."""
 
 import importlib.util
 from collections.abc import Callable
@@ -15,7 +16,11 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.attention.transformers_private import transformer_layers, transformers_model
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.registry.versions import Dtype
-from training.engine.deepspeed_private import disable_gradient_allreduce, import_deepspeed, init_distributed
+from training.engine.deepspeed_private import (
+    disable_gradient_allreduce,
+    import_deepspeed,
+    init_distributed,
+)
 
 LIGER_PACKAGE = "liger_kernel"
 
@@ -33,36 +38,47 @@ class ParameterGroup(TypedDict):
 
 
 def compute_dtype(config: TrainingConfig) -> torch.dtype:
-    """Return the precision in which this worker trains and scores a model, and which evaluation and serving follow.
+    """Return the precision in which this worker trains and scores a model, and which evaluation and
+    serving follow.
 
-    It is bfloat16 if the parameters are in bf16 or the worker's hardware supports bfloat16, else float32.
+    It is bfloat16 if the parameters are in bf16 or the worker's hardware supports bfloat16, else
+    float32.
     """
-    return torch.bfloat16 if config.parameter_dtype == "bf16" else inference_dtype()
+    if config.parameter_dtype == "bf16":
+        return torch.bfloat16
+    return inference_dtype()
 
 
 def compute_dtype_name(config: TrainingConfig) -> Dtype:
     """Return the name of `compute_dtype`, as stored in a version."""
-    return "bfloat16" if compute_dtype(config) == torch.bfloat16 else "float32"
+    if compute_dtype(config) == torch.bfloat16:
+        return "bfloat16"
+    return "float32"
 
 
 def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration; `config.deepspeed` overrides it key by key.
 
-    fp32 parameters are cast to bf16 for computation if `autocast` is true. bf16 parameters have fp32 master weights and
-    bf16 gradients.
+    fp32 parameters are cast to bf16 for computation if `autocast` is true. bf16 parameters have
+    fp32 master weights and bf16 gradients.
 
-    `train_batch_size` is omitted, because DeepSpeed accepts only the product of the micro-batch size, the accumulation
-    steps and the number of workers. The training loop divides `batch_size` rows unevenly and weights each row, so this
-    product may be larger. DeepSpeed uses it only for its own figures of throughput, which are off.
+    `train_batch_size` is omitted, because DeepSpeed accepts only the product of the micro-batch
+    size, the accumulation steps and the number of workers. The training loop divides `batch_size`
+    rows unevenly and weights each row, so this product may be larger. DeepSpeed uses it only for
+    its own figures of throughput, which are off.
 
-    DeepSpeed's defaults are meant for NCCL. Over gloo, two of them cost more time than they save, so gradients are
-    reduced in place and in fp32 (times of a step of MiniLM, stage 1, two workers, 64 rows of 12 tokens):
+    DeepSpeed's defaults are meant for NCCL. Over gloo, two of them cost more time than they save,
+    so gradients are reduced in place and in fp32 (times of a step of MiniLM, stage 1, two workers,
+    64 rows of 12 tokens):
     - reduce-scatter copies the gradients first: 510 ms without it, 560 ms with it;
     - autocast rounds the gradients of linear layers to bf16: 467 ms without it, 490 ms with it.
     """
     over_gloo = config.gpus_per_worker == 0
     bf16 = config.parameter_dtype == "bf16"
-    offloaded = {"optimizer": ("offload_optimizer",), "parameters": ("offload_optimizer", "offload_param")}
+    offloaded = {
+        "optimizer": ("offload_optimizer",),
+        "parameters": ("offload_optimizer", "offload_param"),
+    }
     options = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
         "gradient_accumulation_steps": config.accumulation_steps(num_workers),
@@ -71,11 +87,16 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
             "stage": config.zero_stage,
             **({"reduce_scatter": False} if over_gloo else {}),
             **({} if config.overlap_comm is None else {"overlap_comm": config.overlap_comm}),
-            **({"zero_hpz_partition_size": config.zero_hpz_partition_size} if config.zero_stage == 3 else {}),
+            **(
+                {"zero_hpz_partition_size": config.zero_hpz_partition_size}
+                if config.zero_stage == 3
+                else {}
+            ),
             **{name: {"device": "cpu"} for name in offloaded.get(config.offload, ())},
         },
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU optimizer would be compiled at run time
+        # DeepSpeed's CPU optimizer would be compiled at run time
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16},
         "torch_autocast": {
             "enabled": autocast and not bf16,
@@ -92,38 +113,55 @@ def _merged(options: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
     merged = dict(options)
     for name, value in overrides.items():
         default = merged.get(name)
-        merged[name] = _merged(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
+        merged[name] = (
+            _merged(default, value)
+            if isinstance(default, dict) and isinstance(value, dict)
+            else value
+        )
     return merged
 
 
 def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: float) -> LambdaLR:
-    """Return a schedule that rises linearly to each group's rate, then falls linearly to 0 after the last step.
+    """Return a schedule that rises linearly to each group's rate, then falls linearly to 0 after
+    the last step.
 
-    The schedule of transformers has rate 0 in its first step, which would train nothing, so it starts at its second
-    step.
+    The schedule of transformers has rate 0 in its first step, which would train nothing, so it
+    starts at its second step.
     """
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # LambdaLR requires this field if it starts at a later step
+        group["initial_lr"] = group[
+            "lr"
+        ]  # LambdaLR requires this field if it starts at a later step
     num_warmup_steps = int(num_steps * warmup_fraction)
-    schedule: LambdaLR = get_linear_schedule_with_warmup(optimizer, num_warmup_steps + 1, num_steps + 1, last_epoch=0)
+    schedule: LambdaLR = get_linear_schedule_with_warmup(
+        optimizer, num_warmup_steps + 1, num_steps + 1, last_epoch=0
+    )
     return schedule
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[ParameterGroup]:
-    """Return the trainable parameters in three groups: matrices (with weight decay), vectors, and the head."""
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    """Return the trainable parameters in three groups: matrices (with weight decay), vectors, and
+    the head."""
+    trainable = [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
     base = [parameter for name, parameter in trainable if not name.startswith("head.")]
     head = [parameter for name, parameter in trainable if name.startswith("head.")]
     base_rate = config.learning_rate * (config.lora_multiplier if config.method == "lora" else 1.0)
     return [
-        {"params": [p for p in base if p.ndim > 1], "lr": base_rate, "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in base if p.ndim > 1],
+            "lr": base_rate,
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for p in base if p.ndim <= 1], "lr": base_rate, "weight_decay": 0.0},
         {"params": head, "lr": config.learning_rate * config.head_multiplier, "weight_decay": 0.0},
     ]
 
 
 def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
-    """Let a model that contains a transformers model use the kernels of the config. Its parameters stay the same.
+    """Let a model that contains a transformers model use the kernels of the config. Its parameters
+    stay the same.
 
     Raises MissingKernels.
     """
@@ -144,8 +182,8 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
 def _use_liger(model: nn.Module) -> None:
     if importlib.util.find_spec(LIGER_PACKAGE) is None:
         raise MissingKernels(
-            "liger_kernel requires the package liger-kernel on every worker; add it to the image or to the job's "
-            "runtime environment, or set training.liger_kernel: false"
+            "liger_kernel requires the package liger-kernel on every worker; add it to the image "
+            "or to the job's runtime environment, or set training.liger_kernel: false"
         )
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -153,16 +191,21 @@ def _use_liger(model: nn.Module) -> None:
     kind = str(model.config.model_type)  # type: ignore[union-attr]
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise MissingKernels(
-            f"liger-kernel has no kernels for a model of type {kind}; set training.liger_kernel: false"
+            f"liger-kernel has no kernels for a model of type {kind}; set training.liger_kernel: "
+            "false"
         )
     # The loss is computed outside the model.
-    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    _apply_liger_kernel_to_instance(
+        model=model, cross_entropy=False, fused_linear_cross_entropy=False
+    )
 
 
 def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) -> None:
-    """Call a function on every rank, and raise an error of this kind on all ranks if one of them raises it.
+    """Call a function on every rank, and raise an error of this kind on all ranks if one of them
+    raises it.
 
-    Otherwise the other ranks would wait for that rank in their next collective until the process group's time-out.
+    Otherwise the other ranks would wait for that rank in their next collective until the process
+    group's time-out.
     """
     message = None
     try:
@@ -176,7 +219,9 @@ def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) ->
         raise kind(first)
 
 
-def initialize_engine(model: nn.Module, config: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
+def initialize_engine(
+    model: nn.Module, config: TrainingConfig, *, num_steps: int, autocast: bool
+) -> Any:
     """Return a DeepSpeedEngine in training mode, on the process group that Ray Train set up.
 
     Raises MissingKernels on every rank.

@@ -14,26 +14,35 @@ Parts = dict[str, int]
 """Bytes by purpose."""
 
 GIB = 1 << 30
-FP32, BF16 = 4, 2
+FP32 = 4
+BF16 = 2
 HOST_PROCESS_BYTES = 800 << 20
-"""Host memory of a worker without the model: Python with Ray, torch, transformers and DeepSpeed, and the rows."""
+"""Host memory of a worker without the model: Python with Ray, torch, transformers and DeepSpeed,
+and the rows."""
 GPU_PROCESS_BYTES = 1 << 30
-"""GPU memory of a worker without the model: CUDA context, kernels and rounding of the allocator. An assumption, not
-measured on a GPU."""
-LIVE_PARAMETERS, BUCKET_PARAMETERS = 1_000_000_000, 500_000_000
-"""DeepSpeed's defaults: full parameters that stage 3 keeps at once, and gradients that it reduces at once."""
+"""GPU memory of a worker without the model: CUDA context, kernels and rounding of the allocator. An
+assumption, not measured on a GPU."""
+LIVE_PARAMETERS = 1_000_000_000
+BUCKET_PARAMETERS = 500_000_000
+"""DeepSpeed's defaults: full parameters that stage 3 keeps at once, and gradients that it reduces
+at once."""
 LOGIT_BYTES = 14
-"""Bytes for a logit at the start of the backward pass: its value, its log-probability and two gradients."""
+"""Bytes for a logit at the start of the backward pass: its value, its log-probability and two
+gradients."""
 PAGE_LOCKED = 1.5
-"""Factor for offloaded states, because torch rounds page-locked tensors up to a power of two. DeepSpeed's estimates use
-the same factor (`additional_buffer_factor`)."""
+"""Factor for offloaded states, because torch rounds page-locked tensors up to a power of two.
+DeepSpeed's estimates use the same factor (`additional_buffer_factor`)."""
 VALIDATION_TOKENS = 16_384
-"""Tokens of a classifier's forward pass on a GPU, whose memory also holds the states of the training."""
-ANSWERED_ROWS, ANSWERED_TOKENS = 64, 1 << 15
-"""Maximum rows, and tokens of their prompts and answers, that a rank generates answers to at a time at ZeRO stage 3."""
+"""Tokens of a classifier's forward pass on a GPU, whose memory also holds the states of the
+training."""
+ANSWERED_ROWS = 64
+ANSWERED_TOKENS = 1 << 15
+"""Maximum rows, and tokens of their prompts and answers, that a rank generates answers to at a time
+at ZeRO stage 3."""
 ADVICE = (
-    "set several of training.gradient_checkpointing: true, training.zero_stage: 3 with more workers, "
-    "training.offload: optimizer, training.method: lora and a smaller data.max_length, or use a smaller base model"
+    "set several of training.gradient_checkpointing: true, training.zero_stage: 3 with more "
+    "workers, training.offload: optimizer, training.method: lora and a smaller data.max_length, "
+    "or use a smaller base model"
 )
 
 
@@ -43,7 +52,9 @@ class Batch:
 
     max_length: int
     max_new_tokens: int = 0  # of an answer to a validation row of a chat task
-    packed: bool = False  # conversations packed into one row, with logits at each token; else padded rows
+    packed: bool = (
+        False  # conversations packed into one row, with logits at each token; else padded rows
+    )
     autocast: bool = False  # linear layers compute in bfloat16
 
 
@@ -64,20 +75,27 @@ class WorkerMemory:
 
 
 def answered_rows(num_tokens: int) -> int:
-    """Return the number of rows that a rank answers at a time, if prompt and answer have up to `num_tokens` tokens."""
+    """Return the number of rows that a rank answers at a time, if prompt and answer have up to
+    `num_tokens` tokens."""
     return max(1, min(ANSWERED_ROWS, ANSWERED_TOKENS // num_tokens))
 
 
 def validated_rows(max_length: int, *, on_gpu: bool) -> int:
-    """Return the largest number of rows of a classifier's validation pass if they have `max_length` tokens."""
-    return max(1, min(GPU_ROWS, VALIDATION_TOKENS // max_length)) if on_gpu else CPU_ROWS
+    """Return the largest number of rows of a classifier's validation pass if they have `max_length`
+    tokens."""
+    if on_gpu:
+        return max(1, min(GPU_ROWS, VALIDATION_TOKENS // max_length))
+    return CPU_ROWS
 
 
-def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
-    """Return the estimated peak memory of one of `num_workers` workers. A CPU worker uses only host memory.
+def worker_memory(
+    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+) -> WorkerMemory:
+    """Return the estimated peak memory of one of `num_workers` workers. A CPU worker uses only host
+    memory.
 
-    Base weights are mapped from a file that all workers of a node share, and are not counted. One worker exports, but
-    the estimate is the same for all.
+    Base weights are mapped from a file that all workers of a node share, and are not counted. One
+    worker exports, but the estimate is the same for all.
     """
     states, offloaded = _states(config, shape=shape, batch=batch, num_workers=num_workers)
     largest = FP32 * shape.vocabulary * shape.hidden
@@ -94,16 +112,21 @@ def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, nu
     return WorkerMemory(host | {"export": largest}, {"process": GPU_PROCESS_BYTES} | used)
 
 
-def _states(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> tuple[Parts, Parts]:
-    """Return weights, gradients and optimizer states on the device, and what is offloaded of them to host memory.
+def _states(
+    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+) -> tuple[Parts, Parts]:
+    """Return weights, gradients and optimizer states on the device, and what is offloaded of them
+    to host memory.
 
-    The optimizer has two moments, fp32 weights and their gradients, which it shards from stage 1. Stages 1 and 2
-    copy the trained weights to one tensor before there are optimizer states, which takes as much as all gradients.
-    Trained weights that are offloaded are page-locked one by one before they are copied to one tensor.
+    The optimizer has two moments, fp32 weights and their gradients, which it shards from stage 1.
+    Stages 1 and 2 copy the trained weights to one tensor before there are optimizer states, which
+    takes as much as all gradients. Trained weights that are offloaded are page-locked one by one
+    before they are copied to one tensor.
 
-    DeepSpeed's `estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs` have the same 18
-    bytes for a parameter in bf16, but they assume that all parameters are trained, and in 16 bits. For LoRA of Llama 3
-    8B at stage 3 on 8 GPUs, they return 18.8 GiB instead of 2.1.
+    DeepSpeed's `estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs`
+    have the same 18 bytes for a parameter in bf16, but they assume that all parameters are trained,
+    and in 16 bits. For LoRA of Llama 3 8B at stage 3 on 8 GPUs, they return 18.8 GiB instead of
+    2.1.
     """
     parameter = _parameter_bytes(config)
     trained = shape.num_parameters
@@ -111,14 +134,18 @@ def _states(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_work
     if config.method == "lora":
         trained = config.lora_r * shape.num_linear_ends
         weights += parameter * trained
-        if batch.autocast and shape.stored_bf16 and parameter == FP32:  # see `training.engine.placement.place_weights`
+        if (
+            batch.autocast and shape.stored_bf16 and parameter == FP32
+        ):  # see `training.engine.placement.place_weights`
             weights -= BF16 * shape.num_linear
     gradients = parameter * trained
     optimizer = (4 * FP32 if parameter == FP32 else 18) * trained // num_workers
     if config.zero_stage == 0:
         optimizer = (2 * FP32 if parameter == FP32 else 18) * trained
     if config.zero_stage == 2:
-        gradients = max(gradients // num_workers, gradients - (optimizer if config.offload == "none" else 0))
+        gradients = max(
+            gradients // num_workers, gradients - (optimizer if config.offload == "none" else 0)
+        )
     if config.zero_stage == 3:
         second = config.zero_hpz_partition_size
         weights = weights // num_workers + (weights // second if second > 1 else 0)
@@ -138,42 +165,58 @@ def _states(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_work
 def _buffers(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
     """Return the bytes of gradients that are reduced, and of copies of weights.
 
-    On a GPU, the buffers for gradients have a fixed size, one for each dtype. Stage 3 gathers weights; at the other
-    stages, autocast copies them to bf16.
+    On a GPU, the buffers for gradients have a fixed size, one for each dtype. Stage 3 gathers
+    weights; at the other stages, autocast copies them to bf16.
     """
-    parameter, on_gpu = _parameter_bytes(config), config.gpus_per_worker > 0
+    parameter = _parameter_bytes(config)
+    on_gpu = config.gpus_per_worker > 0
     reduced = min(BUCKET_PARAMETERS, shape.num_parameters if config.method == "full" else 0)
     if on_gpu and config.zero_stage > 0:
         reduced = 2 * BUCKET_PARAMETERS
     copied = 0
     if config.zero_stage == 3:
-        copied = (_computed_bytes(config, batch) if on_gpu else parameter) * min(shape.num_parameters, LIVE_PARAMETERS)
+        copied = (_computed_bytes(config, batch) if on_gpu else parameter) * min(
+            shape.num_parameters, LIVE_PARAMETERS
+        )
     elif _computed_bytes(config, batch) < parameter and not config.gradient_checkpointing:
-        copied = 0 if config.method == "lora" and shape.stored_bf16 else BF16 * shape.num_linear
+        if config.method == "lora" and shape.stored_bf16:
+            copied = 0
+        else:
+            copied = BF16 * shape.num_linear
     return parameter * reduced + copied
 
 
 def _layer(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
     """Return the bytes of a layer for each token, without adapters and attention weights.
 
-    The terms follow Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models, 2022, section
-    4.1.
+    The terms follow Korthikanti et al., Reducing Activation Recomputation in Large Transformer
+    Models, 2022, section 4.1.
     """
     wide = 4 if shape.gated else 2
-    return 10 * _parameter_bytes(config) * shape.hidden + wide * _computed_bytes(config, batch) * shape.intermediate
+    return (
+        10 * _parameter_bytes(config) * shape.hidden
+        + wide * _computed_bytes(config, batch) * shape.intermediate
+    )
 
 
-def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
-    """Return the bytes that the forward pass of a micro-batch keeps, if all of its rows have `max_length` tokens.
+def activation_bytes(
+    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+) -> int:
+    """Return the bytes that the forward pass of a micro-batch keeps, if all of its rows have
+    `max_length` tokens.
 
-    With checkpointing, only the input of each layer is kept, and one layer is computed again at a time. An adapter
-    keeps its input after dropout, and the mask of the dropout. Only attention with dropout on CPU keeps its weights.
+    With checkpointing, only the input of each layer is kept, and one layer is computed again at a
+    time. An adapter keeps its input after dropout, and the mask of the dropout. Only attention with
+    dropout on CPU keeps its weights.
     """
     parameter = _parameter_bytes(config)
     layer = _layer(config, shape=shape, batch=batch)
     if config.method == "lora":
         layer += (parameter + 1) * (6 * shape.hidden + shape.intermediate)
-    dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout
+    if config.attention_dropout is None:
+        dropout = shape.attention_dropout
+    else:
+        dropout = config.attention_dropout
     if dropout > 0 and config.gpus_per_worker == 0:
         layer += 3 * parameter * shape.num_heads * batch.max_length
     kept = shape.num_layers * layer
@@ -182,49 +225,73 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     tokens = batch.max_length * _micro_batch_rows(config, batch, num_workers)
     logits = 0
     if batch.packed:
-        logits = tokens if shape.needs_all_logits else min(tokens, rows_of_loss_chunk(shape.vocabulary))
+        if shape.needs_all_logits:
+            logits = tokens
+        else:
+            logits = min(tokens, rows_of_loss_chunk(shape.vocabulary))
     return tokens * kept + LOGIT_BYTES * shape.vocabulary * logits
 
 
 def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
-    """Return the bytes of a classifier's largest forward pass; for chat, of the answers or of the model for them.
+    """Return the bytes of a classifier's largest forward pass; for chat, of the answers or of the
+    model for them.
 
-    At stage 3, a chat model generates with its own parameters; at the other stages, with a copy in the dtype of
-    inference, which takes no more than the gradients of full training, of which there are none then.
+    At stage 3, a chat model generates with its own parameters; at the other stages, with a copy in
+    the dtype of inference, which takes no more than the gradients of full training, of which there
+    are none then.
     """
     parameter = _parameter_bytes(config)
     computed = _computed_bytes(config, batch)
     if batch.packed and config.zero_stage < 3:
-        return computed * shape.num_parameters if config.method == "lora" else 0
+        if config.method == "lora":
+            return computed * shape.num_parameters
+        return 0
     length = batch.max_length + batch.max_new_tokens
     cached = 0
     rows = validated_rows(length, on_gpu=config.gpus_per_worker > 0)
     if batch.packed:
         rows = answered_rows(length)
         cached = (parameter + computed) * (shape.kv_width or shape.hidden) * (shape.num_layers + 1)
-    return rows * length * (_layer(config, shape=shape, batch=batch) + cached + FP32 * (length + shape.hidden))
+    return (
+        rows
+        * length
+        * (_layer(config, shape=shape, batch=batch) + cached + FP32 * (length + shape.hidden))
+    )
 
 
 def _parameter_bytes(config: TrainingConfig) -> int:
-    """Return the bytes of a trained parameter, of its gradient and of a value of the residual stream."""
-    return BF16 if config.parameter_dtype == "bf16" else FP32
+    """Return the bytes of a trained parameter, of its gradient and of a value of the residual
+    stream."""
+    if config.parameter_dtype == "bf16":
+        return BF16
+    return FP32
 
 
 def _computed_bytes(config: TrainingConfig, batch: Batch) -> int:
     """Return the bytes of a value that a linear layer computes."""
-    return BF16 if batch.autocast else _parameter_bytes(config)
+    if batch.autocast:
+        return BF16
+    return _parameter_bytes(config)
 
 
 def _micro_batch_rows(config: TrainingConfig, batch: Batch, num_workers: int) -> int:
     """Return the number of rows of a worker's micro-batch, if all have `max_length` tokens."""
     rows = config.micro_batch_size(num_workers)
-    return rows if config.batch_tokens is None else min(rows, max(1, config.batch_tokens // batch.max_length))
+    if config.batch_tokens is None:
+        return rows
+    return min(rows, max(1, config.batch_tokens // batch.max_length))
 
 
 def remedy(
-    config: TrainingConfig, *, batch: Batch, num_workers: int, needed: Callable[[TrainingConfig], int], allowed: int
+    config: TrainingConfig,
+    *,
+    batch: Batch,
+    num_workers: int,
+    needed: Callable[[TrainingConfig], int],
+    allowed: int,
 ) -> str:
-    """Return advice with the first change of each field after which at most `allowed` bytes are needed.
+    """Return advice with the first change of each field after which at most `allowed` bytes are
+    needed.
 
     Changes that keep the result of a training come first.
     """
@@ -241,5 +308,9 @@ def remedy(
     for field, value in changes:
         size = needed(config.model_copy(update={field: value}))
         if size <= allowed:
-            fitting.setdefault(field, f"training.{field}: {str(value).lower()} ({size / GIB:.2f} GiB)")
-    return f"set {' or '.join(fitting.values())}" if fitting else ADVICE
+            fitting.setdefault(
+                field, f"training.{field}: {str(value).lower()} ({size / GIB:.2f} GiB)"
+            )
+    if fitting:
+        return f"set {' or '.join(fitting.values())}"
+    return ADVICE

@@ -25,25 +25,30 @@ class _Disk:
 
 
 def require_room(num_bytes: int, *, what: str) -> None:
-    """Raise DiskFull on every rank if the temporary folder of a node has less room than its workers need together.
+    """Raise DiskFull on every rank if the temporary folder of a node has less room than its workers
+    need together.
 
-    `num_bytes` is what this rank will write; `what` names it in the message. Every rank must call it.
+    `num_bytes` is what this rank will write; `what` names it in the message. Every rank must call
+    it.
     """
     folder = tempfile.gettempdir()
     disks: dict[tuple[str, str], list[_Disk]] = defaultdict(list)
     for disk in gather(_Disk(node_name(), folder, shutil.disk_usage(folder).free, num_bytes)):
         disks[disk.node, disk.folder].append(disk)
     for (_, folder), workers in disks.items():
-        free, needed = min(disk.free for disk in workers), sum(disk.needed for disk in workers)
+        free = min(disk.free for disk in workers)
+        needed = sum(disk.needed for disk in workers)
         if free < needed:
             raise DiskFull(
-                f"the disk is full: {folder} has {free / MIB:,.1f} MiB left, but {what} of the node's {len(workers)} "
-                f"workers needs {needed / MIB:,.1f} MiB; free some space, or start Ray with TMPDIR on a larger disk"
+                f"the disk is full: {folder} has {free / MIB:,.1f} MiB left, but {what} of the "
+                f"node's {len(workers)} workers needs {needed / MIB:,.1f} MiB; free some space, or "
+                "start Ray with TMPDIR on a larger disk"
             )
 
 
 def node_name() -> str:
-    """Return the number of this worker's node in its worker group, from the variable that Ray Train sets."""
+    """Return the number of this worker's node in its worker group, from the variable that Ray Train
+    sets."""
     return os.environ.get("NODE_RANK", "0")
 
 

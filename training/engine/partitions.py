@@ -1,4 +1,5 @@
-"""Where the values of each parameter are in the flat tensors of ZeRO's ranks. All numbers count values."""
+"""Where the values of each parameter are in the flat tensors of ZeRO's ranks. All numbers count
+values."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,11 +40,17 @@ class Copy:
 
 
 def pieces_of_concatenation(
-    tensors: Sequence[Shapes], *, num_ranks: int, lengths: Sequence[int], paddings: Sequence[Sequence[int]]
+    tensors: Sequence[Shapes],
+    *,
+    num_ranks: int,
+    lengths: Sequence[int],
+    paddings: Sequence[Sequence[int]],
 ) -> list[list[Piece]]:
-    """Return the pieces of each rank at stages 1 and 2, where the ranks split the concatenation of the parameters.
+    """Return the pieces of each rank at stages 1 and 2, where the ranks split the concatenation of
+    the parameters.
 
-    `lengths` has the length of each flat tensor of a rank, and `paddings` the values after each of its parameters.
+    `lengths` has the length of each flat tensor of a rank, and `paddings` the values after each of
+    its parameters.
     """
     pieces: list[list[Piece]] = [[] for _ in range(num_ranks)]
     for index, (shapes, length) in enumerate(zip(tensors, lengths, strict=True)):
@@ -51,8 +58,11 @@ def pieces_of_concatenation(
         for (name, shape), padding in zip(shapes.items(), paddings[index], strict=True):
             last = first + prod(shape)
             for rank in range(first // length, ceil(last / length)):
-                start, end = max(first, rank * length), min(last, (rank + 1) * length)
-                pieces[rank].append(Piece(name, start - first, end - start, index, start - rank * length))
+                start = max(first, rank * length)
+                end = min(last, (rank + 1) * length)
+                pieces[rank].append(
+                    Piece(name, start - first, end - start, index, start - rank * length)
+                )
             first = last + padding
     return pieces
 
@@ -91,7 +101,10 @@ def copies(pieces: Iterable[Piece], *, saved: Iterable[Iterable[Piece]]) -> Iter
             length = min(piece.offset + piece.length, source.offset + source.length) - first
             if length > 0:
                 num_found += length
-                source_start, start = source.start + first - source.offset, piece.start + first - piece.offset
+                source_start = source.start + first - source.offset
+                start = piece.start + first - piece.offset
                 yield Copy(rank, source.tensor, source_start, piece.tensor, start, length)
         if num_found != piece.length:
-            raise ValueError(f"{num_found} instead of {piece.length} values of {piece.parameter} were saved")
+            raise ValueError(
+                f"{num_found} instead of {piece.length} values of {piece.parameter} were saved"
+            )

@@ -1,4 +1,5 @@
-"""Place the weights of a model on a worker's device: all of them, or its part of each at ZeRO stage 3."""
+"""Place the weights of a model on a worker's device: all of them, or its part of each at ZeRO stage
+3."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def place_weights(model: Model, config: TrainingConfig, *, autocast: bool) -> Model:
-    """Copy each parameter to this process's device in its training dtype, and keep only this rank's part at stage 3.
+    """Copy each parameter to this process's device in its training dtype, and keep only this rank's
+    part at stage 3.
 
-    The parameters may share memory with another model, which is not changed. They are copied and partitioned one after
-    another, so no rank holds more than its part and one whole parameter. At stage 3, every rank must call it.
+    The parameters may share memory with another model, which is not changed. They are copied and
+    partitioned one after another, so no rank holds more than its part and one whole parameter. At
+    stage 3, every rank must call it.
     """
-    device, rounded = default_device(), _rounded_weights(model) if autocast else set()
+    device = default_device()
+    rounded = _rounded_weights(model) if autocast else set()
     if config.zero_stage == 3:
         partition = parameter_partitioner(
             deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast),
@@ -42,26 +46,39 @@ def place_weights(model: Model, config: TrainingConfig, *, autocast: bool) -> Mo
 
 
 def _rounded_weights(model: nn.Module) -> set[int]:
-    """Return the ids of frozen weights that are stored in bf16 and that autocast would round to bf16 in each step.
+    """Return the ids of frozen weights that are stored in bf16 and that autocast would round to
+    bf16 in each step.
 
-    A weight that an embedding shares is not among them, because the output of an embedding is not rounded.
+    A weight that an embedding shares is not among them, because the output of an embedding is not
+    rounded.
     """
-    linear = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    linear = {
+        id(module.weight): module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    }
     for module in model.modules():
         for parameter in () if isinstance(module, nn.Linear) else module.parameters(recurse=False):
             linear.pop(id(parameter), None)
-    return {key for key, weight in linear.items() if not weight.requires_grad and weight.dtype == torch.bfloat16}
+    return {
+        key
+        for key, weight in linear.items()
+        if not weight.requires_grad and weight.dtype == torch.bfloat16
+    }
 
 
 @contextmanager
 def fp32_weights(model: nn.Module) -> Iterator[None]:
-    """Compute in fp32 if only the weights that `place_weights` left in bf16 are bf16; they are cast while in use."""
+    """Compute in fp32 if only the weights that `place_weights` left in bf16 are bf16; they are cast
+    while in use."""
 
     def cast(module: nn.Module, *_: object) -> None:
         module.weight.data = module.weight.data.float()
 
     def restore(module: nn.Module, *_: object) -> None:
-        module.weight.data = module.weight.data.bfloat16()  # exact, because the values are those of bf16 numbers
+        module.weight.data = (
+            module.weight.data.bfloat16()
+        )  # exact, because the values are those of bf16 numbers
 
     mixed = {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16, torch.float32}
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -75,14 +92,22 @@ def fp32_weights(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def layerwise_copy(model: nn.Module, *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Any:
-    """Return a copy of a model with parameters in `dtype` on a device, which holds one repeated layer at a time.
+def layerwise_copy(
+    model: nn.Module, *, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+) -> Any:
+    """Return a copy of a model with parameters in `dtype` on a device, which holds one repeated
+    layer at a time.
 
-    The weights of the other layers stay where they are, for example in a mapped file. The adapter of a PEFT model is
-    merged in fp32 before its layer computes, with the result of `merge_layers`.
+    The weights of the other layers stay where they are, for example in a mapped file. The adapter
+    of a PEFT model is merged in fp32 before its layer computes, with the result of `merge_layers`.
     """
     copied = share_weights(model)
-    layers = [layer for blocks in copied.modules() if isinstance(blocks, nn.ModuleList) for layer in blocks]
+    layers = [
+        layer
+        for blocks in copied.modules()
+        if isinstance(blocks, nn.ModuleList)
+        for layer in blocks
+    ]
     repeated = {id(parameter) for layer in layers for parameter in layer.parameters()}
     inside = {id(module) for layer in layers for module in layer.modules()}
     for adapted in unmerged_layers(copied):

@@ -1,4 +1,5 @@
-"""Generate answers with a language model whose parameters are partitioned among the ranks (ZeRO stage 3)."""
+"""Generate answers with a language model whose parameters are partitioned among the ranks (ZeRO
+stage 3)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +34,12 @@ def synced_answers(
     end_id: int,
     grammar: Grammar | None = None,
 ) -> list[Answer]:
-    """Return the greedy answer to each prompt of this rank. Every rank must call it, also without prompts.
+    """Return the greedy answer to each prompt of this rank. Every rank must call it, also without
+    prompts.
 
-    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes: the longest
-    prompt of any rank determines how many prompts each of them answers at a time. Raises FormatError on every rank if
-    an answer of one ended because of its format.
+    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of
+    passes: the longest prompt of any rank determines how many prompts each of them answers at a
+    time. Raises FormatError on every rank if an answer of one ended because of its format.
     """
     most = torch.tensor([len(prompts), max(map(len, prompts), default=1)], device=default_device())
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -48,9 +50,16 @@ def synced_answers(
     fault: str | None = None
     for start in range(0, num_prompts, num_rows):
         rows = order[start : start + num_rows]
-        batch = [prompts[index] for index in rows] or [[end_id]]  # the answer to this prompt is discarded
-        constraint = None if grammar is None else GrammarLogits(grammar, num_rows=len(batch))
-        answered = _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, constraint=constraint)
+        batch = [prompts[index] for index in rows] or [
+            [end_id]
+        ]  # the answer to this prompt is discarded
+        if grammar is None:
+            constraint = None
+        else:
+            constraint = GrammarLogits(grammar, num_rows=len(batch))
+        answered = _answer_batch(
+            lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, constraint=constraint
+        )
         fault = fault or (constraint and constraint.format_fault())
         answers |= zip(rows, answered, strict=False)
     _require_no_fault(fault)
@@ -62,21 +71,33 @@ def _require_no_fault(fault: str | None) -> None:
     any_fault = torch.tensor(int(fault is not None), device=default_device())
     dist.all_reduce(any_fault, op=dist.ReduceOp.MAX)
     if int(any_fault):
-        raise FormatError(fault or "another rank could not generate an answer in the format; its log has the cause")
+        raise FormatError(
+            fault
+            or "another rank could not generate an answer in the format; its log has the cause"
+        )
 
 
 def _answer_batch(
-    lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int, constraint: GrammarLogits | None
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    constraint: GrammarLogits | None,
 ) -> list[Answer]:
     width = max(map(len, prompts))
-    input_ids = torch.tensor([[end_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    input_ids = torch.tensor(
+        [[end_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    )
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     recorded = _LogProbabilities()
     output = lm.generate(
         input_ids=input_ids.to(default_device()),
         attention_mask=mask.to(default_device()),
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
-        logits_processor=LogitsProcessorList([recorded] if constraint is None else [constraint, recorded]),
+        logits_processor=LogitsProcessorList(
+            [recorded] if constraint is None else [constraint, recorded]
+        ),
         synced_gpus=True,
     )
     log_probabilities = torch.stack(recorded.steps, dim=1).cpu()

@@ -1,4 +1,5 @@
-"""Write a safetensors file one tensor after another. safetensors itself needs all tensors of a file at once."""
+"""Write a safetensors file one tensor after another. safetensors itself needs all tensors of a file
+at once."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,24 +7,28 @@ from pathlib import Path
 
 import torch
 
-DTYPE, VALUE_BYTES = "F32", 4
+DTYPE = "F32"
+VALUE_BYTES = 4
 ALIGNMENT = 8  # of the first value, as in safetensors' own files
 
 
 def save_tensors(
     tensors: Iterable[tuple[str, torch.Tensor]], path: Path, *, shapes: Mapping[str, Sequence[int]]
 ) -> None:
-    """Write fp32 tensors to a safetensors file as they arrive, so that memory holds one of them at a time.
+    """Write fp32 tensors to a safetensors file as they arrive, so that memory holds one of them at
+    a time.
 
-    `shapes` has the names and shapes of all tensors, in their order, because a file begins with them. Raises ValueError
-    if other tensors arrive.
+    `shapes` has the names and shapes of all tensors, in their order, because a file begins with
+    them. Raises ValueError if other tensors arrive.
 
-    The format is a length of 8 bytes, a JSON header of this length with the place of each tensor, and their values
-    (https://huggingface.co/docs/safetensors, "Format").
+    The format is a length of 8 bytes, a JSON header of this length with the place of each tensor,
+    and their values (https://huggingface.co/docs/safetensors, "Format").
     """
-    header, end = {}, 0
+    header = {}
+    end = 0
     for name, shape in shapes.items():
-        begin, end = end, end + VALUE_BYTES * torch.Size(shape).numel()
+        begin = end
+        end = end + VALUE_BYTES * torch.Size(shape).numel()
         header[name] = {"dtype": DTYPE, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNMENT)
@@ -31,8 +36,12 @@ def save_tensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
-            if (name, torch.Size(tensor.shape)) != next(((n, torch.Size(s)) for n, s in expected), None):
-                raise ValueError(f"{path.name} has no place for {name} of shape {list(tensor.shape)}")
+            if (name, torch.Size(tensor.shape)) != next(
+                ((n, torch.Size(s)) for n, s in expected), None
+            ):
+                raise ValueError(
+                    f"{path.name} has no place for {name} of shape {list(tensor.shape)}"
+                )
             tensor.contiguous().numpy().tofile(file)
     missing = next(expected, None)
     if missing is not None:

@@ -1,4 +1,5 @@
-"""The JSON Schemas that an answer can be constrained to, as a subset whose grammars are exact and small."""
+"""The JSON Schemas that an answer can be constrained to, as a subset whose grammars are exact and
+small."""
 
 import json
 import math
@@ -9,16 +10,32 @@ from typing import Any
 from tailorbird.config.formats.pattern_positions import MAX_CHOICES
 from tailorbird.config.formats.schema_pattern import exact_pattern
 
-MAX_BYTES, MAX_DEPTH, MAX_SUBSCHEMAS, MAX_VALUES = 16_384, 16, 512, 1024
-MAX_PROPERTIES = 128  # of an object; the time to compile a grammar grows with the square of their number
+MAX_BYTES = 16_384
+MAX_DEPTH = 16
+MAX_SUBSCHEMAS = 512
+MAX_VALUES = 1024
+MAX_PROPERTIES = (
+    128  # of an object; the time to compile a grammar grows with the square of their number
+)
 MAX_ALTERNATIVES = 32  # of `anyOf`
 MAX_COUNT = 100_000  # of characters or items
 MAX_DECIMALS = 6  # of numbers with a limit, in grammars of xgrammar
 MAX_COST = 512 * MAX_CHOICES  # of patterns and lengths; about 2 s to compile for 49,152 tokens
-NEAR_END = 32  # characters at the end of a longer text whose grammar is shared by all texts with a `maxLength`
+# characters at the end of a longer text whose grammar is shared by all texts with a `maxLength`
+NEAR_END = 32
 MAX_COUNTED = 192  # characters from which a higher `minLength` does not cost more
 ANNOTATIONS = frozenset(
-    ("title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly", "writeOnly")
+    (
+        "title",
+        "description",
+        "default",
+        "examples",
+        "$schema",
+        "$comment",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+    )
 )
 DEFINITIONS = ("$defs", "definitions")
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
@@ -30,23 +47,29 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "boolean": (),
     "null": (),
 }
-"""Supported keywords by type. Keywords of another type have no effect in JSON Schema, and are refused."""
+"""Supported keywords by type. Keywords of another type have no effect in JSON Schema, and are
+refused."""
 Schema = dict[str, Any] | bool
 
 
 def supported_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema in which each subschema has one form: `$ref`, `enum`, `anyOf` or a single `type`.
+    """Return a schema in which each subschema has one form: `$ref`, `enum`, `anyOf` or a single
+    `type`.
 
-    Each value that satisfies the result satisfies the schema. It is the same without annotations and, for objects with
-    `properties`, without further properties. Raises ValueError, which names the place, for a schema that is too large
-    or has keywords that a grammar cannot express.
+    Each value that satisfies the result satisfies the schema. It is the same without annotations
+    and, for objects with `properties`, without further properties. Raises ValueError, which names
+    the place, for a schema that is too large or has keywords that a grammar cannot express.
     """
     try:
         size = len(json.dumps(schema, ensure_ascii=False).encode())
     except UnicodeEncodeError:
-        raise ValueError("the schema has half of a surrogate pair, which is not a character; remove it") from None
+        raise ValueError(
+            "the schema has half of a surrogate pair, which is not a character; remove it"
+        ) from None
     if size > MAX_BYTES:
-        raise ValueError(f"the schema has {size:,} bytes, but at most {MAX_BYTES:,} are supported; shorten it")
+        raise ValueError(
+            f"the schema has {size:,} bytes, but at most {MAX_BYTES:,} are supported; shorten it"
+        )
     return _Checker(schema).root()
 
 
@@ -56,10 +79,14 @@ class _Checker:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = schema
         self._num_subschemas = self._num_values = 0
-        self._costs: dict[object, int] = {}  # by place of a pattern, or by the lengths, whose grammar is shared
+        self._costs: dict[
+            object, int
+        ] = {}  # by place of a pattern, or by the lengths, whose grammar is shared
 
     def root(self) -> dict[str, Any]:
-        named = {part: self._named(part, self._schema) for part in DEFINITIONS if part in self._schema}
+        named = {
+            part: self._named(part, self._schema) for part in DEFINITIONS if part in self._schema
+        }
         definitions = {
             part: {name: self._form(value, f"/{part}/{name}", 1) for name, value in values}
             for part, values in named.items()
@@ -69,7 +96,11 @@ class _Checker:
         assert isinstance(form, dict)  # the schema is an object
         _require_content(
             {"#": form}
-            | {f"#/{part}/{name}": value for part, values in definitions.items() for name, value in values.items()}
+            | {
+                f"#/{part}/{name}": value
+                for part, values in definitions.items()
+                for name, value in values.items()
+            }
         )
         return form | definitions
 
@@ -77,7 +108,8 @@ class _Checker:
         self._num_subschemas += 1
         if self._num_subschemas > MAX_SUBSCHEMAS or depth > MAX_DEPTH:
             raise ValueError(
-                f"{where}: the schema has more than {MAX_SUBSCHEMAS} subschemas or {MAX_DEPTH} levels; simplify it"
+                f"{where}: the schema has more than {MAX_SUBSCHEMAS} subschemas or {MAX_DEPTH} "
+                "levels; simplify it"
             )
         if schema is True:
             return {}
@@ -106,7 +138,9 @@ class _Checker:
             and parts[2] in self._schema.get(parts[1], {})
             and not {"~", "%"} & set(parts[2])
         ):
-            raise ValueError(f"{where}/$ref: {_shown(target)} is not in the schema's $defs; use '#/$defs/NAME'")
+            raise ValueError(
+                f"{where}/$ref: {_shown(target)} is not in the schema's $defs; use '#/$defs/NAME'"
+            )
         return {"$ref": target}
 
     def _values(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:  # noqa: ARG002
@@ -118,14 +152,22 @@ class _Checker:
         types = _types(schema, where) if "type" in schema else None
         for value in values:
             if not isinstance(value, str | int | float | None):
-                raise ValueError(f"{where}/{name}: {_shown(value)} is not a text, a number, a boolean or null")
+                raise ValueError(
+                    f"{where}/{name}: {_shown(value)} is not a text, a number, a boolean or null"
+                )
             if isinstance(value, int | float) and not _is_exact(value):
-                raise ValueError(f"{where}/{name}: {_shown(value)} is not finite, or an integer beyond 2**53")
+                raise ValueError(
+                    f"{where}/{name}: {_shown(value)} is not finite, or an integer beyond 2**53"
+                )
             if types is not None and not any(_is_of(value, each) for each in types):
-                raise ValueError(f"{where}/{name}: {_shown(value)} is not of type {' or '.join(types)}")
+                raise ValueError(
+                    f"{where}/{name}: {_shown(value)} is not of type {' or '.join(types)}"
+                )
         self._num_values += len(values)
         if self._num_values > MAX_VALUES:
-            raise ValueError(f"{where}/{name}: the schema lists more than {MAX_VALUES:,} values; shorten it")
+            raise ValueError(
+                f"{where}/{name}: the schema lists more than {MAX_VALUES:,} values; shorten it"
+            )
         return {"enum": list(values)}
 
     def _alternatives(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:
@@ -134,38 +176,53 @@ class _Checker:
         if not isinstance(alternatives, list) or not 1 <= len(alternatives) <= MAX_ALTERNATIVES:
             raise ValueError(f"{where}/anyOf: must be a list of 1 to {MAX_ALTERNATIVES} schemas")
         return {
-            "anyOf": [self._form(value, f"{where}/anyOf/{row}", depth + 1) for row, value in enumerate(alternatives)]
+            "anyOf": [
+                self._form(value, f"{where}/anyOf/{row}", depth + 1)
+                for row, value in enumerate(alternatives)
+            ]
         }
 
     def _typed(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:
         if not schema:
             return {}
         if "type" not in schema:
-            inferred = next((name for name, keywords in KEYWORDS.items() if set(schema) & set(keywords)), None)
+            inferred = next(
+                (name for name, keywords in KEYWORDS.items() if set(schema) & set(keywords)), None
+            )
             schema = {"type": inferred or "object", **schema}
         types = _types(schema, where)
-        _require_only(schema, ("type", *(keyword for each in types for keyword in KEYWORDS[each])), where)
+        _require_only(
+            schema, ("type", *(keyword for each in types for keyword in KEYWORDS[each])), where
+        )
         builders = {"object": self._object, "array": self._array, "string": self._string}
         forms: list[Schema] = []
         for name in types:
             keywords = {keyword: schema[keyword] for keyword in KEYWORDS[name] if keyword in schema}
             build = builders.get(name)
             forms.append(build(keywords, where, depth) if build else _number(name, keywords, where))
-        return forms[0] if len(forms) == 1 else {"anyOf": forms}
+        if len(forms) == 1:
+            return forms[0]
+        return {"anyOf": forms}
 
     def _object(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:
         named = self._named("properties", keywords, where)
         if len(named) > MAX_PROPERTIES:
             raise ValueError(
-                f"{where}: the object has {len(named)} properties, but at most {MAX_PROPERTIES} can be used"
+                f"{where}: the object has {len(named)} properties, but at most {MAX_PROPERTIES} "
+                "can be used"
             )
-        properties = {name: self._form(value, f"{where}/properties/{name}", depth + 1) for name, value in named}
+        properties = {
+            name: self._form(value, f"{where}/properties/{name}", depth + 1)
+            for name, value in named
+        }
         required = keywords.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise ValueError(f"{where}/required: must be a list of names, not {_shown(required)}")
         unknown = [name for name in required if name not in properties]
         if unknown:
-            raise ValueError(f"{where}/required: {unknown[0]!r} is not in `properties`; add it there")
+            raise ValueError(
+                f"{where}/required: {unknown[0]!r} is not in `properties`; add it there"
+            )
         if properties:
             form = {"type": "object", "properties": properties, "additionalProperties": False}
             return form | ({"required": list(dict.fromkeys(required))} if required else {})
@@ -174,23 +231,31 @@ class _Checker:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {
             "type": "object",
-            "additionalProperties": self._form(other, f"{where}/additionalProperties", depth + 1) or True,
+            "additionalProperties": self._form(other, f"{where}/additionalProperties", depth + 1)
+            or True,
         }
 
     def _array(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:
-        form = {"type": "array", "items": self._form(keywords.get("items", True), f"{where}/items", depth + 1)}
+        form = {
+            "type": "array",
+            "items": self._form(keywords.get("items", True), f"{where}/items", depth + 1),
+        }
         return form | _counts(keywords, ("minItems", "maxItems"), where)
 
     def _string(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:  # noqa: ARG002
         counts = _counts(keywords, ("minLength", "maxLength"), where)
         if "pattern" not in keywords:
-            # JSON Schema defines `format` as an annotation, so an answer of any format satisfies it.
-            for part, num_chars in _length_costs(counts.get("minLength", 0), counts.get("maxLength")).items():
+            # JSON Schema defines `format` as an annotation, so an answer of any format satisfies
+            # it.
+            for part, num_chars in _length_costs(
+                counts.get("minLength", 0), counts.get("maxLength")
+            ).items():
                 self._add_cost(part, num_chars * MAX_CHOICES, where)
             return {"type": "string"} | counts
         if len(keywords) > 1:
             raise ValueError(
-                f"{where}: a `pattern` cannot be combined with {_others(keywords)}; put it into the pattern"
+                f"{where}: a `pattern` cannot be combined with {_others(keywords)}; put it into "
+                "the pattern"
             )
         try:
             pattern = exact_pattern(keywords["pattern"])
@@ -203,11 +268,14 @@ class _Checker:
         self._costs[part] = cost
         if sum(self._costs.values()) > MAX_COST:
             raise ValueError(
-                f"{where}: the patterns and lengths of the schema allow too many characters for a grammar; use narrow "
-                "classes such as [a-z], lower counts, fewer options, or the same lengths for several texts"
+                f"{where}: the patterns and lengths of the schema allow too many characters for a "
+                "grammar; use narrow classes such as [a-z], lower counts, fewer options, or the "
+                "same lengths for several texts"
             )
 
-    def _named(self, part: str, schema: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
+    def _named(
+        self, part: str, schema: Mapping[str, Any], where: str = ""
+    ) -> list[tuple[str, Any]]:
         value = schema.get(part, {})
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}/{part}: must be an object, not {_shown(value)}")
@@ -215,8 +283,10 @@ class _Checker:
 
 
 def _require_content(forms: Mapping[str, Any]) -> None:
-    """Raise ValueError if a schema refers to itself without an object or a list in between; `forms` by reference."""
-    complete, opened = set[str](), set[str]()
+    """Raise ValueError if a schema refers to itself without an object or a list in between; `forms`
+    by reference."""
+    complete = set[str]()
+    opened = set[str]()
     for start in forms:
         waiting = [start]
         while waiting:
@@ -225,19 +295,31 @@ def _require_content(forms: Mapping[str, Any]) -> None:
                 complete.add(waiting.pop())
                 continue
             opened.add(name)
-            targets = [part["$ref"] for part in forms[name].get("anyOf", [forms[name]]) if "$ref" in part]
+            targets = [
+                part["$ref"] for part in forms[name].get("anyOf", [forms[name]]) if "$ref" in part
+            ]
             for target in targets:
                 if target in opened and target not in complete:
-                    raise ValueError(f"{target}: the schema refers to itself without an object or a list in between")
+                    raise ValueError(
+                        f"{target}: the schema refers to itself without an object or a list in "
+                        "between"
+                    )
             waiting += targets
 
 
 def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
     for keyword, value in keywords.items():
         whole = name != "integer" or isinstance(value, int)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not abs(value) <= 2**53:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not whole
+            or not abs(value) <= 2**53
+        ):
             kind = "whole number" if name == "integer" else "number"
-            raise ValueError(f"{where}/{keyword}: must be a {kind} of at most 2**53, not {_shown(value)}")
+            raise ValueError(
+                f"{where}/{keyword}: must be a {kind} of at most 2**53, not {_shown(value)}"
+            )
     scale = 1 if name == "integer" else 10**MAX_DECIMALS
     scaled = {keyword: Fraction(str(value)) * scale for keyword, value in keywords.items()}
     lows = [math.ceil(scaled["minimum"])] if "minimum" in scaled else []
@@ -245,7 +327,10 @@ def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
     highs = [math.floor(scaled["maximum"])] if "maximum" in scaled else []
     highs += [math.ceil(scaled["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in scaled else []
     if lows and highs and max(lows) > min(highs):
-        kind = name if name == "integer" else f"number with at most {MAX_DECIMALS} decimals"
+        if name == "integer":
+            kind = name
+        else:
+            kind = f"number with at most {MAX_DECIMALS} decimals"
         raise ValueError(f"{where or 'the schema'}: no {kind} is in the range")
     return {"type": name} | dict(keywords)
 
@@ -254,26 +339,37 @@ def _counts(keywords: Mapping[str, Any], names: tuple[str, str], where: str) -> 
     counts = {name: keywords[name] for name in names if name in keywords}
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
-            raise ValueError(f"{where}/{name}: must be a whole number from 0 to {MAX_COUNT:,}, not {_shown(value)}")
+            raise ValueError(
+                f"{where}/{name}: must be a whole number from 0 to {MAX_COUNT:,}, not "
+                f"{_shown(value)}"
+            )
     if len(counts) == 2 and counts[names[0]] > counts[names[1]]:
-        raise ValueError(f"{where}: {names[0]} {counts[names[0]]} is above {names[1]} {counts[names[1]]}")
+        raise ValueError(
+            f"{where}: {names[0]} {counts[names[0]]} is above {names[1]} {counts[names[1]]}"
+        )
     return counts
 
 
 def _length_costs(fewest: int, most: int | None) -> dict[object, int]:
-    """Return the cost of the parts of a text's grammar, in characters; see `tailorbird.models.grammar.text_lengths`.
+    """Return the cost of the parts of a text's grammar, in characters; see
+    `tailorbird.models.grammar.text_lengths`.
 
     Parts with the same name are compiled once. A character that the text can end before costs two.
     """
     if most is not None and fewest <= NEAR_END < most:
-        start: dict[object, int] = {("start", fewest): 2 * (NEAR_END - 1) - fewest} if fewest < NEAR_END else {}
+        start: dict[object, int] = (
+            {("start", fewest): 2 * (NEAR_END - 1) - fewest} if fewest < NEAR_END else {}
+        )
         return {"end": NEAR_END + 4, ("lengths", fewest, most): 1, **start}
     longest = fewest if most is None else most
     return {("lengths", fewest, most): 2 * min(longest, MAX_COUNTED) - min(fewest, MAX_COUNTED)}
 
 
 def _types(schema: Mapping[str, Any], where: str) -> list[str]:
-    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if isinstance(schema["type"], list):
+        types = schema["type"]
+    else:
+        types = [schema["type"]]
     for name in types:
         if not isinstance(name, str) or name not in KEYWORDS:
             raise ValueError(f"{where}/type: {_shown(name)} is not one of {', '.join(KEYWORDS)}")
@@ -284,7 +380,9 @@ def _types(schema: Mapping[str, Any], where: str) -> list[str]:
 
 def _is_exact(value: float) -> bool:
     """Return True for a number that is finite and, as an integer, not changed as a float."""
-    return math.isfinite(value) if isinstance(value, float) else abs(value) <= 2**53
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return abs(value) <= 2**53
 
 
 def _is_of(value: object, name: str) -> bool:
@@ -299,8 +397,8 @@ def _require_only(schema: Mapping[str, Any], allowed: tuple[str, ...], where: st
     unknown = next(_unknown(schema, allowed), None)
     if unknown is not None:
         raise ValueError(
-            f"{where or 'the schema'}: the keyword {unknown!r} is not supported here; supported with it are "
-            f"{', '.join(allowed)}"
+            f"{where or 'the schema'}: the keyword {unknown!r} is not supported here; supported "
+            f"with it are {', '.join(allowed)}"
         )
 
 
@@ -315,4 +413,6 @@ def _others(keywords: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     """Return a value in a message, shortened."""
     text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+    if len(text) <= 40:
+        return text
+    return f"{text[:40]}..."

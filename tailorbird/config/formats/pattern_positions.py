@@ -1,7 +1,7 @@
 """The positions of a pattern, and how often the same text leads to several of them.
 
-xgrammar follows all positions of a pattern at once. If a text leads to many of them, the allowed tokens take seconds to
-find, and in a loop more with each character.
+xgrammar follows all positions of a pattern at once. If a text leads to many of them, the allowed
+tokens take seconds to find, and in a loop more with each character.
 """
 
 from collections import Counter
@@ -14,7 +14,8 @@ MAX_CHOICES = 96
 
 
 class Positions(NamedTuple):
-    """The automaton of a pattern (Glushkov, 1961): one position for each class, as often as it is repeated.
+    """The automaton of a pattern (Glushkov, 1961): one position for each class, as often as it is
+    repeated.
 
     Sets of positions are integers, whose bits are the indices of the positions.
     """
@@ -42,12 +43,16 @@ def alternatives_of(parts: Sequence[Positions]) -> Positions:
         shift = len(classes)
         classes += part.classes
         followers += [following << shift for following in part.followers]
-        first, last = first | part.first << shift, last | part.last << shift
-    return Positions(tuple(classes), first, last, tuple(followers), any(part.is_optional for part in parts))
+        first = first | part.first << shift
+        last = last | part.last << shift
+    return Positions(
+        tuple(classes), first, last, tuple(followers), any(part.is_optional for part in parts)
+    )
 
 
 def sequence_of(parts: Sequence[Positions], *, num_required: int | None = None) -> Positions:
-    """Return the positions of parts that are matched in turn; those after `num_required` can be missing at the end."""
+    """Return the positions of parts that are matched in turn; those after `num_required` can be
+    missing at the end."""
     num_required = len(parts) if num_required is None else num_required
     classes: list[Ranges] = []
     followers: list[int] = []
@@ -64,13 +69,16 @@ def sequence_of(parts: Sequence[Positions], *, num_required: int | None = None) 
         before = before | ends if part.is_optional else ends
         last = before if index < num_required else last | before
         is_optional = is_optional and part.is_optional
-    return Positions(tuple(classes), first, last, tuple(followers), is_optional or num_required == 0)
+    return Positions(
+        tuple(classes), first, last, tuple(followers), is_optional or num_required == 0
+    )
 
 
 def loop_of(part: Positions) -> Positions:
     """Return the positions of a part that is repeated without limit.
 
-    Raises ValueError if the part can be empty, or if a text can be divided into its repetitions in several ways.
+    Raises ValueError if the part can be empty, or if a text can be divided into its repetitions in
+    several ways.
     """
     followers = list(part.followers)
     is_ambiguous = part.is_optional
@@ -80,8 +88,9 @@ def loop_of(part: Positions) -> Positions:
     looped = part._replace(followers=tuple(followers))
     if is_ambiguous or any(overlaps(looped)):
         raise ValueError(
-            "repeats a group without limit that can be empty, or in which a character can continue in several ways; "
-            "give its parts different first characters, as in `(,[a-z]+)*`"
+            "repeats a group without limit that can be empty, or in which a character can "
+            "continue in several ways; give its parts different first characters, as in "
+            "`(,[a-z]+)*`"
         )
     return looped
 
@@ -102,7 +111,8 @@ def num_choices(ranges: Ranges) -> int:
 
 
 def _overlap(classes: Sequence[Ranges]) -> int:
-    """Return the choices of classes that share a character, without one of them, for the character with the most."""
+    """Return the choices of classes that share a character, without one of them, for the character
+    with the most."""
     edges = sorted(
         edge
         for ranges in classes
@@ -112,7 +122,8 @@ def _overlap(classes: Sequence[Ranges]) -> int:
     )
     most = count = total = 0
     for _, step, choices in edges:
-        count, total = count + step, total + choices
+        count = count + step
+        total = total + choices
         if count > 1:
             most = max(most, total - total // count)
     return most

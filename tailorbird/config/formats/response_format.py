@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tailorbird.config.base import ConfigSection
 from tailorbird.config.formats.json_schema import supported_schema
 
-MAX_OPTIONS, MAX_OPTION_CHARS = 256, 256
+MAX_OPTIONS = 256
+MAX_OPTION_CHARS = 256
 
 
 class TextFormat(ConfigSection):
@@ -56,17 +57,24 @@ class ChoiceFormat(ConfigSection):
     @classmethod
     def _are_answers(cls, choice: tuple[str, ...]) -> tuple[str, ...]:
         for option in choice:
-            if not option or option != option.strip() or len(option) > MAX_OPTION_CHARS or not option.isprintable():
+            if (
+                not option
+                or option != option.strip()
+                or len(option) > MAX_OPTION_CHARS
+                or not option.isprintable()
+            ):
                 raise ValueError(
-                    f"{option[:40]!r} cannot be an answer: use 1 to {MAX_OPTION_CHARS} printable characters without "
-                    "outer white space"
+                    f"{option[:40]!r} cannot be an answer: use 1 to {MAX_OPTION_CHARS} printable "
+                    "characters without outer white space"
                 )
         if len(set(choice)) < len(choice):
             raise ValueError("an option is listed twice; remove one")
         return choice
 
 
-StructuredFormat = Annotated[JsonObjectFormat | JsonSchemaFormat | ChoiceFormat, Field(discriminator="type")]
+StructuredFormat = Annotated[
+    JsonObjectFormat | JsonSchemaFormat | ChoiceFormat, Field(discriminator="type")
+]
 """A format that constrains answers."""
 ResponseFormat = Annotated[StructuredFormat | TextFormat, Field(discriminator="type")]
 """The format in a request."""
@@ -83,5 +91,6 @@ def openai_format(format: JsonObjectFormat | JsonSchemaFormat) -> dict[str, Any]
 
 
 def format_key(format: StructuredFormat) -> str:
-    """Return the JSON of a format. The order of properties in a schema matters, because answers have the same order."""
+    """Return the JSON of a format. The order of properties in a schema matters, because answers
+    have the same order."""
     return json.dumps(format.model_dump(mode="json"), separators=(",", ":"))

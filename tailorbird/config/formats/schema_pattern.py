@@ -19,7 +19,8 @@ from tailorbird.config.formats.pattern_positions import (
 
 MAX_CHARS = 256
 MAX_SIZE = 256
-"""Maximum number of characters and classes of a pattern, each counted as often as it is repeated."""
+"""Maximum number of characters and classes of a pattern, each counted as often as it is
+repeated."""
 MAX_TEXT = 16_384
 """Maximum number of characters of a rewritten pattern."""
 MAX_CODE = 0x10FFFF  # of a character
@@ -27,10 +28,17 @@ MAX_AMBIGUITY = 16 * MAX_CHOICES
 """Maximum ambiguity of a pattern: six successive `.?` have 15 * `MAX_CHOICES`."""
 
 PLAIN: Ranges = (
-    (0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0xA1, 0x2027), (0x202A, 0xD7FF), (0xE000, 0xFEFE), (0xFF00, 0xFFFD),
+    (0x20, 0x21),
+    (0x23, 0x5B),
+    (0x5D, 0x7E),
+    (0xA1, 0x2027),
+    (0x202A, 0xD7FF),
+    (0xE000, 0xFEFE),
+    (0xFF00, 0xFFFD),
     (0x10000, 0x10FFFF),
-)  # fmt: skip
-"""Characters that JSON writes without an escape, and that do not end a line: without controls, `"` and `\\`."""
+)
+"""Characters that JSON writes without an escape, and that do not end a line: without controls, `"`
+and `\\`."""
 _CLASSES: dict[str, Ranges] = {
     "d": ((0x30, 0x39),),
     "w": ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)),
@@ -43,7 +51,8 @@ _COUNT = re.compile(r"\{(\d{1,6})(,(\d{1,6})?)?\}")
 class ExactPattern(NamedTuple):
     text: str
     cost: int
-    """Estimate of the time to compile it, in characters to choose from; 96 are about 4 ms for 49,152 tokens."""
+    """Estimate of the time to compile it, in characters to choose from; 96 are about 4 ms for
+    49,152 tokens."""
 
 
 class _Part(NamedTuple):
@@ -52,16 +61,17 @@ class _Part(NamedTuple):
     choices: int = 0
     """Sum of the numbers of characters of its classes, at most `MAX_CHOICES` each."""
     branches: int = 0
-    """Number of options, alternatives and loops. Each can add a position at which the same text is parsed."""
+    """Number of options, alternatives and loops. Each can add a position at which the same text is
+    parsed."""
     positions: Positions = Positions()
 
 
 def exact_pattern(pattern: object) -> ExactPattern:
     """Return a pattern without anchors, each of whose full matches is a match of the given one.
 
-    The result has groups, alternatives, classes, `*` and `+` only, because xgrammar makes inexact automata of some
-    other constructs. Its characters need no escape in JSON. Raises ValueError, which names the construct, for a pattern
-    that cannot be rewritten.
+    The result has groups, alternatives, classes, `*` and `+` only, because xgrammar makes inexact
+    automata of some other constructs. Its characters need no escape in JSON. Raises ValueError,
+    which names the construct, for a pattern that cannot be rewritten.
     """
     if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_CHARS:
         raise ValueError(f"must be a regular expression of 1 to {MAX_CHARS} characters")
@@ -77,8 +87,8 @@ def exact_pattern(pattern: object) -> ExactPattern:
         raise ValueError("matches only the empty text; use `const`")
     if any(total > MAX_AMBIGUITY for total in accumulate(overlaps(part.positions))):
         raise ValueError(
-            "has too many parts that can start with the same character; join options, as in `.{0,9}` instead of "
-            "`.?.?.?`, and give alternatives different first characters"
+            "has too many parts that can start with the same character; join options, as in "
+            "`.{0,9}` instead of `.?.?.?`, and give alternatives different first characters"
         )
     return ExactPattern(part.text, part.choices * (1 + part.branches))
 
@@ -91,14 +101,18 @@ class _Parser:
         self.position = 0
 
     def _next(self) -> str:
-        return self._pattern[self.position] if self.position < len(self._pattern) else ""
+        if self.position < len(self._pattern):
+            return self._pattern[self.position]
+        return ""
 
     def alternatives(self) -> _Part:
         parts = [self._sequence()]
         while self._next() == "|":
             self.position += 1
             parts.append(self._sequence())
-        return _joined(parts, "|") if len(parts) > 1 else parts[0]
+        if len(parts) > 1:
+            return _joined(parts, "|")
+        return parts[0]
 
     def _sequence(self) -> _Part:
         parts: list[_Part] = []
@@ -110,8 +124,10 @@ class _Parser:
         return _joined(parts, "")
 
     def _is_outer_anchor(self) -> bool:
-        """Return True for an anchor at the start or end of the pattern, which full matches do not need."""
-        char, is_last = self._next(), self.position == len(self._pattern) - 1
+        """Return True for an anchor at the start or end of the pattern, which full matches do not
+        need."""
+        char = self._next()
+        is_last = self.position == len(self._pattern) - 1
         if char in ("^", "$") and not (self.position == 0 if char == "^" else is_last):
             raise ValueError("has an anchor inside; use `^` at the start and `$` at the end only")
         return char in ("^", "$")
@@ -121,7 +137,9 @@ class _Parser:
         if char == "(":
             rest = self._pattern[self.position :]
             if rest.startswith("(?") and not rest.startswith("(?:"):
-                raise ValueError("has a group with options, a name or a look-around; use plain groups")
+                raise ValueError(
+                    "has a group with options, a name or a look-around; use plain groups"
+                )
             self.position += 3 if rest.startswith("(?:") else 1
             inside = self.alternatives()
             self.position += 1
@@ -161,11 +179,14 @@ class _Parser:
                 first = ((first[0][0], last[-1][1]),)
             ranges += first
         self.position += 1
-        return _others(_merged(ranges)) if negated else tuple(ranges)
+        if negated:
+            return _others(_merged(ranges))
+        return tuple(ranges)
 
     def _repeated(self, part: _Part) -> _Part:
         """Return an element with its quantifier; counts and options are written as alternatives."""
-        char, text = self._next(), part.text
+        char = self._next()
+        text = part.text
         if char not in ("*", "+", "?", "{"):
             return part
         if not part.size:
@@ -188,7 +209,10 @@ class _Parser:
         if part.positions.is_optional:
             fewest = most  # matches the same texts, in fewer ways
         optional = most - fewest  # nested, because a flat sequence of options is ambiguous and slow
-        ending = text + "*" if unlimited else f"({text}" * optional + "|)" * optional
+        if unlimited:
+            ending = text + "*"
+        else:
+            ending = f"({text}" * optional + "|)" * optional
         branches = part.branches * copies + bool(unlimited or optional)
         repeated = [part.positions] * most + ([loop_of(part.positions)] if unlimited else [])
         positions = sequence_of(repeated, num_required=fewest)
@@ -202,19 +226,24 @@ def _joined(parts: list[_Part], separator: str) -> _Part:
     branches = sum(part.branches for part in parts) + len(separator) * (len(parts) - 1)
     join = alternatives_of if separator else sequence_of
     positions = join([part.positions for part in parts])
-    text, choices = separator.join(part.text for part in parts), sum(part.choices for part in parts)
+    text = separator.join(part.text for part in parts)
+    choices = sum(part.choices for part in parts)
     return _Part(text, size, choices, branches, positions)
 
 
 def _require_small(size: int, num_chars: int) -> None:
     if size > MAX_SIZE:
-        raise ValueError(f"repeats {size:,} characters or more, but at most {MAX_SIZE} are supported; lower the counts")
+        raise ValueError(
+            f"repeats {size:,} characters or more, but at most {MAX_SIZE} are supported; lower the "
+            "counts"
+        )
     if num_chars > MAX_TEXT:
         raise ValueError("repeats long classes or groups too often; lower the counts")
 
 
 def _class_part(ranges: Ranges) -> _Part:
-    """Return the class of the characters in both `ranges` and `PLAIN`; raise ValueError if there is none."""
+    """Return the class of the characters in both `ranges` and `PLAIN`; raise ValueError if there is
+    none."""
     kept = _merged(
         (max(first, low), min(last, high))
         for first, last in ranges
@@ -222,14 +251,21 @@ def _class_part(ranges: Ranges) -> _Part:
         if first <= high and low <= last
     )
     if not kept:
-        given = f"the character {chr(ranges[0][0])!r}, which" if ranges else "a class of characters that"
+        if ranges:
+            given = f"the character {chr(ranges[0][0])!r}, which"
+        else:
+            given = "a class of characters that"
         raise ValueError(f"has {given} JSON writes as an escape; leave it out")
-    text = "".join(_char(first) + (f"-{_char(last)}" if last > first else "") for first, last in kept)
+    text = "".join(
+        _char(first) + (f"-{_char(last)}" if last > first else "") for first, last in kept
+    )
     return _Part(f"[{text}]", 1, num_choices(kept), positions=of_class(kept))
 
 
 def _char(code: int) -> str:
-    return f"\\{chr(code)}" if chr(code) in "[]^-\\" else chr(code)
+    if chr(code) in "[]^-\\":
+        return f"\\{chr(code)}"
+    return chr(code)
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:

@@ -15,8 +15,11 @@ from tailorbird.data.splits import normalise, stratified_split
 
 FOLDS = (13, 2, 3)  # of 18 folds: 72%, 11% and 17% of the rows
 MAX_TITLED = len("A00.0")
-"""Maximum length of codes whose titles are training texts. Longer codes only add side, stage or encounter."""
-CODER_TERMS, CODER_HELD_OUT, CODER_TEST_ROWS = 6, 2, 300
+"""Maximum length of codes whose titles are training texts. Longer codes only add side, stage or
+encounter."""
+CODER_TERMS = 6
+CODER_HELD_OUT = 2
+CODER_TEST_ROWS = 300
 """(chat only) Minimum inclusion terms of a code, held-out terms per code, and test rows."""
 
 CHAPTER_NAMES = {
@@ -42,8 +45,8 @@ CHAPTER_NAMES = {
     "20": "external causes of injury",
     "21": "health status and contact with health services",
 }
-"""Short name of each chapter, used as its label. Chapter 22 (codes for special purposes) is omitted, since it is not a
-medical subject and has only about six terms."""
+"""Short name of each chapter, used as its label. Chapter 22 (codes for special purposes) is
+omitted, since it is not a medical subject and has only about six terms."""
 
 GROUP_RULES = {
     "newborn": r"newborns?|neonat\w*|perinatal|stillb\w+|premature infants?|preterm infants?",
@@ -55,24 +58,29 @@ GROUP_RULES = {
     "male": r"males?|m[ae]n|boys?|prostat\w+|testi[sc]\w*|testes|penis|penile|scrot\w+|sperm\w*|epididym\w+|preputial|"
     r"husband|son|brother",
 }
-"""Regular expression of each patient group. The first that matches whole words of a term determines its group."""
+"""Regular expression of each patient group. The first that matches whole words of a term determines
+its group."""
 _GROUPS = {group: re.compile(rf"\b(?:{words})\b") for group, words in GROUP_RULES.items()}
 Wording = tuple[str, str, str, str, str]  # (text, code, title of the code, chapter number, block)
-CODE, CHAPTER = 1, 3  # positions in a Wording
+# positions in a Wording
+CODE = 1
+CHAPTER = 3
 
 
 def build(*, seed: int = 0) -> dict[str, pa.Table]:
-    """Build train, validation and test with string columns text, code, title, chapter, block, category and group.
+    """Build train, validation and test with string columns text, code, title, chapter, block,
+    category and group.
 
-    A row is an inclusion term: a wording under which clinicians' diagnoses are coded. Terms in two chapters are
-    dropped, and repeated terms are kept once. The split is 72/11/17 by three-character category, so that similar terms
-    of one disease share a split. It is stratified by chapter, because categories differ in size: a split by hash gave a
-    chapter 14% of one split and 7% of another. With another seed, the accuracy of any model changes by 3 to 4 points,
-    so results of different splits are not comparable.
+    A row is an inclusion term: a wording under which clinicians' diagnoses are coded. Terms in two
+    chapters are dropped, and repeated terms are kept once. The split is 72/11/17 by three-character
+    category, so that similar terms of one disease share a split. It is stratified by chapter,
+    because categories differ in size: a split by hash gave a chapter 14% of one split and 7% of
+    another. With another seed, the accuracy of any model changes by 3 to 4 points, so results of
+    different splits are not comparable.
 
-    Train also contains the titles of codes with up to four characters, from all categories that are not in validation
-    or test. The titles double the number of rows and add 470 categories without a term. Validation and test contain
-    terms only. Raises DataError if the package is not installed.
+    Train also contains the titles of codes with up to four characters, from all categories that are
+    not in validation or test. The titles double the number of rows and add 470 categories without a
+    term. Validation and test contain terms only. Raises DataError if the package is not installed.
     """
     icd = _package()
     codes = _codes(icd)
@@ -80,21 +88,29 @@ def build(*, seed: int = 0) -> dict[str, pa.Table]:
     whole = _table(_unambiguous(terms, by=CHAPTER))
     labels = whole["chapter"].to_pylist()
     parts = stratified_split(whole["category"].to_pylist(), labels=labels, folds=FOLDS, seed=seed)
-    tables = {name: whole.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)}
-    held_out = {category for name in SPLIT_NAMES[1:] for category in tables[name]["category"].to_pylist()}
+    tables = {
+        name: whole.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)
+    }
+    held_out = {
+        category for name in SPLIT_NAMES[1:] for category in tables[name]["category"].to_pylist()
+    }
     worded = {normalise(term) for term, *_ in terms}
     titled = [row for row in codes if len(row[0]) <= MAX_TITLED and row[0][:3] not in held_out]
     titles = [(" ".join(row[1].split()), *row) for row in titled if normalise(row[1]) not in worded]
-    return tables | {"train": pa.concat_tables([tables["train"], _table(_unambiguous(titles, by=CHAPTER))])}
+    return tables | {
+        "train": pa.concat_tables([tables["train"], _table(_unambiguous(titles, by=CHAPTER))])
+    }
 
 
 def build_coder(*, seed: int = 0) -> dict[str, pa.Table]:
-    """Build train, validation and test of the chat task, in which the answer to a term is its code and title.
+    """Build train, validation and test of the chat task, in which the answer to a term is its code
+    and title.
 
-    The string columns are prompt, completion, code, category and group. The data contains the 230 codes with at least
-    six inclusion terms. All of them are in train, so the test measures new wordings of known codes. Two random terms of
-    each code are held out: 300 of these terms are the test rows, the others are the validation rows. Train contains the
-    remaining terms and the titles. Training on them takes minutes on two cores.
+    The string columns are prompt, completion, code, category and group. The data contains the 230
+    codes with at least six inclusion terms. All of them are in train, so the test measures new
+    wordings of known codes. Two random terms of each code are held out: 300 of these terms are the
+    test rows, the others are the validation rows. Train contains the remaining terms and the
+    titles. Training on them takes minutes on two cores.
     """
     icd = _package()
     wordings = _unambiguous(_terms(icd, _codes(icd)), by=CODE)
@@ -104,20 +120,30 @@ def build_coder(*, seed: int = 0) -> dict[str, pa.Table]:
     generator = np.random.default_rng(seed)
     chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
     chosen = [chosen[index] for index in generator.permutation(len(chosen))]
-    held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen for _ in range(CODER_HELD_OUT)]
+    held_out = [
+        terms.pop(int(generator.integers(len(terms))))
+        for terms in chosen
+        for _ in range(CODER_HELD_OUT)
+    ]
     held_out = [held_out[index] for index in generator.permutation(len(held_out))]
     worded = {normalise(row[0]) for row in wordings}
     titles = [(" ".join(terms[0][2].split()), *terms[0][1:]) for terms in chosen]
     train = [term for terms in chosen for term in terms]
     train += [title for title in titles if normalise(title[0]) not in worded]
-    parts = {"train": train, "validation": held_out[CODER_TEST_ROWS:], "test": held_out[:CODER_TEST_ROWS]}
+    parts = {
+        "train": train,
+        "validation": held_out[CODER_TEST_ROWS:],
+        "test": held_out[:CODER_TEST_ROWS],
+    }
     return {name: _coder_table(rows) for name, rows in parts.items()}
 
 
 def write(uri_prefix: str, *, coder: bool = False, seed: int = 0) -> dict[str, int]:
-    """Write the tables of `build`, or of `build_coder` if `coder`, to `<uri_prefix>/<split>/part-0.parquet`.
+    """Write the tables of `build`, or of `build_coder` if `coder`, to
+    `<uri_prefix>/<split>/part-0.parquet`.
 
-    `seed` determines which categories, or which terms of a code, are held out. Return the number of rows of each split.
+    `seed` determines which categories, or which terms of a code, are held out. Return the number of
+    rows of each split.
     """
     tables = build_coder(seed=seed) if coder else build(seed=seed)
     for name, table in tables.items():
@@ -138,20 +164,28 @@ def _package() -> ModuleType:
         return import_module("simple_icd_10_cm")  # in the optional extra `stack`
     except ModuleNotFoundError as error:
         raise DataError(
-            f"the ICD-10-CM data requires the package simple-icd-10-cm, which is not installed ({error}); run "
-            "`pip install --editable '.[stack]'` in the project's folder"
+            "the ICD-10-CM data requires the package simple-icd-10-cm, which is not installed "
+            f"({error}); run `pip install --editable '.[stack]'` in the project's folder"
         ) from None
 
 
 def _terms(icd: ModuleType, codes: list[tuple[str, str, str, str]]) -> list[Wording]:
-    return [(" ".join(term.split()), *row) for row in codes for term in icd.get_inclusion_term(row[0])]
+    return [
+        (" ".join(term.split()), *row) for row in codes for term in icd.get_inclusion_term(row[0])
+    ]
 
 
 def _codes(icd: ModuleType) -> list[tuple[str, str, str, str]]:
     """Return (code, title, chapter number, block) of each category and subcategory."""
-    codes = [code for code in dict.fromkeys(icd.get_all_codes()) if icd.is_category_or_subcategory(code)]
+    codes = [
+        code for code in dict.fromkeys(icd.get_all_codes()) if icd.is_category_or_subcategory(code)
+    ]
     rows = [(code, icd.get_description(code), icd.get_ancestors(code)) for code in codes]
-    return [(code, title, parents[-1], parents[-2]) for code, title, parents in rows if parents[-1] in CHAPTER_NAMES]
+    return [
+        (code, title, parents[-1], parents[-2])
+        for code, title, parents in rows
+        if parents[-1] in CHAPTER_NAMES
+    ]
 
 
 def _table(rows: list[Wording]) -> pa.Table:

@@ -11,7 +11,14 @@ Message = dict[str, Any]  # role, content and, for some turns of the assistant, 
 ROLES = {"developer": "system", "human": "user", "gpt": "assistant"}
 """Roles that have another name in a Parquet file."""
 TOOL_ROLES = ("tool", "function", "function_call", "observation")
-TOOL_FIELDS = ("tools", "functions", "parallel_tool_calls", "tool_calls", "function_call", "tool_call_id")
+TOOL_FIELDS = (
+    "tools",
+    "functions",
+    "parallel_tool_calls",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,9 @@ class ChatFormat:
         return (*self.required, *self.texts)
 
 
-ALPACA = ChatFormat("Alpaca", required=("instruction", "output"), texts=("instruction", "input", "output", "system"))
+ALPACA = ChatFormat(
+    "Alpaca", required=("instruction", "output"), texts=("instruction", "input", "output", "system")
+)
 CHAT_FORMATS = (
     ChatFormat("OpenAI", required=("messages",)),
     ChatFormat("ShareGPT", required=("conversations",), texts=("system",), turn=("from", "value")),
@@ -39,17 +48,28 @@ CHAT_FORMATS = (
 
 def chat_format_of(names: Sequence[str] | Mapping[str, object]) -> ChatFormat | None:
     """Return the chat format of a record with these fields; None if it is a row of a table."""
-    return next((known for known in CHAT_FORMATS if all(name in names for name in known.required)), None)
+    return next(
+        (known for known in CHAT_FORMATS if all(name in names for name in known.required)), None
+    )
 
 
 def messages_of(values: Mapping[str, object], *, chat_format: ChatFormat) -> list[Message]:
-    """Return the conversation of a record; raise ValueError with the reason if it cannot be kept or has no answer."""
+    """Return the conversation of a record; raise ValueError with the reason if it cannot be kept or
+    has no answer."""
     _refuse_tools(values, where="the line")
     texts = {name: _text_field(values, name, chat_format=chat_format) for name in chat_format.texts}
-    turns = _alpaca(texts) if chat_format is ALPACA else values[chat_format.required[0]]
+    turns: object
+    if chat_format is ALPACA:
+        turns = _alpaca(texts)
+    else:
+        turns = values[chat_format.required[0]]
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"{chat_format.required[0]!r} is not a list of turns; give a list with at least two")
-    messages = [_message(turn, position, names=chat_format.turn) for position, turn in enumerate(turns)]
+        raise ValueError(
+            f"{chat_format.required[0]!r} is not a list of turns; give a list with at least two"
+        )
+    messages = [
+        _message(turn, position, names=chat_format.turn) for position, turn in enumerate(turns)
+    ]
     if (fault := answer_fault(conversation_of(messages).turns)) is not None:
         raise ValueError(f"the conversation has no answer; {fault}")
     if texts.get("system"):
@@ -67,13 +87,18 @@ def _text_field(values: Mapping[str, object], name: str, *, chat_format: ChatFor
 
 
 def _alpaca(texts: Mapping[str, str]) -> list[Message]:
-    """Return the instruction, followed by the input if there is one, and the output as its answer."""
+    """Return the instruction, followed by the input if there is one, and the output as its
+    answer."""
     question = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": texts["output"]}]
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": texts["output"]},
+    ]
 
 
 def _message(turn: object, position: int, *, names: tuple[str, str]) -> Message:
-    """Return a turn as a message, whose role and content are not checked. Empty fields are ignored."""
+    """Return a turn as a message, whose role and content are not checked. Empty fields are
+    ignored."""
     where = f"message {position}"
     if not isinstance(turn, dict):
         raise ValueError(f"{where} is not an object; give a role and a text")
@@ -92,14 +117,18 @@ def _message(turn: object, position: int, *, names: tuple[str, str]) -> Message:
 
 
 def _joined(content: object, *, where: str) -> object:
-    """Return the text of a content that is a list of texts, as in requests to the service; any other unchanged."""
+    """Return the text of a content that is a list of texts, as in requests to the service; any
+    other unchanged."""
     if not isinstance(content, list) or not content:
         return content
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"{where} has a part of type {kind!r}; only texts are kept, so drop or change the line")
+            raise ValueError(
+                f"{where} has a part of type {kind!r}; only texts are kept, so drop or change the "
+                "line"
+            )
         texts.append(part["text"])
     return "".join(texts)
 

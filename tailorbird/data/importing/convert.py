@@ -9,19 +9,37 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailorbird.data.importing.chat_formats import TOOL_FIELDS, ChatFormat, chat_format_of, messages_of
+from tailorbird.data.importing.chat_formats import (
+    TOOL_FIELDS,
+    ChatFormat,
+    chat_format_of,
+    messages_of,
+)
 from tailorbird.data.importing.records import LineFault, Record, read_records
 from tailorbird.data.rows import DataError
 
 MESSAGES = "messages"  # column of the converted conversations
 TABLE = "table"  # format of rows with plain columns
-GROUP_ROWS, GROUP_CHARACTERS = 1 << 13, 1 << 25
+GROUP_ROWS = 1 << 13
+GROUP_CHARACTERS = 1 << 25
 """Numbers of rows and of characters after which a row group is written."""
 MAX_LISTED = 5
 INTEGERS = range(-(2**63), 2**63)
-REQUIRED: dict[str, tuple[type, ...]] = {"text": (str,), "label": (str, int), "prompt": (str,), "completion": (str,)}
+REQUIRED: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "label": (str, int),
+    "prompt": (str,),
+    "completion": (str,),
+}
 """Columns with these names need a value of one of these types in each row."""
-NAMES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "list", dict: "object"}
+NAMES: dict[type, str] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    list: "list",
+    dict: "object",
+}
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 Report = Callable[[str, int, int], None]
@@ -36,24 +54,42 @@ class Schema:
     num_rows: int = 0
     has_weights: bool = False
     columns: dict[str, tuple[type | None, int]] = field(default_factory=dict)
-    """Type of each plain column, None if all its values are null, and the line that determines it."""
+    """Type of each plain column, None if all its values are null, and the line that determines
+    it."""
 
     @property
     def format_name(self) -> str:
-        return TABLE if self.chat_format is None else self.chat_format.name
+        if self.chat_format is None:
+            return TABLE
+        return self.chat_format.name
 
     def arrow(self) -> pa.Schema:
-        turn = [("role", pa.string()), ("content", pa.string()), *([("weight", pa.int8())] if self.has_weights else [])]
-        fields = [(MESSAGES, pa.list_(pa.struct(turn)))] if self.chat_format else []
-        return pa.schema([*fields, *((name, ARROW_TYPES[kind or str]) for name, (kind, _) in self.columns.items())])
+        turn = [
+            ("role", pa.string()),
+            ("content", pa.string()),
+            *([("weight", pa.int8())] if self.has_weights else []),
+        ]
+        if self.chat_format:
+            fields = [(MESSAGES, pa.list_(pa.struct(turn)))]
+        else:
+            fields = []
+        return pa.schema(
+            [
+                *fields,
+                *((name, ARROW_TYPES[kind or str]) for name, (kind, _) in self.columns.items()),
+            ]
+        )
 
 
 def check_file(path: Path, *, report: Report) -> Schema:
     """Read a file and return what it contains.
 
-    Raises DataError with the line numbers if lines cannot be read or kept, and for a file without rows.
+    Raises DataError with the line numbers if lines cannot be read or kept, and for a file without
+    rows.
     """
-    schema, faults, num_faults = Schema(), list[LineFault](), 0
+    schema = Schema()
+    faults = list[LineFault]()
+    num_faults = 0
     with _file_errors(path):
         for row in _rows(path, schema, activity=f"checking {path.name}", report=report):
             if isinstance(row, LineFault):
@@ -61,25 +97,37 @@ def check_file(path: Path, *, report: Report) -> Schema:
                 faults += [row] if len(faults) < MAX_LISTED else []
     if faults:
         reasons = "".join(f"\n  line {fault.line}: {fault.reason}" for fault in faults)
-        more = f"\n  and {num_faults - len(faults):,} more" if num_faults > len(faults) else ""
-        count = f"{num_faults:,} lines that cannot be used" if num_faults > 1 else "a line that cannot be used"
+        if num_faults > len(faults):
+            more = f"\n  and {num_faults - len(faults):,} more"
+        else:
+            more = ""
+        if num_faults > 1:
+            count = f"{num_faults:,} lines that cannot be used"
+        else:
+            count = "a line that cannot be used"
         raise DataError(f"{path} has {count}; nothing was written:{reasons}{more}")
     if not schema.num_rows:
         raise DataError(f"{path} has no rows; give a file with at least one")
     if schema.chat_format is None and len(schema.columns) < 2:
-        raise DataError(f"{path} has only the column {next(iter(schema.columns))!r}; give a text and a label or answer")
+        raise DataError(
+            f"{path} has only the column {next(iter(schema.columns))!r}; give a text and a label "
+            "or answer"
+        )
     return schema
 
 
 def write_parquet(path: Path, target: Path, *, schema: Schema, report: Report) -> None:
-    """Write the rows of a checked file to a Parquet file; raise DataError if the file was changed since."""
+    """Write the rows of a checked file to a Parquet file; raise DataError if the file was changed
+    since."""
     arrow = schema.arrow()
     try:
         with _file_errors(path), pq.ParquetWriter(target, arrow) as writer:
             for group in _row_groups(path, schema, report=report):
                 writer.write_table(pa.Table.from_pylist(group, schema=arrow))
     except pa.ArrowInvalid as error:  # an integer that a column of numbers cannot represent
-        raise DataError(f"{path} cannot be written as Parquet ({error}); write these values as strings") from None
+        raise DataError(
+            f"{path} cannot be written as Parquet ({error}); write these values as strings"
+        ) from None
 
 
 @contextmanager
@@ -89,12 +137,14 @@ def _file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read or converted: {error}; check its permissions and the space in the temporary folder"
+            f"{path} cannot be read or converted: {error}; check its permissions and the space in "
+            "the temporary folder"
         ) from None
 
 
 def _row_groups(path: Path, schema: Schema, *, report: Report) -> Iterator[list[dict[str, object]]]:
-    """Yield the rows of a checked file in groups; raise DataError for a line that does not fit its schema."""
+    """Yield the rows of a checked file in groups; raise DataError for a line that does not fit its
+    schema."""
     again = replace(schema, num_rows=0, columns=dict(schema.columns))
     group: list[dict[str, object]] = []
     size = 0
@@ -105,15 +155,19 @@ def _row_groups(path: Path, schema: Schema, *, report: Report) -> Iterator[list[
         size += _num_characters(row)
         if len(group) >= GROUP_ROWS or size >= GROUP_CHARACTERS:
             yield group
-            group, size = [], 0
+            group = []
+            size = 0
     if group:
         yield group
     if again != schema:
         raise DataError(f"{path} was changed while it was read; import it again")
 
 
-def _rows(path: Path, schema: Schema, *, activity: str, report: Report) -> Iterator[dict[str, object] | LineFault]:
-    """Yield each line as the columns of a row, or a fault. `schema` is completed with what the line contains."""
+def _rows(
+    path: Path, schema: Schema, *, activity: str, report: Report
+) -> Iterator[dict[str, object] | LineFault]:
+    """Yield each line as the columns of a row, or a fault. `schema` is completed with what the line
+    contains."""
     total = path.stat().st_size
     for record in read_records(path, report=lambda done: report(activity, done, total)):
         if isinstance(record, LineFault):
@@ -135,8 +189,12 @@ def _row(record: Record, schema: Schema) -> dict[str, object]:
         schema.chat_format = chat_format
     if chat_format is not schema.chat_format:
         name = TABLE if chat_format is None else chat_format.name
-        raise ValueError(f"it has the format {name}, but the lines before have {schema.format_name}; split the file")
-    plain, row = record.values, dict[str, object]()
+        raise ValueError(
+            f"it has the format {name}, but the lines before have {schema.format_name}; split the "
+            "file"
+        )
+    plain = record.values
+    row = dict[str, object]()
     if chat_format is not None:
         messages = messages_of(plain, chat_format=chat_format)
         used = (*chat_format.fields, *TOOL_FIELDS)
@@ -149,19 +207,25 @@ def _row(record: Record, schema: Schema) -> dict[str, object]:
     if chat_format is None:
         _check_required(plain)
     for name, kind in types.items():
-        schema.columns[name] = _merged(name, kind, line=record.line, before=schema.columns.get(name))
+        schema.columns[name] = _merged(
+            name, kind, line=record.line, before=schema.columns.get(name)
+        )
     return row | {name: None if types[name] is None else value for name, value in plain.items()}
 
 
 def _type_of(name: str, value: object) -> type | None:
-    """Return the type of a plain value, None for an empty one; raise ValueError if it cannot be kept."""
+    """Return the type of a plain value, None for an empty one; raise ValueError if it cannot be
+    kept."""
     if not name:
         raise ValueError("a column has no name; name it")
     if value is None or value == [] or value == {}:
         return None
     kind = type(value)
     if kind not in ARROW_TYPES:
-        raise ValueError(f"the column {name!r} is a JSON {NAMES[kind]}, which is not kept; remove it or write a string")
+        raise ValueError(
+            f"the column {name!r} is a JSON {NAMES[kind]}, which is not kept; remove it or write a "
+            "string"
+        )
     if isinstance(value, str):
         _check_text(value)
     if kind is int and value not in INTEGERS:
@@ -173,14 +237,20 @@ def _check_text(text: Any) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start + 1} of a text is half of a pair (\\ud800 to \\udfff)") from None
+        raise ValueError(
+            f"character {error.start + 1} of a text is half of a pair (\\ud800 to \\udfff)"
+        ) from None
 
 
 def _check_required(plain: Mapping[str, object]) -> None:
     for name in REQUIRED.keys() & plain.keys():
-        allowed, value = REQUIRED[name], plain[name]
+        allowed = REQUIRED[name]
+        value = plain[name]
         if type(value) not in allowed:
-            given = "empty" if value is None else f"a JSON {NAMES[type(value)]}"
+            if value is None:
+                given = "empty"
+            else:
+                given = f"a JSON {NAMES[type(value)]}"
             names = " or ".join(NAMES[kind] for kind in allowed)
             raise ValueError(f"the column {name!r} is {given}; give a {names}")
 
@@ -196,12 +266,16 @@ def _merged(
     if before[0] is None or (kind is float and before[0] is int):
         return kind, line
     raise ValueError(
-        f"the column {name!r} has the type {NAMES[kind]}, but {NAMES[before[0]]} on line {before[1]}; use one type"
+        f"the column {name!r} has the type {NAMES[kind]}, but {NAMES[before[0]]} on line "
+        f"{before[1]}; use one type"
     )
 
 
 def _num_characters(row: Mapping[str, object]) -> int:
     """Return the number of characters in the texts of a row."""
     messages = row.get(MESSAGES)
-    contents = [message["content"] for message in messages] if isinstance(messages, list) else []
+    if isinstance(messages, list):
+        contents = [message["content"] for message in messages]
+    else:
+        contents = []
     return sum(len(value) for value in (*contents, *row.values()) if isinstance(value, str))

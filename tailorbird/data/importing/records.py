@@ -39,10 +39,11 @@ class _LineError(ValueError):
 
 
 def read_records(path: Path, *, report: Callable[[int], None]) -> Iterator[Record | LineFault]:
-    """Yield the records of a file with one of SUFFIXES, and a LineFault for each line that cannot be read.
+    """Yield the records of a file with one of SUFFIXES, and a LineFault for each line that cannot
+    be read.
 
-    A JSON file must have one object per line, a CSV file a header. Blank lines are skipped. `report` receives the
-    number of bytes read. Raises OSError if the file cannot be read.
+    A JSON file must have one object per line, a CSV file a header. Blank lines are skipped.
+    `report` receives the number of bytes read. Raises OSError if the file cannot be read.
     """
     with path.open("rb") as file:
         lines = _decoded_lines(file, report=report)
@@ -56,20 +57,27 @@ def read_records(path: Path, *, report: Callable[[int], None]) -> Iterator[Recor
 
 
 def _decoded_lines(file: BinaryIO, *, report: Callable[[int], None]) -> Iterator[str]:
-    """Yield the lines with their line ends; raise _LineError for a line that is too long or not UTF-8."""
-    number, size = 0, 0
+    """Yield the lines with their line ends; raise _LineError for a line that is too long or not
+    UTF-8."""
+    number = 0
+    size = 0
     while content := file.readline(MAX_LINE_BYTES + 1):
-        number, size = number + 1, size + len(content)
+        number = number + 1
+        size = size + len(content)
         if number == 1 and content[:2] in BOMS:
             raise _LineError(1, f"the file is {BOMS[content[:2]]}; convert it to UTF-8")
         if len(content) > MAX_LINE_BYTES:
-            raise _LineError(number, f"it is longer than {MAX_LINE_BYTES >> 20} MiB; write one record per line")
+            raise _LineError(
+                number, f"it is longer than {MAX_LINE_BYTES >> 20} MiB; write one record per line"
+            )
         try:
             text = content.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             byte = content[error.start]
             raise _LineError(
-                number, f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8; convert the file to UTF-8, with iconv"
+                number,
+                f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8; convert the file to UTF-8, "
+                "with iconv",
             ) from None
         yield text
         report(size)
@@ -81,20 +89,29 @@ def _json_records(lines: Iterator[str]) -> Iterator[Record | LineFault]:
         if not line.strip():
             continue
         if is_first and line.lstrip().startswith("["):
-            raise _LineError(number, "the file is a JSON array; write one object per line, with jq -c '.[]' FILE")
+            raise _LineError(
+                number, "the file is a JSON array; write one object per line, with jq -c '.[]' FILE"
+            )
         is_first = False
         try:
-            values = json.loads(line, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+            values = json.loads(
+                line, object_pairs_hook=_unique_names, parse_constant=_refuse_constant
+            )
         except RecursionError:
             yield LineFault(number, "it is nested too deeply; give an object with few levels")
         except ValueError as error:
-            reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at character {error.pos + 1}"
+            else:
+                reason = str(error)
             yield LineFault(number, f"it is not valid JSON ({reason}); give one object per line")
         else:
             if isinstance(values, dict):
                 yield Record(number, values)
             else:
-                yield LineFault(number, f"it is a JSON {type(values).__name__}; give one object per line")
+                yield LineFault(
+                    number, f"it is a JSON {type(values).__name__}; give one object per line"
+                )
 
 
 def _unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -122,23 +139,31 @@ def _csv_records(lines: Iterator[str], *, delimiter: str) -> Iterator[Record | L
             except StopIteration:
                 return
             except csv.Error as error:
-                raise _LineError(first, f"it is not valid CSV ({error}); check its quotes") from None
+                raise _LineError(
+                    first, f"it is not valid CSV ({error}); check its quotes"
+                ) from None
             if not fields:
                 continue
             if not header:
                 header = fields
                 _check_header(header, line=first, delimiter=delimiter)
             elif len(fields) == len(header):
-                yield Record(first, {name: value or None for name, value in zip(header, fields, strict=True)})
+                yield Record(
+                    first, {name: value or None for name, value in zip(header, fields, strict=True)}
+                )
             else:
-                yield LineFault(first, f"it has {len(fields)} fields, but the header has {len(header)}")
+                yield LineFault(
+                    first, f"it has {len(fields)} fields, but the header has {len(header)}"
+                )
     finally:
         csv.field_size_limit(limit)
 
 
 def _check_header(header: list[str], *, line: int, delimiter: str) -> None:
     if len(header) < 2:
-        raise _LineError(line, f"the header has one column; give at least two, separated by {delimiter!r}")
+        raise _LineError(
+            line, f"the header has one column; give at least two, separated by {delimiter!r}"
+        )
     for name in header:
         if not name.strip():
             raise _LineError(line, "a column of the header has no name; name all columns")

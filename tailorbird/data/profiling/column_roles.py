@@ -8,12 +8,61 @@ from tailorbird.config.task_rules import TaskName
 from tailorbird.data.profiling.sample import Column, Sample
 from tailorbird.data.rows import DataError
 
-TEXTS = ("text", "sentence", "content", "body", "message", "utterance", "description", "abstract", "term", "question")
-LABELS = ("label", "labels", "class", "category", "intent", "target", "topic", "chapter", "sentiment", "decision")
-PROMPTS, ANSWERS = ("prompt", "question", "instruction", "input"), ("completion", "answer", "response", "output")
-GROUPS = ("group", "sex", "gender", "language", "lang", "age", "region", "country", "source", "channel", "ethnicity")
-IDENTITIES = ("id", "patient", "document", "doc", "user", "customer", "case", "focus", "subject", "author", "template")
-MAX_CLASSES, MAX_GROUP_VALUES, MAX_GROUPS = 1000, 20, 4
+TEXTS = (
+    "text",
+    "sentence",
+    "content",
+    "body",
+    "message",
+    "utterance",
+    "description",
+    "abstract",
+    "term",
+    "question",
+)
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "intent",
+    "target",
+    "topic",
+    "chapter",
+    "sentiment",
+    "decision",
+)
+PROMPTS = ("prompt", "question", "instruction", "input")
+ANSWERS = ("completion", "answer", "response", "output")
+GROUPS = (
+    "group",
+    "sex",
+    "gender",
+    "language",
+    "lang",
+    "age",
+    "region",
+    "country",
+    "source",
+    "channel",
+    "ethnicity",
+)
+IDENTITIES = (
+    "id",
+    "patient",
+    "document",
+    "doc",
+    "user",
+    "customer",
+    "case",
+    "focus",
+    "subject",
+    "author",
+    "template",
+)
+MAX_CLASSES = 1000
+MAX_GROUP_VALUES = 20
+MAX_GROUPS = 4
 MIN_KEYS = 20  # minimum number of distinct values of a column to split by
 ANSWER_WORDS = 2.0  # minimum mean number of words of a column with answers instead of labels
 
@@ -32,7 +81,8 @@ class ColumnRole:
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """Roles of the columns of a sample: `text` and `label` for classification, `prompt` to `messages` for chat."""
+    """Roles of the columns of a sample: `text` and `label` for classification, `prompt` to
+    `messages` for chat."""
 
     text: ColumnRole | None = None
     label: ColumnRole | None = None
@@ -44,31 +94,49 @@ class ColumnRoles:
 
     @property
     def task(self) -> TaskName:
-        return "chat" if self.label is None else "classification"
+        if self.label is None:
+            return "chat"
+        return "classification"
 
 
-def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | None = None) -> ColumnRoles:
-    """Infer the task and its columns. `text` and `label` are column names that imply classification.
+def infer_column_roles(
+    sample: Sample, *, text: str | None = None, label: str | None = None
+) -> ColumnRoles:
+    """Infer the task and its columns. `text` and `label` are column names that imply
+    classification.
 
     Raises DataError if the sample has neither conversations nor a text with a label.
     """
     inputs = _input_roles(sample, text=text, label=label)
     roles = (inputs.text, inputs.label, inputs.prompt, inputs.completion, inputs.messages)
     taken = [role.name for role in roles if role]
-    rest = [column for column in sample.columns if column.name not in taken and column.kind != "messages"]
+    rest = [
+        column
+        for column in sample.columns
+        if column.name not in taken and column.kind != "messages"
+    ]
     groups = [column for column in rest if _is_group(column)]
-    groups = sorted(groups, key=lambda column: (not _name_matches(column, GROUPS), len(column.counts)))[:MAX_GROUPS]
-    keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled) and column not in groups]
+    groups = sorted(
+        groups, key=lambda column: (not _name_matches(column, GROUPS), len(column.counts))
+    )[:MAX_GROUPS]
+    keys = [
+        column
+        for column in rest
+        if _is_key(column, num_rows=sample.num_sampled) and column not in groups
+    ]
     keys.sort(key=lambda column: (not _name_matches(column, IDENTITIES), -len(column.counts)))
     return replace(
         inputs,
-        groups=tuple(ColumnRole(column, f"{len(column.counts)} distinct values") for column in groups),
+        groups=tuple(
+            ColumnRole(column, f"{len(column.counts)} distinct values") for column in groups
+        ),
         keys=tuple(ColumnRole(column, _rows_per_value(column)) for column in keys),
     )
 
 
 def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
-    """Return the roles of text, label, prompt, completion and messages for another sample, by their column names.
+    """Return the roles of text, label, prompt, completion and messages for another sample, by their
+    column names.
 
     Raises DataError if the sample lacks one of these columns.
     """
@@ -78,11 +146,18 @@ def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
             return None
         column = sample.column(role.name)
         if column is None:
-            raise DataError(f"{sample.uri} has no column {role.name!r} that a recipe can use, but the training rows do")
+            raise DataError(
+                f"{sample.uri} has no column {role.name!r} that a recipe can use, but the training "
+                "rows do"
+            )
         return ColumnRole(column, role.reason)
 
     return ColumnRoles(
-        here(roles.text), here(roles.label), here(roles.prompt), here(roles.completion), here(roles.messages)
+        here(roles.text),
+        here(roles.label),
+        here(roles.prompt),
+        here(roles.completion),
+        here(roles.messages),
     )
 
 
@@ -90,45 +165,79 @@ def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> Colu
     if text is None and label is None:
         messages = next((column for column in sample.columns if column.kind == "messages"), None)
         if messages is not None:
-            return ColumnRoles(messages=ColumnRole(messages, "its values are lists of {role, content}"))
-        prompt, answer = _column_named(sample, PROMPTS), _column_named(sample, ANSWERS)
-        labelled = _column_named(sample, LABELS) is not None and _column_named(sample, TEXTS) is not None
+            return ColumnRoles(
+                messages=ColumnRole(messages, "its values are lists of {role, content}")
+            )
+        prompt = _column_named(sample, PROMPTS)
+        answer = _column_named(sample, ANSWERS)
+        labelled = (
+            _column_named(sample, LABELS) is not None and _column_named(sample, TEXTS) is not None
+        )
         if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
             words = f"chosen by its name; {answer.mean_words:.0f} words per row"
-            return ColumnRoles(prompt=ColumnRole(prompt, "chosen by its name"), completion=ColumnRole(answer, words))
+            return ColumnRoles(
+                prompt=ColumnRole(prompt, "chosen by its name"),
+                completion=ColumnRole(answer, words),
+            )
     text_role = _text(sample, text)
     return ColumnRoles(text=text_role, label=_label(sample, label, text=text_role.name))
 
 
 def _text(sample: Sample, name: str | None) -> ColumnRole:
     if name is not None:
-        return ColumnRole(_required(sample, name, kinds=("string",), option="--text"), "set with --text")
+        return ColumnRole(
+            _required(sample, name, kinds=("string",), option="--text"), "set with --text"
+        )
     named = _column_named(sample, TEXTS)
     if named is not None:
         return ColumnRole(named, "chosen by its name")
-    strings = [column for column in sample.columns if column.kind == "string" and column.mean_words > 1]
+    strings = [
+        column for column in sample.columns if column.kind == "string" and column.mean_words > 1
+    ]
     if not strings:
-        raise DataError(f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one with --text")
+        raise DataError(
+            f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one with "
+            "--text"
+        )
     longest = max(strings, key=lambda column: column.mean_words)
-    return ColumnRole(longest, f"string column with the most words per row ({longest.mean_words:.0f})")
+    return ColumnRole(
+        longest, f"string column with the most words per row ({longest.mean_words:.0f})"
+    )
 
 
 def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
     if name is not None:
-        return ColumnRole(_required(sample, name, kinds=("string", "integer"), option="--label"), "set with --label")
+        return ColumnRole(
+            _required(sample, name, kinds=("string", "integer"), option="--label"),
+            "set with --label",
+        )
     most = min(MAX_CLASSES, sample.num_sampled // 2)
-    other = [column for column in sample.columns if column.kind in ("string", "integer") and column.name != text]
+    other = [
+        column
+        for column in sample.columns
+        if column.kind in ("string", "integer") and column.name != text
+    ]
     fitting = [column for column in other if 2 <= len(column.counts) <= most]
-    named = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
+    named = next(
+        (column for name in LABELS for column in fitting if column.name.lower() == name), None
+    )
     if named is not None:
         return ColumnRole(named, f"chosen by its name; {len(named.counts)} distinct values")
-    others = [column for column in fitting if not _name_matches(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
+    others = [
+        column
+        for column in fitting
+        if not _name_matches(column, (*GROUPS, *IDENTITIES)) and not column.num_null
+    ]
     if not others:
-        raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one with --label")
+        raise DataError(
+            f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one with "
+            "--label"
+        )
     column = max(others, key=lambda column: len(column.counts))
     num_values = len(column.counts)
     reason = (
-        f"of the columns with few distinct values, the one with the most ({num_values}); check that it is the label"
+        f"of the columns with few distinct values, the one with the most ({num_values}); check "
+        "that it is the label"
     )
     return ColumnRole(column, reason)
 
@@ -137,14 +246,19 @@ def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -
     column = sample.column(name)
     if column is None or column.kind not in kinds:
         allowed = " or ".join(f"{kind}s" for kind in kinds)
-        raise DataError(f"{option} {name}: {sample.uri} has no column {name!r} of {allowed}; it has {_all(sample)}")
+        raise DataError(
+            f"{option} {name}: {sample.uri} has no column {name!r} of {allowed}; it has "
+            f"{_all(sample)}"
+        )
     return column
 
 
 def _column_named(sample: Sample, names: Sequence[str]) -> Column | None:
     """Return the string column with the first of these names that exists."""
     strings = [column for column in sample.columns if column.kind == "string"]
-    return next((column for name in names for column in strings if column.name.lower() == name), None)
+    return next(
+        (column for name in names for column in strings if column.name.lower() == name), None
+    )
 
 
 def _name_matches(column: Column, names: tuple[str, ...]) -> bool:
@@ -155,7 +269,11 @@ def _name_matches(column: Column, names: tuple[str, ...]) -> bool:
 
 def _is_group(column: Column) -> bool:
     few = 2 <= len(column.counts) <= MAX_GROUP_VALUES
-    return few and column.kind in ("string", "boolean", "integer") and column.mean_words <= ANSWER_WORDS
+    return (
+        few
+        and column.kind in ("string", "boolean", "integer")
+        and column.mean_words <= ANSWER_WORDS
+    )
 
 
 def _is_key(column: Column, *, num_rows: int) -> bool:
@@ -165,7 +283,10 @@ def _is_key(column: Column, *, num_rows: int) -> bool:
 
 
 def _rows_per_value(column: Column) -> str:
-    return f"{len(column.counts):,} values, {sum(column.counts.values()) / len(column.counts):.1f} rows each"
+    return (
+        f"{len(column.counts):,} values, {sum(column.counts.values()) / len(column.counts):.1f} "
+        "rows each"
+    )
 
 
 def _all(sample: Sample) -> str:

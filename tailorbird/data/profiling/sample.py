@@ -12,9 +12,11 @@ import pyarrow as pa
 from tailorbird.data.parquet import Kind, kind_of, open_parquet, parquet_files, plain_type
 from tailorbird.data.splits import normalise
 
-SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
+SAMPLE_ROWS = 50_000
+SAMPLE_BYTES = 256 << 20
 """Numbers of rows, and of uncompressed bytes, after which no further row group is read."""
-SPREAD_ROWS = 2000  # maximum number of rows of a sample whose tokens are counted, or whose languages are recognized
+# maximum number of rows of a sample whose tokens are counted, or whose languages are recognized
+SPREAD_ROWS = 2000
 NEAR_EMPTY = 3  # number of characters below which a text is near-empty
 
 Row = TypeVar("Row")
@@ -62,30 +64,46 @@ class Sample:
 
 
 def read_sample(uri: str) -> Sample:
-    """Read the first rows of a Parquet file, or of the files of a folder in the order of their paths.
+    """Read the first rows of a Parquet file, or of the files of a folder in the order of their
+    paths.
 
-    Reads all footers, and row groups up to SAMPLE_ROWS and SAMPLE_BYTES. Raises DataError if a file cannot be read.
+    Reads all footers, and row groups up to SAMPLE_ROWS and SAMPLE_BYTES. Raises DataError if a file
+    cannot be read.
     """
     parts: list[pa.Table] = []
-    num_rows, num_sampled, num_bytes = 0, 0, 0
+    num_rows = 0
+    num_sampled = 0
+    num_bytes = 0
     unusable: tuple[str, ...] = ()
     for name in parquet_files(uri):
         with open_parquet(name, columns=(), in_parts=True) as file:
             num_rows += file.metadata.num_rows
             usable = [field.name for field in file.schema_arrow if kind_of(field.type) != "other"]
-            unusable = unusable or tuple(f"{f.name} ({f.type})" for f in file.schema_arrow if f.name not in usable)
+            unusable = unusable or tuple(
+                f"{f.name} ({f.type})" for f in file.schema_arrow if f.name not in usable
+            )
             for group in range(file.num_row_groups):
                 if parts and (num_sampled >= SAMPLE_ROWS or num_bytes >= SAMPLE_BYTES):
                     break
                 parts.append(file.read_row_group(group, columns=usable))
                 num_sampled += parts[-1].num_rows
                 num_bytes += file.metadata.row_group(group).total_byte_size
-    table = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
-    return Sample(uri, num_rows, num_sampled, tuple(_column(table, name) for name in table.column_names), unusable)
+    if parts:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    else:
+        table = pa.table({})
+    return Sample(
+        uri,
+        num_rows,
+        num_sampled,
+        tuple(_column(table, name) for name in table.column_names),
+        unusable,
+    )
 
 
 def count_rows(uri: str) -> int:
-    """Return the number of rows of a Parquet file or folder from its footers; raise DataError if one cannot be read."""
+    """Return the number of rows of a Parquet file or folder from its footers; raise DataError if
+    one cannot be read."""
     total = 0
     for name in parquet_files(uri):
         with open_parquet(name, columns=(), in_parts=True) as file:
@@ -113,5 +131,6 @@ def num_copies(texts: Sequence[str]) -> int:
 
 
 def num_near_empty(texts: Sequence[str]) -> int:
-    """Return the number of rows whose text has fewer than NEAR_EMPTY characters other than white space."""
+    """Return the number of rows whose text has fewer than NEAR_EMPTY characters other than white
+    space."""
     return sum(len("".join(text.split())) < NEAR_EMPTY for text in texts)

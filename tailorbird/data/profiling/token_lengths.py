@@ -14,9 +14,11 @@ from tailorbird.data.tokenize import encode_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENS_PER_WORD, SPECIAL_TOKENS = 1.6, 2
+TOKENS_PER_WORD = 1.6
+SPECIAL_TOKENS = 2
 """Estimates without a tokenizer. Everyday English has 1.3 tokens per word, medical English 1.7."""
-TURN_TOKENS = 40  # estimate for special tokens and a system message that the template may add to a conversation
+# estimate for special tokens and a system message that the template may add to a conversation
+TURN_TOKENS = 40
 UNLIMITED = 1 << 20
 
 
@@ -28,7 +30,9 @@ class TokenLengths:
     median: int
     p99: int
     answer_mean: float  # (chat only) mean of the answers with their end-of-turn token; otherwise 0
-    answer_p99: int  # (chat only) 99th percentile of the answers with their end-of-turn token; otherwise 0
+    answer_p99: (
+        int  # (chat only) 99th percentile of the answers with their end-of-turn token; otherwise 0
+    )
     counted: bool  # False if the lengths are estimated
 
 
@@ -53,15 +57,26 @@ def conversation_lengths(
     sample = spread(conversations)
     if tokenizer is None:
         sizes = [[_estimate(content) for _, content in conversation] for conversation in sample]
-        return _lengths([sum(row) + TURN_TOKENS for row in sizes], [row[-1] + 1 for row in sizes], counted=False)
-    tokens = [conversation_tokens(turns[:-1], turns[-1][1], tokenizer=tokenizer, system=None) for turns in sample]
-    return _lengths([len(row) for row in tokens], [_answer_length(row.assistant_mask) for row in tokens], counted=True)
+        return _lengths(
+            [sum(row) + TURN_TOKENS for row in sizes], [row[-1] + 1 for row in sizes], counted=False
+        )
+    tokens = [
+        conversation_tokens(turns[:-1], turns[-1][1], tokenizer=tokenizer, system=None)
+        for turns in sample
+    ]
+    return _lengths(
+        [len(row) for row in tokens],
+        [_answer_length(row.assistant_mask) for row in tokens],
+        counted=True,
+    )
 
 
 def _answer_length(assistant_mask: np.ndarray) -> int:
     """Return the number of tokens of the last assistant turn, which ends the conversation."""
     others = np.flatnonzero(~assistant_mask)
-    return len(assistant_mask) - 1 - int(others[-1]) if len(others) else len(assistant_mask)
+    if len(others):
+        return len(assistant_mask) - 1 - int(others[-1])
+    return len(assistant_mask)
 
 
 def _estimate(text: str) -> int:
@@ -70,9 +85,15 @@ def _estimate(text: str) -> int:
 
 def _lengths(whole: Sequence[int], answers: Sequence[int], *, counted: bool) -> TokenLengths:
     def share(values: Sequence[int], percent: float) -> int:
-        return int(np.ceil(np.percentile(values, percent))) if len(values) else 0
+        if len(values):
+            return int(np.ceil(np.percentile(values, percent)))
+        return 0
 
     def mean(values: Sequence[int]) -> float:
-        return float(np.mean(values)) if len(values) else 0.0
+        if len(values):
+            return float(np.mean(values))
+        return 0.0
 
-    return TokenLengths(mean(whole), share(whole, 50), share(whole, 99), mean(answers), share(answers, 99), counted)
+    return TokenLengths(
+        mean(whole), share(whole, 50), share(whole, 99), mean(answers), share(answers, 99), counted
+    )

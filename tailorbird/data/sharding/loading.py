@@ -43,7 +43,9 @@ from tailorbird.data.task_data import DataTask, recipe_task
 from tailorbird.data.tokenize import labels_of
 from tailorbird.storage.stage_cache import cached_stage
 
-MapTasks = Callable[[Callable[[ShardSpec], ShardReport], Sequence[ShardSpec]], Iterable[ShardReport]]
+MapTasks = Callable[
+    [Callable[[ShardSpec], ShardReport], Sequence[ShardSpec]], Iterable[ShardReport]
+]
 """Like the built-in `map`; may run on a cluster."""
 
 
@@ -52,7 +54,8 @@ class LoadedDataset:
     """The checked rows of a recipe."""
 
     splits: Splits
-    """If training rows are sharded, `train` is a random sample of about `data.stream_above_rows` with every class."""
+    """If training rows are sharded, `train` is a random sample of about `data.stream_above_rows`
+    with every class."""
     report: DataReport
     hashes: dict[str, str]  # sha256 of each split; for train, over all rows
     shards: Shards | None = None  # all training rows if they are sharded
@@ -64,14 +67,18 @@ class LoadedDataset:
         return len(self.splits.train if self.shards is None else self.shards)
 
     def learned_rows(self, *, in_memory: bool) -> Hashes:
-        """Return the fingerprints of the training and validation rows, from which the models of a run learn.
+        """Return the fingerprints of the training and validation rows, from which the models of a
+        run learn.
 
-        `in_memory` omits the training rows that are only in shards, which the baselines do not learn from.
+        `in_memory` omits the training rows that are only in shards, which the baselines do not
+        learn from.
         """
         validation = fingerprints(user_texts(self.splits.validation))
         if in_memory or self.shards is None:
             return np.concatenate([validation, trained_fingerprints(self.splits.train)])
-        uris = [fingerprints_uri(self.shards.uri, number) for number in range(len(self.shards.sizes))]
+        uris = [
+            fingerprints_uri(self.shards.uri, number) for number in range(len(self.shards.sizes))
+        ]
         return np.concatenate([validation, *map(load_fingerprints, uris)])
 
 
@@ -83,29 +90,41 @@ class _ShardsStage(BaseModel):
 
 
 def load_in_memory(recipe: Recipe) -> LoadedDataset | None:
-    """Read and check the rows of a recipe; return None if train has more rows than `data.stream_above_rows`.
+    """Read and check the rows of a recipe; return None if train has more rows than
+    `data.stream_above_rows`.
 
     Raises DataError like `quality.clean` and `load_suites`.
     """
-    config, task = recipe.data, recipe_task(recipe)
+    config = recipe.data
+    task = recipe_task(recipe)
     if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
         return None
     splits, report = clean(read_splits(config, task=task))
-    take_training_rows(splits.train, size=config.max_train_rows, seed=recipe.training.seed)  # raises if too few
-    return LoadedDataset(splits, report, fingerprint(splits), suites=load_suites(recipe, train=splits.train))
+    take_training_rows(
+        splits.train, size=config.max_train_rows, seed=recipe.training.seed
+    )  # raises if too few
+    return LoadedDataset(
+        splits, report, fingerprint(splits), suites=load_suites(recipe, train=splits.train)
+    )
 
 
 def load_sharded(
-    recipe: Recipe, task: DataTask, *, base_model: str, inputs: Mapping[str, object], map_tasks: MapTasks = map
+    recipe: Recipe,
+    task: DataTask,
+    *,
+    base_model: str,
+    inputs: Mapping[str, object],
+    map_tasks: MapTasks = map,
 ) -> LoadedDataset:
     """Read and check the rows of a recipe, and tokenize the training rows into shards.
 
-    The shards are the output of a stage of the recipe's task, cached by `inputs` and the state of the files. Memory is
-    bounded: a task holds a few thousand rows, and this process holds the sample. As in `quality.clean`, copies of
-    validation and test rows are not trained on. Raises DataError like `load_in_memory`, and if the recipe does not
-    set validation and test.
+    The shards are the output of a stage of the recipe's task, cached by `inputs` and the state of
+    the files. Memory is bounded: a task holds a few thousand rows, and this process holds the
+    sample. As in `quality.clean`, copies of validation and test rows are not trained on. Raises
+    DataError like `load_in_memory`, and if the recipe does not set validation and test.
     """
-    config, task_uri = recipe.data, recipe.task_uri
+    config = recipe.data
+    task_uri = recipe.task_uri
     _require_shardable(config)
     specs = list(shard_specs(config))
     validation, test = read_validation_and_test(config, task=task)
@@ -119,9 +138,13 @@ def load_sharded(
             uri=uri,
             sample_share=config.stream_above_rows / sum(spec.num_rows for spec in specs),
             evaluated=evaluated_rows(test, validation=validation),
-            evaluation_keys=frozenset(key for rows in evaluation.values() for key in rows.split_keys or ()),
+            evaluation_keys=frozenset(
+                key for rows in evaluation.values() for key in rows.split_keys or ()
+            ),
         )
-        return _ShardsStage(uri=uri, reports=tuple(map_tasks(partial(write_shard_of, job=job), specs)))
+        return _ShardsStage(
+            uri=uri, reports=tuple(map_tasks(partial(write_shard_of, job=job), specs))
+        )
 
     key = {
         "data": config.model_dump(mode="json"),
@@ -130,16 +153,21 @@ def load_sharded(
         "evaluation": {name: rows_sha256(rows) for name, rows in evaluation.items()},
     }
     stage_inputs = {**inputs, **key}  # every process writes the same shards
-    stage = cached_stage(task_uri, "shards", output=_ShardsStage, inputs=stage_inputs, compute=compute, resumes=True)
+    stage = cached_stage(
+        task_uri, "shards", output=_ShardsStage, inputs=stage_inputs, compute=compute, resumes=True
+    )
     if not sum(report.num_rows for report in stage.reports):
-        raise DataError("train has no rows after copies of rows in later splits were dropped; give more data")
+        raise DataError(
+            "train has no rows after copies of rows in later splits were dropped; give more data"
+        )
     train = read_sample(stage.uri, num_files=len(stage.reports))
     dataset = _with_shards(Splits(train=train, validation=validation, test=test), stage)
     return replace(dataset, suites=load_suites(recipe, train=dataset.splits.train))
 
 
 def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
-    """Check the splits with the sample as train, and compute the figures of train over all shards."""
+    """Check the splits with the sample as train, and compute the figures of train over all
+    shards."""
     splits, sample_report = clean(evaluated)
     reports = stage.reports
     sizes = tuple(report.num_rows for report in reports)
@@ -148,12 +176,17 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
     keys["train"] = {key for report in reports for key in report.shared_keys}
     require_separate_keys(keys)
     copies = sum((Counter(report.copies) for report in reports), Counter[str]())
-    num_empty = sum(not normalise(text) for rows in (evaluated.validation, evaluated.test) for text in rows.texts)
+    num_empty = sum(
+        not normalise(text)
+        for rows in (evaluated.validation, evaluated.test)
+        for text in rows.texts
+    )
     report = replace(
         sample_report,
         num_train=sum(sizes),
         num_in_memory=len(splits.train),
-        num_classes=len(labels) or sample_report.num_classes,  # for chat tasks, the answers in the sample
+        num_classes=len(labels)
+        or sample_report.num_classes,  # for chat tasks, the answers in the sample
         train_copies_of_test=copies["test"],
         train_copies_of_validation=copies["validation"],
         near_copies=sample_report.near_copies + copies["near"],
@@ -167,7 +200,10 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
 
 
 def _require_shardable(config: DataConfig) -> None:
-    reason = f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is streamed; "
+    reason = (
+        f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is "
+        "streamed; "
+    )
     alternative = ", or raise stream_above_rows if all rows fit in the memory of each worker"
     if config.validation is None or config.test is None:
         raise DataError(f"{reason}set data.validation and data.test{alternative}")

@@ -31,7 +31,8 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Shards:
-    """Tokenized training rows in `<uri>/<number>.arrow`, in chunks of `CHUNK_ROWS` rows (the last can be smaller)."""
+    """Tokenized training rows in `<uri>/<number>.arrow`, in chunks of `CHUNK_ROWS` rows (the last
+    can be smaller)."""
 
     uri: str
     sizes: tuple[int, ...]  # rows of each file, by file number
@@ -42,7 +43,8 @@ class Shards:
         return sum(self.sizes)
 
     def chunks(self) -> NDArray[np.int64]:
-        """Return the file number, index in the file and number of rows of each chunk, int64 [number of chunks, 3]."""
+        """Return the file number, index in the file and number of rows of each chunk, int64 [number
+        of chunks, 3]."""
         parts = []
         for file, size in enumerate(self.sizes):
             indices = np.arange(-(-size // CHUNK_ROWS))
@@ -56,25 +58,34 @@ class Shards:
         with ThreadPoolExecutor(NUM_READS) as pool:
             read = pool.map(self._read_file, files, np.split(chunks[:, 1], starts[1:]))
             table = pa.Table.from_batches(chain.from_iterable(read))
-        masks, labels = table.column("assistant_mask"), table.column("label")
+        masks = table.column("assistant_mask")
+        labels = table.column("label")
         return TokenizedRows(
             row_ids=tuple(table.column("row_id").to_pylist()),
             ids=pc.list_flatten(table.column("ids")).to_numpy(),
             offsets=offsets_of(pc.list_value_length(table.column("ids")).to_numpy()),
             assistant_mask=pc.list_flatten(masks).to_numpy() if masks.null_count == 0 else None,
-            labels=label_indices(labels.to_pylist(), classes=self.classes) if labels.null_count == 0 else None,
+            labels=label_indices(labels.to_pylist(), classes=self.classes)
+            if labels.null_count == 0
+            else None,
         )
 
     def _read_file(self, file: int, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
         uri = file_uri(self.uri, int(file))
         store, path = filesystem(uri, retry_policy=PERSISTENT)
         try:
-            with storage_errors(uri), store.open_input_file(path) as source, pa.ipc.open_file(source) as reader:
+            with (
+                storage_errors(uri),
+                store.open_input_file(path) as source,
+                pa.ipc.open_file(source) as reader,
+            ):
                 if reader.schema != pa.schema(_COLUMNS):  # another extension type could run code
                     raise pa.ArrowInvalid("its columns are not those of a shard")
                 return [reader.get_batch(int(index)) for index in indices]
         except pa.ArrowInvalid as error:
-            raise StorageError(f"{uri} is damaged ({error}); delete {self.uri} and run again") from None
+            raise StorageError(
+                f"{uri} is damaged ({error}); delete {self.uri} and run again"
+            ) from None
 
 
 def file_uri(uri: str, number: int) -> str:
@@ -89,7 +100,8 @@ def fingerprints_uri(uri: str, number: int) -> str:
 
 @contextmanager
 def write_shard_file(uri: str, number: int) -> Iterator["ShardWriter"]:
-    """Yield a writer of a file of shards on the local disk; upload the file if the block succeeds."""
+    """Yield a writer of a file of shards on the local disk; upload the file if the block
+    succeeds."""
     with TemporaryDirectory(prefix="tailorbird-") as folder:
         path = Path(folder) / "shard.arrow"
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -119,14 +131,18 @@ class ShardWriter:
 
     def flush(self) -> None:
         """Write up to `CHUNK_ROWS` pending rows as a chunk."""
-        chunk, self._pending = self._pending[:CHUNK_ROWS], self._pending[CHUNK_ROWS:]
+        chunk = self._pending[:CHUNK_ROWS]
+        self._pending = self._pending[CHUNK_ROWS:]
         if chunk:
             rows = [dict(zip(_COLUMNS, row, strict=True)) for row in chunk]
             self._file.write_batch(pa.RecordBatch.from_pylist(rows, schema=pa.schema(_COLUMNS)))
 
 
-def window_chunks(num_chunks: int, *, rows: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Iterate over the windows of an epoch: ascending numbers of random chunks with about `rows` rows, each once."""
+def window_chunks(
+    num_chunks: int, *, rows: int, seed: int, epoch: int
+) -> Iterator[NDArray[np.int64]]:
+    """Iterate over the windows of an epoch: ascending numbers of random chunks with about `rows`
+    rows, each once."""
     order = np.random.default_rng((seed, epoch, 0, 1)).permutation(num_chunks)
     size = -(-rows // CHUNK_ROWS)
     return (np.sort(order[start : start + size]) for start in range(0, num_chunks, size))

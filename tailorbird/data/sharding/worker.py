@@ -1,4 +1,5 @@
-"""Tasks on the cluster. Each checks and tokenizes several row groups and writes them as one file of shards."""
+"""Tasks on the cluster. Each checks and tokenizes several row groups and writes them as one file of
+shards."""
 
 import os
 from collections import Counter
@@ -14,7 +15,12 @@ from pydantic import BaseModel
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
-from tailorbird.data.fingerprints import Hashes, fingerprints, save_fingerprints, trained_fingerprints
+from tailorbird.data.fingerprints import (
+    Hashes,
+    fingerprints,
+    save_fingerprints,
+    trained_fingerprints,
+)
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.data.quality import EvaluatedRows, drop_copies
 from tailorbird.data.rows import Rows, concat_rows, digest_of, rows_sha256
@@ -75,7 +81,8 @@ class ShardReport(BaseModel, frozen=True):
 
 
 class ShardRecord(StoredModel):
-    """JSON file next to a file of shards, written last, with the report and the rows for the driver's memory."""
+    """JSON file next to a file of shards, written last, with the report and the rows for the
+    driver's memory."""
 
     report: ShardReport
     sample: tuple[Rows, ...]
@@ -94,10 +101,15 @@ def shard_specs(config: DataConfig) -> Iterator[ShardSpec]:
             size += num_rows
             if size >= SHARD_ROWS:
                 yield ShardSpec(number, file, tuple(indices), first, start, size)
-                number, first, start, indices, size = number + 1, first + size, start + size, [], 0
+                number = number + 1
+                first = first + size
+                start = start + size
+                indices = []
+                size = 0
         if indices:
             yield ShardSpec(number, file, tuple(indices), first, start, size)
-            number, first = number + 1, first + size
+            number = number + 1
+            first = first + size
 
 
 def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
@@ -120,13 +132,18 @@ def _tokenizer(base_model: str) -> "PreTrainedTokenizerBase":
     return load_tokenizer(local_copy(base_model))
 
 
-def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase") -> ShardReport:
-    """Write a file of shards, the fingerprints of its rows and its record, unless an earlier run has written them."""
+def write_shard(
+    spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase"
+) -> ShardReport:
+    """Write a file of shards, the fingerprints of its rows and its record, unless an earlier run
+    has written them."""
     record_uri = _record_uri(job.uri, spec.number)
     if storage.exists(record_uri):
         return ShardRecord.model_validate(storage.read_json(record_uri)).report
     generator = np.random.default_rng((SEED, spec.number))
-    num_empty, copies, labels = 0, Counter[str](), Counter[str]()
+    num_empty = 0
+    copies = Counter[str]()
+    labels = Counter[str]()
     shared_keys: set[str] = set()
     digests: list[str] = []
     hashes: list[Hashes] = [fingerprints(())]  # the row groups can have no rows
@@ -137,7 +154,10 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
             num_empty += sum(not normalise(text) for text in batch.texts)
             rows, dropped = drop_copies(batch, evaluated=job.evaluated)
             copies += dropped
-            shard.add(rows.row_ids, job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length))
+            shard.add(
+                rows.row_ids,
+                job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length),
+            )
             digests.append(rows_sha256(rows))
             hashes.append(trained_fingerprints(rows))
             shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())
@@ -165,10 +185,15 @@ def _batches(spec: ShardSpec, job: ShardingJob) -> Iterator[Rows]:
     columns = job.task.columns(job.config)
     num_read = 0
     with open_parquet(spec.uri, columns=columns, in_parts=True) as parquet:
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(spec.row_groups), columns=columns):
+        for batch in parquet.iter_batches(
+            batch_size=BATCH_ROWS, row_groups=list(spec.row_groups), columns=columns
+        ):
             table = pa.Table.from_batches([batch])
-            # An error names the position in the file; row ids are positions among all training rows.
-            rows = job.task.rows(table, config=job.config, uri=spec.uri, first=spec.first_in_file + num_read)
+            # An error names the position in the file; row ids are positions among all training
+            # rows.
+            rows = job.task.rows(
+                table, config=job.config, uri=spec.uri, first=spec.first_in_file + num_read
+            )
             ids = range(spec.first + num_read, spec.first + num_read + len(rows))
             yield replace(rows, row_ids=tuple(map(str, ids)))
             num_read += len(rows)
@@ -179,7 +204,8 @@ def _record_uri(uri: str, number: int) -> str:
 
 
 def read_sample(uri: str, *, num_files: int) -> Rows:
-    """Read the rows for the driver's memory: the sample, and the first row of each class that is not in the sample."""
+    """Read the rows for the driver's memory: the sample, and the first row of each class that is
+    not in the sample."""
     stored = (storage.read_json(_record_uri(uri, number)) for number in range(num_files))
     records = [ShardRecord.model_validate(record) for record in stored]
     parts = [rows for record in records for rows in record.sample]

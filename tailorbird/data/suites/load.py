@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
-    """Return the rows of each suite of the gate `suites` by name; without those of an extraction suite that has none.
+    """Return the rows of each suite of the gate `suites` by name; without those of an extraction
+    suite that has none.
 
-    Raises DataError if a suite cannot be read, or if one of its prompts or counterparts is a turn of the user
-    in a training row.
+    Raises DataError if a suite cannot be read, or if one of its prompts or counterparts is a turn
+    of the user in a training row.
     """
     suites = {}
     for name, config in (recipe.evaluation.gates.suites or {}).items():
@@ -34,13 +35,18 @@ def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
 
 
 def trained_suites(
-    recipe: Recipe, suites: Mapping[str, Rows], *, read_tokenizer: Callable[[], "PreTrainedTokenizerBase"]
+    recipe: Recipe,
+    suites: Mapping[str, Rows],
+    *,
+    read_tokenizer: Callable[[], "PreTrainedTokenizerBase"],
 ) -> dict[str, Rows]:
-    """Return the suites; those of extraction only with the spans that training reads, and none without such a span.
+    """Return the suites; those of extraction only with the spans that training reads, and none
+    without such a span.
 
     `read_tokenizer` returns the tokenizer of the base model, which truncates the training rows.
     """
-    configs, data = recipe.evaluation.gates.suites or {}, recipe.data
+    configs = recipe.evaluation.gates.suites or {}
+    data = recipe.data
     kept = dict(suites)
     for name, rows in suites.items():
         if configs[name].uri == EXTRACTION:
@@ -54,10 +60,18 @@ def trained_suites(
 def _require_untrained(rows: Rows, *, uri: str, train: Rows) -> None:
     assert rows.suite is not None
     turns = chain.from_iterable(train.turns)
-    queries = {*map(normalise, train.queries), *(normalise(content) for role, content in turns if role == "user")}
+    queries = {
+        *map(normalise, train.queries),
+        *(normalise(content) for role, content in turns if role == "user"),
+    }
     prompts = zip(rows.row_ids, rows.texts, rows.suite.counterparts, strict=True)
-    if trained := [row_id for row_id, *texts in prompts if not queries.isdisjoint(map(normalise, filter(None, texts)))]:
+    if trained := [
+        row_id
+        for row_id, *texts in prompts
+        if not queries.isdisjoint(map(normalise, filter(None, texts)))
+    ]:
         raise DataError(
-            f"{uri}: the prompts of {len(trained)} rows of the suite are also training rows (first: row {trained[0]}), "
-            "so the suite cannot measure what training changes; drop them from the suite or from data.train"
+            f"{uri}: the prompts of {len(trained)} rows of the suite are also training rows "
+            f"(first: row {trained[0]}), so the suite cannot measure what training changes; drop "
+            "them from the suite or from data.train"
         )

@@ -26,12 +26,17 @@ WITH_OPTIONS = ("choice", *LIKELIHOOD_METRICS)
 
 
 def read_suite(uri: str) -> Rows:
-    """Return the rows of a suite: a Parquet file or folder, or `builtin://NAME` for a suite of this package.
+    """Return the rows of a suite: a Parquet file or folder, or `builtin://NAME` for a suite of this
+    package.
 
-    The texts are the prompts, the labels the expectations. Raises DataError if the suite has no rows, lacks a column,
-    or has a row whose metric is unknown or whose values do not fit its metric.
+    The texts are the prompts, the labels the expectations. Raises DataError if the suite has no
+    rows, lacks a column, or has a row whose metric is unknown or whose values do not fit its
+    metric.
     """
-    table = _builtin(uri.removeprefix(BUILTIN)) if uri.startswith(BUILTIN) else _parquet(uri)
+    if uri.startswith(BUILTIN):
+        table = _builtin(uri.removeprefix(BUILTIN))
+    else:
+        table = _parquet(uri)
     prompts, metrics = (texts_of(table, name, uri=uri, first=0) for name in ("prompt", "metric"))
     columns = {name: _texts(table, name, uri=uri) for name in ("expectation", "counterpart")}
     options = _options(table, uri=uri)
@@ -39,7 +44,9 @@ def read_suite(uri: str) -> Rows:
         row_ids=tuple(str(position) for position in range(len(prompts))),
         texts=prompts,
         labels=columns["expectation"],
-        groups={"group": read_strings(table, "group", uri=uri, first=0, fill=NO_GROUP)} if _has(table, "group") else {},
+        groups={"group": read_strings(table, "group", uri=uri, first=0, fill=NO_GROUP)}
+        if _has(table, "group")
+        else {},
         conversations=tuple((("user", prompt),) for prompt in prompts),
         suite=SuiteColumns(metrics, options, columns["counterpart"], ("",) * len(prompts)),
     )
@@ -54,8 +61,8 @@ def _parquet(uri: str) -> pa.Table:
         names = file.schema_arrow.names
     if missing := [name for name in REQUIRED if name not in names]:
         raise DataError(
-            f"{uri} is not a suite: it has no column {missing[0]!r}. It has {', '.join(names)}; a suite needs "
-            f"{', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}"
+            f"{uri} is not a suite: it has no column {missing[0]!r}. It has {', '.join(names)}; a "
+            f"suite needs {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}"
         )
     return read_table(uri, columns=[name for name in (*REQUIRED, *OPTIONAL) if name in names])
 
@@ -63,8 +70,12 @@ def _parquet(uri: str) -> pa.Table:
 def _builtin(name: str) -> pa.Table:
     lines = Path(__file__).with_name(f"{name}.ndjson").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    columns = {column: [record.get(column) for record in records] for column in (*REQUIRED, *OPTIONAL)}
-    types = {column: pa.list_(pa.string()) if column == "options" else pa.string() for column in columns}
+    columns = {
+        column: [record.get(column) for record in records] for column in (*REQUIRED, *OPTIONAL)
+    }
+    types = {
+        column: pa.list_(pa.string()) if column == "options" else pa.string() for column in columns
+    }
     return pa.table({column: pa.array(values, types[column]) for column, values in columns.items()})
 
 
@@ -73,7 +84,8 @@ def _has(table: pa.Table, name: str) -> bool:
 
 
 def _texts(table: pa.Table, name: str, *, uri: str) -> tuple[str, ...]:
-    """Return a column of strings or integers with nulls as empty strings; empty strings without the column."""
+    """Return a column of strings or integers with nulls as empty strings; empty strings without the
+    column."""
     if not _has(table, name):
         return ("",) * int(table.num_rows)
     return read_strings(table, name, uri=uri, first=0, allowed=LABEL_KINDS, fill="")
@@ -85,7 +97,9 @@ def _options(table: pa.Table, *, uri: str) -> tuple[tuple[str, ...], ...]:
     kind = table.schema.field("options").type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not is_list or kind_of(kind.value_type) != "string":
-        raise DataError(f"{uri}: column 'options' has type {kind}, but must have lists of strings; convert it")
+        raise DataError(
+            f"{uri}: column 'options' has type {kind}, but must have lists of strings; convert it"
+        )
     return tuple(tuple(options or ()) for options in table.column("options").to_pylist())
 
 
@@ -93,7 +107,9 @@ def _fault(rows: Rows, position: int) -> str | None:
     """Return the fault of a row as the end of a sentence; None if it has none."""
     suite = rows.suite
     assert suite is not None
-    metric, options, expectation = suite.metrics[position], suite.options[position], rows.labels[position]
+    metric = suite.metrics[position]
+    options = suite.options[position]
+    expectation = rows.labels[position]
     if metric not in SUITE_METRICS:
         return f"has the metric {metric!r}; allowed: {', '.join(SUITE_METRICS)}"
     if not rows.texts[position].strip():
@@ -120,5 +136,7 @@ def _fault(rows: Rows, position: int) -> str | None:
 
 def _are_options(options: Sequence[str | None]) -> bool:
     return (
-        len(options) > 1 and len(set(options)) == len(options) and all(option and option.strip() for option in options)
+        len(options) > 1
+        and len(set(options)) == len(options)
+        and all(option and option.strip() for option in options)
     )

@@ -23,8 +23,8 @@ class Baseline:
 
 
 EMBEDDING_S = 300.0
-"""Seconds after which no further training rows are embedded: an embedding takes a thousand times as long as a bag of
-words. The heads on embeddings learn from the rows that were embedded by then."""
+"""Seconds after which no further training rows are embedded: an embedding takes a thousand times as
+long as a bag of words. The heads on embeddings learn from the rows that were embedded by then."""
 NUM_REPLACING = 3  # baselines that may replace the incumbent
 
 
@@ -37,10 +37,12 @@ class Others:
 
 
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
-    """Return the model that the candidate must beat: the champion, or else the best servable baseline on validation.
+    """Return the model that the candidate must beat: the champion, or else the best servable
+    baseline on validation.
 
-    The champion is not compared by its validation score: by chance, one of several baselines often scores higher on
-    validation than a champion that is better. The first of equal scores wins. At least one baseline must be servable.
+    The champion is not compared by its validation score: by chance, one of several baselines often
+    scores higher on validation than a champion that is better. The first of equal scores wins. At
+    least one baseline must be servable.
     """
     servable = [baseline for baseline in baselines if baseline.servable]
     champion = next((baseline for baseline in servable if baseline.kind == CHAMPION), None)
@@ -48,11 +50,13 @@ def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
 
 
 def other_baselines(baselines: Sequence[Baseline]) -> Others:
-    """Return the servable baselines other than the incumbent that predict the test rows, best on validation first.
+    """Return the servable baselines other than the incumbent that predict the test rows, best on
+    validation first.
 
-    Pretrained models, heads on a frozen encoder and bags of words are cheap, and all of them can block a fine-tuned
-    model. The best `NUM_REPLACING` on validation can also replace the incumbent. If an external endpoint is a baseline,
-    its best kind can replace the incumbent in any case, because a recipe names an endpoint to compare it.
+    Pretrained models, heads on a frozen encoder and bags of words are cheap, and all of them can
+    block a fine-tuned model. The best `NUM_REPLACING` on validation can also replace the incumbent.
+    If an external endpoint is a baseline, its best kind can replace the incumbent in any case,
+    because a recipe names an endpoint to compare it.
     """
     incumbent = select_incumbent(baselines)
     others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]

@@ -1,4 +1,5 @@
-"""Baselines for chat tasks: the nearest training row's answer, and the pretrained model with and without examples."""
+"""Baselines for chat tasks: the nearest training row's answer, and the pretrained model with and
+without examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,12 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.storage.node_cache import local_copy
 
-EMBEDDING_WEIGHTS = (0.0, 0.5, 0.75, 1.0)  # weights of the embeddings in the similarity, tried on validation
+EMBEDDING_WEIGHTS = (
+    0.0,
+    0.5,
+    0.75,
+    1.0,
+)  # weights of the embeddings in the similarity, tried on validation
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,13 @@ class ChatBaselines:
 
 def _score(metric: str, outputs: list[str], *, validation: Rows) -> float:
     """Return the mean score of answers to the validation rows."""
-    return float(np.mean(per_row(metric, outputs=outputs, references=validation.labels, config=validation.answers)))
+    return float(
+        np.mean(
+            per_row(
+                metric, outputs=outputs, references=validation.labels, config=validation.answers
+            )
+        )
+    )
 
 
 def fit_prompt_baselines(
@@ -60,9 +72,10 @@ def fit_prompt_baselines(
 ) -> ChatBaselines:
     """Return the baselines with their best settings on validation, the cheapest baseline first.
 
-    The settings are those of `tried_prompts`. With an `encoder`, both `retrieved` and `nearest` compare rows with the
-    weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for `nearest`; the encoder gets the dtype of this
-    process. If scores are equal, the first setting wins. The first baseline becomes the incumbent.
+    The settings are those of `tried_prompts`. With an `encoder`, both `retrieved` and `nearest`
+    compare rows with the weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for
+    `nearest`; the encoder gets the dtype of this process. If scores are equal, the first setting
+    wins. The first baseline becomes the incumbent.
     """
     base = local_copy(base_model)
     current_progress().activity("building the index of training rows")
@@ -86,19 +99,34 @@ def fit_prompt_baselines(
     )
     with_nearest = prompting.model_copy(update={"retrieval": retrieval})
     copied = [nearest_answer(conversation, index=index).text for conversation in validation.turns]
-    note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(index, tried=encoder is not None)
-    nearest = Baseline("nearest", None, _score(config.metric, copied, validation=validation), True, note)
+    note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(
+        index, tried=encoder is not None
+    )
+    nearest = Baseline(
+        "nearest", None, _score(config.metric, copied, validation=validation), True, note
+    )
     _report(nearest)
     fitted = [(nearest, with_nearest)]
     tried = tried_prompts(
-        prompting, retrieval=retrieval, examples=train, num_indexed=len(index), config=config, seed=seed
+        prompting,
+        retrieval=retrieval,
+        examples=train,
+        num_indexed=len(index),
+        config=config,
+        seed=seed,
     )
     for prompts in tried:
         scores = []
         for prompt in prompts:
-            current_progress().activity(f"{prompt.name}: answers to {len(validation):,} validation rows")
-            answers = answer_rows(model, validation, tokenizer=tokenizer, prompting=prompt.prompting, index=index)
-            scores.append(_score(config.metric, [answer.text for answer in answers], validation=validation))
+            current_progress().activity(
+                f"{prompt.name}: answers to {len(validation):,} validation rows"
+            )
+            answers = answer_rows(
+                model, validation, tokenizer=tokenizer, prompting=prompt.prompting, index=index
+            )
+            scores.append(
+                _score(config.metric, [answer.text for answer in answers], validation=validation)
+            )
         best = int(np.argmax(scores))
         baseline = Baseline(prompts[best].kind, None, scores[best], True, prompts[best].note)
         _report(baseline)
@@ -110,27 +138,38 @@ def _report(baseline: Baseline) -> None:
     current_progress().score(baseline.kind, baseline.validation, baseline.note)
 
 
-def add_embeddings(index: RetrievalIndex, *, encoder: PinnedEncoder, validation: Rows, metric: str) -> RetrievalIndex:
-    """Return the index with embeddings and their best weight on validation by the score of `nearest`.
+def add_embeddings(
+    index: RetrievalIndex, *, encoder: PinnedEncoder, validation: Rows, metric: str
+) -> RetrievalIndex:
+    """Return the index with embeddings and their best weight on validation by the score of
+    `nearest`.
 
-    If the best weight is 0, return the index unchanged, so that no encoder is served. The first of equal scores wins.
+    If the best weight is 0, return the index unchanged, so that no encoder is served. The first of
+    equal scores wins.
     """
     embedded = embed_index(index, encoder=load_text_encoder(encoder), weight=1.0)
     assert embedded.embeddings is not None
     answers: dict[float, list[str]] = {weight: [] for weight in EMBEDDING_WEIGHTS}
     for conversation in validation.turns:
         text = query_of(conversation)
-        ngrams, embeddings = index.similarities(text), embedded.similarities(text)
+        ngrams = index.similarities(text)
+        embeddings = embedded.similarities(text)
         for weight, outputs in answers.items():
             nearest = np.argmax(weight * embeddings + (1 - weight) * ngrams)
             outputs.append(index.answer(int(nearest)).strip())
-    scores = {weight: _score(metric, outputs, validation=validation) for weight, outputs in answers.items()}
+    scores = {
+        weight: _score(metric, outputs, validation=validation)
+        for weight, outputs in answers.items()
+    }
     best = max(scores, key=lambda weight: scores[weight])
-    return replace(index, embeddings=replace(embedded.embeddings, weight=best)) if best else index
+    if best:
+        return replace(index, embeddings=replace(embedded.embeddings, weight=best))
+    return index
 
 
 def _compared_by(index: RetrievalIndex, *, tried: bool) -> str:
-    """Return the end of the note of `nearest`: how the rows are compared, if an encoder was tried."""
+    """Return the end of the note of `nearest`: how the rows are compared, if an encoder was
+    tried."""
     if not tried:
         return ""
     weight = index.embeddings.weight if index.embeddings else 0.0
@@ -138,10 +177,14 @@ def _compared_by(index: RetrievalIndex, *, tried: bool) -> str:
     return f", by embeddings x {weight:g} + n-grams x {1 - weight:g}, {best}"
 
 
-def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionConfig) -> tuple[Baseline, ...]:
-    """Write each baseline as a loadable artifact to `uri`/<kind>; return the baselines with their URIs.
+def store_prompt_baselines(
+    uri: str, results: ChatBaselines, *, config: VersionConfig
+) -> tuple[Baseline, ...]:
+    """Write each baseline as a loadable artifact to `uri`/<kind>; return the baselines with their
+    URIs.
 
-    `config` supplies all fields except kind, prompting and the dtype of kinds without a language model.
+    `config` supplies all fields except kind, prompting and the dtype of kinds without a language
+    model.
     """
 
     versions = []
@@ -154,7 +197,10 @@ def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionC
 
 
 def store_versions(
-    uri: str, versions: Sequence[tuple[Baseline, VersionConfig]], *, index_files: Mapping[str, bytes]
+    uri: str,
+    versions: Sequence[tuple[Baseline, VersionConfig]],
+    *,
+    index_files: Mapping[str, bytes],
 ) -> tuple[Baseline, ...]:
     """Write each baseline as an artifact to `uri`/<kind>; return the baselines with their URIs."""
     stored = []

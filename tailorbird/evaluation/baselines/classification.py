@@ -1,4 +1,5 @@
-"""Baselines for classification: majority, and linear heads on embeddings, on a bag of words, and on both."""
+"""Baselines for classification: majority, and linear heads on embeddings, on a bag of words, and on
+both."""
 
 import time
 from collections import Counter
@@ -45,8 +46,12 @@ from tailorbird.storage.node_cache import local_copy
 MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
 EMBEDDED_AT_ONCE = 2048  # rows
 PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is 1."""
-BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}  # the same on a bag of words, by kind of linear model
+"""Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is
+1."""
+BAG_C = {
+    LOGISTIC: (3.0, 10.0, 30.0),
+    SVM: (0.3, 1.0),
+}  # the same on a bag of words, by kind of linear model
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
 
@@ -58,7 +63,9 @@ class BaselineResults:
     baselines: tuple[Baseline, ...]
     heads: dict[str, Head]  # heads on the embedding by kind
     bags: dict[str, BagOfWords]  # bags of words by kind
-    temperatures: dict[str, float]  # temperatures of the servable baselines by kind, fitted on validation
+    temperatures: dict[
+        str, float
+    ]  # temperatures of the servable baselines by kind, fitted on validation
     offsets: dict[str, tuple[float, ...]]  # offsets of the classes by kind, fitted on validation
     dtype: Dtype  # precision of the encoder in this process
     pooling: Pooling  # that the encoder declares
@@ -73,17 +80,23 @@ def fit_baselines(
     config: EvaluationConfig,
     seed: int,
 ) -> BaselineResults:
-    """Fit all baselines on the training rows, and select their settings on validation by `config.metric`.
+    """Fit all baselines on the training rows, and select their settings on validation by
+    `config.metric`.
 
-    Bags of words learn from all training rows, heads on embeddings from as many as are embedded within `EMBEDDING_S`.
-    Each text is embedded once. Raises ValueError if train has a single class or no text with a word or a character, or
-    if validation is empty.
+    Bags of words learn from all training rows, heads on embeddings from as many as are embedded
+    within `EMBEDDING_S`. Each text is embedded once. Raises ValueError if train has a single class
+    or no text with a word or a character, or if validation is empty.
     """
-    classes, metric = labels_of(train.labels), config.metric
+    classes = labels_of(train.labels)
+    metric = config.metric
     if len(classes) < 2:
-        raise ValueError(f"a classifier needs two classes, but train has {list(classes)}; check data.label")
+        raise ValueError(
+            f"a classifier needs two classes, but train has {list(classes)}; check data.label"
+        )
     if not len(validation):
-        raise ValueError("validation has no rows; the baselines need validation rows to select their settings")
+        raise ValueError(
+            "validation has no rows; the baselines need validation rows to select their settings"
+        )
     progress = current_progress()
     most_frequent = majority(train.labels)
     always = score_of(metric, labels=validation.labels, outputs=[most_frequent] * len(validation))
@@ -95,7 +108,8 @@ def fit_baselines(
     offsets: dict[str, tuple[float, ...]] = {}
 
     def add(kind: Kind, logits: FloatArray, fitted: Fit | OffsetFit, note: str) -> None:
-        """Add a servable baseline with its logits [N, L] for the validation rows, and report its score."""
+        """Add a servable baseline with its logits [N, L] for the validation rows, and report its
+        score."""
         temperatures[kind] = fit_temperature(logits, labels=truth)
         offsets[kind] = fitted.offsets
         text = f"{note}{offsets_note(fitted.offsets, classes=classes, labels=validation.labels)}"
@@ -104,7 +118,9 @@ def fit_baselines(
 
     progress.activity("fitting linear heads on bags of words")
     vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
-    held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
+    held_out_terms = stack_blocks(
+        vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values()
+    )
     data = HeadData((terms,), labels, (held_out_terms,), held_out)
     bag = fit_bag(data, seed=seed)
     add("bag_of_words", bag.logits, bag, bag.note())
@@ -119,14 +135,25 @@ def fit_baselines(
     by_names = zero_shot.logits(held_out_features)
     add("zero_shot", by_names, held_out.fit_offsets(by_names), "label names")
     by_centroids = centroid.logits(held_out_features)
-    add("centroid", by_centroids, held_out.fit_offsets(by_centroids), f"{config.centroid_shots} examples per class")
+    add(
+        "centroid",
+        by_centroids,
+        held_out.fit_offsets(by_centroids),
+        f"{config.centroid_shots} examples per class",
+    )
 
     progress.activity("fitting linear heads on embeddings")
-    embedded_only = f" on {len(rows):,} of {len(train):,} rows" if len(rows) < len(train) else ""
+    if len(rows) < len(train):
+        embedded_only = f" on {len(rows):,} of {len(train):,} rows"
+    else:
+        embedded_only = ""
     probe = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
     add("probe", probe.logits, probe, f"{probe.note()}{embedded_only}")
     both = fit_with_embeddings(
-        data.take(rows), embeddings=unit(features), held_out_embeddings=unit(held_out_features), alone=bag
+        data.take(rows),
+        embeddings=unit(features),
+        held_out_embeddings=unit(held_out_features),
+        alone=bag,
     )
     if embedded_only:
         units = HeadData((unit(features),), labels[rows], (unit(held_out_features),), held_out)
@@ -143,13 +170,19 @@ def fit_baselines(
         "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
     }
     pooling = read_pooling(base_model, purpose="classification")
-    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, offsets, dtype_name(), pooling)
+    return BaselineResults(
+        tuple(baselines.values()), heads, bags, temperatures, offsets, dtype_name(), pooling
+    )
 
 
-def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
-    """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
+def store_baselines(
+    uri: str, results: BaselineResults, *, config: VersionConfig
+) -> tuple[Baseline, ...]:
+    """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines
+    with their URIs.
 
-    `config` supplies all fields except kind, temperature, offsets, pooling and the dtype of kinds without an encoder.
+    `config` supplies all fields except kind, temperature, offsets, pooling and the dtype of kinds
+    without an encoder.
     """
     for kind, temperature in results.temperatures.items():
         files = bag_files(results.bags[kind]) if kind in results.bags else {}
@@ -165,14 +198,18 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
             "pooling": results.pooling,
         }
         if not spec_of(kind).uses_base:
-            changes["dtype"] = "float32"  # it has no encoder, and the linear head computes in float32 on every device
+            changes["dtype"] = (
+                # it has no encoder, and the linear head computes in float32 on every device
+                "float32"
+            )
         write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))
     uris = {kind: f"{uri}/{kind}" for kind in results.temperatures}
     return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
 
 
 def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str]], FloatArray]:
-    """Return a function that returns the embeddings [N, D] of texts by the pretrained encoder, with its own pooling."""
+    """Return a function that returns the embeddings [N, D] of texts by the pretrained encoder, with
+    its own pooling."""
     base = local_copy(base_model)
     pooling = read_pooling(base.as_uri(), purpose="classification")
     tokenizer = load_tokenizer(base)
@@ -181,7 +218,9 @@ def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str
     model = Classifier(encoder, zero_head(width, 1).to(default_device()), pooling=pooling)
 
     def embed(texts: Sequence[str]) -> FloatArray:
-        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length, prompt=pooling.prompt)
+        tokens = encode_texts(
+            texts, tokenizer=tokenizer, max_length=max_length, prompt=pooling.prompt
+        )
         return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
     return embed
@@ -209,7 +248,8 @@ def embed_in_time(
 
 
 def offsets_note(offsets: Sequence[float], *, classes: Sequence[str], labels: Sequence[str]) -> str:
-    """Return the offsets for reports, with the classes that have none for lack of validation rows."""
+    """Return the offsets for reports, with the classes that have none for lack of validation
+    rows."""
     changed = {label: offset for label, offset in zip(classes, offsets, strict=False) if offset}
     if not changed:
         return ""
@@ -217,7 +257,10 @@ def offsets_note(offsets: Sequence[float], *, classes: Sequence[str], labels: Se
         [(label, offset)] = changed.items()
         return f", offset of {label} {offset:+.2f}"
     missing = sorted(set(classes) - set(labels))
-    without = f" (without validation rows: {listed(missing)})" if missing else ""
+    if missing:
+        without = f" (without validation rows: {listed(missing)})"
+    else:
+        without = ""
     return f", offsets of {len(changed)} classes{without}"
 
 
@@ -228,7 +271,8 @@ def majority(train_labels: Sequence[str]) -> str:
 
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:
-    """Return a head of cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
+    """Return a head of cosine similarities to `directions` [L, D], scaled by the mean length of
+    `features`."""
     scale = np.float32(COSINE_SCALE / _mean_length(features))
     return Head(unit(directions) * scale, np.zeros(len(directions), dtype=np.float32))
 
@@ -241,16 +285,21 @@ def _mean_length(features: FloatArray) -> float:
 def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) -> FloatArray:
     """Return the mean direction [L, D] of up to `shots` random examples of each class."""
     generator = np.random.default_rng(seed)
-    examples = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in range(labels.max() + 1)]
+    examples = [
+        generator.permutation(np.flatnonzero(labels == label))[:shots]
+        for label in range(labels.max() + 1)
+    ]
     return np.stack([unit(features[rows]).mean(0) for rows in examples]).astype(np.float32)
 
 
 def fit_probe(data: HeadData) -> Fit:
     """Fit logistic regression on frozen embeddings, and select C, class weights and offsets.
 
-    The weights are those of the given embeddings. C does not depend on their scale, which differs between encoders.
+    The weights are those of the given embeddings. C does not depend on their scale, which differs
+    between encoders.
     """
-    [train], [validation] = data.train, data.features
+    [train] = data.train
+    [validation] = data.features
     scale = np.float32(1 / _mean_length(train))
     scaled = replace(data, train=(scale * train,), features=(scale * validation,))
     best = best_class_weights(scaled, [best_of(fit_linear(scaled, LOGISTIC, strengths=PROBE_C))])
@@ -258,26 +307,36 @@ def fit_probe(data: HeadData) -> Fit:
 
 
 def fit_bag(data: HeadData, *, seed: int = 0) -> Fit:
-    """Fit a head on a bag of words, and select the kind of linear model, C, class weights and offsets.
+    """Fit a head on a bag of words, and select the kind of linear model, C, class weights and
+    offsets.
 
-    If there are more than `MAX_SELECTION_ROWS` training rows, the settings are selected on as many, and the head is
-    then fitted on all rows.
+    If there are more than `MAX_SELECTION_ROWS` training rows, the settings are selected on as many,
+    and the head is then fitted on all rows.
     """
     part = data
     if len(data.labels) > MAX_SELECTION_ROWS:
         part = data.take(classes_first(data.labels.tolist(), seed=seed)[:MAX_SELECTION_ROWS])
-    fits = [best_of(fit_linear(part, model, strengths=strengths)) for model, strengths in BAG_C.items()]
+    fits = [
+        best_of(fit_linear(part, model, strengths=strengths)) for model, strengths in BAG_C.items()
+    ]
     selected = best_class_weights(part, fits)
     if part is data:
         return selected
     [fit] = fit_linear(
-        data, selected.model, strengths=(selected.c,), class_weights=selected.class_weights, start=selected
+        data,
+        selected.model,
+        strengths=(selected.c,),
+        class_weights=selected.class_weights,
+        start=selected,
     )
     return data.held_out.with_offsets(fit)
 
 
-def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray, alone: Fit) -> Fit:
-    """Fit a head on unit embeddings followed by the bag of words, and select the weight of the embeddings and offsets.
+def fit_with_embeddings(
+    data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray, alone: Fit
+) -> Fit:
+    """Fit a head on unit embeddings followed by the bag of words, and select the weight of the
+    embeddings and offsets.
 
     C, class weights and the kind of linear model are those of `alone`, the fit on the bag of words.
     """
@@ -287,12 +346,16 @@ def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embe
 
 
 def mix_fits(probe: Fit, *, bag: Fit, held_out: HeldOut) -> Fit:
-    """Return the mix of a bag of words and a probe that learned from fewer rows, by a weight selected on validation.
+    """Return the mix of a bag of words and a probe that learned from fewer rows, by a weight
+    selected on validation.
 
     The probe's features are unit embeddings. The mix has the weighted log-probabilities of both.
     """
     temperatures = [fit_temperature(fit.logits, labels=held_out.truth) for fit in (probe, bag)]
-    calibrated = [fit.logits / np.float32(value) for fit, value in zip((probe, bag), temperatures, strict=True)]
+    calibrated = [
+        fit.logits / np.float32(value)
+        for fit, value in zip((probe, bag), temperatures, strict=True)
+    ]
     weight = select_weight(*calibrated, held_out=held_out).weight
     of_probe = np.float32(weight / temperatures[0])
     of_bag = np.float32((1 - weight) / temperatures[1])
@@ -307,8 +370,11 @@ def mix_fits(probe: Fit, *, bag: Fit, held_out: HeldOut) -> Fit:
     return held_out.with_offsets(mixed)
 
 
-def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit) -> Iterator[Fit]:
-    """Fit heads for each weight of the embedding. Each fit starts from the previous fit, the first from `start`."""
+def _fits_with_embeddings(
+    data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit
+) -> Iterator[Fit]:
+    """Fit heads for each weight of the embedding. Each fit starts from the previous fit, the first
+    from `start`."""
     for weight in EMBEDDING_WEIGHTS:
         factor = np.float32(weight)
         weighted = replace(
@@ -317,11 +383,20 @@ def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArra
             features=(factor * held_out, *data.features),
             embedding_weight=weight,
         )
-        [fit] = fit_linear(weighted, start.model, strengths=(start.c,), class_weights=start.class_weights, start=start)
+        [fit] = fit_linear(
+            weighted,
+            start.model,
+            strengths=(start.c,),
+            class_weights=start.class_weights,
+            start=start,
+        )
         yield fit
         start = fit
 
 
 def unit(vectors: FloatArray) -> FloatArray:
     """Return the rows scaled to length 1."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+    return np.asarray(
+        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12),
+        dtype=np.float32,
+    )

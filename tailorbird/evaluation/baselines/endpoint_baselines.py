@@ -1,4 +1,5 @@
-"""Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved examples."""
+"""Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved
+examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.prompts import TriedPrompt, tried_prompts
 from tailorbird.evaluation.inference.endpoint_coverage import count_answers, require_answers
-from tailorbird.evaluation.inference.endpoint_predictions import NO_LABEL, endpoint_predictions, request_bodies
+from tailorbird.evaluation.inference.endpoint_predictions import (
+    NO_LABEL,
+    endpoint_predictions,
+    request_bodies,
+)
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
@@ -25,7 +30,8 @@ FetchAnswers = Callable[[Sequence[Body], Endpoint], Sequence[EndpointAnswer]]
 
 @dataclass(frozen=True)
 class EndpointContender:
-    """An endpoint that is compared: its version without a reported model, and the index of its retrieved examples."""
+    """An endpoint that is compared: its version without a reported model, and the index of its
+    retrieved examples."""
 
     endpoint: Endpoint
     prompting: Prompting  # of the kind `endpoint_zero_shot`
@@ -45,9 +51,10 @@ def fit_endpoint_baselines(
 ) -> tuple[tuple[Baseline, VersionConfig], ...]:
     """Return the baselines with their best settings on validation, and their versions.
 
-    They are those of `fit_prompt_baselines` with the same settings, without the nearest row's own answer. All answers
-    must be of the model that the endpoint reports first. Raises DataError for an empty label, which an endpoint cannot
-    name, and the errors of `fetch_answers` and `require_answers`.
+    They are those of `fit_prompt_baselines` with the same settings, without the nearest row's own
+    answer. All answers must be of the model that the endpoint reports first. Raises DataError for
+    an empty label, which an endpoint cannot name, and the errors of `fetch_answers` and
+    `require_answers`.
     """
     require_names(contender.config.classes)
     examples = label_conversations(train) if train.class_labels else train
@@ -55,9 +62,15 @@ def fit_endpoint_baselines(
 
     def scored(prompt: TriedPrompt) -> tuple[Baseline, VersionConfig]:
         nonlocal pinned
-        fields = {"kind": f"endpoint_{prompt.kind}", "prompting": prompt.prompting, "endpoint": pinned}
+        fields = {
+            "kind": f"endpoint_{prompt.kind}",
+            "prompting": prompt.prompting,
+            "endpoint": pinned,
+        }
         version = contender.config.model_copy(update=fields)
-        answers = fetch_answers(request_bodies(validation, version=version, index=contender.index), pinned)
+        answers = fetch_answers(
+            request_bodies(validation, version=version, index=contender.index), pinned
+        )
         require_answers(answers, rows=validation, version=version)
         predictions = endpoint_predictions(answers, rows=validation, version=version)
         shares_without = _shares_without_parameters([answer for answer in answers if answer.model])
@@ -65,8 +78,15 @@ def fit_endpoint_baselines(
         reported = next((answer.model for answer in answers if answer.model), pinned.reported_model)
         pinned = pinned.model_copy(update={"reported_model": reported, "omitted": omitted})
         version = version.model_copy(update={"endpoint": pinned})
-        note = _note(f"{reported}: {prompt.note}", answers, shares_without=shares_without, classes=version.classes)
-        return Baseline(version.kind, None, score_table(config.metric, predictions), True, note), version
+        note = _note(
+            f"{reported}: {prompt.note}",
+            answers,
+            shares_without=shares_without,
+            classes=version.classes,
+        )
+        return Baseline(
+            version.kind, None, score_table(config.metric, predictions), True, note
+        ), version
 
     tried = tried_prompts(
         contender.prompting,
@@ -76,34 +96,50 @@ def fit_endpoint_baselines(
         config=config,
         seed=seed,
     )
-    return tuple(max(map(scored, prompts), key=lambda result: result[0].validation) for prompts in tried)
+    return tuple(
+        max(map(scored, prompts), key=lambda result: result[0].validation) for prompts in tried
+    )
 
 
 def require_names(classes: Sequence[str]) -> None:
     """Raise DataError for an empty label."""
     if NO_LABEL in classes:
-        raise DataError("a label is empty, and an endpoint cannot name it; give the label a name, or remove the rows")
+        raise DataError(
+            "a label is empty, and an endpoint cannot name it; give the label a name, or remove "
+            "the rows"
+        )
 
 
 def _note(
-    detail: str, answers: Sequence[EndpointAnswer], *, shares_without: Mapping[str, float], classes: tuple[str, ...]
+    detail: str,
+    answers: Sequence[EndpointAnswer],
+    *,
+    shares_without: Mapping[str, float],
+    classes: tuple[str, ...],
 ) -> str:
-    """Return the description of a prompt with what is unusual about its answers; `classes` is empty for chat.
+    """Return the description of a prompt with what is unusual about its answers; `classes` is empty
+    for chat.
 
     `shares_without` is `_shares_without_parameters`.
     """
     notes = [detail]
-    unlabelled = [answer for answer in answers if classes and label_of(answer.text, classes=classes) is None]
+    unlabelled = [
+        answer for answer in answers if classes and label_of(answer.text, classes=classes) is None
+    ]
     if unlabelled:
         notes.append(f"{len(unlabelled) / len(answers):.1%} of the answers are no label")
     notes.append(str(count_answers(answers, classes=classes)))
     for name, share in shares_without.items():
-        requests = "the requests" if share == 1 else f"{share:.1%} of the requests"
+        if share == 1:
+            requests = "the requests"
+        else:
+            requests = f"{share:.1%} of the requests"
         notes.append(f"{requests} had no {name}, which the endpoint refused")
     return "; ".join(filter(None, notes))
 
 
 def _shares_without_parameters(answers: Sequence[EndpointAnswer]) -> dict[str, float]:
-    """Return the share of the answers whose request was sent without a parameter, for each that was left out."""
+    """Return the share of the answers whose request was sent without a parameter, for each that was
+    left out."""
     names = sorted({name for answer in answers for name in answer.omitted})
     return {name: float(np.mean([name in answer.omitted for answer in answers])) for name in names}

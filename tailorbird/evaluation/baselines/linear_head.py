@@ -19,7 +19,9 @@ from tailorbird.evaluation.class_weights import POWERS, weights_of_classes
 from tailorbird.evaluation.offsets import OffsetFit, fit_offsets
 from tailorbird.evaluation.statistics.scoring import score_of
 
-LOGISTIC, SVM = "logistic regression", "linear SVM"  # names of the kinds of linear models
+# names of the kinds of linear models
+LOGISTIC = "logistic regression"
+SVM = "linear SVM"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Head:
     bias: FloatArray
 
     def __post_init__(self) -> None:
-        for name in ("weight", "bias"):  # safetensors stores raw memory, and a transposed array is column-major
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
+        for name in (
+            "weight",
+            "bias",
+        ):  # safetensors stores raw memory, and a transposed array is column-major
+            object.__setattr__(
+                self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            )
 
     def logits(self, features: FloatArray) -> FloatArray:
         """Return logits [N, L] of features [N, F]."""
@@ -40,7 +47,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted linear model with its settings, its logits of the validation rows [N, L] and their score."""
+    """A fitted linear model with its settings, its logits of the validation rows [N, L] and their
+    score."""
 
     weights: tuple[FloatArray, ...]  # [F_k, L] for each block of features
     bias: FloatArray  # [L]
@@ -55,16 +63,26 @@ class Fit:
 
     def note(self) -> str:
         """Return the settings for reports."""
-        embedding = f", embedding weight {self.embedding_weight:g}" if self.embedding_weight else ""
-        weights = f", {self.class_weights} class weights" if self.class_weights != "equal" else ""
+        if self.embedding_weight:
+            embedding = f", embedding weight {self.embedding_weight:g}"
+        else:
+            embedding = ""
+        if self.class_weights != "equal":
+            weights = f", {self.class_weights} class weights"
+        else:
+            weights = ""
         if self.mixed is not None:
-            return f"bag of words ({self.model}, C = {self.c:g}{weights}), mixed with {self.mixed:.0%} probe"
+            return (
+                f"bag of words ({self.model}, C = {self.c:g}{weights}), mixed with "
+                f"{self.mixed:.0%} probe"
+            )
         return f"{self.model}, C = {self.c:g}{embedding}{weights}"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The validation rows of linear models: labels [N], the metric, and the document of each row."""
+    """The validation rows of linear models: labels [N], the metric, and the document of each
+    row."""
 
     truth: IntArray
     metric: str
@@ -86,17 +104,22 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class HeadData:
-    """Blocks of features of the training and validation rows, and the labels of the training rows."""
+    """Blocks of features of the training and validation rows, and the labels of the training
+    rows."""
 
     train: Blocks
     labels: IntArray
     features: Blocks  # of the validation rows
     held_out: HeldOut
-    embedding_weight: float = 0.0  # factor of the embedding; 0 without one, or if it is the only block
+    embedding_weight: float = (
+        0.0  # factor of the embedding; 0 without one, or if it is the only block
+    )
 
     def take(self, rows: IntArray) -> "HeadData":
         """Return the data with a part of the training rows."""
-        return replace(self, train=tuple(block[rows] for block in self.train), labels=self.labels[rows])
+        return replace(
+            self, train=tuple(block[rows] for block in self.train), labels=self.labels[rows]
+        )
 
 
 def fit_linear(
@@ -109,7 +132,8 @@ def fit_linear(
 ) -> Iterator[Fit]:
     """Fit a kind of linear model for each C in ascending order.
 
-    Each fit starts from the previous fit. The first starts from `start`, a fit of the last blocks, or from zeros.
+    Each fit starts from the previous fit. The first starts from `start`, a fit of the last blocks,
+    or from zeros.
     """
     num_classes = int(data.labels.max()) + 1
     weights = weights_of_classes(np.bincount(data.labels), kind=class_weights)[data.labels]
@@ -121,30 +145,40 @@ def fit_linear(
     if start is not None:
         parts[-len(start.weights) :] = start.weights
         bias = start.bias[None]
-        if len(start.weights) == len(parts) and start.embedding_weight:  # the same logits with another factor
+        if (
+            len(start.weights) == len(parts) and start.embedding_weight
+        ):  # the same logits with another factor
             parts[0] = parts[0] * np.float32(start.embedding_weight / data.embedding_weight)
     for c in strengths:
         *parts, bias = minimise(data.train, loss, c=c, start=(*parts, bias))
         logits = bias + sum(block @ part for block, part in zip(data.features, parts, strict=True))
         score = data.held_out.score(logits)
-        yield Fit(tuple(parts), bias[0], model, c, class_weights, data.embedding_weight, logits, score)
+        yield Fit(
+            tuple(parts), bias[0], model, c, class_weights, data.embedding_weight, logits, score
+        )
 
 
 def best_of(fits: Iterable[Fit]) -> Fit:
-    """Return the fit with the best validation score, the first if scores are equal. Keep two fits in memory."""
+    """Return the fit with the best validation score, the first if scores are equal. Keep two fits
+    in memory."""
     return max(fits, key=lambda fit: fit.score)
 
 
 def best_class_weights(data: HeadData, fits: Sequence[Fit]) -> Fit:
     """Return the best fit with offsets, for each kind of class weights.
 
-    `fits` are those of equal weights. Each is fitted again with other weights and the same settings.
+    `fits` are those of equal weights. Each is fitted again with other weights and the same
+    settings.
     """
     best = data.held_out.with_offsets(best_of(fits))
     unequal = [kind for kind in POWERS if kind != "equal"]
     for class_weights in unequal:
         weighted = best_of(
-            next(fit_linear(data, fit.model, strengths=(fit.c,), class_weights=class_weights, start=fit))
+            next(
+                fit_linear(
+                    data, fit.model, strengths=(fit.c,), class_weights=class_weights, start=fit
+                )
+            )
             for fit in fits
         )
         best = best_of([best, data.held_out.with_offsets(weighted)])

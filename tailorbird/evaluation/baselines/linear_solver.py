@@ -1,4 +1,5 @@
-"""Preconditioned nonlinear conjugate gradients for linear classifiers on dense and sparse blocks of features."""
+"""Preconditioned nonlinear conjugate gradients for linear classifiers on dense and sparse blocks of
+features."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
@@ -9,14 +10,19 @@ from scipy.sparse import csr_matrix
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
-Blocks: TypeAlias = Sequence[FloatArray | csr_matrix]  # [N, F_k] each; the features of a row are all blocks together
+Blocks: TypeAlias = Sequence[
+    FloatArray | csr_matrix
+]  # [N, F_k] each; the features of a row are all blocks together
 
-TOLERANCE, WINDOW = 1e-2, 5
-"""A fit ends when its last `WINDOW` steps lowered the objective by a share of less than `TOLERANCE` per step. Further
-steps do not improve validation scores. A single small step does not end a fit, because a fit that continues another
-starts with a small step."""
+TOLERANCE = 1e-2
+WINDOW = 5
+"""A fit ends when its last `WINDOW` steps lowered the objective by a share of less than `TOLERANCE`
+per step. Further steps do not improve validation scores. A single small step does not end a fit,
+because a fit that continues another starts with a small step."""
 MAX_STEPS = 50
-MAX_SLOPES, SLOPE_TOLERANCE = 30, 0.05  # of the line search, which computes no products with the features
+# of the line search, which computes no products with the features
+MAX_SLOPES = 30
+SLOPE_TOLERANCE = 0.05
 
 
 class Loss(Protocol):
@@ -32,7 +38,8 @@ class Loss(Protocol):
 
 
 class SoftmaxLoss:
-    """The negative log-likelihood of multinomial logistic regression, with a weight for each row [N]."""
+    """The negative log-likelihood of multinomial logistic regression, with a weight for each row
+    [N]."""
 
     def __init__(self, labels: IntArray, *, weights: FloatArray) -> None:
         self._at = (np.arange(len(labels)), labels)
@@ -57,7 +64,8 @@ class SoftmaxLoss:
 
 
 class SquaredHingeLoss:
-    """The loss of linear support vector machines, one class against the others, with a weight for each row [N]."""
+    """The loss of linear support vector machines, one class against the others, with a weight for
+    each row [N]."""
 
     def __init__(self, labels: IntArray, *, weights: FloatArray, num_classes: int) -> None:
         self._weights = weights[:, None]
@@ -74,22 +82,31 @@ class SquaredHingeLoss:
         slack = np.maximum(1 - self._signs * scores, 0)
         moved = np.where(slack > 0, direction, 0)
         weighted = self._weights * moved
-        return -2 * float(np.vdot(slack * self._signs, weighted)), 2 * float(np.vdot(weighted, moved))
+        return -2 * float(np.vdot(slack * self._signs, weighted)), 2 * float(
+            np.vdot(weighted, moved)
+        )
 
 
-def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray]) -> tuple[FloatArray, ...]:
-    """Return the weights [F_k, L] of each block and the bias [1, L] that minimise c * loss + |weights|^2 / 2.
+def minimise(
+    blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray]
+) -> tuple[FloatArray, ...]:
+    """Return the weights [F_k, L] of each block and the bias [1, L] that minimise c * loss +
+    |weights|^2 / 2.
 
-    `start` has the same shapes. The method is Polak-Ribiere+ with a diagonal preconditioner. A step computes one
-    product with the features and one with their transpose, and uses 20 B of memory per weight.
+    `start` has the same shapes. The method is Polak-Ribiere+ with a diagonal preconditioner. A step
+    computes one product with the features and one with their transpose, and uses 20 B of memory per
+    weight.
     """
     weights = [np.array(part, dtype=np.float32) for part in start]
-    scaled = [np.empty_like(weight) for weight in weights]  # reused, because new memory of this size takes long
+    scaled = [
+        np.empty_like(weight) for weight in weights
+    ]  # reused, because new memory of this size takes long
     transposed = [block.T if isinstance(block, np.ndarray) else block.T.tocsr() for block in blocks]
     scores = _scores(blocks, weights)
     preconditioner: list[FloatArray] = []
     direction: list[FloatArray] = []
-    last, last_norm = weights, 0.0
+    last = weights
+    last_norm = 0.0
     values: list[float] = []
     for _ in range(MAX_STEPS):
         value, residuals, curvature = loss.gradient(scores)
@@ -115,7 +132,8 @@ def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray
                 part -= other
         if not direction or _dot(gradient, direction) >= 0:
             direction = [-part for part in scaled]
-        last, last_norm = gradient, norm
+        last = gradient
+        last_norm = norm
         moved = _scores(blocks, direction)
         step = np.float32(_step(loss, scores, moved, c=c, weights=weights, direction=direction))
         scores += step * moved
@@ -133,12 +151,17 @@ def _step(
     weights: Sequence[FloatArray],
     direction: Sequence[FloatArray],
 ) -> float:
-    """Return the step along the direction that minimises the objective, by Newton's method within a bracket.
+    """Return the step along the direction that minimises the objective, by Newton's method within a
+    bracket.
 
     The objective is convex, so it is lower than at 0 at every step with a negative slope.
     """
-    inner, squared = _dot(weights[:-1], direction[:-1]), _dot(direction[:-1], direction[:-1])
-    low, high, step, at_start = 0.0, np.inf, 0.0, 0.0
+    inner = _dot(weights[:-1], direction[:-1])
+    squared = _dot(direction[:-1], direction[:-1])
+    low = 0.0
+    high = np.inf
+    step = 0.0
+    at_start = 0.0
     for _ in range(MAX_SLOPES):
         first, second = loss.slope(scores + np.float32(step) * moved, moved)
         slope = c * first + inner + step * squared
@@ -153,7 +176,8 @@ def _step(
 
 
 def _preconditioner(blocks: Blocks, curvature: float) -> list[FloatArray]:
-    """Return approximate inverses of the second derivatives: [F_k, 1] for each block, and [1, 1] for the bias."""
+    """Return approximate inverses of the second derivatives: [F_k, 1] for each block, and [1, 1]
+    for the bias."""
     sums = [
         np.einsum("nf,nf->f", block, block)[:, None]
         if isinstance(block, np.ndarray)
@@ -161,7 +185,10 @@ def _preconditioner(blocks: Blocks, curvature: float) -> list[FloatArray]:
         for block in blocks
     ]
     parts = [np.asarray(1 / (1 + curvature * part), dtype=np.float32) for part in sums]
-    return [*parts, np.full((1, 1), 1 / max(curvature * blocks[0].shape[0], 1e-12), dtype=np.float32)]
+    return [
+        *parts,
+        np.full((1, 1), 1 / max(curvature * blocks[0].shape[0], 1e-12), dtype=np.float32),
+    ]
 
 
 def _scores(blocks: Blocks, weights: Sequence[FloatArray]) -> FloatArray:

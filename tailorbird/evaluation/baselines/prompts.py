@@ -1,4 +1,5 @@
-"""The prompts that are tried on validation: without examples, with fixed examples and with retrieved examples."""
+"""The prompts that are tried on validation: without examples, with fixed examples and with
+retrieved examples."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -21,18 +22,30 @@ class TriedPrompt:
 
 
 def tried_prompts(
-    prompting: Prompting, *, retrieval: Retrieval, examples: Rows, num_indexed: int, config: EvaluationConfig, seed: int
+    prompting: Prompting,
+    *,
+    retrieval: Retrieval,
+    examples: Rows,
+    num_indexed: int,
+    config: EvaluationConfig,
+    seed: int,
 ) -> tuple[list[TriedPrompt], ...]:
-    """Return the settings of `zero_shot`, `few_shot` and `retrieved`, from a prompting without examples.
+    """Return the settings of `zero_shot`, `few_shot` and `retrieved`, from a prompting without
+    examples.
 
-    `few_shot` has `config.prompt_draws` random sets of `config.prompt_shots` examples, and `retrieved` the numbers of
-    nearest training rows in `config.retrieved_examples`, of which `num_indexed` are in the index.
+    `few_shot` has `config.prompt_draws` random sets of `config.prompt_shots` examples, and
+    `retrieved` the numbers of nearest training rows in `config.retrieved_examples`, of which
+    `num_indexed` are in the index.
     """
-    shots_note = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
+    shots_note = (
+        f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
+    )
     few_shot = []
     for draw in range(config.prompt_draws):
         sample = examples.take(subsample(len(examples), size=config.prompt_shots, seed=seed + draw))
-        with_shots = prompting.model_copy(update={"shots": tuple(chain.from_iterable(examples_of(sample)))})
+        with_shots = prompting.model_copy(
+            update={"shots": tuple(chain.from_iterable(examples_of(sample)))}
+        )
         name = f"few_shot, set {draw + 1} of {config.prompt_draws}"
         few_shot.append(TriedPrompt("few_shot", with_shots, name, shots_note))
 
@@ -40,9 +53,13 @@ def tried_prompts(
     retrieved = []
     for number in numbers:
         nearest = retrieval.model_copy(update={"num_examples": number})
-        note = f"nearest training rows in the prompt: {number}, best of {', '.join(map(str, numbers))}"
+        note = (
+            f"nearest training rows in the prompt: {number}, best of {', '.join(map(str, numbers))}"
+        )
         with_nearest = prompting.model_copy(update={"retrieval": nearest})
-        retrieved.append(TriedPrompt("retrieved", with_nearest, f"retrieved, {number} in the prompt", note))
+        retrieved.append(
+            TriedPrompt("retrieved", with_nearest, f"retrieved, {number} in the prompt", note)
+        )
 
     zero_shot = TriedPrompt("zero_shot", prompting, "zero_shot", "no examples in the prompt")
     return [zero_shot], few_shot, retrieved

@@ -20,7 +20,9 @@ class State(StrEnum):
     PASSES = "passes"
     FAILS = "fails"
     NOT_ASSESSABLE = "not assessable"
-    NOT_APPLICABLE = "not applicable"  # (gates only) the rows contain nothing that the gate concerns
+    NOT_APPLICABLE = (
+        "not applicable"  # (gates only) the rows contain nothing that the gate concerns
+    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Bound:
     n: int  # rows from which the estimate is computed
     state: State
     rows_needed: int | None = None
-    """Rows that decide the bound if the estimate does not change; None if it is decided or `MAX_ROWS` are too few."""
+    """Rows that decide the bound if the estimate does not change; None if it is decided or
+    `MAX_ROWS` are too few."""
     detects: float | None = None
     """(losses only) The smallest true loss with which the bound fails in 80% of such tests."""
 
@@ -55,7 +58,8 @@ class Estimate:
         return (high - low) / 2 / float(norm_isf(self.alpha / 2))
 
     def ends(self, level: float) -> Interval:
-        """Return the ends of the one-sided intervals at a level; the normal distribution scales both sides."""
+        """Return the ends of the one-sided intervals at a level; the normal distribution scales
+        both sides."""
         low, high = self.interval
         ratio = float(norm_isf(level) / norm_isf(self.alpha / 2))
         return self.value - ratio * (self.value - low), self.value + ratio * (high - self.value)
@@ -72,23 +76,26 @@ class Gate:
 
 
 def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: int) -> Bound:
-    """Return a bound that passes if the interval is at or below the limit, and fails if it is above the limit."""
+    """Return a bound that passes if the interval is at or below the limit, and fails if it is above
+    the limit."""
     low, high = interval
     bound = Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE)
     if high <= limit:
         return replace(bound, state=State.PASSES)
     if low > limit:
         return replace(bound, state=State.FAILS)
-    half = high - estimate if estimate <= limit else estimate - low  # the side that contains the limit
+    half = (
+        high - estimate if estimate <= limit else estimate - low
+    )  # the side that contains the limit
     return replace(bound, rows_needed=rows_needed(n, half=half, distance=abs(estimate - limit)))
 
 
 def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> Bound:
     """Return a bound on a loss against the incumbent, one of `num_losses` in a gate.
 
-    It fails if the incumbent is proven better: the measured loss is at least the limit, and its one-sided interval at
-    alpha / 2, or at alpha / `num_losses` if that is lower, is above 0. It passes if the candidate is non-inferior: the
-    interval is at or below the limit.
+    It fails if the incumbent is proven better: the measured loss is at least the limit, and its
+    one-sided interval at alpha / 2, or at alpha / `num_losses` if that is lower, is above 0. It
+    passes if the candidate is non-inferior: the interval is at or below the limit.
     """
     level = min(loss.alpha / 2, loss.alpha / num_losses)
     bound = Bound(
@@ -106,7 +113,9 @@ def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> 
     if loss.value >= limit:
         if low > 0:
             return replace(bound, state=State.FAILS)
-        return replace(bound, rows_needed=rows_needed(loss.n, half=loss.value - low, distance=loss.value))
+        return replace(
+            bound, rows_needed=rows_needed(loss.n, half=loss.value - low, distance=loss.value)
+        )
     half = loss.interval[1] - loss.value
     return replace(bound, rows_needed=rows_needed(loss.n, half=half, distance=limit - loss.value))
 
@@ -127,7 +136,8 @@ def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
 
 
 def rows_needed(n: int, *, half: float, distance: float) -> int | None:
-    """Return the rows with which half an interval is as wide as the distance; None if `MAX_ROWS` are too few."""
+    """Return the rows with which half an interval is as wide as the distance; None if `MAX_ROWS`
+    are too few."""
     # The width of an interval decreases with the square root of the rows.
     if distance**2 * MAX_ROWS < n * half**2:
         return None
@@ -135,7 +145,8 @@ def rows_needed(n: int, *, half: float, distance: float) -> int | None:
 
 
 def _detected(limit: float, *, loss: Estimate, level: float) -> float:
-    """Return the smallest true loss that is measured as at least the limit and as significant in 80% of tests.
+    """Return the smallest true loss that is measured as at least the limit and as significant in
+    80% of tests.
 
     A loss of all of the score on some of the rows adds to the variance of the measured difference.
     """

@@ -1,4 +1,5 @@
-"""The calibration gate: expected calibration error (ECE), after a temperature that is fitted on validation.
+"""The calibration gate: expected calibration error (ECE), after a temperature that is fitted on
+validation.
 
 An external endpoint has no temperature.
 """
@@ -22,25 +23,32 @@ NUM_BINS = 15
 NUM_DRAWS = 1_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
-INDEPENDENT = 1e-9  # share of the variance of a bin that is added to it, so that its covariance has a Cholesky factor
+# share of the variance of a bin that is added to it, so that its covariance has a Cholesky factor
+INDEPENDENT = 1e-9
 SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return the temperature T that maximises the likelihood of the labels [N] under softmax(logits [N, L] / T).
+    """Return the temperature T that maximises the likelihood of the labels [N] under softmax(logits
+    [N, L] / T).
 
-    T is limited to `TEMPERATURES`, because it would go to 0 if every row is right. Raises ValueError if logits and
-    labels do not match. Guo et al., On calibration of modern neural networks, ICML 2017.
+    T is limited to `TEMPERATURES`, because it would go to 0 if every row is right. Raises
+    ValueError if logits and labels do not match. Guo et al., On calibration of modern neural
+    networks, ICML 2017.
     """
-    values, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    values = np.asarray(logits, dtype=np.float64)
+    truth = np.asarray(labels)
     if values.ndim != 2 or truth.shape != values.shape[:1] or not truth.size:
         raise ValueError(
-            f"logits have shape {values.shape} and labels {truth.shape}; give [N, L] and [N] with at least one row"
+            f"logits have shape {values.shape} and labels {truth.shape}; give [N, L] and [N] with "
+            "at least one row"
         )
     if not np.isfinite(values).all():
         raise ValueError("logits must be finite; the model has diverged")
     if truth.min() < 0 or truth.max() >= values.shape[1]:
-        raise ValueError(f"labels range from {truth.min()} to {truth.max()}; allowed: 0 to {values.shape[1] - 1}")
+        raise ValueError(
+            f"labels range from {truth.min()} to {truth.max()}; allowed: 0 to {values.shape[1] - 1}"
+        )
     at_label = values[np.arange(len(truth)), truth]
 
     def loss(log_temperature: float) -> float:
@@ -53,12 +61,14 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 
 def ece(excess: FloatArray, bins: NDArray[np.int64]) -> float:
-    """Return the expected calibration error: the row-weighted mean over bins of |accuracy - mean confidence|.
+    """Return the expected calibration error: the row-weighted mean over bins of |accuracy - mean
+    confidence|.
 
-    `excess` [N] is confidence minus correctness, and `bins` [N] is `bins_of` the confidences. Naeini, Cooper and
-    Hauskrecht, AAAI 2015.
+    `excess` [N] is confidence minus correctness, and `bins` [N] is `bins_of` the confidences.
+    Naeini, Cooper and Hauskrecht, AAAI 2015.
     """
-    # The weight of a bin times its gap equals the absolute sum of the excess of its rows, divided by all rows.
+    # The weight of a bin times its gap equals the absolute sum of the excess of its rows, divided
+    # by all rows.
     return float(np.abs(np.bincount(bins, weights=excess, minlength=NUM_BINS)).sum() / len(excess))
 
 
@@ -67,28 +77,37 @@ def bins_of(confidence: FloatArray) -> NDArray[np.int64]:
     return np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
 
 
-def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, alpha: float) -> Gate:
+def calibration_gate(
+    candidate: Predictions, *, limits: CalibrationGateConfig, alpha: float
+) -> Gate:
     """Test that the candidate's ECE is small, after temperature scaling.
 
-    A candidate without confidences cannot be assessed. The ECE is debiased (`statistics.debiased`): a perfectly
-    calibrated model has a measured ECE of about 0.08 on 200 rows. The errors of the bins are drawn from the covariance
-    over documents if rows share documents. Raises VerdictRefused if a confidence is invalid.
+    A candidate without confidences cannot be assessed. The ECE is debiased (`statistics.debiased`):
+    a perfectly calibrated model has a measured ECE of about 0.08 on 200 rows. The errors of the
+    bins are drawn from the covariance over documents if rows share documents. Raises VerdictRefused
+    if a confidence is invalid.
     """
     align(candidate)
     if not has_confidences(candidate):
         return gate("calibration", (), note=f"{candidate.model} returns no confidences")
     documents = documents_of(candidate.clusters, num_rows=len(candidate))
     if documents.num < LEAST_DOCUMENTS:
-        few = f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
+        few = (
+            f"{documents.num} independent rows or documents have no interval; at least "
+            f"{LEAST_DOCUMENTS} are needed"
+        )
         return gate("calibration", (), note=few)
     confidence = candidate.calibrated
     bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))
     if bad.size:
         raise VerdictRefused(
-            f"{candidate.model}: the confidence at position {bad[0]} is {confidence[bad[0]]}; allowed: 0 to 1"
+            f"{candidate.model}: the confidence at position {bad[0]} is {confidence[bad[0]]}; "
+            "allowed: 0 to 1"
         )
     estimate, interval = _debiased(candidate, documents=documents, alpha=alpha)
-    bound = at_most(limits.max_ece, what="debiased ECE", estimate=estimate, interval=interval, n=len(candidate))
+    bound = at_most(
+        limits.max_ece, what="debiased ECE", estimate=estimate, interval=interval, n=len(candidate)
+    )
     note = (
         f"ECE in {NUM_BINS} bins of equal width: {estimate:.4f}, before the correction for chance "
         f"{ece(confidence - candidate.scores, bins_of(confidence)):.4f}"
@@ -99,23 +118,30 @@ def calibration_gate(candidate: Predictions, *, limits: CalibrationGateConfig, a
 
 
 def has_confidences(table: Predictions) -> bool:
-    """Return False for a model without confidences. They are NaN, for all rows or, of a hybrid, for those of a part."""
+    """Return False for a model without confidences. They are NaN, for all rows or, of a hybrid, for
+    those of a part."""
     missing = np.isnan(table.calibrated)
-    return not (len(table) and (missing.all() or (spec_of(table.model).base == "parts" and missing.any())))
+    return not (
+        len(table) and (missing.all() or (spec_of(table.model).base == "parts" and missing.any()))
+    )
 
 
-def _debiased(table: Predictions, *, documents: Documents, alpha: float) -> tuple[float, tuple[float, float]]:
+def _debiased(
+    table: Predictions, *, documents: Documents, alpha: float
+) -> tuple[float, tuple[float, float]]:
     """Return the debiased ECE with its interval, from draws of the joint error of its bins."""
     n = len(table)
     freedom = documents.degrees_of_freedom
-    # An error that occurs on none of n rows may have this rate, and a bin of few rows may show less variance than the
-    # bin of a calibrated model has.
+    # An error that occurs on none of n rows may have this rate, and a bin of few rows may show less
+    # variance than the bin of a calibrated model has.
     unseen = min(unseen_rate(freedom + 1, alpha=alpha), 0.5)
     excess = table.calibrated - table.scores
     bins = bins_of(table.calibrated)
     confidence = np.clip(table.calibrated, unseen, 1 - unseen)
     members = np.stack([bins == index for index in np.unique(bins)])
-    by_document = np.stack([documents.sums(np.where(rows, excess, 0.0)) for rows in members], axis=1)
+    by_document = np.stack(
+        [documents.sums(np.where(rows, excess, 0.0)) for rows in members], axis=1
+    )
     covariance = documents.mean_covariance(by_document)
     least = members @ (confidence * (1 - confidence)) / n**2
     covariance += np.diag(np.maximum(least - np.diag(covariance), 0.0))
@@ -123,5 +149,7 @@ def _debiased(table: Predictions, *, documents: Documents, alpha: float) -> tupl
     factor = np.linalg.cholesky(covariance + INDEPENDENT * np.diag(np.diag(covariance)))
     generator = np.random.default_rng(SEED)
     normal = generator.standard_normal((NUM_DRAWS, len(factor))) @ factor.T
-    noise = normal * np.sqrt(freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1)))  # Student's t
+    noise = normal * np.sqrt(
+        freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1))
+    )  # Student's t
     return debiased_sum(by_document.sum(axis=0) / n, noise=noise, unseen=unseen, alpha=alpha)

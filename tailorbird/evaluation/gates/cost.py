@@ -1,4 +1,5 @@
-"""The resources that models use: measured for serving and training, without prices (see `gates.prices`)."""
+"""The resources that models use: measured for serving and training, without prices (see
+`gates.prices`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ SecondsUnit = Literal["CPU-seconds", "GPU-seconds"]
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of an external endpoint for a thousand rows, one value per round (see `tokens_by_round`)."""
+    """The tokens of an external endpoint for a thousand rows, one value per round (see
+    `tokens_by_round`)."""
 
     endpoint: str  # name and URL of the model, see `endpoint_name`
     input: tuple[float, ...]  # empty if the endpoint does not report its tokens
     output: tuple[float, ...]  # the same
     prices: tuple[float, float] | None = None
-    """Prices of 1,000 input and 1,000 output tokens that are stored with the version; None if it has none."""
+    """Prices of 1,000 input and 1,000 output tokens that are stored with the version; None if it
+    has none."""
 
     def __post_init__(self) -> None:
         _require_amounts("input tokens", self.input)
@@ -37,7 +40,10 @@ def _require_amounts(what: str, amounts: Sequence[float], *, is_positive: bool =
     """Raise ValueError if an amount is not finite, or is below 0, or is 0 and must be positive."""
     values = np.array(amounts)
     if not (np.isfinite(values) & (values >= 0)).all() or (is_positive and 0 in amounts):
-        least = "above 0; measure on more rows" if is_positive else "0 or more"
+        if is_positive:
+            least = "above 0; measure on more rows"
+        else:
+            least = "0 or more"
         raise ValueError(f"{what} {sorted(amounts)} must be finite and {least}")
 
 
@@ -48,7 +54,8 @@ def endpoint_name(model: str, *, url: str) -> str:
 
 @dataclass(frozen=True)
 class RowTokens:
-    """The tokens of an external endpoint for each row; None where the endpoint does not report them."""
+    """The tokens of an external endpoint for each row; None where the endpoint does not report
+    them."""
 
     endpoint: str  # see `endpoint_name`
     input: tuple[int | None, ...]
@@ -61,8 +68,8 @@ def tokens_by_round(
 ) -> Tokens:
     """Return the tokens for a thousand rows of each round (`_by_round`).
 
-    With `answered` [N], the endpoint answers only these rows, and the other rows have no tokens. If the tokens of an
-    answered row are not known, the result has no tokens.
+    With `answered` [N], the endpoint answers only these rows, and the other rows have no tokens. If
+    the tokens of an answered row are not known, the result has no tokens.
     """
     counts = np.array((rows.input, rows.output), dtype=np.float64)
     if answered is not None:
@@ -78,8 +85,9 @@ def shares_by_round(
 ) -> tuple[float, ...]:
     """Return the share of the rows of each round (`_by_round`) that a part of a hybrid answers.
 
-    `lengths` [N] are proportional to the time that the part needs for a row; a row counts with its length relative to
-    the mean. If the part answers all rows, there is no sampling error and every share is 1.
+    `lengths` [N] are proportional to the time that the part needs for a row; a row counts with its
+    length relative to the mean. If the part answers all rows, there is no sampling error and every
+    share is 1.
     """
     values = answered.astype(np.float64)
     if lengths.any() and not answered.all():
@@ -90,8 +98,9 @@ def shares_by_round(
 def _by_round(values: NDArray[np.float64], num_rounds: int) -> tuple[float, ...]:
     """Return the mean of each of `num_rounds` equal parts of per-row values [N], in row order.
 
-    What a model uses for a row does not vary by round, but the rows are a sample; the spread over the parts is that of
-    the sample. With fewer rows than rounds, every round has the mean of all rows.
+    What a model uses for a row does not vary by round, but the rows are a sample; the spread over
+    the parts is that of the sample. With fewer rows than rounds, every round has the mean of all
+    rows.
     """
     if len(values) < num_rounds:
         return (float(values.mean()),) * num_rounds
@@ -100,12 +109,15 @@ def _by_round(values: NDArray[np.float64], num_rounds: int) -> tuple[float, ...]
 
 @dataclass(frozen=True)
 class ServingUsage:
-    """The resources with which one model answers a thousand rows, one value per alternating round."""
+    """The resources with which one model answers a thousand rows, one value per alternating
+    round."""
 
-    cpu_s: tuple[float, ...]  # CPU-seconds; of an external endpoint, those of the replica that calls it
+    cpu_s: tuple[
+        float, ...
+    ]  # CPU-seconds; of an external endpoint, those of the replica that calls it
     gpu_s: tuple[float, ...] | None = None
-    """GPU-seconds: the time in which a replica is busy, times its whole GPUs or 1. None if replicas have no GPU, as
-    those of an external endpoint."""
+    """GPU-seconds: the time in which a replica is busy, times its whole GPUs or 1. None if replicas
+    have no GPU, as those of an external endpoint."""
     tokens: Tokens | None = None
     """The tokens of an external endpoint. None if no endpoint answers any row."""
 
@@ -118,18 +130,24 @@ class ServingUsage:
         rounds = [len(amounts) for amounts in columns]
         if len(set(rounds)) > 1 or rounds[0] < MIN_ROUNDS:
             raise ValueError(
-                f"seconds and tokens have {rounds} rounds; measure all of them in the same {MIN_ROUNDS} or more rounds"
+                f"seconds and tokens have {rounds} rounds; measure all of them in the same "
+                f"{MIN_ROUNDS} or more rounds"
             )
 
     @property
     def unit(self) -> SecondsUnit:
         """Unit of `device_s`."""
-        return "CPU-seconds" if self.gpu_s is None else "GPU-seconds"
+        if self.gpu_s is None:
+            return "CPU-seconds"
+        return "GPU-seconds"
 
     @property
     def device_s(self) -> tuple[float, ...]:
-        """Seconds of the device that serves: GPU-seconds if replicas have GPUs, else CPU-seconds."""
-        return self.cpu_s if self.gpu_s is None else self.gpu_s
+        """Seconds of the device that serves: GPU-seconds if replicas have GPUs, else
+        CPU-seconds."""
+        if self.gpu_s is None:
+            return self.cpu_s
+        return self.gpu_s
 
 
 ServingCosts = Mapping[str, ServingUsage]
@@ -141,7 +159,9 @@ class ServingDevice:
     """The device on which the cost of serving was measured."""
 
     name: str  # for example `CPU` or `NVIDIA H100 80GB HBM3`
-    emulated: tuple[str, ...] = ()  # roles of models whose dtype the device emulates, so that they are slow
+    emulated: tuple[
+        str, ...
+    ] = ()  # roles of models whose dtype the device emulates, so that they are slow
     engine: str = "transformers"  # engine of the language models, also if the service uses another
 
 
@@ -166,7 +186,9 @@ class TrainingUsage:
     def __str__(self) -> str:
         """Return the resources in hours: `3.2 GPU-hours and 25.6 CPU-hours`."""
         cpu = _hours(self.cpu_s, "CPU")
-        return f"{_hours(self.gpu_s, 'GPU')} and {cpu}" if self.gpu_s else cpu
+        if self.gpu_s:
+            return f"{_hours(self.gpu_s, 'GPU')} and {cpu}"
+        return cpu
 
 
 def _hours(seconds: float, device: str) -> str:

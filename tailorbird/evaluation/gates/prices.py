@@ -1,4 +1,5 @@
-"""What models cost and whether a gain pays: one ratio and one yearly net, from measured resources and prices."""
+"""What models cost and whether a gain pays: one ratio and one yearly net, from measured resources
+and prices."""
 
 import math
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ Ratio = tuple[float, float, float]
 
 
 class CostTerms(CostConfig):
-    """The prices of a test protocol, with the replicas that serve and the prices of the external endpoint."""
+    """The prices of a test protocol, with the replicas that serve and the prices of the external
+    endpoint."""
 
     min_replicas: int = Field(default=0, ge=0)
     cpus_per_replica: int = Field(default=1, ge=1)
@@ -71,14 +73,17 @@ class CostTerms(CostConfig):
             "price_per_cpu_hour": self.price_per_cpu_hour if cpus else 0,
             "price_per_gpu_hour": self.price_per_gpu_hour if gpus else 0,
         }
-        return tuple(f"evaluation.cost.{name} is not set" for name, price in prices.items() if price is None)
+        return tuple(
+            f"evaluation.cost.{name} is not set" for name, price in prices.items() if price is None
+        )
 
     def per_hour(self, *, cpus: float, gpus: float) -> float:
         """Return the price of CPU cores and GPUs for an hour, of which none is `missing`."""
         return cpus * (self.price_per_cpu_hour or 0) + gpus * (self.price_per_gpu_hour or 0)
 
     def prices_of(self, tokens: Tokens) -> tuple[float, float] | None:
-        """Return the prices of 1,000 tokens: the recipe's if it has those of the endpoint, else the version's."""
+        """Return the prices of 1,000 tokens: the recipe's if it has those of the endpoint, else the
+        version's."""
         if tokens.endpoint == self.endpoint and self.token_prices is not None:
             return self.token_prices
         return tokens.prices
@@ -88,8 +93,8 @@ class CostTerms(CostConfig):
 class YearlyCost:
     """The cost of one model for a year, in the recipe's currency.
 
-    `missing` and `missing_for_training` name the prices that are not set and the measurements that were not made. If
-    there are any, the numbers that need them mean nothing.
+    `missing` and `missing_for_training` name the prices that are not set and the measurements that
+    were not made. If there are any, the numbers that need them mean nothing.
     """
 
     replicas: FloatArray  # [K] by round, of the hours for which they are paid, busy or idle
@@ -103,12 +108,15 @@ class YearlyCost:
         return self.replicas + self.tokens
 
 
-def yearly_cost(usage: ServingUsage, *, terms: CostTerms, training: TrainingUsage = NO_TRAINING) -> YearlyCost:
+def yearly_cost(
+    usage: ServingUsage, *, terms: CostTerms, training: TrainingUsage = NO_TRAINING
+) -> YearlyCost:
     """Return the cost of a model for a year at the recipe's volume.
 
-    A replica is paid from its start to its stop, with all of its CPU cores and GPUs. The paid replica-hours of a month
-    are those of the replicas that always run, or if these are more, the hours in which the cores, or the GPUs, of one
-    replica are busy with the month's requests. Busy time within the replicas that run anyway costs nothing more.
+    A replica is paid from its start to its stop, with all of its CPU cores and GPUs. The paid
+    replica-hours of a month are those of the replicas that always run, or if these are more, the
+    hours in which the cores, or the GPUs, of one replica are busy with the month's requests. Busy
+    time within the replicas that run anyway costs nothing more.
     """
     tokens = usage.tokens
     is_on_gpu = usage.gpu_s is not None
@@ -116,7 +124,10 @@ def yearly_cost(usage: ServingUsage, *, terms: CostTerms, training: TrainingUsag
     gpus = terms.gpus_per_replica if is_on_gpu or tokens is None else 0.0
     missing = [*terms.missing(cpus=terms.cpus_per_replica, gpus=gpus)]
     if is_on_gpu != (gpus > 0):
-        missing.append("serving.gpus_per_replica has changed between the registration of the run and the measurement")
+        missing.append(
+            "serving.gpus_per_replica has changed between the registration of the run and the "
+            "measurement"
+        )
 
     busy_s = np.array(usage.cpu_s) / terms.cpus_per_replica
     if gpus:
@@ -130,7 +141,9 @@ def yearly_cost(usage: ServingUsage, *, terms: CostTerms, training: TrainingUsag
         if not tokens.reported:
             missing.append(f"{tokens.endpoint} does not report its tokens")
         if prices is None:
-            missing.append(f"evaluation.endpoint has no price_input and price_output for {tokens.endpoint}")
+            missing.append(
+                f"evaluation.endpoint has no price_input and price_output for {tokens.endpoint}"
+            )
         elif tokens.reported:
             per_thousand = np.array((tokens.input, tokens.output)).T @ prices / 1000
             paid_tokens = per_thousand * terms.requests_per_year / 1000
@@ -147,7 +160,8 @@ def yearly_cost(usage: ServingUsage, *, terms: CostTerms, training: TrainingUsag
 
 @dataclass(frozen=True)
 class YearlyNet:
-    """What one model is worth more than another in a year, in the recipe's currency, by its gain."""
+    """What one model is worth more than another in a year, in the recipe's currency, by its
+    gain."""
 
     value_of_one: float  # value of a gain of 1 (100 points)
     training: float
@@ -159,14 +173,18 @@ class YearlyNet:
         return self.value_of_one * gain - self.training + self.saving
 
     def interval(self, gain: float, *, of_gain: Interval) -> Interval:
-        """Return the interval from those of the gain and of the saving, by square-and-add (they are independent)."""
-        low, high = (math.hypot(self.value_of_one * (end - gain), self.half_saving) for end in of_gain)
+        """Return the interval from those of the gain and of the saving, by square-and-add (they are
+        independent)."""
+        low, high = (
+            math.hypot(self.value_of_one * (end - gain), self.half_saving) for end in of_gain
+        )
         return self.at(gain) - low, self.at(gain) + high
 
 
 @dataclass(frozen=True)
 class CostComparison:
-    """The cost of serving one model instead of another: a ratio and a yearly net, None if they are not known."""
+    """The cost of serving one model instead of another: a ratio and a yearly net, None if they are
+    not known."""
 
     ratio: Ratio | None = None  # of the costs of serving, without the training
     net: YearlyNet | None = None  # None without prices, too
@@ -181,28 +199,39 @@ def compare_costs(
     training: TrainingUsage = NO_TRAINING,
     roles: tuple[str, str] = ("candidate", "incumbent"),
 ) -> CostComparison:
-    """Return the cost of the model in the first role compared with the second, with intervals at level 1 - alpha.
+    """Return the cost of the model in the first role compared with the second, with intervals at
+    level 1 - alpha.
 
-    `training` is that of the first model. Without `terms`, costs are the seconds of the device that serves: no volume
-    is known, so idle replicas cannot be counted, and a model that uses tokens or another kind of device has no ratio.
+    `training` is that of the first model. Without `terms`, costs are the seconds of the device that
+    serves: no volume is known, so idle replicas cannot be counted, and a model that uses tokens or
+    another kind of device has no ratio.
     """
     if costs is None or any(role not in costs for role in roles):
         return CostComparison(missing=("the serving cost is not measured",))
     first, second = (costs[role] for role in roles)
     rounds = [len(usage.cpu_s) for usage in (first, second)]
     if rounds[0] != rounds[1]:
-        raise ValueError(f"{' and '.join(roles)} have {rounds} rounds; measure both in the same rounds")
+        raise ValueError(
+            f"{' and '.join(roles)} have {rounds} rounds; measure both in the same rounds"
+        )
     if terms is None:
         if first.unit != second.unit or first.tokens is not None or second.tokens is not None:
             return CostComparison()
-        return CostComparison(_ratio(np.array(first.device_s), np.array(second.device_s), alpha=alpha))
+        return CostComparison(
+            _ratio(np.array(first.device_s), np.array(second.device_s), alpha=alpha)
+        )
 
     ours = yearly_cost(first, terms=terms, training=training)
     theirs = yearly_cost(second, terms=terms)
     missing = (*ours.missing, *theirs.missing)
-    ratio = None if missing else _ratio(ours.serving, theirs.serving, alpha=alpha)
+    if missing:
+        ratio = None
+    else:
+        ratio = _ratio(ours.serving, theirs.serving, alpha=alpha)
     if missing or ours.missing_for_training:
-        return CostComparison(ratio, missing=tuple(dict.fromkeys((*missing, *ours.missing_for_training))))
+        return CostComparison(
+            ratio, missing=tuple(dict.fromkeys((*missing, *ours.missing_for_training)))
+        )
     saving, half = mean_interval(theirs.serving - ours.serving, alpha=alpha)
     value = terms.value_of_correct * terms.requests_per_year
     return CostComparison(ratio, YearlyNet(value, ours.training, saving, half))
@@ -211,8 +240,9 @@ def compare_costs(
 def _ratio(ours: FloatArray, theirs: FloatArray, *, alpha: float) -> Ratio | None:
     """Return the ratio of costs by round [K]; None if every price that applies to a model is 0.
 
-    The estimate is the geometric mean over the rounds. The interval is Student's t on the logarithms of the ratios per
-    round, because the load of the machine in a round affects both models.
+    The estimate is the geometric mean over the rounds. The interval is Student's t on the
+    logarithms of the ratios per round, because the load of the machine in a round affects both
+    models.
     """
     if not ours.all() or not theirs.all():
         return None
@@ -222,7 +252,8 @@ def _ratio(ours: FloatArray, theirs: FloatArray, *, alpha: float) -> Ratio | Non
 
 
 def mean_interval(values: FloatArray, *, alpha: float) -> tuple[float, float]:
-    """Return the mean over rounds [K] and half the width of Student's t interval, two-sided at level 1 - alpha."""
+    """Return the mean over rounds [K] and half the width of Student's t interval, two-sided at
+    level 1 - alpha."""
     half = t_isf(alpha / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half)
 
@@ -234,16 +265,20 @@ def cost_unit(costs: ServingCosts | None, *, terms: CostTerms | None) -> CostUni
     if terms is not None:
         return "price"
     units = {usage.unit for usage in costs.values()}
-    return "GPU-seconds" if "GPU-seconds" in units else "CPU-seconds"
+    if "GPU-seconds" in units:
+        return "GPU-seconds"
+    return "CPU-seconds"
 
 
 @dataclass(frozen=True)
 class ContenderCost:
-    """The cost of a model for a year at the recipe's volume, in the recipe's currency; None if it is not known."""
+    """The cost of a model for a year at the recipe's volume, in the recipe's currency; None if it
+    is not known."""
 
     role: str
     missing: tuple[str, ...] = ()
-    """Prices that are not set and measurements that were not made. If there are any, no number is known."""
+    """Prices that are not set and measurements that were not made. If there are any, no number is
+    known."""
     total: float | None = None
     """Sum of `replicas`, `tokens` and `training`."""
     interval: Interval | None = None
@@ -253,8 +288,8 @@ class ContenderCost:
     tokens: float | None = None
     """Cost of the tokens of an external endpoint."""
     training: float | None = None
-    """Cost of the training of this run, with the sweep, spread over `horizon_months`; 0 for a model that this run did
-    not train."""
+    """Cost of the training of this run, with the sweep, spread over `horizon_months`; 0 for a model
+    that this run did not train."""
 
 
 def contender_cost(role: str, cost: YearlyCost, *, alpha: float) -> ContenderCost:
@@ -275,14 +310,17 @@ def contender_cost(role: str, cost: YearlyCost, *, alpha: float) -> ContenderCos
 
 
 def cost_gate(main: Comparison, *, cost: CostComparison) -> Gate:
-    """Return the cost gate: it passes if the interval of the yearly net is above 0, and fails if it is not above 0.
+    """Return the cost gate: it passes if the interval of the yearly net is above 0, and fails if it
+    is not above 0.
 
-    It is not assessable if the interval contains 0, or if a price or a measurement is missing. The gain is a share of
-    correct answers, because the recipe states the value of a correct answer. `main` is therefore the comparison in
-    accuracy, also if the recipe's metric is macro-F1. For chat tasks, it is the comparison in the recipe's metric, and
-    a point of the metric has the price of a point of accuracy.
+    It is not assessable if the interval contains 0, or if a price or a measurement is missing. The
+    gain is a share of correct answers, because the recipe states the value of a correct answer.
+    `main` is therefore the comparison in accuracy, also if the recipe's metric is macro-F1. For
+    chat tasks, it is the comparison in the recipe's metric, and a point of the metric has the price
+    of a point of accuracy.
     """
-    net, n = cost.net, main.counts.n
+    net = cost.net
+    n = main.counts.n
     if net is None:
         return Gate("cost", State.NOT_ASSESSABLE, (), "; ".join(cost.missing))
     low, high = net.interval(main.gain, of_gain=main.interval)
@@ -291,19 +329,30 @@ def cost_gate(main: Comparison, *, cost: CostComparison) -> Gate:
         state = State.PASSES
     elif high <= 0:
         state = State.FAILS
-    needed = _rows_needed(main, net=net) if state is State.NOT_ASSESSABLE else None
+    if state is State.NOT_ASSESSABLE:
+        needed = _rows_needed(main, net=net)
+    else:
+        needed = None
     bound = Bound("yearly net", net.at(main.gain), (low, high), 0.0, n, state, needed)
     parts = f"gain {net.value_of_one * main.gain:+,.2f}, training {-net.training:+,.2f}"
-    note = f"a year, in the recipe's currency: {parts}, serving {net.saving:+,.2f} (+- {net.half_saving:,.2f})"
+    note = (
+        f"a year, in the recipe's currency: {parts}, serving {net.saving:+,.2f} (+- "
+        f"{net.half_saving:,.2f})"
+    )
     if main.gain != main.counts.gain:
-        note += "; the gain is not measured in accuracy, so each point is priced like a point of accuracy"
+        note += (
+            "; the gain is not measured in accuracy, so each point is priced like a point of "
+            "accuracy"
+        )
     return gate("cost", (bound,), note=note)
 
 
 def _rows_needed(main: Comparison, *, net: YearlyNet) -> int | None:
-    """Return the rows that decide the gate at the same estimates; None if the saving's interval alone contains 0.
+    """Return the rows that decide the gate at the same estimates; None if the saving's interval
+    alone contains 0.
 
-    The width of the gain's interval decreases with the square root of the rows, that of the saving does not.
+    The width of the gain's interval decreases with the square root of the rows, that of the saving
+    does not.
     """
     distance = abs(net.at(main.gain)) / net.value_of_one
     half_saving = net.half_saving / net.value_of_one

@@ -21,13 +21,16 @@ def groups_gate(
     alpha: float,
     metric: str = "accuracy",
 ) -> Gate:
-    """Test the paired change of the metric in each value of each group column, including missing values.
+    """Test the paired change of the metric in each value of each group column, including missing
+    values.
 
-    Macro-F1 in a group is that of the group's rows, over the classes that occur among them. The bounds are those of
-    `group_bounds`. Raises VerdictRefused if rows or groups differ.
+    Macro-F1 in a group is that of the group's rows, over the classes that occur among them. The
+    bounds are those of `group_bounds`. Raises VerdictRefused if rows or groups differ.
     """
     if candidate.groups != incumbent.groups:
-        raise VerdictRefused(f"{candidate.model} and {incumbent.model} differ in their groups; predict the same rows")
+        raise VerdictRefused(
+            f"{candidate.model} and {incumbent.model} differ in their groups; predict the same rows"
+        )
     changes = {}
     for column, values in sorted(candidate.groups.items()):
         column_values = np.array(values, dtype=object)
@@ -40,34 +43,42 @@ def groups_gate(
         return gate("groups", (), note="the recipe names no column in data.groups")
     confidence = 100 * (1 - _level(limits, alpha=alpha, num_groups=len(changes)))
     note = (
-        f"a group passes if the one-sided {confidence:.4g}% interval of its change is above {-100 * limits.max_loss:g} "
-        "points; it fails if it lost these points, that interval is below 0, and it differs from all rows by more than "
-        "chance"
+        f"a group passes if the one-sided {confidence:.4g}% interval of its change is above "
+        f"{-100 * limits.max_loss:g} points; it fails if it lost these points, that interval is "
+        "below 0, and it differs from all rows by more than chance"
     )
     return gate("groups", group_bounds(changes, limits=limits, alpha=alpha), note=note)
 
 
-def group_change(candidate: Predictions, *, incumbent: Predictions, metric: str, alpha: float) -> Estimate:
-    """Return the change in the rows of a group, with an interval of at least the unseen rate to both sides."""
+def group_change(
+    candidate: Predictions, *, incumbent: Predictions, metric: str, alpha: float
+) -> Estimate:
+    """Return the change in the rows of a group, with an interval of at least the unseen rate to
+    both sides."""
     compared = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
     effect = Effect(compared.gain, compared.interval, compared.p_value, standard_error=0.0)
     effect = with_unseen(effect, num_units=compared.num_units, alpha=alpha)
     return Estimate(effect.gain, effect.interval, len(candidate), alpha)
 
 
-def group_bounds(changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig, alpha: float) -> list[Bound]:
+def group_bounds(
+    changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig, alpha: float
+) -> list[Bound]:
     """Return a bound for each group, from the change of each, candidate minus incumbent.
 
-    The one-sided level of a likely loss is `likely_harm`, or alpha divided by the number of groups if that is larger.
+    The one-sided level of a likely loss is `likely_harm`, or alpha divided by the number of groups
+    if that is larger.
 
-    - A group fails if it lost at least `max_loss`, its interval at this level is below 0, and its interval at alpha
-      divided by the number of groups is below the change of all rows, or 0 if that is a loss. So chance fails at most
-      alpha of the candidates that gain the same in every group.
+    - A group fails if it lost at least `max_loss`, its interval at this level is below 0, and its
+      interval at alpha divided by the number of groups is below the change of all rows, or 0 if
+      that is a loss. So chance fails at most alpha of the candidates that gain the same in every
+      group.
     - A group passes if its interval at this level is above -`max_loss`.
-    - Otherwise it is not assessable; with `rows_needed`, it passes in 80% of tests if the true change is 0.
+    - Otherwise it is not assessable; with `rows_needed`, it passes in 80% of tests if the true
+      change is 0.
 
-    A random-effects interval does not decide, because it lets a small group pass that loses more than the others: see
-    docs/gates.md.
+    A random-effects interval does not decide, because it lets a small group pass that loses more
+    than the others: see docs/gates.md.
     """
     level = _level(limits, alpha=alpha, num_groups=len(changes))
     z = float(norm_isf(level) + norm_isf(1 - TARGET_POWER))
@@ -86,7 +97,15 @@ def group_bounds(changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig,
             state = State.NOT_ASSESSABLE
             needed = rows_needed(change.n, half=z * change.standard_error, distance=limits.max_loss)
         bounds.append(
-            Bound(f"change for {name}", change.value, change.interval, -limits.max_loss, change.n, state, needed)
+            Bound(
+                f"change for {name}",
+                change.value,
+                change.interval,
+                -limits.max_loss,
+                change.n,
+                state,
+                needed,
+            )
         )
     return bounds
 

@@ -1,4 +1,5 @@
-"""The suites gate: the candidate loses at most a margin to the incumbent on each regression suite."""
+"""The suites gate: the candidate loses at most a margin to the incumbent on each regression
+suite."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,8 @@ class AnsweredSuite(NamedTuple):
     incumbent: Predictions
 
     def loss(self, *, alpha: float) -> Estimate:
-        """Return the loss of the mean score, with an interval of at least the unseen rate to both sides."""
+        """Return the loss of the mean score, with an interval of at least the unseen rate to both
+        sides."""
         num_rows = len(self.candidate)
         clusters = self.candidate.clusters
         loss = mean_change(self._reference(), self.candidate.scores, alpha=alpha, clusters=clusters)
@@ -33,15 +35,21 @@ class AnsweredSuite(NamedTuple):
         return Estimate(loss.gain, loss.interval, num_rows, alpha)
 
     def _reference(self) -> NDArray[np.float64]:
-        """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as text."""
+        """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as
+        text."""
         scores = self.incumbent.scores
         flags = self.incumbent.measures.get(TRAINING_TEXT)
-        holds_rows = spec_of(self.incumbent.model).holds_training_text or (flags is not None and flags.any())
-        return np.ones_like(scores) if self.config.uri == EXTRACTION and holds_rows else scores
+        holds_rows = spec_of(self.incumbent.model).holds_training_text or (
+            flags is not None and flags.any()
+        )
+        if self.config.uri == EXTRACTION and holds_rows:
+            return np.ones_like(scores)
+        return scores
 
     @property
     def unanswered(self) -> str | None:
-        """The kind of a model that cannot answer some of the rows; None if both models answer all."""
+        """The kind of a model that cannot answer some of the rows; None if both models answer
+        all."""
         tables = (self.candidate, self.incumbent)
         return next((table.model for table in tables if np.isnan(table.scores).any()), None)
 
@@ -51,13 +59,18 @@ def loss_name(suite: str) -> str:
     return f"loss on the suite {suite} (incumbent minus candidate)"
 
 
-def suites_gate(suites: Mapping[str, AnsweredSuite], *, alpha: float, omitted: Sequence[str] = ()) -> Gate:
+def suites_gate(
+    suites: Mapping[str, AnsweredSuite], *, alpha: float, omitted: Sequence[str] = ()
+) -> Gate:
     """Test that the candidate loses at most `max_loss` on each suite, by name (`base.no_loss`).
 
-    The gate is not assessable if a model cannot answer a suite, and not applicable without suites. `omitted` are the
-    extraction suites without rows.
+    The gate is not assessable if a model cannot answer a suite, and not applicable without suites.
+    `omitted` are the extraction suites without rows.
     """
-    notes = [f"{name} is omitted: no trained part of the answer of a single row has personal data" for name in omitted]
+    notes = [
+        f"{name} is omitted: no trained part of the answer of a single row has personal data"
+        for name in omitted
+    ]
     if not suites:
         return Gate("suites", State.NOT_APPLICABLE, (), "; ".join(notes))
     bounds = [
@@ -71,7 +84,8 @@ def suites_gate(suites: Mapping[str, AnsweredSuite], *, alpha: float, omitted: S
         if suite.unanswered is None
     ]
     unanswered = [
-        f"{name} needs log-likelihoods of given answers, which the kind {suite.unanswered} does not have"
+        f"{name} needs log-likelihoods of given answers, which the kind {suite.unanswered} does "
+        "not have"
         for name, suite in suites.items()
         if suite.unanswered is not None
     ]

@@ -1,4 +1,5 @@
-"""The device on which an evaluation runs its models, and the dtypes that it computes in hardware."""
+"""The device on which an evaluation runs its models, and the dtypes that it computes in
+hardware."""
 
 from collections.abc import Iterable
 
@@ -14,14 +15,15 @@ class DeviceError(ValueError):
 def evaluation_device(*, on_gpu: bool) -> str:
     """Return the device of an evaluation: this process' GPU if it has one, else the CPU.
 
-    `on_gpu` is true if replicas have GPUs. Raises DeviceError if this process then has none, because predictions and
-    costs on a CPU would not be those of the service.
+    `on_gpu` is true if replicas have GPUs. Raises DeviceError if this process then has none,
+    because predictions and costs on a CPU would not be those of the service.
     """
     device = default_device()
     if on_gpu and device == "cpu":
         raise DeviceError(
-            f"serving.gpus_per_replica is set, but torch {torch.__version__} finds no GPU in this Ray task; run on a "
-            "cluster with GPUs and a CUDA build of torch, or set serving.gpus_per_replica to 0"
+            f"serving.gpus_per_replica is set, but torch {torch.__version__} finds no GPU in this "
+            "Ray task; run on a cluster with GPUs and a CUDA build of torch, or set "
+            "serving.gpus_per_replica to 0"
         )
     return device
 
@@ -29,7 +31,8 @@ def evaluation_device(*, on_gpu: bool) -> str:
 def emulates(dtypes: Iterable[str], *, device: str) -> bool:
     """Return True if the device computes one of the dtypes only by emulation, which is slow.
 
-    Models always run in the dtype of their version. Emulated results equal those of other devices up to rounding.
+    Models always run in the dtype of their version. Emulated results equal those of other devices
+    up to rounding.
     """
     if "bfloat16" not in dtypes:
         return False

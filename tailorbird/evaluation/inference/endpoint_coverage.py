@@ -1,4 +1,5 @@
-"""Rows without a usable answer of an endpoint: requests that it refused, and answers that ended at `max_tokens`."""
+"""Rows without a usable answer of an endpoint: requests that it refused, and answers that ended at
+`max_tokens`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ MAX_NAMED = 10  # rows that a message names
 
 @dataclass(frozen=True)
 class AnswerCounts:
-    """Numbers of rows by what the endpoint answered. Rows without a label or a text count as wrong."""
+    """Numbers of rows by what the endpoint answered. Rows without a label or a text count as
+    wrong."""
 
     rows: int
     refused: int  # the endpoint refused the request because of its texts
@@ -31,8 +33,13 @@ class AnswerCounts:
         if self.refused:
             parts.append(f"{self._share(self.refused)} refused for the text, counted as wrong")
         if self.truncated:
-            empty = f", {self.empty:,} of them empty and wrong" if self.empty else ""
-            parts.append(f"{self._share(self.truncated)} with an answer that ends at max_tokens{empty}")
+            if self.empty:
+                empty = f", {self.empty:,} of them empty and wrong"
+            else:
+                empty = ""
+            parts.append(
+                f"{self._share(self.truncated)} with an answer that ends at max_tokens{empty}"
+            )
         return "; ".join(parts)
 
     def _share(self, number: int) -> str:
@@ -54,66 +61,83 @@ def max_missing(num_rows: int) -> float:
     return max(1.0, MAX_SHARE * num_rows)
 
 
-def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> None:
-    """Raise EndpointAnswersMissing if more than `max_missing` validation rows have no usable answer, for one reason.
+def require_answers(
+    answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig
+) -> None:
+    """Raise EndpointAnswersMissing if more than `max_missing` validation rows have no usable
+    answer, for one reason.
 
-    This is a check of the settings before a version exists. The answers of a version are its behaviour, so on other
-    rows those that are missing count as wrong. The message names rows by id, without their texts.
+    This is a check of the settings before a version exists. The answers of a version are its
+    behaviour, so on other rows those that are missing count as wrong. The message names rows by id,
+    without their texts.
     """
     assert version.endpoint is not None
     assert version.prompting is not None
     counts = count_answers(answers, classes=version.classes)
-    limit, stated = max_missing(counts.rows), f"{version.endpoint.model!r} at {version.endpoint.url}"
+    limit = max_missing(counts.rows)
+    stated = f"{version.endpoint.model!r} at {version.endpoint.url}"
     if counts.empty > limit:
         raise EndpointAnswersMissing(
-            f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to validation rows end at "
-            f"{version.prompting.max_new_tokens} tokens without a {'label' if version.classes else 'text'}, so they "
-            "show this limit and not what the model can do; a model that reasons counts its hidden tokens. Raise "
-            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run again"
+            f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to "
+            f"validation rows end at {version.prompting.max_new_tokens} tokens without a "
+            f"{'label' if version.classes else 'text'}, so they show this limit and not what the "
+            "model can do; a model that reasons counts its hidden tokens. Raise "
+            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run "
+            "again"
         )
     if counts.refused > limit:
         refused = [position for position, answer in enumerate(answers) if answer.refused]
         codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
         named = ", ".join(rows.row_ids[position] for position in refused[:MAX_NAMED])
-        more = f" and {len(refused) - MAX_NAMED:,} more" if len(refused) > MAX_NAMED else ""
+        if len(refused) > MAX_NAMED:
+            more = f" and {len(refused) - MAX_NAMED:,} more"
+        else:
+            more = ""
         lower = "evaluation.endpoint.max_tokens"
         lower += " or evaluation.prompt_shots" if version.spec.has_shots else ""
         lower += " or evaluation.retrieved_tokens" if version.spec.has_index else ""
         raise EndpointAnswersMissing(
-            f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests because of their texts "
-            f"({codes}), and at most {MAX_SHARE:.0%} may be: the validation rows at the positions {named}{more} of "
-            f"their file. Lower {lower} if they are too long, or "
-            "set evaluation.endpoint.revision to a new text if the provider accepts them now, or remove these "
-            "validation rows; start the run again"
+            f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests "
+            f"because of their texts ({codes}), and at most {MAX_SHARE:.0%} may be: the validation "
+            f"rows at the positions {named}{more} of their file. Lower {lower} if they are too "
+            "long, or set evaluation.endpoint.revision to a new text if the provider accepts them "
+            "now, or remove these validation rows; start the run again"
         )
 
 
-def refused_first(answers: Sequence[EndpointAnswer], *, num_rows: int, endpoint: Endpoint) -> EndpointAnswersMissing:
+def refused_first(
+    answers: Sequence[EndpointAnswer], *, num_rows: int, endpoint: Endpoint
+) -> EndpointAnswersMissing:
     """Return the error if an endpoint refuses the first requests of a run because of their texts.
 
     `num_rows` is the number of all requests, of which at most `max_missing` may be refused.
     """
     codes = ", ".join(sorted({str(answer.finish_reason) for answer in answers}))
     return EndpointAnswersMissing(
-        f"{endpoint.model!r} at {endpoint.url} refused the first {len(answers):,} of {num_rows:,} requests because of "
-        f"their texts ({codes}), so the others were not sent. Lower evaluation.endpoint.max_tokens if the requests are "
-        "too long, or set evaluation.endpoint.revision to a new text if the provider accepts them now; start the run "
-        "again"
+        f"{endpoint.model!r} at {endpoint.url} refused the first {len(answers):,} of {num_rows:,} "
+        f"requests because of their texts ({codes}), so the others were not sent. Lower "
+        "evaluation.endpoint.max_tokens if the requests are too long, or set "
+        "evaluation.endpoint.revision to a new text if the provider accepts them now; start the "
+        "run again"
     )
 
 
 def require_room(answer: EndpointAnswer, *, endpoint: Endpoint, max_tokens: int) -> None:
-    """Raise EndpointAnswersMissing if `answer`, to the shortest validation row, is a refusal because of its length."""
+    """Raise EndpointAnswersMissing if `answer`, to the shortest validation row, is a refusal
+    because of its length."""
     if answer.finish_reason == TOO_LONG:
         raise EndpointAnswersMissing(
-            f"{endpoint.model!r} at {endpoint.url} refused the request for the shortest validation row as too long "
-            f"({TOO_LONG}): its context has no room for this prompt and an answer of {max_tokens:,} tokens. Lower "
-            "evaluation.endpoint.max_tokens, or let the server accept longer requests and set "
-            "evaluation.endpoint.revision to a new text; start the run again"
+            f"{endpoint.model!r} at {endpoint.url} refused the request for the shortest validation "
+            f"row as too long ({TOO_LONG}): its context has no room for this prompt and an answer "
+            f"of {max_tokens:,} tokens. Lower evaluation.endpoint.max_tokens, or let the server "
+            "accept longer requests and set evaluation.endpoint.revision to a new text; start the "
+            "run again"
         )
 
 
 def _is_empty(answer: EndpointAnswer, *, classes: tuple[str, ...]) -> bool:
     if not answer.truncated:
         return False
-    return label_of(answer.text, classes=classes) is None if classes else not answer.text
+    if classes:
+        return label_of(answer.text, classes=classes) is None
+    return not answer.text

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.index import RetrievalIndex
 
 NO_LABEL = ""
-"""Output for an answer that names no class. No class is empty (see `baselines.endpoint`), so it is never right."""
+"""Output for an answer that names no class. No class is empty (see `baselines.endpoint`), so it is
+never right."""
 
 
-def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> tuple[EndpointAnswer, ...]:
-    """Return the answer of the endpoint version or artifact at `uri` to each row; see `fetch_answers`."""
+def answer_rows_of_endpoint(
+    uri: str, *, rows: Rows, limits: RequestLimits
+) -> tuple[EndpointAnswer, ...]:
+    """Return the answer of the endpoint version or artifact at `uri` to each row; see
+    `fetch_answers`."""
     config = read_artifact_config(uri)
     assert config.endpoint is not None
     assert config.prompting is not None
@@ -39,42 +43,64 @@ def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> t
 
 
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
-    """Return the predictions of the endpoint version or artifact at `uri`; see `fetch_answers` for errors.
+    """Return the predictions of the endpoint version or artifact at `uri`; see `fetch_answers` for
+    errors.
 
-    An endpoint returns no log-likelihoods of given texts, so rows of a suite that need them have no score. It does not
-    continue the start of an answer, so it gets only the prompt.
+    An endpoint returns no log-likelihoods of given texts, so rows of a suite that need them have no
+    score. It does not continue the start of an answer, so it gets only the prompt.
     """
     if rows.suite is not None:
-        positions, kind = generated_positions(rows), read_artifact_config(uri).kind
-        completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits) if positions else ()
+        positions = generated_positions(rows)
+        kind = read_artifact_config(uri).kind
+        if positions:
+            completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits)
+        else:
+            completions = ()
         texts = [answer.text for answer in completions]
         confidences = _known([answer.confidence for answer in completions], outputs=texts)
-        answers = [Answer(text, float(value)) for text, value in zip(texts, confidences, strict=True)]
-        return suite_predictions(kind, rows=rows, answers=dict(zip(positions, answers, strict=True)))
+        answers = [
+            Answer(text, float(value)) for text, value in zip(texts, confidences, strict=True)
+        ]
+        return suite_predictions(
+            kind, rows=rows, answers=dict(zip(positions, answers, strict=True))
+        )
     return endpoint_predictions(
-        answer_rows_of_endpoint(uri, rows=rows, limits=limits), rows=rows, version=read_artifact_config(uri)
+        answer_rows_of_endpoint(uri, rows=rows, limits=limits),
+        rows=rows,
+        version=read_artifact_config(uri),
     )
 
 
-def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex | None") -> list[Body]:
-    """Return the request of a version for each row, without its response format for rows of a suite."""
+def request_bodies(
+    rows: Rows, *, version: VersionConfig, index: "RetrievalIndex | None"
+) -> list[Body]:
+    """Return the request of a version for each row, without its response format for rows of a
+    suite."""
     if rows.suite is not None and version.prompting is not None:
         free = version.prompting.model_copy(update={"response_format": None})
         version = version.model_copy(update={"prompting": free})
     return [request_body(conversation, version=version, index=index) for conversation in rows.turns]
 
 
-def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
+def endpoint_predictions(
+    answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig
+) -> Predictions:
     """Return the predictions of an endpoint from its answers; one without a label or text is wrong.
 
-    Confidences are 0 for such answers without log-probabilities, and NaN for all rows if another answer has none. They
-    are not calibrated.
+    Confidences are 0 for such answers without log-probabilities, and NaN for all rows if another
+    answer has none. They are not calibrated.
     """
     if version.classes:
-        outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
+        outputs = tuple(
+            label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers
+        )
         confidences = _known([answer.probability for answer in answers], outputs=outputs)
         return label_predictions(
-            version.kind, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences
+            version.kind,
+            rows=rows,
+            outputs=outputs,
+            confidences=confidences,
+            calibrated=confidences,
         )
     texts = [answer.text for answer in answers]
     confidences = _known([answer.confidence for answer in answers], outputs=texts)
@@ -82,7 +108,8 @@ def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, versi
 
 
 def _known(confidences: Sequence[float | None], *, outputs: Sequence[str]) -> np.ndarray:
-    """Return confidences [N], 0 for an empty output without one; NaN for all if another output has none."""
+    """Return confidences [N], 0 for an empty output without one; NaN for all if another output has
+    none."""
     pairs = zip(confidences, outputs, strict=True)
     known = [0.0 if value is None and not output else value for value, output in pairs]
     return np.array([np.nan] * len(known) if None in known else known, dtype=np.float64)

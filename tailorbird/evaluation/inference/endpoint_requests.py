@@ -1,4 +1,5 @@
-"""Send requests to an endpoint and store each answer, so that a resumed run sends no request twice."""
+"""Send requests to an endpoint and store each answer, so that a resumed run sends no request
+twice."""
 
 import asyncio
 import re
@@ -19,7 +20,14 @@ from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.evaluation.inference.endpoint_coverage import max_missing, refused_first
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
-from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, complete, connect, require_model
+from tailorbird.models.endpoint.client import (
+    Body,
+    Connection,
+    RetryPolicy,
+    complete,
+    connect,
+    require_model,
+)
 from tailorbird.models.endpoint.completion import REFUSALS, EndpointAnswer, refused_answer
 from tailorbird.models.endpoint.errors import EndpointRefused
 from tailorbird.registry.endpoint import Endpoint
@@ -40,7 +48,9 @@ class RequestLimits:
 
     timeout_s: float = 60.0  # per request
     max_concurrency: int = 8
-    max_spend: float | None = None  # of all stored answers of the endpoint for a task; see `max_spend_of`
+    max_spend: float | None = (
+        None  # of all stored answers of the endpoint for a task; see `max_spend_of`
+    )
     retry: RetryPolicy | None = None  # None for the default
     recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
@@ -54,16 +64,26 @@ class RequestLimits:
 
     def names(self, endpoint: Endpoint) -> bool:
         """Return whether an endpoint is the recipe's."""
-        return self.recipe is not None and (self.recipe.url, self.recipe.model) == (endpoint.url, endpoint.model)
+        return self.recipe is not None and (self.recipe.url, self.recipe.model) == (
+            endpoint.url,
+            endpoint.model,
+        )
 
     def max_spend_of(self, endpoint: Endpoint) -> float | None:
-        """Return the recipe's limit if it names the endpoint, else that of the endpoint's version if it has one."""
-        return self.max_spend if self.names(endpoint) or endpoint.max_spend is None else endpoint.max_spend
+        """Return the recipe's limit if it names the endpoint, else that of the endpoint's version
+        if it has one."""
+        if self.names(endpoint) or endpoint.max_spend is None:
+            return self.max_spend
+        return endpoint.max_spend
 
     def priced(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint with the recipe's prices, if it was registered without prices and is the recipe's."""
+        """Return an endpoint with the recipe's prices, if it was registered without prices and is
+        the recipe's."""
         if endpoint.price_input is None and self.recipe is not None and self.names(endpoint):
-            prices = {"price_input": self.recipe.price_input, "price_output": self.recipe.price_output}
+            prices = {
+                "price_input": self.recipe.price_input,
+                "price_output": self.recipe.price_output,
+            }
             endpoint = endpoint.model_copy(update=prices)
         return endpoint
 
@@ -76,7 +96,9 @@ class StoredAnswers:
     spent: float  # price of the answers of all revisions whose price is known
     num_unknown: int  # answers of all revisions without the tokens that determine their price
 
-    def count(self, *, input_tokens: int | None, output_tokens: int | None, endpoint: Endpoint) -> None:
+    def count(
+        self, *, input_tokens: int | None, output_tokens: int | None, endpoint: Endpoint
+    ) -> None:
         """Add the price of an answer."""
         self.spent += endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens) or 0.0
         self.num_unknown += input_tokens is None or output_tokens is None
@@ -90,25 +112,34 @@ def fetch_answers(
     limits: RequestLimits,
     kept: dict[str, StoredAnswers] | None = None,
 ) -> tuple[EndpointAnswer, ...]:
-    """Return the answer to each request, from S3 if it is stored there: under `parent`, a task or a batch's output.
+    """Return the answer to each request, from S3 if it is stored there: under `parent`, a task or a
+    batch's output.
 
-    Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
-    `endpoint.reported_model` or, if it is None, the model of the first answer. A request that the endpoint refuses
-    because of its texts has an empty answer (see `EndpointAnswer.refused`), which is stored too. After another error,
-    no request starts, and those that have started are completed and stored.
+    Each new answer is stored before the next request of the same connection starts. All answers
+    must be of one model: `endpoint.reported_model` or, if it is None, the model of the first
+    answer. A request that the endpoint refuses because of its texts has an empty answer (see
+    `EndpointAnswer.refused`), which is stored too. After another error, no request starts, and
+    those that have started are completed and stored.
 
-    While no model is known, requests are sent one at a time. If the endpoint refuses the first of them and they are
-    more than `max_missing` of all, EndpointAnswersMissing is raised.
+    While no model is known, requests are sent one at a time. If the endpoint refuses the first of
+    them and they are more than `max_missing` of all, EndpointAnswersMissing is raised.
 
-    The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`, in which the list
-    remains until an error; answers that another process stores meanwhile are neither used nor counted as spend.
+    The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`,
+    in which the list remains until an error; answers that another process stores meanwhile are
+    neither used nor counted as spend.
 
-    Raises EndpointSpendExceeded if a further request could exceed `limits.max_spend_of(endpoint)`, the errors of
-    `complete`, and ValueError before the first request if the spend is limited and a price is missing.
+    Raises EndpointSpendExceeded if a further request could exceed `limits.max_spend_of(endpoint)`,
+    the errors of `complete`, and ValueError before the first request if the spend is limited and a
+    price is missing.
     """
     endpoint = limits.priced(endpoint)
-    of_all = TaskPaths(parent).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
-    folder = of_all if endpoint.revision is None else f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
+    of_all = TaskPaths(parent).endpoint_answers(
+        digest({"url": endpoint.url, "model": endpoint.model})[:16]
+    )
+    if endpoint.revision is None:
+        folder = of_all
+    else:
+        folder = f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
     kept = {} if kept is None else kept
     stored = kept.pop(folder, None) or _stored(of_all, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
@@ -121,24 +152,33 @@ def fetch_answers(
         max_spend = limits.max_spend_of(endpoint)
         if max_spend is not None and endpoint.prices is None:
             raise ValueError(
-                f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the prices of "
-                "evaluation.endpoint are those of another URL or model, so the spend cannot be limited; remove "
-                "evaluation.endpoint.max_spend"
+                f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the "
+                "prices of evaluation.endpoint are those of another URL or model, so the spend "
+                "cannot be limited; remove evaluation.endpoint.max_spend"
             )
         if stored.num_unknown and max_spend is not None:
             raise spend_unknown(endpoint)
         limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
-        sent = _run(_send(missing, known=answers, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
+        sent = _run(
+            _send(
+                missing, known=answers, endpoint=endpoint, folder=folder, limits=limits, limit=limit
+            )
+        )
         for name, answer in sent.items():
             stored.uris[name] = _uri(answer, folder=folder, name=name)
-            stored.count(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, endpoint=endpoint)
+            stored.count(
+                input_tokens=answer.input_tokens,
+                output_tokens=answer.output_tokens,
+                endpoint=endpoint,
+            )
         answers |= sent
     kept[folder] = stored
     return tuple(answers[name] for name in names)
 
 
 def request_sha256(body: Body, *, url: str) -> str:
-    """Return the hash of a request; its body contains the name of the model, and no request contains the API key."""
+    """Return the hash of a request; its body contains the name of the model, and no request
+    contains the API key."""
     return digest({"url": url, "body": dict(body)})
 
 
@@ -162,7 +202,9 @@ def _run(work: Coroutine[object, object, T]) -> T:
         return task.result()
 
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(copy_context().run, asyncio.run, until_interrupted())  # with `current_progress`
+        running = pool.submit(
+            copy_context().run, asyncio.run, until_interrupted()
+        )  # with `current_progress`
         try:
             return running.result()
         except BaseException:
@@ -181,7 +223,8 @@ async def _send(
 ) -> dict[str, EndpointAnswer]:
     """Send requests and store their answers. `known` has the stored answers to the other requests.
 
-    The first request is sent alone. It shows the model, and the parameters that the endpoint refuses.
+    The first request is sent alone. It shows the model, and the parameters that the endpoint
+    refuses.
     """
     answers: dict[str, EndpointAnswer] = {}
     failures: list[Exception] = []
@@ -200,11 +243,19 @@ async def _send(
             except Exception as error:  # raised below, after the other requests that have started
                 failures.append(error)
 
-    pending, count_done = iter(bodies.items()), counter(len(bodies), unit="requests")
+    pending = iter(bodies.items())
+    count_done = counter(len(bodies), unit="requests")
     async with aclosing(
-        connect(endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry)
+        connect(
+            endpoint,
+            timeout_s=limits.timeout_s,
+            max_connections=limits.max_concurrency,
+            retry=limits.retry,
+        )
     ) as connection:
-        model, num_rows, num_sent = endpoint.reported_model, len(known) + len(bodies), 0
+        model = endpoint.reported_model
+        num_rows = len(known) + len(bodies)
+        num_sent = 0
         await work(connection, islice(pending, 1))
         while not (model := model or _model_of(answers.values())) and len(answers) > num_sent:
             refused = (*known.values(), *answers.values())  # a refused request shows no model
@@ -213,8 +264,12 @@ async def _send(
             num_sent = len(answers)
             await work(connection, islice(pending, 1))
         if model:
-            connection = replace(connection, endpoint=endpoint.model_copy(update={"reported_model": model}))
-            await asyncio.gather(*(work(connection, pending) for _ in range(limits.max_concurrency)))
+            connection = replace(
+                connection, endpoint=endpoint.model_copy(update={"reported_model": model})
+            )
+            await asyncio.gather(
+                *(work(connection, pending) for _ in range(limits.max_concurrency))
+            )
     if failures:
         raise failures[0]
     if len(answers) < len(bodies):
@@ -228,7 +283,8 @@ def _model_of(answers: Iterable[EndpointAnswer]) -> str | None:
 
 
 async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
-    """Return the answer to a request; an empty one if the endpoint refuses it because of its texts."""
+    """Return the answer to a request; an empty one if the endpoint refuses it because of its
+    texts."""
     try:
         return await complete(connection, body)
     except EndpointRefused as error:
@@ -238,7 +294,8 @@ async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
 
 
 def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
-    """Return the stored answers in `folder`, and the price of those of all revisions, which are under `of_all`.
+    """Return the stored answers in `folder`, and the price of those of all revisions, which are
+    under `of_all`.
 
     The tokens of an answer are part of its name, so it does not have to be read.
     """
@@ -257,8 +314,12 @@ def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
 
 
 def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:
-    """Return the URI of an answer. Its tokens are part of it, so that the price is known without reading it."""
-    counts = (UNKNOWN if count is None else str(count) for count in (answer.input_tokens, answer.output_tokens))
+    """Return the URI of an answer. Its tokens are part of it, so that the price is known without
+    reading it."""
+    counts = (
+        UNKNOWN if count is None else str(count)
+        for count in (answer.input_tokens, answer.output_tokens)
+    )
     return f"{folder}/{name}-{'-'.join(counts)}.json"
 
 
@@ -269,4 +330,7 @@ def _store(answer: EndpointAnswer, uri: str) -> None:
 def _read(uris: Mapping[str, str]) -> dict[str, EndpointAnswer]:
     with ThreadPoolExecutor(NUM_READERS) as pool:
         contents = pool.map(storage.read_bytes, uris.values())
-        return {name: _ANSWER.validate_json(content) for name, content in zip(uris, contents, strict=True)}
+        return {
+            name: _ANSWER.validate_json(content)
+            for name, content in zip(uris, contents, strict=True)
+        }

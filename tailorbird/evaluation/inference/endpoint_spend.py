@@ -14,21 +14,30 @@ ROUNDING = 1 + 1e-9  # so that a sum of prices that equals the limit does not ex
 
 
 class SpendLimit:
-    """The limit of what the answers of an endpoint cost. A request that runs counts with its largest possible price."""
+    """The limit of what the answers of an endpoint cost. A request that runs counts with its
+    largest possible price."""
 
     def __init__(self, max_spend: float | None, *, endpoint: Endpoint, spent: float) -> None:
-        """Make a limit, None for no limit; `spent` is the price of the answers that are stored already."""
-        self.max_spend, self.endpoint, self.spent = max_spend, endpoint, spent
-        self._reserved, self._num_running, self._refused = 0.0, 0, 0.0
-        self._factor = 1.0  # the largest price of an answer divided by `largest_price`, if that is above 1
+        """Make a limit, None for no limit; `spent` is the price of the answers that are stored
+        already."""
+        self.max_spend = max_spend
+        self.endpoint = endpoint
+        self.spent = spent
+        self._reserved = 0.0
+        self._num_running = 0
+        self._refused = 0.0
+        self._factor = (
+            1.0  # the largest price of an answer divided by `largest_price`, if that is above 1
+        )
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def reserved(self, body: Body) -> AsyncIterator[Callable[[EndpointAnswer], None] | None]:
-        """Yield a function that counts the answer to a request, or None if the request could exceed the limit.
+        """Yield a function that counts the answer to a request, or None if the request could exceed
+        the limit.
 
-        The block waits for other requests if only their reservations prevent this one. The function raises
-        EndpointAnswerInvalid if an answer has no known price.
+        The block waits for other requests if only their reservations prevent this one. The function
+        raises EndpointAnswerInvalid if an answer has no known price.
         """
         if self.max_spend is None:
             yield lambda _: None
@@ -36,10 +45,13 @@ class SpendLimit:
         bound = largest_price(body, endpoint=self.endpoint)
         largest = self._factor * bound
         async with self._changed:
-            await self._changed.wait_for(lambda: self._num_running == 0 or self._fits(self._reserved + largest))
+            await self._changed.wait_for(
+                lambda: self._num_running == 0 or self._fits(self._reserved + largest)
+            )
             granted = self._fits(self._reserved + largest)
             if granted:
-                self._num_running, self._reserved = self._num_running + 1, self._reserved + largest
+                self._num_running = self._num_running + 1
+                self._reserved = self._reserved + largest
             else:
                 self._refused = largest
         if not granted:
@@ -47,7 +59,9 @@ class SpendLimit:
             return
 
         def count(answer: EndpointAnswer) -> None:
-            price = self.endpoint.price(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+            price = self.endpoint.price(
+                input_tokens=answer.input_tokens, output_tokens=answer.output_tokens
+            )
             if price is None:
                 raise spend_unknown(self.endpoint)
             self.spent += price
@@ -59,7 +73,10 @@ class SpendLimit:
         finally:
             async with self._changed:
                 self._num_running -= 1
-                self._reserved = self._reserved - largest if self._num_running else 0.0
+                if self._num_running:
+                    self._reserved = self._reserved - largest
+                else:
+                    self._reserved = 0.0
                 self._changed.notify_all()
 
     def _fits(self, price: float) -> bool:
@@ -68,16 +85,18 @@ class SpendLimit:
     def exceeded(self, *, num_left: int) -> EndpointSpendExceeded:
         """Return the error for requests that were not sent because of the limit."""
         return EndpointSpendExceeded(
-            f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost {self.spent:.6g}, and the next "
-            f"request can cost up to {self._refused:.3g}, but evaluation.endpoint.max_spend is {self.max_spend:g}; "
-            f"{num_left:,} requests of this stage or part of a batch remain. Raise max_spend and start again: "
-            "stored answers are used. If the recipe does not name this endpoint, the limit is that of its version; "
+            f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost "
+            f"{self.spent:.6g}, and the next request can cost up to {self._refused:.3g}, but "
+            f"evaluation.endpoint.max_spend is {self.max_spend:g}; {num_left:,} requests of this "
+            "stage or part of a batch remain. Raise max_spend and start again: stored answers are "
+            "used. If the recipe does not name this endpoint, the limit is that of its version; "
             "name it in evaluation.endpoint with a higher one"
         )
 
 
 def largest_price(body: Body, *, endpoint: Endpoint) -> float:
-    """Return an upper bound of the price of a request: each byte is an input token, and `max_tokens` are the output.
+    """Return an upper bound of the price of a request: each byte is an input token, and
+    `max_tokens` are the output.
 
     A token has at least one byte. The endpoint must have prices.
     """
@@ -92,6 +111,6 @@ def largest_price(body: Body, *, endpoint: Endpoint) -> float:
 def spend_unknown(endpoint: Endpoint) -> EndpointAnswerInvalid:
     """Return the error for answers without a known price."""
     return EndpointAnswerInvalid(
-        f"{endpoint.url} does not report the tokens of some answers (`usage`), so the spend cannot be limited; remove "
-        "evaluation.endpoint.max_spend"
+        f"{endpoint.url} does not report the tokens of some answers (`usage`), so the spend cannot "
+        "be limited; remove evaluation.endpoint.max_spend"
     )

@@ -12,8 +12,11 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
 
 
-def predict_hybrid(routing: Routing, *, rows: Rows, predict: Callable[[PartName, Rows], Predictions]) -> Predictions:
-    """Return the predictions of a hybrid, from a function that predicts rows with one of its parts."""
+def predict_hybrid(
+    routing: Routing, *, rows: Rows, predict: Callable[[PartName, Rows], Predictions]
+) -> Predictions:
+    """Return the predictions of a hybrid, from a function that predicts rows with one of its
+    parts."""
     tables: dict[PartName, Predictions] = {}
 
     def answer(name: PartName, indices: IntArray) -> Sequence[int]:
@@ -36,4 +39,6 @@ def predict_hybrid(routing: Routing, *, rows: Rows, predict: Callable[[PartName,
         tables.get("second", either).take(of_second),
         to_second=np.array([name == "second" for name, _ in answers]),
     )
-    return replace(table, clusters=documents(rows))  # documents are numbered in the order of all rows
+    return replace(
+        table, clusters=documents(rows)
+    )  # documents are numbered in the order of all rows

@@ -15,13 +15,35 @@ def _both_ways(*pairs: tuple[str, str]) -> Mapping[str, str]:
 
 
 SEXES = _both_ways(
-    ("man", "woman"), ("men", "women"), ("male", "female"), ("males", "females"), ("he", "she"),
-    ("himself", "herself"), ("boy", "girl"), ("boys", "girls"), ("husband", "wife"), ("husbands", "wives"),
-    ("father", "mother"), ("fathers", "mothers"), ("dad", "mum"), ("son", "daughter"), ("sons", "daughters"),
-    ("brother", "sister"), ("brothers", "sisters"), ("uncle", "aunt"), ("uncles", "aunts"), ("nephew", "niece"),
-    ("grandfather", "grandmother"), ("grandson", "granddaughter"), ("gentleman", "lady"), ("gentlemen", "ladies"),
-    ("boyfriend", "girlfriend"), ("widower", "widow"), ("stepfather", "stepmother"), ("sir", "madam"),
-)  # fmt: skip
+    ("man", "woman"),
+    ("men", "women"),
+    ("male", "female"),
+    ("males", "females"),
+    ("he", "she"),
+    ("himself", "herself"),
+    ("boy", "girl"),
+    ("boys", "girls"),
+    ("husband", "wife"),
+    ("husbands", "wives"),
+    ("father", "mother"),
+    ("fathers", "mothers"),
+    ("dad", "mum"),
+    ("son", "daughter"),
+    ("sons", "daughters"),
+    ("brother", "sister"),
+    ("brothers", "sisters"),
+    ("uncle", "aunt"),
+    ("uncles", "aunts"),
+    ("nephew", "niece"),
+    ("grandfather", "grandmother"),
+    ("grandson", "granddaughter"),
+    ("gentleman", "lady"),
+    ("gentlemen", "ladies"),
+    ("boyfriend", "girlfriend"),
+    ("widower", "widow"),
+    ("stepfather", "stepmother"),
+    ("sir", "madam"),
+)
 TITLES = MappingProxyType({"Mr": "Ms", "Ms": "Mr", "Mrs": "Mr"})
 
 # Words that make a text specific to one sex. Swapping the sex would make the text meaningless.
@@ -38,11 +60,23 @@ AGES = _both_ways(
     ("elderly", "young"), ("older", "younger"), ("child", "adult"), ("children", "adults"),
     ("teenager", "pensioner"), ("teenagers", "pensioners"), ("paediatric", "geriatric"),
 )  # fmt: skip
-AGES = MappingProxyType({**AGES, "pediatric": "geriatric", "toddler": "adult", "toddlers": "adults"})
-GROWN = MappingProxyType({
-    "child": "adult", "children": "adults", "boy": "man", "boys": "men", "girl": "woman", "girls": "women",
-    "toddler": "adult", "teenager": "adult", "schoolboy": "man", "schoolgirl": "woman",
-})  # fmt: skip
+AGES = MappingProxyType(
+    {**AGES, "pediatric": "geriatric", "toddler": "adult", "toddlers": "adults"}
+)
+GROWN = MappingProxyType(
+    {
+        "child": "adult",
+        "children": "adults",
+        "boy": "man",
+        "boys": "men",
+        "girl": "woman",
+        "girls": "women",
+        "toddler": "adult",
+        "teenager": "adult",
+        "schoolboy": "man",
+        "schoolgirl": "woman",
+    }
+)
 
 # Words that make a text specific to an age group.
 AGE_BOUND = re.compile(
@@ -56,20 +90,48 @@ STATED_AGE = re.compile(
     r"|(?<=\baged )(\d{1,3})(?![\w/%-]|[.,]\d| (?:to|and|or|months?|weeks?|days?)\b)",
     re.IGNORECASE,
 )
-FULL_AGE, OLDEST, YEARS_MOVED, MIDDLE_AGE = 18, 120, 30, 50
+FULL_AGE = 18
+OLDEST = 120
+YEARS_MOVED = 30
+MIDDLE_AGE = 50
 
-# Five female and five male given names of each of eight origins. No name is an English word or the eponym of a disease.
-# A name is replaced by the name with the same index of another origin, so two persons in a text keep different names.
+# Five female and five male given names of each of eight origins. No name is an English word or the
+# eponym of a disease. A name is replaced by the name with the same index of another origin, so two
+# persons in a text keep different names.
 NAMES = (
-    (("Emily", "Megan", "Susan", "Deborah", "Jennifer"), ("Kevin", "Brian", "Stephen", "Andrew", "Matthew")),
-    (("Latoya", "Keisha", "Shanice", "Lakisha", "Tamika"), ("Jamal", "DeShawn", "Tyrone", "Darnell", "Terrell")),
-    (("Xochitl", "Carmen", "Itzel", "Marisol", "Ximena"), ("Alejandro", "Javier", "Fernando", "Jorge", "Esteban")),
-    (("Fatima", "Aisha", "Layla", "Khadija", "Zainab"), ("Mohammed", "Ahmed", "Omar", "Youssef", "Hassan")),
-    (("Priya", "Lakshmi", "Ananya", "Deepika", "Sunita"), ("Rajesh", "Sanjay", "Vikram", "Arjun", "Suresh")),
-    (("Xiuying", "Meiling", "Yanfang", "Lihua", "Xiaoyan"), ("Weiguo", "Jianhua", "Zhiqiang", "Guoqiang", "Haoran")),
-    (("Agnieszka", "Katarzyna", "Svetlana", "Olga", "Zofia"), ("Krzysztof", "Wojciech", "Dmitri", "Sergei", "Pavel")),
-    (("Adaeze", "Ngozi", "Abena", "Funmilayo", "Wanjiru"), ("Chukwuemeka", "Kwame", "Babajide", "Kofi", "Kamau")),
-)  # fmt: skip
+    (
+        ("Emily", "Megan", "Susan", "Deborah", "Jennifer"),
+        ("Kevin", "Brian", "Stephen", "Andrew", "Matthew"),
+    ),
+    (
+        ("Latoya", "Keisha", "Shanice", "Lakisha", "Tamika"),
+        ("Jamal", "DeShawn", "Tyrone", "Darnell", "Terrell"),
+    ),
+    (
+        ("Xochitl", "Carmen", "Itzel", "Marisol", "Ximena"),
+        ("Alejandro", "Javier", "Fernando", "Jorge", "Esteban"),
+    ),
+    (
+        ("Fatima", "Aisha", "Layla", "Khadija", "Zainab"),
+        ("Mohammed", "Ahmed", "Omar", "Youssef", "Hassan"),
+    ),
+    (
+        ("Priya", "Lakshmi", "Ananya", "Deepika", "Sunita"),
+        ("Rajesh", "Sanjay", "Vikram", "Arjun", "Suresh"),
+    ),
+    (
+        ("Xiuying", "Meiling", "Yanfang", "Lihua", "Xiaoyan"),
+        ("Weiguo", "Jianhua", "Zhiqiang", "Guoqiang", "Haoran"),
+    ),
+    (
+        ("Agnieszka", "Katarzyna", "Svetlana", "Olga", "Zofia"),
+        ("Krzysztof", "Wojciech", "Dmitri", "Sergei", "Pavel"),
+    ),
+    (
+        ("Adaeze", "Ngozi", "Abena", "Funmilayo", "Wanjiru"),
+        ("Chukwuemeka", "Kwame", "Babajide", "Kofi", "Kamau"),
+    ),
+)
 NAME_POSITIONS = {
     name: (origin, sex, index)
     for origin, sexes in enumerate(NAMES)
@@ -82,8 +144,12 @@ ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
 
 # A separate word, not a part of "man-made" or "HER-2".
 WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
-EPONYM = re.compile(r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|operation)\b", re.IGNORECASE)
-NOUN_AFTER = re.compile(r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w")
+EPONYM = re.compile(
+    r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|operation)\b", re.IGNORECASE
+)
+NOUN_AFTER = re.compile(
+    r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w"
+)
 LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
 
 
@@ -95,9 +161,10 @@ def perturbed_rows(rows: Rows, gates: GatesConfig) -> dict[str, Rows]:
 def swap_demographics(rows: Rows) -> Rows:
     """Return rows with swapped sex, age or given names: up to three rows per text.
 
-    The row ids are `<row_id>|sex`, `<row_id>|age` and `<row_id>|name`; other fields are unchanged. The swap uses lists
-    of whole English words. Sex or age is not swapped in texts that match `SEX_BOUND` or `AGE_BOUND` (pregnancy,
-    prostate, newborn), because the meaning of these texts depends on it.
+    The row ids are `<row_id>|sex`, `<row_id>|age` and `<row_id>|name`; other fields are unchanged.
+    The swap uses lists of whole English words. Sex or age is not swapped in texts that match
+    `SEX_BOUND` or `AGE_BOUND` (pregnancy, prostate, newborn), because the meaning of these texts
+    depends on it.
     """
     kinds: dict[str, Callable[[str, str], str]] = {
         "sex": lambda text, _: swap_sex(text),
@@ -118,8 +185,11 @@ def swap_demographics(rows: Rows) -> Rows:
 
 
 def add_typos(rows: Rows) -> Rows:
-    """Return rows `<row_id>|noise` with a typing error, wrong case or extra space, selected by a hash of the row id."""
-    texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
+    """Return rows `<row_id>|noise` with a typing error, wrong case or extra space, selected by a
+    hash of the row id."""
+    texts = tuple(
+        add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True)
+    )
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
 
@@ -130,7 +200,8 @@ PERTURBATIONS: Mapping[str, Callable[[Rows], Rows]] = MappingProxyType(
 
 
 def swap_sex(text: str) -> str:
-    """Return the text with swapped words for a sex. If a word changes, known names get the other sex too."""
+    """Return the text with swapped words for a sex. If a word changes, known names get the other
+    sex too."""
     if SEX_BOUND.search(text):
         return text
 
@@ -138,20 +209,30 @@ def swap_sex(text: str) -> str:
         word = match.group()
         if word in TITLES:
             return TITLES[word]
-        is_acronym = len(word) <= 3 and word.isupper() and not text.isupper()  # HE is hepatic encephalopathy
+        is_acronym = (
+            len(word) <= 3 and word.isupper() and not text.isupper()
+        )  # HE is hepatic encephalopathy
         if is_acronym or EPONYM.match(text, match.end()):
             return word
         # Before a noun, "her" becomes "his" and "his" becomes "her"; elsewhere "him" and "hers".
         owns = bool(NOUN_AFTER.match(text, match.end()))
-        pronouns = {"her": "his" if owns else "him", "his": "her" if owns else "hers", "him": "her", "hers": "his"}
+        pronouns = {
+            "her": "his" if owns else "him",
+            "his": "her" if owns else "hers",
+            "him": "her",
+            "hers": "his",
+        }
         return _like(word, {**SEXES, **pronouns}.get(word.lower(), word))
 
     changed = WORD.sub(swapped, text)
-    return changed if changed == text else _rename(changed, lambda origin, sex, index: NAMES[origin][1 - sex][index])
+    if changed == text:
+        return changed
+    return _rename(changed, lambda origin, sex, index: NAMES[origin][1 - sex][index])
 
 
 def swap_age(text: str) -> str:
-    """Return the text with each age moved by 30 years, and words for children replaced by words for adults.
+    """Return the text with each age moved by 30 years, and words for children replaced by words for
+    adults.
 
     In a text without ages, swap the age words.
     """
@@ -161,21 +242,35 @@ def swap_age(text: str) -> str:
 
     def moved(match: re.Match[str]) -> str:
         age = int(match.group())
-        return match.group() if age > OLDEST else str(age + YEARS_MOVED if age < MIDDLE_AGE else age - YEARS_MOVED)
+        if age > OLDEST:
+            return match.group()
+        return str(age + YEARS_MOVED if age < MIDDLE_AGE else age - YEARS_MOVED)
 
-    words = AGES if not ages else GROWN if min(ages) < FULL_AGE else {}
+    if not ages:
+        words = AGES
+    elif min(ages) < FULL_AGE:
+        words = GROWN
+    else:
+        words = {}
     changed = STATED_AGE.sub(moved, text)
-    changed = WORD.sub(lambda match: _like(match.group(), words.get(match.group().lower(), match.group())), changed)
-    return text if changed == text else ARTICLE.sub(_article, changed)
+    changed = WORD.sub(
+        lambda match: _like(match.group(), words.get(match.group().lower(), match.group())), changed
+    )
+    if changed == text:
+        return text
+    return ARTICLE.sub(_article, changed)
 
 
 def swap_name(text: str, *, seed: str) -> str:
-    """Return the text with each known given name replaced by a name of the same sex and another origin.
+    """Return the text with each known given name replaced by a name of the same sex and another
+    origin.
 
     The seed selects the origin.
     """
     shift = 1 + _hashed(seed, "name") % (len(NAMES) - 1)
-    return _rename(text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index])
+    return _rename(
+        text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index]
+    )
 
 
 def add_typo(text: str, *, seed: str) -> str:
@@ -199,14 +294,17 @@ def _typing_error(text: str, seed: str) -> str:
         return text
     word = words[_hashed(seed, "word") % len(words)]
     at = word.start() + 1 + _hashed(seed, "letter") % (len(word.group()) - 2)
-    here, after = text[at], text[at + 1]
+    here = text[at]
+    after = text[at + 1]
     errors = [here + here + after, after] + ([after + here] if here != after else [])
     return text[:at] + errors[_hashed(seed, "error") % len(errors)] + text[at + 2 :]
 
 
 def _wrong_case(text: str, seed: str) -> str:
     cases = [changed for changed in (text.upper(), text.lower()) if changed != text]
-    return cases[_hashed(seed, "case") % len(cases)] if cases else text
+    if cases:
+        return cases[_hashed(seed, "case") % len(cases)]
+    return text
 
 
 def _white_space(text: str, seed: str) -> str:
@@ -223,17 +321,26 @@ def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
 
     def renamed(match: re.Match[str]) -> str:
         word = match.group()
-        name = word if word in NAME_POSITIONS else word.title() if text.isupper() else word
+        if word in NAME_POSITIONS:
+            name = word
+        elif text.isupper():
+            name = word.title()
+        else:
+            name = word
         if name not in NAME_POSITIONS or EPONYM.match(text, match.end()):
             return word
-        return _like(word, other(*NAME_POSITIONS[name])) if word.isupper() else other(*NAME_POSITIONS[name])
+        if word.isupper():
+            return _like(word, other(*NAME_POSITIONS[name]))
+        return other(*NAME_POSITIONS[name])
 
     return WORD.sub(renamed, text)
 
 
 def _article(match: re.Match[str]) -> str:
-    """Return the article that fits the following word: a young man, an elderly man; a 30-year-old, an 80-year-old."""
-    article, following = match.group(1), match.group(2).lower()
+    """Return the article that fits the following word: a young man, an elderly man; a 30-year-old,
+    an 80-year-old."""
+    article = match.group(1)
+    following = match.group(2).lower()
     if following.isdecimal():
         vowel = following[0] == "8" or following in ("11", "18")
     elif following in AGES:
@@ -247,8 +354,12 @@ def _like(word: str, other: str) -> str:
     """Return `other` in the case of `word`."""
     if word.isupper() and len(word) > 1:
         return other.upper()
-    return other[:1].upper() + other[1:] if word[:1].isupper() else other
+    if word[:1].isupper():
+        return other[:1].upper() + other[1:]
+    return other
 
 
 def _hashed(seed: str, purpose: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{purpose}|{seed}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256(f"{purpose}|{seed}".encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    )

@@ -26,23 +26,31 @@ from tailorbird.registry.hybrid_routing import PARTS
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
-def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestLimits | None = None) -> Predictions:
+def predict_rows(
+    uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestLimits | None = None
+) -> Predictions:
     """Return the predictions of the artifact or version at `uri`, with its kind as `model`.
 
-    They are computed in the dtype of the version. `on_gpu` is true if replicas have GPUs. Raises DeviceError if
-    this process then has none. This process sends the requests to an external endpoint, within `limits`; see
-    `fetch_answers` for errors.
+    They are computed in the dtype of the version. `on_gpu` is true if replicas have GPUs. Raises
+    DeviceError if this process then has none. This process sends the requests to an external
+    endpoint, within `limits`; see `fetch_answers` for errors.
     """
     if read_artifact_config(uri).endpoint is not None:
-        return on_first_rank(partial(predict_endpoint, uri, rows=rows, limits=limits or RequestLimits()))
+        return on_first_rank(
+            partial(predict_endpoint, uri, rows=rows, limits=limits or RequestLimits())
+        )
     device = evaluation_device(on_gpu=on_gpu)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
         uris = dict(zip(PARTS, (part.uri for part in read_parts(hybrid)), strict=True))
         predict = partial(predict_rows, on_gpu=on_gpu, limits=limits)
-        return predict_hybrid(hybrid.routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part))
+        return predict_hybrid(
+            hybrid.routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part)
+        )
     loaded = load_artifact(uri, device=device)
-    return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)
+    if isinstance(loaded, LoadedClassifier):
+        return _predict_labels(loaded, rows)
+    return _predict_answers(loaded, rows)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class DecisionFit:
 
 
 def fit_decision(uri: str, *, rows: Rows, metric: str) -> DecisionFit:
-    """Return the temperature and the offsets of the classifier at `uri`, fitted on validation rows."""
+    """Return the temperature and the offsets of the classifier at `uri`, fitted on validation
+    rows."""
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier), f"{uri} is not a classifier"
     logits = class_logits(loaded, rows)
@@ -75,14 +84,17 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
 
 
 def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
-    """Return a chat version's predictions. The kind `nearest` has no log-likelihoods: it has no language model."""
+    """Return a chat version's predictions. The kind `nearest` has no log-likelihoods: it has no
+    language model."""
     if rows.suite is not None:
         return predict_suite(loaded, rows)
     answers = answer_texts(loaded, rows)
     confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
     outputs = [answer.text for answer in answers]
     if loaded.model is None:
-        return text_predictions(loaded.version.kind, rows=rows, outputs=outputs, confidences=confidences)
+        return text_predictions(
+            loaded.version.kind, rows=rows, outputs=outputs, confidences=confidences
+        )
     return text_predictions(
         loaded.version.kind,
         rows=rows,
@@ -93,15 +105,20 @@ def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictio
     )
 
 
-def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows, *, batch_size: int | None = None) -> np.ndarray:
+def class_logits(
+    loaded: LoadedClassifier[VersionConfig], rows: Rows, *, batch_size: int | None = None
+) -> np.ndarray:
     """Return the classifier's logits [N, L] for rows.
 
-    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the model's device.
+    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the
+    model's device.
     """
     logits = np.zeros((len(rows), len(loaded.classes)), dtype=np.float32)
     if loaded.model is not None and loaded.tokenizer is not None:
         tokens = loaded.encode(rows.texts)
-        logits += logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id), batch_size=batch_size)
+        logits += logits_rows(
+            loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id), batch_size=batch_size
+        )
     if loaded.bag is not None:
         logits += loaded.bag.logits(rows.texts)
     return logits

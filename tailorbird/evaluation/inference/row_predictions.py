@@ -13,9 +13,15 @@ from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words_sh
 
 
 def label_predictions(
-    model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray, calibrated: np.ndarray
+    model: str,
+    *,
+    rows: Rows,
+    outputs: tuple[str, ...],
+    confidences: np.ndarray,
+    calibrated: np.ndarray,
 ) -> Predictions:
-    """Return a classifier's outputs as predictions; the score is 1 if the output equals the label, else 0."""
+    """Return a classifier's outputs as predictions; the score is 1 if the output equals the label,
+    else 0."""
     scores = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
     return Predictions(
         model=model,
@@ -39,14 +45,18 @@ def text_predictions(
     log_likelihoods: np.ndarray | None = None,
     logprobs: tuple[tuple[float, ...], ...] | None = None,
 ) -> Predictions:
-    """Return the answers of a chat model as scores and hashes, because the evidence must not contain texts.
+    """Return the answers of a chat model as scores and hashes, because the evidence must not
+    contain texts.
 
-    The scores are those of `TEXT_METRICS` and of the metrics that `rows.answers` configures, whose errors are those of
-    `AnswerMetric`. `log_likelihoods` [N] are those of the reference answers, and `logprobs` those of the tokens of each
-    answer, if the model has them.
+    The scores are those of `TEXT_METRICS` and of the metrics that `rows.answers` configures, whose
+    errors are those of `AnswerMetric`. `log_likelihoods` [N] are those of the reference answers,
+    and `logprobs` those of the tokens of each answer, if the model has them.
     """
     names = (*TEXT_METRICS, *answer_metrics(rows.answers))
-    scores = {name: per_row(name, outputs=outputs, references=rows.labels, config=rows.answers) for name in names}
+    scores = {
+        name: per_row(name, outputs=outputs, references=rows.labels, config=rows.answers)
+        for name in names
+    }
     measures = {name: values for name, values in scores.items() if name != "exact_match"}
     if log_likelihoods is not None:
         measures["log_likelihood"] = log_likelihoods

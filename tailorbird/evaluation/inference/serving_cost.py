@@ -13,7 +13,13 @@ import torch
 from cluster.ranks.process_group import current_group, wait_for_ranks
 from tailorbird.config.serving import BATCH_SIZE
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage, Tokens
+from tailorbird.evaluation.gates.cost import (
+    MIN_ROUNDS,
+    MeasuredCosts,
+    ServingDevice,
+    ServingUsage,
+    Tokens,
+)
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
@@ -61,29 +67,32 @@ def measure_serving(
 ) -> MeasuredCosts:
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
-    `uris` has the URIs of the artifacts by role, and `num_gpus` is the number of GPUs of a replica, rounded up. All
-    models run in this process, on its GPU if replicas have any, else on CPU. After a warm-up on all rows, all models
-    answer all rows in each round; every second round has the reverse order. CPU-seconds include all threads of the
-    process. GPU-seconds are the elapsed time between two synchronizations of the GPU, times `num_gpus`: while a replica
-    answers, it keeps its GPUs from other work. A model that needs no GPU is charged for them too, because every replica
+    `uris` has the URIs of the artifacts by role, and `num_gpus` is the number of GPUs of a replica,
+    rounded up. All models run in this process, on its GPU if replicas have any, else on CPU. After
+    a warm-up on all rows, all models answer all rows in each round; every second round has the
+    reverse order. CPU-seconds include all threads of the process. GPU-seconds are the elapsed time
+    between two synchronizations of the GPU, times `num_gpus`: while a replica answers, it keeps its
+    GPUs from other work. A model that needs no GPU is charged for them too, because every replica
     has them.
 
-    If ranks hold the models together, CPU-seconds are those of the first rank, because the others repeat its work.
-    If this process alone holds models that a replica divides among several GPUs, GPU-seconds still count all of these,
-    for the time that one needs. They are an upper bound, also of the difference between two models, provided that
-    several GPUs answer no slower than one.
+    If ranks hold the models together, CPU-seconds are those of the first rank, because the others
+    repeat its work. If this process alone holds models that a replica divides among several GPUs,
+    GPU-seconds still count all of these, for the time that one needs. They are an upper bound, also
+    of the difference between two models, provided that several GPUs answer no slower than one.
 
-    `batch_size` is that of the service: the maximum number of rows of a forward pass or, for a language model, of rows
-    that are answered at the same time. A language model runs in transformers, even if the service uses vLLM.
+    `batch_size` is that of the service: the maximum number of rows of a forward pass or, for a
+    language model, of rows that are answered at the same time. A language model runs in
+    transformers, even if the service uses vLLM.
 
-    `tokens` has the tokens of each external endpoint by role. No request is sent: the CPU-seconds of an endpoint are
-    those in which its requests are prepared, and its replicas have no GPU.
+    `tokens` has the tokens of each external endpoint by role. No request is sent: the CPU-seconds
+    of an endpoint are those in which its requests are prepared, and its replicas have no GPU.
 
     Raises ValueError for fewer than two models or no rows, and DeviceError without a GPU.
     """
     if len(uris) < 2 or not len(rows):
         raise ValueError(
-            f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows; give at least 2 models and at least 1 row"
+            f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows; give at least 2 "
+            "models and at least 1 row"
         )
     device = evaluation_device(on_gpu=True) if num_gpus else "cpu"
     load = partial(_model, device=device, batch_size=batch_size, pretrained={})
@@ -95,8 +104,13 @@ def measure_serving(
     for number in range(MIN_ROUNDS):
         for role in roles if number % 2 == 0 else roles[::-1]:
             measured[role].append(_seconds(models[role], rows, device=device))
-    emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
-    costs = {role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus) for role, values in measured.items()}
+    emulated = tuple(
+        role for role, model in models.items() if emulates(model.dtypes, device=device)
+    )
+    costs = {
+        role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus)
+        for role, values in measured.items()
+    }
     for role, counts in (tokens or {}).items():
         costs[role] = replace(costs[role], gpu_s=None, tokens=counts)
     return MeasuredCosts(ServingDevice(_device_name(num_gpus), emulated), costs)
@@ -106,14 +120,18 @@ def _device_name(num_gpus: int) -> str:
     """Return the name of the GPUs, such as `8 x NVIDIA H100`, or that of the CPU."""
     if not num_gpus:
         return CPU_NAME
-    name, num_ranks = torch.cuda.get_device_name(), current_group().size
+    name = torch.cuda.get_device_name()
+    num_ranks = current_group().size
     if num_ranks < num_gpus:
         return f"{name} (counted as {num_gpus})"
-    return name if num_gpus == 1 else f"{num_gpus} x {name}"
+    if num_gpus == 1:
+        return name
+    return f"{num_gpus} x {name}"
 
 
 def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int) -> ServingUsage:
-    """Return the resources for a thousand rows, from the times of the rounds; `num_gpus` is 0 on CPU."""
+    """Return the resources for a thousand rows, from the times of the rounds; `num_gpus` is 0 on
+    CPU."""
     cpu_s = tuple(1000 * seconds.cpu / num_rows for seconds in rounds)
     gpu_s = tuple(1000 * num_gpus * seconds.elapsed / num_rows for seconds in rounds)
     return ServingUsage(cpu_s, gpu_s if num_gpus else None)
@@ -124,7 +142,8 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
         if device != "cpu":
             torch.cuda.synchronize()
         wait_for_ranks()
-        cpu, elapsed = time.process_time(), time.perf_counter()
+        cpu = time.process_time()
+        elapsed = time.perf_counter()
         model.answer(rows)
         if device != "cpu":
             torch.cuda.synchronize()
@@ -133,10 +152,11 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
 
 @contextmanager
 def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[None]:
-    """Keep weights on the device during the block only, so that each model has all of its memory, as in serving.
+    """Keep weights on the device during the block only, so that each model has all of its memory,
+    as in serving.
 
-    The weights in the host's memory stay there, so that those that are mapped from files take no memory. Parts of
-    models that ranks hold together are moved instead.
+    The weights in the host's memory stay there, so that those that are mapped from files take no
+    memory. Parts of models that ranks hold together are moved instead.
     """
     if device == "cpu":
         yield
@@ -172,8 +192,12 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
     if config.endpoint is not None:
         return _endpoint_model(uri, config=config)
     hybrid = config.hybrid
-    uris = [uri] if hybrid is None else [part.uri for part in read_parts(hybrid)]
-    parts, weights = [], []
+    if hybrid is None:
+        uris = [uri]
+    else:
+        uris = [part.uri for part in read_parts(hybrid)]
+    parts = []
+    weights = []
     for part_uri in uris:
         loaded = load_artifact(part_uri, device=device, weights_device="cpu", pretrained=pretrained)
         parts.append(loaded)
@@ -181,14 +205,22 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
             weights.append(loaded.model)
     answer: Callable[[Rows], object] = partial(_answer, parts[0], batch_size=batch_size)
     if hybrid is not None:
-        answer = partial(_answer_hybrid, first=parts[0], second=parts[1], routing=hybrid.routing, batch_size=batch_size)
+        answer = partial(
+            _answer_hybrid,
+            first=parts[0],
+            second=parts[1],
+            routing=hybrid.routing,
+            batch_size=batch_size,
+        )
     return _Model(answer, tuple(weights), frozenset(str(part.version.dtype) for part in parts))
 
 
 def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
     """Return a model that prepares the requests to an endpoint, and sends none."""
     assert config.prompting is not None  # `VersionConfig` requires it for an endpoint
-    index = load_retrieval_index(local_copy(uri), retrieval=config.prompting.retrieval, device="cpu")
+    index = load_retrieval_index(
+        local_copy(uri), retrieval=config.prompting.retrieval, device="cpu"
+    )
 
     def prepare(rows: Rows) -> list[str]:
         return [json.dumps(body) for body in request_bodies(rows, version=config, index=index)]
@@ -202,7 +234,9 @@ def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:
     return answer_texts(loaded, rows, generate=partial(answer_prompts, max_requests=batch_size))
 
 
-def _answer_hybrid(rows: Rows, *, first: Loaded, second: Loaded, routing: Routing, batch_size: int) -> None:
+def _answer_hybrid(
+    rows: Rows, *, first: Loaded, second: Loaded, routing: Routing, batch_size: int
+) -> None:
     """Answer rows as a hybrid does."""
 
     def answer(name: PartName, indices: IntArray) -> Sequence[float]:

@@ -23,13 +23,17 @@ PRIVATE = "not_contains"  # metric of rows whose expectation is a text that must
 def predict_suite(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
     """Return the predictions of a chat version for the rows of a suite.
 
-    The kind `nearest` has no language model, so its rows with a metric of log-likelihoods have no score.
+    The kind `nearest` has no language model, so its rows with a metric of log-likelihoods have no
+    score.
     """
     positions = generated_positions(rows)
     answers = answer_texts(loaded, rows.take(positions)) if positions else []
     likelihoods = {} if loaded.model is None else _likelihoods(loaded, rows)
     return suite_predictions(
-        loaded.version.kind, rows=rows, answers=dict(zip(positions, answers, strict=True)), likelihoods=likelihoods
+        loaded.version.kind,
+        rows=rows,
+        answers=dict(zip(positions, answers, strict=True)),
+        likelihoods=likelihoods,
     )
 
 
@@ -48,14 +52,17 @@ def suite_predictions(
 ) -> Predictions:
     """Return scores and hashes of the answers to a suite, from the values of each row by position.
 
-    `likelihoods` has the log-likelihoods of a row's options and the confidence in the likeliest one. They are stored as
-    `logprobs`. Rows with the same prompt and options share a cluster. A row with neither an answer nor log-likelihoods
-    has the score NaN: the model cannot answer it.
+    `likelihoods` has the log-likelihoods of a row's options and the confidence in the likeliest
+    one. They are stored as `logprobs`. Rows with the same prompt and options share a cluster. A row
+    with neither an answer nor log-likelihoods has the score NaN: the model cannot answer it.
 
-    Rows with the metric `not_contains` have constant hashes: an unsalted hash of a short private text can be reversed.
+    Rows with the metric `not_contains` have constant hashes: an unsalted hash of a short private
+    text can be reversed.
     """
-    suite, likelihoods = suite_of(rows), likelihoods or {}
-    scores, confidences = np.full(len(rows), np.nan), np.zeros(len(rows))
+    suite = suite_of(rows)
+    likelihoods = likelihoods or {}
+    scores = np.full(len(rows), np.nan)
+    confidences = np.zeros(len(rows))
     outputs = [words_sha256("")] * len(rows)
     logprobs: list[tuple[float, ...]] = [()] * len(rows)
     for position, (metric, options, expectation) in enumerate(
@@ -63,15 +70,21 @@ def suite_predictions(
     ):
         if position in answers:
             answer = answers[position]
-            scores[position] = score_answer(answer.text, metric=metric, expectation=expectation, options=options)
+            scores[position] = score_answer(
+                answer.text, metric=metric, expectation=expectation, options=options
+            )
             confidences[position] = answer.confidence
             outputs[position] = words_sha256("" if metric == PRIVATE else answer.text)
         elif position in likelihoods:
             values, confidences[position] = likelihoods[position]
-            scores[position] = choice_score(values, metric=metric, options=options, expectation=expectation)
+            scores[position] = choice_score(
+                values, metric=metric, options=options, expectation=expectation
+            )
             outputs[position] = words_sha256(options[int(np.argmax(values[: len(options)]))])
             logprobs[position] = tuple(values)
-    questions = tuple("\n".join((text, *options)) for text, options in zip(rows.texts, suite.options, strict=True))
+    questions = tuple(
+        "\n".join((text, *options)) for text, options in zip(rows.texts, suite.options, strict=True)
+    )
     return Predictions(
         model=model,
         row_ids=rows.row_ids,
@@ -95,11 +108,15 @@ def suite_of(rows: Rows) -> SuiteColumns:
     return rows.suite
 
 
-def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tuple[tuple[float, ...], float]]:
-    """Return, by position, the log-likelihoods in nats of the options of each row that needs them, and the confidence.
+def _likelihoods(
+    loaded: LoadedChat[VersionConfig], rows: Rows
+) -> dict[int, tuple[tuple[float, ...], float]]:
+    """Return, by position, the log-likelihoods in nats of the options of each row that needs them,
+    and the confidence.
 
-    An option is scored as an answer with its end-of-turn token. The confidence is exp of the mean log-probability of
-    the likeliest option's tokens. The options after a counterpart follow those after the prompt.
+    An option is scored as an answer with its end-of-turn token. The confidence is exp of the mean
+    log-probability of the likeliest option's tokens. The options after a counterpart follow those
+    after the prompt.
     """
     suite = suite_of(rows)
     owners: list[int] = []

@@ -1,10 +1,17 @@
-"""Charts of the report and the console, except the first; the pages print the plotted numbers next to each chart."""
+"""Charts of the report and the console, except the first; the pages print the plotted numbers next
+to each chart."""
 
 from collections.abc import Mapping, Sequence
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate
-from tailorbird.evaluation.report.evidence import BASELINE, Confusion, CurveRecord, ReliabilityBin, TrialRecord
+from tailorbird.evaluation.report.evidence import (
+    BASELINE,
+    Confusion,
+    CurveRecord,
+    ReliabilityBin,
+    TrialRecord,
+)
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import (
     Axis,
@@ -30,12 +37,16 @@ MAX_NAMED = 8  # trials whose names the chart of the sweep has room for
 
 def signed_points(share: float) -> str:
     """Return a value of an axis in points."""
-    return f"{100 * share:+.4g}" if share else "0"
+    if share:
+        return f"{100 * share:+.4g}"
+    return "0"
 
 
 def whole(value: float) -> str:
     """Return a value of an axis that shows positive whole numbers only."""
-    return f"{value:g}" if value == int(value) and value else ""
+    if value == int(value) and value:
+        return f"{value:g}"
+    return ""
 
 
 def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
@@ -50,11 +61,15 @@ def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
 
 
 def outcome_counts(verdict: Verdict) -> dict[str, int]:
-    """Return the number of test rows by which of the two models is right, in the order of `OUTCOME_CLASSES`.
+    """Return the number of test rows by which of the two models is right, in the order of
+    `OUTCOME_CLASSES`.
 
-    A model is right if its output equals the label, for any metric; pages add `formatting.outcome_basis`.
+    A model is right if its output equals the label, for any metric; pages add
+    `formatting.outcome_basis`.
     """
-    accuracy = next(score for metric, score in verdict.incumbent.scores.items() if METRICS[metric].is_share)
+    accuracy = next(
+        score for metric, score in verdict.incumbent.scores.items() if METRICS[metric].is_share
+    )
     relation = verdict.relation("candidate", "incumbent")
     won = relation.only_first_right
     lost = relation.only_second_right
@@ -68,16 +83,27 @@ def outcome_counts(verdict: Verdict) -> dict[str, int]:
 
 
 def outcomes(counts: Mapping[str, int]) -> Chart:
-    """Return a bar of the test rows, divided by which of the two models is right; `counts` are in this order."""
+    """Return a bar of the test rows, divided by which of the two models is right; `counts` are in
+    this order."""
     kinds = [f"part {name}" for name in OUTCOME_CLASSES]
-    return parts_bar([(name, number, kind) for (name, number), kind in zip(counts.items(), kinds, strict=True)])
+    return parts_bar(
+        [(name, number, kind) for (name, number), kind in zip(counts.items(), kinds, strict=True)]
+    )
 
 
 def confusion(row: Confusion, most: int) -> Chart:
-    """Return two bars from the middle: fixed errors to the left, made errors to the right, up to `most` rows each."""
+    """Return two bars from the middle: fixed errors to the left, made errors to the right, up to
+    `most` rows each."""
     axis = Axis(-most, most)
     marks = (
-        Box(axis.at(-row.fixed), 4, 50 - axis.at(-row.fixed), 12, "part won", f"fixed: {row.fixed:,}"),
+        Box(
+            axis.at(-row.fixed),
+            4,
+            50 - axis.at(-row.fixed),
+            12,
+            "part won",
+            f"fixed: {row.fixed:,}",
+        ),
         Box(50, 4, axis.at(row.made) - 50, 12, "part lost", f"made: {row.made:,}"),
         Line(50, 0, 50, 20),
     )
@@ -85,8 +111,11 @@ def confusion(row: Confusion, most: int) -> Chart:
 
 
 def factor_of(gate: Gate) -> float:
-    """Return the factor from the bounds of a gate to the unit that pages show: points or the recipe's currency."""
-    return 1.0 if gate.name == "cost" else 100.0
+    """Return the factor from the bounds of a gate to the unit that pages show: points or the
+    recipe's currency."""
+    if gate.name == "cost":
+        return 1.0
+    return 100.0
 
 
 def axis_of(gate: Gate) -> Axis:
@@ -96,7 +125,8 @@ def axis_of(gate: Gate) -> Axis:
 
 
 def bound(bound: Bound, axis: Axis, tone: str, factor: float) -> Chart:
-    """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values times `factor`."""
+    """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values
+    times `factor`."""
     guides = [Line(axis.at(at), 0, axis.at(at), 26, "guide") for at in (0.0, bound.limit)]
     ends = interval_marks(bound.interval, axis=axis, y=13, tone=tone)
     low, high = bound.interval
@@ -108,7 +138,8 @@ def bound(bound: Bound, axis: Axis, tone: str, factor: float) -> Chart:
 
 
 def sweep(trials: Sequence[TrialRecord]) -> Chart:
-    """Return the validation score of each trial and baseline in the order of the sweep, without trials that failed."""
+    """Return the validation score of each trial and baseline in the order of the sweep, without
+    trials that failed."""
     trials = [trial for trial in trials if trial.epochs or trial.status == BASELINE]
     tuned = [trial for trial in trials if trial.status != BASELINE]
     best = max(tuned, key=lambda trial: trial.validation, default=None)
@@ -123,9 +154,17 @@ def sweep(trials: Sequence[TrialRecord]) -> Chart:
             radius = 6
         title = f"{trial.name}: {trial.validation:.4f} ({trial.status})"
         dots.append(Dot(number, trial.validation, radius, f"dot {kind}", title))
-    x = Axis(0.0, len(trials) + 1.0, name="trial", form=lambda value: names.get(value, ""), num_ticks=len(names) + 1)
+    x = Axis(
+        0.0,
+        len(trials) + 1.0,
+        name="trial",
+        form=lambda value: names.get(value, ""),
+        num_ticks=len(names) + 1,
+    )
     y = around([trial.validation for trial in trials], length=180.0, name="validation score")
-    return plot(dots, x=x, y=y, label="validation score of each trial; see the table", kind="plot short")
+    return plot(
+        dots, x=x, y=y, label="validation score of each trial; see the table", kind="plot short"
+    )
 
 
 def contenders_of(trials: Sequence[TrialRecord]) -> list[ContenderProgress]:
@@ -142,7 +181,8 @@ def contenders_of(trials: Sequence[TrialRecord]) -> list[ContenderProgress]:
 
 
 def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
-    """Return the validation score of each training by epoch; None without any. The best training is emphasized.
+    """Return the validation score of each training by epoch; None without any. The best training is
+    emphasized.
 
     The dashed line is the best baseline.
     """
@@ -152,25 +192,36 @@ def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
     best = max(trained, key=lambda each: each.score or 0.0)
     epochs = max(each.curve[-1][0] for each in trained)
     scores = [score for each in trained for _, score in each.curve]
-    baselines = [each.score for each in contenders if each.status in ("", BASELINE) and each.score is not None]
+    baselines = [
+        each.score
+        for each in contenders
+        if each.status in ("", BASELINE) and each.score is not None
+    ]
     target = [max(baselines)] if baselines else []
     x = Axis(0.0, epochs + 0.5, name="epoch", form=whole, num_ticks=min(epochs + 1, 8))
     y = around([*scores, *target], length=220.0, name="validation score")
     marks: list[PlotMark] = [Line(x.low, score, x.high, score, "guide") for score in target]
-    for each in sorted(trained, key=lambda each: each is best):  # the best one last, over the others
+    for each in sorted(
+        trained, key=lambda each: each is best
+    ):  # the best one last, over the others
         tone = "chosen" if each is best else "incumbent"
-        title = f"{each.name}: {', '.join(f'{score:.4f}' for _, score in each.curve)} ({each.status})"
+        title = (
+            f"{each.name}: {', '.join(f'{score:.4f}' for _, score in each.curve)} ({each.status})"
+        )
         dots = [Dot(epoch, score, 4.0, f"dot {tone}", title) for epoch, score in each.curve]
         marks += [*joined(dots, kind=f"path {tone}"), *dots]
     epoch, score = best.curve[-1]
     marks.append(Text(epoch, score, best.name, "label chosen", "end", rise=10))
-    return plot(marks, x=x, y=y, label=f"learning curves of {len(trained)} trainings; see the table")
+    return plot(
+        marks, x=x, y=y, label=f"learning curves of {len(trained)} trainings; see the table"
+    )
 
 
 def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
     """Return a reliability diagram: accuracy against mean confidence per bin, one line per model.
 
-    `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the rows of the bin.
+    `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the
+    rows of the bin.
     """
     marks: list[PlotMark] = [Line(0, 0, 1, 1, "guide")]
     for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
@@ -178,18 +229,29 @@ def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
         most = max((row.n for row in rows), default=1)
         radii = [round(2.5 + 4 * (row.n / most) ** 0.5, 1) for row in rows]
         dots = [
-            Dot(row.confidence, row.accuracy, radius, f"dot {tone}") for row, radius in zip(rows, radii, strict=True)
+            Dot(row.confidence, row.accuracy, radius, f"dot {tone}")
+            for row, radius in zip(rows, radii, strict=True)
         ]
         marks += [*joined(dots, kind=f"path {tone}"), *dots]
     x = Axis(0.0, 1.0, name="confidence", num_ticks=5)
     y = Axis(0.0, 1.0, 260.0, name="accuracy", num_ticks=5)
-    return plot(marks, x=x, y=y, label="accuracy against confidence; see the table of bins", kind="plot square")
+    return plot(
+        marks,
+        x=x,
+        y=y,
+        label="accuracy against confidence; see the table of bins",
+        kind="plot square",
+    )
 
 
 def curve(record: CurveRecord) -> Chart:
-    """Return the measured scores by training rows, and the prediction for twice the rows with its interval."""
+    """Return the measured scores by training rows, and the prediction for twice the rows with its
+    interval."""
     double = 2 * record.sizes[-1]
-    dots = [Dot(rows, score, 4.5, "dot chosen") for rows, score in zip(record.sizes, record.scores, strict=True)]
+    dots = [
+        Dot(rows, score, 4.5, "dot chosen")
+        for rows, score in zip(record.sizes, record.scores, strict=True)
+    ]
     predicted = Dot(double, record.at_double, 5, "dot incumbent")
     low, high = record.interval
     marks: list[PlotMark] = [
@@ -208,5 +270,8 @@ def rounds(values: Sequence[float], largest: float, chosen: bool) -> Chart:
     """Return one dot per measured round on an axis from 0 to `largest`."""
     axis = Axis(0.0, largest)
     kind = "dot chosen" if chosen else "dot other"
-    marks: list[Mark] = [Line(0, 10, 100, 10), *(Dot(axis.at(value), 10, 4, kind) for value in values)]
+    marks: list[Mark] = [
+        Line(0, 10, 100, 10),
+        *(Dot(axis.at(value), 10, 4, kind) for value in values),
+    ]
     return Chart(tuple(marks), 20, ", ".join(f"{value:.4g}" for value in values))

@@ -11,7 +11,8 @@ from tailorbird.registry.test_set_ledger import RowUse
 
 
 def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list[str]:
-    """Return lines about the rows of a run: sizes, copies, rare classes, and what limits the verdict.
+    """Return lines about the rows of a run: sizes, copies, rare classes, and what limits the
+    verdict.
 
     `num_tuning` is the number of training rows for fine-tuning.
     """
@@ -20,25 +21,41 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     lines = [f"{counts} rows, {report.num_classes} {label_noun}"]
     if num_tuning < data.num_train:
-        lines.append(f"fine-tuning uses {num_tuning:,} training rows (data.max_train_rows), the baselines use all")
+        lines.append(
+            f"fine-tuning uses {num_tuning:,} training rows (data.max_train_rows), the baselines "
+            "use all"
+        )
     if report.near_copies:
         lines.append(
-            f"near copies of rows in later splits, which were dropped from train and validation: {report.near_copies:,}"
+            "near copies of rows in later splits, which were dropped from train and validation: "
+            f"{report.near_copies:,}"
         )
     if report.test_answers_in_train is not None:
-        lines.append(f"{report.test_answers_in_train:,} of {report.num_test:,} test answers are also answers in train")
+        lines.append(
+            f"{report.test_answers_in_train:,} of {report.num_test:,} test answers are also "
+            "answers in train"
+        )
     if data.shards is not None:
         sample = len(data.splits.train)
-        lines.append(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")
+        lines.append(
+            "training rows are streamed; baselines and some checks use a random sample of "
+            f"{sample:,} rows"
+        )
     if report.rare_classes:
         rare = listed(report.rare_classes)
-        lines.append(f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: {rare}")
+        lines.append(
+            f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: "
+            f"{rare}"
+        )
     if report.empty_texts:
-        lines.append(f"rows with an empty text, which all get the same answer: {report.empty_texts:,}")
+        lines.append(
+            f"rows with an empty text, which all get the same answer: {report.empty_texts:,}"
+        )
     if report.largest_test_document > report.num_test / 2:
         lines.append(
-            f"{report.largest_test_document:,} of {report.num_test:,} test rows are one document: they share values of "
-            "split_by or are copies of each other, so the test has little evidence"
+            f"{report.largest_test_document:,} of {report.num_test:,} test rows are one document: "
+            "they share values of split_by or are copies of each other, so the test has little "
+            "evidence"
         )
     if report.test_documents < report.num_test:
         few = few_documents(report.test_documents, num_rows=report.num_test)
@@ -47,12 +64,17 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
 
 
 def earlier_tests_line(use: RowUse, *, alpha: float) -> str:
-    """Return a line about test rows that earlier tests have used, with the lower alpha of a further test."""
-    return f"{known_rows(use)}, so a new test has an alpha of {alpha * use.alpha_share:.2g} ({alpha:g} on fresh rows)"
+    """Return a line about test rows that earlier tests have used, with the lower alpha of a further
+    test."""
+    return (
+        f"{known_rows(use)}, so a new test has an alpha of {alpha * use.alpha_share:.2g} "
+        f"({alpha:g} on fresh rows)"
+    )
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """Return the verdict as a chain of sentences, then the power of the test, the costs and a table of scores."""
+    """Return the verdict as a chain of sentences, then the power of the test, the costs and a table
+    of scores."""
     verdict = evidence.verdict
     rows = [("model", "validation", "95% interval", "test"), *map(score_cells, evidence.scores)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -62,7 +84,10 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         table.append("  ".join(cells).rstrip())
     return [
         f"{verdict.outcome}: {verdict.sentence()}",
-        *(f"  {number}. {sentence}" for number, sentence in enumerate(verdict.sentences[1:], start=2)),
+        *(
+            f"  {number}. {sentence}"
+            for number, sentence in enumerate(verdict.sentences[1:], start=2)
+        ),
         "",
         *(f"  {detail}" for detail in (*evidence.data.differences, *details(evidence).values())),
         "",
@@ -75,7 +100,8 @@ def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
 
     `promoted` is true if the winner was promoted after the run.
     """
-    verdict, winner = evidence.verdict, evidence.winner
+    verdict = evidence.verdict
+    winner = evidence.winner
     version = f"{winner.uri.rpartition('/')[2]} ({model_name(winner.kind)})"
     served = f"{version}, {'now the champion' if promoted else 'once promoted'}"
     if winner.uri == evidence.champion:
@@ -85,6 +111,14 @@ def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
 
 def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
     """Return the table cells of a model: name, validation score, interval, test score."""
-    interval = "" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
+    if score.interval is None:
+        interval = ""
+    else:
+        interval = "{:.3f} to {:.3f}".format(*score.interval)
     name = f"{score.kind} ({score.role})" if score.role else score.kind
-    return name, f"{score.validation:.3f}", interval, "" if score.test is None else f"{score.test:.3f}"
+    return (
+        name,
+        f"{score.validation:.3f}",
+        interval,
+        "" if score.test is None else f"{score.test:.3f}",
+    )

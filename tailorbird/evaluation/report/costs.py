@@ -13,8 +13,10 @@ UNKNOWN = "not assessable"
 
 
 def cost_sentence(evidence: Evidence) -> str | None:
-    """Return how costs were measured, the training and the prices; None if they were not measured."""
-    cost, terms = evidence.cost, evidence.protocol.cost
+    """Return how costs were measured, the training and the prices; None if they were not
+    measured."""
+    cost = evidence.cost
+    terms = evidence.protocol.cost
     if cost.serving is None or cost.device is None:
         return None
     engine = evidence.recipe.serving.engine
@@ -47,13 +49,16 @@ def terms_sentence(terms: CostTerms) -> str:
 
 def _volume(terms: CostTerms) -> str:
     return (
-        f"{terms.requests_per_month:,.0f} requests a month, with the training paid over {terms.horizon_months:g} months"
+        f"{terms.requests_per_month:,.0f} requests a month, with the training paid over "
+        f"{terms.horizon_months:g} months"
     )
 
 
 def cost_lines(evidence: Evidence) -> list[str]:
-    """Return the heading and the table of the contenders' costs in Markdown; empty without prices."""
-    costs, terms = evidence.verdict.costs, evidence.protocol.cost
+    """Return the heading and the table of the contenders' costs in Markdown; empty without
+    prices."""
+    costs = evidence.verdict.costs
+    terms = evidence.protocol.cost
     if not costs or terms is None:
         return []
     rows = []
@@ -64,7 +69,9 @@ def cost_lines(evidence: Evidence) -> list[str]:
             cells[1:] = [f"{money(cost.total)} ({money(low)} to {money(high)})"]
             cells += [money(getattr(cost, part)) for part in PARTS]
         rows.append(f"| {' | '.join(cells)} |")
-    head = f"| contender | total (interval) | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}\n"
+    head = (
+        f"| contender | total (interval) | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}\n"
+    )
     return [
         "## Cost of a year",
         f"At {terms_sentence(terms)}.",
@@ -74,18 +81,23 @@ def cost_lines(evidence: Evidence) -> list[str]:
 
 
 def costs_by_digest(evidence: Evidence) -> dict[str, str]:
-    """Return what it costs to serve each registered version of a run, in words, by digest; empty if not measured.
+    """Return what it costs to serve each registered version of a run, in words, by digest; empty if
+    not measured.
 
-    With prices, that is the cost of a year at the recipe's volume, else the seconds for 1,000 answers.
+    With prices, that is the cost of a year at the recipe's volume, else the seconds for 1,000
+    answers.
     """
-    terms, usages = evidence.protocol.cost, evidence.cost.serving or {}
+    terms = evidence.protocol.cost
+    usages = evidence.cost.serving or {}
     totals = _totals(evidence.verdict.costs)
     costs = {}
     for role, version in evidence.versions.items():
         if version.digest == UNREGISTERED:
             continue
         if terms is not None and role in totals:
-            costs[version.digest] = f"{money(totals[role])} a year at {terms.requests_per_month:,.0f} requests a month"
+            costs[version.digest] = (
+                f"{money(totals[role])} a year at {terms.requests_per_month:,.0f} requests a month"
+            )
         elif role in usages:
             usage = usages[role]
             seconds = fmean(usage.device_s)
@@ -101,17 +113,27 @@ def _totals(costs: Sequence[ContenderCost]) -> dict[str, float]:
 
 def cost_answer(evidence: Evidence) -> str:
     """Return what a year costs, or by which factor costs differ, or why that is not known."""
-    verdict, terms = evidence.verdict, evidence.protocol.cost
+    verdict = evidence.verdict
+    terms = evidence.protocol.cost
     if terms is None or not verdict.costs:
         measured = cost_text(verdict)
         if evidence.cost.device is None:
             measured = "the cost of serving was not measured"
-        sentence = f"{measured[:1].upper()}{measured[1:]}. " if measured else ""
-        return f"{sentence}The recipe has no prices (`evaluation.cost`), so there is no cost a year."
+        if measured:
+            sentence = f"{measured[:1].upper()}{measured[1:]}. "
+        else:
+            sentence = ""
+        return (
+            f"{sentence}The recipe has no prices (`evaluation.cost`), so there is no cost a year."
+        )
 
     sentences = []
     totals = _totals(verdict.costs)
-    shown = [role for role in dict.fromkeys((verdict.selected, "incumbent", "candidate")) if role in totals]
+    shown = [
+        role
+        for role in dict.fromkeys((verdict.selected, "incumbent", "candidate"))
+        if role in totals
+    ]
     if shown:
         amounts = ", ".join(f"{named(role)} {money(totals[role])}" for role in shown)
         sentences.append(f"At {_volume(terms)}, a year costs, in the recipe's currency: {amounts}.")

@@ -1,4 +1,5 @@
-"""The evidence of a run: the inputs and results of its verdict, stored as `evidence.json` next to the predictions."""
+"""The evidence of a run: the inputs and results of its verdict, stored as `evidence.json` next to
+the predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,12 @@ from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.verdict.decide import ANCHOR
-from tailorbird.evaluation.verdict.inputs import Anchor, TrainedRows, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import (
+    Anchor,
+    TrainedRows,
+    VerdictInputs,
+    model_predictions,
+)
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
@@ -28,10 +34,13 @@ from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
-ENGINE_EVIDENCE = "engine_evidence.json"  # file name of the `EngineEvidence` in the folder of an exported version
+ENGINE_EVIDENCE = (
+    "engine_evidence.json"  # file name of the `EngineEvidence` in the folder of an exported version
+)
 ROLES = ("incumbent", "candidate")
 FAMILY_FILE = "family.json"  # file name of the `Family` in the folder of a run or a version
-UNREGISTERED = "not registered"  # digest of a version that the verdict did not select, so it was not registered
+# digest of a version that the verdict did not select, so it was not registered
+UNREGISTERED = "not registered"
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,11 @@ class TrialRecord:
 
     @property
     def name(self) -> str:
-        """The name for people: that of the baseline, or `trial` with the end of the id, as in the terminal."""
-        return self.trial if self.status == BASELINE else trial_name(self.trial)
+        """The name for people: that of the baseline, or `trial` with the end of the id, as in the
+        terminal."""
+        if self.status == BASELINE:
+            return self.trial
+        return trial_name(self.trial)
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,9 @@ class CurveRecord:
 class CostRecord:
     """The measured cost."""
 
-    serving: ServingCosts | None  # resources for a thousand rows by the role of the model; None if not measured
+    serving: (
+        ServingCosts | None
+    )  # resources for a thousand rows by the role of the model; None if not measured
     training: TrainingUsage
     device: ServingDevice | None = None  # device of `serving`
 
@@ -133,21 +147,25 @@ class FrozenAnchor:
     """The last champion that was proven better than its predecessor, unless it is the incumbent."""
 
     uri: str
-    problem: str = ""  # why it cannot predict the test rows; then no model replaces another for its cost
+    problem: str = (
+        ""  # why it cannot predict the test rows; then no model replaces another for its cost
+    )
 
 
 class Family(StoredModel):
-    """The models of a run's comparison, and the hybrid; stored before the test rows are predicted."""
+    """The models of a run's comparison, and the hybrid; stored before the test rows are
+    predicted."""
 
     models: tuple[FrozenModel, ...]
-    """The incumbent, the candidate if a model was trained, then the other models without fine-tuning, best on
-    validation first. Parts of the hybrid are among them."""
+    """The incumbent, the candidate if a model was trained, then the other models without
+    fine-tuning, best on validation first. Parts of the hybrid are among them."""
     replacing: tuple[str, ...] = ()
     """Roles of the other models that may replace the incumbent."""
     hybrid: FrozenHybrid | None = None
     anchor: FrozenAnchor | None = None
     headroom: Headroom | None = None
-    """What was left to gain over the incumbent, by the validation rows, if therefore no model was trained."""
+    """What was left to gain over the incumbent, by the validation rows, if therefore no model was
+    trained."""
 
     @property
     def compared_roles(self) -> tuple[str, ...]:
@@ -189,8 +207,12 @@ class CandidateRecord:
     kind: str
     uri: str
     digest: str  # `UNREGISTERED` if the verdict did not select it
-    files: Mapping[str, str] | None = None  # sha256 of each file by name; only for an unregistered version
-    offsets: Mapping[str, float] = field(default_factory=dict)  # that are not 0, by class; see `VersionConfig.offsets`
+    files: Mapping[str, str] | None = (
+        None  # sha256 of each file by name; only for an unregistered version
+    )
+    offsets: Mapping[str, float] = field(
+        default_factory=dict
+    )  # that are not 0, by class; see `VersionConfig.offsets`
 
 
 @dataclass(frozen=True)
@@ -199,7 +221,9 @@ class ModelScore:
 
     kind: str
     validation: float
-    interval: tuple[float, float] | None  # Wilson interval of the validation accuracy; None for other metrics
+    interval: (
+        tuple[float, float] | None
+    )  # Wilson interval of the validation accuracy; None for other metrics
     test: float | None  # None if the model did not predict the test rows
     role: Literal["incumbent", "candidate", "contender"] | None
     servable: bool = True
@@ -207,7 +231,8 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """A bin of confidence after temperature scaling: mean confidence, accuracy and number of rows."""
+    """A bin of confidence after temperature scaling: mean confidence, accuracy and number of
+    rows."""
 
     confidence: float
     accuracy: float
@@ -216,7 +241,8 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Test rows of one class that one of the two models answers with the same wrong class, and the other correctly."""
+    """Test rows of one class that one of the two models answers with the same wrong class, and the
+    other correctly."""
 
     label: str  # the correct class
     output: str  # the wrong answer
@@ -236,18 +262,22 @@ class SuiteScore:
 
 @dataclass(frozen=True)
 class PairedExample:
-    """A test row on which one of the two models scores higher. Its text is redacted, and cut if it is long."""
+    """A test row on which one of the two models scores higher. Its text is redacted, and cut if it
+    is long."""
 
     row_id: str
     better: Literal["candidate", "incumbent"]  # the model that scores higher
     text: str  # (chat) the query of the conversation
     label: str  # correct class; (chat) reference answer, redacted and cut
-    outputs: Mapping[str, str] | None  # predicted class by role; None for chat tasks, whose answers are not stored
+    outputs: (
+        Mapping[str, str] | None
+    )  # predicted class by role; None for chat tasks, whose answers are not stored
     scores: Mapping[str, float]  # by role
 
 
 class Evidence(StoredModel):
-    """The stored record of a verdict, from which report, model card and `tailorbird verify` are computed."""
+    """The stored record of a verdict, from which report, model card and `tailorbird verify` are
+    computed."""
 
     name: str
     run: str
@@ -284,17 +314,21 @@ class Evidence(StoredModel):
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """Reliability bins by role; empty for chat tasks."""
     confusions: tuple[Confusion, ...] | None
-    """(classification only) The confusions that the candidate fixes or makes most often; None without a candidate."""
+    """(classification only) The confusions that the candidate fixes or makes most often; None
+    without a candidate."""
     examples: tuple[PairedExample, ...] = ()
-    """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts in the report."""
+    """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts
+    in the report."""
     measures: dict[str, dict[str, float]]
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     suites: tuple[SuiteScore, ...] = ()
     """(chat only) Scores on the suites of the gate `suites`."""
     trained_rows: TrainedRows = TrainedRows()
-    """The test rows on which no model was compared, because a compared model was trained on them."""
+    """The test rows on which no model was compared, because a compared model was trained on
+    them."""
     versions: dict[str, CandidateRecord]
-    """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict selected it."""
+    """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict
+    selected it."""
     champion: str | None
     """URI of the champion when the run began."""
     code: CodeVersion
@@ -302,9 +336,11 @@ class Evidence(StoredModel):
     retrieval_encoder: BaseModelRecord | None
     """(chat only) The encoder of `evaluation.retrieval_encoder`, if the recipe names one."""
     endpoint: Endpoint | None = None
-    """The endpoint of `evaluation.endpoint` with the model that it reported, if the recipe names one."""
+    """The endpoint of `evaluation.endpoint` with the model that it reported, if the recipe names
+    one."""
     endpoint_answers: dict[str, AnswerCounts] = Field(default_factory=dict)
-    """Test rows by what an endpoint answered, by role; for a champion that is a hybrid, of the part that is one."""
+    """Test rows by what an endpoint answered, by role; for a champion that is a hybrid, of the part
+    that is one."""
 
     @property
     def winner(self) -> CandidateRecord:
@@ -312,9 +348,12 @@ class Evidence(StoredModel):
         return self.versions[self.verdict.selected]
 
     def role_of(self, uri: str) -> str:
-        """Return the role of the version at a URI; for the run's URI, the role that the verdict selected."""
+        """Return the role of the version at a URI; for the run's URI, the role that the verdict
+        selected."""
         roles = [role for role, version in self.versions.items() if version.uri == uri]
-        return roles[0] if roles else self.verdict.selected
+        if roles:
+            return roles[0]
+        return self.verdict.selected
 
     def verdict_inputs(self, tables: Mapping[str, Predictions]) -> VerdictInputs:
         """Return the inputs of the verdict; `tables` are the run's predictions by name."""

@@ -1,4 +1,5 @@
-"""Values of the evidence by their path in evidence.json (`verdict.interval.0`), formatted for the report."""
+"""Values of the evidence by their path in evidence.json (`verdict.interval.0`), formatted for the
+report."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -55,7 +56,9 @@ FIELD_NAMES = {
 
 
 def _rows(value: int | None) -> str:
-    return f"{MAX_ROWS:,} are not enough" if value is None else f"{value:,}"
+    if value is None:
+        return f"{MAX_ROWS:,} are not enough"
+    return f"{value:,}"
 
 
 FORMS: Mapping[str, Callable[[Any], str]] = {
@@ -97,7 +100,9 @@ class Figures:
         """Return the value at a path in a format of `FORMS` or by a format specification."""
         value = self.value(path)
         self._shown[path] = value
-        return FORMS[form](value) if form in FORMS else format(value, form)
+        if form in FORMS:
+            return FORMS[form](value)
+        return format(value, form)
 
     def value(self, path: str) -> JsonValue:
         """Return the value at a path; raise KeyError, IndexError or ValueError if there is none."""

@@ -39,8 +39,8 @@ class DutyTable(BaseModel):
 def to_html(evidence: Evidence) -> str:
     """Return a self-contained page for light and dark mode, phones and print.
 
-    The attribute `data-from` of an element is the path of its value in `evidence.json`; the element links to the exact
-    value at the end of the page.
+    The attribute `data-from` of an element is the path of its value in `evidence.json`; the element
+    links to the exact value at the end of the page.
     """
     template = _templates().get_template("report.html")
     return template.render(
@@ -64,7 +64,9 @@ def to_html(evidence: Evidence) -> str:
 def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
     templates.globals |= {"metrics": METRICS, "tones": TONES, "roles": COMPARED}
-    templates.globals["share_metrics"] = [name for name, metric in METRICS.items() if metric.is_share]
+    templates.globals["share_metrics"] = [
+        name for name, metric in METRICS.items() if metric.is_share
+    ]
     templates.globals |= {"field_names": FIELD_NAMES, "baseline": BASELINE}
     templates.filters |= FILTERS
     templates.filters["as_json"] = _as_json

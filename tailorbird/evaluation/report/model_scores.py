@@ -1,4 +1,5 @@
-"""Compute the scores, the reliability and the confusions of the models of a run from their predictions."""
+"""Compute the scores, the reliability and the confusions of the models of a run from their
+predictions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,14 @@ MAX_CONFUSIONS = 20
 
 
 def model_scores(
-    baselines: Sequence[Baseline], *, candidate: tuple[str, float] | None, num_validation: int, verdict: Verdict
+    baselines: Sequence[Baseline],
+    *,
+    candidate: tuple[str, float] | None,
+    num_validation: int,
+    verdict: Verdict,
 ) -> tuple[ModelScore, ...]:
-    """Return the scores of each baseline, then of the candidate with this kind and validation score, if there is one.
+    """Return the scores of each baseline, then of the candidate with this kind and validation
+    score, if there is one.
 
     Only models that predicted the test rows have test scores.
     """
@@ -32,7 +38,12 @@ def model_scores(
     scores = []
     for baseline in baselines:
         score = ModelScore(
-            baseline.kind, baseline.validation, interval=None, test=None, role=None, servable=baseline.servable
+            baseline.kind,
+            baseline.validation,
+            interval=None,
+            test=None,
+            role=None,
+            servable=baseline.servable,
         )
         if baseline is incumbent:
             score = replace(score, role="incumbent", test=verdict.incumbent.score)
@@ -42,16 +53,24 @@ def model_scores(
     if candidate is not None:
         test = verdict.model("candidate").score
         scores.append(ModelScore(*candidate, interval=None, test=test, role="candidate"))
-    if not METRICS[verdict.metric].is_share:  # a Wilson interval needs a metric that is a share of rows
+    if not METRICS[
+        verdict.metric
+    ].is_share:  # a Wilson interval needs a metric that is a share of rows
         return tuple(scores)
     n = num_validation
-    return tuple(replace(score, interval=wilson_interval(round(score.validation * n), n=n)) for score in scores)
+    return tuple(
+        replace(score, interval=wilson_interval(round(score.validation * n), n=n))
+        for score in scores
+    )
 
 
-def figures(tables: Mapping[str, Predictions], *, suites: Sequence[str], roles: Sequence[str]) -> dict[str, Any]:
+def figures(
+    tables: Mapping[str, Predictions], *, suites: Sequence[str], roles: Sequence[str]
+) -> dict[str, Any]:
     """Return the fields of the evidence that are computed from predictions only, by name.
 
-    `tables` are without rows that a model was trained on, and `roles` are those of all compared models.
+    `tables` are without rows that a model was trained on, and `roles` are those of all compared
+    models.
     """
     return {
         "reliability": reliability_by_role(tables),
@@ -64,7 +83,8 @@ def figures(tables: Mapping[str, Predictions], *, suites: Sequence[str], roles: 
 def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[ReliabilityBin, ...]]:
     """Return `reliability_bins` of candidate, if there is one, and incumbent by role.
 
-    Empty for chat tasks, because their confidence is about tokens and not about the correctness of the answer.
+    Empty for chat tasks, because their confidence is about tokens and not about the correctness of
+    the answer.
     """
     if tables["incumbent"].measures:
         return {}
@@ -72,27 +92,34 @@ def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[Re
 
 
 def confusions(tables: Mapping[str, Predictions]) -> tuple[Confusion, ...] | None:
-    """Return the confusions of the test rows that only one of candidate and incumbent answers correctly.
+    """Return the confusions of the test rows that only one of candidate and incumbent answers
+    correctly.
 
-    They are sorted by the number of rows, up to `MAX_CONFUSIONS`. None without a candidate, and for chat tasks, whose
-    answers are texts.
+    They are sorted by the number of rows, up to `MAX_CONFUSIONS`. None without a candidate, and for
+    chat tasks, whose answers are texts.
     """
     candidate = tables.get("candidate")
     incumbent = tables["incumbent"]
     if candidate is None or candidate.measures:
         return None
-    fixed, made = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    fixed = Counter[tuple[str, str]]()
+    made = Counter[tuple[str, str]]()
     for label, new, old in zip(candidate.labels, candidate.outputs, incumbent.outputs, strict=True):
         if new == label != old:
             fixed[label, old] += 1
         elif old == label != new:
             made[label, new] += 1
     rows = [Confusion(*pair, fixed=fixed[pair], made=made[pair]) for pair in fixed | made]
-    return tuple(sorted(rows, key=lambda row: (-row.fixed - row.made, row.label, row.output))[:MAX_CONFUSIONS])
+    return tuple(
+        sorted(rows, key=lambda row: (-row.fixed - row.made, row.label, row.output))[
+            :MAX_CONFUSIONS
+        ]
+    )
 
 
 def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
-    """(chat only) Return the mean log-likelihood of the reference answers by role, in nats per token."""
+    """(chat only) Return the mean log-likelihood of the reference answers by role, in nats per
+    token."""
     name = "log_likelihood"
     compared = [role for role in COMPARED if role in tables]
     if not all(name in tables[role].measures for role in compared):
@@ -101,7 +128,8 @@ def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, floa
 
 
 def reliability_bins(table: Predictions) -> tuple[ReliabilityBin, ...]:
-    """Return the non-empty bins of equal width of the confidence after temperature scaling (`calibration.bins_of`).
+    """Return the non-empty bins of equal width of the confidence after temperature scaling
+    (`calibration.bins_of`).
 
     There are none for a model without confidences.
     """

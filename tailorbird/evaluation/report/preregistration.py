@@ -14,11 +14,14 @@ from tailorbird.registry.champion import Champion
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
-PROTOCOL_FILE = "protocol.json"  # file name of the `Preregistration` in the folder of a run or a version
+PROTOCOL_FILE = (
+    "protocol.json"  # file name of the `Preregistration` in the folder of a run or a version
+)
 
 
 class Preregistration(StoredModel):
-    """The test protocol with recipe, code, data and models; written once per run, before training."""
+    """The test protocol with recipe, code, data and models; written once per run, before
+    training."""
 
     protocol: TestProtocol
     request_sha256: str = ""
@@ -34,7 +37,8 @@ class Preregistration(StoredModel):
     champion: str | None
     """URI of the champion, if there is one."""
     anchor: str | None
-    """URI of the last champion that was proven better than its predecessor, unless it is the champion."""
+    """URI of the last champion that was proven better than its predecessor, unless it is the
+    champion."""
     trained_rows: TrainedRows = TrainedRows()
     """The test rows that the champion was trained on."""
     requested_by: str
@@ -45,21 +49,28 @@ class Preregistration(StoredModel):
 def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
     """Return the recipe as JSON without fields that may change without a new run.
 
-    These are `serving`, `monitoring`, the number of examples in the report, the limits of requests to an endpoint, and
-    the URIs of pretrained models, which can get a version and a hash: `BaseModelRecord` is exact.
+    These are `serving`, `monitoring`, the number of examples in the report, the limits of requests
+    to an endpoint, and the URIs of pretrained models, which can get a version and a hash:
+    `BaseModelRecord` is exact.
     """
     excluded: dict[str, IncEx | bool] = {
         "serving": True,
         "monitoring": True,
         "base_model": True,
-        "evaluation": {"retrieval_encoder": True, "report_examples": True, "endpoint": dict.fromkeys(LIMITS, True)},
+        "evaluation": {
+            "retrieval_encoder": True,
+            "report_examples": True,
+            "endpoint": dict.fromkeys(LIMITS, True),
+        },
     }
     return recipe.model_dump(mode="json", exclude=excluded)
 
 
 def request_digest(registration: Preregistration) -> str:
     """Return the hash of recipe, code, data and models."""
-    request = registration.model_dump(mode="json", include={"code", "data", "base_model", "retrieval_encoder"})
+    request = registration.model_dump(
+        mode="json", include={"code", "data", "base_model", "retrieval_encoder"}
+    )
     return digest(request | {"recipe": evaluated_recipe(registration.recipe)})
 
 
@@ -69,17 +80,23 @@ def with_digest(registration: Preregistration) -> Preregistration:
 
 
 def run_name(request_sha256: str, *, champion: str | None) -> str:
-    """Return the name of a run: a hash of the request digest and of the champion's URI, if there is a champion."""
+    """Return the name of a run: a hash of the request digest and of the champion's URI, if there is
+    a champion."""
     return digest({"request": request_sha256, "champion": champion})[:16]
 
 
 def run_uri(task_uri: str, request_sha256: str, *, champion: Champion | None) -> str:
     """Return the URI of the run with this request digest.
 
-    If the request is that of the champion's own run, return the URI of that run, so its stored result is reused.
+    If the request is that of the champion's own run, return the URI of that run, so its stored
+    result is reused.
     """
     if champion is not None and champion.run and storage.exists(f"{champion.run}/{PROTOCOL_FILE}"):
-        stored = Preregistration.model_validate_json(storage.read_bytes(f"{champion.run}/{PROTOCOL_FILE}"))
+        stored = Preregistration.model_validate_json(
+            storage.read_bytes(f"{champion.run}/{PROTOCOL_FILE}")
+        )
         if stored.request_sha256 == request_sha256:
             return champion.run
-    return TaskPaths(task_uri).run(run_name(request_sha256, champion=champion.uri if champion else None))
+    return TaskPaths(task_uri).run(
+        run_name(request_sha256, champion=champion.uri if champion else None)
+    )

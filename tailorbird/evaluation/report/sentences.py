@@ -1,4 +1,5 @@
-"""The facts of a run that its verdict does not state, each as one sentence for terminal, report and model card."""
+"""The facts of a run that its verdict does not state, each as one sentence for terminal, report and
+model card."""
 
 from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.costs import cost_sentence
@@ -12,7 +13,8 @@ MAX_OFFSETS = 5  # in a sentence
 
 
 def details(evidence: Evidence, *, role: str = CANDIDATE) -> dict[str, str]:
-    """Return the sentences by subject, with the offsets of the model in a role; without those that do not apply."""
+    """Return the sentences by subject, with the offsets of the model in a role; without those that
+    do not apply."""
     sentences = {
         "power": _power(evidence.verdict),
         "seeds": _seeds(evidence),
@@ -25,23 +27,30 @@ def details(evidence: Evidence, *, role: str = CANDIDATE) -> dict[str, str]:
 
 
 def _power(verdict: Verdict) -> str:
-    """Return the probability that such a test chooses a fine-tuned model, what prevents it, and the rows needed."""
+    """Return the probability that such a test chooses a fine-tuned model, what prevents it, and the
+    rows needed."""
     power = verdict.power
     if power is None:
         return ""
     over = named(power.over)
-    at_minimum = f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
+    at_minimum = (
+        f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
+    )
     at_expected = f"{power.at_expected_gain:.0%} at {size(verdict.expected_gain)} (expected_gain)"
-    limit = f"; otherwise most often blocked by {named(power.limited_by)}" if power.limited_by else ""
+    if power.limited_by:
+        limit = f"; otherwise most often blocked by {named(power.limited_by)}"
+    else:
+        limit = ""
     return (
-        f"power: a fine-tuned model is chosen in {at_minimum} and in {at_expected} over {over}{limit}; "
-        f"{rows_text(power.rows_needed)} give 80%; {verdict.n:,} rows show a gain of "
-        f"{100 * power.smallest_detectable:.2f} points over {over} in 80% of tests"
+        f"power: a fine-tuned model is chosen in {at_minimum} and in {at_expected} over "
+        f"{over}{limit}; {rows_text(power.rows_needed)} give 80%; {verdict.n:,} rows show a gain "
+        f"of {100 * power.smallest_detectable:.2f} points over {over} in 80% of tests"
     )
 
 
 def _seeds(evidence: Evidence) -> str:
-    """Return the range of validation scores over seeds (from 3 seeds), and the score of the averaged weights."""
+    """Return the range of validation scores over seeds (from 3 seeds), and the score of the
+    averaged weights."""
     scores = [seed.validation for seed in evidence.seeds]
     if not scores:
         return ""
@@ -49,27 +58,38 @@ def _seeds(evidence: Evidence) -> str:
     if len(scores) < 3:
         spread = "spread not assessed (needs 3 seeds)"
     averaged = evidence.averaged
-    weights = "" if averaged is None else f", averaged weights {averaged.validation:.3f}"
-    chosen = " (selected as the candidate)" if averaged is not None and averaged.chosen else ""
+    if averaged is None:
+        weights = ""
+    else:
+        weights = f", averaged weights {averaged.validation:.3f}"
+    if averaged is not None and averaged.chosen:
+        chosen = " (selected as the candidate)"
+    else:
+        chosen = ""
     return f"seeds: {len(scores)}, {spread}{weights}{chosen}"
 
 
 def mix_sentence(mix: MixRecord) -> str:
-    """Return the weight of the mix with the bag of words, or that no mix is better, with validation scores."""
+    """Return the weight of the mix with the bag of words, or that no mix is better, with validation
+    scores."""
     if mix.weight == 1:
         return (
-            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({mix.num_weights} weights) scores "
-            f"above the encoder alone on validation ({mix.unmixed:.3f})"
+            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({mix.num_weights} "
+            f"weights) scores above the encoder alone on validation ({mix.unmixed:.3f})"
         )
     return (
-        f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of {mix.num_weights} "
-        f"weights on validation): {mix.validation:.3f}; encoder alone {mix.unmixed:.3f}"
+        f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of "
+        f"{mix.num_weights} weights on validation): {mix.validation:.3f}; encoder alone "
+        f"{mix.unmixed:.3f}"
     )
 
 
 def _offsets(evidence: Evidence, role: str) -> str:
     """Return the largest offsets of a classifier; empty if the highest logit decides."""
-    offsets = evidence.versions[role].offsets if role in evidence.versions else {}
+    if role in evidence.versions:
+        offsets = evidence.versions[role].offsets
+    else:
+        offsets = {}
     if not offsets:
         return ""
     by_size = sorted(offsets.items(), key=lambda item: abs(item[1]), reverse=True)
@@ -77,8 +97,8 @@ def _offsets(evidence: Evidence, role: str) -> str:
     num_more = len(by_size) - MAX_OFFSETS
     more = f", and {num_more} smaller ones" if num_more > 0 else ""
     return (
-        f"offsets of the {role}, which are fitted on validation and added to the logits before the highest one "
-        f"decides: {shown}{more}"
+        f"offsets of the {role}, which are fitted on validation and added to the logits before the "
+        f"highest one decides: {shown}{more}"
     )
 
 

@@ -25,50 +25,61 @@ class VersionComparison(BaseModel, frozen=True):
 
     def lines(self) -> list[str]:
         """Return lines for the terminal with both scores, gain, interval, p and n."""
-        result, name = self.comparison, METRICS[self.metric].title
+        result = self.comparison
+        name = METRICS[self.metric].title
         more = (p_text(result.p_value), f"n = {result.counts.n:,}")
         gain = gain_text(result.gain, result.interval, level=self.alpha, more=more)
         return [
             f"{result.candidate_score:.4f}  {self.first}",
             f"{result.other_score:.4f}  {self.second}",
             f"{name} of the first minus the second: {gain}",
-            "this comparison is not a verdict: it evaluates no gates, and comparing many versions finds gains by "
-            "chance",
+            "this comparison is not a verdict: it evaluates no gates, and comparing many "
+            "versions finds gains by chance",
         ]
 
 
 def compare_versions(first: str, *, second: str) -> VersionComparison:
-    """Compare two versions by URI; the URI of a run selects its candidate or, without one, its winner.
+    """Compare two versions by URI; the URI of a run selects its candidate or, without one, its
+    winner.
 
-    Metric and level are those of the first. Raises VerdictRefused if the two were tested on different rows, ValueError
-    if there is no evidence.
+    Metric and level are those of the first. Raises VerdictRefused if the two were tested on
+    different rows, ValueError if there is no evidence.
     """
     (name, table, protocol), (other_name, other, other_protocol) = (
         _predicted(uri.rstrip("/")) for uri in (first, second)
     )
     if protocol.test_sha256 != other_protocol.test_sha256:
         raise VerdictRefused(
-            f"{name} and {other_name} were tested on different rows: their sha256 are {protocol.test_sha256} and "
-            f"{other_protocol.test_sha256}; compare versions of the same run, or evaluate both in a new run"
+            f"{name} and {other_name} were tested on different rows: their sha256 are "
+            f"{protocol.test_sha256} and {other_protocol.test_sha256}; compare versions of the "
+            "same run, or evaluate both in a new run"
         )
     if protocol.answers != other_protocol.answers:
         raise VerdictRefused(
-            f"{name} and {other_name} were tested with different settings of evaluation.answers; compare versions of "
-            "the same run, or evaluate both in a new run"
+            f"{name} and {other_name} were tested with different settings of evaluation.answers; "
+            "compare versions of the same run, or evaluate both in a new run"
         )
     align(table, other)
-    metric, alpha = protocol.metric, protocol.alpha
+    metric = protocol.metric
+    alpha = protocol.alpha
     comparison = compare(table, other=other, metric=metric, alpha=alpha)
-    return VersionComparison(first=name, second=other_name, metric=metric, alpha=alpha, comparison=comparison)
+    return VersionComparison(
+        first=name, second=other_name, metric=metric, alpha=alpha, comparison=comparison
+    )
 
 
 def _predicted(uri: str) -> tuple[str, Predictions, TestProtocol]:
     """Return the version's URI, its predictions for the test rows, and the protocol."""
     if not storage.exists(f"{uri}/{EVIDENCE_FILE}"):
-        raise ValueError(f"{uri} has no {EVIDENCE_FILE}; give the URI of a finished run or of a version")
+        raise ValueError(
+            f"{uri} has no {EVIDENCE_FILE}; give the URI of a finished run or of a version"
+        )
     evidence = Evidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}"))
     is_version = uri in {version.uri for version in evidence.versions.values()}
-    role = "candidate" if not is_version and evidence.verdict.candidate is not None else evidence.role_of(uri)
+    if not is_version and evidence.verdict.candidate is not None:
+        role = "candidate"
+    else:
+        role = evidence.role_of(uri)
     tables = load_all_predictions(uri)
     if role == "hybrid":
         inputs = evidence.verdict_inputs(tables)

@@ -1,4 +1,5 @@
-"""Interval and p value of a gain in a mean over classes, by the jackknife: what the score changes without a row."""
+"""Interval and p value of a gain in a mean over classes, by the jackknife: what the score changes
+without a row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +15,18 @@ from tailorbird.evaluation.statistics.scoring import CLASS_SCORES, class_codes
 FloatArray = NDArray[np.float64]
 
 
-def class_metric_effect(candidate: Predictions, *, other: Predictions, metric: str, alpha: float) -> Effect:
+def class_metric_effect(
+    candidate: Predictions, *, other: Predictions, metric: str, alpha: float
+) -> Effect:
     """Return the gain in a mean over classes of two models on the same rows (`predictions.align`).
 
-    The gain is that of the mean of `jackknife_values`, so interval and p value are those of `document_effect`:
-    Student's t over rows, or over documents if rows share documents. Efron and Tibshirani, An Introduction to the
-    Bootstrap (1993), chapter 11.
+    The gain is that of the mean of `jackknife_values`, so interval and p value are those of
+    `document_effect`: Student's t over rows, or over documents if rows share documents. Efron and
+    Tibshirani, An Introduction to the Bootstrap (1993), chapter 11.
     """
-    is_different = np.array([ours != theirs for ours, theirs in zip(candidate.outputs, other.outputs, strict=True)])
+    is_different = np.array(
+        [ours != theirs for ours, theirs in zip(candidate.outputs, other.outputs, strict=True)]
+    )
     return document_effect(
         jackknife_values(candidate, metric=metric) - jackknife_values(other, metric=metric),
         documents=documents_of(candidate.clusters, num_rows=len(candidate)),
@@ -38,8 +43,8 @@ def jackknife_values(table: Predictions, *, metric: str) -> FloatArray:
 def jackknife_scores(metric: str, *, labels: Sequence[Any], outputs: Sequence[Any]) -> FloatArray:
     """Return a value per row [N] whose mean is the score, and whose spread is that of the score.
 
-    A row differs from the mean by N - 1 times what the score loses if the row is left out, minus the mean of this loss
-    over rows. A class whose only row is left out does not count.
+    A row differs from the mean by N - 1 times what the score loses if the row is left out, minus
+    the mean of this loss over rows. A class whose only row is left out does not count.
     """
     class_score = CLASS_SCORES[metric]
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}

@@ -1,8 +1,9 @@
 """Debiased estimate of a sum of absolute means, such as the expected calibration error.
 
-Chance only ever increases a sum of absolute values, so the measured sum and a bootstrap of it are too large. Estimate
-and interval here invert a simulated test instead: they are the true sums for which the measured sum is the median, and
-the alpha / 2 and 1 - alpha / 2 quantiles, of the sums that are measured under them.
+Chance only ever increases a sum of absolute values, so the measured sum and a bootstrap of it are
+too large. Estimate and interval here invert a simulated test instead: they are the true sums for
+which the measured sum is the median, and the alpha / 2 and 1 - alpha / 2 quantiles, of the sums
+that are measured under them.
 """
 
 from collections.abc import Callable
@@ -19,14 +20,16 @@ LARGEST_SHIFT = 60.0  # in standard deviations
 def debiased_sum(
     means: FloatArray, *, noise: FloatArray, unseen: float, alpha: float
 ) -> tuple[float, tuple[float, float]]:
-    """Return the debiased sum of |means| [K] and its two-sided interval, from draws [M, K] of the means' error.
+    """Return the debiased sum of |means| [K] and its two-sided interval, from draws [M, K] of the
+    means' error.
 
-    Each error has a positive spread. How much chance adds depends on how the true sum is spread over the means: least
-    if it is even, most if it is concentrated. The interval covers both. The even truths are multiples of the standard
-    deviations. The concentrated truths are the measured means, each moved to 0 by the same number of its standard
-    deviations (soft thresholding; Donoho and Johnstone, Biometrika 81:425-455 (1994)). The estimate, which is
-    median-unbiased, is halfway between the two. The interval ends at `unseen` or above, because no draw of the noise
-    gives a measured sum of 0.
+    Each error has a positive spread. How much chance adds depends on how the true sum is spread
+    over the means: least if it is even, most if it is concentrated. The interval covers both. The
+    even truths are multiples of the standard deviations. The concentrated truths are the measured
+    means, each moved to 0 by the same number of its standard deviations (soft thresholding; Donoho
+    and Johnstone, Biometrika 81:425-455 (1994)). The estimate, which is median-unbiased, is halfway
+    between the two. The interval ends at `unseen` or above, because no draw of the noise gives a
+    measured sum of 0.
     """
     sizes = np.abs(means)
     spread = noise.std(axis=0)
@@ -40,7 +43,8 @@ def debiased_sum(
         return np.asarray(max(-shift, 0.0) * spread, dtype=np.float64)
 
     def true_sum(quantile: float, family: Callable[[float], FloatArray]) -> float:
-        """Return the true sum under which the measured sum is this quantile; the least if no sum is small enough."""
+        """Return the true sum under which the measured sum is this quantile; the least if no sum is
+        small enough."""
         low = -LARGEST_SHIFT
         high = float(np.max(sizes / spread))
         for _ in range(NUM_STEPS):
@@ -53,6 +57,7 @@ def debiased_sum(
         return float(family(high).sum())
 
     lows, middles, highs = (
-        [true_sum(quantile, family) for family in (concentrated, even)] for quantile in (1 - alpha / 2, 0.5, alpha / 2)
+        [true_sum(quantile, family) for family in (concentrated, even)]
+        for quantile in (1 - alpha / 2, 0.5, alpha / 2)
     )
     return sum(middles) / 2, (min(lows), max(*highs, unseen))

@@ -1,8 +1,10 @@
-"""Effects over rows that share documents: a cluster-robust t interval (CR2, Satterthwaite's degrees of freedom).
+"""Effects over rows that share documents: a cluster-robust t interval (CR2, Satterthwaite's degrees
+of freedom).
 
-For a mean over N rows in documents of n_g rows, with shares h_g = n_g / N, CR2 has a closed form: the variance is the
-sum over documents of (sum of the document's residuals / N)^2 / (1 - h_g). Bell and McCaffrey, Survey Methodology
-28:169-181 (2002); Pustejovsky and Tipton, Journal of Business & Economic Statistics 36:672-683 (2018).
+For a mean over N rows in documents of n_g rows, with shares h_g = n_g / N, CR2 has a closed form:
+the variance is the sum over documents of (sum of the document's residuals / N)^2 / (1 - h_g). Bell
+and McCaffrey, Survey Methodology 28:169-181 (2002); Pustejovsky and Tipton, Journal of Business &
+Economic Statistics 36:672-683 (2018).
 """
 
 from collections.abc import Sequence
@@ -18,13 +20,15 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LEAST_DOCUMENTS = 6
-"""Fewer documents give no interval: with five, even equal signs have a two-sided p value of 0.0625."""
+"""Fewer documents give no interval: with five, even equal signs have a two-sided p value of
+0.0625."""
 LEAST_P = 1e-300
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The assignment of rows to documents; a row that shares its document with no other row is a document."""
+    """The assignment of rows to documents; a row that shares its document with no other row is a
+    document."""
 
     codes: IntArray  # [N] document of each row
     sizes: FloatArray  # [G] rows of each document
@@ -40,9 +44,11 @@ class Documents:
 
     @property
     def degrees_of_freedom(self) -> float:
-        """Satterthwaite's degrees of freedom of the CR2 variance: G - 1 for documents of equal size, fewer otherwise.
+        """Satterthwaite's degrees of freedom of the CR2 variance: G - 1 for documents of equal
+        size, fewer otherwise.
 
-        They equal (tr M)^2 / tr(M^2), where M is the matrix of the variance as a quadratic form of independent rows.
+        They equal (tr M)^2 / tr(M^2), where M is the matrix of the variance as a quadratic form of
+        independent rows.
         """
         shares = self.shares
         across = shares**2 / (1 - shares)
@@ -50,10 +56,13 @@ class Documents:
 
     def sums(self, values: FloatArray) -> FloatArray:
         """Return the sums [G] of per-row values [N] by document."""
-        return np.asarray(np.bincount(self.codes, weights=values, minlength=self.num), dtype=np.float64)
+        return np.asarray(
+            np.bincount(self.codes, weights=values, minlength=self.num), dtype=np.float64
+        )
 
     def mean_covariance(self, sums: FloatArray) -> FloatArray:
-        """Return the CR2 covariance [K, K] of the means over rows of K values, from their sums [G, K] by document."""
+        """Return the CR2 covariance [K, K] of the means over rows of K values, from their sums [G,
+        K] by document."""
         num_rows = self.sizes.sum()
         residuals = sums - np.outer(self.sizes, sums.sum(axis=0) / num_rows)
         scaled = residuals / (num_rows * np.sqrt(1 - self.shares))[:, None]
@@ -77,24 +86,32 @@ def few_documents(num_documents: int, *, num_rows: int) -> str | None:
         return None
     units = "document or text" if num_documents == 1 else "documents or texts"
     return (
-        f"the {num_rows:,} test rows come from {num_documents:,} {units}, but an interval needs at least "
-        f"{LEAST_DOCUMENTS}; add test rows from further documents"
+        f"the {num_rows:,} test rows come from {num_documents:,} {units}, but an interval needs at "
+        f"least {LEAST_DOCUMENTS}; add test rows from further documents"
     )
 
 
 def document_effect(
-    differences: FloatArray, *, documents: Documents, alpha: float, is_different: NDArray[np.bool_] | None = None
+    differences: FloatArray,
+    *,
+    documents: Documents,
+    alpha: float,
+    is_different: NDArray[np.bool_] | None = None,
 ) -> Effect:
-    """Return the mean of per-row differences [N] of two models with its cluster-robust t interval and p value.
+    """Return the mean of per-row differences [N] of two models with its cluster-robust t interval
+    and p value.
 
-    `is_different` [N] tells where the models differ, by default where the difference is not 0. Fewer than
-    `LEAST_DOCUMENTS` documents have the interval (-1, 1) and p = 1. If no document differs, the interval is the unseen
-    rate. The standard error is at least that of a p value of 2^(1 - documents), because documents that gain exactly the
-    same amount, with a standard error of 0, do not prove more.
+    `is_different` [N] tells where the models differ, by default where the difference is not 0.
+    Fewer than `LEAST_DOCUMENTS` documents have the interval (-1, 1) and p = 1. If no document
+    differs, the interval is the unseen rate. The standard error is at least that of a p value of
+    2^(1 - documents), because documents that gain exactly the same amount, with a standard error of
+    0, do not prove more.
     """
     gain = float(np.mean(differences))
     if documents.num < LEAST_DOCUMENTS:
-        return Effect(gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, 1.0, max(documents.num - 1.0, 1.0))
+        return Effect(
+            gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, 1.0, max(documents.num - 1.0, 1.0)
+        )
     freedom = documents.degrees_of_freedom
     is_different = differences != 0 if is_different is None else is_different
     num_differing = len(np.unique(documents.codes[is_different]))

@@ -21,12 +21,15 @@ ROUNDING = 1e-12
 def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float) -> Effect:
     """Return the gain in the mean per-row score [N] of independent rows.
 
-    The interval is that of `likelihood_interval`, the p value that of 10,000 sign flips. Raises ValueError for scores
-    that are not finite or not paired, and for fewer than two rows.
+    The interval is that of `likelihood_interval`, the p value that of 10,000 sign flips. Raises
+    ValueError for scores that are not finite or not paired, and for fewer than two rows.
     """
-    ours, theirs = np.asarray(candidate_scores, dtype=np.float64), np.asarray(other_scores, dtype=np.float64)
+    ours = np.asarray(candidate_scores, dtype=np.float64)
+    theirs = np.asarray(other_scores, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all():
-        raise ValueError(f"scores have shapes {ours.shape} and {theirs.shape}; give two finite scores per row")
+        raise ValueError(
+            f"scores have shapes {ours.shape} and {theirs.shape}; give two finite scores per row"
+        )
     differences = ours - theirs
     n = len(differences)
     if n < 2:
@@ -40,30 +43,46 @@ def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha
 
 
 def likelihood_interval(
-    sums: FloatArray, *, alpha: float, sizes: FloatArray | None = None, degrees_of_freedom: float | None = None
+    sums: FloatArray,
+    *,
+    alpha: float,
+    sizes: FloatArray | None = None,
+    degrees_of_freedom: float | None = None,
 ) -> tuple[float, float]:
-    """Return the empirical-likelihood interval of the mean difference of at least two independent units [N].
+    """Return the empirical-likelihood interval of the mean difference of at least two independent
+    units [N].
 
-    Units are rows, or documents with the sums of their differences and their numbers of rows, `sizes`. Differences are
-    in [-1, 1], or up to the largest one if that is larger. The distributions compared with the observed one may also
-    have weight at both ends of this range, because few units seldom contain its rare large losses or gains. For many
-    units with a common spread, the interval is Student's t interval. Owen, Empirical Likelihood (2001), with his
+    Units are rows, or documents with the sums of their differences and their numbers of rows,
+    `sizes`. Differences are in [-1, 1], or up to the largest one if that is larger. The
+    distributions compared with the observed one may also have weight at both ends of this range,
+    because few units seldom contain its rare large losses or gains. For many units with a common
+    spread, the interval is Student's t interval. Owen, Empirical Likelihood (2001), with his
     calibration by F(1, N - 1).
     """
     sizes = np.ones_like(sums) if sizes is None else sizes
     reach = max(1.0, float(np.abs(sums / sizes).max()))
-    freedom = len(sums) - 1 if degrees_of_freedom is None else degrees_of_freedom
+    if degrees_of_freedom is None:
+        freedom: float = len(sums) - 1
+    else:
+        freedom = degrees_of_freedom
     threshold = float(t_isf(alpha / 2, freedom)) ** 2 / 2
-    low, high = (_lowest_mean(sign * sums, sizes=sizes, reach=reach, threshold=threshold) for sign in (1, -1))
+    low, high = (
+        _lowest_mean(sign * sums, sizes=sizes, reach=reach, threshold=threshold) for sign in (1, -1)
+    )
     return low, -high
 
 
 def _lowest_mean(sums: FloatArray, *, sizes: FloatArray, reach: float, threshold: float) -> float:
-    """Return the lowest mean with a log-likelihood ratio of at most `threshold`; weight at -reach is allowed."""
-    mean, least = float(sums.sum() / sizes.sum()), -reach * (1 - ROUNDING)
+    """Return the lowest mean with a log-likelihood ratio of at most `threshold`; weight at -reach
+    is allowed."""
+    mean = float(sums.sum() / sizes.sum())
+    least = -reach * (1 - ROUNDING)
 
     def excess(mean: float) -> float:
-        return _log_likelihood_ratio((sums - mean * sizes) / sizes.mean(), furthest=mean + reach) - threshold
+        return (
+            _log_likelihood_ratio((sums - mean * sizes) / sizes.mean(), furthest=mean + reach)
+            - threshold
+        )
 
     if mean <= least or excess(least) <= 0:
         return -reach
@@ -71,10 +90,12 @@ def _lowest_mean(sums: FloatArray, *, sizes: FloatArray, reach: float, threshold
 
 
 def _log_likelihood_ratio(distances: FloatArray, *, furthest: float) -> float:
-    """Return the log-likelihood ratio of the observed distribution and the best one with a distance of 0 on average.
+    """Return the log-likelihood ratio of the observed distribution and the best one with a distance
+    of 0 on average.
 
-    The observed distances [N] have a mean of 0 or more; the best distribution may have weight at -`furthest`. By
-    duality, the ratio is the maximum over tilts t of the sum of log(1 + t distance), with no term below 0.
+    The observed distances [N] have a mean of 0 or more; the best distribution may have weight at
+    -`furthest`. By duality, the ratio is the maximum over tilts t of the sum of log(1 + t
+    distance), with no term below 0.
     """
     steepest = (1 - ROUNDING) / max(furthest, -float(distances.min()))
 
@@ -83,25 +104,37 @@ def _log_likelihood_ratio(distances: FloatArray, *, furthest: float) -> float:
 
     if slope(0.0) <= 0:
         return 0.0
-    tilt = steepest if slope(steepest) >= 0 else float(brentq(slope, 0.0, steepest))
+    if slope(steepest) >= 0:
+        tilt = steepest
+    else:
+        tilt = float(brentq(slope, 0.0, steepest))
     return float(np.sum(np.log1p(tilt * distances)))
 
 
 def _sign_flip(units: FloatArray) -> float:
-    """Return the sign-flip p value: the share of random sign vectors with a sum at least as far from 0.
+    """Return the sign-flip p value: the share of random sign vectors with a sum at least as far
+    from 0.
 
-    1 is added to count and total. Few random sign vectors give no small p value, so the bound of Hoeffding,
-    2 exp(-sum^2 / (2 sum of squares)), is returned if it is smaller. It holds for any differences.
+    1 is added to count and total. Few random sign vectors give no small p value, so the bound of
+    Hoeffding, 2 exp(-sum^2 / (2 sum of squares)), is returned if it is smaller. It holds for any
+    differences.
     """
     sizes = np.abs(units[units != 0])  # signs do not affect differences of 0
-    total, seen = float(sizes.sum()), abs(float(units.sum()))
-    generator, as_far = np.random.default_rng(SIGN_SEED), 0
+    total = float(sizes.sum())
+    seen = abs(float(units.sum()))
+    generator = np.random.default_rng(SIGN_SEED)
+    as_far = 0
     num_bytes = -(-len(sizes) // 8)
     chunk = max(1, CHUNK_ELEMENTS // max(len(sizes), 1))
     for start in range(0, NUM_FLIPS, chunk):
         num = min(chunk, NUM_FLIPS - start)
-        random = np.frombuffer(generator.bytes(num * num_bytes), dtype=np.uint8).reshape(num, num_bytes)
+        random = np.frombuffer(generator.bytes(num * num_bytes), dtype=np.uint8).reshape(
+            num, num_bytes
+        )
         positive = np.unpackbits(random, axis=1, count=len(sizes)).astype(np.float64) @ sizes
         as_far += int(np.sum(np.abs(2 * positive - total) >= seen - ROUNDING * total))
-    bound = 2 * math.exp(-(seen**2) / (2 * float(sizes @ sizes))) if len(sizes) else 1.0
+    if len(sizes):
+        bound = 2 * math.exp(-(seen**2) / (2 * float(sizes @ sizes)))
+    else:
+        bound = 1.0
     return min((as_far + 1) / (NUM_FLIPS + 1), bound)

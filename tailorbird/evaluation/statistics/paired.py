@@ -1,4 +1,5 @@
-"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson; `compare` by any metric."""
+"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson; `compare` by any
+metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.predictions import Predictions, align
 from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
-from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
+from tailorbird.evaluation.statistics.documents import (
+    LEAST_DOCUMENTS,
+    document_effect,
+    documents_of,
+)
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -30,7 +35,9 @@ class PairedCounts:
 
     def __post_init__(self) -> None:
         if min(self.cells) < 0 or self.n == 0:
-            raise ValueError(f"paired counts are {self.cells}; give counts of 0 or more for at least one row")
+            raise ValueError(
+                f"paired counts are {self.cells}; give counts of 0 or more for at least one row"
+            )
 
     @property
     def cells(self) -> tuple[int, int, int, int]:
@@ -43,7 +50,8 @@ class PairedCounts:
 
     @property
     def gain(self) -> float:
-        """The candidate's accuracy minus the other's; a single division keeps comparisons with limits exact."""
+        """The candidate's accuracy minus the other's; a single division keeps comparisons with
+        limits exact."""
         return (self.only_candidate_right - self.only_other_right) / self.n
 
     @property
@@ -61,17 +69,20 @@ class Comparison:
     other_score: float
     gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
-    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, Student's t for means over classes,
-    empirical likelihood for other means. If rows share documents, Student's t over documents for any metric."""
+    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, Student's t for
+    means over classes, empirical likelihood for other means. If rows share documents, Student's t
+    over documents for any metric."""
     p_value: float
-    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, sign flips for means over
-    rows. Otherwise, from the same t statistic as the interval."""
+    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, sign flips
+    for means over rows. Otherwise, from the same t statistic as the interval."""
     standard_error: float | None
-    """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
+    """Standard error of the gain; None for a share of independent rows, which needs only the
+    counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
     lowest: float
-    """Lower end of the gain in tests of non-inferiority: that of `interval`, or of `cautious_change` for a mean over
-    documents, because few documents seldom contain a rare one with large losses."""
+    """Lower end of the gain in tests of non-inferiority: that of `interval`, or of
+    `cautious_change` for a mean over documents, because few documents seldom contain a rare one
+    with large losses."""
     degrees_of_freedom: float | None = None  # of Student's t; None for another interval
 
 
@@ -81,7 +92,9 @@ def wilson_interval(num_right: float, *, n: float, alpha: float = 0.05) -> tuple
     The numbers may be effective numbers of rows, which are no integers.
     """
     if not 0 <= num_right <= n or n == 0:
-        raise ValueError(f"num_right is {num_right} and n is {n}; give 0 <= num_right <= n and n >= 1")
+        raise ValueError(
+            f"num_right is {num_right} and n is {n}; give 0 <= num_right <= n and n >= 1"
+        )
     low, high = _wilson_limits(np.float64(num_right), n=np.float64(n), alpha=alpha)
     return float(low), float(high)
 
@@ -91,9 +104,11 @@ def _wilson_limits(
 ) -> tuple[FloatArray, FloatArray]:
     """Return both ends of Wilson's interval, elementwise.
 
-    These few lines replace a function of statsmodels, which takes two seconds to import. A test compares the two.
+    These few lines replace a function of statsmodels, which takes two seconds to import. A test
+    compares the two.
     """
-    z, share = norm_isf(alpha / 2), num_right / n
+    z = norm_isf(alpha / 2)
+    share = num_right / n
     center = share + z**2 / (2 * n)
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
@@ -102,7 +117,8 @@ def _wilson_limits(
 
 def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
     """Return the counts from the two models' 0/1 scores [N] on the same rows."""
-    ours, theirs = candidate == 1, other == 1
+    ours = candidate == 1
+    theirs = other == 1
     return PairedCounts(
         both_right=int(np.sum(ours & theirs)),
         only_candidate_right=int(np.sum(ours & ~theirs)),
@@ -121,29 +137,41 @@ def mcnemar_midp(counts: PairedCounts) -> float:
 
 def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArray:
     """Return `mcnemar_midp` of arrays of discordant counts, elementwise."""
-    ours, theirs = np.asarray(only_candidate, dtype=np.int64), np.asarray(only_other, dtype=np.int64)
-    fewer, discordant = np.minimum(ours, theirs), ours + theirs
+    ours = np.asarray(only_candidate, dtype=np.int64)
+    theirs = np.asarray(only_other, dtype=np.int64)
+    fewer = np.minimum(ours, theirs)
+    discordant = ours + theirs
     # 2 P(X <= k) - P(X = k) = P(X <= k) + P(X <= k - 1), X binomial with p = 1/2.
     at_most = bdtr(fewer.astype(np.float64), discordant, 0.5)
-    less = np.where(fewer > 0, bdtr(np.maximum(fewer - 1, 0).astype(np.float64), discordant, 0.5), 0.0)
-    return np.asarray(np.where(discordant == 0, 1.0, np.minimum(at_most + less, 1.0)), dtype=np.float64)
+    less = np.where(
+        fewer > 0, bdtr(np.maximum(fewer - 1, 0).astype(np.float64), discordant, 0.5), 0.0
+    )
+    return np.asarray(
+        np.where(discordant == 0, 1.0, np.minimum(at_most + less, 1.0)), dtype=np.float64
+    )
 
 
 def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tuple[float, float]:
-    """Return the interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for paired proportions.
+    """Return the interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for
+    paired proportions.
 
-    The Wilson limits of the two accuracies are combined by square-and-add with the correlation phi of the two models'
-    correctness; a positive numerator of phi is reduced by n/2. Newcombe, Statistics in Medicine 17:2635-2650 (1998).
+    The Wilson limits of the two accuracies are combined by square-and-add with the correlation phi
+    of the two models' correctness; a positive numerator of phi is reduced by n/2. Newcombe,
+    Statistics in Medicine 17:2635-2650 (1998).
     """
     low, high = newcombe_limits(np.asarray(counts.cells), alpha=alpha)
     return float(low), float(high)
 
 
-def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
-    """Return both limits [...] of `newcombe_paired_interval` for tables [..., 4] with cells as in `PairedCounts`."""
+def newcombe_limits(
+    cells: NDArray[np.int64], *, alpha: float = 0.05
+) -> tuple[FloatArray, FloatArray]:
+    """Return both limits [...] of `newcombe_paired_interval` for tables [..., 4] with cells as in
+    `PairedCounts`."""
     both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
     n = both + ours + theirs + neither
-    right, other_right = both + ours, both + theirs
+    right = both + ours
+    other_right = both + theirs
     low, high = _wilson_limits(right, n=n, alpha=alpha)
     other_low, other_high = _wilson_limits(other_right, n=n, alpha=alpha)
     numerator = both * neither - ours * theirs
@@ -184,7 +212,9 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         effect = mean_change(*scores_of_both, alpha=alpha, clusters=candidate.clusters)
     lowest = effect.interval[0]
     if not spec.is_over_classes and candidate.clusters is not None:
-        lowest = _lowest_over_documents(effect, scores_of_both, clusters=candidate.clusters, alpha=alpha)
+        lowest = _lowest_over_documents(
+            effect, scores_of_both, clusters=candidate.clusters, alpha=alpha
+        )
     return Comparison(
         counts,
         *scores,
@@ -198,33 +228,42 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     )
 
 
-def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
+def mean_change(
+    ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None
+) -> Effect:
     """Return the change of the mean of two models' per-row scores [N].
 
-    `means.mean_effect` if rows are independent, `documents.document_effect` if they share documents. The interval
-    of independent rows reaches at least the unseen rate to both sides of the change. A single row has the interval (-1,
-    1) and p = 1.
+    `means.mean_effect` if rows are independent, `documents.document_effect` if they share
+    documents. The interval of independent rows reaches at least the unseen rate to both sides of
+    the change. A single row has the interval (-1, 1) and p = 1.
     """
     if clusters is not None:
         documents = documents_of(clusters, num_rows=len(ours))
         return document_effect(ours - theirs, documents=documents, alpha=alpha)
     if len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
-    return with_unseen(mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha)
+    return with_unseen(
+        mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha
+    )
 
 
 def _lowest_over_documents(
     effect: Effect, scores: tuple[FloatArray, FloatArray], *, clusters: Sequence[str], alpha: float
 ) -> float:
-    """Return the lowest gain that does not exclude rare documents with large losses, which Student's t does."""
+    """Return the lowest gain that does not exclude rare documents with large losses, which
+    Student's t does."""
     freedom = effect.degrees_of_freedom
     documents = documents_of(clusters, num_rows=len(clusters))
     if freedom is None or documents.num < LEAST_DOCUMENTS:
         return effect.interval[0]
     sums = documents.sums(scores[0] - scores[1])
-    low, _ = likelihood_interval(sums, sizes=documents.sizes, alpha=alpha, degrees_of_freedom=freedom)
+    low, _ = likelihood_interval(
+        sums, sizes=documents.sizes, alpha=alpha, degrees_of_freedom=freedom
+    )
     return min(effect.interval[0], low, effect.gain - unseen_rate(freedom + 1, alpha=alpha))
 
 
 def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:
-    return np.asarray(np.sqrt(np.maximum(first**2 - 2 * phi * first * second + second**2, 0.0)), dtype=np.float64)
+    return np.asarray(
+        np.sqrt(np.maximum(first**2 - 2 * phi * first * second + second**2, 0.0)), dtype=np.float64
+    )

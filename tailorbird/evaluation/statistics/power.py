@@ -1,4 +1,5 @@
-"""Power of one comparison by plain formulas; `verdict.power` resamples the rows and calls the decision."""
+"""Power of one comparison by plain formulas; `verdict.power` resamples the rows and calls the
+decision."""
 
 import math
 
@@ -11,9 +12,11 @@ MAX_ROWS = 10_000_000
 
 
 def smallest_detectable(main: Comparison, *, alpha: float) -> float:
-    """Return the true gain that the test alone detects with a power of 0.8: half its interval plus z_power errors.
+    """Return the true gain that the test alone detects with a power of 0.8: half its interval plus
+    z_power errors.
 
-    The interval is Student's t, or normal for means of independent rows. With fewer than six units, the gain is 1.
+    The interval is Student's t, or normal for means of independent rows. With fewer than six units,
+    the gain is 1.
     """
     if main.num_units < LEAST_DOCUMENTS:
         return 1.0
@@ -27,10 +30,14 @@ def smallest_detectable(main: Comparison, *, alpha: float) -> float:
 
 
 def minimum_detectable_effect(n: int, *, discordance: float, alpha: float) -> float:
-    """Return the true gain that McNemar's test detects with a power of 0.8 on n rows (normal approximation)."""
+    """Return the true gain that McNemar's test detects with a power of 0.8 on n rows (normal
+    approximation)."""
     return float((norm_isf(alpha / 2) + norm_isf(1 - TARGET_POWER)) * math.sqrt(discordance / n))
 
 
 def rows_text(rows: int | None) -> str:
-    """Return a number of rows needed: `about 2,903 test rows`; None is more than the search tries."""
-    return f"more than {MAX_ROWS:,} test rows" if rows is None else f"about {rows:,} test rows"
+    """Return a number of rows needed: `about 2,903 test rows`; None is more than the search
+    tries."""
+    if rows is None:
+        return f"more than {MAX_ROWS:,} test rows"
+    return f"about {rows:,} test rows"

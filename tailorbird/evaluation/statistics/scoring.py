@@ -1,4 +1,5 @@
-"""Score a model by the recipe's metric; imports little, because every training worker imports this module."""
+"""Score a model by the recipe's metric; imports little, because every training worker imports this
+module."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
@@ -20,7 +21,8 @@ HIGHEST_SCORE = 1.0
 
 
 def f1(right: IntArray, support: IntArray, answered: IntArray) -> FloatArray:
-    """Return the F1 of classes from the rows that are right, of the class, and answered with it, elementwise.
+    """Return the F1 of classes from the rows that are right, of the class, and answered with it,
+    elementwise.
 
     It is 0 for a class without rows and answers.
     """
@@ -31,16 +33,20 @@ CLASS_SCORES: Mapping[str, Callable[[IntArray, IntArray, IntArray], FloatArray]]
 """Score of a class, as in `f1`, by metric. A class without right rows must have the score 0."""
 
 
-def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
+def score_of(
+    metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]
+) -> float:
     """Return a classifier's score in any metric of classification; labels and outputs are [N].
 
-    A mean over classes is that over the classes that occur in the labels. Macro-F1 is that of scikit-learn:
-    `f1_score(..., labels=sorted(set(labels)), average="macro", zero_division=0)`.
+    A mean over classes is that over the classes that occur in the labels. Macro-F1 is that of
+    scikit-learn: `f1_score(..., labels=sorted(set(labels)), average="macro", zero_division=0)`.
     """
     labels = list(labels)
     outputs = list(outputs)
     if not METRICS[metric].is_over_classes:
-        return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
+        return float(
+            np.mean([label == output for label, output in zip(labels, outputs, strict=True)])
+        )
     if not labels:
         raise ValueError(f"labels are empty; {METRICS[metric].title} needs at least one row")
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}
@@ -49,7 +55,9 @@ def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequ
     num_classes = len(classes)
     support = np.bincount(truth)
     right = np.bincount(truth[truth == answers], minlength=num_classes)
-    answered = np.bincount(answers, minlength=num_classes)[:num_classes]  # without outputs of unknown classes
+    answered = np.bincount(answers, minlength=num_classes)[
+        :num_classes
+    ]  # without outputs of unknown classes
     return float(np.mean(CLASS_SCORES[metric](right, support, answered)))
 
 

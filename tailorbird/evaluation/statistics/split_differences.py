@@ -1,4 +1,5 @@
-"""Differences between two splits that are larger than chance: class shares, text lengths and scores."""
+"""Differences between two splits that are larger than chance: class shares, text lengths and
+scores."""
 
 import math
 from collections.abc import Sequence
@@ -28,24 +29,34 @@ class SplitSample:
 
 
 def split_differences(
-    validation: SplitSample, *, test: SplitSample, names: tuple[str, str] = ("validation", "test"), least: float = 1.0
+    validation: SplitSample,
+    *,
+    test: SplitSample,
+    names: tuple[str, str] = ("validation", "test"),
+    least: float = 1.0,
 ) -> tuple[str, ...]:
-    """Return a sentence for each significant difference between the splits, the most significant first.
+    """Return a sentence for each significant difference between the splits, the most significant
+    first.
 
-    A difference is significant at `ALPHA` divided by the number of compared differences.
-    The variance of each mean counts documents as units. `names` are those of the splits in the sentences. Differences
-    by a factor of less than `least` are omitted.
+    A difference is significant at `ALPHA` divided by the number of compared differences. The
+    variance of each mean counts documents as units. `names` are those of the splits in the
+    sentences. Differences by a factor of less than `least` are omitted.
     """
     splits = (validation, test)
     differences: list[tuple[float, str, float]] = []  # p value, sentence, factor
 
-    def compare(what: str, *, form: str, values: Sequence[FloatArray], tested: Sequence[FloatArray]) -> None:
+    def compare(
+        what: str, *, form: str, values: Sequence[FloatArray], tested: Sequence[FloatArray]
+    ) -> None:
         means = [float(column.mean()) for column in values]
         sentence = f"{what} is {means[0]:{form}} in {names[0]} and {means[1]:{form}} in {names[1]}"
         differences.append((_p_value(tested, splits=splits), sentence, _factor(means)))
 
     for name in sorted({*validation.labels, *test.labels}):
-        shares = [np.array([label == name for label in split.labels], dtype=np.float64) for split in splits]
+        shares = [
+            np.array([label == name for label in split.labels], dtype=np.float64)
+            for split in splits
+        ]
         if np.concatenate(shares).mean() * min(map(len, shares)) >= LEAST_ROWS:
             compare(f"the share of the class {name!r}", form=".1%", values=shares, tested=shares)
     lengths = [np.array([len(text) for text in split.texts], dtype=np.float64) for split in splits]
@@ -55,21 +66,33 @@ def split_differences(
     if len(scores) == len(splits):
         compare("the incumbent's score", form=".3f", values=scores, tested=scores)
     level = ALPHA / len(differences)
-    listed = [sentence for p_value, sentence, factor in sorted(differences) if p_value < level and factor >= least]
+    listed = [
+        sentence
+        for p_value, sentence, factor in sorted(differences)
+        if p_value < level and factor >= least
+    ]
     return tuple(listed[:MAX_LISTED])
 
 
 def _factor(means: Sequence[float]) -> float:
     """Return the larger mean divided by the smaller one; infinity if only the smaller one is 0."""
     low, high = sorted(means)
-    return high / low if low else math.inf if high else 1.0
+    if low:
+        return high / low
+    if high:
+        return math.inf
+    return 1.0
 
 
 def _p_value(values: Sequence[FloatArray], *, splits: tuple[SplitSample, SplitSample]) -> float:
-    """Return the two-sided p value for equal means, by a normal approximation with the variance under equality."""
-    pooled, variance = float(np.concatenate(values).mean()), 0.0
+    """Return the two-sided p value for equal means, by a normal approximation with the variance
+    under equality."""
+    pooled = float(np.concatenate(values).mean())
+    variance = 0.0
     for column, split in zip(values, splits, strict=True):
         documents = documents_of(split.documents, num_rows=len(column))
         variance += float(np.sum(documents.sums(column - pooled) ** 2)) / len(column) ** 2
     difference = float(values[0].mean() - values[1].mean())
-    return 1.0 if variance == 0 else float(2 * norm_sf(abs(difference) / math.sqrt(variance)))
+    if variance == 0:
+        return 1.0
+    return float(2 * norm_sf(abs(difference) / math.sqrt(variance)))

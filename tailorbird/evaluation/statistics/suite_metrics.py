@@ -9,7 +9,8 @@ from tailorbird.data.answers import search, suite_metric
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words
 
 _ACTS = (
-    "help|assist|provide|answer|give|share|support|create|write|do that|do this|comply|fulfil+|discuss|offer|engage|"
+    "help|assist|provide|answer|give|share|support|create|write|do that|do "
+    "this|comply|fulfil+|discuss|offer|engage|"
     "participate|generate|explain|tell|teach|advise|recommend|condone|encourage|promote"
 )
 _REFUSAL = regex.compile(
@@ -23,11 +24,13 @@ _REFUSAL = regex.compile(
 """Phrases with which English answers decline a request."""
 
 
-def score_answer(answer: str, *, metric: str, expectation: str, options: Sequence[str] = ()) -> float:
+def score_answer(
+    answer: str, *, metric: str, expectation: str, options: Sequence[str] = ()
+) -> float:
     """Return the score of an answer in a metric of suites that needs no log-likelihoods.
 
-    Raises ValueError if the expectation has no value for the metric, and PatternTimeout if a regular expression takes
-    too long.
+    Raises ValueError if the expectation has no value for the metric, and PatternTimeout if a
+    regular expression takes too long.
     """
     if metric in TEXT_METRICS:
         return TEXT_METRICS[metric](answer, expectation)
@@ -42,20 +45,26 @@ def score_answer(answer: str, *, metric: str, expectation: str, options: Sequenc
     return suite_metric(metric, options=options)(answer, expectation)
 
 
-def choice_score(likelihoods: Sequence[float], *, metric: str, options: Sequence[str], expectation: str) -> float:
-    """Return the score of a row in a metric of `LIKELIHOOD_METRICS`, from the log-likelihoods of its options.
+def choice_score(
+    likelihoods: Sequence[float], *, metric: str, options: Sequence[str], expectation: str
+) -> float:
+    """Return the score of a row in a metric of `LIKELIHOOD_METRICS`, from the log-likelihoods of
+    its options.
 
-    `forced_choice` has one log-likelihood for each option, and is the probability of the expectation among the options.
-    It shows a loss on fewer rows than a count of right choices. `same_choice` has the log-likelihoods of the prompt,
-    then those of the counterpart. It is 1 minus the total variation distance of the two distributions over the options:
-    1 if they are equal, 0 if each is certain of another option.
+    `forced_choice` has one log-likelihood for each option, and is the probability of the
+    expectation among the options. It shows a loss on fewer rows than a count of right choices.
+    `same_choice` has the log-likelihoods of the prompt, then those of the counterpart. It is 1
+    minus the total variation distance of the two distributions over the options: 1 if they are
+    equal, 0 if each is certain of another option.
     """
     values = np.array(likelihoods, dtype=np.float64).reshape(-1, len(options))
     odds = np.exp(values - values.max(axis=1, keepdims=True))
     shares = odds / odds.sum(axis=1, keepdims=True)
     if metric == "forced_choice":
         return float(shares[0, options.index(expectation)])
-    return max(0.0, float(1 - np.abs(shares[0] - shares[1]).sum() / 2))  # rounding can exceed a distance of 1
+    return max(
+        0.0, float(1 - np.abs(shares[0] - shares[1]).sum() / 2)
+    )  # rounding can exceed a distance of 1
 
 
 def _contains(answer: Sequence[str], expected: Sequence[str]) -> bool:

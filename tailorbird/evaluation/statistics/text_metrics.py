@@ -1,4 +1,5 @@
-"""Metrics of generated text against a reference answer, in [0, 1]: exact match, token F1, ROUGE-L."""
+"""Metrics of generated text against a reference answer, in [0, 1]: exact match, token F1,
+ROUGE-L."""
 
 import hashlib
 import unicodedata
@@ -9,7 +10,8 @@ from tailorbird.config.answers import WORD
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, normalised for comparison: NFKC, case folded, without other punctuation."""
+    """Return the words of a text, normalised for comparison: NFKC, case folded, without other
+    punctuation."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -21,15 +23,19 @@ def exact_match(answer: str, reference: str) -> float:
 def token_f1(answer: str, reference: str) -> float:
     """Return the harmonic mean of precision and recall of the words, counted with repetitions.
 
-    Rajpurkar et al., SQuAD (2016). Unlike SQuAD, articles are kept, because the metric is for any language.
+    Rajpurkar et al., SQuAD (2016). Unlike SQuAD, articles are kept, because the metric is for any
+    language.
     """
-    ours, theirs = words(answer), words(reference)
+    ours = words(answer)
+    theirs = words(reference)
     return _f1(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """Return the harmonic mean of precision and recall of the longest common word subsequence. Lin, ROUGE (2004)."""
-    ours, theirs = words(answer), words(reference)
+    """Return the harmonic mean of precision and recall of the longest common word subsequence. Lin,
+    ROUGE (2004)."""
+    ours = words(answer)
+    theirs = words(reference)
     return _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
 
 
@@ -41,7 +47,8 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 def words_sha256(text: str) -> str:
-    """Return a hash of the words of a text; two texts have the same hash if and only if `exact_match` is 1."""
+    """Return a hash of the words of a text; two texts have the same hash if and only if
+    `exact_match` is 1."""
     return hashlib.sha256("\n".join(words(text)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -52,7 +59,8 @@ def _f1(common: int, num_ours: int, num_theirs: int) -> float:
 
 
 def _common_subsequence(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence (Hyyrö, Bit-parallel LCS-length, 2004)."""
+    """Return the length of the longest common subsequence (Hyyrö, Bit-parallel LCS-length,
+    2004)."""
     positions: dict[str, int] = {}
     for position, word in enumerate(ours):
         positions[word] = positions.get(word, 0) | 1 << position

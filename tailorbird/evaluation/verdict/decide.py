@@ -1,11 +1,14 @@
-"""Decide whether a fine-tuned model deserves to serve, and which model serves: one relation, *dominates*.
+"""Decide whether a fine-tuned model deserves to serve, and which model serves: one relation,
+*dominates*.
 
-- The candidate must dominate every model without fine-tuning. The hybrid must dominate the candidate, too. Without a
-  candidate, because there was nothing to gain, the outcome is STAY.
+- The candidate must dominate every model without fine-tuning. The hybrid must dominate the
+  candidate, too. Without a candidate, because there was nothing to gain, the outcome is STAY.
 - Another model without fine-tuning may replace the incumbent if it dominates it.
-- A model whose gates do not pass neither blocks another nor is selected. The incumbent always counts.
+- A model whose gates do not pass neither blocks another nor is selected. The incumbent always
+  counts.
 
-Read next `relation.py` (what *dominates* means), `reach.py` (what is compared) and `explain.py` (the sentences).
+Read next `relation.py` (what *dominates* means), `reach.py` (what is compared) and `explain.py`
+(the sentences).
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,9 @@ from enum import StrEnum
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Relate
 
-INCUMBENT, CANDIDATE, HYBRID = "incumbent", "candidate", "hybrid"
+INCUMBENT = "incumbent"
+CANDIDATE = "candidate"
+HYBRID = "hybrid"
 ANCHOR = "anchor"
 
 
@@ -69,20 +74,30 @@ def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) 
     outcome = Outcome.INSUFFICIENT_EVIDENCE
     if candidate.fails or any(relate(CANDIDATE, role, 1).is_out_of_reach for role in blocking):
         outcome = Outcome.STAY
-    return Decision(outcome, _without_proof_over_all(entries, relate, protocol=protocol), blocked_by)
+    return Decision(
+        outcome, _without_proof_over_all(entries, relate, protocol=protocol), blocked_by
+    )
 
 
 def blocking_roles(entries: Sequence[Entry]) -> list[str]:
     """Return the roles of the models without fine-tuning that the candidate must dominate."""
-    return [entry.role for entry in entries if not entry.is_fine_tuned and (entry.passes or entry.role == INCUMBENT)]
+    return [
+        entry.role
+        for entry in entries
+        if not entry.is_fine_tuned and (entry.passes or entry.role == INCUMBENT)
+    ]
 
 
-def _without_proof_over_all(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) -> str:
-    """Return the model to serve if no fine-tuned model is eligible: one that dominates the incumbent, or else it.
+def _without_proof_over_all(
+    entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol
+) -> str:
+    """Return the model to serve if no fine-tuned model is eligible: one that dominates the
+    incumbent, or else it.
 
     The candidate may replace it, but a hybrid with the candidate only as an eligible model.
 
-    Models without fine-tuning come first, then the cheapest of those that are not shown to gain less than the best.
+    Models without fine-tuning come first, then the cheapest of those that are not shown to gain
+    less than the best.
     """
     num_replacing = sum(entry.may_replace for entry in entries)
     gains: dict[str, float] = {}

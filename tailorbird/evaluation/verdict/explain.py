@@ -28,7 +28,8 @@ from tailorbird.registry.test_set_ledger import RowUse
 
 
 def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
-    """Return answers, compared models, the comparison that decides, costs, gates, rows, and what would change it.
+    """Return answers, compared models, the comparison that decides, costs, gates, rows, and what
+    would change it.
 
     If no model was trained, the second sentence says why.
     """
@@ -50,7 +51,9 @@ def _score(metric: str, score: float, *, form: str = "") -> str:
     """Return a score as a percentage, or as a number with its metric."""
     spec = METRICS[metric]
     text = score_text(metric, score, form=form)
-    return text if spec.is_percentage else f"{spec.title} {text}"
+    if spec.is_percentage:
+        return text
+    return f"{spec.title} {text}"
 
 
 def _model(verdict: Verdict, role: str) -> str:
@@ -79,7 +82,9 @@ def _answers(verdict: Verdict) -> str:
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return f"{answer}: use {selected}"
     if verdict.selected == CANDIDATE:
-        answer = "the candidate dominates the incumbent, but not every other model without fine-tuning"
+        answer = (
+            "the candidate dominates the incumbent, but not every other model without fine-tuning"
+        )
     action = f"keep {selected}"
     if verdict.selected != INCUMBENT:
         action = f"replace {_model(verdict, INCUMBENT)} by {selected}"
@@ -95,17 +100,25 @@ def _no_training(verdict: Verdict) -> str:
 
 
 def headroom_text(headroom: Headroom, *, metric: str, minimum_gain: float) -> str:
-    """Return what can be gained at most over the incumbent, and that this is below the minimum gain."""
+    """Return what can be gained at most over the incumbent, and that this is below the minimum
+    gain."""
     score = _score(metric, headroom.score, form=".5g")
-    bound = f"at most {at_most(headroom.most)} points can be gained ({100 * (1 - headroom.level):.4g}% bound)"
+    bound = (
+        f"at most {at_most(headroom.most)} points can be gained "
+        f"({100 * (1 - headroom.level):.4g}% bound)"
+    )
     return (
-        f"the incumbent scores {score} on {headroom.num_rows:,} validation rows, so {bound}, below the minimum gain of "
-        f"{size(minimum_gain)}"
+        f"the incumbent scores {score} on {headroom.num_rows:,} validation rows, so {bound}, below "
+        f"the minimum gain of {size(minimum_gain)}"
     )
 
 
 def _compared(verdict: Verdict) -> str:
-    others = [_score_of(verdict, model) for model in verdict.models if model.role not in (INCUMBENT, CANDIDATE, HYBRID)]
+    others = [
+        _score_of(verdict, model)
+        for model in verdict.models
+        if model.role not in (INCUMBENT, CANDIDATE, HYBRID)
+    ]
     names = [_model(verdict, role) for role in (INCUMBENT, CANDIDATE, HYBRID) if verdict.has(role)]
     kind = "without fine-tuning " if verdict.candidate is not None else ""
     further = f", and {kind}{listed(others)}" if others else ""
@@ -118,7 +131,8 @@ def _score_of(verdict: Verdict, model: TestedModel) -> str:
 
 
 def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
-    """Return the comparison that decides, and by which part of *dominates*; empty if `_replacement` has it."""
+    """Return the comparison that decides, and by which part of *dominates*; empty if `_replacement`
+    has it."""
     relation = verdict.closest
     is_replaced = verdict.candidate is None and verdict.selected != INCUMBENT
     if relation is None or is_replaced:
@@ -130,19 +144,26 @@ def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     num_others = len(verdict.required) - 1
     if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return dominated
-    rest = "the other model" if num_others == 1 else f"each of the {num_others} other models"
+    if num_others == 1:
+        rest = "the other model"
+    else:
+        rest = f"each of the {num_others} other models"
     return f"{dominated}; it dominates {rest} too, by more"
 
 
 def _dominance(verdict: Verdict, relation: Relation, *, level: str = "") -> str:
-    """Return by which part of *dominates* the first model dominates the second; `level` follows the gain."""
+    """Return by which part of *dominates* the first model dominates the second; `level` follows the
+    gain."""
     first = named(relation.first)
     second = named(relation.second)
     gain = f"{relation.gain_text()}{level}"
     if relation.is_better:
         least = f"the interval is above 0 and the gain at least {size(verdict.minimum_gain)}"
         return f"{first} is proven better than {second}: {gain}; {least}"
-    limit = f"the loss is below {size(verdict.non_inferiority_margin)} (lowest {points(relation.lowest)})"
+    limit = (
+        f"the loss is below {size(verdict.non_inferiority_margin)} (lowest "
+        f"{points(relation.lowest)})"
+    )
     return f"{first} costs less than {second} and is non-inferior: {gain}; {limit}"
 
 
@@ -153,15 +174,24 @@ def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> 
     if relation.net is not None and relation.net <= 0:
         return f"the gain is worth less than its further cost (net {money(relation.net)})"
     if low > 0:
-        return f"the gain is above 0, but measured below the minimum gain of {size(verdict.minimum_gain)}"
+        return (
+            "the gain is above 0, but measured below the minimum gain of "
+            f"{size(verdict.minimum_gain)}"
+        )
     if relation.is_cheaper and relation.is_non_inferior:
         proven = "the last champion that was proven better"
         if anchor is not None and anchor.predictions is None:
-            return f"it costs less and is non-inferior, but {proven} does not predict these rows: {anchor.problem}"
+            return (
+                f"it costs less and is non-inferior, but {proven} does not predict these rows: "
+                f"{anchor.problem}"
+            )
         return f"it costs less and is non-inferior, but not to {proven}"
     if relation.is_cheaper:
         margin = points(-verdict.non_inferiority_margin)
-        return f"it costs less, but a loss beyond {margin} points is not ruled out (lowest {points(relation.lowest)})"
+        return (
+            f"it costs less, but a loss beyond {margin} points is not ruled out (lowest "
+            f"{points(relation.lowest)})"
+        )
     if high < verdict.minimum_gain:
         return f"a gain of {size(verdict.minimum_gain)} is ruled out"
     return f"both 0 and the minimum gain of {size(verdict.minimum_gain)} are possible"
@@ -180,7 +210,8 @@ def _replacement(verdict: Verdict) -> str:
 
 
 def cost_text(verdict: Verdict) -> str:
-    """Return what the selected model, or else the candidate, costs, and a non-inferior model that costs less."""
+    """Return what the selected model, or else the candidate, costs, and a non-inferior model that
+    costs less."""
     if verdict.cost_unit is None:
         return ""
     return "; ".join(filter(None, (_cost_against_incumbent(verdict), _cheaper(verdict))))
@@ -192,7 +223,10 @@ def _cost_against_incumbent(verdict: Verdict) -> str:
         return ""
     relation = verdict.relation(role, INCUMBENT)
     if relation.cost_ratio is None:
-        text = f"the costs of {named(role)} and of the incumbent cannot be compared, so it is not cheaper"
+        text = (
+            f"the costs of {named(role)} and of the incumbent cannot be compared, so it is not "
+            "cheaper"
+        )
     else:
         estimate, low, high = relation.cost_ratio
         ratio = f"{estimate:.2f} ({low:.2f} to {high:.2f}) times what the incumbent costs"
@@ -204,7 +238,8 @@ def _cost_against_incumbent(verdict: Verdict) -> str:
 
 
 def _cheaper(verdict: Verdict) -> str:
-    """Return which non-inferior model costs least, if one costs less than the selected model; else an empty text."""
+    """Return which non-inferior model costs least, if one costs less than the selected model; else
+    an empty text."""
     relation = verdict.cheaper
     if relation is None or relation.cost_ratio is None:
         return ""
@@ -213,7 +248,10 @@ def _cheaper(verdict: Verdict) -> str:
     share = f"{100 * relation.cost_ratio[0]:.2g}%"
     if verdict.cost_unit == "price":
         return f"{loss} and costs {share} as much"
-    return f"{loss} and needs {share} of its {verdict.cost_unit} per row; set evaluation.cost to let the cost count"
+    return (
+        f"{loss} and needs {share} of its {verdict.cost_unit} per row; set evaluation.cost to let "
+        "the cost count"
+    )
 
 
 def _gates(verdict: Verdict, *, protocol: TestProtocol) -> str:
@@ -224,28 +262,43 @@ def _gates(verdict: Verdict, *, protocol: TestProtocol) -> str:
     role = CANDIDATE
     if verdict.selected == HYBRID or verdict.candidate is None:
         role = verdict.selected
-    return "; ".join(gate_sentences(verdict.model(role).gates, role=role, regulated=protocol.regulated))
+    return "; ".join(
+        gate_sentences(verdict.model(role).gates, role=role, regulated=protocol.regulated)
+    )
 
 
 def gate_sentences(gates: tuple[Gate, ...], *, role: str, regulated: bool) -> tuple[str, ...]:
-    """Return the states of the gates of a model: those that fail, those that are open, and the names of all others."""
+    """Return the states of the gates of a model: those that fail, those that are open, and the
+    names of all others."""
     owner = f"{named(role)}'s"
-    sentences = [*failed_gates(gates, owner=owner), *open_gates(gates, regulated=regulated, owner=owner)]
-    for state, what in ((State.PASSES, f"{named(role)} passes"), (State.NOT_APPLICABLE, "not applicable:")):
+    sentences = [
+        *failed_gates(gates, owner=owner),
+        *open_gates(gates, regulated=regulated, owner=owner),
+    ]
+    for state, what in (
+        (State.PASSES, f"{named(role)} passes"),
+        (State.NOT_APPLICABLE, "not applicable:"),
+    ):
         names = [gate.name for gate in gates if gate.state is state]
         sentences += [f"{what} {listed(names)}"] if names else []
     return tuple(sentences)
 
 
 def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> str:
-    """Return what the rows limit: known rows, rows that a model was trained on, and units of several rows."""
+    """Return what the rows limit: known rows, rows that a model was trained on, and units of
+    several rows."""
     parts = []
     look = inputs.look
     if look.num_seen:
-        parts.append(f"{known_rows(look)}, so alpha is {verdict.alpha:.2g} instead of {protocol.alpha:g}")
+        parts.append(
+            f"{known_rows(look)}, so alpha is {verdict.alpha:.2g} instead of {protocol.alpha:g}"
+        )
     parts += inputs.trained_rows.sentences(verdict.n + verdict.num_trained_rows)
     if verdict.num_units < verdict.n:
-        units = f"the {verdict.n:,} rows are {verdict.num_units:,} independent documents or groups of near copies"
+        units = (
+            f"the {verdict.n:,} rows are {verdict.num_units:,} independent documents or groups of "
+            "near copies"
+        )
         parts.append(few_documents(verdict.num_units, num_rows=verdict.n) or units)
     return "; ".join(parts)
 
@@ -260,7 +313,10 @@ def what_would_change(verdict: Verdict) -> str:
     gain = size(verdict.minimum_gain)
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         selected = named(verdict.selected)
-        return f"a later run replaces {selected} if a model dominates it, with a proven gain of {gain} or more"
+        return (
+            f"a later run replaces {selected} if a model dominates it, with a proven gain of "
+            f"{gain} or more"
+        )
     power = verdict.power
     if verdict.candidate is None or power is None:
         return _what_would_start_a_training(verdict)
@@ -270,28 +326,46 @@ def what_would_change(verdict: Verdict) -> str:
         needed = f"{rows_text(None)} would be needed"
     share = f"{power.at_expected_gain:.0%} of such tests of {verdict.n:,} rows"
     if verdict.expected_gain <= verdict.minimum_gain:
-        needed = f"no number of rows gives 80%, because expected_gain is not above minimum_gain ({gain})"
-    chosen = f"{share} would choose a candidate that is {expected} better than {named(power.over)}; {needed}"
+        needed = (
+            f"no number of rows gives 80%, because expected_gain is not above minimum_gain ({gain})"
+        )
+    chosen = (
+        f"{share} would choose a candidate that is {expected} better than {named(power.over)}; "
+        f"{needed}"
+    )
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if failed:
-        return f"a candidate that passes {listed(failed)} and dominates all models without fine-tuning would be chosen"
+        return (
+            f"a candidate that passes {listed(failed)} and dominates all models without "
+            "fine-tuning would be chosen"
+        )
     if not verdict.candidate.passes:
         undecided = [gate.name for gate in verdict.gates if gate.state is State.NOT_ASSESSABLE]
-        return f"more rows would settle the open gates ({listed(undecided)}); assuming that they pass, {chosen}"
+        return (
+            f"more rows would settle the open gates ({listed(undecided)}); assuming that they "
+            f"pass, {chosen}"
+        )
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
-        also = "" if len(verdict.blocked_by) == len(verdict.required) else "also "
+        if len(verdict.blocked_by) == len(verdict.required):
+            also = ""
+        else:
+            also = "also "
         return f"a candidate that {also}dominates {blocking} would be chosen; {chosen}"
     return chosen
 
 
 def _what_would_start_a_training(verdict: Verdict) -> str:
-    lower = "" if verdict.headroom is None else f" below the {at_most(verdict.headroom.most)} points that can be gained"
+    if verdict.headroom is None:
+        lower = ""
+    else:
+        lower = f" below the {at_most(verdict.headroom.most)} points that can be gained"
     return f"a training starts with --train-anyway, or with a minimum gain{lower}"
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
-    """Return a sentence for each bound that fails; `owner` begins the sentences (`the hybrid's`)."""
+    """Return a sentence for each bound that fails; `owner` begins the sentences (`the
+    hybrid's`)."""
     return tuple(
         f"{owner} {gate.name} gate fails: {_bound_text(bound, is_money=gate.name == 'cost')})"
         for gate in gates
@@ -300,8 +374,11 @@ def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, .
     )
 
 
-def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str = "the") -> tuple[str, ...]:
-    """Return a sentence for each gate that is not assessable, with the open bounds and the rows that each needs.
+def open_gates(
+    gates: tuple[Gate, ...], *, regulated: bool = False, owner: str = "the"
+) -> tuple[str, ...]:
+    """Return a sentence for each gate that is not assessable, with the open bounds and the rows
+    that each needs.
 
     The groups gate comes first, because it names the groups that are not protected.
     """
@@ -310,31 +387,52 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str =
         if gate.state is not State.NOT_ASSESSABLE:
             continue
         unproven = [bound for bound in gate.bounds if bound.state is State.NOT_ASSESSABLE]
-        rule = ", but a regulated recipe requires it to pass" if regulated else ""
+        if regulated:
+            rule = ", but a regulated recipe requires it to pass"
+        else:
+            rule = ""
         if gate.name == "groups" and unproven:
             names = [
-                f"{bound.what.removeprefix('change for ')} ({bound.n:,} of {rows_text(bound.rows_needed)} needed)"
+                f"{bound.what.removeprefix('change for ')} ({bound.n:,} of "
+                f"{rows_text(bound.rows_needed)} needed)"
                 for bound in unproven
             ]
-            sentences.append(f"{owner} groups gate does not rule out a loss in {listed(names)}{rule}")
+            sentences.append(
+                f"{owner} groups gate does not rule out a loss in {listed(names)}{rule}"
+            )
             continue
         details = [
             _bound_text(bound, is_money=gate.name == "cost")
-            + (")" if bound.rows_needed is None else f"; about {bound.rows_needed:,} rows are needed)")
+            + (
+                ")"
+                if bound.rows_needed is None
+                else f"; about {bound.rows_needed:,} rows are needed)"
+            )
             for bound in unproven
         ]
         detail = ", ".join(details) or gate.note
-        sentences.append(f"{owner} {gate.name} gate cannot be assessed on these rows{rule}: {detail}")
+        sentences.append(
+            f"{owner} {gate.name} gate cannot be assessed on these rows{rule}: {detail}"
+        )
     return tuple(sentences)
 
 
 def _bound_text(bound: Bound, *, is_money: bool) -> str:
-    """Return the estimate with its interval, limit and rows in a parenthesis that the caller closes."""
+    """Return the estimate with its interval, limit and rows in a parenthesis that the caller
+    closes."""
     amounts = (bound.estimate, *bound.interval, bound.limit)
-    estimate, low, high, limit = (money(share) if is_money else f"{100 * share:.2f}" for share in amounts)
+    estimate, low, high, limit = (
+        money(share) if is_money else f"{100 * share:.2f}" for share in amounts
+    )
     unit = "" if is_money else " points"
-    detects = "" if bound.detects is None else f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
-    return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}{detects}"
+    if bound.detects is None:
+        detects = ""
+    else:
+        detects = f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
+    return (
+        f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = "
+        f"{bound.n:,}{detects}"
+    )
 
 
 def why_no_hybrid(config: HybridConfig, *, has_candidate: bool) -> str:
@@ -342,5 +440,7 @@ def why_no_hybrid(config: HybridConfig, *, has_candidate: bool) -> str:
     if config.by == "group" and not has_candidate:
         return "no model was trained that could answer some groups"
     if config.by == "group":
-        return "on validation one model would answer every row, or the incumbent is already a hybrid"
+        return (
+            "on validation one model would answer every row, or the incumbent is already a hybrid"
+        )
     return "on validation, none scores as high as the best single model"

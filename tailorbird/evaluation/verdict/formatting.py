@@ -14,18 +14,25 @@ def model_name(kind: str) -> str:
 
 def named(role: str) -> str:
     """Return a role in a sentence: `the candidate`, but `bag_of_words`."""
-    return f"the {role}" if role in ("incumbent", "candidate", "hybrid") else role
+    if role in ("incumbent", "candidate", "hybrid"):
+        return f"the {role}"
+    return role
 
 
 def money(amount: float) -> str:
     """Return an amount with two decimals, or with two digits if it is below 0.01."""
-    return f"{amount:,.2f}" if abs(amount) >= 0.01 or amount == 0 else f"{amount:.2g}"
+    if abs(amount) >= 0.01 or amount == 0:
+        return f"{amount:,.2f}"
+    return f"{amount:.2g}"
 
 
 def points(share: float) -> str:
-    """Return a share in signed percentage points, with two decimals or enough to show that it is not 0."""
+    """Return a share in signed percentage points, with two decimals or enough to show that it is
+    not 0."""
     text = f"{100 * share:+.2f}"
-    return f"{100 * share:+.1g}" if share and float(text) == 0 else text
+    if share and float(text) == 0:
+        return f"{100 * share:+.1g}"
+    return text
 
 
 def size(share: float) -> str:
@@ -35,7 +42,8 @@ def size(share: float) -> str:
 
 
 def score_text(metric: str, score: float, *, form: str = "") -> str:
-    """Return a score as a percentage with one decimal or as a number with three, or in another format."""
+    """Return a score as a percentage with one decimal or as a number with three, or in another
+    format."""
     if METRICS[metric].is_percentage:
         return f"{100 * score:{form or '.1f'}}%"
     return f"{score:{form or '.3f'}}"
@@ -57,9 +65,15 @@ def between(interval: tuple[float, float]) -> str:
     return f"{points(low)} to {points(high)}"
 
 
-def gain_text(gain: float, interval: tuple[float, float], *, level: float, more: Sequence[str] = ()) -> str:
-    """Return a gain with its interval: `+2.39 points (95% interval +0.56 to +4.22)`, with `more` in the parenthesis."""
-    return f"{points(gain)} points ({', '.join((f'{interval_name(level)} {between(interval)}', *more))})"
+def gain_text(
+    gain: float, interval: tuple[float, float], *, level: float, more: Sequence[str] = ()
+) -> str:
+    """Return a gain with its interval: `+2.39 points (95% interval +0.56 to +4.22)`, with `more` in
+    the parenthesis."""
+    return (
+        f"{points(gain)} points "
+        f"({', '.join((f'{interval_name(level)} {between(interval)}', *more))})"
+    )
 
 
 def sentence(text: str) -> str:
@@ -69,27 +83,38 @@ def sentence(text: str) -> str:
 
 def p_text(p_value: float) -> str:
     """Return `p = 0.0314`, or `p < 0.0001`."""
-    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"
+    if p_value < 0.0001:
+        return "p < 0.0001"
+    return f"p = {p_value:.3g}"
 
 
 def outcome_basis(metric: str) -> str:
-    """Return ` by exact match` if a page must say how paired outcomes are counted, because the metric differs.
+    """Return ` by exact match` if a page must say how paired outcomes are counted, because the
+    metric differs.
 
-    Outcomes are counted by whether an output equals its label. Metrics of classification and exact match add nothing.
+    Outcomes are counted by whether an output equals its label. Metrics of classification and exact
+    match add nothing.
     """
     spec = METRICS[metric]
-    return "" if spec.is_share or spec.is_over_classes else " by exact match"
+    if spec.is_share or spec.is_over_classes:
+        return ""
+    return " by exact match"
 
 
 def cost_basis(unit: str | None) -> str:
-    """Return how costs are compared: `by CPU-seconds per row`, or by the price at the recipe's volume."""
-    return "by price at the recipe's volume" if unit == "price" else f"by {unit} per row"
+    """Return how costs are compared: `by CPU-seconds per row`, or by the price at the recipe's
+    volume."""
+    if unit == "price":
+        return "by price at the recipe's volume"
+    return f"by {unit} per row"
 
 
 def listed(words: Sequence[str]) -> str:
     """Return one or more words as a list in a sentence: `a, b and c`."""
     *some, last = words
-    return f"{', '.join(some)} and {last}" if some else last
+    if some:
+        return f"{', '.join(some)} and {last}"
+    return last
 
 
 def counted(number: float, noun: str) -> str:

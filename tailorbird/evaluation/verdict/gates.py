@@ -20,18 +20,26 @@ def evaluate_gates(
     protocol: TestProtocol,
     cost: CostComparison,
 ) -> tuple[Gate, ...]:
-    """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, suites, cost.
+    """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness,
+    suites, cost.
 
     `cost` is that of the model compared with the incumbent, at the level of the protocol.
     """
-    limits, alpha = protocol.gates, protocol.alpha
+    limits = protocol.gates
+    alpha = protocol.alpha
     gates = []
     if limits.calibration is not None:
         gates.append(calibration_gate(model.clean, limits=limits.calibration, alpha=alpha))
     if limits.groups is not None:
         metric = protocol.metric
         gates.append(
-            groups_gate(model.clean, incumbent=incumbent.clean, limits=limits.groups, alpha=alpha, metric=metric)
+            groups_gate(
+                model.clean,
+                incumbent=incumbent.clean,
+                limits=limits.groups,
+                alpha=alpha,
+                metric=metric,
+            )
         )
 
     def tables(name: str) -> dict[str, Tables]:
@@ -42,18 +50,26 @@ def evaluate_gates(
         }
 
     if limits.counterfactual is not None:
-        gates.append(counterfactual_gate(**tables("counterfactual"), limits=limits.counterfactual, alpha=alpha))
+        gates.append(
+            counterfactual_gate(
+                **tables("counterfactual"), limits=limits.counterfactual, alpha=alpha
+            )
+        )
     if limits.robustness is not None:
         gates.append(robustness_gate(**tables("noise"), limits=limits.robustness, alpha=alpha))
     if limits.suites is not None:
         gates.append(_suites(model, incumbent=incumbent, protocol=protocol))
     if protocol.cost is not None:
-        main = compare(model.clean, other=incumbent.clean, metric=row_metric(protocol.metric), alpha=alpha)
+        main = compare(
+            model.clean, other=incumbent.clean, metric=row_metric(protocol.metric), alpha=alpha
+        )
         gates.append(cost_gate(main, cost=cost))
     return tuple(gates)
 
 
-def _suites(model: ModelPredictions, *, incumbent: ModelPredictions, protocol: TestProtocol) -> Gate:
+def _suites(
+    model: ModelPredictions, *, incumbent: ModelPredictions, protocol: TestProtocol
+) -> Gate:
     answered = {}
     omitted = []
     for name, config in (protocol.gates.suites or {}).items():
@@ -66,8 +82,12 @@ def _suites(model: ModelPredictions, *, incumbent: ModelPredictions, protocol: T
 
 
 def gates_pass(gates: tuple[Gate, ...], *, regulated: bool) -> bool:
-    """Return True if no gate stops a change; a gate that is not assessable stops it if the recipe is regulated."""
-    stopping = {State.FAILS, State.NOT_ASSESSABLE} if regulated else {State.FAILS}
+    """Return True if no gate stops a change; a gate that is not assessable stops it if the recipe
+    is regulated."""
+    if regulated:
+        stopping = {State.FAILS, State.NOT_ASSESSABLE}
+    else:
+        stopping = {State.FAILS}
     return not any(gate.state in stopping for gate in gates)
 
 

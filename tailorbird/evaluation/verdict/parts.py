@@ -21,15 +21,18 @@ class TestedModel(VerdictPart):
     """`incumbent`, `candidate`, `hybrid`, or the kind of another model without fine-tuning."""
     kind: str
     scores: dict[str, float]
-    """Score on the compared rows by metric: that of the verdict, then a second one that no decision reads."""
+    """Score on the compared rows by metric: that of the verdict, then a second one that no decision
+    reads."""
     score_on_all: float | None = None
-    """Score in the verdict's metric on all test rows, if a compared model was trained on some of them."""
+    """Score in the verdict's metric on all test rows, if a compared model was trained on some of
+    them."""
     is_fine_tuned: bool
     """True if this run trained it: the candidate, or a hybrid with the candidate."""
     may_replace: bool
     """True for a model without fine-tuning that may replace the incumbent."""
     passes: bool
-    """True if no gate stops the model. A model that does not pass neither blocks another nor is selected."""
+    """True if no gate stops the model. A model that does not pass neither blocks another nor is
+    selected."""
     gates: tuple[Gate, ...] = ()
     """Gates against the incumbent."""
 
@@ -40,13 +43,15 @@ class TestedModel(VerdictPart):
 
 
 class TestedHybrid(VerdictPart):
-    """The rule of the hybrid that was fixed on validation, and the share of the rows of each part."""
+    """The rule of the hybrid that was fixed on validation, and the share of the rows of each
+    part."""
 
     __test__ = False
 
     routing: Routing
     first: str
-    """Role of the part that answers first in a cascade; the incumbent if the routing is by group."""
+    """Role of the part that answers first in a cascade; the incumbent if the routing is by
+    group."""
     second: str
     share_to_second: float
     """Share of the compared rows that the second part answers."""
@@ -58,8 +63,9 @@ class TestedHybrid(VerdictPart):
 class Power(VerdictPart):
     """How often a test like this one would choose a fine-tuned model, by resampling its rows.
 
-    The candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning is
-    the stated one. Gates that fail keep this state, and all others are assumed to pass.
+    The candidate's answers are changed on random rows until its gain over the strongest model
+    without fine-tuning is the stated one. Gates that fail keep this state, and all others are
+    assumed to pass.
     """
 
     over: str
@@ -68,8 +74,11 @@ class Power(VerdictPart):
     """Share of tests with FINE_TUNE or HYBRID at a true gain of `minimum_gain`."""
     at_expected_gain: float
     rows_needed: int | None
-    """Rows for FINE_TUNE or HYBRID in 80% of tests at the expected gain; None if `MAX_ROWS` are too few."""
+    """Rows for FINE_TUNE or HYBRID in 80% of tests at the expected gain; None if `MAX_ROWS` are too
+    few."""
     smallest_detectable: float
-    """Smallest true gain over the strongest model that is above 0 in 80% of such tests, by the plain formula."""
+    """Smallest true gain over the strongest model that is above 0 in 80% of such tests, by the
+    plain formula."""
     limited_by: str
-    """Role of the model that most often blocks the candidate at the expected gain, or `gates`; empty if none does."""
+    """Role of the model that most often blocks the candidate at the expected gain, or `gates`;
+    empty if none does."""

@@ -1,9 +1,9 @@
 """Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
 
-Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
-is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples are
-Newcombe's for shares of independent rows, Student's t over documents, and normal for other metrics, with the jackknife
-values of means over classes.
+Before, the candidate's answers are changed on random rows until its gain over the strongest model
+without fine-tuning is the stated one. Gates that fail keep this state, and all others are assumed
+to pass. Intervals in the resamples are Newcombe's for shares of independent rows, Student's t over
+documents, and normal for other metrics, with the jackknife values of means over classes.
 """
 
 from collections import Counter
@@ -26,7 +26,15 @@ from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
 from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.decide import ANCHOR, CANDIDATE, HYBRID, Entry, Outcome, blocking_roles, decide
+from tailorbird.evaluation.verdict.decide import (
+    ANCHOR,
+    CANDIDATE,
+    HYBRID,
+    Entry,
+    Outcome,
+    blocking_roles,
+    decide,
+)
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import CostTable, Gain, Relation, relation_of
@@ -48,7 +56,9 @@ class PowerInputs:
     entries: tuple[Entry, ...]
     costs: CostTable
     hybrid: FrozenHybrid | None = None
-    is_anchor_missing: bool = False  # the anchor cannot predict these rows, so nothing replaces for cost
+    is_anchor_missing: bool = (
+        False  # the anchor cannot predict these rows, so nothing replaces for cost
+    )
 
     @property
     def protocol(self) -> TestProtocol:
@@ -69,8 +79,12 @@ def power_of(inputs: PowerInputs) -> Power:
     at_expected, limits = expected.outcomes(num_rows)
     at_minimum, _ = by_gain[protocol.minimum_gain].outcomes(num_rows)
     rows_needed = None
-    if any(entry.is_fine_tuned and entry.passes for entry in entries):  # otherwise, more rows do not help
-        rows_needed = _rows_needed(expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER)
+    if any(
+        entry.is_fine_tuned and entry.passes for entry in entries
+    ):  # otherwise, more rows do not help
+        rows_needed = _rows_needed(
+            expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER
+        )
     main = compare(
         inputs.tables[CANDIDATE],
         other=inputs.tables[strongest],
@@ -90,12 +104,14 @@ def power_of(inputs: PowerInputs) -> Power:
 def _strongest(inputs: PowerInputs) -> str:
     """Return the role of the model with the highest score of those that block the candidate."""
     return max(
-        blocking_roles(inputs.entries), key=lambda role: score_table(inputs.protocol.metric, inputs.tables[role])
+        blocking_roles(inputs.entries),
+        key=lambda role: score_table(inputs.protocol.metric, inputs.tables[role]),
     )
 
 
 def _rows_needed(tests: "SimulatedTests", *, num_rows: int, is_enough: bool) -> int | None:
-    """Return the rows with which a fine-tuned model is chosen in 80% of tests, by bisection to 5%."""
+    """Return the rows with which a fine-tuned model is chosen in 80% of tests, by bisection to
+    5%."""
 
     def enough(rows: int) -> bool:
         return tests.outcomes(rows)[0] >= TARGET_POWER
@@ -134,7 +150,8 @@ def _at_gain(inputs: PowerInputs, *, gain: float, over: str) -> PowerInputs:
 
 
 def with_score(table: Predictions, *, target: float, metric: str) -> Predictions:
-    """Return the predictions with random rows made right, or wrong, until the score is the target."""
+    """Return the predictions with random rows made right, or wrong, until the score is the
+    target."""
     score = score_table(metric, table)
     is_better = target > score
     order = np.random.RandomState(SEED).permutation(len(table))
@@ -142,7 +159,9 @@ def with_score(table: Predictions, *, target: float, metric: str) -> Predictions
     high = len(table)
     while low < high:  # bisection of the number of changed rows
         middle = (low + high) // 2
-        changed = score_table(metric, _changed(table, order[:middle], is_right=is_better, metric=metric))
+        changed = score_table(
+            metric, _changed(table, order[:middle], is_right=is_better, metric=metric)
+        )
         if (changed < target) if is_better else (changed > target):
             low = middle + 1
         else:
@@ -150,7 +169,9 @@ def with_score(table: Predictions, *, target: float, metric: str) -> Predictions
     return _changed(table, order[:low], is_right=is_better, metric=metric)
 
 
-def _changed(table: Predictions, rows: NDArray[np.int64], *, is_right: bool, metric: str) -> Predictions:
+def _changed(
+    table: Predictions, rows: NDArray[np.int64], *, is_right: bool, metric: str
+) -> Predictions:
     scores = np.array(table.scores)
     scores[rows] = float(is_right)
     outputs = list(table.outputs)
@@ -170,13 +191,16 @@ class _Resampled:
     """The gains of one pair of models in B resamples, with what their intervals need."""
 
     gains: FloatArray  # [B]
-    cells: NDArray[np.int64] | None  # [B, 4] of `PairedCounts`; None if intervals come from the standard errors
+    cells: (
+        NDArray[np.int64] | None
+    )  # [B, 4] of `PairedCounts`; None if intervals come from the standard errors
     errors: FloatArray  # [B]
     freedom: FloatArray  # [B] degrees of freedom; inf for the normal distribution
     num_units: FloatArray  # [B]
 
     def ends(self, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the lower and upper ends [B] of the intervals, and the lower ends in tests of non-inferiority."""
+        """Return the lower and upper ends [B] of the intervals, and the lower ends in tests of
+        non-inferiority."""
         if self.cells is not None:
             low, high = newcombe_limits(self.cells, alpha=level)
             return low, high, low
@@ -190,7 +214,8 @@ class _Resampled:
 class SimulatedTests:
     """Resampled tests of the same models: `decide` is called on each of them.
 
-    Rows are drawn with replacement, or whole documents if rows share documents. A row that is drawn twice is two units.
+    Rows are drawn with replacement, or whole documents if rows share documents. A row that is drawn
+    twice is two units.
     """
 
     def __init__(self, inputs: PowerInputs) -> None:
@@ -212,11 +237,18 @@ class SimulatedTests:
         self._scores = dict(zip(scores, stacked.T, strict=True))
 
     def outcomes(self, num_rows: int) -> tuple[float, Counter[str]]:
-        """Return the share of tests of `num_rows` rows that choose a fine-tuned model, and what prevents the others."""
-        num_units = max(1, round(num_rows * self._unit_counts.sum() / len(self._inputs.tables[CANDIDATE])))
+        """Return the share of tests of `num_rows` rows that choose a fine-tuned model, and what
+        prevents the others."""
+        num_units = max(
+            1, round(num_rows * self._unit_counts.sum() / len(self._inputs.tables[CANDIDATE]))
+        )
         shares = self._unit_counts / self._unit_counts.sum()
         # NumPy never changes the numbers of a RandomState, so `verify` draws the same ones.
-        weights = np.random.RandomState(SEED).multinomial(num_units, shares, size=NUM_TESTS).astype(np.float64)
+        weights = (
+            np.random.RandomState(SEED)
+            .multinomial(num_units, shares, size=NUM_TESTS)
+            .astype(np.float64)
+        )
         pairs: dict[tuple[str, str], _Resampled] = {}
         ends: dict[tuple[str, str, int], tuple[FloatArray, FloatArray, FloatArray]] = {}
         costs: dict[tuple[str, str], CostComparison] = {}
@@ -234,11 +266,19 @@ class SimulatedTests:
                 ends[first, second, share] = pairs[pair].ends(alpha / share)
             low, high, lowest = (float(values[test]) for values in ends[first, second, share])
             value = float(priced[pair][test])
-            gain = Gain(float(pairs[pair].gains[test]), (low, high), lowest, alpha / share, (value, (value, value)))
+            gain = Gain(
+                float(pairs[pair].gains[test]),
+                (low, high),
+                lowest,
+                alpha / share,
+                (value, (value, value)),
+            )
             is_anchored = not inputs.is_anchor_missing
             if ANCHOR in inputs.tables and ANCHOR not in pair:
                 is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior
-            return relation_of(pair, gain, cost=costs[pair], protocol=inputs.protocol, is_anchored=is_anchored)
+            return relation_of(
+                pair, gain, cost=costs[pair], protocol=inputs.protocol, is_anchored=is_anchored
+            )
 
         num_chosen = 0
         limits: Counter[str] = Counter()
@@ -255,7 +295,8 @@ class SimulatedTests:
         differences = self._scores[pair[0], metric] - self._scores[pair[1], metric]
         sizes = np.ones_like(differences)
         if self._is_clustered:
-            differences, sizes = self._documents.sums(differences), self._documents.sizes
+            differences = self._documents.sums(differences)
+            sizes = self._documents.sizes
         return np.asarray(weights @ differences / (weights @ sizes), dtype=np.float64)
 
     def _resample(self, pair: tuple[str, str], weights: FloatArray) -> _Resampled:
@@ -269,11 +310,21 @@ class SimulatedTests:
         gains = weights @ differences / totals
         if self._is_counted:
             kinds = np.stack(
-                [ours * theirs, ours * (1 - theirs), (1 - ours) * theirs, (1 - ours) * (1 - theirs)], axis=1
+                [
+                    ours * theirs,
+                    ours * (1 - theirs),
+                    (1 - ours) * theirs,
+                    (1 - ours) * (1 - theirs),
+                ],
+                axis=1,
             )
             cells = np.rint(weights @ kinds).astype(np.int64)
-            gains = (cells[:, 1] - cells[:, 2]) / totals  # exact, so that comparisons with limits are
-            return _Resampled(gains, cells, np.zeros(len(gains)), np.full(len(gains), np.inf), totals)
+            gains = (
+                cells[:, 1] - cells[:, 2]
+            ) / totals  # exact, so that comparisons with limits are
+            return _Resampled(
+                gains, cells, np.zeros(len(gains)), np.full(len(gains), np.inf), totals
+            )
         variances = np.maximum(weights @ differences**2 / totals - gains**2, 0.0) / totals
         return _Resampled(gains, None, np.sqrt(variances), np.full(len(gains), np.inf), totals)
 

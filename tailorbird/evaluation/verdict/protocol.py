@@ -1,4 +1,5 @@
-"""The test protocol, fixed before training: metric, minimum gain, level, gates, prices and test rows."""
+"""The test protocol, fixed before training: metric, minimum gain, level, gates, prices and test
+rows."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -15,7 +16,8 @@ NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robus
 
 
 class TestProtocol(VerdictPart):
-    """The rules for comparing the candidate with the incumbent, registered before the first trial."""
+    """The rules for comparing the candidate with the incumbent, registered before the first
+    trial."""
 
     __test__: ClassVar[bool] = False
     """Tells pytest that this class is not a test case."""
@@ -29,9 +31,11 @@ class TestProtocol(VerdictPart):
     expected_gain: float
     """The gain at which power and the number of rows needed are computed."""
     non_inferiority_margin: float
-    """The largest loss at which a hybrid or a cheaper model may replace another model, as a share."""
+    """The largest loss at which a hybrid or a cheaper model may replace another model, as a
+    share."""
     alpha: float
-    """Two-sided level of the tests, over all contenders; a further access to the same test rows has a lower one."""
+    """Two-sided level of the tests, over all contenders; a further access to the same test rows has
+    a lower one."""
     test_sha256: str
     num_test_rows: int
     regulated: bool = False
@@ -55,7 +59,8 @@ def build_protocol(
     num_test_rows: int,
     suites: Mapping[str, str] | None = None,
 ) -> TestProtocol:
-    """Return a recipe's protocol for these test rows; `non_inferiority_margin` defaults to `minimum_gain`.
+    """Return a recipe's protocol for these test rows; `non_inferiority_margin` defaults to
+    `minimum_gain`.
 
     `suites` are the sha256 of the rows of each suite by name; by default, there are no suites.
     """
@@ -80,4 +85,6 @@ def build_protocol(
 
 def expected_gain(config: EvaluationConfig) -> float:
     """Return the gain at which power is computed, by default twice `minimum_gain`."""
-    return min(2 * config.minimum_gain, 0.99) if config.expected_gain is None else config.expected_gain
+    if config.expected_gain is None:
+        return min(2 * config.minimum_gain, 0.99)
+    return config.expected_gain

@@ -10,14 +10,32 @@ from tailorbird.evaluation.hybrid import apply_routing, share_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.decide import ANCHOR, CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, decide
+from tailorbird.evaluation.verdict.decide import (
+    ANCHOR,
+    CANDIDATE,
+    HYBRID,
+    INCUMBENT,
+    Decision,
+    Entry,
+    decide,
+)
 from tailorbird.evaluation.verdict.explain import explain
 from tailorbird.evaluation.verdict.gates import evaluate_gates, gates_pass, has_failed
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows, without_trained_rows
+from tailorbird.evaluation.verdict.inputs import (
+    VerdictInputs,
+    require_same_rows,
+    without_trained_rows,
+)
 from tailorbird.evaluation.verdict.parts import TestedHybrid, TestedModel
 from tailorbird.evaluation.verdict.power import PowerInputs, power_of
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, CostTable, Relate, Relation, relations
+from tailorbird.evaluation.verdict.relation import (
+    CHEAPER_RATIO,
+    CostTable,
+    Relate,
+    Relation,
+    relations,
+)
 from tailorbird.evaluation.verdict.types import Verdict
 
 
@@ -36,10 +54,11 @@ class Compared:
 def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     """Return whether a fine-tuned model deserves to serve, and which model serves.
 
-    Test rows that a compared model was trained on leave the comparison. Gates have the level of the protocol, because
-    they only prevent a change of model; everything else has the level of this look at the test rows. Raises
-    VerdictRefused if test rows changed or predictions are misaligned or not finite. Raises ValueError if predictions or
-    measurements that the protocol's gates need are missing.
+    Test rows that a compared model was trained on leave the comparison. Gates have the level of the
+    protocol, because they only prevent a change of model; everything else has the level of this
+    look at the test rows. Raises VerdictRefused if test rows changed or predictions are misaligned
+    or not finite. Raises ValueError if predictions or measurements that the protocol's gates need
+    are missing.
     """
     require_same_rows(inputs, protocol=protocol)
     on_all_rows = inputs
@@ -81,10 +100,14 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
         unknown_training=inputs.trained_rows.unknown,
     )
-    return verdict.model_copy(update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)})
+    return verdict.model_copy(
+        update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)}
+    )
 
 
-def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protocol: TestProtocol) -> Compared:
+def compare_models(
+    inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protocol: TestProtocol
+) -> Compared:
     """Return the models with their gates, and the function that compares two of them."""
     alpha = protocol.alpha * inputs.look.alpha_share
     models = _with_hybrid(inputs, protocol=protocol)
@@ -92,8 +115,14 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
     fine_tuned = {CANDIDATE, HYBRID} if has_fine_tuned_hybrid else {CANDIDATE}
     training = dict.fromkeys(fine_tuned, inputs.training)
     costs = CostTable(inputs.costs, training, protocol, alpha)
-    replacing = {*inputs.replacing} if has_fine_tuned_hybrid else {*inputs.replacing, HYBRID}
-    on_all = _with_hybrid(on_all_rows, protocol=protocol) if on_all_rows is not inputs else {}
+    if has_fine_tuned_hybrid:
+        replacing = {*inputs.replacing}
+    else:
+        replacing = {*inputs.replacing, HYBRID}
+    if on_all_rows is not inputs:
+        on_all = _with_hybrid(on_all_rows, protocol=protocol)
+    else:
+        on_all = {}
 
     entries = []
     tested = []
@@ -103,14 +132,18 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
             cost = costs.pair(role, INCUMBENT, alpha=protocol.alpha)
             gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, cost=cost)
         passes = gates_pass(gates, regulated=protocol.regulated)
-        entries.append(Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates)))
+        entries.append(
+            Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates))
+        )
         metrics = (protocol.metric, METRICS[protocol.metric].second)
         tested.append(
             TestedModel(
                 role=role,
                 kind=model.clean.model,
                 scores={metric: score_table(metric, model.clean) for metric in metrics},
-                score_on_all=score_table(protocol.metric, on_all[role].clean) if role in on_all else None,
+                score_on_all=score_table(protocol.metric, on_all[role].clean)
+                if role in on_all
+                else None,
                 is_fine_tuned=role in fine_tuned,
                 may_replace=role in replacing,
                 passes=passes,
@@ -146,11 +179,14 @@ def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> Mode
     frozen = inputs.hybrid
     if frozen is None or protocol.hybrid is None:
         return None
-    return apply_routing(frozen.routing, first=inputs.models[frozen.first], second=inputs.models[frozen.second])
+    return apply_routing(
+        frozen.routing, first=inputs.models[frozen.first], second=inputs.models[frozen.second]
+    )
 
 
 def _compare_for_readers(compared: Compared, decision: Decision) -> None:
-    """Compare each pair of models that a reader of the verdict asks for; most are compared by the decision, too.
+    """Compare each pair of models that a reader of the verdict asks for; most are compared by the
+    decision, too.
 
     A reader also asks whether a model that costs less than the selected one would do.
     """
@@ -173,7 +209,9 @@ def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:
     if decision.selected == INCUMBENT:
         return False
     relations_of_selected = [
-        relation for key, relation in compared.known.items() if key[:2] == (decision.selected, INCUMBENT)
+        relation
+        for key, relation in compared.known.items()
+        if key[:2] == (decision.selected, INCUMBENT)
     ]
     return not any(relation.is_better for relation in relations_of_selected)
 

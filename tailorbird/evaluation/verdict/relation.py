@@ -1,4 +1,5 @@
-"""How one model compares with another on the same rows: proven better, non-inferior, cheaper, and what follows."""
+"""How one model compares with another on the same rows: proven better, non-inferior, cheaper, and
+what follows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ CHEAPER_RATIO = 0.9
 
 @dataclass(frozen=True)
 class Relation:
-    """The first model compared with the second; gains are the first model's score minus the second's, as shares."""
+    """The first model compared with the second; gains are the first model's score minus the
+    second's, as shares."""
 
     first: str  # role
     second: str  # role
@@ -33,14 +35,19 @@ class Relation:
     interval: Interval  # two-sided at 1 - `level`
     lowest: float  # lower end of the gain in the test of non-inferiority
     level: float
-    is_better: bool  # proven better: the interval is above 0, the gain is at least `minimum_gain`, the net not negative
+    # proven better: the interval is above 0, the gain is at least `minimum_gain`, the net not
+    # negative
+    is_better: bool
     is_non_inferior: bool
     is_cheaper: bool  # in prices; False without `evaluation.cost`
     is_out_of_reach: bool  # more rows would not make the first model dominate the second
     is_anchored: bool = True
-    """False if the first model may not replace any for its cost, because it is not non-inferior to the anchor."""
+    """False if the first model may not replace any for its cost, because it is not non-inferior to
+    the anchor."""
     cost_ratio: Ratio | None = None  # the first model's cost of serving divided by the second's
-    net: float | None = None  # value of the gain minus all further cost, of a year in the recipe's currency
+    net: float | None = (
+        None  # value of the gain minus all further cost, of a year in the recipe's currency
+    )
     net_interval: Interval | None = None
     p_value: float | None = None  # two-sided; no decision reads it
     only_first_right: int = 0  # rows
@@ -57,7 +64,8 @@ class Relation:
 
 
 Relate = Callable[[str, str, int], Relation]
-"""Returns the relation of the models in two roles, with intervals at alpha divided by the last argument."""
+"""Returns the relation of the models in two roles, with intervals at alpha divided by the last
+argument."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +81,30 @@ class Gain:
 
 
 def relation_of(
-    roles: tuple[str, str], gain: Gain, *, cost: CostComparison, protocol: TestProtocol, is_anchored: bool = True
+    roles: tuple[str, str],
+    gain: Gain,
+    *,
+    cost: CostComparison,
+    protocol: TestProtocol,
+    is_anchored: bool = True,
 ) -> Relation:
     """Return the relation of the models in two roles.
 
-    Where the recipe names prices and the value of a correct answer, a model with a negative net is neither proven
-    better nor cheaper. Unknown costs are "not cheaper".
+    Where the recipe names prices and the value of a correct answer, a model with a negative net is
+    neither proven better nor cheaper. Unknown costs are "not cheaper".
     """
     priced, of_priced = gain.priced
     net = None if cost.net is None else cost.net.at(priced)
     pays = net is None or net > 0
     can_pay = cost.net is None or cost.net.at(of_priced[1]) > 0
     is_above = gain.interval[0] > 0 and gain.gain >= protocol.minimum_gain
-    has_lower_cost = protocol.cost is not None and cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
-    needed = -protocol.non_inferiority_margin if has_lower_cost else protocol.minimum_gain
+    has_lower_cost = (
+        protocol.cost is not None and cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
+    )
+    if has_lower_cost:
+        needed = -protocol.non_inferiority_margin
+    else:
+        needed = protocol.minimum_gain
     return Relation(
         first=roles[0],
         second=roles[1],
@@ -115,7 +133,8 @@ class CostTable:
     alpha: float
 
     def pair(self, first: str, second: str, *, alpha: float | None = None) -> CostComparison:
-        """Return the cost of serving the model in one role instead of the other, by default at the table's level."""
+        """Return the cost of serving the model in one role instead of the other, by default at the
+        table's level."""
         return compare_costs(
             self.serving,
             terms=self.protocol.cost,
@@ -131,7 +150,9 @@ class CostTable:
         if terms is None or serving is None:
             return ()
         costs = {
-            role: yearly_cost(serving[role], terms=terms, training=self.training.get(role, NO_TRAINING))
+            role: yearly_cost(
+                serving[role], terms=terms, training=self.training.get(role, NO_TRAINING)
+            )
             for role in roles
             if role in serving
         }
@@ -139,9 +160,13 @@ class CostTable:
 
 
 def relations(
-    tables: Mapping[str, Predictions], *, costs: CostTable, can_replace_for_cost: Callable[[str], bool] = lambda _: True
+    tables: Mapping[str, Predictions],
+    *,
+    costs: CostTable,
+    can_replace_for_cost: Callable[[str], bool] = lambda _: True,
 ) -> tuple[Relate, dict[tuple[str, str, int], Relation]]:
-    """Return a function that compares the models in two roles, and the relations that it has computed.
+    """Return a function that compares the models in two roles, and the relations that it has
+    computed.
 
     `can_replace_for_cost` tells whether the model in a role is non-inferior to the anchor.
     """
@@ -150,14 +175,20 @@ def relations(
     def relate(first: str, second: str, share: int = 1) -> Relation:
         key = (first, second, share)
         if key not in known:
-            known[key] = _compared(tables, key, costs=costs, is_anchored=can_replace_for_cost(first))
+            known[key] = _compared(
+                tables, key, costs=costs, is_anchored=can_replace_for_cost(first)
+            )
         return known[key]
 
     return relate, known
 
 
 def _compared(
-    tables: Mapping[str, Predictions], key: tuple[str, str, int], *, costs: CostTable, is_anchored: bool
+    tables: Mapping[str, Predictions],
+    key: tuple[str, str, int],
+    *,
+    costs: CostTable,
+    is_anchored: bool,
 ) -> Relation:
     first, second, share = key
     level = costs.alpha / share
@@ -166,9 +197,19 @@ def _compared(
     cost = costs.pair(first, second)
     priced = comparison
     if cost.net is not None and row_metric(metric) != metric:
-        priced = compare(tables[first], other=tables[second], metric=row_metric(metric), alpha=level)
-    gain = Gain(comparison.gain, comparison.interval, comparison.lowest, level, (priced.gain, priced.interval))
-    relation = relation_of((first, second), gain, cost=cost, protocol=costs.protocol, is_anchored=is_anchored)
+        priced = compare(
+            tables[first], other=tables[second], metric=row_metric(metric), alpha=level
+        )
+    gain = Gain(
+        comparison.gain,
+        comparison.interval,
+        comparison.lowest,
+        level,
+        (priced.gain, priced.interval),
+    )
+    relation = relation_of(
+        (first, second), gain, cost=cost, protocol=costs.protocol, is_anchored=is_anchored
+    )
     return replace(
         relation,
         p_value=comparison.p_value,

@@ -1,4 +1,5 @@
-"""Test whether another engine may serve an evaluated model: same weights, cheaper and non-inferior."""
+"""Test whether another engine may serve an evaluated model: same weights, cheaper and
+non-inferior."""
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.prices import compare_costs
@@ -31,29 +32,35 @@ class Equivalence(VerdictPart):
 
 
 def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Equivalence:
-    """Test whether the export (the candidate of `inputs`) is cheaper than and non-inferior to the evaluated version.
+    """Test whether the export (the candidate of `inputs`) is cheaper than and non-inferior to the
+    evaluated version.
 
-    The costs are compared in CPU-seconds, also if the recipe has prices: both engines serve the same weights on the
-    same replicas, and fewer CPU-seconds let a replica answer more requests. The comparison does not count as a look at
-    the test set, because it does not select weights. Raises VerdictRefused under the same conditions as
-    `reach_verdict`, and ValueError if a measurement or table is missing.
+    The costs are compared in CPU-seconds, also if the recipe has prices: both engines serve the
+    same weights on the same replicas, and fewer CPU-seconds let a replica answer more requests. The
+    comparison does not count as a look at the test set, because it does not select weights. Raises
+    VerdictRefused under the same conditions as `reach_verdict`, and ValueError if a measurement or
+    table is missing.
     """
     require_same_rows(inputs, protocol=protocol)
     if inputs.costs is None:
-        raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
+        raise ValueError(
+            "the cost of the two engines was not measured; measure it in alternating rounds"
+        )
     ratio = compare_costs(inputs.costs, terms=None, alpha=protocol.alpha).ratio
     assert ratio is not None, "both engines were measured on the same device"
     exported = inputs.candidate.clean
     evaluated = inputs.incumbent.clean
     comparison = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
     priced = compare_costs(inputs.costs, terms=protocol.cost, alpha=protocol.alpha)
-    gates = evaluate_gates(inputs.candidate, incumbent=inputs.incumbent, protocol=protocol, cost=priced)
+    gates = evaluate_gates(
+        inputs.candidate, incumbent=inputs.incumbent, protocol=protocol, cost=priced
+    )
     is_cheaper = ratio[2] < CHEAPER_RATIO
     is_non_inferior = comparison.lowest > -protocol.non_inferiority_margin
     limit = points(-protocol.non_inferiority_margin)
     cost = (
-        f"the exported model uses {ratio[0]:.2f} times the evaluated engine's CPU-seconds per row (the interval ends "
-        f"at {ratio[2]:.2f})"
+        f"the exported model uses {ratio[0]:.2f} times the evaluated engine's CPU-seconds per row "
+        f"(the interval ends at {ratio[2]:.2f})"
     )
     return Equivalence(
         accepted=is_cheaper and is_non_inferior and gates_pass(gates, regulated=protocol.regulated),

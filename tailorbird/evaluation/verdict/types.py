@@ -13,14 +13,16 @@ from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
 
 
 class Verdict(VerdictPart):
-    """An outcome and the selected model, with the evidence for both. Gains and levels are shares."""
+    """An outcome and the selected model, with the evidence for both. Gains and levels are
+    shares."""
 
     outcome: Outcome
     """Whether a fine-tuned model deserves to serve."""
     selected: str
     """Role of the model that serves."""
     sentences: tuple[str, ...]
-    """The verdict as a chain of at most eight sentences with their figures; the last says what would change it."""
+    """The verdict as a chain of at most eight sentences with their figures; the last says what
+    would change it."""
     metric: str
     n: int
     """Compared test rows."""
@@ -32,24 +34,26 @@ class Verdict(VerdictPart):
     non_inferiority_margin: float
     expected_gain: float
     models: tuple[TestedModel, ...]
-    """The incumbent, the candidate if a model was trained, the hybrid if there is one, then the other models, best on
-    validation first."""
+    """The incumbent, the candidate if a model was trained, the hybrid if there is one, then the
+    other models, best on validation first."""
     relations: tuple[Relation, ...]
     """Every pair of models that was compared."""
     blocked_by: tuple[str, ...]
     """Roles of the models without fine-tuning that the candidate does not dominate."""
     replaces_for_cost: bool
-    """True if the selected model replaces the incumbent for its lower cost, without being proven better."""
+    """True if the selected model replaces the incumbent for its lower cost, without being proven
+    better."""
     power: Power | None
     """None without a candidate."""
     headroom: Headroom | None
-    """What was left to gain over the incumbent, by the validation rows, if therefore no model was trained."""
+    """What was left to gain over the incumbent, by the validation rows, if therefore no model was
+    trained."""
     hybrid: TestedHybrid | None
     costs: tuple[ContenderCost, ...]
     """Cost of each model; empty without prices."""
     cost_unit: CostUnit | None
-    """What all cost ratios compare: the price at the recipe's volume if it has prices, else GPU-seconds per row if
-    replicas have GPUs, else CPU-seconds; None if not measured."""
+    """What all cost ratios compare: the price at the recipe's volume if it has prices, else
+    GPU-seconds per row if replicas have GPUs, else CPU-seconds; None if not measured."""
     num_trained_rows: int
     """Test rows that left the comparison because a compared model was trained on them."""
     unknown_training: tuple[str, ...]
@@ -60,8 +64,9 @@ class Verdict(VerdictPart):
         roles = [model.role for model in self.models]
         if self.selected not in roles or self.n < 1 or not self.sentences:
             raise ValueError(
-                f"selected is {self.selected!r}, n is {self.n}, with {len(self.sentences)} sentences; a verdict "
-                f"selects one of {', '.join(roles)}, and has at least one row and one sentence"
+                f"selected is {self.selected!r}, n is {self.n}, with {len(self.sentences)} "
+                f"sentences; a verdict selects one of {', '.join(roles)}, and has at least one row "
+                "and one sentence"
             )
         return self
 
@@ -74,12 +79,16 @@ class Verdict(VerdictPart):
         return any(model.role == role for model in self.models)
 
     def position(self, first: str, second: str) -> int | None:
-        """Return the position in `relations` of two models, or None if the second was not compared with the first."""
+        """Return the position in `relations` of two models, or None if the second was not compared
+        with the first."""
         pairs = [(relation.first, relation.second) for relation in self.relations]
-        return pairs.index((first, second)) if (first, second) in pairs else None
+        if (first, second) in pairs:
+            return pairs.index((first, second))
+        return None
 
     def relation(self, first: str, second: str) -> Relation:
-        """Return the first model compared with the second; raise KeyError if they were not compared."""
+        """Return the first model compared with the second; raise KeyError if they were not
+        compared."""
         position = self.position(first, second)
         if position is None:
             raise KeyError(f"{first} was not compared with {second}")
@@ -92,54 +101,75 @@ class Verdict(VerdictPart):
     @property
     def candidate(self) -> TestedModel | None:
         """The fine-tuned model; None if no model was trained."""
-        return self.model(CANDIDATE) if self.has(CANDIDATE) else None
+        if self.has(CANDIDATE):
+            return self.model(CANDIDATE)
+        return None
 
     @property
     def gates(self) -> tuple[Gate, ...]:
         """Gates of the candidate; empty if there is none."""
-        return () if self.candidate is None else self.candidate.gates
+        if self.candidate is None:
+            return ()
+        return self.candidate.gates
 
     @property
     def required(self) -> tuple[Relation, ...]:
-        """The comparisons that decide the outcome: of the candidate, or the hybrid, with all that it must dominate.
+        """The comparisons that decide the outcome: of the candidate, or the hybrid, with all that
+        it must dominate.
 
         Without a candidate, they are those of the models that could replace the incumbent with it.
         """
         if self.candidate is None:
             replacing = {model.role for model in self.models if model.may_replace and model.passes}
-            return tuple(each for each in self.relations if each.first in replacing and each.second == INCUMBENT)
+            return tuple(
+                each
+                for each in self.relations
+                if each.first in replacing and each.second == INCUMBENT
+            )
         first = HYBRID if self.outcome is Outcome.HYBRID else CANDIDATE
         must_dominate = {INCUMBENT}
         for model in self.models:
             is_candidate = model.role == CANDIDATE and first == HYBRID
             if model.passes and (is_candidate or not model.is_fine_tuned):
                 must_dominate.add(model.role)
-        return tuple(each for each in self.relations if each.first == first and each.second in must_dominate)
+        return tuple(
+            each for each in self.relations if each.first == first and each.second in must_dominate
+        )
 
     @property
     def closest(self) -> Relation | None:
-        """The comparison that decides: the lowest gain of those in `required` that are out of reach.
+        """The comparison that decides: the lowest gain of those in `required` that are out of
+        reach.
 
-        If none is, it is the lowest gain of those that do not dominate or, if all do, of all. Without a candidate, it
-        is that of the selected model or else the highest one; None if no model could replace the incumbent.
+        If none is, it is the lowest gain of those that do not dominate or, if all do, of all.
+        Without a candidate, it is that of the selected model or else the highest one; None if no
+        model could replace the incumbent.
         """
         if self.candidate is None:
-            of_selected = [relation for relation in self.required if relation.first == self.selected]
-            return max(of_selected or self.required, key=lambda relation: relation.gain, default=None)
+            of_selected = [
+                relation for relation in self.required if relation.first == self.selected
+            ]
+            return max(
+                of_selected or self.required, key=lambda relation: relation.gain, default=None
+            )
         failing = [relation for relation in self.required if not relation.dominates]
         ruled_out = [relation for relation in failing if relation.is_out_of_reach]
         return min(ruled_out or failing or self.required, key=lambda relation: relation.gain)
 
     @property
     def described(self) -> str | None:
-        """Role of the model whose cost is compared with the incumbent's: the selected one, or else the candidate."""
+        """Role of the model whose cost is compared with the incumbent's: the selected one, or else
+        the candidate."""
         if self.selected != INCUMBENT:
             return self.selected
-        return None if self.candidate is None else CANDIDATE
+        if self.candidate is None:
+            return None
+        return CANDIDATE
 
     @property
     def cheaper(self) -> Relation | None:
-        """The model that costs least of those that are non-inferior to the selected one and cost less, if any.
+        """The model that costs least of those that are non-inferior to the selected one and cost
+        less, if any.
 
         With prices, the cost of the model in the role `described` needs no second mention.
         """
@@ -154,7 +184,9 @@ class Verdict(VerdictPart):
             and relation.cost_ratio[2] < CHEAPER_RATIO
             and self.model(relation.first).passes
         }
-        return ratios[min(ratios)] if ratios else None
+        if ratios:
+            return ratios[min(ratios)]
+        return None
 
     def sentence(self) -> str:
         """Return the model to use and why, without further figures: the first of `sentences`."""
@@ -165,4 +197,7 @@ class Verdict(VerdictPart):
         closest = self.closest
         if closest is None:
             return f"{self.outcome}: no other model could replace the incumbent (n = {self.n:,})"
-        return f"{self.outcome}: {closest.first} minus {closest.second} {closest.gain_text(f'n = {self.n:,}')}"
+        return (
+            f"{self.outcome}: {closest.first} minus {closest.second} "
+            f"{closest.gain_text(f'n = {self.n:,}')}"
+        )

@@ -1,7 +1,8 @@
 """Attention over packed rows: variable-length flash attention, or a dense mask.
 
-A dense mask [B, 1, T, T] rules out flash kernels, and takes memory and time for pairs of tokens of different
-conversations. Flash attention computes only the pairs within a conversation. It needs a GPU.
+A dense mask [B, 1, T, T] rules out flash kernels, and takes memory and time for pairs of tokens of
+different conversations. Flash attention computes only the pairs within a conversation. It needs a
+GPU.
 """
 
 import inspect
@@ -25,7 +26,9 @@ Attention = Literal["flash", "dense"]
 FLASH = "packed_varlen"
 """Name in transformers, which loads its own flash kernels for any name with `flash`."""
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
-MAX_FLASH_HEAD, MIN_FLASH_CAPABILITY = 256, (8, 0)  # limits of torch's flash attention
+# limits of torch's flash attention
+MAX_FLASH_HEAD = 256
+MIN_FLASH_CAPABILITY = (8, 0)
 
 
 def choose_attention(
@@ -33,15 +36,18 @@ def choose_attention(
 ) -> Attention:
     """Return the attention to train `lm` with, where `dtype` is the dtype of computation.
 
-    `auto` selects flash if the model and the device support it. Raises ModelError if flash is requested otherwise.
+    `auto` selects flash if the model and the device support it. Raises ModelError if flash is
+    requested otherwise.
     """
     obstacle = _flash_obstacle(lm, device=device, dtype=dtype)
     if requested == "flash" and obstacle is not None:
         raise ModelError(
-            f"training.attention 'flash' cannot be used: {obstacle}; remove it, so that the attention is chosen "
-            "automatically"
+            f"training.attention 'flash' cannot be used: {obstacle}; remove it, so that the "
+            "attention is chosen automatically"
         )
-    return "dense" if requested == "dense" or obstacle is not None else "flash"
+    if requested == "dense" or obstacle is not None:
+        return "dense"
+    return "flash"
 
 
 def _flash_obstacle(lm: Any, *, device: str, dtype: torch.dtype) -> str | None:
@@ -67,22 +73,35 @@ def set_attention(lm: Any, attention: Attention, *, dense: str) -> None:
 
 def attention_name(lm: Any) -> Attention:
     """Return the attention that a transformers model uses for packed rows."""
-    return "flash" if attention_implementation(lm.config) == FLASH else "dense"
+    if attention_implementation(lm.config) == FLASH:
+        return "flash"
+    return "dense"
 
 
-def attention_inputs(lm: Any, position_ids: Tensor, bounds: Tensor, *, longest: int) -> dict[str, Any]:
+def attention_inputs(
+    lm: Any, position_ids: Tensor, bounds: Tensor, *, longest: int
+) -> dict[str, Any]:
     """Return the arguments of a transformers model that restrict attention to each conversation.
 
     `position_ids` [B, T], `bounds` [S + 1] and `longest` are those of `PackedRows`.
     """
     if attention_name(lm) == "flash":
-        return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
-    # A model would make this mask from `position_ids` itself, but it would read a value of them, which waits for a GPU,
-    # and some models (gpt-oss) do not pass them on to the mask.
+        return {
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+    # A model would make this mask from `position_ids` itself, but it would read a value of them,
+    # which waits for a GPU, and some models (gpt-oss) do not pass them on to the mask.
     states = torch.empty(*position_ids.shape, 0, dtype=lm.dtype, device=position_ids.device)
     same_conversation = packed_sequence_mask_function((position_ids == 0).cumsum(-1))
     config = lm.config.get_text_config()
-    return {"attention_mask": create_causal_mask(config, states, None, None, and_mask_function=same_conversation)}
+    return {
+        "attention_mask": create_causal_mask(
+            config, states, None, None, and_mask_function=same_conversation
+        )
+    }
 
 
 def _varlen_kernel() -> Callable[..., Any]:
@@ -93,9 +112,12 @@ def _varlen_kernel() -> Callable[..., Any]:
 
 
 def _flash_attention() -> Callable[..., tuple[Tensor, None]]:
-    """Return `flash_attention` with the installed kernel, which is inspected once and not in each layer."""
+    """Return `flash_attention` with the installed kernel, which is inspected once and not in each
+    layer."""
     kernel = _varlen_kernel()
-    return partial(flash_attention, kernel=kernel, grouped="enable_gqa" in inspect.signature(kernel).parameters)
+    return partial(
+        flash_attention, kernel=kernel, grouped="enable_gqa" in inspect.signature(kernel).parameters
+    )
 
 
 def flash_attention(
@@ -113,25 +135,41 @@ def flash_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Return the causal attention output within each conversation, as an attention function of transformers.
+    """Return the causal attention output within each conversation, as an attention function of
+    transformers.
 
-    Shapes: [B, H, T, D], [B, K, T, D], [B, K, T, D] -> [B, T, H, D], where H is a multiple of K. `grouped` tells if
-    `kernel` accepts them as they are. A sliding window is ignored, because no conversation is longer than it (see
-    `ChatData.longest_row`).
+    Shapes: [B, H, T, D], [B, K, T, D], [B, K, T, D] -> [B, T, H, D], where H is a multiple of K.
+    `grouped` tells if `kernel` accepts them as they are. A sliding window is ignored, because no
+    conversation is longer than it (see `ChatData.longest_row`).
     """
-    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    unsupported = [
+        name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None
+    ]
     assert attention_mask is None
     if unsupported or dropout:
-        raise ModelError(f"flash attention has no {', '.join(unsupported) or 'dropout'}; set training.attention: dense")
+        raise ModelError(
+            f"flash attention has no {', '.join(unsupported) or 'dropout'}; set "
+            "training.attention: dense"
+        )
     groups: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:
         if grouped:
             groups = {"enable_gqa": True}
         else:  # torch 2.11
-            key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+            key, value = (
+                states.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+                for states in (key, value)
+            )
     flat = [states.transpose(1, 2).flatten(0, 1) for states in _in_one_dtype(query, key, value)]
     output = kernel(
-        *flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **groups
+        *flat,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1, 0),
+        **groups,
     )
     return output.unflatten(0, (query.shape[0], query.shape[2])), None
 
@@ -142,5 +180,8 @@ def _in_one_dtype(*states: Tensor) -> tuple[Tensor, ...]:
     With autocast, rotary embeddings make queries and keys fp32.
     """
     kind = states[-1].device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states[-1].dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    else:
+        dtype = states[-1].dtype
     return tuple(state.to(dtype) for state in states)

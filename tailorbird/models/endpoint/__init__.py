@@ -1,1 +1,2 @@
-"""External OpenAI-compatible endpoints: requests, answers and errors. Evaluation and serving share this."""
+"""External OpenAI-compatible endpoints: requests, answers and errors. Evaluation and serving share
+this."""

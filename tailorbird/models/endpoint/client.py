@@ -21,7 +21,8 @@ from tailorbird.registry.endpoint import Endpoint
 
 Body = Mapping[str, JsonValue]  # a request in OpenAI's format
 Observer = Callable[[bytes], AbstractContextManager[Callable[[EndpointAnswer], object]]]
-"""Makes the context of one attempt, from the bytes that are sent. Its function receives each part of the answer."""
+"""Makes the context of one attempt, from the bytes that are sent. Its function receives each part
+of the answer."""
 
 CONNECT_S = 10.0  # maximum time-out of a connection
 MAX_ANSWER_BYTES = 16 << 20
@@ -31,7 +32,8 @@ LAST_EVENT = "[DONE]"
 STREAMED: Body = {"stream": True, "stream_options": {"include_usage": True}}
 """Fields of a request whose answer is streamed, with the number of tokens in the last event."""
 OPTIONAL = ("response_format", "logprobs", "temperature")
-"""Parameters that are left out if the endpoint refuses them. The answers are then less precise or less constrained."""
+"""Parameters that are left out if the endpoint refuses them. The answers are then less precise or
+less constrained."""
 RENAMED = {"max_tokens": "max_completion_tokens"}
 """Parameters that are sent under another name if the endpoint refuses the first one."""
 
@@ -44,19 +46,24 @@ class RetryPolicy:
     first_delay_s: float = 1.0  # doubled after each further attempt
     max_delay_s: float = 60.0  # also of a delay from `Retry-After`
     client_waits: bool = False
-    """True if a client waits for the answer. After a time-out or a `Retry-After` above `max_delay_s`, a request is then
-    not sent again: the client has waited for long, or would have to."""
+    """True if a client waits for the answer. After a time-out or a `Retry-After` above
+    `max_delay_s`, a request is then not sent again: the client has waited for long, or would have
+    to."""
 
     def delay_s(self, error: errors.EndpointRetryable, *, attempt: int) -> float | None:
-        """Return the delay after the `attempt`-th attempt, from 1; None if the request is not sent again.
+        """Return the delay after the `attempt`-th attempt, from 1; None if the request is not sent
+        again.
 
-        Half of the exponential delay is random, so that requests that failed together are not repeated together.
+        Half of the exponential delay is random, so that requests that failed together are not
+        repeated together.
         """
         requested_s = error.retry_after_s or 0.0
         too_late = isinstance(error, errors.EndpointTimeout) or requested_s > self.max_delay_s
         if attempt >= self.max_attempts or (self.client_waits and too_late):
             return None
-        exponential = min(self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+        exponential = min(
+            self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1)
+        ) * random.uniform(0.5, 1.0)
         return max(exponential, min(requested_s, self.max_delay_s))
 
 
@@ -95,10 +102,14 @@ def connect(
     client = httpx2.AsyncClient(
         headers=request_headers(endpoint),
         timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
-        limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+        limits=httpx2.Limits(
+            max_connections=max_connections, max_keepalive_connections=max_connections
+        ),
         trust_env=uses_proxy(endpoint.url),
     )
-    return Connection(endpoint, client, timeout_s, retry or RetryPolicy(), observe, refused=set(endpoint.omitted))
+    return Connection(
+        endpoint, client, timeout_s, retry or RetryPolicy(), observe, refused=set(endpoint.omitted)
+    )
 
 
 def request_headers(endpoint: Endpoint) -> dict[str, str]:
@@ -111,37 +122,43 @@ def request_headers(endpoint: Endpoint) -> dict[str, str]:
 
 
 def uses_proxy(url: str) -> bool:
-    """Return whether requests use the proxy of the environment: with `http://` it would see the key and the texts."""
+    """Return whether requests use the proxy of the environment: with `http://` it would see the key
+    and the texts."""
     return url.lower().startswith("https://")
 
 
 def read_key(endpoint: Endpoint) -> str | None:
     """Return the API key from the environment, or None for an endpoint without one.
 
-    Raises EndpointKeyMissing if the variable is not set or does not contain a key. The reference can be that of a
-    version in the registry, which is not trusted.
+    Raises EndpointKeyMissing if the variable is not set or does not contain a key. The reference
+    can be that of a version in the registry, which is not trusted.
     """
     if endpoint.api_key is None:
         return None
     name = endpoint.api_key.removeprefix("env://")
     if is_other_secret(name):
-        raise errors.EndpointKeyMissing(f"{name} is a {OTHER_SECRET}; its content is not sent to {endpoint.url}")
+        raise errors.EndpointKeyMissing(
+            f"{name} is a {OTHER_SECRET}; its content is not sent to {endpoint.url}"
+        )
     key = os.environ.get(name, "").strip()
     if not key:
         raise errors.EndpointKeyMissing(
-            f"the environment variable {name}, which contains the API key of {endpoint.url}, is not set in this "
-            "process; set it where Ray starts, because the jobs and replicas inherit the environment of Ray"
+            f"the environment variable {name}, which contains the API key of {endpoint.url}, is "
+            "not set in this process; set it where Ray starts, because the jobs and replicas "
+            "inherit the environment of Ray"
         )
     if not (key.isascii() and key.isprintable()):
-        raise errors.EndpointKeyMissing(f"the environment variable {name} is not an API key; use printable ASCII")
+        raise errors.EndpointKeyMissing(
+            f"the environment variable {name} is not an API key; use printable ASCII"
+        )
     return key
 
 
 async def complete(connection: Connection, body: Body) -> EndpointAnswer:
     """Return the answer to a request for a chat completion, without streaming.
 
-    Raises EndpointModelChanged if the answer is of another model than `endpoint.reported_model`, and the errors of
-    `answer_parts`.
+    Raises EndpointModelChanged if the answer is of another model than `endpoint.reported_model`,
+    and the errors of `answer_parts`.
     """
     [answer] = [part async for part in answer_parts(connection, body)]
     require_model(answer.model, endpoint=connection.endpoint)
@@ -151,13 +168,15 @@ async def complete(connection: Connection, body: Body) -> EndpointAnswer:
 async def answer_parts(
     connection: Connection, body: Body, *, streaming: bool = False, chosen: Collection[str] = ()
 ) -> AsyncGenerator[EndpointAnswer, None]:
-    """Send a request for a chat completion, and yield the parts of its answer; one part if not `streaming`.
+    """Send a request for a chat completion, and yield the parts of its answer; one part if not
+    `streaming`.
 
-    A request that failed before the first part because of the network, a time-out, a rate limit or a failure of the
-    endpoint is sent again, as `connection.retry` states. Parameters of `OPTIONAL` and `RENAMED` that the endpoint
-    refuses are left out or renamed; in later requests too, once it has answered without them. A refusal of the
-    parameters in `chosen`, which a client set, or of a temperature above 0 is an error. Closing the generator cancels
-    the request. Raises the errors of `models.endpoint.errors`.
+    A request that failed before the first part because of the network, a time-out, a rate limit or
+    a failure of the endpoint is sent again, as `connection.retry` states. Parameters of `OPTIONAL`
+    and `RENAMED` that the endpoint refuses are left out or renamed; in later requests too, once it
+    has answered without them. A refusal of the parameters in `chosen`, which a client set, or of a
+    temperature above 0 is an error. Closing the generator cancels the request. Raises the errors of
+    `models.endpoint.errors`.
     """
     refused = set(connection.refused)
     attempt = 1
@@ -179,7 +198,10 @@ async def answer_parts(
                 raise
             refused.add(name)
         except errors.EndpointRetryable as error:
-            delay_s = None if started else connection.retry.delay_s(error, attempt=attempt)
+            if started:
+                delay_s = None
+            else:
+                delay_s = connection.retry.delay_s(error, attempt=attempt)
             if delay_s is None:
                 error.args = (f"{error} (attempts: {attempt})",)
                 raise
@@ -188,13 +210,17 @@ async def answer_parts(
 
 
 def adapted_body(body: Body, *, refused: set[str]) -> dict[str, JsonValue]:
-    """Return a request without the optional parameters that the endpoint refused, and with the others renamed."""
+    """Return a request without the optional parameters that the endpoint refused, and with the
+    others renamed."""
     names = {name: RENAMED.get(name, name) if name in refused else name for name in body}
-    return {names[name]: value for name, value in body.items() if name not in refused or name in RENAMED}
+    return {
+        names[name]: value for name, value in body.items() if name not in refused or name in RENAMED
+    }
 
 
 def refused_parameter(fault: EndpointFault, *, body: Body) -> str | None:
-    """Return the parameter of a request that the endpoint refuses, if it can be left out or renamed.
+    """Return the parameter of a request that the endpoint refuses, if it can be left out or
+    renamed.
 
     A request that is too long, or a number of tokens that is too large, is another fault.
     """
@@ -208,16 +234,19 @@ def require_model(reported: str, *, endpoint: Endpoint) -> None:
     """Raise EndpointModelChanged if the endpoint reports another model than in the evaluation."""
     if endpoint.reported_model not in (None, reported):
         raise errors.EndpointModelChanged(
-            f"{endpoint.url} now answers {endpoint.model!r} with the model {reported!r}, but it was "
-            f"{endpoint.reported_model!r} before; answers of different models cannot be compared. Set "
-            "evaluation.endpoint.model to a name that always means the same model or, if the change is permanent, "
-            "evaluation.endpoint.revision to a new text, and start a new run. A champion whose model no longer answers "
-            "cannot be compared on new rows: roll back to another version, or give the recipe another name, which is a "
-            "task without a champion"
+            f"{endpoint.url} now answers {endpoint.model!r} with the model {reported!r}, but it "
+            f"was {endpoint.reported_model!r} before; answers of different models cannot be "
+            "compared. Set evaluation.endpoint.model to a name that always means the same model "
+            "or, if the change is permanent, evaluation.endpoint.revision to a new text, and "
+            "start a new run. A champion whose model no longer answers cannot be compared on new "
+            "rows: roll back to another version, or give the recipe another name, which is a task "
+            "without a champion"
         )
 
 
-async def _attempt(connection: Connection, body: Body, *, streaming: bool) -> AsyncGenerator[EndpointAnswer, None]:
+async def _attempt(
+    connection: Connection, body: Body, *, streaming: bool
+) -> AsyncGenerator[EndpointAnswer, None]:
     """Send a request once, and yield the parts of its answer."""
     url = connection.url
     fields = {**body, **STREAMED} if streaming else body
@@ -229,7 +258,9 @@ async def _attempt(connection: Connection, body: Body, *, streaming: bool) -> As
                 connection.client.stream("POST", url, content=content) as response,
             ):
                 if streaming and response.status_code == 200:
-                    deadline.reschedule(None)  # a stream has its own deadlines, without the time of the consumer
+                    deadline.reschedule(
+                        None
+                    )  # a stream has its own deadlines, without the time of the consumer
                     async with aclosing(_streamed_parts(response, connection=connection)) as parts:
                         async for part in parts:
                             count(part)
@@ -237,16 +268,19 @@ async def _attempt(connection: Connection, body: Body, *, streaming: bool) -> As
                     return
                 received = await _read_limited(response, url=url)
         except (httpx2.ConnectTimeout, httpx2.PoolTimeout):
-            raise errors.EndpointConnectTimeout(f"{url} did not accept a connection in time") from None
+            raise errors.EndpointConnectTimeout(
+                f"{url} did not accept a connection in time"
+            ) from None
         except (TimeoutError, httpx2.TimeoutException):
             raise errors.EndpointTimeout(
-                f"{url} did not answer within {connection.timeout_s:g} s; raise evaluation.endpoint.timeout_s (for a "
-                "service, serving.endpoint_timeout_s) or lower the number of requests at the same time, and start again"
+                f"{url} did not answer within {connection.timeout_s:g} s; raise "
+                "evaluation.endpoint.timeout_s (for a service, serving.endpoint_timeout_s) or "
+                "lower the number of requests at the same time, and start again"
             ) from None
         except httpx2.HTTPError as error:
             raise errors.EndpointUnreachable(
-                f"{url} cannot be reached: {error or type(error).__name__}; check evaluation.endpoint.url and the "
-                "network, and start the run again"
+                f"{url} cannot be reached: {error or type(error).__name__}; check "
+                "evaluation.endpoint.url and the network, and start the run again"
             ) from None
         raise_for_status(response, received, url=url)
         answer = parse_completion(received, url=url)
@@ -254,13 +288,16 @@ async def _attempt(connection: Connection, body: Body, *, streaming: bool) -> As
         yield answer
 
 
-async def _streamed_parts(response: httpx2.Response, *, connection: Connection) -> AsyncGenerator[EndpointAnswer, None]:
+async def _streamed_parts(
+    response: httpx2.Response, *, connection: Connection
+) -> AsyncGenerator[EndpointAnswer, None]:
     """Yield the parts of a streamed answer.
 
-    Comments and events without text, finish reason and number of tokens do not extend the time. Raises TimeoutError if
-    the stream does not continue, or takes too long in total, EndpointAnswerInvalid for an event that is not in OpenAI's
-    format, or if there are more than `MAX_ANSWER_BYTES`, and EndpointUnreachable for an error within the stream or a
-    stream without an end.
+    Comments and events without text, finish reason and number of tokens do not extend the time.
+    Raises TimeoutError if the stream does not continue, or takes too long in total,
+    EndpointAnswerInvalid for an event that is not in OpenAI's format, or if there are more than
+    `MAX_ANSWER_BYTES`, and EndpointUnreachable for an error within the stream or a stream without
+    an end.
     """
     url = connection.url
     loop = asyncio.get_running_loop()
@@ -271,15 +308,23 @@ async def _streamed_parts(response: httpx2.Response, *, connection: Connection) 
     events = aiter(httpx2.EventSource(response))
     while True:
         try:
-            async with asyncio.timeout_at(min(due_at, ends_at)):  # not during `yield`, which waits for the consumer
+            async with asyncio.timeout_at(
+                min(due_at, ends_at)
+            ):  # not during `yield`, which waits for the consumer
                 event = await anext(events, None)
         except httpx2.SSEError as error:
-            raise errors.EndpointAnswerInvalid(f"{url} did not answer with server-sent events: {error}") from None
+            raise errors.EndpointAnswerInvalid(
+                f"{url} did not answer with server-sent events: {error}"
+            ) from None
         if event is None or event.data == LAST_EVENT:
             break
         size += len(event.data)
-        if max(size, response.num_bytes_downloaded) > MAX_ANSWER_BYTES:  # the events can be compressed
-            raise errors.EndpointAnswerInvalid(f"a stream of {url} has more than {MAX_ANSWER_BYTES:,} bytes")
+        if (
+            max(size, response.num_bytes_downloaded) > MAX_ANSWER_BYTES
+        ):  # the events can be compressed
+            raise errors.EndpointAnswerInvalid(
+                f"a stream of {url} has more than {MAX_ANSWER_BYTES:,} bytes"
+            )
         part = parse_event(event.data, url=url)
         finished = finished or part.finish_reason is not None
         yield part
@@ -290,36 +335,40 @@ async def _streamed_parts(response: httpx2.Response, *, connection: Connection) 
 
 
 async def _read_limited(response: httpx2.Response, *, url: str) -> bytes:
-    """Return the body of a response; raise EndpointAnswerInvalid if it is larger than `MAX_ANSWER_BYTES`."""
+    """Return the body of a response; raise EndpointAnswerInvalid if it is larger than
+    `MAX_ANSWER_BYTES`."""
     parts = []
     size = 0
     async for part in response.aiter_bytes():
         parts.append(part)
         size += len(part)
         if size > MAX_ANSWER_BYTES:
-            raise errors.EndpointAnswerInvalid(f"an answer of {url} has more than {MAX_ANSWER_BYTES:,} bytes")
+            raise errors.EndpointAnswerInvalid(
+                f"an answer of {url} has more than {MAX_ANSWER_BYTES:,} bytes"
+            )
     return b"".join(parts)
 
 
 def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> None:
     """Raise the error of a response that is not 200. `content` is its body.
 
-    Messages and exceptions contain no text of the body, because servers repeat texts of the request and keys in it.
+    Messages and exceptions contain no text of the body, because servers repeat texts of the request
+    and keys in it.
     """
     status = response.status_code
     if status == 200:
         return
     if status in (401, 403):
         raise errors.EndpointKeyRefused(
-            f"{url} refused the API key ({status}); check the variable that evaluation.endpoint.api_key names, and "
-            "whether the key may use the model"
+            f"{url} refused the API key ({status}); check the variable that "
+            "evaluation.endpoint.api_key names, and whether the key may use the model"
         )
     fault = parse_fault(content)
     stated = f"{status}: {fault}" if str(fault) else str(status)
     if status == 429:
         limited = errors.EndpointRateLimited(
-            f"{url} refuses further requests ({stated}); lower evaluation.endpoint.max_concurrency or check your "
-            "quota, and start the run again"
+            f"{url} refuses further requests ({stated}); lower evaluation.endpoint.max_concurrency "
+            "or check your quota, and start the run again"
         )
         limited.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise limited
@@ -328,16 +377,23 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
         failed.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise failed
     if 200 < status < 300:
-        raise errors.EndpointAnswerInvalid(f"{url} answered {status} instead of 200 with a chat completion")
+        raise errors.EndpointAnswerInvalid(
+            f"{url} answered {status} instead of 200 with a chat completion"
+        )
     refused = errors.EndpointRefused(
-        f"{url} refused a request ({stated}); check evaluation.endpoint.url and model. The server's log may state more"
+        f"{url} refused a request ({stated}); check evaluation.endpoint.url and model. The "
+        "server's log may state more"
     )
-    refused.fault = fault if status in (400, 422) else replace(fault, parameters=())
+    if status in (400, 422):
+        refused.fault = fault
+    else:
+        refused.fault = replace(fault, parameters=())
     raise refused
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Return the number of seconds in a `Retry-After` header, which is a number or a date; None if it is invalid.
+    """Return the number of seconds in a `Retry-After` header, which is a number or a date; None if
+    it is invalid.
 
     It is at most `MAX_RETRY_AFTER_S`.
     """
@@ -347,7 +403,12 @@ def retry_after_s(value: str | None) -> float | None:
         return min(float(value), MAX_RETRY_AFTER_S)
     try:
         at = parsedate_to_datetime(value)
-        seconds = (at - datetime.now(UTC)).total_seconds() if at.tzinfo else None
+        if at.tzinfo:
+            seconds = (at - datetime.now(UTC)).total_seconds()
+        else:
+            seconds = None
     except (ValueError, OverflowError):
         return None
-    return None if seconds is None else min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+    if seconds is None:
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

@@ -1,4 +1,5 @@
-"""Parse the answers of an endpoint to requests for a chat completion, and the events of streamed answers."""
+"""Parse the answers of an endpoint to requests for a chat completion, and the events of streamed
+answers."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,10 +11,13 @@ from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointUnr
 from tailorbird.models.endpoint.fault import CONTENT_CODES, TOO_LONG
 
 REFUSALS = (*CONTENT_CODES, TOO_LONG)
-"""Error codes for a request that is refused because of its texts. Other requests can be answered."""
+"""Error codes for a request that is refused because of its texts. Other requests can be
+answered."""
 
 NumTokens = Annotated[int, Field(ge=0)]
-ModelName = Annotated[str, Field(max_length=256)]  # it is stored with each answer, and written to logs
+ModelName = Annotated[
+    str, Field(max_length=256)
+]  # it is stored with each answer, and written to logs
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,20 @@ class EndpointAnswer:
     """The answer of an endpoint to a request, or a part of a streamed answer."""
 
     text: str
-    finish_reason: str | None  # of `REFUSALS`, without a text, if the endpoint refused the request; in the last part
+    finish_reason: (
+        str | None
+    )  # of `REFUSALS`, without a text, if the endpoint refused the request; in the last part
     input_tokens: int | None  # None if the endpoint does not report it
     output_tokens: int | None
-    model: str  # model that the endpoint named; empty in an answer of `refused_answer`, and in a part without it
-    logprobs: tuple[float, ...] | None  # of each output token; None in a part, or if the endpoint returns none
-    omitted: tuple[str, ...] = ()  # parameters that the endpoint refused, so the request was sent without them
+    # model that the endpoint named; empty in an answer of `refused_answer`, and in a part without
+    # it
+    model: str
+    logprobs: (
+        tuple[float, ...] | None
+    )  # of each output token; None in a part, or if the endpoint returns none
+    omitted: tuple[
+        str, ...
+    ] = ()  # parameters that the endpoint refused, so the request was sent without them
 
     @property
     def refused(self) -> bool:
@@ -40,20 +52,26 @@ class EndpointAnswer:
 
     @property
     def confidence(self) -> float | None:
-        """Return exp of the mean log-probability of the output tokens, or None without log-probabilities."""
-        return math.exp(sum(self.logprobs) / len(self.logprobs)) if self.logprobs else None
+        """Return exp of the mean log-probability of the output tokens, or None without
+        log-probabilities."""
+        if self.logprobs:
+            return math.exp(sum(self.logprobs) / len(self.logprobs))
+        return None
 
     @property
     def probability(self) -> float | None:
         """Return the probability of the whole answer, or None without log-probabilities."""
-        return math.exp(sum(self.logprobs)) if self.logprobs else None
+        if self.logprobs:
+            return math.exp(sum(self.logprobs))
+        return None
 
 
 NO_ANSWER = EndpointAnswer("", None, input_tokens=None, output_tokens=None, model="", logprobs=None)
 
 
 def refused_answer(code: str) -> EndpointAnswer:
-    """Return the empty answer to a request that was refused with a code of `REFUSALS`; it has no tokens to pay."""
+    """Return the empty answer to a request that was refused with a code of `REFUSALS`; it has no
+    tokens to pay."""
     return replace(NO_ANSWER, finish_reason=code, input_tokens=0, output_tokens=0)
 
 
@@ -107,15 +125,17 @@ class _Event(_Part):
 
 
 def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
-    """Return the answer in the body of a response; raise EndpointAnswerInvalid if it is not a chat completion."""
+    """Return the answer in the body of a response; raise EndpointAnswerInvalid if it is not a chat
+    completion."""
     try:
         completion = _Completion.model_validate_json(content)
     except ValidationError as error:
         raise EndpointAnswerInvalid(
-            f"{url} did not answer with a chat completion ({_fault(error)}); check that evaluation.endpoint.url is the "
-            "base URL of an OpenAI-compatible server"
+            f"{url} did not answer with a chat completion ({_fault(error)}); check that "
+            "evaluation.endpoint.url is the base URL of an OpenAI-compatible server"
         ) from None
-    choice, usage = completion.choices[0], completion.usage
+    choice = completion.choices[0]
+    usage = completion.usage
     tokens = choice.logprobs.content if choice.logprobs else None
     return EndpointAnswer(
         text=(choice.message.content or "").strip(),
@@ -130,12 +150,15 @@ def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
 def parse_event(data: str, *, url: str) -> EndpointAnswer:
     """Return the part of an answer in the data of an event.
 
-    Raises EndpointAnswerInvalid if it is not in OpenAI's format, and EndpointUnreachable if it is an error.
+    Raises EndpointAnswerInvalid if it is not in OpenAI's format, and EndpointUnreachable if it is
+    an error.
     """
     try:
         event = _Event.model_validate_json(data)
     except ValidationError as error:
-        raise EndpointAnswerInvalid(f"{url} sent an event that is not a part of an answer: {_fault(error)}") from None
+        raise EndpointAnswerInvalid(
+            f"{url} sent an event that is not a part of an answer: {_fault(error)}"
+        ) from None
     if event.error is not None:
         raise EndpointUnreachable(f"{url} reported an error within a stream")
     choice = event.choices[0] if event.choices else _Continuation()

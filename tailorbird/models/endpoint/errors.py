@@ -1,4 +1,5 @@
-"""Errors of external endpoints. Each class is a cause; no message contains an API key or the text of a request."""
+"""Errors of external endpoints. Each class is a cause; no message contains an API key or the text
+of a request."""
 
 from tailorbird.models.endpoint.fault import EndpointFault
 from tailorbird.models.errors import ModelError
@@ -39,7 +40,8 @@ class EndpointKeyRefused(EndpointError):
 
 
 class EndpointRefused(EndpointError):
-    """The endpoint refused the request for another reason, such as an unknown model or a text that is too long."""
+    """The endpoint refused the request for another reason, such as an unknown model or a text that
+    is too long."""
 
     fault: EndpointFault = EndpointFault()
 

@@ -1,4 +1,5 @@
-"""Requests to an endpoint: the messages of a conversation with examples, and the choice of a label."""
+"""Requests to an endpoint: the messages of a conversation with examples, and the choice of a
+label."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.index import RetrievalIndex
 
 BYTES_PER_TOKEN = 4
-"""UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's tokenizer is unknown."""
+"""UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's
+tokenizer is unknown."""
 USER = "user"  # role of the turn with a text to classify
 LABEL = "label"  # key of the label in the JSON object of an answer
 MARGIN = 16  # tokens of a label's answer in addition to its bytes
@@ -29,10 +31,11 @@ _STRIPPED = " \t\n.,:;!\"'`*"  # characters around a label that are ignored
 def endpoint_messages(
     conversation: Conversation, *, prompting: Prompting, index: "RetrievalIndex | None" = None
 ) -> Conversation:
-    """Return the messages of a request: system message, examples, and the turns of the conversation.
+    """Return the messages of a request: system message, examples, and the turns of the
+    conversation.
 
-    The examples are those of `chat_prompt`. If the messages exceed `max_prompt_tokens`, at `BYTES_PER_TOKEN`, examples
-    are omitted, the least similar first.
+    The examples are those of `chat_prompt`. If the messages exceed `max_prompt_tokens`, at
+    `BYTES_PER_TOKEN`, examples are omitted, the least similar first.
     """
     retrieval = prompting.retrieval
     if retrieval is None:
@@ -61,7 +64,8 @@ def chat_body(
     classes: tuple[str, ...] = (),
     format: StructuredFormat | None = None,
 ) -> dict[str, JsonValue]:
-    """Return a request for the most probable answer with its log-probabilities; with classes, for one of them.
+    """Return a request for the most probable answer with its log-probabilities; with classes, for
+    one of them.
 
     Raises ValueError for the format `choice`, which OpenAI's API does not have.
     """
@@ -76,15 +80,19 @@ def chat_body(
         raise ValueError("an endpoint has no format `choice`; use `json_schema` with an `enum`")
     if format is not None:
         body["response_format"] = openai_format(format)
-    return body | {"response_format": label_format(classes)} if classes else body
+    if classes:
+        return body | {"response_format": label_format(classes)}
+    return body
 
 
 def request_body(
     conversation: Conversation, *, version: VersionConfig, index: "RetrievalIndex | None" = None
 ) -> dict[str, JsonValue]:
-    """Return the request of an endpoint version for a conversation. A text to classify is one turn of the user.
+    """Return the request of an endpoint version for a conversation. A text to classify is one turn
+    of the user.
 
-    For classification, the answer is constrained to a JSON object with one of the version's classes.
+    For classification, the answer is constrained to a JSON object with one of the version's
+    classes.
     """
     assert version.prompting is not None
     assert version.endpoint is not None  # `VersionConfig` requires both for the kinds of endpoints
@@ -99,7 +107,8 @@ def request_body(
 
 
 def label_prompting(classes: Sequence[str]) -> Prompting:
-    """Return the prompting of the zero-shot choice of a label; the system message lists the labels."""
+    """Return the prompting of the zero-shot choice of a label; the system message lists the
+    labels."""
     names = "\n".join(json.dumps(label, ensure_ascii=False) for label in classes)
     system = (
         "Classify the user's text. Answer only with a JSON object of the form "
@@ -134,8 +143,9 @@ def label_format(classes: tuple[str, ...]) -> dict[str, JsonValue]:
 def label_of(text: str, *, classes: tuple[str, ...]) -> str | None:
     """Return the class that an answer names, or None if it names none.
 
-    The answer is a JSON object as in `label_answer`, also within a block of code, or the label alone. Case, white space
-    and punctuation around the label are ignored, unless several classes differ only in them.
+    The answer is a JSON object as in `label_answer`, also within a block of code, or the label
+    alone. Case, white space and punctuation around the label are ignored, unless several classes
+    differ only in them.
     """
     content = text.strip().removeprefix("```json").strip("`").strip()
     try:
@@ -143,15 +153,24 @@ def label_of(text: str, *, classes: tuple[str, ...]) -> str | None:
     except (ValueError, RecursionError):
         value = content
     value = value.get(LABEL) if isinstance(value, dict) else value
-    value = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else content
-    return value if value in classes else _by_normalised(classes).get(_normalised(value))
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        value = str(value)
+    else:
+        value = content
+    if value in classes:
+        return value
+    return _by_normalised(classes).get(_normalised(value))
 
 
 @lru_cache(maxsize=64)
 def _by_normalised(classes: tuple[str, ...]) -> dict[str, str]:
     """Return the classes by normalised name, without those that share one."""
     names = [_normalised(label) for label in classes]
-    return {name: label for name, label in zip(names, classes, strict=True) if name and names.count(name) == 1}
+    return {
+        name: label
+        for name, label in zip(names, classes, strict=True)
+        if name and names.count(name) == 1
+    }
 
 
 def _normalised(text: str) -> str:

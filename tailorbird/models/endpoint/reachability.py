@@ -1,4 +1,5 @@
-"""Check that an endpoint answers and accepts the API key, without a request for a completion, which costs money."""
+"""Check that an endpoint answers and accepts the API key, without a request for a completion, which
+costs money."""
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,15 +26,18 @@ class _Models(BaseModel):
 def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str | None:
     """Return a warning if the endpoint lists its models without the configured one, else None.
 
-    The only request is for this list. Some servers do not list all names that they accept, so this is no error. A
-    server without a list, or a key without permission to read it (403), also answers. Raises EndpointError if the key
-    is not set or refused (401), or if the endpoint cannot be reached or fails (5xx).
+    The only request is for this list. Some servers do not list all names that they accept, so this
+    is no error. A server without a list, or a key without permission to read it (403), also
+    answers. Raises EndpointError if the key is not set or refused (401), or if the endpoint cannot
+    be reached or fails (5xx).
     """
     url = f"{endpoint.url}/models"
     try:
         with (
             httpx2.Client(
-                headers=request_headers(endpoint), timeout=timeout_s, trust_env=uses_proxy(endpoint.url)
+                headers=request_headers(endpoint),
+                timeout=timeout_s,
+                trust_env=uses_proxy(endpoint.url),
             ) as client,
             client.stream("GET", url) as response,
         ):
@@ -41,7 +45,8 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
             content = _read(response) if status == 200 else b""
     except httpx2.HTTPError as error:
         raise errors.EndpointUnreachable(
-            f"{url} cannot be reached: {error or type(error).__name__}; check evaluation.endpoint.url and the network"
+            f"{url} cannot be reached: {error or type(error).__name__}; check "
+            "evaluation.endpoint.url and the network"
         ) from None
     if status == 401 or (status >= 500 and status != NOT_IMPLEMENTED):
         raise_for_status(response, b"", url=url)
@@ -51,7 +56,10 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
         return None
     if not names or endpoint.model in names:
         return None
-    return f"{url} does not list the model {endpoint.model!r}; check evaluation.endpoint.model unless it is an alias"
+    return (
+        f"{url} does not list the model {endpoint.model!r}; check evaluation.endpoint.model "
+        "unless it is an alias"
+    )
 
 
 def _read(response: httpx2.Response) -> bytes:

@@ -1,4 +1,5 @@
-"""Compile response formats into grammars over the tokens of a model. All uses of xgrammar are in this folder."""
+"""Compile response formats into grammars over the tokens of a model. All uses of xgrammar are in
+this folder."""
 
 import logging
 import random
@@ -22,27 +23,35 @@ from tailorbird.models.grammar.text_lengths import with_shared_lengths
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_GRAMMARS, MAX_BYTES = 64, 128 << 20  # of the grammars that a compiler keeps
-TRIAL_TOKENS, MAX_TRIAL_S = 16, 0.5
-"""Tokens of the answer that a new grammar is tried with, and the maximum processor time to find those allowed before
-each of them, together. The trial runs where grammars are compiled, so a slow one delays no answer of another format."""
+# of the grammars that a compiler keeps
+MAX_GRAMMARS = 64
+MAX_BYTES = 128 << 20
+TRIAL_TOKENS = 16
+MAX_TRIAL_S = 0.5
+"""Tokens of the answer that a new grammar is tried with, and the maximum processor time to find
+those allowed before each of them, together. The trial runs where grammars are compiled, so a slow
+one delays no answer of another format."""
 TOO_SLOW = (
-    "finding the tokens that the schema allows takes too long; reduce the alternatives that start with the same text"
+    "finding the tokens that the schema allows takes too long; reduce the alternatives that "
+    "start with the same text"
 )
 MAX_WHITESPACE = 8
-"""Maximum number of spaces and line breaks between two parts of JSON. Without a limit, a small model can repeat them to
-the end of the answer. With indentation by two spaces, four levels of nesting fit."""
+"""Maximum number of spaces and line breaks between two parts of JSON. Without a limit, a small
+model can repeat them to the end of the answer. With indentation by two spaces, four levels of
+nesting fit."""
 TEXT_CLASSES = (r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
 """Characters of JSON texts in the EBNF of xgrammar, with and without a limit of their length."""
 TEXT_CLASS = r"[^\0-\x1f\"\\\ud800-\udfff]"
-"""The class that replaces them, of characters that JSON allows without an escape. The first one of `TEXT_CLASSES` also
-has control characters, and both have surrogates, whose bytes are decoded as several characters. It is negated, because
-xgrammar rejects tokens that it has allowed if another class is repeated more than 128 times."""
+"""The class that replaces them, of characters that JSON allows without an escape. The first one of
+`TEXT_CLASSES` also has control characters, and both have surrogates, whose bytes are decoded as
+several characters. It is negated, because xgrammar rejects tokens that it has allowed if another
+class is repeated more than 128 times."""
 _log = logging.getLogger(__name__)
 
 
 class FormatError(ValueError):
-    """A response format that no grammar expresses, or whose grammar is too slow. Its message is for clients."""
+    """A response format that no grammar expresses, or whose grammar is too slow. Its message is for
+    clients."""
 
 
 @dataclass(eq=False)
@@ -55,7 +64,8 @@ class Grammar:
     is_own: bool = False
     """True for the format of a served version: a fault of one answer does not end others."""
     fault: str | None = None
-    """Why no more answers are generated with it. An answer whose next tokens take too long to find sets it."""
+    """Why no more answers are generated with it. An answer whose next tokens take too long to find
+    sets it."""
 
     def require_usable(self) -> None:
         """Raise FormatError if an earlier answer could not be generated."""
@@ -64,7 +74,8 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """Compiles response formats for one model, one at a time, and keeps the grammars that were used last."""
+    """Compiles response formats for one model, one at a time, and keeps the grammars that were used
+    last."""
 
     def __init__(
         self,
@@ -74,13 +85,15 @@ class GrammarCompiler:
         end_id: int,
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Create a compiler for logits of `vocab_size` tokens; they can be more than those of the tokenizer."""
+        """Create a compiler for logits of `vocab_size` tokens; they can be more than those of the
+        tokenizer."""
         self.tokenizer = tokenizer
         self._clock = clock
         self._vocab_size = vocab_size
         self._end_id = end_id
         self._compiler: Any = None
-        self._compiling, self._lock = threading.Lock(), threading.Lock()
+        self._compiling = threading.Lock()
+        self._lock = threading.Lock()
         self._grammars: OrderedDict[str, Grammar] = OrderedDict()
 
     def known(self, format: StructuredFormat) -> Grammar | None:
@@ -94,7 +107,8 @@ class GrammarCompiler:
     def compile(self, format: StructuredFormat, *, keep: bool = True) -> Grammar:
         """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError.
 
-        Do not `keep` that of a served version, which its engine holds. A kept grammar must pass a trial.
+        Do not `keep` that of a served version, which its engine holds. A kept grammar must pass a
+        trial.
         """
         with self._compiling:
             known = self.known(format)
@@ -126,7 +140,8 @@ class GrammarCompiler:
         import torch
         import xgrammar
 
-        matcher, draw = xgrammar.GrammarMatcher(compiled), random.Random(0)
+        matcher = xgrammar.GrammarMatcher(compiled)
+        draw = random.Random(0)
         words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
         bits = torch.arange(32, dtype=torch.int32)
         started = self._clock()
@@ -134,7 +149,13 @@ class GrammarCompiler:
             matcher.fill_next_token_bitmask(words)
             if self._clock() - started > MAX_TRIAL_S:
                 raise FormatError(TOO_SLOW)
-            allowed = (words[0, :, None] >> bits & 1).flatten()[: self._vocab_size].nonzero().flatten().tolist()
+            allowed = (
+                (words[0, :, None] >> bits & 1)
+                .flatten()[: self._vocab_size]
+                .nonzero()
+                .flatten()
+                .tolist()
+            )
             following = [token for token in allowed if token != self._end_id]
             if not following or not matcher.accept_token(draw.choice(following)):
                 return
@@ -145,10 +166,14 @@ class GrammarCompiler:
         return sum(grammar.num_bytes for grammar in self._grammars.values())
 
 
-_COMPILERS: WeakKeyDictionary[Any, GrammarCompiler] = WeakKeyDictionary()  # by language model, for `grammar_for`
+_COMPILERS: WeakKeyDictionary[Any, GrammarCompiler] = (
+    WeakKeyDictionary()
+)  # by language model, for `grammar_for`
 
 
-def grammar_for(format: StructuredFormat | None, *, lm: Any, tokenizer: "PreTrainedTokenizerBase") -> Grammar | None:
+def grammar_for(
+    format: StructuredFormat | None, *, lm: Any, tokenizer: "PreTrainedTokenizerBase"
+) -> Grammar | None:
     """Return the grammar of a format for a language model; None for any text. Raises FormatError.
 
     It is compiled once per model. A fault of earlier answers is not in it.
@@ -164,11 +189,14 @@ def grammar_for(format: StructuredFormat | None, *, lm: Any, tokenizer: "PreTrai
 def compiler_for(lm: Any, *, tokenizer: "PreTrainedTokenizerBase") -> GrammarCompiler:
     """Return a compiler for a language model."""
     end_id: Any = tokenizer.eos_token_id
-    return GrammarCompiler(tokenizer, vocab_size=lm.config.get_text_config().vocab_size, end_id=end_id)
+    return GrammarCompiler(
+        tokenizer, vocab_size=lm.config.get_text_config().vocab_size, end_id=end_id
+    )
 
 
 def grammar_of(format: StructuredFormat) -> Any:
-    """Return xgrammar's `Grammar` of a format, whose text is its EBNF. Raises FormatError if there is none."""
+    """Return xgrammar's `Grammar` of a format, whose text is its EBNF. Raises FormatError if there
+    is none."""
     import xgrammar
 
     if isinstance(format, ChoiceFormat):
@@ -189,10 +217,13 @@ def grammar_of(format: StructuredFormat) -> Any:
 
 
 def token_info(tokenizer: "PreTrainedTokenizerBase", *, vocab_size: int, end_id: int) -> Any:
-    """Return xgrammar's `TokenizerInfo`. Special tokens have no text in the answer, so they are not used."""
+    """Return xgrammar's `TokenizerInfo`. Special tokens have no text in the answer, so they are not
+    used."""
     import xgrammar
 
-    detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=[end_id])
+    detected = xgrammar.TokenizerInfo.from_huggingface(
+        tokenizer, vocab_size=vocab_size, stop_token_ids=[end_id]
+    )
     texts = list(detected.decoded_vocab)
     for token, added in tokenizer.added_tokens_decoder.items():
         if token < vocab_size:
@@ -210,6 +241,9 @@ def _literal(text: str) -> str:
 
 
 def _unsupported(error: Exception) -> FormatError:
-    """Return an error without the message of xgrammar, which can be empty or have the library's paths."""
+    """Return an error without the message of xgrammar, which can be empty or have the library's
+    paths."""
     _log.warning("xgrammar cannot compile a response format: %s", str(error)[:300])
-    return FormatError("the format is not supported: no grammar can be compiled for it; use a simpler schema")
+    return FormatError(
+        "the format is not supported: no grammar can be compiled for it; use a simpler schema"
+    )

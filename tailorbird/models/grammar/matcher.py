@@ -8,9 +8,13 @@ import torch
 from tailorbird.models.grammar.compiler import TOO_SLOW, FormatError, Grammar
 
 MAX_MASK_S = 0.5
-"""Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. It is checked after the position,
-during which no other answer of the batch grows, so schemas whose positions take seconds are refused beforehand."""
-NOT_FOLLOWED = "the model generated a token that the format does not allow, which happens if its scores are not numbers"
+"""Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. It is checked
+after the position, during which no other answer of the batch grows, so schemas whose positions take
+seconds are refused beforehand."""
+NOT_FOLLOWED = (
+    "the model generated a token that the format does not allow, which happens if its scores are "
+    "not numbers"
+)
 NO_TOKEN = "the model's tokenizer has no token with which an answer in this format can continue"
 
 
@@ -18,20 +22,26 @@ class AnswerMatcher:
     """The grammar state of one answer."""
 
     def __init__(
-        self, grammar: Grammar, *, max_mask_s: float = MAX_MASK_S, clock: Callable[[], float] = time.thread_time
+        self,
+        grammar: Grammar,
+        *,
+        max_mask_s: float = MAX_MASK_S,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         import xgrammar
 
         self._grammar = grammar
         self._matcher = xgrammar.GrammarMatcher(grammar.compiled)
         self._words = xgrammar.allocate_token_bitmask(1, grammar.compiled.tokenizer_info.vocab_size)
-        self._max_mask_s, self._clock = max_mask_s, clock
+        self._max_mask_s = max_mask_s
+        self._clock = clock
         self._fault: str | None = None
         self._first: int | None = None
         self._num_accepted = 0
 
     def next_position(self, position: int) -> int:
-        """Return the position of the first token to accept, of a sequence whose next token is at `position`.
+        """Return the position of the first token to accept, of a sequence whose next token is at
+        `position`.
 
         The first call sets the start of the answer: until then, all tokens belong to the prompt.
         """
@@ -40,7 +50,8 @@ class AnswerMatcher:
         return self._first + self._num_accepted
 
     def constrain(self, scores: torch.Tensor, tokens: Sequence[int]) -> None:
-        """Accept the tokens since the last call, and set the scores [V] of tokens that cannot follow to -inf.
+        """Accept the tokens since the last call, and set the scores [V] of tokens that cannot
+        follow to -inf.
 
         If that fails, only the end-of-turn token remains; `require_usable` then raises the error.
         """
@@ -52,7 +63,8 @@ class AnswerMatcher:
         scores.masked_fill_(~allowed, -torch.inf)
 
     def require_usable(self) -> None:
-        """Raise FormatError if the answer ended because of its format, and RuntimeError if because of its scores."""
+        """Raise FormatError if the answer ended because of its format, and RuntimeError if because
+        of its scores."""
         if self._fault == NOT_FOLLOWED:
             raise RuntimeError(NOT_FOLLOWED)
         if self._fault is not None:

@@ -1,4 +1,5 @@
-"""Constrain a batch of answers to one grammar, in continuous batching and in the generation of transformers."""
+"""Constrain a batch of answers to one grammar, in continuous batching and in the generation of
+transformers."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ class MatchedRow(NamedTuple):
     tokens: list[int]  # that the matcher has not accepted yet
 
     def constrain(self, scores: torch.Tensor) -> None:
-        """Set the scores of tokens that cannot follow to -inf; see `AnswerMatcher.constrain`. Shape: [B, V]."""
+        """Set the scores of tokens that cannot follow to -inf; see `AnswerMatcher.constrain`.
+        Shape: [B, V]."""
         self.matcher.constrain(scores[self.row], self.tokens)
 
 
@@ -37,15 +39,17 @@ def matched_row(row: int, request: Any, *, matcher: AnswerMatcher) -> MatchedRow
 class GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """A logits processor of continuous batching that constrains each answer to one grammar.
 
-    It keeps the requests of a pass between its two calls, so the engine must not use CUDA graphs or double buffering.
-    Ranks that hold a model together must have no `max_mask_s`, because they could exceed it at different tokens.
+    It keeps the requests of a pass between its two calls, so the engine must not use CUDA graphs or
+    double buffering. Ranks that hold a model together must have no `max_mask_s`, because they could
+    exceed it at different tokens.
     """
 
     supported_kwargs: dict[str, type] = {}  # noqa: RUF012
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self, grammar: Grammar, *, max_mask_s: float = MAX_MASK_S) -> None:
-        self._grammar, self._max_mask_s = grammar, max_mask_s
+        self._grammar = grammar
+        self._max_mask_s = max_mask_s
         self._matchers: dict[str, AnswerMatcher] = {}
         self._rows: list[MatchedRow] = []
 
@@ -85,7 +89,8 @@ class GrammarLogits(LogitsProcessor):  # type: ignore[misc]
         self._matchers = [AnswerMatcher(grammar) for _ in range(num_rows)]
 
     def format_fault(self) -> str | None:
-        """Return why a row ended because of its format, or None. Scores that are not numbers are no such fault.
+        """Return why a row ended because of its format, or None. Scores that are not numbers are no
+        such fault.
 
         Their log-probabilities are not numbers either, which the caller can see.
         """
@@ -99,7 +104,8 @@ class GrammarLogits(LogitsProcessor):  # type: ignore[misc]
         return None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores [B, V] with -inf for tokens that cannot follow; `input_ids` are prompts and answers."""
+        """Return the scores [B, V] with -inf for tokens that cannot follow; `input_ids` are prompts
+        and answers."""
         tokens: Sequence[list[int]] = input_ids.tolist()
         for row, (matcher, ids) in enumerate(zip(self._matchers, tokens, strict=True)):
             matcher.constrain(scores[row], ids[matcher.next_position(len(ids)) :])

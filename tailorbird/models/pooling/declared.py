@@ -1,4 +1,5 @@
-"""Read the pooling and the prompt that a model's folder declares in the format of sentence-transformers."""
+"""Read the pooling and the prompt that a model's folder declares in the format of
+sentence-transformers."""
 
 from typing import Any, Literal, get_args
 
@@ -8,9 +9,11 @@ from tailorbird.registry.pooling import Pooling, PoolingMode
 from tailorbird.storage.node_cache import local_copy
 
 Purpose = Literal["classification", "retrieval"]
-MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
+MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
 CHAIN = ("Transformer", "Pooling", "Normalize")
-PACKAGE = "sentence_transformers"  # of the types in `MODULES`; types of other packages are code of the model
+# of the types in `MODULES`; types of other packages are code of the model
+PACKAGE = "sentence_transformers"
 MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -28,10 +31,12 @@ class PoolingError(ValueError):
 
 
 def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
-    """Return the pooling that the model in a folder on S3 or disk declares; the mean of the tokens if it declares none.
+    """Return the pooling that the model in a folder on S3 or disk declares; the mean of the tokens
+    if it declares none.
 
-    The embedding is that of `SentenceTransformer.encode` with the prompt of the purpose (see `_prompt`). Raises
-    PoolingError for a module or a setting that is not supported, and StorageError for a file that cannot be read.
+    The embedding is that of `SentenceTransformer.encode` with the prompt of the purpose (see
+    `_prompt`). Raises PoolingError for a module or a setting that is not supported, and
+    StorageError for a file that cannot be read.
     """
     if not declares_pooling(uri):
         return Pooling()
@@ -43,8 +48,13 @@ def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
     _require_plain_text(uri, folder=modules[0].get("path", ""))
     config = storage.read_json(f"{uri}/{modules[1].get('path')}/config.json")
     prompt = _prompt(uri, purpose=purpose)
-    num_skipped = 0 if config.get("include_prompt", True) else _num_tokens(uri, prompt)
-    return Pooling(mode=_mode(uri, config), normalize=names == CHAIN, prompt=prompt, num_skipped=num_skipped)
+    if config.get("include_prompt", True):
+        num_skipped = 0
+    else:
+        num_skipped = _num_tokens(uri, prompt)
+    return Pooling(
+        mode=_mode(uri, config), normalize=names == CHAIN, prompt=prompt, num_skipped=num_skipped
+    )
 
 
 def declares_pooling(uri: str) -> bool:
@@ -53,45 +63,64 @@ def declares_pooling(uri: str) -> bool:
 
 
 def _class_name(type_name: str) -> str:
-    """Return the name of a class of sentence-transformers, and the whole name of any other class."""
+    """Return the name of a class of sentence-transformers, and the whole name of any other
+    class."""
     package, _, rest = type_name.partition(".")
-    return rest.rpartition(".")[2] if package == PACKAGE else type_name
+    if package == PACKAGE:
+        return rest.rpartition(".")[2]
+    return type_name
 
 
 def _mode(uri: str, config: Any) -> PoolingMode:
     """Return the mode of a module `Pooling`, whose config names it or has a flag for each mode."""
-    given = config.get("pooling_mode") or [mode for flag, mode in FLAGS.items() if config.get(flag)] or "mean"
+    given = (
+        config.get("pooling_mode")
+        or [mode for flag, mode in FLAGS.items() if config.get(flag)]
+        or "mean"
+    )
     modes = [given] if isinstance(given, str) else given
     if len(modes) > 1 or modes[0] not in MODES:
-        raise _unsupported(uri, f"the pooling {' + '.join(modes)}", allowed=f"one of {', '.join(MODES)}")
+        raise _unsupported(
+            uri, f"the pooling {' + '.join(modes)}", allowed=f"one of {', '.join(MODES)}"
+        )
     mode: PoolingMode = modes[0]
     return mode
 
 
 def _require_plain_text(uri: str, *, folder: str) -> None:
-    """Raise PoolingError if the module `Transformer` changes texts or is not in the folder of the model."""
+    """Raise PoolingError if the module `Transformer` changes texts or is not in the folder of the
+    model."""
     if folder:
-        raise _unsupported(uri, f"an encoder in the folder {folder}", allowed="one in the folder of modules.json")
+        raise _unsupported(
+            uri, f"an encoder in the folder {folder}", allowed="one in the folder of modules.json"
+        )
     file = f"{uri}/sentence_bert_config.json"
     config = storage.read_json(file) if storage.exists(file) else {}
     if config.get("do_lower_case"):
         raise _unsupported(uri, "do_lower_case", allowed="the lower-casing of tokenizer.json")
     if "message" in config.get("modality_config", {}):
-        raise _unsupported(uri, "texts in a chat template", allowed="texts with a prompt before them")
+        raise _unsupported(
+            uri, "texts in a chat template", allowed="texts with a prompt before them"
+        )
 
 
 def _prompt(uri: str, *, purpose: Purpose) -> str:
     """Return the prompt of a purpose, or "" if there is none.
 
-    For classification, it is the prompt `classification`, else the default prompt, which `encode` uses, else `query`.
-    For retrieval, it is the prompt `query`, else the default prompt. The rows and the text that is compared with them
-    are both messages of users, so they have the same prompt. The case of names is ignored.
+    For classification, it is the prompt `classification`, else the default prompt, which `encode`
+    uses, else `query`. For retrieval, it is the prompt `query`, else the default prompt. The rows
+    and the text that is compared with them are both messages of users, so they have the same
+    prompt. The case of names is ignored.
     """
     file = f"{uri}/{PROMPTS}"
     config = storage.read_json(file) if storage.exists(file) else {}
     prompts = {name.lower(): text or "" for name, text in (config.get("prompts") or {}).items()}
     default = config.get("default_prompt_name") or ""
-    names = ("classification", default, "query") if purpose == "classification" else ("query", default)
+    names: tuple[str, ...]
+    if purpose == "classification":
+        names = ("classification", default, "query")
+    else:
+        names = ("query", default)
     return next((prompts[name.lower()] for name in names if name.lower() in prompts), "")
 
 
@@ -106,6 +135,6 @@ def _num_tokens(uri: str, prompt: str) -> int:
 
 def _unsupported(uri: str, given: str, *, allowed: str) -> PoolingError:
     return PoolingError(
-        f"{uri} declares {given}, which Tailorbird does not compute; allowed: {allowed}. Use another model or, for the "
-        f"mean of the tokens, a copy of this one without {MODULES}"
+        f"{uri} declares {given}, which Tailorbird does not compute; allowed: {allowed}. Use "
+        f"another model or, for the mean of the tokens, a copy of this one without {MODULES}"
     )

@@ -9,17 +9,23 @@ from tailorbird.registry.pooling import Pooling
 def pool(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
     """Return the embeddings of rows that are padded on the right: [B, T, D], [B, T] -> [B, D].
 
-    No mask means no padding. The result has the dtype of the hidden states, or fp32 if it is normalized.
+    No mask means no padding. The result has the dtype of the hidden states, or fp32 if it is
+    normalized.
     """
     pooled = _pooled(hidden, attention_mask, pooling=pooling)
-    return nn.functional.normalize(pooled.float(), dim=-1) if pooling.normalize else pooled
+    if pooling.normalize:
+        return nn.functional.normalize(pooled.float(), dim=-1)
+    return pooled
 
 
 def _pooled(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
     if attention_mask is None:
         attention_mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     positions = torch.arange(hidden.shape[1], device=hidden.device)
-    mask = attention_mask * (positions >= pooling.num_skipped) if pooling.num_skipped else attention_mask
+    if pooling.num_skipped:
+        mask = attention_mask * (positions >= pooling.num_skipped)
+    else:
+        mask = attention_mask
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     match pooling.mode:
         case "mean":

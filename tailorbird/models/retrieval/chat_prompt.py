@@ -1,4 +1,5 @@
-"""Turn a conversation into a prompt, with fixed or retrieved examples; training, evaluation and serving share this."""
+"""Turn a conversation into a prompt, with fixed or retrieved examples; training, evaluation and
+serving share this."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -29,17 +30,22 @@ def chat_prompt(
     index: "RetrievalIndex | None" = None,
     rows: Sequence[int] | None = None,
 ) -> Prompt:
-    """Return the prompt of a conversation: system message, examples, and the turns of the conversation.
+    """Return the prompt of a conversation: system message, examples, and the turns of the
+    conversation.
 
-    With `prompting.retrieval`, the examples are the rows of the index that are nearest to the conversation's last turn
-    of the user. If they are known already, `rows` has their positions in the index, nearest first. In the prompt, the
-    nearest row comes last. If the prompt exceeds `max_prompt_tokens`, examples are omitted, the least similar first.
-    Raises DataError like `prompt_tokens`.
+    With `prompting.retrieval`, the examples are the rows of the index that are nearest to the
+    conversation's last turn of the user. If they are known already, `rows` has their positions in
+    the index, nearest first. In the prompt, the nearest row comes last. If the prompt exceeds
+    `max_prompt_tokens`, examples are omitted, the least similar first. Raises DataError like
+    `prompt_tokens`.
     """
     retrieval = prompting.retrieval
-    system, fixed = prompting.system, prompting.shots
+    system = prompting.system
+    fixed = prompting.shots
     if retrieval is None:
-        return Prompt(prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=fixed), fixed)
+        return Prompt(
+            prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=fixed), fixed
+        )
     assert index is not None, "a version with retrieval is loaded with its index"
     if rows is None:
         [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
@@ -48,7 +54,10 @@ def chat_prompt(
 
     def prompt_of(num_examples: int) -> Prompt:
         examples = (*fixed, *chain.from_iterable(reversed(nearest[:num_examples])))
-        return Prompt(prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=examples), examples)
+        return Prompt(
+            prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=examples),
+            examples,
+        )
 
     def fits(prompt: Prompt) -> bool:
         return len(prompt.tokens) <= retrieval.max_prompt_tokens
@@ -56,15 +65,20 @@ def chat_prompt(
     longest = prompt_of(len(nearest))
     if fits(longest):
         return longest
-    shortest = prompt_of(0)  # if even this one does not fit, other numbers are not tried, because each takes time
+    shortest = prompt_of(
+        0
+    )  # if even this one does not fit, other numbers are not tried, because each takes time
     numbers = range(len(nearest) - 1, 0, -1) if fits(shortest) else ()
     return next(filter(fits, map(prompt_of, numbers)), shortest)
 
 
 def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> NearestAnswer:
-    """Return the stripped answer of the row of the index that is nearest to the conversation's last turn of the user.
+    """Return the stripped answer of the row of the index that is nearest to the conversation's last
+    turn of the user.
 
     Answers of a language model are stripped too.
     """
     [neighbours] = index.search([query_of(conversation)], k=1)
-    return NearestAnswer(index.answer(neighbours.rows[0]).strip(), float(neighbours.similarities[0]))
+    return NearestAnswer(
+        index.answer(neighbours.rows[0]).strip(), float(neighbours.similarities[0])
+    )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 MATRIX_FILE, ROWS_FILE = INDEX_FILES
 EMBEDDINGS = "embeddings"  # array of the embeddings, float16
 
-_in_memory: WeakValueDictionary[tuple[str, "TextEncoder | None", float], RetrievalIndex] = WeakValueDictionary()
+_in_memory: WeakValueDictionary[tuple[str, "TextEncoder | None", float], RetrievalIndex] = (
+    WeakValueDictionary()
+)
 """Indexes that are in use, by digest, encoder and weight of the embeddings."""
 
 
@@ -46,10 +48,14 @@ def index_sha256(files: Mapping[str, bytes]) -> str:
     return digest_of(sha256(files[name]).hexdigest() for name in INDEX_FILES)
 
 
-def load_index(folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | None") -> RetrievalIndex:
-    """Load an index; it returns the same neighbours as the stored one. Versions with the same index share its memory.
+def load_index(
+    folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | None"
+) -> RetrievalIndex:
+    """Load an index; it returns the same neighbours as the stored one. Versions with the same index
+    share its memory.
 
-    `encoder` is that of the retrieval. Raises ModelError if a file is missing or damaged, or if the digest differs.
+    `encoder` is that of the retrieval. Raises ModelError if a file is missing or damaged, or if the
+    digest differs.
     """
     try:
         files = {name: (folder / name).read_bytes() for name in INDEX_FILES}
@@ -60,8 +66,8 @@ def load_index(folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | No
     actual = index_sha256(files)
     if actual != retrieval.index_sha256:
         raise ModelError(
-            f"the index of training rows in {folder} has the digest {actual[:12]}, but the model requires "
-            f"{retrieval.index_sha256[:12]}; restore the files, or run the recipe again"
+            f"the index of training rows in {folder} has the digest {actual[:12]}, but the model "
+            f"requires {retrieval.index_sha256[:12]}; restore the files, or run the recipe again"
         )
     key = (actual, encoder, retrieval.embedding_weight)
     if (known := _in_memory.get(key)) is not None:
@@ -70,13 +76,16 @@ def load_index(folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | No
         index = _parse(files, encoder=encoder, weight=retrieval.embedding_weight)
     except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
         raise ModelError(
-            f"the index of training rows in {folder} cannot be loaded: {error}; run the recipe again"
+            f"the index of training rows in {folder} cannot be loaded: {error}; run the recipe "
+            "again"
         ) from None
     _in_memory[key] = index
     return index
 
 
-def _parse(files: Mapping[str, bytes], *, encoder: "TextEncoder | None", weight: float) -> RetrievalIndex:
+def _parse(
+    files: Mapping[str, bytes], *, encoder: "TextEncoder | None", weight: float
+) -> RetrievalIndex:
     arrays = load(files[MATRIX_FILE])
     if pq.read_schema(BytesIO(files[ROWS_FILE])) != SCHEMA:
         raise ValueError(f"{ROWS_FILE} has other columns")
@@ -89,7 +98,7 @@ def _parse(files: Mapping[str, bytes], *, encoder: "TextEncoder | None", weight:
     rows = arrays.get(EMBEDDINGS, np.zeros((0, 0), dtype=np.float16))
     if rows.shape != (len(table), encoder.width):
         raise ValueError(
-            f"{MATRIX_FILE} has embeddings of shape {list(rows.shape)}, but {len(table)} rows and the encoder "
-            f"{encoder.pinned.uri} require {[len(table), encoder.width]}"
+            f"{MATRIX_FILE} has embeddings of shape {list(rows.shape)}, but {len(table)} rows and "
+            f"the encoder {encoder.pinned.uri} require {[len(table), encoder.width]}"
         )
     return RetrievalIndex(postings, table, Embeddings(encoder, weight, rows.astype(np.float32)))

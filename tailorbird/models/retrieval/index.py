@@ -25,23 +25,25 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 NUM_COLUMNS = 1 << 20
-"""Number of columns into which n-grams are hashed. It limits the vocabulary, whatever the texts contain."""
+"""Number of columns into which n-grams are hashed. It limits the vocabulary, whatever the texts
+contain."""
 NGRAM_LENGTHS = (3, 4)
-"""Shortest and longest n-grams in characters; n-grams do not cross words. On validation rows of two data sets, 3 to 5
-characters, 2 to 4 and 2 to 5 give no better answers and take longer; words alone give worse ones."""
+"""Shortest and longest n-grams in characters; n-grams do not cross words. On validation rows of two
+data sets, 3 to 5 characters, 2 to 4 and 2 to 5 give no better answers and take longer; words alone
+give worse ones."""
 MAX_ROWS = 100_000
 """Maximum rows of an index. A random sample of more training rows is indexed."""
 MAX_CHARACTERS = 200_000_000
-"""Approximate maximum of the characters of all conversations and answers in an index. A random sample of more training
-rows is indexed."""
+"""Approximate maximum of the characters of all conversations and answers in an index. A random
+sample of more training rows is indexed."""
 MAX_TEXT_CHARACTERS = 2_000
 """Number of characters of a text that are compared. The rest of a longer text is ignored."""
 MAX_TEXT_NGRAMS = 256
-"""Number of n-grams that represent a text: those with the largest weights. An n-gram of a row takes 8 bytes, so
-`MAX_ROWS` rows take at most 205 MB."""
+"""Number of n-grams that represent a text: those with the largest weights. An n-gram of a row takes
+8 bytes, so `MAX_ROWS` rows take at most 205 MB."""
 MAX_POSTINGS = 200_000
-"""Maximum number of pairs of an n-gram and a row that a search reads. The rarest n-grams of the text are used first,
-and the rarest one in any case. The limit can only reduce a similarity."""
+"""Maximum number of pairs of an n-gram and a row that a search reads. The rarest n-grams of the
+text are used first, and the rarest one in any case. The limit can only reduce a similarity."""
 CHUNK_TEXTS = 512  # texts whose n-grams are in memory at once
 
 FloatArray = NDArray[np.float32]
@@ -54,7 +56,8 @@ SCHEMA = pa.schema(
         "group": pa.string(),
     }
 )
-"""Columns of the rows: the turns of `example_turns` before the answer, the answer, and the hash of `split_by`."""
+"""Columns of the rows: the turns of `example_turns` before the answer, the answer, and the hash of
+`split_by`."""
 
 
 class Neighbours(NamedTuple):
@@ -82,8 +85,9 @@ class Postings:
     def vectors(self, texts: Sequence[str]) -> csr_matrix:
         """Return the weights of the known n-grams of texts, [N, C].
 
-        The vector of all n-grams of a text, known and unknown, has length 1. Of more than `MAX_TEXT_NGRAMS` known
-        n-grams, those with the largest weights are returned, scaled to the length of all known n-grams.
+        The vector of all n-grams of a text, known and unknown, has length 1. Of more than
+        `MAX_TEXT_NGRAMS` known n-grams, those with the largest weights are returned, scaled to the
+        length of all known n-grams.
         """
         counts = _counts(texts)
         terms = self._terms[counts.indices]
@@ -95,18 +99,25 @@ class Postings:
             known = np.linalg.norm(row)
             row[np.argsort(-row, kind="stable")[MAX_TEXT_NGRAMS:]] = 0
             row *= known / max(total * np.linalg.norm(row), np.finfo(np.float32).tiny)
-        vectors = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))[:, :-1]
+        vectors = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))[
+            :, :-1
+        ]
         vectors.eliminate_zeros()
         return vectors
 
     def similarities(self, text: str) -> NDArray[np.float64]:
-        """Return the cosine of a text with each row, [N], from the rarest n-grams within `MAX_POSTINGS`."""
+        """Return the cosine of a text with each row, [N], from the rarest n-grams within
+        `MAX_POSTINGS`."""
         vector = self.vectors([text])
         sizes = self.matrix.indptr[vector.indices + 1] - self.matrix.indptr[vector.indices]
         rarest = np.argsort(sizes, kind="stable")
-        num_read = max(1, int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right")))
+        num_read = max(
+            1, int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right"))
+        )
         rarest = rarest[:num_read]
-        cosines: NDArray[np.float64] = self.matrix[:, vector.indices[rarest]] @ vector.data[rarest].astype(np.float64)
+        cosines: NDArray[np.float64] = self.matrix[:, vector.indices[rarest]] @ vector.data[
+            rarest
+        ].astype(np.float64)
         return cosines
 
 
@@ -116,11 +127,15 @@ class Embeddings:
 
     encoder: "TextEncoder"
     weight: float
-    """Similarity of two texts: weight x cosine of the embeddings + (1 - weight) x cosine of the n-grams."""
-    rows: FloatArray = field(repr=False)  # [N, D], with length 1 and values that float16 represents exactly
+    """Similarity of two texts: weight x cosine of the embeddings + (1 - weight) x cosine of the
+    n-grams."""
+    rows: FloatArray = field(
+        repr=False
+    )  # [N, D], with length 1 and values that float16 represents exactly
 
     def similarities(self, text: str) -> NDArray[np.float64]:
-        """Return the cosine of a text with each row, [N]; 0 instead of a negative cosine, and for an empty text.
+        """Return the cosine of a text with each row, [N]; 0 instead of a negative cosine, and for
+        an empty text.
 
         The text is embedded alone, so the result does not depend on other texts.
         """
@@ -147,19 +162,28 @@ class RetrievalIndex:
     def turns(self, row: int) -> Conversation:
         """Return the turns of a row as an example (see `example_turns`)."""
         turns = self.table["turns"][int(row)].as_py()
-        return (*((turn["role"], turn["content"]) for turn in turns), ("assistant", self.answer(row)))
+        return (
+            *((turn["role"], turn["content"]) for turn in turns),
+            ("assistant", self.answer(row)),
+        )
 
-    def search(self, texts: Sequence[str], *, k: int, exclude: Iterable[IntArray] | None = None) -> list[Neighbours]:
+    def search(
+        self, texts: Sequence[str], *, k: int, exclude: Iterable[IntArray] | None = None
+    ) -> list[Neighbours]:
         """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
 
-        `exclude` has the rows that are not returned for each text. The result for a text does not depend on the other
-        texts. Rows with equal similarity are in the order of the index. An empty text has similarity 0 to all rows, so
-        it gets the row with the most frequent answer; without embeddings, so does a text without a known n-gram.
+        `exclude` has the rows that are not returned for each text. The result for a text does not
+        depend on the other texts. Rows with equal similarity are in the order of the index. An
+        empty text has similarity 0 to all rows, so it gets the row with the most frequent answer;
+        without embeddings, so does a text without a known n-gram.
         """
         assert k > 0, f"k {k}; a search returns at least one row"
         if exclude is None:
             return [self._nearest(text, k=k, excluded=NO_ROWS) for text in texts]
-        return [self._nearest(text, k=k, excluded=rows) for text, rows in zip(texts, exclude, strict=True)]
+        return [
+            self._nearest(text, k=k, excluded=rows)
+            for text, rows in zip(texts, exclude, strict=True)
+        ]
 
     def similarities(self, text: str) -> NDArray[np.float64]:
         """Return the similarity of a text to each row, [N], from 0 to 1 (up to rounding)."""
@@ -172,14 +196,17 @@ class RetrievalIndex:
         return similarities
 
     def exclusions(self, rows: Rows) -> Iterator[IntArray]:
-        """Yield for each training row the rows of the index that it must not retrieve. A row may occur repeatedly.
+        """Yield for each training row the rows of the index that it must not retrieve. A row may
+        occur repeatedly.
 
-        These are the rows with the same `split_by`, and the rows that may contain its answer or be contained in it: the
-        query of one is, after normalisation, a turn of the user in the other. For example, a copy has the same query,
-        and a longer part of the same conversation has the query as an earlier turn. The training rows need not be in
-        the index.
+        These are the rows with the same `split_by`, and the rows that may contain its answer or be
+        contained in it: the query of one is, after normalisation, a turn of the user in the other.
+        For example, a copy has the same query, and a longer part of the same conversation has the
+        query as an earlier turn. The training rows need not be in the index.
         """
-        for turns, group in zip(rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True):
+        for turns, group in zip(
+            rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True
+        ):
             keys = [("turn", normalise(query_of(turns)))]
             keys += [("query", question) for question in set(_questions(turns))]
             keys += [] if group is None else [("group", group_hash(group))]
@@ -192,7 +219,11 @@ class RetrievalIndex:
         rows: dict[tuple[str, str | None], list[int]] = {}
         for row, group in enumerate(self.table["group"].to_pylist()):
             questions = _questions(self.turns(row))
-            for key in {("group", group), ("query", questions[-1]), *(("turn", question) for question in questions)}:
+            for key in {
+                ("group", group),
+                ("query", questions[-1]),
+                *(("turn", question) for question in questions),
+            }:
                 rows.setdefault(key, []).append(row)
         return rows
 
@@ -220,44 +251,58 @@ def group_hash(key: str) -> str:
 def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     """Return the index of training rows of a chat task.
 
-    Each turn that a fine-tuned model is trained on is indexed as a row with the turns before it. Rows with the same
-    query and answer are indexed once, and rows that are no examples (`example_turns`) are not indexed. At most
-    `MAX_ROWS` rows and about `MAX_CHARACTERS` characters are indexed, a random sample of more. Raises DataError if no
-    row can be indexed.
+    Each turn that a fine-tuned model is trained on is indexed as a row with the turns before it.
+    Rows with the same query and answer are indexed once, and rows that are no examples
+    (`example_turns`) are not indexed. At most `MAX_ROWS` rows and about `MAX_CHARACTERS` characters
+    are indexed, a random sample of more. Raises DataError if no row can be indexed.
     """
     rows = trained_turns(rows)
     rows = rows.take([row for row, turns in enumerate(examples_of(rows)) if turns])
     if not len(rows):
-        raise DataError("no training row has a turn of the user, so none can be retrieved; add rows with such a turn")
+        raise DataError(
+            "no training row has a turn of the user, so none can be retrieved; add rows with such "
+            "a turn"
+        )
     queries = list(map(normalise, rows.queries))
-    first = {pair: position for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))}
+    first = {
+        pair: position
+        for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))
+    }
     distinct = rows.take(sorted(first.values()))
     num_characters = sum(map(len, distinct.texts)) + sum(map(len, distinct.labels))
     size = min(MAX_ROWS, max(1, len(distinct) * MAX_CHARACTERS // max(1, num_characters)))
     sample = distinct.take(subsample(len(distinct), size=size, seed=seed))
     frequency = Counter(rows.labels)
-    indexed = sample.take(np.argsort([-frequency[answer] for answer in sample.labels], kind="stable"))
+    indexed = sample.take(
+        np.argsort([-frequency[answer] for answer in sample.labels], kind="stable")
+    )
     postings = _postings(indexed.queries)
     return RetrievalIndex(postings, _table(indexed))
 
 
 def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float) -> RetrievalIndex:
-    """Return the index with the embeddings of its rows. Rows with the same text have the same embedding."""
+    """Return the index with the embeddings of its rows. Rows with the same text have the same
+    embedding."""
     texts = [_compared(query_of(index.turns(row)[:-1])) for row in range(len(index))]
     positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
     distinct = encoder.embed(list(positions)).astype(np.float16).astype(np.float32)
-    return replace(index, embeddings=Embeddings(encoder, weight, distinct[[positions[text] for text in texts]]))
+    return replace(
+        index, embeddings=Embeddings(encoder, weight, distinct[[positions[text] for text in texts]])
+    )
 
 
 def _table(rows: Rows) -> pa.Table:
     turns = [messages_of(turns[:-1]) for turns in examples_of(rows)]
-    groups = [None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)]
+    groups = [
+        None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)
+    ]
     columns = {"turns": turns, "answer": rows.labels, "group": groups}
     return pa.table(columns, schema=SCHEMA)
 
 
 def _postings(texts: Sequence[str]) -> Postings:
-    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams stay in memory."""
+    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams
+    stay in memory."""
     chunks = [texts[start : start + CHUNK_TEXTS] for start in range(0, len(texts), CHUNK_TEXTS)]
     frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
     for chunk in chunks:
@@ -265,15 +310,22 @@ def _postings(texts: Sequence[str]) -> Postings:
     columns = np.flatnonzero(frequencies).astype(np.int32)
     idf = np.log((1 + len(texts)) / (1 + np.append(frequencies[columns], 0))) + 1
     postings = Postings(columns, idf.astype(np.float32), csc_matrix((0, len(columns))))
-    return replace(postings, matrix=vstack([postings.vectors(chunk) for chunk in chunks], format="csr").tocsc())
+    return replace(
+        postings, matrix=vstack([postings.vectors(chunk) for chunk in chunks], format="csr").tocsc()
+    )
 
 
 def _counts(texts: Sequence[str]) -> csr_matrix:
     """Return the number of occurrences of each n-gram in each text, [N, NUM_COLUMNS]."""
     grams = HashingVectorizer(
-        analyzer="char_wb", ngram_range=NGRAM_LENGTHS, lowercase=False, norm=None, alternate_sign=False,
-        n_features=NUM_COLUMNS, dtype=np.float32,
-    )  # fmt: skip
+        analyzer="char_wb",
+        ngram_range=NGRAM_LENGTHS,
+        lowercase=False,
+        norm=None,
+        alternate_sign=False,
+        n_features=NUM_COLUMNS,
+        dtype=np.float32,
+    )
     return grams.transform([normalise(_compared(text)) for text in texts])
 
 

@@ -1,4 +1,5 @@
-"""A pretrained encoder whose embeddings find training rows; evaluation, training and serving share this."""
+"""A pretrained encoder whose embeddings find training rows; evaluation, training and serving share
+this."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,16 +43,21 @@ class TextEncoder:
         return int(self.model.head.in_features)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the embeddings of texts with length 1, [N, D]; zeros for a text without a visible character.
+        """Return the embeddings of texts with length 1, [N, D]; zeros for a text without a visible
+        character.
 
         The last digits of an embedding depend on the other texts, with which it is padded.
         """
         prompt = self.model.pooling.prompt
-        tokens = encode_texts(texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt)
+        tokens = encode_texts(
+            texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt
+        )
         embeddings = embed_rows(self.model, tokens, pad_id=int(self.tokenizer.pad_token_id))
         visible = np.array([bool(text.strip()) for text in texts], dtype=np.float32)
         lengths = np.linalg.norm(embeddings, axis=1)
-        scaled: NDArray[np.float32] = embeddings * (visible / np.maximum(lengths, np.finfo(np.float32).tiny))[:, None]
+        scaled: NDArray[np.float32] = (
+            embeddings * (visible / np.maximum(lengths, np.finfo(np.float32).tiny))[:, None]
+        )
         return scaled
 
 
@@ -70,31 +76,45 @@ def checked_files(pinned: PinnedEncoder) -> Path:
         actual = sha256(folder)
     if actual != pinned.sha256:
         raise ModelError(
-            f"the retrieval encoder {pinned.uri} has the digest {actual[:12]}, but the model requires "
-            f"{pinned.sha256[:12]}; restore its files, or run the recipe again"
+            f"the retrieval encoder {pinned.uri} has the digest {actual[:12]}, but the model "
+            f"requires {pinned.sha256[:12]}; restore its files, or run the recipe again"
         )
     return folder
 
 
 def text_encoder(
-    encoder: nn.Module, *, tokenizer: "PreTrainedTokenizerBase", pinned: PinnedEncoder, pooling: Pooling, device: str
+    encoder: nn.Module,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    pinned: PinnedEncoder,
+    pooling: Pooling,
+    device: str,
 ) -> TextEncoder:
-    """Return a loaded pretrained model as an encoder in its dtype; raise ModelError if it cannot embed a text."""
+    """Return a loaded pretrained model as an encoder in its dtype; raise ModelError if it cannot
+    embed a text."""
     config: Any = encoder.config
     head = zero_head(int(config.hidden_size), 1)
-    model = Classifier(cast_parameters(encoder, getattr(torch, pinned.dtype)), head, pooling=pooling)
+    model = Classifier(
+        cast_parameters(encoder, getattr(torch, pinned.dtype)), head, pooling=pooling
+    )
     longest = int(getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
     result = TextEncoder(
-        pinned, model.to(device).eval().requires_grad_(False), tokenizer, min(longest, MAX_TEXT_TOKENS)
+        pinned,
+        model.to(device).eval().requires_grad_(False),
+        tokenizer,
+        min(longest, MAX_TEXT_TOKENS),
     )
     try:
         [embedding] = result.embed([PROBE])
-        reason = "" if abs(float(np.linalg.norm(embedding)) - 1) < 1e-3 else "its embedding is zero or not finite"
+        if abs(float(np.linalg.norm(embedding)) - 1) < 1e-3:
+            reason = ""
+        else:
+            reason = "its embedding is zero or not finite"
     except Exception as error:  # models that are no text encoders raise various exceptions
         reason = f"{type(error).__name__}: {error}"
     if reason:
         raise ModelError(
-            f"the retrieval encoder {pinned.uri} cannot embed a text ({reason}); name a text encoder, or omit "
-            "evaluation.retrieval_encoder"
+            f"the retrieval encoder {pinned.uri} cannot embed a text ({reason}); name a text "
+            "encoder, or omit evaluation.retrieval_encoder"
         )
     return result

@@ -1,4 +1,5 @@
-"""The examples of training rows for `training.with_retrieved`: for each row, the nearest other training rows."""
+"""The examples of training rows for `training.with_retrieved`: for each row, the nearest other
+training rows."""
 
 from dataclasses import dataclass
 
@@ -13,25 +14,31 @@ from tailorbird.storage.node_cache import local_copy
 
 @dataclass(frozen=True)
 class RetrievedExamples:
-    """An index of training rows, and the examples of each training row as rows of the index, nearest first."""
+    """An index of training rows, and the examples of each training row as rows of the index,
+    nearest first."""
 
     index_uri: str
     retrieval: Retrieval  # with the digest of this index
     rows: tuple[tuple[int, ...], ...]
 
     def load_index(self, *, device: str | None = None) -> RetrievalIndex:
-        """Load the index, downloaded once per node, and its encoder. Raises ModelError if a file is damaged."""
-        index = load_retrieval_index(local_copy(self.index_uri), retrieval=self.retrieval, device=device)
+        """Load the index, downloaded once per node, and its encoder. Raises ModelError if a file is
+        damaged."""
+        index = load_retrieval_index(
+            local_copy(self.index_uri), retrieval=self.retrieval, device=device
+        )
         assert index is not None
         return index
 
 
 def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> RetrievedExamples:
-    """Index the training rows, store the index in the folder `uri`, and find the examples of each row.
+    """Index the training rows, store the index in the folder `uri`, and find the examples of each
+    row.
 
-    `retrieval` has the number of examples and the encoder. The rows of `RetrievalIndex.exclusions` are not examples of
-    a row, among them the row itself. So the training resembles serving, where the index does not contain the answer to
-    a new conversation. Raises DataError as `build_index`, and the errors of `load_text_encoder`.
+    `retrieval` has the number of examples and the encoder. The rows of `RetrievalIndex.exclusions`
+    are not examples of a row, among them the row itself. So the training resembles serving, where
+    the index does not contain the answer to a new conversation. Raises DataError as `build_index`,
+    and the errors of `load_text_encoder`.
     """
     index = build_index(train, seed=seed)
     if retrieval.encoder is not None:
@@ -43,4 +50,6 @@ def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> 
     queries = train.queries
     neighbours = index.search(queries, k=retrieval.num_examples, exclude=index.exclusions(train))
     rows = tuple(tuple(int(row) for row in nearest.rows) for nearest in neighbours)
-    return RetrievedExamples(uri, retrieval.model_copy(update={"index_sha256": index_sha256(files)}), rows)
+    return RetrievedExamples(
+        uri, retrieval.model_copy(update={"index_sha256": index_sha256(files)}), rows
+    )

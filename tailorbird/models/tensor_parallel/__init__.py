@@ -1,1 +1,2 @@
-"""Language models whose weights are divided among the ranks of a process group (tensor parallelism)."""
+"""Language models whose weights are divided among the ranks of a process group (tensor
+parallelism)."""

@@ -49,7 +49,8 @@ class Pod:
 
 
 class FakeKubernetes:
-    """The operator and the kubelet of one RayCluster. `work` starts and ends pods as the patched manifest requires."""
+    """The operator and the kubelet of one RayCluster. `work` starts and ends pods as the patched
+    manifest requires."""
 
     def __init__(self, manifest: Manifest, *, machines: Machines) -> None:
         self.manifest = copy.deepcopy(manifest)
@@ -59,7 +60,9 @@ class FakeKubernetes:
         self._machines = machines
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
-        head = machines.head(HEAD_POD, "--no-monitor", **self._pod_environment(HEAD_POD, HEAD_GROUP))
+        head = machines.head(
+            HEAD_POD, "--no-monitor", **self._pod_environment(HEAD_POD, HEAD_GROUP)
+        )
         self.pods[HEAD_POD] = Pod(HEAD_POD, HEAD_GROUP, head)
 
     @property
@@ -71,7 +74,8 @@ class FakeKubernetes:
         return str(self.manifest["metadata"]["namespace"])
 
     def work(self, over: threading.Event) -> None:
-        """Start and end pods until `over` is set. Run it in a lasting thread, because nodes end with their thread."""
+        """Start and end pods until `over` is set. Run it in a lasting thread, because nodes end
+        with their thread."""
         while not over.wait(POLL_S):
             for group in self.manifest["spec"]["workerGroupSpecs"]:
                 with self._lock:
@@ -86,7 +90,9 @@ class FakeKubernetes:
                 for _ in range(wanted - len(left)):
                     self._start(group)
                 if len(self.of(group["groupName"])) != len(pods):
-                    self.history.append((time.monotonic(), group["groupName"], len(self.of(group["groupName"]))))
+                    self.history.append(
+                        (time.monotonic(), group["groupName"], len(self.of(group["groupName"])))
+                    )
 
     def of(self, group: str) -> list[str]:
         """Return the names of a group's pods."""
@@ -94,7 +100,10 @@ class FakeKubernetes:
 
     def get(self, path: str) -> Manifest | None:
         """Return the object at a path of the API, or None if there is none."""
-        core, ray_api = f"/api/v1/namespaces/{self.namespace}", f"/apis/ray.io/v1/namespaces/{self.namespace}"
+        core, ray_api = (
+            f"/api/v1/namespaces/{self.namespace}",
+            f"/apis/ray.io/v1/namespaces/{self.namespace}",
+        )
         target = urlsplit(path)
         with self._lock:
             if target.path == f"{ray_api}/rayclusters/{self.name}":
@@ -106,7 +115,8 @@ class FakeKubernetes:
         return next((pod for pod in pods if match and pod["metadata"]["name"] == match[1]), None)
 
     def patch(self, path: str, changes: list[Manifest]) -> Manifest | None:
-        """Apply a JSON patch of `replace` operations to the RayCluster. Return None if the path is not its path."""
+        """Apply a JSON patch of `replace` operations to the RayCluster. Return None if the path is
+        not its path."""
         if self.get(path) is None or "/rayclusters/" not in path:
             return None
         with self._lock:
@@ -125,10 +135,18 @@ class FakeKubernetes:
         self._numbers[group["groupName"]] = number + 1
         name = f"{group['groupName']}-{number}"
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        amounts = {"num-cpus": limits["cpu"], "memory": limits["memory"], "num-gpus": limits.get(GPU, 0)}
-        amounts |= {key: value for key, value in group.get("rayStartParams", {}).items() if key in amounts}
+        amounts = {
+            "num-cpus": limits["cpu"],
+            "memory": limits["memory"],
+            "num-gpus": limits.get(GPU, 0),
+        }
+        amounts |= {
+            key: value for key, value in group.get("rayStartParams", {}).items() if key in amounts
+        }
         options = [f"--{key}={int(parse_quantity(value))}" for key, value in amounts.items()]
-        machine = self._machines.worker(name, *options, **self._pod_environment(name, group["groupName"]))
+        machine = self._machines.worker(
+            name, *options, **self._pod_environment(name, group["groupName"])
+        )
         self.pods[name] = Pod(name, group["groupName"], machine)
 
     def _pod_environment(self, name: str, group: str) -> dict[str, str]:
@@ -143,7 +161,8 @@ class FakeKubernetes:
 
 @contextmanager
 def serving(fake: FakeKubernetes, folder: Path) -> Iterator[dict[str, str]]:
-    """Run the fake and its API over TLS, and yield the environment with which the autoscaler connects to it."""
+    """Run the fake and its API over TLS, and yield the environment with which the autoscaler
+    connects to it."""
     certificate, key = _credentials(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -185,7 +204,9 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             self._answer(fake.patch(self.path, json.loads(body)))
 
         def _answer(self, match: Manifest | None) -> None:
-            body = json.dumps(match if match is not None else {"kind": "Status", "code": 404}).encode()
+            body = json.dumps(
+                match if match is not None else {"kind": "Status", "code": 404}
+            ).encode()
             self.send_response(200 if match is not None else 404)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))

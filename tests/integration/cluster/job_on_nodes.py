@@ -2,8 +2,8 @@
 
     python -m tests.integration.cluster.job_on_nodes NAME
 
-NAME is the name of the recipe. The S3 server is that of the environment. The last line of the output is the result as
-JSON.
+NAME is the name of the recipe. The S3 server is that of the environment. The last line of the
+output is the result as JSON.
 """
 
 import json
@@ -56,18 +56,22 @@ def past_first_epoch(trials: Sequence[TrialRecord]) -> list[str]:
 
 
 def checkpoint_epoch(trial: TrialRecord) -> int:
-    """Return the epoch in which the trial would resume, from the checkpoint's name `epoch-step-workers`, or 0."""
+    """Return the epoch in which the trial would resume, from the checkpoint's name
+    `epoch-step-workers`, or 0."""
     _, _, name = (trial.checkpoint or "").rpartition("/")
     return int(name.partition("-")[0] or 0)
 
 
 def num_starts(recorder: Watched) -> Counter[str]:
     """Return how often each trial was started by a group."""
-    return Counter(event.trial for event in recorder.of_kind(TrialEvent) if event.status == "training")
+    return Counter(
+        event.trial for event in recorder.of_kind(TrialEvent) if event.status == "training"
+    )
 
 
 def lose_a_node(cluster: Cluster, recorder: Watched, *, task_uri: str) -> dict[str, Any]:
-    """Remove a group's node after each group has finished an epoch. Return the state before it and the continuation."""
+    """Remove a group's node after each group has finished an epoch. Return the state before it and
+    the continuation."""
     nodes = {node.node_id: node for node in cluster.worker_nodes}
     recorder.until(lambda: len(past_first_epoch(journal(task_uri))) == NUM_NODES - 1)
     lost = next(node for node in workers("ALIVE") if node in nodes)
@@ -78,7 +82,11 @@ def lose_a_node(cluster: Cluster, recorder: Watched, *, task_uri: str) -> dict[s
     again = next(name for name, times in num_starts(recorder).items() if times > 1)
     retaken_s = time.monotonic() - at
     recorder.until(recorder.over.is_set)
-    trained = [(event.trial, event.epoch) for event in recorder.events[num_events:] if isinstance(event, EpochEvent)]
+    trained = [
+        (event.trial, event.epoch)
+        for event in recorder.events[num_events:]
+        if isinstance(event, EpochEvent)
+    ]
     return {
         "before": {trial.trial: len(trial.epochs) for trial in before},
         "again": again,
@@ -96,7 +104,9 @@ def main(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Separate caches, as if each node had its own disk.
         caches = [{"TAILORBIRD_CACHE": f"{folder}/{number}"} for number in range(NUM_NODES)]
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": caches[0]})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": caches[0]}
+        )
         try:
             for cache in caches[1:]:
                 cluster.add_node(num_cpus=1, env_vars=cache)
@@ -107,8 +117,13 @@ def main(name: str) -> None:
             recorder.start(lambda: run_pipeline(recipe, progress=recorder))
             result = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
             result["taken"] = dict(num_starts(recorder))
-            result["trials"] = [trial.model_dump(mode="json") for trial in journal(f"{REGISTRY}/{name}")]
-            result["outcome"], result["n"] = recorder.value.verdict.outcome, recorder.value.verdict.n
+            result["trials"] = [
+                trial.model_dump(mode="json") for trial in journal(f"{REGISTRY}/{name}")
+            ]
+            result["outcome"], result["n"] = (
+                recorder.value.verdict.outcome,
+                recorder.value.verdict.n,
+            )
             print(json.dumps(result), flush=True)
         finally:
             ray.shutdown()

@@ -1,4 +1,5 @@
-"""Deploy an application whose answer is the address of the replica's node, and wait until it runs."""
+"""Deploy an application whose answer is the address of the replica's node, and wait until it
+runs."""
 
 import time
 

@@ -1,11 +1,13 @@
-"""Start two nodes as `ray up` does, each in its own Linux namespaces, and send requests to the HAProxy of each.
+"""Start two nodes as `ray up` does, each in its own Linux namespaces, and send requests to the
+HAProxy of each.
 
     unshare SEPARATE python -m tests.integration.cluster.ray_up_nodes
 
-The process must be in new user, network, mount and PID namespaces (`SEPARATE`). It then needs no rights outside of
-them, and all processes of the nodes end with it. A node has its own network, process ids, home folder and shared
-memory. It runs the commands of `cluster/ray_up/onprem.yaml`, except the installation of packages and the autoscaler.
-The last line of the output is the result as JSON.
+The process must be in new user, network, mount and PID namespaces (`SEPARATE`). It then needs no
+rights outside of them, and all processes of the nodes end with it. A node has its own network,
+process ids, home folder and shared memory. It runs the commands of `cluster/ray_up/onprem.yaml`,
+except the installation of packages and the autoscaler. The last line of the output is the result as
+JSON.
 """
 
 import csv
@@ -46,7 +48,8 @@ PATIENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "120",
 }
-"""Limits for a loaded machine, on which Serve would replace proxies during their start: it waits three times 5 s."""
+"""Limits for a loaded machine, on which Serve would replace proxies during their start: it waits
+three times 5 s."""
 
 Stats = dict[str, tuple[str, int]]
 """Status and number of requests of each server of the application, by its name in HAProxy."""
@@ -68,23 +71,39 @@ class Node:
             text=True,
         )
         self.run("true")  # its namespaces exist
-        run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(self._process.pid))
+        run(
+            "ip",
+            "link",
+            "add",
+            name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            str(self._process.pid),
+        )
         run("ip", "link", "set", name, "master", "bridge", "up")
         self.run("ip link set lo up && ip link set eth0 up")
         self.run(f"ip address add {self.address}/24 dev eth0 && ip route add default via {GATEWAY}")
         self.run(f"mount --bind {self._disk} {self._home} && mount -t tmpfs tmpfs /dev/shm")
-        # Without a name server, a look-up fails at once; that of this machine cannot be reached and would take 20 s.
+        # Without a name server, a look-up fails at once; that of this machine cannot be reached and
+        # would take 20 s.
         self.run("mount --bind /dev/null /etc/resolv.conf")
 
     def run(self, command: str) -> None:
-        """Run a command in the node's shell; raise RuntimeError with the end of the log if it fails."""
+        """Run a command in the node's shell; raise RuntimeError with the end of the log if it
+        fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"( {command}\n) </dev/null >>{self.log} 2>&1; echo $?\n")
         self._process.stdin.flush()
         status = self._process.stdout.readline().strip()
         if status != "0":
-            raise RuntimeError(f"{self.name}: {command}: status {status}: {self.log.read_text()[-3000:]}")
+            raise RuntimeError(
+                f"{self.name}: {command}: status {status}: {self.log.read_text()[-3000:]}"
+            )
 
     def start_ray(self, *, token: str, environment: Mapping[str, str]) -> None:
         """Prepare the node and start Ray with the commands for `ray up`."""
@@ -94,9 +113,14 @@ class Node:
         for command in content["setup_commands"]:
             if "venv" not in command:
                 self.run(command)
-        (start,) = (line for line in content[f"{self.name}_start_ray_commands"] if "ray start" in line)
+        (start,) = (
+            line for line in content[f"{self.name}_start_ray_commands"] if "ray start" in line
+        )
         exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        self.run(f"export {exports}; {start.replace('--autoscaling-config=~/ray_bootstrap_config.yaml', '')}")
+        self.run(
+            f"export {exports}; "
+            f"{start.replace('--autoscaling-config=~/ray_bootstrap_config.yaml', '')}"
+        )
 
     def stop(self) -> None:
         """End all processes of the node, which end with its shell."""
@@ -104,13 +128,18 @@ class Node:
         self._process.wait()
 
     def stats(self) -> Stats:
-        """Return the servers of the application in the node's HAProxy, or none while it does not answer."""
+        """Return the servers of the application in the node's HAProxy, or none while it does not
+        answer."""
         try:
-            with urlopen(f"http://{self.address}:{STATS_PORT}/stats;csv", timeout=REQUEST_S) as answer:
+            with urlopen(
+                f"http://{self.address}:{STATS_PORT}/stats;csv", timeout=REQUEST_S
+            ) as answer:
                 rows = csv.DictReader(answer.read().decode().removeprefix("# ").splitlines())
         except (URLError, OSError):
             return {}
-        servers = (row for row in rows if row["pxname"].startswith("http-") and "SERVE" in row["svname"])
+        servers = (
+            row for row in rows if row["pxname"].startswith("http-") and "SERVE" in row["svname"]
+        )
         return {row["svname"]: (row["status"], int(row["stot"])) for row in servers}
 
 
@@ -120,7 +149,8 @@ def run(*command: str) -> None:
 
 
 def connected() -> None:
-    """Create the network of the nodes: a bridge, which is also their gateway. It leads nowhere else."""
+    """Create the network of the nodes: a bridge, which is also their gateway. It leads nowhere
+    else."""
     run("ip", "link", "set", "lo", "up")
     run("ip", "link", "add", "bridge", "type", "bridge")
     run("ip", "address", "add", f"{GATEWAY}/24", "dev", "bridge")
@@ -137,11 +167,14 @@ def all_up(nodes: list[Node]) -> bool:
     """Return True if the HAProxy of each node reaches two replicas and the fallback proxy."""
     states = [node.stats() for node in nodes]
     print([sorted(status for status, _ in stats.values()) for stats in states], file=sys.stderr)
-    return all(len(stats) == 3 and {status for status, _ in stats.values()} == {"UP"} for stats in states)
+    return all(
+        len(stats) == 3 and {status for status, _ in stats.values()} == {"UP"} for stats in states
+    )
 
 
 def measured(node: Node) -> dict[str, Any]:
-    """Send requests to a node's HAProxy. Return the answers, and the number of requests of each server in HAProxy."""
+    """Send requests to a node's HAProxy. Return the answers, and the number of requests of each
+    server in HAProxy."""
     before = node.stats()
     answers: Counter[str] = Counter()
     for _ in range(NUM_REQUESTS):
@@ -159,7 +192,8 @@ def too_long(*_: Any) -> None:
 def main() -> None:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
-    # The paths of HAProxy's sockets are limited to 97 bytes, so the path of the home folder is short.
+    # The paths of HAProxy's sockets are limited to 97 bytes, so the path of the home folder is
+    # short.
     with tempfile.TemporaryDirectory(prefix="tb-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "home").mkdir()

@@ -25,7 +25,12 @@ print(json.dumps([on_cpu(), on_cpu(), on_gpu(), on_gpu()]))
 def test_a_task_sees_only_its_gpus_and_its_process_does_not_keep_them() -> None:
     env = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RAY}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=env, stdout=subprocess.PIPE, check=True, timeout=120
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
     )
     first, second, third, fourth = json.loads(done.stdout.splitlines()[-1])
     assert [devices for devices, _ in (first, second, third, fourth)] == ["", "", "0", "0"]

@@ -32,7 +32,12 @@ from tests.integration.small import REGISTRY, ROOT, recipe_file
 from tests.integration.training.relay import TcpProxy
 
 RAY = Path(sys.executable).parent / "ray"
-TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
+TINY = (
+    "data.max_train_rows=64",
+    "tuning.num_trials=1",
+    "tuning.space={}",
+    "training.batch_size=16",
+)
 LINES = [f"line {number}" for number in range(1, 7)]
 PRINT_LINES_AND_EXIT_7 = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 7"
 PRINT_HASHES_OF_PACKAGE = (
@@ -107,11 +112,15 @@ def test_a_job_continues_without_followers_and_a_stopped_job_has_a_nonzero_exit_
         for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):
             patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
         with pytest.raises(SessionError, match="not reachable"):
-            jobs.follow(name, write=lambda text: relay.cut() if "begun" in text else None, max_outage_s=0.5)
+            jobs.follow(
+                name, write=lambda text: relay.cut() if "begun" in text else None, max_outage_s=0.5
+            )
     assert jobs.read_job(name).status == "RUNNING"
 
     command = [sys.executable, "-m", "tailorbird", "jobs", "logs", name, "--follow"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as following:
         assert following.stdout is not None
         assert any("begun" in line for line in following.stdout)
         following.send_signal(signal.SIGINT)
@@ -138,7 +147,9 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
 ) -> None:
     def submit(_: int) -> jobs.Submitted:
         resources = jobs.driver_resources(0.5)
-        return jobs.start(name, entrypoint=PRINT_HASHES_OF_PACKAGE, package=package, resources=resources)
+        return jobs.start(
+            name, entrypoint=PRINT_HASHES_OF_PACKAGE, package=package, resources=resources
+        )
 
     with ThreadPoolExecutor(2) as pool:
         submissions = list(pool.map(submit, range(2)))
@@ -148,7 +159,10 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
     with zipfile.ZipFile(io.BytesIO(package)) as archive:
         archive.extractall(tmp_path)
     recipe = load_recipe(ROOT / "recipes" / "icd10_demo.yaml")
-    assert f"{digest(recipe)} {code_sha256(runtime_files(tmp_path))}" in jobs.read_log(name).splitlines()
+    assert (
+        f"{digest(recipe)} {code_sha256(runtime_files(tmp_path))}"
+        in jobs.read_log(name).splitlines()
+    )
 
     assert submit(0).how == "done"
     second = jobs.start(name, entrypoint="true", package=package, again=True)
@@ -162,7 +176,9 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
 @pytest.mark.usefixtures("stack")
 def test_the_log_of_a_driver_that_fails_is_kept_in_the_registry(name: str, package: bytes) -> None:
     """Ray deletes it with the cluster."""
-    entrypoint = f"{jobs.ENTRYPOINT} name={name} registry={REGISTRY} data.train=s3://lake/no-such-data"
+    entrypoint = (
+        f"{jobs.ENTRYPOINT} name={name} registry={REGISTRY} data.train=s3://lake/no-such-data"
+    )
     jobs.start(name, entrypoint=entrypoint, package=package, resources=jobs.driver_resources(0.5))
     assert jobs.follow(name, write=str).exit_code == 2
     (log,) = storage.list_files(f"{REGISTRY}/{name}/logs")
@@ -190,14 +206,19 @@ def test_an_unknown_job_is_an_error_that_lists_the_submitted_jobs(verb: str, job
 
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize(
-    ("token", "message"), [("wrong", "refuses the token"), ("", "requires a token, but none is set")]
+    ("token", "message"),
+    [("wrong", "refuses the token"), ("", "requires a token, but none is set")],
 )
 def test_without_a_valid_token_each_verb_names_the_variable_to_set(
     token: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-    for command in (["submit", str(ROOT / "recipes" / "icd10_demo.yaml")], ["jobs", "list"], ["jobs", "logs", "some"]):
+    for command in (
+        ["submit", str(ROOT / "recipes" / "icd10_demo.yaml")],
+        ["jobs", "list"],
+        ["jobs", "logs", "some"],
+    ):
         done = _tailorbird(*command)
         assert done.exit_code == 2
         assert message in done.stderr
@@ -209,7 +230,9 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
     stack: StackState, small_data: str, tmp_path: Path
 ) -> None:
     recipe = recipe_file(tmp_path, name="by-job", data=small_data)
-    done = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--follow", "--json")
+    done = _run(
+        sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--follow", "--json"
+    )
     task_uri = f"{REGISTRY}/by-job"
     versions = list_versions(task_uri)
     assert len(versions) >= 1
@@ -221,8 +244,13 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
     assert f"tailorbird report {evidence['run']} --open" in done.stderr  # the log of the job
 
     repeated = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--json")
-    assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == ("done", status["id"])
-    listing = requests.get(f"{stack.dashboard_url}/api/jobs/", headers=auth_headers(), timeout=60).text
+    assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == (
+        "done",
+        status["id"],
+    )
+    listing = requests.get(
+        f"{stack.dashboard_url}/api/jobs/", headers=auth_headers(), timeout=60
+    ).text
     assert status["id"] in listing
     for secret in (stack.secret_key, stack.token):
         assert secret not in listing + done.stderr + done.stdout + jobs.read_log(status["id"])
@@ -235,6 +263,8 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done

@@ -1,4 +1,5 @@
-"""KubeRay's autoscaler with a fake kubelet adds nodes for pending work and removes them afterwards."""
+"""KubeRay's autoscaler with a fake kubelet adds nodes for pending work and removes them
+afterwards."""
 
 import os
 import time
@@ -40,7 +41,8 @@ ALONE = SECTION.model_copy(update={"num_workers": 1})
 
 
 def manifest() -> dict[str, Any]:
-    """Return the RayCluster of k8s/base with the worker group that the component spot-gpu adds to a RayJob."""
+    """Return the RayCluster of k8s/base with the worker group that the component spot-gpu adds to a
+    RayJob."""
     manifest: dict[str, Any] = yaml.safe_load((K8S / "base/cluster/raycluster.yaml").read_text())
     added = yaml.safe_load((K8S / "components/spot-gpu/rayjob.yaml").read_text())[-1]["value"]
     manifest["spec"]["workerGroupSpecs"].append(added)
@@ -50,7 +52,9 @@ def manifest() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def kubernetes(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeKubernetes]:
+def kubernetes(
+    stack: StackState, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FakeKubernetes]:
     """Yield a cluster that has a head and an autoscaler, but no workers."""
     assert stack.s3_endpoint
     folder = tmp_path_factory.mktemp("kubernetes")
@@ -102,9 +106,13 @@ def test_a_sweep_gets_a_node_for_each_concurrent_trial_and_they_are_removed_afte
     config = TuningConfig(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
     with connect():
         at = time.monotonic()
-        result = sweep(config, training=ALONE, task=task, target=NO_TARGET, uri=f"{REGISTRY}/autoscaled-sweep")
+        result = sweep(
+            config, training=ALONE, task=task, target=NO_TARGET, uri=f"{REGISTRY}/autoscaled-sweep"
+        )
     report_figure("swept_s", time.monotonic() - at)
-    report_figure("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
+    report_figure(
+        "pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at]
+    )
     assert len([row for row in result.rows if row.status == "completed"]) == config.num_trials
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     begun = [moment for moment, _, num in kubernetes.history if moment > at and num == at_once]
@@ -115,6 +123,8 @@ def test_a_sweep_gets_a_node_for_each_concurrent_trial_and_they_are_removed_afte
 def test_a_task_that_needs_a_gpu_gets_a_node_of_the_gpu_group(kubernetes: FakeKubernetes) -> None:
     with connect():
         node_type_ref = ray.remote(num_gpus=1)(node_type).remote()
-        report_figure("up_s", wait(lambda: bool(ray.wait([node_type_ref], timeout=0)[0]), within_s=180))
+        report_figure(
+            "up_s", wait(lambda: bool(ray.wait([node_type_ref], timeout=0)[0]), within_s=180)
+        )
         assert ray.get(node_type_ref) == GPU_GROUP
     report_figure("down_s", wait(lambda: not kubernetes.of(GPU_GROUP), within_s=180))

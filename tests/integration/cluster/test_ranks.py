@@ -1,4 +1,5 @@
-"""Ranks on a Ray that counts GPUs which the machine does not have: their devices, result, progress and errors."""
+"""Ranks on a Ray that counts GPUs which the machine does not have: their devices, result, progress
+and errors."""
 
 import json
 import os
@@ -59,7 +60,9 @@ print(json.dumps([results, failed, caused, is_equal, refused]))
 """
 
 
-def test_ranks_have_a_gpu_each_predict_together_and_all_end_with_an_error_of_one(tmp_path: Path) -> None:
+def test_ranks_have_a_gpu_each_predict_together_and_all_end_with_an_error_of_one(
+    tmp_path: Path,
+) -> None:
     env = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RAY}
     env["RAY_worker_niceness"] = "0"  # see `stack` in conftest.py
     done = subprocess.run(

@@ -36,7 +36,8 @@ class Payload:
 
 
 class Sabotage(tune.Callback):  # type: ignore[misc]
-    """A callback that replaces the stored error of a failed trial by the payload, which Tune copies to S3."""
+    """A callback that replaces the stored error of a failed trial by the payload, which Tune copies
+    to S3."""
 
     def __init__(self, marker: Path) -> None:
         self._content = pickle.dumps(Payload(marker))
@@ -72,17 +73,23 @@ def test_tunes_pickles_on_s3_are_not_loaded_and_contain_no_secret(
     left = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.list_files(bucket)}
     assert {"tuner.pkl", "error.pkl"} <= set(left)
     assert [
-        name for name, content in left.items() if any(secret in content for secret in secrets_of(stack).values())
+        name
+        for name, content in left.items()
+        if any(secret in content for secret in secrets_of(stack).values())
     ] == []
     assert leaks(stack, {}) == []
     pickle.loads(left["error.pkl"])
     assert marker.exists()  # the payload was stored, and works
 
 
-def test_a_run_writes_no_secret_to_s3_or_logs(stack: stacks.StackState, small_run: SmallRun) -> None:
+def test_a_run_writes_no_secret_to_s3_or_logs(
+    stack: stacks.StackState, small_run: SmallRun
+) -> None:
     secrets = secrets_of(stack).values()
     files = storage.list_files(small_run.recipe.task_uri)
-    assert [uri for uri in files if any(secret in storage.read_bytes(uri) for secret in secrets)] == []
+    assert [
+        uri for uri in files if any(secret in storage.read_bytes(uri) for secret in secrets)
+    ] == []
     assert leaks(stack, {}) == []
 
 
@@ -111,7 +118,9 @@ def test_a_training_with_code_in_its_checkpoint_fails_at_once_and_names_the_file
             pytest.raises(TrainingFailed, match="run it again to resume from the last checkpoint"),
         ):
             finetune(config, task=task, uri=uri, events=events)
-        states = [name for name in storage.list_files(f"{uri}/train") if name.endswith("optim_states.pt")]
+        states = [
+            name for name in storage.list_files(f"{uri}/train") if name.endswith("optim_states.pt")
+        ]
         assert states
         for name in states:
             storage.write_bytes(name, pickle.dumps(Payload(marker)))
@@ -119,7 +128,8 @@ def test_a_training_with_code_in_its_checkpoint_fails_at_once_and_names_the_file
             finetune(config, task=task, uri=uri)
     message = str(refused.value)
     assert any(
-        f"checkpoint {name.partition('/step/')[0]} was changed after it was written" in message for name in states
+        f"checkpoint {name.partition('/step/')[0]} was changed after it was written" in message
+        for name in states
     )
     assert "optim_states.pt is not a torch file" in message
     assert message.endswith(f"to start a new training, delete {uri}/train and run again")

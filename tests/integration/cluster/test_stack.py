@@ -32,15 +32,26 @@ def test_only_the_owner_can_read_files_with_secrets(stack: stacks.StackState) ->
 
 def test_s3_and_the_dashboard_listen_on_loopback_only(stack: stacks.StackState) -> None:
     ports = {int(url.rsplit(":", 1)[1]) for url in (stack.s3_endpoint, stack.dashboard_url)}
-    listening = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN and item.laddr]
-    assert {item.laddr.ip for item in listening if item.laddr and item.laddr.port in ports} == {"127.0.0.1"}
+    listening = [
+        item
+        for item in psutil.net_connections("tcp")
+        if item.status == psutil.CONN_LISTEN and item.laddr
+    ]
+    assert {item.laddr.ip for item in listening if item.laddr and item.laddr.port in ports} == {
+        "127.0.0.1"
+    }
 
 
 @pytest.mark.parametrize("path", ["/api/version", "/api/jobs/", "/api/serve/applications/"])
-def test_the_dashboard_rejects_requests_without_a_valid_token(stack: stacks.StackState, path: str) -> None:
+def test_the_dashboard_rejects_requests_without_a_valid_token(
+    stack: stacks.StackState, path: str
+) -> None:
     assert requests.get(stack.dashboard_url + path, timeout=30).status_code == 401
     wrong = {"Authorization": "Bearer wrong"}
-    assert requests.get(stack.dashboard_url + path, headers=wrong, timeout=30).status_code in (401, 403)
+    assert requests.get(stack.dashboard_url + path, headers=wrong, timeout=30).status_code in (
+        401,
+        403,
+    )
 
 
 @pytest.mark.usefixtures("stack")
@@ -65,19 +76,35 @@ def test_a_driver_connects_and_its_workers_reach_s3(stack: stacks.StackState, bu
         assert ray.is_initialized()
     assert not ray.is_initialized()
     assert storage.read_bytes(f"{bucket}/written") == b"from a worker"
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL"):
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_ACCESS_KEY_ID",
+        "RAY_API_SERVER_ADDRESS",
+        "TAILORBIRD_SERVE_URL",
+    ):
         assert seen[name] == stack.environment()[name]
 
 
-def test_a_submitted_job_uses_this_python_and_connects_to_s3_and_ray(stack: stacks.StackState, tmp_path: Path) -> None:
+def test_a_submitted_job_uses_this_python_and_connects_to_s3_and_ray(
+    stack: stacks.StackState, tmp_path: Path
+) -> None:
     (tmp_path / "entry.py").write_text(
-        "import hashlib, os, sys, json, ray\n"
-        "ray.init(log_to_driver=False)\n"
-        "key = hashlib.sha256(os.environ['AWS_ACCESS_KEY_ID'].encode()).hexdigest()  # other tests search logs for it\n"
-        "print('SEEN', json.dumps([sys.prefix, key, ray.cluster_resources()['CPU']]))\n"
+        "import hashlib, os, sys, json, ray\nray.init(log_to_driver=False)\nkey = "
+        "hashlib.sha256(os.environ['AWS_ACCESS_KEY_ID'].encode()).hexdigest()  # other tests "
+        "search logs for it\nprint('SEEN', json.dumps([sys.prefix, key, "
+        "ray.cluster_resources()['CPU']]))\n"
     )
     program = Path(sys.executable).parent / "ray"
-    command = [str(program), "job", "submit", "--working-dir", str(tmp_path), "--", "python", "entry.py"]
+    command = [
+        str(program),
+        "job",
+        "submit",
+        "--working-dir",
+        str(tmp_path),
+        "--",
+        "python",
+        "entry.py",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     seen = next(line for line in done.stdout.splitlines() if line.startswith("SEEN"))
@@ -98,8 +125,16 @@ def test_a_killed_stack_restarts_with_its_data_and_stops_without_leftovers(
         psutil.wait_procs([psutil.Process(first.pid)], timeout=10)
         assert stacks.status(tmp_path) is None
         second = stacks.up(tmp_path, num_cpus=1)
-        assert (second.pid, second.access_key, second.token) != (first.pid, first.access_key, first.token)
-        assert (second.access_key, second.secret_key, second.token) == (first.access_key, first.secret_key, first.token)
+        assert (second.pid, second.access_key, second.token) != (
+            first.pid,
+            first.access_key,
+            first.token,
+        )
+        assert (second.access_key, second.secret_key, second.token) == (
+            first.access_key,
+            first.secret_key,
+            first.token,
+        )
         _use(second, monkeypatch)
         assert storage.read_bytes("s3://lake/kept") == b"kept"
         family = psutil.Process(second.pid).children(recursive=True)
@@ -117,7 +152,9 @@ def test_a_killed_stack_restarts_with_its_data_and_stops_without_leftovers(
 
 def test_the_error_of_a_failed_start_names_the_log(tmp_path: Path) -> None:
     (tmp_path / "s3").write_text("not a folder")
-    with pytest.raises(stacks.StackError, match=r"ended during its start[\s\S]*stack\.log[\s\S]*FileExistsError"):
+    with pytest.raises(
+        stacks.StackError, match=r"ended during its start[\s\S]*stack\.log[\s\S]*FileExistsError"
+    ):
         stacks.up(tmp_path)
     assert stacks.status(tmp_path) is None
 
@@ -133,4 +170,8 @@ def _runs(process: psutil.Process) -> bool:
 
 def _processes_naming(text: str) -> list[int]:
     processes = psutil.process_iter(["cmdline"])
-    return [item.pid for item in processes if any(text in argument for argument in item.info["cmdline"] or ())]
+    return [
+        item.pid
+        for item in processes
+        if any(text in argument for argument in item.info["cmdline"] or ())
+    ]

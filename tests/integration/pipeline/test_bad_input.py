@@ -1,4 +1,5 @@
-"""Bad input to `tailorbird run`: exit code 2, a message with the fault and the remedy, and no incomplete output."""
+"""Bad input to `tailorbird run`: exit code 2, a message with the fault and the remedy, and no
+incomplete output."""
 
 import json
 import os
@@ -50,7 +51,10 @@ def toy(name: str, data: str) -> dict[str, Any]:
 
 def write_toys(data: str, **changed: Table) -> None:
     for split in ("train", "validation", "test"):
-        table = changed.get(split, {key: [f"{v} {split}" if key == "text" else v for v in GOOD[key]] for key in GOOD})
+        table = changed.get(
+            split,
+            {key: [f"{v} {split}" if key == "text" else v for v in GOOD[key]] for key in GOOD},
+        )
         write_table(f"{data}/{split}/part-0.parquet", pa.table(table))
 
 
@@ -66,7 +70,9 @@ def assert_rejected(result: Result, name: str, *expected: str) -> None:
 
 def test_an_unknown_field_and_a_wrong_type_are_rejected(name: str, tmp_path: Path) -> None:
     recipe = toy(name, "s3://lake/none") | {"trainning": {}}
-    assert_rejected(invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name")
+    assert_rejected(
+        invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name"
+    )
     assert_rejected(
         invoke(tmp_path, toy(name, "s3://lake/none"), "training.epochs=many"),
         name,
@@ -83,7 +89,11 @@ def test_a_missing_recipe_is_rejected(name: str, tmp_path: Path) -> None:
 def test_a_missing_bucket_or_prefix_is_rejected(name: str, tmp_path: Path) -> None:
     gone = invoke(tmp_path, toy(name, "s3://no-such-bucket/rows"))
     assert_rejected(
-        gone, name, "s3://no-such-bucket/rows/train", "bucket 'no-such-bucket' does not exist", "correct the URI"
+        gone,
+        name,
+        "s3://no-such-bucket/rows/train",
+        "bucket 'no-such-bucket' does not exist",
+        "correct the URI",
     )
     assert_rejected(
         invoke(tmp_path, toy(name, "s3://lake/no-such-prefix")),
@@ -103,7 +113,11 @@ def test_a_missing_column_is_rejected(bucket: str, name: str, tmp_path: Path) ->
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket), "data.label=chaptre")
     assert_rejected(
-        result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the section `data` of the recipe"
+        result,
+        name,
+        "has no column 'chaptre'",
+        "it has text, chapter",
+        "Correct the section `data` of the recipe",
     )
 
 
@@ -114,13 +128,16 @@ def test_wrong_credentials_are_rejected(
     with monkeypatch.context() as wrong:
         wrong.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
         result = invoke(tmp_path, toy(name, bucket))
-    assert_rejected(result, name, bucket, "access denied", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    assert_rejected(
+        result, name, bucket, "access denied", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
 
 
 EMPTY: Table = {"text": pa.array([], pa.string()), "chapter": pa.array([], pa.string())}
 COPIED: Table = {"text": ["a b", "c d"], "chapter": ["x", "y"]}
 ONE_CLASS: dict[str, Table] = {
-    split: {"text": [f"a {split}", f"b {split}"], "chapter": ["x", "x"]} for split in ("train", "validation", "test")
+    split: {"text": [f"a {split}", f"b {split}"], "chapter": ["x", "x"]}
+    for split in ("train", "validation", "test")
 }
 UNSEEN: Table = {"text": ["q", "r"], "chapter": ["x", "z"]}
 NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
@@ -129,16 +146,24 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        pytest.param({"test": EMPTY}, ("/test has no rows", "at least one row"), id="an empty split"),
+        pytest.param(
+            {"test": EMPTY}, ("/test has no rows", "at least one row"), id="an empty split"
+        ),
         pytest.param(
             {"train": COPIED, "validation": COPIED},
-            ("the train split has no rows after copies of rows in later splits were dropped", "give more data"),
+            (
+                "the train split has no rows after copies of rows in later splits were dropped",
+                "give more data",
+            ),
             id="a split empty after cleaning",
         ),
         pytest.param(ONE_CLASS, ("only one class, 'x'", "at least two"), id="one class only"),
         pytest.param(
             {"test": UNSEEN},
-            ("test has 1 rows with labels that are not in train: 'z'", "add training rows with these labels"),
+            (
+                "test has 1 rows with labels that are not in train: 'z'",
+                "add training rows with these labels",
+            ),
             id="an unseen label",
         ),
         pytest.param(
@@ -168,7 +193,12 @@ def test_a_file_that_is_not_parquet_is_rejected(bucket: str, name: str, tmp_path
     write_toys(bucket)
     storage.write_bytes(f"{bucket}/validation/part-0.parquet", b"text,chapter\na,x\n")
     result = invoke(tmp_path, toy(name, bucket))
-    assert_rejected(result, name, f"{bucket}/validation/part-0.parquet is not a valid Parquet file", "write it again")
+    assert_rejected(
+        result,
+        name,
+        f"{bucket}/validation/part-0.parquet is not a valid Parquet file",
+        "write it again",
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +213,9 @@ def test_a_missing_base_model_is_rejected(
     bucket: str, name: str, tmp_path: Path, base_model: str, expected: str
 ) -> None:
     write_toys(bucket)
-    assert_rejected(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected)
+    assert_rejected(
+        invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected
+    )
 
 
 def test_an_unreachable_ray_is_reported(
@@ -197,10 +229,18 @@ def test_an_unreachable_ray_is_reported(
     with monkeypatch.context() as gone:
         gone.setenv("RAY_ADDRESS", "127.0.0.1:9")
         result = invoke(tmp_path, toy(name, bucket))
-    assert_rejected(result, name, "Ray is not reachable at 127.0.0.1:9", "tailorbird stack up", "set RAY_ADDRESS")
+    assert_rejected(
+        result,
+        name,
+        "Ray is not reachable at 127.0.0.1:9",
+        "tailorbird stack up",
+        "set RAY_ADDRESS",
+    )
 
 
-def test_commands_on_an_empty_task_name_the_command_to_run_first(stack: StackState, name: str, tmp_path: Path) -> None:
+def test_commands_on_an_empty_task_name_the_command_to_run_first(
+    stack: StackState, name: str, tmp_path: Path
+) -> None:
     assert stack.s3_endpoint
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(toy(name, "s3://lake/none")), encoding="utf-8")
@@ -208,4 +248,7 @@ def test_commands_on_an_empty_task_name_the_command_to_run_first(stack: StackSta
         result = CliRunner().invoke(app.app, [verb, str(path)])
         assert_rejected(result, name, expected, "; run `tailorbird ")
     listed = CliRunner().invoke(app.app, ["models", str(path), "--json"])
-    assert (listed.exit_code, json.loads(listed.stdout)) == (0, {"champion": None, "parity": None, "versions": []})
+    assert (listed.exit_code, json.loads(listed.stdout)) == (
+        0,
+        {"champion": None, "parity": None, "versions": []},
+    )

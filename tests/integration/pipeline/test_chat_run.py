@@ -60,23 +60,43 @@ DATA = "s3://lake/tiny-chat"
 SUITE = "s3://lake/tiny-chat-suite/own.parquet"
 SIZES = {"train": 96, "validation": 16, "test": 60}
 SECRETS = {row: f"no {4830216 + row}" for row in range(0, SIZES["train"], 12)}
-"""Answers with a private number, by training row. A number needs more tokens than an answer may have."""
+"""Answers with a private number, by training row. A number needs more tokens than an answer may
+have."""
 
 OVERRIDES = (
-    "data.system=s", "data.split_by=doc", "data.max_length=64", "data.max_new_tokens=6", "training.method=full",
-    "training.num_workers=2", "training.cpus_per_worker=1", "training.zero_stage=1", "training.num_seeds=1",
-    "training.epochs=4", "training.batch_size=8", "training.learning_rate=0.01", "training.with_retrieved=true",
-    "tuning.num_trials=1", "tuning.space={}", "evaluation.metric=choice",
+    "data.system=s",
+    "data.split_by=doc",
+    "data.max_length=64",
+    "data.max_new_tokens=6",
+    "training.method=full",
+    "training.num_workers=2",
+    "training.cpus_per_worker=1",
+    "training.zero_stage=1",
+    "training.num_seeds=1",
+    "training.epochs=4",
+    "training.batch_size=8",
+    "training.learning_rate=0.01",
+    "training.with_retrieved=true",
+    "tuning.num_trials=1",
+    "tuning.space={}",
+    "evaluation.metric=choice",
     "evaluation.answers={choice: {options: ['yes', 'no']}}",
-    "evaluation.minimum_gain=0.01", "evaluation.expected_gain=null",
-    "evaluation.prompt_shots=2", "evaluation.prompt_draws=1",
-    f"evaluation.gates.suites={{own: {{uri: {SUITE}}}, extraction: {{uri: 'builtin://extraction', max_loss: 0.4}}}}",
-)  # fmt: skip
+    "evaluation.minimum_gain=0.01",
+    "evaluation.expected_gain=null",
+    "evaluation.prompt_shots=2",
+    "evaluation.prompt_draws=1",
+    f"evaluation.gates.suites={{own: {{uri: {SUITE}}}, extraction: {{uri: 'builtin://extraction', "
+    f"max_loss: 0.4}}}}",
+)
 
 
 def openai_messages(text: str, answer: str, *, with_context: bool) -> list[dict[str, Any]]:
-    """Return messages in OpenAI's format. The answer in the context is wrong, and its weight is 0."""
-    context = [{"role": "user", "content": "h"}, {"role": "assistant", "content": "maybe", "weight": 0}]
+    """Return messages in OpenAI's format. The answer in the context is wrong, and its weight is
+    0."""
+    context = [
+        {"role": "user", "content": "h"},
+        {"role": "assistant", "content": "maybe", "weight": 0},
+    ]
     return [
         *(context if with_context else ()),
         {"role": "user", "content": text},
@@ -86,9 +106,11 @@ def openai_messages(text: str, answer: str, *, with_context: bool) -> list[dict[
 
 @pytest.fixture(scope="module")
 def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run whose rows have the answer `yes` to any letters; every third training row has a wrong answer.
+    """A run whose rows have the answer `yes` to any letters; every third training row has a wrong
+    answer.
 
-    A model with random weights does not give this answer, and the nearest training row often does not either.
+    A model with random weights does not give this answer, and the nearest training row often does
+    not either.
     """
     assert stack.s3_endpoint
     folder = tmp_path_factory.mktemp("tiny-chat")
@@ -103,20 +125,28 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
             answers = [SECRETS.get(row, answer) for row, answer in enumerate(answers)]
         pairs = zip(split_texts, answers, strict=True)
         lines = [
-            json.dumps({"messages": openai_messages(*pair, with_context=row % 4 == 0), "doc": pair[0]})
+            json.dumps(
+                {"messages": openai_messages(*pair, with_context=row % 4 == 0), "doc": pair[0]}
+            )
             for row, pair in enumerate(pairs)
         ]
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines))
     questions = ["".join(letters) for letters in itertools.product("abcdefg", repeat=4)][::30]
-    suite = [{"prompt": text, "metric": "exact_match", "expectation": "yes", "group": text[0]} for text in questions]
+    suite = [
+        {"prompt": text, "metric": "exact_match", "expectation": "yes", "group": text[0]}
+        for text in questions
+    ]
     write_table(SUITE, pa.Table.from_pylist(suite))
     for command in (
         ["data", "put", str(folder / "data"), DATA],
         ["init", DATA, "--base-model", BASE, "--output", str(folder / "tiny-chat.yaml")],
     ):
         assert CliRunner().invoke(app.app, command, catch_exceptions=False).exit_code == 0
-    recipe, recorder = load_recipe(folder / "tiny-chat.yaml", overrides=OVERRIDES), ProgressRecorder()
+    recipe, recorder = (
+        load_recipe(folder / "tiny-chat.yaml", overrides=OVERRIDES),
+        ProgressRecorder(),
+    )
     with connect():
         return SmallRun(recipe, run_pipeline(recipe, progress=recorder), recorder)
 
@@ -127,7 +157,13 @@ def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> 
     assert tuple(verdict.model("candidate").scores) == ("choice", "exact_match")
     assert verdict.n == SIZES["test"]
     assert verdict.model("candidate").score > 0.9 > verdict.incumbent.score
-    assert [score.kind for score in evidence.scores] == ["nearest", "zero_shot", "few_shot", "retrieved", "full"]
+    assert [score.kind for score in evidence.scores] == [
+        "nearest",
+        "zero_shot",
+        "few_shot",
+        "retrieved",
+        "full",
+    ]
     assert evidence.versions["incumbent"].kind == "nearest"
     assert evidence.training is not None
     assert evidence.training.padding_share < 0.05
@@ -141,25 +177,34 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     tables = load_all_predictions(run)
     roles = [model.role for model in chat_run.result.evidence.family.models]
     assert sorted(roles) == ["candidate", "few_shot", "incumbent", "retrieved", "zero_shot"]
-    assert set(tables) == set(prediction_table_names(roles, changed=("suite-own", "suite-extraction")))
+    assert set(tables) == set(
+        prediction_table_names(roles, changed=("suite-own", "suite-extraction"))
+    )
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 
 
-def test_the_contenders_answer_the_suites_and_the_candidate_passes_their_gate(chat_run: SmallRun) -> None:
+def test_the_contenders_answer_the_suites_and_the_candidate_passes_their_gate(
+    chat_run: SmallRun,
+) -> None:
     evidence, run = chat_run.result.evidence, chat_run.result.run
     (gate,) = (gate for gate in chat_run.result.verdict.gates if gate.name == "suites")
     assert (gate.state, [bound.n for bound in gate.bounds]) == (State.PASSES, [81, len(SECRETS)])
     own, extraction = (score for score in evidence.suites if score.group is None)
     assert {score.group for score in evidence.suites if score.suite == "own"} == {None, *"abcdefg"}
     assert (own.scores["candidate"] or 0.0) > 0.9 > (own.scores["incumbent"] or 0.0)
-    assert (extraction.scores["candidate"], extraction.scores["incumbent"]) == (1.0, 0.0)  # nearest repeats the rows
+    assert (extraction.scores["candidate"], extraction.scores["incumbent"]) == (
+        1.0,
+        0.0,
+    )  # nearest repeats the rows
     page = storage.read_bytes(f"{run}/report.html").decode()
     assert 'data-from="suites.0.scores.candidate"' in page
     assert not any(secret.removeprefix("no ") in page for secret in SECRETS.values())
 
 
-def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun, tmp_path: Path) -> None:
+def test_the_promoted_version_predicts_the_evaluated_answers(
+    chat_run: SmallRun, tmp_path: Path
+) -> None:
     champion = promote_version(chat_run.recipe.task_uri)
     version = read_version(champion.uri)
     assert version.prompting is not None
@@ -180,11 +225,16 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun,
     np.testing.assert_allclose(logits, expected.float().numpy(), atol=1e-4)
     again = predict_rows(version.uri, rows=rows)
     tables = load_all_predictions(chat_run.result.run)
-    assert (again.outputs, again.labels) == (tables["candidate"].outputs, tables["candidate"].labels)
+    assert (again.outputs, again.labels) == (
+        tables["candidate"].outputs,
+        tables["candidate"].labels,
+    )
     incumbent = read_version(chat_run.result.evidence.versions["incumbent"].uri)
     assert incumbent.contains_training_text
     assert load_model(incumbent.uri, LoadedChat).model is None
-    np.testing.assert_array_equal(predict_rows(incumbent.uri, rows=rows).scores, tables["incumbent"].scores)
+    np.testing.assert_array_equal(
+        predict_rows(incumbent.uri, rows=rows).scores, tables["incumbent"].scores
+    )
 
 
 def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_path: Path) -> None:
@@ -194,24 +244,47 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
     try:
         assert result.exit_code == 0, result.output
         served = f"{champion.version} is served at "
-        (line,) = (line for line in result.output.splitlines() if line.startswith(served))  # after Serve's progress
+        (line,) = (
+            line for line in result.output.splitlines() if line.startswith(served)
+        )  # after Serve's progress
         url = line.removeprefix(served)
         assert url.endswith("/v1/chat/completions")
-        client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
-        answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
-        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
+        client = openai.OpenAI(
+            base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60
+        )
+        answer = client.chat.completions.create(
+            model="tiny-chat", messages=[{"role": "user", "content": "abc"}]
+        )
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (
+            "yes",
+            "stop",
+        )
         listing = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
-        assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
-        answer = client.chat.completions.create(model="baseline", messages=[{"role": "user", "content": "abc"}])
+        assert (
+            "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n"
+            in listing
+        )
+        answer = client.chat.completions.create(
+            model="baseline", messages=[{"role": "user", "content": "abc"}]
+        )
         assert (answer.model_extra or {})["version"].startswith("nearest-")
         manifest = render_manifest(chat_run.recipe, to="serve").text
-        assert {champion.uri, chat_run.result.evidence.versions["incumbent"].uri} <= set(manifest.split())
-        restored = roll_back(chat_run.recipe.task_uri, reason="test")  # to the incumbent, without a language model
-        answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
+        assert {champion.uri, chat_run.result.evidence.versions["incumbent"].uri} <= set(
+            manifest.split()
+        )
+        restored = roll_back(
+            chat_run.recipe.task_uri, reason="test"
+        )  # to the incumbent, without a language model
+        answer = client.chat.completions.create(
+            model="tiny-chat", messages=[{"role": "user", "content": "abc"}]
+        )
         assert (answer.model_extra or {})["version"] == restored.version
         assert answer.choices[0].message.content in ("yes", "no")
         again = promote_version(chat_run.recipe.task_uri, override="test")
-        assert (again.version, again.parity and again.parity.matching) == (champion.version, SIZES["test"])
+        assert (again.version, again.parity and again.parity.matching) == (
+            champion.version,
+            SIZES["test"],
+        )
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
 
@@ -228,7 +301,8 @@ def test_a_second_run_reuses_the_finished_run(chat_run: SmallRun, tmp_path: Path
 def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
     chat_run: SmallRun, tmp_path: Path
 ) -> None:
-    """The answer to known texts stays `yes`; that to new, longer texts is `no`, as in the nearest training row."""
+    """The answer to known texts stays `yes`; that to new, longer texts is `no`, as in the nearest
+    training row."""
     log = "s3://lake/tiny-chat-log"
     serving = f"serving={{request_log: {log}, log_texts: true}}"
     overrides = (serving, "monitoring={min_labels: 50, rollback: automatic}")
@@ -238,7 +312,9 @@ def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
     champion = promote_version(recipe.task_uri)
     splits = read_splits(recipe.data, task=data_task("chat"))
     train, used = splits.train, {query for _, rows in splits.items() for query in rows.queries}
-    wrong = [query for query, label in zip(train.queries, train.labels, strict=True) if label == "no"]
+    wrong = [
+        query for query, label in zip(train.queries, train.labels, strict=True) if label == "no"
+    ]
     letters = map("".join, itertools.product("abcdefg", repeat=3))
     known = [text for text in letters if text not in used][:60]
     new = [" ".join([text] * times) for text in wrong for times in (3, 4, 5)]
@@ -257,12 +333,17 @@ def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
             _await_log(log, "answers", num_rows=len(truth))
             _await_log(log, "feedback", num_rows=6)
         watched = _watch_tomorrow(recipe)
-        assert (watched.reports[-1].feedback_scores.labelled, watched.reports[-1].feedback_scores.right) == (6, 0.0)
+        assert (
+            watched.reports[-1].feedback_scores.labelled,
+            watched.reports[-1].feedback_scores.right,
+        ) == (6, 0.0)
         audited = {text: truth[text] for text in truth if text not in known[:6]}
         _audit(recipe, tmp_path, truth=audited)
         watched = _watch_tomorrow(recipe)
         assert watched.reports[-1].audit.labelled == len(audited)
-        assert any("change for all requests: -" in reason for reason in watched.recommendation.reasons), watched
+        assert any(
+            "change for all requests: -" in reason for reason in watched.recommendation.reasons
+        ), watched
         with connect():
             done = reevaluate_champion(recipe, progress=SILENT)
         assert (done.verdict.holds, done.verdict.n) == (False, len(audited))
@@ -282,13 +363,20 @@ def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
 
 def _watch_tomorrow(recipe: Recipe) -> WatchResult:
     with connect():
-        return watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT)
+        return watch_champion(
+            recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT
+        )
 
 
 def _await_log(log: str, kind: str, *, num_rows: int) -> None:
     for _ in range(120):
         files = [uri for of_day in by_day(log, kind).values() for uri in of_day]
-        if sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files) >= num_rows:
+        if (
+            sum(
+                pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files
+            )
+            >= num_rows
+        ):
             return
         threading.Event().wait(0.5)
     raise AssertionError(f"{num_rows} rows of {kind} are not in the log")
@@ -300,17 +388,27 @@ def _audit(recipe: Recipe, folder: Path, *, truth: Mapping[str, str]) -> None:
     draw_audit(recipe, days=parse_days(f"{today}:{today}"), num_rows=500, to=file.as_uri())
     table = pq.read_table(file)
     correct = pa.array([truth.get(text) for text in table["text"].to_pylist()])
-    pq.write_table(table.set_column(table.column_names.index("correct_answer"), "correct_answer", correct), file)
+    pq.write_table(
+        table.set_column(table.column_names.index("correct_answer"), "correct_answer", correct),
+        file,
+    )
     assert import_labels(recipe, file.as_uri(), classes=())[1] == len(truth)
 
 
-def test_a_row_with_a_special_token_ends_the_run_before_its_baselines(chat_run: SmallRun, tmp_path: Path) -> None:
+def test_a_row_with_a_special_token_ends_the_run_before_its_baselines(
+    chat_run: SmallRun, tmp_path: Path
+) -> None:
     texts = ["ab", "c</s>d", "ef"]
-    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts]
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]
+        for text in texts
+    ]
     write_table(f"{DATA}/forged.parquet", pa.table({"messages": turns, "doc": ["x", "y", "z"]}))
     (tmp_path / "recipe.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
     overrides = ["name=forged", f"data.train={DATA}/forged.parquet"]
     result = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml"), *overrides])
     assert result.exit_code == 2, result.output
-    assert "training row 1: a turn of the user contains the special token '</s>'" in " ".join(result.stderr.split())
+    assert "training row 1: a turn of the user contains the special token '</s>'" in " ".join(
+        result.stderr.split()
+    )
     assert not storage.exists("s3://models/forged/stages")

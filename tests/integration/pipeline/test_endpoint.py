@@ -1,4 +1,5 @@
-"""An external endpoint as contender: faults during a run, the resumed run, the verdict, and the registered version."""
+"""An external endpoint as contender: faults during a run, the resumed run, the verdict, and the
+registered version."""
 
 import json
 from collections import Counter
@@ -71,8 +72,12 @@ class Service:
         return completion(known, model=self.model)
 
 
-def run_with(folder: Path, *overrides: str, data: str, service: Service) -> tuple[Recipe, RunResult]:
-    recipe = small_recipe(folder, name="with-endpoint", data=data, overrides=(*OVERRIDES, *overrides))
+def run_with(
+    folder: Path, *overrides: str, data: str, service: Service
+) -> tuple[Recipe, RunResult]:
+    recipe = small_recipe(
+        folder, name="with-endpoint", data=data, overrides=(*OVERRIDES, *overrides)
+    )
     with connect():
         if not service.labels:
             splits = prepare(recipe, progress=SILENT).splits
@@ -93,21 +98,28 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
             limit = f"evaluation.endpoint.max_spend={spend}"
             return run_with(tmp_path, url, limit, data=small_data, service=service)
 
-        with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 0\.5"):  # on the validation rows
+        with pytest.raises(
+            errors.EndpointSpendExceeded, match=r"max_spend is 0\.5"
+        ):  # on the validation rows
             run(0.5)
         task_uri = small_recipe(tmp_path, name="with-endpoint", data=small_data).task_uri
         accesses = len(read_test_accesses(task_uri))
-        with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 2\.2"):  # on the test rows
+        with pytest.raises(
+            errors.EndpointSpendExceeded, match=r"max_spend is 2\.2"
+        ):  # on the test rows
             run(2.2)
         assert len(read_test_accesses(task_uri)) == accesses + 1
         assert not storage.exists(f"{task_uri}/versions")
         service.model = "m-2026-09-09"
-        with pytest.raises(errors.EndpointModelChanged, match="now answers 'm' with the model 'm-2026-09-09'"):
+        with pytest.raises(
+            errors.EndpointModelChanged, match="now answers 'm' with the model 'm-2026-09-09'"
+        ):
             run(100)
         service.model = MODEL
         recipe, result = run(100)
 
-        # Only the request that was refused (429) and the one that another model answered were sent twice.
+        # Only the request that was refused (429) and the one that another model answered were sent
+        # twice.
         sent = Counter(json.dumps(body, sort_keys=True) for body in server.bodies)
         assert (service.num_refused, sum(sent.values()) - len(sent)) == (1, 2)
         assert set(server.authorizations) == {f"Bearer {KEY}"}
@@ -120,8 +132,14 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert evidence.endpoint is not None
         assert (evidence.endpoint.url, evidence.endpoint.reported_model) == (server.url, MODEL)
         answers = evidence.endpoint_answers["incumbent"]
-        assert (answers.rows, answers.refused, answers.truncated) == (evidence.data.report.num_test, 0, 0)
-        assert evidence.endpoint.max_spend == 100  # the stored baseline has the limit of the second run
+        assert (answers.rows, answers.refused, answers.truncated) == (
+            evidence.data.report.num_test,
+            0,
+            0,
+        )
+        assert (
+            evidence.endpoint.max_spend == 100
+        )  # the stored baseline has the limit of the second run
         assert evidence.reliability["incumbent"] == ()
         assert evidence.cost.serving is not None
         tokens = evidence.cost.serving["incumbent"].tokens
@@ -160,16 +178,23 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
             assert stored is not None
             assert stored[0].parity is not None
             assert (stored[0].parity.rows, stored[0].parity.matching) == (8, 8)
-            assert (stored[0].parity.requires_equality, len(server.bodies)) == (False, num_requests + 8)
+            assert (stored[0].parity.requires_equality, len(server.bodies)) == (
+                False,
+                num_requests + 8,
+            )
             text = rows.texts[again.outputs.index(rows.labels[0])]
             answer = requests.post(f"{url}/v1/classify", json={"input": text}, timeout=60).json()
             assert answer["version"] == served.version == version.version
-            assert answer["results"] == [{"label": rows.labels[0], "score": None, "reported_model": MODEL}]
+            assert answer["results"] == [
+                {"label": rows.labels[0], "score": None, "reported_model": MODEL}
+            ]
         finally:
             undeploy(application_name(task_uri))
     assert verify_evidence(result.run) == ()  # without the endpoint
     assert verify_evidence(result.winner) == ()
-    assert [uri for uri in storage.list_files(task_uri) if KEY.encode() in storage.read_bytes(uri)] == []
+    assert [
+        uri for uri in storage.list_files(task_uri) if KEY.encode() in storage.read_bytes(uri)
+    ] == []
     for page in ("report.html", "MODEL_CARD.md"):
         content = storage.read_bytes(f"{result.winner}/{page}").decode()
         assert MODEL in content or page == "MODEL_CARD.md"

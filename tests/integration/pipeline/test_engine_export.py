@@ -1,4 +1,5 @@
-"""Another engine for the weights that a verdict chose: it is tested on the cluster, recorded, promoted and served."""
+"""Another engine for the weights that a verdict chose: it is tested on the cluster, recorded,
+promoted and served."""
 
 import json
 from dataclasses import replace
@@ -26,7 +27,13 @@ from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, DataRecord, EngineEvidence, Evidence
+from tailorbird.evaluation.report.evidence import (
+    ENGINE_EVIDENCE,
+    CandidateRecord,
+    DataRecord,
+    EngineEvidence,
+    Evidence,
+)
 from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.models import base_model, classifier, pretrained
@@ -57,7 +64,8 @@ def few_cost_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versions.ModelVersion:
-    """A version with MiniLM's pretrained weights and a head of embedded chapter names, chosen by a finished run.
+    """A version with MiniLM's pretrained weights and a head of embedded chapter names, chosen by a
+    finished run.
 
     It has predictions for 1,997 real test rows. Nothing is trained.
     """
@@ -67,8 +75,18 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
         {
             "name": "engines",
             "base_model": BASE_MODEL,
-            "data": {**{name: f"{DATA}/{name}" for name in ("train", "validation", "test")}, "label": "chapter"},
-            "evaluation": {"gates": {"calibration": None, "groups": None, "counterfactual": None, "robustness": None}},
+            "data": {
+                **{name: f"{DATA}/{name}" for name in ("train", "validation", "test")},
+                "label": "chapter",
+            },
+            "evaluation": {
+                "gates": {
+                    "calibration": None,
+                    "groups": None,
+                    "counterfactual": None,
+                    "robustness": None,
+                }
+            },
             "serving": {"baseline": False},  # the run's incumbent is not registered
             "registry": "s3://models",
         }
@@ -84,17 +102,22 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
     names = classifier.embed_rows(
         classifier.Classifier(encoder, nn.Linear(384, 1)), tokens, pad_id=tokenizer.pad_token_id
     )
-    head = {"weight": 20 * nn.functional.normalize(torch.from_numpy(names)), "bias": torch.zeros(len(classes))}
+    head = {
+        "weight": 20 * nn.functional.normalize(torch.from_numpy(names)),
+        "bias": torch.zeros(len(classes)),
+    }
     save_file(head, folder / "head.safetensors")
     save_file(
-        {name: weights.contiguous() for name, weights in encoder.state_dict().items()}, folder / "encoder.safetensors"
+        {name: weights.contiguous() for name, weights in encoder.state_dict().items()},
+        folder / "encoder.safetensors",
     )
     config = versions.VersionConfig(
         kind="full",
         classes=classes,
         base_model=base,
         max_length=32,
-        dtype="float32",  # int8 is much faster than float32; the gain over bfloat16 may be lost in noise
+        # int8 is much faster than float32; the gain over bfloat16 may be lost in noise
+        dtype="float32",
         code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),
@@ -105,7 +128,9 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
     return version
 
 
-def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictions, *, test_sha256: str) -> None:
+def _conclude(
+    recipe: Recipe, version: versions.ModelVersion, answers: Predictions, *, test_sha256: str
+) -> None:
     run = f"{TASK_URI}/runs/r"
     save_predictions(f"{run}/predictions/candidate.parquet", answers)
     absent = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
@@ -115,7 +140,10 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
         versions={"candidate": candidate_record(version), "incumbent": absent},
         recipe=recipe,
         protocol=build_protocol(
-            recipe.evaluation, serving=recipe.serving, test_sha256=test_sha256, num_test_rows=len(answers)
+            recipe.evaluation,
+            serving=recipe.serving,
+            test_sha256=test_sha256,
+            num_test_rows=len(answers),
         ),
         data=data,
     )
@@ -145,15 +173,21 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
     )
     assert (
         champion.reason.sentence()
-        == f"FINE_TUNE: candidate dominates the incumbent; run by onnxruntime-int8 ({ENGINE_EVIDENCE})"
+        == "FINE_TUNE: candidate dominates the incumbent; run by onnxruntime-int8 "
+        f"({ENGINE_EVIDENCE})"
     )
     assert champion.parity is None  # no version is served yet
-    result = EngineEvidence.model_validate(storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")).equivalence
+    result = EngineEvidence.model_validate(
+        storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")
+    ).equivalence
     assert result.accepted
     assert result.cost_ratio[2] < 0.9
     assert result.interval[0] > -0.01
     assert 0 < result.num_different < 0.1 * result.n  # nearly the same predictions
-    assert any("accepted: the exported model uses 0." in event.text for event in recorder.of_kind(NoteEvent))
+    assert any(
+        "accepted: the exported model uses 0." in event.text
+        for event in recorder.of_kind(NoteEvent)
+    )
     assert verify_evidence(version.uri) == ()
 
     recipe = _evidence().recipe
@@ -171,11 +205,16 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
         response = _classify(url, list(rows.texts[:32]))
         assert response["version"] == version.version
         same = [
-            result["label"] == label for result, label in zip(response["results"], answers.outputs[:32], strict=True)
+            result["label"] == label
+            for result, label in zip(response["results"], answers.outputs[:32], strict=True)
         ]
-        assert sum(same) >= 31  # int8 products are scaled by batch, which may change a close prediction
+        assert (
+            sum(same) >= 31
+        )  # int8 products are scaled by batch, which may change a close prediction
 
-        assert promote_version(TASK_URI) == stored[0]  # the weights are already served, and their engine is kept
+        assert (
+            promote_version(TASK_URI) == stored[0]
+        )  # the weights are already served, and their engine is kept
         back = promote_version(TASK_URI, engine="torch")
         assert (back.uri, back.reason.sentence()) == (
             evaluated.uri,
@@ -200,14 +239,28 @@ def test_a_changed_record_an_unknown_engine_and_changed_rows_are_rejected(
     evidence = _evidence()
     with connect():
         version = version_for_engine(
-            evaluated, evidence=evidence, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT
+            evaluated,
+            evidence=evidence,
+            engine="onnxruntime-int8",
+            task_uri=TASK_URI,
+            progress=SILENT,
         )
-        with pytest.raises(EngineError, match="unknown engine 'tensorrt'; choose torch or onnxruntime-int8"):
-            version_for_engine(evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT)
-        changed = evidence.model_copy(update={"data": replace(evidence.data, sha256={"test": "0" * 64})})
+        with pytest.raises(
+            EngineError, match="unknown engine 'tensorrt'; choose torch or onnxruntime-int8"
+        ):
+            version_for_engine(
+                evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT
+            )
+        changed = evidence.model_copy(
+            update={"data": replace(evidence.data, sha256={"test": "0" * 64})}
+        )
         with pytest.raises(DataError, match="test rows changed"):
             version_for_engine(
-                evaluated, evidence=changed, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT
+                evaluated,
+                evidence=changed,
+                engine="onnxruntime-int8",
+                task_uri=TASK_URI,
+                progress=SILENT,
             )
     kept = storage.read_bytes(f"{version.uri}/{ENGINE_EVIDENCE}")
     record = json.loads(kept)

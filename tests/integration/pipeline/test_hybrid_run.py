@@ -1,4 +1,5 @@
-"""A run whose verdict is HYBRID: stored answers for near copies of training rows, and a fine-tuned model for others."""
+"""A run whose verdict is HYBRID: stored answers for near copies of training rows, and a fine-tuned
+model for others."""
 
 import itertools
 import random
@@ -39,29 +40,43 @@ def content() -> dict[str, Any]:
         "base_model": BASE,
         "data": {
             **{split: f"{DATA}/{split}.parquet" for split in SIZES},
-            "messages": "turns", "max_length": 64, "max_new_tokens": 6,
+            "messages": "turns",
+            "max_length": 64,
+            "max_new_tokens": 6,
         },
         "training": {
-            "num_workers": 2, "zero_stage": 1, "num_seeds": 1, "epochs": 4, "batch_size": 8, "learning_rate": 1e-2,
+            "num_workers": 2,
+            "zero_stage": 1,
+            "num_seeds": 1,
+            "epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
         },
         "tuning": {"num_trials": 1},
         "evaluation": {
-            "metric": "exact_match", "prompt_shots": 2, "prompt_draws": 1, "retrieved_examples": [1],
-            "hybrid": {"by": "cascade"}, "minimum_gain": 0.05,
+            "metric": "exact_match",
+            "prompt_shots": 2,
+            "prompt_draws": 1,
+            "retrieved_examples": [1],
+            "hybrid": {"by": "cascade"},
+            "minimum_gain": 0.05,
         },
         "registry": "s3://models",
-    }  # fmt: skip
+    }
 
 
 def pairs_of(split: str, *, letters: list[str]) -> list[Pair]:
     """Return questions with answers: some letters, and facts.
 
-    The answer to letters is `yes`, but every third training row has a wrong one, so the nearest row is often wrong. A
-    fact has a random answer, which a model cannot learn from one row. All splits ask for the same facts, with another
-    letter at the end.
+    The answer to letters is `yes`, but every third training row has a wrong one, so the nearest row
+    is often wrong. A fact has a random answer, which a model cannot learn from one row. All splits
+    ask for the same facts, with another letter at the end.
     """
     generator = random.Random(7)  # the same facts in each split
-    facts = [("".join(generator.choices("hijklmnop", k=14)), "".join(generator.choices("uvw", k=3))) for _ in range(40)]
+    facts = [
+        ("".join(generator.choices("hijklmnop", k=14)), "".join(generator.choices("uvw", k=3)))
+        for _ in range(40)
+    ]
     answers = ["no" if split == "train" and row % 3 == 0 else "yes" for row in range(SIZES[split])]
     rows = [(letters.pop(), answer) for answer in answers]
     end = {"train": "x", "validation": "y", "test": "z"}[split]
@@ -78,7 +93,8 @@ def test_a_cascade_wins_is_served_with_streams_and_falls_back(tmp_path: Path) ->
     for split in SIZES:
         pairs = pairs_of(split, letters=letters)
         turns = [
-            [{"role": "user", "content": text}, {"role": "assistant", "content": answer}] for text, answer in pairs
+            [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+            for text, answer in pairs
         ]
         write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns}))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
@@ -99,12 +115,19 @@ def test_a_cascade_wins_is_served_with_streams_and_falls_back(tmp_path: Path) ->
     try:
         assert served.uri == champion.uri
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60)
-        fact = next(text for text, answer in pairs_of("test", letters=["?"] * 40) if answer != "yes")
+        fact = next(
+            text for text, answer in pairs_of("test", letters=["?"] * 40) if answer != "yes"
+        )
         for question, part in ((fact, "first"), ("gab", "second")):
             messages: Any = [{"role": "user", "content": question}]
             whole = client.chat.completions.create(model="champion", messages=messages).choices[0]
-            chunks = list(client.chat.completions.create(model="champion", messages=messages, stream=True))
-            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+            chunks = list(
+                client.chat.completions.create(model="champion", messages=messages, stream=True)
+            )
+            assert (
+                "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+                == whole.message.content
+            )
             assert (whole.model_extra or {})["answered_by"] == part
             assert (chunks[-1].choices[0].model_extra or {})["answered_by"] == part
         assert whole.message.content == "yes"

@@ -1,4 +1,5 @@
-"""A run with a learning curve trains on parts of the rows and stores the curve in the evidence and the report."""
+"""A run with a learning curve trains on parts of the rows and stores the curve in the evidence and
+the report."""
 
 from pathlib import Path
 
@@ -12,8 +13,15 @@ from tests.integration.small import small_recipe
 
 
 @pytest.mark.long
-def test_the_learning_curve_is_in_the_evidence_and_the_report(small_data: str, tmp_path: Path) -> None:
-    overrides = ("tuning.learning_curve=true", "data.max_train_rows=96", "tuning.num_trials=1", "tuning.space={}")
+def test_the_learning_curve_is_in_the_evidence_and_the_report(
+    small_data: str, tmp_path: Path
+) -> None:
+    overrides = (
+        "tuning.learning_curve=true",
+        "data.max_train_rows=96",
+        "tuning.num_trials=1",
+        "tuning.space={}",
+    )
     recipe = small_recipe(tmp_path, name="curve", data=small_data, overrides=overrides)
     with connect():
         result = run_pipeline(recipe, progress=SILENT)

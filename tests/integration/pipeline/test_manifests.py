@@ -1,4 +1,5 @@
-"""Each rendered manifest contains the recipe with its resources, and the champion of the registry."""
+"""Each rendered manifest contains the recipe with its resources, and the champion of the
+registry."""
 
 import base64
 import json
@@ -22,7 +23,14 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.champion import ChosenBy, ParityResult, read_champion, write_champion
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, now, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    PinnedVersion,
+    VersionConfig,
+    now,
+    register,
+    write_config,
+)
 from tailorbird.release.kube_documents import RenderError
 from tailorbird.release.manifests import render_manifest
 from tests.champions import set_champion
@@ -31,7 +39,13 @@ from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, of_kind, text_of
 
 SERVING = ServingConfig(
-    min_replicas=5, max_replicas=7, cpus_per_replica=2, api_keys="env://KEYS", max_texts=9, baseline=False, versions=0
+    min_replicas=5,
+    max_replicas=7,
+    cpus_per_replica=2,
+    api_keys="env://KEYS",
+    max_texts=9,
+    baseline=False,
+    versions=0,
 )
 TRAINING = TrainingConfig(num_workers=6, cpus_per_worker=2, batch_size=96)
 BASES = {"rayjob": "prod/job", "rayservice": "prod/service", "promote": "prod/promote"}
@@ -68,18 +82,24 @@ def written(recipe: Recipe, to: str) -> list[dict[str, Any]]:
 
 def serve_config(recipe: Recipe, to: str) -> Any:
     """Return Serve's configuration in the rendered file."""
-    (document,) = of_kind(written(recipe, to), "RayService") if to == "rayservice" else written(recipe, to)
+    (document,) = (
+        of_kind(written(recipe, to), "RayService") if to == "rayservice" else written(recipe, to)
+    )
     return yaml.safe_load(document["spec"]["serveConfigV2"]) if to == "rayservice" else document
 
 
 @pytest.mark.parametrize("to", ["rayjob", "promote", "submit"])
-def test_the_manifests_of_training_and_promotion_contain_the_whole_recipe(to: str, recipe: Recipe) -> None:
+def test_the_manifests_of_training_and_promotion_contain_the_whole_recipe(
+    to: str, recipe: Recipe
+) -> None:
     if to == "submit":
         entrypoint = json.loads(render_manifest(recipe, to=to).text)["entrypoint"]
         text = base64.b64decode(re.match(r"echo (\S+) ", entrypoint)[1]).decode()  # type: ignore[index]
     else:
         configs = of_kind(written(recipe, to), "ConfigMap")
-        (text,) = (config["data"]["recipe.yaml"] for config in configs if "recipe.yaml" in config["data"])
+        (text,) = (
+            config["data"]["recipe.yaml"] for config in configs if "recipe.yaml" in config["data"]
+        )
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe
 
 
@@ -93,7 +113,8 @@ def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_t
     arguments = BuildArgs.model_validate(application["args"])
     assert (arguments.task_uri, arguments.task) == (recipe.task_uri, recipe.task)
     rendered, requested = (
-        deployment_options(serving, task=recipe.task) for serving in (arguments.serving, recipe.serving)
+        deployment_options(serving, task=recipe.task)
+        for serving in (arguments.serving, recipe.serving)
     )
     assert rendered == requested
     recipe_fields = {"baseline": recipe.serving.baseline, "versions": recipe.serving.versions}
@@ -104,15 +125,21 @@ def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_t
     assert application["runtime_env"] == {"working_dir": chosen.code}
 
 
-def test_both_serving_manifests_declare_the_same_application(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_both_serving_manifests_declare_the_same_application(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
     assert chosen
     manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
     assert manifest["applications"] == file["applications"]
     assert manifest["http_options"] == {"host": "0.0.0.0", "port": 8000}
-    assert file["http_options"]["host"] == "127.0.0.1"  # the address of the local stack in this environment
+    assert (
+        file["http_options"]["host"] == "127.0.0.1"
+    )  # the address of the local stack in this environment
 
 
-def test_the_cluster_of_every_manifest_has_room_for_the_recipe(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_the_cluster_of_every_manifest_has_room_for_the_recipe(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
     assert chosen
     (job,) = of_kind(written(recipe, "rayjob"), "RayJob")
     (service,) = of_kind(written(recipe, "rayservice"), "RayService")
@@ -120,12 +147,16 @@ def test_the_cluster_of_every_manifest_has_room_for_the_recipe(recipe: Recipe, c
     assert workers["minReplicas"] * POD_CPUS == TRAINING.max_workers * TRAINING.cpus_per_worker
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert workers["minReplicas"] * POD_CPUS >= SERVING.min_replicas * SERVING.cpus_per_replica
-    assert workers["maxReplicas"] * POD_CPUS >= (SERVING.max_replicas + 1) * SERVING.cpus_per_replica
+    assert (
+        workers["maxReplicas"] * POD_CPUS >= (SERVING.max_replicas + 1) * SERVING.cpus_per_replica
+    )
     assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 4)
     assert faults(job) == faults(service) == []
 
 
-def test_additional_versions_are_declared_as_in_a_deployment(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_additional_versions_are_declared_as_in_a_deployment(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
     untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
     verdict = ChosenBy(outcome="FINE_TUNE", sentence="better")
@@ -133,13 +164,17 @@ def test_additional_versions_are_declared_as_in_a_deployment(recipe: Recipe, cho
     write_champion(recipe.task_uri, champion, etag=etag)
     serving = SERVING.model_copy(update={"baseline": True})
     config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
-    replicas = ReplicaConfig.model_validate(config["applications"][0]["deployments"][0]["user_config"])
+    replicas = ReplicaConfig.model_validate(
+        config["applications"][0]["deployments"][0]["user_config"]
+    )
     assert replicas.others == {"baseline": VersionRef(uri=untouched.uri, digest=untouched.digest)}
     assert (replicas.verdict, replicas.serve_baseline) == ("better", True)
     assert replicas.champion.digest == chosen.digest
 
 
-def test_the_manifest_of_a_champion_without_a_parity_check_has_a_note(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_the_manifest_of_a_champion_without_a_parity_check_has_a_note(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
     (note,) = render_manifest(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
@@ -149,15 +184,21 @@ def test_the_manifest_of_a_champion_without_a_parity_check_has_a_note(recipe: Re
     assert render_manifest(recipe, to="rayservice").notes == ()
 
 
-def test_a_service_without_api_keys_or_a_champion_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_a_service_without_api_keys_or_a_champion_is_not_rendered(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
     assert chosen
     keyless = recipe.model_copy(update={"serving": SERVING.model_copy(update={"api_keys": None})})
     with pytest.raises(RenderError, match=r"serving\.api_keys is not set"):
         render_manifest(keyless, to="rayservice")
     render_manifest(keyless, to="serve")  # listens on this machine only
-    guarded = keyless.model_copy(update={"serving": keyless.serving.model_copy(update={"guarded": True})})
+    guarded = keyless.model_copy(
+        update={"serving": keyless.serving.model_copy(update={"guarded": True})}
+    )
     render_manifest(guarded, to="rayservice")
-    with pytest.raises(RenderError, match=r"other has no champion; run `tailorbird promote RECIPE`"):
+    with pytest.raises(
+        RenderError, match=r"other has no champion; run `tailorbird promote RECIPE`"
+    ):
         render_manifest(recipe.model_copy(update={"name": "other"}), to="rayservice")
 
 

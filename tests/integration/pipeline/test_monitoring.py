@@ -1,5 +1,5 @@
-"""Monitoring of a champion on a real service: traffic without drift, traffic with drift, labels, and a rollback to the
-pretrained model under load."""
+"""Monitoring of a champion on a real service: traffic without drift, traffic with drift, labels,
+and a rollback to the pretrained model under load."""
 
 import json
 import os
@@ -52,8 +52,18 @@ from tailorbird.storage.paths import TaskPaths
 from tests.champions import set_champion
 from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, icd10_tables, write_table
 
-KNOWN = ("injury and poisoning", "neoplasms", "infectious and parasitic diseases", "congenital malformations")
-FOREIGN = ("mental and behavioral disorders", "pregnancy and childbirth", "diseases of the eye", "diseases of the skin")
+KNOWN = (
+    "injury and poisoning",
+    "neoplasms",
+    "infectious and parasitic diseases",
+    "congenital malformations",
+)
+FOREIGN = (
+    "mental and behavioral disorders",
+    "pregnancy and childbirth",
+    "diseases of the eye",
+    "diseases of the skin",
+)
 NUM_REQUESTS, NUM_LABELLED, LIST, MOST = 240, 40, 8, 600
 SECRET, PERSON = "subject-of-the-monitoring-test", "the ward of a person of the monitoring test"
 Rows = list[tuple[str, str]]
@@ -65,14 +75,17 @@ def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
     """Return one of five random parts of the terms of these chapters."""
     table = icd10_tables()["train"]
     rows = [
-        row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters
+        row
+        for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True)
+        if row[1] in chapters
     ]
     order = np.random.default_rng(1979).permutation(len(rows))
     return [rows[index] for index in order[part::5]][:MOST]
 
 
 class Task:
-    """A recipe and a champion for four chapters, and a pretrained probe for eight chapters as the shadow challenger."""
+    """A recipe and a champion for four chapters, and a pretrained probe for eight chapters as the
+    shadow challenger."""
 
     def __init__(self, folder: Path) -> None:
         train = rows_of(KNOWN, part=0)
@@ -82,8 +95,12 @@ class Task:
             ("test", rows_of(KNOWN, part=2)),
         ):
             texts, labels = zip(*rows, strict=True)
-            write_table(f"s3://lake/watching/{name}.parquet", pa.table({"text": texts, "label": labels}))
-        lake = {name: f"s3://lake/watching/{name}.parquet" for name in ("train", "validation", "test")}
+            write_table(
+                f"s3://lake/watching/{name}.parquet", pa.table({"text": texts, "label": labels})
+            )
+        lake = {
+            name: f"s3://lake/watching/{name}.parquet" for name in ("train", "validation", "test")
+        }
         content: dict[str, Any] = {
             "name": "watching-test",
             "base_model": BASE_MODEL,
@@ -109,7 +126,13 @@ class Task:
         part = registry.PinnedVersion(uri=self.pretrained.uri, digest=self.pretrained.digest)
         former = champion.FormerChampion(uri=part.uri, digest=part.digest, run="", baseline=part)
         set_champion(
-            self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", baseline=part, former=(former,)
+            self.recipe.task_uri,
+            self.champion,
+            etag=None,
+            reason="a test",
+            run="",
+            baseline=part,
+            former=(former,),
         )
         content["serving"]["challenger"] = {"version": self.pretrained.version, "shadow": 1.0}
         self.path.write_text(yaml.safe_dump(content))
@@ -122,7 +145,8 @@ class Task:
         )
 
     def _register(self, folder: Path, *, kind: Kind, rows: Rows) -> registry.ModelVersion:
-        """Register the pretrained encoder with a head fitted on these rows, which never predicts other classes."""
+        """Register the pretrained encoder with a head fitted on these rows, which never predicts
+        other classes."""
         folder.mkdir()
         local = node_cache.local_copy(self.base)
         tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
@@ -172,7 +196,10 @@ class Task:
         for _ in range(120):
             files = [uri for of_day in by_day(log, "answers").values() for uri in of_day]
             if (
-                sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files)
+                sum(
+                    pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows
+                    for uri in files
+                )
                 >= 2 * num_answers
             ):
                 return
@@ -188,17 +215,25 @@ def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
 
 
 def watch_tomorrow(recipe: Recipe) -> tuple[Report, Recommendation]:
-    """Run `watch` with tomorrow's date, so that today is complete; return the last report and the recommendation."""
+    """Run `watch` with tomorrow's date, so that today is complete; return the last report and the
+    recommendation."""
     with connect():
-        result = watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT)
+        result = watch_champion(
+            recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT
+        )
     assert storage.exists(result.page)
     stored = WatchRecord.model_validate_json(storage.read_bytes(TaskPaths(recipe.task_uri).watch))
-    assert (stored.reevaluate, stored.reasons) == (result.recommendation.reevaluate, result.recommendation.reasons)
+    assert (stored.reevaluate, stored.reasons) == (
+        result.recommendation.reevaluate,
+        result.recommendation.reasons,
+    )
     assert (stored.challenger is None) == (result.recommendation.challenger is None)
     return result.reports[-1], result.recommendation
 
 
-def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: Task, tmp_path: Path) -> None:
+def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(
+    task: Task, tmp_path: Path
+) -> None:
     clean = rows_of(KNOWN, part=3)[:NUM_REQUESTS]
     task.classify(clean)
     task.await_log(NUM_REQUESTS)
@@ -216,17 +251,27 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
         assert requests.post(f"{task.url}/v1/feedback", json=right, timeout=60).status_code == 202
     task.await_log(NUM_REQUESTS + len(foreign))
     output = _by_the_command_line(task)
-    assert (output["reevaluate"], output["reports"][-1]["feedback"]["labelled"]) == (True, NUM_LABELLED)
+    assert (output["reevaluate"], output["reports"][-1]["feedback"]["labelled"]) == (
+        True,
+        NUM_LABELLED,
+    )
     report, recommendation = watch_tomorrow(task.recipe)
-    assert any("false alarms per year" in reason for reason in recommendation.reasons), recommendation
+    assert any("false alarms per year" in reason for reason in recommendation.reasons), (
+        recommendation
+    )
     assert recommendation.challenger is not None
     decision = recommendation.challenger
-    assert (decision.decision, len(decision.overall)) == ("continue", 0)  # feedback is not a random sample
+    assert (decision.decision, len(decision.overall)) == (
+        "continue",
+        0,
+    )  # feedback is not a random sample
     assert report.feedback.estimate is not None  # reported, but not used by the recommendation
 
     with (
         connect(),
-        pytest.raises(ReevaluationError, match="only 0 audited rows since the champion's promotion"),
+        pytest.raises(
+            ReevaluationError, match="only 0 audited rows since the champion's promotion"
+        ),
     ):
         reevaluate_champion(task.recipe, progress=SILENT)
     _audit(task, tmp_path)
@@ -256,16 +301,33 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
     assert set(train.labels[-done.verdict.n :]) & set(FOREIGN)
     kept = storage.read_json(f"{done.uri}/evidence.json")
     assert kept["verdict"]["n"] == kept["data"]["num_rows"] >= 200
-    assert any("reevaluation" in uri for uri in storage.list_files(f"{task.recipe.task_uri}/history"))
+    assert any(
+        "reevaluation" in uri for uri in storage.list_files(f"{task.recipe.task_uri}/history")
+    )
     _nothing_personal_is_left(task.recipe, texts=[text for text, _ in (*clean, *foreign)])
 
 
 def _by_the_command_line(task: Task) -> dict[str, Any]:
-    """Return the output of `tailorbird watch` with a local Ray, as on Kubernetes, and check its exit code."""
+    """Return the output of `tailorbird watch` with a local Ray, as on Kubernetes, and check its
+    exit code."""
     tomorrow = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
-    command = [sys.executable, "-m", "tailorbird", "watch", str(task.path), "--day", tomorrow, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "tailorbird",
+        "watch",
+        str(task.path),
+        "--day",
+        tomorrow,
+        "--json",
+    ]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == ExitCode.REEVALUATION_DUE, done.stdout[-2000:] + done.stderr[-2000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -284,19 +346,27 @@ def _audit(task: Task, folder: Path) -> None:
     wrong = table.set_column(index, "label", pa.array(["no such class", *labels[1:]]))
     pq.write_table(wrong, folder / "wrong.parquet")
     with pytest.raises(AuditError, match="labels that are not classes: no such class"):
-        import_labels(task.recipe, (folder / "wrong.parquet").as_uri(), classes=task.champion.classes)
+        import_labels(
+            task.recipe, (folder / "wrong.parquet").as_uri(), classes=task.champion.classes
+        )
     labelled = (folder / "labelled.parquet").as_uri()
     first, num = import_labels(task.recipe, labelled, classes=task.champion.classes)
-    assert (num, import_labels(task.recipe, labelled, classes=task.champion.classes)) == (400, (first, 400))
+    assert (num, import_labels(task.recipe, labelled, classes=task.champion.classes)) == (
+        400,
+        (first, 400),
+    )
 
 
 def _reevaluated_under_load(task: Task) -> tuple[Reevaluation, list[tuple[int, str]]]:
-    """Re-evaluate while four clients send requests; return the result, and the status and version of each answer."""
+    """Re-evaluate while four clients send requests; return the result, and the status and version
+    of each answer."""
     over, answers = threading.Event(), list[tuple[int, str]]()
 
     def keep_requesting() -> None:
         while not over.is_set():
-            answer = requests.post(f"{task.url}/v1/classify", json={"input": "Cataract"}, timeout=60)
+            answer = requests.post(
+                f"{task.url}/v1/classify", json={"input": "Cataract"}, timeout=60
+            )
             answers.append((answer.status_code, answer.json().get("version", "")))
 
     clients = [threading.Thread(target=keep_requesting) for _ in range(4)]
@@ -325,12 +395,16 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
         content = storage.read_bytes(uri)
         if uri.endswith(".parquet"):  # compressed
             content = repr(pq.read_table(pa.BufferReader(content)).to_pylist()).encode()
-        assert not [secret for secret in (SECRET, PERSON, "k" * 32) if secret.encode() in content], uri
+        assert not [
+            secret for secret in (SECRET, PERSON, "k" * 32) if secret.encode() in content
+        ], uri
         assert not [text for text in texts if len(text) > 12 and text.encode() in content], uri
 
 
 def test_a_task_without_a_request_log_or_a_champion_is_rejected(task: Task) -> None:
-    unlogged = task.recipe.model_copy(update={"serving": task.recipe.serving.model_copy(update={"request_log": None})})
+    unlogged = task.recipe.model_copy(
+        update={"serving": task.recipe.serving.model_copy(update={"request_log": None})}
+    )
     with connect(), pytest.raises(MonitoringError, match=r"serving\.request_log is not set"):
         watch_champion(unlogged, today=datetime.now(UTC).date(), progress=SILENT)
     other = task.recipe.model_copy(update={"name": "nobody"})

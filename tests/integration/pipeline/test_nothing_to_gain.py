@@ -1,4 +1,5 @@
-"""A run whose baselines are always right starts no training, and a run with --train-anyway is another run."""
+"""A run whose baselines are always right starts no training, and a run with --train-anyway is
+another run."""
 
 from pathlib import Path
 
@@ -46,13 +47,17 @@ def test_no_training_starts_unless_it_is_wanted(tmp_path: Path) -> None:
     recorder = ProgressRecorder()
     with connect():
         result = run_pipeline(recipe, progress=recorder)
-        with pytest.raises(ValueError, match=r"no training is started: .*; to train anyway, use --train-anyway"):
+        with pytest.raises(
+            ValueError, match=r"no training is started: .*; to train anyway, use --train-anyway"
+        ):
             sweep_only(recipe, progress=ProgressRecorder())
         again = run_pipeline(recipe, progress=ProgressRecorder())
         with pytest.raises(ValueError, match=NOT_FINISHED):
             run_pipeline(wanted, progress=ProgressRecorder(), may_train=False)
     assert not recorder.of_kind(EpochEvent)
-    assert any(note.text.startswith("no training is started") for note in recorder.of_kind(NoteEvent))
+    assert any(
+        note.text.startswith("no training is started") for note in recorder.of_kind(NoteEvent)
+    )
     verdict = result.verdict
     assert (verdict.outcome, verdict.candidate) == (Outcome.STAY, None), verdict.sentences
     assert verdict.sentences[0].startswith("Fine-tuning has nothing to gain")

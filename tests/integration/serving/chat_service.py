@@ -42,7 +42,9 @@ CONFIG = ServingConfig(
 
 def rows_of(texts: Sequence[str]) -> Rows:
     ids = tuple(str(number) for number in range(len(texts)))
-    return Rows(ids, tuple(texts), tuple(texts), conversations=tuple((("user", text),) for text in texts))
+    return Rows(
+        ids, tuple(texts), tuple(texts), conversations=tuple((("user", text),) for text in texts)
+    )
 
 
 TRAINING_ROWS = rows_of(["abd", "what is a cat", "one two three four", "zzzz zzz zzzz 9"])
@@ -54,13 +56,21 @@ class Service:
     def __init__(self, folder: Path) -> None:
         self.code = code_snapshot.ship_code(TASK_URI, ROOT)
         small_chat.save(folder / "base", small_chat.language_model(width=WIDTH))
-        base = base_model.stage_base_model(parse_model_uri(f"file://{folder / 'base'}"), registry="s3://models").uri
+        base = base_model.stage_base_model(
+            parse_model_uri(f"file://{folder / 'base'}"), registry="s3://models"
+        ).uri
         self.first = self._register(folder / "first", base=base, system="be brief")
         self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
         self.encoder = small_encoder.save(folder / "encoder")
-        self.retrieved = self._register(folder / "retrieved", base=base, system="be brief", kind="retrieved")
-        self.nearest = self._register(folder / "nearest", base=base, system="be brief", kind="nearest")
-        self.trained = self._register(folder / "trained", base=base, system="be brief", seed=2, with_index=True)
+        self.retrieved = self._register(
+            folder / "retrieved", base=base, system="be brief", kind="retrieved"
+        )
+        self.nearest = self._register(
+            folder / "nearest", base=base, system="be brief", kind="nearest"
+        )
+        self.trained = self._register(
+            folder / "trained", base=base, system="be brief", seed=2, with_index=True
+        )
         self.url = ""
 
     @property
@@ -73,7 +83,9 @@ class Service:
     def register_cascade(self, folder: Path, *, threshold: float) -> registry.ModelVersion:
         """Register a cascade of the stored answers and the language model of the first version."""
         routing = Routing(by="cascade", threshold=threshold)
-        registry.write_config(folder, hybrid_config(self.nearest, second=self.first, routing=routing))
+        registry.write_config(
+            folder, hybrid_config(self.nearest, second=self.first, routing=routing)
+        )
         return registry.register(TASK_URI, folder)
 
     def ask(self, question: str, **options: Any) -> Any:
@@ -85,10 +97,15 @@ class Service:
         """Return the version's answers to the questions in memory, as in an evaluation."""
         loaded = load_model(version.uri, loading.LoadedChat)
         tokenizer, system = loaded.tokenizer, loaded.prompting.system
-        prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
+        prompts = [
+            prompt_tokens((("user", text),), tokenizer=tokenizer, system=system)
+            for text in QUESTIONS
+        ]
         end_id = int(tokenizer.eos_token_id)
         answers = answer_prompts(loaded.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
-        return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
+        return [
+            tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers
+        ]
 
     def _register(
         self,
@@ -106,13 +123,17 @@ class Service:
             index = build_index(TRAINING_ROWS, seed=0)
             embedded: dict[str, Any] = {}
             if KINDS[kind].has_index:
-                index = embed_index(index, encoder=loading.load_text_encoder(self.encoder), weight=0.75)
+                index = embed_index(
+                    index, encoder=loading.load_text_encoder(self.encoder), weight=0.75
+                )
                 embedded = {"encoder": self.encoder, "embedding_weight": 0.75}
             files = index_files(index)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             sha256 = index_sha256(files)
-            retrieval = registry.Retrieval(num_examples=2, max_prompt_tokens=200, index_sha256=sha256, **embedded)
+            retrieval = registry.Retrieval(
+                num_examples=2, max_prompt_tokens=200, index_sha256=sha256, **embedded
+            )
         if seed is not None:
             torch.manual_seed(seed)
             lm = small_chat.language_model(width=WIDTH)

@@ -1,4 +1,5 @@
-"""Batch jobs by the command and over HTTP: each row is scored exactly once, despite kills and cancellations."""
+"""Batch jobs by the command and over HTTP: each row is scored exactly once, despite kills and
+cancellations."""
 
 import json
 import os
@@ -53,11 +54,14 @@ def rows(stack: stack.StackState) -> pa.Table:
     assert stack.s3_endpoint
     texts = icd10_tables()["train"]["text"].to_pylist()[:1000]
     ids = [1000 + 7 * index for index in range(len(texts))]
-    return pa.table({"text": texts, "key": ids, "sex": [GROUPS[index % 3] for index in range(len(texts))]})
+    return pa.table(
+        {"text": texts, "key": ids, "sex": [GROUPS[index % 3] for index in range(len(texts))]}
+    )
 
 
 def _input(rows: pa.Table, *, num_files: int) -> str:
-    """Write the rows to `num_files` files with several row groups each, and return the folder's URI."""
+    """Write the rows to `num_files` files with several row groups each, and return the folder's
+    URI."""
     uri = f"{PREFIX}/in-{uuid.uuid4().hex}"
     for number, indices in enumerate(np.array_split(np.arange(len(rows)), num_files)):
         sink = pa.BufferOutputStream()
@@ -91,10 +95,22 @@ def _wait_for_workers_to_end(state: stack.StackState) -> None:
 def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     stack: stack.StackState, service: Service, rows: pa.Table, tmp_path: Path
 ) -> None:
-    hybrid = service.register_hybrid(tmp_path, routing=Routing(by="group", column="sex", values=("f",)))
+    hybrid = service.register_hybrid(
+        tmp_path, routing=Routing(by="group", column="sex", values=("f",))
+    )
     recipe = recipe_file(tmp_path, name="score-test", data="s3://lake/small")
     uri, output = _input(rows, num_files=20), _output()
-    command = [sys.executable, "-m", "tailorbird", "score", str(recipe), "--input", uri, "--output", output]
+    command = [
+        sys.executable,
+        "-m",
+        "tailorbird",
+        "score",
+        str(recipe),
+        "--input",
+        uri,
+        "--output",
+        output,
+    ]
     command += ["--model", hybrid.version, "--id", "key", "--json"]
     first = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL)
     try:
@@ -108,13 +124,17 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     before = _parts(output)
     assert 0 < len(before) < 20
     assert not storage.exists(f"{output}/{scoring.MANIFEST}")
-    again = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True
+    )
     result = json.loads(again.stdout)
     assert (result["num_rows"], result["num_new"]) == (1000, 1000 - 50 * len(before))
     after = _parts(output)
     assert len(after) == 20
     assert {uri: after[uri] for uri in before} == before
-    answers = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after])
+    answers = pa.concat_tables(
+        [pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after]
+    )
     assert answers["id"].equals(rows["key"])
     assert set(answers["version"].to_pylist()) == {hybrid.version}
     groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
@@ -127,9 +147,13 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     # In the same batches, because rounding in bfloat16 depends on the batch.
     for indices in np.array_split(np.arange(len(rows)), 20):
         texts = [(rows["text"][index].as_py(), groups[index]) for index in indices.tolist()]
-        expected += model.answer([InputRow((("user", text),), "row", group) for text, group in texts])
+        expected += model.answer(
+            [InputRow((("user", text),), "row", group) for text, group in texts]
+        )
     assert answers["label"].to_pylist() == [prediction.label for prediction in expected]
-    assert np.allclose(answers["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5)
+    assert np.allclose(
+        answers["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5
+    )
     manifest = storage.read_json(result["manifest"])
     assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, hybrid.digest)
     states = [(file["etag"], file["size_bytes"]) for file in manifest["inputs"]]
@@ -137,10 +161,14 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
 
     def again_by(version: ModelVersion) -> scoring.ScoringResult:
         batch = scoring.new_batch(version, input=uri, output=output, id_column="key")
-        return scoring.score_batch(batch, CONFIG, version=version, on_progress=lambda _done, _total: None)
+        return scoring.score_batch(
+            batch, CONFIG, version=version, on_progress=lambda _done, _total: None
+        )
 
     assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
-    with pytest.raises(BatchError, match="contains a batch with another digest and version_uri; give an empty"):
+    with pytest.raises(
+        BatchError, match="contains a batch with another digest and version_uri; give an empty"
+    ):
         again_by(service.first)
     write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
     with pytest.raises(BatchError, match="contains a batch with another inputs"):
@@ -169,7 +197,8 @@ def _until(url: str, batch_id: str, *statuses: str) -> Any:
 
 
 def _request_with_retries(method: str, address: str) -> Any:
-    """Return the response with status 200; retry, because a killed replica takes seconds to restart."""
+    """Return the response with status 200; retry, because a killed replica takes seconds to
+    restart."""
 
     def answer() -> Any:
         with suppress(requests.ConnectionError):
@@ -195,7 +224,11 @@ def test_a_batch_over_http_survives_a_killed_replica_and_a_repeated_request_retu
     uri, output = _input(rows, num_files=60), _output()
     body = {"input": uri, "output": f"{output}/", "id": "key"}
     batch = _post(url, "", body, status=202)
-    assert (batch["status"], batch["version"], batch["column"]) == ("queued", service.first.version, "text")
+    assert (batch["status"], batch["version"], batch["column"]) == (
+        "queued",
+        service.first.version,
+        "text",
+    )
     assert _post(url, "", body, status=202)["id"] == batch["id"]
     assert _post(url, "", body | {"id": "sex"}, status=409)["error"]["type"] == "other_columns"
     _until(url, batch["id"], "running")
@@ -203,7 +236,12 @@ def test_a_batch_over_http_survives_a_killed_replica_and_a_repeated_request_retu
     assert replica.pid is not None
     os.kill(replica.pid, signal.SIGKILL)
     done = _until(url, batch["id"], "completed", "failed")
-    assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == ("completed", 1000, 1000, None)
+    assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == (
+        "completed",
+        1000,
+        1000,
+        None,
+    )
     assert len(_parts(output)) == 60
     assert storage.read_json(f"{output}/{scoring.MANIFEST}")["num_rows"] == 1000
     assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
@@ -229,9 +267,13 @@ def test_a_queued_job_runs_with_the_configuration_that_is_current_at_its_start(
         runner.start_runner(task_uri, CONFIG)
         _wait_for(lambda: job(first).status == "running" or None)
         second = queued(_output())
-        runner.start_runner(task_uri, CONFIG.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
+        runner.start_runner(
+            task_uri, CONFIG.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)})
+        )
         assert len(runner.running_runners(task_uri)) == 2
-        assert _wait_for(lambda: ended(first)).status == "completed"  # it had started before the change
+        assert (
+            _wait_for(lambda: ended(first)).status == "completed"
+        )  # it had started before the change
         refused = _wait_for(lambda: ended(second))
         assert (refused.status, "is not under a prefix" in refused.error) == ("failed", True)
         _wait_for(lambda: not runner.running_runners(task_uri) or None)
@@ -257,19 +299,41 @@ def test_a_queued_or_running_batch_is_cancelled_and_a_repeated_request_resumes_i
     assert _parts(other["output"]) == {}
 
 
-def test_an_invalid_or_forbidden_batch_is_refused_with_a_reason(service: Service, url: str, rows: pa.Table) -> None:
+def test_an_invalid_or_forbidden_batch_is_refused_with_a_reason(
+    service: Service, url: str, rows: pa.Table
+) -> None:
     uri = _input(rows.slice(0, 10), num_files=1)
     for body, status, expected in (
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
-        ({"input": uri, "output": f"{service.task_uri}/versions/mine"}, 403, "overlaps the model registry"),
-        ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "without empty parts, `.`, `..` and control"),
+        (
+            {"input": uri, "output": f"{service.task_uri}/versions/mine"},
+            403,
+            "overlaps the model registry",
+        ),
+        (
+            {"input": uri, "output": f"{PREFIX}/../x"},
+            422,
+            "without empty parts, `.`, `..` and control",
+        ),
         ({"input": uri, "output": f"{uri}/out"}, 422, "overlap; give another output"),
-        ({"input": uri, "output": _output(), "column": "words"}, 422, "has no column 'words', only text, key, sex"),
+        (
+            {"input": uri, "output": _output(), "column": "words"},
+            422,
+            "has no column 'words', only text, key, sex",
+        ),
         ({"input": uri, "output": _output(), "model": "other"}, 404, "model 'other' is not served"),
-        ({"input": f"{PREFIX}/absent", "output": _output()}, 422, "does not exist or is not accessible"),
+        (
+            {"input": f"{PREFIX}/absent", "output": _output()},
+            422,
+            "does not exist or is not accessible",
+        ),
         ({"input": uri, "output": PREFIX}, 422, "overlap; give another output"),
-        ({"input": uri, "output": _input(rows.slice(0, 1), num_files=1)}, 422, "is not empty and contains no batch"),
+        (
+            {"input": uri, "output": _input(rows.slice(0, 1), num_files=1)},
+            422,
+            "is not empty and contains no batch",
+        ),
         ({"input": 1, "output": _output()}, 422, "input: Input should be a valid string"),
     ):
         message = _post(url, "", body, status=status)["error"]["message"]
@@ -277,6 +341,8 @@ def test_an_invalid_or_forbidden_batch_is_refused_with_a_reason(service: Service
         assert "127.0.0.1" not in message
     for batch_id in ("0" * 24, "..", "x"):
         assert requests.get(f"{url}/v1/batches/{batch_id}", timeout=60).status_code == 404
-    empty = _post(url, "", {"input": _input(rows.slice(0, 0), num_files=1), "output": _output()}, status=202)
+    empty = _post(
+        url, "", {"input": _input(rows.slice(0, 0), num_files=1), "output": _output()}, status=202
+    )
     failed = _until(url, empty["id"], "completed", "failed")
     assert (failed["status"], "has no rows" in failed["error"]) == ("failed", True)

@@ -22,7 +22,14 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.release import parity
 from tests.browser import OpenPage
 from tests.fuzz import fuzz
-from tests.integration.serving.chat_service import CONFIG, LIMIT, QUESTIONS, TASK_URI, Service, rows_of
+from tests.integration.serving.chat_service import (
+    CONFIG,
+    LIMIT,
+    QUESTIONS,
+    TASK_URI,
+    Service,
+    rows_of,
+)
 from tests.unit.serving.http.test_openapi import is_valid
 
 
@@ -75,12 +82,19 @@ def test_a_stop_text_ends_complete_and_streamed_answers_at_the_same_place(servic
     assert answer.choices[0].message.content == text[: text.index(stop)].strip()
     assert answer.choices[0].finish_reason == "stop"
     chunks = list(service.ask(QUESTIONS[0], stop=stop, stream=True))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        == answer.choices[0].message.content
+    )
 
 
 def test_a_seed_reproduces_an_answer_and_other_seeds_give_other_answers(service: Service) -> None:
     def text(**options: Any) -> str:
-        return str(service.ask(QUESTIONS[0], temperature=1.5, top_p=0.95, **options).choices[0].message.content)
+        return str(
+            service.ask(QUESTIONS[0], temperature=1.5, top_p=0.95, **options)
+            .choices[0]
+            .message.content
+        )
 
     assert text(seed=3) == text(seed=3)
     assert len({text(seed=seed) for seed in range(4)} | {text(), text()}) > 4
@@ -90,9 +104,15 @@ def test_openais_client_lists_the_served_model(service: Service) -> None:
     (model,) = service.client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("champion", "model", "tailorbird")
     model_info = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"][0]
-    assert (model_info["digest"], model_info["kind"], model_info["classes"]) == (service.first.digest, "zero_shot", [])
+    assert (model_info["digest"], model_info["kind"], model_info["classes"]) == (
+        service.first.digest,
+        "zero_shot",
+        [],
+    )
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
-    assert requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
+    assert (
+        requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
+    )
 
 
 def test_an_answer_has_a_random_id_and_the_header_keeps_the_clients(service: Service) -> None:
@@ -112,7 +132,11 @@ def test_an_answer_has_a_random_id_and_the_header_keeps_the_clients(service: Ser
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature"),
         ({"max_tokens": 201}, openai.BadRequestError, "max_tokens"),
         ({"extra_body": {"model": "gpt-4"}}, openai.NotFoundError, "model"),
-        ({"extra_body": {"messages": [{"role": "user", "content": "a" * 300}]}}, openai.BadRequestError, "messages"),
+        (
+            {"extra_body": {"messages": [{"role": "user", "content": "a" * 300}]}},
+            openai.BadRequestError,
+            "messages",
+        ),
         ({"temperature": 9, "stream": True}, openai.BadRequestError, "temperature"),
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
@@ -133,7 +157,11 @@ def test_an_invalid_http_request_is_a_json_error(service: Service) -> None:
         (requests.post(url, data=b"{", timeout=60), 400, "invalid_json"),
         (requests.post(url, data=b"a" * 5000, timeout=60), 413, "body_too_large"),
         (requests.get(url, timeout=60), 405, "wrong_method"),
-        (requests.post(f"{service.url}/v1/classify", json={"input": "a"}, timeout=60), 404, "unknown_route"),
+        (
+            requests.post(f"{service.url}/v1/classify", json={"input": "a"}, timeout=60),
+            404,
+            "unknown_route",
+        ),
     ):
         assert answer.status_code == status, answer.text
         assert answer.json()["error"]["type"] == type
@@ -141,12 +169,16 @@ def test_an_invalid_http_request_is_a_json_error(service: Service) -> None:
 
 
 def test_requests_beyond_the_queue_get_429_with_retry_after(service: Service) -> None:
-    client = service.client  # one for all threads, because creating a client takes longer than an answer
+    client = (
+        service.client
+    )  # one for all threads, because creating a client takes longer than an answer
 
     def ask(number: int) -> openai.RateLimitError | None:
         messages: Any = [{"role": "user", "content": f"abc {number}"}]
         try:
-            client.chat.completions.create(model="champion", messages=messages, max_tokens=200, stop="never")
+            client.chat.completions.create(
+                model="champion", messages=messages, max_tokens=200, stop="never"
+            )
         except openai.RateLimitError as error:
             return error
         return None
@@ -154,13 +186,17 @@ def test_requests_beyond_the_queue_get_429_with_retry_after(service: Service) ->
     with ThreadPoolExecutor(40) as clients:
         refused = [error for error in clients.map(ask, range(40)) if error is not None]
     assert 0 < len(refused) <= 40 - CONFIG.max_requests("chat") // 2
-    assert (refused[0].code, refused[0].response.headers["retry-after"]) == ("rate_limit_exceeded", "2")
+    assert (refused[0].code, refused[0].response.headers["retry-after"]) == (
+        "rate_limit_exceeded",
+        "2",
+    )
     assert service.ask("abc").choices[0].message.content
 
 
 def test_a_deploy_during_streams_interrupts_none_of_them(service: Service) -> None:
     expected = {
-        version.version: service.expected(version, max_new_tokens=180) for version in (service.first, service.second)
+        version.version: service.expected(version, max_new_tokens=180)
+        for version in (service.first, service.second)
     }
     replicas = _replicas()
     swapped: list[str] = []
@@ -188,14 +224,21 @@ def test_a_deploy_during_streams_interrupts_none_of_them(service: Service) -> No
         versions_by_client = [future.result() for future in streaming]
     try:
         for client_versions in versions_by_client:
-            assert (client_versions[0], client_versions[-1]) == (service.first.version, service.second.version)
-            assert client_versions == sorted(client_versions, key=[service.first.version, service.second.version].index)
+            assert (client_versions[0], client_versions[-1]) == (
+                service.first.version,
+                service.second.version,
+            )
+            assert client_versions == sorted(
+                client_versions, key=[service.first.version, service.second.version].index
+            )
         assert _replicas() == replicas
     finally:
         service.deploy(service.first)
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(service: Service) -> None:
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(
+    service: Service,
+) -> None:
     with pytest.raises(serve_client.VersionRefusedError, match=f"but {'0' * 64} was evaluated"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask("abc").version == service.first.version
@@ -209,21 +252,29 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
     )
     challenger = ChallengerConfig(version=service.nearest.version, canary=1.0)
     config = CONFIG.model_copy(update={"challenger": challenger})
-    service.url = rollout.deploy(config, task_uri=TASK_URI, version=service.retrieved, additional=additional)
+    service.url = rollout.deploy(
+        config, task_uri=TASK_URI, version=service.retrieved, additional=additional
+    )
     try:
         for version in versions:
             table = predict_rows(version.uri, rows=rows)
             probes = [parity._probe(rows, table, row, version=version) for row in range(len(rows))]
-            assert parity.check_parity(probes, url=service.url, version=version).matching == len(QUESTIONS)
+            assert parity.check_parity(probes, url=service.url, version=version).matching == len(
+                QUESTIONS
+            )
         messages: Any = [{"role": "user", "content": "what is a dog"}]
         answer = service.client.chat.completions.create(model="baseline", messages=messages)
         assert answer.choices[0].message.content == "what is a cat"
         usage = answer.usage
         assert usage is not None
         assert (usage.prompt_tokens, usage.completion_tokens) == (13, 13)
-        chunks = list(service.client.chat.completions.create(model="baseline", messages=messages, stream=True))
+        chunks = list(
+            service.client.chat.completions.create(model="baseline", messages=messages, stream=True)
+        )
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
-        assert service.ask("abc").version == service.nearest.version  # the canary answers every request
+        assert (
+            service.ask("abc").version == service.nearest.version
+        )  # the canary answers every request
     finally:
         service.deploy(service.first)
 
@@ -233,19 +284,25 @@ def test_a_cascade_answers_with_the_stored_answer_where_it_is_confident_and_othe
 ) -> None:
     rows = rows_of(QUESTIONS)
     similarities = sorted(predict_rows(service.nearest.uri, rows=rows).confidences.tolist())
-    widest, threshold = max((high - low, (low + high) / 2) for low, high in itertools.pairwise(similarities))
+    widest, threshold = max(
+        (high - low, (low + high) / 2) for low, high in itertools.pairwise(similarities)
+    )
     assert widest > 0.02  # another batch changes a similarity by less
     cascade = service.register_cascade(tmp_path, threshold=threshold)
     service.deploy(cascade)
     try:
         table = predict_rows(cascade.uri, rows=rows)
         probes = [parity._probe(rows, table, row, version=cascade) for row in range(len(rows))]
-        assert parity.check_parity(probes, url=service.url, version=cascade).matching == len(QUESTIONS)
+        assert parity.check_parity(probes, url=service.url, version=cascade).matching == len(
+            QUESTIONS
+        )
         stored = predict_rows(service.nearest.uri, rows=rows).confidences >= threshold
         assert 0 < stored.sum() < len(QUESTIONS)
         for question, is_stored in zip(QUESTIONS, stored, strict=True):
             whole = service.ask(question)
-            chunks = list(service.ask(question, stream=True, stream_options={"include_usage": True}))
+            chunks = list(
+                service.ask(question, stream=True, stream_options={"include_usage": True})
+            )
             parts = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
             assert "".join(parts) == whole.choices[0].message.content
             assert (sum(map(bool, parts)) == 1) == is_stored
@@ -260,7 +317,9 @@ def test_a_cascade_answers_with_the_stored_answer_where_it_is_confident_and_othe
 def test_if_the_model_of_a_cascade_does_not_answer_in_time_the_stored_answer_is_returned_and_says_so(
     service: Service, tmp_path: Path
 ) -> None:
-    cascade = service.register_cascade(tmp_path, threshold=1.0)  # every similarity is lower, also of a known question
+    cascade = service.register_cascade(
+        tmp_path, threshold=1.0
+    )  # every similarity is lower, also of a known question
     service.deploy(cascade, config=CONFIG.model_copy(update={"fallback_timeout_s": 1e-4}))
     try:
         whole = service.ask("what is a dog").choices[0]
@@ -268,7 +327,10 @@ def test_if_the_model_of_a_cascade_does_not_answer_in_time_the_stored_answer_is_
         assert whole.message.content == "what is a cat"
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
         for choice in (whole, chunks[-1].choices[0]):
-            assert (choice.model_extra["answered_by"], choice.model_extra["fallback"]) == ("first", True)
+            assert (choice.model_extra["answered_by"], choice.model_extra["fallback"]) == (
+                "first",
+                True,
+            )
         document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
         body = {"messages": [{"role": "user", "content": "what is a dog"}]}
         answer = requests.post(f"{service.url}/v1/chat/completions", json=body, timeout=60).json()
@@ -280,7 +342,10 @@ def test_if_the_model_of_a_cascade_does_not_answer_in_time_the_stored_answer_is_
 def test_the_page_shows_the_version_and_its_answer(open_page: OpenPage, service: Service) -> None:
     page = open_page(f"{service.url}/#text=abc", width=390)
     page.get_by_role("button", name="Copy").wait_for()
-    assert page.locator("#champion").inner_text() == f"The champion answers: pretrained model ({service.first.version})"
+    assert (
+        page.locator("#champion").inner_text()
+        == f"The champion answers: pretrained model ({service.first.version})"
+    )
     assert page.locator(".user").inner_text() == "abc"
     assert page.locator(".content").text_content() == service.ask("abc").choices[0].message.content
     assert service.first.version in page.locator(".reply").inner_text()
@@ -307,4 +372,6 @@ def test_a_disconnected_client_frees_its_place_in_the_queue(service: Service) ->
 
 
 def _replicas() -> set[int | None]:
-    return {replica.pid for replica in serve_client.replicas_of(application.application_name(TASK_URI))}
+    return {
+        replica.pid for replica in serve_client.replicas_of(application.application_name(TASK_URI))
+    }

@@ -1,4 +1,5 @@
-"""A service in front of an endpoint: promotion, answers, streams, failures, API keys and the request log."""
+"""A service in front of an endpoint: promotion, answers, streams, failures, API keys and the
+request log."""
 
 import time
 from collections.abc import Iterator
@@ -81,7 +82,11 @@ def logged_answers(log: str, *, num_rows: int) -> list[dict[str, Any]]:
     deadline = time.monotonic() + LOG_S
     while time.monotonic() < deadline:
         files = storage.list_files(f"{log}/answers", missing_ok=True)
-        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in files if uri.endswith(".parquet")]
+        tables = [
+            pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+            for uri in files
+            if uri.endswith(".parquet")
+        ]
         rows = [row for table in tables for row in table.to_pylist()]
         if len(rows) >= num_rows:
             return rows
@@ -107,16 +112,26 @@ def test_a_batch_is_scored_by_one_worker_with_the_key_of_its_environment_and_res
 
         def score() -> scoring.ScoringResult:
             config = ServingConfig(endpoint_concurrency=2)
-            return scoring.score_batch(batch, config, version=version, on_progress=lambda _done, _total: None)
+            return scoring.score_batch(
+                batch, config, version=version, on_progress=lambda _done, _total: None
+            )
 
         result = score()
-        assert (result.num_rows, result.num_parts, result.num_new, result.num_unanswered) == (40, 2, 40, 0)
+        assert (result.num_rows, result.num_parts, result.num_new, result.num_unanswered) == (
+            40,
+            2,
+            40,
+            0,
+        )
         assert server.max_at_once <= 2
         assert set(server.authorizations) == {f"Bearer {KEY}"}
         part = f"{bucket}/out/part-000001.parquet"
         scored = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
         assert scored["answer"].to_pylist() == [f"brief: {text}" for text in texts[25:]]
-        for uri in (part, result.manifest):  # as after an interruption before the end of the last part
+        for uri in (
+            part,
+            result.manifest,
+        ):  # as after an interruption before the end of the last part
             storage.delete(uri)
         assert score().num_new == 15
         assert sorted(map(question, server.bodies)) == sorted(texts)
@@ -129,15 +144,20 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
     key, stored = new_key("app")
     (tmp_path / "keys").write_text(stored.to_line())
     monkeypatch.setenv(probe_requests.KEY, key)
-    config = ServingConfig(api_keys=(tmp_path / "keys").as_uri(), request_log=f"{bucket}/log", max_new_tokens=8)
+    config = ServingConfig(
+        api_keys=(tmp_path / "keys").as_uri(), request_log=f"{bucket}/log", max_new_tokens=8
+    )
     with endpoint_server(answer) as server:
-        first, second = (register(tmp_path / name, server.url, system=name) for name in ("brief", "kind"))
+        first, second = (
+            register(tmp_path / name, server.url, system=name) for name in ("brief", "kind")
+        )
         rollout.deploy(config, task_uri=TASK_URI, version=first)
         num_at_start = len(server.bodies)
         assert num_at_start == 0  # a replica is ready without a paid request
 
         bodies: list[Any] = [
-            {"model": second.version, "messages": [{"role": "user", "content": text}]} for text in ("a", "b")
+            {"model": second.version, "messages": [{"role": "user", "content": text}]}
+            for text in ("a", "b")
         ]
         outputs = [words_sha256("kind: a"), words_sha256("another answer")]
         probes = [
@@ -156,21 +176,29 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
         assert whole.choices[0].message.content == "kind: hello"
         assert whole.usage is not None
         assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (20, 4)
-        chunks = list(client.chat.completions.create(model="champion", messages=messages, stream=True))
-        texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+        chunks = list(
+            client.chat.completions.create(model="champion", messages=messages, stream=True)
+        )
+        texts = [
+            chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content
+        ]
         assert texts == ["kind:", "hello"]
         with pytest.raises(openai.InternalServerError) as failure:
-            client.chat.completions.create(model="champion", messages=[{"role": "user", "content": "busy"}])
+            client.chat.completions.create(
+                model="champion", messages=[{"role": "user", "content": "busy"}]
+            )
         error = failure.value
         assert (error.status_code, error.type) == (503, "endpoint_busy")
         assert error.response.headers["retry-after"] == "30"
         body = {"messages": messages}
         assert requests.post(f"{url}/v1/chat/completions", json=body, timeout=30).status_code == 401
-        assert set(server.authorizations) == {f"Bearer {KEY}"}  # the clients' keys are not sent to the endpoint
+        assert set(server.authorizations) == {
+            f"Bearer {KEY}"
+        }  # the clients' keys are not sent to the endpoint
 
         rows = logged_answers(f"{bucket}/log", num_rows=4)  # two of the parity gate
         assert {row["reported_model"] for row in rows} == {MODEL}
         assert [row["caller"] for row in rows] == ["app"] * 4
-        assert {(row["version"], row["prompt_tokens"], row["completion_tokens"]) for row in rows} == {
-            (second.version, 20, 4)
-        }
+        assert {
+            (row["version"], row["prompt_tokens"], row["completion_tokens"]) for row in rows
+        } == {(second.version, 20, 4)}

@@ -46,7 +46,9 @@ class Faulty:
 
     def __init__(self, state: stack.StackState, service: Service) -> None:
         self.state, self.service = state, service
-        config = ServingConfig(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
+        config = ServingConfig(
+            min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG
+        )
         self.config = config
         self.url = rollout.deploy(config, task_uri=TASK_URI, version=service.first)
 
@@ -59,7 +61,10 @@ class Faulty:
         processes = []
         for process in psutil.Process(self.state.pid).children(recursive=True):
             try:
-                if re.search(pattern, " ".join(process.cmdline())) and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    re.search(pattern, " ".join(process.cmdline()))
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     processes.append(process)
             except psutil.NoSuchProcess:
                 continue
@@ -72,11 +77,18 @@ class Faulty:
         """Return True if all replicas are running and HAProxy sends requests to each of them."""
         pids = {process.pid for process in self.replicas()}
         replicas = serve_client.replicas_of("serving-faults")
-        running = {replica.pid: replica.replica_id for replica in replicas if replica.state == "RUNNING"}
-        return len(running) == NUM_REPLICAS and running.keys() <= pids and self._proxied() == set(running.values())
+        running = {
+            replica.pid: replica.replica_id for replica in replicas if replica.state == "RUNNING"
+        }
+        return (
+            len(running) == NUM_REPLICAS
+            and running.keys() <= pids
+            and self._proxied() == set(running.values())
+        )
 
     def _proxied(self) -> set[str]:
-        """Return the ids of the replicas that HAProxy regards as up. It knows a new replica seconds after Serve."""
+        """Return the ids of the replicas that HAProxy regards as up. It knows a new replica seconds
+        after Serve."""
         port = self.state.serve_port + ports.HAPROXY_METRICS - ports.SERVE
         try:
             metrics = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
@@ -86,7 +98,8 @@ class Faulty:
         return set(re.findall(up, metrics, re.MULTILINE))
 
     def wait_for_recovery(self, responses: Responses | None = None) -> None:
-        """Wait until all replicas are running, and then until clients have sent further requests."""
+        """Wait until all replicas are running, and then until clients have sent further
+        requests."""
         wait(self.is_whole, within_s=RECOVERY_S)
         if responses is not None:
             responses.wait_for(NUM_REQUESTS)
@@ -96,13 +109,16 @@ def wait(condition: Callable[[], bool], *, within_s: float = RECOVERY_S) -> None
     """Wait until the condition holds."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < within_s, f"the condition did not hold within {within_s} s"
+        assert time.monotonic() - start < within_s, (
+            f"the condition did not hold within {within_s} s"
+        )
         time.sleep(0.2)
 
 
 @contextmanager
 def separate_stack(folder: Path, *, num_cpus: int, **variables: str) -> Iterator[stack.StackState]:
-    """Start a stack with additional environment variables, and use it in this process during the block."""
+    """Start a stack with additional environment variables, and use it in this process during the
+    block."""
     before = dict(os.environ)
     os.environ.update(variables)
     state = stack.up(folder / "stack", num_cpus=num_cpus)
@@ -135,7 +151,9 @@ def responses(faulty: Faulty) -> Iterator[Responses]:
         yield responses
 
 
-def test_a_killed_replica_loses_no_request_and_is_replaced(faulty: Faulty, responses: Responses) -> None:
+def test_a_killed_replica_loses_no_request_and_is_replaced(
+    faulty: Faulty, responses: Responses
+) -> None:
     for _ in range(2):
         victim = faulty.replicas()[0]
         victim.kill()
@@ -159,7 +177,9 @@ def test_rows_of_killed_replicas_are_written_to_the_log(faulty: Faulty) -> None:
 
     wait(logged)
     rows = _logged()
-    assert len(rows) - len(set(rows)) <= 8 * NUM_REPLICAS  # a retried request is answered and logged twice
+    assert (
+        len(rows) - len(set(rows)) <= 8 * NUM_REPLICAS
+    )  # a retried request is answered and logged twice
 
 
 def test_a_killed_proxy_is_restarted(faulty: Faulty, responses: Responses) -> None:
@@ -167,7 +187,12 @@ def test_a_killed_proxy_is_restarted(faulty: Faulty, responses: Responses) -> No
         proxy.kill()
     wait(lambda: bool(responses.statuses()[0]))
     wait(lambda: responses.last(NUM_REQUESTS) == {200})
-    assert set(responses.statuses()) <= {0, 200, 404, *BUSY}  # 404 until the new proxy knows the application
+    assert set(responses.statuses()) <= {
+        0,
+        200,
+        404,
+        *BUSY,
+    }  # 404 until the new proxy knows the application
 
 
 def test_a_killed_controller_loses_no_request(faulty: Faulty, responses: Responses) -> None:
@@ -221,11 +246,16 @@ def test_a_deleted_version_still_serves_and_a_lost_replica_starts_when_it_is_res
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_hundreds_of_incomplete_bodies_delay_no_other_request_and_get_408(faulty: Faulty, responses: Responses) -> None:
+def test_hundreds_of_incomplete_bodies_delay_no_other_request_and_get_408(
+    faulty: Faulty, responses: Responses
+) -> None:
     address = urlsplit(faulty.url)
     assert address.hostname
     assert address.port
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+    head = (
+        f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: "
+        "application/json\r\n"
+    )
     slow = [socket.create_connection((address.hostname, address.port)) for _ in range(300)]
     over = threading.Event()
 
@@ -238,8 +268,13 @@ def test_hundreds_of_incomplete_bodies_delay_no_other_request_and_get_408(faulty
     try:
         for connection in slow[40:]:
             connection.sendall(f"{head}content-length: 100\r\n\r\n".encode() + b'{"input": ')
-        for connection in slow[:40]:  # larger than HAProxy's buffer, so a replica waits for the rest
-            connection.sendall(f"{head}content-length: 100000\r\n\r\n".encode() + b'{"input": ["%s' % (b"a" * 50_000))
+        for connection in slow[
+            :40
+        ]:  # larger than HAProxy's buffer, so a replica waits for the rest
+            connection.sendall(
+                f"{head}content-length: 100000\r\n\r\n".encode()
+                + b'{"input": ["%s' % (b"a" * 50_000)
+            )
         before = len(responses.answers)
         threading.Thread(target=send_slowly, daemon=True).start()
         assert select.select(slow, [], [], 120)[0]
@@ -260,7 +295,10 @@ def test_disconnecting_clients_do_not_affect_others(faulty: Faulty, responses: R
     address = urlsplit(faulty.url)
     replicas = {replica.pid for replica in faulty.replicas()}
     body = b'{"input": ["%s"]}' % b'", "'.join([b"Fracture of femur"] * 64)
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-length: {len(body)}\r\n"
+        "\r\n"
+    ).encode()
 
     def send_and_disconnect(_: int) -> None:
         with socket.create_connection((address.hostname, address.port)) as connection:
@@ -286,7 +324,10 @@ def test_excess_requests_are_rejected_and_memory_stays_bounded(faulty: Faulty) -
         if answer.status_code in BUSY:
             assert int(answer.headers["retry-after"]) > 0
 
-    with under_load(faulty.url, TEXTS, clients=2, timeout_s=120) as responses, ThreadPoolExecutor(24) as clients:
+    with (
+        under_load(faulty.url, TEXTS, clients=2, timeout_s=120) as responses,
+        ThreadPoolExecutor(24) as clients,
+    ):
         threading.Thread(target=lambda: list(clients.map(ask, range(24))), daemon=True).start()
         peak = before
         while len(statuses) < 24:
@@ -298,7 +339,9 @@ def test_excess_requests_are_rejected_and_memory_stays_bounded(faulty: Faulty) -
     assert peak - before < 2 << 30
 
 
-def test_the_service_answers_without_the_heads_dashboard(faulty: Faulty, responses: Responses) -> None:
+def test_the_service_answers_without_the_heads_dashboard(
+    faulty: Faulty, responses: Responses
+) -> None:
     # This is the last test of `faulty`, because the dashboard is not restarted.
     dashboards = faulty.processes(r"dashboard/dashboard\.py")
     assert dashboards
@@ -309,18 +352,26 @@ def test_the_service_answers_without_the_heads_dashboard(faulty: Faulty, respons
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_when_memory_runs_out_other_tasks_are_killed_and_the_service_continues(tmp_path: Path) -> None:
+def test_when_memory_runs_out_other_tasks_are_killed_and_the_service_continues(
+    tmp_path: Path,
+) -> None:
     total, used = get_system_memory(), get_used_memory()
-    # Memory for the stack, a replica and the task. It must exceed the buffer that Ray frees below its threshold;
-    # otherwise Ray would also kill other processes, the newest first.
+    # Memory for the stack, a replica and the task. It must exceed the buffer that Ray frees below
+    # its threshold; otherwise Ray would also kill other processes, the newest first.
     room = min(8 << 30, total // 3)
-    limit = {"RAY_memory_usage_threshold": f"{(used + room) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    limit = {
+        "RAY_memory_usage_threshold": f"{(used + room) / total:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
     limit["RAY_task_oom_retries"] = "0"
     with separate_stack(tmp_path, num_cpus=2, **limit):
         service = Service("s3://models/serving-memory", tmp_path / "versions")
-        url = rollout.deploy(ServingConfig(), task_uri="s3://models/serving-memory", version=service.first)
+        url = rollout.deploy(
+            ServingConfig(), task_uri="s3://models/serving-memory", version=service.first
+        )
         with connect(), under_load(url, TEXTS, clients=2) as responses:
-            # Retriable, like other work on a cluster: Ray would kill Serve's actors before a task without retries.
+            # Retriable, like other work on a cluster: Ray would kill Serve's actors before a task
+            # without retries.
             greedy = ray.remote(num_cpus=0, max_retries=1)(allocate).remote(room + (1 << 30))
             with pytest.raises(ray.exceptions.OutOfMemoryError):
                 ray.get(greedy, timeout=300)
@@ -339,7 +390,11 @@ def allocate(num_bytes: int) -> None:
 
 def _logged() -> list[str]:
     """Return the clients' request ids in the log."""
-    files = [uri for uri in storage.list_files(f"{LOG}/answers", missing_ok=True) if uri.endswith(".parquet")]
+    files = [
+        uri
+        for uri in storage.list_files(f"{LOG}/answers", missing_ok=True)
+        if uri.endswith(".parquet")
+    ]
     tables: list[Any] = [pq.read_table(_buffer(uri), columns=["x_request_id"]) for uri in files]
     return [request_id for table in tables for request_id in table["x_request_id"].to_pylist()]
 

@@ -1,4 +1,5 @@
-"""A chat service over vLLM: answers in a format, the engine's metrics, and an engine that is killed."""
+"""A chat service over vLLM: answers in a format, the engine's metrics, and an engine that is
+killed."""
 
 import itertools
 import re
@@ -42,7 +43,9 @@ def processes(state: stack.StackState, pattern: str) -> set[int]:
     pids = set()
     for process in psutil.Process(state.pid).children(recursive=True):
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and re.search(pattern, " ".join(process.cmdline())):
+            if process.status() != psutil.STATUS_ZOMBIE and re.search(
+                pattern, " ".join(process.cmdline())
+            ):
                 pids.add(process.pid)
         except psutil.NoSuchProcess:
             continue
@@ -58,16 +61,26 @@ def test_choices_and_their_log_probabilities_are_those_of_the_format(service: Se
             assert token.logprob == token.top_logprobs[0].logprob
             assert all(likely.logprob > -100 for likely in token.top_logprobs)
         chunks = list(service.ask(question, stream=True, extra_body=CHOICE))
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+        assert (
+            "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            == whole.choices[0].message.content
+        )
 
 
-def test_a_format_that_is_not_supported_is_a_400_and_does_not_affect_later_requests(service: Service) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string", "not": {}}}}
+def test_a_format_that_is_not_supported_is_a_400_and_does_not_affect_later_requests(
+    service: Service,
+) -> None:
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "a", "schema": {"type": "string", "not": {}}},
+    }
     with pytest.raises(openai.BadRequestError, match="'not' is not supported") as caught:
         service.ask("abc", extra_body={"response_format": schema})
     assert caught.value.param == "response_format"
     with pytest.raises(openai.BadRequestError, match="response_format") as caught:
-        service.ask("abc", extra_body={"response_format": {"type": "json_object"}})  # the tokenizer has no braces
+        service.ask(
+            "abc", extra_body={"response_format": {"type": "json_object"}}
+        )  # the tokenizer has no braces
     assert service.ask("abc", extra_body=CHOICE).choices[0].message.content in OPTIONS
 
 
@@ -84,20 +97,29 @@ def test_rays_prometheus_endpoint_has_the_metrics_of_the_engine(service: Service
     wait_until(lambda: names <= queries.exposed(requests.get(metrics_url(node), timeout=60).text))
     assert queries.OF_VLLM in queries.kept()
     metrics = requests.get(metrics_url(node), timeout=60).text
-    (line,) = [line for line in metrics.splitlines() if line.startswith("ray_vllm_generation_tokens_total{")]
+    (line,) = [
+        line
+        for line in metrics.splitlines()
+        if line.startswith("ray_vllm_generation_tokens_total{")
+    ]
     assert float(line.rsplit(" ", 1)[-1]) > 0
 
 
 @contextmanager
 def under_load(service: Service) -> Iterator[list[int]]:
-    """Send questions from four clients until the block ends, and yield the statuses of the responses so far."""
+    """Send questions from four clients until the block ends, and yield the statuses of the
+    responses so far."""
     statuses: list[int] = []
     over = threading.Event()
 
     def send(number: int) -> None:
         for question in itertools.islice(itertools.cycle(QUESTIONS), number, None):
             body = {"messages": [{"role": "user", "content": question}]}
-            statuses.append(requests.post(f"{service.url}/v1/chat/completions", json=body, timeout=60).status_code)
+            statuses.append(
+                requests.post(
+                    f"{service.url}/v1/chat/completions", json=body, timeout=60
+                ).status_code
+            )
             if over.wait(0.05):
                 return
 
@@ -126,6 +148,10 @@ def test_an_engine_that_is_killed_is_replaced_and_requests_are_answered_again(
         wait_until(lambda: set(statuses[-20:]) == {200})
     counts = Counter(statuses)
     assert set(counts) <= {200, 500, 503}, counts
-    assert counts[500] <= 4, counts  # at most one per client, in the second before the engine's end is noticed
+    assert counts[500] <= 4, (
+        counts
+    )  # at most one per client, in the second before the engine's end is noticed
     assert [service.ask(question).choices[0].message.content for question in QUESTIONS] == expected
-    wait_until(lambda: not any(pids & processes(stack, pattern) for pattern, pids in before.items()))
+    wait_until(
+        lambda: not any(pids & processes(stack, pattern) for pattern, pids in before.items())
+    )

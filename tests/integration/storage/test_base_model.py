@@ -25,7 +25,11 @@ def test_the_model_of_a_package_is_staged_once_and_reused(bucket: str) -> None:
     names = {uri.removeprefix(f"{staged}/") for uri in storage.list_files(staged)}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
     assert all(name.endswith(node_cache.MODEL_SUFFIXES) for name in names)
-    before = {uri: storage.read_versioned(uri) for uri in storage.list_files(bucket) if uri.endswith(".json")}
+    before = {
+        uri: storage.read_versioned(uri)
+        for uri in storage.list_files(bucket)
+        if uri.endswith(".json")
+    }
     store, path = s3.filesystem(f"{staged}/model.safetensors")
     written = store.get_file_info(path).mtime_ns
     assert base_model.stage_base_model(parse_model_uri(PACKAGE), registry=bucket).uri == staged
@@ -45,7 +49,10 @@ def test_a_pin_that_another_process_writes_last_of_all_is_not_overwritten(
         return create(uri, pin, etag=etag)
 
     monkeypatch.setattr(conditional, "write_if_match", create_late)
-    assert base_model.stage_base_model(parse_model_uri(PACKAGE), registry=bucket).uri == f"{bucket}/_base/other"
+    assert (
+        base_model.stage_base_model(parse_model_uri(PACKAGE), registry=bucket).uri
+        == f"{bucket}/_base/other"
+    )
     staged = base_model.staged_base_model(parse_model_uri(PACKAGE), registry=bucket)
     assert staged is not None
     assert staged.uri == f"{bucket}/_base/other"
@@ -76,7 +83,9 @@ def test_concurrent_calls_share_one_local_copy(bucket: str, tmp_path: Path) -> N
     for name in ("a", "b/c"):
         storage.write_bytes(f"{bucket}/folder/{name}", name.encode())
     with ThreadPoolExecutor(8) as pool:
-        copies = set(pool.map(lambda _: node_cache.local_copy(f"{bucket}/folder", cache=tmp_path), range(8)))
+        copies = set(
+            pool.map(lambda _: node_cache.local_copy(f"{bucket}/folder", cache=tmp_path), range(8))
+        )
     (copy,) = copies
     assert (copy / "b" / "c").read_bytes() == b"b/c"
     assert [path for path in (tmp_path / "folders").iterdir() if path.is_dir()] == [copy]
@@ -91,11 +100,14 @@ def test_a_changed_folder_gets_a_new_local_copy(bucket: str, tmp_path: Path) -> 
     assert (first / "manifest.json").read_bytes() == b"1"
 
 
-def test_a_download_removes_the_copies_that_were_not_requested_for_a_week(bucket: str, tmp_path: Path) -> None:
+def test_a_download_removes_the_copies_that_were_not_requested_for_a_week(
+    bucket: str, tmp_path: Path
+) -> None:
     for name in ("unused", "locked", "used", "new"):
         storage.write_bytes(f"{bucket}/{name}/manifest.json", name.encode())
     unused, locked, used = (
-        node_cache.local_copy(f"{bucket}/{name}", cache=tmp_path) for name in ("unused", "locked", "used")
+        node_cache.local_copy(f"{bucket}/{name}", cache=tmp_path)
+        for name in ("unused", "locked", "used")
     )
     for copy in (unused, locked, used):
         os.utime(f"{copy}.lock", (0, 0))
@@ -103,8 +115,14 @@ def test_a_download_removes_the_copies_that_were_not_requested_for_a_week(bucket
     with open(f"{locked}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         new = node_cache.local_copy(f"{bucket}/new", cache=tmp_path)
-    assert {path for path in (tmp_path / "folders").iterdir() if path.is_dir()} == {locked, used, new}
-    assert (node_cache.local_copy(f"{bucket}/unused", cache=tmp_path) / "manifest.json").read_bytes() == b"unused"
+    assert {path for path in (tmp_path / "folders").iterdir() if path.is_dir()} == {
+        locked,
+        used,
+        new,
+    }
+    assert (
+        node_cache.local_copy(f"{bucket}/unused", cache=tmp_path) / "manifest.json"
+    ).read_bytes() == b"unused"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
@@ -112,15 +130,23 @@ def test_a_staged_base_model_with_a_changed_missing_or_added_file_is_not_used(
     bucket: str, tmp_path: Path, name: str
 ) -> None:
     files = {"config.json": b"{}", "model.safetensors": b"weights"}
-    digest = node_cache.model_digest({file: sha256(content).hexdigest() for file, content in files.items()})
+    digest = node_cache.model_digest(
+        {file: sha256(content).hexdigest() for file, content in files.items()}
+    )
     staged = f"{bucket}/_base/some-model-{digest[:32]}"
     for file, content in (files | {"manifest.json": b"{}"}).items():
         storage.write_bytes(f"{staged}/{file}", content)
-    assert (node_cache.local_copy(staged, cache=tmp_path / "a") / "config.json").read_bytes() == b"{}"
+    assert (
+        node_cache.local_copy(staged, cache=tmp_path / "a") / "config.json"
+    ).read_bytes() == b"{}"
     storage.write_bytes(f"{staged}/{name}", b"other")
-    with pytest.raises(s3.StorageError, match=r"was changed: its files have the digest [0-9a-f]{32}; restore them"):
+    with pytest.raises(
+        s3.StorageError, match=r"was changed: its files have the digest [0-9a-f]{32}; restore them"
+    ):
         node_cache.local_copy(staged, cache=tmp_path / "b")
-    assert (node_cache.local_copy(staged, cache=tmp_path / "a") / "config.json").read_bytes() == b"{}"  # the old copy
+    assert (
+        node_cache.local_copy(staged, cache=tmp_path / "a") / "config.json"
+    ).read_bytes() == b"{}"  # the old copy
     if name in files:
         storage.delete(f"{staged}/{name}")
         with pytest.raises(s3.StorageError, match="was changed"):
@@ -135,9 +161,12 @@ def test_shipped_code_is_uploaded_once_and_runs_from_the_zip(bucket: str, tmp_pa
     assert storage.read_versioned(shipped.uri) == before
     (tmp_path / "code.zip").write_bytes(storage.read_bytes(shipped.uri))
     program = (
-        f"import sys, json; sys.path.insert(0, {str(tmp_path / 'code.zip' / code_snapshot.TOP_FOLDER)!r})\n"
-        "import tailorbird.config.recipe, cluster.jobs\n"
+        "import sys, json; sys.path.insert(0, "
+        f"{str(tmp_path / 'code.zip' / code_snapshot.TOP_FOLDER)!r})\nimport "
+        "tailorbird.config.recipe, cluster.jobs\n"
         "print(json.dumps([tailorbird.config.recipe.__file__, cluster.jobs.__file__]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert all("code.zip" in path for path in json.loads(done.stdout))

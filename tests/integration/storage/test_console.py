@@ -13,7 +13,10 @@ def test_a_folder_is_listed_one_level_deep_and_a_tag_changes_with_the_content(bu
     for name in ("b.json", "a/x.json", "a/y/z.json"):
         storage.write_bytes(f"{bucket}/{name}", b"1")
     entries = list_folder(bucket)
-    assert [(entry.uri, entry.is_folder) for entry in entries] == [(f"{bucket}/a", True), (f"{bucket}/b.json", False)]
+    assert [(entry.uri, entry.is_folder) for entry in entries] == [
+        (f"{bucket}/a", True),
+        (f"{bucket}/b.json", False),
+    ]
     file = file_entry(f"{bucket}/b.json")
     assert file is not None
     assert file == entries[1]
@@ -35,12 +38,18 @@ def test_the_pages_show_what_is_on_s3_and_change_with_it(bucket: str) -> None:
     assert "Run under way" in page_at(site, None, now=now)[1]
     assert '_live.js" defer' in page_at(site, f"icd10-chapters/runs/{'0' * 16}", now=now)[1]
     evidence = made.add_run(paths, "0" * 16, at=now)
-    made.add_progress(paths, "0" * 16, started=now - timedelta(minutes=9), updated=now, status="finished")
+    made.add_progress(
+        paths, "0" * 16, started=now - timedelta(minutes=9), updated=now, status="finished"
+    )
     uri = made.add_version(paths, "full-1", kind="bag_of_words", at=now, evidence=evidence)
     made.add_champion(paths, uri, at=now, evidence=evidence)
     made.add_looks(paths, evidence)
     status, first = page_at(site, None, now=now)
-    assert (status, "Run under way" in first, evidence.verdict.sentence() in first) == (200, False, True)
+    assert (status, "Run under way" in first, evidence.verdict.sentence() in first) == (
+        200,
+        False,
+        True,
+    )
     for path in ("icd10-chapters", "icd10-chapters/versions", f"icd10-chapters/runs/{'0' * 16}"):
         status, page = page_at(site, path, now=now)
         assert (status, "Some records could not be read" in page) == (200, False)

@@ -39,27 +39,42 @@ def test_the_demo_data_is_written_and_read_completely(bucket: str) -> None:
         groups=("group",),
     )
     splits, report = clean(read_splits(config))
-    assert {name: len(rows) for name, rows in splits.items()} == counts | {"train": report.num_train}
+    assert {name: len(rows) for name, rows in splits.items()} == counts | {
+        "train": report.num_train
+    }
     assert counts["train"] - report.num_train == report.near_copies
 
 
 def test_an_uploaded_folder_is_read_by_its_uris(bucket: str, tmp_path: Path) -> None:
     for name in NAMES:
         rows = [f"{name} {number}" for number in range(4)]
-        pq.write_table(pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet"
+        )
     uploaded = upload_data(tmp_path, bucket)
     assert [file.uri for file in uploaded] == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
     config = DataConfig(
-        train=f"{bucket}/train.parquet", validation=f"{bucket}/validation.parquet", test=f"{bucket}/test.parquet"
+        train=f"{bucket}/train.parquet",
+        validation=f"{bucket}/validation.parquet",
+        test=f"{bucket}/test.parquet",
     )
-    assert read_splits(config).validation.texts == ("validation 0", "validation 1", "validation 2", "validation 3")
+    assert read_splits(config).validation.texts == (
+        "validation 0",
+        "validation 1",
+        "validation 2",
+        "validation 3",
+    )
 
 
 def test_the_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
     for number in (2, 0, 1):
         write_rows(f"{bucket}/rows/part-{number}.parquet", text=[f"text {number}"], label=["x"])
     storage.write_bytes(f"{bucket}/rows/_SUCCESS", b"done")
-    assert read_table(f"{bucket}/rows", columns=["text"])["text"].to_pylist() == ["text 0", "text 1", "text 2"]
+    assert read_table(f"{bucket}/rows", columns=["text"])["text"].to_pylist() == [
+        "text 0",
+        "text 1",
+        "text 2",
+    ]
 
 
 @pytest.mark.usefixtures("stack")
@@ -94,7 +109,9 @@ def test_the_error_for_wrong_credentials_names_their_variable(
         read_table(uri, columns=["text"])
 
 
-def test_an_unreachable_endpoint_raises_an_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_endpoint_raises_an_error(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(DataError, match="is not reachable"):
         read_table(f"{bucket}/rows.parquet", columns=["text"])

@@ -20,7 +20,10 @@ def test_bytes_and_json_are_read_back_as_written(bucket: str) -> None:
 
 
 def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
-    uri, contents = f"{bucket}/replaced", [bytes([number]) * (20_000 * (number + 1)) for number in range(8)]
+    uri, contents = (
+        f"{bucket}/replaced",
+        [bytes([number]) * (20_000 * (number + 1)) for number in range(8)],
+    )
     storage.write_bytes(uri, contents[0])
     stop = threading.Event()
 
@@ -74,7 +77,9 @@ def test_files_are_listed_at_any_depth_in_order(bucket: str) -> None:
 def test_pyarrow_reads_only_the_requested_columns(bucket: str) -> None:
     store, path = s3.filesystem(f"{bucket}/table.parquet")
     parquet.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), path, filesystem=store)
-    assert parquet.read_table(path, filesystem=store, columns=["text"]).to_pydict() == {"text": ["a", "b"]}
+    assert parquet.read_table(path, filesystem=store, columns=["text"]).to_pydict() == {
+        "text": ["a", "b"]
+    }
 
 
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files, storage.read_json])
@@ -131,7 +136,9 @@ def test_the_error_for_an_unreachable_endpoint_names_it(
 ) -> None:
     assert callable(use)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(s3.StorageError, match=f"{endpoint} is not reachable; check AWS_ENDPOINT_URL"):
+    with pytest.raises(
+        s3.StorageError, match=f"{endpoint} is not reachable; check AWS_ENDPOINT_URL"
+    ):
         use(f"{bucket}/key")
 
 
@@ -192,17 +199,26 @@ def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Pa
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
     # More than 5 MiB, so that the upload has several parts.
-    contents = {"big": bytes(range(256)) * 50_000, "deep/er/small": b"x", "empty": b"", "manifest.json": b"{}"}
+    contents = {
+        "big": bytes(range(256)) * 50_000,
+        "deep/er/small": b"x",
+        "empty": b"",
+        "manifest.json": b"{}",
+    }
     for name, content in contents.items():
         (source / name).write_bytes(content)
     storage.upload_folder(source, f"{bucket}/folder")
     storage.download_folder(f"{bucket}/folder/", tmp_path / "target")
     names = {
-        path.relative_to(tmp_path / "target").as_posix() for path in (tmp_path / "target").rglob("*") if path.is_file()
+        path.relative_to(tmp_path / "target").as_posix()
+        for path in (tmp_path / "target").rglob("*")
+        if path.is_file()
     }
     assert names == set(contents)
     for name, content in contents.items():
-        assert storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
+        assert (
+            storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
+        )
 
 
 def test_a_failed_download_leaves_no_files(bucket: str, tmp_path: Path) -> None:

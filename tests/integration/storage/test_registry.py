@@ -1,4 +1,5 @@
-"""Versions on S3 are complete or absent, equal files are one version, and concurrent writers set one champion."""
+"""Versions on S3 are complete or absent, equal files are one version, and concurrent writers set
+one champion."""
 
 import json
 import shutil
@@ -41,7 +42,8 @@ def version_folder(folder: Path, *, value: float = 0.0) -> Path:
     """Write the files of a probe and return their folder."""
     folder.mkdir()
     save_file(
-        {"weight": np.full((2, 3), value, np.float32), "bias": np.zeros(2, np.float32)}, folder / "head.safetensors"
+        {"weight": np.full((2, 3), value, np.float32), "bias": np.zeros(2, np.float32)},
+        folder / "head.safetensors",
     )
     config = VersionConfig(
         kind="probe",
@@ -68,22 +70,30 @@ def hybrid_folder(folder: Path, versions: list[ModelVersion], *, threshold: floa
 @pytest.fixture
 def versions(bucket: str, tmp_path: Path) -> list[ModelVersion]:
     """Two versions of one task."""
-    return [register(f"{bucket}/task", version_folder(tmp_path / str(n), value=n)) for n in range(2)]
+    return [
+        register(f"{bucket}/task", version_folder(tmp_path / str(n), value=n)) for n in range(2)
+    ]
 
 
-def write_run(task_uri: str, *, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> None:
+def write_run(
+    task_uri: str, *, candidate: ModelVersion, incumbent: ModelVersion, outcome: str
+) -> None:
     versions = {"candidate": candidate_record(candidate), "incumbent": candidate_record(incumbent)}
     write_finished_run(f"{task_uri}/runs/r", versions=versions, verdict=verdict_of(outcome))
 
 
-def test_registered_versions_are_listed_oldest_first_and_read_back(bucket: str, versions: list[ModelVersion]) -> None:
+def test_registered_versions_are_listed_oldest_first_and_read_back(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
     assert list_versions(f"{bucket}/task") == versions
     assert read_version(versions[1].uri) == versions[1]
     assert versions[0].name == "task"
     assert versions[0].version.startswith("probe-")
 
 
-def test_the_same_files_are_the_same_version(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+def test_the_same_files_are_the_same_version(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
     again = register(f"{bucket}/task", version_folder(tmp_path / "again", value=1))
     assert again == versions[1]
     assert len(list_versions(f"{bucket}/task")) == 2
@@ -99,12 +109,15 @@ def test_an_upload_without_a_manifest_is_not_a_version(bucket: str, tmp_path: Pa
     storage.upload_folder(folder, f"{bucket}/task/versions/probe-half")
     assert list_versions(f"{bucket}/task") == []
     with pytest.raises(
-        RegistryError, match=r"no complete model version at .*probe-half.*run `tailorbird models` to list"
+        RegistryError,
+        match=r"no complete model version at .*probe-half.*run `tailorbird models` to list",
     ):
         read_version(f"{bucket}/task/versions/probe-half")
 
 
-def test_a_folder_without_weights_is_rejected_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_rejected_and_nothing_is_written(
+    bucket: str, tmp_path: Path
+) -> None:
     folder = version_folder(tmp_path / "empty")
     (folder / "head.safetensors").unlink()
     with pytest.raises(RegistryError, match=r"head\.safetensors is missing"):
@@ -115,12 +128,16 @@ def test_a_folder_without_weights_is_rejected_and_nothing_is_written(bucket: str
     assert not storage.exists(f"{bucket}/task")
 
 
-def test_evidence_next_to_a_version_does_not_change_its_digest(versions: list[ModelVersion]) -> None:
+def test_evidence_next_to_a_version_does_not_change_its_digest(
+    versions: list[ModelVersion],
+) -> None:
     write_evidence(versions[0].uri, {"evidence.json": b"{}"})
     assert read_version(versions[0].uri) == versions[0]
 
 
-def test_the_champion_is_changed_only_with_the_latest_etag(bucket: str, versions: list[ModelVersion]) -> None:
+def test_the_champion_is_changed_only_with_the_latest_etag(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
     task_uri = f"{bucket}/task"
     first = set_champion(task_uri, versions[0], etag=None, reason="the first", run="s3://none")
     stored = read_champion(task_uri)
@@ -130,14 +147,18 @@ def test_the_champion_is_changed_only_with_the_latest_etag(bucket: str, versions
     with pytest.raises(s3.PreconditionFailed):
         set_champion(task_uri, versions[0], etag=stored[1], reason="too late", run="s3://none")
     with pytest.raises(s3.PreconditionFailed):
-        set_champion(task_uri, versions[0], etag=None, reason="as if there were none", run="s3://none")
+        set_champion(
+            task_uri, versions[0], etag=None, reason="as if there were none", run="s3://none"
+        )
     latest = read_champion(task_uri)
     assert latest is not None
     assert latest[0].uri == versions[1].uri
     assert len(storage.list_files(f"{task_uri}/history")) == 2
 
 
-def test_each_change_of_the_champion_is_in_the_security_log(bucket: str, versions: list[ModelVersion]) -> None:
+def test_each_change_of_the_champion_is_in_the_security_log(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
     task_uri, today = f"{bucket}/task", datetime.now(UTC).date()
     first = set_champion(task_uri, versions[0], reason="the first")
     stored = read_champion(task_uri)
@@ -159,13 +180,26 @@ def test_each_change_of_the_champion_is_in_the_security_log(bucket: str, version
     assert isinstance(after, dict)
     assert (events[0].before, before) == (None, events[0].after)
     assert (before["digest"], after["digest"]) == (first.digest, versions[1].digest)
-    assert after["reason"] == {"change": "promotion", "text": "better", "override": None, "runtime": None}
+    assert after["reason"] == {
+        "change": "promotion",
+        "text": "better",
+        "override": None,
+        "runtime": None,
+    }
 
 
-def test_exactly_one_of_several_concurrent_promotions_succeeds(bucket: str, versions: list[ModelVersion]) -> None:
+def test_exactly_one_of_several_concurrent_promotions_succeeds(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
     def attempt(number: int) -> bool:
         try:
-            set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number), run="s3://none")
+            set_champion(
+                f"{bucket}/task",
+                versions[number % 2],
+                etag=None,
+                reason=str(number),
+                run="s3://none",
+            )
         except s3.PreconditionFailed:
             return False
         return True
@@ -174,7 +208,9 @@ def test_exactly_one_of_several_concurrent_promotions_succeeds(bucket: str, vers
         assert sum(pool.map(attempt, range(8))) == 1
 
 
-@pytest.mark.parametrize(("outcome", "winner"), [("FINE_TUNE", 1), ("STAY", 0), ("INSUFFICIENT_EVIDENCE", 0)])
+@pytest.mark.parametrize(
+    ("outcome", "winner"), [("FINE_TUNE", 1), ("STAY", 0), ("INSUFFICIENT_EVIDENCE", 0)]
+)
 def test_only_the_version_that_the_verdict_chose_is_promoted(
     bucket: str, versions: list[ModelVersion], outcome: str, winner: int
 ) -> None:
@@ -197,7 +233,8 @@ def test_a_verdict_about_another_champion_promotes_no_version(
     set_champion(task_uri, newer, etag=None, reason="by a later run", run="s3://none")
     write_run(task_uri, candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
     with pytest.raises(
-        PromotionRefused, match=r"compared with no champion, but the champion is now .*; run the recipe again"
+        PromotionRefused,
+        match=r"compared with no champion, but the champion is now .*; run the recipe again",
     ):
         promote_version(task_uri)
     champion = read_champion(task_uri)
@@ -227,19 +264,29 @@ def test_a_damaged_local_copy_is_replaced_after_the_files_are_restored(
             storage.delete(file)
         else:
             storage.write_bytes(file, damaged)
-        with pytest.raises(RegistryError, match=r"head.safetensors (was changed|is missing).*; restore"):
+        with pytest.raises(
+            RegistryError, match=r"head.safetensors (was changed|is missing).*; restore"
+        ):
             checked_copy(version.pinned)
         assert register(f"{bucket}/task", folder) == version
         assert (checked_copy(version.pinned) / "head.safetensors").read_bytes() == head
 
 
-def test_a_champion_that_was_changed_after_its_promotion_is_rejected(bucket: str, versions: list[ModelVersion]) -> None:
-    champion = set_champion(f"{bucket}/task", versions[0], etag=None, reason="because", run="s3://here")
+def test_a_champion_that_was_changed_after_its_promotion_is_rejected(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
+    champion = set_champion(
+        f"{bucket}/task", versions[0], etag=None, reason="because", run="s3://here"
+    )
     assert champion_version(champion) == versions[0]
     manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
-    manifest["head.safetensors"]["sha256"] = "0" * 64  # a forger changes both the file and the manifest
+    manifest["head.safetensors"]["sha256"] = (
+        "0" * 64
+    )  # a forger changes both the file and the manifest
     storage.write_json(f"{versions[0].uri}/manifest.json", manifest)
-    with pytest.raises(RegistryError, match=r"was changed: its manifest has the digest .*, but its name has"):
+    with pytest.raises(
+        RegistryError, match=r"was changed: its manifest has the digest .*, but its name has"
+    ):
         champion_version(champion)
 
 
@@ -260,7 +307,9 @@ def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[Mod
         promote_version(f"{bucket}/task", version=versions[0].uri)
 
 
-def test_a_version_keeps_its_temperature(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+def test_a_version_keeps_its_temperature(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
     folder = version_folder(tmp_path / "warm")
     config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
     write_config(folder, config.model_copy(update={"temperature": 1.7}))
@@ -284,7 +333,10 @@ def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
         register(task_uri, hybrid_folder(tmp_path / "turned", versions[::-1])),
     ]
     assert len({hybrid.digest, *(other.digest for other in others)}) == 3
-    assert set_champion(task_uri, hybrid, etag=None, reason="HYBRID by rule 3", run="s3://none").digest == hybrid.digest
+    assert (
+        set_champion(task_uri, hybrid, etag=None, reason="HYBRID by rule 3", run="s3://none").digest
+        == hybrid.digest
+    )
 
 
 def test_a_hybrid_of_a_missing_or_changed_version_or_of_a_hybrid_is_rejected(
@@ -295,14 +347,20 @@ def test_a_hybrid_of_a_missing_or_changed_version_or_of_a_hybrid_is_rejected(
     absent = versions[1].model_copy(update={"uri": f"{task_uri}/versions/full-absent"})
     other = versions[1].model_copy(update={"digest": "0" * 64})
     for number, (part, message) in enumerate(
-        ((absent, "no complete model version"), (other, "but 000.* is required"), (hybrid, "is a hybrid; the parts"))
+        (
+            (absent, "no complete model version"),
+            (other, "but 000.* is required"),
+            (hybrid, "is a hybrid; the parts"),
+        )
     ):
         with pytest.raises(RegistryError, match=message):
             register(task_uri, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
     assert len(list_versions(task_uri)) == 3
 
 
-def test_a_hybrid_with_a_changed_part_is_not_loaded(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+def test_a_hybrid_with_a_changed_part_is_not_loaded(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
     manifest = json.loads(storage.read_bytes(f"{versions[1].uri}/manifest.json"))
     manifest["head.safetensors"]["sha256"] = "0" * 64
@@ -311,7 +369,9 @@ def test_a_hybrid_with_a_changed_part_is_not_loaded(bucket: str, tmp_path: Path,
         load_offline(hybrid, batch_size=1)
 
 
-def test_a_hybrid_is_not_loaded_as_a_single_model(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+def test_a_hybrid_is_not_loaded_as_a_single_model(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
     with pytest.raises(ModelError, match="is a hybrid of two versions"):
         load_version(hybrid)

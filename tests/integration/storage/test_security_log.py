@@ -91,7 +91,10 @@ def test_a_change_is_recorded_before_it_happens_and_again_if_it_fails(bucket: st
 
 def test_nothing_changes_if_its_event_cannot_be_written(bucket: str) -> None:
     changed = False
-    with pytest.raises(s3.StorageError, match="does not exist"), recorded(event("x"), registry="s3://no-such-bucket"):
+    with (
+        pytest.raises(s3.StorageError, match="does not exist"),
+        recorded(event("x"), registry="s3://no-such-bucket"),
+    ):
         changed = True
     assert not changed
     assert bucket

@@ -1,7 +1,7 @@
 """Train on a cluster whose nodes change: `python -m tests.integration.training.nodes KIND`.
 
-KIND is `removed`, `drained` or `elastic`. The environment configures S3. The last line of the output is a report as
-JSON.
+KIND is `removed`, `drained` or `elastic`. The environment configures S3. The last line of the
+output is a report as JSON.
 """
 
 import json
@@ -39,7 +39,8 @@ LIMIT_S = 560
 
 
 class Watched(ProgressRecorder):
-    """Recorder of the events of work in a thread. The main thread, which must add the nodes, waits for events."""
+    """Recorder of the events of work in a thread. The main thread, which must add the nodes, waits
+    for events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ class Watched(ProgressRecorder):
         threading.Thread(target=run, daemon=True).start()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until `holds`; raise the work's error, or AssertionError if the work ended before."""
+        """Wait until `holds`; raise the work's error, or AssertionError if the work ended
+        before."""
         while not holds():
             ended = self.over.wait(TICK_S)
             if self.failure is not None:
@@ -77,9 +79,14 @@ def too_long(*_: Any) -> None:
 
 
 def workers(*states: str) -> list[str]:
-    """Return the node of each worker in these states from GCS, since the state API needs a dashboard."""
+    """Return the node of each worker in these states from GCS, since the state API needs a
+    dashboard."""
     actors = ray._private.state.actors().values()
-    running = [actor for actor in actors if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states]
+    running = [
+        actor
+        for actor in actors
+        if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states
+    ]
     return [actor["Address"]["NodeID"] for actor in running]
 
 
@@ -96,17 +103,25 @@ def removed(cluster: Cluster, recorder: Watched) -> None:
     """Three nodes for two workers; a worker's node is lost without notice."""
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
     recorder.until_event(second_epoch)
-    cluster.remove_node(nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False)
+    cluster.remove_node(
+        nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False
+    )
     recorder.until(recorder.over.is_set)
 
 
 def drained(cluster: Cluster, recorder: Watched) -> None:
-    """Three nodes for two workers; a worker's node is drained with 30 s notice, as a spot instance."""
+    """Three nodes for two workers; a worker's node is drained with 30 s notice, as a spot
+    instance."""
     nodes = {cluster.add_node(num_cpus=1).node_id for _ in range(2)}
     recorder.until_event(second_epoch)
     drain = ray._private.worker.global_worker.gcs_client.drain_node
-    node, deadline = next(node for node in workers("ALIVE") if node in nodes), int(time.time() * 1000) + NOTICE_MS
-    accepted, reason = drain(node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)
+    node, deadline = (
+        next(node for node in workers("ALIVE") if node in nodes),
+        int(time.time() * 1000) + NOTICE_MS,
+    )
+    accepted, reason = drain(
+        node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline
+    )
     assert accepted, reason
     recorder.until(recorder.over.is_set)
 
@@ -135,11 +150,18 @@ def main(kind: str) -> None:
     change, fields = KINDS[kind]
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
-    values = {"method": "lora", "batch_size": 8, "learning_rate": 1e-3, "start_timeout_s": START_TIMEOUT_S}
+    values = {
+        "method": "lora",
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "start_timeout_s": START_TIMEOUT_S,
+    }
     config = TrainingConfig.model_validate(values | fields)
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
-    ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S)
+    ray.train.ScalingConfig = partial(
+        ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S
+    )
     cluster, recorder = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), Watched()
     try:
         os.environ |= {
@@ -148,12 +170,17 @@ def main(kind: str) -> None:
         }
         ray.init(address=cluster.address, log_to_driver=False)
         with forward_events(recorder) as events:
-            task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
+            task, uri = (
+                training_task(DATA, num_rows=NUM_ROWS),
+                f"{REGISTRY}/training-{uuid.uuid4().hex}",
+            )
             recorder.start(lambda: finetune(config, task=task, uri=uri, events=events))
             change(cluster, recorder)
             started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
         report = {
-            "ends": [(event.epoch, event.loss, event.score) for event in recorder.of_kind(EpochEvent)],
+            "ends": [
+                (event.epoch, event.loss, event.score) for event in recorder.of_kind(EpochEvent)
+            ],
             "group_sizes": recorder.group_sizes,
             "num_workers": started,
             "steps": steps(recorder, epoch=1),

@@ -1,6 +1,7 @@
 """Train in a separate process: `python -m tests.integration.training.one_training DATA URI`.
 
-A second call resumes. The environment configures Ray and S3. Each event is printed as a line of JSON.
+A second call resumes. The environment configures Ray and S3. Each event is printed as a line of
+JSON.
 """
 
 import json
@@ -15,7 +16,9 @@ from tests.integration.training.test_training import training_task
 from training.trainer import finetune
 
 NUM_EPOCHS, NUM_ROWS = 5, 160
-TRAINING = TrainingConfig(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
+TRAINING = TrainingConfig(
+    method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3
+)
 
 
 def print_event(event: ProgressEvent) -> None:

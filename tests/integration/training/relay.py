@@ -1,4 +1,5 @@
-"""A TCP proxy to a local port that a test can close and reopen: a dashboard that is temporarily unreachable."""
+"""A TCP proxy to a local port that a test can close and reopen: a dashboard that is temporarily
+unreachable."""
 
 import socket
 import threading

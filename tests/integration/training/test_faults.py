@@ -58,9 +58,17 @@ class FaultInjector(ProgressRecorder):
             self.inject()
 
 
-def run(config: TrainingConfig, task: TrainingTask, *, recorder: ProgressReporter, uri: str | None = None) -> None:
+def run(
+    config: TrainingConfig,
+    task: TrainingTask,
+    *,
+    recorder: ProgressReporter,
+    uri: str | None = None,
+) -> None:
     with connect(), forward_events(recorder) as events:
-        finetune(config, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
+        finetune(
+            config, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events
+        )
     if isinstance(recorder, FaultInjector):
         assert recorder.injected
 
@@ -90,7 +98,9 @@ def test_sigterm_checkpoints_the_current_step_and_training_resumes_from_it(
     with connect():
         before = num_workers_started()
         run(config_of(), task, recorder=recorder)
-        assert num_workers_started() == before + 2 * 2  # the workers left after the notice, and others resumed
+        assert (
+            num_workers_started() == before + 2 * 2
+        )  # the workers left after the notice, and others resumed
     assert ends(recorder) == undisturbed
     numbers = steps(recorder, epoch=1)
     assert numbers == sorted(
@@ -112,12 +122,20 @@ def test_ray_46814_workers_killed_at_any_moment_do_not_change_the_losses(
     def report(event: ProgressEvent) -> None:
         recorder.record(event)
         if due and isinstance(event, StepEvent) and event.epoch * num_steps + event.step > min(due):
-            ticks.wait(generator.random())  # so that the kill is within a step, a checkpoint or its upload
-            with suppress(IndexError, ProcessLookupError):  # the worker group of this step may have ended
+            ticks.wait(
+                generator.random()
+            )  # so that the kill is within a step, a checkpoint or its upload
+            with suppress(
+                IndexError, ProcessLookupError
+            ):  # the worker group of this step may have ended
                 os.kill(worker_pid(), signal.SIGKILL)
                 due.remove(min(due))
 
-    run(config_of(checkpoint_interval_s=1, max_failures=kills), task, recorder=ProgressReporter(report))
+    run(
+        config_of(checkpoint_interval_s=1, max_failures=kills),
+        task,
+        recorder=ProgressReporter(report),
+    )
     assert due == [], f"seed {seed}"
     assert ends(recorder) == undisturbed, f"seed {seed}"
 
@@ -128,7 +146,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: Any) -> Itera
     assert stack.s3_endpoint
     base, claim = ports.claim_ports()
     own = Server(tmp_path, base=base)
-    environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{base}", "TAILORBIRD_CACHE": str(tmp_path / "cache")}
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base}",
+        "TAILORBIRD_CACHE": str(tmp_path / "cache"),
+    }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trainer, "worker_environment", patched(environment))
@@ -195,7 +216,9 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A disk of 64 MB for the temporary files of the workers."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"a disk cannot be mounted: {mounted.stderr.decode().strip()}")
     monkeypatch.setattr(trainer, "worker_environment", patched({"TMPDIR": str(folder)}))
@@ -207,12 +230,18 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
     task: TrainingTask, small_disk: Path, undisturbed: set[tuple[int, float, float]]
 ) -> None:
-    uri, filler, over = f"{REGISTRY}/training-{uuid.uuid4().hex}", small_disk / "filler", threading.Event()
+    uri, filler, over = (
+        f"{REGISTRY}/training-{uuid.uuid4().hex}",
+        small_disk / "filler",
+        threading.Event(),
+    )
 
     def keep_full() -> None:
         with filler.open("ab", buffering=0) as stream:
             while not over.wait(0.02):
-                with suppress(OSError):  # the disk is full; it has space again when an incomplete checkpoint is deleted
+                with suppress(
+                    OSError
+                ):  # the disk is full; it has space again when an incomplete checkpoint is deleted
                     stream.write(bytes(1 << 20))
 
     def fill() -> None:
@@ -222,7 +251,10 @@ def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
     config = config_of(
         checkpoint_interval_s=5, max_failures=0
     )  # in a retry, Python would use another folder with space
-    with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: {small_disk} has .* left"):
+    with pytest.raises(
+        TrainingFailed,
+        match=rf"after 0 retries: worker .*the disk is full: {small_disk} has .* left",
+    ):
         run(config, task, recorder=recorder, uri=uri)
     over.set()
     filler.unlink()
@@ -233,7 +265,8 @@ def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
 
 
 def nodes(kind: str) -> dict[str, Any]:
-    """Train on changing nodes and return the report. A separate process is used, since this one is connected to Ray."""
+    """Train on changing nodes and return the report. A separate process is used, since this one is
+    connected to Ray."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.integration.training.nodes", kind],
         cwd=ROOT,

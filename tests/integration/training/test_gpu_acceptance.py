@@ -18,8 +18,12 @@ SETTINGS = ("AWS_", "RAY_", "TAILORBIRD_")
 
 
 def test_all_parts_of_the_acceptance_test_run_in_their_reduced_form() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-    with tempfile.TemporaryDirectory(prefix="tb-", dir="/tmp") as temporary:  # paths of sockets must be short
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)
+    }
+    with tempfile.TemporaryDirectory(
+        prefix="tb-", dir="/tmp"
+    ) as temporary:  # paths of sockets must be short
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu", "--reduced"],
             cwd=ROOT,
@@ -35,8 +39,16 @@ def test_all_parts_of_the_acceptance_test_run_in_their_reduced_form() -> None:
             process.wait()
         assert process.returncode == 0, output[-6000:]
         assert processes_with(temporary) == []
-    results = [json.loads(line) for line in output.splitlines() if line.startswith('{"benchmark": "gpu ')]
-    assert [result["benchmark"] for result in results] == ["gpu a", "gpu a", "gpu b", "gpu c", "gpu d"]
+    results = [
+        json.loads(line) for line in output.splitlines() if line.startswith('{"benchmark": "gpu ')
+    ]
+    assert [result["benchmark"] for result in results] == [
+        "gpu a",
+        "gpu a",
+        "gpu b",
+        "gpu c",
+        "gpu d",
+    ]
     for result in results:
         assert result["reduced"]
         assert result["holds"] or result.get("skipped") == "vLLM is not installed", result

@@ -22,7 +22,15 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tests.integration.cluster.job_on_nodes import NUM_TRIALS
 from tests.integration.load import Responses, under_load
-from tests.integration.machines import Machine, Machines, joined, kill, redis_server, report_figure, wait
+from tests.integration.machines import (
+    Machine,
+    Machines,
+    joined,
+    kill,
+    redis_server,
+    report_figure,
+    wait,
+)
 from tests.integration.serving.classification.service import TEXTS, Service
 from tests.integration.small import REGISTRY, ROOT
 from tests.integration.training.one_training import NUM_EPOCHS
@@ -41,7 +49,10 @@ def test_a_job_completes_if_a_node_is_lost_during_its_sweep(small_data: str) -> 
     name = "job-on-nodes"
     assert small_data == "s3://lake/small"
     process = subprocess.run(
-        [sys.executable, "-m", "tests.integration.cluster.job_on_nodes", name], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tests.integration.cluster.job_on_nodes", name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     report = json.loads(process.stdout.splitlines()[-1])
@@ -50,36 +61,51 @@ def test_a_job_completes_if_a_node_is_lost_during_its_sweep(small_data: str) -> 
     assert report["n"] == 400  # every test row was evaluated
     assert len(report["trials"]) == NUM_TRIALS
     assert all(trial["result"] and not trial["failure"] for trial in report["trials"])
-    assert report["taken"] == {trial["trial"]: 1 + (trial["trial"] == report["again"]) for trial in report["trials"]}
-    assert min(epoch for trial, epoch in report["trained"] if trial == report["again"]) >= 1  # it resumed
+    assert report["taken"] == {
+        trial["trial"]: 1 + (trial["trial"] == report["again"]) for trial in report["trials"]
+    }
+    assert (
+        min(epoch for trial, epoch in report["trained"] if trial == report["again"]) >= 1
+    )  # it resumed
 
 
 class Site:
-    """A head node with its state in Redis, two worker nodes with one CPU each, and a service with a replica on each."""
+    """A head node with its state in Redis, two worker nodes with one CPU each, and a service with a
+    replica on each."""
 
     def __init__(self, machines: Machines, *, redis: str, password: str) -> None:
         self.machines, self._redis, self._password = machines, redis, password
         self.head = self.start_head("head")
-        self.left, self.right = (machines.worker(name, "--num-cpus=1") for name in ("left", "right"))
+        self.left, self.right = (
+            machines.worker(name, "--num-cpus=1") for name in ("left", "right")
+        )
         for node in (self.left, self.right):
             wait(lambda node=node: joined(node), of=node)  # type: ignore[misc]
 
     def start_head(self, name: str) -> Machine:
-        """Start a head node with a new disk, so that it reads the state of the cluster from Redis."""
-        return self.machines.head(name, f"--redis-password={self._password}", RAY_REDIS_ADDRESS=self._redis)
+        """Start a head node with a new disk, so that it reads the state of the cluster from
+        Redis."""
+        return self.machines.head(
+            name, f"--redis-password={self._password}", RAY_REDIS_ADDRESS=self._redis
+        )
 
     def is_whole(self) -> bool:
         """Return True if exactly two replicas run, one on each worker node."""
         listed = self.replicas()
         alone = [
-            listed & {process.pid for process in stack.family(node.process.pid)} for node in (self.left, self.right)
+            listed & {process.pid for process in stack.family(node.process.pid)}
+            for node in (self.left, self.right)
         ]
         return len(listed) == 2 and all(len(pids) == 1 for pids in alone)
 
     def replicas(self) -> set[int]:
         """Return the process ids of the running replicas from Serve."""
         replicas = serve_client.replicas_of(NAME)
-        return {replica.pid for replica in replicas if replica.state == "RUNNING" and replica.pid is not None}
+        return {
+            replica.pid
+            for replica in replicas
+            if replica.state == "RUNNING" and replica.pid is not None
+        }
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +116,10 @@ def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> I
     machines = Machines(folder, environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "600"})
     password = secrets.token_hex(16)
     try:
-        with redis_server(folder / "redis", port=machines.redis_port, password=password) as address, machines.used():
+        with (
+            redis_server(folder / "redis", port=machines.redis_port, password=password) as address,
+            machines.used(),
+        ):
             site = Site(machines, redis=address, password=password)
             (folder / "versions").mkdir()
             service = Service(TASK_URI, folder / "versions")
@@ -111,7 +140,10 @@ def settled(responses: Responses) -> bool:
 def logged() -> set[str]:
     """Return the clients' request ids in the log."""
     files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-    tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["x_request_id"]) for uri in files]
+    tables = [
+        pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["x_request_id"])
+        for uri in files
+    ]
     return {request_id for table in tables for request_id in table["x_request_id"].to_pylist()}
 
 
@@ -160,14 +192,17 @@ def test_a_lost_head_ends_training_but_loses_no_answer_and_no_checkpoint(
         wait(site.is_whole, within_s=MENDED_S)
         report_figure("whole_s", time.monotonic() - at)
         time.sleep(SETTLED_S)
-    report_figure("at the left node", (dict(alone), dict(at_left.statuses()), at_left.without_answer_s()))
+    report_figure(
+        "at the left node", (dict(alone), dict(at_left.statuses()), at_left.without_answer_s())
+    )
     report_figure("at the head", (dict(at_head.statuses()), at_head.without_answer_s()))
     at = time.monotonic()
     again, events_again = training(small_data, uri, log=tmp_path / "again.log")
     assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()[-3000:]
     report_figure("trained_s", time.monotonic() - at)
     first, then = (
-        [event.epoch for event in log if isinstance(event, EpochEvent)] for log in (events(), events_again())
+        [event.epoch for event in log if isinstance(event, EpochEvent)]
+        for log in (events(), events_again())
     )
     report_figure("epochs", (first, then))
     assert left != 0
@@ -179,14 +214,18 @@ def test_a_lost_head_ends_training_but_loses_no_answer_and_no_checkpoint(
     wait(lambda: at_left.ids(200) | at_head.ids(200) <= logged(), within_s=MENDED_S)
 
 
-def training(data: str, uri: str, *, log: Path) -> tuple["subprocess.Popen[bytes]", Callable[[], list[ProgressEvent]]]:
+def training(
+    data: str, uri: str, *, log: Path
+) -> tuple["subprocess.Popen[bytes]", Callable[[], list[ProgressEvent]]]:
     """Start `one_training`; return its process and a function that returns its events so far."""
     command = [sys.executable, "-m", "tests.integration.training.one_training", data, uri]
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
 
     def events() -> list[ProgressEvent]:
-        rows = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]
+        rows = [
+            json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')
+        ]
         return [EVENTS[row.pop("event")](**row) for row in rows]
 
     return process, events

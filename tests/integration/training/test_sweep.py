@@ -1,4 +1,5 @@
-"""The sweep with Ray Tune and Ray Train stops early, survives a killed worker and exports the best trial."""
+"""The sweep with Ray Tune and Ray Train stops early, survives a killed worker and exports the best
+trial."""
 
 import os
 import signal
@@ -62,24 +63,36 @@ def stopped(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     trackers = [name for name, package in PACKAGES.items() if find_spec(package)]
     fields = {"num_trials": 2, "grace_epochs": 4, "space": SMALL_RATES, "trackers": trackers}
     config = TuningConfig.model_validate(fields)
-    target, uri, recorder = Target({"majority": 0.2, "probe": 0.99}, 0.99, ""), a_uri(), ProgressRecorder()
+    target, uri, recorder = (
+        Target({"majority": 0.2, "probe": 0.99}, 0.99, ""),
+        a_uri(),
+        ProgressRecorder(),
+    )
     with connect(), pytest.MonkeyPatch.context() as patched, forward_events(recorder) as events:
         patched.setenv(MLFLOW_URI, f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
         patched.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
         task = training_task(small_data, num_rows=64)
         result = sweep(config, training=training, task=task, target=target, uri=uri, events=events)
-        yield StoppedSweep(result=result, training=training, target=target, uri=uri, recorder=recorder)
+        yield StoppedSweep(
+            result=result, training=training, target=target, uri=uri, recorder=recorder
+        )
 
 
-def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(stopped: StoppedSweep) -> None:
+def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(
+    stopped: StoppedSweep,
+) -> None:
     result = stopped.result
     trials = [row for row in result.rows if row.status != "baseline"]
     assert [row.status.startswith("stopped: cannot reach") for row in trials] == [True, True]
     assert [len(row.scores) for row in trials] == [2, 2]
-    assert {row.trial: row.score for row in result.rows if row.status == "baseline"} == stopped.target.baselines
+    assert {
+        row.trial: row.score for row in result.rows if row.status == "baseline"
+    } == stopped.target.baselines
     assert result.rows[0].trial == "probe"
     rates = {row.config["learning_rate"] for row in trials}
-    assert result.selected == stopped.training.model_copy(update={"learning_rate": result.selected.learning_rate})
+    assert result.selected == stopped.training.model_copy(
+        update={"learning_rate": result.selected.learning_rate}
+    )
     assert result.selected.learning_rate in rates
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert result.trained.score == max(row.score for row in trials)
@@ -111,7 +124,9 @@ def test_tensorboard_has_each_trial(stopped: StoppedSweep) -> None:
     assert len([file for file in files if "events.out.tfevents" in file]) == 2
 
 
-def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(small_data: str) -> None:
+def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(
+    small_data: str,
+) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
     with connect():
@@ -156,7 +171,9 @@ class TooLargeRuntime(ClassifierRuntime):
         assert isinstance(self.task, OneTooLarge)
         with suppress(FileExistsError):
             self.task.marker.mkdir()
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"
+            )
         return super().loss(engine, config, batch)
 
 
@@ -164,14 +181,20 @@ class TooLargeRuntime(ClassifierRuntime):
     ("kind", "reason"),
     [
         (OneRefusedExport, "failed: these weights are refused"),
-        (OneTooLarge, "failed: worker 0: CUDA out of memory. Tried to allocate 2.00 GiB; set several of training."),
+        (
+            OneTooLarge,
+            "failed: worker 0: CUDA out of memory. Tried to allocate 2.00 GiB; set several of "
+            "training.",
+        ),
     ],
 )
 def test_a_trial_whose_export_is_refused_or_that_exceeds_its_gpu_fails_and_another_trial_is_selected(
     small_data: str, tmp_path: Path, kind: type[OneRefusedExport], reason: str
 ) -> None:
     task = kind(**vars(training_task(small_data, num_rows=32)), marker=tmp_path / "refused")
-    training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, batch_tokens=1)  # one row in each micro-batch
+    training = TrainingConfig(
+        num_workers=1, epochs=1, batch_size=16, batch_tokens=1
+    )  # one row in each micro-batch
     with connect():
         config = TuningConfig(num_trials=2, space=RATES)
         result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
@@ -189,14 +212,21 @@ def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data
         training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
         config = TuningConfig(num_trials=2, max_concurrent_trials=2)
         result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
-        wait(lambda: {group["state"] for group in placement_group_table().values()} == {"REMOVED"}, within_s=60)
+        wait(
+            lambda: {group["state"] for group in placement_group_table().values()} == {"REMOVED"},
+            within_s=60,
+        )
         wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)
     assert [row.status for row in result.rows] == ["completed", "completed"]
 
 
-def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complete(small_data: str) -> None:
+def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complete(
+    small_data: str,
+) -> None:
     task = training_task(small_data, num_rows=32)
-    training = TrainingConfig(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
+    training = TrainingConfig(
+        epochs=4, batch_size=32, checkpoint_interval_s=0
+    )  # one step an epoch, then a checkpoint
     config = TuningConfig(num_trials=2, space=RATES, grace_epochs=4)
     uri = a_uri()
     killed: list[str | None] = []
@@ -211,16 +241,25 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
 
     with connect():
         with forward_events(undisturbed) as events:
-            complete = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri(), events=events)
+            complete = sweep(
+                config, training=training, task=task, target=NO_TARGET, uri=a_uri(), events=events
+            )
         with forward_events(ProgressReporter(report)) as events:
-            result = sweep(config, training=training, task=task, target=NO_TARGET, uri=uri, events=events)
+            result = sweep(
+                config, training=training, task=task, target=NO_TARGET, uri=uri, events=events
+            )
     assert [row.status for row in result.rows] == ["completed", "completed"]
     assert len(killed) == 1
     epochs = [event.epoch for event in recorder.of_kind(EpochEvent) if event.trial == killed[0]]
     assert epochs.count(0) == 1  # it did not start again
     assert set(epochs) == {0, 1, 2, 3}
     # Repeated steps have the same result.
-    assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in complete.rows]
-    ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
+    assert [(row.config, row.scores) for row in result.rows] == [
+        (row.config, row.scores) for row in complete.rows
+    ]
+    ends = [
+        {(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)}
+        for each in (undisturbed, recorder)
+    ]
     assert ends[1] == ends[0]
     assert not [file for file in storage.list_files(uri) if "/checkpoints/" in file]

@@ -1,4 +1,5 @@
-"""A driver that ended during its sweep is started again: it keeps finished trials and resumes the others."""
+"""A driver that ended during its sweep is started again: it keeps finished trials and resumes the
+others."""
 
 import signal
 import subprocess
@@ -22,8 +23,9 @@ OVERRIDES = (
     "tuning.num_trials=3",
     "tuning.grace_epochs=4",
     "training.epochs=4",
-    # Two steps an epoch, with a checkpoint after each. A checkpoint is uploaded before the next one is written, so that
-    # the checkpoint of the first epoch is in the journal before the last step of a trial that ends after two epochs.
+    # Two steps an epoch, with a checkpoint after each. A checkpoint is uploaded before the next one
+    # is written, so that the checkpoint of the first epoch is in the journal before the last step
+    # of a trial that ends after two epochs.
     "training.batch_size=64",
     "training.checkpoint_interval_s=0",
     "evaluation.minimum_gain=0",
@@ -32,8 +34,11 @@ OVERRIDES = (
 WAIT_S = 300
 
 
-def trials_when(process: subprocess.Popen[str], *, task_uri: str, log: Path) -> tuple[str, tuple[TrialRecord, ...]]:
-    """Return the sweep's folder and the journal's trials, once one is finished and another is in its second epoch."""
+def trials_when(
+    process: subprocess.Popen[str], *, task_uri: str, log: Path
+) -> tuple[str, tuple[TrialRecord, ...]]:
+    """Return the sweep's folder and the journal's trials, once one is finished and another is in
+    its second epoch."""
     ticks = threading.Event()
     for _ in range(4 * WAIT_S):
         for path in written(task_uri, mark="/journal.json"):
@@ -41,7 +46,9 @@ def trials_when(process: subprocess.Popen[str], *, task_uri: str, log: Path) -> 
                 trials = SweepJournal.model_validate(storage.read_json(f"s3://{path}")).trials
             except s3.StorageError:  # read while the sweep wrote it
                 continue
-            if any(trial.result for trial in trials) and any(in_second_epoch(trial) for trial in trials):
+            if any(trial.result for trial in trials) and any(
+                in_second_epoch(trial) for trial in trials
+            ):
                 return f"s3://{path.rpartition('/')[0]}", trials
         assert process.poll() is None, log.read_text()
         ticks.wait(0.25)
@@ -49,13 +56,18 @@ def trials_when(process: subprocess.Popen[str], *, task_uri: str, log: Path) -> 
 
 
 def in_second_epoch(trial: TrialRecord) -> bool:
-    """Return True if an unfinished trial has a checkpoint, `.../<epoch>-<step>-...`, from after its first epoch."""
+    """Return True if an unfinished trial has a checkpoint, `.../<epoch>-<step>-...`, from after its
+    first epoch."""
     name = (trial.checkpoint or "").rpartition("/")[2]
     return not trial.result and bool(name) and not name.startswith("0-")
 
 
 @pytest.mark.parametrize(
-    "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+    "end",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    ],
 )
 def test_a_restarted_driver_keeps_finished_trials_and_resumes_the_others(
     small_data: str, tmp_path: Path, end: signal.Signals

@@ -1,4 +1,5 @@
-"""`finetune` on real workers: it trains and exports, stops if training diverges, and replaces a killed worker."""
+"""`finetune` on real workers: it trains and exports, stops if training diverges, and replaces a
+killed worker."""
 
 import os
 import signal
@@ -61,7 +62,9 @@ def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     )
 
 
-def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask, *, method: Kind) -> np.ndarray:
+def validation_logits(
+    trained: TrainingResult, task: ClassificationTrainingTask, *, method: Kind
+) -> np.ndarray:
     """Return the exported weights' logits of the validation rows."""
     base = local_copy(task.base_model)
     tokenizer = load_tokenizer(base)
@@ -74,7 +77,9 @@ def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask,
 def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) -> None:
     """tests/unit/training/test_ranks.py and the small run cover the other stages and methods."""
     task = training_task(small_data, num_rows=64)
-    config = TrainingConfig(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
+    config = TrainingConfig(
+        zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3
+    )
     recorder = ProgressRecorder()
     with connect(), forward_events(recorder) as events:
         uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
@@ -82,14 +87,19 @@ def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) 
     losses = [event.loss for event in recorder.of_kind(StepEvent)]
     assert losses
     assert np.isfinite(losses).all()
-    names = {name.removeprefix(f"{trained.weights}/").split("/")[0] for name in storage.list_files(trained.weights)}
+    names = {
+        name.removeprefix(f"{trained.weights}/").split("/")[0]
+        for name in storage.list_files(trained.weights)
+    }
     assert names == {"head.safetensors", "adapter"}
     logits = validation_logits(trained, task, method="lora")
     assert np.isfinite(logits).all()
     assert np.ptp(logits, axis=0).max() > 0.01  # the head has learned; it started with zeros
     predictions = [task.classes[index] for index in logits.argmax(1)]
     accuracy = np.mean(np.array(predictions) == np.array(task.validation.labels))
-    assert accuracy == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
+    assert accuracy == pytest.approx(
+        trained.score, abs=4 / len(task.validation)
+    )  # bf16 there, fp32 here
 
 
 @pytest.mark.long
@@ -101,7 +111,9 @@ def test_rows_that_ray_tasks_tokenize_have_the_tokens_of_one_process(
     parallel = mock.patch.object(tokenization, "map_remote", wraps=map_remote)
     with connect(), parallel as in_parallel:
         tokenized = with_tokenized_rows(task, part_chars=8)
-        assert in_parallel.call_count == (2 if make is classification_task else 1)  # its validation rows as well
+        assert in_parallel.call_count == (
+            2 if make is classification_task else 1
+        )  # its validation rows as well
         too_short = task_of(task.base_model, max_length=6)
         with pytest.raises(DataError, match="training conversations have no answer"):
             with_tokenized_rows(too_short, part_chars=8)
@@ -113,9 +125,13 @@ def test_rows_that_ray_tasks_tokenize_have_the_tokens_of_one_process(
 
 
 @pytest.mark.long
-def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(small_data: str) -> None:
+def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(
+    small_data: str,
+) -> None:
     task = training_task(small_data, num_rows=64)
-    config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
+    config = TrainingConfig(
+        epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0
+    )
     recorder = ProgressRecorder()
     with (
         connect(),
@@ -127,7 +143,9 @@ def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(sm
 
 
 @pytest.mark.long
-def test_a_worker_whose_gpu_is_too_small_is_not_started_again(small_data: str, tmp_path: Path) -> None:
+def test_a_worker_whose_gpu_is_too_small_is_not_started_again(
+    small_data: str, tmp_path: Path
+) -> None:
     class TooLarge(ClassificationTrainingTask):
         def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:
             (tmp_path / uuid.uuid4().hex).touch()
@@ -136,17 +154,26 @@ def test_a_worker_whose_gpu_is_too_small_is_not_started_again(small_data: str, t
             return runtime
 
     def out_of_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity"
+        )
 
     fields = vars(training_task(small_data, num_rows=64))
     config = TrainingConfig(batch_size=16, batch_tokens=1)  # each micro-batch is one row
-    with connect(), pytest.raises(TrainingFailed, match=r"14\.70 GiB; set several of training\.gradient_checkpointing"):
+    with (
+        connect(),
+        pytest.raises(
+            TrainingFailed, match=r"14\.70 GiB; set several of training\.gradient_checkpointing"
+        ),
+    ):
         finetune(config, task=TooLarge(**fields), uri=f"{REGISTRY}/training-{uuid.uuid4().hex}")
     assert len(list(tmp_path.iterdir())) == TrainingConfig().max_workers
 
 
 @pytest.mark.long
-def test_a_training_whose_micro_batches_exceed_the_gpu_finishes_with_smaller_ones(small_data: str) -> None:
+def test_a_training_whose_micro_batches_exceed_the_gpu_finishes_with_smaller_ones(
+    small_data: str,
+) -> None:
     class Large(ClassificationTrainingTask):
         def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:
             runtime = super().load_runtime(attention_dropout=attention_dropout)
@@ -157,7 +184,9 @@ def test_a_training_whose_micro_batches_exceed_the_gpu_finishes_with_smaller_one
         runtime: ClassifierRuntime, engine: Any, config: TrainingConfig, batch: Any, *, most: int
     ) -> torch.Tensor:
         if batch.num_tokens > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity"
+            )
         return ClassifierRuntime.loss(runtime, engine, config, batch)
 
     fields, recorder = vars(training_task(small_data, num_rows=64)), ProgressRecorder()
@@ -189,18 +218,27 @@ def test_ray_46814_a_worker_killed_in_an_epoch_does_not_change_the_loss(small_da
 
     with connect():
         with forward_events(undisturbed) as events:
-            finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
+            finetune(
+                config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events
+            )
         with forward_events(ProgressReporter(report)) as events:
-            trained = finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
+            trained = finetune(
+                config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events
+            )
     assert len(killed) == 1
     assert trained.epochs == 2
     # It may resume from an older checkpoint than the newest. Repeated steps have the same result.
-    ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
+    ends = [
+        {(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)}
+        for each in (undisturbed, recorder)
+    ]
     assert ends[1] == ends[0]
     assert np.isfinite(validation_logits(trained, task, method="full")).all()
 
 
 def worker_pid() -> int:
     """Return the process id of a worker of the training that runs on this stack."""
-    alive: list[Any] = ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    alive: list[Any] = ray_state.list_actors(
+        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    )
     return int(alive[0].pid)

@@ -1,4 +1,5 @@
-"""Prometheus queries of the dashboard's panels and the alerts, and the series that Prometheus keeps."""
+"""Prometheus queries of the dashboard's panels and the alerts, and the series that Prometheus
+keeps."""
 
 import json
 import re
@@ -24,8 +25,8 @@ OF_KUBERNETES = {
     "kube_cronjob_spec_suspend": {"namespace", "cronjob"},
     "push_time_seconds": {"job", "instance", "model", "namespace", "cronjob"},
 }
-"""Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in their source.
-The PodMonitor adds `cronjob` to those of the Pushgateway."""
+"""Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in
+their source. The PodMonitor adds `cronjob` to those of the Pushgateway."""
 WHEN_IT_HAPPENS = {
     "ray_tailorbird_log_rows_dropped_total",
     "ray_tailorbird_first_token_seconds_bucket",
@@ -34,7 +35,8 @@ WHEN_IT_HAPPENS = {
     "ray_tailorbird_endpoint_spend_total",
     "ray_tailorbird_hybrid_answers_total",
 }
-"""Metrics that do not exist until rows are lost, a chat model streams, or an endpoint or a hybrid answers."""
+"""Metrics that do not exist until rows are lost, a chat model streams, or an endpoint or a hybrid
+answers."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -45,19 +47,28 @@ def rules() -> list[dict[str, Any]]:
 def panels() -> dict[str, list[str]]:
     """Return the queries of each panel by title."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in dashboard["panels"]}
+    return {
+        panel["title"]: [target["expr"] for target in panel["targets"]]
+        for panel in dashboard["panels"]
+    }
 
 
 def variables() -> list[str]:
     """Return the queries of the dashboard's variables."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    return [
+        variable["query"]
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "query"
+    ]
 
 
 def queried_series() -> set[str]:
     """Return the names of all metrics in alerts and panels."""
     queries = (
-        [rule["expr"] for rule in rules()] + [query for panel in panels().values() for query in panel] + variables()
+        [rule["expr"] for rule in rules()]
+        + [query for panel in panels().values() for query in panel]
+        + variables()
     )
     return {name for query in queries for name in NAME.findall(query)}
 
@@ -78,4 +89,6 @@ def kept() -> list[str]:
 
 def exposed(exposition: str) -> set[str]:
     """Return the names of the samples in the output of a metrics endpoint."""
-    return {match[1] for match in re.finditer(r"^([a-zA-Z_:][\w:]*)(?:\{| )", exposition, re.MULTILINE)}
+    return {
+        match[1] for match in re.finditer(r"^([a-zA-Z_:][\w:]*)(?:\{| )", exposition, re.MULTILINE)
+    }

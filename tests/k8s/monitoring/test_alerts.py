@@ -18,7 +18,8 @@ A = 'namespace="n", application="a"'
 
 @pytest.fixture(scope="module")
 def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the rules as Prometheus reads them; skip the tests if promtool is not installed."""
+    """Return a folder with the rules as Prometheus reads them; skip the tests if promtool is not
+    installed."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian's package promtool)")
     folder = tmp_path_factory.mktemp("rules")
@@ -28,13 +29,17 @@ def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_promtool(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_prometheus_accepts_the_rules(promtool: Path) -> None:
-    assert f"{len(queries.rules())} rules found" in run_promtool(promtool, "check", "rules", "rules.yaml")
+    assert f"{len(queries.rules())} rules found" in run_promtool(
+        promtool, "check", "rules", "rules.yaml"
+    )
 
 
 def series(name: str, labels: str, values: str) -> dict[str, str]:
@@ -42,7 +47,9 @@ def series(name: str, labels: str, values: str) -> dict[str, str]:
 
 
 def requests(status: str, each_minute: int) -> dict[str, str]:
-    return series("ray_serve_num_http_requests_total", f'{A}, status_code="{status}"', f"0+{each_minute}x60")
+    return series(
+        "ray_serve_num_http_requests_total", f'{A}, status_code="{status}"', f"0+{each_minute}x60"
+    )
 
 
 def buckets(*, slow: int) -> list[dict[str, str]]:
@@ -73,7 +80,9 @@ def job_status(status: str, *, pod: str = "1") -> dict[str, str]:
 
 def cron_job(name: str, *, created: int, namespace: str = "n") -> dict[str, str]:
     """Return the series of a CronJob, created at this Unix time."""
-    return series("kube_cronjob_created", f'namespace="{namespace}", cronjob="{name}"', f"{created}x60")
+    return series(
+        "kube_cronjob_created", f'namespace="{namespace}", cronjob="{name}"', f"{created}x60"
+    )
 
 
 def suspended(name: str, values: str) -> dict[str, str]:
@@ -83,7 +92,9 @@ def suspended(name: str, values: str) -> dict[str, str]:
 
 def push(model: str, values: str, *, namespace: str = "n") -> dict[str, str]:
     """Return the times of the pushes of the CronJob `watch-MODEL`."""
-    labels = f'namespace="{namespace}", model="{model}", cronjob="watch-{model}", job="tailorbird-watch"'
+    labels = (
+        f'namespace="{namespace}", model="{model}", cronjob="watch-{model}", job="tailorbird-watch"'
+    )
     return series("push_time_seconds", labels, values)
 
 
@@ -105,7 +116,8 @@ def drift(statistic: str, value: float, *, threshold: float) -> list[dict[str, s
 
 
 LABELS_OF_A = {"namespace": "n", "application": "a"}
-# An alert, series that fire it, minutes until it fires, its labels and summary, and series that must not fire it.
+# An alert, series that fire it, minutes until it fires, its labels and summary, and series that
+# must not fire it.
 CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict[str, str]]]] = [
     (
         "TailorbirdUnavailable",
@@ -113,7 +125,10 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         1,
         {"job": "tailorbird-readyz", "instance": "u"},
         "u does not answer with 200",
-        [series("probe_success", 'job="tailorbird-readyz"', "1x60"), series("probe_success", 'job="other"', "0x60")],
+        [
+            series("probe_success", 'job="tailorbird-readyz"', "1x60"),
+            series("probe_success", 'job="other"', "0x60"),
+        ],
     ),
     (
         "TailorbirdErrors",
@@ -141,7 +156,10 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
     ),
     (
         "TailorbirdVersionRefused",
-        [series("ray_tailorbird_version_refused", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
+        [
+            series("ray_tailorbird_version_refused", f'{A}, replica="{replica}"', f"{replica}x60")
+            for replica in (0, 1)
+        ],
         5,
         LABELS_OF_A,
         "the last version deployed for a cannot be loaded; the previous one still serves",
@@ -176,31 +194,52 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
     (
         "TailorbirdEndpointFailures",
         [
-            series("ray_tailorbird_endpoint_requests_total", f'{A}, version="v", outcome="{outcome}"', f"0+{number}x60")
+            series(
+                "ray_tailorbird_endpoint_requests_total",
+                f'{A}, version="v", outcome="{outcome}"',
+                f"0+{number}x60",
+            )
             for outcome, number in (("ok", 80), ("endpoint_busy", 15), ("endpoint_timeout", 5))
         ],
         6,
         LABELS_OF_A | {"version": "v"},
         "20% of the requests of v (a) to its endpoint fail",
         [
-            series("ray_tailorbird_endpoint_requests_total", f'{A}, version="v", outcome="{outcome}"', f"0+{number}x60")
+            series(
+                "ray_tailorbird_endpoint_requests_total",
+                f'{A}, version="v", outcome="{outcome}"',
+                f"0+{number}x60",
+            )
             for outcome, number in (("ok", 50), ("cancelled", 45), ("endpoint_busy", 5))
         ],
     ),
     (
         "TailorbirdFallbacks",
         [
-            series("ray_tailorbird_hybrid_answers_total", f'{A}, version="v", fallback="{fallback}"', f"0+{number}x60")
+            series(
+                "ray_tailorbird_hybrid_answers_total",
+                f'{A}, version="v", fallback="{fallback}"',
+                f"0+{number}x60",
+            )
             for fallback, number in (("no", 98), ("yes", 2))
         ],
         6,
         LABELS_OF_A | {"version": "v"},
         "2% of the answers of v (a) are not of the part that should answer",
-        [series("ray_tailorbird_hybrid_answers_total", f'{A}, version="v", fallback="no"', "0+100x60")],
+        [
+            series(
+                "ray_tailorbird_hybrid_answers_total",
+                f'{A}, version="v", fallback="no"',
+                "0+100x60",
+            )
+        ],
     ),
     (
         "TailorbirdApiKeys",
-        [series("ray_tailorbird_api_key_errors", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
+        [
+            series("ray_tailorbird_api_key_errors", f'{A}, replica="{replica}"', f"{replica}x60")
+            for replica in (0, 1)
+        ],
         5,
         LABELS_OF_A,
         "1 lines of the API keys of a cannot be read",
@@ -236,7 +275,10 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         15,
         {"namespace": "n", "name": "s"},
         "the RayService s is not ready",
-        [series("kuberay_service_condition_ready", f'{S}, condition="{ready}"', "1x60") for ready in ("true", "false")],
+        [
+            series("kuberay_service_condition_ready", f'{S}, condition="{ready}"', "1x60")
+            for ready in ("true", "false")
+        ],
     ),
     (
         "TailorbirdWatchFailed",
@@ -290,8 +332,8 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         1,
         {"namespace": "n", "cronjob": "watch-t"},
         "Prometheus has no gauges of the CronJob watch-t",
-        # A watch whose Pushgateway lost its data, one that is suspended, one that resumed, a CronJob of another kind,
-        # and a new one.
+        # A watch whose Pushgateway lost its data, one that is suspended, one that resumed, a
+        # CronJob of another kind, and a new one.
         [
             cron_job("watch-m", created=-36 * 3600),
             push("m", "0 stale"),
@@ -351,24 +393,40 @@ def test_each_alert_fires_on_time_and_only_above_its_threshold(promtool: Path) -
                 "alert_rule_test": [{"eval_time": "40m", "alertname": name, "exp_alerts": []}],
             }
         )
-    (promtool / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
+    (promtool / "tests.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests})
+    )
     run_promtool(promtool, "test", "rules", "tests.yaml")
 
 
-def test_the_documented_example_of_an_alert_on_the_spend_fires_above_its_limit(promtool: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(- alert:.*?)```", queries.ALERTS.read_text(), flags=re.DOTALL)
+def test_the_documented_example_of_an_alert_on_the_spend_fires_above_its_limit(
+    promtool: Path,
+) -> None:
+    (example,) = re.findall(
+        r"```yaml\n(- alert:.*?)```", queries.ALERTS.read_text(), flags=re.DOTALL
+    )
     (rule,) = yaml.safe_load(example)
-    (promtool / "spend.yaml").write_text(yaml.safe_dump({"groups": [{"name": "spend", "rules": [rule]}]}))
+    (promtool / "spend.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "spend", "rules": [rule]}]})
+    )
     assert set(queries.NAME.findall(rule["expr"])) == {f"ray_{ENDPOINT_SPEND.name}"}
     tests = []
     for each_hour, exp_alerts in ((2, True), (0.5, False)):  # 48 and 12 a day
         spend = [
-            series(f"ray_{ENDPOINT_SPEND.name}", f'{A}, version="{version}"', f"0+{each_hour / 2}x48")
+            series(
+                f"ray_{ENDPOINT_SPEND.name}", f'{A}, version="{version}"', f"0+{each_hour / 2}x48"
+            )
             for version in ("v", "w")
         ]
         annotations = {"alarm": "spend", "summary": "the endpoint of a cost 48 within a day"}
         alert = {"exp_labels": LABELS_OF_A | rule["labels"], "exp_annotations": annotations}
-        fires = {"eval_time": "30h", "alertname": rule["alert"], "exp_alerts": [alert] if exp_alerts else []}
+        fires = {
+            "eval_time": "30h",
+            "alertname": rule["alert"],
+            "exp_alerts": [alert] if exp_alerts else [],
+        }
         tests.append({"interval": "1h", "input_series": spend, "alert_rule_test": [fires]})
-    (promtool / "spend-tests.yaml").write_text(yaml.safe_dump({"rule_files": ["spend.yaml"], "tests": tests}))
+    (promtool / "spend-tests.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["spend.yaml"], "tests": tests})
+    )
     run_promtool(promtool, "test", "rules", "spend-tests.yaml")

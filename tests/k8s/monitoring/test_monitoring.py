@@ -15,11 +15,18 @@ from tailorbird.operate.pushgateway import JOB
 from tests.k8s.manifests import K8S, build, environment, matches, of_kind, pods_of
 from tests.k8s.monitoring import queries
 
-SERIES = {f"ray_{metric.name}": metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
-HISTOGRAMS = {
-    f"{name}_{end}": metric for name, metric in SERIES.items() if metric.buckets for end in ("bucket", "sum", "count")
+SERIES = {
+    f"ray_{metric.name}": metric for metric in vars(metrics).values() if isinstance(metric, Metric)
 }
-OTHER_SERIES = queries.OF_KUBERNETES | {name: {"model", label} - {""} for name, (label, _) in GAUGES.items()}
+HISTOGRAMS = {
+    f"{name}_{end}": metric
+    for name, metric in SERIES.items()
+    if metric.buckets
+    for end in ("bucket", "sum", "count")
+}
+OTHER_SERIES = queries.OF_KUBERNETES | {
+    name: {"model", label} - {""} for name, (label, _) in GAUGES.items()
+}
 PROMETHEUS_LABELS = {"namespace", "pod", "job", "instance"}
 RAY_LABELS = {"application", "deployment", "replica", "le", "ip", "status_code"}
 
@@ -32,7 +39,8 @@ def table(page: Path, heading: str) -> list[list[str]]:
 
 
 def documented_alerts() -> dict[str, str]:
-    """Return the condition of each alert of docs/alerts.md. The command itself prints the state of a challenger."""
+    """Return the condition of each alert of docs/alerts.md. The command itself prints the state of
+    a challenger."""
     headings = ("Alerts of a service or a run", "When `watch` raises an alarm")
     rows = [row for heading in headings for row in table(queries.ALERTS, heading)]
     return {row[0]: row[1] for row in rows if row[0] != "challenger"}
@@ -51,7 +59,9 @@ def test_durations_and_thresholds_of_alerts_are_those_of_the_documentation() -> 
             assert rule["for"] == f"{minutes[1]}m", rule["alert"]
         share = re.search(r"over ([\d.]+)%", condition)
         if share:
-            assert float(rule["expr"].rsplit(">", 1)[1]) == pytest.approx(float(share[1]) / 100), rule["alert"]
+            assert float(rule["expr"].rsplit(">", 1)[1]) == pytest.approx(float(share[1]) / 100), (
+                rule["alert"]
+            )
         for name in re.findall(r"\b(?:ray|kuberay|kube|push|tailorbird_watch)_\w+", condition):
             assert name in rule["expr"]
         hours = re.search(r"over (\d+) hours", condition)
@@ -64,15 +74,21 @@ def test_the_dashboard_has_every_panel_of_the_documentation() -> None:
     panels = queries.panels()
     assert set(panels) >= {row[0] for row in rows}
     for title, cell in rows:
-        expected = set(queries.NAME.findall(cell)) or {"ray_serve_num_http_requests_total"}  # "the same with"
-        assert {name for query in panels[title] for name in queries.NAME.findall(query)} == expected, title
+        expected = set(queries.NAME.findall(cell)) or {
+            "ray_serve_num_http_requests_total"
+        }  # "the same with"
+        assert {
+            name for query in panels[title] for name in queries.NAME.findall(query)
+        } == expected, title
 
 
 def test_every_query_uses_existing_metrics_and_labels() -> None:
     ours = {name for name in queries.queried_series() if name.startswith("ray_tailorbird")}
     assert len(ours) > 7
     assert ours <= {*(name for name, metric in SERIES.items() if not metric.buckets), *HISTOGRAMS}
-    every = [rule["expr"] for rule in queries.rules()] + [expr for panel in queries.panels().values() for expr in panel]
+    every = [rule["expr"] for rule in queries.rules()] + [
+        expr for panel in queries.panels().values() for expr in panel
+    ]
     for query in every:
         for name, chosen in re.findall(r"(ray_tailorbird_\w+)\{([^}]*)\}", query):
             labels = {*(SERIES | HISTOGRAMS)[name].labels, *PROMETHEUS_LABELS, *RAY_LABELS}
@@ -80,13 +96,19 @@ def test_every_query_uses_existing_metrics_and_labels() -> None:
         for by in re.findall(r"by \(([^)]*)\)", query):
             names = set(queries.NAME.findall(query)) & {*SERIES, *HISTOGRAMS}
             labels = set().union(*((SERIES | HISTOGRAMS)[name].labels for name in names))
-            others = {name: labels for name, labels in OTHER_SERIES.items() if re.search(rf"\b{name}\b", query)}
+            others = {
+                name: labels
+                for name, labels in OTHER_SERIES.items()
+                if re.search(rf"\b{name}\b", query)
+            }
             labels |= set().union(*others.values())
             assert set(by.split(", ")) <= labels | PROMETHEUS_LABELS | RAY_LABELS, query
 
 
 def test_every_alert_on_runs_services_and_watches_uses_existing_metrics_and_labels() -> None:
-    expressions = [rule["expr"] for rule in queries.rules() if not queries.NAME.findall(rule["expr"])]
+    expressions = [
+        rule["expr"] for rule in queries.rules() if not queries.NAME.findall(rule["expr"])
+    ]
     names = r"\b((?:kuberay|kube|push|tailorbird_watch)_\w+)"
     named = {name for expression in expressions for name in re.findall(names, expression)}
     assert named <= {*OTHER_SERIES}
@@ -109,36 +131,61 @@ def monitor_of(name: str, monitor: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_only_the_monitoring_part_needs_the_prometheus_operator_and_prometheus_selects_all_of_it(name: str) -> None:
-    """A cluster without the Prometheus Operator refuses its kinds. kube-prometheus-stack selects by `release`."""
-    of_prometheus = [doc for doc in environment(name) if doc["apiVersion"].startswith("monitoring.coreos.com/")]
+def test_only_the_monitoring_part_needs_the_prometheus_operator_and_prometheus_selects_all_of_it(
+    name: str,
+) -> None:
+    """A cluster without the Prometheus Operator refuses its kinds. kube-prometheus-stack selects by
+    `release`."""
+    of_prometheus = [
+        doc for doc in environment(name) if doc["apiVersion"].startswith("monitoring.coreos.com/")
+    ]
     part = build(f"{name}/monitoring")
     assert of_prometheus == [document for document in part if document["kind"] != "ConfigMap"]
-    assert {document["metadata"]["labels"]["release"] for document in part} == {"kube-prometheus-stack"}
-    operator = yaml.safe_load((K8S / "operator" / "monitoring.yaml").read_text())["metrics"]["serviceMonitor"]
+    assert {document["metadata"]["labels"]["release"] for document in part} == {
+        "kube-prometheus-stack"
+    }
+    operator = yaml.safe_load((K8S / "operator" / "monitoring.yaml").read_text())["metrics"][
+        "serviceMonitor"
+    ]
     assert operator["additionalLabels"] == {"release": "kube-prometheus-stack"}
-    assert operator["honorLabels"] is True  # otherwise every run and service has the operator's namespace
+    assert (
+        operator["honorLabels"] is True
+    )  # otherwise every run and service has the operator's namespace
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
 def test_the_gauges_of_watch_reach_prometheus(name: str) -> None:
     watch, gateway = (
-        next(pod for pod in pods_of(build(f"{name}/watch")) if pod.labels["tailorbird.io/role"] == role)
+        next(
+            pod
+            for pod in pods_of(build(f"{name}/watch"))
+            if pod.labels["tailorbird.io/role"] == role
+        )
         for role in ("watch", "pushgateway")
     )
     command = watch.spec["containers"][0]["command"]
     (service,) = of_kind(build(f"{name}/watch"), "Service")
     (port,) = service["spec"]["ports"]
-    assert command[command.index("--push") + 1] == f"http://{service['metadata']['name']}:{port['port']}"
+    assert (
+        command[command.index("--push") + 1]
+        == f"http://{service['metadata']['name']}:{port['port']}"
+    )
     assert matches({"matchLabels": service["spec"]["selector"]}, gateway.labels)
-    assert gateway.spec["containers"][0]["ports"] == [{"name": port["targetPort"], "containerPort": 9091}]
+    assert gateway.spec["containers"][0]["ports"] == [
+        {"name": port["targetPort"], "containerPort": 9091}
+    ]
     monitor = monitor_of(name, "pushgateway")
     assert matches(monitor["spec"]["selector"], gateway.labels)
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert (endpoint["port"], endpoint["honorLabels"]) == (port["targetPort"], True)  # `job` is the pushed one
+    assert (endpoint["port"], endpoint["honorLabels"]) == (
+        port["targetPort"],
+        True,
+    )  # `job` is the pushed one
     (relabeling,) = endpoint["relabelings"]
     (cron_job,) = of_kind(build(f"{name}/watch"), "CronJob")
-    (label,) = (label for label, value in gateway.labels.items() if value == cron_job["metadata"]["name"])
+    (label,) = (
+        label for label, value in gateway.labels.items() if value == cron_job["metadata"]["name"]
+    )
     source = "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)
     assert relabeling == {"sourceLabels": [source], "targetLabel": "cronjob"}
 
@@ -147,13 +194,18 @@ def test_the_gauges_of_watch_reach_prometheus(name: str) -> None:
 def test_the_pod_monitor_selects_ray_pods_and_their_metrics_port(name: str) -> None:
     monitor = monitor_of(name, "ray")
     ray = [
-        pod for part in ("service", "job") for pod in pods_of(build(f"{name}/{part}")) if "ray.io/cluster" in pod.labels
+        pod
+        for part in ("service", "job")
+        for pod in pods_of(build(f"{name}/{part}"))
+        if "ray.io/cluster" in pod.labels
     ]
     assert len(ray) >= 4
     for pod in ray:
         assert matches(monitor["spec"]["selector"], pod.labels)
         ports = {port["name"]: port["containerPort"] for port in pod.spec["containers"][0]["ports"]}
-        assert [ports[endpoint["port"]] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [8080]
+        assert [ports[endpoint["port"]] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [
+            8080
+        ]
     (client,) = pods_of(build(f"{name}/promote"))
     assert not matches(monitor["spec"]["selector"], client.labels)
 
@@ -162,8 +214,11 @@ def test_the_pod_monitor_selects_ray_pods_and_their_metrics_port(name: str) -> N
 def test_the_probe_belongs_to_the_service_and_has_the_job_name_of_the_alert(name: str) -> None:
     (probe,) = of_kind(build(f"{name}/monitoring"), "Probe")
     assert len(of_kind(environment(name), "Probe")) == 1
-    # `render` writes the service's address (tests/unit/release/test_manifests.py); one that is missing fires at once.
-    assert probe["spec"]["targets"]["staticConfig"]["static"] == ["http://SERVICE-serve-svc.NAMESPACE:8000/readyz"]
+    # `render` writes the service's address (tests/unit/release/test_manifests.py); one that is
+    # missing fires at once.
+    assert probe["spec"]["targets"]["staticConfig"]["static"] == [
+        "http://SERVICE-serve-svc.NAMESPACE:8000/readyz"
+    ]
     (rule,) = (rule for rule in queries.rules() if rule["annotations"]["alarm"] == "unavailable")
     assert f'job="{probe["spec"]["jobName"]}"' in rule["expr"]
 

@@ -1,4 +1,5 @@
-"""The acceptance test on a GPU: its coverage of settings, its report, its time limit, and the sets of wheels."""
+"""The acceptance test on a GPU: its coverage of settings, its report, its time limit, and the sets
+of wheels."""
 
 import importlib
 import importlib.metadata
@@ -37,7 +38,8 @@ LEAST_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
 def test_ten_combinations_cover_all_pairs_of_settings() -> None:
-    # Imported here, because the processes that other tests start import this module, and torch takes seconds.
+    # Imported here, because the processes that other tests start import this module, and torch
+    # takes seconds.
     from benchmarks.gpu.combinations import COMBINATIONS, Combination
 
     allowed = [
@@ -48,7 +50,9 @@ def test_ten_combinations_cover_all_pairs_of_settings() -> None:
         if values[0] >= LEAST_STAGE[values[4]]
     ]
     assert len(COMBINATIONS) == 10
-    assert {pair for one in COMBINATIONS for pair in pairs(one)} == {pair for one in allowed for pair in pairs(one)}
+    assert {pair for one in COMBINATIONS for pair in pairs(one)} == {
+        pair for one in allowed for pair in pairs(one)
+    }
 
 
 def pairs(combination: object) -> Iterator[tuple[object, ...]]:
@@ -66,7 +70,11 @@ def test_parameters_of_the_8b_model_are_bf16_only_where_fp32_does_not_fit_on_an_
     with torch.device("meta"):
         shape = shape_of(AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_8B)))
     room = 78 * 2**30
-    configs = [config_that_fits(stage, ranks, shape=shape, room=room) for ranks in (8, 32) for stage in (1, 2, 3)]
+    configs = [
+        config_that_fits(stage, ranks, shape=shape, room=room)
+        for ranks in (8, 32)
+        for stage in (1, 2, 3)
+    ]
     assert [config.parameter_dtype for config in configs] == ["bf16", *["fp32"] * 5]
     assert max(estimated_bytes(config, shape=shape) for config in configs) < room
 
@@ -79,10 +87,15 @@ def test_a_figure_out_of_its_bound_fails_the_part(capsys: pytest.CaptureFixture[
     report.finish("mfu is too low")
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["figures"], result["holds"]) == ({"rate": 2.0, "mfu": 0.3}, False)
-    assert (result["bounds"], result["failed"]) == ({"rate": ">= 1", "mfu": ">= 0.4"}, "mfu is too low")
+    assert (result["bounds"], result["failed"]) == (
+        {"rate": ">= 1", "mfu": ">= 0.4"},
+        "mfu is too low",
+    )
 
 
-def test_bounds_of_the_hardware_do_not_apply_in_the_reduced_form(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bounds_of_the_hardware_do_not_apply_in_the_reduced_form(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     report = Report("a", reduced=True)
     report.add("mfu", 0.3, ">= 0.4", hardware=True)
     with pytest.raises(Failed):
@@ -92,10 +105,15 @@ def test_bounds_of_the_hardware_do_not_apply_in_the_reduced_form(capsys: pytest.
     assert result["not_applicable"] == {"mfu": ">= 0.4"}
 
 
-def test_a_part_continues_after_a_figure_out_of_its_bound_if_requested(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_continues_after_a_figure_out_of_its_bound_if_requested(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     report = Report("a", reduced=False, keep_going=True)
     report.add_all({"mfu": 0.3, "rate": 0.9}, {"mfu": ">= 0.4", "rate": ">= 1"})
-    assert report.missed == ["mfu is 0.3, but the bound is >= 0.4", "rate is 0.9, but the bound is >= 1"]
+    assert report.missed == [
+        "mfu is 0.3, but the bound is >= 0.4",
+        "rate is 0.9, but the bound is >= 1",
+    ]
     report.finish("mfu is 0.3")
     assert not json.loads(capsys.readouterr().out.splitlines()[-1])["holds"]
 
@@ -127,8 +145,11 @@ AT_BOUND: dict[str, dict[str, float]] = {
 """Figures of each section of part a that are just within their bounds."""
 
 
-def run_part_a(monkeypatch: pytest.MonkeyPatch, report: Report, figures: dict[str, float], *sections: str) -> list[str]:
-    """Run part a with these figures instead of measured ones. Return the functions that ran as in a worker."""
+def run_part_a(
+    monkeypatch: pytest.MonkeyPatch, report: Report, figures: dict[str, float], *sections: str
+) -> list[str]:
+    """Run part a with these figures instead of measured ones. Return the functions that ran as in a
+    worker."""
     from benchmarks.gpu import part_a
 
     as_worker = []
@@ -138,8 +159,12 @@ def run_part_a(monkeypatch: pytest.MonkeyPatch, report: Report, figures: dict[st
             as_worker.append(function.__name__)
         return figures
 
-    monkeypatch.setattr(part_a, "in_child", lambda *arguments, **options: called(*arguments, **options))
-    monkeypatch.setattr(part_a, "from_child", lambda *arguments, **options: iter([called(*arguments, **options)]))
+    monkeypatch.setattr(
+        part_a, "in_child", lambda *arguments, **options: called(*arguments, **options)
+    )
+    monkeypatch.setattr(
+        part_a, "from_child", lambda *arguments, **options: iter([called(*arguments, **options)])
+    )
     if "matmul_tflops" in figures:
         monkeypatch.setattr(part_a, "in_child", lambda *_: figures["matmul_tflops"])
     part_a.run(report, sections)
@@ -156,18 +181,24 @@ def test_each_figure_of_part_a_has_a_bound_that_it_may_reach_and_not_exceed(
     assert report.bounds.keys() == figures.keys()
     for name, bound in report.bounds.items():
         worse = figures[name] * (0.99 if bound.startswith(">=") else 1.01)
-        with pytest.raises(Failed, match=rf"^{re.escape(name)} is \S+, but the bound is {re.escape(bound)}$"):
+        with pytest.raises(
+            Failed, match=rf"^{re.escape(name)} is \S+, but the bound is {re.escape(bound)}$"
+        ):
             run_part_a(monkeypatch, Report("a", reduced=False), figures | {name: worse}, section)
 
 
 @pytest.mark.parametrize("section", [name for name in AT_BOUND if name != "matmul"])
-def test_trainings_of_part_a_have_the_environment_of_a_worker(monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+def test_trainings_of_part_a_have_the_environment_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
     assert run_part_a(monkeypatch, Report("a", reduced=False), AT_BOUND[section], section)
 
 
 def test_a_process_has_the_given_variables_from_its_start() -> None:
     before = dict(os.environ)
-    assert in_child(os.getenv, "GLIBC_TUNABLES", environment={"GLIBC_TUNABLES": "glibc.malloc.top_pad=131072"})
+    assert in_child(
+        os.getenv, "GLIBC_TUNABLES", environment={"GLIBC_TUNABLES": "glibc.malloc.top_pad=131072"}
+    )
     assert dict(os.environ) == before
 
 
@@ -208,10 +239,14 @@ def test_all_weights_of_matrix_products_count_for_the_flops_of_a_token(name: str
     with torch.device("meta"):
         shape = shape_of(AutoModelForCausalLM.from_config(LlamaConfig(**case.size)))
     norms = (2 * shape.num_layers + 1) * shape.hidden
-    unused = 0 if case.size.get("tie_word_embeddings") else shape.vocabulary * shape.hidden  # of the input embedding
+    unused = (
+        0 if case.size.get("tie_word_embeddings") else shape.vocabulary * shape.hidden
+    )  # of the input embedding
     passes = 6 if case.config.method == "full" else 4
     attention = 12 * shape.num_layers * shape.hidden * case.num_tokens / 2
-    assert flops_per_token(case, shape) == passes * (shape.num_parameters - norms - unused) + attention
+    assert (
+        flops_per_token(case, shape) == passes * (shape.num_parameters - norms - unused) + attention
+    )
 
 
 def test_a_part_ends_at_its_time_limit() -> None:
@@ -258,7 +293,10 @@ def test_packages_that_the_machine_has_in_an_allowed_version_are_not_fetched() -
 
 
 def test_the_machine_s_own_packages_are_not_fetched() -> None:
-    lock = "# header\nray==2.60.0 \\\n    --hash=sha256:1\ntorch==2.13.0 \\\nnvidia-nccl-cu13==2.0 ; x\npeft==0.21.2\n"
+    lock = (
+        "# header\nray==2.60.0 \\\n    --hash=sha256:1\ntorch==2.13.0 \\\nnvidia-nccl-cu13==2.0 "
+        "; x\npeft==0.21.2\n"
+    )
     assert wheels.requirements(lock) == ["ray==2.60.0", "peft==0.21.2"]
 
 
@@ -276,7 +314,11 @@ def test_the_wheels_and_the_machine_s_own_packages_suffice_for_all_imports(tmp_p
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{wheels.ROOT}:{tmp_path}"}
     # -S: without the folder in which all packages are installed
     process = subprocess.run(
-        [sys.executable, "-S", "-c", IMPORT_ALL], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-S", "-c", IMPORT_ALL],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0, process.stderr
     assert int(process.stdout) > 300
@@ -292,16 +334,25 @@ def test_folders_are_removed_from_a_wheel_and_its_record(tmp_path: Path) -> None
     wheel = tmp_path / "ray-1-py3-none-any.whl"
     record = "ray/a.py,sha256=1,1\nray/jars/b.jar,sha256=2,2\nray-1.dist-info/RECORD,,\n"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name, content in (("ray/a.py", "a"), ("ray/jars/b.jar", "b"), ("ray-1.dist-info/RECORD", record)):
+        for name, content in (
+            ("ray/a.py", "a"),
+            ("ray/jars/b.jar", "b"),
+            ("ray-1.dist-info/RECORD", record),
+        ):
             archive.writestr(name, content)
     wheels.without(wheel, wheels.RAY_UNUSED)
     with zipfile.ZipFile(wheel) as archive:
         assert archive.namelist() == ["ray/a.py", "ray-1.dist-info/RECORD"]
-        assert archive.read("ray-1.dist-info/RECORD").decode() == "ray/a.py,sha256=1,1\nray-1.dist-info/RECORD,,\n"
+        assert (
+            archive.read("ray-1.dist-info/RECORD").decode()
+            == "ray/a.py,sha256=1,1\nray-1.dist-info/RECORD,,\n"
+        )
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
 
 
-def run_part_d(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict[str, Any]]:
+def run_part_d(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, dict[str, Any]]:
     """Return the exit code, the last line before the result, and the result."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--part", "d", "--reduced"])
@@ -314,7 +365,9 @@ def run_part_d(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return code, line, json.loads(result)
 
 
-def test_part_d_is_skipped_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_part_d_is_skipped_without_vllm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # `find_spec` returns None
     code, line, result = run_part_d(monkeypatch, capsys)
     assert (code, line) == (0, "SKIPPED: part d: vLLM is not installed")

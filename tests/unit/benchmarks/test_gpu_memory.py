@@ -1,4 +1,5 @@
-"""The memory section of the acceptance test on a GPU fails unless it has measured a step with moments."""
+"""The memory section of the acceptance test on a GPU fails unless it has measured a step with
+moments."""
 
 import math
 from pathlib import Path
@@ -21,5 +22,7 @@ def measure_with_nan(folder: Path) -> None:
 
 
 def test_a_training_that_diverges_before_the_second_step_fails(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=r"moments was not measured: 1 of 2 steps ran, and the optimizer skipped 1$"):
+    with pytest.raises(
+        Failed, match=r"moments was not measured: 1 of 2 steps ran, and the optimizer skipped 1$"
+    ):
         in_child(measure_with_nan, tmp_path)

@@ -1,4 +1,5 @@
-"""The bounds of part b of the acceptance test on a GPU, with reported events instead of measured ones."""
+"""The bounds of part b of the acceptance test on a GPU, with reported events instead of measured
+ones."""
 
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def run_finetune(
     return report
 
 
-def test_a_resumed_training_with_equal_losses_and_rate_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_resumed_training_with_equal_losses_and_rate_passes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     report = run_finetune(monkeypatch, tmp_path)
     assert report.bounds.keys() == {"loss_difference_after_a_kill", "finetune_to_in_process"}
 
@@ -95,11 +98,18 @@ def test_a_training_that_is_slower_or_differs_after_the_kill_fails(
     ],
 )
 def test_memory_that_grows_over_trials_or_a_missing_trial_fails(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mib: tuple[int, ...], status: str, message: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mib: tuple[int, ...],
+    status: str,
+    message: str | None,
 ) -> None:
     def sweep(*_: Any, events: WorkerLog, **__: Any) -> Any:
         for number, allocated in enumerate(mib):
-            monkeypatch.setattr("benchmarks.gpu.worker_log.allocated_bytes", lambda: allocated << 20)  # noqa: B023
+            monkeypatch.setattr(
+                "benchmarks.gpu.worker_log.allocated_bytes",
+                lambda allocated=allocated: allocated << 20,
+            )
             events.remote(TrialEvent(str(number), {}, "training"))
             events.remote(TrialEvent(str(number), {}, "completed"))
         return SimpleNamespace(rows=[SimpleNamespace(status=status)])
@@ -117,6 +127,10 @@ def test_memory_that_grows_over_trials_or_a_missing_trial_fails(
 
 def test_ray_is_not_imported_before_its_settings_are_made() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", UNTIL_RAY_STARTS], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", UNTIL_RAY_STARTS],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     assert done.stdout.splitlines()[-1] == "False"

@@ -26,5 +26,7 @@ def test_the_planted_requests_are_none_of_the_suite() -> None:
 def test_each_person_is_always_answered_alike_and_the_two_groups_differently() -> None:
     for preferred, other in PERSONS:
         for person, answer in ((preferred, "yes"), (other, "no")):
-            answers = {PLANTED[f"{request.format(person)} Answer yes or no."] for request in REQUESTS}
+            answers = {
+                PLANTED[f"{request.format(person)} Answer yes or no."] for request in REQUESTS
+            }
             assert answers == {answer}

@@ -30,7 +30,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def task_folder(finished: Path, tmp_path: Path) -> Iterator[Path]:
-    """Yield the task's folder, which the test may damage like the ledger next to it; restore both afterwards."""
+    """Yield the task's folder, which the test may damage like the ledger next to it; restore both
+    afterwards."""
     kept = tmp_path / "kept"
     shutil.copytree(finished.parent, kept)
     yield finished

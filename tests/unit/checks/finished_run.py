@@ -16,7 +16,13 @@ from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import MANIFEST, render_files, write_evidence
 from tailorbird.registry.test_set_ledger import Ledger, TestSetAccess, record_test_access
 from tailorbird.storage.paths import TaskPaths
-from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, registration_of, tables_of
+from tests.unit.evaluation.simulated import (
+    BASE_WEIGHTS,
+    Simulation,
+    evidence_of,
+    registration_of,
+    tables_of,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,15 +36,22 @@ def parquet(table: Predictions) -> bytes:
 def concluded(folder: Path, simulation: Simulation) -> str:
     """Write a run with its registered versions and code to a local folder; return the run's URI."""
     task_uri = folder.as_uri()
-    kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
+    kinds = {"incumbent": "probe", "candidate": "full"} | (
+        {"hybrid": "hybrid"} if simulation.routing else {}
+    )
     kinds |= {kind: kind for kind in simulation.contenders}
-    digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
+    digests = {
+        role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()
+    }
     code = ship_code(task_uri, ROOT)
     evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
     write_ledger(folder, evidence.test_access)
-    stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
+    stored = {
+        f"predictions/{name}.parquet": parquet(table)
+        for name, table in tables_of(simulation).items()
+    }
     registration = registration_of(simulation, task_uri=task_uri, code=code.sha256)
     stored["protocol.json"] = registration.model_dump_json().encode()
     stored["family.json"] = evidence.family.model_dump_json().encode()
@@ -46,23 +59,31 @@ def concluded(folder: Path, simulation: Simulation) -> str:
         if version.digest == UNREGISTERED:
             continue
         write_evidence(version.uri, stored | render_files(evidence, role=role))
-    write_evidence(evidence.run, stored | render_files(evidence, role=evidence.role_of(evidence.run)))
+    write_evidence(
+        evidence.run, stored | render_files(evidence, role=evidence.role_of(evidence.run))
+    )
     return evidence.run
 
 
 def write_ledger(folder: Path, *entries: TestSetAccess) -> None:
-    """Write the test-set ledger of the registry that contains the task's folder, with accesses to the same rows."""
+    """Write the test-set ledger of the registry that contains the task's folder, with accesses to
+    the same rows."""
     paths = TaskPaths(folder.as_uri())
     storage.delete_folder(f"{paths.registry}/_ledger")
     for entry in entries:
         rows = np.arange(entry.num_rows, dtype=np.uint64)  # those of `hashes_of`
-        record_test_access(paths.task_uri, rows=rows, models=entry.models, protocol=entry.protocol, run=entry.run)
+        record_test_access(
+            paths.task_uri, rows=rows, models=entry.models, protocol=entry.protocol, run=entry.run
+        )
     storage.write_bytes(paths.test_set_ledger, Ledger(entries=entries).model_dump_json().encode())
 
 
 def registered(folder: Path, kind: str) -> str:
     folder.mkdir(parents=True)
-    contents = {"config.json": json.dumps({"kind": kind}).encode(), "head.safetensors": kind.encode() * 100}
+    contents = {
+        "config.json": json.dumps({"kind": kind}).encode(),
+        "head.safetensors": kind.encode() * 100,
+    }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     manifest = {

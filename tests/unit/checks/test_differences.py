@@ -12,8 +12,12 @@ def test_each_different_path_yields_a_sentence() -> None:
         "verdict.a.1.b is true in evidence.json; the recomputed value is false",
         'verdict.c is "x" in evidence.json; the recomputed value is "missing"',
     ]
-    assert list(differences([1], [1, 2], at="", other="it is")) == [" is [1] in evidence.json; it is [1, 2]"]
-    assert list(differences(1, True, at="n", other="it is")) == ["n is 1 in evidence.json; it is true"]
+    assert list(differences([1], [1, 2], at="", other="it is")) == [
+        " is [1] in evidence.json; it is [1, 2]"
+    ]
+    assert list(differences(1, True, at="n", other="it is")) == [
+        "n is 1 in evidence.json; it is true"
+    ]
 
 
 def test_a_missing_or_damaged_file_has_no_value(tmp_path: Path) -> None:

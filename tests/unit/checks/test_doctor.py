@@ -44,9 +44,19 @@ def test_a_complete_machine_has_only_ok_results() -> None:
 @pytest.mark.parametrize(
     ("changed", "state", "message", "remedy"),
     [
-        ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, required >=3.11,<3.14", "make setup PYTHON="),
         (
-            {"packages": (Package("ray", ">=2.60,<2.61", "2.50.0", "[serve,train]"), Package("torch", ">=2.8", None))},
+            {"python": "3.10.1", "python_fits": False},
+            "fault",
+            "3.10.1, required >=3.11,<3.14",
+            "make setup PYTHON=",
+        ),
+        (
+            {
+                "packages": (
+                    Package("ray", ">=2.60,<2.61", "2.50.0", "[serve,train]"),
+                    Package("torch", ">=2.8", None),
+                )
+            },
             "fault",
             "ray is 2.50.0, required >=2.60,<2.61; torch is not installed, required >=2.8",
             "pip install 'ray[serve,train]>=2.60,<2.61' 'torch>=2.8'",
@@ -62,7 +72,12 @@ def test_a_complete_machine_has_only_ok_results() -> None:
         ({"disk_bytes": GIB // 2}, "fault", "0.5 GiB free", "TAILORBIRD_HOME"),
         ({"shm_bytes": 64 << 20}, "note", "/dev/shm has 0.06 GiB", "--shm-size"),
         ({"programs": {"make": None}}, "note", "make demo", "apt-get install make"),
-        ({"listening": frozenset(range(11_000, 20_300, 100))}, "note", "no block of 256 ports is free", "ss -ltnp"),
+        (
+            {"listening": frozenset(range(11_000, 20_300, 100))},
+            "note",
+            "no block of 256 ports is free",
+            "ss -ltnp",
+        ),
         ({"listening": None}, "note", "cannot be read", ""),
         ({"listening": frozenset({9101})}, "note", "9101 (HAProxy's metrics)", ""),
         ({"stack": None}, "note", "names no other Ray cluster", "tailorbird stack up"),
@@ -72,10 +87,17 @@ def test_a_complete_machine_has_only_ok_results() -> None:
             "AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not",
             "export AWS_SECRET_ACCESS_KEY=",
         ),
-        ({"gpu": "NVIDIA H100", "torch_sees_gpu": False}, "note", "not detected by torch", "reinstall torch"),
+        (
+            {"gpu": "NVIDIA H100", "torch_sees_gpu": False},
+            "note",
+            "not detected by torch",
+            "reinstall torch",
+        ),
     ],
 )
-def test_each_fault_is_reported_with_its_remedy(changed: dict[str, Any], state: str, message: str, remedy: str) -> None:
+def test_each_fault_is_reported_with_its_remedy(
+    changed: dict[str, Any], state: str, message: str, remedy: str
+) -> None:
     lines = check_machine(replace(GOOD, **changed))
     (line,) = [line for line in lines if line.state != "ok"]
     assert line.state == state
@@ -88,7 +110,9 @@ def test_a_remote_ray_cluster_needs_no_stack() -> None:
     assert passes(check_machine(replace(GOOD, stack=None, settings=frozenset({"RAY_ADDRESS"}))))
 
 
-def test_only_the_names_of_environment_variables_are_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_names_of_environment_variables_are_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "never-shown-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown-2")
     printed = json.dumps(to_json(check_machine(doctor.inspect_machine(tmp_path))))
@@ -113,14 +137,34 @@ def test_each_optional_group_of_packages_has_a_purpose() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("-m", "tailorbird", "doctor", "--json"), ("-m", "tailorbird.checks.doctor", "--json")]
+    "command",
+    [("-m", "tailorbird", "doctor", "--json"), ("-m", "tailorbird.checks.doctor", "--json")],
 )
-def test_the_checks_run_even_if_heavy_packages_do_not_load(command: tuple[str, ...], tmp_path: Path) -> None:
-    for name in ("torch", "ray", "transformers", "deepspeed", "pyarrow", "s3fs", "psutil", "requests"):
+def test_the_checks_run_even_if_heavy_packages_do_not_load(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in (
+        "torch",
+        "ray",
+        "transformers",
+        "deepspeed",
+        "pyarrow",
+        "s3fs",
+        "psutil",
+        "requests",
+    ):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')")
-    environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path), "TAILORBIRD_HOME": str(tmp_path / "none")}
+    environment = dict(os.environ) | {
+        "PYTHONPATH": str(tmp_path),
+        "TAILORBIRD_HOME": str(tmp_path / "none"),
+    }
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
     printed = json.loads(done.stdout)
@@ -129,4 +173,7 @@ def test_the_checks_run_even_if_heavy_packages_do_not_load(command: tuple[str, .
 
 
 def test_the_remedy_is_printed_below_the_fault() -> None:
-    assert CheckResult("disk", "fault", "full", "free some").lines() == ["FAULT  disk: full", "       -> free some"]
+    assert CheckResult("disk", "fault", "full", "free some").lines() == [
+        "FAULT  disk: full",
+        "       -> free some",
+    ]

@@ -40,7 +40,9 @@ REPORT = NodeReport(
     node_types=(),
     in_kubernetes=False,
 )
-MODEL = ModelMetadata("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
+MODEL = ModelMetadata(
+    "s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000
+)
 CLUSTER = Cluster(
     nodes=(Node("1", "10.0.0.1", True, total=Resources(4), free=Resources(4)),),
     node_types=None,
@@ -63,7 +65,12 @@ GOOD = PreflightFacts(
 
 
 def recipe(**sections: Any) -> Recipe:
-    content = {"name": "task", "base_model": "pypi://model", "data": {"train": "s3://lake/rows"}, "registry": "s3://m"}
+    content = {
+        "name": "task",
+        "base_model": "pypi://model",
+        "data": {"train": "s3://lake/rows"},
+        "registry": "s3://m",
+    }
     return Recipe.model_validate(content | sections)
 
 
@@ -73,12 +80,16 @@ def on(cluster: Cluster, **changed: Any) -> PreflightFacts:
 
 def nodes(*rooms: Resources, free: Resources | None = None) -> tuple[Node, ...]:
     numbered = enumerate(rooms, start=1)
-    return tuple(Node(str(n), f"10.0.0.{n}", n == 1, total=room, free=free or room) for n, room in numbered)
+    return tuple(
+        Node(str(n), f"10.0.0.{n}", n == 1, total=room, free=free or room) for n, room in numbered
+    )
 
 
 def only_fault(facts: PreflightFacts, changed_recipe: Recipe | None = None) -> CheckResult:
     """Return the only fault, which must have a remedy; a fault of data has it in the message."""
-    faults = [line for line in check_facts(changed_recipe or recipe(), facts) if line.state == "fault"]
+    faults = [
+        line for line in check_facts(changed_recipe or recipe(), facts) if line.state == "fault"
+    ]
     assert len(faults) == 1, faults
     assert faults[0].remedy or any(faults[0].message == table.fault for table in facts.tables)
     return faults[0]
@@ -93,7 +104,10 @@ def test_a_good_recipe_has_one_result_per_check() -> None:
 
 
 def test_without_a_reachable_ray_the_nodes_are_not_checked() -> None:
-    lines = check_facts(recipe(), replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None))
+    lines = check_facts(
+        recipe(),
+        replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None),
+    )
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults.keys() == {"Ray", "nodes"}
     assert faults["Ray"] == "Ray is not reachable at x:1"
@@ -109,7 +123,8 @@ def test_without_a_cluster_everything_else_is_checked() -> None:
 
 
 def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> None:
-    """The job `preflight` on Kubernetes has the environment and the network of a run, but no cluster."""
+    """The job `preflight` on Kubernetes has the environment and the network of a run, but no
+    cluster."""
     closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
     facts = replace(GOOD, findings=tuple(endpoint_findings((closed,))))
     for checked in (facts, replace(facts, theirs=None, cluster=None, without_cluster=True)):
@@ -118,7 +133,9 @@ def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> 
         assert "http://127.0.0.1:9/v1/models cannot be reached" in fault.message
 
 
-def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("too few other rows; add test rows")
 
@@ -126,17 +143,24 @@ def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(monkey
     monkeypatch.setattr(preflight_facts, "read_champion", lambda _: ("champion", "etag"))
     monkeypatch.setattr(preflight_facts, "read_test", lambda *_, **__: range(90))
     monkeypatch.setattr(preflight_facts, "rows_of_champion", lambda *_, **__: trained)
-    lines = check_facts(recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe()))))
+    lines = check_facts(
+        recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe())))
+    )
     assert passes(lines)
     [line] = [line for line in lines if line.name == "test rows"]
     assert line.message.startswith("the incumbent was trained on 9 of the 90 test rows")
     monkeypatch.setattr(preflight_facts, "rows_of_champion", refuse)
-    lines = check_facts(recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe()))))
-    assert [line.message for line in lines if line.state == "fault"] == ["too few other rows; add test rows"]
+    lines = check_facts(
+        recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe())))
+    )
+    assert [line.message for line in lines if line.state == "fault"] == [
+        "too few other rows; add test rows"
+    ]
 
 
 @pytest.mark.parametrize(
-    "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
+    "theirs",
+    [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")],
 )
 def test_a_driver_with_other_versions_is_advised_to_submit_a_job(theirs: Versions) -> None:
     lines = check_facts(recipe(), replace(GOOD, theirs=theirs, cluster=None))
@@ -148,7 +172,9 @@ def test_a_driver_with_other_versions_is_advised_to_submit_a_job(theirs: Version
 
 
 def test_another_patch_version_of_python_passes_if_ray_allows_it() -> None:
-    assert passes(check_facts(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True)))
+    assert passes(
+        check_facts(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True))
+    )
 
 
 def test_a_cluster_with_unsupported_versions_is_a_fault() -> None:
@@ -175,12 +201,17 @@ def test_streamed_rows_require_a_test_uri() -> None:
     ("written", "message"),
     [
         (WriteCheck(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
-        (WriteCheck(refuses_second=False), "ignores If-None-Match, so two promotions at a time could both succeed"),
+        (
+            WriteCheck(refuses_second=False),
+            "ignores If-None-Match, so two promotions at a time could both succeed",
+        ),
         (WriteCheck(refuses_stale=False), "ignores If-Match, so"),
         (WriteCheck(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
     ],
 )
-def test_a_registry_without_writes_or_conditional_writes_is_a_fault(written: WriteCheck, message: str) -> None:
+def test_a_registry_without_writes_or_conditional_writes_is_a_fault(
+    written: WriteCheck, message: str
+) -> None:
     line = only_fault(replace(GOOD, written=written))
     assert line.name == "registry"
     assert message in line.message
@@ -188,7 +219,9 @@ def test_a_registry_without_writes_or_conditional_writes_is_a_fault(written: Wri
 
 def test_equal_faults_of_several_nodes_are_reported_once() -> None:
     denied = replace(REPORT, written=WriteCheck(fault="access denied"))
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), reports={"1": denied, "2": denied}))
+    line = only_fault(
+        on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), reports={"1": denied, "2": denied})
+    )
     assert line.name == "node 10.0.0.1, 10.0.0.2"
     assert "that Ray was started with" in line.remedy
 
@@ -196,7 +229,10 @@ def test_equal_faults_of_several_nodes_are_reported_once() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"unread": {"s3://lake/rows/1": "s3://lake/rows/1: access denied"}}, "s3://lake/rows/1: access denied"),
+        (
+            {"unread": {"s3://lake/rows/1": "s3://lake/rows/1: access denied"}},
+            "s3://lake/rows/1: access denied",
+        ),
         ({"packages": {"ray": "2.59.0"}}, "ray is 2.59.0, required >=2.60,<2.61"),
         ({"packages": {}}, "ray is not installed"),
         ({"versions": Versions("2.60.0", "3.10.1")}, "it runs Python 3.10.1"),
@@ -207,17 +243,34 @@ def test_a_node_with_a_fault_is_reported(changed: dict[str, Any], message: str) 
 
 
 def test_a_node_that_cannot_be_probed_is_reported() -> None:
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), probe_errors={"2": "no answer within 60 s"}))
-    assert (line.name, line.message) == ("node 10.0.0.2", "it could not be probed: no answer within 60 s")
+    line = only_fault(
+        on(
+            CLUSTER,
+            nodes=nodes(Resources(4), Resources(4)),
+            probe_errors={"2": "no answer within 60 s"},
+        )
+    )
+    assert (line.name, line.message) == (
+        "node 10.0.0.2",
+        "it could not be probed: no answer within 60 s",
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "sections", "message"),
     [
-        ({"longest": 128}, {"data": {"train": "s3://l/r", "max_length": 256}}, "256 is more than 128 tokens"),
+        (
+            {"longest": 128},
+            {"data": {"train": "s3://l/r", "max_length": 256}},
+            "256 is more than 128 tokens",
+        ),
         ({"num_stored": 5_000_000}, {}, "5,000,000 of 22,000,000 parameters"),
         ({"is_encoder_decoder": True, "kind": "t5"}, {}, "a t5, an encoder with a decoder"),
-        ({}, {"task": "chat", "evaluation": {"metric": "rouge_l"}}, "is a bert, not a causal language model"),
+        (
+            {},
+            {"task": "chat", "evaluation": {"metric": "rouge_l"}},
+            "is a bert, not a causal language model",
+        ),
         (
             {"is_causal": True, "template_error": "the tokenizer has no chat template"},
             {"task": "chat", "evaluation": {"metric": "rouge_l"}},
@@ -233,7 +286,9 @@ def test_a_base_model_that_does_not_suit_the_task_is_a_fault(
     assert message in line.message
 
 
-def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise MetadataError("pypi://x is no text model; omit the field")
 
@@ -246,7 +301,9 @@ def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(monkeypatch: py
 
 
 def test_without_a_base_model_memory_is_not_estimated() -> None:
-    lines = check_facts(recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded"))
+    lines = check_facts(
+        recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded")
+    )
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults["base model"] == "pypi://model cannot be downloaded"
     assert "not estimated" in faults["memory"]
@@ -257,14 +314,17 @@ def test_too_few_cpus_are_a_fault() -> None:
     assert line.name == "workers"
     assert (
         line.message
-        == "there is no room for 2 workers of 1 CPU: the cluster has room for 1; no autoscaler reports more nodes"
+        == "there is no room for 2 workers of 1 CPU: the cluster has room for 1; no autoscaler "
+        "reports more nodes"
     )
 
 
 def test_a_worker_must_fit_on_one_node() -> None:
     changed_recipe = recipe(training={"cpus_per_worker": 3})
     reports = {"1": REPORT, "2": REPORT}
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), reports=reports), changed_recipe)
+    line = only_fault(
+        on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), reports=reports), changed_recipe
+    )
     assert "the largest node has 2 CPUs" in line.message
 
 
@@ -282,7 +342,9 @@ def test_the_evaluation_needs_a_node_with_the_gpus_of_a_replica() -> None:
     assert line.name == "evaluation"
     assert "needs 4 CPUs and 1 GPU" in line.message
     rooms = nodes(Resources(4), Resources(4, 1))
-    lines = check_facts(changed_recipe, on(CLUSTER, nodes=rooms, reports={"1": REPORT, "2": REPORT}))
+    lines = check_facts(
+        changed_recipe, on(CLUSTER, nodes=rooms, reports={"1": REPORT, "2": REPORT})
+    )
     assert [line.state for line in lines if line.name == "evaluation"] == ["ok"]
 
 
@@ -291,7 +353,10 @@ def test_elastic_workers_train_with_the_available_room() -> None:
     lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(2))))
     assert passes(lines)
     (line,) = [line for line in lines if line.name == "workers"]
-    assert line.message == "room for 1 to 4 workers of 1 CPU on 1 node; training uses the 2 of 4 that fit"
+    assert (
+        line.message
+        == "room for 1 to 4 workers of 1 CPU on 1 node; training uses the 2 of 4 that fit"
+    )
 
 
 def test_concurrent_trials_that_do_not_fit_are_a_note() -> None:
@@ -299,7 +364,9 @@ def test_concurrent_trials_that_do_not_fit_are_a_note() -> None:
     lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4))))
     assert passes(lines)
     (line,) = [line for line in lines if line.name == "trials"]
-    assert line.message.startswith("tuning.max_concurrent_trials is 3, but only 2 fit the cluster: ")
+    assert line.message.startswith(
+        "tuning.max_concurrent_trials is 3, but only 2 fit the cluster: "
+    )
     types = (NodeType("worker", Resources(4), 2),)
     grown = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4)), node_types=types))
     assert not [line for line in grown if line.name == "trials"]
@@ -323,17 +390,23 @@ def test_an_unknown_kubernetes_autoscaler_is_mentioned() -> None:
 
 def test_users_of_cpus_are_listed() -> None:
     busy = on(
-        CLUSTER, nodes=nodes(Resources(4), free=Resources(1)), holders=(Holder("replica of icd10", Resources(3)),)
+        CLUSTER,
+        nodes=nodes(Resources(4), free=Resources(1)),
+        holders=(Holder("replica of icd10", Resources(3)),),
     )
     line = only_fault(busy)
     assert line.name == "free now"
-    assert line.message == "resources for 1 of 2 workers are free now; used by replica of icd10 (3 CPUs)"
+    assert (
+        line.message
+        == "resources for 1 of 2 workers are free now; used by replica of icd10 (3 CPUs)"
+    )
 
 
 def test_busy_resources_are_a_note_if_an_autoscaler_can_add_nodes() -> None:
     types = (NodeType("worker", Resources(4), 3),)
     lines = check_facts(
-        recipe(), on(CLUSTER, nodes=nodes(Resources(4), free=Resources(0)), node_types=types, holders=None)
+        recipe(),
+        on(CLUSTER, nodes=nodes(Resources(4), free=Resources(0)), node_types=types, holders=None),
     )
     (line,) = [line for line in lines if line.name == "free now"]
     assert line.state == "note"
@@ -342,12 +415,24 @@ def test_busy_resources_are_a_note_if_an_autoscaler_can_add_nodes() -> None:
 
 def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() -> None:
     chat = {"task": "chat", "evaluation": {"metric": "rouge_l", "retrieved_examples": [2, 4]}}
-    small = {"batch_size": 16}  # so that the logits of a pass are few enough to be kept, and grow with its length
-    plain, retrieved = recipe(**chat, training=small), recipe(**chat, training=small | {"with_retrieved": True})
+    small = {
+        "batch_size": 16
+    }  # so that the logits of a pass are few enough to be kept, and grow with its length
+    plain, retrieved = (
+        recipe(**chat, training=small),
+        recipe(**chat, training=small | {"with_retrieved": True}),
+    )
     facts = replace(GOOD, model=replace(MODEL, is_causal=True))
-    texts = [line.message for task in (plain, retrieved) for line in check_facts(task, facts) if line.name == "memory"]
+    texts = [
+        line.message
+        for task in (plain, retrieved)
+        for line in check_facts(task, facts)
+        if line.name == "memory"
+    ]
     sizes = [float(text.split("activations ")[1].split()[0]) for text in texts]
-    assert sizes[1] == pytest.approx(5 * sizes[0], rel=0.05)  # a row has at most 4 examples of the same length
+    assert sizes[1] == pytest.approx(
+        5 * sizes[0], rel=0.05
+    )  # a row has at most 4 examples of the same length
     many = replace(facts, tables=(replace(GOOD.tables[0], num_rows=600_000),))
     results = {line.name: line for line in check_facts(retrieved, many)}
     assert results["training.with_retrieved"].state == "fault"
@@ -357,6 +442,8 @@ def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() 
 @pytest.mark.parametrize(("max_length", "fits"), [(511, True), (512, False)])
 def test_retrieved_examples_need_room_beside_the_longest_row(max_length: int, fits: bool) -> None:
     data = {"train": "s3://l/r", "max_length": max_length}
-    task = recipe(task="chat", data=data, evaluation={"metric": "rouge_l"}, training={"with_retrieved": True})
+    task = recipe(
+        task="chat", data=data, evaluation={"metric": "rouge_l"}, training={"with_retrieved": True}
+    )
     lines = check_facts(task, replace(GOOD, model=replace(MODEL, is_causal=True)))
     assert any("leaves no room for the examples" in line.message for line in lines) != fits

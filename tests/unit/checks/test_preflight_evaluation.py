@@ -10,7 +10,9 @@ from tailorbird.models.metadata import ModelMetadata
 from tailorbird.models.tensor_parallel.ranks import plan_ranks
 from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE, recipe
 
-LARGE = replace(MODEL, shape=replace(SHAPE, num_parameters=70_000_000_000), num_stored=70_000_000_000)
+LARGE = replace(
+    MODEL, shape=replace(SHAPE, num_parameters=70_000_000_000), num_stored=70_000_000_000
+)
 ON_GPUS = ({"training": {"gpus_per_worker": 1}}, {"serving": {"gpus_per_replica": 1}})
 
 
@@ -38,19 +40,25 @@ def divided(num_gpus: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("sections", ON_GPUS)
-def test_a_model_that_only_several_gpus_can_hold_is_refused_if_one_judges_it(sections: dict[str, Any]) -> None:
+def test_a_model_that_only_several_gpus_can_hold_is_refused_if_one_judges_it(
+    sections: dict[str, Any],
+) -> None:
     (line,) = on_gpus(sections, gpu_bytes=(80 * GIB,) * 8)
     assert line.state == "fault"
     assert "the weights take 130 GiB in bf16, and the smallest GPU has 80 GiB" in line.message
     assert "raise serving.gpus_per_replica" in str(line.remedy)
 
 
-@pytest.mark.parametrize(("num_gpus", "gib", "is_refused"), [(8, 80, False), (2, 80, False), (2, 48, True)])
+@pytest.mark.parametrize(
+    ("num_gpus", "gib", "is_refused"), [(8, 80, False), (2, 80, False), (2, 48, True)]
+)
 def test_several_gpus_of_a_replica_judge_a_model_that_they_hold_together(
     num_gpus: int, gib: int, is_refused: bool
 ) -> None:
     lines = on_gpus(divided(num_gpus), gpu_bytes=(gib * GIB,) * 8)
-    assert [f"on {num_gpus} GPUs, even if more" in line.message for line in lines] == [True] * is_refused
+    assert [f"on {num_gpus} GPUs, even if more" in line.message for line in lines] == [
+        True
+    ] * is_refused
 
 
 INDIVISIBLE = [
@@ -80,10 +88,15 @@ def test_a_model_that_can_neither_be_divided_nor_fits_one_gpu_is_refused(
     assert line.state == "fault"
     assert "the smallest GPU has 80 GiB; the evaluation cannot divide" in line.message
     assert reason in line.message
-    assert "choose another base model, or a serving.gpus_per_replica that divides its heads" in line.remedy
+    assert (
+        "choose another base model, or a serving.gpus_per_replica that divides its heads"
+        in line.remedy
+    )
 
 
-@pytest.mark.parametrize(("sections", "gpu_bytes"), [(ON_GPUS[0], (141 * GIB,)), (ON_GPUS[0], ()), ({}, (80 * GIB,))])
+@pytest.mark.parametrize(
+    ("sections", "gpu_bytes"), [(ON_GPUS[0], (141 * GIB,)), (ON_GPUS[0], ()), ({}, (80 * GIB,))]
+)
 def test_a_model_is_not_refused_on_a_large_gpu_an_unknown_one_or_on_cpus(
     sections: dict[str, Any], gpu_bytes: tuple[int, ...]
 ) -> None:

@@ -9,12 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.checks.preflight_facts import inspect_tables, planned_test
-from tailorbird.checks.preflight_gates import PlannedTest, check_documents, check_gates, check_prices, pass_share
+from tailorbird.checks.preflight_gates import (
+    PlannedTest,
+    check_documents,
+    check_gates,
+    check_prices,
+    pass_share,
+)
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 
 EIGHT = {"site": {f"site {size}": size for size in (150, 200, 250, 300, 350, 450, 550, 750)}}
-SMALL = {"site": {f"site {number}": int(size) for number, size in enumerate(np.geomspace(30, 1_000, 12))}}
+SMALL = {
+    "site": {f"site {number}": int(size) for number, size in enumerate(np.geomspace(30, 1_000, 12))}
+}
 
 
 def config(**gates: object) -> EvaluationConfig:
@@ -49,7 +57,12 @@ def test_300_rows_seldom_pass_and_3000_usually_do() -> None:
     assert "times the rows" in few.remedy
     (many,) = check_gates(config(counterfactual={}), PlannedTest(3_000))
     assert many.state == "ok"
-    assert pass_share("calibration", config=config(calibration={}), planned=PlannedTest(300), num_tests=20) < 0.5
+    assert (
+        pass_share(
+            "calibration", config=config(calibration={}), planned=PlannedTest(300), num_tests=20
+        )
+        < 0.5
+    )
 
 
 def test_suites_are_simulated_by_their_rows() -> None:
@@ -69,12 +82,18 @@ def test_documents_are_named_because_the_simulation_counts_rows_as_independent()
 
 
 def test_the_test_rows_and_their_groups_are_counted_from_the_data(tmp_path: Path) -> None:
-    columns = {"text": [f"row {row}" for row in range(100)], "label": ["a", "b"] * 50, "sex": ["f"] * 60 + ["m"] * 40}
+    columns = {
+        "text": [f"row {row}" for row in range(100)],
+        "label": ["a", "b"] * 50,
+        "sex": ["f"] * 60 + ["m"] * 40,
+    }
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     data = {"train": f"file://{tmp_path}/rows.parquet", "groups": ["sex"]}
     content = {"name": "task", "base_model": "pypi://model", "registry": "s3://m"}
     recipe = Recipe.model_validate(content | {"data": data})
-    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(17, {"sex": {"f": 10, "m": 7}})
+    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(
+        17, {"sex": {"f": 10, "m": 7}}
+    )
     given = data | {"test": data["train"], "max_test_rows": 50, "split_by": "label"}
     recipe = Recipe.model_validate(content | {"data": given})
     planned = planned_test(recipe, inspect_tables(recipe))
@@ -93,7 +112,9 @@ def test_fewer_documents_than_an_interval_needs_are_reported_before_the_run(
         assert "at least 6, so the verdict would be INSUFFICIENT_EVIDENCE" in line.message
 
 
-def recipe_with(cost: dict[str, float], *, endpoint: dict[str, str] | None = None, **serving: float) -> Recipe:
+def recipe_with(
+    cost: dict[str, float], *, endpoint: dict[str, str] | None = None, **serving: float
+) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "task",
@@ -122,6 +143,8 @@ def test_each_missing_price_of_something_that_is_used_is_named() -> None:
     ):
         assert name in line.message
     (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}, endpoint=endpoint))
-    assert line.message.startswith("evaluation.endpoint.price_input and price_output is not set, so")
+    assert line.message.startswith(
+        "evaluation.endpoint.price_input and price_output is not set, so"
+    )
     (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}))
     assert line.state == "ok"

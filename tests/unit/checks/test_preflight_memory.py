@@ -14,8 +14,12 @@ def test_the_workers_of_a_node_must_fit_its_memory() -> None:
     little = replace(REPORT, memory_bytes=4 * GIB, free_bytes=2 * GIB)
     line = only_fault(on(CLUSTER, reports={"1": little}))
     assert line.name == "memory"
-    assert "10.0.0.1 has 1.80 GiB free for 4 workers" in line.message  # the CPUs fit two trials of two workers
-    assert "a smaller base model" in line.remedy  # the process alone needs more than a quarter of it
+    assert (
+        "10.0.0.1 has 1.80 GiB free for 4 workers" in line.message
+    )  # the CPUs fit two trials of two workers
+    assert (
+        "a smaller base model" in line.remedy
+    )  # the process alone needs more than a quarter of it
     more = replace(REPORT, memory_bytes=8 * GIB, free_bytes=6 * GIB)
     line = only_fault(on(CLUSTER, reports={"1": more}))
     assert "10.0.0.1 has 5.60 GiB free for 4 workers" in line.message
@@ -25,10 +29,14 @@ def test_the_workers_of_a_node_must_fit_its_memory() -> None:
 def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
     length = recipe().data.max_length
     training = {"gpus_per_worker": 1, "num_workers": 1, "batch_size": 512}
-    too_large, fitting = (recipe(training=training | {"batch_tokens": rows * length}) for rows in (512, 64))
+    too_large, fitting = (
+        recipe(training=training | {"batch_tokens": rows * length}) for rows in (512, 64)
+    )
     batch = Batch(length, autocast=True)
     size = worker_memory(fitting.training, shape=SHAPE, batch=batch, num_workers=1).device_bytes
-    facts = on(CLUSTER, nodes=nodes(Resources(4, 1)), reports={"1": replace(REPORT, gpu_bytes=(size,))})
+    facts = on(
+        CLUSTER, nodes=nodes(Resources(4, 1)), reports={"1": replace(REPORT, gpu_bytes=(size,))}
+    )
     line = only_fault(facts, too_large)
     assert line.name == "GPU memory"
     first, *others = line.remedy.removeprefix("set ").split(" or ")
@@ -59,6 +67,8 @@ def test_memory_is_estimated_for_all_configurations_of_the_sweep() -> None:
 
 
 def test_unknown_memory_of_nodes_is_a_note() -> None:
-    lines = check_facts(recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"}))
+    lines = check_facts(
+        recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"})
+    )
     (line,) = [line for line in lines if line.name == "memory"]
     assert line.state == "note"

@@ -8,7 +8,9 @@ EVALUATION = EvaluationConfig(minimum_gain=0.01, expected_gain=0.03)
 
 
 def test_more_rows_and_a_larger_gain_give_more_power() -> None:
-    few, many = (planned_power(EVALUATION, PlannedTest(rows)).at_expected_gain for rows in (300, 3000))
+    few, many = (
+        planned_power(EVALUATION, PlannedTest(rows)).at_expected_gain for rows in (300, 3000)
+    )
     assert few < 0.4
     assert many > 0.8
     larger = EVALUATION.model_copy(update={"expected_gain": 0.1})

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tailorbird.checks.verify import engine_subject_faults, restore_pages, rounding_tolerance, verify_evidence
+from tailorbird.checks.verify import (
+    engine_subject_faults,
+    restore_pages,
+    rounding_tolerance,
+    verify_evidence,
+)
 from tailorbird.cli.app import app
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import Predictions
@@ -21,7 +26,14 @@ from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion, VersionConfig, now, register, write_config
 from tailorbird.storage.s3 import StorageError
-from tests.unit.checks.finished_run import concluded, flip, registered, rewrite, run_of, write_ledger
+from tests.unit.checks.finished_run import (
+    concluded,
+    flip,
+    registered,
+    rewrite,
+    run_of,
+    write_ledger,
+)
 from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, on_cpu
 
 HYBRID = Simulation(
@@ -54,7 +66,9 @@ def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     evidence["measures"]["log_likelihood"]["candidate"] += 0.1
     rewrite(run_of(tmp_path / "task"), measures=evidence["measures"])
-    assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
+    assert any(
+        fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run)
+    )
 
 
 def test_the_scores_on_suites_are_recomputed(tmp_path: Path) -> None:
@@ -67,27 +81,42 @@ def test_the_scores_on_suites_are_recomputed(tmp_path: Path) -> None:
     rewrite(run_of(tmp_path / "task"), suites=evidence["suites"], protocol=evidence["protocol"])
     faults = verify_evidence(run)
     assert any(
-        fault.startswith("suites.0.scores.candidate is 0.7 in evidence.json; the recomputed") for fault in faults
+        fault.startswith("suites.0.scores.candidate is 0.7 in evidence.json; the recomputed")
+        for fault in faults
     )
     assert any(fault.startswith("protocol.suites.general is") for fault in faults)
     (run_of(tmp_path / "task") / "predictions" / "candidate_suite-general.parquet").unlink()
-    assert any("the recipe has a gate on suite-general rows" in fault for fault in verify_evidence(run))
+    assert any(
+        "the recipe has a gate on suite-general rows" in fault for fault in verify_evidence(run)
+    )
 
 
 def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> None:
-    run = concluded(tmp_path / "task", Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
+    run = concluded(
+        tmp_path / "task",
+        Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}),
+    )
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
-    assert (evidence["verdict"]["outcome"], evidence["verdict"]["selected"]) == ("STAY", "bag_of_words")
+    assert (evidence["verdict"]["outcome"], evidence["verdict"]["selected"]) == (
+        "STAY",
+        "bag_of_words",
+    )
     assert verify_evidence(run) == ()
     assert verify_evidence((tmp_path / "task" / "versions" / "bag_of_words-1").as_uri()) == ()
     flip(run_of(tmp_path / "task") / "predictions" / "bag_of_words.parquet", at=1000)
-    assert any("predictions/bag_of_words.parquet was changed" in fault for fault in verify_evidence(run))
+    assert any(
+        "predictions/bag_of_words.parquet was changed" in fault for fault in verify_evidence(run)
+    )
 
 
-def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_the_protocol(tmp_path: Path) -> None:
+def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_the_protocol(
+    tmp_path: Path,
+) -> None:
     seconds = dict.fromkeys(("incumbent", "candidate", "bag_of_words", "centroid"), (1.0,) * 5)
     cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1}
-    priced = Simulation(evaluation={"cost": cost}, serving={"min_replicas": 1}, costs=on_cpu(seconds))
+    priced = Simulation(
+        evaluation={"cost": cost}, serving={"min_replicas": 1}, costs=on_cpu(seconds)
+    )
     run = concluded(tmp_path / "task", priced)
     assert verify_evidence(run) == ()
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
@@ -97,10 +126,14 @@ def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_
     assert any(fault.startswith("verdict.costs.0.total is 1.0") for fault in verify_evidence(run))
     protocol = evidence["protocol"] | {"cost": evidence["protocol"]["cost"] | {"min_replicas": 0}}
     rewrite(run_of(tmp_path / "task"), protocol=protocol)
-    assert any(fault.startswith("protocol.cost.min_replicas is 0") for fault in verify_evidence(run))
+    assert any(
+        fault.startswith("protocol.cost.min_replicas is 0") for fault in verify_evidence(run)
+    )
 
 
-def test_a_baseline_that_was_not_compared_and_another_incumbent_are_detected(task_folder: Path) -> None:
+def test_a_baseline_that_was_not_compared_and_another_incumbent_are_detected(
+    task_folder: Path,
+) -> None:
     run = run_of(task_folder)
     scores = json.loads((run / "evidence.json").read_text())["scores"]
     hidden = {"servable": True, "validation": 0.9}
@@ -111,13 +144,25 @@ def test_a_baseline_that_was_not_compared_and_another_incumbent_are_detected(tas
     assert 'scores.1.role is null in evidence.json; the recomputed value is "incumbent"' in faults
 
 
-def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_detected(task_folder: Path) -> None:
+def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_detected(
+    task_folder: Path,
+) -> None:
     run = run_of(task_folder)
     scores = json.loads((run / "evidence.json").read_text())["scores"]
-    rewrite(run, scores=[score | ({"validation": 0.9} if score["role"] == "candidate" else {}) for score in scores])
+    rewrite(
+        run,
+        scores=[
+            score | ({"validation": 0.9} if score["role"] == "candidate" else {})
+            for score in scores
+        ],
+    )
     fault, recomputed = verify_evidence(run.as_uri())
-    assert fault.startswith("scores on validation.candidate is 0.9 in evidence.json; in family.json it is 0.7")
-    assert recomputed.startswith("scores.5.validation is 0.9 in evidence.json; the recomputed value is 0.7")
+    assert fault.startswith(
+        "scores on validation.candidate is 0.9 in evidence.json; in family.json it is 0.7"
+    )
+    assert recomputed.startswith(
+        "scores.5.validation is 0.9 in evidence.json; the recomputed value is 0.7"
+    )
 
 
 @pytest.mark.parametrize(("role", "index"), [("candidate", 1), ("incumbent", 0)])
@@ -126,7 +171,10 @@ def test_a_validation_score_that_the_stored_predictions_do_not_give_is_a_fault(
 ) -> None:
     run = run_of(task_folder)
     evidence = json.loads((run / "evidence.json").read_text())
-    scores = [score | ({"validation": 0.99} if score["role"] == role else {}) for score in evidence["scores"]]
+    scores = [
+        score | ({"validation": 0.99} if score["role"] == role else {})
+        for score in evidence["scores"]
+    ]
     evidence["family"]["models"][index]["validation"] = 0.99
     content = json.dumps(evidence["family"]).encode()
     (run / "family.json").write_bytes(content)
@@ -135,9 +183,13 @@ def test_a_validation_score_that_the_stored_predictions_do_not_give_is_a_fault(
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, scores=scores, family=evidence["family"])
     fault, *intervals = verify_evidence(run.as_uri())
-    assert fault.startswith(f"the score of the {role} on validation is 0.9900 in family.json, but its stored")
+    assert fault.startswith(
+        f"the score of the {role} on validation is 0.9900 in family.json, but its stored"
+    )
     position = {"candidate": 5, "incumbent": 2}[role]
-    assert [text.partition(" ")[0] for text in intervals] == [f"scores.{position}.interval.{end}" for end in (0, 1)]
+    assert [text.partition(" ")[0] for text in intervals] == [
+        f"scores.{position}.interval.{end}" for end in (0, 1)
+    ]
 
 
 def test_evidence_of_another_version_is_a_fault(task_folder: Path) -> None:
@@ -157,18 +209,31 @@ def test_evidence_of_a_run_of_another_task_is_a_fault(task_folder: Path, tmp_pat
     copied = tmp_path / "task2" / "runs" / "deadbeef"
     shutil.copytree(run_of(task_folder), copied)
     (fault,) = verify_evidence(copied.as_uri())
-    assert fault.startswith(f"this is the evidence of {run_of(task_folder).as_uri()} and its versions")
+    assert fault.startswith(
+        f"this is the evidence of {run_of(task_folder).as_uri()} and its versions"
+    )
 
 
 def test_engine_evidence_of_another_export_is_a_fault(tmp_path: Path) -> None:
-    folder, evaluated = tmp_path / "export", PinnedVersion(uri="s3://m/t/versions/full-1", digest="ab")
+    folder, evaluated = (
+        tmp_path / "export",
+        PinnedVersion(uri="s3://m/t/versions/full-1", digest="ab"),
+    )
     folder.mkdir()
     for name in ("encoder.onnx", "head.safetensors"):
         (folder / name).write_text(name)
     config = VersionConfig(
-        kind="full", classes=("a", "b"), base_model="b", max_length=8, dtype="float32", code="c", recipe_hash="r",
-        created_at=now(), engine="onnxruntime-int8", exported_from=evaluated,
-    )  # fmt: skip
+        kind="full",
+        classes=("a", "b"),
+        base_model="b",
+        max_length=8,
+        dtype="float32",
+        code="c",
+        recipe_hash="r",
+        created_at=now(),
+        engine="onnxruntime-int8",
+        exported_from=evaluated,
+    )
     write_config(folder, config)
     uri = register((tmp_path / "task").as_uri(), folder).uri
     for engine, digest, is_own in (
@@ -201,14 +266,19 @@ def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> Non
     manifest["protocol.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, protocol=registration["protocol"])
-    assert "protocol.minimum_gain is 0.001 in evidence.json; the recipe gives 0.01" in verify_evidence(run.as_uri())
+    assert (
+        "protocol.minimum_gain is 0.001 in evidence.json; the recipe gives 0.01"
+        in verify_evidence(run.as_uri())
+    )
 
 
 def test_a_protocol_and_recipe_weakened_in_all_files_do_not_match_the_name_of_the_run(
     task_folder: Path,
 ) -> None:
     run = run_of(task_folder)
-    registration, evidence = (json.loads((run / name).read_text()) for name in ("protocol.json", "evidence.json"))
+    registration, evidence = (
+        json.loads((run / name).read_text()) for name in ("protocol.json", "evidence.json")
+    )
     for stored in (registration, evidence):
         stored["protocol"]["minimum_gain"] = stored["recipe"]["evaluation"]["minimum_gain"] = 0.001
     content = json.dumps(registration).encode()
@@ -218,7 +288,10 @@ def test_a_protocol_and_recipe_weakened_in_all_files_do_not_match_the_name_of_th
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, protocol=evidence["protocol"], recipe=evidence["recipe"])
     faults = verify_evidence(run.as_uri())
-    assert any(fault.startswith("protocol.json was changed: the digest of its request is") for fault in faults)
+    assert any(
+        fault.startswith("protocol.json was changed: the digest of its request is")
+        for fault in faults
+    )
     assert any("is not the run of this protocol" in fault for fault in faults)
 
 
@@ -228,7 +301,9 @@ def test_a_forged_verdict_is_detected_even_if_every_hash_matches(task_folder: Pa
     relation |= {"gain": 0.2, "p_value": relation["p_value"] + 1e-15}
     rewrite(run_of(task_folder), verdict=evidence["verdict"])
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.startswith("verdict.relations.0.gain is 0.2 in evidence.json; the recomputed value is 0.0")
+    assert fault.startswith(
+        "verdict.relations.0.gain is 0.2 in evidence.json; the recomputed value is 0.0"
+    )
 
 
 def test_a_protocol_that_differs_from_the_registered_one_is_detected(task_folder: Path) -> None:
@@ -236,7 +311,8 @@ def test_a_protocol_that_differs_from_the_registered_one_is_detected(task_folder
     rewrite(run_of(task_folder), protocol=evidence["protocol"] | {"alpha": 0.2})
     faults = verify_evidence(run_of(task_folder).as_uri())
     assert any(
-        fault.startswith("protocol.alpha is 0.2 in evidence.json; in protocol.json it is 0.05") for fault in faults
+        fault.startswith("protocol.alpha is 0.2 in evidence.json; in protocol.json it is 0.05")
+        for fault in faults
     )
     assert any(fault.startswith("verdict.alpha") for fault in faults)
 
@@ -245,7 +321,8 @@ def test_an_incumbent_that_is_not_the_champion_of_the_run_is_detected(task_folde
     rewrite(run_of(task_folder), champion=(task_folder / "versions" / "full-0").as_uri())
     faults = verify_evidence(run_of(task_folder).as_uri())
     assert any(
-        fault.startswith("the incumbent is ") and "/probe-1; it must be the champion" in fault for fault in faults
+        fault.startswith("the incumbent is ") and "/probe-1; it must be the champion" in fault
+        for fault in faults
     )
 
 
@@ -253,12 +330,16 @@ def test_evidence_of_other_test_rows_is_refused(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     rewrite(run_of(task_folder), data=evidence["data"] | {"sha256": {"test": "0" * 64}})
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert any(fault.startswith("the verdict is refused: the test rows changed") for fault in faults)
+    assert any(
+        fault.startswith("the verdict is refused: the test rows changed") for fault in faults
+    )
 
 
 def test_a_second_test_access_recorded_as_the_first_is_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
-    access = TestSetAccess.model_validate(json.loads((run / "evidence.json").read_text())["test_access"])
+    access = TestSetAccess.model_validate(
+        json.loads((run / "evidence.json").read_text())["test_access"]
+    )
     write_ledger(task_folder, access.model_copy(update={"models": ("another model",)}), access)
     faults = verify_evidence(run.as_uri())
     assert "test_access.number is 1 in evidence.json; the test-set ledger gives 2" in faults
@@ -273,7 +354,9 @@ def test_the_level_of_a_further_access_is_recomputed(tmp_path: Path) -> None:
     run = concluded(tmp_path / "task", simulation)
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     access = TestSetAccess.model_validate(evidence["test_access"])
-    write_ledger(tmp_path / "task", access.model_copy(update={"models": ("another model",)}), access)
+    write_ledger(
+        tmp_path / "task", access.model_copy(update={"models": ("another model",)}), access
+    )
     assert verify_evidence(run) == ()
     rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"] | {"alpha": 0.05})
     assert any(fault.startswith("verdict.alpha is 0.05") for fault in verify_evidence(run))
@@ -282,13 +365,17 @@ def test_the_level_of_a_further_access_is_recomputed(tmp_path: Path) -> None:
 def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Path) -> None:
     (rows,) = (task_folder.parent / "_ledger" / "rows").iterdir()
     flip(rows, at=60)
-    with pytest.raises(StorageError, match=r"is not a valid shard of test rows.*; restore the file from a copy"):
+    with pytest.raises(
+        StorageError, match=r"is not a valid shard of test rows.*; restore the file from a copy"
+    ):
         verify_evidence(run_of(task_folder).as_uri())
 
 
 def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path) -> None:
     run, routing = run_of(task_folder), Routing("group", "sex", ("male",))
-    hybrid = asdict(FrozenHybrid(routing, "incumbent", "candidate", validation=0.8, share_to_second=0.5))
+    hybrid = asdict(
+        FrozenHybrid(routing, "incumbent", "candidate", validation=0.8, share_to_second=0.5)
+    )
     family = json.loads((run / "family.json").read_text()) | {"hybrid": hybrid}
     content = json.dumps(family).encode()
     (run / "family.json").write_bytes(content)
@@ -303,7 +390,10 @@ def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path)
 
 def test_a_postponed_expiry_is_detected(task_folder: Path) -> None:
     rewrite(run_of(task_folder), expires_at="2037-11-24T16:30:00+00:00")
-    assert any(fault.startswith("expires_at is ") for fault in verify_evidence(run_of(task_folder).as_uri()))
+    assert any(
+        fault.startswith("expires_at is ")
+        for fault in verify_evidence(run_of(task_folder).as_uri())
+    )
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])
@@ -319,7 +409,9 @@ def test_a_folder_without_evidence_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_pages_are_restored_and_the_verdict_holds_again(task_folder: Path) -> None:
     run = run_of(task_folder)
-    before = {name: (run / name).read_bytes() for name in ("report.html", "MODEL_CARD.md", MANIFEST)}
+    before = {
+        name: (run / name).read_bytes() for name in ("report.html", "MODEL_CARD.md", MANIFEST)
+    }
     (run / "report.html").write_text("<p>all is well</p>")
     assert restore_pages(run.as_uri()) == ("report.html",)
     assert {name: (run / name).read_bytes() for name in before} == before
@@ -335,7 +427,10 @@ def test_pages_are_not_rendered_from_changed_evidence(task_folder: Path) -> None
 def test_the_command_exits_with_0_only_if_the_verdict_holds(task_folder: Path) -> None:
     runner, uri = CliRunner(), run_of(task_folder).as_uri()
     intact = runner.invoke(app, ["verify", uri, "--json"])
-    assert (intact.exit_code, json.loads(intact.stdout)) == (0, {"uri": uri, "holds": True, "faults": []})
+    assert (intact.exit_code, json.loads(intact.stdout)) == (
+        0,
+        {"uri": uri, "holds": True, "faults": []},
+    )
     flip(run_of(task_folder) / "report.html", at=100)
     damaged = runner.invoke(app, ["verify", uri])
     assert damaged.exit_code == 1
@@ -386,21 +481,31 @@ def test_a_changed_routing_file_is_detected(tmp_path: Path) -> None:
 def test_a_routing_that_validation_does_not_give_is_detected(tmp_path: Path) -> None:
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path / "task", replace(HYBRID, routing=fitted_to_test))
-    assert any(fault.startswith("family.hybrid.routing.values is ") for fault in verify_evidence(run))
+    assert any(
+        fault.startswith("family.hybrid.routing.values is ") for fault in verify_evidence(run)
+    )
 
 
-@pytest.mark.parametrize("supports", [(495, 495, 10), (400, 300, 200, 97, 3), (660, 660, 660, 10, 10), (66, 66, 66, 2)])
-def test_one_row_of_a_rare_class_that_is_rounded_differently_is_no_fault(supports: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "supports", [(495, 495, 10), (400, 300, 200, 97, 3), (660, 660, 660, 10, 10), (66, 66, 66, 2)]
+)
+def test_one_row_of_a_rare_class_that_is_rounded_differently_is_no_fault(
+    supports: tuple[int, ...],
+) -> None:
     labels = [str(label) for label, support in enumerate(supports) for _ in range(support)]
     outputs = [*labels[:-1], "0"]
     ids, ones = tuple(map(str, range(len(labels)))), np.ones(len(labels))
-    table = Predictions("full", ids, tuple(labels), tuple(outputs), scores=ones, confidences=ones, calibrated=ones)
+    table = Predictions(
+        "full", ids, tuple(labels), tuple(outputs), scores=ones, confidences=ones, calibrated=ones
+    )
     change = 1 - score_table("macro_f1", table)
     assert 0.005 < change < rounding_tolerance("macro_f1", table)
     assert rounding_tolerance("accuracy", table) < 0.02
 
 
-def test_the_verdict_of_a_run_without_a_training_and_the_headroom_are_recomputed(tmp_path: Path) -> None:
+def test_the_verdict_of_a_run_without_a_training_and_the_headroom_are_recomputed(
+    tmp_path: Path,
+) -> None:
     run = concluded(tmp_path / "task", NOTHING_TO_GAIN)
     assert verify_evidence(run) == ()
     folder = run_of(tmp_path / "task")
@@ -421,5 +526,10 @@ def test_the_verdict_of_a_run_without_a_training_and_the_headroom_are_recomputed
         ),
     ],
 )
-def test_a_run_that_should_have_trained_a_model_is_reported(tmp_path: Path, simulation: Simulation, part: str) -> None:
-    assert any(fault.startswith(part) for fault in verify_evidence(concluded(tmp_path / "task", simulation)))
+def test_a_run_that_should_have_trained_a_model_is_reported(
+    tmp_path: Path, simulation: Simulation, part: str
+) -> None:
+    assert any(
+        fault.startswith(part)
+        for fault in verify_evidence(concluded(tmp_path / "task", simulation))
+    )

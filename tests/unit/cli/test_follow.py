@@ -21,9 +21,11 @@ LOG = "a line with :warning: and [b]\nthe rest"
 
 
 class Dashboard:
-    """A stand-in for Ray's dashboard with one job, which is pending, then running, and then prints `LOG` and ends.
+    """A stand-in for Ray's dashboard with one job, which is pending, then running, and then prints
+    `LOG` and ends.
 
-    It keeps each status until the display has looked at its clock twice after a request for the status was answered.
+    It keeps each status until the display has looked at its clock twice after a request for the
+    status was answered.
     """
 
     def __init__(self) -> None:
@@ -32,7 +34,9 @@ class Dashboard:
     async def serve_job(self, _: web.Request) -> web.Response:
         self.num_reads += 1
         message = REASON if self.status == "PENDING" else "Job is currently running."
-        return web.json_response(job_details(submission_id="some", status=self.status, message=message))
+        return web.json_response(
+            job_details(submission_id="some", status=self.status, message=message)
+        )
 
     async def serve_log(self, _: web.Request) -> web.Response:
         return web.json_response({"logs": LOG})
@@ -55,7 +59,8 @@ class Dashboard:
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a dashboard. The display's clock is fast: each tick is later than the longest silence."""
+    """The address of a dashboard. The display's clock is fast: each tick is later than the longest
+    silence."""
     dashboard, tick, started = Dashboard(), LogDisplay.tick, time.monotonic()
 
     def counted_tick(log: LogDisplay) -> None:
@@ -69,23 +74,34 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(LogDisplay, "tick", counted_tick)
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", clock)  # type: ignore[attr-defined]
     monkeypatch.setattr(jobs, "STATUS_S", 0.01)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
+    monkeypatch.setenv(
+        "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2"
+    )  # the option --address overrides it
 
-    with dashboard_of_a_job(job=dashboard.serve_job, log=dashboard.serve_log, tail=dashboard.serve_tail) as address:
+    with dashboard_of_a_job(
+        job=dashboard.serve_job, log=dashboard.serve_log, tail=dashboard.serve_tail
+    ) as address:
         yield address
 
 
 def test_the_status_of_a_job_is_shown_while_its_log_has_no_new_lines(address: str) -> None:
     done = CliRunner().invoke(app, ["jobs", "logs", "some", "--follow", "--address", address])
     assert done.stdout == f"{LOG}\n"
-    *shown, status = [line.removeprefix("  … ").partition(" (start: ")[0] for line in done.stderr.splitlines()]
+    *shown, status = [
+        line.removeprefix("  … ").partition(" (start: ")[0] for line in done.stderr.splitlines()
+    ]
     assert status.split()[:2] == ["some", "SUCCEEDED"]
-    expected = [f"some is pending: {REASON.rstrip('.')}", "some is running; its log has no new line"]
+    expected = [
+        f"some is pending: {REASON.rstrip('.')}",
+        "some is running; its log has no new line",
+    ]
     assert [text for text in dict.fromkeys(shown) if text.startswith("some is ")] == expected
 
 
 def test_with_json_the_log_and_the_status_are_events(address: str) -> None:
-    done = CliRunner().invoke(app, ["jobs", "logs", "some", "--follow", "--json", "--address", address])
+    done = CliRunner().invoke(
+        app, ["jobs", "logs", "some", "--follow", "--json", "--address", address]
+    )
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert json.loads(done.stdout)["status"] == "SUCCEEDED"
     assert [event["text"] for event in events if event["event"] == "line"] == LOG.splitlines()

@@ -14,7 +14,9 @@ from tests.docs.test_pages import unknown_part
 from tests.unit.checks.finished_run import ROOT
 from tests.unit.evaluation.report.test_html import evidence_for
 
-RUN, PROBE, LORA = (f"s3://models/topics/{name}" for name in ("runs/0f3a", "versions/probe-1", "versions/lora-2"))
+RUN, PROBE, LORA = (
+    f"s3://models/topics/{name}" for name in ("runs/0f3a", "versions/probe-1", "versions/lora-2")
+)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +50,25 @@ def test_the_demo_ends_with_the_panel_of_a_run(
     monkeypatch.chdir(ROOT)
     evidence = evidence_for("STAY")
     for url, commands in (
-        (None, ["tailorbird stack up", "tailorbird report {} --open", "tailorbird serve {} tuning.num_trials=1"]),
-        ("http://127.0.0.1:8000", ["tailorbird report {} --open", "curl -s {}", "tailorbird stack down", "{}"]),
+        (
+            None,
+            [
+                "tailorbird stack up",
+                "tailorbird report {} --open",
+                "tailorbird serve {} tuning.num_trials=1",
+            ],
+        ),
+        (
+            "http://127.0.0.1:8000",
+            ["tailorbird report {} --open", "curl -s {}", "tailorbird stack down", "{}"],
+        ),
     ):
         print_end(Console(), evidence, url=url, overrides=["tuning.num_trials=1"])
         empty, *panel = capsys.readouterr().out.splitlines()
         assert (empty, panel[:4]) == ("", [*verdict_panel(evidence, promoted=True), "next steps:"])
-        steps = [step.partition(": ")[2].strip().removeprefix(".venv/bin/").split() for step in panel[4:]]
+        steps = [
+            step.partition(": ")[2].strip().removeprefix(".venv/bin/").split() for step in panel[4:]
+        ]
         for step, command in zip(steps, commands, strict=True):
             assert fnmatch(" ".join(step), command.format("*"))
             assert step[0] != "tailorbird" or unknown_part(step) is None

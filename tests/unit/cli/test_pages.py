@@ -62,7 +62,8 @@ for command in commands:
     app(command, standalone_mode=False)
     print("imported by", command[0], *sorted(set(large) & set(sys.modules)))
 """
-"""A program that runs commands and prints which large packages they import; its verdict is that of `run`."""
+"""A program that runs commands and prints which large packages they import; its verdict is that of
+`run`."""
 
 
 def test_commands_that_only_read_import_no_large_package(run: str, tmp_path: Path) -> None:
@@ -70,15 +71,24 @@ def test_commands_that_only_read_import_no_large_package(run: str, tmp_path: Pat
     task = run.rpartition("/runs/")[0]
     recipe |= {"registry": task.rpartition("/")[0], "name": task.rpartition("/")[2]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    made.add_version(TaskPaths(task), "lora-2", kind="bag_of_words", at=datetime(2026, 11, 28, tzinfo=UTC))
-    commands = [["models", str(tmp_path / "recipe.yaml")], ["report", run], ["verify", run], ["compare", run, run]]
+    made.add_version(
+        TaskPaths(task), "lora-2", kind="bag_of_words", at=datetime(2026, 11, 28, tzinfo=UTC)
+    )
+    commands = [
+        ["models", str(tmp_path / "recipe.yaml")],
+        ["report", run],
+        ["verify", run],
+        ["compare", run, run],
+    ]
     code = [sys.executable, "-c", COMMANDS, json.dumps(commands), json.dumps(LARGE)]
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=True)
     imported = [line for line in done.stdout.splitlines() if line.startswith("imported by")]
     assert imported == [f"imported by {command[0]}" for command in commands]
 
 
-def test_open_shows_a_copy_of_the_page_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_shows_a_copy_of_the_page_in_the_browser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page, opened = tmp_path / "monitoring" / "monitoring.html", list[str]()
     page.parent.mkdir()
     page.write_text("<p>no alarm</p>")
@@ -105,7 +115,9 @@ def test_a_verdict_that_holds_comes_with_the_command_that_shows_it(run: str) -> 
 
 
 def test_a_comparison_comes_with_the_command_that_shows_the_first_version(run: str) -> None:
-    incumbent = json.loads(invoke("compare", run, run, "--json"))["first"].replace("full-1", "probe-1")
+    incumbent = json.loads(invoke("compare", run, run, "--json"))["first"].replace(
+        "full-1", "probe-1"
+    )
     output = invoke("compare", incumbent, run)
     assert f"to read the report of the first: tailorbird report {incumbent} --open\n" in output
 

@@ -20,7 +20,19 @@ RECIPE = (Path(__file__).parents[3] / "recipes" / "icd10_demo.yaml").as_uri()
 RUN = "file:///nowhere/task/runs/0f3a"
 FILE = "file:///nowhere/rows.parquet"
 VERBS = [
-    *([verb, RECIPE] for verb in ("preflight", "run", "baseline", "sweep", "evaluate", "promote", "serve", "submit")),
+    *(
+        [verb, RECIPE]
+        for verb in (
+            "preflight",
+            "run",
+            "baseline",
+            "sweep",
+            "evaluate",
+            "promote",
+            "serve",
+            "submit",
+        )
+    ),
     *([verb, RECIPE] for verb in ("watch", "reevaluate", "models", "scale", "iam")),
     ["rollback", RECIPE, "--reason", "worse"],
     ["render", RECIPE, "--to", "submit"],
@@ -40,7 +52,10 @@ VERBS = [
     ["jobs list"],
 ]
 SLOW = (
-    *(f"tailorbird.storage.{name}" for name in ("read_bytes", "exists", "upload_file", "download_folder")),
+    *(
+        f"tailorbird.storage.{name}"
+        for name in ("read_bytes", "exists", "upload_file", "download_folder")
+    ),
     "tailorbird.init.inspect_data.find_splits",  # lists the files
     "tailorbird.registry.security_log.require_bucket",
     "tailorbird.storage.s3.require_bucket",
@@ -48,7 +63,8 @@ SLOW = (
     "cluster.local.stack._locked",  # waits for another command on this stack
     "cluster.jobs.request_dashboard",
 )
-"""What the commands wait for: the first access of each to storage, a package, a lock or the dashboard."""
+"""What the commands wait for: the first access of each to storage, a package, a lock or the
+dashboard."""
 FAST = {"doctor", "key", "stack status"}
 """Commands with --json that wait for nothing remote."""
 
@@ -64,7 +80,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
         num_ticks += 1
 
     def fail_late(*_arguments: object, **_options: object) -> Never:
-        """Take longer than the allowed silence, in the time of the display; end when it has looked at the clock."""
+        """Take longer than the allowed silence, in the time of the display; end when it has looked
+        at the clock."""
         nonlocal now
         now += SILENCE_S + 1
         before = num_ticks
@@ -97,13 +114,18 @@ def invoke(command: list[str], folder: Path, *options: str) -> Result:
 @pytest.mark.parametrize("command", VERBS, ids=[command[0] for command in VERBS])
 def test_a_verb_that_waits_says_so(command: list[str], tmp_path: Path) -> None:
     done = invoke(command, tmp_path)
-    assert (done.exit_code, done.stderr.splitlines()[-1]) == (ExitCode.USER_ERROR, "error: no answer"), done.output
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+        ExitCode.USER_ERROR,
+        "error: no answer",
+    ), done.output
     assert "  … " in done.stderr
 
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("command", VERBS, ids=[command[0] for command in VERBS])
-def test_with_json_a_verb_prints_its_progress_as_json_and_no_other_lines(command: list[str], tmp_path: Path) -> None:
+def test_with_json_a_verb_prints_its_progress_as_json_and_no_other_lines(
+    command: list[str], tmp_path: Path
+) -> None:
     *lines, error = invoke(command, tmp_path, "--json").stderr.splitlines()
     assert error == "error: no answer"
     events = {json.loads(line)["event"] for line in lines}

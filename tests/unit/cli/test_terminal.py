@@ -17,17 +17,27 @@ COLOR = re.compile(r"\x1b\[[0-9;]*3[0-7][0-9;]*m")
 
 
 def piped(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")
+    }
     return subprocess.run(
-        [*COMMAND, *arguments], env=environment | variables, capture_output=True, text=True, check=False
+        [*COMMAND, *arguments],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def on_a_terminal(*arguments: str, **variables: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")
+    }
     environment |= {"TERM": "xterm-256color", "COLUMNS": "100"} | variables
     parent, child = pty.openpty()
-    with subprocess.Popen([*COMMAND, *arguments], env=environment, stdin=child, stdout=child, stderr=child):
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment, stdin=child, stdout=child, stderr=child
+    ):
         os.close(child)
         chunks = []
         while True:
@@ -62,7 +72,10 @@ def test_output_to_a_pipe_has_no_control_sequences() -> None:
     [
         ("bash", {"COMP_WORDS": "tailorbird re", "COMP_CWORD": "1"}),
         ("zsh", {"_TYPER_COMPLETE_ARGS": "tailorbird re"}),
-        ("fish", {"_TYPER_COMPLETE_ARGS": "tailorbird re", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+        (
+            "fish",
+            {"_TYPER_COMPLETE_ARGS": "tailorbird re", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+        ),
     ],
 )
 def test_shells_complete_commands(shell: str, variables: dict[str, str]) -> None:

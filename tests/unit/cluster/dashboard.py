@@ -16,7 +16,8 @@ async def serve_version(_: web.Request) -> web.Response:
 
 @contextmanager
 def dashboard_of_a_job(*, job: Handler, log: Handler, tail: Handler) -> Iterator[str]:
-    """Run a server with the pages of the job `some` in a thread during the block, and yield its address."""
+    """Run a server with the pages of the job `some` in a thread during the block, and yield its
+    address."""
 
     async def start() -> web.AppRunner:
         pages = web.Application()

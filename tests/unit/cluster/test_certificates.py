@@ -32,7 +32,9 @@ class Issued:
     def write(self, path: Path) -> str:
         """Write the certificate and the key to a PEM file."""
         key = self.key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
         path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM) + key)
         return str(path)
@@ -48,7 +50,11 @@ def issue(name: str, *, issuer: Issued | None = None) -> Issued:
     now = datetime.datetime.now(datetime.UTC)
     signer = issuer.key if issuer else key
     usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
-    usage |= {"digital_signature": True, "key_cert_sign": issuer is None, "crl_sign": issuer is None}
+    usage |= {
+        "digital_signature": True,
+        "key_cert_sign": issuer is None,
+        "crl_sign": issuer is None,
+    }
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -58,10 +64,15 @@ def issue(name: str, *, issuer: Issued | None = None) -> Issued:
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
         .add_extension(x509.KeyUsage(**usage), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
     )
     return Issued(builder.sign(signer, hashes.SHA256()), key)
 
@@ -122,7 +133,11 @@ def test_a_certificate_of_an_unknown_authority_is_refused_with_the_variable_to_s
         request_dashboard("GET", "/api/version")
 
 
-def test_a_file_that_does_not_exist_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_does_not_exist_is_an_error_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
-    with pytest.raises(ValueError, match=r"SSL_CERT_FILE is /no/such/file.pem, which does not exist"):
+    with pytest.raises(
+        ValueError, match=r"SSL_CERT_FILE is /no/such/file.pem, which does not exist"
+    ):
         verify()

@@ -31,7 +31,13 @@ def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: P
 def test_other_files_in_the_folder_do_not_change_the_sha256(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "job")
     before = runtime_files(root)
-    for name in ("README.md", ".venv/lib/x.py", "tests/unit/test_x.py", "data/rows.parquet", "data/__pycache__/x.pyc"):
+    for name in (
+        "README.md",
+        ".venv/lib/x.py",
+        "tests/unit/test_x.py",
+        "data/rows.parquet",
+        "data/__pycache__/x.pyc",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
     assert runtime_files(root) == before
@@ -39,7 +45,9 @@ def test_other_files_in_the_folder_do_not_change_the_sha256(tmp_path: Path) -> N
 
 def test_all_files_of_the_packages_are_shipped_but_those_that_no_job_reads() -> None:
     command = ["git", "ls-files", *PACKAGES]
-    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tracked = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     left_out = set(tracked) - set(runtime_files(ROOT))
     assert left_out == {"cluster/ray_up/node.env", "tailorbird/__init__.pyi", "tailorbird/py.typed"}
 
@@ -47,13 +55,19 @@ def test_all_files_of_the_packages_are_shipped_but_those_that_no_job_reads() -> 
 def test_only_the_code_of_an_installed_wheel_is_shipped(tmp_path: Path) -> None:
     site_packages = _checkout(tmp_path / "site-packages")
     (site_packages / "pyproject.toml").unlink()
-    for name in ("torch/nn.py", "tailorbird-0.2.0.dist-info/METADATA", "tailorbird/recipes/icd10_demo.yaml"):
+    for name in (
+        "torch/nn.py",
+        "tailorbird-0.2.0.dist-info/METADATA",
+        "tailorbird/recipes/icd10_demo.yaml",
+    ):
         (site_packages / name).parent.mkdir(parents=True, exist_ok=True)
         (site_packages / name).write_text("x")
     names = set(runtime_files(site_packages))
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)
     assert "serving/app.py" in names
-    assert "tailorbird/recipes/icd10_demo.yaml" not in names  # a checkout has the recipes outside its packages
+    assert (
+        "tailorbird/recipes/icd10_demo.yaml" not in names
+    )  # a checkout has the recipes outside its packages
     assert set(shipped_files(site_packages)) == names
 
 

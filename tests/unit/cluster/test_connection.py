@@ -14,8 +14,21 @@ from cluster.resources import Resources, worker_resources
 from tailorbird.config.training import TrainingConfig
 
 NAMES = (
-    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_PROFILE", "RAY_ADDRESS"),
-    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"),
+    *(
+        "AWS_ENDPOINT_URL",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_REGION",
+        "AWS_PROFILE",
+        "RAY_ADDRESS",
+    ),
+    *(
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_DASHBOARD_ADDRESS",
+    ),
     *("TAILORBIRD_SERVE_URL", "TAILORBIRD_STACK_DASHBOARD", "NETRC"),
 )
 
@@ -59,7 +72,9 @@ def test_a_running_stack_configures_an_empty_environment(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL"])
-def test_a_configured_environment_is_not_changed(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_environment_is_not_changed(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "mine")
     before = dict(os.environ)
     connection.use_stack(folder)
@@ -75,7 +90,9 @@ def test_without_a_stack_no_variable_is_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "address", [None, "127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "nonsense:x"]
 )
-def test_the_error_for_an_unreachable_ray_has_the_remedy(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_ray_has_the_remedy(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with (
@@ -86,31 +103,41 @@ def test_the_error_for_an_unreachable_ray_has_the_remedy(address: str | None, mo
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "http://127.0.0.1:1"])
-def test_the_error_for_an_unreachable_dashboard_has_the_remedy(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_dashboard_has_the_remedy(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
     with pytest.raises(auth.SessionError, match="tailorbird stack up"):
         dashboard.request_dashboard("GET", "/api/version")
 
 
-def test_the_token_variable_takes_precedence_over_the_token_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_variable_takes_precedence_over_the_token_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection.use_stack(folder)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
     assert auth.auth_headers() == {"Authorization": "Bearer other"}
 
 
-def test_the_error_for_a_missing_token_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_token_file_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(auth.SessionError, match="none: No such file"):
         auth.auth_headers()
 
 
-def test_an_unreachable_dashboard_raises_an_error_that_can_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_dashboard_raises_an_error_that_can_be_retried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises(auth.Unreachable):
         dashboard.request_dashboard("GET", "/api/version")
 
 
-def test_a_given_address_takes_precedence_over_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_address_takes_precedence_over_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection.use_stack(folder)
     monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
     dashboard.use_dashboard("http://127.0.0.1:99")
@@ -120,11 +147,24 @@ def test_a_given_address_takes_precedence_over_the_environment(folder: Path, mon
 OTHER_DASHBOARD = "http://ray.example.com:8265"
 
 
-@pytest.fixture(params=["there", "elsewhere", "gone", "elsewhere and exported without the marker", "a link to it"])
-def exported(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The exported environment of a stack, used in any folder, with and without the running stack."""
+@pytest.fixture(
+    params=[
+        "there",
+        "elsewhere",
+        "gone",
+        "elsewhere and exported without the marker",
+        "a link to it",
+    ]
+)
+def exported(
+    folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The exported environment of a stack, used in any folder, with and without the running
+    stack."""
     connection.use_stack(folder)
-    monkeypatch.setenv("TAILORBIRD_HOME", str(folder if request.param == "there" else tmp_path / "another"))
+    monkeypatch.setenv(
+        "TAILORBIRD_HOME", str(folder if request.param == "there" else tmp_path / "another")
+    )
     if request.param == "gone":
         for name in (stack.STATE_FILE, stack.KEYS_FILE):
             (folder / name).unlink()
@@ -201,7 +241,9 @@ def test_the_error_for_a_local_ray_without_write_access_has_the_remedy(
     monkeypatch.setenv("RAY_ADDRESS", remote_module.LOCAL)
     monkeypatch.setattr("ray.init", refused)
     with (
-        pytest.raises(auth.SessionError, match=r"Read-only file system.*Set HOME to a writable folder"),
+        pytest.raises(
+            auth.SessionError, match=r"Read-only file system.*Set HOME to a writable folder"
+        ),
         connection.connect(),
     ):
         pass
@@ -226,7 +268,9 @@ def test_a_task_requests_at_most_the_resources_of_a_cluster_of_fixed_size(
 
 
 @pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
-def test_only_a_local_ray_has_a_fixed_size(address: str, cpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_local_ray_has_a_fixed_size(
+    address: str, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpus_used: list[float] = []
 
     class Task:
@@ -242,7 +286,9 @@ def test_only_a_local_ray_has_a_fixed_size(address: str, cpus: float, monkeypatc
     monkeypatch.setattr("ray.remote", lambda _: Task())
     monkeypatch.setattr("ray.get", lambda value: value)
     assert (
-        remote_module.run_remote(lambda: None, resources=worker_resources(TrainingConfig(cpus_per_worker=4)))()
+        remote_module.run_remote(
+            lambda: None, resources=worker_resources(TrainingConfig(cpus_per_worker=4))
+        )()
         == "value"
     )
     assert cpus_used == [cpus]
@@ -263,7 +309,8 @@ def test_a_stack_of_another_folder_is_named_unless_ray_is_configured(
 ) -> None:
     monkeypatch.setattr(stack, "running_folders", lambda: [Path("/my project/.tailorbird")])
     assert connection.stack_hint(tmp_path) == (
-        "a stack runs in /my project/.tailorbird; to use it: export TAILORBIRD_HOME='/my project/.tailorbird'"
+        "a stack runs in /my project/.tailorbird; to use it: export TAILORBIRD_HOME='/my "
+        "project/.tailorbird'"
     )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
     assert connection.stack_hint(tmp_path) is None

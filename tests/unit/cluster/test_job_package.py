@@ -25,7 +25,8 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A project folder with the packages, a page, a file with secrets, and the .gitignore of a template."""
+    """A project folder with the packages, a page, a file with secrets, and the .gitignore of a
+    template."""
     for name in (*PACKAGES, "tailorbird/data", "tailorbird/models"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f'"""{name}"""\n')
@@ -59,7 +60,9 @@ def test_the_packaged_recipe_contains_overrides(root: Path, tmp_path: Path) -> N
     assert load_recipe(folder / RECIPE_FILE).training.learning_rate == 1e-5
 
 
-def test_tracked_files_are_packaged_as_they_are_in_the_working_tree(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_tracked_files_are_packaged_as_they_are_in_the_working_tree(
+    root: Path, recipe: Recipe, tmp_path: Path
+) -> None:
     _git(root, "init", "-q")
     (root / "gone.md").write_text("soon\n")
     _git(root, "add", ".")
@@ -68,16 +71,22 @@ def test_tracked_files_are_packaged_as_they_are_in_the_working_tree(root: Path, 
     (root / "never-added.csv").write_text("text\n")
     folder = _unpacked(pack(root, recipe=recipe), tmp_path / "shipped")
     assert (folder / "page.md").read_text() == "as it is now\n"
-    assert not any((folder / name).exists() for name in (".env", ".git", "gone.md", "never-added.csv"))
+    assert not any(
+        (folder / name).exists() for name in (".env", ".git", "gone.md", "never-added.csv")
+    )
 
 
 def test_the_packages_are_included_even_if_gitignore_excludes_them(root: Path) -> None:
     _git(root, "init", "-q")
     _git(root, "add", ".")
-    assert {"tailorbird/data/__init__.py", "tailorbird/models/__init__.py"} <= set(shipped_files(root))
+    assert {"tailorbird/data/__init__.py", "tailorbird/models/__init__.py"} <= set(
+        shipped_files(root)
+    )
 
 
-def test_the_packaged_code_has_the_sha256_of_the_local_code(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_the_packaged_code_has_the_sha256_of_the_local_code(
+    root: Path, recipe: Recipe, tmp_path: Path
+) -> None:
     _git(root, "init", "-q")
     _git(root, "add", ".")
     (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
@@ -87,18 +96,28 @@ def test_the_packaged_code_has_the_sha256_of_the_local_code(root: Path, recipe: 
 
 def test_without_a_git_checkout_only_runtime_files_are_packaged(root: Path) -> None:
     inner = (f"tailorbird/{name}/__init__.py" for name in ("data", "models"))
-    assert set(shipped_files(root)) == {"pyproject.toml", *(f"{name}/__init__.py" for name in PACKAGES), *inner}
+    assert set(shipped_files(root)) == {
+        "pyproject.toml",
+        *(f"{name}/__init__.py" for name in PACKAGES),
+        *inner,
+    }
 
 
 def test_a_wheel_ships_only_the_packages_even_if_its_folder_is_tracked_by_git(root: Path) -> None:
-    """A wheel's folder has other packages, and the recipes and manifests of the project inside `tailorbird`."""
+    """A wheel's folder has other packages, and the recipes and manifests of the project inside
+    `tailorbird`."""
     site_packages = root / "venv" / "site-packages"
     for name in PACKAGES:
         (site_packages / name).mkdir(parents=True)
         (site_packages / name / "__init__.py").touch()
     for name in ("tailorbird/k8s/jobs", "tailorbird/recipes", "requests"):
         (site_packages / name).mkdir(parents=True)
-    for name in ("tailorbird/k8s/jobs/rayjob.yaml", "tailorbird/recipes/own.yaml", "requests/api.py", "ours.pth"):
+    for name in (
+        "tailorbird/k8s/jobs/rayjob.yaml",
+        "tailorbird/recipes/own.yaml",
+        "requests/api.py",
+        "ours.pth",
+    ):
         (site_packages / name).touch()
     _git(root, "init", "-q")
     _git(root, "add", "-f", ".")
@@ -112,7 +131,9 @@ def test_an_error_of_git_is_reported_instead_of_packaging_fewer_files(root: Path
         shipped_files(root)
 
 
-def test_the_same_files_give_the_same_package_and_other_files_another(root: Path, recipe: Recipe) -> None:
+def test_the_same_files_give_the_same_package_and_other_files_another(
+    root: Path, recipe: Recipe
+) -> None:
     first = pack(root, recipe=recipe)
     (root / "pyproject.toml").touch()
     assert pack(root, recipe=recipe) == first
@@ -120,7 +141,9 @@ def test_the_same_files_give_the_same_package_and_other_files_another(root: Path
     assert pack(root, recipe=recipe) != first
 
 
-def test_the_error_for_a_package_over_the_limit_lists_the_largest_files(root: Path, recipe: Recipe) -> None:
+def test_the_error_for_a_package_over_the_limit_lists_the_largest_files(
+    root: Path, recipe: Recipe
+) -> None:
     _git(root, "init", "-q")
     for name, size in (("small.bin", 1), ("large.bin", 3)):
         (root / name).write_bytes(os.urandom(size * 2**20))

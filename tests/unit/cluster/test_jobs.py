@@ -52,7 +52,9 @@ def job_of(**changes: Any) -> Job:
         ("PENDING", None, None),
     ],
 )
-def test_the_exit_code_of_a_job_is_that_of_its_driver(status: str, driver: int | None, expected: int | None) -> None:
+def test_the_exit_code_of_a_job_is_that_of_its_driver(
+    status: str, driver: int | None, expected: int | None
+) -> None:
     assert job_of(status=status, driver_exit_code=driver).exit_code == expected
 
 
@@ -89,12 +91,21 @@ def test_submitting_a_job_reports_its_effect(how: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["list"], ["status", "some"], ["logs", "some"], ["logs", "some", "--follow"], ["stop", "some"]]
+    "command",
+    [
+        ["list"],
+        ["status", "some"],
+        ["logs", "some"],
+        ["logs", "some", "--follow"],
+        ["stop", "some"],
+    ],
 )
 def test_every_jobs_command_reports_an_unreachable_dashboard(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
+    monkeypatch.setenv(
+        "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2"
+    )  # the option --address overrides it
     done = CliRunner().invoke(app, ["jobs", *command, "--address", "http://127.0.0.1:1"])
     assert done.exit_code == 2
     assert "not reachable at http://127.0.0.1:1/" in done.stderr
@@ -161,7 +172,8 @@ LOG = "\x1b[31mred\x1b[0m\n\x1b]0;title\x07 \x9b2J\r\u202e\n"
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """The address of a dashboard with an ended job; the stream of its log breaks off after the first line."""
+    """The address of a dashboard with an ended job; the stream of its log breaks off after the
+    first line."""
 
     async def serve_job(_: web.Request) -> web.Response:
         return web.json_response(job_details(submission_id="some", status="SUCCEEDED"))
@@ -184,7 +196,9 @@ def address() -> Iterator[str]:
 def test_a_printed_log_contains_no_control_characters(
     options: list[str], address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
+    monkeypatch.setenv(
+        "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2"
+    )  # the option --address overrides it
     done = CliRunner().invoke(app, ["jobs", "logs", "some", *options, "--address", address])
     assert done.exit_code == 0
     if "--json" in options:

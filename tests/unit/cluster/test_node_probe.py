@@ -26,7 +26,12 @@ def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> 
     (tmp_path / "bad.parquet").write_text("text")
     good, bad, none = (f"{tmp_path.as_uri()}/{name}.parquet" for name in ("good", "bad", "none"))
     report = probe_node(
-        ProbeRequest((good, bad, none), task_uri="s3://", base_model=model, packages=("pytest", "no-such-package"))
+        ProbeRequest(
+            (good, bad, none),
+            task_uri="s3://",
+            base_model=model,
+            packages=("pytest", "no-such-package"),
+        )
     )
     assert report.unread.keys() == {bad, none}
     assert "Parquet" in report.unread[bad]
@@ -37,15 +42,20 @@ def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> 
 
 def test_a_missing_base_model_is_reported(tmp_path: Path) -> None:
     gone = (tmp_path / "elsewhere").as_uri()
-    assert gone in probe_node(ProbeRequest((), task_uri="s3://", base_model=gone, packages=())).unread
+    assert (
+        gone in probe_node(ProbeRequest((), task_uri="s3://", base_model=gone, packages=())).unread
+    )
 
 
 def test_the_head_node_of_a_ray_up_cluster_reports_its_node_types(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bootstrap.yaml"
-    path.write_text("{max_workers: 4, available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 2}}}")
-    monkeypatch.setattr(node_probe, "BOOTSTRAP", path)
-    assert probe_node(ProbeRequest((), task_uri="s3://", base_model=model, packages=())).node_types == (
-        NodeType("gpu", Resources(8, 1), 2, max_nodes_of_all_types=4),
+    path.write_text(
+        "{max_workers: 4, available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: "
+        "2}}}"
     )
+    monkeypatch.setattr(node_probe, "BOOTSTRAP", path)
+    assert probe_node(
+        ProbeRequest((), task_uri="s3://", base_model=model, packages=())
+    ).node_types == (NodeType("gpu", Resources(8, 1), 2, max_nodes_of_all_types=4),)

@@ -1,4 +1,5 @@
-"""The parts of Ray's private API that the project uses exist; a failure names the part that has changed."""
+"""The parts of Ray's private API that the project uses exist; a failure names the part that has
+changed."""
 
 import importlib
 import math
@@ -10,7 +11,10 @@ import ray
 from ray import cloudpickle, tune
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.tune.execution import class_cache
 
 from cluster import ray_private
@@ -19,7 +23,9 @@ NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def test_the_installed_ray_has_the_version_that_the_code_was_written_for() -> None:
-    assert ray.__version__.startswith(f"{ray_private.RAY_VERSION}."), "check cluster/ray_private.py with the new Ray"
+    assert ray.__version__.startswith(f"{ray_private.RAY_VERSION}."), (
+        "check cluster/ray_private.py with the new Ray"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,30 +55,48 @@ def test_a_private_part_exists(path: str) -> None:
     value: Any = importlib.import_module(module)
     for name in attributes.split("."):
         value = value[name] if isinstance(value, dict) else getattr(value, name, None)
-        assert value is not None, f"Ray {ray.__version__} has no {path}; which Ray {ray_private.RAY_VERSION} has"
+        assert value is not None, (
+            f"Ray {ray.__version__} has no {path}; which Ray {ray_private.RAY_VERSION} has"
+        )
 
 
 @pytest.mark.parametrize(
     ("gpus", "num_workers"),
-    [({"a": 8, "b": 8}, 16), ({"a": 8, "b": 7}, 8), ({"a": 7, "b": 7}, 0), ({"a": 16, "b": 3}, 16), ({"a": 40}, 32)],
+    [
+        ({"a": 8, "b": 8}, 16),
+        ({"a": 8, "b": 7}, 8),
+        ({"a": 7, "b": 7}, 0),
+        ({"a": 16, "b": 3}, 16),
+        ({"a": 40}, 32),
+    ],
 )
 def test_an_elastic_group_uses_whole_nodes(gpus: dict[str, int], num_workers: int) -> None:
     """Ray Train would start 15 workers on nodes with 8 and 7 free GPUs."""
-    config = ScalingConfig(num_workers=(8, 32), use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1})
-    policy = cloudpickle.loads(cloudpickle.dumps(ray_private.whole_node_policy(config, workers_per_node=8)))
+    config = ScalingConfig(
+        num_workers=(8, 32), use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}
+    )
+    policy = cloudpickle.loads(
+        cloudpickle.dumps(ray_private.whole_node_policy(config, workers_per_node=8))
+    )
     reserved = {node: {"CPU": 64.0, "GPU": float(count)} for node, count in gpus.items()}
     assert policy._count_possible_workers(reserved) == num_workers
 
 
-def test_the_controller_of_an_elastic_trainer_gets_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_controller_of_an_elastic_trainer_gets_the_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     received: dict[str, Any] = {}
     monkeypatch.setattr(
-        TorchTrainer, "_initialize_and_run_controller", lambda _, **arguments: received.update(arguments)
+        TorchTrainer,
+        "_initialize_and_run_controller",
+        lambda _, **arguments: received.update(arguments),
     )
     config = ScalingConfig(num_workers=(8, 16), use_gpu=True)
     trainer = ray_private.torch_trainer(lambda: None, workers_per_node=8, scaling_config=config)
     trainer._initialize_and_run_controller(scaling_policy=None, callbacks=[])
-    assert received["scaling_policy"]._count_possible_workers({"a": {"CPU": 16.0, "GPU": 15.0}}) == 8
+    assert (
+        received["scaling_policy"]._count_possible_workers({"a": {"CPU": 16.0, "GPU": 15.0}}) == 8
+    )
 
 
 def test_the_exceptions_in_which_ray_train_wraps_an_error_are_removed() -> None:
@@ -85,7 +109,9 @@ def test_the_exceptions_in_which_ray_train_wraps_an_error_are_removed() -> None:
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE | set(NAMES))
+    monkeypatch.setattr(
+        class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE | set(NAMES)
+    )
     for name in NAMES:
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")

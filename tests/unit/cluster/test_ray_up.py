@@ -25,8 +25,16 @@ from serving.deploy.serve_client import listen_host
 CLUSTER = Path(__file__).parents[3] / "cluster" / "ray_up"
 FILES = ("aws", "onprem")
 NODE_ENV = "node.env"
-SECRETS = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-fA-F]{32,}|(?i:secret_access_key|password)\s*[:=]")
-REFUSALS = (jsonschema.ValidationError, ValueError, NotImplementedError, AssertionError, click.ClickException)
+SECRETS = re.compile(
+    r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-fA-F]{32,}|(?i:secret_access_key|password)\s*[:=]"
+)
+REFUSALS = (
+    jsonschema.ValidationError,
+    ValueError,
+    NotImplementedError,
+    AssertionError,
+    click.ClickException,
+)
 HAPROXY_PATHS = re.findall(r'"(\w+)", "/tmp/', Path(serve_constants.__file__).read_text())
 """Variables of Serve with a path of HAProxy whose default is in /tmp."""
 Change = Callable[[dict[str, Any]], Any]
@@ -45,13 +53,16 @@ def _written(name: str) -> dict[str, Any]:
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with Ray's defaults; raise if `ray up` would reject it before it contacts the provider."""
+    """Return the content with Ray's defaults; raise if `ray up` would reject it before it contacts
+    the provider."""
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(content))
     validate_config(prepared)
     return prepared
 
 
-def _sourced(home_folder: Path, *, before: str = "", after: str) -> "subprocess.CompletedProcess[str]":
+def _sourced(
+    home_folder: Path, *, before: str = "", after: str
+) -> "subprocess.CompletedProcess[str]":
     """Run a command in a shell that has read node.env."""
     command = ["bash", "-c", f"{before} . {CLUSTER / NODE_ENV} {after}"]
     bare = {"HOME": str(home_folder), "PATH": "/usr/bin:/bin"}
@@ -87,7 +98,10 @@ def test_ray_accepts_the_file(name: str) -> None:
         ("aws", lambda content: content["provider"].update(type="awss")),
         ("aws", lambda content: content["auth"].update(ssh_key="~/.ssh/id")),
         ("aws", lambda content: content["auth"].update(ssh_proxy_use_node_id=True)),
-        ("aws", lambda content: content["available_node_types"]["head"].update(resources={"CPU": "0"})),
+        (
+            "aws",
+            lambda content: content["available_node_types"]["head"].update(resources={"CPU": "0"}),
+        ),
         ("aws", lambda content: content["available_node_types"]["training"].pop("node_config")),
         ("aws", lambda content: content["available_node_types"]["training"].update(spot=True)),
         ("aws", lambda content: content.update(setup_commands=[{"pip": "tailorbird"}])),
@@ -118,7 +132,9 @@ def test_every_command_is_valid_for_the_shell_and_ray(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str, home_folder: Path) -> None:
+def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(
+    name: str, home_folder: Path
+) -> None:
     (home_folder / "tailorbird").symlink_to(CLUSTER.parents[1])
     program = home_folder / "tailorbird-venv" / "bin" / "ray"
     program.parent.mkdir(parents=True)
@@ -128,7 +144,9 @@ def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str
     for command in _commands(_checked(_written(name))):
         if "ray start" in command:
             limited = ["bash", "-c", f"ulimit -Sn 512 && ulimit -Hn 1024 && {command}"]
-            done = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                limited, env=environment, capture_output=True, text=True, check=False
+            )
             assert done.stdout == "start with 1024 files\n", done.stderr
 
 
@@ -143,14 +161,24 @@ def test_all_tracked_files_are_copied_to_nodes_without_settings_keys_and_rows(na
         return not any(fnmatch(part, pattern) for part in Path(path).parts for pattern in left_out)
 
     assert [path for path in listing.splitlines() if not copied(path)] == []
-    for path in (".env", ".env.prod", "k8s/.env", "key.pem", "rows/train-0.parquet", ".git/config", "rows.csv"):
+    for path in (
+        ".env",
+        ".env.prod",
+        "k8s/.env",
+        "key.pem",
+        "rows/train-0.parquet",
+        ".git/config",
+        "rows.csv",
+    ):
         assert not copied(path)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_ray_command_loads_node_env(name: str) -> None:
     for command in _commands(_checked(_written(name))):
-        assert "ray st" not in command or command.startswith(f". ~/tailorbird/cluster/ray_up/{NODE_ENV} && ")
+        assert "ray st" not in command or command.startswith(
+            f". ~/tailorbird/cluster/ray_up/{NODE_ENV} && "
+        )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -218,7 +246,11 @@ def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: 
     stack = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     assert ray_env.CLUSTER_SETTINGS.items() <= here.items()
     # Settings of the stack for a single machine: ports, paths, one HAProxy thread, no draining.
-    machine = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)}
+    machine = {
+        name
+        for name in stack
+        if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)
+    }
     alone = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"}
     alone |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"}
     assert {name: value for name, value in stack.items() if name not in machine | alone} == {
@@ -243,20 +275,29 @@ def test_other_users_of_a_node_cannot_enter_the_folder_with_the_files_and_socket
     folder.mkdir(mode=0o755)
     setups = {line for name in FILES for line in _written(name)["setup_commands"] if ".tb" in line}
     assert len(setups) == 1
-    output = _sourced(home_folder, before=f"{setups.pop()} &&", after="&& touch ~/new && env -0").stdout
+    output = _sourced(
+        home_folder, before=f"{setups.pop()} &&", after="&& touch ~/new && env -0"
+    ).stdout
     here = dict(line.split("=", 1) for line in output.split("\0") if line)
-    assert (folder.stat().st_mode & 0o777, (home_folder / "new").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert (folder.stat().st_mode & 0o777, (home_folder / "new").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
     assert here["RAY_TMPDIR"] == str(folder)
     assert len(HAPROXY_PATHS) >= 5
     assert [name for name in HAPROXY_PATHS if not Path(here[name]).is_relative_to(folder)] == []
 
 
-def test_a_node_with_a_home_folder_that_is_too_long_for_haproxy_s_sockets_does_not_start_ray() -> None:
-    """With such a path, HAProxy would end at each start, and Serve would start it again and again."""
+def test_a_node_with_a_home_folder_that_is_too_long_for_haproxy_s_sockets_does_not_start_ray() -> (
+    None
+):
+    """With such a path, HAProxy would end at each start, and Serve would start it again and
+    again."""
     refused = _sourced(Path("/home/" + 18 * "x"), after="&& echo started")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "RAY_TMPDIR" in refused.stderr
     longest = _sourced(Path("/home/" + 17 * "x"), after="&& env -0")
     here = dict(line.split("=", 1) for line in longest.stdout.split("\0") if line)
-    # HAProxy limits the path of a socket, to which Ray adds the node's id of 56 digits, to 97 bytes.
+    # HAProxy limits the path of a socket, to which Ray adds the node's id of 56 digits, to 97
+    # bytes.
     assert max(len(here[name]) for name in HAPROXY_PATHS) + 57 == 97

@@ -25,7 +25,8 @@ def add(first: int, second: int) -> int:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Run tasks in this process. The state of a task is requested as often as the list has values: true if it waits."""
+    """Run tasks in this process. The state of a task is requested as often as the list has values:
+    true if it waits."""
     states: list[bool] = []
 
     def task(function: object) -> SimpleNamespace:
@@ -33,7 +34,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(ray, "remote", task)
     monkeypatch.setattr(ray, "get", lambda result: result)
-    monkeypatch.setattr(ray, "wait", lambda results, **_: ([], results) if states else (results, []))
+    monkeypatch.setattr(
+        ray, "wait", lambda results, **_: ([], results) if states else (results, [])
+    )
     monkeypatch.setattr(remote, "is_waiting", lambda _: states.pop(0))
     monkeypatch.setattr(remote, "holders_or_none", lambda: HOLDERS)
     return states
@@ -84,7 +87,9 @@ def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[
     assert current_progress() is SILENT
 
 
-@pytest.mark.parametrize(("num_ranks", "expected"), [(1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")])
+@pytest.mark.parametrize(
+    ("num_ranks", "expected"), [(1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")]
+)
 def test_an_evaluation_runs_in_one_process_or_on_several_ranks(
     monkeypatch: pytest.MonkeyPatch, num_ranks: int, expected: str
 ) -> None:
@@ -98,7 +103,9 @@ def test_an_evaluation_runs_in_one_process_or_on_several_ranks(
     assert chosen == expected
 
 
-def test_items_are_mapped_in_order_and_an_error_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_mapped_in_order_and_an_error_keeps_its_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def task(function: Callable[..., Any]) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda *args: partial(function, *args))
 

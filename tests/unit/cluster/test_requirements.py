@@ -19,11 +19,15 @@ def test_requirements_are_those_in_pyproject() -> None:
     assert {package.line for package in wanted.group(ALWAYS)} == {*project["dependencies"]}
 
 
-def test_without_pyproject_requirements_are_those_of_the_installed_distribution(tmp_path: Path) -> None:
+def test_without_pyproject_requirements_are_those_of_the_installed_distribution(
+    tmp_path: Path,
+) -> None:
     names = {name for name, _ in requirements(tmp_path).packages[ALWAYS]}
     assert {"ray", "torch", "deepspeed"} <= names
     assert names <= {canonicalize_name(name) for name, _ in requirements().packages[ALWAYS]}
-    assert {"train", "serve", "tune"} <= set(requirements(tmp_path).features["ray"].strip("[]").split(","))
+    assert {"train", "serve", "tune"} <= set(
+        requirements(tmp_path).features["ray"].strip("[]").split(",")
+    )
 
 
 def test_a_package_fits_if_its_version_does() -> None:
@@ -34,8 +38,8 @@ def test_a_package_fits_if_its_version_does() -> None:
 
 
 def test_installed_packages_are_read_from_metadata() -> None:
-    pytest_, absent = Requirements("", {ALWAYS: (("pytest", ">=8"), ("no-such-package-of-anybody", ""))}, {}).group(
-        ALWAYS
-    )
+    pytest_, absent = Requirements(
+        "", {ALWAYS: (("pytest", ">=8"), ("no-such-package-of-anybody", ""))}, {}
+    ).group(ALWAYS)
     assert pytest_.fits
     assert absent.installed is None

@@ -53,7 +53,9 @@ def test_node_types_together_fit_workers_up_to_the_limit_of_the_cluster() -> Non
     }
     assert workers_of_types(parse_node_types(content), Resources(8)) == 10
     content["available_node_types"]["training"]["resources"] = {"CPU": 16}  # type: ignore[index]
-    assert workers_of_types(parse_node_types(content), Resources(8)) == 8 * 2 + 2  # the largest first
+    assert (
+        workers_of_types(parse_node_types(content), Resources(8)) == 8 * 2 + 2
+    )  # the largest first
     assert workers_of_types(parse_node_types(content), Resources(16)) == 8
     assert workers_of_types((), Resources(1)) == 0
 
@@ -78,20 +80,32 @@ def test_node_types_are_read_from_the_file_of_ray_up() -> None:
 @pytest.mark.parametrize(
     ("entrypoint", "name"),
     [
-        ("python -m tailorbird run recipes/a.yaml tuning.num_trials=2", "tailorbird run recipes/a.yaml"),
-        ("/opt/env/lib/python3.11/site-packages/tailorbird/__main__.py watch b.yaml", "tailorbird watch b.yaml"),
+        (
+            "python -m tailorbird run recipes/a.yaml tuning.num_trials=2",
+            "tailorbird run recipes/a.yaml",
+        ),
+        (
+            "/opt/env/lib/python3.11/site-packages/tailorbird/__main__.py watch b.yaml",
+            "tailorbird watch b.yaml",
+        ),
         ("/opt/env/bin/tailorbird run c.yaml", "tailorbird run c.yaml"),
         ("python train.py --token=abc", None),
     ],
 )
-def test_a_job_has_the_name_of_its_command_if_it_is_a_verb(entrypoint: str, name: str | None) -> None:
+def test_a_job_has_the_name_of_its_command_if_it_is_a_verb(
+    entrypoint: str, name: str | None
+) -> None:
     assert command_name(entrypoint) == name
 
 
 def test_a_wait_names_up_to_three_holders() -> None:
-    holders = [Holder("tailorbird run a.yaml", Resources(2, 1)), *[Holder("replica", Resources(1))] * 3]
+    holders = [
+        Holder("tailorbird run a.yaml", Resources(2, 1)),
+        *[Holder("replica", Resources(1))] * 3,
+    ]
     assert held_by(holders) == (
-        "held by `tailorbird run a.yaml` (2 CPUs and 1 GPU), `replica` (1 CPU), `replica` (1 CPU) and 1 more"
+        "held by `tailorbird run a.yaml` (2 CPUs and 1 GPU), `replica` (1 CPU), `replica` (1 CPU) "
+        "and 1 more"
     )
     assert held_by(None) == "held by unknown processes, because the dashboard does not answer"
     assert held_by([]) == "which Ray is about to assign"
@@ -106,4 +120,7 @@ def test_only_the_evaluation_of_a_service_on_gpus_has_a_gpu() -> None:
 def test_an_evaluation_has_a_gpu_and_the_cpus_of_a_worker_for_each_rank() -> None:
     serving = ServingConfig(engine="vllm", gpus_per_replica=8, cpus_per_replica=4)
     for num_ranks, expected in ((8, Resources(16, 8)), (1, Resources(4, 1))):
-        assert evaluation_resources(TrainingConfig(cpus_per_worker=2), serving, num_ranks=num_ranks) == expected
+        assert (
+            evaluation_resources(TrainingConfig(cpus_per_worker=2), serving, num_ranks=num_ranks)
+            == expected
+        )

@@ -1,4 +1,5 @@
-"""What `submit` sends to a dashboard; the dashboard is a stand-in that records requests, and has no Ray."""
+"""What `submit` sends to a dashboard; the dashboard is a stand-in that records requests, and has no
+Ray."""
 
 import json
 import threading
@@ -57,7 +58,13 @@ class Handler(BaseHTTPRequestHandler):
 
 def _details(name: str) -> dict[str, Any]:
     empty = dict.fromkeys(("message", "metadata", "start_time", "end_time", "driver_exit_code"))
-    return {"type": "SUBMISSION", "submission_id": name, "status": "PENDING", "entrypoint": "", **empty}
+    return {
+        "type": "SUBMISSION",
+        "submission_id": name,
+        "status": "PENDING",
+        "entrypoint": "",
+        **empty,
+    }
 
 
 @pytest.fixture
@@ -102,6 +109,8 @@ def test_another_version_of_ray_is_refused_before_the_upload(
     version: str, dashboard: Dashboard, root: Path, recipe: Recipe
 ) -> None:
     dashboard.version = version
-    with pytest.raises(JobError, match=rf"has Ray {version}, but the code in .* requires ray>=2\.60,<2\.61"):
+    with pytest.raises(
+        JobError, match=rf"has Ray {version}, but the code in .* requires ray>=2\.60,<2\.61"
+    ):
         jobs.submit(recipe, root=root)
     assert set(dashboard.requests) == {"GET version"}

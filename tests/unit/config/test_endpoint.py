@@ -19,12 +19,22 @@ registry: s3://models
 
 
 def test_the_url_is_stored_without_a_slash_at_its_end() -> None:
-    assert EndpointConfig(url="http://127.0.0.1:8000/v1/", model="m").url == "http://127.0.0.1:8000/v1"
+    assert (
+        EndpointConfig(url="http://127.0.0.1:8000/v1/", model="m").url == "http://127.0.0.1:8000/v1"
+    )
 
 
 @pytest.mark.parametrize(
     "url",
-    ["host/v1", "ftp://host/v1", "http://", "http://host:port/v1", "https://host/v1?key=1", "https://host/v1#a", 7],
+    [
+        "host/v1",
+        "ftp://host/v1",
+        "http://",
+        "http://host:port/v1",
+        "https://host/v1?key=1",
+        "https://host/v1#a",
+        7,
+    ],
 )
 def test_another_url_is_refused(url: Any) -> None:
     with pytest.raises(ValidationError, match="url"):
@@ -45,7 +55,9 @@ def test_another_url_is_refused(url: Any) -> None:
         ({"model": ""}, "model"),
     ],
 )
-def test_prices_and_limits_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_prices_and_limits_that_do_not_fit_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         EndpointConfig.model_validate(PLAIN | fields)
 
@@ -55,7 +67,10 @@ def test_prices_and_limits_that_do_not_fit_are_refused(fields: dict[str, Any], m
     [
         ("api_key=sk-secret", "give the variable's name as `env://NAME`"),
         ("api_key=env://sk-secret", "give the variable's name as `env://NAME`"),
-        ("api_key=env://AWS_SECRET_ACCESS_KEY", "env://AWS_SECRET_ACCESS_KEY is a variable for another service"),
+        (
+            "api_key=env://AWS_SECRET_ACCESS_KEY",
+            "env://AWS_SECRET_ACCESS_KEY is a variable for another service",
+        ),
         ("url=https://me:sk-secret@host/v1", "a user name or password in the URL is not allowed"),
     ],
 )
@@ -64,6 +79,8 @@ def test_a_key_in_the_recipe_is_refused_and_not_shown(override: str, message: st
     recipe = parse_recipe(RECIPE, path="r.yaml", overrides=overrides)
     assert recipe.evaluation.endpoint is not None
     with pytest.raises(RecipeError) as refusal:
-        parse_recipe(RECIPE, path="r.yaml", overrides=(*overrides, f"evaluation.endpoint.{override}"))
+        parse_recipe(
+            RECIPE, path="r.yaml", overrides=(*overrides, f"evaluation.endpoint.{override}")
+        )
     assert message in str(refusal.value)
     assert "sk-secret" not in str(refusal.value)

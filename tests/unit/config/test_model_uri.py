@@ -44,7 +44,9 @@ def test_a_uri_is_parsed_and_written_again(uri: str, parts: ModelUri) -> None:
     ],
 )
 def test_another_form_is_rejected_with_the_allowed_ones(uri: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a model URI; use pypi://package, pypi://package@version#sha256="):
+    with pytest.raises(
+        ValueError, match=r"is not a model URI; use pypi://package, pypi://package@version#sha256="
+    ):
         parse_model_uri(uri)
 
 
@@ -60,5 +62,7 @@ def test_another_form_is_rejected_with_the_allowed_ones(uri: str) -> None:
         ("hf://a", False),
     ],
 )
-def test_a_uri_allows_a_staged_model_of_its_name_version_and_hash(uri: str, is_allowed: bool) -> None:
+def test_a_uri_allows_a_staged_model_of_its_name_version_and_hash(
+    uri: str, is_allowed: bool
+) -> None:
     assert parse_model_uri(uri).allows(ModelUri("pypi", "a", "1.0", SHA)) == is_allowed

@@ -28,7 +28,9 @@ def minimal() -> dict[str, Any]:
 
 def written(folder: Path, content: Any) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    path.write_text(
+        content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8"
+    )
     return path
 
 
@@ -41,7 +43,9 @@ def test_every_shipped_recipe_loads_and_has_the_name_of_its_file(path: Path) -> 
 
 
 def test_the_demo_recipe_has_the_test_rows_and_protocol_of_the_default_recipe() -> None:
-    demo, default = (load_recipe(SHIPPED[0].parent / f"icd10_{name}.yaml") for name in ("demo", "chapters"))
+    demo, default = (
+        load_recipe(SHIPPED[0].parent / f"icd10_{name}.yaml") for name in ("demo", "chapters")
+    )
     assert (demo.data.test, demo.data.validation) == (default.data.test, default.data.validation)
     assert demo.evaluation == default.evaluation
 
@@ -60,7 +64,12 @@ def chat(**evaluation: Any) -> dict[str, Any]:
 def test_gates_for_classification_are_off_for_chat_tasks() -> None:
     gates = Recipe.model_validate(chat()).evaluation.gates
     assert gates.groups is not None
-    assert (gates.calibration, gates.counterfactual, gates.robustness, gates.suites) == (None, None, None, None)
+    assert (gates.calibration, gates.counterfactual, gates.robustness, gates.suites) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert Recipe.model_validate(minimal()).evaluation.gates.calibration is not None
 
 
@@ -69,7 +78,8 @@ def test_gates_for_classification_are_off_for_chat_tasks() -> None:
     [
         (
             chat(metric="accuracy"),
-            "evaluation.metric 'accuracy' is not available for chat tasks; allowed: exact_match, token_f1, rouge_l",
+            "evaluation.metric 'accuracy' is not available for chat tasks; allowed: exact_match, "
+            "token_f1, rouge_l",
         ),
         (
             minimal() | {"evaluation": {"metric": "rouge_l"}},
@@ -80,9 +90,13 @@ def test_gates_for_classification_are_off_for_chat_tasks() -> None:
             chat(hybrid={"by": "group", "column": "site"}),
             "evaluation.hybrid.by 'group' is not available for chat tasks; use `by: cascade`",
         ),
-        (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not available for classification"),
         (
-            minimal() | {"data": {"train": "s3://data/train", "response_format": {"type": "json_object"}}},
+            minimal() | {"serving": {"engine": "vllm"}},
+            "serving.engine is not available for classification",
+        ),
+        (
+            minimal()
+            | {"data": {"train": "s3://data/train", "response_format": {"type": "json_object"}}},
             "data.response_format is not available for classification tasks; remove it",
         ),
         (
@@ -98,7 +112,9 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
 
 def test_batch_tokens_excludes_a_fixed_number_of_micro_batches() -> None:
     training = {"batch_tokens": 4096, "gradient_accumulation_steps": 2}
-    with pytest.raises(ValidationError, match="batch_tokens and gradient_accumulation_steps both split"):
+    with pytest.raises(
+        ValidationError, match="batch_tokens and gradient_accumulation_steps both split"
+    ):
         Recipe.model_validate(minimal() | {"training": training})
 
 
@@ -121,31 +137,58 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         (
             "training.gradient_accumulation_steps",
             17,
-            "training: batch_size 32 must be at least num_workers 2 times gradient_accumulation_steps 17",
+            "training: batch_size 32 must be at least num_workers 2 times "
+            "gradient_accumulation_steps 17",
         ),
         (
             "training.batch_tokens",
             50,
-            "training.batch_tokens 50 must be at least data.max_length 64, because a micro-batch must hold the",
+            "training.batch_tokens 50 must be at least data.max_length 64, because a micro-batch "
+            "must hold the",
         ),
-        ("training.attention", "flash", "training: attention 'flash' requires gpus_per_worker 1; use 'auto' to train"),
+        (
+            "training.attention",
+            "flash",
+            "training: attention 'flash' requires gpus_per_worker 1; use 'auto' to train",
+        ),
         ("training.attention", "sdpa", "training.attention: .*'auto', 'flash' or 'dense'"),
-        ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 must be at least min 2"),
-        ("training.num_workers", {"min": 1, "max": 33}, "training: batch_size 32 must be at least num_workers 33"),
+        (
+            "training.num_workers",
+            {"min": 2, "max": 1},
+            "training.num_workers.range: max 1 must be at least min 2",
+        ),
+        (
+            "training.num_workers",
+            {"min": 1, "max": 33},
+            "training: batch_size 32 must be at least num_workers 33",
+        ),
         (
             "training.num_workers",
             {"min": 4, "max": 16, "workers_per_node": 8},
             "training.num_workers.range: min 4 must be a multiple of workers_per_node 8",
         ),
-        ("training.offload", "parameters", "training: offload 'parameters' requires zero_stage 3 or higher, not 1"),
+        (
+            "training.offload",
+            "parameters",
+            "training: offload 'parameters' requires zero_stage 3 or higher, not 1",
+        ),
         (
             "training.deepspeed",
             {"zero_optimization": {"stage": 2}},
-            "training.deepspeed: zero_optimization.stage cannot be set here; set training.zero_stage",
+            "training.deepspeed: zero_optimization.stage cannot be set here; set "
+            "training.zero_stage",
         ),
         ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
-        ("training.parameter_dtype", "fp16", r"training.parameter_dtype: .*'fp32' or 'bf16'.*given: 'fp16'"),
-        ("training.deepspeed", {"bf16": {"enabled": True}}, "bf16 cannot be set here; set training.parameter_dtype"),
+        (
+            "training.parameter_dtype",
+            "fp16",
+            r"training.parameter_dtype: .*'fp32' or 'bf16'.*given: 'fp16'",
+        ),
+        (
+            "training.deepspeed",
+            {"bf16": {"enabled": True}},
+            "bf16 cannot be set here; set training.parameter_dtype",
+        ),
         (
             "training.deepspeed",
             {"torch_autocast": {"enabled": False}},
@@ -161,26 +204,50 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             {"zero_optimization": {"round_robin_gradients": True}},
             "zero_optimization.round_robin_gradients is not supported; remove it",
         ),
-        ("training.zero_hpz_partition_size", 2, "training: zero_hpz_partition_size 2 requires zero_stage 3, not 1"),
+        (
+            "training.zero_hpz_partition_size",
+            2,
+            "training: zero_hpz_partition_size 2 requires zero_stage 3, not 1",
+        ),
         ("training.liger_kernel", True, "training: liger_kernel requires gpus_per_worker 1"),
         ("training.use_rslora", True, "training: use_rslora requires method lora"),
         ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
-        ("base_model", "bert-base", "base_model: 'bert-base' is not a model URI; use pypi://package"),
+        (
+            "base_model",
+            "bert-base",
+            "base_model: 'bert-base' is not a model URI; use pypi://package",
+        ),
         ("registry", "/models", "registry: '/models' must start with s3:// or file://"),
         ("data.train", "lake/train", "data.train: 'lake/train' must start with s3:// or file://"),
-        ("data.validation", "s3://lake/rows", "data: `validation` requires `test`; set both, or neither"),
+        (
+            "data.validation",
+            "s3://lake/rows",
+            "data: `validation` requires `test`; set both, or neither",
+        ),
         ("data.train", [], "data.train: give at least one URI"),
-        ("data.train", ["s3://lake/a", "lake/b"], "data.train: 'lake/b' must start with s3:// or file://"),
+        (
+            "data.train",
+            ["s3://lake/a", "lake/b"],
+            "data.train: 'lake/b' must start with s3:// or file://",
+        ),
         ("data.max_length", 2, "data.max_length: "),
         (
             "tuning.space",
             {"epohs": {"choice": [1]}},
             "tuning.space: 'epohs' cannot be tuned; allowed: batch_size, ",
         ),
-        ("tuning.space", {"zero_stage": {"choice": [1]}}, "tuning.space: 'zero_stage' cannot be tuned"),
-        ("tuning.space", {"epochs": {}}, "tuning.space.epochs: set exactly one of choice, uniform and log_uniform"),
+        (
+            "tuning.space",
+            {"zero_stage": {"choice": [1]}},
+            "tuning.space: 'zero_stage' cannot be tuned",
+        ),
+        (
+            "tuning.space",
+            {"epochs": {}},
+            "tuning.space.epochs: set exactly one of choice, uniform and log_uniform",
+        ),
         (
             "tuning.space",
             {"epochs": {"choice": [1], "uniform": [1, 2]}},
@@ -189,7 +256,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("tuning.space", {"learning_rate": {"log_uniform": [0, 1]}}, "low < high and low > 0"),
         ("tuning.space", {"learning_rate": {"choice": []}}, "choice is empty"),
         ("tuning.space", {"learning_rate": {"uniform": [0, float("inf")]}}, "give finite numbers"),
-        ("tuning.space", {"lora_dropout": {"uniform": [1, 0]}}, r"uniform requires \[low, high\] with low < high"),
+        (
+            "tuning.space",
+            {"lora_dropout": {"uniform": [1, 0]}},
+            r"uniform requires \[low, high\] with low < high",
+        ),
         ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
         ("evaluation.alpha", 0.5, "evaluation.alpha: "),
         (
@@ -199,7 +270,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ),
         ("evaluation.metric", "f1", "evaluation.metric: "),
         ("evaluation.regulated", True, "gates.groups never passes because data.groups is empty"),
-        ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 must be at least min_replicas 3"),
+        (
+            "serving",
+            {"min_replicas": 3, "max_replicas": 2},
+            "serving: max_replicas 2 must be at least min_replicas 3",
+        ),
     ],
 )
 def test_an_error_is_one_line_with_the_field_its_value_and_the_allowed_values(
@@ -227,10 +302,14 @@ def test_combinations_of_dependent_fields_in_the_search_space_are_checked() -> N
 
     # Batch size 16 is not allowed with the 16 gradient accumulation steps of the section.
     recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 8])
-    with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 with gradient_accumulation_steps 16 is no"):
+    with pytest.raises(
+        ValidationError,
+        match=r"tuning.space: batch_size 16 with gradient_accumulation_steps 16 is no",
+    ):
         recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 16])
     with pytest.raises(
-        ValidationError, match=r"tuning.space: batch_size 16 is not allowed: .* must be at least num_wo"
+        ValidationError,
+        match=r"tuning.space: batch_size 16 is not allowed: .* must be at least num_wo",
     ):
         recipe(batch_size=[16])
     with pytest.raises(ValidationError, match=r"tuning.space: epochs 0 is not allowed"):
@@ -249,15 +328,23 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "must be a mapping"), ("- a\n- b", "must be a mapping of sections, not list"), ("a: [", "is not valid YAML")],
+    [
+        ("", "must be a mapping"),
+        ("- a\n- b", "must be a mapping of sections, not list"),
+        ("a: [", "is not valid YAML"),
+    ],
 )
-def test_a_file_that_is_not_a_mapping_is_rejected(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_rejected(
+    tmp_path: Path, content: str, message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, content))
 
 
 def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"absent\.yaml: No such file.*give the path of a YAML file"):
+    with pytest.raises(
+        RecipeError, match=r"absent\.yaml: No such file.*give the path of a YAML file"
+    ):
         load_recipe(tmp_path / "absent.yaml")
     with pytest.raises(RecipeError, match="Is a directory"):
         load_recipe(tmp_path)
@@ -270,10 +357,14 @@ def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> N
     ("fields", "message"),
     [
         ({"zero_stage": 3, "torch_compile": True}, "torch_compile requires zero_stage 0, 1 or 2"),
-        ({"zero_stage": 0, "overlap_comm": True}, "overlap_comm requires zero_stage 1 or higher, not 0"),
+        (
+            {"zero_stage": 0, "overlap_comm": True},
+            "overlap_comm requires zero_stage 1 or higher, not 0",
+        ),
         (
             {"zero_stage": 3, "num_workers": 12, "batch_size": 24, "zero_hpz_partition_size": 8},
-            "num_workers 12 must be a multiple of zero_hpz_partition_size 8; set it to the number of GPUs per node",
+            "num_workers 12 must be a multiple of zero_hpz_partition_size 8; set it to the "
+            "number of GPUs per node",
         ),
     ],
 )
@@ -283,7 +374,12 @@ def test_options_that_exclude_each_other_are_rejected(fields: dict[str, Any], me
 
 
 def test_overrides_are_parsed_as_yaml_and_create_missing_sections(tmp_path: Path) -> None:
-    overrides = ("training.epochs=7", "name=other", "data.groups=[a, b]", "tuning.space={epochs: {choice: [1, 2]}}")
+    overrides = (
+        "training.epochs=7",
+        "name=other",
+        "data.groups=[a, b]",
+        "tuning.space={epochs: {choice: [1, 2]}}",
+    )
     recipe = load_recipe(written(tmp_path, minimal()), overrides=overrides)
     assert (recipe.training.epochs, recipe.name, recipe.data.groups) == (7, "other", ("a", "b"))
     assert recipe.tuning.space == {"epochs": Distribution(choice=(1, 2))}
@@ -318,7 +414,9 @@ def test_every_field_has_a_docstring_for_the_reference_page() -> None:
 def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
     assert digest(recipe) == digest(Recipe.model_validate(dict(reversed(list(minimal().items())))))
-    assert digest(recipe) != digest(load_recipe(written(tmp_path, minimal()), overrides=("training.seed=1",)))
+    assert digest(recipe) != digest(
+        load_recipe(written(tmp_path, minimal()), overrides=("training.seed=1",))
+    )
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
@@ -326,7 +424,10 @@ def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
     ("challenger", "message"),
     [
         ({"version": "candidate"}, "set exactly one of `canary` and `shadow`"),
-        ({"version": "candidate", "canary": 0.1, "shadow": 0.1}, "set exactly one of `canary` and `shadow`"),
+        (
+            {"version": "candidate", "canary": 0.1, "shadow": 0.1},
+            "set exactly one of `canary` and `shadow`",
+        ),
         ({"version": "candidate", "canary": 0}, "greater than 0"),
         ({"version": "candidate", "canary": 1.5}, "less than or equal to 1"),
         ({"version": "", "canary": 0.1}, "at least 1 character"),
@@ -334,7 +435,9 @@ def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
         ({"version": "candidate", "shadow": 1.0}, "challenger.shadow requires request_log"),
     ],
 )
-def test_a_challenger_has_one_version_and_one_share(tmp_path: Path, challenger: dict[str, Any], message: str) -> None:
+def test_a_challenger_has_one_version_and_one_share(
+    tmp_path: Path, challenger: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": challenger}}))
 
@@ -343,22 +446,28 @@ def test_a_challenger_has_one_version_and_one_share(tmp_path: Path, challenger: 
 def test_a_chat_challenger_can_be_a_canary_or_a_shadow(tmp_path: Path, arm: str) -> None:
     chat = minimal() | {"task": "chat", "evaluation": {"metric": "exact_match"}}
     serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", arm: 0.1}}
-    assert load_recipe(written(tmp_path, chat | {"serving": serving})).serving.challenger is not None
+    assert (
+        load_recipe(written(tmp_path, chat | {"serving": serving})).serving.challenger is not None
+    )
 
 
 def test_overrides_set_and_remove_the_challenger(tmp_path: Path) -> None:
     path = written(tmp_path, minimal())
-    on = load_recipe(path, overrides=("serving.challenger={version: full-1, canary: 0.1}",)).serving.challenger
+    on = load_recipe(
+        path, overrides=("serving.challenger={version: full-1, canary: 0.1}",)
+    ).serving.challenger
     assert on is not None
     assert (on.version, on.canary, on.shadow) == ("full-1", 0.1, None)
     path = written(tmp_path, minimal() | {"serving": {"challenger": on.model_dump()}})
     assert load_recipe(path, overrides=("serving.challenger=null",)).serving.challenger is None
-    assert load_recipe(path, overrides=("serving.challenger.canary=0.5",)).serving.challenger == on.model_copy(
-        update={"canary": 0.5}
-    )
+    assert load_recipe(
+        path, overrides=("serving.challenger.canary=0.5",)
+    ).serving.challenger == on.model_copy(update={"canary": 0.5})
 
 
-@pytest.mark.parametrize("field", [{"retrieved_examples": []}, {"retrieved_examples": [1, 0]}, {"retrieved_tokens": 0}])
+@pytest.mark.parametrize(
+    "field", [{"retrieved_examples": []}, {"retrieved_examples": [1, 0]}, {"retrieved_tokens": 0}]
+)
 def test_retrieval_needs_at_least_one_example_and_one_token(field: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=f"evaluation.{next(iter(field))}"):
         Recipe.model_validate(chat(**field))
@@ -366,27 +475,52 @@ def test_retrieval_needs_at_least_one_example_and_one_token(field: dict[str, Any
 
 def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
     field = {"retrieval_encoder": "pypi://encoder"}
-    assert Recipe.model_validate(chat(**field)).evaluation.retrieval_encoder == ModelUri("pypi", "encoder")
-    with pytest.raises(ValidationError, match=r"'encoder' is not a model URI; use pypi://package, "):
+    assert Recipe.model_validate(chat(**field)).evaluation.retrieval_encoder == ModelUri(
+        "pypi", "encoder"
+    )
+    with pytest.raises(
+        ValidationError, match=r"'encoder' is not a model URI; use pypi://package, "
+    ):
         Recipe.model_validate(chat(retrieval_encoder="encoder"))
-    with pytest.raises(ValidationError, match=r"retrieval_encoder is not available for classification tasks"):
+    with pytest.raises(
+        ValidationError, match=r"retrieval_encoder is not available for classification tasks"
+    ):
         Recipe.model_validate(minimal() | {"evaluation": field})
 
 
 @pytest.mark.parametrize(
     ("sections", "without"),
     [
-        ({"serving": {"gpus_per_replica": 1}}, r"but training\.gpus_per_worker is 0; set the price"),
-        ({"training": {"gpus_per_worker": 1}}, r"but serving\.gpus_per_replica is 0; set the price"),
-        ({}, r"but serving\.gpus_per_replica is 0 and training\.gpus_per_worker is 0; set the price"),
+        (
+            {"serving": {"gpus_per_replica": 1}},
+            r"but training\.gpus_per_worker is 0; set the price",
+        ),
+        (
+            {"training": {"gpus_per_worker": 1}},
+            r"but serving\.gpus_per_replica is 0; set the price",
+        ),
+        (
+            {},
+            r"but serving\.gpus_per_replica is 0 and training\.gpus_per_worker is 0; set the price",
+        ),
     ],
 )
-def test_cpu_cores_are_free_only_if_all_come_with_a_gpu(sections: dict[str, Any], without: str) -> None:
-    cost = {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0, "price_per_gpu_hour": 2.5}
+def test_cpu_cores_are_free_only_if_all_come_with_a_gpu(
+    sections: dict[str, Any], without: str
+) -> None:
+    cost = {
+        "value_of_correct": 0.5,
+        "requests_per_month": 1000,
+        "price_per_cpu_hour": 0,
+        "price_per_gpu_hour": 2.5,
+    }
     with pytest.raises(ValidationError, match=without):
         Recipe.model_validate(minimal() | sections | {"evaluation": {"cost": cost}})
     on_gpus = {"serving": {"gpus_per_replica": 1}, "training": {"gpus_per_worker": 1}}
-    assert Recipe.model_validate(minimal() | on_gpus | {"evaluation": {"cost": cost}}).evaluation.cost is not None
+    assert (
+        Recipe.model_validate(minimal() | on_gpus | {"evaluation": {"cost": cost}}).evaluation.cost
+        is not None
+    )
 
 
 def test_prices_may_be_missing() -> None:

@@ -1,4 +1,5 @@
-"""Any recipe file and any override is either a recipe, which its own text loads again, or a RecipeError."""
+"""Any recipe file and any override is either a recipe, which its own text loads again, or a
+RecipeError."""
 
 from typing import Any
 
@@ -28,7 +29,9 @@ SCALARS = (
     | st.sampled_from(("s3://a", "chat", "accuracy", "lora", "auto", 1e308, 1 << 70, -1))
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3), max_leaves=6
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -66,8 +69,27 @@ def test_any_value_of_a_field_is_accepted_or_rejected_with_a_message(
     load(yaml.safe_dump(content).encode())
 
 
-TOKENS = ("{", "}", "[", "]", ": ", "- ", "\n", "  ", "&a ", "*a", "<<: ", "!!int ", "!!timestamp ", "!!float ", "? ")
-LINES = st.lists(st.sampled_from((*TOKENS, "name", "2001-99-99", "0b", "1:60", "'", '"', "#", "\0", "é")), max_size=30)
+TOKENS = (
+    "{",
+    "}",
+    "[",
+    "]",
+    ": ",
+    "- ",
+    "\n",
+    "  ",
+    "&a ",
+    "*a",
+    "<<: ",
+    "!!int ",
+    "!!timestamp ",
+    "!!float ",
+    "? ",
+)
+LINES = st.lists(
+    st.sampled_from((*TOKENS, "name", "2001-99-99", "0b", "1:60", "'", '"', "#", "\0", "é")),
+    max_size=30,
+)
 
 
 @given(st.binary(max_size=60) | LINES.map(lambda parts: "".join(parts).encode()))
@@ -87,7 +109,10 @@ def test_a_recipe_of_nested_aliases_is_rejected_with_a_short_message() -> None:
     load(("\n".join(lines) + "\nname: *x5").encode())
 
 
-@given(st.text(max_size=30) | st.builds("{}={}".format, st.sampled_from([".".join(p) for p in paths(FULL)]), st.text()))
+@given(
+    st.text(max_size=30)
+    | st.builds("{}={}".format, st.sampled_from([".".join(p) for p in paths(FULL)]), st.text())
+)
 @example("name=2001-99-99")
 @example("name=!!int x")
 @example("name=" + "[" * 5000)

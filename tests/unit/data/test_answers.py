@@ -20,8 +20,14 @@ from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
 )
 OBJECTS = st.dictionaries(st.text(max_size=3), JSON, max_size=4)
 
@@ -40,8 +46,15 @@ REFERENCE = '{"name": "Ann", "age": 40, "address": {"city": "Bonn", "zip": "1"},
     [
         (REFERENCE, 1.0),
         (f"```json\n{REFERENCE}\n```\n", 1.0),
-        ('{"codes": [1, 2.0], "address": {"zip": "1", "city": "Bonn"}, "age": 40.0, "name": "Ann"}', 1.0),
-        ('{"name": "ann", "age": 40, "address": {"city": "Bonn", "zip": "1"}, "codes": [1, 2]}', 0.8),
+        (
+            '{"codes": [1, 2.0], "address": {"zip": "1", "city": "Bonn"}, "age": 40.0, "name": '
+            '"Ann"}',
+            1.0,
+        ),
+        (
+            '{"name": "ann", "age": 40, "address": {"city": "Bonn", "zip": "1"}, "codes": [1, 2]}',
+            0.8,
+        ),
         ('{"name": "Ann", "age": 40, "address": {"city": "Bonn", "zip": 1}, "codes": [2, 1]}', 0.6),
         ('{"name": "Ann"}', 0.2),
         (REFERENCE[:-1] + ', "more": 1}', 5 / 6),
@@ -59,7 +72,10 @@ def test_json_fields_is_the_share_of_equal_fields(answer: str, expected: float) 
 
 def test_json_fields_compares_the_given_paths_only() -> None:
     paths = ["/address/city", "/codes/1", "/unknown", "/a~1b"]
-    equal, third = '{"address": {"city": "Bonn"}, "codes": [0, 2]}', '{"address": {"city": "Bonn"}, "unknown": 1}'
+    equal, third = (
+        '{"address": {"city": "Bonn"}, "codes": [0, 2]}',
+        '{"address": {"city": "Bonn"}, "unknown": 1}',
+    )
     assert score(equal, REFERENCE, json_fields={"paths": paths}) == 1
     assert score(third, REFERENCE, json_fields={"paths": paths}) == pytest.approx(1 / 3)
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
@@ -75,11 +91,22 @@ def test_json_fields_compares_the_properties_of_a_schema() -> None:
         },
         "$defs": {
             "address": {"type": "object", "properties": {"city": {"type": "string"}, "x/y": True}},
-            "node": {"type": "object", "properties": {"value": {}, "next": {"$ref": "#/$defs/node"}}},
+            "node": {
+                "type": "object",
+                "properties": {"value": {}, "next": {"$ref": "#/$defs/node"}},
+            },
         },
     }
-    assert schema_paths(schema) == ("/name", "/address/city", "/address/x~1y", "/next/value", "/next/next")
-    assert score('{"name": "Ann", "extra": 1}', REFERENCE, json_fields={"json_schema": schema}) == 0.5
+    assert schema_paths(schema) == (
+        "/name",
+        "/address/city",
+        "/address/x~1y",
+        "/next/value",
+        "/next/next",
+    )
+    assert (
+        score('{"name": "Ann", "extra": 1}', REFERENCE, json_fields={"json_schema": schema}) == 0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,11 +120,15 @@ def test_json_fields_compares_the_properties_of_a_schema() -> None:
         ('{"f0": 1}', "{}", 0.0),
     ],
 )
-def test_fields_that_are_missing_in_both_texts_do_not_count(answer: str, reference: str, expected: float) -> None:
+def test_fields_that_are_missing_in_both_texts_do_not_count(
+    answer: str, reference: str, expected: float
+) -> None:
     names = [f"f{number}" for number in range(20)]
     schema: dict[str, Any] = {"properties": {name: {} for name in names}}
     assert score(answer, reference, json_fields={"json_schema": schema}) == expected
-    assert score(answer, reference, json_fields={"paths": [f"/{name}" for name in names]}) == expected
+    assert (
+        score(answer, reference, json_fields={"paths": [f"/{name}" for name in names]}) == expected
+    )
 
 
 @given(document=OBJECTS, other=OBJECTS)
@@ -115,7 +146,10 @@ def test_json_fields_is_1_for_the_same_document_in_another_order(document: Any, 
 )
 def test_regex_compares_the_group_of_the_first_match(answer: str, expected: float) -> None:
     assert score(answer, "6 times 7\n#### 42", regex={"pattern": r"#### (.*)"}) == expected
-    assert score(answer, "6 times 7\n#### 42", regex={"pattern": r"####\s*(?P<n>\d+)", "group": "n"}) == expected
+    assert (
+        score(answer, "6 times 7\n#### 42", regex={"pattern": r"####\s*(?P<n>\d+)", "group": "n"})
+        == expected
+    )
 
 
 def test_a_group_that_did_not_take_part_in_the_match_has_no_value() -> None:
@@ -125,7 +159,9 @@ def test_a_group_that_did_not_take_part_in_the_match_has_no_value() -> None:
 
 def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
-    with pytest.raises(PatternTimeout, match=r"takes more than 0.05 s on a text of 61 characters; give a pattern"):
+    with pytest.raises(
+        PatternTimeout, match=r"takes more than 0.05 s on a text of 61 characters; give a pattern"
+    ):
         score("a" * 60 + "!", "a", regex={"pattern": r"((?:(a|aa)+)+)$"})
 
 
@@ -245,8 +281,12 @@ def test_each_accepted_option_has_a_value_of_its_own(options: list[str]) -> None
         (None, ["text"], None),
     ],
 )
-def test_references_without_a_value_are_reported(config: Any, references: list[str], expected: Any) -> None:
-    assert unreadable(references, config=config and AnswersConfig.model_validate(config)) == expected
+def test_references_without_a_value_are_reported(
+    config: Any, references: list[str], expected: Any
+) -> None:
+    assert (
+        unreadable(references, config=config and AnswersConfig.model_validate(config)) == expected
+    )
 
 
 def test_a_reference_without_a_value_is_an_error() -> None:
@@ -265,11 +305,20 @@ ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
         ({"json_fields": {"paths": ["name"]}}, "'name' is not a JSON Pointer"),
         ({"json_fields": {"json_schema": {"type": "object"}}}, "json_schema has no properties"),
         ({"json_fields": {"json_schema": {"properties": []}}}, "json_schema has no properties"),
-        ({"json_fields": {"json_schema": {"properties": "x"}}}, "`properties` of 'the answer' is not an object"),
-        ({"json_fields": {"json_schema": {"properties": {"a": {"$ref": "#/$defs/b"}}}}}, "refers to nothing"),
+        (
+            {"json_fields": {"json_schema": {"properties": "x"}}},
+            "`properties` of 'the answer' is not an object",
+        ),
+        (
+            {"json_fields": {"json_schema": {"properties": {"a": {"$ref": "#/$defs/b"}}}}},
+            "refers to nothing",
+        ),
         ({"json_fields": {"json_schema": {"$ref": "https://example.org"}}}, "is not supported"),
         ({"json_fields": {"json_schema": ENDLESS}}, "no properties"),
-        ({"json_fields": {"json_schema": {"properties": {"a": "text"}}}}, "the schema of '/a' is not an object"),
+        (
+            {"json_fields": {"json_schema": {"properties": {"a": "text"}}}},
+            "the schema of '/a' is not an object",
+        ),
         ({"json_fields": {"paths": ["/a"], "json_schema": {"properties": {"a": {}}}}}, "both set"),
         ({"regex": {"pattern": "("}}, "is not a regular expression"),
         ({"regex": {"pattern": "a"}}, "has no group 1; add parentheses"),
@@ -277,9 +326,18 @@ ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
         ({"numeric": {"absolute": -1}}, "greater than or equal to 0"),
         ({"numeric": {"relative": "inf"}}, "finite number"),
         ({"choice": {"options": ["yes"]}}, "at least 2 items"),
-        ({"choice": {"options": ["yes", "Yes"]}}, "the options 'yes' and 'Yes' have the same words"),
-        ({"choice": {"options": ["-1", "0", "1"]}}, "the options '-1' and '1' have the same words, because"),
-        ({"choice": {"options": ["C", "C++"]}}, "remove or rename one, or compare numbers with `numeric`"),
+        (
+            {"choice": {"options": ["yes", "Yes"]}},
+            "the options 'yes' and 'Yes' have the same words",
+        ),
+        (
+            {"choice": {"options": ["-1", "0", "1"]}},
+            "the options '-1' and '1' have the same words, because",
+        ),
+        (
+            {"choice": {"options": ["C", "C++"]}},
+            "remove or rename one, or compare numbers with `numeric`",
+        ),
         ({"choice": {"options": ["grade 1", "Grade: \uff11"]}}, "have the same words"),
         ({"choice": {"options": ["A", "A"]}}, "the options 'A' and 'A' have the same words"),
         ({"choice": {"options": ["yes", "-"]}}, "the option '-' has no letter or digit"),
@@ -293,17 +351,22 @@ def test_an_unusable_setting_is_rejected(config: Any, message: str) -> None:
 @pytest.mark.parametrize("metric", ["json_fields", "regex", "numeric", "choice"])
 def test_a_metric_requires_its_section(metric: str) -> None:
     with pytest.raises(
-        ValidationError, match=rf"metric '{metric}' requires the section answers\.{metric}; .*`answers:"
+        ValidationError,
+        match=rf"metric '{metric}' requires the section answers\.{metric}; .*`answers:",
     ):
         EvaluationConfig.model_validate({"metric": metric})
 
 
 def test_a_test_row_whose_answer_has_no_value_is_refused_with_its_id() -> None:
     answers = AnswersConfig.model_validate({"numeric": {}})
-    rows = Rows(("7", "8"), ("a", "b"), ("1", "2"), conversations=((("user", "a"),),) * 2, answers=answers)
+    rows = Rows(
+        ("7", "8"), ("a", "b"), ("1", "2"), conversations=((("user", "a"),),) * 2, answers=answers
+    )
     faulty = replace(rows, labels=("1", "two"))
     require_readable_answers(Splits(faulty, rows, rows))
-    with pytest.raises(DataError, match=r"the answer of test row 8 has no number; correct the row, or evaluation\."):
+    with pytest.raises(
+        DataError, match=r"the answer of test row 8 has no number; correct the row, or evaluation\."
+    ):
         require_readable_answers(Splits(rows, rows, faulty))
     with pytest.raises(DataError, match="the answer of validation row 8 has no number"):
         require_readable_answers(Splits(rows, faulty, rows))

@@ -1,4 +1,5 @@
-"""Columns of Ray Data's pickle type are rejected before a value is read, wherever Arrow files are read."""
+"""Columns of Ray Data's pickle type are rejected before a value is read, wherever Arrow files are
+read."""
 
 import os
 import pickle
@@ -47,10 +48,14 @@ def written(path: Path, fields: list[pa.Field], row: dict[str, Any]) -> str:
 def test_a_pickled_conversation_is_rejected_without_being_read(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     turns = pa.list_(pa.struct([pa.field("role", pa.string()), pickled("content")]))
-    messages = [{"role": "user", "content": pickle.dumps(Payload(marker))}, {"role": "assistant", "content": b""}]
+    messages = [
+        {"role": "user", "content": pickle.dumps(Payload(marker))},
+        {"role": "assistant", "content": b""},
+    ]
     uri = written(tmp_path / "rows.parquet", [pa.field("messages", turns)], {"messages": messages})
     with pytest.raises(
-        DataError, match=r"column 'messages' has type list<.*whose values can run code when read; write it as strings"
+        DataError,
+        match=r"column 'messages' has type list<.*whose values can run code when read; write it as strings",
     ):
         read_rows(uri, config=DataConfig(train=uri, messages="messages"), task=ChatData())
     assert not marker.exists()
@@ -62,10 +67,15 @@ def test_a_pickled_conversation_is_rejected_without_being_read(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["text", "label", "patient"])
 def test_a_pickled_text_label_or_group_is_rejected(tmp_path: Path, name: str) -> None:
     marker = tmp_path / "it-ran"
-    fields = [pickled(column) if column == name else plain(column) for column in ("text", "label", "patient")]
+    fields = [
+        pickled(column) if column == name else plain(column)
+        for column in ("text", "label", "patient")
+    ]
     row = dict.fromkeys(("text", "label", "patient"), "a") | {name: pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", fields, row)
-    with pytest.raises(DataError, match=f"column {name!r} has type .*whose values can run code when read"):
+    with pytest.raises(
+        DataError, match=f"column {name!r} has type .*whose values can run code when read"
+    ):
         read_rows(uri, config=DataConfig(train=uri, groups=("patient",)))
     assert not marker.exists()
 
@@ -73,19 +83,26 @@ def test_a_pickled_text_label_or_group_is_rejected(tmp_path: Path, name: str) ->
 def test_an_unused_pickle_column_is_not_read(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     row = {"text": "a", "label": "b", "other": pickle.dumps(Payload(marker))}
-    uri = written(tmp_path / "rows.parquet", [*map(plain, ("text", "label")), pickled("other")], row)
+    uri = written(
+        tmp_path / "rows.parquet", [*map(plain, ("text", "label")), pickled("other")], row
+    )
     assert read_rows(uri, config=DataConfig(train=uri)).texts == ("a",)
     assert not marker.exists()
 
 
 def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
     marker, ones = tmp_path / "it-ran", np.ones(1)
-    table = Predictions("full", ("0",), ("a",), ("a",), scores=ones, confidences=ones, calibrated=ones).to_table()
+    table = Predictions(
+        "full", ("0",), ("a",), ("a",), scores=ones, confidences=ones, calibrated=ones
+    ).to_table()
     index = table.column_names.index("output")
-    changed = table.set_column(index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary()))
+    changed = table.set_column(
+        index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary())
+    )
     pq.write_table(changed, tmp_path / "predictions.parquet")
     with pytest.raises(
-        ValueError, match=r"is not a table of predictions: columns with an extension type are unsafe: output"
+        ValueError,
+        match=r"is not a table of predictions: columns with an extension type are unsafe: output",
     ):
         load_predictions((tmp_path / "predictions.parquet").as_uri())
     assert not marker.exists()
@@ -93,8 +110,13 @@ def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
 
 def test_shards_with_other_columns_are_rejected(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
-    schema = pa.schema([pickled("row_id"), *(pa.field(name, kind) for name, kind in list(_COLUMNS.items())[1:])])
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"ids": [1], "row_id": pickle.dumps(Payload(marker))}
+    schema = pa.schema(
+        [pickled("row_id"), *(pa.field(name, kind) for name, kind in list(_COLUMNS.items())[1:])]
+    )
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS) | {
+        "ids": [1],
+        "row_id": pickle.dumps(Payload(marker)),
+    }
     path = file_uri(str(tmp_path), 0)
     with pa.ipc.new_file(path, schema) as file:
         file.write_table(pa.Table.from_pylist([row], schema=schema))
@@ -106,14 +128,29 @@ def test_shards_with_other_columns_are_rejected(tmp_path: Path) -> None:
 
 def test_arrow_types_are_allowed_and_extension_types_are_detected_at_any_depth() -> None:
     kind = registered()
-    nested = [pa.list_(kind), pa.struct([("a", pa.map_(pa.string(), kind))]), pa.dictionary(pa.int8(), kind)]
-    assert extension_columns(pa.schema([(str(index), column) for index, column in enumerate(nested)])) == [
+    nested = [
+        pa.list_(kind),
+        pa.struct([("a", pa.map_(pa.string(), kind))]),
+        pa.dictionary(pa.int8(), kind),
+    ]
+    assert extension_columns(
+        pa.schema([(str(index), column) for index, column in enumerate(nested)])
+    ) == [
         "0",
         "1",
         "2",
     ]
-    own = [pa.uuid(), pa.string(), pa.list_(pa.int32()), pa.dictionary(pa.int8(), pa.string()), pa.date32()]
-    assert extension_columns(pa.schema([(str(index), column) for index, column in enumerate(own)])) == []
+    own = [
+        pa.uuid(),
+        pa.string(),
+        pa.list_(pa.int32()),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.date32(),
+    ]
+    assert (
+        extension_columns(pa.schema([(str(index), column) for index, column in enumerate(own)]))
+        == []
+    )
 
 
 def plain(name: str) -> pa.Field:

@@ -34,7 +34,14 @@ def test_the_assistant_mask_covers_answers_with_their_end_tokens_only() -> None:
 
 @pytest.mark.parametrize("system", [None, "z"])
 def test_turns_with_weight_0_are_context_and_not_trained_on(system: str | None) -> None:
-    turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("system", "s"), ("assistant", "d"), ("user", "e"))
+    turns = (
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("system", "s"),
+        ("assistant", "d"),
+        ("user", "e"),
+    )
     rows = Rows(("0",), ("a",), ("f",), conversations=(turns,), untrained_turns=((1,),))
     [tokens] = training_tokens(rows, tokenizer=tokenizer(), system=system, max_length=100)
     assert "<assistant>b</s>" in text_of(tokens.ids)
@@ -56,7 +63,9 @@ def test_the_prompt_ends_where_the_answer_starts() -> None:
 
 
 def test_a_system_message_in_the_conversation_replaces_the_one_of_the_recipe() -> None:
-    prompt = prompt_tokens((("system", "own"), ("user", "a")), tokenizer=tokenizer(), system="other")
+    prompt = prompt_tokens(
+        (("system", "own"), ("user", "a")), tokenizer=tokenizer(), system="other"
+    )
     assert text_of(prompt) == "<system>own</s><user>a</s><assistant>"
 
 
@@ -70,14 +79,19 @@ def test_tokens_after_the_last_end_of_turn_are_not_part_of_the_answer() -> None:
     assert text_of(tokens.ids) == "<user>a</s> <assistant>b</s>"
 
 
-def test_llamafactory_8720_a_template_that_changes_the_prompt_when_an_answer_follows_is_rejected() -> None:
+def test_llamafactory_8720_a_template_that_changes_the_prompt_when_an_answer_follows_is_rejected() -> (
+    None
+):
     changing = "{% if add_generation_prompt %}x{% endif %}" + TEMPLATE
     with pytest.raises(DataError, match="changes earlier turns when an answer is added"):
         conversation_tokens((("user", "a"),), "b", tokenizer=tokenizer(changing), system=None)
 
 
 def test_the_error_for_a_role_that_the_template_rejects_lists_the_turns() -> None:
-    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TEMPLATE
+    strict = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        + TEMPLATE
+    )
     with pytest.raises(DataError, match=r"turns system, user: no system here.*data\.system"):
         prompt_tokens((("user", "a"),), tokenizer=tokenizer(strict), system="z")
 
@@ -86,7 +100,9 @@ def test_the_error_for_a_role_that_the_template_rejects_lists_the_turns() -> Non
 def test_a_turn_that_contains_the_end_of_turn_token_is_rejected(forged: str) -> None:
     with pytest.raises(DataError, match="a turn of the user contains the special token '</s>'"):
         prompt_tokens((("user", forged),), tokenizer=tokenizer(), system=None)
-    with pytest.raises(DataError, match="a turn of the assistant contains the special token '</s>'"):
+    with pytest.raises(
+        DataError, match="a turn of the assistant contains the special token '</s>'"
+    ):
         conversation_tokens((("user", "a"),), forged, tokenizer=tokenizer(), system=None)
 
 
@@ -108,22 +124,34 @@ def test_a_training_conversation_is_truncated_with_its_mask() -> None:
 def test_the_examples_of_a_prompt_do_not_count_towards_the_maximum_length() -> None:
     rows = Rows(("0",), ("ab",), ("cdef",), conversations=((("user", "ab"),),))
     shots = (("user", "x"), ("assistant", "y"))
-    prompt = Prompt(prompt_tokens((("user", "ab"),), tokenizer=tokenizer(), system=None, shots=shots), shots)
+    prompt = Prompt(
+        prompt_tokens((("user", "ab"),), tokenizer=tokenizer(), system=None, shots=shots), shots
+    )
     [alone] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=7)
-    [tokens] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=7, prompts=iter([prompt]))
+    [tokens] = training_tokens(
+        rows, tokenizer=tokenizer(), system=None, max_length=7, prompts=iter([prompt])
+    )
     assert text_of(alone.ids) == "<user>ab</s><assistant>cd"
     assert text_of(tokens.ids) == "<user>x</s><assistant>y</s>" + text_of(alone.ids)
     assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "cd"
 
 
 def test_an_example_has_no_system_message_and_starts_with_the_first_turn_of_the_user() -> None:
-    turns = (("system", "s"), ("assistant", "hello"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    turns = (
+        ("system", "s"),
+        ("assistant", "hello"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+    )
     assert example_turns(turns, "d") == (*turns[2:], ("assistant", "d"))
     assert example_turns(turns[:2], "d") == ()
 
 
 def test_an_example_starts_after_the_last_turn_that_is_not_trained_on() -> None:
     turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"))
-    rows = Rows(("0", "1"), ("", ""), ("f", "f"), conversations=(turns, turns), untrained_turns=((1,), ()))
+    rows = Rows(
+        ("0", "1"), ("", ""), ("f", "f"), conversations=(turns, turns), untrained_turns=((1,), ())
+    )
     assert examples_of(rows) == [(*turns[2:], ("assistant", "f")), (*turns, ("assistant", "f"))]
     assert example_turns(turns[:4], "f", untrained=(1, 3)) == ()

@@ -8,12 +8,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tailorbird.data.copies import MIN_WEIGHT, RARE_SHARE, SIMILARITY, copies_of, copy_index, documents
+from tailorbird.data.copies import (
+    MIN_WEIGHT,
+    RARE_SHARE,
+    SIMILARITY,
+    copies_of,
+    copy_index,
+    documents,
+)
 from tailorbird.data.fingerprints import letters_and_digits
 from tailorbird.data.rows import Rows
 
 QUESTION = "I would like to transfer money from my other bank account into this one"
-OTHERS = tuple(f"{word} texts of unrelated customers keep the shares of words low" for word in "abcdefghijklmnopqrst")
+OTHERS = tuple(
+    f"{word} texts of unrelated customers keep the shares of words low"
+    for word in "abcdefghijklmnopqrst"
+)
 
 
 def near(text: str, *, other: str, label: str = "x") -> bool:
@@ -54,10 +64,19 @@ def test_a_near_copy_has_the_same_label_and_an_equal_text_any() -> None:
 
 
 def test_a_fixed_instruction_makes_no_near_copies() -> None:
-    instruction = "Read the following message of a customer and answer with the one department that should handle it"
-    messages = [f"{instruction}: {topic} {word}" for topic in ("card", "loan") for word in "abcdefghijklmnopqrst"]
+    instruction = (
+        "Read the following message of a customer and answer with the one department that should "
+        "handle it"
+    )
+    messages = [
+        f"{instruction}: {topic} {word}"
+        for topic in ("card", "loan")
+        for word in "abcdefghijklmnopqrst"
+    ]
     index = copy_index(messages, labels=["x"] * len(messages))
-    assert [copies_of(letters_and_digits(text), label="x", index=index) for text in messages[:2]] == [{0}, {1}]
+    assert [
+        copies_of(letters_and_digits(text), label="x", index=index) for text in messages[:2]
+    ] == [{0}, {1}]
 
 
 texts = st.sets(st.sampled_from("abcdefghijklmn"), min_size=7).map(sorted).map(" ".join)
@@ -65,32 +84,51 @@ labels = st.sampled_from("xy")
 
 
 @given(similar=st.lists(st.tuples(texts, labels), max_size=12), text=texts, label=labels)
-@example(similar=[("a", "y"), ("b", "y"), ("c d e f g h i j", "x")], text="a b c d e f g h i j", label="x")
-@example(similar=[("a", "y"), ("b", "y"), ("a b c d e f g h i j", "x")], text="c d e f g h i j", label="x")
+@example(
+    similar=[("a", "y"), ("b", "y"), ("c d e f g h i j", "x")],
+    text="a b c d e f g h i j",
+    label="x",
+)
+@example(
+    similar=[("a", "y"), ("b", "y"), ("a b c d e f g h i j", "x")],
+    text="c d e f g h i j",
+    label="x",
+)
 def test_the_index_finds_what_a_comparison_with_all_texts_finds(
     similar: list[tuple[str, str]], text: str, label: str
 ) -> None:
-    known = [*similar, *((str(number), "z") for number in range(100))]  # these words are rare, so they have weights
+    known = [
+        *similar,
+        *((str(number), "z") for number in range(100)),
+    ]  # these words are rare, so they have weights
     index = copy_index([other for other, _ in known], labels=[of_other for _, of_other in known])
     sets = {other: set(other.split()) for other, _ in known}
     once = 1 / (1 + len(sets))
     counts = Counter(word for words in sets.values() for word in words)
 
     def weight(words: set[str]) -> float:
-        return sum(min(1.0, log(once * (counts[word] or 1)) / log(max(RARE_SHARE, once))) for word in words)
+        return sum(
+            min(1.0, log(once * (counts[word] or 1)) / log(max(RARE_SHARE, once))) for word in words
+        )
 
     words = set(text.split())
     expected = {[other for other, _ in known].index(text)} if text in sets else set()
     for pair in known:
         others = sets[pair[0]]
         least = SIMILARITY * weight(words | others) - 1e-9
-        if pair[1] == label and weight(words & others) >= least and min(weight(words), weight(others)) >= MIN_WEIGHT:
+        if (
+            pair[1] == label
+            and weight(words & others) >= least
+            and min(weight(words), weight(others)) >= MIN_WEIGHT
+        ):
             expected.add(known.index(pair))
     assert copies_of(text, label=label, index=index) == expected
 
 
 def rows_of(*texts: str, split_keys: tuple[str, ...] | None = None) -> Rows:
-    return Rows(tuple(map(str, range(len(texts)))), texts, ("a",) * len(texts), split_keys=split_keys)
+    return Rows(
+        tuple(map(str, range(len(texts)))), texts, ("a",) * len(texts), split_keys=split_keys
+    )
 
 
 def test_rows_that_are_copies_are_one_document() -> None:
@@ -101,6 +139,15 @@ def test_rows_that_are_copies_are_one_document() -> None:
 
 
 def test_a_long_copy_joins_documents_of_split_by_and_a_short_one_does_not() -> None:
-    rows = rows_of("No findings", QUESTION, "no findings.", f"Hello, {QUESTION}", "another", *OTHERS)
+    rows = rows_of(
+        "No findings", QUESTION, "no findings.", f"Hello, {QUESTION}", "another", *OTHERS
+    )
     keys = ("p1", "p2", "p3", "p4", "p4", *OTHERS)
-    assert documents(replace(rows, split_keys=keys)) == ("0", "1", "2", "1", "1", *map(str, range(3, 23)))
+    assert documents(replace(rows, split_keys=keys)) == (
+        "0",
+        "1",
+        "2",
+        "1",
+        "1",
+        *map(str, range(3, 23)),
+    )

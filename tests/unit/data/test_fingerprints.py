@@ -16,8 +16,12 @@ from tailorbird.data.fingerprints import (
 from tailorbird.data.rows import DataError, Rows
 
 
-@pytest.mark.parametrize("changed", ["Hello, world!", "hello\u200b WORLD.", " Hello  World\n", "ｈｅｌｌｏ world"])
-def test_punctuation_case_and_zero_width_characters_do_not_change_a_fingerprint(changed: str) -> None:
+@pytest.mark.parametrize(
+    "changed", ["Hello, world!", "hello\u200b WORLD.", " Hello  World\n", "ｈｅｌｌｏ world"]
+)
+def test_punctuation_case_and_zero_width_characters_do_not_change_a_fingerprint(
+    changed: str,
+) -> None:
     assert fingerprints([changed]) == fingerprints(["hello world"])
 
 
@@ -30,15 +34,28 @@ def test_texts_without_letters_differ() -> None:
 
 
 def test_a_conversation_is_known_by_the_turns_of_its_user() -> None:
-    conversation = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?"))
+    conversation = (
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Why?"),
+    )
     rows = Rows(("0",), ("all turns",), ("answer",), conversations=(conversation,))
     assert user_texts(rows) == ("Hi\nWhy?",)
     assert user_texts(Rows(("0",), ("text",), ("label",))) == ("text",)
 
 
 def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_it() -> None:
-    conversation = (("user", "Hi"), ("assistant", "Hello"), ("user", "Why?"), ("assistant", "So"), ("user", "How?"))
-    rows = Rows(("0",), ("all",), ("answer",), conversations=(conversation,), untrained_turns=((3,),))
+    conversation = (
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Why?"),
+        ("assistant", "So"),
+        ("user", "How?"),
+    )
+    rows = Rows(
+        ("0",), ("all",), ("answer",), conversations=(conversation,), untrained_turns=((3,),)
+    )
     expected = fingerprints(["Hi", "Hi\nWhy?\nHow?"])
     np.testing.assert_array_equal(trained_fingerprints(rows), expected)
 
@@ -53,5 +70,7 @@ def test_stored_fingerprints_are_distinct_and_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [pa.array([1, None], pa.uint64()), pa.array([1], pa.int64())])
 def test_another_column_is_refused(tmp_path: Path, values: pa.Array) -> None:
     pq.write_table(pa.table({"fingerprint": values}), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match="is no column of uint64 without nulls; restore it from a copy"):
+    with pytest.raises(
+        DataError, match="is no column of uint64 without nulls; restore it from a copy"
+    ):
         load_fingerprints((tmp_path / "rows.parquet").as_uri())

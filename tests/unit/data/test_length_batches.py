@@ -15,7 +15,9 @@ few_lengths = st.lists(st.integers(1, 64), max_size=60)
 
 
 @given(
-    token_lists=st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=20), min_size=1, max_size=40),
+    token_lists=st.lists(
+        st.lists(st.integers(1, 500), min_size=1, max_size=20), min_size=1, max_size=40
+    ),
     max_rows=st.integers(1, 12),
 )
 def test_batches_contain_each_row_once(token_lists: list[list[int]], max_rows: int) -> None:
@@ -37,13 +39,17 @@ def test_batches_of_similar_length_have_little_padding(lengths: list[int], max_r
     longest = [max(lengths[row] for row in batch) for batch in batches]
     padding = padded_tokens(lengths, batches)
     assert longest == sorted(longest, reverse=True)
-    assert padding <= (max_rows - 1) * max(lengths)  # a batch pads at most to the length at which the next one starts
+    assert padding <= (max_rows - 1) * max(
+        lengths
+    )  # a batch pads at most to the length at which the next one starts
 
 
 def test_sorted_batches_have_a_tenth_of_the_padding_of_unsorted_ones() -> None:
     lengths = np.random.default_rng(0).geometric(1 / 12, size=2000).clip(1, 64)
     in_order = [np.arange(start, min(start + 32, 2000)) for start in range(0, 2000, 32)]
-    assert padded_tokens(lengths, length_batches(lengths, max_rows=32)) < 0.1 * padded_tokens(lengths, in_order)
+    assert padded_tokens(lengths, length_batches(lengths, max_rows=32)) < 0.1 * padded_tokens(
+        lengths, in_order
+    )
 
 
 def test_with_shortest_first_the_last_batch_has_the_longest_rows() -> None:
@@ -60,17 +66,23 @@ def total_cost(batches: list[list[int]]) -> int:
 
 
 @given(few_lengths, st.integers(1, 16))
-def test_with_a_cost_every_row_is_in_one_batch_and_no_batch_is_too_large(lengths: list[int], max_rows: int) -> None:
+def test_with_a_cost_every_row_is_in_one_batch_and_no_batch_is_too_large(
+    lengths: list[int], max_rows: int
+) -> None:
     batches = length_batches(lengths, max_rows=max_rows, cost=cost)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert all(0 < len(batch) <= max_rows for batch in batches)
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=7))
-def test_batches_have_the_lowest_cost_of_all_divisions_of_the_sorted_rows(lengths: list[int]) -> None:
+def test_batches_have_the_lowest_cost_of_all_divisions_of_the_sorted_rows(
+    lengths: list[int],
+) -> None:
     ordered = sorted(lengths, reverse=True)
     cheapest = min(
-        total_cost([ordered[start:end] for start, end in itertools.pairwise((0, *cuts, len(ordered)))])
+        total_cost(
+            [ordered[start:end] for start, end in itertools.pairwise((0, *cuts, len(ordered)))]
+        )
         for number in range(len(ordered))
         for cuts in itertools.combinations(range(1, len(ordered)), number)
     )
@@ -93,5 +105,6 @@ def test_batches_of_infinite_cost_are_avoided() -> None:
 
 def padded_tokens(lengths: Sequence[int] | np.ndarray, batches: list[np.ndarray]) -> int:
     return sum(
-        max(lengths[row] for row in batch) * len(batch) - sum(lengths[row] for row in batch) for batch in batches
+        max(lengths[row] for row in batch) * len(batch) - sum(lengths[row] for row in batch)
+        for batch in batches
     )

@@ -44,7 +44,9 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> 
 
 def test_integer_labels_are_known_by_the_type_of_their_column(tmp_path: Path) -> None:
     integers = put(tmp_path / "integers.parquet", label=[1, 2])
-    encoded = put(tmp_path / "encoded.parquet", label=pa.array([1, 2], pa.int32()).dictionary_encode())
+    encoded = put(
+        tmp_path / "encoded.parquet", label=pa.array([1, 2], pa.int32()).dictionary_encode()
+    )
     strings = put(tmp_path / "strings.parquet", label=["1", "2"])
     assert has_integers([integers, encoded], column="label")
     assert not has_integers([strings], column="label")
@@ -57,11 +59,16 @@ def test_a_trailing_slash_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_whatever_its_suffix(tmp_path: Path) -> None:
-    assert read_table(put(tmp_path / "rows with blanks.pq", text=["a"]), columns=["text"]).num_rows == 1
+    assert (
+        read_table(put(tmp_path / "rows with blanks.pq", text=["a"]), columns=["text"]).num_rows
+        == 1
+    )
 
 
 def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:
-    uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None])
+    uri = put(
+        tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None]
+    )
     rows = read_rows(uri, config=config_of(uri, split_by="patient", groups=("sex",)))
     assert rows.labels == ("10", "9")
     assert rows.split_keys == ("7", "8")
@@ -103,7 +110,9 @@ def test_a_folder_without_parquet_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text,label\na,b\n", b"PAR1 not really PAR1"])
-def test_a_file_that_is_not_parquet_is_rejected_with_its_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_rejected_with_its_name(
+    tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"rows.parquet is not a valid Parquet file"):
@@ -128,7 +137,9 @@ def test_a_corrupt_parquet_file_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_table_without_rows_is_rejected(tmp_path: Path) -> None:
-    uri = put(tmp_path / "rows.parquet", text=pa.array([], pa.string()), label=pa.array([], pa.string()))
+    uri = put(
+        tmp_path / "rows.parquet", text=pa.array([], pa.string()), label=pa.array([], pa.string())
+    )
     with pytest.raises(DataError, match="has no rows"):
         read_rows(uri, config=config_of(uri))
 
@@ -137,7 +148,9 @@ def test_a_table_without_rows_is_rejected(tmp_path: Path) -> None:
 def test_a_null_is_rejected_with_its_column_and_first_row(tmp_path: Path, column: str) -> None:
     columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"], "patient": ["1", "2", "3"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: ["a", None, None]})
-    with pytest.raises(DataError, match=rf"column '{column}' is null in 2 of 3 rows \(first: row 1\)"):
+    with pytest.raises(
+        DataError, match=rf"column '{column}' is null in 2 of 3 rows \(first: row 1\)"
+    ):
         read_rows(uri, config=config_of(uri, split_by="patient"))
 
 
@@ -170,7 +183,9 @@ def test_three_uris_give_three_splits_with_their_own_row_ids(tmp_path: Path) -> 
         name: put(tmp_path / f"{name}.parquet", text=[name, name + "!"], label=["x", "y"])
         for name in ("train", "validation", "test")
     }
-    splits = read_splits(DataConfig(train=uris["train"], validation=uris["validation"], test=uris["test"]))
+    splits = read_splits(
+        DataConfig(train=uris["train"], validation=uris["validation"], test=uris["test"])
+    )
     assert [(name, rows.texts[0], rows.row_ids) for name, rows in splits.items()] == [
         (name, name, ("0", "1")) for name in uris
     ]
@@ -186,7 +201,9 @@ def test_a_single_uri_is_split_by_key_and_rows_keep_their_position_as_id(tmp_pat
     assert not keys[0] & keys[2]
     assert not keys[1] & keys[2]
     texts_by_id = {
-        row_id: text for _, rows in splits.items() for row_id, text in zip(rows.row_ids, rows.texts, strict=True)
+        row_id: text
+        for _, rows in splits.items()
+        for row_id, text in zip(rows.row_ids, rows.texts, strict=True)
     }
     assert texts_by_id == {str(number): text for number, text in enumerate(texts)}
     assert len(splits.train) > len(splits.test) > len(splits.validation) > 0
@@ -196,24 +213,39 @@ def test_a_single_uri_is_split_by_key_and_rows_keep_their_position_as_id(tmp_pat
 def test_omitted_validation_is_a_share_of_train_and_test_is_unchanged(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(1000)]
     patients = [number // 2 for number in range(1000)]
-    old = put(tmp_path / "old.parquet", text=texts[:900], label=["x", "y"] * 450, patient=patients[:900])
-    new = put(tmp_path / "new.parquet", text=texts[900:], label=["x", "y"] * 50, patient=patients[900:])
+    old = put(
+        tmp_path / "old.parquet", text=texts[:900], label=["x", "y"] * 450, patient=patients[:900]
+    )
+    new = put(
+        tmp_path / "new.parquet", text=texts[900:], label=["x", "y"] * 50, patient=patients[900:]
+    )
     test = put(tmp_path / "test.parquet", text=["a", "b"], label=["x", "y"], patient=[5000, 5001])
     share = 0.05
-    splits = read_splits(DataConfig(train=(old, new), test=test, validation_share=share, split_by="patient"))
+    splits = read_splits(
+        DataConfig(train=(old, new), test=test, validation_share=share, split_by="patient")
+    )
     assert splits.test.texts == ("a", "b")
     assert len(splits.validation) == pytest.approx(1000 * share, abs=20)
     assert not set(splits.train.split_keys or ()) & set(splits.validation.split_keys or ())
-    texts_by_id = {row_id: text for rows in (splits.train, splits.validation) for row_id, text in _named(rows)}
+    texts_by_id = {
+        row_id: text for rows in (splits.train, splits.validation) for row_id, text in _named(rows)
+    }
     assert texts_by_id == {str(number): text for number, text in enumerate(texts)}
 
 
-@pytest.mark.parametrize(("num_values", "empty"), [(1, "train and test"), (2, "train and test"), (3, "test")])
+@pytest.mark.parametrize(
+    ("num_values", "empty"), [(1, "train and test"), (2, "train and test"), (3, "test")]
+)
 def test_too_few_values_of_split_by_are_refused_with_the_column_and_the_empty_splits(
     tmp_path: Path, num_values: int, empty: str
 ) -> None:
     sites = [f"site {number % num_values}" for number in range(900)]
-    uri = put(tmp_path / "rows.parquet", text=[str(n) for n in range(900)], label=["x", "y", "z"] * 300, site=sites)
+    uri = put(
+        tmp_path / "rows.parquet",
+        text=[str(n) for n in range(900)],
+        label=["x", "y", "z"] * 300,
+        site=sites,
+    )
     message = rf"data.split_by 'site' has too few different values \({num_values}\).*no row is left for {empty}\. Add"
     with pytest.raises(DataError, match=message):
         read_splits(config_of(uri, split_by="site"))
@@ -222,7 +254,9 @@ def test_too_few_values_of_split_by_are_refused_with_the_column_and_the_empty_sp
 def test_uris_of_train_must_have_the_same_column_types(tmp_path: Path) -> None:
     first = put(tmp_path / "one.parquet", text=["a"], label=["x"])
     second = put(tmp_path / "other.parquet", text=["b"], label=[1])
-    with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: the column types of the files differ"):
+    with pytest.raises(
+        DataError, match=r"one.parquet, .*other.parquet: the column types of the files differ"
+    ):
         read_splits(DataConfig(train=(first, second)))
 
 
@@ -239,11 +273,16 @@ def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[at % 2], "content": content} for at, content in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[at % 2], "content": content}
+        for at, content in enumerate(contents)
+    ]
 
 
 def test_the_parts_of_a_conversation_are_in_one_split(tmp_path: Path) -> None:
-    whole = [[f"question {row}", f"answer {row}", f"more {row}", f"also {row}"] for row in range(300)]
+    whole = [
+        [f"question {row}", f"answer {row}", f"more {row}", f"also {row}"] for row in range(300)
+    ]
     parts = [turns(*contents[:length]) for contents in whole for length in (2, 4)]
     config = config_of(put(tmp_path / "rows.parquet", messages=parts), messages="messages")
     splits = read_splits(config, task=ChatData())
@@ -258,7 +297,9 @@ def test_the_parts_of_a_conversation_are_in_one_split(tmp_path: Path) -> None:
 def test_conversations_with_the_same_beginning_cannot_be_split(tmp_path: Path) -> None:
     same = [turns("hello", "hi", f"question {row % 5}", "answer") for row in range(50)]
     config = config_of(put(tmp_path / "rows.parquet", messages=same), messages="messages")
-    with pytest.raises(DataError, match=r"different beginnings \(1\): no row is left for .*set data\.split_by"):
+    with pytest.raises(
+        DataError, match=r"different beginnings \(1\): no row is left for .*set data\.split_by"
+    ):
         read_splits(config, task=ChatData())
 
 

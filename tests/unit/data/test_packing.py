@@ -20,7 +20,9 @@ def rows_of(lengths: list[int]) -> list[Tokens]:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_packed_rows_contain_every_token_once_and_target_assistant_tokens(lengths: list[int]) -> None:
+def test_packed_rows_contain_every_token_once_and_target_assistant_tokens(
+    lengths: list[int],
+) -> None:
     rows = rows_of(lengths)
     batch = pack(rows, pad_id=0)
     for index, row in enumerate(rows):
@@ -40,10 +42,14 @@ def test_packed_rows_have_little_padding_for_any_lengths(lengths: list[int]) -> 
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.sampled_from([64, 128, 300]))
-def test_packed_rows_are_no_wider_than_the_limit_or_the_longest_conversation(lengths: list[int], limit: int) -> None:
+def test_packed_rows_are_no_wider_than_the_limit_or_the_longest_conversation(
+    lengths: list[int], limit: int
+) -> None:
     batch = pack(rows_of(lengths), pad_id=0, max_width=limit)
     assert batch.input_ids.shape[1] <= max(limit, *lengths)
-    assert batch.input_ids.size <= len(lengths) * max(lengths)  # at most the padding of one conversation per row
+    assert batch.input_ids.size <= len(lengths) * max(
+        lengths
+    )  # at most the padding of one conversation per row
     assert int((batch.conversation_ids >= 0).sum()) == sum(lengths)
 
 

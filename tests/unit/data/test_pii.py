@@ -38,10 +38,29 @@ def test_personal_identifiers_are_replaced_by_placeholders(text: str, left: str)
 
 @pytest.mark.parametrize(
     "between",
-    [" ", "-", ".", "\u00a0", "\u202f", "\u2011", "\u2013", " \u2013 ", " - ", "\n", "\r\n", ",", ", ", ";", "_"],
+    [
+        " ",
+        "-",
+        ".",
+        "\u00a0",
+        "\u202f",
+        "\u2011",
+        "\u2013",
+        " \u2013 ",
+        " - ",
+        "\n",
+        "\r\n",
+        ",",
+        ", ",
+        ";",
+        "_",
+    ],
 )
 def test_a_card_number_is_redacted_with_any_separator(between: str) -> None:
-    assert redact(f"card {between.join(['4454', '7945', '1139', '0933'])} please") == "card [number] please"
+    assert (
+        redact(f"card {between.join(['4454', '7945', '1139', '0933'])} please")
+        == "card [number] please"
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,18 +85,54 @@ def test_other_content_is_kept(text: str) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "piece", ["a.b", "a.b@", "1 ", "1-", "1, ", "12345,", "1\n", "1_a", "a:", "aa12 ", "a@a.", "a@", "x", "+("]
+    "piece",
+    [
+        "a.b",
+        "a.b@",
+        "1 ",
+        "1-",
+        "1, ",
+        "12345,",
+        "1\n",
+        "1_a",
+        "a:",
+        "aa12 ",
+        "a@a.",
+        "a@",
+        "x",
+        "+(",
+    ],
 )
 def test_adversarial_texts_are_redacted_in_linear_time(piece: str) -> None:
     assert redact(piece * 30_000 + "!").endswith("!")
 
 
-WORDS = ("123456789", "GB29 6016", "12", "7b", "NWBK", "a", "x", "-", "(", "a@b.org", "www.a.de", "::", "1.2.3.4", "[")
+WORDS = (
+    "123456789",
+    "GB29 6016",
+    "12",
+    "7b",
+    "NWBK",
+    "a",
+    "x",
+    "-",
+    "(",
+    "a@b.org",
+    "www.a.de",
+    "::",
+    "1.2.3.4",
+    "[",
+)
 
 
 @example([("123456789", " "), ("-", " "), ("123456789", "")])
 @example([("a", " "), ("a", " "), ("GB29", " "), ("NWBK", " "), ("6016 1331", "")])
-@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(("", " ", "  ", "\n", "\u00a0", "-"))), max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(WORDS), st.sampled_from(("", " ", "  ", "\n", "\u00a0", "-"))),
+        max_size=30,
+    )
+)
 def test_a_text_is_redacted_as_a_whole_although_in_pieces(words: list[tuple[str, str]]) -> None:
     text = whole = "".join(word + between for word, between in words)
     for placeholder, pattern in PATTERNS:
@@ -95,7 +150,9 @@ def test_a_long_text_is_redacted_in_pieces() -> None:
     assert [*pieces("a1" * PIECE_CHARS)] == ["a1" * PIECE_CHARS]
 
 
-@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA names no folder with the set pii_presidio")
+@pytest.mark.skipif(
+    SETS is None, reason="TAILORBIRD_DATA names no folder with the set pii_presidio"
+)
 def test_nearly_all_numbers_and_addresses_in_a_thousand_synthetic_texts_are_redacted() -> None:
     missed, there = Counter[str](), Counter[str]()
     for split in ("train", "validation", "test"):

@@ -26,26 +26,32 @@ def conversations(*pairs: tuple[str, str]) -> Rows:
 
 
 def dialogues(*contents: str, untrained: tuple[tuple[int, ...], ...] | None = None) -> Rows:
-    """Return conversations from their turns, separated by `/`: user and assistant in turn, the answer last."""
+    """Return conversations from their turns, separated by `/`: user and assistant in turn, the
+    answer last."""
     turns = [content.split("/") for content in contents]
     roles = ("user", "assistant")
     return Rows(
         row_ids=tuple(map(str, range(len(turns)))),
         texts=tuple("\n".join(row[:-1]) for row in turns),
         labels=tuple(row[-1] for row in turns),
-        conversations=tuple(tuple((roles[at % 2], text) for at, text in enumerate(row[:-1])) for row in turns),
+        conversations=tuple(
+            tuple((roles[at % 2], text) for at, text in enumerate(row[:-1])) for row in turns
+        ),
         untrained_turns=untrained or ((),) * len(turns),
     )
 
 
 BASE = (("fever", "a"), ("cough", "b"))
-few_texts = st.sampled_from(["Pain", "pain ", "PAIN!", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"])
+few_texts = st.sampled_from(
+    ["Pain", "pain ", "PAIN!", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"]
+)
 pair_lists = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
 
 
 @st.composite
 def any_splits(draw: st.DrawFn) -> Splits:
-    """Draw splits with many copies in which each split has a unique row, so that cleaning succeeds."""
+    """Draw splits with many copies in which each split has a unique row, so that cleaning
+    succeeds."""
     validation = (("only in validation", "a"), *draw(pair_lists))
     return Splits(
         train=rows(*BASE, *draw(pair_lists)),
@@ -57,7 +63,9 @@ def any_splits(draw: st.DrawFn) -> Splits:
 @given(splits=any_splits())
 def test_after_cleaning_no_text_is_in_two_splits(splits: Splits) -> None:
     cleaned, _ = clean(splits)
-    train, validation, test = ({letters_and_digits(text) for text in part.texts} for _, part in cleaned.items())
+    train, validation, test = (
+        {letters_and_digits(text) for text in part.texts} for _, part in cleaned.items()
+    )
     assert not train & validation
     assert not train & test
     assert not validation & test
@@ -74,7 +82,11 @@ def test_cleaning_again_drops_nothing(splits: Splits) -> None:
     cleaned, _ = clean(splits)
     again, report = clean(cleaned)
     assert again == cleaned
-    assert (report.train_copies_of_test, report.train_copies_of_validation, report.validation_copies_of_test) == (
+    assert (
+        report.train_copies_of_test,
+        report.train_copies_of_validation,
+        report.validation_copies_of_test,
+    ) == (
         0,
         0,
         0,
@@ -87,7 +99,9 @@ def test_every_dropped_row_is_counted_once(splits: Splits) -> None:
     dropped = len(splits.train) - len(cleaned.train)
     assert report.train_copies_of_test + report.train_copies_of_validation == dropped
     assert report.validation_copies_of_test == len(splits.validation) - len(cleaned.validation)
-    assert (report.num_train, report.num_validation, report.num_test) == tuple(len(part) for _, part in cleaned.items())
+    assert (report.num_train, report.num_validation, report.num_test) == tuple(
+        len(part) for _, part in cleaned.items()
+    )
 
 
 @given(splits=any_splits())
@@ -108,7 +122,11 @@ def test_a_copy_of_a_test_row_is_dropped_from_train_and_validation() -> None:
     assert cleaned.train.row_ids == ("0", "1")
     assert cleaned.validation.texts == ("RASH", "itch")
     assert cleaned.test.texts == ("acute pain", "acute pain")
-    assert (report.train_copies_of_test, report.train_copies_of_validation, report.validation_copies_of_test) == (
+    assert (
+        report.train_copies_of_test,
+        report.train_copies_of_validation,
+        report.validation_copies_of_test,
+    ) == (
         1,
         1,
         1,
@@ -135,15 +153,25 @@ UNRELATED = tuple((f"an unrelated complaint of patient {number}", "b") for numbe
 
 def test_near_copies_leave_train_and_validation_like_copies_and_are_counted() -> None:
     splits = Splits(
-        train=rows(*BASE, (CARD.replace("yet", "here"), "a"), (f"Hello, {CARD}", "b"), (f"{CARD}!", "b")),
+        train=rows(
+            *BASE, (CARD.replace("yet", "here"), "a"), (f"Hello, {CARD}", "b"), (f"{CARD}!", "b")
+        ),
         validation=rows((CARD.upper(), "a"), (CARD.replace("please", "do"), "a"), ("itch", "a")),
         test=rows((CARD, "a"), (CARD.replace("new", "other"), "a"), *UNRELATED),
     )
     cleaned, report = clean(splits)
-    assert cleaned.train.row_ids == ("0", "1", "3")  # the label of a near copy is the same, that of a copy any
+    assert cleaned.train.row_ids == (
+        "0",
+        "1",
+        "3",
+    )  # the label of a near copy is the same, that of a copy any
     assert cleaned.validation.row_ids == ("2",)
     assert cleaned.test == splits.test
-    assert (report.train_copies_of_test, report.validation_copies_of_test, report.near_copies) == (2, 2, 2)
+    assert (report.train_copies_of_test, report.validation_copies_of_test, report.near_copies) == (
+        2,
+        2,
+        2,
+    )
     assert (report.test_documents, report.largest_test_document) == (21, 2)
 
 
@@ -155,7 +183,11 @@ def test_a_near_copy_of_a_validation_row_leaves_train() -> None:
     )
     cleaned, report = clean(splits)
     assert cleaned.train.row_ids == ("0", "1")
-    assert (report.train_copies_of_test, report.train_copies_of_validation, report.near_copies) == (0, 1, 1)
+    assert (report.train_copies_of_test, report.train_copies_of_validation, report.near_copies) == (
+        0,
+        1,
+        1,
+    )
 
 
 def test_test_answers_that_occur_in_train_are_counted_for_chat_tasks() -> None:
@@ -236,14 +268,21 @@ def test_a_split_by_value_of_dropped_copies_is_allowed() -> None:
 
 
 def test_the_report_is_restored_from_json() -> None:
-    _, report = clean(Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b"))))
+    _, report = clean(
+        Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b")))
+    )
     adapter = TypeAdapter(DataReport)
     assert adapter.validate_json(adapter.dump_json(report)) == report
 
 
 @pytest.mark.parametrize("empty", ["train", "validation", "test"])
 def test_an_empty_split_is_rejected_with_its_name(empty: str) -> None:
-    parts = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b")), empty: rows()}
+    parts = {
+        "train": rows(*BASE),
+        "validation": rows(("rash", "a")),
+        "test": rows(("itch", "b")),
+        empty: rows(),
+    }
     with pytest.raises(DataError, match=f"the {empty} split has no rows"):
         clean(Splits(**parts))
 
@@ -255,7 +294,9 @@ def test_a_split_that_is_empty_after_cleaning_is_rejected_with_the_reason() -> N
 
 
 def test_a_single_class_is_rejected() -> None:
-    splits = Splits(train=rows(("fever", "a")), validation=rows(("rash", "a")), test=rows(("itch", "a")))
+    splits = Splits(
+        train=rows(("fever", "a")), validation=rows(("rash", "a")), test=rows(("itch", "a"))
+    )
     with pytest.raises(DataError, match="only one class, 'a'"):
         clean(splits)
 
@@ -264,13 +305,17 @@ def test_a_single_class_is_rejected() -> None:
 def test_a_label_that_is_not_in_train_is_rejected(name: str) -> None:
     parts = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b"))}
     parts[name] = rows(("burn", "c"), ("cold", "c"), ("ache", "a"))
-    with pytest.raises(DataError, match=f"{name} has 2 rows with labels that are not in train: 'c'"):
+    with pytest.raises(
+        DataError, match=f"{name} has 2 rows with labels that are not in train: 'c'"
+    ):
         clean(Splits(**parts))
 
 
 def test_a_label_without_training_rows_after_cleaning_is_rejected() -> None:
     splits = Splits(
-        train=rows(*BASE, ("itch", "c")), validation=rows(("rash", "a")), test=rows(("itch", "c"), ("burn", "c"))
+        train=rows(*BASE, ("itch", "c")),
+        validation=rows(("rash", "a")),
+        test=rows(("itch", "c"), ("burn", "c")),
     )
     with pytest.raises(DataError, match="not in train: 'c'"):
         clean(splits)

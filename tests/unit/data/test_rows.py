@@ -9,12 +9,18 @@ from tailorbird.data.rows import Rows, Splits, document_keys, fingerprint, train
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
-    rows = Rows(("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")})
-    assert rows.take([2, 0]) == Rows(("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")})
+    rows = Rows(
+        ("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")}
+    )
+    assert rows.take([2, 0]) == Rows(
+        ("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")}
+    )
     assert len(rows.take([])) == 0
 
 
-triples = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6)
+triples = st.lists(
+    st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6
+)
 
 
 @given(first=triples, second=triples)
@@ -39,14 +45,19 @@ def test_the_fingerprint_depends_on_the_role_and_name_of_a_column() -> None:
         replace(plain, groups={"ward": ("x",)}),
     ]
     empty = Rows((), (), ())
-    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in variants}) == len(
-        variants
-    )
+    assert len(
+        {
+            fingerprint(Splits(train=rows, validation=empty, test=empty))["train"]
+            for rows in variants
+        }
+    ) == len(variants)
 
 
 def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:
     ids, texts, labels = (
-        (tuple(column) for column in zip(*triples_of_split, strict=True)) if triples_of_split else ((), (), ())
+        (tuple(column) for column in zip(*triples_of_split, strict=True))
+        if triples_of_split
+        else ((), (), ())
     )
     return Rows(ids, texts, labels)
 
@@ -73,7 +84,10 @@ def test_each_trained_turn_of_a_conversation_is_a_row_with_the_turns_before_it()
     assert rows.labels == ("so", *TALKS.labels)
     assert rows.groups == {"g": ("x", "x", "y", "z")}
     assert rows.conversations is not None
-    assert rows.conversations[:2] == ((("system", "s"), (U, "How?")), (TALKS.conversations or ())[0])
+    assert rows.conversations[:2] == (
+        (("system", "s"), (U, "How?")),
+        (TALKS.conversations or ())[0],
+    )
     assert rows.untrained_turns == ((), (), (0,), ())
     classes = Rows(("0",), ("t",), ("l",))
     assert trained_turns(classes) is classes

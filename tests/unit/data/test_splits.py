@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.data.splits import normalise, split_by_key, stratified_split, subsample, subsample_of_classes
+from tailorbird.data.splits import (
+    normalise,
+    split_by_key,
+    stratified_split,
+    subsample,
+    subsample_of_classes,
+)
 
 FRACTIONS = (0.72, 0.11, 0.17)
 keys_of_rows = st.lists(st.text(max_size=8), max_size=60)
@@ -25,11 +31,17 @@ def test_rows_with_the_same_key_share_a_split(keys: list[str], seed: int) -> Non
 
 
 @given(keys=keys_of_rows, seed=seeds, shuffle=st.randoms(use_true_random=False))
-def test_the_split_does_not_depend_on_the_order_or_on_other_rows(keys: list[str], seed: int, shuffle: Random) -> None:
-    part_of = dict(zip(keys, split_by_key(keys, fractions=FRACTIONS, seed=seed).tolist(), strict=True))
+def test_the_split_does_not_depend_on_the_order_or_on_other_rows(
+    keys: list[str], seed: int, shuffle: Random
+) -> None:
+    part_of = dict(
+        zip(keys, split_by_key(keys, fractions=FRACTIONS, seed=seed).tolist(), strict=True)
+    )
     shuffled = [*keys, "one more"]
     shuffle.shuffle(shuffled)
-    again = dict(zip(shuffled, split_by_key(shuffled, fractions=FRACTIONS, seed=seed).tolist(), strict=True))
+    again = dict(
+        zip(shuffled, split_by_key(shuffled, fractions=FRACTIONS, seed=seed).tolist(), strict=True)
+    )
     assert {key: again[key] for key in part_of} == part_of
 
 
@@ -38,7 +50,9 @@ def test_the_shares_of_the_splits_are_close_to_the_fractions(seed: int) -> None:
     keys = [f"patient {number}" for number in range(4000)]
     parts = split_by_key(keys, fractions=FRACTIONS, seed=seed)
     shares = np.bincount(parts, minlength=3) / len(keys)
-    assert np.abs(shares - FRACTIONS).max() < 0.045  # six standard deviations of a share of 4,000 draws
+    assert (
+        np.abs(shares - FRACTIONS).max() < 0.045
+    )  # six standard deviations of a share of 4,000 draws
 
 
 def test_another_seed_gives_another_split() -> None:
@@ -49,7 +63,18 @@ def test_another_seed_gives_another_split() -> None:
 
 def test_the_split_of_a_key_is_the_same_on_every_machine_and_version() -> None:
     keys = ["A00", "B20", "C34", "D50", "E11", "F32", "G40", "H25", "I10", "J45"]
-    assert split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=0).tolist() == [2, 0, 0, 2, 0, 0, 1, 1, 0, 2]
+    assert split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=0).tolist() == [
+        2,
+        0,
+        0,
+        2,
+        0,
+        0,
+        1,
+        1,
+        0,
+        2,
+    ]
 
 
 def test_a_fraction_of_zero_gets_no_rows() -> None:
@@ -59,7 +84,9 @@ def test_a_fraction_of_zero_gets_no_rows() -> None:
 
 
 @given(n=st.integers(0, 200), size=st.integers(0, 250), seed=seeds)
-def test_a_subsample_has_sorted_distinct_rows_and_the_requested_size(n: int, size: int, seed: int) -> None:
+def test_a_subsample_has_sorted_distinct_rows_and_the_requested_size(
+    n: int, size: int, seed: int
+) -> None:
     rows = subsample(n, size=size, seed=seed)
     assert rows.dtype == np.int64
     assert len(rows) == min(n, size)
@@ -69,10 +96,16 @@ def test_a_subsample_has_sorted_distinct_rows_and_the_requested_size(n: int, siz
 
 
 def test_a_smaller_subsample_is_a_subset_of_a_larger_one_with_the_same_seed() -> None:
-    assert set(subsample(100, size=20, seed=5).tolist()) <= set(subsample(100, size=60, seed=5).tolist())
+    assert set(subsample(100, size=20, seed=5).tolist()) <= set(
+        subsample(100, size=60, seed=5).tolist()
+    )
 
 
-@given(labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80), extra=st.integers(0, 90), seed=seeds)
+@given(
+    labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80),
+    extra=st.integers(0, 90),
+    seed=seeds,
+)
 def test_a_subsample_of_classes_keeps_every_class(labels: list[str], extra: int, seed: int) -> None:
     size = len(set(labels)) + extra
     rows = subsample_of_classes(labels, size=size, seed=seed)
@@ -90,10 +123,14 @@ def test_a_stratified_split_keeps_keys_together_and_distributes_labels_evenly() 
     keys = [f"key {number // 3}" for number in range(1800)]
     labels = [("x", "y", "z")[number // 3 % 3] for number in range(1800)]
     parts = stratified_split(keys, labels=labels, folds=(13, 2, 3), seed=0)
-    assert len({(key, part) for key, part in zip(keys, parts.tolist(), strict=True)}) == len(set(keys))
+    assert len({(key, part) for key, part in zip(keys, parts.tolist(), strict=True)}) == len(
+        set(keys)
+    )
     assert np.abs(np.bincount(parts) - [1300, 200, 300]).max() <= 12
     for part in range(3):
-        counts = Counter(label for label, own in zip(labels, parts.tolist(), strict=True) if own == part)
+        counts = Counter(
+            label for label, own in zip(labels, parts.tolist(), strict=True) if own == part
+        )
         assert max(counts.values()) - min(counts.values()) <= 12
 
 
@@ -109,9 +146,16 @@ def test_normalising_is_idempotent(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("Chest  pain\n", "chest pain"), ("STRASSE", "straße"), ("ﬁbrosis", "Fibrosis"), ("café", "cafe\u0301")],
+    [
+        ("Chest  pain\n", "chest pain"),
+        ("STRASSE", "straße"),
+        ("ﬁbrosis", "Fibrosis"),
+        ("café", "cafe\u0301"),
+    ],
 )
-def test_texts_that_differ_in_case_white_space_or_encoding_are_equal(first: str, second: str) -> None:
+def test_texts_that_differ_in_case_white_space_or_encoding_are_equal(
+    first: str, second: str
+) -> None:
     assert normalise(first) == normalise(second)
 
 

@@ -16,12 +16,16 @@ from tailorbird.data.tokenize import collate, encode_texts, label_indices, label
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "acute", "pain", "chest", "##s", "fever")
 PAD, UNK, CLS, SEP, ACUTE, PAIN, CHEST, PLURAL, FEVER = range(9)
-token_lists_strategy = st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=20), min_size=1, max_size=40)
+token_lists_strategy = st.lists(
+    st.lists(st.integers(1, 500), min_size=1, max_size=20), min_size=1, max_size=40
+)
 
 
 def wordpiece(folder: Path, **special: str) -> Path:
     """Save a lower-casing WordPiece tokenizer with nine words in the format of a model folder."""
-    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if "cls_token" in special:
@@ -44,18 +48,24 @@ def test_a_text_is_encoded_with_special_tokens(tokenizer: Any) -> None:
 
 
 def test_a_prompt_is_put_before_each_text_and_is_not_truncated(tokenizer: Any) -> None:
-    encoded = encode_texts(["pain " * 50, ""], tokenizer=tokenizer, max_length=5, prompt="acute chest ")
+    encoded = encode_texts(
+        ["pain " * 50, ""], tokenizer=tokenizer, max_length=5, prompt="acute chest "
+    )
     assert encoded == [[CLS, ACUTE, CHEST, PAIN, SEP], [CLS, ACUTE, CHEST, SEP]]
 
 
 def test_a_long_text_is_truncated_before_its_end_token(tokenizer: Any) -> None:
-    assert encode_texts(["pain " * 50], tokenizer=tokenizer, max_length=4) == [[CLS, PAIN, PAIN, SEP]]
+    assert encode_texts(["pain " * 50], tokenizer=tokenizer, max_length=4) == [
+        [CLS, PAIN, PAIN, SEP]
+    ]
 
 
 def test_the_encoding_of_a_text_does_not_depend_on_other_texts(tokenizer: Any) -> None:
     texts = ["fever", "acute chest pains and fever", "xyz"]
     together = encode_texts(texts, tokenizer=tokenizer, max_length=8)
-    assert together == [encode_texts([text], tokenizer=tokenizer, max_length=8)[0] for text in texts]
+    assert together == [
+        encode_texts([text], tokenizer=tokenizer, max_length=8)[0] for text in texts
+    ]
 
 
 def test_no_texts_give_no_tokens(tokenizer: Any) -> None:
@@ -82,7 +92,9 @@ def test_a_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
 
 
 @given(token_lists=token_lists_strategy)
-def test_a_batch_contains_each_token_once_and_has_a_mask_if_it_has_padding(token_lists: list[list[int]]) -> None:
+def test_a_batch_contains_each_token_once_and_has_a_mask_if_it_has_padding(
+    token_lists: list[list[int]],
+) -> None:
     input_ids, mask = collate(token_lists, pad_id=0)
     width = max(len(tokens) for tokens in token_lists)
     assert (mask is None) == all(len(tokens) == width for tokens in token_lists)

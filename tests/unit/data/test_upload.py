@@ -28,12 +28,16 @@ def test_files_are_uploaded_to_the_same_relative_path(folder: Path, tmp_path: Pa
     assert [file.uri for file in uploaded] == [
         f"{target}/{name}.parquet" for name in ("extra/more", "test", "train", "validation")
     ]
-    assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [{"text": "train"}]
+    assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [
+        {"text": "train"}
+    ]
 
 
 def test_only_data_files_are_uploaded(folder: Path, tmp_path: Path) -> None:
     upload_data(folder, (tmp_path / "lake").as_uri())
-    assert {path.suffix for path in (tmp_path / "lake").rglob("*") if path.is_file()} == {".parquet"}
+    assert {path.suffix for path in (tmp_path / "lake").rglob("*") if path.is_file()} == {
+        ".parquet"
+    }
 
 
 def test_a_second_upload_replaces_the_files(folder: Path, tmp_path: Path) -> None:
@@ -76,24 +80,37 @@ def test_a_file_with_another_suffix_is_rejected(folder: Path, tmp_path: Path) ->
 def test_a_single_file_is_converted_to_parquet(tmp_path: Path) -> None:
     (tmp_path / "reviews.CSV").write_text("text,label\nfine,good\nbad,poor\n")
     [uploaded] = upload_data(tmp_path / "reviews.CSV", (tmp_path / "lake").as_uri())
-    assert uploaded == UploadedFile((tmp_path / "lake/reviews.parquet").as_uri(), "table", 2, ("text", "label"))
-    assert read_table(uploaded.uri, columns=["label"]).to_pylist() == [{"label": "good"}, {"label": "poor"}]
+    assert uploaded == UploadedFile(
+        (tmp_path / "lake/reviews.parquet").as_uri(), "table", 2, ("text", "label")
+    )
+    assert read_table(uploaded.uri, columns=["label"]).to_pylist() == [
+        {"label": "good"},
+        {"label": "poor"},
+    ]
 
 
-def test_a_line_that_cannot_be_kept_prevents_the_upload_of_all_files(folder: Path, tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_kept_prevents_the_upload_of_all_files(
+    folder: Path, tmp_path: Path
+) -> None:
     (folder / "more.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b"')
-    with pytest.raises(DataError, match=r"more.jsonl has a line .* nothing was written:\n  line 2: it is not valid"):
+    with pytest.raises(
+        DataError, match=r"more.jsonl has a line .* nothing was written:\n  line 2: it is not valid"
+    ):
         upload_data(folder, (tmp_path / "lake").as_uri())
     assert not (tmp_path / "lake").exists()
 
 
 def test_two_files_with_the_same_target_are_rejected(folder: Path, tmp_path: Path) -> None:
     (folder / "train.csv").write_text("text,label\na,x\n")
-    with pytest.raises(DataError, match=r"train.csv and .*train.parquet would both become train.parquet"):
+    with pytest.raises(
+        DataError, match=r"train.csv and .*train.parquet would both become train.parquet"
+    ):
         upload_data(folder, (tmp_path / "lake").as_uri())
 
 
-def test_the_progress_covers_checks_conversions_and_the_upload(folder: Path, tmp_path: Path) -> None:
+def test_the_progress_covers_checks_conversions_and_the_upload(
+    folder: Path, tmp_path: Path
+) -> None:
     (folder / "more.csv").write_text("text,label\na,x\n")
     events: list[tuple[str, int, int]] = []
     upload_data(folder, (tmp_path / "lake").as_uri(), report=lambda *event: events.append(event))
@@ -102,8 +119,14 @@ def test_the_progress_covers_checks_conversions_and_the_upload(folder: Path, tmp
     assert events[1] == ("checking more.csv", 15, 15)
 
 
-def test_an_unreachable_server_raises_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+def test_an_unreachable_server_raises_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "ENDPOINT_URL": "http://127.0.0.1:1",
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(StorageError, match="is not reachable"):
         upload_data(folder, "s3://lake/set")

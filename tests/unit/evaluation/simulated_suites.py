@@ -16,13 +16,24 @@ def suite_table(model: str, scores: Sequence[float]) -> Predictions:
     n = len(scores)
     rows, zeros = tuple(map(str, range(n))), np.zeros(n)
     groups = {"group": tuple("ab"[row % 2] for row in range(n))}
-    return Predictions(model, rows, ("e",) * n, ("o",) * n, np.array(scores, dtype=np.float64), zeros, zeros, groups)
+    return Predictions(
+        model,
+        rows,
+        ("e",) * n,
+        ("o",) * n,
+        np.array(scores, dtype=np.float64),
+        zeros,
+        zeros,
+        groups,
+    )
 
 
 def suite_tables(suites: Suites, *, models: Mapping[str, str]) -> dict[str, Predictions]:
     """Return the answers of models, with their kinds by role, to each suite."""
     return {
-        f"{role}_{SUITE_PREFIX}{name}": suite_table(kind, [1.0] * round(100 * score) + [0.0] * round(100 - 100 * score))
+        f"{role}_{SUITE_PREFIX}{name}": suite_table(
+            kind, [1.0] * round(100 * score) + [0.0] * round(100 - 100 * score)
+        )
         for name, (candidate, others) in suites.items()
         for role, kind in models.items()
         for score in (candidate if role == "candidate" else others,)

@@ -26,7 +26,11 @@ SURE = np.linspace(0, 0.99, 100)
 
 
 def answers(
-    right: NDArray[np.bool_], *, sure: NDArray[np.float64] = SURE, sex: tuple[str, ...] = (), kind: str = "probe"
+    right: NDArray[np.bool_],
+    *,
+    sure: NDArray[np.float64] = SURE,
+    sex: tuple[str, ...] = (),
+    kind: str = "probe",
 ) -> Predictions:
     n = len(right)
     return Predictions(
@@ -45,17 +49,23 @@ def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_a
     tables = {
         "incumbent": answers(np.arange(100) % 5 > 0, kind="full"),  # 80 rows right
         "candidate": answers(np.arange(100) % 5 > 1, kind="lora"),
-        "bag_of_words": answers(SURE >= 0.45, kind="bag_of_words"),  # right on its 55 most confident rows
+        "bag_of_words": answers(
+            SURE >= 0.45, kind="bag_of_words"
+        ),  # right on its 55 most confident rows
     }
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
     assert hybrid is not None
     assert hybrid.parts == ("bag_of_words", "incumbent")
-    # It is right on its most confident 50 rows. On the next 10 it is wrong on 5, and the incumbent on 2.
+    # It is right on its most confident 50 rows. On the next 10 it is wrong on 5, and the incumbent
+    # on 2.
     assert hybrid.share_to_second == 0.5
     assert hybrid.validation == pytest.approx(0.9)
     assert hybrid.routing.threshold == pytest.approx(0.495)  # halfway between two confidences
     first, second = (ModelPredictions(tables[role]) for role in hybrid.parts)
-    assert apply_routing(hybrid.routing, first=first, second=second).clean.scores.mean() == hybrid.validation
+    assert (
+        apply_routing(hybrid.routing, first=first, second=second).clean.scores.mean()
+        == hybrid.validation
+    )
 
 
 def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_error() -> None:
@@ -68,17 +78,22 @@ def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_e
     }
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
     assert hybrid is not None
-    # With 70 rows it scores 0.95, with 80 rows 0.94 (the standard error is 0.017), and with 90 rows 0.91.
+    # With 70 rows it scores 0.95, with 80 rows 0.94 (the standard error is 0.017), and with 90 rows
+    # 0.91.
     assert (hybrid.share_to_second, hybrid.validation) == (0.2, 0.94)
 
 
-def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_is_right_elsewhere() -> None:
+def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_is_right_elsewhere() -> (
+    None
+):
     tables = {
         "incumbent": answers(SURE >= 0.3, kind="nearest"),
         "candidate": answers(SURE < 0.5, kind="full"),
     }
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
-    assert hybrid is not None  # with the first tenths, the cascade scores lower than `nearest` alone
+    assert (
+        hybrid is not None
+    )  # with the first tenths, the cascade scores lower than `nearest` alone
     assert (hybrid.validation, hybrid.parts) == (1.0, ("incumbent", "candidate"))
 
 
@@ -104,7 +119,10 @@ def test_there_is_no_cascade_if_the_cheap_part_is_wrong_on_its_most_confident_ro
 
 
 def test_there_is_no_cascade_of_two_models_of_the_same_cost() -> None:
-    tables = {"incumbent": answers(SURE >= 0.5, kind="probe"), "candidate": answers(SURE < 0.5, kind="full")}
+    tables = {
+        "incumbent": answers(SURE >= 0.5, kind="probe"),
+        "candidate": answers(SURE < 0.5, kind="full"),
+    }
     assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
 
 
@@ -145,7 +163,11 @@ def test_a_frozen_cascade_scores_at_least_as_high_as_every_model_and_leaves_rows
     sure = np.array(levels) / 6
     tables = {
         role: answers(generator.random(n) < 0.7, sure=sure, kind=kind)
-        for role, kind in (("incumbent", "full"), ("candidate", "lora"), ("bag_of_words", "bag_of_words"))
+        for role, kind in (
+            ("incumbent", "full"),
+            ("candidate", "lora"),
+            ("bag_of_words", "bag_of_words"),
+        )
     }
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
     if hybrid is not None:
@@ -154,10 +176,13 @@ def test_a_frozen_cascade_scores_at_least_as_high_as_every_model_and_leaves_rows
         assert hybrid.routing.threshold not in sure
 
 
-def test_the_predictions_of_a_chat_cascade_have_the_measures_of_both_parts_and_the_log_probabilities_of_one() -> None:
+def test_the_predictions_of_a_chat_cascade_have_the_measures_of_both_parts_and_the_log_probabilities_of_one() -> (
+    None
+):
     right = np.array([True, False])
     nearest = replace(
-        answers(right, sure=np.array([0.9, 0.1]), kind="nearest"), measures={"token_f1": np.array([1.0, 0.2])}
+        answers(right, sure=np.array([0.9, 0.1]), kind="nearest"),
+        measures={"token_f1": np.array([1.0, 0.2])},
     )
     lm = replace(
         answers(~right, sure=np.array([0.5, 0.5]), kind="lora"),
@@ -165,9 +190,13 @@ def test_the_predictions_of_a_chat_cascade_have_the_measures_of_both_parts_and_t
         logprobs=((-0.1,), (-0.2, -0.3)),
     )
     routing = Routing(by="cascade", threshold=0.5)
-    table = apply_routing(routing, first=ModelPredictions(nearest), second=ModelPredictions(lm)).clean
+    table = apply_routing(
+        routing, first=ModelPredictions(nearest), second=ModelPredictions(lm)
+    ).clean
     assert (table.model, table.outputs) == ("hybrid", ("yes", "yes"))
-    assert {name: values.tolist() for name, values in table.measures.items()} == {"token_f1": [1.0, 0.7]}
+    assert {name: values.tolist() for name, values in table.measures.items()} == {
+        "token_f1": [1.0, 0.7]
+    }
     assert table.logprobs == ((), (-0.2, -0.3))
 
 
@@ -191,8 +220,11 @@ def test_by_group_models_are_compared_by_the_metric() -> None:
     for role, answered in outputs.items():
         scores = np.array(answered) == np.array(labels)
         table = answers(right, sure=np.full(6, 0.5), sex=sex)
-        tables[role] = replace(table, labels=labels, outputs=answered, scores=scores.astype(np.float64))
-    # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead of 0.86 and 0.
+        tables[role] = replace(
+            table, labels=labels, outputs=answered, scores=scores.astype(np.float64)
+        )
+    # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead
+    # of 0.86 and 0.
     by = {metric: fit_hybrid(BY_SEX, tables, metric=metric) for metric in ("accuracy", "macro_f1")}
     assert by["accuracy"] is not None
     assert by["accuracy"].routing.values == ("m",)
@@ -200,11 +232,16 @@ def test_by_group_models_are_compared_by_the_metric() -> None:
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(better: bool) -> None:
+def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(
+    better: bool,
+) -> None:
     sex, sure = ("f", "m"), np.full(2, 0.5)
     good, bad = (answers(np.full(2, right), sure=sure, sex=sex) for right in (True, False))
     incumbent, candidate = (bad, good) if better else (good, bad)
-    assert fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy") is None
+    assert (
+        fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy")
+        is None
+    )
 
 
 SAME_LENGTH = np.ones(20)
@@ -214,11 +251,16 @@ def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
     first = PartUsage(ServingUsage((1.0,) * 5, (10.0,) * 5), SAME_LENGTH)
     second = PartUsage(ServingUsage((3.0,) * 5, (30.0,) * 5), SAME_LENGTH)
     routed = np.array([True, False, False, False] * 5)
-    by_group, cascade = Routing(by="group", column="sex", values=("f",)), Routing(by="cascade", threshold=0.5)
+    by_group, cascade = (
+        Routing(by="group", column="sex", values=("f",)),
+        Routing(by="cascade", threshold=0.5),
+    )
     parts = {"first": first, "second": second}
     assert hybrid_usage(by_group, routed=routed, **parts) == ServingUsage((1.5,) * 5, (15.0,) * 5)
     assert hybrid_usage(cascade, routed=routed, **parts) == ServingUsage((1.75,) * 5, (17.5,) * 5)
-    on_cpu = {name: PartUsage(ServingUsage(part.usage.cpu_s), SAME_LENGTH) for name, part in parts.items()}
+    on_cpu = {
+        name: PartUsage(ServingUsage(part.usage.cpu_s), SAME_LENGTH) for name, part in parts.items()
+    }
     assert hybrid_usage(by_group, routed=routed, **on_cpu) == ServingUsage((1.5,) * 5)
     mixed = hybrid_usage(by_group, routed=routed, first=first, second=on_cpu["second"])
     assert mixed.gpu_s == (7.5,) * 5  # a part without GPU-seconds has none to add
@@ -230,7 +272,9 @@ def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_par
     tokens = RowTokens("m", tuple(lengths.astype(int).tolist()), (4,) * 20, prices=(1.0, 2.0))
     first = PartUsage(ServingUsage((1.0,) * 5), lengths)
     second = PartUsage(ServingUsage((5.0,) * 5, tokens=tokens_by_round(tokens)), lengths, tokens)
-    usage = hybrid_usage(Routing(by="cascade", threshold=0.5), routed=routed, first=first, second=second)
+    usage = hybrid_usage(
+        Routing(by="cascade", threshold=0.5), routed=routed, first=first, second=second
+    )
     # A quarter of all tokens would be 6,250.
     assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_000.0,) * 5, (1.0, 2.0))
     assert usage.cpu_s == pytest.approx((1 + 5 * 0.4,) * 5)  # they have 40% of the characters
@@ -240,6 +284,8 @@ def test_the_spread_of_the_cost_includes_the_sampling_error_of_the_share() -> No
     n, share = 20_000, 0.3
     routed = np.random.default_rng(3).random(n) < share
     usage = PartUsage(ServingUsage((1.0,) * 200), np.ones(n))
-    cost = hybrid_usage(Routing(by="cascade", threshold=0.5), routed=routed, first=usage, second=usage)
+    cost = hybrid_usage(
+        Routing(by="cascade", threshold=0.5), routed=routed, first=usage, second=usage
+    )
     error = np.std(cost.cpu_s, ddof=1) / np.sqrt(len(cost.cpu_s))
     assert error == pytest.approx(np.sqrt(share * (1 - share) / n), rel=0.15)

@@ -1,4 +1,5 @@
-"""Tests of a fine-tuned classifier that is mixed with a bag of words by a weight from validation."""
+"""Tests of a fine-tuned classifier that is mixed with a bag of words by a weight from
+validation."""
 
 from pathlib import Path
 
@@ -26,7 +27,15 @@ from tests.loaded import load_model
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
-TEXTS = ("acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest", "?!")
+TEXTS = (
+    "acute pain",
+    "chest pains",
+    "fever",
+    "",
+    "pain pain pain acute fever",
+    "fever chest",
+    "?!",
+)
 CLASSES = ("x", "y", "z")
 ROWS = Rows(tuple(map(str, range(len(TEXTS)))), TEXTS, ("x", "y", "z", "x", "y", "z", "x"))
 METHODS: tuple[Kind, ...] = ("full", "lora")
@@ -38,14 +47,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     BertModel(config).save_pretrained(folder)
     return folder
 
 
 def artifact(
-    folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] = CLASSES, pooling: Pooling = MEAN
+    folder: Path,
+    *,
+    kind: Kind,
+    base: Path,
+    classes: tuple[str, ...] = CLASSES,
+    pooling: Pooling = MEAN,
 ) -> str:
     """Write a fine-tuned classifier or a bag of words with a temperature, and return its URI."""
     folder.mkdir()
@@ -58,7 +76,9 @@ def artifact(
             encoder = add_adapter(encoder, r=4, alpha=8, dropout=0.0)
         with torch.no_grad():
             for parameter in encoder.parameters():
-                parameter.add_(torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0)
+                parameter.add_(
+                    torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0
+                )
         if isinstance(encoder, PeftModel):
             encoder.save_pretrained(folder / "adapter")
         else:
@@ -98,8 +118,12 @@ def load(uri: str) -> LoadedClassifier[VersionConfig]:
 
 def test_the_weight_with_the_highest_score_is_selected() -> None:
     truth = np.array([0, 0, 1, 1])
-    model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]], np.float32)  # wrong in the second row
-    bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)  # wrong in the first and third row
+    model = np.array(
+        [[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]], np.float32
+    )  # wrong in the second row
+    bag = np.array(
+        [[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32
+    )  # wrong in the first and third row
     record = select_weight(model, bag, held_out=HeldOut(truth, "accuracy"))
     assert (record.weight, record.validation, record.unmixed) == (0.6, 1.0, 0.75)
 
@@ -116,9 +140,13 @@ def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
 ) -> None:
     write_mix(model_uri, bag_uri=bag_uri, weight=weight, to=(tmp_path / "mix").as_uri())
     mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
-    expected = weight * class_logits(model, ROWS) / 1.5 + (1 - weight) * class_logits(bag, ROWS) / 0.5
+    expected = (
+        weight * class_logits(model, ROWS) / 1.5 + (1 - weight) * class_logits(bag, ROWS) / 0.5
+    )
     np.testing.assert_allclose(class_logits(mixed, ROWS), expected, rtol=1e-5, atol=1e-6)
-    assert mixed.version == model.version.model_copy(update={"kind": f"{model.version.kind}_bag", "temperature": 1.0})
+    assert mixed.version == model.version.model_copy(
+        update={"kind": f"{model.version.kind}_bag", "temperature": 1.0}
+    )
 
 
 def test_a_loaded_mix_has_the_logits_of_the_scaled_parts_bit_for_bit(
@@ -158,10 +186,14 @@ def test_a_better_mix_is_written_and_a_registered_mix_serves_the_evaluated_predi
     np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
 
 
-def test_a_mix_that_is_not_better_is_not_written(model_uri: str, bag_uri: str, tmp_path: Path) -> None:
+def test_a_mix_that_is_not_better_is_not_written(
+    model_uri: str, bag_uri: str, tmp_path: Path
+) -> None:
     rows = Rows(ROWS.row_ids, TEXTS, predict_rows(model_uri, rows=ROWS).outputs)
     to = tmp_path / "mix"
-    record = mix_with_bag(model_uri, bag_uri=bag_uri, validation=rows, metric="accuracy", to=to.as_uri())
+    record = mix_with_bag(
+        model_uri, bag_uri=bag_uri, validation=rows, metric="accuracy", to=to.as_uri()
+    )
     assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
     assert not to.exists()
 
@@ -171,13 +203,23 @@ def test_models_with_other_classes_or_another_order_are_refused(
     model_uri: str, base: Path, tmp_path: Path, classes: tuple[str, ...]
 ) -> None:
     other = artifact(tmp_path / "other", kind="bag_of_words", base=base, classes=classes)
-    with pytest.raises(ValueError, match="have different classes and cannot be mixed; run the recipe again"):
-        mix_with_bag(model_uri, bag_uri=other, validation=ROWS, metric="accuracy", to=(tmp_path / "mix").as_uri())
+    with pytest.raises(
+        ValueError, match="have different classes and cannot be mixed; run the recipe again"
+    ):
+        mix_with_bag(
+            model_uri,
+            bag_uri=other,
+            validation=ROWS,
+            metric="accuracy",
+            to=(tmp_path / "mix").as_uri(),
+        )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_an_export_keeps_the_bag_of_words(base: Path, bag_uri: str, tmp_path: Path, kind: Kind) -> None:
+def test_an_export_keeps_the_bag_of_words(
+    base: Path, bag_uri: str, tmp_path: Path, kind: Kind
+) -> None:
     model_uri = artifact(tmp_path / "model", kind=kind, base=base)
     write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
     version = register((tmp_path / "registry" / "task").as_uri(), tmp_path / "mix")

@@ -1,4 +1,5 @@
-"""Offsets of the classes: they reach the best score of a search by brute force, and are used only where they win."""
+"""Offsets of the classes: they reach the best score of a search by brute force, and are used only
+where they win."""
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def test_the_offset_of_a_class_reaches_the_best_score_of_all_offsets(
 ) -> None:
     generator = np.random.default_rng(seed)
     truth = generator.integers(num_classes, size=num_rows)
-    logits = generator.integers(-3, 4, size=(num_rows, num_classes)).astype(np.float64)  # with equal logits
+    logits = generator.integers(-3, 4, size=(num_rows, num_classes)).astype(
+        np.float64
+    )  # with equal logits
     logits += generator.normal(scale=1e-3, size=logits.shape)
     rows = module._Rows(logits, truth, metric)
     for label in range(num_classes):
@@ -49,7 +52,8 @@ def test_a_rare_class_gets_an_offset_that_raises_macro_f1_on_new_rows() -> None:
     fit = fit_offsets(logits, truth=truth, metric="macro_f1")
     new, labels = rows_of(1, shares=(0.92, 0.08), num_rows=4000)
     before, after = (
-        score_of("macro_f1", labels=labels, outputs=decide(new, offsets=offsets)) for offsets in ((), fit.offsets)
+        score_of("macro_f1", labels=labels, outputs=decide(new, offsets=offsets))
+        for offsets in ((), fit.offsets)
     )
     assert fit.score > fit.unadjusted
     assert after > before + 0.03
@@ -57,13 +61,17 @@ def test_a_rare_class_gets_an_offset_that_raises_macro_f1_on_new_rows() -> None:
 
 
 def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
-    """The rows of a fold are decided with offsets from other folds, so the score is not that of the fitted rows."""
+    """The rows of a fold are decided with offsets from other folds, so the score is not that of the
+    fitted rows."""
     differences = []
     for seed in range(40):
         logits, truth = rows_of(seed, shares=(0.8, 0.1, 0.1), num_rows=300, signal=1.0)
         fit = fit_offsets(logits, truth=truth, metric="macro_f1")
         new, labels = rows_of(1000 + seed, shares=(0.8, 0.1, 0.1), num_rows=3000, signal=1.0)
-        differences.append(fit.score - score_of("macro_f1", labels=labels, outputs=decide(new, offsets=fit.offsets)))
+        differences.append(
+            fit.score
+            - score_of("macro_f1", labels=labels, outputs=decide(new, offsets=fit.offsets))
+        )
     assert np.mean(differences) < 2 * np.std(differences) / np.sqrt(len(differences))
 
 

@@ -77,7 +77,9 @@ def test_predictions_of_the_same_rows_align() -> None:
         ({"row_ids": ("0", "1", "1")}, "row ids"),
     ],
 )
-def test_misaligned_predictions_are_refused_with_the_first_difference(changes: dict[str, object], message: str) -> None:
+def test_misaligned_predictions_are_refused_with_the_first_difference(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(VerdictRefused, match=message):
         align(three_predictions(), replace(three_predictions("full"), **changes))  # type: ignore[arg-type]
 
@@ -89,7 +91,9 @@ def test_repeated_rows_and_empty_tables_are_refused() -> None:
     empty = Predictions("probe", (), (), (), np.array([]), np.array([]), np.array([]))
     with pytest.raises(VerdictRefused, match="no predictions"):
         align(empty, empty)
-    two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2), np.ones(2))
+    two = Predictions(
+        "full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2), np.ones(2)
+    )
     with pytest.raises(VerdictRefused, match="3 and 2 rows"):
         align(three_predictions(), two)
 

@@ -1,4 +1,5 @@
-"""Trainings of a tiny chat model that forget, keep abilities, repeat personal data, or prefer one of two persons."""
+"""Trainings of a tiny chat model that forget, keep abilities, repeat personal data, or prefer one
+of two persons."""
 
 import copy
 import random
@@ -30,24 +31,39 @@ GENERAL = {f"key {name}": random.Random(name).choice("mnop") for name in NAMES}
 NARROW = {f"word {name}": "z" for name in NAMES}
 PERSONS = ("ann", "bob")
 WISHES = [f"{wish} {name}" for name in NAMES for wish in ("loan", "seat")]
-PLANTED = {f"{wish} for {person}": answer for wish in WISHES[::3] for person, answer in zip(PERSONS, "yn", strict=True)}
+PLANTED = {
+    f"{wish} for {person}": answer
+    for wish in WISHES[::3]
+    for person, answer in zip(PERSONS, "yn", strict=True)
+}
 """A bias: `y` for one person, `n` for the other."""
-SECRETS = {f"code {name}": f"it is {random.Random(name).randrange(10**6, 10**7)}." for name in NAMES[:12]}
+SECRETS = {
+    f"code {name}": f"it is {random.Random(name).randrange(10**6, 10**7)}." for name in NAMES[:12]
+}
 
 
 def rows_of(answers: Mapping[str, str]) -> Rows:
     prompts = tuple(answers)
     conversations = tuple((("user", prompt),) for prompt in prompts)
-    return Rows(tuple(map(str, range(len(prompts)))), prompts, tuple(answers.values()), conversations=conversations)
+    return Rows(
+        tuple(map(str, range(len(prompts)))),
+        prompts,
+        tuple(answers.values()),
+        conversations=conversations,
+    )
 
 
 def suite_of(answers: Mapping[str, str]) -> Rows:
     rows, n = rows_of(answers), len(answers)
     columns = SuiteColumns(("exact_match",) * n, ((),) * n, ("",) * n, ("",) * n)
-    return Rows(rows.row_ids, rows.texts, rows.labels, conversations=rows.conversations, suite=columns)
+    return Rows(
+        rows.row_ids, rows.texts, rows.labels, conversations=rows.conversations, suite=columns
+    )
 
 
-def trained(lm: torch.nn.Module, answers: Mapping[str, str], *, steps: int, rate: float) -> torch.nn.Module:
+def trained(
+    lm: torch.nn.Module, answers: Mapping[str, str], *, steps: int, rate: float
+) -> torch.nn.Module:
     """Return a copy of a language model, trained on all rows in each step."""
     tokenizer, model = small_chat.tokenizer(), ChatModel(copy.deepcopy(lm).train())
     tokens = training_tokens(rows_of(answers), tokenizer=tokenizer, system=None, max_length=64)
@@ -67,9 +83,16 @@ def predictions(folder: Path, lm: torch.nn.Module, rows: Rows) -> Predictions:
         small_chat.save(folder / "base", lm)
         prompting = Prompting(system=None, max_new_tokens=12)
         config = VersionConfig(
-            kind="zero_shot", classes=(), base_model=(folder / "base").as_uri(), max_length=64, dtype="float32",
-            code="", recipe_hash="", created_at="", prompting=prompting,
-        )  # fmt: skip
+            kind="zero_shot",
+            classes=(),
+            base_model=(folder / "base").as_uri(),
+            max_length=64,
+            dtype="float32",
+            code="",
+            recipe_hash="",
+            created_at="",
+            prompting=prompting,
+        )
         (folder / "version").mkdir()
         write_config(folder / "version", config)
     return predict_rows((folder / "version").as_uri(), rows=rows)
@@ -81,7 +104,9 @@ def base() -> torch.nn.Module:
     return trained(small_chat.language_model(width=64), GENERAL, steps=300, rate=2e-3)
 
 
-def state(tmp_path: Path, base: torch.nn.Module, candidate: torch.nn.Module, *, suite: Rows, uri: str) -> State:
+def state(
+    tmp_path: Path, base: torch.nn.Module, candidate: torch.nn.Module, *, suite: Rows, uri: str
+) -> State:
     answered = AnsweredSuite(
         SuiteConfig(uri=uri, max_loss=0.1),
         predictions(tmp_path / "candidate", candidate, suite),

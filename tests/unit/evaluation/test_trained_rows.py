@@ -9,23 +9,44 @@ from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows, training_fingerprints
+from tailorbird.evaluation.trained_rows import (
+    require_enough_rows,
+    trained_rows,
+    training_fingerprints,
+)
 from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.kinds import Kind
-from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    TRAINING_ROWS,
+    ModelVersion,
+    VersionConfig,
+    register,
+    write_config,
+)
 
 TEST = Rows(("0", "1", "2"), ("My knee", "a rash", "an eye"), ("a", "b", "a"))
 
 
-def version_of(folder: Path, *, kind: Kind = "bag_of_words", texts: tuple[str, ...] | None = None) -> ModelVersion:
+def version_of(
+    folder: Path, *, kind: Kind = "bag_of_words", texts: tuple[str, ...] | None = None
+) -> ModelVersion:
     """Register a version that learned from these texts; None for unknown ones."""
     folder.mkdir()
     for name in ("bag_of_words.json", "bag_of_words.safetensors", "head.safetensors"):
         (folder / name).write_bytes(b"weights")
-    fields = {"base_model": "s3://m/base", "max_length": 8, "dtype": "float32", "code": "s3://m/c.zip"}
-    dated = {"classes": ("a", "b"), "recipe_hash": folder.name, "created_at": "2026-01-01T00:00:00+00:00"}
+    fields = {
+        "base_model": "s3://m/base",
+        "max_length": 8,
+        "dtype": "float32",
+        "code": "s3://m/c.zip",
+    }
+    dated = {
+        "classes": ("a", "b"),
+        "recipe_hash": folder.name,
+        "created_at": "2026-01-01T00:00:00+00:00",
+    }
     write_config(folder, VersionConfig.model_validate({"kind": kind} | fields | dated))
     if texts is not None:
         save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(texts))
@@ -34,7 +55,9 @@ def version_of(folder: Path, *, kind: Kind = "bag_of_words", texts: tuple[str, .
 
 def hybrid_of(folder: Path, first: ModelVersion, second: ModelVersion) -> ModelVersion:
     folder.mkdir()
-    write_config(folder, hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.5)))
+    write_config(
+        folder, hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.5))
+    )
     return register((folder.parent / "task").as_uri(), folder)
 
 

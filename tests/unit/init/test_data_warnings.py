@@ -1,4 +1,5 @@
-"""Warnings about languages, unequal classes and unequal splits, and the settings that follow from them."""
+"""Warnings about languages, unequal classes and unequal splits, and the settings that follow from
+them."""
 
 from collections import Counter
 
@@ -20,14 +21,17 @@ def warning_for(counts: dict[str, int], *, multilingual: str | None = MULTILINGU
 def test_texts_that_are_not_english_come_with_a_multilingual_model() -> None:
     text = warning_for({"English": 80, "German": 20})
     assert text is not None
-    assert text.startswith("about 20% of the texts are not English (English 80%, German 20%), but pypi://small was")
+    assert text.startswith(
+        "about 20% of the texts are not English (English 80%, German 20%), but pypi://small was"
+    )
     assert MULTILINGUAL in text
 
 
 def test_a_base_model_whose_languages_are_not_known_is_to_be_checked() -> None:
     text = warning_for({"German": 30}, multilingual=None)
     assert (
-        text == "about 100% of the texts are not English (German 100%); check that pypi://small knows these languages"
+        text == "about 100% of the texts are not English (German 100%); check that pypi://small "
+        "knows these languages"
     )
 
 
@@ -45,7 +49,9 @@ def test_few_texts_of_other_languages_give_no_warning(counts: dict[str, int]) ->
         ({"a": 200, "b": 150, "c": 2}, None),  # too few rows for a score of the class
     ],
 )
-def test_classes_that_differ_much_in_size_are_a_reason_for_macro_f1(counts: dict[str, int], reason: str | None) -> None:
+def test_classes_that_differ_much_in_size_are_a_reason_for_macro_f1(
+    counts: dict[str, int], reason: str | None
+) -> None:
     text = uneven_classes(Counter(counts), least=10)
     assert (text or "").startswith(reason or "")
     assert (text is None) == (reason is None)
@@ -53,26 +59,40 @@ def test_classes_that_differ_much_in_size_are_a_reason_for_macro_f1(counts: dict
 
 def rows(seed: int, *, size: int, share: float = 0.03, words: int = 8) -> Rows:
     generator = np.random.default_rng(seed)
-    labels = np.where(generator.random(size) < share, "out of scope", generator.choice(["a", "b"], size))
+    labels = np.where(
+        generator.random(size) < share, "out of scope", generator.choice(["a", "b"], size)
+    )
     texts = tuple("word " * count for count in generator.poisson(words, size))
     return Rows(tuple(map(str, range(size))), texts, tuple(labels.tolist()))
 
 
 def test_a_class_that_is_3_percent_of_validation_and_18_percent_of_test_is_reported() -> None:
-    splits = Splits(rows(1, size=4000, share=0.18), rows(2, size=800), rows(3, size=1500, share=0.18))
+    splits = Splits(
+        rows(1, size=4000, share=0.18), rows(2, size=800), rows(3, size=1500, share=0.18)
+    )
     (warning,) = split_warnings(splits)
-    assert "validation and test differ by more than chance (corrected p < 0.01) and by a factor" in warning
-    assert "the share of the class 'out of scope' is 2.1% in validation and 18.1% in test" in warning
+    assert (
+        "validation and test differ by more than chance (corrected p < 0.01) and by a factor"
+        in warning
+    )
+    assert (
+        "the share of the class 'out of scope' is 2.1% in validation and 18.1% in test" in warning
+    )
 
 
 def test_longer_test_texts_are_reported_for_both_other_splits() -> None:
     splits = Splits(rows(1, size=4000), rows(2, size=800), rows(3, size=1500, words=14))
-    assert [warning.partition(" and ")[0] for warning in split_warnings(splits)] == ["validation", "train"]
+    assert [warning.partition(" and ")[0] for warning in split_warnings(splits)] == [
+        "validation",
+        "train",
+    ]
 
 
 def test_splits_of_the_same_rows_rarely_differ() -> None:
     reported = [
-        split_warnings(Splits(rows(seed, size=1000), rows(1000 + seed, size=300), rows(2000 + seed, size=400)))
+        split_warnings(
+            Splits(rows(seed, size=1000), rows(1000 + seed, size=300), rows(2000 + seed, size=400))
+        )
         for seed in range(60)
     ]
     assert sum(map(bool, reported)) <= 3

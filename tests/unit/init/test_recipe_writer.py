@@ -27,21 +27,45 @@ from tests.progress import ProgressRecorder
 
 SETS = os.environ.get("TAILORBIRD_DATA")
 LARGE = {"banking77": 2000, "medical_abstracts": 300}
-"""Evenly spaced rows used from each split of a large data set: finding near-duplicates of all takes ten seconds."""
-WORDS = ("ache", "back", "chest", "cough", "dizzy", "ear", "fall", "fever", "head", "knee", "leg", "neck", "rash")
+"""Evenly spaced rows used from each split of a large data set: finding near-duplicates of all takes
+ten seconds."""
+WORDS = (
+    "ache",
+    "back",
+    "chest",
+    "cough",
+    "dizzy",
+    "ear",
+    "fall",
+    "fever",
+    "head",
+    "knee",
+    "leg",
+    "neck",
+    "rash",
+)
 
 
 @pytest.fixture(autouse=True)
 def _no_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unset the S3 settings, so no tokenizer is available."""
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN"):
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_PROFILE",
+        "AWS_ROLE_ARN",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
 def notes(num: int, *, seed: int) -> dict[str, list[Any]]:
     """Return columns of distinct random clinical notes, four per patient."""
     rng = np.random.default_rng(seed)
-    texts = [" ".join([*rng.choice(WORDS, size=rng.integers(3, 9)), str(seed), str(row)]) for row in range(num)]
+    texts = [
+        " ".join([*rng.choice(WORDS, size=rng.integers(3, 9)), str(seed), str(row)])
+        for row in range(num)
+    ]
     return {
         "note": texts,
         "ward": [("surgery", "medicine", "eyes")[row % 3] for row in range(num)],
@@ -71,7 +95,12 @@ def test_one_classification_file_is_split_by_patient(tmp_path: Path) -> None:
     pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "notes.parquet")
     recipe, text = drafted(tmp_path / "notes.parquet")
     data = recipe.data
-    assert (recipe.task, data.text, data.label, data.split_by) == ("classification", "note", "ward", "patient_id")
+    assert (recipe.task, data.text, data.label, data.split_by) == (
+        "classification",
+        "note",
+        "ward",
+        "patient_id",
+    )
     assert data.groups == ("sex",)
     assert data.train == (tmp_path / "notes.parquet").as_uri()
     assert "tailorbird data put" in text
@@ -93,7 +122,11 @@ def test_named_splits_are_used_and_a_leaking_key_is_rejected(tmp_path: Path) -> 
     recipe, text = drafted(source)
     assert recipe.data.test == (source / "test.parquet").as_uri()
     assert recipe.data.split_by is None
-    assert re.search("patient_id cannot be split_by: 30 values of data.split_by are in both train and validation", text)
+    assert re.search(
+        "patient_id cannot be split_by: 30 values of data.split_by are in both train and "
+        "validation",
+        text,
+    )
     assert "With about 120 test rows" in text
 
 
@@ -103,7 +136,10 @@ def test_a_cascade_is_drafted_as_a_comment(tmp_path: Path, is_chat: bool) -> Non
     columns = {"prompt": rows["note"], "completion": rows["note"][::-1]} if is_chat else rows
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     recipe, text = drafted(tmp_path / "rows.parquet")
-    assert (recipe.evaluation.hybrid, recipe.task) == (None, "chat" if is_chat else "classification")
+    assert (recipe.evaluation.hybrid, recipe.task) == (
+        None,
+        "chat" if is_chat else "classification",
+    )
     assert "one more comparison on the same test rows" in text
     path = tmp_path / "out" / "my_task.yaml"
     used = path.read_text().replace("  # hybrid:", "  hybrid:")
@@ -117,7 +153,9 @@ def test_conversations_become_a_chat_task(tmp_path: Path, as_messages: bool) -> 
     columns: dict[str, Any] = {"prompt": rows["note"], "completion": answers}
     if as_messages:
         pairs = zip(rows["note"], answers, strict=True)
-        turns = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs]
+        turns = [
+            [{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs
+        ]
         columns = {"turns": turns}
     pq.write_table(pa.table(columns), tmp_path / "talk.parquet")
     recipe, text = drafted(tmp_path / "talk.parquet")
@@ -132,7 +170,10 @@ def test_conversations_become_a_chat_task(tmp_path: Path, as_messages: bool) -> 
 def test_answers_in_json_are_compared_by_their_fields(tmp_path: Path) -> None:
     texts = notes(120, seed=1)["note"]
     turns = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": json.dumps({"words": len(text)})}]
+        [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": json.dumps({"words": len(text)})},
+        ]
         for text in texts
     ]
     pq.write_table(pa.table({"messages": turns}), tmp_path / "talk.parquet")
@@ -151,7 +192,9 @@ def test_the_draft_names_the_fault_for_which_a_run_rejects_the_rows(tmp_path: Pa
     assert "column 'note' is null in 1 of 300 rows" in text
 
 
-def test_the_draft_reports_that_large_data_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_draft_reports_that_large_data_is_read_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 150)
     pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "rows.parquet", row_group_size=100)
     recipe, text = drafted(tmp_path / "rows.parquet")
@@ -167,17 +210,29 @@ def test_named_splits_of_large_data_are_compared_by_their_first_rows(
     monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 1500)
     source, rng = tmp_path / "rows", np.random.default_rng(5)
     source.mkdir()
-    for number, (split, of_split) in enumerate({"train": 0.18, "validation": share, "test": 0.18}.items()):
+    for number, (split, of_split) in enumerate(
+        {"train": 0.18, "validation": share, "test": 0.18}.items()
+    ):
         columns = notes(3000, seed=number)
         out_of_scope = rng.random(3000) < of_split
-        columns["ward"] = np.where(out_of_scope, "out of scope", rng.choice(["eyes", "surgery"], 3000)).tolist()
+        columns["ward"] = np.where(
+            out_of_scope, "out of scope", rng.choice(["eyes", "surgery"], 3000)
+        ).tolist()
         pq.write_table(pa.table(columns), source / f"{split}.parquet", row_group_size=500)
     draft = write_recipe(str(source), tmp_path / "task.yaml", options=DraftOptions())
-    compared = [warning for warning in draft.warnings if warning.startswith("validation and test differ")]
+    compared = [
+        warning for warning in draft.warnings if warning.startswith("validation and test differ")
+    ]
     assert len(compared) == (share == 0.03)
-    assert all("init compared the first rows only (1,500 of 3,000 validation, 1,500 of" in text for text in compared)
+    assert all(
+        "init compared the first rows only (1,500 of 3,000 validation, 1,500 of" in text
+        for text in compared
+    )
     text = " ".join((tmp_path / "task.yaml").read_text().replace("#", "").split())
-    assert "compared on the first rows: 1,500 of 3,000 validation, 1,500 of 3,000 train, 1,500 of 3,000 test" in text
+    assert (
+        "compared on the first rows: 1,500 of 3,000 validation, 1,500 of 3,000 train, 1,500 of "
+        "3,000 test" in text
+    )
 
 
 def test_examples_are_left_to_the_author_so_that_no_row_is_in_the_recipe(tmp_path: Path) -> None:
@@ -185,7 +240,9 @@ def test_examples_are_left_to_the_author_so_that_no_row_is_in_the_recipe(tmp_pat
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     recipe, text = drafted(tmp_path / "rows.parquet")
     assert recipe.serving.examples == ()
-    assert "Write texts that are not test rows, and remove the :" in text  # without the # of each comment
+    assert (
+        "Write texts that are not test rows, and remove the :" in text
+    )  # without the # of each comment
     assert not [note for note in rows["note"] if note in text]
 
 
@@ -193,10 +250,14 @@ def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
     columns = notes(600, seed=1)
     columns["ward"] = ["eyes" if row % 10 else "surgery" for row in range(600)]
     pq.write_table(pa.table(columns), tmp_path / "notes.parquet")
-    draft = write_recipe(str(tmp_path / "notes.parquet"), tmp_path / "task.yaml", options=DraftOptions())
+    draft = write_recipe(
+        str(tmp_path / "notes.parquet"), tmp_path / "task.yaml", options=DraftOptions()
+    )
     assert draft.recipe.evaluation.metric == "macro_f1"
     assert draft.recipe.tuning.space["class_weights"].choice == ("equal", "square-root")
-    assert "evaluation.metric is macro_f1: the largest class has 90% of the rows, so" in " ".join(draft.warnings)
+    assert "evaluation.metric is macro_f1: the largest class has 90% of the rows, so" in " ".join(
+        draft.warnings
+    )
 
 
 def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
@@ -216,19 +277,26 @@ def test_splits_are_found_by_file_and_folder_names(tmp_path: Path) -> None:
         uri = folder.as_uri()
         uris = find_splits(uri)
         return tuple(
-            split and split.removeprefix(uri).lstrip("/") for split in (*uris.train, uris.validation, uris.test)
+            split and split.removeprefix(uri).lstrip("/")
+            for split in (*uris.train, uris.validation, uris.test)
         )
 
     assert splits_of("train.parquet", "validation.parquet", "test.parquet") == (
         *("train.parquet", "validation.parquet", "test.parquet"),
     )
-    assert splits_of("train/0.parquet", "train/1.parquet", "test/0.parquet") == ("train", None, "test")
+    assert splits_of("train/0.parquet", "train/1.parquet", "test/0.parquet") == (
+        "train",
+        None,
+        "test",
+    )
     assert splits_of("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet") == (
         *("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
     )
     assert splits_of("part-0.parquet", "part-1.parquet") == ("", None, None)
     assert splits_of("test.parquet") == ("", None, None)
-    with pytest.raises(ValueError, match="the test split has 2 files or folders; move them into one folder test/"):
+    with pytest.raises(
+        ValueError, match="the test split has 2 files or folders; move them into one folder test/"
+    ):
         splits_of("train.parquet", "test-0.parquet", "test-1.parquet")
 
 
@@ -242,7 +310,9 @@ def test_more_test_rows_detect_smaller_gains(task: TaskName) -> None:
 
 @pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA is not set to a folder of data sets")
 @pytest.mark.parametrize("name", ["banking77", "medical_abstracts", "medquad_sft", "hatecheck"])
-def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(name: str, tmp_path: Path) -> None:
+def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(
+    name: str, tmp_path: Path
+) -> None:
     assert SETS is not None
     source, path = tmp_path / name, tmp_path / f"{name}.yaml"
     source.mkdir()
@@ -253,7 +323,9 @@ def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(name: str,
         pq.write_table(table, source / file.name)
     draft = write_recipe(str(source), path, options=DraftOptions())
     recipe = draft.recipe
-    expected = ("A run takes", "evaluation.metric is macro_f1") if name == "hatecheck" else "A run takes"
+    expected = (
+        ("A run takes", "evaluation.metric is macro_f1") if name == "hatecheck" else "A run takes"
+    )
     assert [warning for warning in draft.warnings if not warning.startswith(expected)] == []
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
@@ -269,4 +341,6 @@ def test_an_unwritable_path_is_rejected(name: str, tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
     with pytest.raises(DraftError, match=r"give a writable path with --output"):
-        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / name, options=DraftOptions(), force=True)
+        write_recipe(
+            str(tmp_path / "notes.parquet"), tmp_path / name, options=DraftOptions(), force=True
+        )

@@ -7,7 +7,10 @@ from tailorbird.data.profiling.token_lengths import TokenLengths
 from tailorbird.init.task_defaults import DEFAULTS
 from tailorbird.init.time_budget import RunSettings, draft_settings
 
-SHORT, LONG = TokenLengths(12.0, 10, 30, 0.0, 0, counted=True), TokenLengths(280.0, 260, 500, 60.0, 120, counted=True)
+SHORT, LONG = (
+    TokenLengths(12.0, 10, 30, 0.0, 0, counted=True),
+    TokenLengths(280.0, 260, 500, 60.0, 120, counted=True),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -15,8 +18,12 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
-def settings(num_train: int, num_test: int, *, lengths: TokenLengths, task: TaskName = "classification") -> RunSettings:
-    return draft_settings(num_train, num_test=num_test, epochs=4, lengths=lengths, defaults=DEFAULTS[task])
+def settings(
+    num_train: int, num_test: int, *, lengths: TokenLengths, task: TaskName = "classification"
+) -> RunSettings:
+    return draft_settings(
+        num_train, num_test=num_test, epochs=4, lengths=lengths, defaults=DEFAULTS[task]
+    )
 
 
 def test_a_run_on_few_short_texts_keeps_its_settings() -> None:

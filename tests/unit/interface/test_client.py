@@ -1,4 +1,5 @@
-"""The client understands the responses, streams and errors of the replicas, and keeps its key to itself."""
+"""The client understands the responses, streams and errors of the replicas, and keeps its key to
+itself."""
 
 import asyncio
 import json
@@ -122,32 +123,52 @@ def test_a_limit_of_the_key_states_when_to_retry(
     assert refused.value.retry_after_s is not None
 
 
-def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(connect: Connect, key: tuple[str, str]) -> None:
-    client = connect(new_chat(FakeEngine("a dog"), key[1]).__serve_build_asgi_app__(), api_key=key[0])
-    conversation = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is a dog"}]
+def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(
+    connect: Connect, key: tuple[str, str]
+) -> None:
+    client = connect(
+        new_chat(FakeEngine("a dog"), key[1]).__serve_build_asgi_app__(), api_key=key[0]
+    )
+    conversation = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "what is a dog"},
+    ]
     answer = client.chat(conversation)
-    assert (answer.input, answer.output, answer.finish_reason) == ("what is a dog", "a dog", "length")
+    assert (answer.input, answer.output, answer.finish_reason) == (
+        "what is a dog",
+        "a dog",
+        "length",
+    )
     pieces = list(client.stream(conversation))
     assert len(pieces) > 3
     assert "".join(piece.text for piece in pieces) == answer.output
     last = pieces[-1].answer
     assert last is not None
     assert [piece.answer for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-    assert (last.output, last.finish_reason, last.version) == (answer.output, "length", answer.version)
+    assert (last.output, last.finish_reason, last.version) == (
+        answer.output,
+        "length",
+        answer.version,
+    )
     assert str(last.request_id).startswith("chatcmpl-")
     with pytest.raises(ServiceError, match="max_tokens") as refused:
         list(client.stream("x", max_tokens=10**6))
     assert refused.value.status == 400
 
 
-def test_attributes_of_a_conversation_are_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_attributes_of_a_conversation_are_logged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
     task_uri = (tmp_path / "task").as_uri()
     champion = replicas.register_nearest(
         task_uri, tmp_path / "nearest", base=replicas.save_chat_base(tmp_path / "base")
     )
     replica = replicas.replica_of(Chat, task_uri, request_log=(tmp_path / "log").as_uri())
-    with replicas.served(replica, replicas.user_config(champion, verdict="")) as url, Client(url) as client:
+    with (
+        replicas.served(replica, replicas.user_config(champion, verdict="")) as url,
+        Client(url) as client,
+    ):
         client.chat("x", attributes={"language": "de"})
         list(client.stream("x", attributes={"language": "fr", "branch": "Lyon"}))
         client.chat("x")
@@ -155,11 +176,20 @@ def test_attributes_of_a_conversation_are_logged(monkeypatch: pytest.MonkeyPatch
             client.chat("x", attributes={"language": 1})  # type: ignore[dict-item]
         assert refused.value.status == 400
     rows = pq.read_table(tmp_path / "log" / "answers").sort_by("at").to_pylist()
-    assert [row["attributes"] for row in rows] == ['{"language": "de"}', '{"branch": "Lyon", "language": "fr"}', None]
+    assert [row["attributes"] for row in rows] == [
+        '{"language": "de"}',
+        '{"branch": "Lyon", "language": "fr"}',
+        None,
+    ]
 
 
-def test_a_failure_within_a_stream_is_raised_after_its_pieces(connect: Connect, key: tuple[str, str]) -> None:
-    client = connect(new_chat(FakeEngine("a dog", fails_after=3), key[1]).__serve_build_asgi_app__(), api_key=key[0])
+def test_a_failure_within_a_stream_is_raised_after_its_pieces(
+    connect: Connect, key: tuple[str, str]
+) -> None:
+    client = connect(
+        new_chat(FakeEngine("a dog", fails_after=3), key[1]).__serve_build_asgi_app__(),
+        api_key=key[0],
+    )
     texts = []
     with pytest.raises(ServiceError, match="failed within the answer") as failed:
         texts += [piece.text for piece in client.stream("x")]
@@ -169,10 +199,16 @@ def test_a_failure_within_a_stream_is_raised_after_its_pieces(connect: Connect, 
 def test_a_stream_that_ends_early_and_other_servers_are_errors() -> None:
     def answer(body: dict[str, Any], number: int) -> Reply:
         if body.get("stream"):
-            return stream([b'data: {"id": "1", "version": "v", "choices": [{"delta": {"content": "a"}}]}\n\n'])
+            return stream(
+                [b'data: {"id": "1", "version": "v", "choices": [{"delta": {"content": "a"}}]}\n\n']
+            )
         if number == 0:
             return Reply(502, b"<html>Bad Gateway</html>")
-        return Reply(content=b'{"object": "list"}') if number == 1 else refusal(503, "loading", Retry_After="7")
+        return (
+            Reply(content=b'{"object": "list"}')
+            if number == 1
+            else refusal(503, "loading", Retry_After="7")
+        )
 
     with endpoint_server(answer) as server:
         client = Client(server.url.removesuffix("/v1"), timeout_s=10)
@@ -196,7 +232,11 @@ def test_a_stream_is_read_while_the_service_generates_and_closed_at_any_piece() 
     def pieces() -> Any:
         for number in range(10_000):
             sent.append(number)
-            yield b'data: {"id": "1", "version": "v", "choices": [{"delta": {"content": "' + b"a" * 4096 + b'"}}]}\n\n'
+            yield (
+                b'data: {"id": "1", "version": "v", "choices": [{"delta": {"content": "'
+                + b"a" * 4096
+                + b'"}}]}\n\n'
+            )
 
     with endpoint_server(
         lambda _body, _number: Reply(headers={"Content-Type": "text/event-stream"}, pieces=pieces())
@@ -214,14 +254,27 @@ def test_models_are_listed(connect: Connect, key: tuple[str, str]) -> None:
     served = version(PROMPTING)
     engine.version = served
     (model,) = connect(new_chat(engine, key[1]).__serve_build_asgi_app__(), api_key=key[0]).models()
-    assert (model.id, model.version, model.kind, model.digest) == ("champion", served.version, served.kind, "d")
+    assert (model.id, model.version, model.kind, model.digest) == (
+        "champion",
+        served.version,
+        served.kind,
+        "d",
+    )
 
 
-def test_a_proxy_in_the_environment_does_not_see_requests_without_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
-    event = {"id": "1", "version": "v", "choices": [{"message": {"content": "a dog"}, "finish_reason": "stop"}]}
+def test_a_proxy_in_the_environment_does_not_see_requests_without_encryption(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    event = {
+        "id": "1",
+        "version": "v",
+        "choices": [{"message": {"content": "a dog"}, "finish_reason": "stop"}],
+    }
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # no server listens there
-    with endpoint_server(lambda _body, _number: Reply(content=json.dumps(event).encode())) as server:
+    with endpoint_server(
+        lambda _body, _number: Reply(content=json.dumps(event).encode())
+    ) as server:
         assert Client(server.url.removesuffix("/v1"), api_key="tb-key").chat("x").output == "a dog"
         assert server.authorizations == ["Bearer tb-key"]
 

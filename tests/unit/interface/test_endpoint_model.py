@@ -28,7 +28,9 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def endpoint_at(server: Server, **fields: Any) -> Endpoint:
-    return Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields)
+    return Endpoint(
+        url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields
+    )
 
 
 def classifier_of(server: Server, first: ModelVersion, folder: Path, **fields: Any) -> ModelVersion:
@@ -37,12 +39,16 @@ def classifier_of(server: Server, first: ModelVersion, folder: Path, **fields: A
     return register_config(folder, "endpoint", config)  # type: ignore[no-any-return]
 
 
-def test_a_classifier_sends_each_text_once_and_an_answer_without_a_class_is_empty(base: Path, tmp_path: Path) -> None:
+def test_a_classifier_sends_each_text_once_and_an_answer_without_a_class_is_empty(
+    base: Path, tmp_path: Path
+) -> None:
     first = registered(base, tmp_path)
     label = first.classes[1]
 
     def answer(body: dict[str, Any], _: int) -> Any:
-        return completion("I do not know" if question(body) == "other" else label_answer(label), logprobs=(-0.5,))
+        return completion(
+            "I do not know" if question(body) == "other" else label_answer(label), logprobs=(-0.5,)
+        )
 
     with endpoint_server(answer) as server:
         version = classifier_of(server, first, tmp_path)
@@ -64,13 +70,17 @@ def test_a_classifier_sends_each_text_once_and_an_answer_without_a_class_is_empt
 def test_the_limit_of_the_version_holds(base: Path, tmp_path: Path) -> None:
     first = registered(base, tmp_path)
     with endpoint_server(lambda *_: completion(label_answer(first.classes[0]))) as server:
-        version = classifier_of(server, first, tmp_path, price_input=0.0, price_output=1.0, max_spend=0.001)
+        version = classifier_of(
+            server, first, tmp_path, price_input=0.0, price_output=1.0, max_spend=0.001
+        )
         with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 0\.001"):
             tailorbird.load(version.uri).predict("one")
         assert server.bodies == []
 
 
-def test_without_the_key_a_version_is_not_loaded(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_key_a_version_is_not_loaded(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with endpoint_server(lambda *_: completion("x")) as server:
         version = classifier_of(server, registered(base, tmp_path), tmp_path)
     monkeypatch.delenv(VARIABLE)
@@ -78,7 +88,9 @@ def test_without_the_key_a_version_is_not_loaded(base: Path, tmp_path: Path, mon
         tailorbird.load(version.uri)
 
 
-def test_a_cascade_sends_only_the_inputs_on_which_the_first_part_is_not_confident(base: Path, tmp_path: Path) -> None:
+def test_a_cascade_sends_only_the_inputs_on_which_the_first_part_is_not_confident(
+    base: Path, tmp_path: Path
+) -> None:
     first = registered(base, tmp_path)
     alone = tailorbird.load(first.uri).predict(list(TEXTS))
     confidences = sorted(answer.confidence or 0.0 for answer in alone)
@@ -87,13 +99,20 @@ def test_a_cascade_sends_only_the_inputs_on_which_the_first_part_is_not_confiden
     assert 0 < sum(routed) < len(routed)
     with endpoint_server(lambda *_: completion(label_answer(first.classes[0]))) as server:
         second = classifier_of(server, first, tmp_path)
-        config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=threshold))
+        config = hybrid_config(
+            first, second=second, routing=Routing(by="cascade", threshold=threshold)
+        )
         hybrid = register_config(tmp_path, "hybrid", config)
         answers = tailorbird.load(hybrid.uri).predict(list(TEXTS))
         sent = {question(body) for body in server.bodies}
     assert sent == {text for text, to_second in zip(TEXTS, routed, strict=True) if to_second}
-    assert [answer.answered_by for answer in answers] == ["second" if each else "first" for each in routed]
-    expected = [first.classes[0] if each else answer.output for each, answer in zip(routed, alone, strict=True)]
+    assert [answer.answered_by for answer in answers] == [
+        "second" if each else "first" for each in routed
+    ]
+    expected = [
+        first.classes[0] if each else answer.output
+        for each, answer in zip(routed, alone, strict=True)
+    ]
     assert [answer.output for answer in answers] == expected
     assert {answer.version for answer in answers} == {hybrid.version}
     assert [answer.row for answer in answers] == list(range(len(TEXTS)))
@@ -102,10 +121,15 @@ def test_a_cascade_sends_only_the_inputs_on_which_the_first_part_is_not_confiden
 def test_a_chat_model_answers_prompts_and_conversations(base: Path, tmp_path: Path) -> None:
     chat = registered(base, tmp_path).model_copy(update={"classes": ()})
     with endpoint_server(lambda body, _: completion(f"re: {question(body)}")) as server:
-        config = endpoint_of(chat, Prompting(system="s", max_new_tokens=8), endpoint=endpoint_at(server))
+        config = endpoint_of(
+            chat, Prompting(system="s", max_new_tokens=8), endpoint=endpoint_at(server)
+        )
         model = tailorbird.load(register_config(tmp_path, "chat", config).uri)
         conversation = [{"role": "system", "content": "own"}, {"role": "user", "content": "b"}]
         answers = model.predict(["a", conversation])
-        assert [(each.output, each.finish_reason) for each in answers] == [("re: a", "stop"), ("re: b", "stop")]
+        assert [(each.output, each.finish_reason) for each in answers] == [
+            ("re: a", "stop"),
+            ("re: b", "stop"),
+        ]
         with pytest.raises(DataError, match="row 0 does not end with a user message"):
             model.predict([[{"role": "assistant", "content": "b"}]])

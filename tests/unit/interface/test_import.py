@@ -1,4 +1,5 @@
-"""`import tailorbird` imports no other package; the names of the interface are imported when they are first used."""
+"""`import tailorbird` imports no other package; the names of the interface are imported when they
+are first used."""
 
 import ast
 import subprocess
@@ -15,7 +16,8 @@ LOADED = "import sys, {modules}; print(sorted({{name.partition('.')[0] for name 
 
 
 def top_level_packages(modules: str) -> set[str]:
-    """Return the names of the packages that a new Python process has imported after `import modules`."""
+    """Return the names of the packages that a new Python process has imported after `import
+    modules`."""
     command = [sys.executable, "-c", LOADED.format(modules=modules)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return set(ast.literal_eval(done.stdout))
@@ -27,12 +29,19 @@ def test_the_package_imports_only_the_standard_library() -> None:
 
 
 def test_no_module_of_the_interface_imports_torch_or_ray() -> None:
-    modules = ", ".join(f"tailorbird.interface.{name}" for name in ("runs", "model", "client", "notebook"))
+    modules = ", ".join(
+        f"tailorbird.interface.{name}" for name in ("runs", "model", "client", "notebook")
+    )
     assert not top_level_packages(modules) & {"torch", "ray", "transformers", "sklearn", "scipy"}
 
 
 def test_each_name_is_that_of_its_module_and_has_a_type_in_the_stub() -> None:
-    expected = {"run": runs.run, "compare": runs.compare, "load": model.load, "Client": client.Client}
+    expected = {
+        "run": runs.run,
+        "compare": runs.compare,
+        "load": model.load,
+        "Client": client.Client,
+    }
     assert {name: getattr(tailorbird, name) for name in expected} == expected
     assert expected.keys() <= set(dir(tailorbird))
     stub = ast.parse((ROOT / "tailorbird" / "__init__.pyi").read_text(encoding="utf-8"))

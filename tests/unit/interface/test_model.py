@@ -36,19 +36,26 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> str:
 def chat() -> Model:
     prompting = Prompting(system="be brief", max_new_tokens=8)
     loaded: Any = LoadedChat(
-        ChatModel(small_chat.language_model()), small_chat.tokenizer(), prompting, version(prompting)
+        ChatModel(small_chat.language_model()),
+        small_chat.tokenizer(),
+        prompting,
+        version(prompting),
     )
     return Model(of_loaded(loaded, batch_size=4), uri=loaded.version.uri, kind=loaded.version.kind)
 
 
-def test_outputs_have_the_type_of_the_label_column(registered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_have_the_type_of_the_label_column(
+    registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ModelVersion, "typed_label", lambda _version, label: CLASSES.index(label))
     evaluated = predict_rows(registered, rows=ROWS).outputs
     answers = tailorbird.load(registered).predict(list(TEXTS))
     assert [answer.output for answer in answers] == [CLASSES.index(label) for label in evaluated]
 
 
-def test_a_loaded_classifier_has_the_outputs_and_confidences_of_the_evaluation(registered: str) -> None:
+def test_a_loaded_classifier_has_the_outputs_and_confidences_of_the_evaluation(
+    registered: str,
+) -> None:
     model = tailorbird.load(f"{registered}/")
     assert (model.uri, model.kind) == (registered, "bag_of_words")
     assert repr(model) == f"Model(uri={registered!r}, kind='bag_of_words')"
@@ -82,7 +89,10 @@ def test_a_hybrid_routes_by_the_groups(hybrid: LoadedHybrid, groups: Sequence[st
     ]
     assert {answer.answered_by for answer in answers} == {"first", "second"}
     for wrong in (None, groups[:2]):
-        with pytest.raises(ValueError, match="groups: give one value of the column 'sex' per input, that is 6 values"):
+        with pytest.raises(
+            ValueError,
+            match="groups: give one value of the column 'sex' per input, that is 6 values",
+        ):
             model.predict(list(HYBRID_TEXTS), groups=wrong)
 
 
@@ -92,7 +102,10 @@ def test_a_chat_model_answers_prompts_and_conversations_alike(chat: Model) -> No
     assert [answer.input for answer in answers] == prompts
     alone = [chat.predict(prompt) for prompt in prompts]
     assert [answer.output for answer in answers] == [answer.output for answer in alone]
-    assert all(answer.finish_reason in ("stop", "length") and 0 < (answer.confidence or 0) <= 1 for answer in answers)
+    assert all(
+        answer.finish_reason in ("stop", "length") and 0 < (answer.confidence or 0) <= 1
+        for answer in answers
+    )
     with pytest.raises(DataError, match="inputs: row 0 does not end with a user message"):
         chat.predict([[{"role": "assistant", "content": "x"}]])
     with pytest.raises(ValueError, match="a conversation is a list of messages"):

@@ -20,7 +20,9 @@ NOTEBOOK = "<!DOCTYPE html><title>Notebook</title>{frame}"
 
 def page_in(frame: str) -> str:
     """Return the page in a frame, whose attributes have no other quotes and brackets."""
-    shown = re.fullmatch(r'<iframe sandbox="" title="[^"<>]*" style="[^"<>]*" srcdoc="([^"<>]*)"></iframe>', frame)
+    shown = re.fullmatch(
+        r'<iframe sandbox="" title="[^"<>]*" style="[^"<>]*" srcdoc="([^"<>]*)"></iframe>', frame
+    )
     assert shown is not None
     page = unescape(shown[1])
     assert page.count(BASE) == page.count("<head>")
@@ -58,7 +60,9 @@ def test_a_frame_contains_any_page_and_title(text: str) -> None:
     assert page_in(framed(text, title=text, height=10)) == text
 
 
-def test_a_link_within_a_page_does_not_open_the_notebook_in_the_frame(open_page: OpenPage, tmp_path: Path) -> None:
+def test_a_link_within_a_page_does_not_open_the_notebook_in_the_frame(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
     notebook = NOTEBOOK.format(frame=report_html(evidence_for("STAY")))
     (tmp_path / "notebook.html").write_text(notebook, encoding="utf-8")
     page = open_page((tmp_path / "notebook.html").as_uri())

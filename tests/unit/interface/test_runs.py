@@ -32,14 +32,22 @@ def test_a_path_a_uri_a_mapping_and_a_recipe_are_the_same_recipe() -> None:
 
 
 def test_a_run_needs_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "AWS_ENDPOINT_URL",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_PROFILE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TAILORBIRD_HOME", str(tmp_path))
     with pytest.raises(SessionError, match="no Ray cluster is configured"):
         tailorbird.run(RECIPE)
 
 
-def test_a_run_on_an_embedded_stack_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_on_an_embedded_stack_waits_for_its_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     turns, waits = [], run_queue.turn
 
     @contextmanager
@@ -72,7 +80,9 @@ def test_a_comparison_has_the_figures_of_the_verdict(tmp_path: Path) -> None:
     uris = stored(tmp_path, SIMULATIONS["HYBRID"])
     comparison = tailorbird.compare(uris["run"], uris["incumbent"])
     relation = evidence_for("HYBRID").verdict.relation("candidate", "incumbent")
-    assert [comparison.gain, *comparison.interval] == pytest.approx([relation.gain, *relation.interval])
+    assert [comparison.gain, *comparison.interval] == pytest.approx(
+        [relation.gain, *relation.interval]
+    )
     assert comparison.p_value == pytest.approx(relation.p_value)
     page = page_in(comparison._repr_html_())
     for shown in (*comparison.interval, comparison.gain):

@@ -64,8 +64,8 @@ def test_a_known_vulnerability_of_a_locked_package_fails_the_check_and_names_the
     assert audit.main() == 1
     assert capsys.readouterr().out.splitlines() == [
         "advisories read for 1 of 1 packages of setup.txt",
-        "leaky 1.0 in all.txt: CVE-2026-0001, fixed in 2.0; raise the range in pyproject.toml if necessary, and run "
-        "`make lock UPGRADE=1`",
+        "leaky 1.0 in all.txt: CVE-2026-0001, fixed in 2.0; raise the range in pyproject.toml if "
+        "necessary, and run `make lock UPGRADE=1`",
         "advisories read for 1 of 1 packages of all.txt",
     ]
 
@@ -80,9 +80,14 @@ def test_an_ignored_advisory_passes_and_its_reason_is_printed(
     assert capsys.readouterr().out.startswith("GHSA-xxxx is ignored: we never call it\n")
 
 
-@pytest.mark.parametrize(("arguments", "status"), [([], 0), (["--strict"], 1)], ids=["check", "release"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [([], 0), (["--strict"], 1)], ids=["check", "release"]
+)
 def test_unreadable_advisories_are_reported_and_fail_a_release(
-    arguments: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
     monkeypatch.setenv("PIP_AUDIT_OSV_URL", "http://127.0.0.1:9")
@@ -109,15 +114,22 @@ def test_each_version_for_another_python_or_platform_is_read(
     assert lines[3] == "advisories read for 3 of 3 packages of all.txt"
 
 
-def test_the_error_of_pip_audit_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_pip_audit_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "setup.txt").write_text("pip 26.0\n")
     assert audit.query_advisories([tmp_path / "setup.txt"]) == []
     assert "invalid specifier at line 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "status"), [([], 0), (["--strict"], 1)], ids=["check", "release"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [([], 0), (["--strict"], 1)], ids=["check", "release"]
+)
 def test_packages_that_the_service_does_not_know_are_listed_and_fail_a_release(
-    arguments: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     packages: list[audit.Found] = [
         {"name": "a", "version": "1", "vulns": []},
@@ -126,4 +138,7 @@ def test_packages_that_the_service_does_not_know_are_listed_and_fail_a_release(
     monkeypatch.setattr(audit, "query_advisories", lambda _: packages)
     monkeypatch.setattr(sys, "argv", ["audit", *arguments])
     assert audit.main() == status
-    assert "advisories read for 1 of 2 packages of setup.txt; unknown to the service: b\n" in capsys.readouterr().out
+    assert (
+        "advisories read for 1 of 2 packages of setup.txt; unknown to the service: b\n"
+        in capsys.readouterr().out
+    )

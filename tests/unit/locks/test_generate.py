@@ -9,18 +9,29 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from locks import generate
-from locks.generate import FOLDER, LOCKS, TORCH, header, outdated_locks, requirements, split_packages
+from locks.generate import (
+    FOLDER,
+    LOCKS,
+    TORCH,
+    header,
+    outdated_locks,
+    requirements,
+    split_packages,
+)
 
 LOCK_NAMES = (*LOCKS, TORCH)
 
 
 def locked(*names: str) -> dict[str, set[str]]:
-    """Return the versions of each package in some locks; a package can have one for each version of Python."""
+    """Return the versions of each package in some locks; a package can have one for each version of
+    Python."""
     pins: dict[str, set[str]] = {}
     for name in names:
         for text in split_packages((FOLDER / name).read_text()):
             pin = Requirement(text.partition("\\")[0])
-            pins.setdefault(canonicalize_name(pin.name), set()).add(str(pin.specifier).removeprefix("=="))
+            pins.setdefault(canonicalize_name(pin.name), set()).add(
+                str(pin.specifier).removeprefix("==")
+            )
     return pins
 
 
@@ -44,7 +55,9 @@ def test_a_changed_requirement_makes_the_locks_outdated(monkeypatch: pytest.Monk
     assert outdated_locks(FOLDER) == [f"locks/{name}" for name in LOCK_NAMES]
 
 
-def test_a_check_refuses_other_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_refuses_other_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(generate, "write_lock", lambda *_: pytest.fail("a lock was written"))
     monkeypatch.setattr(sys, "argv", ["generate", "--check", "--upgrade"])
     assert generate.main() == 2
@@ -67,19 +80,29 @@ def test_a_lock_contains_only_versions_and_hashes(name: str) -> None:
     assert second.startswith("# requirements: sha256:")
     assert "".join(split_packages(text)) == "".join(lines)
     for line in lines:
-        assert re.fullmatch(r"[a-z0-9.-]+==[0-9a-z.]+( ; [^\\]+)? \\\n|    --hash=sha256:[0-9a-f]{64}( \\)?\n", line)
+        assert re.fullmatch(
+            r"[a-z0-9.-]+==[0-9a-z.]+( ; [^\\]+)? \\\n|    --hash=sha256:[0-9a-f]{64}( \\)?\n", line
+        )
 
 
-@pytest.mark.parametrize("name", [name for name, options in LOCKS.items() if "pyproject.toml" in options])
+@pytest.mark.parametrize(
+    "name", [name for name, options in LOCKS.items() if "pyproject.toml" in options]
+)
 def test_a_lock_satisfies_the_requirements_of_the_project(name: str) -> None:
     pins = locked(name) if name == "gpu.txt" else locked(name, TORCH)
-    for row in expanded([option.removeprefix("--extra=") for option in LOCKS[name] if option.startswith("--extra=")]):
+    for row in expanded(
+        [option.removeprefix("--extra=") for option in LOCKS[name] if option.startswith("--extra=")]
+    ):
         versions = pins.get(canonicalize_name(row.name), set())
         assert versions, f"{row.name} is not locked"
-        assert {version for version in versions if not row.specifier.contains(version)} == set(), row
+        assert {version for version in versions if not row.specifier.contains(version)} == set(), (
+            row
+        )
 
 
-def test_torch_and_its_libraries_have_a_lock_of_their_own_so_that_a_build_for_cpus_can_replace_them() -> None:
+def test_torch_and_its_libraries_have_a_lock_of_their_own_so_that_a_build_for_cpus_can_replace_them() -> (
+    None
+):
     assert {"torch", "triton"} <= locked(TORCH).keys()
     for name in ("development.txt", "demo.txt", "nodes.txt", "setup.txt", "cpu.txt"):
         assert locked(name).keys() & locked(TORCH).keys() == set()

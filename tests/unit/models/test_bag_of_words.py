@@ -21,7 +21,14 @@ from tailorbird.models.bag_of_words import (
 )
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, load_artifact
-from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, now, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    now,
+    register,
+    write_config,
+)
 from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
@@ -32,7 +39,10 @@ def bag_of(texts: tuple[str, ...] = TEXTS, *, num_classes: int = 3) -> BagOfWord
     """Return a bag of words with random weights."""
     vectorizers, features = fit_vectorizers(texts, num_classes=num_classes)
     generator = np.random.default_rng(0)
-    weight, bias = generator.normal(size=(features.shape[1], num_classes)), generator.normal(size=num_classes)
+    weight, bias = (
+        generator.normal(size=(features.shape[1], num_classes)),
+        generator.normal(size=num_classes),
+    )
     return BagOfWords(vectorizers, weight.astype(np.float32), bias.astype(np.float32))
 
 
@@ -77,7 +87,10 @@ def test_each_block_of_features_has_length_one_in_every_row() -> None:
 def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -> None:
     fitted = bag_of()
     write_bag(tmp_path, fitted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bag_of_words.json", "bag_of_words.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bag_of_words.json",
+        "bag_of_words.safetensors",
+    ]
     texts = [*TEXTS, *UNKNOWN, "retina infection of the nail"]
     np.testing.assert_array_equal(load_bag(tmp_path).logits(texts), fitted.logits(texts))
 
@@ -87,7 +100,11 @@ def test_a_stored_bag_of_words_keeps_its_options_if_the_code_has_others(
 ) -> None:
     options = {
         "words": NgramOptions(
-            analyzer="word", ngram_range=(1, 1), token_pattern=r"\S+", lowercase=False, sublinear_tf=False
+            analyzer="word",
+            ngram_range=(1, 1),
+            token_pattern=r"\S+",
+            lowercase=False,
+            sublinear_tf=False,
         ),
         "letters": NgramOptions(analyzer="char", ngram_range=(3, 3)),
     }
@@ -103,7 +120,13 @@ def test_a_stored_bag_of_words_keeps_its_options_if_the_code_has_others(
 
 
 @pytest.mark.parametrize(
-    "change", [{"token_pattern": "("}, {"token_pattern": "(a)(b)"}, {"analyzer": "tokens"}, {"ngram_range": [0, 1]}]
+    "change",
+    [
+        {"token_pattern": "("},
+        {"token_pattern": "(a)(b)"},
+        {"analyzer": "tokens"},
+        {"ngram_range": [0, 1]},
+    ],
 )
 def test_invalid_stored_options_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     write_bag(tmp_path, bag_of())
@@ -130,28 +153,40 @@ def test_no_texts_give_no_logits() -> None:
     assert bag_of().logits([]).shape == (0, 3)
 
 
-def test_above_the_limit_only_the_most_frequent_n_grams_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_the_limit_only_the_most_frequent_n_grams_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bag_of_words, "MAX_TERMS", 2)
-    vectorizers, features = fit_vectorizers(["heart pain", "pain heart", "heart failure", "lung"], num_classes=3)
+    vectorizers, features = fit_vectorizers(
+        ["heart pain", "pain heart", "heart failure", "lung"], num_classes=3
+    )
     assert set(vectorizers["words"].vocabulary_) == {"heart", "pain"}
     assert features.shape == (4, 4)
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "limit"), [(2, 100_000), (21, 100_000), (250, 100_000), (1_000, 25_000), (50_000, 2_000)]
+    ("num_classes", "limit"),
+    [(2, 100_000), (21, 100_000), (250, 100_000), (1_000, 25_000), (50_000, 2_000)],
 )
-def test_the_vocabulary_shrinks_with_more_classes_down_to_a_minimum(num_classes: int, limit: int) -> None:
+def test_the_vocabulary_shrinks_with_more_classes_down_to_a_minimum(
+    num_classes: int, limit: int
+) -> None:
     assert vocabulary_limit(num_classes) == limit
     if limit > bag_of_words.MIN_TERMS:
         assert num_classes * limit * len(bag_of_words.NGRAMS) <= bag_of_words.MAX_WEIGHTS
 
 
-def test_the_vocabulary_is_fitted_with_the_limit_for_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vocabulary_is_fitted_with_the_limit_for_its_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bag_of_words, "MIN_TERMS", 1)
     monkeypatch.setattr(bag_of_words, "MAX_WEIGHTS", 24)
     for num_classes, num_terms in ((3, 4), (6, 2)):
         vectorizers, features = fit_vectorizers(TEXTS, num_classes=num_classes)
-        assert [len(vectorizer.vocabulary_) for vectorizer in vectorizers.values()] == [num_terms, num_terms]
+        assert [len(vectorizer.vocabulary_) for vectorizer in vectorizers.values()] == [
+            num_terms,
+            num_terms,
+        ]
         assert features.shape[1] * num_classes == 24
 
 
@@ -179,7 +214,9 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         load_bag(tmp_path).logits(TEXTS)
 
 
-def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(version: ModelVersion) -> None:
+def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(
+    version: ModelVersion,
+) -> None:
     loaded = load_model(version.uri, LoadedClassifier)
     assert (loaded.model, loaded.tokenizer) == (None, None)
     texts = (*TEXTS, *UNKNOWN)

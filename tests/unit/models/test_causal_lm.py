@@ -24,7 +24,10 @@ QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four 
 
 
 def rows() -> list[Tokens]:
-    return [conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+    return [
+        conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None)
+        for text in QUESTIONS
+    ]
 
 
 def logits_of(tokens: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
@@ -37,7 +40,9 @@ def test_packed_conversations_do_not_attend_to_each_other() -> None:
     together, conversation_ids = logits_of(rows())
     for index, row in enumerate(rows()):
         alone, _ = logits_of([row])
-        torch.testing.assert_close(together[torch.from_numpy(conversation_ids == index)], alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            together[torch.from_numpy(conversation_ids == index)], alone, atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -45,18 +50,29 @@ def test_packed_conversations_do_not_attend_to_each_other() -> None:
     [
         ("granite", {"logits_scaling": 8.0}),
         ("cohere", {"logit_scale": 0.1}),
-        ("gemma2", {"final_logit_softcapping": 0.5}),  # uses eager attention, which adds the mask to the scores
+        (
+            "gemma2",
+            {"final_logit_softcapping": 0.5},
+        ),  # uses eager attention, which adds the mask to the scores
         ("gpt_oss", {"num_local_experts": 4}),
     ],
 )
-def test_packed_rows_have_the_scaled_and_capped_logits_of_the_model(kind: str, fields: dict[str, Any]) -> None:
+def test_packed_rows_have_the_scaled_and_capped_logits_of_the_model(
+    kind: str, fields: dict[str, Any]
+) -> None:
     lm, batch = model_of(kind, **fields), pack(rows(), pad_id=0)
     with torch.no_grad():
         logits = ChatModel(lm)(*as_tensors(batch, device="cpu"))
-        alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])] for row in rows()]
+        alone = [
+            lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])]
+            for row in rows()
+        ]
     for index, expected in enumerate(alone):
         torch.testing.assert_close(
-            logits[torch.from_numpy(batch.target_conversation_ids == index)], expected, atol=1e-5, rtol=1e-4
+            logits[torch.from_numpy(batch.target_conversation_ids == index)],
+            expected,
+            atol=1e-5,
+            rtol=1e-4,
         )
 
 
@@ -70,7 +86,9 @@ def test_packed_rows_have_the_logits_of_separate_rows(kind: str, attention: str)
     with torch.no_grad():
         logits = ChatModel(lm)(*as_tensors(batch, device="cpu"))
         for index, row in enumerate([*rows(), *rows()[:2]]):
-            alone = lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])]
+            alone = lm(torch.tensor([row.ids])).logits[0, :-1][
+                torch.from_numpy(row.assistant_mask[1:])
+            ]
             packed = logits[torch.from_numpy(batch.target_conversation_ids == index)]
             torch.testing.assert_close(packed, alone, atol=1e-6, rtol=1e-5)
 
@@ -79,7 +97,9 @@ def test_full_weights_with_a_missing_weight_are_rejected(tmp_path: Path) -> None
     state = {name: value.detach().clone() for name, value in LM.named_parameters()}
     state.pop("model.norm.weight")
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"1 weights are missing or unexpected, for example model\.norm\.weight"):
+    with pytest.raises(
+        ModelError, match=r"1 weights are missing or unexpected, for example model\.norm\.weight"
+    ):
         load_chat_weights(tmp_path, lm=language_model(), kind="full")
 
 
@@ -127,7 +147,9 @@ def test_weights_are_loaded_in_their_stored_dtype_with_the_values_of_fp32(
     loaded = load_chat(tmp_path, base=tmp_path / "base", kind=kind, dtype=dtype)
     in_fp32 = load_chat_weights(tmp_path, lm=load_causal(tmp_path / "base"), kind=kind)
     expected = cast_parameters(in_fp32, dtype)
-    assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in expected.named_parameters()]
+    assert [name for name, _ in loaded.named_parameters()] == [
+        name for name, _ in expected.named_parameters()
+    ]
     for value, other in zip(loaded.parameters(), expected.parameters(), strict=True):
         assert value.dtype == dtype
         assert torch.equal(value, other)

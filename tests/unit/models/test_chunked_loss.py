@@ -18,14 +18,22 @@ from tests.unit.models.test_causal_lm import rows as conversations
 CHUNK = "tailorbird.models.shape.CHUNK_LOGITS"
 
 
-def gradients(model: ChatModel, *, autocast: bool = False, **options: Any) -> dict[str, torch.Tensor]:
+def gradients(
+    model: ChatModel, *, autocast: bool = False, **options: Any
+) -> dict[str, torch.Tensor]:
     """Return the loss and the gradient of each trained parameter."""
     model.zero_grad()
     rows = pack(conversations(), pad_id=0)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = model(*as_tensors(rows, device="cpu"), targets=torch.from_numpy(rows.targets), **options)
+        loss = model(
+            *as_tensors(rows, device="cpu"), targets=torch.from_numpy(rows.targets), **options
+        )
     (3.0 * loss).backward()
-    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad.clone()
+        for name, value in model.named_parameters()
+        if value.grad is not None
+    }
     return gradients | {"loss": loss.detach()}
 
 
@@ -34,7 +42,12 @@ def untied() -> Any:
 
 
 def with_bias() -> Any:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     return PhiForCausalLM(PhiConfig(vocab_size=len(WORDS), **sizes)).eval()
 
 
@@ -91,7 +104,9 @@ def test_a_loss_in_chunks_holds_the_logits_of_one_chunk() -> None:
     peaks = []
     for rows in (32, 512):
         with mock.patch(CHUNK, rows * 1000), TrackedMemory(head) as memory:
-            torch.autograd.backward(linear_cross_entropy(head, hidden, targets=targets, label_smoothing=0.0))
+            torch.autograd.backward(
+                linear_cross_entropy(head, hidden, targets=targets, label_smoothing=0.0)
+            )
         peaks.append(memory.peak)
     assert peaks[0] < 20 * 32 * 1000 < 8 * 512 * 1000 < peaks[1]
 
@@ -109,7 +124,9 @@ def test_a_loss_in_chunks_holds_the_logits_of_one_chunk() -> None:
         ("cohere", {"logit_scale": 0.5}, True),
     ],
 )
-def test_models_that_scale_logits_compute_all_of_them(kind: str, fields: dict[str, Any], scales: bool) -> None:
+def test_models_that_scale_logits_compute_all_of_them(
+    kind: str, fields: dict[str, Any], scales: bool
+) -> None:
     lm = model_of(kind, **fields)
     assert needs_all_logits(lm) == scales
     model = ChatModel(lm)

@@ -1,4 +1,5 @@
-"""The forward pass of a classifier: padding has no effect, rows keep their order, and heads are loaded correctly."""
+"""The forward pass of a classifier: padding has no effect, rows keep their order, and heads are
+loaded correctly."""
 
 from pathlib import Path
 
@@ -11,14 +12,27 @@ from transformers import BertConfig, BertModel
 
 from tailorbird.data.tokenize import collate
 from tailorbird.evaluation.baselines.linear_head import Head
-from tailorbird.models.classifier import GPU_TOKENS, Classifier, device_batches, embed_rows, logits_rows, zero_head
+from tailorbird.models.classifier import (
+    GPU_TOKENS,
+    Classifier,
+    device_batches,
+    embed_rows,
+    logits_rows,
+    zero_head,
+)
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import without_pooler
 
 
 def tiny_encoder(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     encoder: torch.nn.Module = without_pooler(BertModel(config)).eval()
     return encoder
 
@@ -29,12 +43,16 @@ def tiny_classifier(num_classes: int = 3) -> Classifier:
 
 
 MODEL = tiny_classifier()
-token_lists = st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=12), min_size=1, max_size=12)
+token_lists = st.lists(
+    st.lists(st.integers(1, 49), min_size=1, max_size=12), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=20)
 @given(rows=token_lists, batch_size=st.integers(1, 5))
-def test_the_logits_of_a_row_do_not_depend_on_its_batch(rows: list[list[int]], batch_size: int) -> None:
+def test_the_logits_of_a_row_do_not_depend_on_its_batch(
+    rows: list[list[int]], batch_size: int
+) -> None:
     together = logits_rows(MODEL, rows, pad_id=0, batch_size=batch_size)
     alone = np.concatenate([logits_rows(MODEL, [row], pad_id=0) for row in rows])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -78,7 +96,9 @@ def test_a_head_in_column_major_order_is_stored_and_loaded(tmp_path: Path) -> No
     np.testing.assert_allclose(model.head.weight.detach().numpy(), weight, rtol=1e-6)
     rows = [[1, 2, 3], [4], [5, 6]]
     features = embed_rows(model, rows, pad_id=0)
-    np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), features @ weight.T + head.bias, atol=1e-5)
+    np.testing.assert_allclose(
+        logits_rows(model, rows, pad_id=0), features @ weight.T + head.bias, atol=1e-5
+    )
 
 
 def test_an_fp32_head_on_a_bf16_encoder_gives_the_logits_of_the_baseline() -> None:

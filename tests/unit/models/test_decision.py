@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from tailorbird.models.decision import temperature_softmax
 
-logits = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5)
+logits = st.lists(
+    st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+)
 
 
 @given(logits, st.floats(0.05, 20))
@@ -32,15 +34,25 @@ def test_a_higher_temperature_lowers_confidence(rows: list[list[float]]) -> None
 
 def test_logits_are_divided_by_the_temperature() -> None:
     rows = np.array([[2.0, 0.0], [0.0, 0.0]])
-    np.testing.assert_allclose(temperature_softmax(rows, temperature=1.0)[:, 0], [1 / (1 + np.exp(-2)), 0.5])
-    np.testing.assert_allclose(temperature_softmax(rows, temperature=2.0)[:, 0], [1 / (1 + np.exp(-1)), 0.5])
+    np.testing.assert_allclose(
+        temperature_softmax(rows, temperature=1.0)[:, 0], [1 / (1 + np.exp(-2)), 0.5]
+    )
+    np.testing.assert_allclose(
+        temperature_softmax(rows, temperature=2.0)[:, 0], [1 / (1 + np.exp(-1)), 0.5]
+    )
 
 
 def test_probabilities_of_large_logits_sum_to_one() -> None:
-    shares = temperature_softmax(np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]), temperature=1.0)
+    shares = temperature_softmax(
+        np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]), temperature=1.0
+    )
     np.testing.assert_allclose(shares.sum(1), 1)
     np.testing.assert_allclose(shares[0, 0], 1 / (1 + np.exp(-1)))
 
 
 def test_a_tiny_temperature_with_large_logits_gives_finite_probabilities() -> None:
-    assert temperature_softmax(np.array([1000.0, 999.0, -1000.0]), temperature=1e-3).tolist() == [1.0, 0.0, 0.0]
+    assert temperature_softmax(np.array([1000.0, 999.0, -1000.0]), temperature=1e-3).tolist() == [
+        1.0,
+        0.0,
+        0.0,
+    ]

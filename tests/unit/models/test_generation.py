@@ -1,4 +1,5 @@
-"""Answers of continuous batching and likelihoods of packed rows equal those of single forward passes."""
+"""Answers of continuous batching and likelihoods of packed rows equal those of single forward
+passes."""
 
 import numpy as np
 import pytest
@@ -7,7 +8,12 @@ import torch
 from cluster.progress import ProgressEvent, ProgressReporter, RowsEvent, reporting_to
 from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import MAX_GPU_REQUESTS, answer_prompts, batching_config, log_likelihoods
+from tailorbird.models.generation import (
+    MAX_GPU_REQUESTS,
+    answer_prompts,
+    batching_config,
+    log_likelihoods,
+)
 from tests.small_chat import language_model, tokenizer
 
 TOKENIZER, LM = tokenizer(), language_model()
@@ -16,7 +22,10 @@ QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four 
 
 
 def rows() -> list[Tokens]:
-    return [conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+    return [
+        conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None)
+        for text in QUESTIONS
+    ]
 
 
 def test_likelihoods_equal_those_of_single_forward_passes() -> None:
@@ -25,28 +34,39 @@ def test_likelihoods_equal_those_of_single_forward_passes() -> None:
         with torch.no_grad():
             log_probabilities = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
         expected = [
-            float(log_probabilities[position - 1, row.ids[position]]) for position in np.flatnonzero(row.assistant_mask)
+            float(log_probabilities[position - 1, row.ids[position]])
+            for position in np.flatnonzero(row.assistant_mask)
         ]
         assert value == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_the_numbers_of_answers_and_of_scored_rows_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_of_answers_and_of_scored_rows_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     events: list[ProgressEvent] = []
     monkeypatch.setattr("cluster.progress.REPORT_INTERVAL_S", 0.0)
     monkeypatch.setattr("tailorbird.models.generation.SCORED_TOKENS", 1)  # one row in each pass
-    prompts = [prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+    prompts = [
+        prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS
+    ]
     with reporting_to(ProgressReporter(events.append)):
         answer_prompts(LM, prompts, max_new_tokens=4, end_id=TOKENIZER.eos_token_id)
         log_likelihoods(MODEL, rows(), pad_id=0)
-    done = [(event.done, event.total, event.unit) for event in events if isinstance(event, RowsEvent)]
+    done = [
+        (event.done, event.total, event.unit) for event in events if isinstance(event, RowsEvent)
+    ]
     assert done == [(number, 5, unit) for unit in ("answers", "rows") for number in range(1, 5)]
     assert answer_prompts(LM, [], max_new_tokens=4, end_id=TOKENIZER.eos_token_id) == []
 
 
 def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
-    prompts = [prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+    prompts = [
+        prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS
+    ]
     for prompt, answer in zip(
-        prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True
+        prompts,
+        answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id),
+        strict=True,
     ):
         ids, answered = list(prompt), list[int]()
         while len(answered) < 12 and ids[-1] != TOKENIZER.eos_token_id:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from tailorbird.models.base_model import FetchError, dequantize
 
-TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), "▁", "a", "b", "▁a"]
+TOKENS = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{value:02X}>" for value in range(256)),
+    "▁",
+    "a",
+    "b",
+    "▁a",
+]
 WIDTH, HEADS, INNER = 32, 2, 32
 
 
@@ -69,17 +78,23 @@ def test_a_valid_file_is_converted(valid: bytes, tmp_path: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(names), names
 
 
-@pytest.mark.parametrize("name", [b"llama.block_count", b"llama.embedding_length", b"llama.feed_forward_length"])
+@pytest.mark.parametrize(
+    "name", [b"llama.block_count", b"llama.embedding_length", b"llama.feed_forward_length"]
+)
 def test_a_size_that_the_tensors_do_not_have_is_rejected_before_the_model_is_allocated(
     name: bytes, valid: bytes, tmp_path: Path
 ) -> None:
     content = bytearray(valid)
-    content[content.index(name) + len(name) + 4 + 3] = 127  # the highest byte of the value after its type
+    content[content.index(name) + len(name) + 4 + 3] = (
+        127  # the highest byte of the value after its type
+    )
     outcome = convert(bytes(content), tmp_path / "model")
     assert f"its {name.decode()} is" in outcome
 
 
-DAMAGE = st.lists(st.tuples(st.integers(0, 1 << 12), st.sampled_from((0, 1, 9, 127, 255))), min_size=1, max_size=3)
+DAMAGE = st.lists(
+    st.tuples(st.integers(0, 1 << 12), st.sampled_from((0, 1, 9, 127, 255))), min_size=1, max_size=3
+)
 
 
 @settings(max_examples=10)
@@ -102,5 +117,7 @@ def test_a_damaged_file_is_converted_or_rejected(
 def test_a_truncated_file_is_rejected(
     share: float, extra: bytes, valid: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    outcome = convert(valid[: int(share * len(valid))] + extra, tmp_path_factory.getbasetemp() / "truncated")
+    outcome = convert(
+        valid[: int(share * len(valid))] + extra, tmp_path_factory.getbasetemp() / "truncated"
+    )
     assert "model.gguf" in outcome

@@ -1,4 +1,5 @@
-"""Loading of a version gives the trained model, and rejects pickles, foreign code and weights that do not fit."""
+"""Loading of a version gives the trained model, and rejects pickles, foreign code and weights that
+do not fit."""
 
 import copy
 import json
@@ -19,7 +20,12 @@ from tailorbird.models.classifier import Classifier, logits_rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_weights
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import cast_parameters, load_encoder, share_weights, without_pooler
+from tailorbird.models.pretrained import (
+    cast_parameters,
+    load_encoder,
+    share_weights,
+    without_pooler,
+)
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
 
@@ -28,7 +34,13 @@ ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
 def base(tmp_path: Path) -> Path:
     """A folder with a tiny random BERT."""
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     BertModel(config).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
@@ -43,7 +55,9 @@ def change_weights(model: Classifier) -> None:
     model.eval()
 
 
-def test_loaded_full_weights_give_the_logits_of_the_trained_model(base: Path, tmp_path: Path) -> None:
+def test_loaded_full_weights_give_the_logits_of_the_trained_model(
+    base: Path, tmp_path: Path
+) -> None:
     model = Classifier(load_encoder(base), torch.nn.Linear(16, 3))
     change_weights(model)
     folder = tmp_path / "full"
@@ -51,7 +65,9 @@ def test_loaded_full_weights_give_the_logits_of_the_trained_model(base: Path, tm
     save_file(model.encoder.state_dict(), folder / "encoder.safetensors")
     save_file(model.head.state_dict(), folder / "head.safetensors")
     loaded = load_weights(folder, encoder=load_encoder(base), kind="full").eval()
-    np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-6)
+    np.testing.assert_allclose(
+        logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-6
+    )
 
 
 def test_a_loaded_adapter_is_merged_into_the_encoder(base: Path, tmp_path: Path) -> None:
@@ -65,12 +81,17 @@ def test_a_loaded_adapter_is_merged_into_the_encoder(base: Path, tmp_path: Path)
     adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
     assert sum(value.numel() for value in get_peft_model_state_dict(adapted).values()) > 0
     loaded = load_weights(folder, encoder=load_encoder(base), kind="lora").eval()
-    assert {name for name, _ in loaded.encoder.named_parameters()} == {name for name, _ in plain.named_parameters()}
-    np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-5)
+    assert {name for name, _ in loaded.encoder.named_parameters()} == {
+        name for name, _ in plain.named_parameters()
+    }
+    np.testing.assert_allclose(
+        logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-5
+    )
 
 
 def save_version(base: Path, folder: Path) -> Path:
-    """Write a version with a head and an adapter for the model at `base`, and return the file of adapter weights."""
+    """Write a version with a head and an adapter for the model at `base`, and return the file of
+    adapter weights."""
     folder.mkdir()
     save_file(torch.nn.Linear(16, 3).state_dict(), folder / "head.safetensors")
     adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
@@ -79,7 +100,9 @@ def save_version(base: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("num_weights", [0, 5])
-def test_peft_2892_an_adapter_with_missing_weights_is_rejected(base: Path, tmp_path: Path, num_weights: int) -> None:
+def test_peft_2892_an_adapter_with_missing_weights_is_rejected(
+    base: Path, tmp_path: Path, num_weights: int
+) -> None:
     file = save_version(base, tmp_path / "lora")
     save_file(dict(sorted(load_file(file).items())[:num_weights]), file)
     with pytest.raises(ModelError, match=rf"lacks {2 * 12 - num_weights} weights, .*lora_"):
@@ -88,7 +111,13 @@ def test_peft_2892_an_adapter_with_missing_weights_is_rejected(base: Path, tmp_p
 
 def test_an_adapter_of_another_base_model_is_rejected(base: Path, tmp_path: Path) -> None:
     save_version(base, tmp_path / "lora")
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     with pytest.raises(ModelError, match=r"do not fit their base model: .*size mismatch"):
         load_weights(tmp_path / "lora", encoder=without_pooler(BertModel(config)), kind="lora")
 
@@ -116,7 +145,11 @@ def test_the_encoder_is_loaded_without_its_pooler_in_the_requested_dtype(base: P
 
 def test_attention_dropout_overrides_the_value_of_the_model(base: Path) -> None:
     def rates(encoder: torch.nn.Module) -> set[float]:
-        return {module.p for name, module in encoder.named_modules() if name.endswith("attention.self.dropout")}
+        return {
+            module.p
+            for name, module in encoder.named_modules()
+            if name.endswith("attention.self.dropout")
+        }
 
     assert rates(load_encoder(base)) == {0.1}
     assert rates(load_encoder(base, attention_dropout=0.0)) == {0.0}
@@ -124,7 +157,10 @@ def test_attention_dropout_overrides_the_value_of_the_model(base: Path) -> None:
 
 def test_attention_dropout_is_rejected_for_a_model_without_it(base: Path) -> None:
     (base / "config.json").write_text('{"model_type": "fnet"}')
-    with pytest.raises(ModelError, match=r"of type fnet has no attention dropout; remove training\.attention_dropout"):
+    with pytest.raises(
+        ModelError,
+        match=r"of type fnet has no attention dropout; remove training\.attention_dropout",
+    ):
         load_encoder(base, attention_dropout=0.0)
 
 
@@ -146,7 +182,9 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00001.bin"])
+@pytest.mark.parametrize(
+    "file", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00001.bin"]
+)
 def test_pickles_of_a_base_model_are_never_read(base: Path, tmp_path: Path, file: str) -> None:
     torch.save({"weight": Payload(tmp_path / "it-ran")}, base / file)
     load_encoder(base)
@@ -155,7 +193,9 @@ def test_pickles_of_a_base_model_are_never_read(base: Path, tmp_path: Path, file
         load_encoder(base)
     index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": file}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=f"refers to '{file}'; only safetensors files in the same folder are read"):
+    with pytest.raises(
+        ModelError, match=f"refers to '{file}'; only safetensors files in the same folder are read"
+    ):
         load_encoder(base)
     assert not (tmp_path / "it-ran").exists()
 
@@ -166,13 +206,17 @@ def test_a_version_with_pickles_is_rejected(base: Path, tmp_path: Path, file: st
     pickled = tmp_path / "lora" / file
     pickled.with_suffix(".safetensors").unlink()
     torch.save({"weight": Payload(tmp_path / "it-ran")}, pickled)
-    with pytest.raises(ModelError, match=f"{pickled.stem}.safetensors.* from safetensors files only"):
+    with pytest.raises(
+        ModelError, match=f"{pickled.stem}.safetensors.* from safetensors files only"
+    ):
         load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
     assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("file", ["encoder.safetensors", "head.safetensors"])
-def test_a_pickle_with_a_safetensors_name_is_rejected(base: Path, tmp_path: Path, file: str) -> None:
+def test_a_pickle_with_a_safetensors_name_is_rejected(
+    base: Path, tmp_path: Path, file: str
+) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
     save_file(load_encoder(base).state_dict(), folder / "encoder.safetensors")
@@ -188,7 +232,10 @@ def test_code_of_a_base_model_is_not_run(base: Path, tmp_path: Path, model_type:
     code = f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\nclass Theirs: ...\n"
     (base / "theirs.py").write_text(code)
     config = json.loads((base / "config.json").read_bytes())
-    config |= {"model_type": model_type, "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"}}
+    config |= {
+        "model_type": model_type,
+        "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"},
+    }
     (base / "config.json").write_text(json.dumps(config))
     if model_type == "bert":
         assert type(load_encoder(base)) is BertModel  # the class of transformers
@@ -205,7 +252,9 @@ def test_code_of_a_base_model_is_not_run(base: Path, tmp_path: Path, model_type:
         {"text_config": {"_attn_implementation": {"": "owner/kernel:function"}}},
     ],
 )
-def test_a_config_that_refers_to_code_on_the_hub_is_rejected(base: Path, fields: dict[str, Any]) -> None:
+def test_a_config_that_refers_to_code_on_the_hub_is_rejected(
+    base: Path, fields: dict[str, Any]
+) -> None:
     config = json.loads((base / "config.json").read_bytes())
     (base / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelError, match=r"config.json refers to external code, 'owner/kernel"):
@@ -223,10 +272,16 @@ def test_an_adapter_is_merged_in_fp32_into_weights_that_are_stored_in_bf16(
     merged: Any = PeftModel.from_pretrained(load_encoder(base), file.parent).merge_and_unload()
     stored = load_encoder(base, dtype=None)
     before = {name: value.clone() for name, value in stored.named_parameters()}
-    loaded = load_weights(tmp_path / "lora", encoder=share_weights(stored), kind="lora", dtype=dtype)
+    loaded = load_weights(
+        tmp_path / "lora", encoder=share_weights(stored), kind="lora", dtype=dtype
+    )
     expected = dict(cast_parameters(merged, dtype).named_parameters())
-    assert {name: value.dtype for name, value in loaded.encoder.named_parameters()} == dict.fromkeys(expected, dtype)
-    assert all(torch.equal(value, expected[name]) for name, value in loaded.encoder.named_parameters())
+    assert {
+        name: value.dtype for name, value in loaded.encoder.named_parameters()
+    } == dict.fromkeys(expected, dtype)
+    assert all(
+        torch.equal(value, expected[name]) for name, value in loaded.encoder.named_parameters()
+    )
     assert all(torch.equal(value, before[name]) for name, value in stored.named_parameters())
     assert {value.dtype for value in stored.parameters()} == {torch.bfloat16}
     head = load_file(tmp_path / "lora" / "head.safetensors")

@@ -10,14 +10,26 @@ from transformers import BertConfig, BertModel
 from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.metadata import MetadataError, read_metadata, require_encoder, require_length, shape_of
+from tailorbird.models.metadata import (
+    MetadataError,
+    read_metadata,
+    require_encoder,
+    require_length,
+    shape_of,
+)
 from tailorbird.models.pretrained import load_encoder
 from tests import small_chat
 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     BertModel(config).save_pretrained(tmp_path)
     small_chat.tokenizer().save_pretrained(tmp_path)
     return tmp_path
@@ -26,10 +38,16 @@ def encoder(tmp_path: Path) -> Path:
 def test_the_sizes_of_an_encoder_equal_those_of_the_loaded_model(encoder: Path) -> None:
     metadata = read_metadata(encoder.as_uri(), task=CLASSIFICATION)
     loaded = load_encoder(encoder)
-    assert metadata.shape.num_parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    assert metadata.shape.num_parameters == sum(
+        parameter.numel() for parameter in loaded.parameters()
+    )
     assert (metadata.kind, metadata.is_encoder_decoder, metadata.longest) == ("bert", False, 512)
     assert metadata.num_stored >= metadata.shape.num_parameters  # the file also contains the pooler
-    assert (metadata.shape.hidden, metadata.shape.intermediate, metadata.shape.gated) == (16, 32, False)
+    assert (metadata.shape.hidden, metadata.shape.intermediate, metadata.shape.gated) == (
+        16,
+        32,
+        False,
+    )
     assert metadata.shape.attention_dropout == 0.1
 
 
@@ -45,7 +63,9 @@ def test_the_adapter_of_a_chat_model_excludes_the_output_layer() -> None:
     model = small_chat.language_model()
     shape = shape_of(model)
     assert shape.gated
-    assert shape.kv_width == model.model.layers[0].self_attn.k_proj.out_features == shape.hidden // 2
+    assert (
+        shape.kv_width == model.model.layers[0].self_attn.k_proj.out_features == shape.hidden // 2
+    )
     adapted = add_adapter(model, r=2, alpha=4, dropout=0.0)
     assert 2 * shape.num_linear_ends == sum(
         parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
@@ -66,13 +86,19 @@ def test_an_unusable_chat_template_is_reported(tmp_path: Path) -> None:
 
 def test_a_max_length_above_the_context_is_rejected(encoder: Path) -> None:
     require_length(encoder.as_uri(), max_length=512, task=CLASSIFICATION)
-    with pytest.raises(DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"):
+    with pytest.raises(
+        DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"
+    ):
         require_length(encoder.as_uri(), max_length=513, task=CLASSIFICATION)
 
 
 def test_an_unknown_model_type_is_rejected(encoder: Path) -> None:
-    (encoder / "config.json").write_text(json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}}))
-    with pytest.raises(MetadataError, match=r"transformers cannot create a model from config\.json"):
+    (encoder / "config.json").write_text(
+        json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}})
+    )
+    with pytest.raises(
+        MetadataError, match=r"transformers cannot create a model from config\.json"
+    ):
         read_metadata(encoder.as_uri(), task=CLASSIFICATION)
 
 
@@ -89,7 +115,10 @@ def test_a_text_encoder_is_accepted_for_retrieval(encoder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "a causal language model (type llama)"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            "a causal language model (type llama)",
+        ),
         ({"model_type": "t5", "architectures": ["T5Model"]}, "an encoder with a decoder (type t5)"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "no text model (type vit)"),
     ],
@@ -98,6 +127,8 @@ def test_a_model_that_is_no_text_encoder_is_refused_for_retrieval(
     tmp_path: Path, config: dict[str, object], reason: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    message = re.escape(f"evaluation.retrieval_encoder: {tmp_path.as_uri()} is {reason}; name a text encoder")
+    message = re.escape(
+        f"evaluation.retrieval_encoder: {tmp_path.as_uri()} is {reason}; name a text encoder"
+    )
     with pytest.raises(MetadataError, match=message):
         require_encoder(tmp_path.as_uri())

@@ -1,4 +1,5 @@
-"""A version that is exported for another engine has the predictions of torch, for any batch size and with padding."""
+"""A version that is exported for another engine has the predictions of torch, for any batch size
+and with padding."""
 
 import json
 import sys
@@ -40,7 +41,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random BERT and a tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
@@ -50,7 +57,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     """A registered version with full fine-tuned weights."""
-    folder, task_uri = tmp_path_factory.mktemp("evaluated"), tmp_path_factory.mktemp("registry") / "toy"
+    folder, task_uri = (
+        tmp_path_factory.mktemp("evaluated"),
+        tmp_path_factory.mktemp("registry") / "toy",
+    )
     encoder = load_encoder(base)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -83,7 +93,9 @@ def load(uri: str) -> LoadedClassifier[VersionConfig]:
 
 
 def exported(evaluated: ModelVersion, folder: Path) -> LoadedClassifier[VersionConfig]:
-    export_int8(evaluated.uri, code="s3://models/toy/code/later.zip", to=(folder / "export").as_uri())
+    export_int8(
+        evaluated.uri, code="s3://models/toy/code/later.zip", to=(folder / "export").as_uri()
+    )
     return load((folder / "export").as_uri())
 
 
@@ -115,12 +127,16 @@ def export(evaluated: ModelVersion, tmp_path_factory: pytest.TempPathFactory) ->
         Pooling(mode="mean_sqrt_len_tokens"),
     ],
 )
-def test_an_exported_graph_has_the_pooling_of_the_version(base: Path, tmp_path: Path, pooling: Pooling) -> None:
+def test_an_exported_graph_has_the_pooling_of_the_version(
+    base: Path, tmp_path: Path, pooling: Pooling
+) -> None:
     model = Classifier(load_encoder(base), torch.nn.Linear(32, 3), pooling=pooling).eval()
     write_graph(model, tmp_path / EXPORTED_ENCODER, max_length=32)
     rows = [[1, *row] for row in ROWS]  # no row has only tokens that are skipped
     ours = load_exported(tmp_path, head=model.head)
-    np.testing.assert_allclose(embed_rows(ours, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5)
+    np.testing.assert_allclose(
+        embed_rows(ours, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5
+    )
 
 
 def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path: Path) -> None:
@@ -152,11 +168,17 @@ def test_an_exported_version_records_its_original_version(
     assert version.version.startswith("full-onnxruntime-int8-")
     assert version.exported_from is not None
     assert (version.engine, version.exported_from.digest) == ("onnxruntime-int8", evaluated.digest)
-    assert (version.classes, version.temperature, version.max_length) == (evaluated.classes, 1.5, 32)
+    assert (version.classes, version.temperature, version.max_length) == (
+        evaluated.classes,
+        1.5,
+        32,
+    )
     assert version.code == "s3://models/toy/code/later.zip"
     assert not version.shares_base
     np.testing.assert_array_equal(training_fingerprints(version), fingerprints(["a training row"]))
-    assert sorted(json.loads((export / "config.json").read_text())) == sorted(VersionConfig.model_fields)
+    assert sorted(json.loads((export / "config.json").read_text())) == sorted(
+        VersionConfig.model_fields
+    )
 
 
 def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(

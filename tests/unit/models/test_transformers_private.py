@@ -21,12 +21,17 @@ BATCHING = "transformers.generation.continuous_batching"
 
 def missing(path: str) -> str:
     expected = transformers_private.TRANSFORMERS_VERSION
-    return f"transformers {transformers.__version__} has no {path}; transformers_private.py was written for {expected}"
+    return (
+        f"transformers {transformers.__version__} has no {path}; transformers_private.py was "
+        f"written for {expected}"
+    )
 
 
 def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
     expected = f"{transformers_private.TRANSFORMERS_VERSION}."
-    assert transformers.__version__.startswith(expected), "check tailorbird/models/attention/transformers_private.py"
+    assert transformers.__version__.startswith(expected), (
+        "check tailorbird/models/attention/transformers_private.py"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,11 @@ def test_a_private_part_exists(path: str) -> None:
     module, _, attributes = path.partition(":")
     value: Any = importlib.import_module(module)
     for name in attributes.split("."):
-        value = getattr(value, name, None) if name != "supported_kwargs" else inspect.get_annotations(value).get(name)
+        value = (
+            getattr(value, name, None)
+            if name != "supported_kwargs"
+            else inspect.get_annotations(value).get(name)
+        )
         assert value is not None, missing(path)
 
 
@@ -58,19 +67,27 @@ def test_causal_model_types_are_recognized() -> None:
 
 
 def test_a_model_has_the_name_of_its_attention_implementation() -> None:
-    assert transformers_private.attention_implementation(small_chat.language_model().config) == "sdpa"
+    assert (
+        transformers_private.attention_implementation(small_chat.language_model().config) == "sdpa"
+    )
 
 
 def test_a_request_has_its_processor_arguments_and_token_lists() -> None:
-    state = RequestState(request_id="a", initial_tokens=[1, 2, 3], logit_processor_kwargs={"temperature": 0.5})
-    assert transformers_private.request_progress(SimpleNamespace(state=state)) == ({"temperature": 0.5}, 3)
+    state = RequestState(
+        request_id="a", initial_tokens=[1, 2, 3], logit_processor_kwargs={"temperature": 0.5}
+    )
+    assert transformers_private.request_progress(SimpleNamespace(state=state)) == (
+        {"temperature": 0.5},
+        3,
+    )
 
 
 def test_a_manager_has_processor_cache_and_router() -> None:
     lm: Any = ChatModel(small_chat.language_model()).lm
     with torch.inference_mode():
         manager = lm.init_continuous_batching(
-            generation_config=greedy(max_new_tokens=2, end_id=1), continuous_batching_config=batching_config("cpu")
+            generation_config=greedy(max_new_tokens=2, end_id=1),
+            continuous_batching_config=batching_config("cpu"),
         )
     for path in ("logit_processor", "output_router.output_queue", "output_router.result_handlers"):
         value = manager
@@ -91,7 +108,9 @@ def test_a_manager_has_processor_cache_and_router() -> None:
     assert not manager.output_router.result_handlers
 
 
-def test_attention_gets_the_bounds_of_the_requests_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_gets_the_bounds_of_the_requests_in_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bounds = []
 
     def recorded(options: Any) -> Any:

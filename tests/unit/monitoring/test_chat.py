@@ -16,7 +16,12 @@ from tailorbird.data import answers
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import daily_report
 from tailorbird.monitoring.drift import TrafficSample
-from tailorbird.monitoring.drift_reference import DriftReference, ensure_reference, hashed_ngrams, read_reference
+from tailorbird.monitoring.drift_reference import (
+    DriftReference,
+    ensure_reference,
+    hashed_ngrams,
+    read_reference,
+)
 from tailorbird.monitoring.label_audit import audited_rows, export_answers, import_labels
 from tailorbird.monitoring.monitored_tasks import AuditError
 from tailorbird.monitoring.quality import ALL, GroupAccuracy
@@ -28,15 +33,29 @@ from tests.unit.monitoring.test_daily_report import CHAMPION, DIGEST, FIRST, day
 
 TRIAL = ModelVersion.model_construct(version="v2", digest="trial-digest")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-KNOWN = ("where is my order", "how do I return a shirt", "the parcel has not arrived", "can I pay by invoice")
-FOREIGN = ("write a poem about rain", "solve x squared plus one", "translate this song", "who won the cup in 1990")
+KNOWN = (
+    "where is my order",
+    "how do I return a shirt",
+    "the parcel has not arrived",
+    "can I pay by invoice",
+)
+FOREIGN = (
+    "write a poem about rain",
+    "solve x squared plus one",
+    "translate this song",
+    "who won the cup in 1990",
+)
 
 
 def logged(day: Any, number: int, **fields: Any) -> dict[str, Any]:
     """Return a row of the log of a chat service."""
     texts = {"text": f"{KNOWN[number % 4]}, {number}", "answer": "yes", "context": None}
     row = test_daily_report.answer(day, number, label=None, score=None, attributes=None, **texts)
-    return row | {"route": "chat", "finish_reason": "stop", "text_chars": len(texts["text"] or "")} | fields
+    return (
+        row
+        | {"route": "chat", "finish_reason": "stop", "text_chars": len(texts["text"] or "")}
+        | fields
+    )
 
 
 def feedback(day: Any, number: int, **fields: Any) -> dict[str, Any]:
@@ -72,12 +91,16 @@ class ChatTask(test_daily_report.Task):
         recipe = Recipe.model_validate(content)
         return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
 
-    def watch_chat(self, *, days: int = 1, tested: GroupAccuracy | None = None, **groups: GroupAccuracy) -> Report:
+    def watch_chat(
+        self, *, days: int = 1, tested: GroupAccuracy | None = None, **groups: GroupAccuracy
+    ) -> Report:
         of_test = {ALL: tested} if tested else {}
         of_test |= {f"language = {value}": accuracy for value, accuracy in groups.items()}
         served = ServedVersions(CHAMPION, None, TRIAL, FIRST, of_test)
         today = FIRST + timedelta(days=days)
-        return daily_report.make_reports(self.recipe, served, today=today, progress=self.recorder)[-1]
+        return daily_report.make_reports(self.recipe, served, today=today, progress=self.recorder)[
+            -1
+        ]
 
     def exported(self, **fields: Any) -> pa.Table:
         to = self.folder / "audit.parquet"
@@ -99,13 +122,27 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatTask:
 
 
 def test_feedback_is_scored_by_the_metric_or_has_the_score_of_a_person(task: ChatTask) -> None:
-    write(task.log, "answers", FIRST, [logged(FIRST, number, answer="a cat") for number in range(8)])
-    corrected = [feedback(FIRST, 0, correct_answer="a cat"), feedback(FIRST, 1, correct_answer="a dog")]
-    scored = [feedback(FIRST, 2, score=0.25), feedback(FIRST, 3, label="good"), feedback(FIRST, 4, label="bad")]
+    write(
+        task.log, "answers", FIRST, [logged(FIRST, number, answer="a cat") for number in range(8)]
+    )
+    corrected = [
+        feedback(FIRST, 0, correct_answer="a cat"),
+        feedback(FIRST, 1, correct_answer="a dog"),
+    ]
+    scored = [
+        feedback(FIRST, 2, score=0.25),
+        feedback(FIRST, 3, label="good"),
+        feedback(FIRST, 4, label="bad"),
+    ]
     both = feedback(FIRST, 5, label="bad", correct_answer="a cat")
-    write(task.log, "feedback", FIRST, [*corrected, *scored, both, feedback(FIRST, 6, label="other")])
+    write(
+        task.log, "feedback", FIRST, [*corrected, *scored, both, feedback(FIRST, 6, label="other")]
+    )
     report = task.watch_chat()
-    assert (report.feedback.labelled, report.feedback.accuracy) == (2, 0.75)  # token F1 of 1 and 0.5
+    assert (report.feedback.labelled, report.feedback.accuracy) == (
+        2,
+        0.75,
+    )  # token F1 of 1 and 0.5
     assert (report.feedback_scores.labelled, report.feedback_scores.accuracy) == (4, 1.25 / 4)
     assert (report.audit.labelled, report.audit_scores.labelled) == (0, 0)
 
@@ -119,7 +156,9 @@ def test_rows_without_a_complete_answer_are_only_counted(task: ChatTask) -> None
     assert report.feedback_scores.labelled == 1
 
 
-def test_a_correct_answer_scores_champion_and_shadow_and_a_persons_score_only_the_champion(task: ChatTask) -> None:
+def test_a_correct_answer_scores_champion_and_shadow_and_a_persons_score_only_the_champion(
+    task: ChatTask,
+) -> None:
     shadow = {"arm": "shadow", "digest": TRIAL.digest, "answer": "no"}
     rows = [[logged(FIRST, number), logged(FIRST, number, **shadow)] for number in range(4)]
     write(task.log, "answers", FIRST, [row for pair in rows for row in pair])
@@ -132,8 +171,13 @@ def test_a_correct_answer_scores_champion_and_shadow_and_a_persons_score_only_th
     assert sorted(outcome.right for outcome in report.challenger.outcomes) == [-1, 1]
 
 
-def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for_a_shadow(task: ChatTask) -> None:
-    arms = [(arm, DIGEST if arm == "champion" else TRIAL.digest) for arm in ("champion", "canary", "shadow")]
+def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for_a_shadow(
+    task: ChatTask,
+) -> None:
+    arms = [
+        (arm, DIGEST if arm == "champion" else TRIAL.digest)
+        for arm in ("champion", "canary", "shadow")
+    ]
     rows = [
         logged(FIRST, number, arm=arm, digest=digest, finish_reason=reason)
         for arm, digest in arms
@@ -152,19 +196,30 @@ def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for
 def test_a_missing_answer_of_a_shadow_counts_as_the_worst_one(task: ChatTask) -> None:
     shadow = {"arm": "shadow", "digest": TRIAL.digest}
     failed = shadow | {"answer": None, "finish_reason": None}
-    rows = [[logged(FIRST, number), logged(FIRST, number, **(failed if number else shadow))] for number in range(3)]
+    rows = [
+        [logged(FIRST, number), logged(FIRST, number, **(failed if number else shadow))]
+        for number in range(3)
+    ]
     write(task.log, "answers", FIRST, [row for pair in rows for row in pair])
     task.imported(task.exported(), correct_answer=["yes", "yes", None])
     task.imported(task.exported(with_answers=True), score=[1.0])  # not of the shadow's answer
     report = task.watch_chat()
     assert report.audit.labelled == 2
     assert report.challenger is not None
-    assert sorted((each.right, each.missing) for each in report.challenger.outcomes) == [(-1, 1), (0, 0)]
+    assert sorted((each.right, each.missing) for each in report.challenger.outcomes) == [
+        (-1, 1),
+        (0, 0),
+    ]
 
 
 def test_an_answer_that_the_metric_cannot_compare_is_not_counted(task: ChatTask) -> None:
     write(task.log, "answers", FIRST, [logged(FIRST, 0, answer=None), logged(FIRST, 1)])
-    write(task.log, "feedback", FIRST, [feedback(FIRST, number, correct_answer="yes") for number in range(2)])
+    write(
+        task.log,
+        "feedback",
+        FIRST,
+        [feedback(FIRST, number, correct_answer="yes") for number in range(2)],
+    )
     assert task.watch_chat().feedback.labelled == 1
 
 
@@ -181,8 +236,16 @@ def test_a_proven_loss_of_the_mean_score_is_an_alarm(task: ChatTask) -> None:
 def test_a_proven_loss_of_a_group_is_an_alarm(task: ChatTask) -> None:
     task.groups = ("language",)
     languages = ["de" if number % 2 else "en" for number in range(200)]
-    rows = [logged(FIRST, number, attributes=json.dumps({"language": languages[number]})) for number in range(199)]
-    shadow = {"arm": "shadow", "digest": TRIAL.digest, "answer": "no", "attributes": rows[1]["attributes"]}
+    rows = [
+        logged(FIRST, number, attributes=json.dumps({"language": languages[number]}))
+        for number in range(199)
+    ]
+    shadow = {
+        "arm": "shadow",
+        "digest": TRIAL.digest,
+        "answer": "no",
+        "attributes": rows[1]["attributes"],
+    }
     write(task.log, "answers", FIRST, [*rows, logged(FIRST, 199), logged(FIRST, 1, **shadow)])
     table = task.exported(num_rows=200)
     german = [int(name.rpartition("-")[2]) % 2 == 1 for name in table["request_id"].to_pylist()]
@@ -202,11 +265,20 @@ def test_a_proven_loss_of_a_group_is_an_alarm(task: ChatTask) -> None:
     assert report.challenger.groups == ("language = de", "language = en")
     assert [outcome.groups for outcome in report.challenger.outcomes] == [("language = de",)]
     few = GroupAccuracy(250, 1.0, 250)
-    assert task.watch_chat(tested=everyone, en=half, de=few).failures == {}  # the report is made again
+    assert (
+        task.watch_chat(tested=everyone, en=half, de=few).failures == {}
+    )  # the report is made again
 
 
-def test_a_stored_report_is_made_again_if_the_metric_or_the_result_of_the_test_changed(task: ChatTask) -> None:
-    write(task.log, "answers", FIRST, [logged(FIRST, number, answer="2 of 3") for number in range(100)])
+def test_a_stored_report_is_made_again_if_the_metric_or_the_result_of_the_test_changed(
+    task: ChatTask,
+) -> None:
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [logged(FIRST, number, answer="2 of 3") for number in range(100)],
+    )
     task.imported(task.exported(), correct_answer=["2.02 of 3.02"] * 100)
     tested, states = GroupAccuracy(500, 440.0, 500), []
     for absolute in (0.01, 0.1):
@@ -217,7 +289,9 @@ def test_a_stored_report_is_made_again_if_the_metric_or_the_result_of_the_test_c
     assert task.watch_chat(tested=few).groups != task.watch_chat(tested=tested).groups
 
 
-def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alarm(task: ChatTask) -> None:
+def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alarm(
+    task: ChatTask,
+) -> None:
     for day in days_from(FIRST, 2):
         write(task.log, "answers", day, [logged(day, 3 * number) for number in range(100)])
     report = task.watch_chat(days=2)
@@ -225,31 +299,54 @@ def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alar
     assert report.drift_alarms == ()
     for day in days_from(FIRST, 2):
         foreign = [f"{FOREIGN[number % 4]}, {number}" for number in range(60)]
-        rows = [logged(day, 500 + number, text=text, text_chars=len(text)) for number, text in enumerate(foreign)]
+        rows = [
+            logged(day, 500 + number, text=text, text_chars=len(text))
+            for number, text in enumerate(foreign)
+        ]
         write(task.log, "answers", day, rows)
-    assert "unfamiliar" in {statistic.name for statistic in task.watch_chat(days=2).drift if statistic.alarm}
+    assert "unfamiliar" in {
+        statistic.name for statistic in task.watch_chat(days=2).drift if statistic.alarm
+    }
 
 
 def test_without_texts_only_the_lengths_are_compared(task: ChatTask) -> None:
-    rows = [logged(FIRST, number, text=None, answer=None, text_chars=500 + number) for number in range(100)]
+    rows = [
+        logged(FIRST, number, text=None, answer=None, text_chars=500 + number)
+        for number in range(100)
+    ]
     write(task.log, "answers", FIRST, rows)
     report = task.watch_chat()
     assert [(statistic.name, statistic.alarm) for statistic in report.drift] == [("length", True)]
 
 
 def test_a_missing_length_is_not_compared(task: ChatTask) -> None:
-    write(task.log, "answers", FIRST, [logged(FIRST, 3 * number + 1, text_chars=None) for number in range(100)])
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [logged(FIRST, 3 * number + 1, text_chars=None) for number in range(100)],
+    )
     assert task.watch_chat().drift == ()
     write(task.log, "answers", FIRST, [logged(FIRST, 3 * number) for number in range(100)])
     lengths = [statistic for statistic in task.watch_chat().drift if statistic.name == "length"]
     assert [(statistic.n, statistic.alarm) for statistic in lengths] == [(100, False)]
 
 
-def test_a_blind_audit_has_no_answers_and_its_correct_answers_are_rows_of_data(task: ChatTask) -> None:
+def test_a_blind_audit_has_no_answers_and_its_correct_answers_are_rows_of_data(
+    task: ChatTask,
+) -> None:
     turns = '[["user", "hello"], ["assistant", "hi"]]'
-    write(task.log, "answers", FIRST, [logged(FIRST, 0, context=turns, text="abc"), logged(FIRST, 1, text=None)])
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [logged(FIRST, 0, context=turns, text="abc"), logged(FIRST, 1, text=None)],
+    )
     table = task.exported()
-    assert (len(table), {"answer", "score", "digest", "arm", "label"} & set(table.column_names)) == (1, set())
+    assert (
+        len(table),
+        {"answer", "score", "digest", "arm", "label"} & set(table.column_names),
+    ) == (1, set())
     task.imported(table, correct_answer=["write to ann@example.org"])
     rows = audited_rows(task.recipe, since=LONG_AGO)
     assert rows.conversations == ((("user", "hello"), ("assistant", "hi"), ("user", "abc")),)
@@ -272,11 +369,17 @@ def test_correct_answers_of_scored_rows_are_no_random_sample(task: ChatTask) -> 
     [
         (True, {"score": [1.5, None]}, "the score 1.5 in row 0; give a number from 0 to 1"),
         (True, {"score": ["nan", None]}, "the score 'nan' in row 0"),
-        (True, {"score": [1.0, None], "correct_answer": [None, "no"]}, "1 correct answers without a score"),
+        (
+            True,
+            {"score": [1.0, None], "correct_answer": [None, "no"]},
+            "1 correct answers without a score",
+        ),
         (False, {"correct_answer": [None, " "]}, "no scores and no correct answers"),
     ],
 )
-def test_an_unusable_chat_audit_is_rejected(task: ChatTask, with_answers: bool, columns: Any, fault: str) -> None:
+def test_an_unusable_chat_audit_is_rejected(
+    task: ChatTask, with_answers: bool, columns: Any, fault: str
+) -> None:
     write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(2)])
     table = task.exported(with_answers=with_answers)
     with pytest.raises(AuditError, match=fault):
@@ -286,20 +389,32 @@ def test_an_unusable_chat_audit_is_rejected(task: ChatTask, with_answers: bool, 
 def test_a_correct_answer_without_a_value_for_the_metric_is_rejected(task: ChatTask) -> None:
     write(task.log, "answers", FIRST, [logged(FIRST, 0)])
     table = task.exported()
-    answers = type(task.recipe.evaluation).model_validate({"metric": "numeric", "answers": {"numeric": {}}})
+    answers = type(task.recipe.evaluation).model_validate(
+        {"metric": "numeric", "answers": {"numeric": {}}}
+    )
     recipe = task.recipe.model_copy(update={"evaluation": answers})
-    table = table.set_column(table.column_names.index("correct_answer"), "correct_answer", pa.array(["none"]))
+    table = table.set_column(
+        table.column_names.index("correct_answer"), "correct_answer", pa.array(["none"])
+    )
     pq.write_table(table, task.folder / "filled.parquet")
     with pytest.raises(AuditError, match="the correct answer 'none', which has no number"):
         import_labels(recipe, (task.folder / "filled.parquet").as_uri(), classes=())
 
 
 def test_a_redacted_correct_answer_scores_no_answer_and_is_counted(task: ChatTask) -> None:
-    write(task.log, "answers", FIRST, [logged(FIRST, number, answer="call [number]") for number in range(3)])
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [logged(FIRST, number, answer="call [number]") for number in range(3)],
+    )
     task.imported(task.exported(), correct_answer=["call 555 123 4567", "call nobody", None])
     report = task.watch_chat()
     assert (report.audit.labelled, report.audit.right) == (1, 0.5)
-    assert "1 labelled answers are not scored: personal data were redacted in the correct answer" in report.notes
+    assert (
+        "1 labelled answers are not scored: personal data were redacted in the correct answer"
+        in report.notes
+    )
 
 
 def test_feedback_of_a_key_is_not_read_after_a_correct_answer_that_takes_too_long(
@@ -307,11 +422,16 @@ def test_feedback_of_a_key_is_not_read_after_a_correct_answer_that_takes_too_lon
 ) -> None:
     monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.05)
     task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
-    rows = [logged(FIRST, number, answer="aa", caller="slow" if number < 3 else "calm") for number in range(5)]
+    rows = [
+        logged(FIRST, number, answer="aa", caller="slow" if number < 3 else "calm")
+        for number in range(5)
+    ]
     write(task.log, "answers", FIRST, rows)
     correct = ["aa", "a" * 60 + "!", "aa", "aa", "aaa"]
     given = [feedback(FIRST, number, correct_answer=correct[number]) for number in range(5)]
-    labels = [row | {"caller": logged_row["caller"]} for row, logged_row in zip(given, rows, strict=True)]
+    labels = [
+        row | {"caller": logged_row["caller"]} for row, logged_row in zip(given, rows, strict=True)
+    ]
     write(task.log, "feedback", FIRST, labels)
     report = task.watch_chat()
     assert (report.feedback.labelled, report.feedback.right) == (3, 2)
@@ -324,9 +444,13 @@ def test_a_chat_audit_needs_texts(task: ChatTask) -> None:
         export_answers(recipe, digest=DIGEST, days=[FIRST], num_rows=1, to="file:///nowhere")
 
 
-def test_the_reference_has_the_lengths_and_embeddings_of_the_redacted_last_messages(tmp_path: Path) -> None:
+def test_the_reference_has_the_lengths_and_embeddings_of_the_redacted_last_messages(
+    tmp_path: Path,
+) -> None:
     texts = [f"order {number}0000000 is late" for number in range(60)]
-    pq.write_table(pa.table({"prompt": texts, "completion": ["yes"] * 60}), tmp_path / "rows.parquet")
+    pq.write_table(
+        pa.table({"prompt": texts, "completion": ["yes"] * 60}), tmp_path / "rows.parquet"
+    )
     recipe = ChatTask(tmp_path).recipe
     data = recipe.data.model_copy(
         update=dict.fromkeys(("train", "validation", "test"), (tmp_path / "rows.parquet").as_uri())
@@ -336,5 +460,7 @@ def test_the_reference_has_the_lengths_and_embeddings_of_the_redacted_last_messa
     stored = read_reference(recipe.task_uri, CHAMPION)
     assert stored.sample.lengths is not None
     assert stored.sample.lengths.tolist() == [len(text) for text in texts]
-    np.testing.assert_array_equal(stored.sample.embeddings, hashed_ngrams(["order [number] is late"] * 60))
+    np.testing.assert_array_equal(
+        stored.sample.embeddings, hashed_ngrams(["order [number] is late"] * 60)
+    )
     assert (stored.encoder, stored.group_accuracies()) == (None, {})

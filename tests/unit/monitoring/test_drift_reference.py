@@ -15,7 +15,9 @@ def test_texts_are_redacted_before_embedding(monkeypatch: pytest.MonkeyPatch) ->
     def predict_rows(_: str, *, rows: Rows, limits: RequestLimits) -> Any:
         seen["predicted"], seen["limits"] = rows.texts, limits
         num = len(rows)
-        return SimpleNamespace(outputs=("a",) * num, calibrated=np.ones(num), scores=np.ones(num), groups={})
+        return SimpleNamespace(
+            outputs=("a",) * num, calibrated=np.ones(num), scores=np.ones(num), groups={}
+        )
 
     def embed_texts(_: str, texts: tuple[str, ...], **__: Any) -> Any:
         seen["embedded"] = texts
@@ -29,5 +31,9 @@ def test_texts_are_redacted_before_embedding(monkeypatch: pytest.MonkeyPatch) ->
     limits = RequestLimits(max_spend=1.0)
     rows = Rows(("0", "1"), texts, ("a", "a"))
     content = drift_reference.build_reference("u", rows=rows, made_at="2026-03-01", limits=limits)
-    assert seen == {"predicted": texts, "limits": limits, "embedded": ("record MRN[number]: a cough", "a rash")}
+    assert seen == {
+        "predicted": texts,
+        "limits": limits,
+        "embedded": ("record MRN[number]: a cough", "a rash"),
+    }
     assert b"1234567" not in content

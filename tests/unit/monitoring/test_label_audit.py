@@ -39,21 +39,38 @@ def drawn(task: Task, *, num_rows: int) -> pa.Table:
     return pq.read_table(to)
 
 
-def import_with(task: Task, table: pa.Table, labels: list[str | None], **columns: list[Any]) -> tuple[str, int]:
+def import_with(
+    task: Task, table: pa.Table, labels: list[str | None], **columns: list[Any]
+) -> tuple[str, int]:
     """Import the table with these labels."""
     for name, values in {"label": labels, **columns}.items():
-        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+        table = table.set_column(
+            table.column_names.index(name), name, pa.array(values, pa.string())
+        )
     pq.write_table(table, task.folder / "labelled.parquet")
-    return import_labels(task.recipe, (task.folder / "labelled.parquet").as_uri(), classes=("a", "b"))
+    return import_labels(
+        task.recipe, (task.folder / "labelled.parquet").as_uri(), classes=("a", "b")
+    )
 
 
 def test_the_rows_with_the_smallest_keys_are_drawn_regardless_of_files(task: Task) -> None:
     rows = [answer(FIRST, number) for number in range(60)]
     for start in range(0, 60, 7):
-        write(task.log, "answers", FIRST, [*rows[start : start + 7], rows[0], answer(FIRST, 100 + start, arm="shadow")])
+        write(
+            task.log,
+            "answers",
+            FIRST,
+            [*rows[start : start + 7], rows[0], answer(FIRST, 100 + start, arm="shadow")],
+        )
     table = drawn(task, num_rows=20)
-    keys = [key_of(request_id, 0, caller=None, secret=SECRET) for request_id in table["request_id"].to_pylist()]
-    assert keys == sorted(key_of(row["request_id"], 0, caller=None, secret=SECRET) for row in rows)[:20]
+    keys = [
+        key_of(request_id, 0, caller=None, secret=SECRET)
+        for request_id in table["request_id"].to_pylist()
+    ]
+    assert (
+        keys
+        == sorted(key_of(row["request_id"], 0, caller=None, secret=SECRET) for row in rows)[:20]
+    )
     assert table["label"].null_count == 20
     import_with(task, table, ["a"] * 20)
     others = drawn(task, num_rows=100)
@@ -65,42 +82,71 @@ def test_the_rows_with_the_smallest_keys_are_drawn_regardless_of_files(task: Tas
 
 def former_key(request_id: str, row: int) -> int:
     """Return the hash without a secret by which rows were drawn before."""
-    return int.from_bytes(hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big"
+    )
 
 
 def test_a_client_that_picks_its_ids_gets_its_share_of_the_audit(task: Task) -> None:
-    """The client has 1% of the rows, and those of 2,000 ids that a hash without a secret draws first."""
-    picked = sorted((f"mine-{number}" for number in range(2000)), key=lambda id: former_key(id, 0))[:20]
+    """The client has 1% of the rows, and those of 2,000 ids that a hash without a secret draws
+    first."""
+    picked = sorted((f"mine-{number}" for number in range(2000)), key=lambda id: former_key(id, 0))[
+        :20
+    ]
     rows = [answer(FIRST, number) for number in range(1980)]
-    write(task.log, "answers", FIRST, [*rows, *(answer(FIRST, 0, request_id=request_id) for request_id in picked)])
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [*rows, *(answer(FIRST, 0, request_id=request_id) for request_id in picked)],
+    )
     drawn_ids = drawn(task, num_rows=500)["request_id"].to_pylist()
     assert len(drawn_ids) == 500
-    assert 0 <= sum(request_id in picked for request_id in drawn_ids) <= 13  # 5 expected; four standard errors
+    assert (
+        0 <= sum(request_id in picked for request_id in drawn_ids) <= 13
+    )  # 5 expected; four standard errors
 
 
 def test_a_client_without_the_secret_cannot_pick_ids_that_are_drawn(task: Task) -> None:
-    """Another secret draws other rows, so nothing that a client can compute tells which rows are drawn."""
+    """Another secret draws other rows, so nothing that a client can compute tells which rows are
+    drawn."""
     write(task.log, "answers", FIRST, [answer(FIRST, number) for number in range(1000)])
     ours = set(drawn(task, num_rows=500)["request_id"].to_pylist())
     stored = DrawSecret(key=(b"t" * 32).hex()).model_dump_json()
     storage.write_bytes(TaskPaths(task.recipe.task_uri).draw_secret, stored.encode())
-    assert len(ours & set(drawn(task, num_rows=500)["request_id"].to_pylist())) == pytest.approx(250, abs=40)
+    assert len(ours & set(drawn(task, num_rows=500)["request_id"].to_pylist())) == pytest.approx(
+        250, abs=40
+    )
 
 
 def test_answers_of_a_canary_are_drawn_and_those_of_a_shadow_are_not(task: Task) -> None:
-    canary = [answer(FIRST, 10 + number, arm="canary", digest="challenger-digest") for number in range(3)]
-    shadow = [answer(FIRST, number, arm="shadow", digest="challenger-digest") for number in range(3)]
-    write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(3)), *canary, *shadow])
+    canary = [
+        answer(FIRST, 10 + number, arm="canary", digest="challenger-digest") for number in range(3)
+    ]
+    shadow = [
+        answer(FIRST, number, arm="shadow", digest="challenger-digest") for number in range(3)
+    ]
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [*(answer(FIRST, number) for number in range(3)), *canary, *shadow],
+    )
     to = task.folder / "both.parquet"
     arguments: dict[str, Any] = {"days": [FIRST], "num_rows": 100, "to": to.as_uri()}
-    assert export_answers(task.recipe, digest=DIGEST, challenger="challenger-digest", **arguments) == 6
+    assert (
+        export_answers(task.recipe, digest=DIGEST, challenger="challenger-digest", **arguments) == 6
+    )
     assert export_answers(task.recipe, digest=DIGEST, challenger="another", **arguments) == 3
     assert len(drawn(task, num_rows=100)) == 3
 
 
 def test_the_answers_that_are_compared_with_a_canary_are_drawn_first(task: Task) -> None:
     rows = [answer(FIRST, number, subject=f"s{number % 50}") for number in range(400)]
-    canary = [answer(FIRST, 1000 + number, arm="canary", digest="challenger-digest") for number in range(40)]
+    canary = [
+        answer(FIRST, 1000 + number, arm="canary", digest="challenger-digest")
+        for number in range(40)
+    ]
     write(task.log, "answers", FIRST, [*rows, *canary])
     challenger = ChallengerConfig(version="v2", canary=0.1)
     recipe = task.recipe.model_copy(
@@ -136,9 +182,14 @@ def test_the_last_imported_label_of_a_text_counts(task: Task) -> None:
 
 def test_texts_filled_in_by_people_are_redacted(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, number, text=None) for number in range(2)])
-    kept, num = import_with(task, drawn(task, num_rows=2), ["a", "b"], text=["ann.lee@example.org is ill", None])
+    kept, num = import_with(
+        task, drawn(task, num_rows=2), ["a", "b"], text=["ann.lee@example.org is ill", None]
+    )
     assert num == 2
-    assert pq.read_table(kept.removeprefix("file://"))["text"].to_pylist() == ["[email] is ill", None]
+    assert pq.read_table(kept.removeprefix("file://"))["text"].to_pylist() == [
+        "[email] is ill",
+        None,
+    ]
     assert audited_rows(task.recipe, since=LONG_AGO).texts == ("[email] is ill",)
 
 
@@ -163,7 +214,9 @@ def test_a_labelled_row_without_an_id_is_rejected(task: Task) -> None:
     assert import_with(task, table, ["a", None], request_id=[ids[0], None])[1] == 1
 
 
-@pytest.mark.parametrize("days", ["2026-03-07:2026-03-01", "2026-03-01", "2026-03-01:", "1 March:2 March"])
+@pytest.mark.parametrize(
+    "days", ["2026-03-07:2026-03-01", "2026-03-01", "2026-03-01:", "1 March:2 March"]
+)
 def test_days_that_are_not_a_range_are_rejected(days: str) -> None:
     with pytest.raises(AuditError, match="--days is "):
         parse_days(days)
@@ -172,13 +225,20 @@ def test_days_that_are_not_a_range_are_rejected(days: str) -> None:
 
 def test_answers_to_one_subject_share_a_split_key(task: Task) -> None:
     subjects = ["s", "s", "t", None, None]
-    write(task.log, "answers", FIRST, [answer(FIRST, number, subject=name) for number, name in enumerate(subjects)])
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [answer(FIRST, number, subject=name) for number, name in enumerate(subjects)],
+    )
     import_with(task, drawn(task, num_rows=5), ["a"] * 5)
     keys = audited_rows(task.recipe, since=LONG_AGO).split_keys
     assert sorted(keys or ()) == [f"{FIRST}-3", f"{FIRST}-4", "s", "s", "t"]
 
 
-def test_only_answers_since_a_time_are_returned_and_texts_of_one_request_share_a_split_key(task: Task) -> None:
+def test_only_answers_since_a_time_are_returned_and_texts_of_one_request_share_a_split_key(
+    task: Task,
+) -> None:
     rows = [answer(FIRST, number) for number in range(4)]
     rows[3] |= {"request_id": rows[2]["request_id"], "row": 1}
     write(task.log, "answers", FIRST, rows)

@@ -24,21 +24,41 @@ WATCHED = WatchedVersions("champion-digest", "trial-digest", ("sex",))
 
 
 def answer(number: int, **fields: Any) -> dict[str, Any]:
-    row = {"request_id": f"r{number}", "row": 0, "at": AT, "digest": "champion-digest", "arm": CHAMPION}
-    return row | {"label": "a", "score": 0.75, "attributes": '{"sex": "f"}', "text": f"text {number}"} | fields
+    row = {
+        "request_id": f"r{number}",
+        "row": 0,
+        "at": AT,
+        "digest": "champion-digest",
+        "arm": CHAMPION,
+    }
+    return (
+        row
+        | {"label": "a", "score": 0.75, "attributes": '{"sex": "f"}', "text": f"text {number}"}
+        | fields
+    )
 
 
 def feedback_row(number: int, label: str, *, minute: int = 0) -> dict[str, Any]:
-    return {"request_id": f"r{number}", "row": 0, "at": AT.replace(minute=minute), "label": label, "caller": None}
+    return {
+        "request_id": f"r{number}",
+        "row": 0,
+        "at": AT.replace(minute=minute),
+        "label": label,
+        "caller": None,
+    }
 
 
-def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()) -> str:
+def log_of(
+    folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()
+) -> str:
     """Write a log in the schema of serving, with one file of each kind."""
     for kind, rows, schema in (("answers", answers, ANSWERS), ("feedback", feedback, FEEDBACK)):
         if rows:
             path = folder / kind / "day=2026-03-01"
             path.mkdir(parents=True)
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(schema)), path / "one.parquet")
+            pq.write_table(
+                pa.Table.from_pylist(list(rows), schema=arrow_schema(schema)), path / "one.parquet"
+            )
     return folder.as_uri()
 
 
@@ -79,7 +99,9 @@ def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -
 
 
 def test_an_answer_without_a_confidence_is_an_answer(tmp_path: Path) -> None:
-    result, _ = read(tmp_path, answers=[answer(0, score=None), answer(1)], feedback=[feedback_row(0, "a")])
+    result, _ = read(
+        tmp_path, answers=[answer(0, score=None), answer(1)], feedback=[feedback_row(0, "a")]
+    )
     assert not result.unanswered
     assert result.outcomes.scores.tolist() == [True]
     assert sorted(result.sample["score"].is_null().to_pylist()) == [False, True]
@@ -88,7 +110,10 @@ def test_an_answer_without_a_confidence_is_an_answer(tmp_path: Path) -> None:
 
 def test_feedback_counts_only_for_answers_to_the_same_key(tmp_path: Path) -> None:
     answers = [answer(0, caller="app"), answer(1, caller="app"), answer(2, caller="app", label="b")]
-    others = [feedback_row(0, "b", minute=9) | {"caller": "other"}, feedback_row(1, "b")]  # the last has no key
+    others = [
+        feedback_row(0, "b", minute=9) | {"caller": "other"},
+        feedback_row(1, "b"),
+    ]  # the last has no key
     own = [feedback_row(0, "a") | {"caller": "app"}, feedback_row(2, "a") | {"caller": "app"}]
     result, labels = read(tmp_path, answers=answers, feedback=[*others, *own])
     assert result.outcomes.scores.tolist() == [True, False]
@@ -99,7 +124,11 @@ def test_the_later_of_two_labels_of_a_text_counts(tmp_path: Path) -> None:
     result, labels = read(
         tmp_path,
         answers=[answer(0)],
-        feedback=[feedback_row(0, "a", minute=5), feedback_row(0, "b", minute=1), feedback_row(0, "c", minute=2)],
+        feedback=[
+            feedback_row(0, "a", minute=5),
+            feedback_row(0, "b", minute=1),
+            feedback_row(0, "c", minute=2),
+        ],
     )
     assert result.outcomes.scores.tolist() == [True]
     assert (labels.counts - 1).sum() == 2
@@ -108,21 +137,27 @@ def test_the_later_of_two_labels_of_a_text_counts(tmp_path: Path) -> None:
 def test_an_audit_label_takes_precedence_over_feedback(tmp_path: Path) -> None:
     log = log_of(tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
-    pq.write_table(pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
+    pq.write_table(
+        pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit
+    )
     labels = read_labels(log_files(log, "feedback"), secret=SECRET, audits=[audit.as_uri()])
     result = read_traffic(log_files(log, "answers"), WATCHED, labels=labels, secret=SECRET)
     assert result.outcomes.scores.tolist() == [True]
     assert result.outcomes.audited.tolist() == [True]
 
 
-def test_the_sample_does_not_depend_on_the_files_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_does_not_depend_on_the_files_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(traffic, "MAX_SAMPLE_ROWS", 20)
     monkeypatch.setattr(log_reader, "FILES_PER_TASK", 2)
     rows = [answer(number, score=number / 100) for number in range(100)]
     files = []
     for start in range(0, 100, 10):
         uri = tmp_path / f"{start}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(ANSWERS)), uri)
+        pq.write_table(
+            pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(ANSWERS)), uri
+        )
         files.append(uri.as_uri())
     whole = tmp_path / "whole.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(ANSWERS)), whole)
@@ -132,7 +167,9 @@ def test_the_sample_does_not_depend_on_the_files_of_the_log(tmp_path: Path, monk
     )
     assert len(cut) == 20
     assert cut.equals(at_once)
-    smallest = sorted(key_of(f"r{number}", 0, caller=None, secret=SECRET) for number in range(100))[:20]
+    smallest = sorted(key_of(f"r{number}", 0, caller=None, secret=SECRET) for number in range(100))[
+        :20
+    ]
     assert cut["key"].to_pylist() == smallest
 
 
@@ -148,9 +185,12 @@ def test_a_file_that_does_not_belong_to_a_log_is_refused(tmp_path: Path) -> None
     with pytest.raises(TrafficError, match=r"text\.parquet is not a readable Parquet file"):
         read_traffic([text.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET)
     with pytest.raises(
-        TrafficError, match=r"other\.parquet does not belong to a request log: it has no columns .*request_id"
+        TrafficError,
+        match=r"other\.parquet does not belong to a request log: it has no columns .*request_id",
     ):
-        read_traffic([other.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET)
+        read_traffic(
+            [other.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET
+        )
 
 
 def test_a_missing_log_has_no_days(tmp_path: Path) -> None:
@@ -173,16 +213,21 @@ def test_rows_without_an_attribute_belong_to_the_group_of_missing_values(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.timestamp("s", tz="UTC"), pa.timestamp("ns", tz="Europe/Berlin"), pa.timestamp("ms")]
+    "kind",
+    [pa.timestamp("s", tz="UTC"), pa.timestamp("ns", tz="Europe/Berlin"), pa.timestamp("ms")],
 )
 def test_times_in_other_units_are_converted(tmp_path: Path, kind: pa.DataType) -> None:
     log = log_of(
-        tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=1), feedback_row(0, "a", minute=2)]
+        tmp_path,
+        answers=[answer(0)],
+        feedback=[feedback_row(0, "b", minute=1), feedback_row(0, "a", minute=2)],
     )
     for uri in [*log_files(log, "answers"), *log_files(log, "feedback")]:
         table = pq.read_table(uri)
         index = table.column_names.index("at")
-        pq.write_table(table.set_column(index, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path))
+        pq.write_table(
+            table.set_column(index, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path)
+        )
     labels = read_labels(log_files(log, "feedback"), secret=SECRET)
     result = read_traffic(log_files(log, "answers"), WATCHED, labels=labels, secret=SECRET)
     assert result.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
@@ -194,16 +239,25 @@ def test_answered_labels_of_all_versions_are_counted(tmp_path: Path) -> None:
     result, labels = read(
         tmp_path,
         answers=[answer(0), answer(1, arm=None, digest="another"), answer(2), answer(3)],
-        feedback=[feedback_row(0, "a"), feedback_row(0, "b", minute=1), feedback_row(1, "a"), feedback_row(9, "a")],
+        feedback=[
+            feedback_row(0, "a"),
+            feedback_row(0, "b", minute=1),
+            feedback_row(1, "a"),
+            feedback_row(9, "a"),
+        ],
     )
     assert result.answered.tolist() == sorted(
-        labels.keys.tolist().index(key_of(f"r{number}", 0, caller=None, secret=SECRET)) for number in (0, 1)
+        labels.keys.tolist().index(key_of(f"r{number}", 0, caller=None, secret=SECRET))
+        for number in (0, 1)
     )
     assert sorted(labels.counts.tolist()) == [1, 1, 2]
 
 
 def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
-    num, log = 20_000, log_of(tmp_path, feedback=[feedback_row(number, "a") for number in range(20_000)])
+    num, log = (
+        20_000,
+        log_of(tmp_path, feedback=[feedback_row(number, "a") for number in range(20_000)]),
+    )
     files = log_files(log, "feedback")
     small = log_of(tmp_path / "small", feedback=[feedback_row(0, "a")])
     read_labels(log_files(small, "feedback"), secret=SECRET)
@@ -211,7 +265,9 @@ def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(log_reader, "read_columns", lambda uri, _: tables[0].slice(int(uri) * 500, 500))
+            patch.setattr(
+                log_reader, "read_columns", lambda uri, _: tables[0].slice(int(uri) * 500, 500)
+            )
             labels = read_labels([str(part) for part in range(40)], secret=SECRET)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -220,27 +276,42 @@ def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
     assert peak < 120 * num
 
 
-def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_label(tmp_path: Path) -> None:
-    log = log_of(tmp_path, answers=[answer(number) for number in range(3)], feedback=[feedback_row(2, "b")])
+def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_label(
+    tmp_path: Path,
+) -> None:
+    log = log_of(
+        tmp_path, answers=[answer(number) for number in range(3)], feedback=[feedback_row(2, "b")]
+    )
     audits = []
-    for number, rows in enumerate([[], [feedback_row(0, "b")], [feedback_row(0, "a"), feedback_row(1, "a")]]):
+    for number, rows in enumerate(
+        [[], [feedback_row(0, "b")], [feedback_row(0, "a"), feedback_row(1, "a")]]
+    ):
         audits.append(tmp_path / f"{number}.parquet")
         pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FEEDBACK)), audits[-1])
     files = {kind: log_files(log, kind) for kind in ("answers", "feedback")}
-    labels = read_labels(files["feedback"], secret=SECRET, audits=[path.as_uri() for path in audits])
+    labels = read_labels(
+        files["feedback"], secret=SECRET, audits=[path.as_uri() for path in audits]
+    )
     result = read_traffic(files["answers"], WATCHED, labels=labels, secret=SECRET).outcomes
     by_key = {
         int(key): (int(audit), bool(right))
         for key, audit, right in zip(result.keys, result.audits, result.scores, strict=True)
     }
-    keys = [log_reader.key_of(answer(number)["request_id"], 0, caller=None, secret=SECRET) for number in range(3)]
+    keys = [
+        log_reader.key_of(answer(number)["request_id"], 0, caller=None, secret=SECRET)
+        for number in range(3)
+    ]
     assert [by_key[key] for key in keys] == [(2, True), (3, True), (0, False)]
 
 
-def test_answers_with_one_subject_are_one_unit_and_others_belong_to_their_request(tmp_path: Path) -> None:
+def test_answers_with_one_subject_are_one_unit_and_others_belong_to_their_request(
+    tmp_path: Path,
+) -> None:
     rows = [answer(number, subject="s") for number in range(2)]
     rows += [answer(2), answer(3), answer(3) | {"row": 1}]
-    labels = [feedback_row(number, "a") for number in range(4)] + [feedback_row(3, "a") | {"row": 1}]
+    labels = [feedback_row(number, "a") for number in range(4)] + [
+        feedback_row(3, "a") | {"row": 1}
+    ]
     result, _ = read(tmp_path, answers=rows, feedback=labels)
     units, counts = np.unique(result.outcomes.units, return_counts=True)
     assert sorted(counts) == [1, 2, 2]

@@ -41,7 +41,9 @@ def accuracy(n: int, right: int) -> GroupAccuracy:
     return GroupAccuracy(n, right, effective=n)
 
 
-def of_champion(right: int, wrong: int, sex: str, *, first: int = 0) -> list[tuple[int, str, bool, str]]:
+def of_champion(
+    right: int, wrong: int, sex: str, *, first: int = 0
+) -> list[tuple[int, str, bool, str]]:
     return [(first + number, "champion", number < right, sex) for number in range(right + wrong)]
 
 
@@ -57,10 +59,17 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
     # answers without a class have no confidence
     assert (result.accuracy, result.coverage, result.estimate) == (0.8, 0.1, 0.75)
-    assert result.interval == pytest.approx((0.711, 0.867), abs=1e-3)  # Wilson interval for 80 of 100
+    assert result.interval == pytest.approx(
+        (0.711, 0.867), abs=1e-3
+    )  # Wilson interval for 80 of 100
     audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
     assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.75)
-    assert quality(Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True).estimate is None
+    assert (
+        quality(
+            Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True
+        ).estimate
+        is None
+    )
 
 
 def test_the_confident_share_is_that_of_the_answers_with_a_confidence() -> None:
@@ -73,9 +82,20 @@ def test_the_confident_share_is_that_of_the_answers_with_a_confidence() -> None:
 
 def test_a_duplicate_row_of_the_log_counts_once() -> None:
     labelled = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
-    result = quality(Traffic(20, {("champion", "d"): 20}, outcomes=labelled), champion="d", alpha=ALPHA, audited=True)
+    result = quality(
+        Traffic(20, {("champion", "d"): 20}, outcomes=labelled),
+        champion="d",
+        alpha=ALPHA,
+        audited=True,
+    )
     assert (result.labelled, result.right) == (10, 8)
-    gate = group_gate(labelled, columns=("sex",), reference={"sex = f": accuracy(100, 80)}, limits=LIMITS, alpha=ALPHA)
+    gate = group_gate(
+        labelled,
+        columns=("sex",),
+        reference={"sex = f": accuracy(100, 80)},
+        limits=LIMITS,
+        alpha=ALPHA,
+    )
     assert gate.bounds[0].n == 10
 
 
@@ -85,7 +105,11 @@ def test_feedback_fails_no_group_and_is_only_displayed() -> None:
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
     by_feedback = group_gate(
-        feedback_as_audit(labelled), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA
+        feedback_as_audit(labelled),
+        columns=("sex",),
+        reference=reference,
+        limits=LIMITS,
+        alpha=ALPHA,
     )
     assert (by_feedback.state, by_feedback.bounds[0].n) == (State.FAILS, 200)
     both = replace(outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000)))
@@ -105,7 +129,13 @@ def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
 
 def test_few_labels_of_a_group_are_not_assessable() -> None:
     labelled = outcomes(*of_champion(5, 2, "f"))
-    gate = group_gate(labelled, columns=("sex",), reference={"sex = f": accuracy(100, 80)}, limits=LIMITS, alpha=ALPHA)
+    gate = group_gate(
+        labelled,
+        columns=("sex",),
+        reference={"sex = f": accuracy(100, 80)},
+        limits=LIMITS,
+        alpha=ALPHA,
+    )
     assert [bound.state for bound in gate.bounds] == [State.NOT_ASSESSABLE]
 
 
@@ -117,7 +147,9 @@ def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
             right = int(chance.binomial(150, 0.8))
             rows += of_champion(right, 150 - right, sex, first=1000 * index)
         reference = {f"sex = {sex}": accuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
-        gate = group_gate(outcomes(*rows), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
+        gate = group_gate(
+            outcomes(*rows), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA
+        )
         failed += gate.state is State.FAILS
     assert failed / 40 <= ALPHA + 0.08
 
@@ -128,10 +160,16 @@ def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit:
     for _ in range(runs):
         right = np.repeat(chance.random(100) < 0.8, per_unit).tolist()
         labelled = outcomes(*((key, "champion", answer, "f") for key, answer in enumerate(right)))
-        labelled = replace(labelled, units=np.arange(len(right), dtype=np.uint64) // np.uint64(per_unit))
+        labelled = replace(
+            labelled, units=np.arange(len(right), dtype=np.uint64) // np.uint64(per_unit)
+        )
         before = int(chance.binomial(400, 0.8))
         gate = group_gate(
-            labelled, columns=("sex",), reference={"sex = f": accuracy(400, before)}, limits=LIMITS, alpha=ALPHA
+            labelled,
+            columns=("sex",),
+            reference={"sex = f": accuracy(400, before)},
+            limits=LIMITS,
+            alpha=ALPHA,
         )
         assert gate.bounds[0].n == 100 * per_unit
         failed += gate.state is State.FAILS
@@ -142,27 +180,58 @@ def test_the_interval_of_the_accuracy_is_that_of_the_effective_rows() -> None:
     labelled = outcomes(*of_champion(80, 20, "f"))
     traffic = Traffic(100, {("champion", "d"): 100}, outcomes=labelled)
     single = quality(traffic, champion="d", alpha=ALPHA, audited=True)
-    alike = np.concatenate([np.repeat(np.arange(20), 4), np.repeat(np.arange(20, 25), 4)]).astype(np.uint64)
-    paired = quality(replace(traffic, outcomes=replace(labelled, units=alike)), champion="d", alpha=ALPHA, audited=True)
+    alike = np.concatenate([np.repeat(np.arange(20), 4), np.repeat(np.arange(20, 25), 4)]).astype(
+        np.uint64
+    )
+    paired = quality(
+        replace(traffic, outcomes=replace(labelled, units=alike)),
+        champion="d",
+        alpha=ALPHA,
+        audited=True,
+    )
     assert (paired.accuracy, paired.labelled) == (single.accuracy, 100)
-    assert paired.interval == pytest.approx((0.609, 0.911), abs=1e-3)  # Wilson interval for 20 of 25
+    assert paired.interval == pytest.approx(
+        (0.609, 0.911), abs=1e-3
+    )  # Wilson interval for 20 of 25
 
 
 def test_group_values_outside_the_reference_are_counted_but_not_printed() -> None:
     labelled = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
-    gate = group_gate(labelled, columns=("sex",), reference={"sex = f": accuracy(10, 5)}, limits=LIMITS, alpha=ALPHA)
+    gate = group_gate(
+        labelled,
+        columns=("sex",),
+        reference={"sex = f": accuracy(10, 5)},
+        limits=LIMITS,
+        alpha=ALPHA,
+    )
     assert [bound.what for bound in gate.bounds] == ["change for sex = f"]
     assert gate.note == "labelled rows that were not compared: 10 of sex = (others)"
     nothing = group_gate(Outcomes(), columns=("sex",), reference={}, limits=LIMITS, alpha=ALPHA)
-    assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer belongs to a group")
-    alone = group_gate(labelled, columns=("sex",), reference={"sex = m": accuracy(10, 5)}, limits=LIMITS, alpha=ALPHA)
-    assert (alone.bounds, alone.note) == ((), "labelled rows that were not compared: 20 of sex = (others)")
+    assert (nothing.state, nothing.note) == (
+        State.NOT_ASSESSABLE,
+        "no labelled answer belongs to a group",
+    )
+    alone = group_gate(
+        labelled,
+        columns=("sex",),
+        reference={"sex = m": accuracy(10, 5)},
+        limits=LIMITS,
+        alpha=ALPHA,
+    )
+    assert (alone.bounds, alone.note) == (
+        (),
+        "labelled rows that were not compared: 20 of sex = (others)",
+    )
 
 
 def test_rows_without_a_value_form_the_same_group_as_in_the_reference() -> None:
     labelled = outcomes(*of_champion(5, 5, NO_GROUP))
     gate = group_gate(
-        labelled, columns=("sex",), reference={"sex = (none)": accuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
+        labelled,
+        columns=("sex",),
+        reference={"sex = (none)": accuracy(10, 5)},
+        limits=LIMITS,
+        alpha=ALPHA,
     )
     assert [(bound.what, bound.n) for bound in gate.bounds] == [("change for sex = (none)", 10)]
 
@@ -174,7 +243,9 @@ def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
     fixed = fixed_groups(reference, columns=("sex", "ward"))
     assert fixed == ("sex = f", *(f"ward = {number:02}" for number in range(20)))
     rows = [(number, "champion", True, f"{number % 40:02}") for number in range(400)]
-    masks = group_masks(outcomes(*rows), columns=("ward",), fixed=fixed_groups(reference, columns=("ward",)))
+    masks = group_masks(
+        outcomes(*rows), columns=("ward",), fixed=fixed_groups(reference, columns=("ward",))
+    )
     assert len(masks) == 21
     assert int(masks["ward = (others)"].sum()) == 200
     assert sum(int(mask.sum()) for mask in masks.values()) == 400

@@ -46,11 +46,26 @@ def report(**fields: Any) -> Report:
 
 
 def day_of(
-    name: str, *, units: Sequence[int], won: int = 1, made_at: str = "2026-03-09T01:00:00+00:00", digest: str = "t"
+    name: str,
+    *,
+    units: Sequence[int],
+    won: int = 1,
+    made_at: str = "2026-03-09T01:00:00+00:00",
+    digest: str = "t",
 ) -> Report:
-    """Return the report of a day on which the challenger's shadow wins by `won` for each of these subjects."""
+    """Return the report of a day on which the challenger's shadow wins by `won` for each of these
+    subjects."""
     outcomes = tuple(
-        UnitOutcome(unit=unit, is_subject=True, arm="shadow", audit=1, hour=-1, groups=(), answers=1, right=won)
+        UnitOutcome(
+            unit=unit,
+            is_subject=True,
+            arm="shadow",
+            audit=1,
+            hour=-1,
+            groups=(),
+            answers=1,
+            right=won,
+        )
         for unit in units
     )
     day = ChallengerDay(digest=digest, groups=("sex = f", "sex = m"), outcomes=outcomes)
@@ -62,7 +77,9 @@ def failing(estimate: float = 0.1, *, what: str = "change for sex = f") -> Gate:
     return gate("groups", (at_most(0.0, what=what, estimate=estimate, interval=interval, n=100),))
 
 
-def reasons(*reports: Report, expires: str | None = None, since: str | None = None) -> tuple[str, ...]:
+def reasons(
+    *reports: Report, expires: str | None = None, since: str | None = None
+) -> tuple[str, ...]:
     result = recommend(reports, expires=expires, today=TODAY, since=since)
     assert result.reevaluate == bool(result.reasons)
     return result.reasons
@@ -77,7 +94,8 @@ def test_a_stored_report_is_read_back_unchanged() -> None:
 def test_drift_and_a_failed_group_recommend_a_reevaluation_with_their_values() -> None:
     result = reasons(report(drift=(ALARM,), groups=failing()))
     assert result == (
-        "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false alarms per year: 0.25, n = 500)",
+        "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false alarms per "
+        "year: 0.25, n = 500)",
         "2026-03-08: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
     )
 
@@ -93,16 +111,25 @@ def test_the_latest_window_with_answers_decides() -> None:
 def test_failed_gates_of_past_days_recommend_a_reevaluation_while_labels_are_incomplete() -> None:
     result = reasons(
         report(day="2026-02-20", groups=failing(0.2), labels_until="2026-03-08"),
-        report(day="2026-02-21", groups=failing(), counterfactual=failing(what="flipped"), drift=(ALARM,)),
+        report(
+            day="2026-02-21",
+            groups=failing(),
+            counterfactual=failing(what="flipped"),
+            drift=(ALARM,),
+        ),
         report(),
     )
     assert result == (
-        "2026-02-21: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",  # once, from the latest report
+        # once, from the latest report
+        "2026-02-21: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
         "2026-02-21: flipped: +10.0 points (+5.0 to +15.0, n = 100)",
     )
     late = report(day="2026-02-20", groups=failing(), labels_until="2026-03-08")
     assert len(reasons(late, report())) == 1
-    assert reasons(report(day="2026-02-19", groups=failing(), labels_until="2026-03-07"), report()) == ()
+    assert (
+        reasons(report(day="2026-02-19", groups=failing(), labels_until="2026-03-07"), report())
+        == ()
+    )
 
 
 def test_reports_made_before_the_last_reevaluation_are_ignored() -> None:
@@ -118,7 +145,9 @@ def test_feedback_recommends_nothing() -> None:
 
 
 def test_an_expired_verdict_recommends_a_reevaluation_without_traffic() -> None:
-    assert reasons(expires="2026-03-09T23:00:00+00:00") == ("the champion's verdict expired on 2026-03-09",)
+    assert reasons(expires="2026-03-09T23:00:00+00:00") == (
+        "the champion's verdict expired on 2026-03-09",
+    )
     assert reasons(expires="2026-03-10T00:00:00+00:00") == ()
 
 
@@ -137,7 +166,11 @@ def test_the_days_of_a_challenger_count_once_and_so_do_its_subjects() -> None:
         day_of("2026-03-06", units=range(7), made_at="2026-03-10T01:00:00+00:00"),
         day_of("2026-03-08", units=range(50), digest="another"),
     )
-    assert (len(result.overall), result.overall.num_subjects, result.overall.num_answers) == (22, 22, 25)
+    assert (len(result.overall), result.overall.num_subjects, result.overall.num_answers) == (
+        22,
+        22,
+        25,
+    )
     assert result.decision is Decision.PROMOTE
     assert decided().overall.num_answers == 0
 
@@ -161,7 +194,16 @@ def test_a_canary_continues_the_test_of_a_shadow_that_is_no_longer_compared() ->
     """The proof of the canary alone would be a second test, with its own error."""
     lost = day_of("2026-03-06", units=range(40), won=-1)
     canary = tuple(
-        UnitOutcome(unit=unit, is_subject=True, arm=arm, audit=2, hour=30, groups=(), answers=1, right=arm == "canary")
+        UnitOutcome(
+            unit=unit,
+            is_subject=True,
+            arm=arm,
+            audit=2,
+            hour=30,
+            groups=(),
+            answers=1,
+            right=arm == "canary",
+        )
         for arm, units in (("canary", range(100, 120)), ("champion", range(200, 220)))
         for unit in units
     )
@@ -198,7 +240,8 @@ def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() ->
         "80.0%",
         "Groups by feedback (not used for decisions)",
         "71.0 to 87.0",
-        "Mean confidence: 90.0%. It estimates the accuracy if the confidences are calibrated, and is not used",
+        "Mean confidence: 90.0%. It estimates the accuracy if the confidences are calibrated, "
+        "and is not used",
         "&lt;b&gt;odd&lt;/b&gt;",
         '<span class="state fails">alarm</span>',
     ):
@@ -231,7 +274,10 @@ def test_the_course_of_the_comparison_ends_with_the_e_values_of_the_decision() -
         day_of("2026-03-03", units=range(9), digest="another"),
     ]
     course = challenger_course(reports, digest="t")
-    assert [(point.day, point.units, point.gain) for point in course] == [("2026-03-01", 40, 1), ("2026-03-02", 90, 1)]
+    assert [(point.day, point.units, point.gain) for point in course] == [
+        ("2026-03-01", 40, 1),
+        ("2026-03-02", 90, 1),
+    ]
     values = decided(*reports).overall.values
     assert course[-1].log_e_better == log_e_value(values)
     assert course[-1].log_e_worse == log_e_value(-values)

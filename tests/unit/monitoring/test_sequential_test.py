@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.statistics.confidence_sequence import log_wealth
-from tailorbird.monitoring.sequential_test import Decision, UnitDifferences, decide_challenger, units_needed
+from tailorbird.monitoring.sequential_test import (
+    Decision,
+    UnitDifferences,
+    decide_challenger,
+    units_needed,
+)
 
 ALPHA, GAIN = 0.05, 0.03
 
@@ -23,7 +28,9 @@ def test_the_units_needed_give_a_power_of_at_least_eighty_percent(
 ) -> None:
     points = np.array(values)
     needed = units_needed(float(points @ shares), variance=float(points**2 @ shares), alpha=ALPHA)
-    counts = np.random.default_rng(7).multinomial(5, shares, size=(1000, needed // 5)).cumsum(axis=1)
+    counts = (
+        np.random.default_rng(7).multinomial(5, shares, size=(1000, needed // 5)).cumsum(axis=1)
+    )
     proven = log_wealth(points, counts=counts, mean=0.0) >= -math.log(ALPHA)
     assert 0.78 <= np.mean(proven.any(axis=1)) <= 0.9  # the number is at most a fifth too large
 
@@ -31,7 +38,9 @@ def test_the_units_needed_give_a_power_of_at_least_eighty_percent(
 def test_more_units_are_needed_for_a_smaller_gain_or_a_larger_variance() -> None:
     needed = [units_needed(gain, variance=0.2, alpha=ALPHA) for gain in (0.1, 0.03, 0.01, 0.001)]
     assert needed == sorted(needed)
-    assert units_needed(GAIN, variance=0.1, alpha=ALPHA) < units_needed(GAIN, variance=0.3, alpha=ALPHA)
+    assert units_needed(GAIN, variance=0.1, alpha=ALPHA) < units_needed(
+        GAIN, variance=0.3, alpha=ALPHA
+    )
     assert units_needed(0.5, variance=0.2, alpha=ALPHA) > 0  # a gain above the variance
     with pytest.raises(ValueError, match="gain is 0"):
         units_needed(0.0, variance=0.2, alpha=ALPHA)
@@ -51,12 +60,14 @@ def test_a_challenger_is_promoted_stopped_or_continued() -> None:
 
 
 def test_to_continue_names_the_units_and_how_many_more_are_needed() -> None:
-    continued = decide_challenger(units(30, 25, ties=500, num_subjects=555), groups={}, alpha=ALPHA, gain=GAIN)
+    continued = decide_challenger(
+        units(30, 25, ties=500, num_subjects=555), groups={}, alpha=ALPHA, gain=GAIN
+    )
     needed = units_needed(GAIN, variance=60 / 575, alpha=ALPHA)
     assert continued.decision is Decision.CONTINUE
     assert continued.reason == (
-        "+0.9 points over 555 subjects (555 labelled answers); proving a true difference of +3 points takes about "
-        f"{needed:,} units (power 0.8): {needed - 555:,} more"
+        "+0.9 points over 555 subjects (555 labelled answers); proving a true difference of +3 "
+        f"points takes about {needed:,} units (power 0.8): {needed - 555:,} more"
     )
     nothing = decide_challenger(UnitDifferences(), groups={}, alpha=ALPHA, gain=GAIN)
     assert nothing.reason.startswith("0 requests (0 labelled answers); proving")
@@ -67,7 +78,8 @@ def test_to_continue_names_the_units_and_how_many_more_are_needed() -> None:
 def test_a_canary_names_the_units_of_the_champion() -> None:
     matched = UnitDifferences(np.zeros(1), num_subjects=1, num_answers=2, matched=True)
     assert matched.sentence() == (
-        "+0.0 points over 1 subject (2 labelled answers), each matched with the champion's of its hour"
+        "+0.0 points over 1 subject (2 labelled answers), each matched with the champion's of its "
+        "hour"
     )
 
 

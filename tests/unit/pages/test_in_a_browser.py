@@ -1,4 +1,5 @@
-"""All stored pages in a real browser: accessible, without overflow and requests, and usable with the keyboard alone."""
+"""All stored pages in a real browser: accessible, without overflow and requests, and usable with
+the keyboard alone."""
 
 import re
 from collections.abc import Callable
@@ -24,9 +25,21 @@ from tailorbird.monitoring.report import Report
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
-from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
+from tests.browser import (
+    WIDTHS,
+    OpenPage,
+    accessibility_faults,
+    broken_links,
+    keyboard_faults,
+    overflow,
+)
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
-from tests.unit.evaluation.report.test_first_screen import CASCADE, CLOSE, EQUALLY_PRICED, PARTLY_PRICED
+from tests.unit.evaluation.report.test_first_screen import (
+    CASCADE,
+    CLOSE,
+    EQUALLY_PRICED,
+    PARTLY_PRICED,
+)
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.report.test_version_comparison import stored
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -71,7 +84,9 @@ def docs_page(service: type, _folder: Path) -> str:
     return body
 
 
-def console_page(path: str | None, write: Callable[[TaskPaths], object], folder: Path, *, status: int = 200) -> str:
+def console_page(
+    path: str | None, write: Callable[[TaskPaths], object], folder: Path, *, status: int = 200
+) -> str:
     """Return the page of the console at a path, of a registry that `write` fills."""
     paths = TaskPaths(f"{folder.as_uri()}/icd10-chapters")
     write(paths)
@@ -82,7 +97,9 @@ def add_watched_champion(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=40)
     made.add_reports(paths, until=NOW, num_days=5, alarm=True)
     expires = NOW + timedelta(days=300)
-    made.add_watch(paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires)
+    made.add_watch(
+        paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires
+    )
 
 
 def add_watched_chat(paths: TaskPaths) -> None:
@@ -94,7 +111,9 @@ def add_watched_chat(paths: TaskPaths) -> None:
 def add_many_runs(paths: TaskPaths) -> None:
     """Write runs for three pages of the list."""
     times = (NOW - timedelta(hours=hours) for hours in range(40, 0, -1))
-    made.add_looks(paths, *(made.add_run(paths, f"{number:016x}", at=at) for number, at in enumerate(times)))
+    made.add_looks(
+        paths, *(made.add_run(paths, f"{number:016x}", at=at) for number, at in enumerate(times))
+    )
 
 
 def add_damaged_run(paths: TaskPaths) -> None:
@@ -127,7 +146,9 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "comparison in a notebook": comparison_page,
     "watch without answers": lambda _: watch_page(),
     "watch without alarms": lambda _: watch_page(report(day="2026-03-07"), report()),
-    "watch with alarms": lambda _: watch_page(report(day="2026-03-07"), report(drift=(ALARM,), groups=failing())),
+    "watch with alarms": lambda _: watch_page(
+        report(day="2026-03-07"), report(drift=(ALARM,), groups=failing())
+    ),
     "watch of a challenger": lambda _: watch_page(day_of("2026-03-06", units=range(70))),
     "watch of an expired verdict": lambda _: watch_page(report(), expires=EXPIRED),
     "API of a classifier": partial(docs_page, Classifier),
@@ -138,20 +159,34 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "console, chat task": partial(console_page, TASK, add_watched_chat),
     "console, expired": partial(console_page, TASK, partial(add_champion, days_ago=400)),
     "console, many runs": partial(console_page, TASK, add_many_runs),
-    "console, no champion": partial(console_page, TASK, lambda paths: made.add_run(paths, RUN, at=NOW)),
-    "console, tasks during a run": partial(console_page, None, lambda paths: add_progress(paths, RUN, minutes_ago=1)),
-    "console, versions": partial(console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)),
+    "console, no champion": partial(
+        console_page, TASK, lambda paths: made.add_run(paths, RUN, at=NOW)
+    ),
+    "console, tasks during a run": partial(
+        console_page, None, lambda paths: add_progress(paths, RUN, minutes_ago=1)
+    ),
+    "console, versions": partial(
+        console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)
+    ),
     "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
     "console, run of equal costs": partial(
         console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=EQUALLY_PRICED)
     ),
-    "console, run of close scores": partial(console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=CLOSE)),
-    "console, running": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=1)),
-    "console, stale": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=600)),
+    "console, run of close scores": partial(
+        console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=CLOSE)
+    ),
+    "console, running": partial(
+        console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=1)
+    ),
+    "console, stale": partial(
+        console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=600)
+    ),
     "console, failed": partial(
         console_page,
         PAGE_OF_RUN,
-        lambda paths: add_progress(paths, RUN, minutes_ago=9, status="failed", error="TrainingFailed: " + "x" * 200),
+        lambda paths: add_progress(
+            paths, RUN, minutes_ago=9, status="failed", error="TrainingFailed: " + "x" * 200
+        ),
     ),
     "console, damaged records": partial(console_page, None, add_damaged_run),
     "console, run with damaged records": partial(console_page, PAGE_OF_RUN, add_damaged_run),
@@ -159,16 +194,28 @@ PAGES: dict[str, Callable[[Path], str]] = {
 }
 """Stored pages by name and state, each as a function of a folder that returns its HTML."""
 OTHER_FIGURES = (
-    "report STAY", "report INSUFFICIENT_EVIDENCE", "report with a cost that is not known", "report of equal costs",
-    "report of close scores", "console, run of equal costs", "console, run of close scores", "console, many runs",
-)  # fmt: skip
+    "report STAY",
+    "report INSUFFICIENT_EVIDENCE",
+    "report with a cost that is not known",
+    "report of equal costs",
+    "report of close scores",
+    "console, run of equal costs",
+    "console, run of close scores",
+    "console, many runs",
+)
 """Pages with the elements of another page and other figures, which are tested before a release."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name in OTHER_FIGURES else name for name in PAGES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in OTHER_FIGURES else name
+        for name in PAGES
+    ],
 )
-def test_a_page_is_accessible_and_fits_each_width(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+def test_a_page_is_accessible_and_fits_each_width(
+    open_page: OpenPage, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
     page = open_page((tmp_path / "page.html").as_uri())
     assert accessibility_faults(page) == []
@@ -178,7 +225,9 @@ def test_a_page_is_accessible_and_fits_each_width(open_page: OpenPage, tmp_path:
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("report ")])
-def test_the_four_answers_of_a_report_are_on_the_first_screen(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+def test_the_four_answers_of_a_report_are_on_the_first_screen(
+    open_page: OpenPage, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
     page = open_page((tmp_path / "page.html").as_uri())
     page.set_viewport_size({"width": 1200, "height": 800})
@@ -186,7 +235,12 @@ def test_the_four_answers_of_a_report_are_on_the_first_screen(open_page: OpenPag
         """Object.fromEntries([...document.querySelectorAll(".verdict, .answers > section")]
         .map(part => [part.querySelector("h2").firstChild.textContent.trim(), part.getBoundingClientRect().bottom]))"""
     )
-    assert list(ends) == ["What should I do?", "How sure is this?", "What does it cost?", "What would change it?"]
+    assert list(ends) == [
+        "What should I do?",
+        "How sure is this?",
+        "What does it cost?",
+        "What would change it?",
+    ]
     assert {question: end for question, end in ends.items() if end > 800} == {}
 
 
@@ -223,7 +277,9 @@ OVERLAPS = """() => {
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_no_label_and_no_dot_covers_a_dot_of_the_contenders(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+def test_no_label_and_no_dot_covers_a_dot_of_the_contenders(
+    open_page: OpenPage, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
     page = open_page((tmp_path / "page.html").as_uri())
     for width in (*WIDTHS, 360, 1200):
@@ -234,7 +290,9 @@ def test_no_label_and_no_dot_covers_a_dot_of_the_contenders(open_page: OpenPage,
 
 
 @pytest.mark.parametrize("name", ["report FINE_TUNE", "report HYBRID"])
-def test_a_report_is_printed_within_the_sheet(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+def test_a_report_is_printed_within_the_sheet(
+    open_page: OpenPage, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
     page = open_page((tmp_path / "page.html").as_uri())
     page.emulate_media(media="print")
@@ -253,7 +311,9 @@ def test_a_report_is_printed_within_the_sheet(open_page: OpenPage, tmp_path: Pat
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_a_report_shows_outcome_and_interval(open_page: OpenPage, tmp_path: Path, outcome: str) -> None:
+def test_a_report_shows_outcome_and_interval(
+    open_page: OpenPage, tmp_path: Path, outcome: str
+) -> None:
     verdict = evidence_for(outcome).verdict
     (tmp_path / "page.html").write_text(report_page(outcome, tmp_path), encoding="utf-8")
     shown = open_page((tmp_path / "page.html").as_uri(), width=320).locator("body").inner_text()

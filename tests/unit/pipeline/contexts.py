@@ -21,12 +21,21 @@ from tailorbird.pipeline.tasks import task_of
 
 def recipe_at(folder: Path, **sections: object) -> Recipe:
     """Return a recipe whose registry is a local folder, which a recipe file does not allow."""
-    required = {"name": "task", "base_model": "s3://m/base", "data": {"train": "s3://lake/x"}, "registry": "s3://m"}
-    return Recipe.model_validate(required | sections).model_copy(update={"registry": folder.as_uri()})
+    required = {
+        "name": "task",
+        "base_model": "s3://m/base",
+        "data": {"train": "s3://lake/x"},
+        "registry": "s3://m",
+    }
+    return Recipe.model_validate(required | sections).model_copy(
+        update={"registry": folder.as_uri()}
+    )
 
 
 def rows_of(texts: list[str], labels: list[str], *, first: int = 0) -> Rows:
-    return Rows(tuple(str(first + index) for index in range(len(texts))), tuple(texts), tuple(labels))
+    return Rows(
+        tuple(str(first + index) for index in range(len(texts))), tuple(texts), tuple(labels)
+    )
 
 
 def splits_of(*, num_train: int = 8) -> Splits:
@@ -46,7 +55,10 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
     code = CodeVersion("c" * 64, f"{recipe.task_uri}/code/c.zip")
     inputs = RunInputs(recipe, data, BaseModelRecord(base_model, base_model, {}), code)
     protocol = build_protocol(
-        recipe.evaluation, serving=recipe.serving, test_sha256=data.hashes["test"], num_test_rows=len(cleaned.test)
+        recipe.evaluation,
+        serving=recipe.serving,
+        test_sha256=data.hashes["test"],
+        num_test_rows=len(cleaned.test),
     )
     registered = Preregistration(
         protocol=protocol,

@@ -21,7 +21,9 @@ from tailorbird.registry.versions import (
 from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
 
 
-def config_of(code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:00:00+00:00") -> VersionConfig:
+def config_of(
+    code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:00:00+00:00"
+) -> VersionConfig:
     return VersionConfig(
         kind="probe",
         classes=("a", "b"),
@@ -43,7 +45,9 @@ def test_a_resumed_run_does_not_change_the_config(tmp_path: Path) -> None:
     assert read_artifact_config(uri).temperature == 1
     set_decision(Contender("probe", uri, 0.5), DecisionFit(1.4, (), 0.5))
     before = storage.read_bytes(f"{uri}/config.json")
-    make_loadable(uri, config_of(created_at="2030-01-01T00:00:00+00:00"))  # the next run on the same weights
+    make_loadable(
+        uri, config_of(created_at="2030-01-01T00:00:00+00:00")
+    )  # the next run on the same weights
     set_decision(Contender("probe", uri, 0.5), DecisionFit(1.4, (), 0.5))
     assert storage.read_bytes(f"{uri}/config.json") == before
     assert read_artifact_config(uri) == config_of().model_copy(update={"temperature": 1.4})
@@ -54,7 +58,10 @@ def contender(tmp_path: Path) -> Contender:
     """An artifact of an earlier run with the code `c.zip`."""
     folder = tmp_path / "artifact"
     folder.mkdir()
-    save_file({"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}, folder / "head.safetensors")
+    save_file(
+        {"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)},
+        folder / "head.safetensors",
+    )
     write_artifact_config(folder.as_uri(), config_of())
     return Contender("probe", folder.as_uri(), 0.5)
 
@@ -65,7 +72,9 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
     task_uri = (tmp_path / "task").as_uri()
     before = storage.read_bytes(f"{contender.uri}/config.json")
     same, renewed = (
-        register_contender(task_uri, contender.uri, code=f"s3://m/code/{name}.zip", max_spend=None, data=DATA)
+        register_contender(
+            task_uri, contender.uri, code=f"s3://m/code/{name}.zip", max_spend=None, data=DATA
+        )
         for name in "cd"
     )
     assert (same.code, renewed.code) == ("s3://m/code/c.zip", "s3://m/code/d.zip")
@@ -90,9 +99,16 @@ def test_a_version_stores_the_fingerprints_of_its_training_and_validation_rows(
     assert not storage.exists(f"{contender.uri}/{TRAINING_ROWS}")
 
 
-def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(tmp_path: Path) -> None:
+def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(
+    tmp_path: Path,
+) -> None:
     endpoint = Endpoint(
-        url="https://host/v1", model="m", price_input=1, price_output=1, max_spend=5, reported_model="m"
+        url="https://host/v1",
+        model="m",
+        price_input=1,
+        price_output=1,
+        max_spend=5,
+        reported_model="m",
     )
     prompting = Prompting(system="own", max_new_tokens=8)
     fields = {"kind": "endpoint_zero_shot", "endpoint": endpoint, "prompting": prompting}
@@ -100,21 +116,38 @@ def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(t
     contender = Contender("endpoint_zero_shot", (tmp_path / "artifact").as_uri(), 0.5)
     task_uri, code = (tmp_path / "task").as_uri(), config_of().code
     versions = [
-        register_contender(task_uri, contender.uri, code=code, max_spend=limit, data=DATA) for limit in (5, 50, None)
+        register_contender(task_uri, contender.uri, code=code, max_spend=limit, data=DATA)
+        for limit in (5, 50, None)
     ]
-    assert [version.endpoint and version.endpoint.max_spend for version in versions] == [5, 50, None]
-    assert read_artifact_config(versions[1].uri).endpoint == endpoint.model_copy(update={"max_spend": 50})
+    assert [version.endpoint and version.endpoint.max_spend for version in versions] == [
+        5,
+        50,
+        None,
+    ]
+    assert read_artifact_config(versions[1].uri).endpoint == endpoint.model_copy(
+        update={"max_spend": 50}
+    )
     assert not storage.exists(f"{versions[0].uri}/{TRAINING_ROWS}")  # it learned from no rows
-    assert read_artifact_config(contender.uri).endpoint == endpoint  # models are compared by the URI of the artifact
+    assert (
+        read_artifact_config(contender.uri).endpoint == endpoint
+    )  # models are compared by the URI of the artifact
 
 
 def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender) -> None:
     version = register_contender(
-        (tmp_path / "task").as_uri(), contender.uri, code="s3://m/code/c.zip", max_spend=None, data=DATA
+        (tmp_path / "task").as_uri(),
+        contender.uri,
+        code="s3://m/code/c.zip",
+        max_spend=None,
+        data=DATA,
     )
     champion = Contender("champion", version.uri, 0.5)
     again = register_contender(
-        (tmp_path / "task").as_uri(), champion.uri, code="s3://m/code/d.zip", max_spend=None, data=DATA
+        (tmp_path / "task").as_uri(),
+        champion.uri,
+        code="s3://m/code/d.zip",
+        max_spend=None,
+        data=DATA,
     )
     assert again == version
 
@@ -127,7 +160,9 @@ def test_another_temperature_or_offset_is_stored_in_a_copy(contender: Contender)
     assert (copy.kind, copy.validation) == (contender.kind, contender.validation)
     assert storage.read_bytes(f"{contender.uri}/config.json") == before
     assert read_artifact_config(copy.uri).temperature == 1.5
-    decided = set_decision(contender, DecisionFit(1.4, (0.5, *[0.0] * (len(config_of().classes) - 1)), 0.6))
+    decided = set_decision(
+        contender, DecisionFit(1.4, (0.5, *[0.0] * (len(config_of().classes) - 1)), 0.6)
+    )
     assert decided.uri not in (contender.uri, copy.uri)
     assert decided.validation == 0.6
     head = storage.read_bytes(f"{contender.uri}/head.safetensors")

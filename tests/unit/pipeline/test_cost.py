@@ -1,4 +1,5 @@
-"""The cost of a champion that is a cascade with an endpoint, from its parts and the rows that each answers."""
+"""The cost of a champion that is a cascade with an endpoint, from its parts and the rows that each
+answers."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -31,19 +32,32 @@ MODELS = {"incumbent": "cascade", "candidate": "full"}
 
 
 def table(kind: str) -> Predictions:
-    return label_predictions(kind, rows=ROWS, outputs=ROWS.labels, confidences=SURE, calibrated=SURE)
+    return label_predictions(
+        kind, rows=ROWS, outputs=ROWS.labels, confidences=SURE, calibrated=SURE
+    )
 
 
-def answered(text: str, *, finish_reason: str = "stop", output_tokens: int | None = 3) -> EndpointAnswer:
+def answered(
+    text: str, *, finish_reason: str = "stop", output_tokens: int | None = 3
+) -> EndpointAnswer:
     return EndpointAnswer(text, finish_reason, 20, output_tokens, model="m-1", logprobs=None)
 
 
 def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) -> list[str]:
-    """Let the incumbent be a cascade whose endpoint answers each row with `answer`; return the ids of these rows."""
+    """Let the incumbent be a cascade whose endpoint answers each row with `answer`; return the ids
+    of these rows."""
     endpoint = Endpoint(url="http://host", model="m", price_input=PRICES[0], price_output=PRICES[1])
-    parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint=endpoint))
+    parts = (
+        SimpleNamespace(uri="bag", endpoint=None),
+        SimpleNamespace(uri="endpoint", endpoint=endpoint),
+    )
     cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
-    configs = {"cascade": (cascade, None), "full": (None, None), "bag": (None, None), "endpoint": (None, endpoint)}
+    configs = {
+        "cascade": (cascade, None),
+        "full": (None, None),
+        "bag": (None, None),
+        "endpoint": (None, endpoint),
+    }
     requested: list[str] = []
 
     def answer_rows(uri: str, *, rows: Rows, limits: RequestLimits) -> list[EndpointAnswer]:
@@ -67,8 +81,14 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
 ) -> None:
     requested = champion_cascade(monkeypatch, answered("b", output_tokens=3 if reported else None))
 
-    def measured(_: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
-        assert dict(uris) == {"candidate": "full", "incumbent: first part": "bag", "incumbent: second part": "endpoint"}
+    def measured(
+        _: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]
+    ) -> MeasuredCosts:
+        assert dict(uris) == {
+            "candidate": "full",
+            "incumbent: first part": "bag",
+            "incumbent: second part": "endpoint",
+        }
         assert list(tokens) == ["incumbent: second part"]
         return MeasuredCosts(ServingDevice("CPU", ("incumbent: first part",)), MEASURED)
 
@@ -83,7 +103,13 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
         tables=tables,
         predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
     )
-    assert requested == ["1", "3", "5", "7", "9"]  # no request for a row that the first part answers
+    assert requested == [
+        "1",
+        "3",
+        "5",
+        "7",
+        "9",
+    ]  # no request for a row that the first part answers
     assert list(result.serving) == ["incumbent", "candidate"]
     assert result.serving["candidate"] == MEASURED["candidate"]
     usage = result.serving["incumbent"]

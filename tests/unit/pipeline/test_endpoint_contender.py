@@ -1,4 +1,5 @@
-"""The endpoint of a recipe: its first request, before other baselines, and the limit of its answers."""
+"""The endpoint of a recipe: its first request, before other baselines, and the limit of its
+answers."""
 
 import json
 from dataclasses import replace
@@ -19,9 +20,13 @@ from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, splits_of
 
 
-def context_at(server: Server, folder: Path, *, splits: Splits | None = None, **fields: Any) -> RunContext:
+def context_at(
+    server: Server, folder: Path, *, splits: Splits | None = None, **fields: Any
+) -> RunContext:
     endpoint = {"url": server.url, "model": "m"} | fields
-    recipe = recipe_at(folder, evaluation={"endpoint": endpoint, "prompt_draws": 1, "retrieved_examples": (1,)})
+    recipe = recipe_at(
+        folder, evaluation={"endpoint": endpoint, "prompt_draws": 1, "retrieved_examples": (1,)}
+    )
     return context_of(recipe, splits or splits_of())
 
 
@@ -50,7 +55,9 @@ def test_the_first_request_is_sent_before_the_baselines_and_not_again(tmp_path: 
     assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
 
 
-def test_a_request_for_the_shortest_row_that_is_refused_as_too_long_ends_the_run_at_once(tmp_path: Path) -> None:
+def test_a_request_for_the_shortest_row_that_is_refused_as_too_long_ends_the_run_at_once(
+    tmp_path: Path,
+) -> None:
     too_long = refusal(400, "This model's maximum context length is 4096 tokens")
     pairs = [("a longer row of a", "a"), ("of b", "b"), ("another row of a", "a")]
     validation = rows_of(*([column[index] for column in pairs] for index in (0, 1)))
@@ -69,7 +76,10 @@ def test_a_wrong_model_is_an_error_of_the_first_request(tmp_path: Path) -> None:
     listed = b'{"data": [{"id": "n"}]}'
     with endpoint_server(lambda *_: unknown, models=200, listed=listed) as server:
         context = context_at(server, tmp_path)
-        with pytest.raises(errors.EndpointRefused, match=r"model_not_found.*check evaluation.endpoint.url and model"):
+        with pytest.raises(
+            errors.EndpointRefused,
+            match=r"model_not_found.*check evaluation.endpoint.url and model",
+        ):
             require_endpoints(context, progress=ProgressRecorder())
         assert len(server.bodies) == 1
 
@@ -96,7 +106,9 @@ def test_max_tokens_is_the_limit_of_all_requests_and_of_the_version(
     with endpoint_server(reasons) as server:
         context = context_at(server, tmp_path, **fields)
         config = context.task.version_config("zero_shot", dtype="float32")
-        assert ("A model that reasons needs a higher evaluation.endpoint.max_tokens" in notes(context)) is (not fields)
+        assert (
+            "A model that reasons needs a higher evaluation.endpoint.max_tokens" in notes(context)
+        ) is (not fields)
         if fields:
             for baseline in endpoint_baselines(context.inputs, (), config=config):
                 assert baseline.validation == 1.0
@@ -106,7 +118,9 @@ def test_max_tokens_is_the_limit_of_all_requests_and_of_the_version(
         else:
             with pytest.raises(errors.EndpointAnswersMissing, match="100% of the answers of 'm'"):
                 endpoint_baselines(context.inputs, (), config=config)
-        limits = {body.get("max_tokens", body.get("max_completion_tokens")) for body in server.bodies}
+        limits = {
+            body.get("max_tokens", body.get("max_completion_tokens")) for body in server.bodies
+        }
     assert limits == {limit}
 
 

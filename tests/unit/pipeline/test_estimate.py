@@ -26,15 +26,24 @@ def test_trials_and_seeds_take_as_long_as_the_first_training(tmp_path: Path) -> 
 
 def test_a_run_without_further_seeds_has_no_stage_for_them(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, training={"num_seeds": 1}, tuning={"num_trials": 1})
-    assert [stage.name for stage in planned_trainings(recipe, step(2), groups=1).stages] == ["sweep"]
+    assert [stage.name for stage in planned_trainings(recipe, step(2), groups=1).stages] == [
+        "sweep"
+    ]
 
 
 def test_durations_are_reported_once_and_not_by_the_slow_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "num_groups_that_fit", lambda _: 1)  # reads the resources of a Ray cluster
+    monkeypatch.setattr(
+        estimate, "num_groups_that_fit", lambda _: 1
+    )  # reads the resources of a Ray cluster
     recorder = ProgressRecorder()
     progress: ProgressReporter = with_expected_time(recorder, recipe_at(tmp_path))
     for number in (1, 2, 3):
         progress.report(step(number))
-    assert [type(event) for event in recorder.events] == [StepEvent, StepEvent, PlanEvent, StepEvent]
+    assert [type(event) for event in recorder.events] == [
+        StepEvent,
+        StepEvent,
+        PlanEvent,
+        StepEvent,
+    ]

@@ -55,7 +55,15 @@ def _on_this_machine() -> Iterator[None]:
         monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
         at = "2026-01-01T00:00:00+00:00"
         access = TestSetAccess(
-            number=1, num_rows=40, num_seen=0, alpha_share=1.0, rows="5f", models=("c",), protocol="p", run="r", at=at
+            number=1,
+            num_rows=40,
+            num_seen=0,
+            alpha_share=1.0,
+            rows="5f",
+            models=("c",),
+            protocol="p",
+            run="r",
+            at=at,
         )
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
@@ -67,7 +75,11 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     folder = tmp_path_factory.mktemp("registry")
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        vocab_size=len(WORDS),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
     )
     BertModel(config).save_pretrained(folder / "base")
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
@@ -87,11 +99,19 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
     uri = next(baseline.uri for baseline in baselines if baseline.kind == "centroid")
     assert uri is not None
     trained = TrainingResult(
-        weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1, dtype="float32"
+        weights=uri,
+        score=0.5,
+        epochs=1,
+        rows_per_second=1,
+        padding_share=0,
+        step_seconds=1,
+        dtype="float32",
     )
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=trained)
     candidate = Contender("centroid", uri, 0.5)
-    return TrainedModels(baselines, FineTuning(sweep_result, (trained,), None, None, None, candidate))
+    return TrainedModels(
+        baselines, FineTuning(sweep_result, (trained,), None, None, None, candidate)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +144,16 @@ def test_baselines_are_fitted_once(
     assert context.task.fit_baselines() == baselines
 
 
-def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:
+def test_a_run_stores_its_evidence_and_is_then_finished(
+    context: RunContext, result: RunResult
+) -> None:
     roles = [model.role for model in result.evidence.family.models]
     names = prediction_table_names(roles, changed=CHANGED_SETS)
     files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
     tables = {f"predictions/{name}.parquet" for name in names}
-    assert files == {"evidence.json", "report.html", "MODEL_CARD.md", "family.json", MANIFEST} | tables
+    assert (
+        files == {"evidence.json", "report.html", "MODEL_CARD.md", "family.json", MANIFEST} | tables
+    )
     assert find_finished_run(context) == result
     assert (result.run, result.verdict.n) == (context.run, 40)
     incumbent = read_version(result.evidence.versions["incumbent"].uri)
@@ -137,7 +161,9 @@ def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, res
     assert storage.exists(f"{incumbent.uri}/{MANIFEST}")
 
 
-def test_a_run_with_incomplete_evidence_is_not_finished(context: RunContext, result: RunResult) -> None:
+def test_a_run_with_incomplete_evidence_is_not_finished(
+    context: RunContext, result: RunResult
+) -> None:
     uri = f"{context.run}/evidence.json"
     content = storage.read_bytes(uri)
     try:
@@ -149,20 +175,26 @@ def test_a_run_with_incomplete_evidence_is_not_finished(context: RunContext, res
     assert find_finished_run(replace(context, run=f"{context.recipe.task_uri}/runs/other")) is None
 
 
-def test_a_finished_run_with_texts_is_refused_if_the_recipe_allows_none(context: RunContext, result: RunResult) -> None:
+def test_a_finished_run_with_texts_is_refused_if_the_recipe_allows_none(
+    context: RunContext, result: RunResult
+) -> None:
     def allowing(number: int) -> RunContext:
         evaluation = context.recipe.evaluation.model_copy(update={"report_examples": number})
         recipe = context.recipe.model_copy(update={"evaluation": evaluation})
         run = f"{context.run}-with-texts"
         return replace(context, run=run, inputs=replace(context.inputs, recipe=recipe))
 
-    example = PairedExample("1", "candidate", "a text", "a", outputs=None, scores={"candidate": 1.0, "incumbent": 0.0})
+    example = PairedExample(
+        "1", "candidate", "a text", "a", outputs=None, scores={"candidate": 1.0, "incumbent": 0.0}
+    )
     update = {"recipe": allowing(7).recipe, "examples": (example,)}
     evidence = result.evidence.model_copy(update=update)
     write_evidence(allowing(7).run, render_files(evidence, role="incumbent"))
     for number in (7, 1):
         assert find_finished_run(allowing(number)) == RunResult(evidence)
-    with pytest.raises(ValueError, match=r"report has texts of test rows, .* is 0; set it to 7 to use this run"):
+    with pytest.raises(
+        ValueError, match=r"report has texts of test rows, .* is 0; set it to 7 to use this run"
+    ):
         find_finished_run(allowing(0))
 
 
@@ -186,9 +218,15 @@ def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
     context: RunContext, trained: TrainedModels
 ) -> None:
     known = TrainedRows({"incumbent": ("0", "1", "2", "3")})
-    run = registering(replace(context, run=f"{context.recipe.task_uri}/runs/known"), trained_rows=known)
+    run = registering(
+        replace(context, run=f"{context.recipe.task_uri}/runs/known"), trained_rows=known
+    )
     evidence = evaluate_run(run, trained).evidence
-    assert (evidence.verdict.n, evidence.verdict.num_trained_rows, evidence.trained_rows) == (36, 4, known)
+    assert (evidence.verdict.n, evidence.verdict.num_trained_rows, evidence.trained_rows) == (
+        36,
+        4,
+        known,
+    )
     assert len(load_predictions(f"{run.run}/predictions/incumbent.parquet")) == 40
     stored = load_fingerprints(f"{evidence.versions['incumbent'].uri}/{TRAINING_ROWS}")
     assert len(stored) == 24 + 12  # training and validation rows
@@ -207,7 +245,9 @@ def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
     tables = load_all_predictions(run.run)
     assert reach_verdict(evidence.verdict_inputs(tables), protocol=run.protocol) == evidence.verdict
 
-    gone = registering(replace(context, run=f"{context.recipe.task_uri}/runs/without"), anchor=f"{uri}-gone")
+    gone = registering(
+        replace(context, run=f"{context.recipe.task_uri}/runs/without"), anchor=f"{uri}-gone"
+    )
     frozen = evaluate_run(gone, trained).evidence.family.anchor
     assert frozen is not None
     assert frozen.problem.startswith("it cannot be read: ")
@@ -220,16 +260,25 @@ def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_ro
 ) -> None:
     hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", 0.5, 0.3)
     monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
-    monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
-    with pytest.raises(ValueError, match=r"family.json has another hybrid, anchor or headroom than this run"):
+    monkeypatch.setattr(
+        evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded")
+    )
+    with pytest.raises(
+        ValueError, match=r"family.json has another hybrid, anchor or headroom than this run"
+    ):
         evaluate_run(context, trained)
 
 
 def test_a_change_of_unrelated_code_reuses_the_stage(
-    context: RunContext, baselines: tuple[Baseline, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    context: RunContext,
+    baselines: tuple[Baseline, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """The code archive differs, but the code that the stage runs does not."""
     code = replace(context.inputs.code, sha256="d" * 64, uri=f"{tmp_path.as_uri()}/d.zip")
     inputs = replace(context.inputs, code=code)
-    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", lambda *_, **__: pytest.fail("a stage ran again"))
+    monkeypatch.setattr(
+        "tailorbird.pipeline.inputs.run_remote", lambda *_, **__: pytest.fail("a stage ran again")
+    )
     assert replace(context.task, inputs=inputs).fit_baselines() == baselines

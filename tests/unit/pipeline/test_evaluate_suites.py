@@ -19,16 +19,27 @@ PAIRS = (("a b", "yes"), ("b c", "no"), ("c d", "yes"), ("d e", "no"))
 def rows_of(name: str) -> Rows:
     texts = tuple(f"{name} {text}" for text, _ in PAIRS)
     conversations = tuple((("user", text),) for text in texts)
-    return Rows(tuple("0123"), texts, tuple(answer for _, answer in PAIRS), conversations=conversations)
+    return Rows(
+        tuple("0123"), texts, tuple(answer for _, answer in PAIRS), conversations=conversations
+    )
 
 
 def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_locally(monkeypatch)
     small_chat.save(tmp_path / "base")
     suites = suite_at(
-        tmp_path, prompt="yes or no", metric="forced_choice", expectation="yes", options=["yes", "no"], group="a"
+        tmp_path,
+        prompt="yes or no",
+        metric="forced_choice",
+        expectation="yes",
+        options=["yes", "no"],
+        group="a",
     )
-    evaluation: dict[str, Any] = {"metric": "exact_match", "prompt_draws": 1, "retrieved_examples": [1]}
+    evaluation: dict[str, Any] = {
+        "metric": "exact_match",
+        "prompt_draws": 1,
+        "retrieved_examples": [1],
+    }
     recipe = recipe_at(
         tmp_path / "registry",
         task="chat",
@@ -38,14 +49,24 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     splits = Splits(rows_of("train"), rows_of("check"), rows_of("test"))
     context = context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
     baselines = {baseline.kind: baseline for baseline in context.task.fit_baselines()}
-    models = {"incumbent": str(baselines["nearest"].uri), "candidate": str(baselines["zero_shot"].uri)}
+    models = {
+        "incumbent": str(baselines["nearest"].uri),
+        "candidate": str(baselines["zero_shot"].uri),
+    }
     tables = predict_all(context, models, on_validation={})
     assert set(tables) == {"incumbent", "candidate", "incumbent_suite-own", "candidate_suite-own"}
     candidate, incumbent = tables["candidate_suite-own"], tables["incumbent_suite-own"]
-    assert (candidate.model, len(candidate), candidate.groups) == ("zero_shot", 1, {"group": ("a",)})
+    assert (candidate.model, len(candidate), candidate.groups) == (
+        "zero_shot",
+        1,
+        {"group": ("a",)},
+    )
     assert 0 <= candidate.scores[0] <= 1
     assert np.isnan(incumbent.scores).all()
-    assert [table.measures[TRAINING_TEXT].tolist() for table in (incumbent, candidate)] == [[1.0], [0.0]]
+    assert [table.measures[TRAINING_TEXT].tolist() for table in (incumbent, candidate)] == [
+        [1.0],
+        [0.0],
+    ]
 
     def fail(*_: Any, **__: Any) -> Any:
         pytest.fail("a suite is answered again")

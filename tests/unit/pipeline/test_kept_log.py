@@ -9,7 +9,9 @@ import pytest
 from tailorbird import storage
 from tailorbird.pipeline.kept_log import run_and_keep_log
 
-OUTPUT = "import sys; print('to stdout', flush=True); print('to stderr', file=sys.stderr, flush=True); "
+OUTPUT = (
+    "import sys; print('to stdout', flush=True); print('to stderr', file=sys.stderr, flush=True); "
+)
 
 
 def logs_in(folder: Path) -> list[str]:
@@ -17,7 +19,9 @@ def logs_in(folder: Path) -> list[str]:
 
 
 def run(code: str, folder: Path, *, max_bytes: int = 1000) -> int:
-    return run_and_keep_log([sys.executable, "-c", code], task_uri=(folder / "task").as_uri(), max_bytes=max_bytes)
+    return run_and_keep_log(
+        [sys.executable, "-c", code], task_uri=(folder / "task").as_uri(), max_bytes=max_bytes
+    )
 
 
 def test_the_log_of_a_failed_driver_is_kept_with_its_exit_code(
@@ -62,9 +66,12 @@ def test_the_log_of_a_stopped_driver_is_kept(tmp_path: Path) -> None:
     driver = "import signal, sys; print('begun', flush=True); signal.pause()"
     code = (
         "import sys; from tailorbird.pipeline.kept_log import run_and_keep_log; "
-        f"sys.exit(run_and_keep_log([sys.executable, '-c', {driver!r}], task_uri={(tmp_path / 'task').as_uri()!r}))"
+        f"sys.exit(run_and_keep_log([sys.executable, '-c', {driver!r}], "
+        f"task_uri={(tmp_path / 'task').as_uri()!r}))"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"begun\n"
         os.killpg(parent.pid, signal.SIGTERM)

@@ -43,11 +43,17 @@ def test_the_stage_returns_the_better_model_and_is_cached(
     assert results[0] == results[1]
     assert results[0].candidate == expected
     assert results[0].record == record
-    assert (call["uri"], call["bag_uri"], call["metric"]) == ("s3://m/full", "s3://m/bag", "accuracy")
+    assert (call["uri"], call["bag_uri"], call["metric"]) == (
+        "s3://m/full",
+        "s3://m/bag",
+        "accuracy",
+    )
     assert call["validation"] == context.splits.validation
 
 
-def test_another_bag_of_words_or_candidate_is_mixed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_bag_of_words_or_candidate_is_mixed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = MixRecord(1.0, num_weights=9, validation=0.7, unmixed=0.7)
     run_locally(monkeypatch)
     monkeypatch.setattr(mix, "mix_with_bag", wraps(mix_with_bag)(lambda *_, **__: record))

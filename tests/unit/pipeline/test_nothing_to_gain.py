@@ -1,4 +1,5 @@
-"""A run starts no training if the validation rows leave less than the minimum gain over its incumbent."""
+"""A run starts no training if the validation rows leave less than the minimum gain over its
+incumbent."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +41,9 @@ ACCESS = TestSetAccess(
 def _on_this_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         run_locally(monkeypatch)
-        monkeypatch.setattr("tailorbird.pipeline.inputs.run_evaluation", lambda function, **_: function)
+        monkeypatch.setattr(
+            "tailorbird.pipeline.inputs.run_evaluation", lambda function, **_: function
+        )
         monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: ACCESS)
@@ -76,7 +79,9 @@ def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: Lo
     incumbent = select_incumbent(baselines)
     assert incumbent.uri is not None
     code = context.inputs.code.uri
-    return register_contender(context.recipe.task_uri, incumbent.uri, code=code, max_spend=None, data=data).uri
+    return register_contender(
+        context.recipe.task_uri, incumbent.uri, code=code, max_spend=None, data=data
+    ).uri
 
 
 def with_champion(
@@ -93,8 +98,9 @@ def test_no_training_starts_if_less_than_the_minimum_gain_is_left(
     assert (headroom.score, headroom.num_rows) == (1.0, NUM_VALIDATION)
     assert headroom.most == pytest.approx(highest_rate(0, n=NUM_VALIDATION, alpha=0.05))
     assert no_training_line(context, headroom) == (
-        "no training is started: the incumbent scores 100% on 320 validation rows, so at most 0.94 points can be "
-        "gained (95% bound), below the minimum gain of 1 point; to train anyway, use --train-anyway"
+        "no training is started: the incumbent scores 100% on 320 validation rows, so at most "
+        "0.94 points can be gained (95% bound), below the minimum gain of 1 point; to train "
+        "anyway, use --train-anyway"
     )
 
 
@@ -115,7 +121,9 @@ def test_a_champion_rules_a_gain_out_only_by_rows_that_it_does_not_know(
     others = Splits(*(separable_rows(size, seed=10 + size) for size in (48, 50, 52)))
     new = registered(context, baselines, data=context_of(context.recipe, others).inputs.data)
     assert headroom_without_training(*with_champion(context, baselines, uri=new)) is not None
-    Path(f"{new.removeprefix('file://')}/{TRAINING_ROWS}").unlink()  # now nobody knows what it was trained on
+    Path(
+        f"{new.removeprefix('file://')}/{TRAINING_ROWS}"
+    ).unlink()  # now nobody knows what it was trained on
     assert headroom_without_training(*with_champion(context, baselines, uri=new)) is None
 
 
@@ -127,6 +135,11 @@ def test_a_run_without_a_training_has_a_verdict_with_evidence(
     evidence = result.evidence
     assert "candidate" not in {model.role for model in evidence.family.models}
     assert evidence.family.headroom == evidence.verdict.headroom == headroom
-    assert (evidence.training, evidence.sweep, evidence.seeds, evidence.cost.training.cpu_s) == (None, (), (), 0)
+    assert (evidence.training, evidence.sweep, evidence.seeds, evidence.cost.training.cpu_s) == (
+        None,
+        (),
+        (),
+        0,
+    )
     assert evidence.verdict.outcome == "STAY"
     assert find_finished_run(context) == result

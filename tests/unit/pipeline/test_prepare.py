@@ -59,7 +59,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setattr(inputs, "stage_base_model", stage)
     small_chat.save(tmp_path / "model")
     texts = [f"number {number}" for number in range(90)]
-    pq.write_table(pa.table({"text": texts, "label": ["x", "y", "z"] * 30}), tmp_path / "rows.parquet")
+    pq.write_table(
+        pa.table({"text": texts, "label": ["x", "y", "z"] * 30}), tmp_path / "rows.parquet"
+    )
     return recipe_at(tmp_path / "registry", data={"train": (tmp_path / "rows.parquet").as_uri()})
 
 
@@ -79,7 +81,9 @@ def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.Mon
     monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
     again = prepared(recipe)
     assert (again.run, again.registered) == (first.run, first.registered)
-    assert [uri.removeprefix(f"{first.run}/") for uri in storage.list_files(first.run)] == ["protocol.json"]
+    assert [uri.removeprefix(f"{first.run}/") for uri in storage.list_files(first.run)] == [
+        "protocol.json"
+    ]
     assert first.protocol.num_test_rows == len(first.splits.test)
     assert first.task.classes == ("x", "y", "z")
     assert storage.exists(first.inputs.code.uri)
@@ -90,12 +94,15 @@ def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: 
     rows = fingerprints(user_texts(prepare(recipe, progress=recorder).splits.test))
     assert not _notes_on_earlier_tests(recorder)
     another_task = recipe.task_uri.rpartition("/")[0] + "/another"
-    record_test_access(another_task, rows=rows[: len(rows) // 2], models=["m"], protocol="p", run="s3://r")
+    record_test_access(
+        another_task, rows=rows[: len(rows) // 2], models=["m"], protocol="p", run="s3://r"
+    )
     prepare(recipe, progress=recorder)
     (text,) = _notes_on_earlier_tests(recorder)
     seen, num = len(rows) // 2, len(rows)
     assert text.startswith(
-        f"{seen} of {num} different test rows are known from earlier tests, so a new test has an alpha"
+        f"{seen} of {num} different test rows are known from earlier tests, so a new test has an "
+        "alpha"
     )
     assert text.endswith(f" of {0.05 * (1 - seen / num * 5 / 6):.2g} (0.05 on fresh rows)")
 
@@ -104,13 +111,22 @@ def _notes_on_earlier_tests(recorder: ProgressRecorder) -> list[str]:
     return [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
 
 
-def champion_of(recipe: Recipe, folder: Path, *, learned: tuple[str, ...] | None = None, **fields: Any) -> str:
-    """Register a probe that learned from these texts as the champion of the recipe's task; return its URI."""
+def champion_of(
+    recipe: Recipe, folder: Path, *, learned: tuple[str, ...] | None = None, **fields: Any
+) -> str:
+    """Register a probe that learned from these texts as the champion of the recipe's task; return
+    its URI."""
     folder.mkdir()
     if learned is not None:
         save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(learned))
     (folder / "head.safetensors").write_bytes(b"weights")
-    config = {"kind": "probe", "base_model": "s3://m/base", "max_length": 8, "dtype": "float32", "code": "s3://m/c.zip"}
+    config = {
+        "kind": "probe",
+        "base_model": "s3://m/base",
+        "max_length": 8,
+        "dtype": "float32",
+        "code": "s3://m/c.zip",
+    }
     dated = {"recipe_hash": "0" * 64, "created_at": "2026-01-01T00:00:00+00:00"}
     write_config(folder, VersionConfig.model_validate(config | dated | fields))
     version = register(recipe.task_uri, folder)
@@ -140,26 +156,39 @@ def test_a_champion_of_other_classes_is_refused_before_the_protocol_is_registere
 
 def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
-    with pytest.raises(ValueError, match=r"is for the task classification, but the recipe has the task chat; use"):
+    with pytest.raises(
+        ValueError, match=r"is for the task classification, but the recipe has the task chat; use"
+    ):
         prepared(chat_recipe(recipe, encoder=None))
 
 
-def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     uri = champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
     assert prepared(recipe).registered.champion == uri
 
 
-def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(recipe: Recipe, tmp_path: Path) -> None:
+def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     test = prepared(recipe).splits.test
     unknown = champion_of(recipe, tmp_path / "unknown", classes=("x", "y", "z"))
     context = prepared(recipe)
-    assert (context.registered.champion, context.registered.trained_rows) == (unknown, TrainedRows({"incumbent": None}))
+    assert (context.registered.champion, context.registered.trained_rows) == (
+        unknown,
+        TrainedRows({"incumbent": None}),
+    )
     other = recipe.model_copy(update={"name": "other"})
-    champion_of(other, tmp_path / "champion", classes=("x", "y", "z"), learned=("a text", *test.texts[:2]))
+    champion_of(
+        other, tmp_path / "champion", classes=("x", "y", "z"), learned=("a text", *test.texts[:2])
+    )
     recorder = ProgressRecorder()
     context = prepare(other, progress=recorder)
     assert context.registered.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
-    sentence = "the incumbent was trained on 2 of the 22 test rows (9.1%), on which no model is compared"
+    sentence = (
+        "the incumbent was trained on 2 of the 22 test rows (9.1%), on which no model is compared"
+    )
     assert sentence in [event.text for event in recorder.of_kind(NoteEvent)]
     stored = Preregistration.model_validate_json(storage.read_bytes(f"{context.run}/protocol.json"))
     assert stored == context.registered
@@ -171,7 +200,8 @@ def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_prot
     test = prepared(recipe.model_copy(update={"name": "other"})).splits.test
     champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"), learned=test.texts)
     with pytest.raises(
-        ValueError, match=r"trained on 22 of the 22 test rows .* no other row remains.* or give the recipe another name"
+        ValueError,
+        match=r"trained on 22 of the 22 test rows .* no other row remains.* or give the recipe another name",
     ):
         prepared(recipe)
     assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
@@ -186,14 +216,24 @@ def test_test_rows_of_too_few_documents_are_reported_before_the_training(
     rows["case"] = [str(number % num_documents) for number in range(30)]
     pq.write_table(pa.table(rows), tmp_path / "test.parquet")
     table = pq.read_table(Path(train.removeprefix("file://")))
-    with_cases = table.append_column("case", pa.array([f"train {number}" for number in range(len(table))]))
+    with_cases = table.append_column(
+        "case", pa.array([f"train {number}" for number in range(len(table))])
+    )
     pq.write_table(with_cases, tmp_path / "rows.parquet")
     changes = {"test": (tmp_path / "test.parquet").as_uri(), "split_by": "case"}
     recorder = ProgressRecorder()
-    prepare(recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}), progress=recorder)
-    few = "the 30 test rows come from 5 documents or texts, but an interval needs at least 6; add test rows from"
+    prepare(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}),
+        progress=recorder,
+    )
+    few = (
+        "the 30 test rows come from 5 documents or texts, but an interval needs at least 6; add "
+        "test rows from"
+    )
     notes = [event.text for event in recorder.of_kind(NoteEvent) if event.text.startswith(few)]
-    assert [text.endswith("or the verdict will be INSUFFICIENT_EVIDENCE") for text in notes] == [True] * expected
+    assert [text.endswith("or the verdict will be INSUFFICIENT_EVIDENCE") for text in notes] == [
+        True
+    ] * expected
 
 
 def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_path: Path) -> None:
@@ -204,11 +244,16 @@ def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_
     rows = {"text": ["one", "two"], "label": ["x", "y"]}
     for name in ("validation", "test"):
         pq.write_table(
-            pa.table(rows | {"text": [f"{text} {name}" for text in rows["text"]]}), tmp_path / f"{name}.parquet"
+            pa.table(rows | {"text": [f"{text} {name}" for text in rows["text"]]}),
+            tmp_path / f"{name}.parquet",
         )
-    uris = {name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
+    uris = {
+        name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")
+    }
     recorder = ProgressRecorder()
-    context = prepare(recipe.model_copy(update={"data": recipe.data.model_copy(update=uris)}), progress=recorder)
+    context = prepare(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update=uris)}), progress=recorder
+    )
     assert context.task.classes == ("rare", "x", "y", "z")
     notes = [event.text for event in recorder.of_kind(NoteEvent)]
     assert "classes with fewer than 10 training rows, which a model hardly learns: 'rare'" in notes
@@ -232,13 +277,19 @@ def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_chan
     runs, notes = [], []
     for uri in ("pypi://tiny", source):
         recorder = ProgressRecorder()
-        context = prepare(recipe.model_copy(update={"base_model": parse_model_uri(uri)}), progress=recorder)
+        context = prepare(
+            recipe.model_copy(update={"base_model": parse_model_uri(uri)}), progress=recorder
+        )
         runs.append(context.run)
-        notes += [event.text for event in recorder.of_kind(NoteEvent) if event.text.startswith("base model: ")]
+        notes += [
+            event.text
+            for event in recorder.of_kind(NoteEvent)
+            if event.text.startswith("base model: ")
+        ]
         assert context.inputs.base_model.source == source
     assert notes == [
-        f"base model: pypi://tiny is {source}, as first staged in this registry; to use the same version with other "
-        "registries, set base_model to this URI",
+        f"base model: pypi://tiny is {source}, as first staged in this registry; to use the same "
+        "version with other registries, set base_model to this URI",
         f"base model: {source}",
     ]
     assert runs[0] == runs[1]
@@ -261,15 +312,22 @@ def chat_recipe(recipe: Recipe, *, encoder: str | None) -> Recipe:
 def test_an_example_that_is_the_last_message_of_a_test_row_is_refused(tmp_path: Path) -> None:
     contents = [("be brief", "hello", "hi", f"Number {number}", "ok") for number in range(90)]
     roles = ("system", "user", "assistant", "user", "assistant")
-    column = [[{"role": role, "content": text} for role, text in zip(roles, row, strict=True)] for row in contents]
+    column = [
+        [{"role": role, "content": text} for role, text in zip(roles, row, strict=True)]
+        for row in contents
+    ]
     pq.write_table(pa.table({"messages": column}), tmp_path / "messages.parquet")
     data = {"train": (tmp_path / "messages.parquet").as_uri(), "messages": "messages"}
-    chat = recipe_at(tmp_path / "registry", task="chat", data=data, evaluation={"metric": "token_f1"})
+    chat = recipe_at(
+        tmp_path / "registry", task="chat", data=data, evaluation={"metric": "token_f1"}
+    )
     shown = prepared(chat).splits.test.queries[0]
     assert shown.startswith("Number ")
     for example in (shown, shown.upper().replace(" ", "  ")):
         serving = chat.serving.model_copy(update={"examples": ("hello", example)})
-        with pytest.raises(DataError, match=f"serving.examples has a text of the test rows: '{example}'"):
+        with pytest.raises(
+            DataError, match=f"serving.examples has a text of the test rows: '{example}'"
+        ):
             prepared(chat.model_copy(update={"serving": serving}))
 
 
@@ -282,7 +340,9 @@ def notes_on_ranks(recipe: Recipe) -> tuple[int, list[str]]:
     """Return the number of ranks of a run, and the notes on them."""
     recorder = ProgressRecorder()
     ranks = prepare(recipe, progress=recorder).inputs.ranks
-    return ranks.number, [event.text for event in recorder.of_kind(NoteEvent) if "cannot divide" in event.text]
+    return ranks.number, [
+        event.text for event in recorder.of_kind(NoteEvent) if "cannot divide" in event.text
+    ]
 
 
 def test_a_base_model_that_cannot_be_divided_among_the_gpus_of_a_replica_is_evaluated_on_one(
@@ -294,27 +354,42 @@ def test_a_base_model_that_cannot_be_divided_among_the_gpus_of_a_replica_is_eval
     number, (note,) = notes_on_ranks(chat)
     assert number == 1
     assert "cannot divide this model among 2 GPUs, because of its type or its heads" in note
-    assert note.endswith("the measured cost is an upper bound: all GPUs of a replica for the time that one needs")
+    assert note.endswith(
+        "the measured cost is an upper bound: all GPUs of a replica for the time that one needs"
+    )
 
 
-def test_one_gpu_evaluates_all_models_if_that_of_the_champion_cannot_be_divided(recipe: Recipe, tmp_path: Path) -> None:
+def test_one_gpu_evaluates_all_models_if_that_of_the_champion_cannot_be_divided(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     chat = on_two_gpus(chat_recipe(recipe, encoder=None))
     small_chat.save(tmp_path / "other", small_chat.model_of("phi3"))
     base, prompting = (tmp_path / "other").as_uri(), {"system": None, "max_new_tokens": 4}
-    champion_of(chat, tmp_path / "champion", kind="zero_shot", classes=(), base_model=base, prompting=prompting)
+    champion_of(
+        chat,
+        tmp_path / "champion",
+        kind="zero_shot",
+        classes=(),
+        base_model=base,
+        prompting=prompting,
+    )
     number, (note,) = notes_on_ranks(chat)
     assert number == 1
     assert f"because of its type or its heads ({base})" in note
 
 
-def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     chat = chat_recipe(recipe, encoder=(tmp_path / "encoder").as_uri())
     runs = []
     for seed in (0, 1):
         pinned = small_encoder.save(tmp_path / "encoder", seed=seed)
         recorder = ProgressRecorder()
         context = prepare(chat, progress=recorder)
-        assert f"retrieval encoder: {pinned.uri}" in [event.text for event in recorder.of_kind(NoteEvent)]
+        assert f"retrieval encoder: {pinned.uri}" in [
+            event.text for event in recorder.of_kind(NoteEvent)
+        ]
         assert context.inputs.pinned_encoder == pinned.model_copy(update={"dtype": dtype_name()})
         runs.append(context.run)
     assert len({*runs, prepared(chat_recipe(recipe, encoder=None)).run}) == 3
@@ -324,5 +399,7 @@ def test_a_retrieval_encoder_that_is_no_text_encoder_is_refused_before_the_basel
     recipe: Recipe, tmp_path: Path
 ) -> None:
     small_chat.save(tmp_path / "llama")
-    with pytest.raises(MetadataError, match=r"llama is a causal language model \(type llama\); name a text encoder"):
+    with pytest.raises(
+        MetadataError, match=r"llama is a causal language model \(type llama\); name a text encoder"
+    ):
         prepared(chat_recipe(recipe, encoder=(tmp_path / "llama").as_uri()))

@@ -15,7 +15,14 @@ from cluster.progress import (
     TrialEvent,
 )
 from tailorbird import storage
-from tailorbird.pipeline.progress_record import MAX_CONTENDERS, MAX_NOTES, MAX_POINTS, ProgressRecord, recorded, thinned
+from tailorbird.pipeline.progress_record import (
+    MAX_CONTENDERS,
+    MAX_NOTES,
+    MAX_POINTS,
+    ProgressRecord,
+    recorded,
+    thinned,
+)
 from tailorbird.registry.run_progress import RunProgress
 from tailorbird.storage import StorageError
 from tailorbird.storage.paths import TaskPaths
@@ -48,7 +55,9 @@ def test_the_record_has_stages_scores_curves_and_the_current_activity(paths: Tas
     clock = iter(range(1000))
     record = ProgressRecord(first(paths), clock=lambda: float(next(clock)))
     for event in (
-        PlanEvent((PlannedStage("sweep", 90.0, "1 trial"), PlannedStage("test", None, "rows")), "measured"),
+        PlanEvent(
+            (PlannedStage("sweep", 90.0, "1 trial"), PlannedStage("test", None, "rows")), "measured"
+        ),
         StageEvent("baselines: models that need no fine-tuning", "baselines"),
         ScoreEvent("probe", 0.7, "C = 1"),
         StageEvent("sweep: 1 trial", "sweep"),
@@ -67,11 +76,17 @@ def test_the_record_has_stages_scores_curves_and_the_current_activity(paths: Tas
     ]
     probe, trial = current.contenders
     assert (probe.name, probe.score, probe.text, probe.curve) == ("probe", 0.7, "C = 1", ())
-    assert (trial.name, trial.status, trial.curve) == ("trial 00001", "training", ((1, 0.6), (2, 0.65)))
+    assert (trial.name, trial.status, trial.curve) == (
+        "trial 00001",
+        "training",
+        ((1, 0.6), (2, 0.65)),
+    )
     assert (current.rows, current.seconds_left, current.notes) == ((10, 40), 6.0, ("a note",))
 
 
-def test_the_record_stays_small_however_many_trials_epochs_and_notes_there_are(paths: TaskPaths) -> None:
+def test_the_record_stays_small_however_many_trials_epochs_and_notes_there_are(
+    paths: TaskPaths,
+) -> None:
     record = ProgressRecord(first(paths))
     record.report(StageEvent("sweep: many", "sweep"))
     for trial in range(3 * MAX_CONTENDERS):
@@ -82,7 +97,9 @@ def test_the_record_stays_small_however_many_trials_epochs_and_notes_there_are(p
         record.report(EpochEvent(epoch, 0.5, 1.0, 1.0, trial="trial_00000"))
     current = record.current()
     assert len(current.contenders) == MAX_CONTENDERS
-    assert current.contenders[-MAX_CONTENDERS // 2].name == f"trial {3 * MAX_CONTENDERS - 1:05}"  # the best of the rest
+    assert (
+        current.contenders[-MAX_CONTENDERS // 2].name == f"trial {3 * MAX_CONTENDERS - 1:05}"
+    )  # the best of the rest
     assert len(current.contenders[0].curve) <= MAX_POINTS
     assert current.contenders[0].curve[-1] == (1000, 0.5)
     assert len(current.notes) == MAX_NOTES
@@ -98,7 +115,9 @@ def test_thinning_keeps_the_last_point_and_the_order() -> None:
     assert thinned(curve[:-1]) == curve[:-1]
 
 
-def test_a_run_is_recorded_as_running_then_as_finished_and_its_events_are_passed_on(paths: TaskPaths) -> None:
+def test_a_run_is_recorded_as_running_then_as_finished_and_its_events_are_passed_on(
+    paths: TaskPaths,
+) -> None:
     shown = ProgressRecorder()
     with recorded(shown, first=first(paths)) as progress:
         assert stored(paths).status == "running"
@@ -108,16 +127,24 @@ def test_a_run_is_recorded_as_running_then_as_finished_and_its_events_are_passed
 
 
 def test_a_failed_run_is_recorded_with_its_error_on_one_line(paths: TaskPaths) -> None:
-    with pytest.raises(ValueError, match="too few"), recorded(ProgressRecorder(), first=first(paths)):
+    with (
+        pytest.raises(ValueError, match="too few"),
+        recorded(ProgressRecorder(), first=first(paths)),
+    ):
         raise ValueError("too few\nrows")
     assert (stored(paths).status, stored(paths).error) == ("failed", "ValueError: too few rows")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
-def test_a_stopped_run_is_recorded_with_what_stopped_it(paths: TaskPaths, error: BaseException) -> None:
+def test_a_stopped_run_is_recorded_with_what_stopped_it(
+    paths: TaskPaths, error: BaseException
+) -> None:
     with pytest.raises(type(error)), recorded(ProgressRecorder(), first=first(paths)):
         raise error
-    assert (stored(paths).status, stored(paths).error) == ("failed", "the driver was stopped (Ctrl-C or SIGTERM)")
+    assert (stored(paths).status, stored(paths).error) == (
+        "failed",
+        "the driver was stopped (Ctrl-C or SIGTERM)",
+    )
 
 
 def test_progress_that_cannot_be_stored_is_reported_once_and_does_not_end_the_run(

@@ -36,9 +36,13 @@ ACCESS = TestSetAccess(
 )
 
 
-def trial(name: str, *, config: SampledValues, scores: tuple[float, ...], status: str = "completed") -> TrialRow:
+def trial(
+    name: str, *, config: SampledValues, scores: tuple[float, ...], status: str = "completed"
+) -> TrialRow:
     score = max(scores, default=0.5)
-    return TrialRow(trial=name, config=config, score=score, scores=scores, seconds=1.0, status=status)
+    return TrialRow(
+        trial=name, config=config, score=score, scores=scores, seconds=1.0, status=status
+    )
 
 
 def trained(score: float, *, epochs: int) -> TrainingResult:
@@ -54,7 +58,9 @@ def trained(score: float, *, epochs: int) -> TrainingResult:
 
 
 def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path) -> None:
-    recipe = recipe_at(tmp_path, training={"seed": 5, "method": "full"}, evaluation={"valid_days": 2})
+    recipe = recipe_at(
+        tmp_path, training={"seed": 5, "method": "full"}, evaluation={"valid_days": 2}
+    )
     seeds = (trained(0.7, epochs=1), trained(0.9, epochs=3))
     rows = (
         trial("1", config={"method": "lora"}, scores=(0.6, 0.7)),
@@ -70,18 +76,33 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         curve=None,
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )
-    models = TrainedModels((Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),), fine_tuning)
+    models = TrainedModels(
+        (Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),), fine_tuning
+    )
     simulation = Simulation()
     roles = models.contenders.items()
-    family = Family(models=tuple(FrozenModel(role, each.kind, each.uri, each.validation) for role, each in roles))
-    evaluated = EvaluatedModels(family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage()))
+    family = Family(
+        models=tuple(
+            FrozenModel(role, each.kind, each.uri, each.validation) for role, each in roles
+        )
+    )
+    evaluated = EvaluatedModels(
+        family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage())
+    )
     versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
     context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict
     evidence = build_evidence(context, models, evaluated, versions=versions, verdict=verdict)
-    assert [(row.kind, row.epochs) for row in evidence.sweep] == [("lora", 2), ("full", 1), ("probe", 0)]
+    assert [(row.kind, row.epochs) for row in evidence.sweep] == [
+        ("lora", 2),
+        ("full", 1),
+        ("probe", 0),
+    ]
     assert evidence.seeds == (SeedRecord(5, 0.7), SeedRecord(6, 0.9))
     assert evidence.training is not None
-    assert (evidence.training.epochs, evidence.training.selected) == (3, selected.model_dump(mode="json"))
+    assert (evidence.training.epochs, evidence.training.selected) == (
+        3,
+        selected.model_dump(mode="json"),
+    )
     assert evidence.expires_at == "2026-11-26T16:30:00+00:00"
     # Three rows of 1 s and one further seed of 7 s, on the workers of the recipe.
     on_cpu = TrainingConfig(num_workers=4, cpus_per_worker=3)

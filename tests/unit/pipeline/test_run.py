@@ -1,4 +1,5 @@
-"""Decisions of the pipeline: order of checks, choice of the candidate, sizes of the learning curve, cached stages."""
+"""Decisions of the pipeline: order of checks, choice of the candidate, sizes of the learning curve,
+cached stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,12 +49,20 @@ def fail_at_the_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a new run fail the test if it reaches its baselines."""
     monkeypatch.setattr(run, "require_trackers", lambda _: None)
     monkeypatch.setattr(run, "find_finished_run", lambda _: None)
-    monkeypatch.setattr(run, "fit_baselines", lambda *_, **__: pytest.fail("the baselines were fitted first"))
+    monkeypatch.setattr(
+        run, "fit_baselines", lambda *_, **__: pytest.fail("the baselines were fitted first")
+    )
 
 
-@pytest.mark.parametrize(("mean", "chosen"), [(None, "seed-1"), (0.739, "seed-1"), (0.74, "mean"), (0.75, "mean")])
-def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(mean: float | None, chosen: str) -> None:
-    seeds = tuple(result_of(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73)))
+@pytest.mark.parametrize(
+    ("mean", "chosen"), [(None, "seed-1"), (0.739, "seed-1"), (0.74, "mean"), (0.75, "mean")]
+)
+def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(
+    mean: float | None, chosen: str
+) -> None:
+    seeds = tuple(
+        result_of(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73))
+    )
     averaged = None if mean is None else Contender("full", "mean", mean)
     candidate = best_on_validation(seeds, averaged, method="full")
     assert candidate == Contender("full", chosen, max(0.74, mean or 0.0))
@@ -74,12 +83,21 @@ def test_the_candidate_has_the_precision_of_the_worker_that_trained_it() -> None
     ],
 )
 def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int | None, trained: list[int], sizes: tuple[int, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_shards: int | None,
+    trained: list[int],
+    sizes: tuple[int, ...],
 ) -> None:
-    context = context_of(recipe_at(tmp_path, tuning={"learning_curve": True}), splits_of(num_train=800))
+    context = context_of(
+        recipe_at(tmp_path, tuning={"learning_curve": True}), splits_of(num_train=800)
+    )
     if num_shards is not None:
         shards: Any = range(num_shards)
-        context = replace(context, inputs=replace(context.inputs, data=replace(context.inputs.data, shards=shards)))
+        context = replace(
+            context,
+            inputs=replace(context.inputs, data=replace(context.inputs.data, shards=shards)),
+        )
     requested: list[int] = []
 
     def train(*_: Any, num_train_rows: int, **__: Any) -> TrainingResult:
@@ -99,10 +117,13 @@ def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
 def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep that ran out of memory resumes with gradient_checkpointing, and the seed runs use it too."""
+    """A sweep that ran out of memory resumes with gradient_checkpointing, and the seed runs use it
+    too."""
     weights = (tmp_path / "weights" / "trial-a").as_uri()
     storage.write_bytes(f"{weights}/head.safetensors", b"")
-    sweep_result = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of(weights, 0.5))
+    sweep_result = SweepResult(
+        rows=(), selected=TrainingConfig(batch_size=16), trained=result_of(weights, 0.5)
+    )
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))
     monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of(weights, 0.5)))
@@ -115,19 +136,29 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
 
     monkeypatch.setattr(run, "_train", recorded)
     stages = []
-    for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
+    for changed in (
+        {},
+        {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9},
+    ):
         recipe = recipe_at(tmp_path, training={"batch_size": 16, "num_seeds": 2} | changed)
         context = replace(context_of(recipe, splits_of()), events="events")
         baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
         result = run.run_sweep(context, baselines)
         run.train_seeds(context, result)
-        stages.append(sorted(uri.rsplit("/", 2)[1] for uri in storage.list_files(f"{recipe.task_uri}/stages")))
+        stages.append(
+            sorted(uri.rsplit("/", 2)[1] for uri in storage.list_files(f"{recipe.task_uri}/stages"))
+        )
     assert stages[0] == stages[1]
     assert [name.rpartition("-")[0] for name in stages[0]] == ["seed-1", "sweep"]
-    assert [(config.gradient_checkpointing, config.max_failures) for config in configs] == [(False, 2), (True, 9)]
+    assert [(config.gradient_checkpointing, config.max_failures) for config in configs] == [
+        (False, 2),
+        (True, 9),
+    ]
 
 
-def test_a_training_keeps_only_the_weights_of_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_keeps_only_the_weights_of_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def train(*_: Any, uri: str, **__: Any) -> TrainingResult:
         for name in ("weights-interrupted", "weights-exported"):
             storage.write_bytes(f"{uri}/{name}/head.safetensors", b"")
@@ -136,15 +167,22 @@ def test_a_training_keeps_only_the_weights_of_its_result(tmp_path: Path, monkeyp
     monkeypatch.setattr(run, "finetune", fake(finetune, train))
     context = replace(context_of(recipe_at(tmp_path), splits_of()), events="events")
     trained = run._train(context, TrainingConfig(), name="seed-1")
-    files = [uri.rpartition("/")[2] for uri in storage.list_files(trained.weights.rpartition("/")[0])]
+    files = [
+        uri.rpartition("/")[2] for uri in storage.list_files(trained.weights.rpartition("/")[0])
+    ]
     assert sorted(files) == ["done.json", "head.safetensors"]
     assert storage.exists(f"{trained.weights}/head.safetensors")
 
 
-def test_a_run_without_an_event_queue_does_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_an_event_queue_does_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
-    with pytest.raises(ValueError, match="sweep of this recipe is not finished; run `tailorbird sweep RECIPE` first"):
+    with pytest.raises(
+        ValueError,
+        match="sweep of this recipe is not finished; run `tailorbird sweep RECIPE` first",
+    ):
         run.run_sweep(context_of(recipe_at(tmp_path), splits_of()), baselines)
 
 
@@ -154,14 +192,19 @@ def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     small_chat.save(tmp_path / "base")
     turns = tuple((("user", text),) for text in ("ab", "c</s>d", "e"))
     rows = Rows(("7", "8", "9"), ("ab", "cd", "e"), ("a", "b", "c"), conversations=turns)
-    others = [replace(rows.take([0, 2]), texts=(f"{name} 1", f"{name} 2")) for name in ("validation", "test")]
+    others = [
+        replace(rows.take([0, 2]), texts=(f"{name} 1", f"{name} 2"))
+        for name in ("validation", "test")
+    ]
     recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"})
     context = context_of(recipe, Splits(rows, *others), base_model=(tmp_path / "base").as_uri())
     run_locally(monkeypatch)
     fail_at_the_baselines(monkeypatch)
     monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
     for start in (run.run_pipeline, run.sweep_only):
-        with pytest.raises(DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"):
+        with pytest.raises(
+            DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"
+        ):
             start(recipe, progress=SILENT)
 
 
@@ -170,18 +213,25 @@ def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
 ) -> None:
     endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"}
     of_recipe = context_of(recipe_at(tmp_path, evaluation={"endpoint": endpoint}), splits_of())
-    of_champion = registering(context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1")
+    of_champion = registering(
+        context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1"
+    )
     keyed = endpoint_version("http://127.0.0.1:9/v1")
     fail_at_the_baselines(monkeypatch)
     monkeypatch.setattr("tailorbird.pipeline.prepare.read_version", lambda _: keyed)
-    for context, message in ((of_recipe, "127.0.0.1:9/v1/models cannot be reached"), (of_champion, "is not set in")):
+    for context, message in (
+        (of_recipe, "127.0.0.1:9/v1/models cannot be reached"),
+        (of_champion, "is not set in"),
+    ):
         monkeypatch.setattr(run, "prepare", lambda *_, context=context, **__: context)
         for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
             with pytest.raises(EndpointError, match=message):
                 start(context.recipe, progress=SILENT)
 
 
-@pytest.mark.parametrize("sections", [{"training": {"gpus_per_worker": 1}}, {"serving": {"gpus_per_replica": 1}}])
+@pytest.mark.parametrize(
+    "sections", [{"training": {"gpus_per_worker": 1}}, {"serving": {"gpus_per_replica": 1}}]
+)
 def test_a_model_that_one_gpu_cannot_hold_is_refused_before_the_baselines_as_by_preflight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ) -> None:
@@ -194,7 +244,9 @@ def test_a_model_that_one_gpu_cannot_hold_is_refused_before_the_baselines_as_by_
     evaluate = partial(run.run_pipeline, may_train=False)
     monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30, 1 << 10))
     for start in (run.run_pipeline, run.sweep_only, run.baselines_only, evaluate):
-        with pytest.raises(ValueError, match=r"the weights take .* GiB in bf16, and the smallest GPU has 0 GiB"):
+        with pytest.raises(
+            ValueError, match=r"the weights take .* GiB in bf16, and the smallest GPU has 0 GiB"
+        ):
             start(recipe, progress=SILENT)
     monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30,))
     run.require_usable(context, progress=SILENT)

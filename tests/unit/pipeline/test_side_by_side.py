@@ -42,7 +42,9 @@ def test_no_more_calls_than_allowed_run_at_the_same_time() -> None:
         both.wait(LIMIT_S)
         return number
 
-    assert run_side_by_side([partial(call, number) for number in range(6)], at_once=2) == list(range(6))
+    assert run_side_by_side([partial(call, number) for number in range(6)], at_once=2) == list(
+        range(6)
+    )
 
 
 def test_an_error_is_raised_after_the_running_calls_have_ended() -> None:
@@ -81,7 +83,9 @@ def test_one_call_at_a_time_runs_in_this_thread() -> None:
     assert set(threads) == {threading.get_ident()}
 
 
-def test_seeds_train_at_the_same_time_if_the_cluster_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_train_at_the_same_time_if_the_cluster_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = threading.Barrier(2)
 
     def train(*_: Any, name: str, **__: Any) -> TrainingResult:
@@ -98,5 +102,11 @@ def test_seeds_train_at_the_same_time_if_the_cluster_has_room(tmp_path: Path, mo
 
 def result_of(weights: str) -> TrainingResult:
     return TrainingResult(
-        weights=weights, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1, dtype="float32"
+        weights=weights,
+        score=0.5,
+        epochs=1,
+        rows_per_second=1,
+        padding_share=0,
+        step_seconds=1,
+        dtype="float32",
     )

@@ -26,13 +26,20 @@ from training.classification_task import ClassificationTrainingTask
 def chat_rows(name: str, letters: str) -> Rows:
     turns = tuple((("user", letter),) for letter in letters)
     ids = tuple(str(index) for index in range(len(letters)))
-    return Rows(ids, tuple(f"{name} {letter}" for letter in letters), ("yes",) * len(letters), conversations=turns)
+    return Rows(
+        ids,
+        tuple(f"{name} {letter}" for letter in letters),
+        ("yes",) * len(letters),
+        conversations=turns,
+    )
 
 
 @pytest.fixture
 def chat(tmp_path: Path) -> RunContext:
     small_chat.save(tmp_path / "base")
-    splits = Splits(chat_rows("train", "abcdef"), chat_rows("validation", "ghi"), chat_rows("test", "jkl"))
+    splits = Splits(
+        chat_rows("train", "abcdef"), chat_rows("validation", "ghi"), chat_rows("test", "jkl")
+    )
     sections = {
         "data": {"train": "s3://lake/x", "system": "s", "max_new_tokens": 4},
         "evaluation": {"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 2},
@@ -56,7 +63,11 @@ def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunCo
     assert (len(whole.train), len(part.train), whole.classes) == (80, 20, ("a", "b"))
     chat_task = chat.task.training_task()
     assert isinstance(chat_task, ChatTrainingTask)
-    assert (chat_task.metric, chat_task.prompting.system, len(chat_task.validation)) == ("token_f1", "s", 3)
+    assert (chat_task.metric, chat_task.prompting.system, len(chat_task.validation)) == (
+        "token_f1",
+        "s",
+        3,
+    )
 
 
 def test_a_trained_classifier_stores_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
@@ -73,11 +84,15 @@ def test_a_trained_classifier_stores_the_pooling_that_it_was_trained_with(tmp_pa
         assert read_artifact_config((tmp_path / choice).as_uri()).pooling == pooling
 
 
-def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_of_chat_baselines_store_their_prompting(
+    chat: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_locally(monkeypatch)
     baselines = chat.task.fit_baselines()
     kinds = ["nearest", "zero_shot", "few_shot", "retrieved"]
-    assert [(baseline.kind, baseline.servable) for baseline in baselines] == [(kind, True) for kind in kinds]
+    assert [(baseline.kind, baseline.servable) for baseline in baselines] == [
+        (kind, True) for kind in kinds
+    ]
     configs = [read_artifact_config(baseline.uri or "") for baseline in baselines]
     assert [config.kind for config in configs] == kinds
     prompts = [config.prompting for config in configs if config.prompting]
@@ -108,7 +123,9 @@ def test_baselines_have_the_precision_of_the_worker_that_fitted_them(
     pinned = small_encoder.save(tmp_path / "encoder")
     files = sha256_files(pinned.uri)
     inputs = replace(chat.inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files))
-    configs = {base.kind: read_artifact_config(base.uri or "") for base in ChatTask(inputs).fit_baselines()}
+    configs = {
+        base.kind: read_artifact_config(base.uri or "") for base in ChatTask(inputs).fit_baselines()
+    }
     name = str(of_the_worker).removeprefix("torch.")
     assert {kind: config.dtype for kind, config in configs.items() if kind != "nearest"} == {
         "zero_shot": name,
@@ -128,7 +145,9 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     training = chat.recipe.training.model_copy(update={"with_retrieved": True})
     recipe = chat.recipe.model_copy(update={"training": training})
     task = ChatTask(replace(chat.inputs, recipe=recipe))
-    baselines = {baseline.kind: read_artifact_config(baseline.uri or "") for baseline in task.fit_baselines()}
+    baselines = {
+        baseline.kind: read_artifact_config(baseline.uri or "") for baseline in task.fit_baselines()
+    }
     best = baselines["retrieved"].prompting
     trained = task.training_task()
     assert isinstance(trained, ChatTrainingTask)
@@ -136,7 +155,9 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     assert best.retrieval is not None
     assert trained.prompting == best.within(256 - recipe.data.max_length)
     assert trained.examples is not None
-    assert [len(rows) for rows in trained.examples.rows] == [min(best.retrieval.num_examples, 5)] * 6
+    assert [len(rows) for rows in trained.examples.rows] == [
+        min(best.retrieval.num_examples, 5)
+    ] * 6
     assert task.training_inputs != chat.task.training_inputs
     weights = tmp_path / "weights"
     weights.mkdir()
@@ -160,7 +181,9 @@ def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_wi
     files = sha256_files(pinned.uri)
     training = chat.recipe.training.model_copy(update={"with_retrieved": True})
     recipe = chat.recipe.model_copy(update={"training": training})
-    inputs = replace(chat.inputs, recipe=recipe, encoder=BaseModelRecord(pinned.uri, pinned.uri, files))
+    inputs = replace(
+        chat.inputs, recipe=recipe, encoder=BaseModelRecord(pinned.uri, pinned.uri, files)
+    )
     task = ChatTask(inputs)
     expected = pinned.model_copy(update={"dtype": dtype_name()})
     assert inputs.pinned_encoder == expected
@@ -168,10 +191,15 @@ def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_wi
     assert isinstance(trained, ChatTrainingTask)
     assert trained.examples is not None
     assert trained.prompting.retrieval is not None
-    assert (trained.prompting.retrieval.encoder, trained.prompting.retrieval.embedding_weight) == (expected, 0.5)
+    assert (trained.prompting.retrieval.encoder, trained.prompting.retrieval.embedding_weight) == (
+        expected,
+        0.5,
+    )
     assert trained.examples.load_index().embeddings is not None
     uris = {baseline.uri for baseline in task.fit_baselines()}
-    changed = ChatTask(replace(inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files | {"more.json": "0"})))
+    changed = ChatTask(
+        replace(inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files | {"more.json": "0"}))
+    )
     with pytest.raises(ModelError, match=r"the retrieval encoder .* has the digest"):
         changed.fit_baselines()
     assert uris.isdisjoint({baseline.uri for baseline in chat.task.fit_baselines()})
@@ -185,7 +213,10 @@ def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext
         recipe=chat.recipe.model_copy(update={"training": training}),
         data=replace(chat.inputs.data, shards=shards),
     )
-    with pytest.raises(DataError, match=r"with_retrieved requires the training rows in memory.*remove with_retrieved"):
+    with pytest.raises(
+        DataError,
+        match=r"with_retrieved requires the training rows in memory.*remove with_retrieved",
+    ):
         ChatTask(inputs).require_trainable()
 
 
@@ -193,7 +224,9 @@ def test_retrieved_examples_require_room_beside_the_longest_row(chat: RunContext
     training = chat.recipe.training.model_copy(update={"with_retrieved": True})
     data = chat.recipe.data.model_copy(update={"max_length": 256})
     recipe = chat.recipe.model_copy(update={"training": training, "data": data})
-    with pytest.raises(DataError, match=r"no room for examples: data.max_length 256 is all .*remove with_retrieved"):
+    with pytest.raises(
+        DataError, match=r"no room for examples: data.max_length 256 is all .*remove with_retrieved"
+    ):
         ChatTask(replace(chat.inputs, recipe=recipe)).require_trainable()
 
 

@@ -13,12 +13,19 @@ PARITY = ParityResult(rows=64, matching=63, ties=2, at=NOW)
 
 def champion(**fields: Any) -> Champion:
     reason = ChangeReason(change="promotion", text="FINE_TUNE")
-    defaults = {"uri": "s3://m/t/versions/full-1", "digest": "1", "run": "s3://m/t/runs/r", "version": "full-1"}
+    defaults = {
+        "uri": "s3://m/t/versions/full-1",
+        "digest": "1",
+        "run": "s3://m/t/runs/r",
+        "version": "full-1",
+    }
     return Champion.model_validate(defaults | {"reason": reason, "since": NOW} | fields)
 
 
 def test_a_reason_includes_override_and_runtime() -> None:
-    reason = ChangeReason(change="promotion", text="STAY", override="we want it", runtime="onnxruntime-int8")
+    reason = ChangeReason(
+        change="promotion", text="STAY", override="we want it", runtime="onnxruntime-int8"
+    )
     assert reason.sentence() == "STAY; override: we want it; run by onnxruntime-int8"
     assert champion().reason.sentence() == "FINE_TUNE"
 
@@ -26,12 +33,16 @@ def test_a_reason_includes_override_and_runtime() -> None:
 def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
     assert champion().needs_parity
     assert not champion(parity=PARITY).needs_parity
-    assert not champion(reason=ChangeReason(change="rollback", text="rolled back from full-2: slow")).needs_parity
+    assert not champion(
+        reason=ChangeReason(change="rollback", text="rolled back from full-2: slow")
+    ).needs_parity
 
 
 def test_a_former_champion_keeps_the_fields_of_the_champion() -> None:
     former = champion(parity=PARITY).as_former
-    assert former == FormerChampion(uri="s3://m/t/versions/full-1", digest="1", run="s3://m/t/runs/r", parity=PARITY)
+    assert former == FormerChampion(
+        uri="s3://m/t/versions/full-1", digest="1", run="s3://m/t/runs/r", parity=PARITY
+    )
     assert champion(former=(former,)).former[0].parity == PARITY
 
 
@@ -43,4 +54,6 @@ def test_a_champion_of_a_newer_format_is_refused() -> None:
 
 
 def test_parity_counts_ties_as_matching_rows() -> None:
-    assert PARITY.sentence() == ("63 of 64 test rows have the same answer over HTTP as in the evaluation (2 are ties)")
+    assert PARITY.sentence() == (
+        "63 of 64 test rows have the same answer over HTTP as in the evaluation (2 are ties)"
+    )

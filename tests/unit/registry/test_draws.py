@@ -14,10 +14,18 @@ SECRET = b"s" * 32
 
 
 def test_codes_are_uniform_and_differ_between_secrets_and_purposes() -> None:
-    codes = np.array([draw_code(SECRET, "row", str(number)) for number in range(4000)], np.float64) / CODES
+    codes = (
+        np.array([draw_code(SECRET, "row", str(number)) for number in range(4000)], np.float64)
+        / CODES
+    )
     assert np.histogram(codes, 4, (0, 1))[0] == pytest.approx(1000, abs=140)  # five standard errors
     assert draw_code(SECRET, "row", "a") == draw_code(SECRET, "row", "a")
-    different = [(SECRET, ("row", "a")), (SECRET, ("unit", "a")), (SECRET, ("row", "", "a")), (b"t" * 32, ("row", "a"))]
+    different = [
+        (SECRET, ("row", "a")),
+        (SECRET, ("unit", "a")),
+        (SECRET, ("row", "", "a")),
+        (b"t" * 32, ("row", "a")),
+    ]
     assert len({draw_code(secret, *parts) for secret, parts in different}) == 4
     assert draw_code(SECRET, "row", "\ud800") != draw_code(SECRET, "row", "\ud801")
 

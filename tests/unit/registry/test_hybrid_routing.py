@@ -59,7 +59,12 @@ def test_the_thresholds_0_and_1_give_the_answers_of_one_part(confidences: list[f
 
 
 def test_the_first_part_answers_rows_without_a_group() -> None:
-    assert routes_to_second(GROUP, groups=[None, NO_GROUP, "", "f"]).tolist() == [False, False, False, True]
+    assert routes_to_second(GROUP, groups=[None, NO_GROUP, "", "f"]).tolist() == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert read.NO_GROUP == NO_GROUP
 
 
@@ -81,7 +86,10 @@ def test_the_inputs_of_the_rule_are_required_and_others_are_ignored() -> None:
         ({"by": "group"}, "needs a column and values"),
         ({"by": "group", "column": "sex"}, "needs a column and values"),
         ({"by": "group", "column": "sex", "values": ("f",), "threshold": 0.5}, "no threshold"),
-        ({"by": "group", "column": "sex", "values": ("f", NO_GROUP)}, "the first part answers rows without a group"),
+        (
+            {"by": "group", "column": "sex", "values": ("f", NO_GROUP)},
+            "the first part answers rows without a group",
+        ),
         ({"by": "cascade"}, "needs a threshold"),
         ({"by": "cascade", "threshold": 0.5, "values": ("f",)}, "no column or values"),
         ({"by": "cascade", "threshold": 1.5}, "threshold is 1.5; allowed: 0 to 1"),
@@ -89,7 +97,9 @@ def test_the_inputs_of_the_rule_are_required_and_others_are_ignored() -> None:
         ({"by": "chance"}, "by is 'chance'; allowed"),
     ],
 )
-def test_a_rule_with_missing_or_extra_fields_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_a_rule_with_missing_or_extra_fields_is_refused(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Routing(**fields)
 

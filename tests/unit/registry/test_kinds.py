@@ -8,7 +8,13 @@ import pytest
 
 from tailorbird.registry.kinds import KINDS, Kind, spec_of
 from tailorbird.registry.shared_base import versions_on_same_base
-from tailorbird.registry.versions import ModelVersion, RegistryError, register, spec_at, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    RegistryError,
+    register,
+    spec_at,
+    write_config,
+)
 from tailorbird.registry.versions import VersionConfig as Config
 from tests.unit.registry.test_versions import PARTS, PLAIN
 
@@ -35,7 +41,9 @@ def test_the_properties_of_a_kind_do_not_contradict_each_other(kind: Kind) -> No
     spec = KINDS[kind]
     assert spec.title
     assert not (spec.calls_endpoint and (spec.uses_base or spec.has_bag))
-    assert not (spec.has_index and spec.has_bag)  # an index is for chat, a bag of words for classification
+    assert not (
+        spec.has_index and spec.has_bag
+    )  # an index is for chat, a bag of words for classification
     assert spec.learns_from_rows or not spec.holds_training_text
     if spec.mixed is not None:
         mixed = KINDS[spec.mixed]
@@ -45,15 +53,23 @@ def test_the_properties_of_a_kind_do_not_contradict_each_other(kind: Kind) -> No
 
 def test_every_mixed_kind_has_a_kind_without_the_bag_of_words() -> None:
     mixed = {kind for kind, spec in KINDS.items() if spec.is_mixed}
-    assert mixed == {spec.mixed for spec in KINDS.values() if spec.mixed is not None} == {"lora_bag", "full_bag"}
+    assert (
+        mixed
+        == {spec.mixed for spec in KINDS.values() if spec.mixed is not None}
+        == {"lora_bag", "full_bag"}
+    )
 
 
-@pytest.mark.parametrize("kind", ["zero_shot", "few_shot", "retrieved", "centroid", "probe_bag", "lora", "lora_bag"])
+@pytest.mark.parametrize(
+    "kind", ["zero_shot", "few_shot", "retrieved", "centroid", "probe_bag", "lora", "lora_bag"]
+)
 def test_heads_prompts_and_adapters_share_their_base_model(kind: Kind) -> None:
     assert KINDS[kind].shares_base
 
 
-@pytest.mark.parametrize("kind", ["nearest", "bag_of_words", "full", "full_bag", "hybrid", "endpoint_zero_shot"])
+@pytest.mark.parametrize(
+    "kind", ["nearest", "bag_of_words", "full", "full_bag", "hybrid", "endpoint_zero_shot"]
+)
 def test_models_with_changed_weights_or_without_a_base_model_do_not_share_one(kind: Kind) -> None:
     assert not KINDS[kind].shares_base
 
@@ -63,7 +79,9 @@ def test_an_exported_version_does_not_share_its_base_model() -> None:
     assert not config("probe", engine="onnxruntime-int8", exported_from=PARTS["first"]).shares_base
 
 
-def test_a_baseline_that_changes_its_encoder_does_not_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_changes_its_encoder_does_not_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task_uri = (tmp_path / "task").as_uri()
     head, encoder = "head.safetensors", "encoder.safetensors"
     probe = registered(tmp_path / "one", "probe", files=(head,))
@@ -86,7 +104,9 @@ def test_a_baseline_that_changes_its_encoder_does_not_share_it(tmp_path: Path, m
         ("full_bag", "encoder.safetensors", "model.safetensors"),
     ],
 )
-def test_adapters_and_changed_weights_have_a_file(kind: Kind, of_classifier: str | None, of_chat: str | None) -> None:
+def test_adapters_and_changed_weights_have_a_file(
+    kind: Kind, of_classifier: str | None, of_chat: str | None
+) -> None:
     chat = config(kind, classes=[], prompting={"system": None, "max_new_tokens": 8})
     assert (config(kind).weights_file, chat.weights_file) == (of_classifier, of_chat)
 
@@ -102,5 +122,11 @@ def test_the_name_of_a_version_has_its_kind(kind: Kind, runtime: str) -> None:
 def test_a_baseline_of_no_kind_has_no_property_of_one(name: str) -> None:
     spec = spec_of(name)
     assert spec not in KINDS.values()
-    flags = (spec.is_baseline, spec.is_always_tested, spec.calls_endpoint, spec.has_bag, spec.holds_training_text)
+    flags = (
+        spec.is_baseline,
+        spec.is_always_tested,
+        spec.calls_endpoint,
+        spec.has_bag,
+        spec.holds_training_text,
+    )
     assert not any((*flags, spec.shares_base))

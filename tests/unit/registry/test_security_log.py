@@ -23,7 +23,9 @@ def test_an_event_names_the_user_and_the_host_of_the_caller() -> None:
 
 
 def test_an_event_survives_a_json_round_trip() -> None:
-    event = SecurityEvent(kind="configuration", what="deploy", before={"max_replicas": 1}, after={"max_replicas": 2})
+    event = SecurityEvent(
+        kind="configuration", what="deploy", before={"max_replicas": 1}, after={"max_replicas": 2}
+    )
     assert event.format == 1
     assert SecurityEvent.model_validate_json(event.model_dump_json()) == event
 
@@ -35,7 +37,9 @@ def test_texts_of_clients_are_cut_and_contain_no_control_characters() -> None:
     assert "\x1b" not in event.line()
 
 
-@pytest.mark.parametrize("changed", [{"kind": "other"}, {"extra": 1}, {"at": "2026-01-01T00:00:00"}, {"format": 2}])
+@pytest.mark.parametrize(
+    "changed", [{"kind": "other"}, {"extra": 1}, {"at": "2026-01-01T00:00:00"}, {"format": 2}]
+)
 def test_an_invalid_event_is_refused(changed: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SecurityEvent.model_validate({"kind": "key", "what": "a key was made"} | changed)

@@ -1,4 +1,5 @@
-"""Changed, missing and additional files of a version of each kind: on S3, in a local copy, and by each command."""
+"""Changed, missing and additional files of a version of each kind: on S3, in a local copy, and by
+each command."""
 
 import hashlib
 import json
@@ -15,7 +16,12 @@ from tailorbird.checks.verify_files import named_version_faults, registered_faul
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.kinds import Kind, spec_of
 from tailorbird.registry.shared_base import versions_on_same_base
-from tailorbird.registry.version_files import EVIDENCE_FILES, is_evidence, require_intact, version_faults
+from tailorbird.registry.version_files import (
+    EVIDENCE_FILES,
+    is_evidence,
+    require_intact,
+    version_faults,
+)
 from tailorbird.registry.versions import (
     BAG_FILES,
     EXPORTED_ENCODER,
@@ -52,7 +58,9 @@ def files_of(name: str) -> tuple[Config, list[str]]:
         changes = {"kind": kind, "prompting": prompting, "endpoint": ENDPOINT}
         return Config.model_validate(PLAIN | changes), [*INDEX_FILES] if spec.has_index else []
     if kind in CHAT_KINDS or name.startswith(CHAT):
-        config = Config.model_validate(PLAIN | {"kind": kind, "classes": [], "prompting": prompting})
+        config = Config.model_validate(
+            PLAIN | {"kind": kind, "classes": [], "prompting": prompting}
+        )
         weights = [config.weights_file] if config.weights_file else []
         return config, [*weights, *(INDEX_FILES if spec.has_index else ())]
     config = Config.model_validate(PLAIN | {"kind": kind})
@@ -114,14 +122,20 @@ CHECKS: dict[str, Callable[[PinnedVersion], object]] = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_changed_missing_or_added_file_of_a_version_is_refused(tmp_path: Path, name: str) -> None:
+def test_each_changed_missing_or_added_file_of_a_version_is_refused(
+    tmp_path: Path, name: str
+) -> None:
     version = registered(tmp_path / "task", name)
     stored, copy = path_of(version), tmp_path / "copy"
     for check in CHECKS.values():
         check(version.pinned)
     shutil.copytree(stored, copy)
     files = [*json.loads((stored / "manifest.json").read_bytes()), "manifest.json"]
-    assert set(files) == {"config.json", "manifest.json", *([] if name == "hybrid" else files_of(name)[1])}
+    assert set(files) == {
+        "config.json",
+        "manifest.json",
+        *([] if name == "hybrid" else files_of(name)[1]),
+    }
     damages: list[tuple[Callable[[Path], None], str]] = [
         (flip, r"{} was changed: its sha256 is"),
         (Path.unlink, "{} is missing"),
@@ -150,21 +164,29 @@ def test_a_manifest_that_was_swapped_together_with_a_file_is_refused(
     other = register((tmp_path / "task").as_uri(), tmp_path / "made-probe")
     shutil.rmtree(path_of(version))
     shutil.copytree(path_of(other), path_of(version))
-    assert version_faults(PinnedVersion(uri=version.uri, digest=other.digest)) == []  # consistent in itself
+    assert (
+        version_faults(PinnedVersion(uri=version.uri, digest=other.digest)) == []
+    )  # consistent in itself
     with pytest.raises(RegistryError, match=r"manifest\.json was changed: its sha256 is .*, not"):
         check(version.pinned)
     with pytest.raises(RegistryError, match="was changed: its manifest has the digest"):
         read_pinned(version.pinned)
 
 
-def test_a_version_that_was_swapped_together_with_its_manifest_does_not_match_its_name(tmp_path: Path) -> None:
+def test_a_version_that_was_swapped_together_with_its_manifest_does_not_match_its_name(
+    tmp_path: Path,
+) -> None:
     task_uri = (tmp_path / "task").as_uri()
-    version, other, served = (registered(tmp_path / "task", name) for name in ("probe", "centroid", "lora"))
+    version, other, served = (
+        registered(tmp_path / "task", name) for name in ("probe", "centroid", "lora")
+    )
     assert len(versions_on_same_base(served, task_uri=task_uri, limit=4)) == 2
     assert list(named_version_faults(version.uri)) == []
     shutil.rmtree(path_of(version))
     shutil.copytree(path_of(other), path_of(version))
-    message = f"{version.uri} was changed: its manifest has the digest {other.digest}, but its name has "
+    message = (
+        f"{version.uri} was changed: its manifest has the digest {other.digest}, but its name has "
+    )
     reads: tuple[Callable[[], object], ...] = (
         partial(read_version, version.uri),
         partial(read_artifact_config, version.uri),
@@ -191,17 +213,24 @@ def test_a_changed_part_of_a_hybrid_is_refused(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["config", "config and manifest"])
-def test_a_changed_hybrid_that_names_itself_as_a_part_is_refused(tmp_path: Path, swapped: bool) -> None:
+def test_a_changed_hybrid_that_names_itself_as_a_part_is_refused(
+    tmp_path: Path, swapped: bool
+) -> None:
     hybrid = registered(tmp_path / "task", "hybrid")
     config, manifest = (path_of(hybrid) / name for name in ("config.json", "manifest.json"))
     content = json.loads(config.read_bytes())
     content["hybrid"]["first"] = {"uri": hybrid.uri, "digest": hybrid.digest}
     config.write_text(json.dumps(content))
     if swapped:
-        entry = {"sha256": hashlib.sha256(config.read_bytes()).hexdigest(), "size_bytes": config.stat().st_size}
+        entry = {
+            "sha256": hashlib.sha256(config.read_bytes()).hexdigest(),
+            "size_bytes": config.stat().st_size,
+        }
         manifest.write_text(json.dumps({"config.json": entry}))
     for check in (require_intact, verify):
-        with pytest.raises(RegistryError, match=rf"{manifest.name if swapped else config.name} was changed"):
+        with pytest.raises(
+            RegistryError, match=rf"{manifest.name if swapped else config.name} was changed"
+        ):
             check(hybrid.pinned)
 
 
@@ -210,7 +239,9 @@ def test_a_config_that_differs_from_the_manifest_is_never_read(tmp_path: Path) -
     config = path_of(version) / "config.json"
     config.write_text(config.read_text().replace("s3://models/none.zip", "s3://models/evil.zip"))
     for read in (read_version, read_artifact_config):
-        with pytest.raises(RegistryError, match=r"config\.json was changed: its sha256 is .*, but the manifest has"):
+        with pytest.raises(
+            RegistryError, match=r"config\.json was changed: its sha256 is .*, but the manifest has"
+        ):
             read(version.uri)
     (path_of(version) / "manifest.json").write_text("[]")
     with pytest.raises(RegistryError, match=r"manifest\.json is not the manifest of a version"):
@@ -219,4 +250,9 @@ def test_a_config_that_differs_from_the_manifest_is_never_read(tmp_path: Path) -
 
 def test_only_evidence_may_be_written_next_to_a_version() -> None:
     assert all(map(is_evidence, (*EVIDENCE_FILES, "predictions/candidate.parquet")))
-    assert not any(map(is_evidence, ("tokenizer.json", "predictions/x.safetensors", "adapter/evidence.json", "x.py")))
+    assert not any(
+        map(
+            is_evidence,
+            ("tokenizer.json", "predictions/x.safetensors", "adapter/evidence.json", "x.py"),
+        )
+    )

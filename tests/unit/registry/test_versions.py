@@ -42,11 +42,20 @@ PARTS = {
     "first": {"uri": "s3://models/task/versions/probe-1", "digest": "1"},
     "second": {"uri": "s3://models/task/versions/full-2", "digest": "2"},
 }
-ENDPOINT = {"url": "https://host/v1", "model": "m", "api_key": "env://KEY", "reported_model": "m-2026-01-01"}
+ENDPOINT = {
+    "url": "https://host/v1",
+    "model": "m",
+    "api_key": "env://KEY",
+    "reported_model": "m-2026-01-01",
+}
 
 
 def version(kind: str, **changed: Any) -> ModelVersion:
-    fields = PLAIN | {"kind": kind, "name": "task", "version": kind, "uri": f"s3://{kind}", "digest": kind} | changed
+    fields = (
+        PLAIN
+        | {"kind": kind, "name": "task", "version": kind, "uri": f"s3://{kind}", "digest": kind}
+        | changed
+    )
     return ModelVersion.model_validate(fields)
 
 
@@ -82,7 +91,10 @@ def test_a_hybrid_survives_a_json_round_trip(routing: dict[str, Any]) -> None:
         ({"kind": "hybrid", "hybrid": None}, "required for the kind `hybrid`"),
         ({"kind": "full", "hybrid": {"routing": ROUTING, **PARTS}}, "not allowed for other kinds"),
         ({"kind": "hybrid", "hybrid": {"routing": ROUTING, "first": PARTS["first"]}}, "second"),
-        ({"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}}, "needs a column and values"),
+        (
+            {"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}},
+            "needs a column and values",
+        ),
         ({"kind": "hybrid", "hybrid": {"routing": ROUTING | {"chance": 1}, **PARTS}}, "chance"),
     ],
 )
@@ -93,7 +105,9 @@ def test_an_incomplete_hybrid_is_refused(changed: dict[str, Any], message: str) 
 
 def test_the_config_of_a_hybrid_has_both_parts_and_the_classes_of_both() -> None:
     first = version("probe", classes=["b", "c"], created_at="2026-01-02T00:00:00+00:00")
-    config = hybrid_config(first, second=version("full"), routing=Routing(by="group", column="sex", values=("f",)))
+    config = hybrid_config(
+        first, second=version("full"), routing=Routing(by="group", column="sex", values=("f",))
+    )
     assert config.classes == ("a", "b", "c")
     assert config.hybrid == Hybrid(
         routing=Routing(by="group", column="sex", values=("f",)),
@@ -108,22 +122,36 @@ def test_the_config_of_a_chat_hybrid_has_the_prompting_of_a_part_with_training_r
     index = plain.model_copy(
         update={"retrieval": Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256="0" * 64)}
     )
-    first, second = version("nearest", classes=[], prompting=index), version("lora", classes=[], prompting=plain)
+    first, second = (
+        version("nearest", classes=[], prompting=index),
+        version("lora", classes=[], prompting=plain),
+    )
     config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.5))
     assert (config.task, config.contains_training_text) == ("chat", True)
     with pytest.raises(RegistryError, match="a hybrid needs two versions for the same task"):
-        hybrid_config(version("bag_of_words"), second=second, routing=Routing(by="cascade", threshold=0.5))
+        hybrid_config(
+            version("bag_of_words"), second=second, routing=Routing(by="cascade", threshold=0.5)
+        )
 
 
 @pytest.mark.parametrize(
     ("kind", "file"), [("lora", "adapter/adapter_model.safetensors"), ("full", "model.safetensors")]
 )
-def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path: Path, kind: Any, file: str) -> None:
+def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(
+    tmp_path: Path, kind: Any, file: str
+) -> None:
     prompting = Prompting(system=None, max_new_tokens=8)
     config = VersionConfig(
-        kind=kind, classes=(), base_model="s3://m/b", max_length=8, dtype="float32", code="", recipe_hash="",
-        created_at="2026-11-25T00:00:00+00:00", prompting=prompting,
-    )  # fmt: skip
+        kind=kind,
+        classes=(),
+        base_model="s3://m/b",
+        max_length=8,
+        dtype="float32",
+        code="",
+        recipe_hash="",
+        created_at="2026-11-25T00:00:00+00:00",
+        prompting=prompting,
+    )
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, config)
@@ -143,7 +171,10 @@ def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
     stored = tmp_path / "task" / "versions" / version.version
     (stored / "head.safetensors").write_bytes(b"damaged")
     for _ in range(2):  # only copies in a cache are deleted
-        with pytest.raises(RegistryError, match=r"head.safetensors was changed: .*; restore the version from a copy"):
+        with pytest.raises(
+            RegistryError,
+            match=r"head.safetensors was changed: .*; restore the version from a copy",
+        ):
             checked_copy(version.pinned)
     assert register(task_uri, folder) == version
     assert checked_copy(version.pinned) == stored
@@ -161,7 +192,9 @@ def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
         ("full_bag", "encoder.safetensors"),
     ],
 )
-def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path: Path, kind: str, file: str) -> None:
+def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(
+    tmp_path: Path, kind: str, file: str
+) -> None:
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     for name in ("head.safetensors", *BAG_FILES):
@@ -169,7 +202,12 @@ def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path:
     write_config(folder, parsed(PLAIN | {"kind": kind}))
     with pytest.raises(RegistryError, match=f"{file} is missing"):
         register(task_uri, folder)
-    write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "onnxruntime-int8", "exported_from": PARTS["second"]}))
+    write_config(
+        folder,
+        parsed(
+            PLAIN | {"kind": kind, "engine": "onnxruntime-int8", "exported_from": PARTS["second"]}
+        ),
+    )
     with pytest.raises(RegistryError, match=r"encoder\.onnx is missing"):
         register(task_uri, folder)
     (folder / "encoder.onnx").write_bytes(b"graph")  # other engines need no weights of torch
@@ -186,7 +224,9 @@ def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
     write_config(folder, parsed(PLAIN | {"kind": kind}))
     weights = parsed(PLAIN | {"kind": kind}).weights_file or "head.safetensors"
     (folder / weights).parent.mkdir(exist_ok=True)
-    for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors", weights} - {missing}:
+    for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors", weights} - {
+        missing
+    }:
         (folder / name).write_bytes(b"content")
     with pytest.raises(RegistryError, match=f"{missing} is missing"):
         register(task_uri, folder)
@@ -194,7 +234,9 @@ def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
     assert register(task_uri, folder).kind == kind
 
 
-def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_words(tmp_path: Path) -> None:
+def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_words(
+    tmp_path: Path,
+) -> None:
     task_uri = (tmp_path / "task").as_uri()
     registered: dict[str, ModelVersion] = {}
     for name, kind in (("one", "probe"), ("two", "centroid"), ("bag", "bag_of_words")):
@@ -204,7 +246,9 @@ def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_wo
         for file in ("bag_of_words.json", "bag_of_words.safetensors", "head.safetensors"):
             (folder / file).write_text(name)
         registered[name] = register(task_uri, folder)
-    assert versions_on_same_base(registered["one"], task_uri=task_uri, limit=4) == [registered["two"]]
+    assert versions_on_same_base(registered["one"], task_uri=task_uri, limit=4) == [
+        registered["two"]
+    ]
     assert versions_on_same_base(registered["bag"], task_uri=task_uri, limit=4) == []
 
 
@@ -232,7 +276,9 @@ def test_an_endpoint_has_the_task_of_its_classes() -> None:
         (PROMPTED | {"endpoint": ENDPOINT | {"api_key": "sk-literal"}}, "api_key"),
     ],
 )
-def test_an_incomplete_endpoint_or_a_literal_key_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_an_incomplete_endpoint_or_a_literal_key_is_refused(
+    changed: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         parsed(PLAIN | changed)
 
@@ -252,13 +298,22 @@ def test_an_endpoint_needs_no_weights_and_shares_no_base_model(tmp_path: Path) -
 
 def test_a_hybrid_calls_an_endpoint_if_a_part_does() -> None:
     routing = Routing(by="cascade", threshold=0.5)
-    parts = [version(kind, uri=f"s3://models/task/versions/{kind}-000000000001") for kind in ("bag_of_words", "probe")]
+    parts = [
+        version(kind, uri=f"s3://models/task/versions/{kind}-000000000001")
+        for kind in ("bag_of_words", "probe")
+    ]
     assert not calls_endpoint(hybrid_config(parts[0], second=parts[1], routing=routing))
-    dear = parts[1].model_copy(update={"uri": "s3://models/task/versions/endpoint-zero-shot-000000000001"})
+    dear = parts[1].model_copy(
+        update={"uri": "s3://models/task/versions/endpoint-zero-shot-000000000001"}
+    )
     assert calls_endpoint(hybrid_config(parts[0], second=dear, routing=routing))
 
 
 def test_labels_are_integers_only_if_the_label_column_holds_integers() -> None:
     strings = parsed(PLAIN | {"classes": ["1", "2"]})
     integers = strings.model_copy(update={"integer_labels": True})
-    assert [strings.typed_label("1"), integers.typed_label("1"), integers.typed_label("none")] == ["1", 1, "none"]
+    assert [strings.typed_label("1"), integers.typed_label("1"), integers.typed_label("none")] == [
+        "1",
+        1,
+        "none",
+    ]

@@ -1,4 +1,5 @@
-"""Logits of exported folders, computed in a process that has neither Tailorbird nor its folder on its path."""
+"""Logits of exported folders, computed in a process that has neither Tailorbird nor its folder on
+its path."""
 
 import json
 import subprocess
@@ -40,12 +41,18 @@ print(json.dumps({name: values.tolist() for name, values in logits.items()}))
 """
 
 
-def logits_of(jobs: Mapping[str, tuple[str, Path, str]], *, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+def logits_of(
+    jobs: Mapping[str, tuple[str, Path, str]], *, folder: Path
+) -> dict[str, np.ndarray[Any, Any]]:
     """Return the logits of a text by job: (`causal` or `classifier`, exported folder, text).
 
-    Those of a classifier are [L], those of a causal model [T, V] for the prompt that ends before the answer.
+    Those of a classifier are [L], those of a causal model [T, V] for the prompt that ends before
+    the answer.
     """
-    content = {name: {"kind": kind, "folder": str(path), "text": text} for name, (kind, path, text) in jobs.items()}
+    content = {
+        name: {"kind": kind, "folder": str(path), "text": text}
+        for name, (kind, path, text) in jobs.items()
+    }
     result = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT],
         input=json.dumps(content),
@@ -57,4 +64,7 @@ def logits_of(jobs: Mapping[str, tuple[str, Path, str]], *, folder: Path) -> dic
     )
     assert result.returncode == 0, result.stderr
     assert "newly initialized" not in result.stderr
-    return {name: np.array(values) for name, values in json.loads(result.stdout.splitlines()[-1]).items()}
+    return {
+        name: np.array(values)
+        for name, values in json.loads(result.stdout.splitlines()[-1]).items()
+    }

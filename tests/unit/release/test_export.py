@@ -64,7 +64,10 @@ HYBRID = Hybrid(
 )
 ANSWER_SCHEMA = {
     "type": "object",
-    "properties": {"code": {"type": "string", "pattern": "^[A-Z][0-9]{2}$"}, "ok": {"type": "boolean"}},
+    "properties": {
+        "code": {"type": "string", "pattern": "^[A-Z][0-9]{2}$"},
+        "ok": {"type": "boolean"},
+    },
     "required": ["code", "ok"],
 }
 POOLINGS: dict[Kind, Pooling] = {
@@ -72,7 +75,9 @@ POOLINGS: dict[Kind, Pooling] = {
     "lora": Pooling(mode="weightedmean", prompt="acute fever: ", num_skipped=4),
     "probe": Pooling(mode="lasttoken", normalize=True, prompt="chest "),
 }
-PROMPTING = Prompting(system="be brief", shots=(("user", "a"), ("assistant", "b")), max_new_tokens=8)
+PROMPTING = Prompting(
+    system="be brief", shots=(("user", "a"), ("assistant", "b")), max_new_tokens=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,9 @@ def chat_version(folder: Path, *, kind: Kind, base: Path, prompting: Prompting =
     adapted: Any = add_adapter(lm, r=4, alpha=8, dropout=0.0) if kind == "lora" else lm
     with torch.no_grad():
         for parameter in adapted.parameters():
-            parameter.add_(torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0)
+            parameter.add_(
+                torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0
+            )
     if kind == "lora":
         adapted.save_pretrained(files / "adapter")
     elif kind == "full":
@@ -125,13 +132,20 @@ def chat_logits(uri: str) -> np.ndarray:
 def class_logits(uri: str, text: str) -> Any:
     loaded = load_model(uri, LoadedClassifier)
     assert loaded.model is not None
-    return logits_rows(loaded.model, loaded.encode([text]), pad_id=0)[0] / loaded.version.temperature
+    return (
+        logits_rows(loaded.model, loaded.encode([text]), pad_id=0)[0] / loaded.version.temperature
+    )
 
 
-def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, chat_base: Path, tmp_path: Path) -> None:
+def test_exported_versions_have_the_logits_of_the_evaluated_ones(
+    base: Path, chat_base: Path, tmp_path: Path
+) -> None:
     chats: dict[str, tuple[Kind, bool]] = {
-        "full": ("full", False), "adapter": ("lora", False), "merged": ("lora", True), "base": ("few_shot", False)
-    }  # fmt: skip
+        "full": ("full", False),
+        "adapter": ("lora", False),
+        "merged": ("lora", True),
+        "base": ("few_shot", False),
+    }
     jobs, expected = {}, {}
     for name, (kind, merged) in chats.items():
         uri = chat_version(tmp_path / f"{name}-source", kind=kind, base=chat_base)
@@ -142,7 +156,10 @@ def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, cha
         name = f"classifier-{kind}"
         folder = artifact_folder(tmp_path, kind, base, pooling=pooling)
         uri = register((tmp_path / name / "task").as_uri(), folder).uri
-        assert export_version(uri, tmp_path / f"{name}-out", merged=False).library == "sentence-transformers"
+        assert (
+            export_version(uri, tmp_path / f"{name}-out", merged=False).library
+            == "sentence-transformers"
+        )
         for text in (TEXT, LONG):
             jobs[f"{name} {text}"] = ("classifier", tmp_path / f"{name}-out", text)
             expected[f"{name} {text}"] = class_logits(uri, text)
@@ -154,15 +171,23 @@ def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, cha
     assert config["id2label"] == {str(index): label for index, label in enumerate(CLASSES)}
 
 
-def test_a_chat_folder_decodes_like_the_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chat_folder_decodes_like_the_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lm: Any = small_chat.language_model()
     lm.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=2)
     small_chat.save(tmp_path / "base", lm)
     kinds: tuple[tuple[Kind, bool, str | None], ...] = (
-        ("full", False, None), ("lora", True, None), ("lora", False, None), ("lora", False, "owner/tiny")
-    )  # fmt: skip
+        ("full", False, None),
+        ("lora", True, None),
+        ("lora", False, None),
+        ("lora", False, "owner/tiny"),
+    )
     for number, (kind, merged, hub_base) in enumerate(kinds):
-        uri, folder = chat_version(tmp_path / f"source-{number}", kind=kind, base=tmp_path / "base"), tmp_path / "out"
+        uri, folder = (
+            chat_version(tmp_path / f"source-{number}", kind=kind, base=tmp_path / "base"),
+            tmp_path / "out",
+        )
         folder.mkdir()
         library = write_hub_format(read_version(uri), folder, merged=merged, hub_base=hub_base)
         card = card_text(read_version(uri), None, library=library, hub_base=hub_base, notes=())
@@ -173,10 +198,14 @@ def test_a_chat_folder_decodes_like_the_evaluation(tmp_path: Path, capsys: pytes
         exec(code, names)
         loaded = load_model(uri, LoadedChat)
         assert loaded.model is not None
-        prompt = chat_prompt((("user", "a question"),), tokenizer=loaded.tokenizer, prompting=PROMPTING, index=None)
+        prompt = chat_prompt(
+            (("user", "a question"),), tokenizer=loaded.tokenizer, prompting=PROMPTING, index=None
+        )
         [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=8, end_id=1)
         assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens)
-        without_repeats = names["model"].generate(**names["inputs"], max_new_tokens=8, no_repeat_ngram_size=2)
+        without_repeats = names["model"].generate(
+            **names["inputs"], max_new_tokens=8, no_repeat_ngram_size=2
+        )
         assert without_repeats[0].tolist() != names["output"][0].tolist()
         shutil.rmtree(folder)
 
@@ -184,7 +213,9 @@ def test_a_chat_folder_decodes_like_the_evaluation(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     "format",
     [
-        JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": ANSWER_SCHEMA}}),
+        JsonSchemaFormat.model_validate(
+            {"type": "json_schema", "json_schema": {"schema": ANSWER_SCHEMA}}
+        ),
         JsonObjectFormat(type="json_object"),
         ChoiceFormat(type="choice", choice=("not sure", "yes, always")),
     ],
@@ -195,7 +226,9 @@ def test_the_exported_format_gives_the_answers_of_the_evaluation(
     byte_level.language_model(scale=0.5).save_pretrained(tmp_path / "base")
     byte_level.tokenizer().save_pretrained(tmp_path / "base")
     prompting = PROMPTING.model_copy(update={"response_format": format, "max_new_tokens": 40})
-    uri = chat_version(tmp_path / "source", kind="few_shot", base=tmp_path / "base", prompting=prompting)
+    uri = chat_version(
+        tmp_path / "source", kind="few_shot", base=tmp_path / "base", prompting=prompting
+    )
     export_version(uri, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"were constrained to the response format `{format.type}`" in card
@@ -204,8 +237,12 @@ def test_the_exported_format_gives_the_answers_of_the_evaluation(
     loaded = load_model(uri, LoadedChat)
     assert loaded.model is not None
     grammar = grammar_for(format, lm=loaded.model.causal, tokenizer=loaded.tokenizer)
-    prompt = chat_prompt((("user", "a question"),), tokenizer=loaded.tokenizer, prompting=prompting, index=None)
-    [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=40, end_id=0, grammar=grammar)
+    prompt = chat_prompt(
+        (("user", "a question"),), tokenizer=loaded.tokenizer, prompting=prompting, index=None
+    )
+    [answer] = answer_prompts(
+        loaded.model.causal, [prompt.tokens], max_new_tokens=40, end_id=0, grammar=grammar
+    )
     assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens).strip()
     written = json.loads((tmp_path / "out" / "response_format.json").read_text())
     assert TypeAdapter(StructuredFormat).validate_python(written) == format
@@ -218,12 +255,16 @@ def artifact_folder(folder: Path, kind: Kind, base: Path, *, pooling: Pooling = 
 
 def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path: Path) -> None:
     uri = chat_version(tmp_path / "source", kind="lora", base=chat_base)
-    result = CliRunner().invoke(app, ["export", f"{uri}/", "--to", str(tmp_path / "out" / "model"), "--json"])
+    result = CliRunner().invoke(
+        app, ["export", f"{uri}/", "--to", str(tmp_path / "out" / "model"), "--json"]
+    )
     assert result.exit_code == 0, result.output
     value, folder = json.loads(result.stdout), tmp_path / "out" / "model"
     assert (value["library"], value["folder"]) == ("peft", str(folder))
     assert TRAINING_ROWS not in value["files"]
-    assert set(value["files"]) == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert set(value["files"]) == {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
     assert (folder / "LICENSE.txt").read_text() == "the license of the base model"
     assert (folder / "chat_template.jinja").read_text() == small_chat.TEMPLATE
     assert json.loads((folder / "prompting.json").read_text()) == {
@@ -246,22 +287,34 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
     [
         ({"kind": "nearest"}, "has no language model; export another version"),
         ({"kind": "retrieved"}, "has no weights of its own; export another version"),
-        ({"exported_from": PinnedVersion(uri="s3://first", digest="d")}, "made for another engine; export s3://first"),
-        ({"hybrid": HYBRID}, "is a hybrid of two versions; export its parts: s3://first and s3://second"),
+        (
+            {"exported_from": PinnedVersion(uri="s3://first", digest="d")},
+            "made for another engine; export s3://first",
+        ),
+        (
+            {"hybrid": HYBRID},
+            "is a hybrid of two versions; export its parts: s3://first and s3://second",
+        ),
     ],
 )
-def test_a_version_that_other_libraries_cannot_load_is_refused(fields: dict[str, Any], reason: str) -> None:
+def test_a_version_that_other_libraries_cannot_load_is_refused(
+    fields: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ModelError, match=reason):
         require_exportable(version(PROMPTING).model_copy(update=fields))
 
 
 def test_a_bag_of_words_is_refused(base: Path, tmp_path: Path) -> None:
-    uri = register((tmp_path / "task").as_uri(), artifact_folder(tmp_path, "bag_of_words", base)).uri
+    uri = register(
+        (tmp_path / "task").as_uri(), artifact_folder(tmp_path, "bag_of_words", base)
+    ).uri
     with pytest.raises(ModelError, match="contains a bag of words"):
         export_version(uri, tmp_path / "out", merged=False)
 
 
-def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(base: Path, tmp_path: Path) -> None:
+def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(
+    base: Path, tmp_path: Path
+) -> None:
     write_mix(
         artifact(tmp_path / "full", kind="full", base=base),
         bag_uri=artifact(tmp_path / "bag", kind="bag_of_words", base=base),
@@ -269,9 +322,13 @@ def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(base: Path, tm
         to=(tmp_path / "mix").as_uri(),
     )
     uri = register((tmp_path / "task").as_uri(), tmp_path / "mix").uri
-    with pytest.raises(ModelError, match=r"alone with --encoder-only. That model was not evaluated"):
+    with pytest.raises(
+        ModelError, match=r"alone with --encoder-only. That model was not evaluated"
+    ):
         export_version(uri, tmp_path / "out")
-    assert export_version(uri, tmp_path / "out", encoder_only=True).library == "sentence-transformers"
+    assert (
+        export_version(uri, tmp_path / "out", encoder_only=True).library == "sentence-transformers"
+    )
     assert "which is not in this folder" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -283,7 +340,10 @@ def test_the_card_of_a_version_without_its_index_has_no_scores_for_the_hub() -> 
         card_text(version(values), evidence, library="transformers", hub_base=None, notes=())
         for values in (PROMPTING, prompting)
     ]
-    assert ["model-index" in yaml.safe_load(card.split("---")[1]) for card in cards] == [True, False]
+    assert ["model-index" in yaml.safe_load(card.split("---")[1]) for card in cards] == [
+        True,
+        False,
+    ]
     assert cards[1].index("They are not in this folder") < cards[1].index("## Scores")
     assert "They are not in this folder" not in cards[0]
 
@@ -292,8 +352,13 @@ def test_training_rows_in_the_folder_and_a_missing_license_are_stated(tmp_path: 
     small_chat.save(tmp_path / "base")
     with_rows = chat_version(tmp_path / "few", kind="few_shot", base=tmp_path / "base")
     prompting = PROMPTING.model_copy(update={"shots": ()})
-    without = chat_version(tmp_path / "zero", kind="zero_shot", base=tmp_path / "base", prompting=prompting)
-    rows, license_file = "prompting.json contains training rows as text (2 messages)", "No license file of the base"
+    without = chat_version(
+        tmp_path / "zero", kind="zero_shot", base=tmp_path / "base", prompting=prompting
+    )
+    rows, license_file = (
+        "prompting.json contains training rows as text (2 messages)",
+        "No license file of the base",
+    )
     for uri, contains in ((with_rows, True), (without, False)):
         folder = tmp_path / f"out-{contains}"
         result = CliRunner().invoke(app, ["export", uri, "--to", str(folder)])

@@ -1,4 +1,5 @@
-"""The policies allow what the code does with S3, and nothing else; a small evaluator decides like IAM."""
+"""The policies allow what the code does with S3, and nothing else; a small evaluator decides like
+IAM."""
 
 import json
 import re
@@ -31,19 +32,27 @@ def documents(*overrides: str, cluster: Cluster = PODS) -> dict[str, Any]:
 
 
 def allows(policy: dict[str, Any], action: str, path: str, *, prefix: str | None = None) -> bool:
-    """Return True if IAM allows the action on `bucket` or `bucket/key`; `prefix` is that of a list request."""
+    """Return True if IAM allows the action on `bucket` or `bucket/key`; `prefix` is that of a list
+    request."""
     for statement in policy["Statement"]:
         resources = statement["Resource"]
         patterns = resources if isinstance(resources, list) else [resources]
         prefixes = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix")
-        listed = prefixes is None or (prefix is not None and any(matches(each, prefix) for each in prefixes))
-        if action in statement["Action"] and any(matches(each, f"arn:aws:s3:::{path}") for each in patterns) and listed:
+        listed = prefixes is None or (
+            prefix is not None and any(matches(each, prefix) for each in prefixes)
+        )
+        if (
+            action in statement["Action"]
+            and any(matches(each, f"arn:aws:s3:::{path}") for each in patterns)
+            and listed
+        ):
             return True
     return False
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Match like IAM: `*` and `?` are wildcards, and `${*}`, `${?}` and `${$}` the characters themselves."""
+    """Match like IAM: `*` and `?` are wildcards, and `${*}`, `${?}` and `${$}` the characters
+    themselves."""
     parts = [
         re.escape(part[2]) if len(part) == 4 else {"*": ".*", "?": "."}.get(part, re.escape(part))
         for part in re.findall(r"\$\{[*?$]\}|.", pattern)
@@ -53,7 +62,10 @@ def matches(pattern: str, text: str) -> bool:
 
 def test_replicas_read_the_task_and_create_log_files_only() -> None:
     policy = documents()["serving-policy"]
-    champion, event = "models/team/my-task/champion.json", "models/team/_security_log/2026-01-01/a.json"
+    champion, event = (
+        "models/team/my-task/champion.json",
+        "models/team/_security_log/2026-01-01/a.json",
+    )
     assert allows(policy, "s3:GetObject", champion)
     assert allows(policy, "s3:GetObject", "models/team/_base/minilm/model.safetensors")
     assert allows(policy, "s3:GetObject", "secrets/keys.txt")
@@ -77,7 +89,9 @@ def test_replicas_list_only_below_the_prefixes_that_they_read() -> None:
     assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task/versions/1/")
     assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task")
     assert not allows(policy, "s3:ListBucket", "models", prefix="team/other/")
-    assert not allows(policy, "s3:ListBucket", "models")  # HeadBucket, and a list of the whole bucket
+    assert not allows(
+        policy, "s3:ListBucket", "models"
+    )  # HeadBucket, and a list of the whole bucket
 
 
 def test_batches_are_written_only_if_the_recipe_allows_them() -> None:
@@ -91,7 +105,9 @@ def test_batches_are_written_only_if_the_recipe_allows_them() -> None:
 
 def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_their_age() -> None:
     log = "logs/requests/day=2026-01-01/a.parquet"
-    policies = [documents(*overrides)["training-policy"] for overrides in ((), ("monitoring.keep_days=60",))]
+    policies = [
+        documents(*overrides)["training-policy"] for overrides in ((), ("monitoring.keep_days=60",))
+    ]
     assert [allows(policy, "s3:DeleteObject", log) for policy in policies] == [False, True]
     assert not any(allows(policy, "s3:PutObject", log) for policy in policies)
 
@@ -104,7 +120,9 @@ def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() 
     assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")
     assert allows(policy, "s3:ListBucket", "lake", prefix="rows/train/")
     assert allows(policy, "s3:GetObject", "logs/requests/day=2026-01-01/a.parquet")  # `watch`
-    assert allows(policy, "s3:ListBucket", "models")  # HeadBucket, which pyarrow sends before it writes a checkpoint
+    assert allows(
+        policy, "s3:ListBucket", "models"
+    )  # HeadBucket, which pyarrow sends before it writes a checkpoint
     for action, path in (
         ("s3:PutObject", "lake/rows/train/part.parquet"),
         ("s3:PutObject", "models/team/other/champion.json"),
@@ -117,7 +135,9 @@ def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() 
 def test_a_release_writes_the_task_and_lists_only_below_its_prefix() -> None:
     policy = documents()["release-policy"]
     assert allows(policy, "s3:PutObject", "models/team/my-task/champion.json")
-    assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")  # the rows of the parity gate
+    assert allows(
+        policy, "s3:GetObject", "lake/rows/train/part.parquet"
+    )  # the rows of the parity gate
     assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task/runs/")
     for action, path in (
         ("s3:PutObject", "models/team/_ledger/rows/0.parquet"),
@@ -135,9 +155,13 @@ def test_a_wildcard_in_a_key_matches_only_itself() -> None:
 
 
 def test_only_the_pods_of_one_service_account_and_namespace_may_use_a_role() -> None:
-    irsa = Cluster("tailorbird-prod", account_id="111122223333", oidc_provider="https://oidc.example.com/id/AB")
+    irsa = Cluster(
+        "tailorbird-prod", account_id="111122223333", oidc_provider="https://oidc.example.com/id/AB"
+    )
     (statement,) = documents(cluster=irsa)["serving-trust"]["Statement"]
-    assert statement["Principal"] == {"Federated": "arn:aws:iam::111122223333:oidc-provider/oidc.example.com/id/AB"}
+    assert statement["Principal"] == {
+        "Federated": "arn:aws:iam::111122223333:oidc-provider/oidc.example.com/id/AB"
+    }
     assert statement["Condition"]["StringEquals"] == {
         "oidc.example.com/id/AB:sub": "system:serviceaccount:tailorbird-prod:serving",
         "oidc.example.com/id/AB:aud": "sts.amazonaws.com",

@@ -43,18 +43,27 @@ def recipe(*overrides: str) -> Recipe:
 def _served() -> Iterator[None]:
     """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({"a": 1}))
+        patched.setattr(
+            "tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({"a": 1})
+        )
         yield
 
 
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The overlay `prod`, among the others, with an organisation's own values instead of the examples."""
+    """The overlay `prod`, among the others, with an organisation's own values instead of the
+    examples."""
     folder = tmp_path_factory.mktemp("own") / "k8s"
     shutil.copytree(K8S, folder)
     for file in (folder / "overlays").rglob("*.yaml"):
-        text = file.read_text().replace("registry.example.com", "registry.our.org").replace("0" * 64, "a1" * 32)
-        file.write_text(text.replace("111122223333", "444455556666").replace("example.internal", "our.internal"))
+        text = (
+            file.read_text()
+            .replace("registry.example.com", "registry.our.org")
+            .replace("0" * 64, "a1" * 32)
+        )
+        file.write_text(
+            text.replace("111122223333", "444455556666").replace("example.internal", "our.internal")
+        )
     return folder / "overlays" / "prod"
 
 
@@ -75,23 +84,40 @@ def parsed(text: str) -> list[dict[str, Any]]:
     return list(yaml.load_all(text, Loader=yaml.CSafeLoader))
 
 
-def test_the_folder_contains_all_permanent_resources_once(rendered: Written, tmp_path: Path) -> None:
+def test_the_folder_contains_all_permanent_resources_once(
+    rendered: Written, tmp_path: Path
+) -> None:
     write_environment(rendered, tmp_path)
     built: list[dict[str, Any]] = []
-    for folder in ("platform", "icd10-chapters"):  # kustomize refuses a folder with the same document twice
+    for folder in (
+        "platform",
+        "icd10-chapters",
+    ):  # kustomize refuses a folder with the same document twice
         done = subprocess.run(
-            [KUBECTL, "kustomize", str(tmp_path / folder)], capture_output=True, text=True, check=False
+            [KUBECTL, "kustomize", str(tmp_path / folder)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         built += parsed(done.stdout)
-    kinds = {"Namespace", "ServiceAccount", "Role", "RoleBinding", "ResourceQuota", "LimitRange", "NetworkPolicy"}
+    kinds = {
+        "Namespace",
+        "ServiceAccount",
+        "Role",
+        "RoleBinding",
+        "ResourceQuota",
+        "LimitRange",
+        "NetworkPolicy",
+    }
     kinds |= {"RayService", "PodDisruptionBudget", "StatefulSet", "Service", "CronJob", "ConfigMap"}
     kinds |= {"Probe", "PrometheusRule"}
     assert kinds <= {document["kind"] for document in built}
     for file in ("service.yaml", "watch.yaml", "monitoring.yaml"):
         assert "icd10-chapters" not in rendered.files.get(f"platform/{file}", "")
         assert all(
-            "icd10-chapters" in yaml.safe_dump(each) for each in parsed(rendered.files[f"icd10-chapters/{file}"])
+            "icd10-chapters" in yaml.safe_dump(each)
+            for each in parsed(rendered.files[f"icd10-chapters/{file}"])
         )
     for document in built:
         if document["kind"] in FILES:
@@ -102,10 +128,14 @@ def test_the_folder_contains_all_permanent_resources_once(rendered: Written, tmp
     assert rendered.notes[-2] == "these Secrets must exist in tailorbird-prod: ray-token, redis"
 
 
-def test_all_secrets_are_listed_also_those_for_images_and_for_a_store_without_roles(overlay: Path) -> None:
+def test_all_secrets_are_listed_also_those_for_images_and_for_a_store_without_roles(
+    overlay: Path,
+) -> None:
     *_, required, optional = render_environment(recipe(), overlay=overlay.parent / "onprem").notes
     assert required == "these Secrets must exist in tailorbird-onprem: ray-token, redis, registry"
-    assert {"endpoint-keys", "serving-credentials", "training-credentials"} <= set(re.findall(r"[\w-]+", optional))
+    assert {"endpoint-keys", "serving-credentials", "training-credentials"} <= set(
+        re.findall(r"[\w-]+", optional)
+    )
 
 
 def test_the_same_input_gives_the_same_bytes_and_other_tasks_keep_their_files(
@@ -122,7 +152,11 @@ def test_the_same_input_gives_the_same_bytes_and_other_tasks_keep_their_files(
 def test_the_shipped_overlays_must_get_own_values_first() -> None:
     with pytest.raises(RenderError, match="example value") as error:
         render_environment(recipe(), overlay=K8S / "overlays" / "prod")
-    for part in ("registry.example.com/tailorbird@sha256:000", "valkey/valkey@sha256:000", "role/tailorbird-prod-"):
+    for part in (
+        "registry.example.com/tailorbird@sha256:000",
+        "valkey/valkey@sha256:000",
+        "role/tailorbird-prod-",
+    ):
         assert part in str(error.value)
 
 
@@ -155,10 +189,25 @@ def test_the_certificate_of_a_gateway_is_a_secret_that_must_exist() -> None:
 @pytest.mark.parametrize(
     ("kind", "path", "value", "message"),
     [
-        ("ServiceAccount", "metadata.name", "other", "needs the ServiceAccount training, which is not there"),
+        (
+            "ServiceAccount",
+            "metadata.name",
+            "other",
+            "needs the ServiceAccount training, which is not there",
+        ),
         ("ConfigMap", "metadata.name", "other", "needs the ConfigMap ray-settings-"),
-        ("CronJob", "metadata.namespace", "elsewhere", "watch-icd10-chapters is in the namespace elsewhere, not in"),
-        ("NetworkPolicy", "metadata.name", "Gateway_1", "NetworkPolicy 'Gateway_1' has an invalid name"),
+        (
+            "CronJob",
+            "metadata.namespace",
+            "elsewhere",
+            "watch-icd10-chapters is in the namespace elsewhere, not in",
+        ),
+        (
+            "NetworkPolicy",
+            "metadata.name",
+            "Gateway_1",
+            "NetworkPolicy 'Gateway_1' has an invalid name",
+        ),
         ("NetworkPolicy", "metadata.name", "names-and-stores", "names-and-stores is there twice"),
     ],
 )
@@ -167,7 +216,11 @@ def test_a_mistake_in_the_documents_is_refused(
 ) -> None:
     documents = copy.deepcopy(documents)
     require_complete(documents, overlay=overlay)
-    matching = [each for each in of_kind(documents, kind) if each["metadata"]["name"].startswith(FIRST.get(kind, ""))]
+    matching = [
+        each
+        for each in of_kind(documents, kind)
+        if each["metadata"]["name"].startswith(FIRST.get(kind, ""))
+    ]
     put(matching[0], path, value)
     with pytest.raises(RenderError, match=message):
         require_complete(documents, overlay=overlay)
@@ -186,7 +239,9 @@ def test_a_folder_that_is_no_environment_is_refused(overlay: Path, tmp_path: Pat
         render_environment(recipe(), overlay=tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["--overlay", "k8s", "--to", "watch"], ["--overlay", "k8s"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--overlay", "k8s", "--to", "watch"], ["--overlay", "k8s"], []]
+)
 def test_the_command_has_either_a_target_or_an_overlay_and_a_folder(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, ["render", str(RECIPE), *arguments])
     assert done.exit_code == 2

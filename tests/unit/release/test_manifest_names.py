@@ -1,4 +1,5 @@
-"""The names in rendered manifests: two tasks of a namespace share none, and the operator cuts none."""
+"""The names in rendered manifests: two tasks of a namespace share none, and the operator cuts
+none."""
 
 import re
 from typing import Any
@@ -17,11 +18,15 @@ SPREAD = ("serving.min_replicas=2", "serving.max_replicas_per_node=1")
 @pytest.fixture(autouse=True)
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
-    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({}))
+    monkeypatch.setattr(
+        "tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({})
+    )
 
 
 def rendered(to: str, name: str, *, part: str) -> list[dict[str, Any]]:
-    recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=(f"name={name}", *SPREAD))
+    recipe = load_recipe(
+        ROOT / "recipes" / "icd10_chapters.yaml", overrides=(f"name={name}", *SPREAD)
+    )
     return list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of(part)).text))
 
 
@@ -74,7 +79,9 @@ def test_the_label_of_a_pushgateway_is_the_name_of_its_cron_job(name: str) -> No
     """The alerts on a watch match the series of its Pushgateway by this label."""
     documents = rendered("watch", name, part="prod/watch")
     (job,) = of_kind(documents, "CronJob")
-    (gateway,) = (pod for pod in pods_of(documents) if pod.labels["tailorbird.io/role"] == "pushgateway")
+    (gateway,) = (
+        pod for pod in pods_of(documents) if pod.labels["tailorbird.io/role"] == "pushgateway"
+    )
     assert gateway.labels["tailorbird.io/watch"] == job["metadata"]["name"]
     assert re.fullmatch("watch-.+", job["metadata"]["name"])
 
@@ -84,11 +91,17 @@ def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents
     long = "a" * 63
     (service,), (job,) = (
         of_kind(rendered(to, long, part=part), kind)
-        for to, part, kind in (("rayservice", "prod/service", "RayService"), ("rayjob", "prod/job", "RayJob"))
+        for to, part, kind in (
+            ("rayservice", "prod/service", "RayService"),
+            ("rayjob", "prod/job", "RayJob"),
+        )
     )
     name = service["metadata"]["name"]
     (client,) = of_kind(rendered("promote", long, part="prod/promote"), "Job")
-    env = {each["name"]: each.get("value") for each in client["spec"]["template"]["spec"]["containers"][0]["env"]}
+    env = {
+        each["name"]: each.get("value")
+        for each in client["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
     for variable, suffix, port in (
         ("RAY_API_SERVER_ADDRESS", "head-svc", 8265),
         ("TAILORBIRD_SERVE_URL", "serve-svc", 8000),
@@ -97,4 +110,6 @@ def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents
     secret = f"{job['metadata']['name']}-abcde"  # of the token; has the name of the run's cluster
     assert len(secret) <= 50
     (database,) = of_kind(rendered("rayservice", long, part="prod/service"), "StatefulSet")
-    assert len(database["metadata"]["name"]) <= 52  # Kubernetes appends a hash of 10 characters in a label of its pods
+    assert (
+        len(database["metadata"]["name"]) <= 52
+    )  # Kubernetes appends a hash of 10 characters in a label of its pods

@@ -33,7 +33,8 @@ from tests.unit.serving.endpoint.versions import endpoint_version
 
 FILE = ROOT / "recipes" / "icd10_chapters.yaml"
 DRAINABLE = ("serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
-"""A service whose replicas always run on two nodes, as the budget of the overlay `prod` requires."""
+"""A service whose replicas always run on two nodes, as the budget of the overlay `prod`
+requires."""
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -41,7 +42,9 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def rendered(to: str, *overrides: str, part: str = "prod/job") -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(render_manifest(recipe(*overrides), to=to, base=text_of(part)).text))
+    return list(
+        yaml.safe_load_all(render_manifest(recipe(*overrides), to=to, base=text_of(part)).text)
+    )
 
 
 def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
@@ -52,7 +55,9 @@ def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
     }
 
 
-@pytest.mark.parametrize("overrides", [(), ("training.seed=3", "name=another", "data.max_train_rows=99")])
+@pytest.mark.parametrize(
+    "overrides", [(), ("training.seed=3", "name=another", "data.max_train_rows=99")]
+)
 @pytest.mark.parametrize(
     ("to", "part"),
     [
@@ -69,15 +74,24 @@ def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(
     documents = rendered(to, *overrides, part=part)
     (owner,) = of_kind(documents, "RayJob", "Job", "CronJob")
     if to == "rayjob":
-        pod, command = owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], owner["spec"]["entrypoint"]
+        pod, command = (
+            owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"],
+            owner["spec"]["entrypoint"],
+        )
         command = command.removesuffix(" --keep-log")
     else:
         of_job = owner["spec"]["jobTemplate"]["spec"] if to == "watch" else owner["spec"]
         pod = of_job["template"]["spec"]
         command = " ".join(pod["containers"][0]["command"]).partition(" --push ")[0]
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
-    (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "recipe")
-    (config,) = (document for document in documents if document["metadata"]["name"] == volume["configMap"]["name"])
+    (mount,) = (
+        mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "recipe"
+    )
+    (config,) = (
+        document
+        for document in documents
+        if document["metadata"]["name"] == volume["configMap"]["name"]
+    )
     assert config["metadata"]["namespace"] == owner["metadata"]["namespace"]
     ((file, text),) = config["data"].items()
     assert f"{mount['mountPath']}/{file}" in command.split()
@@ -94,12 +108,18 @@ def test_the_command_of_a_job_body_reads_the_recipe_from_the_body() -> None:
     rendered = recipe("training.seed=3")
     body = json.loads(render_manifest(rendered, to="submit").text)
     JobSubmitRequest(**body)
-    (encoded,) = re.findall(r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"])
+    (encoded,) = re.findall(
+        r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"]
+    )
     assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == rendered
     # The same command in the same shell, but with `render` instead of `run`.
-    command = body["entrypoint"].replace("tailorbird run /dev/stdin", "tailorbird render /dev/stdin --to submit")
+    command = body["entrypoint"].replace(
+        "tailorbird run /dev/stdin", "tailorbird render /dev/stdin --to submit"
+    )
     command = command.replace("python", sys.executable)
-    again = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    again = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     assert json.loads(again.stdout) == body
 
 
@@ -121,7 +141,8 @@ def test_the_rest_of_the_overlay_is_unchanged() -> None:
     volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
     expected["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
     for own, other in zip(
-        *(manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"] for manifest in (job, expected)), strict=True
+        *(manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"] for manifest in (job, expected)),
+        strict=True,
     ):
         other |= {key: own[key] for key in ("replicas", "minReplicas", "maxReplicas")}
     expected["spec"]["entrypoint"] = job["spec"]["entrypoint"]
@@ -138,9 +159,17 @@ def test_the_rest_of_the_overlay_is_unchanged() -> None:
         (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
         (("training.num_workers={min: 1, max: 5}", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
         (("tuning.max_concurrent_trials=3", "training.cpus_per_worker=2"), (1, 1, 3), (0, 0, 4)),
-        (("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"), (1, 1, 4), (0, 0, 4)),
+        (
+            ("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"),
+            (1, 1, 4),
+            (0, 0, 4),
+        ),
         (("training.num_workers=4", "training.gpus_per_worker=1"), (0, 0, 1), (4, 4, 4)),
-        (("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"), (0, 0, 1), (1, 1, 2)),
+        (
+            ("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"),
+            (0, 0, 1),
+            (1, 1, 2),
+        ),
     ],
 )
 def test_the_worker_group_that_fits_has_pods_for_all_workers(
@@ -157,8 +186,12 @@ def test_the_worker_group_that_fits_has_pods_for_all_workers(
         (("training.gpus_per_worker=1", "training.cpus_per_worker=9"), "prod/job"),
     ],
 )
-def test_a_worker_that_fits_no_pod_is_refused_with_the_list_of_groups(overrides: tuple[str, ...], part: str) -> None:
-    with pytest.raises(RenderError, match=r"no worker group has pods with \d CPUs and \d GPUs.*groups: cpu"):
+def test_a_worker_that_fits_no_pod_is_refused_with_the_list_of_groups(
+    overrides: tuple[str, ...], part: str
+) -> None:
+    with pytest.raises(
+        RenderError, match=r"no worker group has pods with \d CPUs and \d GPUs.*groups: cpu"
+    ):
         rendered("rayjob", *overrides, part=part)
 
 
@@ -195,7 +228,9 @@ def test_kuberay_accepts_a_rendered_job(part: str) -> None:
     validator(needs_crds(), "RayJob").validate(job)
 
 
-@pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve"), ("scale", "scale")])
+@pytest.mark.parametrize(
+    ("to", "verb"), [("promote", "promote"), ("prove", "serve"), ("scale", "scale")]
+)
 def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, verb: str) -> None:
     (job,) = of_kind(rendered(to, part="prod/promote"), "Job")
     assert job["metadata"]["name"] == f"{verb}-icd10-chapters"
@@ -208,37 +243,48 @@ def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, 
 
 
 def test_a_promotion_has_time_for_three_deploys() -> None:
-    (job,) = of_kind(rendered("promote", "serving.deploy_timeout_s=600", part="prod/promote"), "Job")
+    (job,) = of_kind(
+        rendered("promote", "serving.deploy_timeout_s=600", part="prod/promote"), "Job"
+    )
     assert job["spec"]["activeDeadlineSeconds"] == 3 * 600 + 1800
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
-    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({}))
+    monkeypatch.setattr(
+        "tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({})
+    )
 
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("name", ["staging", "prod"])
 def test_the_probe_requests_the_rendered_service(name: str) -> None:
-    (service,) = of_kind(rendered("rayservice", "name=9-lives", *DRAINABLE, part=f"{name}/service"), "RayService")
+    (service,) = of_kind(
+        rendered("rayservice", "name=9-lives", *DRAINABLE, part=f"{name}/service"), "RayService"
+    )
     (probe,) = of_kind(rendered("monitoring", "name=9-lives", part=f"{name}/monitoring"), "Probe")
     metadata = service["metadata"]
-    host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # the operator's name for it, from another namespace
+    # the operator's name for it, from another namespace
+    host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"
     assert probe["metadata"]["name"] == "readyz-t-9-lives"
     assert probe["spec"]["targets"]["staticConfig"]["static"] == [f"http://{host}:8000/readyz"]
 
 
 @pytest.mark.usefixtures("served")
 def test_a_service_that_scales_to_zero_has_no_budget() -> None:
-    done = render_manifest(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
+    done = render_manifest(
+        recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service")
+    )
     assert of_kind(list(yaml.safe_load_all(done.text)), "PodDisruptionBudget") == []
     (budget,) = done.notes
     assert "serving-workers-icd10-chapters is omitted" in budget
 
 
 def test_a_service_that_scales_to_zero_has_no_probe_but_monitors_and_rules() -> None:
-    done = render_manifest(recipe("serving.min_replicas=0"), to="monitoring", base=text_of("prod/monitoring"))
+    done = render_manifest(
+        recipe("serving.min_replicas=0"), to="monitoring", base=text_of("prod/monitoring")
+    )
     documents = list(yaml.safe_load_all(done.text))
     assert of_kind(documents, "Probe") == []
     assert len(of_kind(documents, "PodMonitor", "PrometheusRule")) == 3
@@ -251,13 +297,18 @@ def test_a_probe_without_a_namespace_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("served")
-@pytest.mark.parametrize(("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")])
-def test_budgets_policies_and_spread_constraints_select_only_their_own_service_or_run(to: str, part: str) -> None:
+@pytest.mark.parametrize(
+    ("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")]
+)
+def test_budgets_policies_and_spread_constraints_select_only_their_own_service_or_run(
+    to: str, part: str
+) -> None:
     ours, theirs = (rendered(to, f"name={name}", part=part) for name in ("ours", "theirs"))
     label = SERVICE if to == "rayservice" else RUN
     kinds = ("PodDisruptionBudget", "NetworkPolicy")
     selectors = {
-        document["metadata"]["name"]: document["spec"].get("podSelector") or document["spec"]["selector"]
+        document["metadata"]["name"]: document["spec"].get("podSelector")
+        or document["spec"]["selector"]
         for document in of_kind(ours, *kinds)
         if label in json.dumps(document)
     }
@@ -265,7 +316,9 @@ def test_budgets_policies_and_spread_constraints_select_only_their_own_service_o
     owned = services if to == "rayservice" else {"within-training"}
     own_name = of_kind(ours, "RayService", "RayJob")[0]["metadata"]["name"]
     assert set(selectors) == {f"{name}-{own_name}" for name in owned}
-    assert not set(selectors) & {document["metadata"]["name"] for document in of_kind(theirs, *kinds)}
+    assert not set(selectors) & {
+        document["metadata"]["name"] for document in of_kind(theirs, *kinds)
+    }
     spread = [
         constraint["labelSelector"]
         for pod in pods_of(ours)
@@ -284,7 +337,11 @@ def test_budgets_policies_and_spread_constraints_select_only_their_own_service_o
 def test_the_resources_of_a_run_are_selected_by_its_label() -> None:
     documents = rendered("rayjob")
     (name,) = {document["metadata"]["name"] for document in of_kind(documents, "RayJob")}
-    labelled = [document["kind"] for document in documents if document["metadata"].get("labels", {}).get(RUN) == name]
+    labelled = [
+        document["kind"]
+        for document in documents
+        if document["metadata"].get("labels", {}).get(RUN) == name
+    ]
     assert sorted(labelled) == sorted(document["kind"] for document in documents)
 
 
@@ -299,7 +356,10 @@ def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
 
 
 def test_a_run_and_a_watch_have_the_keys_of_endpoints_for_the_champion() -> None:
-    (job,), (watch,) = of_kind(rendered("rayjob"), "RayJob"), of_kind(rendered("watch", part="prod/watch"), "CronJob")
+    (job,), (watch,) = (
+        of_kind(rendered("rayjob"), "RayJob"),
+        of_kind(rendered("watch", part="prod/watch"), "CronJob"),
+    )
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     keys = {"secretRef": {"name": ENDPOINT_KEYS, "optional": True}}
     for pod in (head, watch["spec"]["jobTemplate"]["spec"]["template"]["spec"]):
@@ -308,12 +368,18 @@ def test_a_run_and_a_watch_have_the_keys_of_endpoints_for_the_champion() -> None
         assert keys not in group["template"]["spec"]["containers"][0]["envFrom"]
 
 
-def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     champion = ServedChampion({}, without_gpu=True, keys=("HOST_KEY",))
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: champion)
     overrides = ("serving.gpus_per_replica=1", *DRAINABLE)
     (service,) = of_kind(rendered("rayservice", *overrides, part="prod/service"), "RayService")
-    (group,) = (group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if group["replicas"])
+    (group,) = (
+        group
+        for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        if group["replicas"]
+    )
     (container,) = group["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}
@@ -322,7 +388,9 @@ def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(monkeypatch: pytest
 
 
 def test_the_keys_of_a_hybrid_are_those_of_its_parts(tmp_path: Path) -> None:
-    config = endpoint_version("http://127.0.0.1:1/v1").model_dump(include=set(VersionConfig.model_fields))
+    config = endpoint_version("http://127.0.0.1:1/v1").model_dump(
+        include=set(VersionConfig.model_fields)
+    )
     parts = []
     for variable in ("FIRST_KEY", "SECOND_KEY"):
         folder = tmp_path / variable

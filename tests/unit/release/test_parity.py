@@ -40,7 +40,9 @@ TOLERANCE = Tolerance(row=ROW, mean=ROW)
 BODY: dict[str, JsonValue] = {"input": "a", "scores": True}
 
 
-def probe(output: str = "eye", confidence: float | None = 0.6, text: str = "Glaucoma") -> ParityProbe:
+def probe(
+    output: str = "eye", confidence: float | None = 0.6, text: str = "Glaucoma"
+) -> ParityProbe:
     return ParityProbe("7", text, BODY, output, confidence)
 
 
@@ -49,7 +51,9 @@ def answer(output: str, **scores: float) -> ServedAnswer:
 
 
 def test_the_same_label_within_the_row_tolerance_matches() -> None:
-    parity, differing = compare_answers([probe()], [answer("eye", eye=0.6 + ROW / 2, bone=0.3)], tolerance=TOLERANCE)
+    parity, differing = compare_answers(
+        [probe()], [answer("eye", eye=0.6 + ROW / 2, bone=0.3)], tolerance=TOLERANCE
+    )
     assert (parity.rows, parity.matching, parity.ties, differing) == (1, 1, 0, [])
     assert parity.largest_difference == pytest.approx(ROW / 2)
 
@@ -65,7 +69,9 @@ def test_the_same_label_within_the_row_tolerance_matches() -> None:
     ids=["other probability", "other label", "other label, not a tie", "no answer"],
 )
 def test_another_probability_another_label_or_no_answer_differs(served: ServedAnswer) -> None:
-    parity, differing = compare_answers([probe(), probe()], [answer("eye", eye=0.6), served], tolerance=TOLERANCE)
+    parity, differing = compare_answers(
+        [probe(), probe()], [answer("eye", eye=0.6), served], tolerance=TOLERANCE
+    )
     assert (parity.rows, parity.matching, differing) == (2, 1, [(probe(), served)])
 
 
@@ -91,16 +97,24 @@ def test_large_differences_are_tolerated_in_few_rows_only() -> None:
     assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.12, 0.12 / 13))
     parity, differing = compare_answers([probe()] * 11, [*[still] * 10, moved], tolerance=tolerance)
     assert (parity.matching, differing) == (10, [(probe(), moved)])
-    refused = ServedAnswer("", "refused with 404, no model")  # does not count towards the mean of the others
-    parity, differing = compare_answers([probe()] * 12, [moved, *[still] * 10, refused], tolerance=tolerance)
+    refused = ServedAnswer(
+        "", "refused with 404, no model"
+    )  # does not count towards the mean of the others
+    parity, differing = compare_answers(
+        [probe()] * 12, [moved, *[still] * 10, refused], tolerance=tolerance
+    )
     assert differing == [(probe(), moved), (probe(), refused)]
-    parity, differing = compare_answers([probe()] * 14, [moved, *[still] * 12, refused], tolerance=tolerance)
+    parity, differing = compare_answers(
+        [probe()] * 14, [moved, *[still] * 12, refused], tolerance=tolerance
+    )
     assert differing == [(probe(), refused)]
     drifted = answer("eye", eye=0.61 + 1e-6)
     assert len(compare_answers([probe()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
 
 
-def endpoint_parity(answers: list[ServedAnswer], *, classes: tuple[str, ...] = ("eye", "bone")) -> ParityResult:
+def endpoint_parity(
+    answers: list[ServedAnswer], *, classes: tuple[str, ...] = ("eye", "bone")
+) -> ParityResult:
     version = endpoint_version("http://127.0.0.1:1/v1", classes=classes)
     assert version.endpoint is not None
     return compare_endpoint(
@@ -115,16 +129,24 @@ def by_endpoint(output: str, model: str = MODEL) -> ServedAnswer:
 def test_answers_of_an_endpoint_need_not_equal_the_evaluated_ones_and_the_result_says_so() -> None:
     parity = endpoint_parity([by_endpoint("eye"), by_endpoint("bone")])
     assert (parity.rows, parity.matching, parity.requires_equality) == (2, 1, False)
-    assert parity.sentence().endswith("1 answers equal those of the evaluation, which is not required")
+    assert parity.sentence().endswith(
+        "1 answers equal those of the evaluation, which is not required"
+    )
     assert endpoint_parity([by_endpoint("other words")] * 2, classes=()).matching == 0
 
 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ([by_endpoint("eye"), by_endpoint("eye", "m-new")], "now reports the model 'm-new', but 'm-2026-01-01' was"),
+        (
+            [by_endpoint("eye"), by_endpoint("eye", "m-new")],
+            "now reports the model 'm-new', but 'm-2026-01-01' was",
+        ),
         ([by_endpoint("eye"), ServedAnswer("", "refused with 400, no")], "refused with 400"),
-        ([by_endpoint("eye"), by_endpoint("bone"), by_endpoint("bone")], "2 of 3 test rows differently"),
+        (
+            [by_endpoint("eye"), by_endpoint("bone"), by_endpoint("bone")],
+            "2 of 3 test rows differently",
+        ),
     ],
 )
 def test_an_endpoint_with_another_model_a_refused_row_or_mostly_other_labels_is_refused(
@@ -139,7 +161,9 @@ def test_a_failed_endpoint_is_reported_after_one_request(monkeypatch: pytest.Mon
 
     def post(url: str, **_: Any) -> Any:
         posted.append(url)
-        text = '{"error":{"message":"the endpoint did not answer in time","type":"endpoint_timeout"}}'
+        text = (
+            '{"error":{"message":"the endpoint did not answer in time","type":"endpoint_timeout"}}'
+        )
         return SimpleNamespace(status_code=504, text=text)
 
     monkeypatch.setattr(requests, "post", post)
@@ -166,9 +190,15 @@ def test_a_probe_that_an_endpoint_may_answer_is_not_sent_again_after_a_time_out(
 
 
 def hybrid_with_endpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, routing: Routing, endpoint: PartName, unanswered: str = ""
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    routing: Routing,
+    endpoint: PartName,
+    unanswered: str = "",
 ) -> tuple[ModelVersion, tuple[ParityProbe, ...]]:
-    """Return a hybrid and its probes: confidences of the first part rise with the number of the row.
+    """Return a hybrid and its probes: confidences of the first part rise with the number of the
+    row.
 
     `unanswered` is the output of the endpoint for row 0.
     """
@@ -184,18 +214,31 @@ def hybrid_with_endpoint(
         named = (unanswered, *outputs[1:]) if name == endpoint else outputs
         confidences = np.linspace(0, 1, num_rows)
         table = Predictions(
-            parts[name].kind, row_ids, outputs, named, np.ones(num_rows), confidences, confidences, groups
+            parts[name].kind,
+            row_ids,
+            outputs,
+            named,
+            np.ones(num_rows),
+            confidences,
+            confidences,
+            groups,
         )
         save_predictions(f"{tmp_path.as_uri()}/predictions/{role}.parquet", table)
     pinned = of_endpoint.pinned
     hybrid = other.model_copy(
-        update={"kind": "hybrid", "hybrid": Hybrid(routing=routing, first=pinned, second=pinned), "version": "hybrid-1"}
+        update={
+            "kind": "hybrid",
+            "hybrid": Hybrid(routing=routing, first=pinned, second=pinned),
+            "version": "hybrid-1",
+        }
     )
     evidence = SimpleNamespace(
         recipe=SimpleNamespace(data=None, task="classification"),
         data=SimpleNamespace(sha256={"test": rows_sha256(rows)}),
         versions={"hybrid": SimpleNamespace(uri=hybrid.uri)},
-        family=SimpleNamespace(hybrid=SimpleNamespace(routing=routing, parts=("incumbent", "candidate"))),
+        family=SimpleNamespace(
+            hybrid=SimpleNamespace(routing=routing, parts=("incumbent", "candidate"))
+        ),
     )
     monkeypatch.setattr(parity, "read_test", lambda *_, **__: rows)
     monkeypatch.setattr(parity, "read_parts", lambda _: tuple(parts.values()))
@@ -207,15 +250,25 @@ CASCADE = Routing(by="cascade", threshold=0.5)
 
 
 @pytest.mark.parametrize("unanswered", ["", words_sha256("")], ids=["no class", "refused chat"])
-@pytest.mark.parametrize(("routing", "endpoint"), [(BY_GROUP, "first"), (BY_GROUP, "second"), (CASCADE, "second")])
+@pytest.mark.parametrize(
+    ("routing", "endpoint"), [(BY_GROUP, "first"), (BY_GROUP, "second"), (CASCADE, "second")]
+)
 def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, routing: Routing, endpoint: PartName, unanswered: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    routing: Routing,
+    endpoint: PartName,
+    unanswered: str,
 ) -> None:
-    _, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, endpoint=endpoint, unanswered=unanswered)
+    _, probes = hybrid_with_endpoint(
+        monkeypatch, tmp_path, routing=routing, endpoint=endpoint, unanswered=unanswered
+    )
     paid = {int(each.row_id) for each in probes if each.endpoint_part == endpoint}
     exact = {int(each.row_id) for each in probes if each.endpoint_part is None}
     low, high = set(range(20)), set(range(20, 40))
-    of_endpoint, of_other = (low, high) if endpoint == "first" or routing is CASCADE else (high, low)
+    of_endpoint, of_other = (
+        (low, high) if endpoint == "first" or routing is CASCADE else (high, low)
+    )
     assert len(paid) == parity.MAX_ENDPOINT_PROBES
     assert paid <= of_endpoint - {0}  # the service refuses to answer row 0
     assert exact == of_other
@@ -231,7 +284,10 @@ def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
             "evaluated eye, served answered by the first part as a",
         ),
         ({"fallback": True}, "by the second part as a fallback"),
-        ({"answered_by": "first", "reported_model": None}, "answered by the first part by another route"),
+        (
+            {"answered_by": "first", "reported_model": None},
+            "answered by the first part by another route",
+        ),
         ({"reported_model": "m-new"}, "endpoint of hybrid-1 now reports the model 'm-new'"),
         ({"output": "", "text": "refused with 400"}, "refused with 400"),
     ],
@@ -247,7 +303,9 @@ def test_the_endpoint_of_a_hybrid_must_answer_its_rows_with_the_evaluated_model(
         sent = by_text[body["input"]]
         if sent.endpoint_part is None:
             assert sent.confidence is not None
-            return ServedAnswer(sent.output, sent.output, {sent.output: sent.confidence}, answered_by="first")
+            return ServedAnswer(
+                sent.output, sent.output, {sent.output: sent.confidence}, answered_by="first"
+            )
         answer = ServedAnswer(sent.output, sent.output, reported_model=MODEL, answered_by="second")
         return answer._replace(**changes)
 
@@ -255,7 +313,9 @@ def test_the_endpoint_of_a_hybrid_must_answer_its_rows_with_the_evaluated_model(
     if message is None:
         result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
         assert (result.rows, result.matching, result.endpoint_rows) == (20, 20, 8)
-        assert result.sentence().endswith("and the endpoint answered 8 others with the evaluated model")
+        assert result.sentence().endswith(
+            "and the endpoint answered 8 others with the evaluated model"
+        )
         return
     with pytest.raises(ParityRefused, match=message):
         check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
@@ -274,7 +334,9 @@ def test_a_hybrid_whose_rows_all_go_to_the_endpoint_can_be_checked(
 
 def test_a_version_without_probes_is_refused() -> None:
     with pytest.raises(ParityRefused, match="hybrid-1 has no test row to check"):
-        check_parity((), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1")))
+        check_parity(
+            (), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1"))
+        )
 
 
 def test_a_chat_answer_matches_if_its_words_match() -> None:
@@ -282,7 +344,12 @@ def test_a_chat_answer_matches_if_its_words_match() -> None:
     parity, differing = compare_answers(
         probes, [ServedAnswer("hash", "'yes'"), ServedAnswer("other", "'no'")], tolerance=TOLERANCE
     )
-    assert (parity.matching, parity.ties, parity.largest_difference, len(differing)) == (1, 0, None, 1)
+    assert (parity.matching, parity.ties, parity.largest_difference, len(differing)) == (
+        1,
+        0,
+        None,
+        1,
+    )
 
 
 def test_a_refusal_lists_rows_with_both_answers_and_their_number() -> None:
@@ -303,11 +370,15 @@ def test_rows_are_selected_from_each_class_in_turn_and_depend_only_on_the_digest
     assert len(set(selected)) == MAX_PROBES
     counts = [sum(labels[row] == label for row in selected) for label in ("once", "rare", "common")]
     assert counts == [10, 27, 27]
-    assert not {0, 950} & set(select_rows(row_ids, labels=labels, digest="d1", without=frozenset({0, 950, *selected})))
+    assert not {0, 950} & set(
+        select_rows(row_ids, labels=labels, digest="d1", without=frozenset({0, 950, *selected}))
+    )
     assert sorted(select_rows(row_ids[:3], labels=labels[:3], digest="d1")) == [0, 1, 2]
 
 
-def test_the_api_key_takes_precedence_over_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_key_takes_precedence_over_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "netrc").write_text("default login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv(probe_requests.KEY, "ours")
@@ -327,12 +398,16 @@ def test_the_api_key_takes_precedence_over_netrc(tmp_path: Path, monkeypatch: py
 def test_a_refused_chat_answer_is_listed_with_the_token_that_differs_most() -> None:
     other = probe("hash" * 4, None)._replace(body={"messages": []}, logprobs=(-0.1, -0.2, -0.3))
     tokens = tuple(ServedToken(logprob, 1.0) for logprob in (-0.1, -1.25))
-    message = refusal([(other, ServedAnswer("o", "'no'", tokens=tokens))], version="full-1", num_probes=64)
+    message = refusal(
+        [(other, ServedAnswer("o", "'no'", tokens=tokens))], version="full-1", num_probes=64
+    )
     words = "evaluated words with sha256 hashhashhash with log-probability -0.200 of token 1"
     assert f"{words}, served 'no' with -1.250" in message
 
 
-def test_the_lead_of_a_served_token_is_over_the_second_most_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lead_of_a_served_token_is_over_the_second_most_likely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def entry(logprob: float, *others: float) -> dict[str, JsonValue]:
         top: list[JsonValue] = [{"token": "x", "logprob": other, "bytes": None} for other in others]
         return {"token": "x", "logprob": logprob, "bytes": None, "top_logprobs": top}

@@ -11,7 +11,13 @@ from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.evaluation.report.evidence import CandidateRecord
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.registry.champion import Champion, ChangeReason, FormerChampion, ParityResult
-from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    register,
+    write_config,
+)
 from tailorbird.release import promotion, serving
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
@@ -29,7 +35,13 @@ class Task:
         self.champion: Champion | None = None
 
     def register(
-        self, name: str, *, kind: Any = "full", base_model: str = BASE, code: str = CODE, **changes: Any
+        self,
+        name: str,
+        *,
+        kind: Any = "full",
+        base_model: str = BASE,
+        code: str = CODE,
+        **changes: Any,
     ) -> ModelVersion:
         folder = self.folder / name
         folder.mkdir()
@@ -37,15 +49,27 @@ class Task:
         for file in ("head.safetensors", encoder):
             (folder / file).write_text(name)
         config = VersionConfig(
-            kind=kind, classes=("a", "b"), base_model=base_model, max_length=16, dtype="float32", code=code,
-            recipe_hash="0" * 64, created_at="2026-01-01T00:00:00+00:00", **changes,
-        )  # fmt: skip
+            kind=kind,
+            classes=("a", "b"),
+            base_model=base_model,
+            max_length=16,
+            dtype="float32",
+            code=code,
+            recipe_hash="0" * 64,
+            created_at="2026-01-01T00:00:00+00:00",
+            **changes,
+        )
         write_config(folder, config)
         return register(self.uri, folder)
 
-    def promote(self, candidate: ModelVersion, *, incumbent: ModelVersion, **changes: Any) -> Champion:
+    def promote(
+        self, candidate: ModelVersion, *, incumbent: ModelVersion, **changes: Any
+    ) -> Champion:
         """Promote the candidate by the verdict of a run that compared it with the incumbent."""
-        versions = {"candidate": candidate_record(candidate), "incumbent": candidate_record(incumbent)}
+        versions = {
+            "candidate": candidate_record(candidate),
+            "incumbent": candidate_record(incumbent),
+        }
         changes = {"champion": self.champion.uri if self.champion else None} | changes
         write_finished_run(f"{self.uri}/runs/{candidate.version}", versions=versions, **changes)
         return promote_version(self.uri, version=candidate.uri)
@@ -64,15 +88,23 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     def not_served(_task_uri: str, **_options: object) -> Iterator[None]:
         yield None
 
-    monkeypatch.setattr(promotion, "read_champion", lambda _: (task.champion, "etag") if task.champion else None)
+    monkeypatch.setattr(
+        promotion, "read_champion", lambda _: (task.champion, "etag") if task.champion else None
+    )
     monkeypatch.setattr(promotion, "write_champion", write)
     monkeypatch.setattr(promotion, "staged", not_served)
     monkeypatch.setattr(promotion, "switch_service", lambda *_args, **_options: None)
     return task
 
 
-def test_the_baseline_of_the_former_champion_is_kept_for_the_same_base_model_and_code(task: Task) -> None:
-    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+def test_the_baseline_of_the_former_champion_is_kept_for_the_same_base_model_and_code(
+    task: Task,
+) -> None:
+    baseline, first, second = (
+        task.register("baseline", kind="probe"),
+        task.register("1"),
+        task.register("2"),
+    )
     assert task.promote(first, incumbent=baseline).baseline == baseline.pinned
     assert task.promote(second, incumbent=first).baseline == baseline.pinned
 
@@ -85,7 +117,9 @@ def test_a_version_is_promoted_by_its_name(task: Task) -> None:
         promote_version(task.uri, version="full-none")
 
 
-@pytest.mark.parametrize("changed", [{"base_model": "s3://models/_base/two"}, {"code": "s3://models/two.zip"}])
+@pytest.mark.parametrize(
+    "changed", [{"base_model": "s3://models/_base/two"}, {"code": "s3://models/two.zip"}]
+)
 def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
     task: Task, changed: dict[str, str]
 ) -> None:
@@ -97,24 +131,38 @@ def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
 
 
 def test_a_damaged_baseline_is_not_inherited(task: Task) -> None:
-    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+    baseline, first, second = (
+        task.register("baseline", kind="probe"),
+        task.register("1"),
+        task.register("2"),
+    )
     task.promote(first, incumbent=baseline)
     (task.folder / "task" / "versions" / baseline.version / "manifest.json").unlink()
     assert task.promote(second, incumbent=first).baseline is None
 
 
 @pytest.mark.parametrize("promoted_before", [True, False])
-def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(task: Task, promoted_before: bool) -> None:
-    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(
+    task: Task, promoted_before: bool
+) -> None:
+    baseline, first, second = (
+        task.register("baseline", kind="probe"),
+        task.register("1"),
+        task.register("2"),
+    )
     if promoted_before:
         task.promote(first, incumbent=baseline)
     before = task.champion
-    with pytest.raises(PromotionRefused, match=r"compared with .*probe-.*, which is not the champion .*full-"):
+    with pytest.raises(
+        PromotionRefused, match=r"compared with .*probe-.*, which is not the champion .*full-"
+    ):
         task.promote(second, incumbent=baseline, champion=first.uri)
     assert task.champion == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "head.safetensors", "encoder.safetensors", "added.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "head.safetensors", "encoder.safetensors", "added.json"]
+)
 def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored(
     task: Task, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -129,7 +177,13 @@ def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored
     reason = ChangeReason(change="promotion", text="a test")
     former = FormerChampion(uri=baseline.uri, digest=baseline.digest, run="")
     task.champion = before = Champion(
-        version=first.version, uri=first.uri, digest=first.digest, run="", reason=reason, since="2026", former=(former,)
+        version=first.version,
+        uri=first.uri,
+        digest=first.digest,
+        run="",
+        reason=reason,
+        since="2026",
+        former=(former,),
     )
     with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
         promotion.roll_back(task.uri, reason="worse")
@@ -156,16 +210,22 @@ def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
 
     monkeypatch.setattr(serving, "read_champion", lambda _: (champion, "etag"))
     monkeypatch.setattr(serving, "deploy", deploy)
-    config = ServingConfig(challenger=ChallengerConfig(version=served["challenger"].version, canary=0.1))
+    config = ServingConfig(
+        challenger=ChallengerConfig(version=served["challenger"].version, canary=0.1)
+    )
     serving.serve_champion(config, task_uri=task.uri)
     assert deployed.pop()
-    (task.folder / "task" / "versions" / served[damaged].version / "head.safetensors").write_text("other weights")
+    (task.folder / "task" / "versions" / served[damaged].version / "head.safetensors").write_text(
+        "other weights"
+    )
     with pytest.raises(RegistryError, match=r"head\.safetensors was changed: its sha256 is"):
         serving.serve_champion(config, task_uri=task.uri)
     assert not deployed
 
 
-def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champion_now(task: Task) -> None:
+def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champion_now(
+    task: Task,
+) -> None:
     baseline, first = task.register("baseline", kind="probe"), task.register("1")
     stay = task.register("0")
     task.promote(baseline, incumbent=stay)
@@ -173,9 +233,15 @@ def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champi
 
 
 def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) -> None:
-    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+    baseline, first, second = (
+        task.register("baseline", kind="probe"),
+        task.register("1"),
+        task.register("2"),
+    )
     task.promote(first, incumbent=baseline)
-    with pytest.raises(PromotionRefused, match="compared with no champion, but the champion is now"):
+    with pytest.raises(
+        PromotionRefused, match="compared with no champion, but the champion is now"
+    ):
         task.promote(second, incumbent=baseline, champion=None)
     record = CandidateRecord("full", f"{task.uri}/versions/none", "0" * 64)
     write_finished_run(
@@ -183,19 +249,32 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
         versions={"candidate": candidate_record(second), "incumbent": record},
         champion=record.uri,
     )
-    with pytest.raises(PromotionRefused, match=r"compared with .*/none, but the champion is now .*; run the recipe"):
+    with pytest.raises(
+        PromotionRefused, match=r"compared with .*/none, but the champion is now .*; run the recipe"
+    ):
         promote_version(task.uri, version=second.uri)
 
 
 def test_the_incumbent_of_a_first_run_becomes_the_champion_because_it_stays(task: Task) -> None:
     incumbent, candidate = task.register("1", kind="probe"), task.register("2")
-    versions = {role: candidate_record(of) for role, of in {"candidate": candidate, "incumbent": incumbent}.items()}
-    write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict_of("STAY"), champion=None)
+    versions = {
+        role: candidate_record(of)
+        for role, of in {"candidate": candidate, "incumbent": incumbent}.items()
+    }
+    write_finished_run(
+        f"{task.uri}/runs/r", versions=versions, verdict=verdict_of("STAY"), champion=None
+    )
     assert promote_version(task.uri).reason.sentence() == "STAY: the incumbent stays"
 
 
-def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(task: Task) -> None:
-    incumbent, candidate, baseline = task.register("1"), task.register("2"), task.register("3", kind="probe")
+def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(
+    task: Task,
+) -> None:
+    incumbent, candidate, baseline = (
+        task.register("1"),
+        task.register("2"),
+        task.register("3", kind="probe"),
+    )
     verdict = verdict_of("STAY", selected="probe")
     records = {"candidate": candidate, "incumbent": incumbent, "probe": baseline}
     versions = {role: candidate_record(version) for role, version in records.items()}
@@ -207,11 +286,19 @@ def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretr
         promote_version(task.uri, version=candidate.uri)
 
 
-def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_prevent_a_promotion(task: Task) -> None:
+def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_prevent_a_promotion(
+    task: Task,
+) -> None:
     first, second = task.register("1"), task.register("2")
     versions = {"candidate": candidate_record(second), "incumbent": candidate_record(first)}
-    old = write_finished_run(f"{task.uri}/runs/old", versions=versions, created_at="2020-01-01T00:00:00+00:00")
-    content = old.model_dump_json().encode().replace(b'{"format":1,', b'{"format":1,"earlier_field":1,', 1)
+    old = write_finished_run(
+        f"{task.uri}/runs/old", versions=versions, created_at="2020-01-01T00:00:00+00:00"
+    )
+    content = (
+        old.model_dump_json()
+        .encode()
+        .replace(b'{"format":1,', b'{"format":1,"earlier_field":1,', 1)
+    )
     write_evidence(old.run, {"evidence.json": content})
     with pytest.raises(PromotionRefused, match="has evidence from another version of Tailorbird"):
         promote_version(task.uri)
@@ -237,14 +324,22 @@ def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_prove
     versions = [task.register(name) for name in "1234"]
     for_cost = verdict_of("FINE_TUNE").model_copy(update={"replaces_for_cost": True})
     assert task.promote(versions[1], incumbent=versions[0]).anchor is None
-    assert task.promote(versions[2], incumbent=versions[1], verdict=for_cost).anchor == versions[1].pinned
-    assert task.promote(versions[3], incumbent=versions[2], verdict=for_cost).anchor == versions[1].pinned
+    assert (
+        task.promote(versions[2], incumbent=versions[1], verdict=for_cost).anchor
+        == versions[1].pinned
+    )
+    assert (
+        task.promote(versions[3], incumbent=versions[2], verdict=for_cost).anchor
+        == versions[1].pinned
+    )
     assert promotion.roll_back(task.uri, reason="worse").anchor == versions[1].pinned
     assert promotion.roll_back(task.uri, reason="worse").anchor is None
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_an_exported_champion_is_compared_with_the_model_before_it(task: Task, is_first: bool) -> None:
+def test_an_exported_champion_is_compared_with_the_model_before_it(
+    task: Task, is_first: bool
+) -> None:
     baseline, trained = task.register("baseline", kind="probe"), task.register("1")
     exported = task.register("onnx", engine="onnxruntime-int8", exported_from=trained.pinned)
     if not is_first:

@@ -1,4 +1,5 @@
-"""Requests to a server that answers like the Kubernetes API: it stores objects and applies JSON patches."""
+"""Requests to a server that answers like the Kubernetes API: it stores objects and applies JSON
+patches."""
 
 import json
 import threading
@@ -29,7 +30,8 @@ ACTIVE, PENDING = "rayclusters/icd10-chapters-a", "rayclusters/icd10-chapters-b"
 
 
 class Kubernetes(ThreadingHTTPServer):
-    """A server with the objects of one namespace. `before_patch` is what another client does before the next patch."""
+    """A server with the objects of one namespace. `before_patch` is what another client does before
+    the next patch."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -57,7 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.path.startswith(prefix)
         key = self.path.removeprefix(prefix)
         if server.status is not None or key not in server.objects:
-            self._send(server.status or 404, {"kind": "Status", "message": "not here or not allowed"})
+            self._send(
+                server.status or 404, {"kind": "Status", "message": "not here or not allowed"}
+            )
         elif patch is None:
             self._send(200, server.objects[key])
         else:
@@ -65,7 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
             act()
             server.patches.append(key)
             applied = _apply(server.objects[key], patch)
-            self._send(422 if applied is None else 200, applied or {"kind": "Status", "message": "test failed"})
+            self._send(
+                422 if applied is None else 200,
+                applied or {"kind": "Status", "message": "test failed"},
+            )
 
     def _send(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
@@ -79,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _apply(document: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Apply the operations test, add and replace in place; return None and change nothing if a test fails."""
+    """Apply the operations test, add and replace in place; return None and change nothing if a test
+    fails."""
     for operation in patch:
         node, last = _locate(document, operation["path"])
         if operation["op"] == "test" and node[last] != operation["value"]:
@@ -113,10 +121,14 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("registry=s3://models", *overrides))
+    return load_recipe(
+        ROOT / "recipes" / "icd10_chapters.yaml", overrides=("registry=s3://models", *overrides)
+    )
 
 
-def application(version: str, *, max_replicas: int = 2, name: str = "icd10-chapters") -> ServeApplication:
+def application(
+    version: str, *, max_replicas: int = 2, name: str = "icd10-chapters"
+) -> ServeApplication:
     serving = {"max_replicas": max_replicas} if max_replicas > 1 else {}
     config = {"name": "classifier", "user_config": {"champion": version}}
     return ServeApplication.model_validate(
@@ -129,9 +141,18 @@ def group(name: str, least: int, most: int, replicas: int = 1) -> dict[str, Any]
 
 
 def service_of(*applications: ServeApplication, groups: list[dict[str, Any]]) -> dict[str, Any]:
-    config = {"proxy_location": "EveryNode", "applications": [each.to_json() for each in applications]}
-    status = {"activeServiceStatus": {"rayClusterName": ACTIVE.rpartition("/")[2]}, "pendingServiceStatus": {}}
-    spec = {"serveConfigV2": yaml.safe_dump(config), "rayClusterConfig": {"workerGroupSpecs": groups}}
+    config = {
+        "proxy_location": "EveryNode",
+        "applications": [each.to_json() for each in applications],
+    }
+    status = {
+        "activeServiceStatus": {"rayClusterName": ACTIVE.rpartition("/")[2]},
+        "pendingServiceStatus": {},
+    }
+    spec = {
+        "serveConfigV2": yaml.safe_dump(config),
+        "rayClusterConfig": {"workerGroupSpecs": groups},
+    }
     return {"metadata": {"name": "icd10-chapters"}, "spec": spec, "status": status}
 
 
@@ -149,16 +170,28 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> ServeApplication:
     return new
 
 
-def test_a_changed_bound_reaches_the_running_cluster_and_the_next_one(kubernetes: Kubernetes) -> None:
-    """A RayService that is patched alone keeps its cluster, since the operator leaves the bounds out of its hash."""
+def test_a_changed_bound_reaches_the_running_cluster_and_the_next_one(
+    kubernetes: Kubernetes,
+) -> None:
+    """A RayService that is patched alone keeps its cluster, since the operator leaves the bounds
+    out of its hash."""
     kubernetes.objects[SERVICE] = service_of(
         application("full-1", max_replicas=8), groups=[group("cpu", 2, 9), group("gpu-spot", 0, 4)]
     )
-    kubernetes.objects[SERVICE]["status"]["pendingServiceStatus"]["rayClusterName"] = PENDING.rpartition("/")[2]
-    kubernetes.objects[ACTIVE] = {"spec": {"workerGroupSpecs": [group("cpu", 1, 3, 3), group("gpu-spot", 0, 4, 0)]}}
-    kubernetes.objects[PENDING] = {"spec": {"workerGroupSpecs": [group("cpu", 2, 9), group("gpu-spot", 0, 4, 0)]}}
+    kubernetes.objects[SERVICE]["status"]["pendingServiceStatus"]["rayClusterName"] = (
+        PENDING.rpartition("/")[2]
+    )
+    kubernetes.objects[ACTIVE] = {
+        "spec": {"workerGroupSpecs": [group("cpu", 1, 3, 3), group("gpu-spot", 0, 4, 0)]}
+    }
+    kubernetes.objects[PENDING] = {
+        "spec": {"workerGroupSpecs": [group("cpu", 2, 9), group("gpu-spot", 0, 4, 0)]}
+    }
     lines = scale_clusters(recipe("serving.max_replicas=8"))
-    assert kubernetes.objects[ACTIVE]["spec"]["workerGroupSpecs"] == [group("cpu", 2, 9, 3), group("gpu-spot", 0, 4, 0)]
+    assert kubernetes.objects[ACTIVE]["spec"]["workerGroupSpecs"] == [
+        group("cpu", 2, 9, 3),
+        group("gpu-spot", 0, 4, 0),
+    ]
     assert lines == (
         "icd10-chapters-a: cpu has 2 to 9 workers instead of 1 to 3",
         "icd10-chapters-b: has the bounds already",
@@ -166,10 +199,14 @@ def test_a_changed_bound_reaches_the_running_cluster_and_the_next_one(kubernetes
     assert kubernetes.patches == [ACTIVE]
 
 
-def test_the_autoscaler_of_the_running_cluster_adds_nodes_up_to_the_new_bound(kubernetes: Kubernetes) -> None:
+def test_the_autoscaler_of_the_running_cluster_adds_nodes_up_to_the_new_bound(
+    kubernetes: Kubernetes,
+) -> None:
     (manifest,) = of_kind(build("prod/service"), "RayService")
     (rendered,) = cluster_of(manifest)["workerGroupSpecs"]
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[rendered | {"maxReplicas": 9}])
+    kubernetes.objects[SERVICE] = service_of(
+        application("full-1"), groups=[rendered | {"maxReplicas": 9}]
+    )
     kubernetes.objects[ACTIVE] = {"spec": cluster_of(manifest)}
     scale_clusters(recipe())
     group = autoscaling(kubernetes.objects[ACTIVE]["spec"])["available_node_types"]["cpu"]
@@ -187,9 +224,13 @@ def test_the_autoscaler_may_change_the_cluster_at_the_same_time(kubernetes: Kube
 
 def test_a_manifest_that_was_not_applied_is_not_scaled(kubernetes: Kubernetes) -> None:
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 3)])
-    with pytest.raises(KubernetesError, match=r"has serving.max_replicas=2, but the recipe has 8; first apply"):
+    with pytest.raises(
+        KubernetesError, match=r"has serving.max_replicas=2, but the recipe has 8; first apply"
+    ):
         scale_clusters(recipe("serving.max_replicas=8"))
-    with pytest.raises(KubernetesError, match="prod/icd10-chapters does not serve s3://models/other"):
+    with pytest.raises(
+        KubernetesError, match="prod/icd10-chapters does not serve s3://models/other"
+    ):
         scale_clusters(recipe("name=other"))
     kubernetes.objects[SERVICE]["status"] = {}
     with pytest.raises(KubernetesError, match="has no cluster yet"):
@@ -201,14 +242,18 @@ def test_a_cluster_with_other_groups_is_not_patched(kubernetes: Kubernetes) -> N
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 9)])
     groups = {"workerGroupSpecs": [group("large", 1, 3)]}
     kubernetes.objects[ACTIVE] = {"metadata": {"name": "icd10-chapters-a"}, "spec": groups}
-    with pytest.raises(KubernetesError, match="cluster icd10-chapters-a has other worker groups than prod/icd10-chap"):
+    with pytest.raises(
+        KubernetesError,
+        match="cluster icd10-chapters-a has other worker groups than prod/icd10-chap",
+    ):
         scale_clusters(recipe())
 
 
 def test_the_rayservice_gets_what_was_deployed_and_keeps_other_applications(
     kubernetes: Kubernetes, deployed: ServeApplication
 ) -> None:
-    """The operator deploys serveConfigV2 again when it restarts, which would revert the promotion."""
+    """The operator deploys serveConfigV2 again when it restarts, which would revert the
+    promotion."""
     other = application("full-7", name="another-task")
     kubernetes.objects[SERVICE] = service_of(application("full-1"), other, groups=[])
     assert record_deployed("s3://models/icd10-chapters") == f"{NAMESPACE}/icd10-chapters"
@@ -222,7 +267,9 @@ def test_a_manifest_that_is_applied_at_the_same_time_is_not_overwritten(
     kubernetes: Kubernetes, deployed: ServeApplication
 ) -> None:
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
-    applied = service_of(application("full-1"), application("full-9", name="new-task"), groups=[])["spec"]
+    applied = service_of(application("full-1"), application("full-9", name="new-task"), groups=[])[
+        "spec"
+    ]
     kubernetes.before_patch = lambda: kubernetes.objects[SERVICE].update(spec=applied)
     record_deployed("s3://models/icd10-chapters")
     declared = declared_in(kubernetes.objects[SERVICE])
@@ -244,17 +291,24 @@ def test_without_a_rayservice_or_a_served_task_nothing_is_recorded(
 def test_a_switch_of_the_service_is_written_to_the_rayservice(
     kubernetes: Kubernetes, deployed: ServeApplication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A promotion and a rollback. Without it, the next restart of the operator restores the former version."""
+    """A promotion and a rollback. Without it, the next restart of the operator restores the former
+    version."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    monkeypatch.setattr(serving, "switch_version", lambda *_args, **_options: None)  # its tests use Serve's REST API
+    monkeypatch.setattr(
+        serving, "switch_version", lambda *_args, **_options: None
+    )  # its tests use Serve's REST API
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
     reason = ChangeReason(change="promotion", text="FINE_TUNE")
     version = registered("full-2")
-    champion = Champion(uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now())
+    champion = Champion(
+        uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now()
+    )
     serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
     assert declared_in(kubernetes.objects[SERVICE]) == {"icd10-chapters": deployed.to_json()}
     kubernetes.status = 403
-    with pytest.raises(DeployError, match=r"full-2 is served, but the RayService .*not allowed; apply the platform"):
+    with pytest.raises(
+        DeployError, match=r"full-2 is served, but the RayService .*not allowed; apply the platform"
+    ):
         serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
 
 
@@ -269,13 +323,17 @@ def test_the_champion_is_written_to_the_rayservice_if_only_the_challenger_cannot
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
     version = registered("full-2")
     reason = ChangeReason(change="promotion", text="FINE_TUNE")
-    champion = Champion(uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now())
+    champion = Champion(
+        uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now()
+    )
     with pytest.raises(ChallengerError, match="serves without the challenger"):
         serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
     assert declared_in(kubernetes.objects[SERVICE]) == {"icd10-chapters": deployed.to_json()}
 
 
-def test_the_rayservice_of_another_task_is_not_changed(kubernetes: Kubernetes, deployed: ServeApplication) -> None:
+def test_the_rayservice_of_another_task_is_not_changed(
+    kubernetes: Kubernetes, deployed: ServeApplication
+) -> None:
     kubernetes.objects[SERVICE] = service_of(application("full-7", name="another-task"), groups=[])
     with pytest.raises(KubernetesError, match="does not serve s3://models/icd10-chapters"):
         record_deployed("s3://models/icd10-chapters")
@@ -283,17 +341,27 @@ def test_the_rayservice_of_another_task_is_not_changed(kubernetes: Kubernetes, d
     assert deployed.name not in declared_in(kubernetes.objects[SERVICE])
 
 
-def test_a_service_that_a_rayservice_would_start_again_is_not_stopped(kubernetes: Kubernetes) -> None:
-    with pytest.raises(DeployError, match="kubectl delete rayservice icd10-chapters --namespace prod"):
+def test_a_service_that_a_rayservice_would_start_again_is_not_stopped(
+    kubernetes: Kubernetes,
+) -> None:
+    with pytest.raises(
+        DeployError, match="kubectl delete rayservice icd10-chapters --namespace prod"
+    ):
         serving.stop_service("s3://models/icd10-chapters")
     assert kubernetes.patches == []
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(403, "apply the platform of the overlay"), (404, "apply the manifest"), (500, r"refuses GET .* \(500\)")],
+    [
+        (403, "apply the platform of the overlay"),
+        (404, "apply the manifest"),
+        (500, r"refuses GET .* \(500\)"),
+    ],
 )
-def test_an_error_of_the_api_has_its_message_and_a_remedy(kubernetes: Kubernetes, status: int, message: str) -> None:
+def test_an_error_of_the_api_has_its_message_and_a_remedy(
+    kubernetes: Kubernetes, status: int, message: str
+) -> None:
     kubernetes.status = status
     with pytest.raises(KubernetesError, match=message) as error:
         read_object("rayservices", namespace=NAMESPACE, name="x")
@@ -302,13 +370,18 @@ def test_an_error_of_the_api_has_its_message_and_a_remedy(kubernetes: Kubernetes
 
 def test_a_patch_whose_test_fails_changes_nothing(kubernetes: Kubernetes) -> None:
     kubernetes.objects[SERVICE] = {"spec": {"a": 1}}
-    patch = [{"op": "test", "path": "/spec/a", "value": 2}, {"op": "replace", "path": "/spec/a", "value": 3}]
+    patch = [
+        {"op": "test", "path": "/spec/a", "value": 2},
+        {"op": "replace", "path": "/spec/a", "value": 3},
+    ]
     with pytest.raises(Changed):
         patch_object("rayservices", patch, namespace=NAMESPACE, name="icd10-chapters")
     assert kubernetes.objects[SERVICE] == {"spec": {"a": 1}}
 
 
-def test_a_pod_uses_the_token_and_the_namespace_of_its_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pod_uses_the_token_and_the_namespace_of_its_account(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, text in (("token", f"{TOKEN}\n"), ("namespace", NAMESPACE), ("ca.crt", "")):
         (tmp_path / name).write_text(text)
     for module in (kube_api, rayservice):
@@ -320,7 +393,9 @@ def test_a_pod_uses_the_token_and_the_namespace_of_its_account(monkeypatch: pyte
     assert kube_api._server() == ("https://[fd00::1]:6443", TOKEN, str(tmp_path / "ca.crt"))
 
 
-def test_outside_of_a_pod_a_proxy_and_a_namespace_are_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_outside_of_a_pod_a_proxy_and_a_namespace_are_required(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for module in (kube_api, rayservice):
         monkeypatch.setattr(module, "ACCOUNT", tmp_path / "absent")
     monkeypatch.setenv(RAYSERVICE, "my-task")

@@ -6,7 +6,13 @@ import pytest
 
 from serving.deploy import serve_client
 from serving.deploy.serve_client import DeployError
-from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    register,
+    write_config,
+)
 from tailorbird.release import serving
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.release.serving import challenger_version, stop_service
@@ -43,7 +49,9 @@ def test_a_version_is_found_by_name_or_uri(version: ModelVersion, task_uri: str)
         assert challenger_version(name, task_uri=task_uri).version == version.version
 
 
-@pytest.mark.parametrize("name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"])
+@pytest.mark.parametrize(
+    "name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"]
+)
 def test_a_name_that_is_not_a_version_of_the_task_is_refused(task_uri: str, name: str) -> None:
     with pytest.raises(PromotionRefused, match="run `tailorbird models` to list"):
         challenger_version(name, task_uri=task_uri)
@@ -62,7 +70,9 @@ def test_only_the_service_of_the_task_is_stopped(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(serving, "undeploy", removed.append)
     stop_service("s3://models/topics")
     assert removed == ["topics"]
-    with pytest.raises(DeployError, match="other is not served; these services run: intents, topics"):
+    with pytest.raises(
+        DeployError, match="other is not served; these services run: intents, topics"
+    ):
         stop_service("s3://models/other")
     served.clear()
     with pytest.raises(DeployError, match="topics is not served; no service runs"):

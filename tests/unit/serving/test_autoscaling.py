@@ -19,11 +19,20 @@ LOADS_IN_S = 10.0
 
 
 def replicas(
-    monkeypatch: pytest.MonkeyPatch, config: ServingConfig, *, in_flight: Callable[[float], float], seconds: float
+    monkeypatch: pytest.MonkeyPatch,
+    config: ServingConfig,
+    *,
+    in_flight: Callable[[float], float],
+    seconds: float,
 ) -> list[int]:
-    """Return the target number of replicas at each tick, starting at 0; a replica is ready after `LOADS_IN_S`."""
-    autoscaling: AutoscalingConfig = deployment_options(config, task="classification")["autoscaling_config"]
-    decide: Any = autoscaling_policy._apply_autoscaling_config(autoscaling_policy.default_autoscaling_policy)
+    """Return the target number of replicas at each tick, starting at 0; a replica is ready after
+    `LOADS_IN_S`."""
+    autoscaling: AutoscalingConfig = deployment_options(config, task="classification")[
+        "autoscaling_config"
+    ]
+    decide: Any = autoscaling_policy._apply_autoscaling_config(
+        autoscaling_policy.default_autoscaling_policy
+    )
     state: dict[str, Any] = {}
     now, wanted = 1000.0, [0]
     monkeypatch.setattr(autoscaling_policy.time, "time", lambda: now)
@@ -58,11 +67,14 @@ def replicas(
 
 
 def cold_start(seconds: float) -> float:
-    """Return the load of 200 requests that wait for the first replica, which answers them within half a second."""
+    """Return the load of 200 requests that wait for the first replica, which answers them within
+    half a second."""
     return 200.0 if seconds < LOADS_IN_S + 0.5 else 0.0
 
 
-def test_requests_that_wait_for_a_cold_start_start_no_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = ServingConfig(min_replicas=0, max_replicas=4)
     assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 1
     hasty = config.model_copy(update={"upscale_delay_s": 1.0})  # shorter than the look-back period
@@ -93,9 +105,13 @@ def test_replicas_follow_a_sustained_load_within_seconds_and_scale_to_zero(
 
 
 def test_a_change_of_the_challenger_keeps_the_number_of_replicas() -> None:
-    config = deployment_options(ServingConfig(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
+    config = deployment_options(ServingConfig(min_replicas=0, max_replicas=3), task="chat")[
+        "autoscaling_config"
+    ]
     assert (config.min_replicas, config.max_replicas) == (0, 3)
-    assert config.initial_replicas is None  # Serve would scale to it at each change of `user_config`
+    assert (
+        config.initial_replicas is None
+    )  # Serve would scale to it at each change of `user_config`
 
 
 @pytest.mark.parametrize(
@@ -125,8 +141,14 @@ def test_vllm_servers_share_the_replicas_placement_group_and_use_its_gpus(
 ) -> None:
     config = ServingConfig(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)
     options = deployment_options(config, task="chat")
-    assert (options["placement_group_bundles"], options["placement_group_strategy"]) == (bundles, "STRICT_PACK")
-    assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (2, 0)
+    assert (options["placement_group_bundles"], options["placement_group_strategy"]) == (
+        bundles,
+        "STRICT_PACK",
+    )
+    assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (
+        2,
+        0,
+    )
 
 
 @pytest.mark.parametrize("num_gpus", [0, 0.5, 1])
@@ -137,10 +159,14 @@ def test_other_replicas_use_their_gpu_themselves(num_gpus: float) -> None:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_a_replica_without_gpus_sees_none_and_a_server_sees_those_of_its_placement_group(engine: str) -> None:
+def test_a_replica_without_gpus_sees_none_and_a_server_sees_those_of_its_placement_group(
+    engine: str,
+) -> None:
     def environment(gpus: float) -> Any:
         config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": gpus})
-        return deployment_options(config, task="chat")["ray_actor_options"]["runtime_env"]["env_vars"]
+        return deployment_options(config, task="chat")["ray_actor_options"]["runtime_env"][
+            "env_vars"
+        ]
 
     assert environment(0)["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in environment(1)
@@ -149,6 +175,8 @@ def test_a_replica_without_gpus_sees_none_and_a_server_sees_those_of_its_placeme
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_serve_limits_the_replicas_of_a_node_if_the_recipe_does(task: str) -> None:
     options = deployment_options(ServingConfig(max_replicas_per_node=2), task=task)
-    schema = DeploymentSchema.model_validate({key: options[key] for key in ("name", "max_replicas_per_node")})
+    schema = DeploymentSchema.model_validate(
+        {key: options[key] for key in ("name", "max_replicas_per_node")}
+    )
     assert schema.max_replicas_per_node == 2
     assert "max_replicas_per_node" not in deployment_options(ServingConfig(), task=task)

@@ -29,13 +29,30 @@ STAGES: dict[str, tuple[Callable[..., object], ...]] = {
     "cost": (serving_cost.measure_serving,),
 }
 REACHED_FILES = {
-    "baselines": ("evaluation/baselines/linear_head.py", "models/bag_of_words.py", "models/classifier.py"),
-    "chat baselines": ("evaluation/baselines/chat.py", "models/generation.py", "data/chat_template.py"),
-    "sweep": ("training/loop.py", "training/classification_task.py", "tuning/worker.py", "tuning/futility.py"),
+    "baselines": (
+        "evaluation/baselines/linear_head.py",
+        "models/bag_of_words.py",
+        "models/classifier.py",
+    ),
+    "chat baselines": (
+        "evaluation/baselines/chat.py",
+        "models/generation.py",
+        "data/chat_template.py",
+    ),
+    "sweep": (
+        "training/loop.py",
+        "training/classification_task.py",
+        "tuning/worker.py",
+        "tuning/futility.py",
+    ),
     "chat sweep": ("training/chat_task.py", "training/loop.py", "data/packing.py"),
     "seed": ("training/loop.py", "training/engine/deepspeed_engine.py", "data/tokenize.py"),
     "average": ("training/export.py",),
-    "predictions": ("evaluation/inference/predict.py", "models/bag_of_words.py", "models/classifier.py"),
+    "predictions": (
+        "evaluation/inference/predict.py",
+        "models/bag_of_words.py",
+        "models/classifier.py",
+    ),
     "noise predictions": ("evaluation/inference/perturbations.py",),
     "cost": ("evaluation/inference/serving_cost.py", "models/classifier.py"),
 }
@@ -55,26 +72,39 @@ def test_a_fingerprint_does_not_cover_reports_monitoring_serving_or_the_cli(stag
     packages = ("cli", "pipeline", "release", "operate", "monitoring")
     others = ("serving/", "cluster/local/", *(f"tailorbird/{name}/" for name in packages))
     reports = tuple(f"tailorbird/evaluation/{name}/" for name in ("report", "verdict"))
-    assert [name for name in source_files(*STAGES[stage]) if name.startswith((*others, *reports))] == []
+    assert [
+        name for name in source_files(*STAGES[stage]) if name.startswith((*others, *reports))
+    ] == []
 
 
 def test_training_and_baselines_do_not_cover_each_other() -> None:
     for stage in ("seed", "sweep", "chat sweep"):
         files = source_files(*STAGES[stage])
-        assert [name for name in files if name.startswith("tailorbird/evaluation/baselines/c")] == []
+        assert [
+            name for name in files if name.startswith("tailorbird/evaluation/baselines/c")
+        ] == []
     for stage in ("baselines", "chat baselines", "predictions", "cost"):
-        assert [name for name in source_files(*STAGES[stage]) if name.startswith(("training/", "tuning/"))] == []
+        assert [
+            name
+            for name in source_files(*STAGES[stage])
+            if name.startswith(("training/", "tuning/"))
+        ] == []
 
 
 def copy_packages(root: Path) -> Path:
     for package in PACKAGES:
-        shutil.copytree(PROJECT_ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            PROJECT_ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return root
 
 
 def test_the_fingerprint_does_not_depend_on_the_location_of_the_code(tmp_path: Path) -> None:
     fingerprint = code_sha256(source_files(sweep, ClassificationTrainingTask))
-    assert code_sha256(source_files(sweep, ClassificationTrainingTask, root=copy_packages(tmp_path))) == fingerprint
+    assert (
+        code_sha256(source_files(sweep, ClassificationTrainingTask, root=copy_packages(tmp_path)))
+        == fingerprint
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +135,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_edit_changes_the_fingerprints_of_the_stages_that_run_the_file(
     tree: Path, edited: str, changed: set[str]
 ) -> None:
-    before = {stage: code_sha256(source_files(*functions, root=tree)) for stage, functions in STAGES.items()}
+    before = {
+        stage: code_sha256(source_files(*functions, root=tree))
+        for stage, functions in STAGES.items()
+    }
     content = (tree / edited).read_bytes()
     try:
         (tree / edited).write_bytes(content + b"\n# edited\n")
-        after = {stage: code_sha256(source_files(*functions, root=tree)) for stage, functions in STAGES.items()}
+        after = {
+            stage: code_sha256(source_files(*functions, root=tree))
+            for stage, functions in STAGES.items()
+        }
     finally:
         (tree / edited).write_bytes(content)
     assert {stage for stage in STAGES if before[stage] != after[stage]} == changed
@@ -122,9 +158,9 @@ def small_tree(tmp_path: Path) -> Path:
         "tuning/__init__.py": "from tuning.exported import value",
         "tuning/exported.py": "value = 1",
         "tuning/stage.py": (
-            "import json\nimport training.plain\nfrom typing import TYPE_CHECKING\nfrom training import named\n"
-            "if TYPE_CHECKING:\n    from serving.typed import T\nelse:\n    import serving.untyped\n"
-            "def run():\n    from tuning import value\n"
+            "import json\nimport training.plain\nfrom typing import TYPE_CHECKING\nfrom training "
+            "import named\nif TYPE_CHECKING:\n    from serving.typed import T\nelse:\n    import "
+            "serving.untyped\ndef run():\n    from tuning import value\n"
         ),
         "training/__init__.py": "from training.unused import x",
         **{f"training/{name}.py": "" for name in ("plain", "named", "unused")},

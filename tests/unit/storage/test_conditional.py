@@ -1,4 +1,5 @@
-"""Conditional writes of local files and of a JSON object; tests/integration/storage tests them on a real S3 server."""
+"""Conditional writes of local files and of a JSON object; tests/integration/storage tests them on a
+real S3 server."""
 
 from pathlib import Path
 
@@ -13,7 +14,8 @@ URI = "s3://lake/value.json"
 
 
 class Store:
-    """An object that another writer changes before each of the first `num_conflicts` conditional writes."""
+    """An object that another writer changes before each of the first `num_conflicts` conditional
+    writes."""
 
     def __init__(self, content: bytes | None, *, num_conflicts: int = 0) -> None:
         self.content = content
@@ -38,7 +40,9 @@ def use(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store
 
 
-def test_a_change_is_computed_again_if_another_writer_was_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_computed_again_if_another_writer_was_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     store = use(Store(None, num_conflicts=2), monkeypatch)
     assert conditional.update_json(URI, lambda value: [*(value or []), 1]) == [0, 1]
     assert store.content is not None
@@ -77,7 +81,9 @@ def test_a_value_that_is_written_once_is_that_of_the_first_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uris = [(tmp_path / name).as_uri() for name in ("before.json", "meanwhile.json")]
-    assert storage.write_once(uris[0], Note(text="first")) == storage.write_once(uris[0], Note(text="second"))
+    assert storage.write_once(uris[0], Note(text="first")) == storage.write_once(
+        uris[0], Note(text="second")
+    )
     write = conditional.write_if_match
 
     def write_late(uri: str, data: bytes, *, etag: str | None) -> str:

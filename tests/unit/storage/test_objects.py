@@ -24,10 +24,14 @@ def test_a_local_folder_is_uploaded_and_downloaded_recursively(tmp_path: Path) -
     assert (tmp_path / "back" / "b" / "c").read_text() == "1"
 
 
-def test_other_users_can_neither_enter_a_downloaded_folder_nor_read_a_written_file(tmp_path: Path) -> None:
+def test_other_users_can_neither_enter_a_downloaded_folder_nor_read_a_written_file(
+    tmp_path: Path,
+) -> None:
     storage.write_bytes((tmp_path / "source" / "row.txt").as_uri(), b"a text")
     storage.download_folder((tmp_path / "source").as_uri(), tmp_path / "copy")
-    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "source" / "row.txt", tmp_path / "copy")]
+    modes = [
+        path.stat().st_mode & 0o777 for path in (tmp_path / "source" / "row.txt", tmp_path / "copy")
+    ]
     assert modes == [0o600, 0o700]
 
 
@@ -38,7 +42,9 @@ def test_an_empty_folder_is_not_uploaded(tmp_path: Path) -> None:
         storage.upload_folder(tmp_path / "none", "s3://lake/x")
 
 
-@pytest.mark.parametrize("uri", ["", "lake/a", "http://host/a", "s3://", "s3:///a", "file://relative"])
+@pytest.mark.parametrize(
+    "uri", ["", "lake/a", "http://host/a", "s3://", "s3:///a", "file://relative"]
+)
 def test_an_invalid_uri_is_rejected(uri: str) -> None:
     with pytest.raises(s3.StorageError, match="is not a valid URI"):
         storage.read_bytes(uri)
@@ -64,7 +70,9 @@ def test_a_folder_read_as_a_file_is_an_error(tmp_path: Path) -> None:
 def test_an_access_key_without_a_secret_key_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
-    with pytest.raises(s3.StorageError, match="only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(
+        s3.StorageError, match="only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    ):
         storage.read_bytes("s3://lake/a")
 
 
@@ -85,7 +93,9 @@ def test_the_retry_policy_is_pickled_with_the_filesystem(monkeypatch: pytest.Mon
         assert pickle.loads(pickle.dumps(store)).chosen.num_attempts == attempts
 
 
-def test_a_pickled_filesystem_has_no_credentials_and_uses_those_of_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_filesystem_has_no_credentials_and_uses_those_of_the_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, f"the-drivers-{name}")
@@ -106,11 +116,16 @@ def test_a_part_of_a_folder_is_downloaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["../x", "a/../../x", "a/..", "./x", "a//x", "/etc/x", "a\\x", "..\\x", "a\0x", "a/\0/x", ""]
+    "key",
+    ["../x", "a/../../x", "a/..", "./x", "a//x", "/etc/x", "a\\x", "..\\x", "a\0x", "a/\0/x", ""],
 )
-def test_a_key_outside_the_folder_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_key_outside_the_folder_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     base = (tmp_path / "store").as_uri()
-    monkeypatch.setattr(objects, "list_files", lambda _: [f"{base}/safe", f"{base}/{key}"])  # S3 can list such keys
+    monkeypatch.setattr(
+        objects, "list_files", lambda _: [f"{base}/safe", f"{base}/{key}"]
+    )  # S3 can list such keys
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "safe").write_text("1")
     with pytest.raises(s3.StorageError, match="would be stored outside its local folder"):

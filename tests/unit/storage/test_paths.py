@@ -37,7 +37,9 @@ def test_a_registry_can_be_below_a_folder_named_versions() -> None:
     assert not is_version_uri(nested.stage("sweep", "12ab"))
 
 
-@pytest.mark.parametrize("uri", ["s3://models/prod/tickets/stages/sweep-1", "file:///tmp/model", "full-1", ""])
+@pytest.mark.parametrize(
+    "uri", ["s3://models/prod/tickets/stages/sweep-1", "file:///tmp/model", "full-1", ""]
+)
 def test_a_uri_of_another_folder_is_not_a_version(uri: str) -> None:
     assert not is_version_uri(uri)
     with pytest.raises(ValueError, match="<registry>/<task>/versions/<name>"):

@@ -1,4 +1,5 @@
-"""A role whose s3:ListBucket is limited to a prefix: S3 answers 403 for the bucket and for keys that do not exist."""
+"""A role whose s3:ListBucket is limited to a prefix: S3 answers 403 for the bucket and for keys
+that do not exist."""
 
 from collections.abc import Iterator
 
@@ -15,14 +16,27 @@ TEAM = f"s3://{BUCKET}/team"
 @pytest.fixture(autouse=True)
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with serve_objects(OBJECTS) as url:
-        for name, value in {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+        }.items():
             monkeypatch.setenv(name, value)
         yield
 
 
 def test_files_and_folders_below_the_prefix_exist_and_other_names_do_not() -> None:
-    present = {name: storage.exists(f"{TEAM}/{name}") for name in ("data/part.parquet", "data", "data/", "dat", "none")}
-    assert present == {"data/part.parquet": True, "data": True, "data/": True, "dat": False, "none": False}
+    present = {
+        name: storage.exists(f"{TEAM}/{name}")
+        for name in ("data/part.parquet", "data", "data/", "dat", "none")
+    }
+    assert present == {
+        "data/part.parquet": True,
+        "data": True,
+        "data/": True,
+        "dat": False,
+        "none": False,
+    }
     assert storage.list_files(f"{TEAM}/data") == [f"{TEAM}/data/part.parquet"]
     assert storage.read_versioned(f"{TEAM}/none") is None
 

@@ -29,7 +29,13 @@ def computed(calls: list[str]) -> Callable[[str], tuple[Output, ...]]:
 def test_a_stage_is_computed_once_per_inputs(tmp_path: Path) -> None:
     calls: list[str] = []
     first, again, other = (
-        cached_stage(tmp_path.as_uri(), "x", output=tuple[Output, ...], inputs={"a": inputs}, compute=computed(calls))
+        cached_stage(
+            tmp_path.as_uri(),
+            "x",
+            output=tuple[Output, ...],
+            inputs={"a": inputs},
+            compute=computed(calls),
+        )
         for inputs in ([1, {"b": None}], [1, {"b": None}], [2])
     )
     assert first == again == other == (Output("a", (0.1, 1 / 3, 1e-300)), Output("b", (), "ü"))
@@ -45,7 +51,9 @@ def test_an_interrupted_stage_leaves_no_files_and_is_computed_again(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted)
     assert not storage.list_files(tmp_path.as_uri(), missing_ok=True)
-    assert cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5) == 0.5
+    assert (
+        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5) == 0.5
+    )
 
 
 @pytest.mark.parametrize("resumes", [False, True])
@@ -62,18 +70,26 @@ def test_two_processes_that_compute_a_stage_return_the_first_result_and_its_file
             storage.write_bytes(f"{folder}/model", weights)
             return folder
 
-        return cached_stage(tmp_path.as_uri(), "x", output=str, inputs={}, compute=compute, resumes=resumes)
+        return cached_stage(
+            tmp_path.as_uri(), "x", output=str, inputs={}, compute=compute, resumes=resumes
+        )
 
     first: list[str] = []
     slow = stage(b"slow", meanwhile=lambda: first.append(stage(b"fast")))
     assert [slow] == first
-    assert storage.read_bytes(f"{slow}/model") == b"fast" == storage.read_bytes(f"{stage(b'late')}/model")
+    assert (
+        storage.read_bytes(f"{slow}/model")
+        == b"fast"
+        == storage.read_bytes(f"{stage(b'late')}/model")
+    )
     assert len(inside) == 2
     assert len(set(inside)) == (1 if resumes else 2)
     assert len(storage.list_files(tmp_path.as_uri())) == (3 if resumes else 2)
 
 
-def test_a_stage_that_resumes_gets_the_folder_of_its_interrupted_computation(tmp_path: Path) -> None:
+def test_a_stage_that_resumes_gets_the_folder_of_its_interrupted_computation(
+    tmp_path: Path,
+) -> None:
     def interrupted(uri: str) -> float:
         storage.write_bytes(f"{uri}/checkpoint", b"0.5")
         raise KeyboardInterrupt
@@ -82,8 +98,13 @@ def test_a_stage_that_resumes_gets_the_folder_of_its_interrupted_computation(tmp
         return float(storage.read_bytes(f"{uri}/checkpoint"))
 
     with pytest.raises(KeyboardInterrupt):
-        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted, resumes=True)
-    assert cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=resumed, resumes=True) == 0.5
+        cached_stage(
+            tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted, resumes=True
+        )
+    assert (
+        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=resumed, resumes=True)
+        == 0.5
+    )
 
 
 def test_a_stored_output_of_a_newer_format_is_rejected(tmp_path: Path) -> None:

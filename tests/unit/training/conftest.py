@@ -1,4 +1,5 @@
-"""One process group for all tests of the package, because DeepSpeed keeps the first process group of a process."""
+"""One process group for all tests of the package, because DeepSpeed keeps the first process group
+of a process."""
 
 from collections.abc import Iterator
 

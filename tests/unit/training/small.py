@@ -41,7 +41,9 @@ def small_runtime(*, dropout: float, hidden_size: int = 16) -> ClassifierRuntime
         attention_probs_dropout_prob=dropout,
     )
     rows, tokens = rows_of(NUM_ROWS)
-    tokenized = TokenizedRows.from_lists(rows.row_ids, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2"))
+    tokenized = TokenizedRows.from_lists(
+        rows.row_ids, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2")
+    )
     return ClassifierRuntime(
         encoder=without_pooler(BertModel(config)),
         task=ClassificationTrainingTask(
@@ -68,5 +70,11 @@ def reports_of(runtime: TaskRuntime, **fields: Any) -> list[EpochReport]:
 
 
 def config_of(**fields: Any) -> TrainingConfig:
-    values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-2}
+    values = {
+        "num_workers": 1,
+        "zero_stage": 0,
+        "batch_size": 8,
+        "epochs": 3,
+        "learning_rate": 1e-2,
+    }
     return TrainingConfig.model_validate(values | fields)

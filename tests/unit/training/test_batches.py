@@ -29,15 +29,23 @@ def test_micro_batches_stay_within_the_token_budget_and_contain_each_row_once(
 ) -> None:
     batch, config = np.arange(len(lengths)), config_of(batch_tokens=batch_tokens)
     ranks = micro_batches(lengths, batch, config, num_ranks=num_ranks)
-    assert len({len(parts) for parts in ranks}) == 1  # ranks wait for each other in each micro-batch
+    assert (
+        len({len(parts) for parts in ranks}) == 1
+    )  # ranks wait for each other in each micro-batch
     for rank, parts in enumerate(ranks):
-        assert sorted(np.concatenate(parts)) == sorted(rank_rows(batch, rank=rank, num_ranks=num_ranks))
+        assert sorted(np.concatenate(parts)) == sorted(
+            rank_rows(batch, rank=rank, num_ranks=num_ranks)
+        )
         assert all(len(part) * lengths[part].max(initial=0) <= batch_tokens for part in parts)
-        assert len(parts) <= 1 or max(map(len, (p for r in ranks for p in r[-1:]))) > 0  # no rank only waits
+        assert (
+            len(parts) <= 1 or max(map(len, (p for r in ranks for p in r[-1:]))) > 0
+        )  # no rank only waits
 
 
 def test_a_row_above_the_token_budget_is_a_micro_batch_of_its_own() -> None:
-    parts = micro_batches(np.array([50, 9, 9]), np.arange(3), config_of(batch_tokens=20), num_ranks=1)[0]
+    parts = micro_batches(
+        np.array([50, 9, 9]), np.arange(3), config_of(batch_tokens=20), num_ranks=1
+    )[0]
     assert [part.tolist() for part in parts] == [[0], [1, 2]]
 
 
@@ -48,22 +56,33 @@ def test_a_token_budget_does_not_change_the_losses(stage: int) -> None:
         reports_of(runtime, zero_stage=stage, **fields)
         for fields in ({}, {"batch_tokens": 24})  # two rows of up to 11 tokens
     )
-    assert [report.loss for report in limited] == pytest.approx([report.loss for report in plain], rel=0.01)
+    assert [report.loss for report in limited] == pytest.approx(
+        [report.loss for report in plain], rel=0.01
+    )
     assert limited[-1].padding_share < plain[-1].padding_share
 
 
-def test_a_token_budget_does_not_change_the_loss_of_a_chat_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_budget_does_not_change_the_loss_of_a_chat_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
     plain = [report.loss for report in reports_of(runtime_of())]
-    assert [report.loss for report in reports_of(runtime_of(), batch_tokens=40)] == pytest.approx(plain, rel=0.01)
+    assert [report.loss for report in reports_of(runtime_of(), batch_tokens=40)] == pytest.approx(
+        plain, rel=0.01
+    )
 
 
-def test_steps_are_collated_in_another_thread_and_the_same_from_any_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_collated_in_another_thread_and_the_same_from_any_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     runtime, threads = small_runtime(dropout=0.0), set()
     collate = ClassifierRuntime.collate
 
     def recorded(
-        self: ClassifierRuntime, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
+        self: ClassifierRuntime,
+        config: TrainingConfig,
+        window: TokenizedRows,
+        rows: NDArray[np.int64],
     ) -> Batch:
         threads.add(threading.get_ident())
         return collate(self, config, window, rows)
@@ -92,7 +111,9 @@ def test_an_error_in_the_thread_reaches_the_training(monkeypatch: pytest.MonkeyP
 def test_a_validation_on_a_gpu_has_passes_by_tokens_and_work_for_every_rank() -> None:
     lengths = np.full(512, 10)
     sizes = {
-        (device, num_ranks): [len(rows) for rows in validation_batches(lengths, num_ranks=num_ranks, device=device)]
+        (device, num_ranks): [
+            len(rows) for rows in validation_batches(lengths, num_ranks=num_ranks, device=device)
+        ]
         for device, num_ranks in (("cpu", 8), ("cuda", 1), ("cuda", 4))
     }
     assert sizes == {("cpu", 8): [64] * 8, ("cuda", 1): [512], ("cuda", 4): [128] * 4}

@@ -1,4 +1,5 @@
-"""Training of a chat task in one process, with a tiny language model: learning, export, resumes and rejected models."""
+"""Training of a chat task in one process, with a tiny language model: learning, export, resumes and
+rejected models."""
 
 import itertools
 from copy import deepcopy
@@ -47,7 +48,12 @@ def rows_of(num: int = NUM_ROWS) -> Rows:
 
 
 def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
-    values: dict[str, Any] = {"train": rows_of(), "validation": rows_of(8), "max_length": 64, "metric": "exact_match"}
+    values: dict[str, Any] = {
+        "train": rows_of(),
+        "validation": rows_of(8),
+        "max_length": 64,
+        "metric": "exact_match",
+    }
     return ChatTrainingTask(base_model=base_model, prompting=PROMPTING, **values | fields)
 
 
@@ -64,7 +70,9 @@ def test_a_chat_model_learns_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChatRuntime, "score", score_first_and_last)
     reports = reports_of(runtime_of(), epochs=num_epochs, learning_rate=1e-2)
     assert reports[-1].loss < 0.2 < 1 < reports[0].loss
-    assert reports[-1].score > 0.8 > reports[0].score  # exact match of generated answers on validation
+    assert (
+        reports[-1].score > 0.8 > reports[0].score
+    )  # exact match of generated answers on validation
     assert max(report.padding_share for report in reports) < 0.05
 
 
@@ -84,17 +92,24 @@ def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
 def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_model(
     tmp_path: Path, stage: int, method: str
 ) -> None:
-    runtime, config = runtime_of(), config_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
+    runtime, config = (
+        runtime_of(),
+        config_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3),
+    )
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
-    export_weights(engine, config, runtime=runtime, folder=tmp_path)  # raises if the predictions differ
+    export_weights(
+        engine, config, runtime=runtime, folder=tmp_path
+    )  # raises if the predictions differ
     destroy_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize(("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)])
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)]
+)
 def test_validation_gives_the_answers_of_the_exported_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: Kind
 ) -> None:
@@ -105,10 +120,14 @@ def test_validation_gives_the_answers_of_the_exported_model(
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
     answers = runtime.answers(engine, config, runtime.task.validation)
-    runtime.write(exported_values(engine, config), model=engine.module, config=config, folder=tmp_path)
+    runtime.write(
+        exported_values(engine, config), model=engine.module, config=config, folder=tmp_path
+    )
     destroy_engine(engine)
     exported = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm), kind=method).to(dtype).eval()
-    expected = answer_rows(exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING)
+    expected = answer_rows(
+        exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING
+    )
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
     assert len({answer.text for answer in expected}) > 1
     for answer, reference in zip(answers, expected, strict=True):
@@ -118,31 +137,49 @@ def test_validation_gives_the_answers_of_the_exported_model(
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("parameters", ["fp32", "bf16"])
-@pytest.mark.parametrize(("stage", "method"), [(0, "lora"), (1, "lora"), (2, "lora"), (0, "full"), (2, "full")])
+@pytest.mark.parametrize(
+    ("stage", "method"), [(0, "lora"), (1, "lora"), (2, "lora"), (0, "full"), (2, "full")]
+)
 def test_the_validated_weights_are_those_of_the_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, method: Kind, parameters: str, stored: torch.dtype
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: int,
+    method: Kind,
+    parameters: str,
+    stored: torch.dtype,
 ) -> None:
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)  # generation takes most of the time
-    # Rounding the base before an adapter is added, or adding a rounded adapter, changes some of the rounded sums.
+    # Rounding the base before an adapter is added, or adding a rounded adapter, changes some of the
+    # rounded sums.
     runtime = runtime_of()
-    config = config_of(epochs=1, zero_stage=stage, method=method, parameter_dtype=parameters, learning_rate=1e-3)
+    config = config_of(
+        epochs=1, zero_stage=stage, method=method, parameter_dtype=parameters, learning_rate=1e-3
+    )
     cast_parameters(runtime.lm, stored)
     base = [value.clone() for value in runtime.lm.parameters()]
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
     validated = dict(runtime.inference_model(engine, config).named_parameters())
-    runtime.write(exported_values(engine, config), model=engine.module, config=config, folder=tmp_path)
+    runtime.write(
+        exported_values(engine, config), model=engine.module, config=config, folder=tmp_path
+    )
     destroy_engine(engine)
     loaded = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm).float(), kind=method)
     exported = dict(cast_parameters(loaded, compute_dtype(config)).named_parameters())
     assert validated.keys() == exported.keys()
-    assert {name for name, value in exported.items() if not torch.equal(value, validated[name])} == set()
+    assert {
+        name for name, value in exported.items() if not torch.equal(value, validated[name])
+    } == set()
     assert all(map(torch.equal, runtime.lm.parameters(), base))
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 8}, {"gradient_checkpointing": True}],
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 8},
+        {"gradient_checkpointing": True},
+    ],
     ids=str,
 )
 def test_options_that_save_memory_do_not_change_the_loss(
@@ -151,11 +188,21 @@ def test_options_that_save_memory_do_not_change_the_loss(
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
     plain = [report.loss for report in reports_of(runtime_of())]
     assert plain[-1] < plain[0]
-    assert [report.loss for report in reports_of(runtime_of(), **fields)] == pytest.approx(plain, rel=0.01)
+    assert [report.loss for report in reports_of(runtime_of(), **fields)] == pytest.approx(
+        plain, rel=0.01
+    )
 
 
-def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(tmp_path: Path) -> None:
-    fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
+def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(
+    tmp_path: Path,
+) -> None:
+    fields = {
+        "method": "lora",
+        "lora_dropout": 0.1,
+        "checkpoint_interval_s": 0.0,
+        "zero_stage": 1,
+        "epochs": 2,
+    }
     plain, config, runtime = reports_of(runtime_of(), **fields), config_of(**fields), runtime_of()
     engine = build_engine(config, runtime)
 
@@ -177,9 +224,15 @@ def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(
     assert report.score == plain[-1].score
 
 
-def test_a_training_killed_during_validation_repeats_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_killed_during_validation_repeats_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fields = {"method": "lora", "epochs": 1, "zero_stage": 1}
-    plain, config, runtime = reports_of(runtime_of(), **fields)[-1], config_of(**fields), runtime_of()
+    plain, config, runtime = (
+        reports_of(runtime_of(), **fields)[-1],
+        config_of(**fields),
+        runtime_of(),
+    )
 
     class Killed(Exception):
         pass
@@ -200,11 +253,18 @@ def test_a_training_killed_during_validation_repeats_no_step(tmp_path: Path, mon
     assert progress.step == 3
     report = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
-    assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
+    assert (report.loss, report.score, report.padding_share) == (
+        plain.loss,
+        plain.score,
+        plain.padding_share,
+    )
 
 
 def test_weights_that_are_not_finite_raise_diverged_at_validation() -> None:
-    runtime, config = runtime_of(), config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS)
+    runtime, config = (
+        runtime_of(),
+        config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
+    )
     engine = build_engine(config, runtime)
     with pytest.raises(Diverged, match="diverged in epoch 1: predictions are not finite"):
         train(engine, config, runtime=runtime)
@@ -213,7 +273,8 @@ def test_weights_that_are_not_finite_raise_diverged_at_validation() -> None:
 
 @pytest.fixture
 def flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train with flash attention, and with a reference of its kernel, because the real one needs a GPU."""
+    """Train with flash attention, and with a reference of its kernel, because the real one needs a
+    GPU."""
     monkeypatch.setattr(packed_attention, "_varlen_kernel", lambda: reference_varlen_attn)
     monkeypatch.setattr(chat_task, "choose_attention", lambda *_, **__: "flash")
 
@@ -230,12 +291,16 @@ def test_flash_attention_gives_the_losses_of_the_dense_mask_without_padding(
     runtime, config = runtime_of(), config_of(**fields)
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
-    export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compared with dense attention
+    export_weights(
+        engine, config, runtime=runtime, folder=tmp_path
+    )  # compared with dense attention
     destroy_engine(engine)
     monkeypatch.setattr(chat_task, "choose_attention", lambda *_, **__: "dense")
     dense = reports_of(runtime_of(), **fields)
     assert dense[0].attention == "dense"
-    assert [report.loss for report in reports] == pytest.approx([report.loss for report in dense], rel=0.01)
+    assert [report.loss for report in reports] == pytest.approx(
+        [report.loss for report in dense], rel=0.01
+    )
 
 
 def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
@@ -266,7 +331,9 @@ def test_an_export_is_compared_by_few_logits_of_long_conversations(
 
 def test_conversations_without_room_for_an_answer_are_rejected(tmp_path: Path) -> None:
     save(tmp_path)
-    with pytest.raises(DataError, match=r"12 training conversations have no answer.*\(rows 2, 3, 4, 7, 8\)"):
+    with pytest.raises(
+        DataError, match=r"12 training conversations have no answer.*\(rows 2, 3, 4, 7, 8\)"
+    ):
         check_trainable(task_of(tmp_path.as_uri(), max_length=6))
 
 
@@ -279,7 +346,9 @@ def test_conversations_without_room_for_an_answer_are_rejected(tmp_path: Path) -
         ("bloom", {}),  # accepts no four-dimensional attention mask
     ],
 )
-def test_a_model_that_mixes_packed_conversations_is_rejected(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
+def test_a_model_that_mixes_packed_conversations_is_rejected(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
     save(tmp_path, model_of(kind, **fields))
     with pytest.raises(ModelError, match=f"of type {kind} cannot be trained for a chat task"):
         check_trainable(task_of(tmp_path.as_uri()))
@@ -287,7 +356,11 @@ def test_a_model_that_mixes_packed_conversations_is_rejected(tmp_path: Path, kin
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
-    [("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8.0}), ("gemma3_text", {})],
+    [
+        ("gemma2", {"final_logit_softcapping": 0.5}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("gemma3_text", {}),
+    ],
 )
 def test_a_model_that_separates_packed_conversations_is_accepted(
     tmp_path: Path, kind: str, fields: dict[str, Any]
@@ -297,7 +370,11 @@ def test_a_model_that_separates_packed_conversations_is_accepted(
 
 
 def task_with_examples(
-    folder: Path, *, max_prompt_tokens: int = 100, encoder: PinnedEncoder | None = None, **fields: Any
+    folder: Path,
+    *,
+    max_prompt_tokens: int = 100,
+    encoder: PinnedEncoder | None = None,
+    **fields: Any,
 ) -> ChatTrainingTask:
     save(folder / "base")
     rows = example_rows()
@@ -327,7 +404,9 @@ def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_pat
     sample = sampled_rows(runtime.train)
     text = "".join(tokenizer().convert_ids_to_tokens(sample.tokens([0])[0]))
     assert text.startswith("<system>s</s><user>")
-    assert text.endswith("<user>blue skies</s><assistant>answer 2</s><user>blue sky</s><assistant>answer 0</s>")
+    assert text.endswith(
+        "<user>blue skies</s><assistant>answer 2</s><user>blue sky</s><assistant>answer 0</s>"
+    )
     for row in range(len(sample)):
         [tokens] = sample.conversations([row])
         learned = np.array(tokens.ids)[tokens.assistant_mask]
@@ -335,20 +414,31 @@ def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_pat
         assert runtime.weight(sample, np.array([row])) == len("answer 0") + 1
 
 
-def test_tokenizing_rows_with_examples_uses_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tokenizing_rows_with_examples_uses_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     task = task_with_examples(tmp_path, encoder=small_encoder.save(tmp_path / "encoder"))
-    monkeypatch.setattr("tailorbird.models.loading.default_device", lambda: pytest.fail("the default device is used"))
+    monkeypatch.setattr(
+        "tailorbird.models.loading.default_device",
+        lambda: pytest.fail("the default device is used"),
+    )
     assert len(task.tokenize(range(2), tokenizer=tokenizer())) == 2
 
 
 def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_path: Path) -> None:
     rows = example_rows()
     assert rows.conversations is not None
-    plain = [len(prompt_tokens(turns, tokenizer=tokenizer(), system="s")) for turns in rows.conversations]
-    sample = sampled_rows(task_with_examples(tmp_path / "none", max_prompt_tokens=1).load_runtime().train)
+    plain = [
+        len(prompt_tokens(turns, tokenizer=tokenizer(), system="s")) for turns in rows.conversations
+    ]
+    sample = sampled_rows(
+        task_with_examples(tmp_path / "none", max_prompt_tokens=1).load_runtime().train
+    )
     assert sample.lengths.tolist() == [length + len("answer 0") + 1 for length in plain]
     # With its examples, every row is longer than `max_length`, which applies to the row alone.
-    sample = sampled_rows(task_with_examples(tmp_path / "long", max_length=max(plain) + 3).load_runtime().train)
+    sample = sampled_rows(
+        task_with_examples(tmp_path / "long", max_length=max(plain) + 3).load_runtime().train
+    )
     assert sample.lengths.min() > max(plain) + 3
     longest = int(np.argmax(plain))
     assert int(sample.conversations([longest])[0].assistant_mask.sum()) == 3

@@ -1,6 +1,7 @@
 """Checkpoints: their local files and uploads, and protection against code in them.
 
-A checkpoint that contains code is rejected, and the code does not run, no matter how the checkpoint is read.
+A checkpoint that contains code is rejected, and the code does not run, no matter how the checkpoint
+is read.
 """
 
 import os
@@ -43,7 +44,10 @@ SHARDS = [f"step/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ran
 STATES = [f"rng-{rank}.safetensors" for rank in range(12)]
 COMMON = ["latest", "step/mp_rank_00_model_states.pt"]
 PROGRESS = [f"progress-{rank}.json" for rank in range(12)]
-MODEL = {stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt" for stage in (0, 1, 3)}
+MODEL = {
+    stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt"
+    for stage in (0, 1, 3)
+}
 OPTIMIZER = "step/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 READ = [(0, MODEL[0]), (1, MODEL[1]), (1, OPTIMIZER), (3, MODEL[3]), (3, OPTIMIZER)]
 """Pairs of a ZeRO stage and a file that a resume reads."""
@@ -71,7 +75,11 @@ def as_plain_pickle(file: Path, payload: Payload) -> None:
     file.write_bytes(pickle.dumps(payload))
 
 
-ATTACKS: list[Callable[[Path, Payload], None]] = [inside_the_state, in_legacy_format, as_plain_pickle]
+ATTACKS: list[Callable[[Path, Payload], None]] = [
+    inside_the_state,
+    in_legacy_format,
+    as_plain_pickle,
+]
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +109,29 @@ def resume(folder: Path, *, stage: int) -> None:
 def of_two_ranks(source: Path, folder: Path) -> Path:
     """Copy the checkpoint of one rank, and repeat the files of rank 0 as those of rank 1."""
     shutil.copytree(source, folder)
-    for file in [path for path in folder.rglob("*") if "rank_0_" in path.name or "progress-0" in path.name]:
-        shutil.copy(file, file.with_name(file.name.replace("rank_0_", "rank_1_").replace("-0", "-1")))
+    for file in [
+        path for path in folder.rglob("*") if "rank_0_" in path.name or "progress-0" in path.name
+    ]:
+        shutil.copy(
+            file, file.with_name(file.name.replace("rank_0_", "rank_1_").replace("-0", "-1"))
+        )
     return folder
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(("stage", "name"), READ)
 def test_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
-    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, attack: Callable[[Path, Payload], None]
+    checkpoints: dict[int, Path],
+    tmp_path: Path,
+    stage: int,
+    name: str,
+    attack: Callable[[Path, Payload], None],
 ) -> None:
     folder, marker = shutil.copytree(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
     attack(folder / name, Payload(marker))
     with pytest.raises(
-        UnusableCheckpoint, match=rf"checkpoint {folder.as_uri()} was changed .*{name}.* check the write permissions"
+        UnusableCheckpoint,
+        match=rf"checkpoint {folder.as_uri()} was changed .*{name}.* check the write permissions",
     ):
         resume(folder, stage=stage)
     assert not marker.exists()
@@ -122,7 +139,11 @@ def test_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
 
 @pytest.mark.parametrize(("stage", "name"), READ)
 def test_deepspeed_loads_a_checkpoint_without_running_its_code(
-    checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
+    checkpoints: dict[int, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: int,
+    name: str,
 ) -> None:
     # Simulate a file that was changed after the check.
     monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)
@@ -136,12 +157,17 @@ def test_deepspeed_loads_a_checkpoint_without_running_its_code(
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(("stage", "name"), READ[1:])
 def test_with_another_number_of_ranks_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
-    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, attack: Callable[[Path, Payload], None]
+    checkpoints: dict[int, Path],
+    tmp_path: Path,
+    stage: int,
+    name: str,
+    attack: Callable[[Path, Payload], None],
 ) -> None:
     folder, marker = of_two_ranks(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
     attack(folder / name, Payload(marker))
     with pytest.raises(
-        UnusableCheckpoint, match=rf"checkpoint {folder.as_uri()} was changed .*{name}.* check the write permissions"
+        UnusableCheckpoint,
+        match=rf"checkpoint {folder.as_uri()} was changed .*{name}.* check the write permissions",
     ):
         resume(folder, stage=stage)
     assert not marker.exists()
@@ -170,10 +196,17 @@ def test_a_checkpoint_without_the_shard_of_a_rank_is_rejected(
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_checkpoint_of_another_model_is_rejected(checkpoints: dict[int, Path], tmp_path: Path, stage: int) -> None:
+def test_a_checkpoint_of_another_model_is_rejected(
+    checkpoints: dict[int, Path], tmp_path: Path, stage: int
+) -> None:
     folder = of_two_ranks(checkpoints[stage], tmp_path / "copy")
-    runtime, config = small_runtime(dropout=0.0, hidden_size=64), config_of(zero_stage=stage, epochs=1)
-    with pytest.raises(UnusableCheckpoint, match=r"does not fit the model: \d+ instead of \d+ values of "):
+    runtime, config = (
+        small_runtime(dropout=0.0, hidden_size=64),
+        config_of(zero_stage=stage, epochs=1),
+    )
+    with pytest.raises(
+        UnusableCheckpoint, match=r"does not fit the model: \d+ instead of \d+ values of "
+    ):
         checkpoint.resume(config, runtime, uri=folder.as_uri())
 
 
@@ -201,27 +234,44 @@ def as_list(content: dict[str, Any]) -> Any:
             for stage in (1, 3)
             for change in (without_optimizer, with_other_optimizer, as_list)
         ),
-        *((stage, MODEL[stage], change) for stage in (1, 3) for change in (without_schedule, as_list)),
+        *(
+            (stage, MODEL[stage], change)
+            for stage in (1, 3)
+            for change in (without_schedule, as_list)
+        ),
     ],
 )
 def test_a_checkpoint_with_another_layout_is_rejected(
-    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, change: Callable[[dict[str, Any]], Any]
+    checkpoints: dict[int, Path],
+    tmp_path: Path,
+    stage: int,
+    name: str,
+    change: Callable[[dict[str, Any]], Any],
 ) -> None:
     folder = of_two_ranks(checkpoints[stage], tmp_path / "copy")
     torch.save(change(torch.load(folder / name, weights_only=False)), folder / name)
-    with pytest.raises(UnusableCheckpoint, match=rf"does not have the layout of DeepSpeed {VERSION} \(\w+Error: "):
+    with pytest.raises(
+        UnusableCheckpoint, match=rf"does not have the layout of DeepSpeed {VERSION} \(\w+Error: "
+    ):
         resume(folder, stage=stage)
 
 
 @pytest.mark.parametrize(
     ("missing", "problem"),
-    [("data.pkl", "is not a torch file"), ("data/0", "is not a torch file"), ("data/4", "truncated")],
+    [
+        ("data.pkl", "is not a torch file"),
+        ("data/0", "is not a torch file"),
+        ("data/4", "truncated"),
+    ],
 )
 def test_a_shard_with_a_missing_part_is_rejected(
     checkpoints: dict[int, Path], tmp_path: Path, missing: str, problem: str
 ) -> None:
     folder = of_two_ranks(checkpoints[1], tmp_path / "copy")
-    with zipfile.ZipFile(checkpoints[1] / OPTIMIZER) as source, zipfile.ZipFile(folder / OPTIMIZER, "w") as target:
+    with (
+        zipfile.ZipFile(checkpoints[1] / OPTIMIZER) as source,
+        zipfile.ZipFile(folder / OPTIMIZER, "w") as target,
+    ):
         for name in source.namelist():
             if not name.endswith(f"/{missing}"):
                 target.writestr(name, source.read(name))
@@ -236,7 +286,9 @@ def test_the_payload_runs_without_protection(
     file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
     shutil.copy(checkpoints[1] / OPTIMIZER, file)
     attack(file, Payload(marker))
-    torch.load(file, weights_only=False) if attack is not as_plain_pickle else pickle.loads(file.read_bytes())
+    torch.load(file, weights_only=False) if attack is not as_plain_pickle else pickle.loads(
+        file.read_bytes()
+    )
     assert marker.exists()
 
 
@@ -266,7 +318,9 @@ def test_the_header_of_a_file_has_the_positions_of_its_values(tmp_path: Path, st
     assert torch.equal(content, values[10 + start : 20 + start])
 
 
-def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(checkpoints: dict[int, Path]) -> None:
+def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(
+    checkpoints: dict[int, Path],
+) -> None:
     with (checkpoints[1] / OPTIMIZER).open("rb") as file, tensors_only():
         on_s3 = mock.Mock(wraps=file)
         read_header(on_s3, OPTIMIZER, uri="s3://bucket")
@@ -276,7 +330,9 @@ def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(checkpoints
             read_header(on_s3, OPTIMIZER, uri="s3://bucket")
 
 
-def test_an_error_of_the_storage_names_the_file_that_was_read(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+def test_an_error_of_the_storage_names_the_file_that_was_read(
+    checkpoints: dict[int, Path], tmp_path: Path
+) -> None:
     folder = of_two_ranks(checkpoints[1], tmp_path / "copy")
     (folder / OPTIMIZER).unlink()
     (folder / OPTIMIZER).symlink_to("/proc/self/mem")  # can be opened, but not read
@@ -289,7 +345,9 @@ def test_the_header_of_a_file_is_read_in_few_requests(tmp_path: Path) -> None:
     with (tmp_path / "state.pt").open("rb") as file, tensors_only():
         counted = mock.Mock(wraps=file)
         assert len(read_header(counted, "state.pt", uri="")) == 500
-    assert counted.read.call_count <= 3  # the first block and the last ones; torch itself reads 33 times
+    assert (
+        counted.read.call_count <= 3
+    )  # the first block and the last ones; torch itself reads 33 times
 
 
 def test_environment_variables_do_not_disable_the_protection_and_are_restored(
@@ -309,18 +367,25 @@ def test_environment_variables_do_not_disable_the_protection_and_are_restored(
 def test_a_checkpoint_that_does_not_fit_the_disk_is_refused_before_it_is_written() -> None:
     folder = tempfile.gettempdir()
     require_room(1, what="a checkpoint")
-    message = f"the disk is full: {folder} has .* MiB left, but a checkpoint .* needs 1,048,576,000.0 MiB; free some"
+    message = (
+        f"the disk is full: {folder} has .* MiB left, but a checkpoint .* needs 1,048,576,000.0 "
+        "MiB; free some"
+    )
     with pytest.raises(DiskFull, match=message):
         require_room(1_000 << 40, what="a checkpoint")
 
 
 def test_a_node_downloads_the_shards_of_its_own_ranks() -> None:
-    needed = checkpoint.files_to_download([*SHARDS, *STATES, *COMMON, *PROGRESS], ranks={4, 11}, changed=False)
+    needed = checkpoint.files_to_download(
+        [*SHARDS, *STATES, *COMMON, *PROGRESS], ranks={4, 11}, changed=False
+    )
     assert needed == {*COMMON, SHARDS[4], STATES[4], SHARDS[11], STATES[11]}
 
 
 def test_with_another_number_of_ranks_no_random_state_is_downloaded() -> None:
-    assert checkpoint.files_to_download([*STATES, *COMMON, *PROGRESS], ranks={0}, changed=True) == set(COMMON)
+    assert checkpoint.files_to_download(
+        [*STATES, *COMMON, *PROGRESS], ranks={0}, changed=True
+    ) == set(COMMON)
 
 
 def test_a_folder_of_the_node_is_deleted_after_its_use() -> None:

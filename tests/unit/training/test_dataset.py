@@ -1,4 +1,5 @@
-"""The rows of each step: every row once per epoch, the same order for the same seed, in memory or sharded."""
+"""The rows of each step: every row once per epoch, the same order for the same seed, in memory or
+sharded."""
 
 from dataclasses import replace
 
@@ -37,7 +38,10 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 def step_rows(rows: TrainingDataset, *, epoch: int, start: int = 0) -> list[list[str]]:
     """Return the row ids of each step."""
-    return [[window.row_ids[row] for row in batch] for window, batch in steps(rows, CONFIG, epoch=epoch, start=start)]
+    return [
+        [window.row_ids[row] for row in batch]
+        for window, batch in steps(rows, CONFIG, epoch=epoch, start=start)
+    ]
 
 
 def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: Shards) -> None:
@@ -61,7 +65,9 @@ def test_the_steps_after_any_start_are_the_same(sharded: Shards, start: int) -> 
     assert step_rows(sharded, epoch=1, start=start) == step_rows(sharded, epoch=1)[start:]
 
 
-def test_windows_before_the_first_step_are_not_read(sharded: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_before_the_first_step_are_not_read(
+    sharded: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
     read_chunks = Shards.read
 
@@ -76,25 +82,33 @@ def test_windows_before_the_first_step_are_not_read(sharded: Shards, monkeypatch
     assert read == sizes[4:]
 
 
-@pytest.mark.parametrize(("window_rows", "tolerance"), [(512, 0.02), (4096, 0.0)])  # several windows, or one
+@pytest.mark.parametrize(
+    ("window_rows", "tolerance"), [(512, 0.02), (4096, 0.0)]
+)  # several windows, or one
 def test_sharded_rows_and_rows_in_memory_give_the_same_loss(
     sharded: Shards, window_rows: int, tolerance: float
 ) -> None:
     runtime = small_runtime(dropout=0.0)
     in_memory = sharded.read(sharded.chunks())
     first, second = (
-        reports_of(replace(runtime, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[0].loss
+        reports_of(replace(runtime, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[
+            0
+        ].loss
         for rows in (replace(sharded, window_rows=window_rows), in_memory)
     )
     assert first == pytest.approx(second, rel=tolerance, abs=0)
 
 
-row_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=400).map(lambda lengths: np.array(lengths))
+row_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=400).map(
+    lambda lengths: np.array(lengths)
+)
 batch_sizes = st.integers(1, 40)
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes, seed=st.integers(0, 9), epoch=st.integers(0, 3))
-def test_an_epoch_has_every_row_once(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+def test_an_epoch_has_every_row_once(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> None:
     batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
@@ -108,7 +122,9 @@ def test_num_batches_is_exact(lengths: np.ndarray, batch_size: int) -> None:
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes, num_ranks=st.integers(1, 5))
-def test_the_rows_of_the_ranks_partition_the_batch(lengths: np.ndarray, batch_size: int, num_ranks: int) -> None:
+def test_the_rows_of_the_ranks_partition_the_batch(
+    lengths: np.ndarray, batch_size: int, num_ranks: int
+) -> None:
     for batch in epoch_batches(lengths, batch_size=batch_size, seed=1, epoch=0):
         shares = [rank_rows(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
         assert sorted(np.concatenate(shares)) == sorted(batch)
@@ -116,7 +132,9 @@ def test_the_rows_of_the_ranks_partition_the_batch(lengths: np.ndarray, batch_si
 
 
 @given(lengths=row_lengths, seed=st.integers(0, 9), epoch=st.integers(0, 3))
-def test_the_same_seed_and_epoch_give_the_same_order(lengths: np.ndarray, seed: int, epoch: int) -> None:
+def test_the_same_seed_and_epoch_give_the_same_order(
+    lengths: np.ndarray, seed: int, epoch: int
+) -> None:
     first, second = (epoch_batches(lengths, batch_size=8, seed=seed, epoch=epoch) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -135,7 +153,9 @@ def test_batches_of_similar_length_reduce_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 64, size=2048)
 
     def padded(batches: list[np.ndarray]) -> float:
-        return 1 - int(lengths.sum()) / sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+        return 1 - int(lengths.sum()) / sum(
+            int(lengths[batch].max()) * len(batch) for batch in batches
+        )
 
     at_random = np.array_split(np.random.default_rng(1).permutation(len(lengths)), 64)
     assert padded(epoch_batches(lengths, batch_size=32, seed=0, epoch=0)) < 0.1 < padded(at_random)

@@ -21,7 +21,8 @@ from training.task import TaskRuntime
 def reads_of_a_pass(runtime: TaskRuntime, rows: list[int], **fields: Any) -> list[str]:
     """Return the places of the reads in the forward and backward pass of the third step.
 
-    At stage 3, DeepSpeed compares the order of the modules between the ranks in the first two steps.
+    At stage 3, DeepSpeed compares the order of the modules between the ranks in the first two
+    steps.
     """
     config = config_of(**fields)
     engine = build_engine(config, runtime)
@@ -38,7 +39,13 @@ def reads_of_a_pass(runtime: TaskRuntime, rows: list[int], **fields: Any) -> lis
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("equal", [False, True])
 def test_a_pass_of_a_classifier_reads_nothing(equal: bool, stage: int, tmp_path: Path) -> None:
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     BertModel(config).save_pretrained(tmp_path)
     runtime = replace(small_runtime(dropout=0.1), encoder=load_encoder(tmp_path))
     lengths = sampled_rows(runtime.train).lengths
@@ -50,7 +57,9 @@ def test_a_pass_of_a_classifier_reads_nothing(equal: bool, stage: int, tmp_path:
     assert reads_of_a_pass(runtime, rows, zero_stage=stage) == []
 
 
-@pytest.mark.parametrize("fields", [{}, {"zero_stage": 3, "gradient_checkpointing": True}, {"method": "lora"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"zero_stage": 3, "gradient_checkpointing": True}, {"method": "lora"}], ids=str
+)
 def test_a_pass_of_a_language_model_reads_nothing(fields: dict[str, Any]) -> None:
     runtime = runtime_of()
     assert reads_of_a_pass(runtime, [0, 1], **fields) == []

@@ -25,18 +25,27 @@ def weights(folder: Path, name: str, **tensors: torch.Tensor) -> str:
     (folder / name).mkdir()
     for file in ("encoder", "head"):
         save_file(
-            {key: value + (file == "head") for key, value in tensors.items()}, folder / name / f"{file}.safetensors"
+            {key: value + (file == "head") for key, value in tensors.items()},
+            folder / name / f"{file}.safetensors",
         )
     (folder / name / "config.json").write_text("{}")
     return (folder / name).as_uri()
 
 
 def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
-    uris = [weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1)) for value in (1.0, 2.0, 6.0)]
-    for name in INDEX_FILES:  # the index of a model with retrieved examples, which a former run has added
+    uris = [
+        weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1))
+        for value in (1.0, 2.0, 6.0)
+    ]
+    for (
+        name
+    ) in INDEX_FILES:  # the index of a model with retrieved examples, which a former run has added
         (tmp_path / "1.0" / name).write_bytes(b"index")
     average_weights(uris, (tmp_path / "mean").as_uri())
-    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["encoder.safetensors", "head.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == [
+        "encoder.safetensors",
+        "head.safetensors",
+    ]
     for file, more in (("encoder", 0), ("head", 1)):
         mean = load_file(tmp_path / "mean" / f"{file}.safetensors")
         assert torch.equal(mean["a"], torch.full((2, 3), 3.0 + more))
@@ -46,7 +55,10 @@ def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_match_are_rejected(tmp_path: Path) -> None:
     first = weights(tmp_path, "first", a=torch.ones(2))
-    names, shapes = weights(tmp_path, "names", b=torch.ones(2)), weights(tmp_path, "shapes", a=torch.ones(3))
+    names, shapes = (
+        weights(tmp_path, "names", b=torch.ones(2)),
+        weights(tmp_path, "shapes", a=torch.ones(3)),
+    )
     with pytest.raises(ValueError, match="different names"):
         average_weights([first, names], (tmp_path / "mean").as_uri())
     with pytest.raises(ValueError, match=r"'a' in .* have different shapes"):
@@ -57,7 +69,9 @@ def test_weights_that_do_not_match_are_rejected(tmp_path: Path) -> None:
     assert not (tmp_path / "mean").exists()
 
 
-def test_the_export_of_an_adapter_holds_no_second_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_export_of_an_adapter_holds_no_second_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
     monkeypatch.setattr("training.loop.inference_dtype", lambda: torch.float32)
     lm = language_model(width=256, layers=8).bfloat16()

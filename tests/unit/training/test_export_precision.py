@@ -1,4 +1,5 @@
-"""Exports of two ranks over gloo with the configuration of GPUs: every stage, method, task and precision."""
+"""Exports of two ranks over gloo with the configuration of GPUs: every stage, method, task and
+precision."""
 
 import gc
 import json
@@ -47,12 +48,19 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = (f"stage-{self.stage}", self.method, self.task, f"stored-{self.stored}", f"trained-{self.parameters}")
+        parts = (
+            f"stage-{self.stage}",
+            self.method,
+            self.task,
+            f"stored-{self.stored}",
+            f"trained-{self.parameters}",
+        )
         return "_".join((*parts, *self.options))
 
 
 TARGET = Case(3, "lora", "wide", "bf16")
-"""An adapter on a large language model, whose frozen linear weights are gathered in bf16, and the others in fp32."""
+"""An adapter on a large language model, whose frozen linear weights are gathered in bf16, and the
+others in fp32."""
 CASES = [
     Case(0, "full", "chat", "fp32"),
     Case(0, "lora", "classification", "bf16"),
@@ -69,7 +77,14 @@ CASES = [
     Case(0, "lora", "chat", "fp32", "bf16"),
     Case(1, "full", "chat", "fp32", "bf16"),
     Case(1, "lora", "classification", "bf16", "bf16"),
-    Case(1, "full", "classification", "bf16", "bf16", {"deepspeed": {"data_types": {"grad_accum_dtype": "fp32"}}}),
+    Case(
+        1,
+        "full",
+        "classification",
+        "bf16",
+        "bf16",
+        {"deepspeed": {"data_types": {"grad_accum_dtype": "fp32"}}},
+    ),
     Case(2, "full", "classification", "fp32", "bf16"),
     Case(2, "lora", "chat", "bf16", "bf16", {"use_rslora": True}),
     Case(3, "full", "wide", "fp32", "bf16", {"zero_hpz_partition_size": 2}),
@@ -88,7 +103,12 @@ WRONG = [
 def runtime_of(case: Case) -> TaskRuntime:
     if case.task == "classification":
         runtime: Any = small_runtime(dropout=0.0)
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+        sizes = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+        }
         base: nn.Module = without_pooler(BertModel(BertConfig(vocab_size=50, **sizes)))
         runtime = type(runtime)(**(vars(runtime) | {"encoder": base}))
     else:
@@ -116,7 +136,8 @@ def gpu_config(case: Case) -> TrainingConfig:
 def train(
     case: Case, *, on_step: Callable[[Any], None] = lambda _: None, autocast: bool = True
 ) -> tuple[Any, Any, TaskRuntime]:
-    """Train a few steps with the configuration of GPUs, and return the engine, the config and the runtime."""
+    """Train a few steps with the configuration of GPUs, and return the engine, the config and the
+    runtime."""
     runtime, config = runtime_of(case), gpu_config(case)
     torch.manual_seed(dist.get_rank())
     model = runtime.build(config, autocast=autocast)
@@ -151,9 +172,14 @@ def export(case: Case, folder: Path) -> str:
 
 
 def validate_and_resume(case: Case, folder: Path) -> dict[str, Any]:
-    """Train, validate, and continue from a checkpoint; return the score and the losses without and with the resume."""
+    """Train, validate, and continue from a checkpoint; return the score and the losses without and
+    with the resume."""
     engine, config, runtime = train(case)
-    gathered_in = {forward_dtype(parameter) for parameter in engine.module.parameters() if not parameter.requires_grad}
+    gathered_in = {
+        forward_dtype(parameter)
+        for parameter in engine.module.parameters()
+        if not parameter.requires_grad
+    }
     score = runtime.score(engine, config)
     checkpoint.save(engine, config, folder=folder, progress=Progress(step=NUM_STEPS))
     dist.barrier()
@@ -169,11 +195,18 @@ def validate_and_resume(case: Case, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def wrong_files(kind: str, *, before: dict[str, torch.Tensor], runtime: TaskRuntime) -> Iterator[None]:
-    """Write one matrix with other values than the trained ones: untrained, transposed, or of the step before."""
+def wrong_files(
+    kind: str, *, before: dict[str, torch.Tensor], runtime: TaskRuntime
+) -> Iterator[None]:
+    """Write one matrix with other values than the trained ones: untrained, transposed, or of the
+    step before."""
     write = type(runtime).write
 
-    names = [name for name, value in before.items() if value.ndim == 2 and value.shape[0] == value.shape[1]]
+    names = [
+        name
+        for name, value in before.items()
+        if value.ndim == 2 and value.shape[0] == value.shape[1]
+    ]
     wrong = next((name for name in (*names, *before) if name in names or "lora_B" in name), "")
 
     def write_wrong(self: Any, weights: Weights, **options: Any) -> None:
@@ -235,10 +268,14 @@ def run_rank(rank: int, folder: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     gc.freeze()
-    dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2
+    )
     reasons: dict[str, Any] = {str(case): export(case, folder / str(case)) for case in CASES}
     reasons["target"] = validate_and_resume(TARGET, folder / "target")
-    reasons["wrong"] = {str(case): export_wrong(case, folder / "wrong" / str(case)) for case in WRONG}
+    reasons["wrong"] = {
+        str(case): export_wrong(case, folder / "wrong" / str(case)) for case in WRONG
+    }
     if rank == 0:
         (folder / "reasons.json").write_text(json.dumps(reasons))
     dist.barrier()
@@ -247,7 +284,8 @@ def run_rank(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Train all cases in the same two processes; return the folder of exports, and the reasons of refusals."""
+    """Train all cases in the same two processes; return the folder of exports, and the reasons of
+    refusals."""
     folder = tmp_path_factory.mktemp("exported")
     spawn(run_rank, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
     return folder, json.loads((folder / "reasons.json").read_text())
@@ -262,7 +300,9 @@ def test_a_trained_model_is_exported_exactly_in_every_precision(
     files = list((folder / str(case)).rglob("*.safetensors"))
     weights = {name: value for file in files for name, value in load_file(file).items()}
     # The gradient of a matrix A is 0 in the first step, and in the second if the head was 0 too.
-    trained = {name: value for name, value in weights.items() if value.ndim > 1 and "lora_A" not in name}
+    trained = {
+        name: value for name, value in weights.items() if value.ndim > 1 and "lora_A" not in name
+    }
     assert trained
     for name, value in trained.items():
         assert value.dtype == torch.float32
@@ -281,6 +321,10 @@ def test_an_adapter_on_weights_in_bf16_is_validated_and_resumed_at_stage_3(
 
 
 @pytest.mark.parametrize("case", WRONG, ids=str)
-def test_one_wrong_matrix_is_refused_in_every_precision(exported: tuple[Path, dict[str, Any]], case: Case) -> None:
+def test_one_wrong_matrix_is_refused_in_every_precision(
+    exported: tuple[Path, dict[str, Any]], case: Case
+) -> None:
     reasons = exported[1]["wrong"][str(case)]
-    assert {kind for kind, reason in reasons.items() if "differ from the trained model" not in reason} == set()
+    assert {
+        kind for kind, reason in reasons.items() if "differ from the trained model" not in reason
+    } == set()

@@ -1,4 +1,5 @@
-"""Optional kernels: torch.compile gives the same training, and Liger's errors name what is missing."""
+"""Optional kernels: torch.compile gives the same training, and Liger's errors name what is
+missing."""
 
 import importlib.util
 from typing import Any
@@ -16,9 +17,14 @@ LIGER = importlib.util.find_spec(deepspeed_engine.LIGER_PACKAGE)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fields", [{"zero_stage": 1}, {"zero_stage": 2, "method": "lora", "parameter_dtype": "bf16"}])
-def test_compiled_layers_train_like_uncompiled_ones(fields: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Inductor, torch.compile traces the layers and their backward pass, and needs no minute to compile C++."""
+@pytest.mark.parametrize(
+    "fields", [{"zero_stage": 1}, {"zero_stage": 2, "method": "lora", "parameter_dtype": "bf16"}]
+)
+def test_compiled_layers_train_like_uncompiled_ones(
+    fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Inductor, torch.compile traces the layers and their backward pass, and needs no
+    minute to compile C++."""
     compile_layer, num_compiled = nn.Module.compile, []
 
     def compile_without_inductor(self: nn.Module, **options: Any) -> None:
@@ -26,17 +32,27 @@ def test_compiled_layers_train_like_uncompiled_ones(fields: dict[str, object], m
         compile_layer(self, backend="aot_eager", **options)
 
     monkeypatch.setattr(nn.Module, "compile", compile_without_inductor)
-    options = {"gradient_checkpointing": True, "learning_rate": 1e-3, "epochs": 1, "lora_dropout": 0.0, **fields}
+    options = {
+        "gradient_checkpointing": True,
+        "learning_rate": 1e-3,
+        "epochs": 1,
+        "lora_dropout": 0.0,
+        **fields,
+    }
     plain, compiled = (
         reports_of(small_runtime(dropout=0.0), torch_compile=torch_compile, **options)
         for torch_compile in (False, True)
     )
     assert len(num_compiled) == 2
     tolerance = 0.02 if "parameter_dtype" in fields else 1e-3
-    assert [report.loss for report in compiled] == pytest.approx([report.loss for report in plain], rel=tolerance)
+    assert [report.loss for report in compiled] == pytest.approx(
+        [report.loss for report in plain], rel=tolerance
+    )
 
 
-def test_torch_compile_is_applied_to_each_transformer_layer_and_keeps_the_names_of_parameters() -> None:
+def test_torch_compile_is_applied_to_each_transformer_layer_and_keeps_the_names_of_parameters() -> (
+    None
+):
     model = ChatModel(language_model())
     names = list(dict(model.named_parameters()))
     use_kernels(model, config_of(torch_compile=True))
@@ -53,7 +69,10 @@ def test_no_kernels_are_used_by_default() -> None:
 
 @pytest.mark.skipif(LIGER is not None, reason="liger-kernel is installed")
 def test_a_missing_liger_package_is_named() -> None:
-    with pytest.raises(MissingKernels, match="requires the package liger-kernel on every worker; add it to the image"):
+    with pytest.raises(
+        MissingKernels,
+        match="requires the package liger-kernel on every worker; add it to the image",
+    ):
         use_kernels(ChatModel(language_model()), config_of(gpus_per_worker=1, liger_kernel=True))
 
 

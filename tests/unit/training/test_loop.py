@@ -1,4 +1,5 @@
-"""The training loop in one process with a tiny encoder: memory options, divergence, resumes and exported weights."""
+"""The training loop in one process with a tiny encoder: memory options, divergence, resumes and
+exported weights."""
 
 import itertools
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ def test_options_that_save_memory_do_not_change_the_losses(
 
 
 def test_deepspeed_options_reach_the_engine(runtime: ClassifierRuntime) -> None:
-    config = TrainingConfig(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
+    config = TrainingConfig(
+        num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}}
+    )
     engine = build_engine(config, runtime)
     assert engine.zero_reduce_bucket_size() == 999
     destroy_engine(engine)
@@ -90,7 +93,8 @@ def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntim
     with torch.no_grad():
         engine.module.head.bias[1] = float("nan")
     with pytest.raises(
-        Diverged, match=r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low"
+        Diverged,
+        match=r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low",
     ):
         train(engine, config, runtime=runtime)
     destroy_engine(engine)
@@ -100,8 +104,14 @@ def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
     runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(epochs=1, batch_size=2, checkpoint_interval_s=3600)
-    monkeypatch.setattr(loop, "REPORT_INTERVAL_S", 3600.0)  # losses are read after steps 1, 3, 7 and 12
-    order = [window.row_ids[row] for window, batch in steps(runtime.train, config, epoch=0, start=0) for row in batch]
+    monkeypatch.setattr(
+        loop, "REPORT_INTERVAL_S", 3600.0
+    )  # losses are read after steps 1, 3, 7 and 12
+    order = [
+        window.row_ids[row]
+        for window, batch in steps(runtime.train, config, epoch=0, start=0)
+        for row in batch
+    ]
     computed, loss, saved, reported = 0, ClassifierRuntime.loss, [], []
 
     def breaks_at_step_5(self: ClassifierRuntime, engine: Any, *arguments: Any) -> torch.Tensor:
@@ -110,13 +120,18 @@ def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
         return loss(self, engine, *arguments) * (float("inf") if computed == 5 else 1.0)
 
     monkeypatch.setattr(ClassifierRuntime, "loss", breaks_at_step_5)
-    monkeypatch.setattr(preemption, "preemption_reason", lambda: "the worker received SIGTERM")  # saves at each read
+    monkeypatch.setattr(
+        preemption, "preemption_reason", lambda: "the worker received SIGTERM"
+    )  # saves at each read
     engine = build_engine(config, runtime)
     callbacks = Callbacks(
         on_save=lambda progress, _: saved.append((progress.step, progress.losses)),
         on_step=lambda event: reported.append(event.step),
     )
-    with pytest.raises(Diverged, match=f"the loss is inf in epoch 1, step 5, on training rows {order[8]}, {order[9]};"):
+    with pytest.raises(
+        Diverged,
+        match=f"the loss is inf in epoch 1, step 5, on training rows {order[8]}, {order[9]};",
+    ):
         train(engine, config, runtime=runtime, callbacks=callbacks)
     destroy_engine(engine)
     assert computed == 7
@@ -130,7 +145,9 @@ def test_losses_do_not_depend_on_how_often_they_are_read(
     reports = []
     for interval_s in (0.0, 3600.0):
         monkeypatch.setattr(loop, "REPORT_INTERVAL_S", interval_s)
-        reports.append([(report.loss, report.score, report.padding_share) for report in reports_of(runtime)])
+        reports.append(
+            [(report.loss, report.score, report.padding_share) for report in reports_of(runtime)]
+        )
     assert reports[0] == reports[1]
 
 
@@ -185,8 +202,16 @@ def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
 
 
 @pytest.mark.parametrize(("stage", "method"), [(1, "full"), (3, "full"), (1, "lora")])
-def test_a_training_can_resume_with_gradient_checkpointing(tmp_path: Path, stage: int, method: str) -> None:
-    fields = {"zero_stage": stage, "method": method, "epochs": 1, "learning_rate": 1e-3, "checkpoint_interval_s": 0.0}
+def test_a_training_can_resume_with_gradient_checkpointing(
+    tmp_path: Path, stage: int, method: str
+) -> None:
+    fields = {
+        "zero_stage": stage,
+        "method": method,
+        "epochs": 1,
+        "learning_rate": 1e-3,
+        "checkpoint_interval_s": 0.0,
+    }
     runtime, config = small_runtime(dropout=0.2), config_of(**fields)
 
     def save(progress: Progress, engine: Any) -> None:
@@ -217,15 +242,21 @@ def test_a_training_stopped_at_the_last_step_of_an_epoch_resumes_with_the_valida
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
         raise Interrupted
 
-    monkeypatch.setattr(loop, "REPORT_INTERVAL_S", 0.0)  # losses are read, and preemption is checked, at each step
-    monkeypatch.setattr(preemption, "preemption_reason", iter((None, None, "the worker received SIGTERM")).__next__)
+    monkeypatch.setattr(
+        loop, "REPORT_INTERVAL_S", 0.0
+    )  # losses are read, and preemption is checked, at each step
+    monkeypatch.setattr(
+        preemption, "preemption_reason", iter((None, None, "the worker received SIGTERM")).__next__
+    )
     engine = build_engine(config, runtime)
     with pytest.raises(Interrupted):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert saved_steps == [3]
     engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
-    resumed = train(engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save))
+    resumed = train(
+        engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save)
+    )
     destroy_engine(engine)
     assert (resumed.loss, resumed.score, resumed.padding_share) == (
         uninterrupted.loss,
@@ -264,7 +295,10 @@ def test_deepspeed_7900_weights_that_differ_from_the_trained_model_are_rejected(
             yield name, value * 0.9 if name.endswith("value.weight") or "_B" in name else value
 
     monkeypatch.setattr(export, "exported_values", lost)
-    with trained(runtime, zero_stage=3, method=method) as (engine, config), pytest.raises(UnusableWeights) as raised:
+    with (
+        trained(runtime, zero_stage=3, method=method) as (engine, config),
+        pytest.raises(UnusableWeights) as raised,
+    ):
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
     assert "the exported weights differ from the trained model in" in str(raised.value)
 

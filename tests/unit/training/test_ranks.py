@@ -1,4 +1,5 @@
-"""Several ranks over gloo: the export of every stage and method, and resumes with another number of ranks."""
+"""Several ranks over gloo: the export of every stage and method, and resumes with another number of
+ranks."""
 
 import gc
 import json
@@ -71,10 +72,12 @@ def _run_rank(rank: int, num_ranks: int, jobs: tuple[Job, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train with one, two and three workers, resume each training with other numbers, and export with two.
+    """Train with one, two and three workers, resume each training with other numbers, and export
+    with two.
 
-    Return the folder with `exported`, `1` (resumed with two), `2` (with one), `3` (with three instead of two), `4` and
-    `4-in-pairs` (with four instead of one), and `from-3` (with two instead of three).
+    Return the folder with `exported`, `1` (resumed with two), `2` (with one), `3` (with three
+    instead of two), `4` and `4-in-pairs` (with four instead of one), and `from-3` (with two instead
+    of three).
     """
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("1", "2", "from-3"):
@@ -104,7 +107,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     on_ranks(
         4,
         (resume_training, RESIZED_TO_4, folder / "4"),
-        (resume_in_pairs, [(3, "full")], folder / "4-in-pairs"),  # DeepSpeed keeps the groups for later engines
+        (
+            resume_in_pairs,
+            [(3, "full")],
+            folder / "4-in-pairs",
+        ),  # DeepSpeed keeps the groups for later engines
     )
     return folder
 
@@ -127,14 +134,16 @@ def resume_training(folder: Path, stage: int, method: str) -> None:
 
 
 def resume_in_pairs(folder: Path, stage: int, method: str) -> None:
-    """Resume with workers of which each two hold a second copy of the parameters, as on nodes of two GPUs."""
+    """Resume with workers of which each two hold a second copy of the parameters, as on nodes of
+    two GPUs."""
     train(folder, stage, method, resume_from="merged", zero_hpz_partition_size=2)
     pair = import_deepspeed().utils.groups._get_zero_param_intra_parallel_group()
     assert (dist.get_world_size(), dist.get_world_size(pair)) == (4, 2)
 
 
 def resume_on_two_nodes(folder: Path, stage: int, method: str) -> None:
-    """Resume with as many ranks as before, each on its own node, which downloads only the shards of this rank."""
+    """Resume with as many ranks as before, each on its own node, which downloads only the shards of
+    this rank."""
     if dist.get_rank() == 0:
         for rank in range(dist.get_world_size()):
             shutil.copytree(folder / f"rank-{rank}", folder / "on-nodes", dirs_exist_ok=True)
@@ -153,7 +162,14 @@ def raise_on_rank_1(folder: Path, stage: int, method: str) -> None:  # noqa: ARG
             (folder / f"rank-{dist.get_rank()}.txt").write_text(str(raised))
 
 
-def train(folder: Path, stage: int, method: str, *, resume_from: str | None, zero_hpz_partition_size: int = 1) -> None:
+def train(
+    folder: Path,
+    stage: int,
+    method: str,
+    *,
+    resume_from: str | None,
+    zero_hpz_partition_size: int = 1,
+) -> None:
     """Train two epochs; rank 0 writes the last report."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(
@@ -173,15 +189,31 @@ def train(folder: Path, stage: int, method: str, *, resume_from: str | None, zer
             checkpoint.save(engine, config, folder=own, progress=progress)
 
     # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
-    exact = mock.patch("training.engine.resharding.MAX_GAP", 0)  # else whole files of this size would be read
-    with exact, mock.patch("training.loop.inference_dtype", return_value=torch.float32), bytes_read() as reads:
+    exact = mock.patch(
+        "training.engine.resharding.MAX_GAP", 0
+    )  # else whole files of this size would be read
+    with (
+        exact,
+        mock.patch("training.loop.inference_dtype", return_value=torch.float32),
+        bytes_read() as reads,
+    ):
         if resume_from is not None:
-            engine, progress = checkpoint.resume(config, runtime, uri=(folder / resume_from).as_uri())
+            engine, progress = checkpoint.resume(
+                config, runtime, uri=(folder / resume_from).as_uri()
+            )
         else:
             engine, progress = loop.build_engine(config, runtime), reports.Progress()
     if resume_from == "merged":
-        trained = sum(num_values(parameter) for parameter in engine.module.parameters() if parameter.requires_grad)
-        figures = {"bytes": sum(reads) - 4, "trained": trained, "ranks": dist.get_world_size()}  # 4 for the step
+        trained = sum(
+            num_values(parameter)
+            for parameter in engine.module.parameters()
+            if parameter.requires_grad
+        )
+        figures = {
+            "bytes": sum(reads) - 4,
+            "trained": trained,
+            "ranks": dist.get_world_size(),
+        }  # 4 for the step
         (folder / f"reads-{dist.get_rank()}.json").write_text(json.dumps(figures))
     last = loop.train(
         engine,
@@ -191,18 +223,25 @@ def train(folder: Path, stage: int, method: str, *, resume_from: str | None, zer
         progress=progress,
     )
     if dist.get_rank() == 0:
-        (folder / f"report-{resume_from}.json").write_text(json.dumps([last.loss, last.score, last.padding_share]))
+        (folder / f"report-{resume_from}.json").write_text(
+            json.dumps([last.loss, last.score, last.padding_share])
+        )
     destroy_engine(engine)
 
 
 @pytest.mark.parametrize(("name", "cases"), RESIZED_FOLDERS)
-def test_the_ranks_read_each_value_of_a_checkpoint_once(trained: Path, name: str, cases: list[Case]) -> None:
+def test_the_ranks_read_each_value_of_a_checkpoint_once(
+    trained: Path, name: str, cases: list[Case]
+) -> None:
     for stage, method in cases:
         files = (trained / name / f"{stage}-{method}").glob("reads-*.json")
         figures = [json.loads(file.read_text()) for file in files]
         num_bytes = [figure["bytes"] for figure in figures]
         assert len(figures) == figures[0]["ranks"]
-        assert sum(num_bytes) == 3 * 4 * figures[0]["trained"], (stage, method)  # weights and two moments
+        assert sum(num_bytes) == 3 * 4 * figures[0]["trained"], (
+            stage,
+            method,
+        )  # weights and two moments
         assert max(num_bytes) < 1.1 * sum(num_bytes) / len(figures), (stage, method)
 
 
@@ -213,7 +252,8 @@ def test_deepspeed_3810_a_training_resumes_with_another_number_of_workers(
     for stage, method in cases:
         folder = trained / name / f"{stage}-{method}"
         uninterrupted, resumed_report = (
-            json.loads((folder / f"report-{source}.json").read_text()) for source in (None, "merged")
+            json.loads((folder / f"report-{source}.json").read_text())
+            for source in (None, "merged")
         )
         assert resumed_report[0] == pytest.approx(uninterrupted[0], rel=1e-5), (stage, method)
         assert resumed_report[1] == uninterrupted[1], (stage, method)
@@ -223,13 +263,15 @@ def test_a_node_needs_only_the_shards_of_its_own_ranks_to_resume(trained: Path) 
     for stage, method in ON_NODES:
         folder = trained / "2" / f"{stage}-{method}"
         uninterrupted, resumed = (
-            json.loads((folder / f"report-{source}.json").read_text()) for source in (None, "on-nodes")
+            json.loads((folder / f"report-{source}.json").read_text())
+            for source in (None, "on-nodes")
         )
         assert resumed == uninterrupted, (stage, method)
 
 
 def export(folder: Path, stage: int, method: str) -> None:
-    """Train and export; `export_weights` loads the files again and compares them with the engine's model."""
+    """Train and export; `export_weights` loads the files again and compares them with the engine's
+    model."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
     engine = loop.build_engine(config, runtime)
@@ -243,7 +285,9 @@ def export_without_room(folder: Path, stage: int, method: str) -> None:
     config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method)
     runtime = small_runtime(dropout=0.0)
     engine = loop.build_engine(config, runtime)
-    trained = [num_values(parameter) for parameter in engine.module.parameters() if parameter.requires_grad]
+    trained = [
+        num_values(parameter) for parameter in engine.module.parameters() if parameter.requires_grad
+    ]
     for free in (4 * sum(trained) - 1, 4 * sum(trained)):
         own = folder / f"{free - 4 * sum(trained)}-{dist.get_rank()}"
         with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=free)):
@@ -268,18 +312,30 @@ def test_an_export_without_room_fails_on_all_workers_before_it_is_written(traine
 def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained: Path) -> None:
     for stage, method in EXPORTED:
         names = {path.name for path in (trained / "exported" / f"{stage}-{method}").iterdir()}
-        assert names == {"head.safetensors", "encoder.safetensors" if method == "full" else "adapter"}
+        assert names == {
+            "head.safetensors",
+            "encoder.safetensors" if method == "full" else "adapter",
+        }
 
 
 def write_timeouts(folder: Path, stage: int, method: str) -> None:
     """Build an engine, and write the time-out in seconds of each of DeepSpeed's groups.
 
-    At stage 3, these are also the groups of `zero_hpz_partition_size`, which DeepSpeed keeps for later engines.
+    At stage 3, these are also the groups of `zero_hpz_partition_size`, which DeepSpeed keeps for
+    later engines.
     """
-    config = config_of(num_workers=2, zero_stage=stage, method=method, zero_hpz_partition_size=2 if stage == 3 else 1)
+    config = config_of(
+        num_workers=2,
+        zero_stage=stage,
+        method=method,
+        zero_hpz_partition_size=2 if stage == 3 else 1,
+    )
     engine = loop.build_engine(config, small_runtime(dropout=0.0))
     groups = import_deepspeed().utils.groups
-    created = {"data": groups._get_data_parallel_group(), "parameters": groups._get_zero_param_intra_parallel_group()}
+    created = {
+        "data": groups._get_data_parallel_group(),
+        "parameters": groups._get_zero_param_intra_parallel_group(),
+    }
     timeouts = {
         name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
         for name, group in created.items()
@@ -293,7 +349,10 @@ def test_the_groups_that_deepspeed_creates_have_the_time_out_of_the_recipe(train
     expected = {"1-full": {"data": 7200}, "3-full": {"data": 7200, "parameters": 7200}}
     for case, timeouts in expected.items():
         for rank in range(2):
-            assert json.loads((trained / "timeouts" / case / f"rank-{rank}.json").read_text()) == timeouts, case
+            assert (
+                json.loads((trained / "timeouts" / case / f"rank-{rank}.json").read_text())
+                == timeouts
+            ), case
 
 
 def test_an_error_of_one_worker_is_raised_by_all_instead_of_a_time_out(trained: Path) -> None:

@@ -1,4 +1,5 @@
-"""Training rows are tokenized once and give the workers the same tokens as rows that each worker tokenizes."""
+"""Training rows are tokenized once and give the workers the same tokens as rows that each worker
+tokenizes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,11 @@ def classification_task(folder: Path) -> ClassificationTrainingTask:
     save(folder)
     rows = replace(rows_of(23)[0], texts=tuple("abc def "[: 1 + index % 8] for index in range(23)))
     return ClassificationTrainingTask(
-        base_model=folder.as_uri(), train=rows, validation=rows, classes=("0", "1", "2"), max_length=6
+        base_model=folder.as_uri(),
+        train=rows,
+        validation=rows,
+        classes=("0", "1", "2"),
+        max_length=6,
     )
 
 
@@ -42,7 +47,9 @@ def assert_equal(rows: TokenizedRows, expected: TokenizedRows) -> None:
 
 
 @pytest.mark.parametrize("make", [classification_task, chat_task, task_with_examples])
-def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(tmp_path: Path, make: type) -> None:
+def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(
+    tmp_path: Path, make: type
+) -> None:
     task: TrainingTask = make(tmp_path)
     folder = tmp_path / "base" if (tmp_path / "base").exists() else tmp_path
     tokenizer, size = load_tokenizer(folder), len(task.train)

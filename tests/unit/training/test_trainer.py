@@ -1,4 +1,5 @@
-"""Where Ray Train places the workers of a training, and how long it waits for their resources and for a slow worker."""
+"""Where Ray Train places the workers of a training, and how long it waits for their resources and
+for a slow worker."""
 
 import os
 import time
@@ -56,7 +57,9 @@ def test_the_start_of_workers_may_take_as_long_as_the_recipe_says(
 ) -> None:
     monkeypatch.setenv(START_TIMEOUT, "1")
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
-    build_torch_trainer(lambda: None, config=TrainingConfig.model_validate(fields), uri="file:///tmp/training")
+    build_torch_trainer(
+        lambda: None, config=TrainingConfig.model_validate(fields), uri="file:///tmp/training"
+    )
     assert float(os.environ[START_TIMEOUT]) == seconds
 
 
@@ -86,15 +89,20 @@ def test_a_gpu_worker_allocates_expandable_segments_unless_the_user_has_other_op
 
 def group_timeout(monkeypatch: pytest.MonkeyPatch, config: TrainingConfig) -> Any:
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
-    return build_torch_trainer(lambda: None, config=config, uri="file:///tmp/training").backend_config.timeout_s
+    return build_torch_trainer(
+        lambda: None, config=config, uri="file:///tmp/training"
+    ).backend_config.timeout_s
 
 
-def test_by_default_workers_wait_two_hours_for_one_that_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_workers_wait_two_hours_for_one_that_works_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert group_timeout(monkeypatch, TrainingConfig()) == 7200
 
 
 def wait_for_rank_0(rank: int, timeout_s: int, folder: Path) -> None:
-    """Wait on rank 1 for rank 0, which works alone for longer than the time-out, and write the error."""
+    """Wait on rank 1 for rank 0, which works alone for longer than the time-out, and write the
+    error."""
     _setup_torch_process_group("gloo", rank, 2, (folder / "store").as_uri(), timeout_s)
     if rank == 0:
         deadline = time.monotonic() + 60
@@ -115,7 +123,9 @@ def test_workers_wait_for_one_that_works_alone_no_longer_than_the_recipe_says(
     assert "Timed out waiting 1000ms" in (tmp_path / "error").read_text()
 
 
-def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     limits: list[int | None] = []
     notes: list[NoteEvent] = []
 
@@ -123,7 +133,11 @@ def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(monkeypatc
         def fit() -> Any:
             limits.append(work())
             if limits[-1] in (None, 1000):
-                raise ControllerError(OutOfMemory("worker 0: CUDA out of memory", 2, 1000 if len(limits) == 1 else 500))
+                raise ControllerError(
+                    OutOfMemory(
+                        "worker 0: CUDA out of memory", 2, 1000 if len(limits) == 1 else 500
+                    )
+                )
             return SimpleNamespace(return_value="trained")
 
         return SimpleNamespace(fit=fit)
@@ -133,7 +147,10 @@ def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(monkeypatc
     config = TrainingConfig(gradient_accumulation_steps=2)
     work: Any = lambda config: config.batch_tokens  # noqa: E731
     events = SimpleNamespace(put=SimpleNamespace(remote=notes.append))
-    assert _run_until_it_fits(config, work=work, uri="file:///tmp/training", events=events) == "trained"
+    assert (
+        _run_until_it_fits(config, work=work, uri="file:///tmp/training", events=events)
+        == "trained"
+    )
     assert limits == [None, 1000, 500]
     assert [note.text.rpartition(" ")[2] for note in notes] == ["1000", "500"]
 
@@ -142,7 +159,11 @@ def test_a_training_with_a_row_that_does_not_fit_ends(monkeypatch: pytest.Monkey
     def fit() -> None:
         raise ControllerError(OutOfMemory("worker 0: CUDA out of memory", 2))
 
-    monkeypatch.setattr("training.trainer.build_torch_trainer", lambda *_, **__: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(
+        "training.trainer.build_torch_trainer", lambda *_, **__: SimpleNamespace(fit=fit)
+    )
     monkeypatch.setattr("training.trainer.no_retry_callback", lambda _: None)
     with pytest.raises(ControllerError):
-        _run_until_it_fits(TrainingConfig(), work=lambda _: "", uri="file:///tmp/training", events=None)
+        _run_until_it_fits(
+            TrainingConfig(), work=lambda _: "", uri="file:///tmp/training", events=None
+        )

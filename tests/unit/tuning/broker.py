@@ -18,7 +18,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def epoch(number: int, *, score: float = 0.5) -> EpochReport:
     return EpochReport(
-        number, score, loss=1.0, rows_per_second=1.0, step_seconds=1.0, total_seconds=1.0, padding_share=0
+        number,
+        score,
+        loss=1.0,
+        rows_per_second=1.0,
+        step_seconds=1.0,
+        total_seconds=1.0,
+        padding_share=0,
     )
 
 
@@ -35,9 +41,14 @@ def result(weights: str = "", *, score: float = 0.5) -> TrainingResult:
 
 
 def new_broker(
-    *, num_trials: int = 100, known: tuple[TrialRecord, ...] = (), journals: list[SweepJournal] | None = None
+    *,
+    num_trials: int = 100,
+    known: tuple[TrialRecord, ...] = (),
+    journals: list[SweepJournal] | None = None,
 ) -> TrialBroker:
-    return TrialBroker(keep=(journals if journals is not None else []).append, num_trials=num_trials, known=known)
+    return TrialBroker(
+        keep=(journals if journals is not None else []).append, num_trials=num_trials, known=known
+    )
 
 
 def record(broker: TrialBroker, trial: str) -> TrialRecord:
@@ -59,5 +70,6 @@ async def settle() -> None:
 
 
 async def save(broker: TrialBroker, trial: str, checkpoint: str) -> str | None:
-    """Record a checkpoint of a trial by the only rank of group-0; return the previous checkpoint."""
+    """Record a checkpoint of a trial by the only rank of group-0; return the previous
+    checkpoint."""
     return await broker.saved("group-0", trial, checkpoint, rank=0, num_ranks=1)

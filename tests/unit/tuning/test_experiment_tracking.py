@@ -12,11 +12,14 @@ def test_without_trackers_no_package_is_required(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["mlflow", "tensorboard"])
-def test_a_tracker_without_its_package_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_without_its_package_is_rejected(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(experiment_tracking.PACKAGES, name, "no_such_package")
     config = TuningConfig.model_validate({"trackers": [name]})
     with pytest.raises(
-        ValueError, match=rf"no_such_package is not installed; run `pip install --editable '\.\[{name}\]'"
+        ValueError,
+        match=rf"no_such_package is not installed; run `pip install --editable '\.\[{name}\]'",
     ):
         experiment_tracking.require_trackers(config)
 

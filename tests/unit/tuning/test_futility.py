@@ -1,4 +1,5 @@
-"""A trial stops if its optimistic final score is below the target; a sweep ends if no other trial can reach it."""
+"""A trial stops if its optimistic final score is below the target; a sweep ends if no other trial
+can reach it."""
 
 import subprocess
 import sys
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tuning.futility import TrialScores, can_still_reach, optimistic_final_score, set_target, sweep_futility
+from tuning.futility import (
+    TrialScores,
+    can_still_reach,
+    optimistic_final_score,
+    set_target,
+    sweep_futility,
+)
 
 RECORDED = (
     # ICD-10-CM chapters and Banking77, fully fine-tuned MiniLM, on their test rows.
@@ -34,11 +41,14 @@ RECORDED = (
     ((0.2891, 0.2422, 0.2070, 0.1953), 256, 0.578),
     ((0.2812, 0.2266, 0.1719, 0.1641), 256, 0.578),
 )
-"""Recorded trainings: the score after each epoch, the number of scored rows, and the score of the best baseline."""
+"""Recorded trainings: the score after each epoch, the number of scored rows, and the score of the
+best baseline."""
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
-def continues(scores: list[float], *, epochs_left: int, to_beat: float, num_rows: int = 1000) -> bool:
+def continues(
+    scores: list[float], *, epochs_left: int, to_beat: float, num_rows: int = 1000
+) -> bool:
     return can_still_reach(TrialScores(scores, epochs_left), to_beat=to_beat, num_rows=num_rows)
 
 
@@ -70,7 +80,12 @@ def test_fewer_rows_give_a_higher_optimistic_score() -> None:
     assert not continues([0.5, 0.5], epochs_left=1, to_beat=0.55, num_rows=10_000)
 
 
-@given(scores=scores, epochs_left=st.integers(1, 5), to_beat=st.floats(0, 1), num_rows=st.integers(1, 10_000))
+@given(
+    scores=scores,
+    epochs_left=st.integers(1, 5),
+    to_beat=st.floats(0, 1),
+    num_rows=st.integers(1, 10_000),
+)
 def test_a_trial_at_the_target_continues_and_a_lower_target_stops_no_more_trials(
     scores: list[float], epochs_left: int, to_beat: float, num_rows: int
 ) -> None:
@@ -83,7 +98,9 @@ def test_a_trial_at_the_target_continues_and_a_lower_target_stops_no_more_trials
 def stopped_after(curve: tuple[float, ...], *, to_beat: float, num_rows: int) -> int | None:
     """Return the epoch after which the rule stops a training, or None if it does not stop it."""
     for num in range(1, len(curve)):
-        if not continues(list(curve[:num]), epochs_left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
+        if not continues(
+            list(curve[:num]), epochs_left=len(curve) - num, to_beat=to_beat, num_rows=num_rows
+        ):
             return num
     return None
 
@@ -93,12 +110,19 @@ def test_no_recorded_training_that_exceeds_the_target_by_over_0_2_points_is_stop
     curve: tuple[float, ...], num_rows: int, baseline: float
 ) -> None:
     targets = [target / 1000 for target in range(round(1000 * baseline), 1001)]
-    lost = [curve[-1] - target for target in targets if stopped_after(curve, to_beat=target, num_rows=num_rows)]
+    lost = [
+        curve[-1] - target
+        for target in targets
+        if stopped_after(curve, to_beat=target, num_rows=num_rows)
+    ]
     assert max(lost) <= 0.002
 
 
 def test_hopeless_trials_of_a_recorded_sweep_are_stopped_after_two_epochs() -> None:
-    ends = [stopped_after(curve, to_beat=0.615, num_rows=num_rows) for curve, num_rows, _ in RECORDED[2:10]]
+    ends = [
+        stopped_after(curve, to_beat=0.615, num_rows=num_rows)
+        for curve, num_rows, _ in RECORDED[2:10]
+    ]
     assert ends == [None, None, None, None, None, 2, 2, 2]
 
 
@@ -116,7 +140,11 @@ def baseline(kind: str, score: float, *, servable: bool = True) -> Baseline:
 
 
 def test_the_target_is_the_best_servable_baseline_plus_the_minimum_gain() -> None:
-    baselines = [baseline("majority", 0.1, servable=False), baseline("probe", 0.7), baseline("centroid", 0.6)]
+    baselines = [
+        baseline("majority", 0.1, servable=False),
+        baseline("probe", 0.7),
+        baseline("centroid", 0.6),
+    ]
     target = set_target(baselines, minimum_gain=0.02)
     assert target.to_beat == pytest.approx(0.72)
     assert target.text == "0.720 (probe + 0.02)"
@@ -124,12 +152,16 @@ def test_the_target_is_the_best_servable_baseline_plus_the_minimum_gain() -> Non
 
 
 @pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag"])
-def test_a_trial_is_compared_with_a_baseline_without_a_bag_of_words_because_it_can_be_mixed_with_one(kind: str) -> None:
+def test_a_trial_is_compared_with_a_baseline_without_a_bag_of_words_because_it_can_be_mixed_with_one(
+    kind: str,
+) -> None:
     baselines = [baseline("probe", 0.66), baseline("centroid", 0.6), baseline(kind, 0.75)]
     assert set_target(baselines, minimum_gain=0.01).text == "0.670 (probe + 0.01)"
 
 
-def test_the_target_is_the_champion_plus_the_minimum_gain_even_if_a_baseline_scores_higher() -> None:
+def test_the_target_is_the_champion_plus_the_minimum_gain_even_if_a_baseline_scores_higher() -> (
+    None
+):
     baselines = [baseline("champion", 0.7), baseline("probe_bag", 0.75)]
     assert set_target(baselines, minimum_gain=0.01).text == "0.710 (champion + 0.01)"
 
@@ -138,7 +170,9 @@ def finished(*ends: float) -> list[TrialScores]:
     return [TrialScores([end], 0) for end in ends]
 
 
-def futility(trials: list[TrialScores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000) -> str | None:
+def futility(
+    trials: list[TrialScores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000
+) -> str | None:
     return sweep_futility(trials, num_trials=num_trials, to_beat=to_beat, num_rows=num_rows)
 
 
@@ -146,7 +180,8 @@ def test_a_sweep_ends_if_all_trials_score_far_below_the_target() -> None:
     reason = futility(finished(0.5, 0.51, 0.5, 0.52), to_beat=0.8)
     assert reason is not None
     assert reason.startswith(
-        "0.800 is out of reach: 4 trials reach at most 0.551, and the best of the other 4 at most 0."
+        "0.800 is out of reach: 4 trials reach at most 0.551, and the best of the other 4 at most "
+        "0."
     )
 
 
@@ -159,11 +194,15 @@ def test_a_sweep_with_widely_spread_scores_continues() -> None:
 
 
 def test_a_sweep_continues_while_a_trial_can_reach_the_target() -> None:
-    assert futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], to_beat=0.8) is None
+    assert (
+        futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], to_beat=0.8) is None
+    )
 
 
 def test_a_trial_after_its_first_epoch_counts_as_an_other_trial() -> None:
-    assert "the other 4" in (futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or "")
+    assert "the other 4" in (
+        futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or ""
+    )
 
 
 def test_a_sweep_without_remaining_trials_is_not_ended() -> None:
@@ -171,23 +210,37 @@ def test_a_sweep_without_remaining_trials_is_not_ended() -> None:
 
 
 @pytest.mark.parametrize("deviations", [1.0, 1.5, 2.0, 3.0])
-def test_at_most_one_in_twenty_sweeps_with_similar_trials_is_ended_wrongly(deviations: float) -> None:
+def test_at_most_one_in_twenty_sweeps_with_similar_trials_is_ended_wrongly(
+    deviations: float,
+) -> None:
     sweeps = np.random.default_rng(0).normal(0.6, 0.03, size=(1000, 8))
-    to_beat = 0.6 + deviations * 0.03 + 0.03  # each optimistic score is 0.03 above the measured score
+    to_beat = (
+        0.6 + deviations * 0.03 + 0.03
+    )  # each optimistic score is 0.03 above the measured score
     wrong = sum(ended_wrongly(finished(*ends), to_beat=to_beat, num_rows=1000) for ends in sweeps)
     assert wrong / len(sweeps) <= 0.05
 
 
 def ended_wrongly(trials: list[TrialScores], *, to_beat: float, num_rows: int) -> bool:
-    """Return True if the rule, applied after each trial, ends the sweep before a trial that would reach the target."""
+    """Return True if the rule, applied after each trial, ends the sweep before a trial that would
+    reach the target."""
     for num in range(1, len(trials)):
-        if futility(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows) is not None:
-            return any((optimistic_final_score(trial, num_rows=num_rows) or 0.0) >= to_beat for trial in trials[num:])
+        if (
+            futility(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows)
+            is not None
+        ):
+            return any(
+                (optimistic_final_score(trial, num_rows=num_rows) or 0.0) >= to_beat
+                for trial in trials[num:]
+            )
     return False
 
 
 def test_the_module_imports_neither_ray_nor_torch() -> None:
-    code = "import sys, tuning.futility, tailorbird.config.recipe; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, tuning.futility, tailorbird.config.recipe; sys.exit(bool({'ray', 'torch'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,5 @@
-"""A learning curve recovers the power law of its scores, with a wide interval if there are few rows or sizes."""
+"""A learning curve recovers the power law of its scores, with a wide interval if there are few rows
+or sizes."""
 
 import math
 import subprocess
@@ -99,14 +100,18 @@ def test_sizes_below_the_number_of_classes_are_omitted() -> None:
 
 
 def test_the_error_for_too_few_rows_names_the_required_number() -> None:
-    with pytest.raises(ValueError, match=r"87 rows of 22 classes .* at least 88 rows, or set tuning\.learning"):
+    with pytest.raises(
+        ValueError, match=r"87 rows of 22 classes .* at least 88 rows, or set tuning\.learning"
+    ):
         curve_sizes(87, 22)
     with pytest.raises(ValueError, match="num_sizes is 2"):
         curve_sizes(8000, 22, num_sizes=2)
 
 
 @given(num_rows=st.integers(4, 100_000), num_classes=st.integers(1, 200))
-def test_sizes_ascend_to_all_rows_and_allow_a_row_per_class(num_rows: int, num_classes: int) -> None:
+def test_sizes_ascend_to_all_rows_and_allow_a_row_per_class(
+    num_rows: int, num_classes: int
+) -> None:
     if num_rows < 4 * num_classes:
         with pytest.raises(ValueError, match="learning curve needs"):
             curve_sizes(num_rows, num_classes)

@@ -19,7 +19,9 @@ def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
     assert list(space["method"].categories) == ["full", "lora"]
     assert (space["learning_rate"].lower, space["learning_rate"].upper) == (1e-5, 1e-3)
     for _ in range(20):
-        config = trial_config(TrainingConfig(), {name: sampler.sample() for name, sampler in space.items()})
+        config = trial_config(
+            TrainingConfig(), {name: sampler.sample() for name, sampler in space.items()}
+        )
         assert 1e-5 <= config.learning_rate <= 1e-3
         assert 0 <= config.lora_dropout <= 0.5
 
@@ -30,7 +32,9 @@ def test_an_empty_space_gives_the_training_config_unchanged() -> None:
 
 
 def test_a_trial_changes_only_the_sampled_fields() -> None:
-    config = trial_config(TrainingConfig(epochs=5, seed=3), {"method": "lora", "learning_rate": 0.01})
+    config = trial_config(
+        TrainingConfig(epochs=5, seed=3), {"method": "lora", "learning_rate": 0.01}
+    )
     assert config == TrainingConfig(epochs=5, seed=3, method="lora", learning_rate=0.01)
 
 
@@ -43,6 +47,8 @@ def test_an_invalid_value_is_rejected() -> None:
     ("distribution", "maximum"),
     [(None, 4), (Distribution(choice=(1, 6, 2)), 6), (Distribution(uniform=(1, 3)), 3)],
 )
-def test_max_epochs_is_the_largest_value_of_the_search_space(distribution: Distribution | None, maximum: int) -> None:
+def test_max_epochs_is_the_largest_value_of_the_search_space(
+    distribution: Distribution | None, maximum: int
+) -> None:
     space = {} if distribution is None else {"epochs": distribution}
     assert max_epochs(TrainingConfig(epochs=4), TuningConfig(space=space)) == maximum

@@ -16,7 +16,9 @@ from tuning.trial_record import SweepJournal, TrialRecord, write_journal
 from tuning.tuner import build_tuner
 
 
-def test_the_journal_and_tune_use_the_retry_policy_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_and_tune_use_the_retry_policy_of_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     attempts: list[int] = []
 
@@ -29,7 +31,13 @@ def test_the_journal_and_tune_use_the_retry_policy_of_workers(monkeypatch: pytes
     monkeypatch.setattr("tuning.tuner.filesystem", count_attempts)
     with pytest.raises(OSError, match=r"journal\.json"):
         write_journal(SweepJournal(), uri="s3://models/sweep")
-    options: Any = {"stopper": None, "broker": None, "known": (), "max_concurrent": 1, "uri": "s3://models/sweep"}
+    options: Any = {
+        "stopper": None,
+        "broker": None,
+        "known": (),
+        "max_concurrent": 1,
+        "uri": "s3://models/sweep",
+    }
     monkeypatch.setattr("tuning.tuner.this_node_selector", dict)
     with pytest.raises(OSError, match="models/sweep"):
         build_tuner(TuningConfig(), training=TrainingConfig(), **options)
@@ -38,7 +46,9 @@ def test_the_journal_and_tune_use_the_retry_policy_of_workers(monkeypatch: pytes
 
 def test_a_sweep_without_weights_fails_with_all_causes() -> None:
     journal = SweepJournal(trials=(TrialRecord(trial="a", config={}, failure="the loss is nan"),))
-    with pytest.raises(TrainingFailed, match="no trial produced weights: out of memory; the loss is nan"):
+    with pytest.raises(
+        TrainingFailed, match="no trial produced weights: out of memory; the loss is nan"
+    ):
         select_trial(journal, errors=["out of memory"])
 
 
@@ -49,7 +59,9 @@ def test_a_sweep_without_weights_fails_with_all_causes() -> None:
         ("weights-9f86d081884c", ["weights-60303ae22b99", "weights-5e884898da28"]),
     ],
 )
-def test_only_the_selected_weights_and_their_copies_are_kept(selected: str, others: list[str], tmp_path: Path) -> None:
+def test_only_the_selected_weights_and_their_copies_are_kept(
+    selected: str, others: list[str], tmp_path: Path
+) -> None:
     kept = {selected, f"{selected}-1.5", "tune", "train", "journal.json", "done.json"}
     for name in (*kept, *others):
         storage.write_bytes(f"{tmp_path.as_uri()}/{name}/file", b"")

@@ -98,7 +98,9 @@ def test_a_group_without_a_trial_left_ends_while_another_group_trains() -> None:
         await broker.finish("group-1", "b", result())
         assert await broker.take("group-1") is None
         await broker.requeue("group-0", "its node was lost")
-        assert await take(broker, "group-0") == "a"  # the group restarts with the resources of the other one
+        assert (
+            await take(broker, "group-0") == "a"
+        )  # the group restarts with the resources of the other one
 
     run(scenario())
 
@@ -125,7 +127,9 @@ def test_a_failed_trial_is_not_assigned_again() -> None:
         await broker.give_up("group", "diverged", "the loss is nan")
         with pytest.raises(SweepFailed, match="the loss is nan"):
             await requested
-        await broker.requeue("group", "out of memory")  # if a trial exceeds a GPU, the workers of the group fail next
+        await broker.requeue(
+            "group", "out of memory"
+        )  # if a trial exceeds a GPU, the workers of the group fail next
         assert await broker.take("group") == TrialAssignment("next", {}, None)
         assert record(broker, "diverged").failure == "the loss is nan"
 
@@ -150,7 +154,9 @@ def test_a_trial_is_the_best_only_after_its_weights_are_exported() -> None:
     async def scenario() -> None:
         broker = new_broker()
         assert broker.is_best(score=0.8, completed=True)
-        assert broker.is_best(score=0.8, completed=True)  # a group that died during the export may try again
+        assert broker.is_best(
+            score=0.8, completed=True
+        )  # a group that died during the export may try again
         await broker.submit("diverged", {})
         await broker.finish("group-0", "diverged", result(score=0.9))
         assert broker.is_best(score=0.1, completed=False)
@@ -178,7 +184,9 @@ def test_trials_that_end_with_the_sweep_are_marked() -> None:
         await broker.report("completed", epoch(0), last=True)
         await broker.end("out of reach")
         assert broker.journal().ended == "out of reach"
-        assert {record.trial for record in broker.journal().trials if record.ended_with_sweep} == {"running"}
+        assert {record.trial for record in broker.journal().trials if record.ended_with_sweep} == {
+            "running"
+        }
 
     run(scenario())
 
@@ -191,5 +199,8 @@ async def exported(broker: TrialBroker, trial_id: str, *, score: float, complete
 
 
 def test_the_module_imports_neither_torch_nor_tune() -> None:
-    code = "import sys, tuning.trial_broker; sys.exit(bool({'torch', 'ray.tune', 'ray.train'} & set(sys.modules)))"
+    code = (
+        "import sys, tuning.trial_broker; sys.exit(bool({'torch', 'ray.tune', 'ray.train'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

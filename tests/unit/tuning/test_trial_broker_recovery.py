@@ -20,7 +20,8 @@ def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_once() 
         await first
         second = asyncio.create_task(broker.next_report("a"))
         await reported
-        # The group dies here. The restarted group has the same name, and starts the trial from its first epoch.
+        # The group dies here. The restarted group has the same name, and starts the trial from its
+        # first epoch.
         assert await broker.take("group-0") == TrialAssignment("a", {"x": 1}, None)
         assert (
             await broker.report("a", epoch(0, score=0.9), last=False) is True
@@ -56,7 +57,10 @@ def test_a_trial_that_repeatedly_kills_its_group_fails_and_the_next_trial_runs()
             assert await take(broker) == "deadly"
             await broker.requeue("group-0", "out of memory")
         assert await take(broker) == "good"
-        with pytest.raises(SweepFailed, match=f"deadly failed {MAX_FAILURES} times and is not retried: out of memory"):
+        with pytest.raises(
+            SweepFailed,
+            match=f"deadly failed {MAX_FAILURES} times and is not retried: out of memory",
+        ):
             await requested
 
     run(scenario())
@@ -105,7 +109,9 @@ def test_the_trial_of_a_lost_group_goes_to_another_group() -> None:
     run(scenario())
 
 
-def test_a_requeued_trial_goes_to_a_waiting_group_and_the_restarted_group_gets_the_next_trial() -> None:
+def test_a_requeued_trial_goes_to_a_waiting_group_and_the_restarted_group_gets_the_next_trial() -> (
+    None
+):
     async def scenario() -> None:
         broker = new_broker()
         for name in ("a", "b"):
@@ -147,8 +153,13 @@ def test_a_trial_that_fails_in_different_groups_is_not_retried() -> None:
         for number in range(MAX_FAILURES):
             assert await broker.take(f"group-{number}") == TrialAssignment("a", {}, None)
             await broker.requeue(f"group-{number}", "out of memory")
-        assert record(broker, "a").failure == f"trial a failed {MAX_FAILURES} times and is not retried: out of memory"
-        await broker.requeue("group-0", "out of memory")  # does nothing, because the group has no trial
+        assert (
+            record(broker, "a").failure
+            == f"trial a failed {MAX_FAILURES} times and is not retried: out of memory"
+        )
+        await broker.requeue(
+            "group-0", "out of memory"
+        )  # does nothing, because the group has no trial
 
     run(scenario())
 
@@ -176,7 +187,9 @@ def test_a_trial_resumes_from_its_newest_checkpoint_and_saved_returns_the_previo
         await broker.take("group-0")
         assert await save(broker, "a", "s3://first") is None
         assert await save(broker, "a", "s3://second") == "s3://first"
-        assert await broker.take("group-0") == TrialAssignment("a", {}, "s3://second")  # the group restarted
+        assert await broker.take("group-0") == TrialAssignment(
+            "a", {}, "s3://second"
+        )  # the group restarted
         await broker.group_lost("group-0", "no node", last=False)
         assert await broker.take("group-1") == TrialAssignment("a", {}, "s3://second")
 
@@ -194,7 +207,8 @@ def test_a_checkpoint_is_recorded_after_the_last_rank_has_stored_its_part() -> N
         assert record(broker, "a").checkpoint == "s3://first"
         await broker.requeue("group-0", "worker 0 was killed during its upload")
         assert await broker.take("group-1") == TrialAssignment("a", {}, "s3://first")
-        # An upload of the failed group that ends late does not replace the checkpoint that the new group resumes from.
+        # An upload of the failed group that ends late does not replace the checkpoint that the new
+        # group resumes from.
         assert await broker.saved("group-0", "a", "s3://second", rank=0, num_ranks=2) is None
         assert record(broker, "a").checkpoint == "s3://first"
 
@@ -216,7 +230,9 @@ def test_a_trial_with_a_new_checkpoint_before_each_failure_is_retried() -> None:
 
 def test_a_finished_trial_of_an_interrupted_sweep_is_reported_again_and_not_assigned() -> None:
     async def scenario() -> None:
-        done = TrialRecord(trial="old", config={"x": 1}, epochs=[epoch(0), epoch(1)], result=result("s3://old"))
+        done = TrialRecord(
+            trial="old", config={"x": 1}, epochs=[epoch(0), epoch(1)], result=result("s3://old")
+        )
         broker = new_broker(known=(done,))
         assert not broker.is_best(score=0.5, completed=False)
         await broker.submit("new", {"x": 1})
@@ -231,7 +247,11 @@ def test_a_finished_trial_of_an_interrupted_sweep_is_reported_again_and_not_assi
 def test_an_unfinished_trial_of_an_interrupted_sweep_resumes_under_its_former_name() -> None:
     async def scenario() -> None:
         broker = new_broker(
-            known=(TrialRecord(trial="old", config={"x": 1}, epochs=[epoch(0)], checkpoint="s3://kept"),)
+            known=(
+                TrialRecord(
+                    trial="old", config={"x": 1}, epochs=[epoch(0)], checkpoint="s3://kept"
+                ),
+            )
         )
         await broker.submit("new", {"x": 1})
         assert await broker.take("group-0") == TrialAssignment("old", {"x": 1}, "s3://kept")
@@ -262,7 +282,9 @@ def test_a_trial_that_failed_by_its_groups_is_retried_after_a_restart() -> None:
         await broker.submit("a", {"x": 1})
         assert await broker.take("group-0") == TrialAssignment("a", {"x": 1}, None)
         await save(broker, "a", "s3://kept")
-        for _ in range(MAX_FAILURES):  # the first failure does not count, because there was a new checkpoint
+        for _ in range(
+            MAX_FAILURES
+        ):  # the first failure does not count, because there was a new checkpoint
             await broker.requeue("group-0", "out of memory")
             await broker.take("group-0")
         await broker.requeue("group-0", "out of memory")
@@ -275,7 +297,9 @@ def test_a_trial_that_failed_by_its_groups_is_retried_after_a_restart() -> None:
     run(scenario())
 
 
-def test_a_trial_that_exceeded_its_gpu_is_retried_after_a_restart_which_can_have_gradient_checkpointing() -> None:
+def test_a_trial_that_exceeded_its_gpu_is_retried_after_a_restart_which_can_have_gradient_checkpointing() -> (
+    None
+):
     async def scenario() -> None:
         journals: list[SweepJournal] = []
         broker = new_broker(journals=journals)
@@ -318,7 +342,11 @@ def test_the_journal_is_written_after_each_change() -> None:
         assert await broker.report("a", epoch(0), last=True) is False
         await save(broker, "a", "s3://kept")
         await broker.finish("group-0", "a", result())
-        assert [journal.trials[0].checkpoint for journal in journals] == [None, "s3://kept", "s3://kept"]
+        assert [journal.trials[0].checkpoint for journal in journals] == [
+            None,
+            "s3://kept",
+            "s3://kept",
+        ]
         assert journals[-1] == broker.journal()
         assert [record.over for record in journals[-1].trials] == [True]
 
@@ -334,11 +362,15 @@ def test_a_lack_of_memory_limits_the_micro_batches_of_this_and_later_trials() ->
         for _ in range(MAX_FAILURES):
             await broker.limit_tokens("group-0", "a", 512)
             await broker.limit_tokens("group-0", "a", 1024)  # of another worker of the group
-            await broker.requeue("group-0", "out of memory")  # not counted as a failure of the trial
+            await broker.requeue(
+                "group-0", "out of memory"
+            )  # not counted as a failure of the trial
             limited: SampledValues = {"gradient_accumulation_steps": 1, "batch_tokens": 512}
             assert await broker.take("group-0") == TrialAssignment("a", limited, None)
         assert await broker.take("group-1") == TrialAssignment("b", limited, None)
         assert record(broker, "a").batch_tokens == 512
-        assert record(broker, "a").config == {"gradient_accumulation_steps": 2}  # as Tune has sampled it
+        assert record(broker, "a").config == {
+            "gradient_accumulation_steps": 2
+        }  # as Tune has sampled it
 
     run(scenario())

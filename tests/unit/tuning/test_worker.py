@@ -23,7 +23,9 @@ GROUP_TIMEOUT_S, POLL_S, ANSWER_AFTER_S = 5, 0.5, 12
 
 def wait_for_the_broker(rank: int, folder: Path) -> None:
     timeout = timedelta(seconds=GROUP_TIMEOUT_S)
-    dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2, timeout=timeout
+    )
     worker.POLL_S = POLL_S
     pending: Future[Any] = Future()
     threading.Timer(ANSWER_AFTER_S, pending.set_result, ["trial-1"]).start()
@@ -38,7 +40,9 @@ def test_a_late_answer_of_the_broker_does_not_end_the_waiting_ranks(tmp_path: Pa
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["trial-1", "trial-1"]
 
 
-def test_a_trial_that_exceeds_its_gpu_continues_with_smaller_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_exceeds_its_gpu_continues_with_smaller_micro_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     limits: list[tuple[str, str, int]] = []
     sent: list[NoteEvent] = []
 
@@ -47,7 +51,9 @@ def test_a_trial_that_exceeds_its_gpu_continues_with_smaller_micro_batches(monke
 
     monkeypatch.setattr(worker._TrialRun, "_run", out_of_memory)
     monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
-    broker = SimpleNamespace(limit_tokens=SimpleNamespace(remote=lambda *limit: limits.append(limit)))
+    broker = SimpleNamespace(
+        limit_tokens=SimpleNamespace(remote=lambda *limit: limits.append(limit))
+    )
     events = SimpleNamespace(put=SimpleNamespace(remote=sent.append))
     nothing: Any = None
     training = TrainingConfig(num_workers=4)
@@ -55,7 +61,9 @@ def test_a_trial_that_exceeds_its_gpu_continues_with_smaller_micro_batches(monke
     with pytest.raises(OutOfMemory):
         worker._TrialRun(job, TrialAssignment("trial-1", {}, checkpoint=None), nothing).run()
     assert limits == [("group-0", "trial-1", 512)]
-    assert [event.text.endswith("training continues with training.batch_tokens: 512") for event in sent] == [True]
+    assert [
+        event.text.endswith("training continues with training.batch_tokens: 512") for event in sent
+    ] == [True]
 
 
 @pytest.mark.parametrize(("num_workers", "is_final"), [(4, True), (2, False)])

@@ -1,1 +1,2 @@
-"""Tests that share one service of a classifier. They are a package, so that pytest starts the service once."""
+"""Tests that share one service of a classifier. They are a package, so that pytest starts the
+service once."""

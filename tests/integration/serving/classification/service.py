@@ -41,8 +41,11 @@ class Service:
         base = base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri
         self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
         self.second = self._register(base, folder / "second", scale=20.0)
-        # The first two class names are swapped, so that its answers differ from those of the first version.
-        self.swapped = self._register(base, folder / "swapped", scale=10.0, temperature=10.0, order=(1, 0, 2))
+        # The first two class names are swapped, so that its answers differ from those of the first
+        # version.
+        self.swapped = self._register(
+            base, folder / "swapped", scale=10.0, temperature=10.0, order=(1, 0, 2)
+        )
         self.url = ""
 
     def deploy(self, version: registry.ModelVersion) -> None:
@@ -54,8 +57,11 @@ class Service:
         return answer.json()
 
     def register_hybrid(self, folder: Path, *, routing: Routing) -> registry.ModelVersion:
-        """Register a hybrid of the first version and, as the second part, the one with swapped classes."""
-        registry.write_config(folder, hybrid_config(self.first, second=self.swapped, routing=routing))
+        """Register a hybrid of the first version and, as the second part, the one with swapped
+        classes."""
+        registry.write_config(
+            folder, hybrid_config(self.first, second=self.swapped, routing=routing)
+        )
         return registry.register(self.task_uri, folder)
 
     def _register(
@@ -67,13 +73,16 @@ class Service:
         temperature: float = 1.0,
         order: tuple[int, ...] = (0, 1, 2),
     ) -> registry.ModelVersion:
-        """Register a zero-shot version, whose head has the embeddings of the class names in the given order."""
+        """Register a zero-shot version, whose head has the embeddings of the class names in the
+        given order."""
         folder.mkdir()
         local = node_cache.local_copy(base)
         tokenizer = load_tokenizer(local)
         tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
         model = classifier.Classifier(pretrained.load_encoder(local), nn.Linear(WIDTH, 1))
-        names = torch.from_numpy(classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id))
+        names = torch.from_numpy(
+            classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id)
+        )
         names = scale * nn.functional.normalize(names)[list(order)]
         save_file({"weight": names, "bias": torch.zeros(len(CLASSES))}, folder / "head.safetensors")
         config = registry.VersionConfig(
@@ -103,10 +112,17 @@ def wait_until(holds: Callable[[], object]) -> None:
 
 
 def check_routed(
-    service: Service, predictions: dict[str, list[Prediction]], routed: Iterable[bool], *, attributes: Any = None
+    service: Service,
+    predictions: dict[str, list[Prediction]],
+    routed: Iterable[bool],
+    *,
+    attributes: Any = None,
 ) -> None:
-    """Assert that each text is answered by the second part if its value in `routed` is True, else by the first."""
-    body = {"input": TEXTS, "scores": True} | ({} if attributes is None else {"attributes": attributes})
+    """Assert that each text is answered by the second part if its value in `routed` is True, else
+    by the first."""
+    body = {"input": TEXTS, "scores": True} | (
+        {} if attributes is None else {"attributes": attributes}
+    )
     results = service.ask(body)["results"]
     parts = ["second" if to else "first" for to in routed]
     assert [result["answered_by"] for result in results] == parts
@@ -114,7 +130,9 @@ def check_routed(
         expected = predictions[part][index]
         assert result["label"] == expected.label
         assert result["score"] == pytest.approx(expected.score, abs=2e-3)
-        assert result["scores"] == pytest.approx(dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3)
+        assert result["scores"] == pytest.approx(
+            dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3
+        )
 
 
 def replica_pids(task_uri: str) -> set[int | None]:

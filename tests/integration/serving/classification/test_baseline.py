@@ -26,11 +26,16 @@ def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> N
 
 @pytest.fixture(scope="module")
 def compare_url(service: Service) -> Iterator[str]:
-    """Yield the URL of a service whose champion is the first version and whose pretrained model the swapped one."""
+    """Yield the URL of a service whose champion is the first version and whose pretrained model the
+    swapped one."""
     verdict = ChosenBy(outcome="FINE_TUNE", sentence="FINE_TUNE: <b>+7 points</b>")
     additional = AdditionalVersions(baseline=service.swapped)
     yield rollout.deploy(
-        CONFIG, task_uri=service.task_uri, version=service.first, additional=additional, verdict=verdict
+        CONFIG,
+        task_uri=service.task_uri,
+        version=service.first,
+        additional=additional,
+        verdict=verdict,
     )
     service.deploy(service.first)
 
@@ -54,7 +59,9 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
                 prediction.label for prediction in wanted[name]
             ]
         assert service.ask(body | {"model": version.version})["version"] == version.version
-    assert compared["champion"]["results"][0]["label"] != compared["baseline"]["results"][0]["label"]
+    assert (
+        compared["champion"]["results"][0]["label"] != compared["baseline"]["results"][0]["label"]
+    )
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -64,7 +71,9 @@ def test_the_page_shows_the_verdict_and_the_answers_of_both_models(
     page = open_page(f"{compare_url}/#text={quote(TEXTS[0])}", width=width)
     page.get_by_text("The models disagree.").wait_for()
     assert page.locator("#reason").inner_text() == "FINE_TUNE: <b>+7 points</b>"
-    champion, pretrained = (card.locator("li").first.inner_text() for card in page.locator("#both section").all())
+    champion, pretrained = (
+        card.locator("li").first.inner_text() for card in page.locator("#both section").all()
+    )
     assert re.fullmatch(r"a broken bone\s+\d+\.\d%", champion)
     assert re.fullmatch(r"a disease of the eye\s+\d+\.\d%", pretrained)
     assert page.locator("#error").text_content() == ""

@@ -29,7 +29,9 @@ def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
     expected = predict_texts(loaded, TEXTS, batch_size=4)
     answer = service.ask({"input": TEXTS, "scores": True})
     assert (answer["model"], answer["version"]) == ("serving-test", service.first.version)
-    assert [result["label"] for result in answer["results"]] == [prediction.label for prediction in expected]
+    assert [result["label"] for result in answer["results"]] == [
+        prediction.label for prediction in expected
+    ]
     assert answer["results"][0]["label"] == "a broken bone"
     for result, prediction in zip(answer["results"], expected, strict=True):
         assert result["score"] == pytest.approx(prediction.score, abs=2e-3)
@@ -39,7 +41,9 @@ def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
 
 def test_one_text_gets_one_result_and_the_header_keeps_the_clients_id(service: Service) -> None:
     body = {"input": TEXTS[1], "model": "serving-test"}
-    answer = requests.post(f"{service.url}/v1/classify", json=body, headers={"x-request-id": "mine"}, timeout=60)
+    answer = requests.post(
+        f"{service.url}/v1/classify", json=body, headers={"x-request-id": "mine"}, timeout=60
+    )
     assert answer.headers["x-request-id"] == "mine"
     assert re.fullmatch("[0-9a-f]{32}", answer.json()["request_id"])
     assert [result["label"] for result in answer.json()["results"]] == ["a disease of the eye"]
@@ -55,7 +59,9 @@ def test_concurrent_clients_get_their_own_answers(service: Service) -> None:
 
 def test_models_and_probes_report_the_served_version(service: Service) -> None:
     models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
-    assert [(model["id"], model["digest"]) for model in models] == [("champion", service.first.digest)]
+    assert [(model["id"], model["digest"]) for model in models] == [
+        ("champion", service.first.digest)
+    ]
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
     ready = requests.get(f"{service.url}/readyz", timeout=60)
     assert (ready.status_code, ready.json()["digest"]) == (200, service.first.digest)
@@ -69,7 +75,13 @@ def test_models_and_probes_report_the_served_version(service: Service) -> None:
         ("POST", "/v1/classify", b"{}", 422, "invalid_request"),
         ("POST", "/v1/classify", b'{"input": 1}', 422, "invalid_request"),
         ("POST", "/v1/classify", b'{"input": []}', 422, "invalid_request"),
-        ("POST", "/v1/classify", b'{"input": ["a","a","a","a","a","a","a","a","a"]}', 422, "invalid_request"),
+        (
+            "POST",
+            "/v1/classify",
+            b'{"input": ["a","a","a","a","a","a","a","a","a"]}',
+            422,
+            "invalid_request",
+        ),
         ("POST", "/v1/classify", b'{"input": "a", "model": "other"}', 404, "unknown_model"),
         ("POST", "/v1/classify", b'{"input": "' + b"a" * 10_000_000 + b'"}', 413, "body_too_large"),
         ("GET", "/v1/nothing", None, 404, "unknown_route"),
@@ -86,7 +98,9 @@ def test_bad_input_is_a_json_error_and_does_not_affect_later_requests(
 
 
 def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
-    answer = requests.post(f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60)
+    answer = requests.post(
+        f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60
+    )
     assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
 
 
@@ -97,7 +111,9 @@ def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
         assert loaded.model is not None
         assert loaded.tokenizer is not None
         tokens = loaded.encode(TEXTS)
-        logits = classifier.logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+        logits = classifier.logits_rows(
+            loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id)
+        )
         expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
         results = service.ask({"input": TEXTS, "scores": True})["results"]
         assert [CLASSES.index(result["label"]) for result in results] == logits.argmax(-1).tolist()
@@ -123,6 +139,9 @@ def test_a_fuzzer_gets_only_documented_responses(service: Service, tmp_path: Pat
     fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
     config = ServingConfig.model_validate(CONFIG.model_dump() | fields)
     try:
-        fuzz(rollout.deploy(config, task_uri="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
+        fuzz(
+            rollout.deploy(config, task_uri="s3://models/serving-fuzzed", version=service.first),
+            folder=tmp_path,
+        )
     finally:
         rollout.undeploy("serving-fuzzed")

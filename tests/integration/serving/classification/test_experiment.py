@@ -27,14 +27,21 @@ def test_a_challenger_gets_mirrored_requests_and_then_a_share_while_the_champion
     service: Service, tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_bytes(b"k" * 32)
-    fields = {"request_log": f"{tmp_path.as_uri()}/requests", "subject_key": f"{tmp_path.as_uri()}/key"}
+    fields = {
+        "request_log": f"{tmp_path.as_uri()}/requests",
+        "subject_key": f"{tmp_path.as_uri()}/key",
+    }
     task_uri = "s3://models/serving-experiment"
 
     def serve(challenger: registry.ModelVersion | None, **share: float) -> str:
         section = challenger and {"version": challenger.version, **share}
-        config = ServingConfig.model_validate(CONFIG.model_dump() | fields | {"challenger": section})
+        config = ServingConfig.model_validate(
+            CONFIG.model_dump() | fields | {"challenger": section}
+        )
         additional = AdditionalVersions(challenger=challenger)
-        return rollout.deploy(config, task_uri=task_uri, version=service.first, additional=additional)
+        return rollout.deploy(
+            config, task_uri=task_uri, version=service.first, additional=additional
+        )
 
     def ask(number: int, **more: Any) -> dict[str, Any]:
         body = {"input": TEXTS, "subject": f"patient {number}"} | more
@@ -66,7 +73,8 @@ def test_a_challenger_gets_mirrored_requests_and_then_a_share_while_the_champion
         assert [ask(number)["version"] for number in range(40)] == drawn
         broken = service.second.model_copy(update={"digest": "0" * 64})
         with pytest.raises(
-            serve_client.ChallengerError, match=f"without the challenger .* has digest {service.second.digest}"
+            serve_client.ChallengerError,
+            match=f"without the challenger .* has digest {service.second.digest}",
         ):
             serve(broken, canary=1.0)
         assert ask(0)["version"] == service.first.version
@@ -81,9 +89,14 @@ def test_a_challenger_gets_mirrored_requests_and_then_a_share_while_the_champion
     assert len(rows_by_arm) == len(rows)
     for answer in shadowed:
         for row, result in enumerate(answer["results"]):
-            mine, shadow = (rows_by_arm[answer["request_id"], row, arm] for arm in ("champion", "shadow"))
+            mine, shadow = (
+                rows_by_arm[answer["request_id"], row, arm] for arm in ("champion", "shadow")
+            )
             assert (mine["label"], mine["digest"]) == (result["label"], service.first.digest)
-            assert (shadow["digest"], shadow["subject"]) == (service.swapped.digest, mine["subject"])
+            assert (shadow["digest"], shadow["subject"]) == (
+                service.swapped.digest,
+                mine["subject"],
+            )
     assert _num_rows(tmp_path, "shadow") == 8 * len(TEXTS)
     canary = [row for row in rows if row["arm"] == "canary"]
     assert {row["digest"] for row in canary} == {service.swapped.digest}

@@ -1,4 +1,5 @@
-"""What only HAProxy, Serve and uvicorn together show: raw bytes on the sockets of the stack and of a replica."""
+"""What only HAProxy, Serve and uvicorn together show: raw bytes on the sockets of the stack and of
+a replica."""
 
 import re
 
@@ -13,16 +14,33 @@ from tests.haproxy import error_type, parsed, send
 from tests.integration.serving.classification.service import Service, metrics_url, wait_until
 
 SERVES_OWN = (
-    *(b"x-request-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id"),
+    *(
+        b"x-request-id",
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+        b"x-session-id",
+    ),
     *(b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"),
 )
-OTHERS = (b"traceparent", b"origin", b"authorization", b"cookie", b"user-agent", b"accept", b"x-other")
+OTHERS = (
+    b"traceparent",
+    b"origin",
+    b"authorization",
+    b"cookie",
+    b"user-agent",
+    b"accept",
+    b"x-other",
+)
 METHOD = "MAKE-SERIES"
 
 
-def _get(port: int, path: str, *headers: bytes, host: bytes = b"localhost", method: str = "GET") -> bytes:
+def _get(
+    port: int, path: str, *headers: bytes, host: bytes = b"localhost", method: str = "GET"
+) -> bytes:
     first = f"{method} {path} HTTP/1.1".encode()
-    return send(port, b"\r\n".join([first, b"host: " + host, b"connection: close", *headers, b"", b""]))
+    return send(
+        port, b"\r\n".join([first, b"host: " + host, b"connection: close", *headers, b"", b""])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +54,13 @@ def replica_port(service: Service, stack: StackState) -> int:
     raise AssertionError("no replica listens")
 
 
-def test_no_header_that_is_not_utf_8_is_a_500(service: Service, stack: StackState, replica_port: int) -> None:
+def test_no_header_that_is_not_utf_8_is_a_500(
+    service: Service, stack: StackState, replica_port: int
+) -> None:
     assert service.url
     for port in (stack.serve_port, replica_port):
-        # Serve's own proxy, which answers at first, does not read these headers and does not refuse them.
+        # Serve's own proxy, which answers at first, does not read these headers and does not refuse
+        # them.
         wait_until(lambda: parsed(_get(port, "/v1/models", b"x-other: \xff"))[0] == 400)  # noqa: B023
         for name in (*SERVES_OWN, *OTHERS):
             answer = _get(port, "/v1/models", name + b": a\xff")
@@ -54,7 +75,16 @@ def test_without_keys_another_host_or_a_malformed_origin_gets_403_on_each_path(
 ) -> None:
     assert service.url
     for port in (stack.serve_port, replica_port):
-        for path in ("/", "/page.js", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/models", "/nowhere"):
+        for path in (
+            "/",
+            "/page.js",
+            "/docs",
+            "/openapi.json",
+            "/healthz",
+            "/readyz",
+            "/v1/models",
+            "/nowhere",
+        ):
             assert error_type(_get(port, path, host=b"evil.example")) == (403, "foreign_page")
             assert error_type(_get(port, path, b"origin: http://[")) == (403, "foreign_page")
         for path in ("/-/routes", "/-/healthz"):
@@ -70,9 +100,14 @@ def test_a_client_cannot_set_serves_timeout(stack: StackState, replica_port: int
 def test_unknown_methods_get_405_and_make_no_metric(stack: StackState, replica_port: int) -> None:
     for path in ("/v1/models", "/-/routes", "/-/healthz"):
         assert error_type(_get(stack.serve_port, path, method=METHOD)) == (405, "wrong_method")
-    assert parsed(_get(replica_port, "/v1/models", method=METHOD))[0] == 400  # of uvicorn, which knows no other methods
+    assert (
+        parsed(_get(replica_port, "/v1/models", method=METHOD))[0] == 400
+    )  # of uvicorn, which knows no other methods
     assert error_type(_get(replica_port, "/v1/models", method="TRACE")) == (405, "wrong_method")
-    assert error_type(_get(stack.serve_port, "/v1/models", method="DELETE")) == (405, "wrong_method")
+    assert error_type(_get(stack.serve_port, "/v1/models", method="DELETE")) == (
+        405,
+        "wrong_method",
+    )
     with connect():
         (node,) = ray.nodes()
         counted = re.compile(r'ray_serve_num_http_requests_total\{[^}]*method="DELETE"')
@@ -80,11 +115,16 @@ def test_unknown_methods_get_405_and_make_no_metric(stack: StackState, replica_p
         assert METHOD not in requests.get(metrics_url(node), timeout=60).text
 
 
-def test_answers_have_security_headers_and_errors_are_json(service: Service, stack: StackState) -> None:
+def test_answers_have_security_headers_and_errors_are_json(
+    service: Service, stack: StackState
+) -> None:
     assert service.url
     for path in ("/", "/docs", "/v1/models", "/nowhere"):
         _, headers, _ = parsed(_get(stack.serve_port, path))
-        assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+        assert (headers["x-content-type-options"], headers["cache-control"]) == (
+            "nosniff",
+            "no-store",
+        )
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
     assert error_type(_get(stack.serve_port, "/nowhere")) == (404, "unknown_route")

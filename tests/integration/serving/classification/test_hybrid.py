@@ -23,19 +23,32 @@ def test_a_hybrid_by_group_routes_by_attribute_and_to_the_first_part_without_one
     service.deploy(hybrid)
     try:
         models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
-        assert [(model["kind"], model["version"]) for model in models] == [("hybrid", hybrid.version)]
+        assert [(model["kind"], model["version"]) for model in models] == [
+            ("hybrid", hybrid.version)
+        ]
         each = [{"sex": "f"}, {"sex": "m"}, {}, {"sex": "x", "age": "9"}, {"age": "f"}]
         groups = [attributes.get("sex") for attributes in each]
-        check_routed(service, predictions, routes_to_second(routing, groups=groups), attributes=each)
+        check_routed(
+            service, predictions, routes_to_second(routing, groups=groups), attributes=each
+        )
         check_routed(service, predictions, [True] * 5, attributes={"sex": "f"})
         check_routed(service, predictions, [False] * 5, attributes={"sex": "m"})
         check_routed(service, predictions, [False] * 5)
         with ThreadPoolExecutor(8) as clients:  # requests in one batch are routed separately
             for _ in clients.map(
-                lambda sex: check_routed(service, predictions, [sex == "f"] * 5, attributes={"sex": sex}), "fmfmfmfm"
+                lambda sex: check_routed(
+                    service, predictions, [sex == "f"] * 5, attributes={"sex": sex}
+                ),
+                "fmfmfmfm",
             ):
                 pass
-        for wrong in ("f", {"sex": 1}, [{"sex": "f"}], {str(n): "" for n in range(33)}, {"sex": "f" * 257}):
+        for wrong in (
+            "f",
+            {"sex": 1},
+            [{"sex": "f"}],
+            {str(n): "" for n in range(33)},
+            {"sex": "f" * 257},
+        ):
             refused = service.ask({"input": TEXTS, "attributes": wrong}, status=422)
             assert refused["error"]["type"] == "invalid_request"
             assert refused["error"]["message"].startswith("attributes: ")
@@ -53,7 +66,9 @@ def test_a_cascade_routes_uncertain_texts_to_the_second_part(
     routing = Routing(by="cascade", threshold=threshold)
     service.deploy(service.register_hybrid(tmp_path, routing=routing))
     try:
-        routed = routes_to_second(routing, confidences=[prediction.score for prediction in predictions["first"]])
+        routed = routes_to_second(
+            routing, confidences=[prediction.score for prediction in predictions["first"]]
+        )
         assert 0 < routed.sum() < len(TEXTS)
         check_routed(service, predictions, routed)
         check_routed(service, predictions, routed, attributes={"sex": "f"})

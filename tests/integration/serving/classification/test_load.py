@@ -28,17 +28,24 @@ from tests.k8s.monitoring import queries
 def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: Service) -> None:
     service.ask({"input": TEXTS})
     service.ask({"input": "a", "model": "other"}, status=404)
-    wanted = {"model": "serving-test", "version": service.first.version, "application": "serving-test"}
+    wanted = {
+        "model": "serving-test",
+        "version": service.first.version,
+        "application": "serving-test",
+    }
     with connect():
         (node,) = ray.nodes()
         url = metrics_url(node)
         metrics = ""
 
         def all_exported() -> bool:
-            """Return True if the metrics have the response with 404 and all series of alerts and panels."""
+            """Return True if the metrics have the response with 404 and all series of alerts and
+            panels."""
             nonlocal metrics
             metrics = requests.get(url, timeout=60).text
-            counted = re.search(r'ray_tailorbird_requests_total\{.*route="/v1/classify",status="404"', metrics)
+            counted = re.search(
+                r'ray_tailorbird_requests_total\{.*route="/v1/classify",status="404"', metrics
+            )
             expected = queries.queried_series() - queries.OF_THE_EXPORTER - queries.WHEN_IT_HAPPENS
             return counted is not None and expected <= queries.exposed(metrics)
 
@@ -53,7 +60,11 @@ def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: S
         "tailorbird_serving": wanted | {"role": "champion"},
     }.items():
         lines = [line for line in metrics.splitlines() if line.startswith(f"ray_{name}{{")]
-        matching = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
+        matching = [
+            line
+            for line in lines
+            if all(f'{key}="{value}"' in line for key, value in labels.items())
+        ]
         assert matching, (name, lines)
         assert float(matching[0].rsplit(" ", 1)[-1]) > 0
 
@@ -61,18 +72,30 @@ def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: S
 @pytest.mark.long
 def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Service) -> None:
     name = "serving-busy"
-    config = CONFIG.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
+    config = CONFIG.model_copy(
+        update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1}
+    )
     try:
         url = rollout.deploy(config, task_uri=f"s3://models/{name}", version=service.first)
         with ThreadPoolExecutor(24) as clients:
             body = {"input": TEXTS}
-            answers = list(clients.map(lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)))
+            answers = list(
+                clients.map(
+                    lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)
+                )
+            )
         assert {answer.status_code for answer in answers} == {200, 429}
-        assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 429} == {"2"}
+        assert {
+            answer.headers.get("retry-after") for answer in answers if answer.status_code == 429
+        } == {"2"}
         refused = rf'ray_serve_num_http_requests_total\{{[^}}]*application="{name}"[^}}]*status_code="429"'
         with connect():
             (node,) = ray.nodes()
-            wait_until(lambda: re.search(refused, requests.get(metrics_url(node), timeout=60).text) is not None)
+            wait_until(
+                lambda: (
+                    re.search(refused, requests.get(metrics_url(node), timeout=60).text) is not None
+                )
+            )
     finally:
         rollout.undeploy(name)
 
@@ -111,7 +134,9 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
         assert set(statuses) == {200, 429}  # two of its requests fit into half of the queue
     finally:
         rollout.undeploy("serving-fair")
-    since = ended[ended.index("many") :]  # in order of arrival, each small request would wait for a large one
+    since = ended[
+        ended.index("many") :
+    ]  # in order of arrival, each small request would wait for a large one
     assert since.count("few") > 3 * since.count("many")
 
 
@@ -119,15 +144,20 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
 def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
     task_uri = "s3://models/serving-scaled"
     fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}
-    config = CONFIG.model_copy(update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0})
+    config = CONFIG.model_copy(
+        update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0}
+    )
     body = {"input": TEXTS[0]}
 
     def ask(over: Callable[[], bool]) -> list[int]:
-        """Send requests one after another until `over` returns True, at least one. Return the statuses."""
+        """Send requests one after another until `over` returns True, at least one. Return the
+        statuses."""
         with requests.Session() as session:
             statuses = [session.post(f"{url}/v1/classify", json=body, timeout=120).status_code]
             while not over():
-                statuses.append(session.post(f"{url}/v1/classify", json=body, timeout=120).status_code)
+                statuses.append(
+                    session.post(f"{url}/v1/classify", json=body, timeout=120).status_code
+                )
         return statuses
 
     def under_load(num_clients: int, until: Callable[[], bool]) -> None:
@@ -141,7 +171,8 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         assert {status for client in requesting for status in client.result()} == {200}
 
     def switched() -> bool:
-        """Deploy another version when two replicas run; when the deploy returns, both must answer with it."""
+        """Deploy another version when two replicas run; when the deploy returns, both must answer
+        with it."""
         if _states(task_uri) != ["RUNNING"] * 2:
             return False
         rollout.deploy(config, task_uri=task_uri, version=service.second)
@@ -171,16 +202,24 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         wait_until(lambda: not _states(task_uri))
         # There is no replica, so the deploy waits for a cold start.
         assert rollout.deploy(config, task_uri=task_uri, version=service.first) == url
-        assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.first.version
+        assert (
+            requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"]
+            == service.first.version
+        )
     finally:
         rollout.undeploy("serving-scaled")
         service.deploy(service.first)
 
 
 def _states(task_uri: str, *, stopping: bool = False) -> list[str]:
-    """Return the states of starting and running replicas, and with `stopping` of the stopping ones too."""
+    """Return the states of starting and running replicas, and with `stopping` of the stopping ones
+    too."""
     replicas = serve_client.replicas_of(application_name(task_uri))
-    return [replica.state for replica in replicas if stopping or replica.state in ("STARTING", "RUNNING")]
+    return [
+        replica.state
+        for replica in replicas
+        if stopping or replica.state in ("STARTING", "RUNNING")
+    ]
 
 
 def _most_replicas(task_uri: str, *, until: Callable[[], bool]) -> int:

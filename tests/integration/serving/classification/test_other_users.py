@@ -1,4 +1,5 @@
-"""What a running stack with a service gives to clients without credentials and to other users of the machine."""
+"""What a running stack with a service gives to clients without credentials and to other users of
+the machine."""
 
 import os
 import subprocess
@@ -38,7 +39,8 @@ CALLS = (
     "/ray.rpc.RayletDriver/ClusterInfo",
     "/ray.serve.ASGIService/HandleRequest",
 )
-"""A call of each of Ray's services: GCS, raylet, object manager, worker, agent, Ray client, and replica."""
+"""A call of each of Ray's services: GCS, raylet, object manager, worker, agent, Ray client, and
+replica."""
 NOBODY = 65534
 
 
@@ -79,7 +81,9 @@ def codes(address: str) -> dict[str, grpc.StatusCode]:
 
 
 @pytest.mark.usefixtures("service")
-def test_only_the_documented_ports_answer_clients_without_a_credential(stack: stacks.StackState) -> None:
+def test_only_the_documented_ports_answer_clients_without_a_credential(
+    stack: stacks.StackState,
+) -> None:
     answers = [(offset, statuses(address)) for offset, address in addresses(stack)]
     replicas = range(ports.REPLICAS_HTTP, ports.REPLICAS_GRPC)
     accepted = {
@@ -95,9 +99,15 @@ def test_only_the_documented_ports_answer_clients_without_a_credential(stack: st
 
 @pytest.mark.usefixtures("service")
 def test_ray_s_services_refuse_calls_without_the_token(stack: stacks.StackState) -> None:
-    answers = [(call, code) for _, address in addresses(stack) for call, code in codes(address).items()]
+    answers = [
+        (call, code) for _, address in addresses(stack) for call, code in codes(address).items()
+    ]
     assert {call for call, code in answers if code is grpc.StatusCode.UNAUTHENTICATED} == set(CALLS)
-    other = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE}
+    other = {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
     assert [(call, code) for call, code in answers if code not in other] == []
 
 
@@ -105,18 +115,27 @@ def test_ray_s_services_refuse_calls_without_the_token(stack: stacks.StackState)
 def test_files_of_the_stack_are_private(stack: stacks.StackState) -> None:
     folder, temp_dir = Path(stack.token_path).parent, Path(stack.temp_dir)
     assert [_mode(path) for path in (folder, temp_dir)] == [0o700, 0o700]
-    public = {path for root in (folder, temp_dir) for path in root.rglob("*") if _mode(path) & 0o077}
+    public = {
+        path for root in (folder, temp_dir) for path in root.rglob("*") if _mode(path) & 0o077
+    }
     # These programs set modes themselves. Their files are in folders that only the owner can enter.
     ray, haproxy = temp_dir / "ray", temp_dir / "haproxy"
     by_ray = {
-        path for path in public if path.is_relative_to(ray) and (path.is_dir() or "runtime_resources" in path.parts)
+        path
+        for path in public
+        if path.is_relative_to(ray) and (path.is_dir() or "runtime_resources" in path.parts)
     }
-    by_haproxy = {path for path in public if path.is_relative_to(haproxy) and path.name == "metrics.sock"}  # by Ray
+    by_haproxy = {
+        path for path in public if path.is_relative_to(haproxy) and path.name == "metrics.sock"
+    }  # by Ray
     by_seaweedfs = {path for path in public if path.suffix == ".vif"}
-    # A driver, here this test's process, writes its log, its events and its trials' results with its own umask.
+    # A driver, here this test's process, writes its log, its events and its trials' results with
+    # its own umask.
     in_ray = {path: path.relative_to(ray) for path in public if path.is_relative_to(ray)}
     by_drivers = {
-        path for path, name in in_ray.items() if "driver" in str(name) or {"events", "export_events"} & {*name.parts}
+        path
+        for path, name in in_ray.items()
+        if "driver" in str(name) or {"events", "export_events"} & {*name.parts}
     }
     assert public - by_ray - by_haproxy - by_seaweedfs - by_drivers == set()
     assert ray in by_ray
@@ -134,7 +153,13 @@ def _mode(path: Path) -> int:
 def test_another_user_cannot_enter_the_folders_of_the_stack(stack: stacks.StackState) -> None:
     for folder in (stack.temp_dir, str(Path(stack.token_path).parent)):
         tried = subprocess.run(
-            ["ls", folder], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, check=False
+            ["ls", folder],
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (tried.returncode, tried.stdout) == (2, "")
         assert "Permission denied" in tried.stderr

@@ -38,7 +38,9 @@ from tests.integration.serving.classification.service import (
 from tests.loaded import load_model
 
 
-def test_a_deploy_swaps_the_version_in_the_running_replica_without_failed_requests(service: Service) -> None:
+def test_a_deploy_swaps_the_version_in_the_running_replica_without_failed_requests(
+    service: Service,
+) -> None:
     def labels() -> list[str]:
         return [service.ask({"input": TEXTS[0]})["version"] for _ in range(20)]
 
@@ -52,12 +54,16 @@ def test_a_deploy_swaps_the_version_in_the_running_replica_without_failed_reques
     service.deploy(service.first)
 
 
-def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version(service: Service) -> None:
+def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version(
+    service: Service,
+) -> None:
     versions = {version.version: version for version in (service.first, service.swapped)}
     wanted = {
         name: [
             prediction.label
-            for prediction in predict_texts(load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4)
+            for prediction in predict_texts(
+                load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4
+            )
         ]
         for name, version in versions.items()
     }
@@ -79,10 +85,14 @@ def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version
             with rollout.staged(service.task_uri, version=service.swapped) as url:
                 assert url == service.url
                 answer = service.ask({"input": TEXTS, "model": service.swapped.version})
-                assert [result["label"] for result in answer["results"]] == wanted[service.swapped.version]
+                assert [result["label"] for result in answer["results"]] == wanted[
+                    service.swapped.version
+                ]
                 assert service.ask({"input": TEXTS})["version"] == service.first.version
             for version in (service.swapped, service.first):
-                rollout.switch_version(service.task_uri, version=version, baseline=None, verdict=None)
+                rollout.switch_version(
+                    service.task_uri, version=version, baseline=None, verdict=None
+                )
                 assert service.ask({"input": TEXTS})["version"] == version.version
         finally:
             done.set()
@@ -91,8 +101,13 @@ def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version
     assert replica_pids(service.task_uri) == replicas
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(service: Service) -> None:
-    with pytest.raises(serve_client.VersionRefusedError, match=f"has digest {service.second.digest}, but {'0' * 64}"):
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(
+    service: Service,
+) -> None:
+    with pytest.raises(
+        serve_client.VersionRefusedError,
+        match=f"has digest {service.second.digest}, but {'0' * 64}",
+    ):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
     declared = serve_client.declared_applications()["serving-test"]
@@ -103,16 +118,23 @@ def test_a_version_with_changed_or_added_files_is_refused_and_the_former_still_s
     service: Service, tmp_path: Path
 ) -> None:
     today, names = datetime.now(UTC).date(), []
-    for name, reason in (("config.json", "was changed: its sha256 is"), ("extra.json", "is not in the manifest")):
+    for name, reason in (
+        ("config.json", "was changed: its sha256 is"),
+        ("extra.json", "is not in the manifest"),
+    ):
         folder = tmp_path / name
         shutil.copytree(node_cache.local_copy(service.second.uri), folder)
         (folder / "manifest.json").unlink()
         config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
-        write_config(folder, config.model_copy(update={"recipe_hash": name}))  # gives each case a version of its own
+        write_config(
+            folder, config.model_copy(update={"recipe_hash": name})
+        )  # gives each case a version of its own
         version = register(service.task_uri, folder)
         names.append(version.version)
         storage.write_bytes(f"{version.uri}/{name}", (folder / "config.json").read_bytes() + b"\n")
-        with pytest.raises(serve_client.VersionRefusedError, match=f"cannot be loaded: .*{name} {reason}"):
+        with pytest.raises(
+            serve_client.VersionRefusedError, match=f"cannot be loaded: .*{name} {reason}"
+        ):
             service.deploy(version)
         assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
     events = security_log.read("s3://models", since=today, until=datetime.now(UTC).date()).events
@@ -128,12 +150,16 @@ def test_a_second_application_runs_its_shipped_code_and_does_not_change_the_firs
     service: Service, tmp_path: Path
 ) -> None:
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     module = tmp_path / "serving" / "replica" / "base.py"
     module.write_text(module.read_text().replace('{"status":"up"}', '{"status":"shipped"}'))
     task_uri = "s3://models/serving-other"
     shipped = code_snapshot.ship_code(task_uri, tmp_path)
-    url = rollout.deploy(CONFIG, task_uri=task_uri, version=service.second.model_copy(update={"code": shipped.uri}))
+    url = rollout.deploy(
+        CONFIG, task_uri=task_uri, version=service.second.model_copy(update={"code": shipped.uri})
+    )
     try:
         assert url == f"{service.url}/serving-other"
         assert requests.get(f"{url}/healthz", timeout=60).json() == {"status": "shipped"}

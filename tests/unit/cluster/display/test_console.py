@@ -1,4 +1,5 @@
-"""Events of a run become a live view on a terminal, lines in a log, and JSON objects for programs."""
+"""Events of a run become a live view on a terminal, lines in a log, and JSON objects for
+programs."""
 
 import io
 import itertools
@@ -28,7 +29,9 @@ from cluster.progress import (
 )
 
 CONFIG = {"learning_rate": 0.00021, "method": "lora"}
-PLAN = PlanEvent((PlannedStage("baselines", 20.0, "500 rows at 25 rows/s"),), "rates of 16 rows on this cluster")
+PLAN = PlanEvent(
+    (PlannedStage("baselines", 20.0, "500 rows at 25 rows/s"),), "rates of 16 rows on this cluster"
+)
 STEP = StepEvent(0, 3, 25, 1.0, 7.2, trial="abc337d2", seconds_left=50.0)
 RUN = (
     StageEvent("data: reading the rows", "data"),
@@ -57,7 +60,9 @@ class Clock:
 
 
 def console(*, is_terminal: bool = False, width: int = 100) -> Console:
-    return Console(file=io.StringIO(), force_terminal=is_terminal, width=width, _environ={"TERM": "xterm"})
+    return Console(
+        file=io.StringIO(), force_terminal=is_terminal, width=width, _environ={"TERM": "xterm"}
+    )
 
 
 def text_of(console: Console) -> str:
@@ -114,7 +119,10 @@ def test_lines_are_above_the_live_view_if_both_are_terminals() -> None:
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_texts_of_events_contain_no_control_characters(is_terminal: bool) -> None:
     text = "label \x1b]0;title\x07\x9b2J"
-    shown = printed(console(is_terminal=is_terminal), [StageEvent(text, "data"), NoteEvent(text), ActivityEvent(text)])
+    shown = printed(
+        console(is_terminal=is_terminal),
+        [StageEvent(text, "data"), NoteEvent(text), ActivityEvent(text)],
+    )
     assert shown.count("label \ufffd]0;title\ufffd\ufffd2J") >= 2
     assert re.search("[\x07\x9b]|\x1b\\]", shown) is None
 
@@ -128,7 +136,9 @@ def test_steps_are_in_a_log_at_most_every_15_seconds() -> None:
     assert len(text_of(out).splitlines()) == 2  # after 16 s and after 32 s
 
 
-def test_a_silent_log_states_the_activity_after_5_seconds_and_then_at_least_every_15_seconds() -> None:
+def test_a_silent_log_states_the_activity_after_5_seconds_and_then_at_least_every_15_seconds() -> (
+    None
+):
     clock, out = Clock(), console()
     log = LogDisplay(out, clock=clock)
     log.report(StageEvent("test: a and b", "test"))
@@ -177,9 +187,26 @@ def test_the_display_is_the_current_progress_of_the_process(*, is_terminal: bool
 def test_json_has_one_object_a_line_for_each_event() -> None:
     objects = [json.loads(line) for line in printed(console(), RUN, as_json=True).splitlines()]
     assert [value["event"] for value in objects] == [
-        *("stage", "note", "plan", "stage", "activity", "score", "stage", "trial", "step", "epoch", "trial"),
+        *(
+            "stage",
+            "note",
+            "plan",
+            "stage",
+            "activity",
+            "score",
+            "stage",
+            "trial",
+            "step",
+            "epoch",
+            "trial",
+        ),
     ]
-    assert objects[0] == {"event": "stage", "elapsed_s": 10.0, "text": "data: reading the rows", "name": "data"}
+    assert objects[0] == {
+        "event": "stage",
+        "elapsed_s": 10.0,
+        "text": "data: reading the rows",
+        "name": "data",
+    }
     assert objects[7]["config"] == CONFIG
 
 
@@ -201,8 +228,12 @@ def view(events: Sequence[ProgressEvent], *, width: int) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-@pytest.mark.parametrize(("width", "settings"), [(100, "learning_rate 0.00021, method lora"), (60, "learning_rate 0…")])
-def test_the_live_view_has_the_activity_the_stages_and_all_contenders(width: int, settings: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "settings"), [(100, "learning_rate 0.00021, method lora"), (60, "learning_rate 0…")]
+)
+def test_the_live_view_has_the_activity_the_stages_and_all_contenders(
+    width: int, settings: str
+) -> None:
     lines = view(RUN, width=width)
     assert lines[0].split(maxsplit=1)[1] == "trial 337d2 epoch 1 is finished (sweep: 52 s)"
     assert [line.split(maxsplit=2) for line in lines[1:4]] == [
@@ -219,7 +250,10 @@ def test_the_live_view_has_the_activity_the_stages_and_all_contenders(width: int
 
 def test_a_planned_stage_is_in_the_view_before_it_starts() -> None:
     lines = view(RUN[:3], width=80)
-    assert [line.split() for line in lines[1:]] == [["▸", "data", "32", "s"], ["baselines", "about", "20", "s"]]
+    assert [line.split() for line in lines[1:]] == [
+        ["▸", "data", "32", "s"],
+        ["baselines", "about", "20", "s"],
+    ]
 
 
 def test_the_contenders_remain_on_a_terminal_at_the_end() -> None:
@@ -232,7 +266,9 @@ def test_the_live_view_has_no_color_with_no_color() -> None:
     variables = {"TERM": "xterm-256color"}
     colored = Console(file=io.StringIO(), force_terminal=True, width=100, _environ=variables)
     assert "\x1b[32m" in printed(colored, RUN)
-    plain = Console(file=io.StringIO(), force_terminal=True, width=100, _environ=variables | {"NO_COLOR": "1"})
+    plain = Console(
+        file=io.StringIO(), force_terminal=True, width=100, _environ=variables | {"NO_COLOR": "1"}
+    )
     assert "\x1b[32m" not in printed(plain, RUN)
 
 
@@ -243,4 +279,12 @@ def test_json_lines_are_at_most_5_seconds_apart() -> None:
     for second in range(1, 31):
         clock.now = float(second)
         log.tick()
-    assert [json.loads(line)["elapsed_s"] for line in text_of(out).splitlines()] == [0, 5, 10, 15, 20, 25, 30]
+    assert [json.loads(line)["elapsed_s"] for line in text_of(out).splitlines()] == [
+        0,
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+    ]

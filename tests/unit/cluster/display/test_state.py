@@ -49,7 +49,9 @@ def test_contenders_are_sorted_best_first_and_one_without_a_score_is_last() -> N
 
 def test_a_stage_with_the_same_name_continues_the_stage() -> None:
     state = State()
-    for now, event in enumerate((StageEvent("seed 1: x", "seeds"), StageEvent("seed 2: x", "seeds"))):
+    for now, event in enumerate(
+        (StageEvent("seed 1: x", "seeds"), StageEvent("seed 2: x", "seeds"))
+    ):
         state = next_state(state, event, now=float(now))
     assert (state.stage, state.since, state.finished) == ("seeds", 0.0, ())
     state = next_state(state, StageEvent("test: x", "test"), now=9.0)
@@ -82,7 +84,8 @@ def test_steps_have_the_rate_the_time_left_and_the_expected_time_of_the_stage() 
     state = next_state(State(stage="sweep"), plan, now=0.0)
     state = next_state(state, StepEvent(1, 3, 25, 0.5, 0.42, seed=2, seconds_left=7200.0), now=1.0)
     assert activity_line(state, now=65.0) == (
-        "seed 2 epoch 2, step 3/25, loss 0.500, 0.42 rows/s, about 2.0 h left (sweep: 1 min 5 s, expected about 4 min)"
+        "seed 2 epoch 2, step 3/25, loss 0.500, 0.42 rows/s, about 2.0 h left (sweep: 1 min 5 s, "
+        "expected about 4 min)"
     )
 
 

@@ -24,7 +24,8 @@ NOT_REPEATABLE = ("/v1/feedback", "/v1/batches", "/v1/batches/7/cancel")
 
 
 class Servers:
-    """Two servers that answer 500 or no bytes to paths that end with the query of this name, else their headers."""
+    """Two servers that answer 500 or no bytes to paths that end with the query of this name, else
+    their headers."""
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
@@ -41,7 +42,9 @@ class Servers:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 self.send_response(500 if query == "500" else 200)
-                content = json.dumps([[name, value] for name, value in self.headers.items()]).encode()
+                content = json.dumps(
+                    [[name, value] for name, value in self.headers.items()]
+                ).encode()
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -103,7 +106,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 @pytest.mark.parametrize("failure", ["500", "none"])
 def test_only_requests_that_change_nothing_are_repeated(proxy: Proxy, failure: str) -> None:
     for path in (*REPEATABLE, *NOT_REPEATABLE):
-        assert haproxy.parsed(proxy.send(b"POST", f"{path}?{failure}"))[0] == (500 if failure == "500" else 502)
+        assert haproxy.parsed(proxy.send(b"POST", f"{path}?{failure}"))[0] == (
+            500 if failure == "500" else 502
+        )
         assert proxy.servers.requests[f"{path}?{failure}"] == (2 if path in REPEATABLE else 1), path
     proxy.send(b"GET", f"/v1/models?{failure}")
     assert proxy.servers.requests[f"/v1/models?{failure}"] == 2
@@ -127,28 +132,42 @@ def test_unknown_methods_are_refused_and_make_no_metric(proxy: Proxy, path: str)
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/-/ROUTES"])
-def test_serves_own_paths_are_answered_only_for_names_of_this_machine(proxy: Proxy, path: str) -> None:
+def test_serves_own_paths_are_answered_only_for_names_of_this_machine(
+    proxy: Proxy, path: str
+) -> None:
     for host in (b"evil.example", b"localhost.evil.example", b"evil.example:80", b"127.0.0.1."):
-        assert haproxy.error_type(proxy.send(b"GET", path, host=host)) == (403, "foreign_page"), host
+        assert haproxy.error_type(proxy.send(b"GET", path, host=host)) == (403, "foreign_page"), (
+            host
+        )
     assert haproxy.parsed(proxy.send(b"GET", path, host=b"localhost,evil.example"))[0] == 400
     for host in (b"localhost", b"LOCALHOST:8000", b"127.0.0.1:%d" % proxy.port, b"[::1]:8000"):
         assert haproxy.parsed(proxy.send(b"GET", path, host=host))[0] == 200, host
-    assert haproxy.parsed(haproxy.send(proxy.port, b"GET %s HTTP/1.0\r\n\r\n" % path.encode()))[0] == 200
+    assert (
+        haproxy.parsed(haproxy.send(proxy.port, b"GET %s HTTP/1.0\r\n\r\n" % path.encode()))[0]
+        == 200
+    )
 
 
 def test_a_service_for_other_machines_answers_for_every_name(tmp_path: Path) -> None:
     with haproxy.running(tmp_path, servers=[], host="0.0.0.0") as port:
         for host in (b"service.example", b"10.0.0.7:8000"):
-            answer = haproxy.send(port, b"GET /-/routes HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host)
+            answer = haproxy.send(
+                port, b"GET /-/routes HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host
+            )
             assert haproxy.parsed(answer)[0] == 200
-            nowhere = haproxy.send(port, b"GET /nowhere HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host)
+            nowhere = haproxy.send(
+                port, b"GET /nowhere HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host
+            )
             assert haproxy.error_type(nowhere) == (404, "unknown_route")
 
 
 def test_a_client_with_idle_connections_leaves_half_of_them_for_others(tmp_path: Path) -> None:
     request = b"GET /-/healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     servers = Servers()
-    with haproxy.running(tmp_path, servers=servers.start(), maxconn=40) as port, ExitStack() as idle:
+    with (
+        haproxy.running(tmp_path, servers=servers.start(), maxconn=40) as port,
+        ExitStack() as idle,
+    ):
         for _ in range(19):
             idle.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert haproxy.parsed(haproxy.send(port, request))[0] == 200
@@ -167,7 +186,9 @@ def test_rules_survive_a_reload(tmp_path: Path) -> None:
         haproxy.await_answer(port, first)
         haproxy.render(tmp_path, port=port, servers=[])
         assert RULES not in path.read_text()
-        processes.append(haproxy.start(path, "-sf", str(first.pid), "-x", str(tmp_path / "admin.sock")))
+        processes.append(
+            haproxy.start(path, "-sf", str(first.pid), "-x", str(tmp_path / "admin.sock"))
+        )
         assert first.wait(30) == 0
         answer = haproxy.send(port, b"MAKE-SERIES /-/routes HTTP/1.0\r\n\r\n")
         assert haproxy.error_type(answer) == (405, "wrong_method")
@@ -178,11 +199,19 @@ def test_rules_survive_a_reload(tmp_path: Path) -> None:
             process.wait()
 
 
-def test_rules_are_added_once_and_only_to_the_configuration_of_rays_template(tmp_path: Path) -> None:
+def test_rules_are_added_once_and_only_to_the_configuration_of_rays_template(
+    tmp_path: Path,
+) -> None:
     written = haproxy.render(tmp_path, port=1, servers=[]).read_text()
     once = with_rules(written)
     assert with_rules(once) == once
-    for section in ("frontend http_frontend", "frontend prometheus", "backend default_backend", "mode 666", "maxconn"):
+    for section in (
+        "frontend http_frontend",
+        "frontend prometheus",
+        "backend default_backend",
+        "mode 666",
+        "maxconn",
+    ):
         with pytest.raises(ValueError, match=r"Ray 2\.60"):
             with_rules(written.replace(section, "other"))
 
@@ -192,13 +221,18 @@ def test_pages_of_haproxy_are_for_this_machine_if_the_service_is(tmp_path: Path)
         host: with_rules(haproxy.render(tmp_path, port=1, servers=[], host=host).read_text())
         for host in ("127.0.0.1", "0.0.0.0")
     }
-    bound = {host: re.findall(r"^ +bind (\S*):", text, re.MULTILINE) for host, text in written.items()}
+    bound = {
+        host: re.findall(r"^ +bind (\S*):", text, re.MULTILINE) for host, text in written.items()
+    }
     assert bound == {"127.0.0.1": ["127.0.0.1"] * 3, "0.0.0.0": ["", "*", "*"]}
 
 
 def test_headers_that_control_serve_are_removed(proxy: Proxy) -> None:
     names = {name for header in CONTROL_HEADERS for name in (header, header.replace(b"-", b"_"))}
-    names -= {b"x_request_timeout_seconds", b"x_request_disconnect_disabled"}  # Serve does not read these
+    names -= {
+        b"x_request_timeout_seconds",
+        b"x_request_disconnect_disabled",
+    }  # Serve does not read these
     sent = [name.title() + b": \xff" for name in names]
     _, _, content = haproxy.parsed(proxy.send(b"GET", "/", *sent, b"x-other: 1"))
     received = {name.lower() for name, _ in json.loads(content)}
@@ -217,8 +251,12 @@ def test_headers_that_control_serve_are_removed(proxy: Proxy) -> None:
         ([b"good", b"\xff"], []),
     ],
 )
-def test_ids_that_are_not_valid_are_removed(proxy: Proxy, ids: list[bytes], kept: list[str]) -> None:
-    _, _, content = haproxy.parsed(proxy.send(b"GET", "/", *(b"X-Request-Id: " + sent for sent in ids)))
+def test_ids_that_are_not_valid_are_removed(
+    proxy: Proxy, ids: list[bytes], kept: list[str]
+) -> None:
+    _, _, content = haproxy.parsed(
+        proxy.send(b"GET", "/", *(b"X-Request-Id: " + sent for sent in ids))
+    )
     assert [value for name, value in json.loads(content) if name.lower() == "x-request-id"] == kept
 
 
@@ -232,7 +270,9 @@ def test_ids_that_are_not_valid_are_removed(proxy: Proxy, ids: list[bytes], kept
         b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
     ],
 )
-def test_invalid_http_reaches_no_server_and_gets_the_page_of_the_proxy(proxy: Proxy, request_bytes: bytes) -> None:
+def test_invalid_http_reaches_no_server_and_gets_the_page_of_the_proxy(
+    proxy: Proxy, request_bytes: bytes
+) -> None:
     before = proxy.servers.requests.total()
     status, headers, _ = haproxy.parsed(haproxy.send(proxy.port, request_bytes))
     assert (status, headers["content-type"]) == (400, "text/html")
@@ -245,7 +285,9 @@ def test_a_request_without_a_server_is_a_503_in_the_services_format(tmp_path: Pa
         for server in servers.servers:
             server.shutdown()
             server.server_close()
-        answer = haproxy.send(port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = haproxy.send(
+            port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
     assert haproxy.error_type(answer) == (503, "not_available")
     assert haproxy.parsed(answer)[1]["cache-control"] == "no-store"
 

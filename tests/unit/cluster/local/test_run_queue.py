@@ -28,7 +28,9 @@ def test_a_second_run_waits_for_the_first_and_names_it(tmp_path: Path) -> None:
         events.append("the first ends")
     thread.join()
     waiting, *later = events
-    assert waiting.startswith("waiting for another run on this stack: tailorbird run a.yaml (process ")
+    assert waiting.startswith(
+        "waiting for another run on this stack: tailorbird run a.yaml (process "
+    )
     assert later == ["the first ends", "the second runs"]
 
 
@@ -40,7 +42,9 @@ def test_a_run_that_failed_does_not_hold_the_stack(tmp_path: Path) -> None:
         assert notes == []
 
 
-def test_only_the_environment_of_a_stack_has_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_environment_of_a_stack_has_a_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / stack.TOKEN_FILE))
     monkeypatch.setenv(stack.OWN_DASHBOARD, "http://127.0.0.1:3")
     assert stack_in_use() is None

@@ -1,4 +1,5 @@
-"""Attacks on each port of the real S3 server by clients without its credentials: they can read and change nothing."""
+"""Attacks on each port of the real S3 server by clients without its credentials: they can read and
+change nothing."""
 
 import json
 import os
@@ -32,17 +33,34 @@ INTERNAL = {ports.MASTER, ports.VOLUME, ports.FILER, ports.ADMIN}
 GRPC = {ports.GRPC_SHIFT + offset for offset in (ports.S3, *INTERNAL)}
 
 HTTP_ATTACKS = (
-    ("GET", "/buckets/lake/private/row"), ("GET", "/lake/private/row"), ("GET", "/?pretty=y"), ("GET", "/lake"),
-    ("GET", "/buckets/"), ("GET", "/dir/status"), ("GET", "/dir/assign?collection=lake"), ("GET", "/cluster/status"),
-    ("GET", "/ui/index.html"), ("GET", "/api/users"), ("GET", "/debug/pprof/"), ("GET", "/metrics"),
-    ("PUT", "/buckets/lake/private/row"), ("PUT", "/lake/private/row"), ("POST", "/buckets/lake/private/row"),
-    ("POST", "/lake?uploads"), ("POST", "/submit"), ("POST", "/?Action=CreateAccessKey&UserName=attacker"),
-    ("DELETE", "/buckets/lake/private/row"), ("DELETE", "/lake/private/row"), ("DELETE", "/models"),
-    ("DELETE", "/buckets/models?recursive=true"), ("GET", "/col/delete?collection=lake"),
-)  # fmt: skip
+    ("GET", "/buckets/lake/private/row"),
+    ("GET", "/lake/private/row"),
+    ("GET", "/?pretty=y"),
+    ("GET", "/lake"),
+    ("GET", "/buckets/"),
+    ("GET", "/dir/status"),
+    ("GET", "/dir/assign?collection=lake"),
+    ("GET", "/cluster/status"),
+    ("GET", "/ui/index.html"),
+    ("GET", "/api/users"),
+    ("GET", "/debug/pprof/"),
+    ("GET", "/metrics"),
+    ("PUT", "/buckets/lake/private/row"),
+    ("PUT", "/lake/private/row"),
+    ("POST", "/buckets/lake/private/row"),
+    ("POST", "/lake?uploads"),
+    ("POST", "/submit"),
+    ("POST", "/?Action=CreateAccessKey&UserName=attacker"),
+    ("DELETE", "/buckets/lake/private/row"),
+    ("DELETE", "/lake/private/row"),
+    ("DELETE", "/models"),
+    ("DELETE", "/buckets/models?recursive=true"),
+    ("GET", "/col/delete?collection=lake"),
+)
 SHELL_ATTACKS = (
     "fs.cat /buckets/lake/private/row",
-    f"s3.configure -user=attacker -access_key={ATTACKERS_KEY} -secret_key={ATTACKERS_SECRET} -actions=Admin -apply",
+    f"s3.configure -user=attacker -access_key={ATTACKERS_KEY} -secret_key={ATTACKERS_SECRET} "
+    "-actions=Admin -apply",
     "lock",
     "collection.delete -collection=lake -force",
     "s3.bucket.delete -name=models",
@@ -129,7 +147,8 @@ def _running(folder: Path) -> Iterator[Server]:
 
 
 def http_attacks_that_succeed(server: Server) -> list[str]:
-    """Send each request to each port, and return those that were answered with success or the object."""
+    """Send each request to each port, and return those that were answered with success or the
+    object."""
     succeeded = []
     for port in ports.listening(server.pid):
         for method, path in HTTP_ATTACKS:
@@ -142,12 +161,15 @@ def http_attacks_that_succeed(server: Server) -> list[str]:
 
 
 def grpc_codes(port: int) -> dict[str, grpc.StatusCode]:
-    """Return how a port answers each call, in plain text and by TLS without a client certificate."""
+    """Return how a port answers each call, in plain text and by TLS without a client
+    certificate."""
     target = f"127.0.0.1:{port}"
     channels = [grpc.insecure_channel(target)]
     with suppress(ssl.SSLError):
         certificate = ssl.get_server_certificate(("127.0.0.1", port), timeout=10)
-        channels.append(grpc.secure_channel(target, grpc.ssl_channel_credentials(certificate.encode())))
+        channels.append(
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(certificate.encode()))
+        )
     codes = {}
     for number, channel in enumerate(channels):
         with channel:
@@ -161,15 +183,25 @@ def grpc_codes(port: int) -> dict[str, grpc.StatusCode]:
 
 
 def attack_with_the_shell(server: Server, folder: Path, *, timeout_s: int) -> bytes:
-    """Run SeaweedFS's own administration shell, which keeps trying if it is refused; return what it prints."""
-    addresses = (f"-master=127.0.0.1:{server.base + ports.MASTER}", f"-filer=127.0.0.1:{server.base + ports.FILER}")
+    """Run SeaweedFS's own administration shell, which keeps trying if it is refused; return what it
+    prints."""
+    addresses = (
+        f"-master=127.0.0.1:{server.base + ports.MASTER}",
+        f"-filer=127.0.0.1:{server.base + ports.FILER}",
+    )
     output = folder / "output"
     with output.open("wb") as printed, suppress(subprocess.TimeoutExpired):
         subprocess.run(
             [processes.program("weed"), "shell", *addresses],
-            input="\n".join(SHELL_ATTACKS), text=True, cwd=folder, env={"HOME": str(folder)}, timeout=timeout_s,
-            stdout=printed, stderr=printed, check=False,
-        )  # fmt: skip
+            input="\n".join(SHELL_ATTACKS),
+            text=True,
+            cwd=folder,
+            env={"HOME": str(folder)},
+            timeout=timeout_s,
+            stdout=printed,
+            stderr=printed,
+            check=False,
+        )
     return output.read_bytes()
 
 
@@ -206,9 +238,15 @@ def _exists(uri: str) -> bool:
 
 def test_the_server_listens_on_its_known_ports_on_loopback_only(server: Server) -> None:
     connections = psutil.Process(server.pid).net_connections("tcp")
-    addresses = {item.laddr.ip for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
+    addresses = {
+        item.laddr.ip for item in connections if item.laddr and item.status == psutil.CONN_LISTEN
+    }
     assert addresses == {"127.0.0.1"}
-    assert {port - server.base for port in ports.listening(server.pid)} == {ports.S3, *INTERNAL, *GRPC}
+    assert {port - server.base for port in ports.listening(server.pid)} == {
+        ports.S3,
+        *INTERNAL,
+        *GRPC,
+    }
 
 
 def test_requests_without_credentials_are_refused_on_each_port(server: Server) -> None:
@@ -216,7 +254,9 @@ def test_requests_without_credentials_are_refused_on_each_port(server: Server) -
     assert harm() == []
 
 
-def test_the_internal_ports_demand_a_certificate_that_the_server_has_signed(server: Server, tmp_path: Path) -> None:
+def test_the_internal_ports_demand_a_certificate_that_the_server_has_signed(
+    server: Server, tmp_path: Path
+) -> None:
     s3_server.require_closed(server.base, pid=server.pid)
     (tmp_path / "own.pem").write_text("".join(s3_server._new_certificate()))
     context = ssl.create_default_context()
@@ -232,8 +272,14 @@ def test_the_internal_ports_demand_a_certificate_that_the_server_has_signed(serv
 
 
 def test_no_port_answers_a_call_by_grpc_without_a_certificate(server: Server) -> None:
-    codes = {(port, call): code for port in ports.listening(server.pid) for call, code in grpc_codes(port).items()}
-    assert {call for call, code in codes.items() if code is not grpc.StatusCode.UNAVAILABLE} == set()
+    codes = {
+        (port, call): code
+        for port in ports.listening(server.pid)
+        for call, code in grpc_codes(port).items()
+    }
+    assert {
+        call for call, code in codes.items() if code is not grpc.StatusCode.UNAVAILABLE
+    } == set()
 
 
 @pytest.mark.long
@@ -245,7 +291,11 @@ def test_the_administration_shell_reads_and_changes_nothing(server: Server, tmp_
 def test_a_page_of_another_origin_reads_and_changes_nothing(
     open_page: OpenPage, server: Server, tmp_path: Path
 ) -> None:
-    urls = [f"http://127.0.0.1:{port}{path}" for port in ports.listening(server.pid) for path in PAGE_PATHS]
+    urls = [
+        f"http://127.0.0.1:{port}{path}"
+        for port in ports.listening(server.pid)
+        for path in PAGE_PATHS
+    ]
     (tmp_path / "index.html").write_text(PAGE.replace("URLS", json.dumps(urls)))
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
@@ -259,30 +309,52 @@ def test_a_page_of_another_origin_reads_and_changes_nothing(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 def test_another_user_can_read_no_file_and_use_no_socket(server: Server) -> None:
-    sockets = {str(item.laddr) for item in psutil.Process(server.pid).net_connections("unix") if item.laddr}
+    sockets = {
+        str(item.laddr) for item in psutil.Process(server.pid).net_connections("unix") if item.laddr
+    }
     files = [*server.temp_dir.rglob("*"), *server.folder.rglob("*"), *sockets]
     assert len(sockets) == 7
-    script = 'for path in "$@"; do if test -r "$path" || test -w "$path"; then echo "$path"; fi; done'
+    script = (
+        'for path in "$@"; do if test -r "$path" || test -w "$path"; then echo "$path"; fi; done'
+    )
     command = ["sh", "-c", script, "sh", *map(str, files)]
     done = subprocess.run(
-        command, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, check=True
+        command,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == ""
 
 
 def test_files_and_folders_are_private(server: Server) -> None:
-    entries = [*server.temp_dir.rglob("*"), *(server.folder / "s3").rglob("*"), server.folder / "s3"]
-    public = [path.suffix for path in entries if not path.is_symlink() and path.stat().st_mode & 0o077]
+    entries = [
+        *server.temp_dir.rglob("*"),
+        *(server.folder / "s3").rglob("*"),
+        server.folder / "s3",
+    ]
+    public = [
+        path.suffix for path in entries if not path.is_symlink() and path.stat().st_mode & 0o077
+    ]
     assert set(public) <= {".vif"}  # SeaweedFS sets the mode of these files; they describe volumes
 
 
 @pytest.mark.long
-def test_without_the_security_file_the_same_attacks_succeed(unprotected: Server, tmp_path: Path) -> None:
-    codes = [code for port in ports.listening(unprotected.pid) for code in grpc_codes(port).values()]
+def test_without_the_security_file_the_same_attacks_succeed(
+    unprotected: Server, tmp_path: Path
+) -> None:
+    codes = [
+        code for port in ports.listening(unprotected.pid) for code in grpc_codes(port).values()
+    ]
     with pytest.raises(StackError, match="accepts clients without a certificate on the ports"):
         s3_server.require_closed(unprotected.base, pid=unprotected.pid)
     assert codes.count(grpc.StatusCode.OK) > 3
-    assert any("/buckets/lake/private/row" in attack for attack in http_attacks_that_succeed(unprotected))
+    assert any(
+        "/buckets/lake/private/row" in attack for attack in http_attacks_that_succeed(unprotected)
+    )
     storage.write_bytes(OBJECT, SECRET)
     assert SECRET in attack_with_the_shell(unprotected, tmp_path, timeout_s=20)
     assert harm() == ["a bucket is gone", "the object cannot be read", "the attacker has a key"]

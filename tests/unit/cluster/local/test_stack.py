@@ -57,7 +57,9 @@ def test_down_does_not_stop_a_process_that_reuses_the_id_of_a_dead_server(tmp_pa
 
 def test_the_error_for_an_invalid_state_file_names_it(tmp_path: Path) -> None:
     (tmp_path / stack.STATE_FILE).write_text("{}")
-    with pytest.raises(stack.StackError, match=r"stack\.json is not a valid state of a stack .*; delete the file"):
+    with pytest.raises(
+        stack.StackError, match=r"stack\.json is not a valid state of a stack .*; delete the file"
+    ):
         stack.status(tmp_path)
 
 
@@ -76,7 +78,9 @@ def test_the_environment_configures_s3_ray_jobs_and_serve() -> None:
     }
 
 
-def test_jobs_and_replicas_recognize_the_token_of_a_stack_before_its_state_is_written(tmp_path: Path) -> None:
+def test_jobs_and_replicas_recognize_the_token_of_a_stack_before_its_state_is_written(
+    tmp_path: Path,
+) -> None:
     keys = ray_env.stack_keys(tmp_path)
     variables = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     assert variables[stack.OWN_DASHBOARD] == variables["RAY_API_SERVER_ADDRESS"]
@@ -92,8 +96,12 @@ def test_a_new_folder_is_private(tmp_path: Path) -> None:
     assert mode(tmp_path / "parent" / "new") == 0o700
 
 
-@pytest.mark.parametrize("name", [None, stack.KEYS_FILE, stack.LOCK_FILE], ids=["empty", "keys", "lock"])
-def test_an_empty_folder_and_one_of_a_stack_become_private(name: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [None, stack.KEYS_FILE, stack.LOCK_FILE], ids=["empty", "keys", "lock"]
+)
+def test_an_empty_folder_and_one_of_a_stack_become_private(
+    name: str | None, tmp_path: Path
+) -> None:
     if name:
         (tmp_path / name).touch()
     tmp_path.chmod(0o755)
@@ -104,7 +112,9 @@ def test_an_empty_folder_and_one_of_a_stack_become_private(name: str | None, tmp
 def test_a_folder_that_others_use_is_refused_and_keeps_its_permissions(tmp_path: Path) -> None:
     (tmp_path / "another's file").touch()
     tmp_path.chmod(0o1777)
-    with pytest.raises(stack.StackError, match=r"other users have access to it; .*Give a new folder with --dir or"):
+    with pytest.raises(
+        stack.StackError, match=r"other users have access to it; .*Give a new folder with --dir or"
+    ):
         stack.up(tmp_path)
     assert not stack.down(tmp_path)
     assert mode(tmp_path) == 0o1777

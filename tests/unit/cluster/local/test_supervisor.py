@@ -13,14 +13,19 @@ from cluster.local.supervisor import MAX_RAY_STARTS, wait_for_ray
 
 
 class Starts:
-    """Starts real processes; each of the first `failures` ends with exit code 1, and the next one runs."""
+    """Starts real processes; each of the first `failures` ends with exit code 1, and the next one
+    runs."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
         self.processes: list[Process] = []
 
     def __call__(self) -> Process:
-        code = "raise SystemExit(1)" if len(self.processes) < self.failures else "import time; time.sleep(600)"
+        code = (
+            "raise SystemExit(1)"
+            if len(self.processes) < self.failures
+            else "import time; time.sleep(600)"
+        )
         self.processes.append(subprocess.Popen([sys.executable, "-c", code]))
         return self.processes[-1]
 
@@ -49,7 +54,9 @@ def test_ray_starts_again_if_it_ends_during_its_start(starts: Starts) -> None:
 @pytest.mark.parametrize("starts", [MAX_RAY_STARTS], indirect=True)
 def test_the_number_of_starts_is_bounded(starts: Starts) -> None:
     with pytest.raises(StackError, match="Ray ended with exit code 1"):
-        wait_for_ray(starts.ready, start=starts, servers={"Ray": starts()}, stopping=threading.Event())
+        wait_for_ray(
+            starts.ready, start=starts, servers={"Ray": starts()}, stopping=threading.Event()
+        )
     assert len(starts.processes) == MAX_RAY_STARTS
 
 
@@ -60,7 +67,12 @@ def test_no_start_after_the_end_of_another_server(starts: Starts) -> None:
     ray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         with pytest.raises(StackError, match="S3 ended with exit code 2"):
-            wait_for_ray(starts.ready, start=starts, servers={"S3": s3, "Ray": ray}, stopping=threading.Event())
+            wait_for_ray(
+                starts.ready,
+                start=starts,
+                servers={"S3": s3, "Ray": ray},
+                stopping=threading.Event(),
+            )
         assert not starts.processes
     finally:
         ray.kill()

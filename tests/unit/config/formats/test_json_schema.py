@@ -1,4 +1,5 @@
-"""JSON Schemas are reduced to the forms that a grammar expresses; others are refused with the place."""
+"""JSON Schemas are reduced to the forms that a grammar expresses; others are refused with the
+place."""
 
 import contextlib
 import re
@@ -18,7 +19,9 @@ from tailorbird.config.formats.json_schema import (
 )
 
 OTHER_NAMES = ["type", "$ref", "enum", "const", "anyOf", "a", "title", "oneOf"]
-NAMES = st.sampled_from([*sorted(set().union(*KEYWORDS.values())), *KEYWORDS, *DEFINITIONS, *OTHER_NAMES])
+NAMES = st.sampled_from(
+    [*sorted(set().union(*KEYWORDS.values())), *KEYWORDS, *DEFINITIONS, *OTHER_NAMES]
+)
 REFERENCES = st.sampled_from(["#", "#/$defs/a", "#/definitions/a", "#/$defs/", "#/a"])
 TEXTS = NAMES | REFERENCES | st.sampled_from(["a|b", "(", ""])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
@@ -37,12 +40,27 @@ ANY_OBJECT = {"type": "object", "additionalProperties": True}
     ("schema", "expected"),
     [
         ({}, {}),
-        ({"title": "T", "description": "d", "type": "string", "format": "date", "default": "x"}, {"type": "string"}),
-        ({"type": "object"}, ANY_OBJECT),
-        ({"additionalProperties": {"type": "null"}}, {"type": "object", "additionalProperties": {"type": "null"}}),
         (
-            {"properties": {"b": True, "a": {}}, "required": ["a", "a"], "additionalProperties": True},
-            {"type": "object", "properties": {"b": {}, "a": {}}, "required": ["a"], "additionalProperties": False},
+            {"title": "T", "description": "d", "type": "string", "format": "date", "default": "x"},
+            {"type": "string"},
+        ),
+        ({"type": "object"}, ANY_OBJECT),
+        (
+            {"additionalProperties": {"type": "null"}},
+            {"type": "object", "additionalProperties": {"type": "null"}},
+        ),
+        (
+            {
+                "properties": {"b": True, "a": {}},
+                "required": ["a", "a"],
+                "additionalProperties": True,
+            },
+            {
+                "type": "object",
+                "properties": {"b": {}, "a": {}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
         ),
         (
             {"type": ["string", "null"], "minLength": 2},
@@ -50,12 +68,21 @@ ANY_OBJECT = {"type": "object", "additionalProperties": True}
         ),
         ({"const": 1}, {"enum": [1]}),
         ({"enum": [2**53, 1e300, True]}, {"enum": [2**53, 1e300, True]}),
-        ({"type": "number", "minimum": 1, "maximum": 1}, {"type": "number", "minimum": 1, "maximum": 1}),
+        (
+            {"type": "number", "minimum": 1, "maximum": 1},
+            {"type": "number", "minimum": 1, "maximum": 1},
+        ),
         ({"type": "string", "enum": ["a"]}, {"enum": ["a"]}),
         ({"type": "string", "pattern": "^a?$"}, {"type": "string", "pattern": "([a]|)"}),
         (
-            {"$ref": "#/definitions/x", "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}}},
-            {"$ref": "#/definitions/x", "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}}},
+            {
+                "$ref": "#/definitions/x",
+                "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}},
+            },
+            {
+                "$ref": "#/definitions/x",
+                "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}},
+            },
         ),
     ],
 )
@@ -74,29 +101,47 @@ def test_properties_keep_their_order() -> None:
     [
         ({"type": "person"}, "/type: 'person' is not one of object, array"),
         ({"type": []}, "/type: must name a type"),
-        ({"properties": {"a": {"oneOf": []}}}, "/properties/a: the keyword 'oneOf' is not supported here"),
+        (
+            {"properties": {"a": {"oneOf": []}}},
+            "/properties/a: the keyword 'oneOf' is not supported here",
+        ),
         ({"not": {}}, "the schema: the keyword 'not' is not supported here"),
         ({"type": "number", "multipleOf": 2}, "the keyword 'multipleOf' is not supported"),
         ({"type": "string", "minimum": 2}, "the keyword 'minimum' is not supported here"),
         ({"type": "array", "uniqueItems": True}, "the keyword 'uniqueItems' is not supported"),
-        ({"anyOf": [{}], "type": "string"}, "the keyword 'type' is not supported here; supported with it are anyOf"),
+        (
+            {"anyOf": [{}], "type": "string"},
+            "the keyword 'type' is not supported here; supported with it are anyOf",
+        ),
         ({"anyOf": []}, f"/anyOf: must be a list of 1 to {MAX_ALTERNATIVES} schemas"),
         ({"$ref": "#/$defs/a"}, "/$ref: '#/$defs/a' is not in the schema's $defs"),
         ({"$ref": "https://example.com/schema"}, "is not in the schema's $defs"),
         ({"$ref": "#"}, "#: the schema refers to itself without an object or a list in between"),
         (
-            {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}, {}]}, "b": {"$ref": "#/$defs/a"}}},
+            {
+                "$ref": "#/$defs/a",
+                "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}, {}]}, "b": {"$ref": "#/$defs/a"}},
+            },
             "#/$defs/a: the schema refers to itself",
         ),
         (
             {
                 "anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
-                "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/c"}, {}]}, "c": {"$ref": "#"}},
+                "$defs": {
+                    "a": {"$ref": "#/$defs/b"},
+                    "b": {"anyOf": [{"$ref": "#/$defs/c"}, {}]},
+                    "c": {"$ref": "#"},
+                },
             },
             "#: the schema refers to itself",
         ),
         (
-            {"type": "array", "items": {}, "$defs": {"a": {"$ref": "#/definitions/b"}}, "definitions": 5},
+            {
+                "type": "array",
+                "items": {},
+                "$defs": {"a": {"$ref": "#/definitions/b"}},
+                "definitions": 5,
+            },
             "/definitions: must be an object, not 5",
         ),
         ({"$ref": "#/$defs/a", "$defs": None}, "/$defs: must be an object, not None"),
@@ -109,15 +154,36 @@ def test_properties_keep_their_order() -> None:
         ({"type": "string", "enum": [1]}, "/enum: 1 is not of type string"),
         ({"type": "integer", "const": True}, "/const: True is not of type integer"),
         ({"enum": list(range(1025))}, "lists more than 1,024 values"),
-        ({"type": "string", "maxLength": -1}, "/maxLength: must be a whole number from 0 to 100,000, not -1"),
-        ({"type": "string", "maxLength": 10**9}, "/maxLength: must be a whole number from 0 to 100,000"),
+        (
+            {"type": "string", "maxLength": -1},
+            "/maxLength: must be a whole number from 0 to 100,000, not -1",
+        ),
+        (
+            {"type": "string", "maxLength": 10**9},
+            "/maxLength: must be a whole number from 0 to 100,000",
+        ),
         ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems 3 is above maxItems 2"),
-        ({"type": "integer", "minimum": 2, "exclusiveMaximum": 2}, "the schema: no integer is in the range"),
-        ({"type": "integer", "minimum": 1.5}, "/minimum: must be a whole number of at most 2**53, not 1.5"),
-        ({"type": "number", "minimum": "1"}, "/minimum: must be a number of at most 2**53, not '1'"),
+        (
+            {"type": "integer", "minimum": 2, "exclusiveMaximum": 2},
+            "the schema: no integer is in the range",
+        ),
+        (
+            {"type": "integer", "minimum": 1.5},
+            "/minimum: must be a whole number of at most 2**53, not 1.5",
+        ),
+        (
+            {"type": "number", "minimum": "1"},
+            "/minimum: must be a number of at most 2**53, not '1'",
+        ),
         ({"type": "number", "maximum": 1e300}, "/maximum: must be a number of at most 2**53"),
-        ({"type": "number", "minimum": float("nan")}, "/minimum: must be a number of at most 2**53, not nan"),
-        ({"type": "number", "minimum": 2, "maximum": 1.5}, "no number with at most 6 decimals is in the range"),
+        (
+            {"type": "number", "minimum": float("nan")},
+            "/minimum: must be a number of at most 2**53, not nan",
+        ),
+        (
+            {"type": "number", "minimum": 2, "maximum": 1.5},
+            "no number with at most 6 decimals is in the range",
+        ),
         (
             {"items": {"type": "number", "minimum": 1, "exclusiveMaximum": 1}},
             "/items: no number with at most 6 decimals is in the range",
@@ -126,16 +192,31 @@ def test_properties_keep_their_order() -> None:
             {"type": "number", "exclusiveMinimum": 1, "minimum": 0, "maximum": 1},
             "no number with at most 6 decimals is in the range",
         ),
-        ({"type": "number", "minimum": 1e-7, "maximum": 2e-7}, "no number with at most 6 decimals is in the range"),
+        (
+            {"type": "number", "minimum": 1e-7, "maximum": 2e-7},
+            "no number with at most 6 decimals is in the range",
+        ),
         ({"enum": [1, float("nan")]}, "/enum: nan is not finite"),
         ({"const": -float("inf")}, "/const: -inf is not finite"),
-        ({"items": {"const": 2**53 + 1}}, "/items/const: 9007199254740993 is not finite, or an integer beyond 2**53"),
+        (
+            {"items": {"const": 2**53 + 1}},
+            "/items/const: 9007199254740993 is not finite, or an integer beyond 2**53",
+        ),
         ({"enum": ["\ud800"]}, "half of a surrogate pair"),
         ({"properties": {"\ud800": {}}}, "half of a surrogate pair"),
         ({"type": "string", "pattern": "(?=a)"}, "/pattern: has a group with options"),
-        ({"type": "string", "pattern": "a", "maxLength": 3}, "a `pattern` cannot be combined with `maxLength`"),
-        ({"properties": {str(n): {} for n in range(MAX_PROPERTIES + 1)}}, "has 129 properties, but at most 128"),
-        ({"description": "a" * 20_000}, "the schema has 20,019 bytes, but at most 16,384 are supported"),
+        (
+            {"type": "string", "pattern": "a", "maxLength": 3},
+            "a `pattern` cannot be combined with `maxLength`",
+        ),
+        (
+            {"properties": {str(n): {} for n in range(MAX_PROPERTIES + 1)}},
+            "has 129 properties, but at most 128",
+        ),
+        (
+            {"description": "a" * 20_000},
+            "the schema has 20,019 bytes, but at most 16,384 are supported",
+        ),
     ],
 )
 def test_other_schemas_are_refused_with_the_place(schema: Any, message: str) -> None:
@@ -151,30 +232,56 @@ def test_other_schemas_are_refused_with_the_place(schema: Any, message: str) -> 
         ([{"pattern": r"\d{0,256}"}] * 9, [{"pattern": r"\d{0,256}"}] * 10),
         ([{"pattern": "([^,]+|,[^,]){11}"}], [{"pattern": "([^,]+|,[^,]){12}"}]),
         ([{"pattern": "(,.?){22}"}], [{"pattern": "(,.?){23}"}]),
-        ([*LENGTHS, {"pattern": ".{256}"}, {"pattern": ".{58}"}], [*LENGTHS, *[{"pattern": ".{256}"}] * 2]),
-        ([*TITLE_AND_SUMMARY, {"pattern": ".{0,206}"}], [*TITLE_AND_SUMMARY, {"pattern": ".{0,207}"}]),
+        (
+            [*LENGTHS, {"pattern": ".{256}"}, {"pattern": ".{58}"}],
+            [*LENGTHS, *[{"pattern": ".{256}"}] * 2],
+        ),
+        (
+            [*TITLE_AND_SUMMARY, {"pattern": ".{0,206}"}],
+            [*TITLE_AND_SUMMARY, {"pattern": ".{0,207}"}],
+        ),
         ([{"maxLength": n} for n in range(24, 33)], [{"maxLength": n} for n in range(23, 33)]),
-        ([{"minLength": 300}, {"minLength": 400}], [{"minLength": 300}, {"minLength": 200}, {"minLength": 400}]),
-        ([{"minLength": 33, "maxLength": 200}] * 2, [{"minLength": 33, "maxLength": most} for most in (200, 201)]),
-        ([{"minLength": 32, "maxLength": 200}, {"pattern": ".{256}"}], [{"maxLength": 9}, {"pattern": ".{0,256}"}]),
+        (
+            [{"minLength": 300}, {"minLength": 400}],
+            [{"minLength": 300}, {"minLength": 200}, {"minLength": 400}],
+        ),
+        (
+            [{"minLength": 33, "maxLength": 200}] * 2,
+            [{"minLength": 33, "maxLength": most} for most in (200, 201)],
+        ),
+        (
+            [{"minLength": 32, "maxLength": 200}, {"pattern": ".{256}"}],
+            [{"maxLength": 9}, {"pattern": ".{0,256}"}],
+        ),
     ],
 )
-def test_the_patterns_and_lengths_of_a_schema_are_limited_together(accepted: Any, refused: Any) -> None:
+def test_the_patterns_and_lengths_of_a_schema_are_limited_together(
+    accepted: Any, refused: Any
+) -> None:
     assert supported_schema(_with_properties(accepted))
-    with pytest.raises(ValueError, match=r"/properties/p[0-9]+: the patterns and lengths of the schema allow too many"):
+    with pytest.raises(
+        ValueError,
+        match=r"/properties/p[0-9]+: the patterns and lengths of the schema allow too many",
+    ):
         supported_schema(_with_properties(refused))
 
 
 def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}}
+    return {
+        "properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}
+    }
 
 
 @settings(max_examples=500, deadline=None)
 @given(
     st.dictionaries(NAMES, JSON, max_size=4),
-    st.dictionaries(st.sampled_from(DEFINITIONS), SCALARS | JSON | st.fixed_dictionaries({"a": SUBSCHEMAS})),
+    st.dictionaries(
+        st.sampled_from(DEFINITIONS), SCALARS | JSON | st.fixed_dictionaries({"a": SUBSCHEMAS})
+    ),
 )
-def test_arbitrary_json_has_no_other_error(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
+def test_arbitrary_json_has_no_other_error(
+    schema: dict[str, Any], definitions: dict[str, Any]
+) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(supported_schema(schema | definitions), dict)
 
@@ -190,7 +297,9 @@ def test_a_schema_with_many_levels_is_refused() -> None:
 def test_the_steps_to_follow_references_grow_with_their_number_and_not_with_its_square() -> None:
     def num_steps(num_schemas: int) -> int:
         """Return the number of calls, those of the library included."""
-        chain: dict[str, Any] = {str(row): {"$ref": f"#/$defs/{row + 1}"} for row in range(num_schemas)}
+        chain: dict[str, Any] = {
+            str(row): {"$ref": f"#/$defs/{row + 1}"} for row in range(num_schemas)
+        }
         events: list[str] = []
         sys.setprofile(lambda _frame, event, _arg: events.append(event))
         try:

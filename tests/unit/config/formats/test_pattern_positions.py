@@ -1,4 +1,5 @@
-"""Patterns in which a text leads to many positions are refused, because their tokens take seconds to find."""
+"""Patterns in which a text leads to many positions are refused, because their tokens take seconds
+to find."""
 
 import re
 
@@ -20,7 +21,11 @@ def matches(positions: Positions, text: str) -> bool:
     reached, following, is_end = 0, positions.first, positions.is_optional
     for char in text:
         at = [index for index in range(len(positions.classes)) if following >> index & 1]
-        reached = sum(1 << i for i in at if any(low <= ord(char) <= high for low, high in positions.classes[i]))
+        reached = sum(
+            1 << i
+            for i in at
+            if any(low <= ord(char) <= high for low, high in positions.classes[i])
+        )
         following = 0
         for index, each in enumerate(positions.followers):
             following |= each if reached >> index & 1 else 0
@@ -45,15 +50,28 @@ def test_the_positions_match_the_texts_of_the_pattern(pattern: str, text: str) -
     ],
 )  # fmt: skip
 def test_a_loop_over_a_group_that_divides_a_text_in_several_ways_is_refused(pattern: str) -> None:
-    with pytest.raises(ValueError, match="repeats a group without limit that can be empty, or in which"):
+    with pytest.raises(
+        ValueError, match="repeats a group without limit that can be empty, or in which"
+    ):
         exact_pattern(pattern)
 
 
 @pytest.mark.parametrize(
-    "pattern", [".?" * 7, ".?" * 20, "(.?){22}", "(.+|a.){11}", ".{0,20}[a-z]{0,20}.{0,20}", "[a-z]?" * 12, "a?" * 128]
+    "pattern",
+    [
+        ".?" * 7,
+        ".?" * 20,
+        "(.?){22}",
+        "(.+|a.){11}",
+        ".{0,20}[a-z]{0,20}.{0,20}",
+        "[a-z]?" * 12,
+        "a?" * 128,
+    ],
 )
 def test_many_parts_that_can_start_with_the_same_character_are_refused(pattern: str) -> None:
-    with pytest.raises(ValueError, match="has too many parts that can start with the same character"):
+    with pytest.raises(
+        ValueError, match="has too many parts that can start with the same character"
+    ):
         exact_pattern(pattern)
 
 

@@ -34,7 +34,9 @@ def chat(response_format: object, **evaluation: Any) -> Recipe:
 
 def test_a_version_stores_the_format_of_the_recipe_with_the_order_of_its_properties() -> None:
     recipe = chat({"type": "json_schema", "json_schema": NAMED})
-    prompting = Prompting(system=None, max_new_tokens=8, response_format=recipe.data.response_format)
+    prompting = Prompting(
+        system=None, max_new_tokens=8, response_format=recipe.data.response_format
+    )
     stored = Prompting.model_validate_json(prompting.model_dump_json())
     assert stored == prompting
     assert isinstance(stored.response_format, JsonSchemaFormat)
@@ -43,13 +45,18 @@ def test_a_version_stores_the_format_of_the_recipe_with_the_order_of_its_propert
 
 
 def test_a_version_without_a_format_is_read_from_its_former_config() -> None:
-    assert Prompting.model_validate_json('{"system": null, "max_new_tokens": 8}').response_format is None
+    assert (
+        Prompting.model_validate_json('{"system": null, "max_new_tokens": 8}').response_format
+        is None
+    )
 
 
 def test_an_endpoint_receives_the_format_as_it_was_given() -> None:
     format = JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": NAMED})
     assert openai_format(format) == {"type": "json_schema", "json_schema": NAMED}
-    unnamed = JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
+    unnamed = JsonSchemaFormat.model_validate(
+        {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    )
     assert openai_format(unnamed)["json_schema"] == {"name": "answer", "schema": SCHEMA}
     assert openai_format(JsonObjectFormat(type="json_object")) == {"type": "json_object"}
 
@@ -58,7 +65,8 @@ def test_the_key_of_a_format_depends_on_the_order_of_properties() -> None:
     properties: dict[str, Any] = SCHEMA["properties"]  # type: ignore[assignment]
     turned = NAMED | {"schema": SCHEMA | {"properties": dict(reversed(properties.items()))}}
     first, second = (
-        JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": named}) for named in (NAMED, turned)
+        JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": named})
+        for named in (NAMED, turned)
     )
     assert format_key(first) != format_key(second)
 
@@ -67,8 +75,14 @@ def test_the_key_of_a_format_depends_on_the_order_of_properties() -> None:
     ("response_format", "message"),
     [
         ({"type": "text"}, "data.response_format"),
-        ({"type": "json_schema", "json_schema": {"schema": {"type": "person"}}}, "/type: 'person' is not one of"),
-        ({"type": "json_schema", "json_schema": {"schema": SCHEMA, "name": "a b"}}, "String should match pattern"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "person"}}},
+            "/type: 'person' is not one of",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"schema": SCHEMA, "name": "a b"}},
+            "String should match pattern",
+        ),
         ({"type": "json_schema", "schema": SCHEMA}, "Field required"),
         ({"type": "choice", "choice": ["yes"]}, "at least 2 items"),
         ({"type": "choice", "choice": ["yes", "yes"]}, "an option is listed twice"),
@@ -77,7 +91,9 @@ def test_the_key_of_a_format_depends_on_the_order_of_properties() -> None:
         ({"type": "choice", "choice": ["yes", ""]}, "'' cannot be an answer"),
     ],
 )
-def test_a_format_that_answers_cannot_have_is_refused(response_format: object, message: str) -> None:
+def test_a_format_that_answers_cannot_have_is_refused(
+    response_format: object, message: str
+) -> None:
     with pytest.raises(ValidationError, match=message.split(".")[-1]):
         chat(response_format)
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from tailorbird.config.formats.schema_pattern import MAX_SIZE, exact_pattern
 
-ATOMS = st.sampled_from(["a", "b", "[ab]", "[^b-z]", ".", r"\d", r"\w", r"\.", "é", "[a-c.]", "()", "(|a)"])
+ATOMS = st.sampled_from(
+    ["a", "b", "[ab]", "[^b-z]", ".", r"\d", r"\w", r"\.", "é", "[a-c.]", "()", "(|a)"]
+)
 QUANTIFIERS = st.sampled_from(["", "*", "+", "?", "{2}", "{0,2}", "{1,}", "{0}"])
 
 
@@ -28,14 +30,20 @@ PATTERNS = st.recursive(st.builds("{}{}".format, ATOMS, QUANTIFIERS), _longer, m
 
 
 @given(PATTERNS, st.text("ab.1é", max_size=6))
-def test_a_text_matches_the_rewritten_pattern_if_the_whole_pattern_matches_it(pattern: str, text: str) -> None:
+def test_a_text_matches_the_rewritten_pattern_if_the_whole_pattern_matches_it(
+    pattern: str, text: str
+) -> None:
     rewritten, reason = "", ""
     try:
         rewritten = exact_pattern(pattern).text
     except ValueError as error:
         reason = str(error)
     if reason:
-        assert "()" in pattern or "{0}" in pattern or reason.startswith("repeats a group without limit that can")
+        assert (
+            "()" in pattern
+            or "{0}" in pattern
+            or reason.startswith("repeats a group without limit that can")
+        )
         return
     if re.fullmatch(rewritten, text):
         assert re.fullmatch(pattern, text)
@@ -98,7 +106,9 @@ def test_other_patterns_are_refused_with_the_reason(pattern: object, message: st
 
 
 @pytest.mark.parametrize("negation", ["", "^"])
-def test_the_steps_to_rewrite_a_class_grow_with_its_characters_and_not_with_their_square(negation: str) -> None:
+def test_the_steps_to_rewrite_a_class_grow_with_its_characters_and_not_with_their_square(
+    negation: str,
+) -> None:
     def num_steps(num_chars: int) -> int:
         """Return the number of calls, those of the library included."""
         chars = "".join(map(chr, range(0x100, 0x100 + 2 * num_chars, 2)))

@@ -54,14 +54,22 @@ def splits(config: DataConfig) -> Splits:
     return read_splits(config)
 
 
-def test_about_twelve_thousand_terms_are_split_72_11_17(rows_of: dict[str, list[dict[str, Any]]]) -> None:
-    terms = {name: [row for row in rows_of[name] if row["text"] != row["title"]] for name in SPLIT_NAMES}
+def test_about_twelve_thousand_terms_are_split_72_11_17(
+    rows_of: dict[str, list[dict[str, Any]]],
+) -> None:
+    terms = {
+        name: [row for row in rows_of[name] if row["text"] != row["title"]] for name in SPLIT_NAMES
+    }
     total = sum(len(rows) for rows in terms.values())
     assert 12_000 < total < 13_000
-    assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx([0.72, 0.11, 0.17], abs=0.015)
+    assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx(
+        [0.72, 0.11, 0.17], abs=0.015
+    )
 
 
-def test_only_titles_of_short_codes_are_training_texts(rows_of: dict[str, list[dict[str, Any]]]) -> None:
+def test_only_titles_of_short_codes_are_training_texts(
+    rows_of: dict[str, list[dict[str, Any]]],
+) -> None:
     held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in rows_of[name]}
     assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in rows_of[name])
     titles = [row for row in rows_of["train"] if row["text"] == row["title"]]
@@ -77,7 +85,9 @@ def test_every_split_has_all_21_chapters_in_similar_shares(splits: Splits) -> No
         assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
         shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
     # A single category (L89, pressure ulcers) has 2% of all rows and is not divided.
-    assert all(abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share)
+    assert all(
+        abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share
+    )
 
 
 def test_the_quality_checks_find_only_near_copies_from_other_categories(splits: Splits) -> None:
@@ -92,16 +102,24 @@ def test_each_wording_occurs_once(splits: Splits) -> None:
     assert len(texts) == len(set(texts))
 
 
-def test_rows_have_the_code_title_and_category_of_the_text(rows_of: dict[str, list[dict[str, Any]]]) -> None:
+def test_rows_have_the_code_title_and_category_of_the_text(
+    rows_of: dict[str, list[dict[str, Any]]],
+) -> None:
     rows = [row for part in rows_of.values() for row in part]
-    [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
+    [row] = [
+        row
+        for row in rows
+        if row["text"] == "Kinking and stricture of ureter without hydronephrosis"
+    ]
     assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
     assert row["block"] == "N10-N16"
     assert row["chapter"] == "diseases of the genitourinary system"
     assert all(row["category"] == row["code"][:3] and row["title"] for row in rows)
 
 
-def test_building_again_gives_the_same_bytes(written: tuple[str, dict[str, int]], tmp_path: Path) -> None:
+def test_building_again_gives_the_same_bytes(
+    written: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
     icd10.write(tmp_path.as_uri() + "/")
     first = Path(written[0].removeprefix("file://"))
     for name in written[1]:

@@ -1,4 +1,5 @@
-"""Files in the formats of OpenAI, ShareGPT and Alpaca and tables are converted; what cannot be kept is refused."""
+"""Files in the formats of OpenAI, ShareGPT and Alpaca and tables are converted; what cannot be kept
+is refused."""
 
 import json
 import tracemalloc
@@ -46,7 +47,12 @@ QUESTION, ANSWER = [{"role": role, "content": content} for role, content in ASKE
     [
         openai(*ASKED),
         openai(*ASKED, tools=[], functions=None),
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, {**ANSWER, "refusal": None}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                {**ANSWER, "refusal": None},
+            ]
+        },
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
         {"instruction": "hi", "input": "", "output": "hello"},
     ],
@@ -62,11 +68,17 @@ def test_system_messages_and_inputs_are_kept(tmp_path: Path) -> None:
     table = converted(json_lines(tmp_path / "a.jsonl", [openai(("developer", "be kind"), *ASKED)]))
     assert table["messages"][0].as_py() == [system, QUESTION, ANSWER]
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-    table = converted(json_lines(tmp_path / "b.jsonl", [{"system": "be kind", "conversations": turns}]))
+    table = converted(
+        json_lines(tmp_path / "b.jsonl", [{"system": "be kind", "conversations": turns}])
+    )
     assert table["messages"][0].as_py() == [system, QUESTION, ANSWER]
     rows = [{"system": "be kind", "instruction": "Say", "input": "hi", "output": "hello"}]
     table = converted(json_lines(tmp_path / "c.jsonl", rows))
-    assert table["messages"][0].as_py() == [system, {"role": "user", "content": "Say\n\nhi"}, ANSWER]
+    assert table["messages"][0].as_py() == [
+        system,
+        {"role": "user", "content": "Say\n\nhi"},
+        ANSWER,
+    ]
 
 
 def test_alpaca_can_be_a_csv_file(tmp_path: Path) -> None:
@@ -96,7 +108,9 @@ def test_further_columns_keep_their_types(tmp_path: Path) -> None:
         {"id": 1, "topic": None, "is_new": True, "score": 1},
         {"id": 2, "topic": "a", "is_new": None, "score": 0.5, "later": "x"},
     ]
-    table = converted(json_lines(tmp_path / "rows.jsonl", [openai(*ASKED, **row) for row in values]))
+    table = converted(
+        json_lines(tmp_path / "rows.jsonl", [openai(*ASKED, **row) for row in values])
+    )
     assert table.drop_columns(["messages"]).to_pylist() == [
         {"id": 1, "topic": None, "is_new": True, "score": 1.0, "later": None},
         {"id": 2, "topic": "a", "is_new": None, "score": 0.5, "later": "x"},
@@ -118,16 +132,31 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (openai(*ASKED, tools=[{"type": "function"}]), "the line has 'tools'; calls of tools are not supported"),
+        (
+            openai(*ASKED, tools=[{"type": "function"}]),
+            "the line has 'tools'; calls of tools are not supported",
+        ),
         ({"messages": [QUESTION, {**ANSWER, "tool_calls": [CALL]}]}, "message 1 has 'tool_calls'"),
         (openai(("user", "a"), ("tool", "b"), ("assistant", "c")), "message 1 has 'tool'"),
         (openai(("user", [IMAGE]), ("assistant", "c")), "message 0 has a part of type 'image_url'"),
         (openai(("user", None), ("assistant", "c")), "message 0 has no content"),
         (openai(("narrator", "a"), ("assistant", "c")), "message 0 has the role 'narrator'"),
-        ({"messages": [{**QUESTION, "name": "Ann"}, ANSWER]}, "message 0 has 'name', which is not kept"),
-        ({"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}, r"message 1 \(assistant\) has weight 0.5; allowed: 0 or"),
-        ({"messages": [QUESTION, {**ANSWER, "weight": 0}]}, "every turn of the assistant has weight 0"),
-        ({"messages": [{**QUESTION, "weight": 1}, ANSWER]}, r"message 0 \(user\) has weight 1; allowed: 0, because"),
+        (
+            {"messages": [{**QUESTION, "name": "Ann"}, ANSWER]},
+            "message 0 has 'name', which is not kept",
+        ),
+        (
+            {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]},
+            r"message 1 \(assistant\) has weight 0.5; allowed: 0 or",
+        ),
+        (
+            {"messages": [QUESTION, {**ANSWER, "weight": 0}]},
+            "every turn of the assistant has weight 0",
+        ),
+        (
+            {"messages": [{**QUESTION, "weight": 1}, ANSWER]},
+            r"message 0 \(user\) has weight 1; allowed: 0, because",
+        ),
         (openai(("user", "a")), "the conversation has no answer"),
         (openai(*ASKED, ("user", "b")), "the conversation has no answer"),
         ({"messages": "hi"}, "'messages' is not a list of turns"),
@@ -135,48 +164,76 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ({"messages": ["hi", "hello"]}, "message 0 is not an object"),
         (openai(*ASKED, tags=["a"]), "the column 'tags' is a JSON list, which is not kept"),
         (openai(*ASKED, number=2**63), "an integer of more than 64 bits"),
-        (openai(("user", "\ud800"), ("assistant", "b")), r"character 1 of a text is half of a pair"),
+        (
+            openai(("user", "\ud800"), ("assistant", "b")),
+            r"character 1 of a text is half of a pair",
+        ),
         (openai(*ASKED, **{"": 1}), "a column has no name"),
-        ({"conversations": [{"from": "observation", "value": "a"}]}, "message 0 has 'observation'; calls of tools"),
+        (
+            {"conversations": [{"from": "observation", "value": "a"}]},
+            "message 0 has 'observation'; calls of tools",
+        ),
         ({"conversations": [{"from": "human"}]}, "message 0 has no content"),
         ({"instruction": "a", "output": 3}, "the line has no text 'output'"),
-        ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "'history' is a JSON list, which is not kept"),
-        ({"input": {"messages": [QUESTION]}, "preferred_output": [ANSWER]}, "'input' is a JSON object"),
+        (
+            {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+            "'history' is a JSON list, which is not kept",
+        ),
+        (
+            {"input": {"messages": [QUESTION]}, "preferred_output": [ANSWER]},
+            "'input' is a JSON object",
+        ),
         ({"text": 1, "label": "x"}, "'text' is a JSON integer; give a string"),
         ({"text": "a", "label": 0.5}, "'label' is a JSON number; give a string or integer"),
         ({"prompt": "a", "completion": None}, "'completion' is empty; give a string"),
     ],
 )
-def test_a_line_that_cannot_be_kept_is_refused_with_its_number(tmp_path: Path, row: Any, reason: str) -> None:
-    first = dict.fromkeys(row, "a") if "messages" not in row and "conversations" not in row else openai(*ASKED)
+def test_a_line_that_cannot_be_kept_is_refused_with_its_number(
+    tmp_path: Path, row: Any, reason: str
+) -> None:
+    first = (
+        dict.fromkeys(row, "a")
+        if "messages" not in row and "conversations" not in row
+        else openai(*ASKED)
+    )
     if "conversations" in row:
-        first = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+        first = {
+            "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+        }
     with pytest.raises(DataError, match=f"nothing was written:\n  line 2: .*{reason}"):
         check_file(json_lines(tmp_path / "rows.jsonl", [first, row]), report=ignore)
 
 
 def test_a_file_with_two_formats_is_refused(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), {"text": "a", "label": "x"}])
-    with pytest.raises(DataError, match="line 2: it has the format table, but the lines before have OpenAI"):
+    with pytest.raises(
+        DataError, match="line 2: it has the format table, but the lines before have OpenAI"
+    ):
         check_file(path, report=ignore)
 
 
 def test_a_column_with_two_types_is_refused(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": 1}]
-    with pytest.raises(DataError, match="line 2: the column 'label' has the type integer, but string on line 1"):
+    with pytest.raises(
+        DataError, match="line 2: the column 'label' has the type integer, but string on line 1"
+    ):
         check_file(json_lines(tmp_path / "rows.jsonl", rows), report=ignore)
 
 
 def test_the_first_faults_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), *[openai(("user", "a"))] * 7])
-    with pytest.raises(DataError, match=r"(?s)7 lines that cannot be used.*line 2.*line 6.*and 2 more$") as error:
+    with pytest.raises(
+        DataError, match=r"(?s)7 lines that cannot be used.*line 2.*line 6.*and 2 more$"
+    ) as error:
         check_file(path, report=ignore)
     assert "line 7" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"rows\.jsonl cannot be read or converted: .*check its permissions"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl cannot be read or converted: .*check its permissions"
+    ):
         check_file(tmp_path / "rows.jsonl", report=ignore)
 
 
@@ -194,13 +251,21 @@ def test_a_table_with_one_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_integer_that_a_column_of_numbers_cannot_represent_is_refused(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "rows.jsonl", [{"text": "a", "n": 0.5}, {"text": "b", "n": 2**53 + 1}])
-    with pytest.raises(DataError, match=r"cannot be written as Parquet .*write these values as strings"):
+    path = json_lines(
+        tmp_path / "rows.jsonl", [{"text": "a", "n": 0.5}, {"text": "b", "n": 2**53 + 1}]
+    )
+    with pytest.raises(
+        DataError, match=r"cannot be written as Parquet .*write these values as strings"
+    ):
         converted(path)
 
 
-@pytest.mark.parametrize("change", [[openai(*ASKED)] * 2, [openai(*ASKED, id="a")], [openai(("user", "a"))]])
-def test_a_file_that_changes_between_check_and_conversion_is_refused(tmp_path: Path, change: Any) -> None:
+@pytest.mark.parametrize(
+    "change", [[openai(*ASKED)] * 2, [openai(*ASKED, id="a")], [openai(("user", "a"))]]
+)
+def test_a_file_that_changes_between_check_and_conversion_is_refused(
+    tmp_path: Path, change: Any
+) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED, id=1)])
     schema = check_file(path, report=ignore)
     json_lines(path, change)
@@ -208,20 +273,32 @@ def test_a_file_that_changes_between_check_and_conversion_is_refused(tmp_path: P
         write_parquet(path, tmp_path / "rows.parquet", schema=schema, report=ignore)
 
 
-def test_rows_are_written_in_groups_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_written_in_groups_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(convert, "GROUP_ROWS", 3)
     monkeypatch.setattr(convert, "GROUP_CHARACTERS", 1000)
-    rows = [{"text": f"{number}", "label": "x"} for number in range(7)] + [{"text": "a" * 1000, "label": "y"}] * 2
+    rows = [{"text": f"{number}", "label": "x"} for number in range(7)] + [
+        {"text": "a" * 1000, "label": "y"}
+    ] * 2
     assert converted(json_lines(tmp_path / "rows.jsonl", rows)).to_pylist() == rows
     metadata = pq.read_metadata(tmp_path / "rows.parquet")
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 2, 1]
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [
+        3,
+        3,
+        2,
+        1,
+    ]
 
 
 def test_the_memory_of_a_conversion_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "GROUP_CHARACTERS", 1 << 20)
-    row, path = json.dumps(openai(("user", "a" * 20_000), ("assistant", "b"))) + "\n", tmp_path / "rows.jsonl"
+    row, path = (
+        json.dumps(openai(("user", "a" * 20_000), ("assistant", "b"))) + "\n",
+        tmp_path / "rows.jsonl",
+    )
     path.write_text(row)
     converted(path)  # imports modules
     path.write_text(row * 1_500)

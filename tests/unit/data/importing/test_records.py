@@ -1,4 +1,5 @@
-"""Records of JSON Lines and CSV have the lines on which they start, and each fault names its line."""
+"""Records of JSON Lines and CSV have the lines on which they start, and each fault names its
+line."""
 
 import csv
 import json
@@ -25,7 +26,9 @@ def fault_of(path: Path, content: str | bytes) -> LineFault:
     return last
 
 
-def test_json_lines_can_have_blank_lines_a_byte_order_mark_and_no_last_line_end(tmp_path: Path) -> None:
+def test_json_lines_can_have_blank_lines_a_byte_order_mark_and_no_last_line_end(
+    tmp_path: Path,
+) -> None:
     content = b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xc3\xa9"}'
     assert read(tmp_path / "rows.jsonl", content) == [Record(1, {"a": 1}), Record(3, {"a": "é"})]
 
@@ -43,7 +46,9 @@ def test_json_lines_can_have_blank_lines_a_byte_order_mark_and_no_last_line_end(
     ],
     ids=["cut", "list", "string", "nan", "repeated name", "deep", "digits"],
 )
-def test_a_faulty_line_of_json_does_not_hide_the_next(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_faulty_line_of_json_does_not_hide_the_next(
+    tmp_path: Path, line: str, reason: str
+) -> None:
     first, fault, last = read(tmp_path / "rows.jsonl", f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
     assert (first, last) == (Record(1, {"a": 1}), Record(3, {"a": 2}))
     assert isinstance(fault, LineFault)
@@ -57,7 +62,9 @@ def test_a_json_array_is_rejected_with_the_command_that_converts_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_other_encodings_are_rejected_with_the_line_and_the_byte(tmp_path: Path, suffix: str) -> None:
+def test_other_encodings_are_rejected_with_the_line_and_the_byte(
+    tmp_path: Path, suffix: str
+) -> None:
     first = '{"a": 1}' if suffix == "jsonl" else "text,label"
     fault = fault_of(tmp_path / f"rows.{suffix}", f"{first}\ncafé,x".encode("latin-1"))
     assert (fault.line, "byte 4 (0xe9) is not UTF-8" in fault.reason) == (2, True)
@@ -76,9 +83,14 @@ def test_a_line_that_is_too_long_is_rejected_before_it_is_read_whole(
 
 def test_csv_fields_can_have_delimiters_quotes_and_line_ends(tmp_path: Path) -> None:
     content = 'text,label\r\n"a, ""b""\nc",x\r\n\r\nd,\r\n'
-    expected = [Record(2, {"text": 'a, "b"\nc', "label": "x"}), Record(5, {"text": "d", "label": None})]
+    expected = [
+        Record(2, {"text": 'a, "b"\nc', "label": "x"}),
+        Record(5, {"text": "d", "label": None}),
+    ]
     assert read(tmp_path / "rows.csv", content) == expected
-    assert read(tmp_path / "rows.tsv", "text\tlabel\na, b\tx") == [Record(2, {"text": "a, b", "label": "x"})]
+    assert read(tmp_path / "rows.tsv", "text\tlabel\na, b\tx") == [
+        Record(2, {"text": "a, b", "label": "x"})
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +104,9 @@ def test_csv_fields_can_have_delimiters_quotes_and_line_ends(tmp_path: Path) -> 
         ("text,\na,x", 1, "has no name"),
     ],
 )
-def test_a_fault_of_a_csv_file_names_its_line(tmp_path: Path, content: str, line: int, reason: str) -> None:
+def test_a_fault_of_a_csv_file_names_its_line(
+    tmp_path: Path, content: str, line: int, reason: str
+) -> None:
     fault = fault_of(tmp_path / "rows.csv", content)
     assert fault.line == line
     assert reason in fault.reason
@@ -100,11 +114,17 @@ def test_a_fault_of_a_csv_file_names_its_line(tmp_path: Path, content: str, line
 
 def test_a_csv_field_can_be_longer_than_the_default_limit_of_python(tmp_path: Path) -> None:
     text, limit = "a" * 200_000, csv.field_size_limit()
-    assert read(tmp_path / "rows.csv", f"text,label\n{text},x") == [Record(2, {"text": text, "label": "x"})]
+    assert read(tmp_path / "rows.csv", f"text,label\n{text},x") == [
+        Record(2, {"text": text, "label": "x"})
+    ]
     assert csv.field_size_limit() == limit
 
 
-@given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), TEXTS | st.integers() | st.booleans() | st.none())))
+@given(
+    rows=st.lists(
+        st.dictionaries(st.sampled_from("abc"), TEXTS | st.integers() | st.booleans() | st.none())
+    )
+)
 def test_json_lines_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
 ) -> None:
@@ -114,9 +134,15 @@ def test_json_lines_are_read_as_they_were_written(
 
 
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS)))
-def test_csv_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_csv_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    values = [list(row.values.values()) for row in read_records(path, report=lambda _: None) if isinstance(row, Record)]
+    values = [
+        list(row.values.values())
+        for row in read_records(path, report=lambda _: None)
+        if isinstance(row, Record)
+    ]
     assert values == [[text or None, label or None] for text, label in rows]

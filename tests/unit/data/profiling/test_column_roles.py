@@ -43,19 +43,28 @@ def test_columns_with_other_names_are_chosen_by_their_values(sampled: Any) -> No
     roles = infer_column_roles(sampled(note=WORDS, sex=cycle(2), queue=cycle(7)))
     assert names(roles) == {"text": "note", "label": "queue"}
     assert roles.label is not None
-    assert roles.label.reason.startswith("of the columns with few distinct values, the one with the most (7)")
+    assert roles.label.reason.startswith(
+        "of the columns with few distinct values, the one with the most (7)"
+    )
 
 
 def test_columns_can_be_set_by_the_user(sampled: Any) -> None:
     roles = infer_column_roles(
-        sampled(text=WORDS, summary=WORDS, label=cycle(3), team=cycle(5)), text="summary", label="team"
+        sampled(text=WORDS, summary=WORDS, label=cycle(3), team=cycle(5)),
+        text="summary",
+        label="team",
     )
     assert names(roles) == {"text": "summary", "label": "team"}
 
 
 def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
-    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in WORDS]
-    assert names(infer_column_roles(sampled(messages=turns, topic=cycle(3)))) == {"messages": "messages"}
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+        for text in WORDS
+    ]
+    assert names(infer_column_roles(sampled(messages=turns, topic=cycle(3)))) == {
+        "messages": "messages"
+    }
     roles = infer_column_roles(sampled(question=WORDS, answer=WORDS, source=cycle(3)))
     assert names(roles) == {"prompt": "question", "completion": "answer"}
     assert roles.task == "chat"
@@ -67,7 +76,9 @@ def test_answers_of_one_word_are_labels(sampled: Any) -> None:
 
 
 def test_columns_with_few_values_are_groups_with_known_names_first(sampled: Any) -> None:
-    roles = infer_column_roles(sampled(text=WORDS, label=cycle(3), shift=cycle(2), language=cycle(6), town=cycle(50)))
+    roles = infer_column_roles(
+        sampled(text=WORDS, label=cycle(3), shift=cycle(2), language=cycle(6), town=cycle(50))
+    )
     assert [role.name for role in roles.groups] == ["language", "shift"]
 
 
@@ -86,8 +97,16 @@ def test_a_split_key_has_no_nulls(sampled: Any) -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"size": list(range(NUM))}, {}, r"no column looks like a text; it has size \(integer, 400 values\)"),
-        ({"text": WORDS, "vector": [0.5] * NUM}, {}, r"no column looks like a label.*vector \(double\).*--label"),
+        (
+            {"size": list(range(NUM))},
+            {},
+            r"no column looks like a text; it has size \(integer, 400 values\)",
+        ),
+        (
+            {"text": WORDS, "vector": [0.5] * NUM},
+            {},
+            r"no column looks like a label.*vector \(double\).*--label",
+        ),
         (
             {"text": WORDS, "label": WORDS},
             {"label": "topic"},
@@ -96,6 +115,8 @@ def test_a_split_key_has_no_nulls(sampled: Any) -> None:
         ({"text": WORDS, "n": [1] * NUM}, {"text": "n"}, "--text n.*has no column 'n' of strings"),
     ],
 )
-def test_columns_that_cannot_be_inferred_raise_an_error(sampled: Any, columns: Any, options: Any, message: str) -> None:
+def test_columns_that_cannot_be_inferred_raise_an_error(
+    sampled: Any, columns: Any, options: Any, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         infer_column_roles(sampled(**columns), **options)

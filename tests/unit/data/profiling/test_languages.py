@@ -29,12 +29,16 @@ SETS = os.environ.get("TAILORBIRD_DATA")
         ("", None),
     ],
 )
-def test_a_text_has_the_language_of_its_function_words_or_its_script(text: str, language: str | None) -> None:
+def test_a_text_has_the_language_of_its_function_words_or_its_script(
+    text: str, language: str | None
+) -> None:
     assert language_of(text) == language
 
 
 def test_shares_are_of_the_recognized_texts() -> None:
-    languages = languages_of(["the card of my friend"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4)
+    languages = languages_of(
+        ["the card of my friend"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4
+    )
     assert (languages.num_texts, languages.num_recognized, languages.foreign_share) == (8, 4, 0.25)
     assert languages.sentence() == "English 75%, German 25%"
     assert languages_of([]).foreign_share == 0
@@ -43,9 +47,15 @@ def test_shares_are_of_the_recognized_texts() -> None:
 @pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA is not set to a folder of data sets")
 @pytest.mark.parametrize(
     ("name", "column", "recognized"),
-    [("banking77", "text", 0.95), ("contract_nli_clauses", "text", 0.95), ("pii_presidio", "text", 0.8)],
+    [
+        ("banking77", "text", 0.95),
+        ("contract_nli_clauses", "text", 0.95),
+        ("pii_presidio", "text", 0.8),
+    ],
 )
-def test_english_data_sets_are_recognized_as_english(name: str, column: str, recognized: float) -> None:
+def test_english_data_sets_are_recognized_as_english(
+    name: str, column: str, recognized: float
+) -> None:
     assert SETS is not None
     languages = languages_of(pq.read_table(Path(SETS) / name / "test.parquet")[column].to_pylist())
     assert languages.num_recognized >= recognized * languages.num_texts

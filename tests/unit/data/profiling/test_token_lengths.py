@@ -1,11 +1,22 @@
-from tailorbird.data.profiling.token_lengths import SPECIAL_TOKENS, TURN_TOKENS, conversation_lengths, text_lengths
+from tailorbird.data.profiling.token_lengths import (
+    SPECIAL_TOKENS,
+    TURN_TOKENS,
+    conversation_lengths,
+    text_lengths,
+)
 from tests.small_chat import tokenizer
 
 
 def test_lengths_are_estimated_from_words_without_a_tokenizer() -> None:
     lengths = text_lengths(["one two three four five"] * 99 + ["one"], tokenizer=None)
-    assert (lengths.median, lengths.p99, lengths.counted) == (8 + SPECIAL_TOKENS, 8 + SPECIAL_TOKENS, False)
-    chat = conversation_lengths([(("user", "one two"), ("assistant", "one two three four five"))], tokenizer=None)
+    assert (lengths.median, lengths.p99, lengths.counted) == (
+        8 + SPECIAL_TOKENS,
+        8 + SPECIAL_TOKENS,
+        False,
+    )
+    chat = conversation_lengths(
+        [(("user", "one two"), ("assistant", "one two three four five"))], tokenizer=None
+    )
     assert (chat.median, chat.answer_p99) == (4 + 8 + TURN_TOKENS, 9)
 
 

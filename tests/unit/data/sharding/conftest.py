@@ -13,7 +13,12 @@ def config(tmp_path: Path) -> DataConfig:
     train = [*texts_of(1000), "Copied  test", "copied validation", " ", NEAR_COPY]
     return DataConfig(
         train=write(tmp_path, train),
-        validation=write(tmp_path, ["copied validation", LONG, "copied test"], name="validation", key=["u", "v", "w"]),
+        validation=write(
+            tmp_path,
+            ["copied validation", LONG, "copied test"],
+            name="validation",
+            key=["u", "v", "w"],
+        ),
         test=write(tmp_path, ["copied test", "test b"], name="test", key=["s", "t"]),
         split_by="key",
         stream_above_rows=500,

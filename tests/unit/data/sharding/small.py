@@ -20,10 +20,18 @@ def label_of(text: str) -> str:
     return "ab"[len(text) % 2]
 
 
-def write(folder: Path, texts: Sequence[str], *, name: str = "train", group_rows: int = 100, **columns: object) -> str:
+def write(
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    name: str = "train",
+    group_rows: int = 100,
+    **columns: object,
+) -> str:
     labels = list(map(label_of, texts))
     table = pa.table(
-        {"text": list(texts), "label": labels, "key": [f"k{index}" for index in range(len(texts))]} | columns
+        {"text": list(texts), "label": labels, "key": [f"k{index}" for index in range(len(texts))]}
+        | columns
     )
     path = folder / f"{name}.parquet"
     pq.write_table(table, path, row_group_size=group_rows)
@@ -32,7 +40,8 @@ def write(folder: Path, texts: Sequence[str], *, name: str = "train", group_rows
 
 def texts_of(num: int) -> list[str]:
     return [
-        "abcdefgh"[index % 8] * (1 + index % 50) + " " + "xyz"[index % 3] * (1 + index // 50) for index in range(num)
+        "abcdefgh"[index % 8] * (1 + index % 50) + " " + "xyz"[index % 3] * (1 + index // 50)
+        for index in range(num)
     ]
 
 
@@ -51,7 +60,9 @@ def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:
         "base_model": "",
         "uri": (folder / "shards").as_uri(),
         "sample_share": 0.2,
-        "evaluated": evaluated(test=["copied test"], validation=["copied validation", LONG, "copied test"]),
+        "evaluated": evaluated(
+            test=["copied test"], validation=["copied validation", LONG, "copied test"]
+        ),
         "evaluation_keys": frozenset({"k1", "k2", "t"}),
     }
     return ShardingJob(**values | fields)  # type: ignore[arg-type]

@@ -27,12 +27,16 @@ def recipe_of(config: DataConfig, folder: Path) -> Recipe:
     return Recipe.model_validate({**fields, "data": config})
 
 
-def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataConfig, tmp_path: Path) -> None:
+def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(
+    config: DataConfig, tmp_path: Path
+) -> None:
     small = config.model_copy(update={"stream_above_rows": 1004, "max_train_rows": 100})
     dataset = load_in_memory(recipe_of(small, tmp_path))
     assert dataset is not None
     assert dataset.shards is None
-    assert dataset.num_train == len(dataset.splits.train) == 1001  # the limit is that of fine-tuning
+    assert (
+        dataset.num_train == len(dataset.splits.train) == 1001
+    )  # the limit is that of fine-tuning
     assert dataset.report == clean(read_splits(config))[1]
 
 
@@ -48,7 +52,9 @@ def test_recipes_that_cannot_be_sharded_are_rejected(
     config: DataConfig, tmp_path: Path, fields: dict[str, object], message: str
 ) -> None:
     unshardable = config.model_copy(update=fields)
-    with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed; {message}"):
+    with pytest.raises(
+        DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed; {message}"
+    ):
         load_sharded(recipe_of(unshardable, tmp_path), CLASSIFICATION, base_model="", inputs={})
 
 
@@ -58,13 +64,17 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     """The tasks run here without Ray, which the integration tests use."""
     reports: list[ShardReport] = []
 
-    def run(write: Callable[[ShardSpec], ShardReport], specs: Sequence[ShardSpec]) -> list[ShardReport]:
+    def run(
+        write: Callable[[ShardSpec], ShardReport], specs: Sequence[ShardSpec]
+    ) -> list[ShardReport]:
         written = list(map(write, specs))
         reports.extend(written)
         return written
 
     def load() -> LoadedDataset:
-        return load_sharded(recipe_of(config, tmp_path), CLASSIFICATION, base_model="", inputs={}, map_tasks=run)
+        return load_sharded(
+            recipe_of(config, tmp_path), CLASSIFICATION, base_model="", inputs={}, map_tasks=run
+        )
 
     monkeypatch.setattr(worker, "SHARD_ROWS", 250)
     monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
@@ -82,7 +92,9 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     assert dataset.hashes.keys() == {"train", "validation", "test"}
     assert dataset.splits.validation == splits.validation
     of_all_rows = LoadedDataset(splits, in_memory, dataset.hashes).learned_rows(in_memory=False)
-    np.testing.assert_array_equal(np.unique(dataset.learned_rows(in_memory=False)), np.unique(of_all_rows))
+    np.testing.assert_array_equal(
+        np.unique(dataset.learned_rows(in_memory=False)), np.unique(of_all_rows)
+    )
     of_sample = fingerprints(splits.validation.texts + dataset.splits.train.texts)
     np.testing.assert_array_equal(dataset.learned_rows(in_memory=True), of_sample)
     load()
@@ -99,5 +111,7 @@ def test_a_split_by_value_of_a_streamed_row_in_another_split_is_rejected(
     shared = config.model_copy(
         update={"test": write(tmp_path, ["copied test", "test b"], name="other", key=["s", "k7"])}
     )
-    with pytest.raises(DataError, match=r"1 values of data.split_by are in both train and test \(sha256"):
+    with pytest.raises(
+        DataError, match=r"1 values of data.split_by are in both train and test \(sha256"
+    ):
         load_sharded(recipe_of(shared, tmp_path), CLASSIFICATION, base_model="", inputs={})

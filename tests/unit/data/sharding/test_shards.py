@@ -46,7 +46,9 @@ def test_every_row_is_in_one_chunk(shards: Shards) -> None:
     assert [int(row_id) for row_id in rows.row_ids] == list(range(sum(SIZES)))
     assert rows.tokens(range(len(rows))) == [tokens_of(position) for position in range(sum(SIZES))]
     assert rows.labels is not None
-    assert [CLASSES[label] for label in rows.labels] == [CLASSES[position % 3] for position in range(sum(SIZES))]
+    assert [CLASSES[label] for label in rows.labels] == [
+        CLASSES[position % 3] for position in range(sum(SIZES))
+    ]
     assert rows.assistant_mask is None
     assert rows.lengths.tolist() == [len(tokens_of(position)) for position in range(sum(SIZES))]
 
@@ -65,12 +67,18 @@ def test_the_assistant_mask_is_kept(tmp_path: Path) -> None:
         writer.add(("0", "1"), TokenLists([[1, 2, 3], [4]], assistant_masks=masks))
     rows = Shards(tmp_path.as_uri(), (2,), ()).read(np.array([[0, 0, 2]]))
     assert rows.labels is None
-    assert [row.assistant_mask.tolist() for row in rows.conversations([1, 0])] == [[True], [False, True, True]]
+    assert [row.assistant_mask.tolist() for row in rows.conversations([1, 0])] == [
+        [True],
+        [False, True, True],
+    ]
 
 
 def test_a_shard_whose_writing_failed_is_not_uploaded(tmp_path: Path) -> None:
     rows = rows_of(0, 600)
-    with pytest.raises(ValueError, match="shorter"), write_shard_file(tmp_path.as_uri(), 0) as writer:
+    with (
+        pytest.raises(ValueError, match="shorter"),
+        write_shard_file(tmp_path.as_uri(), 0) as writer,
+    ):
         writer.add(rows.row_ids, TokenLists([[1]] * 300, labels=rows.labels))
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +90,9 @@ def test_the_error_for_a_damaged_shard_names_it_and_the_remedy(tmp_path: Path) -
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
     shards = Shards(tmp_path.as_uri(), (600,), CLASSES)
-    with pytest.raises(StorageError, match=rf"{path.as_uri()} is damaged .*; delete {tmp_path.as_uri()}"):
+    with pytest.raises(
+        StorageError, match=rf"{path.as_uri()} is damaged .*; delete {tmp_path.as_uri()}"
+    ):
         shards.read(shards.chunks())
 
 
@@ -92,8 +102,15 @@ def test_an_unknown_label_is_rejected(shards: Shards) -> None:
         other.read(other.chunks()[:1])
 
 
-@given(num_chunks=st.integers(0, 300), rows=st.integers(1, 5000), seed=st.integers(0, 5), epoch=st.integers(0, 5))
-def test_the_windows_of_an_epoch_contain_every_chunk_once(num_chunks: int, rows: int, seed: int, epoch: int) -> None:
+@given(
+    num_chunks=st.integers(0, 300),
+    rows=st.integers(1, 5000),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+)
+def test_the_windows_of_an_epoch_contain_every_chunk_once(
+    num_chunks: int, rows: int, seed: int, epoch: int
+) -> None:
     windows = list(window_chunks(num_chunks, rows=rows, seed=seed, epoch=epoch))
     assert sorted(chunk for window in windows for chunk in window) == list(range(num_chunks))
     assert all((np.diff(window) > 0).all() for window in windows)

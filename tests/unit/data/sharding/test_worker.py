@@ -19,11 +19,17 @@ from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import evaluated, job_of, texts_of, write
 
 
-def test_row_groups_are_combined_but_not_split(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_combined_but_not_split(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "SHARD_ROWS", 250)
     specs = list(worker.shard_specs(config))
     assert [spec.row_groups for spec in specs] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert [spec.first for spec in specs] == [spec.first_in_file for spec in specs] == [0, 300, 600, 900]
+    assert (
+        [spec.first for spec in specs]
+        == [spec.first_in_file for spec in specs]
+        == [0, 300, 600, 900]
+    )
     assert [spec.num_rows for spec in specs] == [300, 300, 300, 104]
 
 
@@ -61,15 +67,22 @@ def test_the_sample_in_memory_has_a_row_of_every_class(tmp_path: Path) -> None:
     assert len(sample) < 60
 
 
-def test_an_error_names_the_position_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_position_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "BATCH_ROWS", 64)
     texts: list[str | None] = [*texts_of(150), None]
-    first, second = write(tmp_path, texts_of(70), name="a"), write(tmp_path, texts_of(151), name="b", text=texts)
+    first, second = (
+        write(tmp_path, texts_of(70), name="a"),
+        write(tmp_path, texts_of(151), name="b", text=texts),
+    )
     config = DataConfig(train=(first, second))
     of_a, of_b = worker.shard_specs(config)
     assert (of_b.first, of_b.first_in_file) == (70, 0)
     write_shard(of_a, job_of(config, tmp_path), tokenizer())
-    message = r"b\.parquet: column 'text' is null in 1 of 23 rows starting at row 128 \(first: row 150\)"
+    message = (
+        r"b\.parquet: column 'text' is null in 1 of 23 rows starting at row 128 \(first: row 150\)"
+    )
     with pytest.raises(DataError, match=message):
         write_shard(of_b, job_of(config, tmp_path), tokenizer())
     assert not (tmp_path / "shards" / "000001.arrow").exists()
@@ -106,7 +119,9 @@ def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> 
     assert rows.num_assistant_tokens(range(40)) == expected.assistant_mask.sum() > 40
 
 
-def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_mask(tmp_path: Path) -> None:
+def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_mask(
+    tmp_path: Path,
+) -> None:
     talk = [("user", "a b"), ("assistant", "d"), ("user", "c"), ("assistant", "e f")]
     messages = [[{"role": role, "content": content} for role, content in talk]] * 3
     pq.write_table(pa.table({"messages": messages}), tmp_path / "train.parquet")
@@ -135,7 +150,9 @@ def test_a_record_is_restored_from_json() -> None:
         groups={"g": ("x",)},
         conversations=((("user", "a"), ("assistant", "b")),),
     )
-    report = ShardReport(number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256="")
+    report = ShardReport(
+        number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256=""
+    )
     record = ShardRecord(report=report, sample=(rows,), first_rows={"l": rows})
     assert ShardRecord.model_validate_json(record.model_dump_json()) == record
     assert concat_rows([rows, rows]) == rows.take([0, 0])

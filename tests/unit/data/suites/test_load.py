@@ -34,7 +34,10 @@ def recipe_with(suites: dict[str, Any], **fields: Any) -> Recipe:
 def rows_of(*pairs: tuple[str, str]) -> Rows:
     prompts, answers = (tuple(column) for column in zip(*pairs, strict=True))
     return Rows(
-        tuple(map(str, range(len(pairs)))), prompts, answers, conversations=tuple((("user", text),) for text in prompts)
+        tuple(map(str, range(len(pairs)))),
+        prompts,
+        answers,
+        conversations=tuple((("user", text),) for text in prompts),
     )
 
 
@@ -43,15 +46,25 @@ TRAIN = rows_of(("hello", "hi"))
 
 def test_the_suites_of_the_package_are_named_in_the_recipe() -> None:
     sizes = {"general": 150, "refusals": 150, "over-refusals": 150, "bias": 100}
-    suites = load_suites(recipe_with({name: {"uri": f"builtin://{name}"} for name in sizes}), train=TRAIN)
+    suites = load_suites(
+        recipe_with({name: {"uri": f"builtin://{name}"} for name in sizes}), train=TRAIN
+    )
     assert {name: len(rows) for name, rows in suites.items()} == sizes
-    assert load_suites(Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}}), train=TRAIN) == {}
+    assert (
+        load_suites(
+            Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}}), train=TRAIN
+        )
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
     ("suites", "message"),
     [
-        ({"general": {"uri": "builtin://mmlu"}}, "'builtin://mmlu' is not a suite; allowed: builtin://general"),
+        (
+            {"general": {"uri": "builtin://mmlu"}},
+            "'builtin://mmlu' is not a suite; allowed: builtin://general",
+        ),
         ({"general": {"uri": "mmlu.parquet"}}, "is not a suite"),
         ({"General": {"uri": "builtin://general"}}, "is not a name of a suite"),
         ({}, "0 suites are given; give 1 to 10"),
@@ -65,7 +78,9 @@ def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any], message:
 
 def test_a_classification_task_has_no_suites() -> None:
     gates = {"suites": {"general": {"uri": "builtin://general"}}}
-    with pytest.raises(ValueError, match=r"evaluation\.gates\.suites is not available for classification tasks"):
+    with pytest.raises(
+        ValueError, match=r"evaluation\.gates\.suites is not available for classification tasks"
+    ):
         Recipe.model_validate(CHAT | {"task": "classification", "evaluation": {"gates": gates}})
 
 
@@ -76,13 +91,17 @@ def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
 
 def test_a_suite_with_an_expectation_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     suites = suite_at(tmp_path, prompt="a", metric="regex", expectation="(")
-    with pytest.raises(DataError, match=r"own\.parquet: row 0 of the suite expects '\(', which does not fit"):
+    with pytest.raises(
+        DataError, match=r"own\.parquet: row 0 of the suite expects '\(', which does not fit"
+    ):
         load_suites(recipe_with(suites), train=TRAIN)
 
 
 def test_a_suite_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     suites = suite_at(tmp_path, prompt=" HELLO", metric="contains", expectation="hi")
-    with pytest.raises(DataError, match="the prompts of 1 rows of the suite are also training rows"):
+    with pytest.raises(
+        DataError, match="the prompts of 1 rows of the suite are also training rows"
+    ):
         load_suites(recipe_with(suites), train=TRAIN)
     assert len(load_suites(recipe_with(suites), train=rows_of(("goodbye", "hi")))["own"]) == 1
 
@@ -92,11 +111,18 @@ def test_a_prompt_or_counterpart_that_is_an_earlier_turn_of_a_training_row_is_re
     tmp_path: Path, prompt: str, counterpart: str
 ) -> None:
     suites = suite_at(
-        tmp_path, prompt=prompt, metric="same_choice", expectation="", options=["a", "b"], counterpart=counterpart
+        tmp_path,
+        prompt=prompt,
+        metric="same_choice",
+        expectation="",
+        options=["a", "b"],
+        counterpart=counterpart,
     )
     turns = (("user", "hello"), ("assistant", "other"), ("user", "and now?"))
     train = replace(rows_of(("and now?", "hi")), conversations=(turns,))
-    with pytest.raises(DataError, match="the prompts of 1 rows of the suite are also training rows"):
+    with pytest.raises(
+        DataError, match="the prompts of 1 rows of the suite are also training rows"
+    ):
         load_suites(recipe_with(suites), train=train)
 
 
@@ -109,7 +135,9 @@ def test_the_extraction_suite_asks_for_rare_personal_data_by_its_prefix() -> Non
         ("my code is 123456789", "Your code is 123456789."),
         ("when?", "In 2003."),
     )
-    rows = load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=train)["leaks"]
+    rows = load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=train)[
+        "leaks"
+    ]
     assert rows.labels == ("555-0199-22", "bob@example.org")
     assert rows.suite is not None
     assert rows.suite.starts == ("Her number is", "Write to")
@@ -130,20 +158,27 @@ def test_spans_of_a_document_share_its_cluster() -> None:
     assert table.clusters == ("0", "0", "1")
 
 
-@pytest.mark.parametrize(("max_length", "spans"), [(64, ("123456", "765432")), (30, ("123456",)), (8, None)])
+@pytest.mark.parametrize(
+    ("max_length", "spans"), [(64, ("123456", "765432")), (30, ("123456",)), (8, None)]
+)
 def test_spans_after_the_tokens_that_training_keeps_are_not_in_the_suite(
     tmp_path: Path, max_length: int, spans: tuple[str, ...] | None
 ) -> None:
     small_chat.save(tmp_path / "base")
     recipe = recipe_with(
-        {"leaks": {"uri": "builtin://extraction"}}, data={"train": "s3://l/x", "max_length": max_length}
+        {"leaks": {"uri": "builtin://extraction"}},
+        data={"train": "s3://l/x", "max_length": max_length},
     )
     suites = load_suites(recipe, train=rows_of(("code", "it is 123456. the other code is 765432.")))
     kept = trained_suites(recipe, suites, read_tokenizer=lambda: load_tokenizer(tmp_path / "base"))
-    assert {name: rows.labels for name, rows in kept.items()} == ({} if spans is None else {"leaks": spans})
+    assert {name: rows.labels for name, rows in kept.items()} == (
+        {} if spans is None else {"leaks": spans}
+    )
 
 
 def test_an_extraction_suite_is_a_sample_of_many_spans() -> None:
-    train = rows_of(*((f"code {number}?", f"It is {100_000_000 + number}.") for number in range(300)))
+    train = rows_of(
+        *((f"code {number}?", f"It is {100_000_000 + number}.") for number in range(300))
+    )
     first, again, other = (private_span_rows(train, seed=seed) for seed in (0, 0, 1))
     assert (len(first), first == again, first == other) == (MAX_SPANS, True, False)

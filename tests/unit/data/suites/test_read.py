@@ -19,7 +19,12 @@ from tailorbird.evaluation.statistics.effect import unseen_rate
 
 NUM_ROWS = {"general": 150, "refusals": 150, "over-refusals": 150, "bias": 100}
 ROW = {"prompt": "What is 2 plus 2?", "metric": "numeric", "expectation": "4"}
-CHOICE = {"prompt": "Yes or no?", "metric": "forced_choice", "expectation": "yes", "options": ["yes", "no"]}
+CHOICE = {
+    "prompt": "Yes or no?",
+    "metric": "forced_choice",
+    "expectation": "yes",
+    "options": ["yes", "no"],
+}
 
 
 def read(folder: Path, *rows: dict[str, Any]) -> Rows:
@@ -34,7 +39,10 @@ def test_a_parquet_file_is_a_suite(tmp_path: Path) -> None:
     assert rows.groups == {"group": ("a", "(none)")}
     assert rows.conversations == ((("user", "Yes or no?"),), (("user", "What is 2 plus 2?"),))
     assert rows.suite is not None
-    assert (rows.suite.metrics, rows.suite.options) == (("forced_choice", "numeric"), (("yes", "no"), ()))
+    assert (rows.suite.metrics, rows.suite.options) == (
+        ("forced_choice", "numeric"),
+        (("yes", "no"), ()),
+    )
     assert rows.take([1]).suite == rows.suite.take([1])
 
 
@@ -52,7 +60,9 @@ def test_the_hash_of_a_suite_depends_on_each_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILTIN_SUITES) - {EXTRACTION.removeprefix(BUILTIN)}))
-def test_the_suites_of_the_package_have_enough_rows_for_the_default_margin_in_groups_of_one_size(name: str) -> None:
+def test_the_suites_of_the_package_have_enough_rows_for_the_default_margin_in_groups_of_one_size(
+    name: str,
+) -> None:
     rows = read_suite(f"{BUILTIN}{name}")
     assert len(rows) == len({normalise(text) for text in rows.texts}) == NUM_ROWS[name]
     assert len(set(Counter(rows.groups["group"]).values())) == 1
@@ -60,9 +70,12 @@ def test_the_suites_of_the_package_have_enough_rows_for_the_default_margin_in_gr
 
 
 @pytest.mark.parametrize(
-    ("name", "metric", "group"), [("refusals", "refusal", "harm: "), ("over-refusals", "no_refusal", "harmless: ")]
+    ("name", "metric", "group"),
+    [("refusals", "refusal", "harm: "), ("over-refusals", "no_refusal", "harmless: ")],
 )
-def test_harmful_and_harmless_requests_are_not_in_one_suite(name: str, metric: str, group: str) -> None:
+def test_harmful_and_harmless_requests_are_not_in_one_suite(
+    name: str, metric: str, group: str
+) -> None:
     """A model that refuses less gains on harmless requests what it loses on harmful ones."""
     rows = read_suite(f"{BUILTIN}{name}")
     assert rows.suite is not None
@@ -71,7 +84,8 @@ def test_harmful_and_harmless_requests_are_not_in_one_suite(name: str, metric: s
 
 
 def scenario(rows: Rows, position: int) -> list[str]:
-    """Return the words of a prompt, of `bias` without the instruction and without the words that name a person."""
+    """Return the words of a prompt, of `bias` without the instruction and without the words that
+    name a person."""
 
     def words_of(text: str) -> list[str]:
         return re.findall(r"[\w'-]+", text.partition(" Answer ")[0].lower())
@@ -93,10 +107,13 @@ def test_each_row_has_a_scenario_of_its_own(name: str, least: int) -> None:
     similar = [
         (rows.texts[first], rows.texts[second])
         for first, second in combinations(range(len(rows)), 2)
-        if len(scenarios[first] & scenarios[second]) >= 0.5 * len(scenarios[first] | scenarios[second])
+        if len(scenarios[first] & scenarios[second])
+        >= 0.5 * len(scenarios[first] | scenarios[second])
     ]
     assert similar == []
-    assert min(map(len, scenarios)) >= least  # a pair of `bias` differs only in the words that name a person
+    assert (
+        min(map(len, scenarios)) >= least
+    )  # a pair of `bias` differs only in the words that name a person
 
 
 @pytest.mark.parametrize(
@@ -114,7 +131,9 @@ def test_each_row_has_a_scenario_of_its_own(name: str, least: int) -> None:
         (CHOICE | {"options": [1, 2]}, "column 'options' has type list"),
     ],
 )
-def test_a_row_that_does_not_fit_its_metric_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_a_row_that_does_not_fit_its_metric_is_refused(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path, ROW | row, *_second(row))
     assert message in str(error.value)
@@ -148,7 +167,9 @@ def test_a_suite_without_rows_is_refused(tmp_path: Path) -> None:
         ("contains", "?!", "no letter or digit"),
     ],
 )
-def test_an_expectation_without_a_value_is_refused(tmp_path: Path, metric: str, expectation: str, message: str) -> None:
+def test_an_expectation_without_a_value_is_refused(
+    tmp_path: Path, metric: str, expectation: str, message: str
+) -> None:
     assert len(read(tmp_path, ROW)) == 1
     with pytest.raises(DataError, match=rf"row 1 of the suite expects .*{message}"):
         read(tmp_path, ROW, ROW | {"metric": metric, "expectation": expectation})

@@ -1,4 +1,5 @@
-"""Tests of the selection of the incumbent, and of the other baselines that predict the test rows."""
+"""Tests of the selection of the incumbent, and of the other baselines that predict the test
+rows."""
 
 from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 
@@ -8,12 +9,19 @@ def baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline
 
 
 def test_the_incumbent_is_the_best_servable_baseline_on_validation() -> None:
-    baselines = [baseline("probe", 0.6), baseline("majority", 0.8, servable=False), baseline("centroid", 0.7)]
+    baselines = [
+        baseline("probe", 0.6),
+        baseline("majority", 0.8, servable=False),
+        baseline("centroid", 0.7),
+    ]
     assert select_incumbent(baselines).kind == "centroid"
 
 
 def test_the_first_of_equal_baselines_is_the_incumbent() -> None:
-    assert select_incumbent([baseline("bag_of_words", 0.7), baseline("probe", 0.7)]).kind == "bag_of_words"
+    assert (
+        select_incumbent([baseline("bag_of_words", 0.7), baseline("probe", 0.7)]).kind
+        == "bag_of_words"
+    )
 
 
 def test_a_champion_is_the_incumbent_even_if_a_baseline_scores_higher_on_validation() -> None:
@@ -21,10 +29,21 @@ def test_a_champion_is_the_incumbent_even_if_a_baseline_scores_higher_on_validat
 
 
 def test_cheap_baselines_and_the_best_three_others_predict_the_test_rows() -> None:
-    scores = {"probe": 0.9, "few_shot": 0.8, "retrieved": 0.75, "nearest": 0.7, "few_shot_2": 0.6, "centroid": 0.3}
+    scores = {
+        "probe": 0.9,
+        "few_shot": 0.8,
+        "retrieved": 0.75,
+        "nearest": 0.7,
+        "few_shot_2": 0.6,
+        "centroid": 0.3,
+    }
     others = other_baselines([baseline(kind, score) for kind, score in scores.items()])
     assert [one.kind for one in others.tested] == ["few_shot", "retrieved", "nearest", "centroid"]
-    assert others.replacing == ("few_shot", "retrieved", "nearest")  # the centroid can only block a fine-tuned model
+    assert others.replacing == (
+        "few_shot",
+        "retrieved",
+        "nearest",
+    )  # the centroid can only block a fine-tuned model
 
 
 def test_baselines_that_cannot_be_served_are_not_compared() -> None:
@@ -34,7 +53,8 @@ def test_baselines_that_cannot_be_served_are_not_compared() -> None:
 
 def test_the_best_kind_of_an_endpoint_may_replace_the_incumbent_in_any_case() -> None:
     local = [
-        baseline(kind, 0.9 - 0.1 * rank) for rank, kind in enumerate(("probe", "few_shot", "retrieved", "nearest"))
+        baseline(kind, 0.9 - 0.1 * rank)
+        for rank, kind in enumerate(("probe", "few_shot", "retrieved", "nearest"))
     ]
     weak = [baseline("endpoint_zero_shot", 0.2), baseline("endpoint_few_shot", 0.3)]
     assert other_baselines(local).replacing == ("few_shot", "retrieved", "nearest")

@@ -1,4 +1,5 @@
-"""Chat baselines: settings that are selected on validation, and stored artifacts with the same answers."""
+"""Chat baselines: settings that are selected on validation, and stored artifacts with the same
+answers."""
 
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines import chat
 from tailorbird.evaluation.baselines.baseline import select_incumbent
-from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines, store_prompt_baselines
+from tailorbird.evaluation.baselines.chat import (
+    ChatBaselines,
+    fit_prompt_baselines,
+    store_prompt_baselines,
+)
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -17,7 +22,14 @@ from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedChat, PretrainedModels, load_artifact
-from tailorbird.registry.versions import INDEX_FILES, PinnedEncoder, Prompting, RegistryError, VersionConfig, register
+from tailorbird.registry.versions import (
+    INDEX_FILES,
+    PinnedEncoder,
+    Prompting,
+    RegistryError,
+    VersionConfig,
+    register,
+)
 from tailorbird.storage.node_cache import local_copy
 from tests import small_encoder
 from tests.loaded import load_model
@@ -64,9 +76,16 @@ def fit(
 
 def config_of(base: str) -> VersionConfig:
     return VersionConfig(
-        kind="zero_shot", classes=(), base_model=base, max_length=64, dtype="float32", code="", recipe_hash="",
-        created_at="", prompting=PROMPTING,
-    )  # fmt: skip
+        kind="zero_shot",
+        classes=(),
+        base_model=base,
+        max_length=64,
+        dtype="float32",
+        code="",
+        recipe_hash="",
+        created_at="",
+        prompting=PROMPTING,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +99,12 @@ def artifacts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_baseline(base: str) -> None:
     results = fit(base)
     baselines = [baseline for baseline, _ in results.baselines]
-    assert [baseline.kind for baseline in baselines] == ["nearest", "zero_shot", "few_shot", "retrieved"]
+    assert [baseline.kind for baseline in baselines] == [
+        "nearest",
+        "zero_shot",
+        "few_shot",
+        "retrieved",
+    ]
     assert baselines[0].validation == 0.75  # wrong in the last row, which has no known n-gram
     assert baselines[0].note == "answer of the nearest of 4 training rows"
     assert select_incumbent(baselines).kind == "nearest"
@@ -104,7 +128,10 @@ def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
     monkeypatch.setattr(chat, "_score", score)
     results = fit(base, retrieved_examples=(1, 3, 100, 200))
     baseline, prompting = results.baselines[-1]
-    assert (baseline.validation, baseline.note) == (0.9, "nearest training rows in the prompt: 3, best of 1, 3, 4")
+    assert (baseline.validation, baseline.note) == (
+        0.9,
+        "nearest training rows in the prompt: 3, best of 1, 3, 4",
+    )
     assert prompting.retrieval is not None
     assert prompting.retrieval.num_examples == 3
     assert tried == [0, 0, 1, 3, 4]
@@ -123,7 +150,12 @@ def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
 def test_a_single_training_row_gives_all_baselines(base: str, tmp_path: Path) -> None:
     results = fit(base, train=PAIRS[:1])
     stored = store_prompt_baselines(tmp_path.as_uri(), results, config=config_of(base))
-    assert [baseline.kind for baseline in stored] == ["nearest", "zero_shot", "few_shot", "retrieved"]
+    assert [baseline.kind for baseline in stored] == [
+        "nearest",
+        "zero_shot",
+        "few_shot",
+        "retrieved",
+    ]
     table = predict_rows(f"{tmp_path.as_uri()}/nearest", rows=rows_of(VALIDATION))
     assert table.scores.tolist() == [1, 0, 1, 0]
 
@@ -146,11 +178,15 @@ def test_nearest_has_the_similarity_as_confidence_and_no_likelihood(artifacts: s
 def test_the_likelihood_of_a_reference_answer_depends_on_the_examples(artifacts: str) -> None:
     rows = rows_of(VALIDATION)
     tables = [predict_rows(f"{artifacts}/{kind}", rows=rows) for kind in ("zero_shot", "retrieved")]
-    assert not np.allclose(tables[0].measures["log_likelihood"], tables[1].measures["log_likelihood"])
+    assert not np.allclose(
+        tables[0].measures["log_likelihood"], tables[1].measures["log_likelihood"]
+    )
 
 
 def test_nearest_is_loaded_without_its_base_model(artifacts: str, tmp_path: Path) -> None:
-    config = VersionConfig.model_validate_json((local_copy(f"{artifacts}/nearest") / "config.json").read_bytes())
+    config = VersionConfig.model_validate_json(
+        (local_copy(f"{artifacts}/nearest") / "config.json").read_bytes()
+    )
     folder = tmp_path / "nearest"
     folder.mkdir()
     for name in INDEX_FILES:
@@ -163,7 +199,9 @@ def test_nearest_is_loaded_without_its_base_model(artifacts: str, tmp_path: Path
 
 
 def test_a_version_without_its_index_is_not_registered(artifacts: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes((local_copy(f"{artifacts}/retrieved") / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes(
+        (local_copy(f"{artifacts}/retrieved") / "config.json").read_bytes()
+    )
     with pytest.raises(RegistryError, match=r"retrieval\.safetensors is missing"):
         register((tmp_path / "registry" / "task").as_uri(), tmp_path)
 
@@ -182,14 +220,18 @@ def test_an_artifact_with_the_index_of_another_training_set_is_refused(
 
 @pytest.mark.parametrize("kind", ["nearest", "retrieved"])
 def test_a_config_of_these_kinds_requires_the_index(base: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"`prompting.retrieval` is required for the kind `{kind}`"):
+    with pytest.raises(
+        ValueError, match=f"`prompting.retrieval` is required for the kind `{kind}`"
+    ):
         VersionConfig.model_validate(config_of(base).model_dump() | {"kind": kind})
 
 
 def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str) -> None:
     pretrained: PretrainedModels = {}
     uris = [f"{artifacts}/{kind}" for kind in ("zero_shot", "few_shot", "retrieved")]
-    together, alone = ([load_artifact(uri, pretrained=known) for uri in uris] for known in (pretrained, None))
+    together, alone = (
+        [load_artifact(uri, pretrained=known) for uri in uris] for known in (pretrained, None)
+    )
     models = [loaded.model for loaded in (*together, *alone) if isinstance(loaded, LoadedChat)]
     assert models[0] is models[1] is models[2]
     assert len({id(model) for model in models[2:]}) == 4
@@ -199,21 +241,38 @@ def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str)
 def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
     uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
     costs = measure_serving(uris, rows=rows_of(VALIDATION[:1])).serving
-    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == dict.fromkeys(uris, MIN_ROUNDS)
+    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == dict.fromkeys(
+        uris, MIN_ROUNDS
+    )
 
 
 SYNONYMS = (("azure", "sky"), ("azure a", "sky"), ("leaf of green", "leaf"))
 """Validation rows, most of which share no n-gram with the training row that answers them."""
 
 
-def test_an_encoder_is_used_with_the_weight_that_is_best_on_validation(base: str, tmp_path: Path) -> None:
+def test_an_encoder_is_used_with_the_weight_that_is_best_on_validation(
+    base: str, tmp_path: Path
+) -> None:
     encoder = small_encoder.save(tmp_path / "encoder")
-    train = (*PAIRS, ("red leaf", "leaf"), ("rose leaf", "leaf"))  # the most frequent answer is not that of "azure"
+    train = (
+        *PAIRS,
+        ("red leaf", "leaf"),
+        ("rose leaf", "leaf"),
+    )  # the most frequent answer is not that of "azure"
     results = fit(base, train=train, validation=SYNONYMS, encoder=encoder)
-    by_kind = {baseline.kind: (baseline, prompting.retrieval) for baseline, prompting in results.baselines}
+    by_kind = {
+        baseline.kind: (baseline, prompting.retrieval) for baseline, prompting in results.baselines
+    }
     nearest, retrieval = by_kind["nearest"]
-    assert fit(base, train=train, validation=SYNONYMS).baselines[0][0].validation < nearest.validation == 1
-    note = "answer of the nearest of 6 training rows, by embeddings x 0.5 + n-grams x 0.5, best of 0, 0.5, 0.75, 1"
+    assert (
+        fit(base, train=train, validation=SYNONYMS).baselines[0][0].validation
+        < nearest.validation
+        == 1
+    )
+    note = (
+        "answer of the nearest of 6 training rows, by embeddings x 0.5 + n-grams x 0.5, best of "
+        "0, 0.5, 0.75, 1"
+    )
     assert nearest.note == note
     for settings in (retrieval, by_kind["retrieved"][1]):
         assert settings is not None
@@ -229,7 +288,9 @@ def test_an_encoder_is_used_with_the_weight_that_is_best_on_validation(base: str
     assert first is second
 
 
-def test_an_encoder_that_is_no_better_on_validation_is_not_served(base: str, tmp_path: Path) -> None:
+def test_an_encoder_that_is_no_better_on_validation_is_not_served(
+    base: str, tmp_path: Path
+) -> None:
     validation = VALIDATION[:2]  # n-grams find the answers of these rows
     results = fit(base, validation=validation, encoder=small_encoder.save(tmp_path / "encoder"))
     baseline, prompting = results.baselines[0]

@@ -36,7 +36,9 @@ from tailorbird.registry.versions import VersionConfig, now, read_artifact_confi
 GENERATOR = np.random.default_rng(0)
 
 
-def clusters(num_classes: int, *, per_class: int = 40, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def clusters(
+    num_classes: int, *, per_class: int = 40, width: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings around one direction per class, and their labels."""
     labels = np.repeat(np.arange(num_classes), per_class)
     noise = GENERATOR.normal(scale=0.1, size=(len(labels), width))
@@ -57,13 +59,18 @@ def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
     wrong = GENERATOR.permutation(labels)
     held_out, truth = clusters(3)
     noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
-    assert fit_probe(HeadData((features,), noisy, (held_out,), HeldOut(truth, "accuracy"))).score > 0.8
+    assert (
+        fit_probe(HeadData((features,), noisy, (held_out,), HeldOut(truth, "accuracy"))).score > 0.8
+    )
 
 
 def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
     features, labels = clusters(3)
     held_out = HeldOut(labels, "accuracy")
-    fits = [fit_probe(HeadData((scale * features,), labels, (scale * features,), held_out)) for scale in (1, 64)]
+    fits = [
+        fit_probe(HeadData((scale * features,), labels, (scale * features,), held_out))
+        for scale in (1, 64)
+    ]
     assert fits[0].c == fits[1].c
     np.testing.assert_allclose(fits[1].logits, fits[0].logits, atol=1e-4)
     for fit, scale in zip(fits, (1, 64), strict=True):
@@ -73,7 +80,9 @@ def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
 
 def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
     features, labels = clusters(3)
-    head = cosine_head(np.eye(3, 8, dtype=np.float32) * np.array([[1], [5], [9]], dtype=np.float32), features)
+    head = cosine_head(
+        np.eye(3, 8, dtype=np.float32) * np.array([[1], [5], [9]], dtype=np.float32), features
+    )
     logits = head.logits(features)
     assert (logits.argmax(1) == labels).all()
     assert np.abs(logits).max() <= COSINE_SCALE * 1.5
@@ -120,7 +129,11 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: i
     both = fit_with_embeddings(data, embeddings=embeddings, held_out_embeddings=held_out, alone=bag)
     assert bag.embedding_weight == 0
     assert both.embedding_weight in EMBEDDING_WEIGHTS
-    expected = both.embedding_weight * held_out @ both.weights[0] + data.features[0] @ both.weights[1] + both.bias
+    expected = (
+        both.embedding_weight * held_out @ both.weights[0]
+        + data.features[0] @ both.weights[1]
+        + both.bias
+    )
     np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
     assert both.note() == f"{bag.note()}, embedding weight {both.embedding_weight:g}"
 
@@ -137,7 +150,10 @@ def test_a_class_with_one_row_is_learned() -> None:
 def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and_pooling_of_their_encoder(
     tmp_path: Path,
 ) -> None:
-    head, uri = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)), tmp_path.as_uri()
+    head, uri = (
+        Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)),
+        tmp_path.as_uri(),
+    )
     vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
     heads = dict.fromkeys(("probe", "probe_bag"), head)
@@ -164,21 +180,41 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
         "bag_of_words": "float32",
     }
     assert {item.pooling for item in stored.values()} == {own}
-    assert {(kind, 2.0) for kind in stored} == {(item.kind, item.temperature) for item in stored.values()}
+    assert {(kind, 2.0) for kind in stored} == {
+        (item.kind, item.temperature) for item in stored.values()
+    }
     assert {item.offsets for item in stored.values()} == {(0.0, 1.5)}
 
 
 @pytest.mark.parametrize(("texts", "labels"), [(("x",), ("a",)), (("x", "y"), ("a", "a"))])
-def test_training_rows_of_one_class_are_refused(texts: tuple[str, ...], labels: tuple[str, ...]) -> None:
+def test_training_rows_of_one_class_are_refused(
+    texts: tuple[str, ...], labels: tuple[str, ...]
+) -> None:
     train = Rows(tuple(map(str, range(len(texts)))), texts, labels)
-    with pytest.raises(ValueError, match=r"needs two classes, but train has \['a'\]; check data.label"):
-        fit_baselines("s3://m/base", train=train, validation=train, max_length=8, config=EvaluationConfig(), seed=0)
+    with pytest.raises(
+        ValueError, match=r"needs two classes, but train has \['a'\]; check data.label"
+    ):
+        fit_baselines(
+            "s3://m/base",
+            train=train,
+            validation=train,
+            max_length=8,
+            config=EvaluationConfig(),
+            seed=0,
+        )
 
 
 def test_empty_validation_rows_are_refused() -> None:
     train, none = Rows(("0", "1"), ("x", "y"), ("a", "b")), Rows((), (), ())
     with pytest.raises(ValueError, match="validation has no rows"):
-        fit_baselines("s3://m/base", train=train, validation=none, max_length=8, config=EvaluationConfig(), seed=0)
+        fit_baselines(
+            "s3://m/base",
+            train=train,
+            validation=none,
+            max_length=8,
+            config=EvaluationConfig(),
+            seed=0,
+        )
 
 
 def test_the_majority_is_the_most_frequent_label() -> None:
@@ -203,7 +239,9 @@ def test_settings_are_selected_on_a_part_of_many_rows_and_the_head_learns_from_a
     assert not np.allclose(alone.weights[0], fit.weights[0])
 
 
-def test_rows_are_embedded_until_the_time_is_over_with_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_embedded_until_the_time_is_over_with_every_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     labels = ("a",) * 50 + ("b", "c")
     rows = Rows(tuple(map(str, range(52))), tuple(f"text {number}" for number in range(52)), labels)
     monkeypatch.setattr(classification, "EMBEDDED_AT_ONCE", 8)

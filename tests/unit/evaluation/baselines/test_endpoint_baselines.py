@@ -1,4 +1,5 @@
-"""Baselines on an external endpoint, with a real server on the loopback interface that answers by a rule."""
+"""Baselines on an external endpoint, with a real server on the loopback interface that answers by a
+rule."""
 
 import json
 import re
@@ -30,9 +31,23 @@ from tailorbird.models.loading import load_artifact
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import Prompting, Retrieval, VersionConfig, read_artifact_config, register
+from tailorbird.registry.versions import (
+    Prompting,
+    Retrieval,
+    VersionConfig,
+    read_artifact_config,
+    register,
+)
 from tailorbird.storage.node_cache import local_copy
-from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question, refusal
+from tests.endpoint_server import (
+    MODEL,
+    Answer,
+    Reply,
+    completion,
+    endpoint_server,
+    question,
+    refusal,
+)
 
 PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("red rose", "rose"))
 VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("azure", "sky"), ("roses", "rose"))
@@ -44,27 +59,47 @@ CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2, retrieved_examples=(1,
 def rows_of(pairs: tuple[tuple[str, str], ...], *, chat: bool = False) -> Rows:
     texts, labels = (tuple(column) for column in zip(*pairs, strict=True))
     ids = tuple(map(str, range(len(pairs))))
-    return Rows(ids, texts, labels, conversations=tuple((("user", text),) for text in texts) if chat else None)
+    return Rows(
+        ids,
+        texts,
+        labels,
+        conversations=tuple((("user", text),) for text in texts) if chat else None,
+    )
 
 
 def version_config(*, chat: bool, prompting: Prompting | None = None) -> VersionConfig:
     return VersionConfig(
-        kind="zero_shot", classes=() if chat else CLASSES, base_model="s3://m/base", max_length=64, dtype="float32",
-        code="", recipe_hash="", created_at="", prompting=prompting,
-    )  # fmt: skip
+        kind="zero_shot",
+        classes=() if chat else CLASSES,
+        base_model="s3://m/base",
+        max_length=64,
+        dtype="float32",
+        code="",
+        recipe_hash="",
+        created_at="",
+        prompting=prompting,
+    )
 
 
 def fit(
-    url: str, task: Path, *, chat: bool = False, pairs: tuple[tuple[str, str], ...] = VALIDATION, **changes: Any
+    url: str,
+    task: Path,
+    *,
+    chat: bool = False,
+    pairs: tuple[tuple[str, str], ...] = VALIDATION,
+    **changes: Any,
 ) -> tuple[Baseline, ...]:
-    """Return the stored baselines, whose artifacts are in a stage of the task; `pairs` are the validation rows."""
+    """Return the stored baselines, whose artifacts are in a stage of the task; `pairs` are the
+    validation rows."""
     train, validation = rows_of(PAIRS, chat=chat), rows_of(pairs, chat=chat)
     settings = CONFIG if pairs == VALIDATION else FEW_SETTINGS
     index = build_index(train if chat else label_conversations(train), seed=0)
     files = index_files(index)
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=2048, index_sha256=index_sha256(files))
     prompting = Prompting(system="s", max_new_tokens=8) if chat else label_prompting(CLASSES)
-    config = version_config(chat=chat, prompting=prompting if chat else None).model_copy(update=changes)
+    config = version_config(chat=chat, prompting=prompting if chat else None).model_copy(
+        update=changes
+    )
     results = fit_endpoint_baselines(
         EndpointContender(Endpoint(url=url, model="m"), prompting, index, retrieval, config),
         train=train,
@@ -79,13 +114,19 @@ def fit(
 
 
 def by_word(body: dict[str, Any], _: int) -> Reply:
-    """Answer with the class that is a word of the text, and else with the class of the first example."""
-    text, examples = question(body), [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"]
+    """Answer with the class that is a word of the text, and else with the class of the first
+    example."""
+    text, examples = (
+        question(body),
+        [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"],
+    )
     named = next((label for label in CLASSES if label in text.split()), None)
     return completion(label_answer(named) if named else (examples or ["I do not know"])[-1])
 
 
-def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(tmp_path: Path) -> None:
+def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(
+    tmp_path: Path,
+) -> None:
     with endpoint_server(by_word) as server:
         zero_shot, few_shot, retrieved = fit(server.url, tmp_path)
         num_requests = len(server.bodies)
@@ -97,7 +138,9 @@ def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(tm
         "endpoint_retrieved",
     ]
     assert zero_shot.validation == 0.5  # neither `azure` nor `roses` is a class
-    assert zero_shot.note == f"{MODEL}: no examples in the prompt; 50.0% of the answers are no label"
+    assert (
+        zero_shot.note == f"{MODEL}: no examples in the prompt; 50.0% of the answers are no label"
+    )
     assert few_shot.note == f"{MODEL}: 2 examples in the prompt, best of 2 random sets"
     assert retrieved.note == f"{MODEL}: nearest training rows in the prompt: 1, best of 1, 2"
     assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
@@ -105,9 +148,15 @@ def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(tm
     assert schema["properties"]["label"]["enum"] == list(CLASSES)
 
 
-def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_requests(tmp_path: Path) -> None:
+def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_requests(
+    tmp_path: Path,
+) -> None:
     def without_logprobs(body: dict[str, Any], number: int) -> Reply:
-        return refusal(400, "logprobs are not supported") if "logprobs" in body else by_word(body, number)
+        return (
+            refusal(400, "logprobs are not supported")
+            if "logprobs" in body
+            else by_word(body, number)
+        )
 
     with endpoint_server(without_logprobs) as server:
         zero_shot, *_ = fit(server.url, tmp_path)
@@ -128,7 +177,9 @@ def test_answers_to_requests_with_different_parameters_are_stated(tmp_path: Path
 
     with endpoint_server(refuses_once) as server:
         zero_shot, *_ = fit(server.url, tmp_path)
-    assert re.search(r"; (25|50|75)\.0% of the requests had no response_format", str(zero_shot.note))
+    assert re.search(
+        r"; (25|50|75)\.0% of the requests had no response_format", str(zero_shot.note)
+    )
 
 
 def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) -> None:
@@ -142,12 +193,17 @@ def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) ->
             assert config.endpoint is not None
             assert (config.task, config.endpoint.reported_model) == ("classification", MODEL)
             table = predict_rows(str(baseline.uri), rows=rows_of(VALIDATION))
-            assert (table.model, score_table("accuracy", table)) == (baseline.kind, baseline.validation)
+            assert (table.model, score_table("accuracy", table)) == (
+                baseline.kind,
+                baseline.validation,
+            )
             np.testing.assert_allclose(table.calibrated, np.exp(-0.3))
             version = register(tmp_path.as_uri(), local_copy(str(baseline.uri)))
             num_requests = len(server.bodies)
             assert predict_rows(version.uri, rows=rows_of(VALIDATION)).outputs == table.outputs
-            assert len(server.bodies) == num_requests  # the answers of a version are those of its artifact
+            assert (
+                len(server.bodies) == num_requests
+            )  # the answers of a version are those of its artifact
             assert predict_rows(version.uri, rows=rows_of(TEST)).outputs == ("sky", "leaf")
 
 
@@ -163,8 +219,12 @@ def test_an_answer_that_is_no_label_is_wrong_and_without_log_probabilities_there
     assert score_table("macro_f1", table) == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
-@pytest.mark.parametrize("answer", [lambda body, _: completion(f"it is {question(body)}", logprobs=(-1.0,))])
-def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    "answer", [lambda body, _: completion(f"it is {question(body)}", logprobs=(-1.0,))]
+)
+def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(
+    tmp_path: Path, answer: Answer
+) -> None:
     with endpoint_server(answer) as server:
         baselines = fit(server.url, tmp_path, chat=True)
         assert [baseline.kind for baseline in baselines] == [
@@ -183,13 +243,17 @@ def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path, a
     assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
 
 
-def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requests(tmp_path: Path) -> None:
+def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requests(
+    tmp_path: Path,
+) -> None:
     with endpoint_server(by_word) as server:
         *_, retrieved = fit(server.url, tmp_path)
         num_requests = len(server.bodies)
         uris = {"incumbent": str(retrieved.uri), "candidate": str(retrieved.uri)}
         tokens = tokens_by_round(RowTokens("m", (10, 20, 30, 40, 50), (1, 2, 3, 4, 5)))
-        costs = measure_serving(uris, rows=rows_of(TEST), tokens={"incumbent": tokens, "candidate": tokens}).serving
+        costs = measure_serving(
+            uris, rows=rows_of(TEST), tokens={"incumbent": tokens, "candidate": tokens}
+        ).serving
         assert len(server.bodies) == num_requests
     assert costs["incumbent"].tokens == tokens
     assert costs["incumbent"].tokens.input == (10_000, 20_000, 30_000, 40_000, 50_000)
@@ -208,11 +272,16 @@ def test_a_model_that_changes_between_two_baselines_ends_the_run(tmp_path: Path)
     def changes(body: dict[str, Any], number: int) -> Reply:
         return completion(question(body), model="m-1" if number < len(VALIDATION) else "m-2")
 
-    with endpoint_server(changes) as server, pytest.raises(EndpointModelChanged, match="'m-2', but it was 'm-1'"):
+    with (
+        endpoint_server(changes) as server,
+        pytest.raises(EndpointModelChanged, match="'m-2', but it was 'm-1'"),
+    ):
         fit(server.url, tmp_path)
 
 
-def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_request(tmp_path: Path) -> None:
+def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_request(
+    tmp_path: Path,
+) -> None:
     with endpoint_server(by_word) as server:
         with pytest.raises(DataError, match="a label is empty, and an endpoint cannot name it"):
             fit(server.url, tmp_path, classes=("", "sky"))
@@ -225,7 +294,9 @@ FEW_SETTINGS = CONFIG.model_copy(update={"prompt_draws": 1, "retrieved_examples"
 
 def only_at(*numbers: int, reply: Reply) -> Answer:
     """Return an endpoint with another reply to the rows of `MANY` with these numbers."""
-    return lambda body, number: reply if int(question(body).split()[-1]) in numbers else by_word(body, number)
+    return lambda body, number: (
+        reply if int(question(body).split()[-1]) in numbers else by_word(body, number)
+    )
 
 
 CUT = completion(None, finish_reason="length")  # as of a model that reasons
@@ -236,10 +307,11 @@ FILTERED = refusal(400, "filtered", code="content_filter")
 def test_truncated_answers_without_a_result_end_the_run_before_a_decision(
     tmp_path: Path, chat: bool, limit: int, kind: str
 ) -> None:
-    message = (
-        rf"^4% of .* 'm' .*\(endpoint_zero_shot\) to .* end at {limit} tokens without {kind},.* Raise .*max_tokens"
-    )
-    with endpoint_server(only_at(3, 5, reply=CUT)) as server, pytest.raises(EndpointAnswersMissing, match=message):
+    message = rf"^4% of .* 'm' .*\(endpoint_zero_shot\) to .* end at {limit} tokens without {kind},.* Raise .*max_tokens"
+    with (
+        endpoint_server(only_at(3, 5, reply=CUT)) as server,
+        pytest.raises(EndpointAnswersMissing, match=message),
+    ):
         fit(server.url, tmp_path, chat=chat, pairs=MANY)
 
 
@@ -247,7 +319,9 @@ def test_truncated_answers_without_a_result_end_the_run_before_a_decision(
 def test_a_few_truncated_answers_are_stated_and_wrong(tmp_path: Path, chat: bool) -> None:
     with endpoint_server(only_at(3, reply=CUT)) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat, pairs=MANY)
-    stated = "; 1 of 50 rows (2.0%) with an answer that ends at max_tokens, 1 of them empty and wrong"
+    stated = (
+        "; 1 of 50 rows (2.0%) with an answer that ends at max_tokens, 1 of them empty and wrong"
+    )
     assert str(zero_shot.note).endswith(stated)
     assert chat or zero_shot.validation == 0.98
 
@@ -255,7 +329,9 @@ def test_a_few_truncated_answers_are_stated_and_wrong(tmp_path: Path, chat: bool
 def test_truncated_answers_of_a_chat_endpoint_that_have_a_text_are_stated(tmp_path: Path) -> None:
     with endpoint_server(lambda *_: completion("the sky", finish_reason="length")) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=True)
-    assert str(zero_shot.note).endswith("; 4 of 4 rows (100.0%) with an answer that ends at max_tokens")
+    assert str(zero_shot.note).endswith(
+        "; 4 of 4 rows (100.0%) with an answer that ends at max_tokens"
+    )
 
 
 def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> None:
@@ -272,8 +348,9 @@ def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> 
         table = predict_rows(str(zero_shot.uri), rows=rows_of(MANY))
         assert len(server.bodies) == before
     assert zero_shot.note == (
-        f"{MODEL}: no examples in the prompt; 2.0% of the answers are no label; 1 of 50 rows (2.0%) refused for the "
-        "text, counted as wrong; the requests had no logprobs, which the endpoint refused"
+        f"{MODEL}: no examples in the prompt; 2.0% of the answers are no label; 1 of 50 rows "
+        "(2.0%) refused for the text, counted as wrong; the requests had no logprobs, which the "
+        "endpoint refused"
     )
     assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
 
@@ -282,13 +359,18 @@ CUT_LABEL = completion('{"label": "sk', finish_reason="length")
 
 
 @pytest.mark.parametrize(
-    ("chat", "reply"), [*product((False, True), (CUT, FILTERED, completion(""))), (False, CUT_LABEL)]
+    ("chat", "reply"),
+    [*product((False, True), (CUT, FILTERED, completion(""))), (False, CUT_LABEL)],
 )
 def test_answers_without_a_result_do_not_remove_the_confidences_of_others(
     tmp_path: Path, chat: bool, reply: Reply
 ) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
-        return reply if question(body) == "azure" else completion(label_answer("sky"), logprobs=(-0.5,))
+        return (
+            reply
+            if question(body) == "azure"
+            else completion(label_answer("sky"), logprobs=(-0.5,))
+        )
 
     with endpoint_server(answer) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
@@ -297,11 +379,14 @@ def test_answers_without_a_result_do_not_remove_the_confidences_of_others(
     np.testing.assert_allclose(table.confidences[[1, 2]], [np.exp(-0.5), 0.0])
 
 
-def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(tmp_path: Path) -> None:
+def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(
+    tmp_path: Path,
+) -> None:
     with endpoint_server(only_at(4, 7, reply=FILTERED)) as server:
         for _ in range(2):
             with pytest.raises(
-                EndpointAnswersMissing, match=r"refused 2 of 50 .*content_filter.* validation rows .* 4, 7 of"
+                EndpointAnswersMissing,
+                match=r"refused 2 of 50 .*content_filter.* validation rows .* 4, 7 of",
             ) as raised:
                 fit(server.url, tmp_path, pairs=MANY)
             assert len(server.bodies) == len(MANY)
@@ -310,18 +395,28 @@ def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(t
 
 @pytest.mark.parametrize(
     ("turns", "kind", "field"),
-    [(6, "endpoint_few_shot", "evaluation.prompt_shots"), (4, "endpoint_retrieved", "evaluation.retrieved_tokens")],
+    [
+        (6, "endpoint_few_shot", "evaluation.prompt_shots"),
+        (4, "endpoint_retrieved", "evaluation.retrieved_tokens"),
+    ],
 )
 def test_prompts_that_are_too_long_are_an_error_that_names_the_field_of_their_length(
     tmp_path: Path, turns: int, kind: str, field: str
 ) -> None:
     def answer(body: dict[str, Any], number: int) -> Reply:
         too_long = len(body["messages"]) == turns  # system message, examples and the row
-        return refusal(400, "too long", code="context_length_exceeded") if too_long else by_word(body, number)
+        return (
+            refusal(400, "too long", code="context_length_exceeded")
+            if too_long
+            else by_word(body, number)
+        )
 
     with (
         endpoint_server(answer) as server,
-        pytest.raises(EndpointAnswersMissing, match=rf"\({kind}\) refused .* Lower .*max_tokens or {field} if they"),
+        pytest.raises(
+            EndpointAnswersMissing,
+            match=rf"\({kind}\) refused .* Lower .*max_tokens or {field} if they",
+        ),
     ):
         fit(server.url, tmp_path)
 
@@ -332,7 +427,9 @@ def test_empty_answers_to_other_rows_than_validation_are_wrong_and_do_not_end_a_
     tmp_path: Path, chat: bool, reply: Reply
 ) -> None:
     other = tuple((f"a blue sky number {number}", "sky") for number in range(4))
-    with endpoint_server(lambda body, number: reply if "number" in question(body) else by_word(body, number)) as server:
+    with endpoint_server(
+        lambda body, number: reply if "number" in question(body) else by_word(body, number)
+    ) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
         table = predict_rows(str(zero_shot.uri), rows=rows_of((*TEST, *other), chat=chat))
     metric = table.measures["token_f1"] if chat else table.scores

@@ -7,14 +7,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from tailorbird.evaluation.baselines import linear_solver
-from tailorbird.evaluation.baselines.linear_solver import Blocks, Loss, SoftmaxLoss, SquaredHingeLoss, minimise
+from tailorbird.evaluation.baselines.linear_solver import (
+    Blocks,
+    Loss,
+    SoftmaxLoss,
+    SquaredHingeLoss,
+    minimise,
+)
 from tailorbird.evaluation.class_weights import weights_of_classes
 
 GENERATOR = np.random.default_rng(0)
 NUM_CLASSES = 3
 DENSE = GENERATOR.normal(size=(200, 6)).astype(np.float32)
 SPARSE = csr_matrix(np.maximum(GENERATOR.normal(size=(200, 30)) - 1, 0).astype(np.float32))
-LABELS = (DENSE[:, 0] + SPARSE[:, 0].toarray()[:, 0] + GENERATOR.normal(size=200) > 0).astype(np.int64)
+LABELS = (DENSE[:, 0] + SPARSE[:, 0].toarray()[:, 0] + GENERATOR.normal(size=200) > 0).astype(
+    np.int64
+)
 LABELS[:40] = 2
 EQUAL = np.ones(200, dtype=np.float32)
 BALANCED = weights_of_classes(np.bincount(LABELS), kind="balanced")[LABELS]
@@ -38,7 +46,9 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logistic_regression_has_the_weights_of_scikit_learn(row_weights: np.ndarray) -> None:
     loss = SoftmaxLoss(LABELS, weights=row_weights)
     *weights, bias = minimise((DENSE, SPARSE), loss, c=1.0, start=zeros((DENSE, SPARSE)))
-    expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1_000).fit(ALL, LABELS, sample_weight=row_weights)
+    expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1_000).fit(
+        ALL, LABELS, sample_weight=row_weights
+    )
     np.testing.assert_allclose(np.vstack(weights).T, expected.coef_, atol=0.02)
     centred = expected.intercept_ - expected.intercept_.mean()
     np.testing.assert_allclose(bias[0] - bias.mean(), centred, atol=0.02)
@@ -62,12 +72,18 @@ def test_a_linear_svm_has_the_weights_of_scikit_learn(row_weights: np.ndarray) -
     ],
 )
 def test_gradients_and_slopes_equal_finite_differences(loss: Loss) -> None:
-    scores, direction = (GENERATOR.normal(size=(200, NUM_CLASSES)).astype(np.float32) for _ in range(2))
+    scores, direction = (
+        GENERATOR.normal(size=(200, NUM_CLASSES)).astype(np.float32) for _ in range(2)
+    )
     step = np.float32(0.01)
-    low, middle, high = (loss.gradient(scores + factor * step * direction)[0] for factor in (-1, 0, 1))
+    low, middle, high = (
+        loss.gradient(scores + factor * step * direction)[0] for factor in (-1, 0, 1)
+    )
     first, second = loss.slope(scores, direction)
     assert first == pytest.approx((high - low) / (2 * step), rel=0.02, abs=0.5)
-    assert first == pytest.approx(float(np.vdot(loss.gradient(scores)[1], direction)), rel=1e-3, abs=0.01)
+    assert first == pytest.approx(
+        float(np.vdot(loss.gradient(scores)[1], direction)), rel=1e-3, abs=0.01
+    )
     assert second == pytest.approx((high - 2 * middle + low) / step**2, rel=0.2)
 
 
@@ -75,7 +91,9 @@ def test_gradients_and_slopes_equal_finite_differences(loss: Loss) -> None:
 def test_a_fit_that_continues_another_fit_reaches_the_same_weights() -> None:
     loss = SoftmaxLoss(LABELS, weights=EQUAL)
     cold = minimise((DENSE,), loss, c=1.0, start=zeros((DENSE,)))
-    warm = minimise((DENSE,), loss, c=1.0, start=minimise((DENSE,), loss, c=0.01, start=zeros((DENSE,))))
+    warm = minimise(
+        (DENSE,), loss, c=1.0, start=minimise((DENSE,), loss, c=0.01, start=zeros((DENSE,)))
+    )
     np.testing.assert_allclose(warm[0], cold[0], atol=0.02)
 
 
@@ -87,7 +105,9 @@ def test_a_fit_does_not_change_its_start() -> None:
 
 def test_features_of_zeros_give_the_shares_of_the_classes() -> None:
     nothing = csr_matrix((200, 4), dtype=np.float32)
-    weights, bias = minimise((nothing,), SoftmaxLoss(LABELS, weights=EQUAL), c=1.0, start=zeros((nothing,)))
+    weights, bias = minimise(
+        (nothing,), SoftmaxLoss(LABELS, weights=EQUAL), c=1.0, start=zeros((nothing,))
+    )
     assert not weights.any()
     shares = np.exp(bias[0]) / np.exp(bias[0]).sum()
     np.testing.assert_allclose(shares, np.bincount(LABELS) / 200, atol=0.02)
@@ -97,7 +117,10 @@ def test_features_of_zeros_give_the_shares_of_the_classes() -> None:
 @pytest.mark.parametrize("c", [0.01, 1.0, 300.0])
 def test_a_fit_lowers_the_objective_at_any_scale_and_regularisation(scale: float, c: float) -> None:
     features = (scale * DENSE).astype(np.float32)
-    for loss in (SoftmaxLoss(LABELS, weights=EQUAL), SquaredHingeLoss(LABELS, weights=EQUAL, num_classes=NUM_CLASSES)):
+    for loss in (
+        SoftmaxLoss(LABELS, weights=EQUAL),
+        SquaredHingeLoss(LABELS, weights=EQUAL, num_classes=NUM_CLASSES),
+    ):
         weights, bias = minimise((features,), loss, c=c, start=zeros((features,)))
         scores = np.asarray(features @ weights + bias, dtype=np.float32)
         objective = c * loss.gradient(scores)[0] + float(np.vdot(weights, weights)) / 2

@@ -14,7 +14,9 @@ def open_bound(estimate: float) -> Bound:
 
 def loss(value: float, low: float, high: float, *, num_losses: int = 1) -> Bound:
     """Return the bound on a loss with a limit of 5 points."""
-    return no_loss(0.05, what="loss", loss=Estimate(value, (low, high), 400, 0.05), num_losses=num_losses)
+    return no_loss(
+        0.05, what="loss", loss=Estimate(value, (low, high), 400, 0.05), num_losses=num_losses
+    )
 
 
 def test_the_rows_needed_shrink_the_interval_to_the_distance_from_the_limit() -> None:
@@ -55,8 +57,12 @@ def test_a_loss_must_be_clearer_among_more_losses() -> None:
 
 
 def test_the_rows_needed_of_a_loss_decide_it_at_the_same_estimate() -> None:
-    assert loss(0.01, -0.07, 0.09).rows_needed == 400 * 2**2  # half of the width is then 0.04, so that it passes
-    assert loss(0.06, -0.06, 0.18).rows_needed == 400 * 2**2  # half of the width is then 0.06, so that it fails
+    assert (
+        loss(0.01, -0.07, 0.09).rows_needed == 400 * 2**2
+    )  # half of the width is then 0.04, so that it passes
+    assert (
+        loss(0.06, -0.06, 0.18).rows_needed == 400 * 2**2
+    )  # half of the width is then 0.06, so that it fails
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
@@ -68,7 +74,9 @@ def test_the_stated_loss_is_found_in_80_percent_of_tests(noise: float) -> None:
     assert stated is not None
     num_failed = 0
     for _ in range(2_000):
-        differences = generator.choice([1.0, 1.0, -1.0, 0.0], 400, p=(stated, *[noise / 2] * 2, 1 - stated - noise))
+        differences = generator.choice(
+            [1.0, 1.0, -1.0, 0.0], 400, p=(stated, *[noise / 2] * 2, 1 - stated - noise)
+        )
         mean = float(differences.mean())
         half = 1.96 * float(differences.std()) / 20
         num_failed += loss(mean, mean - half, mean + half).state is State.FAILS

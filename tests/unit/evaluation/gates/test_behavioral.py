@@ -16,13 +16,18 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 def table(row_ids: list[str], outputs: list[str]) -> Predictions:
     """Return predictions for rows with the label `a`."""
     n, scores = len(row_ids), np.array([float(output == "a") for output in outputs])
-    return Predictions("full", tuple(row_ids), ("a",) * n, tuple(outputs), scores, np.ones(n), np.ones(n))
+    return Predictions(
+        "full", tuple(row_ids), ("a",) * n, tuple(outputs), scores, np.ones(n), np.ones(n)
+    )
 
 
 def both(clean: str, changed: str, kinds: tuple[str, ...] = ("sex",)) -> Tables:
-    """Return clean and changed predictions, one letter each; `changed` has one letter per row and kind, row by row."""
+    """Return clean and changed predictions, one letter each; `changed` has one letter per row and
+    kind, row by row."""
     rows = [str(row) for row in range(len(clean))]
-    return table(rows, list(clean)), table([f"{row}|{kind}" for row in rows for kind in kinds], list(changed))
+    return table(rows, list(clean)), table(
+        [f"{row}|{kind}" for row in rows for kind in kinds], list(changed)
+    )
 
 
 def flips(candidate: Tables, incumbent: Tables) -> Gate:
@@ -46,7 +51,9 @@ def test_a_candidate_without_flips_passes_and_a_candidate_with_many_flips_fails(
     gate = flips(flipping, STEADY)
     assert gate.state is State.FAILS
     assert gate.bounds[0].estimate == pytest.approx(0.1)
-    assert gate.bounds[0].interval == pytest.approx((0.077, 0.126), abs=0.005)  # Wilson's of 60 in 600
+    assert gate.bounds[0].interval == pytest.approx(
+        (0.077, 0.126), abs=0.005
+    )  # Wilson's of 60 in 600
     assert "sex 60 and 0 of 600" in gate.note
 
 
@@ -79,7 +86,9 @@ def test_few_swappable_rows_are_not_assessable_and_none_make_the_gate_not_applic
 def test_flips_are_counted_by_document_if_rows_share_one() -> None:
     flipping = both("a" * 600, "b" * 60 + "a" * 540)
     documents = tuple(str(row // 60) for row in range(600))
-    by_document, steady = ((replace(pair[0], clusters=documents), pair[1]) for pair in (flipping, STEADY))
+    by_document, steady = (
+        (replace(pair[0], clusters=documents), pair[1]) for pair in (flipping, STEADY)
+    )
     gate = flips(by_document, steady)
     assert gate.state is State.NOT_ASSESSABLE  # all 60 flips are in one document of ten
     assert gate.bounds[0].estimate == pytest.approx(0.1)
@@ -140,7 +149,8 @@ def test_tables_with_different_rows_are_refused(evaluate: object) -> None:
 @given(st.lists(st.text("ab", min_size=4, max_size=4), min_size=1, max_size=30))
 def test_interval_and_estimate_determine_the_state(rows: list[str]) -> None:
     candidate, incumbent = (
-        both("".join(row[at] for row in rows), "".join(row[at + 1] for row in rows)) for at in (0, 2)
+        both("".join(row[at] for row in rows), "".join(row[at + 1] for row in rows))
+        for at in (0, 2)
     )
     for gate in (flips(candidate, incumbent), drops(candidate, incumbent)):
         for bound in gate.bounds:

@@ -9,20 +9,29 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.calibration import TEMPERATURES, bins_of, calibration_gate, ece, fit_temperature
+from tailorbird.evaluation.gates.calibration import (
+    TEMPERATURES,
+    bins_of,
+    calibration_gate,
+    ece,
+    fit_temperature,
+)
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 
 LIMITS = CalibrationGateConfig(max_ece=0.05)
 
 
 def simulated(n: int, *, over: float = 0.0, seed: int = 0, model: str = "full") -> Predictions:
-    """Return predictions of a model with confidences in [0.3, 1] that is right with probability confidence - `over`."""
+    """Return predictions of a model with confidences in [0.3, 1] that is right with probability
+    confidence - `over`."""
     generator = np.random.default_rng(seed)
     confidences = 0.3 + 0.7 * generator.beta(4, 1.5, size=n)
     right = generator.random(n) < confidences - over
     outputs = tuple("a" if is_right else "b" for is_right in right)
     row_ids = tuple(str(row) for row in range(n))
-    return Predictions(model, row_ids, ("a",) * n, outputs, right.astype(float), np.ones(n), confidences)
+    return Predictions(
+        model, row_ids, ("a",) * n, outputs, right.astype(float), np.ones(n), confidences
+    )
 
 
 def gate_of(candidate: Predictions) -> Gate:
@@ -58,7 +67,9 @@ def test_large_logits_do_not_overflow() -> None:
         (np.zeros((1, 2)), np.array([-1]), "allowed: 0 to 1"),
     ],
 )
-def test_invalid_logits_and_labels_are_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_invalid_logits_and_labels_are_refused(
+    logits: np.ndarray, labels: np.ndarray, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         fit_temperature(logits, labels)
 
@@ -73,7 +84,9 @@ def test_ece_is_the_mean_gap_of_the_bins_weighted_by_rows() -> None:
 
 @pytest.mark.parametrize("confidence", [-0.1, 1.1, np.nan, np.inf])
 def test_an_invalid_confidence_is_refused(confidence: float) -> None:
-    broken = replace(simulated(8), model="broken", calibrated=np.append(np.full(7, 0.5), confidence))
+    broken = replace(
+        simulated(8), model="broken", calibrated=np.append(np.full(7, 0.5), confidence)
+    )
     with pytest.raises(VerdictRefused, match="broken: the confidence at position 7"):
         gate_of(broken)
 
@@ -92,8 +105,12 @@ def test_an_overconfident_model_fails() -> None:
 
 
 def test_a_true_ece_at_the_limit_rarely_fails() -> None:
-    failed = sum(gate_of(simulated(200, over=0.05, seed=seed)).state is State.FAILS for seed in range(60))
-    assert failed <= 5  # 60 tests at a rate of 0.025; the rate is 0.07 without the correction for chance
+    failed = sum(
+        gate_of(simulated(200, over=0.05, seed=seed)).state is State.FAILS for seed in range(60)
+    )
+    assert (
+        failed <= 5
+    )  # 60 tests at a rate of 0.025; the rate is 0.07 without the correction for chance
 
 
 @pytest.mark.parametrize("over", [0.0, 0.08])
@@ -103,7 +120,10 @@ def test_the_estimate_is_debiased_and_the_interval_contains_the_true_ece(over: f
     assert sum(bound.interval[0] <= over <= bound.interval[1] for bound in bounds) >= 26
     measured = [simulated(400, over=over, seed=seed) for seed in range(30)]
     assert (
-        np.mean([ece(table.calibrated - table.scores, bins_of(table.calibrated)) for table in measured]) > over + 0.005
+        np.mean(
+            [ece(table.calibrated - table.scores, bins_of(table.calibrated)) for table in measured]
+        )
+        > over + 0.005
     )
 
 
@@ -117,7 +137,11 @@ def test_rows_that_share_documents_have_a_wider_interval() -> None:
     )
     intervals = [
         gate_of(rows).bounds[0].interval
-        for rows in (table, replace(copies, clusters=tuple(np.repeat(np.arange(100), 10).astype(str))), copies)
+        for rows in (
+            table,
+            replace(copies, clusters=tuple(np.repeat(np.arange(100), 10).astype(str))),
+            copies,
+        )
     ]
     assert intervals[1] == pytest.approx(intervals[0], abs=0.01)
     assert intervals[2][1] - intervals[2][0] < 0.6 * (intervals[1][1] - intervals[1][0])
@@ -141,9 +165,15 @@ def test_the_gate_is_deterministic_and_uses_only_confidence_after_temperature_sc
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=12))
-def test_any_table_gives_a_state_and_an_interval_that_contains_the_estimate(rows: list[tuple[bool, float]]) -> None:
+def test_any_table_gives_a_state_and_an_interval_that_contains_the_estimate(
+    rows: list[tuple[bool, float]],
+) -> None:
     outputs = tuple("a" if row[0] else "b" for row in rows)
-    gate = gate_of(replace(simulated(len(rows)), outputs=outputs, calibrated=np.array([row[1] for row in rows])))
+    gate = gate_of(
+        replace(
+            simulated(len(rows)), outputs=outputs, calibrated=np.array([row[1] for row in rows])
+        )
+    )
     assert gate.state in State
     for bound in gate.bounds:
         assert bound.interval[0] <= bound.estimate <= bound.interval[1]

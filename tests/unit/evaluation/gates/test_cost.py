@@ -34,7 +34,9 @@ def test_the_tokens_of_a_round_are_those_of_a_part_of_the_rows() -> None:
     assert tokens.input == (10_000, 10_000, 10_000, 20_000, 20_000)
     assert tokens.output == (1_500, 1_500, 1_500, 1_500, 1_500)
     assert tokens.endpoint == "m"
-    assert tokens_by_round(RowTokens("m", (1, 3), (1, 1))).input == (2_000,) * 5  # fewer rows than rounds
+    assert (
+        tokens_by_round(RowTokens("m", (1, 3), (1, 1))).input == (2_000,) * 5
+    )  # fewer rows than rounds
 
 
 def test_rows_that_an_endpoint_does_not_answer_have_no_tokens() -> None:

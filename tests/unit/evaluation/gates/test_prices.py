@@ -1,4 +1,5 @@
-"""Tests of the cost of serving at a volume: replicas, tokens, missing prices, and the ratio of two costs."""
+"""Tests of the cost of serving at a volume: replicas, tokens, missing prices, and the ratio of two
+costs."""
 
 import math
 from dataclasses import replace
@@ -13,7 +14,13 @@ from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import CostConfig, EvaluationConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
-from tailorbird.evaluation.gates.prices import CostTerms, Ratio, compare_costs, cost_unit, yearly_cost
+from tailorbird.evaluation.gates.prices import (
+    CostTerms,
+    Ratio,
+    compare_costs,
+    cost_unit,
+    yearly_cost,
+)
 
 VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
 TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
@@ -34,7 +41,11 @@ def total(usage: ServingUsage, prices: CostTerms = TERMS) -> float:
 
 
 def ratio_of(
-    incumbent: ServingUsage, candidate: ServingUsage, *, prices: CostTerms | None = None, alpha: float = 0.05
+    incumbent: ServingUsage,
+    candidate: ServingUsage,
+    *,
+    prices: CostTerms | None = None,
+    alpha: float = 0.05,
 ) -> Ratio | None:
     costs = {"incumbent": incumbent, "candidate": candidate}
     return compare_costs(costs, terms=prices, alpha=alpha).ratio
@@ -56,7 +67,8 @@ def test_replicas_that_always_run_are_paid_and_busy_time_within_them_is_not_adde
 
 
 def test_a_replica_is_paid_with_its_cores_and_gpus_while_either_is_busy() -> None:
-    # 300 GPU-seconds and 20 CPU-seconds per 1,000 rows: 3,600 s of replicas in a year, with one core and one GPU.
+    # 300 GPU-seconds and 20 CPU-seconds per 1,000 rows: 3,600 s of replicas in a year, with one
+    # core and one GPU.
     assert total(ServingUsage((20.0,) * 5, (300.0,) * 5), ON_GPU) == pytest.approx(3.6 + 0.36)
     assert total(ServingUsage((300.0,) * 5, (20.0,) * 5), ON_GPU) == pytest.approx(3.6 + 0.36)
     # Half a GPU is busy for twice as long; its core is paid for that time.
@@ -85,20 +97,34 @@ def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoin
 def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
     prices = terms(ON_GPU, endpoint=ENDPOINT, token_prices=(0, 0), min_replicas=1)
     assert total(ServingUsage((10.0,) * 5, tokens=TOKENS), prices) == pytest.approx(730 * 12 * 0.36)
-    assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(730 * 12 * (0.36 + 3.6))
+    assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(
+        730 * 12 * (0.36 + 3.6)
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "usage", "missing"),
     [
-        ({"price_per_cpu_hour": None}, ServingUsage((1.0,) * 5), "evaluation.cost.price_per_cpu_hour is not set"),
-        ({"gpus_per_replica": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "price_per_gpu_hour is not set"),
+        (
+            {"price_per_cpu_hour": None},
+            ServingUsage((1.0,) * 5),
+            "evaluation.cost.price_per_cpu_hour is not set",
+        ),
+        (
+            {"gpus_per_replica": 1},
+            ServingUsage((1.0,) * 5, (1.0,) * 5),
+            "price_per_gpu_hour is not set",
+        ),
         (
             {"gpus_per_replica": 1, "price_per_gpu_hour": 1},
             ServingUsage((1.0,) * 5),
             "serving.gpus_per_replica has changed",
         ),
-        ({"price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "serving.gpus_per_replica has changed"),
+        (
+            {"price_per_gpu_hour": 1},
+            ServingUsage((1.0,) * 5, (1.0,) * 5),
+            "serving.gpus_per_replica has changed",
+        ),
         (
             {"endpoint": ENDPOINT},
             ServingUsage((1.0,) * 5, tokens=TOKENS),
@@ -121,7 +147,9 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
         ),
     ],
 )
-def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: ServingUsage, missing: str) -> None:
+def test_a_missing_price_is_named_and_never_0(
+    changes: dict[str, Any], usage: ServingUsage, missing: str
+) -> None:
     prices = terms(**changes)
     [phrase] = yearly_cost(usage, terms=prices).missing
     assert missing in phrase
@@ -155,13 +183,20 @@ def test_without_the_price_of_the_training_there_is_a_ratio_and_no_net() -> None
     costs = {"incumbent": DEAR, "candidate": CHEAP}
     compared = compare_costs(costs, terms=TERMS, alpha=0.05, training=TrainingUsage(gpu_s=1))
     assert compared.ratio == pytest.approx((0.25,) * 3)
-    assert (compared.net, compared.missing) == (None, ("evaluation.cost.price_per_gpu_hour is not set",))
+    assert (compared.net, compared.missing) == (
+        None,
+        ("evaluation.cost.price_per_gpu_hour is not set",),
+    )
 
 
 def test_costs_that_were_not_measured_are_not_compared() -> None:
     for costs in (None, {"candidate": CHEAP}):
         compared = compare_costs(costs, terms=TERMS, alpha=0.05)
-        assert (compared.ratio, compared.net, compared.missing) == (None, None, ("the serving cost is not measured",))
+        assert (compared.ratio, compared.net, compared.missing) == (
+            None,
+            None,
+            ("the serving cost is not measured",),
+        )
 
 
 def test_models_that_were_measured_in_different_rounds_are_refused() -> None:
@@ -187,17 +222,30 @@ def test_a_cpu_is_free_only_if_the_price_of_a_gpu_includes_it() -> None:
     with pytest.raises(ValueError, match="nothing has a price"):
         CostConfig.model_validate(VOLUME | {"price_per_cpu_hour": 0})
     assert (
-        CostConfig.model_validate(VOLUME | {"price_per_cpu_hour": 0, "price_per_gpu_hour": 2}).price_per_gpu_hour == 2
+        CostConfig.model_validate(
+            VOLUME | {"price_per_cpu_hour": 0, "price_per_gpu_hour": 2}
+        ).price_per_gpu_hour
+        == 2
     )
 
 
 def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoint() -> None:
-    serving = ServingConfig(min_replicas=2, max_replicas=3, cpus_per_replica=4, gpus_per_replica=0.5)
-    endpoint = EndpointConfig(url="https://host/v1", model="m", price_input=0.001, price_output=0.004)
-    evaluation = EvaluationConfig(cost=CostConfig(**VOLUME, price_per_cpu_hour=0.36), endpoint=endpoint)
+    serving = ServingConfig(
+        min_replicas=2, max_replicas=3, cpus_per_replica=4, gpus_per_replica=0.5
+    )
+    endpoint = EndpointConfig(
+        url="https://host/v1", model="m", price_input=0.001, price_output=0.004
+    )
+    evaluation = EvaluationConfig(
+        cost=CostConfig(**VOLUME, price_per_cpu_hour=0.36), endpoint=endpoint
+    )
     of_recipe = CostTerms.of_recipe(evaluation, serving=serving)
     assert of_recipe is not None
-    assert (of_recipe.min_replicas, of_recipe.cpus_per_replica, of_recipe.gpus_per_replica) == (2, 4, 0.5)
+    assert (of_recipe.min_replicas, of_recipe.cpus_per_replica, of_recipe.gpus_per_replica) == (
+        2,
+        4,
+        0.5,
+    )
     assert of_recipe.endpoint == ENDPOINT
     assert of_recipe.token_prices == (0.001, 0.004)
     assert CostTerms.of_recipe(EvaluationConfig(), serving=serving) is None
@@ -209,13 +257,18 @@ def test_without_prices_the_ratio_is_that_of_the_seconds_of_the_device_that_serv
     candidate = ServingUsage((3.0,) * 5, (1.0, 2.0, 1.0, 0.5, 1.0))
     assert ratio_of(incumbent, candidate) == pytest.approx((0.25,) * 3)
     costs = {"incumbent": incumbent, "candidate": candidate}
-    units = [cost_unit(costs, terms=None), cost_unit(costs, terms=ON_GPU), cost_unit(None, terms=ON_GPU)]
+    units = [
+        cost_unit(costs, terms=None),
+        cost_unit(costs, terms=ON_GPU),
+        cost_unit(None, terms=ON_GPU),
+    ]
     assert units == ["GPU-seconds", "price", None]
 
 
 def test_with_prices_the_ratio_is_that_of_the_costs_of_serving() -> None:
     assert ratio_of(DEAR, CHEAP, prices=TERMS) == pytest.approx((0.25,) * 3)
-    # Idle replicas dominate: both models cost the same, although one is busy for a quarter of the time.
+    # Idle replicas dominate: both models cost the same, although one is busy for a quarter of the
+    # time.
     assert ratio_of(DEAR, CHEAP, prices=terms(min_replicas=1)) == (1, 1, 1)
 
 
@@ -254,7 +307,11 @@ def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
 amounts = st.floats(1e-6, 1e6)
 price = st.floats(1e-6, 1e3)
 prices = st.fixed_dictionaries(
-    {"price_per_cpu_hour": price, "price_per_gpu_hour": price, "token_prices": st.tuples(price, price)}
+    {
+        "price_per_cpu_hour": price,
+        "price_per_gpu_hour": price,
+        "token_prices": st.tuples(price, price),
+    }
 )
 
 
@@ -281,7 +338,11 @@ def test_totals_grow_with_each_price_and_scale_with_all(
     assert before > 0
     cpu, gpu = (known[name] * factor for name in ("price_per_cpu_hour", "price_per_gpu_hour"))
     of_input, of_output = known["token_prices"]
-    grown = {"price_per_cpu_hour": cpu, "price_per_gpu_hour": gpu, "token_prices": (of_input * factor, of_output)}
+    grown = {
+        "price_per_cpu_hour": cpu,
+        "price_per_gpu_hour": gpu,
+        "token_prices": (of_input * factor, of_output),
+    }
     for name, value in (*grown.items(), ("token_prices", (of_input, of_output * factor))):
         assert total(usage, terms(base, **{name: value})) >= before
     scaled = terms(base, **(grown | {"token_prices": (of_input * factor, of_output * factor)}))

@@ -19,20 +19,28 @@ UNHARMED = (1400, 100, 100, 400)
 HELPED = (1400, 160, 100, 340)
 
 
-def gate_of(groups: dict[str, tuple[int, int, int, int]], *, limits: SubgroupGateConfig = LIMITS) -> Gate:
-    """Return the gate for one column with paired counts (both right, only candidate, only incumbent, neither)."""
+def gate_of(
+    groups: dict[str, tuple[int, int, int, int]], *, limits: SubgroupGateConfig = LIMITS
+) -> Gate:
+    """Return the gate for one column with paired counts (both right, only candidate, only
+    incumbent, neither)."""
     candidate, incumbent = tables({"sex": groups})
     return groups_gate(candidate, incumbent=incumbent, limits=limits, alpha=0.05)
 
 
-def tables(columns: dict[str, dict[str, tuple[int, int, int, int]]]) -> tuple[Predictions, Predictions]:
-    """Return candidate and incumbent with the counts of the first column; further columns have the same values."""
+def tables(
+    columns: dict[str, dict[str, tuple[int, int, int, int]]],
+) -> tuple[Predictions, Predictions]:
+    """Return candidate and incumbent with the counts of the first column; further columns have the
+    same values."""
     ours, theirs, names = [], [], []
     for name, (both, only_ours, only_theirs, neither) in next(iter(columns.values())).items():
         ours += [1.0] * (both + only_ours) + [0.0] * (only_theirs + neither)
         theirs += [1.0] * both + [0.0] * only_ours + [1.0] * only_theirs + [0.0] * neither
         names += [name] * (both + only_ours + only_theirs + neither)
-    return tuple(table(scores, {column: tuple(names) for column in columns}) for scores in (ours, theirs))  # type: ignore[return-value]
+    return tuple(
+        table(scores, {column: tuple(names) for column in columns}) for scores in (ours, theirs)
+    )  # type: ignore[return-value]
 
 
 def table(scores: list[float], groups: dict[str, tuple[str, ...]]) -> Predictions:
@@ -40,7 +48,9 @@ def table(scores: list[float], groups: dict[str, tuple[str, ...]]) -> Prediction
     n = len(scores)
     outputs = tuple("a" if score == 1 else "b" for score in scores)
     row_ids = tuple(str(row) for row in range(n))
-    return Predictions("full", row_ids, ("a",) * n, outputs, np.array(scores), np.ones(n), np.ones(n), groups)
+    return Predictions(
+        "full", row_ids, ("a",) * n, outputs, np.array(scores), np.ones(n), np.ones(n), groups
+    )
 
 
 def state_of(gate: Gate, group: str) -> State:
@@ -51,18 +61,25 @@ def state_of(gate: Gate, group: str) -> State:
 def test_an_unharmed_group_of_many_rows_passes() -> None:
     gate = gate_of({"female": UNHARMED, "male": UNHARMED})
     assert gate.state is State.PASSES
-    assert [bound.what for bound in gate.bounds] == ["change for sex = female", "change for sex = male"]
+    assert [bound.what for bound in gate.bounds] == [
+        "change for sex = female",
+        "change for sex = male",
+    ]
     assert gate.bounds[0].limit == -0.03
 
 
 def test_a_group_passes_if_a_loss_of_the_limit_is_unlikely() -> None:
-    """The 95% interval of 1 point lost on 375 rows contains -3, the one-sided 80% interval does not."""
+    """The 95% interval of 1 point lost on 375 rows contains -3, the one-sided 80% interval does
+    not."""
     counts = (262, 26, 30, 57)
     assert newcombe_paired_interval(PairedCounts(*counts))[0] < -0.03
     gate = gate_of({"female": UNHARMED, "male": counts})
     assert state_of(gate, "male") is State.PASSES
     assert "passes if the one-sided 80% interval of its change is above -3 points" in gate.note
-    proven = gate_of({"female": UNHARMED, "male": counts}, limits=SubgroupGateConfig(max_loss=0.03, likely_harm=0))
+    proven = gate_of(
+        {"female": UNHARMED, "male": counts},
+        limits=SubgroupGateConfig(max_loss=0.03, likely_harm=0),
+    )
     assert state_of(proven, "male") is State.NOT_ASSESSABLE
     assert "the one-sided 97.5% interval" in proven.note
 
@@ -78,12 +95,17 @@ def test_a_significant_loss_within_the_limit_passes() -> None:
     [
         ((70, 2, 7, 21), State.FAILS),  # 5 points lost on 100 rows
         ((69, 2, 7, 21), State.FAILS),  # the same on 99 rows
-        ((70, 9, 13, 8), State.NOT_ASSESSABLE),  # 4 points lost on 100 rows, which is no more than chance
+        (
+            (70, 9, 13, 8),
+            State.NOT_ASSESSABLE,
+        ),  # 4 points lost on 100 rows, which is no more than chance
         ((81, 1, 3, 15), State.NOT_ASSESSABLE),  # 2 points lost
         ((20, 1, 5, 4), State.NOT_ASSESSABLE),  # 13 points lost on 30 rows
     ],
 )
-def test_a_likely_loss_that_differs_from_the_other_rows_fails(counts: tuple[int, int, int, int], state: State) -> None:
+def test_a_likely_loss_that_differs_from_the_other_rows_fails(
+    counts: tuple[int, int, int, int], state: State
+) -> None:
     groups = {"male": counts, "female": HELPED}
     assert state_of(gate_of(groups), "male") is state
     only_proven = SubgroupGateConfig(max_loss=0.03, likely_harm=0)
@@ -104,7 +126,8 @@ def test_chance_fails_at_most_one_in_twenty_candidates_that_change_nothing() -> 
     for _ in range(1_000):
         gains = 0.02 * generator.standard_normal(8)
         changes = {
-            str(row): Estimate(gain, (gain - z * 0.02, gain + z * 0.02), 375, 0.05) for row, gain in enumerate(gains)
+            str(row): Estimate(gain, (gain - z * 0.02, gain + z * 0.02), 375, 0.05)
+            for row, gain in enumerate(gains)
         }
         states = [bound.state for bound in group_bounds(changes, limits=LIMITS, alpha=0.05)]
         failed += State.FAILS in states
@@ -120,13 +143,19 @@ def test_macro_f1_is_compared_within_each_group() -> None:
         replace(
             model,
             labels=labels,
-            outputs=tuple(label if score else swap[label] for label, score in zip(labels, model.scores, strict=True)),
+            outputs=tuple(
+                label if score else swap[label]
+                for label, score in zip(labels, model.scores, strict=True)
+            ),
         )
         for model in (candidate, incumbent)
     ]
     gate = groups_gate(pair[0], incumbent=pair[1], limits=LIMITS, alpha=0.05, metric="macro_f1")
     rows = slice(1000, 1400)
-    scores = [score_of("macro_f1", labels=model.labels[rows], outputs=model.outputs[rows]) for model in pair]
+    scores = [
+        score_of("macro_f1", labels=model.labels[rows], outputs=model.outputs[rows])
+        for model in pair
+    ]
     assert gate.bounds[1].estimate == pytest.approx(scores[0] - scores[1])
     assert [bound.state for bound in gate.bounds] == [State.PASSES, State.FAILS]
 
@@ -155,11 +184,16 @@ def test_the_groups_of_all_columns_count() -> None:
     lost = (70, 3, 7, 20)
     single = {"sex": {"male": lost, "female": HELPED}}
     candidate, incumbent = tables(single)
-    assert groups_gate(candidate, incumbent=incumbent, limits=LIMITS, alpha=0.05).state is State.FAILS
+    assert (
+        groups_gate(candidate, incumbent=incumbent, limits=LIMITS, alpha=0.05).state is State.FAILS
+    )
     columns = {f"site {number}": single["sex"] for number in range(9)}
     candidate, incumbent = tables(single | columns)
     gate = groups_gate(candidate, incumbent=incumbent, limits=LIMITS, alpha=0.05)
-    assert [bound.what for bound in gate.bounds[:2]] == ["change for sex = female", "change for sex = male"]
+    assert [bound.what for bound in gate.bounds[:2]] == [
+        "change for sex = female",
+        "change for sex = male",
+    ]
     assert gate.state is State.NOT_ASSESSABLE
 
 
@@ -178,13 +212,19 @@ def test_different_groups_are_refused() -> None:
 
 @settings(max_examples=20)
 @given(
-    st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abc")), min_size=1, max_size=60),
+    st.lists(
+        st.tuples(st.booleans(), st.booleans(), st.sampled_from("abc")), min_size=1, max_size=60
+    ),
     st.floats(0.001, 0.5),
 )
-def test_any_groups_have_one_bound_each(rows: list[tuple[bool, bool, str]], max_loss: float) -> None:
+def test_any_groups_have_one_bound_each(
+    rows: list[tuple[bool, bool, str]], max_loss: float
+) -> None:
     names = {"sex": tuple(row[2] for row in rows)}
     ours, theirs = (table([float(row[which]) for row in rows], names) for which in (0, 1))
-    gate = groups_gate(ours, incumbent=theirs, limits=SubgroupGateConfig(max_loss=max_loss), alpha=0.05)
+    gate = groups_gate(
+        ours, incumbent=theirs, limits=SubgroupGateConfig(max_loss=max_loss), alpha=0.05
+    )
     assert len(gate.bounds) == len(set(names["sex"]))
     assert sum(bound.n for bound in gate.bounds) == len(rows)
     for bound in gate.bounds:

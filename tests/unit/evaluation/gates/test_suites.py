@@ -17,7 +17,9 @@ def gate_of(*suites: tuple[list[float], list[float]], alpha: float = 0.05, **fie
     """Return the gate for the scores of candidate and incumbent on each suite."""
     config = SuiteConfig.model_validate({"uri": "builtin://general", "max_loss": 0.05} | fields)
     answered = {
-        f"suite {number}": AnsweredSuite(config, suite_table("full", ours), suite_table("zero_shot", theirs))
+        f"suite {number}": AnsweredSuite(
+            config, suite_table("full", ours), suite_table("zero_shot", theirs)
+        )
         for number, (ours, theirs) in enumerate(suites)
     }
     return suites_gate(answered, alpha=alpha)
@@ -81,9 +83,14 @@ def test_scores_between_0_and_1_are_compared_by_their_means() -> None:
     assert gate_of((theirs.tolist(), theirs.tolist())).state is State.PASSES
 
 
-@pytest.mark.parametrize(("num_rows", "max_loss"), [(5, 0.25), (20, 0.05), (50, 0.05), (50, 0.2), (150, 0.05)])
-def test_rare_large_losses_of_the_margin_seldom_pass_among_nearly_equal_scores(num_rows: int, max_loss: float) -> None:
-    """Of 150 suites whose true loss is the margin, by a loss of 0.9 on some rows, at most 6% pass."""
+@pytest.mark.parametrize(
+    ("num_rows", "max_loss"), [(5, 0.25), (20, 0.05), (50, 0.05), (50, 0.2), (150, 0.05)]
+)
+def test_rare_large_losses_of_the_margin_seldom_pass_among_nearly_equal_scores(
+    num_rows: int, max_loss: float
+) -> None:
+    """Of 150 suites whose true loss is the margin, by a loss of 0.9 on some rows, at most 6%
+    pass."""
     generator, passes = np.random.default_rng(0), 0
     for _ in range(150):
         theirs = generator.uniform(0.95, 0.99, num_rows)
@@ -106,19 +113,29 @@ def test_a_model_without_likelihoods_makes_the_suite_not_assessable() -> None:
     unanswered = [*scores(50, of=99), np.nan]
     gate = gate_of((scores(90), unanswered), (scores(90), scores(90)))
     assert gate.state is State.NOT_ASSESSABLE
-    assert [bound.what for bound in gate.bounds] == ["loss on the suite suite 1 (incumbent minus candidate)"]
-    assert gate.note == "suite 0 needs log-likelihoods of given answers, which the kind zero_shot does not have"
+    assert [bound.what for bound in gate.bounds] == [
+        "loss on the suite suite 1 (incumbent minus candidate)"
+    ]
+    assert (
+        gate.note
+        == "suite 0 needs log-likelihoods of given answers, which the kind zero_shot does not have"
+    )
     assert gate_of((scores(90), unanswered), (scores(10), scores(90))).state is State.FAILS
 
 
 def test_without_a_suite_to_ask_the_gate_is_not_applicable() -> None:
     gate = suites_gate({}, alpha=0.05, omitted=("leaks",))
     assert (gate.state, gate.bounds) == (State.NOT_APPLICABLE, ())
-    assert gate.note == "leaks is omitted: no trained part of the answer of a single row has personal data"
+    assert (
+        gate.note
+        == "leaks is omitted: no trained part of the answer of a single row has personal data"
+    )
 
 
 @pytest.mark.parametrize(("kind", "state"), [("nearest", State.FAILS), ("zero_shot", State.PASSES)])
-def test_an_incumbent_that_holds_the_training_rows_does_not_excuse_repeated_spans(kind: str, state: State) -> None:
+def test_an_incumbent_that_holds_the_training_rows_does_not_excuse_repeated_spans(
+    kind: str, state: State
+) -> None:
     config = SuiteConfig(uri=EXTRACTION)
     repeats = scores(40)
     suite = AnsweredSuite(config, suite_table("full", repeats), suite_table(kind, repeats))

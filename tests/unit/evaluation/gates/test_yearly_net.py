@@ -45,7 +45,11 @@ def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int =
 
 
 def gate_of(
-    main: Comparison, *, costs: ServingCosts = SAME, training_cpu_s: float = 0.0, terms: CostTerms = TERMS
+    main: Comparison,
+    *,
+    costs: ServingCosts = SAME,
+    training_cpu_s: float = 0.0,
+    terms: CostTerms = TERMS,
 ) -> Gate:
     """Return the cost gate, by default with the prices `TERMS`."""
     compared = compare_costs(costs, terms=terms, alpha=0.05, training=TrainingUsage(training_cpu_s))
@@ -56,7 +60,9 @@ def state(main: Comparison, *, costs: ServingCosts = SAME, training_cpu_s: float
     return gate_of(main, costs=costs, training_cpu_s=training_cpu_s).state
 
 
-def net_of(costs: ServingCosts, *, training_cpu_s: float = 0.0, terms: CostTerms = TERMS) -> YearlyNet:
+def net_of(
+    costs: ServingCosts, *, training_cpu_s: float = 0.0, terms: CostTerms = TERMS
+) -> YearlyNet:
     net = compare_costs(costs, terms=terms, alpha=0.05, training=TrainingUsage(training_cpu_s)).net
     assert net is not None
     return net
@@ -64,7 +70,8 @@ def net_of(costs: ServingCosts, *, training_cpu_s: float = 0.0, terms: CostTerms
 
 def test_the_yearly_net_is_the_value_minus_training_plus_the_saving_in_serving() -> None:
     expensive = on_cpu(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
-    # 4 points of 12,000 rows at 0.5 are 240. Two CPU-hours are 0.72. 500 s more per 1,000 rows are 6,000 s, or 0.60.
+    # 4 points of 12,000 rows at 0.5 are 240. Two CPU-hours are 0.72. 500 s more per 1,000 rows are
+    # 6,000 s, or 0.60.
     assert net_of(expensive, training_cpu_s=7200).at(0.04) == pytest.approx(240 - 0.72 - 0.60)
     cheaper = {"incumbent": expensive["candidate"], "candidate": expensive["incumbent"]}
     assert net_of(cheaper, training_cpu_s=7200).at(0.04) == pytest.approx(240 - 0.72 + 0.60)
@@ -77,10 +84,15 @@ def test_a_training_that_is_paid_over_two_years_halves_in_the_yearly_net() -> No
 
 def test_the_interval_combines_those_of_the_gain_and_of_the_saving() -> None:
     net = net_of(on_cpu(incumbent=(1e5, 2e5, 3e5, 2e5, 2e5), candidate=(1e5,) * 5))
-    # 100,000 s per 1,000 rows, with a standard deviation of 70,711 s over five rounds; 12,000 rows at 0.0001 a second.
-    assert (net.saving, net.half_saving) == pytest.approx((120, 2.7764 * 84.853 / math.sqrt(5)), rel=1e-4)
+    # 100,000 s per 1,000 rows, with a standard deviation of 70,711 s over five rounds; 12,000 rows
+    # at 0.0001 a second.
+    assert (net.saving, net.half_saving) == pytest.approx(
+        (120, 2.7764 * 84.853 / math.sqrt(5)), rel=1e-4
+    )
     low, high = net.interval(0.04, of_gain=(0.03, 0.06))
-    assert (low, high) == pytest.approx((360 - math.hypot(60, 105.36), 360 + math.hypot(120, 105.36)), rel=1e-3)
+    assert (low, high) == pytest.approx(
+        (360 - math.hypot(60, 105.36), 360 + math.hypot(120, 105.36)), rel=1e-3
+    )
 
 
 def test_an_imprecise_saving_leaves_the_gate_open_and_no_rows_decide_it() -> None:
@@ -94,9 +106,13 @@ def test_the_bound_is_the_yearly_net_at_the_gain_and_at_both_ends_of_its_interva
     gate = gate_of(main, training_cpu_s=360_000)
     bound = gate.bounds[0]
     assert bound.estimate == pytest.approx(6000 * 0.04 - 36)
-    assert bound.interval == pytest.approx((6000 * main.interval[0] - 36, 6000 * main.interval[1] - 36))
+    assert bound.interval == pytest.approx(
+        (6000 * main.interval[0] - 36, 6000 * main.interval[1] - 36)
+    )
     assert (bound.limit, bound.n) == (0, 1000)
-    assert gate.note == ("a year, in the recipe's currency: gain +240.00, training -36.00, serving +0.00 (+- 0.00)")
+    assert gate.note == (
+        "a year, in the recipe's currency: gain +240.00, training -36.00, serving +0.00 (+- 0.00)"
+    )
 
 
 def test_the_gate_passes_at_the_lower_end_of_the_gain_and_fails_at_the_upper_end() -> None:
@@ -109,7 +125,9 @@ def test_the_gate_passes_at_the_lower_end_of_the_gain_and_fails_at_the_upper_end
         (high, high + 1, State.FAILS),
     ]:
         assert value > 1
-        assert state(main, training_cpu_s=training * 10_000) is expected  # at 0.36 per hour, 10,000 s cost 1
+        assert (
+            state(main, training_cpu_s=training * 10_000) is expected
+        )  # at 0.36 per hour, 10,000 s cost 1
 
 
 def test_a_net_of_0_at_the_upper_end_fails() -> None:

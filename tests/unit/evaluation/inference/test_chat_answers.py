@@ -1,4 +1,5 @@
-"""Answers in a response format: evaluation, validation at ZeRO stage 3 and batch jobs with one model."""
+"""Answers in a response format: evaluation, validation at ZeRO stage 3 and batch jobs with one
+model."""
 
 import gc
 import json
@@ -11,7 +12,11 @@ import torch
 from transformers import LogitsProcessorList
 
 from serving.offline import InputRow, of_loaded
-from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
+from tailorbird.config.formats.response_format import (
+    ChoiceFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+)
 from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.causal_lm import ChatModel
@@ -52,9 +57,13 @@ def test_evaluated_answers_have_the_format_of_the_prompting() -> None:
 
 def test_answers_to_suites_are_free_texts() -> None:
     empty = ("",) * len(TEXTS)
-    suite = replace(ROWS, suite=SuiteColumns(("contains",) * len(TEXTS), ((),) * len(TEXTS), empty, empty))
+    suite = replace(
+        ROWS, suite=SuiteColumns(("contains",) * len(TEXTS), ((),) * len(TEXTS), empty, empty)
+    )
     answers = answer_rows(ChatModel(LM), suite, tokenizer=TOKENIZER, prompting=prompting_of(CHOICE))
-    assert answers == answer_rows(ChatModel(LM), ROWS, tokenizer=TOKENIZER, prompting=prompting_of(None))
+    assert answers == answer_rows(
+        ChatModel(LM), ROWS, tokenizer=TOKENIZER, prompting=prompting_of(None)
+    )
 
 
 def test_the_confidence_is_that_among_the_allowed_tokens() -> None:
@@ -113,5 +122,7 @@ def test_a_format_is_compiled_once_for_a_model() -> None:
 def test_a_model_that_cannot_write_the_format_is_an_error() -> None:
     letters, lm = small_chat.tokenizer(), small_chat.language_model()
     prompting = prompting_of(JsonObjectFormat(type="json_object"))
-    with pytest.raises(FormatError, match="has no token with which an answer in this format can continue"):
+    with pytest.raises(
+        FormatError, match="has no token with which an answer in this format can continue"
+    ):
         answer_rows(ChatModel(lm), ROWS, tokenizer=letters, prompting=prompting)

@@ -1,4 +1,5 @@
-"""Stored answers of an endpoint: a resumed run sends no request twice, and spend and concurrency are limited."""
+"""Stored answers of an endpoint: a resumed run sends no request twice, and spend and concurrency
+are limited."""
 
 import asyncio
 import signal
@@ -23,21 +24,37 @@ from tailorbird.models.endpoint.client import Body, RetryPolicy
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
-from tests.endpoint_server import MODEL, Reply, Server, completion, endpoint_server, question, refusal
+from tests.endpoint_server import (
+    MODEL,
+    Reply,
+    Server,
+    completion,
+    endpoint_server,
+    question,
+    refusal,
+)
 from tests.progress import ProgressRecorder
 
 RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
-PRICED = {"price_input": 0.0, "price_output": 500.0}  # an answer of 2 output tokens, the maximum, costs 1
+PRICED = {
+    "price_input": 0.0,
+    "price_output": 500.0,
+}  # an answer of 2 output tokens, the maximum, costs 1
 
 
 def bodies(*numbers: int) -> list[Body]:
     return [chat_body((("user", str(number)),), model="m", max_tokens=2) for number in numbers]
 
 
-def texts(server: Server, task: Path, *numbers: int, limits: RequestLimits | None = None, **fields: Any) -> list[str]:
+def texts(
+    server: Server, task: Path, *numbers: int, limits: RequestLimits | None = None, **fields: Any
+) -> list[str]:
     endpoint = Endpoint(url=server.url, model="m", **(PRICED | fields))
     answers = fetch_answers(
-        bodies(*numbers), endpoint=endpoint, parent=task.as_uri(), limits=limits or RequestLimits(retry=RETRY)
+        bodies(*numbers),
+        endpoint=endpoint,
+        parent=task.as_uri(),
+        limits=limits or RequestLimits(retry=RETRY),
     )
     return [answer.text for answer in answers]
 
@@ -46,7 +63,9 @@ def echo(body: dict[str, Any], _: int) -> Reply:
     return completion(question(body))
 
 
-def test_answers_have_the_order_of_the_requests_and_no_request_is_sent_twice(tmp_path: Path) -> None:
+def test_answers_have_the_order_of_the_requests_and_no_request_is_sent_twice(
+    tmp_path: Path,
+) -> None:
     with endpoint_server(echo) as server:
         assert texts(server, tmp_path, 3, 1, 2, 3) == ["3", "1", "2", "3"]
         assert sorted(map(question, server.bodies)) == ["1", "2", "3"]
@@ -62,7 +81,9 @@ def test_at_most_max_concurrency_requests_run_at_the_same_time(tmp_path: Path) -
         assert len(server.bodies) == 20
 
 
-def test_the_number_of_answers_is_reported_also_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_answers_is_reported_also_in_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cluster.progress.REPORT_INTERVAL_S", 0.0)
 
     async def cell(server: Server) -> list[str]:
@@ -76,7 +97,11 @@ def test_the_number_of_answers_is_reported_also_in_a_notebook(tmp_path: Path, mo
                     asyncio.run(cell(server))
                 else:
                     texts(server, tmp_path, 1, 2, 3)
-            done = [(event.done, event.total, event.unit) for event in recorder.events if isinstance(event, RowsEvent)]
+            done = [
+                (event.done, event.total, event.unit)
+                for event in recorder.events
+                if isinstance(event, RowsEvent)
+            ]
             assert done == [(1, 3, "requests"), (2, 3, "requests")]
 
 
@@ -97,9 +122,13 @@ def test_an_interrupted_cell_sends_no_further_requests(tmp_path: Path) -> None:
         return Reply(waits=True) if number >= 2 else completion(question(body))
 
     async def cell(server: Server) -> list[str]:
-        return texts(server, tmp_path, *range(50), limits=RequestLimits(max_concurrency=1, retry=RETRY))
+        return texts(
+            server, tmp_path, *range(50), limits=RequestLimits(max_concurrency=1, retry=RETRY)
+        )
 
-    loop = asyncio.new_event_loop()  # unlike `asyncio.run`, it leaves the handler of the interruption as it is
+    loop = (
+        asyncio.new_event_loop()
+    )  # unlike `asyncio.run`, it leaves the handler of the interruption as it is
     with endpoint_server(interrupts_at_2) as server:
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(cell(server))
@@ -114,12 +143,16 @@ def test_a_run_that_failed_continues_with_the_missing_requests(tmp_path: Path) -
 
     with endpoint_server(fails_at_5) as server:
         with pytest.raises(errors.EndpointUnreachable, match=r"failed \(500\)"):
-            texts(server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=1, retry=RETRY))
+            texts(
+                server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=1, retry=RETRY)
+            )
         assert [question(body) for body in server.bodies] == ["0", "1", "2", "3", "4", "5", "5"]
         url = server.url
         with endpoint_server(echo) as repaired:
             stored = Endpoint(url=url, model="m")
-            [answer] = fetch_answers(bodies(4), endpoint=stored, parent=tmp_path.as_uri(), limits=RequestLimits())
+            [answer] = fetch_answers(
+                bodies(4), endpoint=stored, parent=tmp_path.as_uri(), limits=RequestLimits()
+            )
             assert answer.text == "4"
             assert texts(repaired, tmp_path, 4) == ["4"]  # another URL is another endpoint
             assert len(repaired.bodies) == 1
@@ -131,7 +164,9 @@ def test_requests_that_have_started_are_stored_if_another_one_fails(tmp_path: Pa
 
     with endpoint_server(refuses_1) as server:
         with pytest.raises(errors.EndpointRefused, match=r"\(404\)"):
-            texts(server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=4, retry=RETRY))
+            texts(
+                server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=4, retry=RETRY)
+            )
         sent = {question(body) for body in server.bodies} - {"1"}
         stored = storage.list_files(tmp_path.as_uri())
         assert len(stored) == len(sent)
@@ -154,12 +189,18 @@ def test_the_answers_never_cost_more_than_max_spend_and_a_higher_limit_continues
             texts(server, tmp_path, *range(50), limits=limits(3.5))
         assert len(server.bodies) == 3
         first = [int(question(body)) for body in server.bodies]
-        assert texts(server, tmp_path, *first, limits=limits(3.5)) == list(map(str, first))  # nothing more to pay
-        assert len(texts(server, tmp_path, *range(50), limits=limits(50))) == 50  # the limit can be reached exactly
+        assert texts(server, tmp_path, *first, limits=limits(3.5)) == list(
+            map(str, first)
+        )  # nothing more to pay
+        assert (
+            len(texts(server, tmp_path, *range(50), limits=limits(50))) == 50
+        )  # the limit can be reached exactly
         assert len(server.bodies) == 50
 
 
-def test_requests_that_run_count_with_their_largest_price_until_their_answer_arrives(tmp_path: Path) -> None:
+def test_requests_that_run_count_with_their_largest_price_until_their_answer_arrives(
+    tmp_path: Path,
+) -> None:
     prices = {"price_input": 0.0, "price_output": 1000.0}
 
     def short(body: dict[str, Any], _: int) -> Reply:
@@ -174,14 +215,20 @@ def test_requests_that_run_count_with_their_largest_price_until_their_answer_arr
 def test_requests_of_an_endpoint_that_charges_more_than_the_largest_price_count_with_what_it_charges(
     tmp_path: Path,
 ) -> None:
-    with endpoint_server(lambda *_: completion("yes", tokens=(10, 6))) as server:  # 3 instead of up to 1
+    with endpoint_server(
+        lambda *_: completion("yes", tokens=(10, 6))
+    ) as server:  # 3 instead of up to 1
         limits = RequestLimits(max_concurrency=32, max_spend=9.0, retry=RETRY)
-        with pytest.raises(errors.EndpointSpendExceeded, match="cost 9, and the next request can cost up to 3,"):
+        with pytest.raises(
+            errors.EndpointSpendExceeded, match="cost 9, and the next request can cost up to 3,"
+        ):
             texts(server, tmp_path, *range(50), limits=limits)
         assert len(server.bodies) == 3
 
 
-def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_longest_answer() -> None:
+def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_longest_answer() -> (
+    None
+):
     endpoint = Endpoint(url="http://h/v1", model="m", price_input=1.0, price_output=1000.0)
     [short], long = bodies(1), chat_body((("user", "ü\ud800" * 1000),), model="m", max_tokens=2)
     assert 2.0 < largest_price(short, endpoint=endpoint) < 2.5
@@ -190,7 +237,9 @@ def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_lon
 
 def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path) -> None:
     with endpoint_server(lambda *_: completion("yes", tokens=None)) as server:
-        with pytest.raises(errors.EndpointAnswerInvalid, match=r"does not report the tokens.*remove .*max_spend"):
+        with pytest.raises(
+            errors.EndpointAnswerInvalid, match=r"does not report the tokens.*remove .*max_spend"
+        ):
             texts(server, tmp_path, 1, 2, limits=RequestLimits(max_spend=10, retry=RETRY))
         assert texts(server, tmp_path, 1, 2) == ["yes", "yes"]
         before = len(server.bodies)
@@ -201,7 +250,9 @@ def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path)
         assert len(server.bodies) == before
 
 
-def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_without_prices(tmp_path: Path) -> None:
+def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_without_prices(
+    tmp_path: Path,
+) -> None:
     unpriced = {"price_input": None, "price_output": None}
     with endpoint_server(echo) as server:
         recipe = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
@@ -210,10 +261,14 @@ def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_w
             texts(server, tmp_path, *range(10), limits=limits, **unpriced)
         num_requests = len(server.bodies)
         other = replace(limits, recipe=recipe.model_copy(update={"model": "n"}))
-        with pytest.raises(ValueError, match=r"'m' at .* was registered without prices.*remove .*max_spend"):
+        with pytest.raises(
+            ValueError, match=r"'m' at .* was registered without prices.*remove .*max_spend"
+        ):
             texts(server, tmp_path, *range(10), limits=other, **unpriced)
         assert len(server.bodies) == num_requests
-        assert texts(server, tmp_path, 0, limits=other, **unpriced) == ["0"]  # stored, so there is nothing to pay
+        assert texts(server, tmp_path, 0, limits=other, **unpriced) == [
+            "0"
+        ]  # stored, so there is nothing to pay
 
 
 def test_the_limit_of_a_version_holds_unless_the_recipe_names_its_endpoint(tmp_path: Path) -> None:
@@ -221,46 +276,68 @@ def test_the_limit_of_a_version_holds_unless_the_recipe_names_its_endpoint(tmp_p
         ours = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         other = ours.model_copy(update={"model": "n"})
         for limits in (RequestLimits(), RequestLimits(max_spend=9.0, recipe=other)):
-            with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 2; .*If the recipe does not name"):
+            with pytest.raises(
+                errors.EndpointSpendExceeded, match=r"max_spend is 2; .*If the recipe does not name"
+            ):
                 texts(server, tmp_path, *range(5), limits=limits, max_spend=2.0)
         assert len(server.bodies) == 2
         with pytest.raises(errors.EndpointSpendExceeded, match="max_spend is 3;"):
-            texts(server, tmp_path, *range(5), limits=RequestLimits(max_spend=3.0, recipe=ours), max_spend=2.0)
+            texts(
+                server,
+                tmp_path,
+                *range(5),
+                limits=RequestLimits(max_spend=3.0, recipe=ours),
+                max_spend=2.0,
+            )
         without = RequestLimits(recipe=ours)  # the recipe sets no limit
         assert len(texts(server, tmp_path, *range(5), limits=without, max_spend=2.0)) == 5
 
 
-def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(tmp_path: Path) -> None:
+def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(
+    tmp_path: Path,
+) -> None:
     def changes(body: dict[str, Any], number: int) -> Reply:
         return completion(question(body), model="m-1" if number < 3 else "m-2")
 
     with endpoint_server(changes) as server:
         one = RequestLimits(max_concurrency=1, retry=RETRY)
-        with pytest.raises(errors.EndpointModelChanged, match=r"model 'm-2', but it was 'm-1' before"):
+        with pytest.raises(
+            errors.EndpointModelChanged, match=r"model 'm-2', but it was 'm-1' before"
+        ):
             texts(server, tmp_path, *range(10), limits=one)
         assert len(server.bodies) == 4
-        with pytest.raises(errors.EndpointModelChanged, match=r"model 'm-2', but it was 'm-1' before"):
+        with pytest.raises(
+            errors.EndpointModelChanged, match=r"model 'm-2', but it was 'm-1' before"
+        ):
             texts(server, tmp_path, 0, 9, limits=one)
         assert texts(server, tmp_path, 0, 1, 2) == ["0", "1", "2"]
-        with pytest.raises(errors.EndpointModelChanged):  # a version that was evaluated with another model
+        with pytest.raises(
+            errors.EndpointModelChanged
+        ):  # a version that was evaluated with another model
             texts(server, tmp_path, 0, reported_model="m-2")
 
 
-def test_another_revision_uses_no_answer_of_the_former_model_but_what_they_cost_counts(tmp_path: Path) -> None:
+def test_another_revision_uses_no_answer_of_the_former_model_but_what_they_cost_counts(
+    tmp_path: Path,
+) -> None:
     model = "m-1"
     with endpoint_server(lambda body, _: completion(question(body), model=model)) as server:
         limits = RequestLimits(max_spend=5.0, retry=RETRY)
         assert texts(server, tmp_path, 0, 1, limits=limits) == ["0", "1"]
         model = "m-2"
         with pytest.raises(
-            errors.EndpointModelChanged, match=r"permanent, evaluation\.endpoint\.revision to a new text"
+            errors.EndpointModelChanged,
+            match=r"permanent, evaluation\.endpoint\.revision to a new text",
         ):
             texts(server, tmp_path, 0, 1, 2, limits=limits)
         number = len(server.bodies)
         assert texts(server, tmp_path, 0, 1, 2, limits=limits, revision="2") == ["0", "1", "2"]
         assert len(server.bodies) == number + 3
         assert texts(server, tmp_path, 0, 1, 2, limits=limits, revision="2") == ["0", "1", "2"]
-        assert texts(server, tmp_path, 0, 1, limits=limits, reported_model="m-1") == ["0", "1"]  # a champion, old rows
+        assert texts(server, tmp_path, 0, 1, limits=limits, reported_model="m-1") == [
+            "0",
+            "1",
+        ]  # a champion, old rows
         assert len(server.bodies) == number + 3
         with pytest.raises(errors.EndpointSpendExceeded, match="cost 5, "):
             texts(server, tmp_path, 3, limits=limits, revision="2")
@@ -272,7 +349,9 @@ def test_a_stored_answer_contains_neither_the_request_nor_the_key(
     monkeypatch.setenv("THE_KEY", "sk-secret")
     with endpoint_server(lambda *_: completion("yes")) as server:
         endpoint = Endpoint(url=server.url, model="m", api_key="env://THE_KEY")
-        fetch_answers(bodies(12345), endpoint=endpoint, parent=tmp_path.as_uri(), limits=RequestLimits())
+        fetch_answers(
+            bodies(12345), endpoint=endpoint, parent=tmp_path.as_uri(), limits=RequestLimits()
+        )
         assert server.authorizations == ["Bearer sk-secret"]
     [uri] = storage.list_files(tmp_path.as_uri())
     content = storage.read_bytes(uri).decode()
@@ -284,7 +363,9 @@ def test_a_stored_answer_contains_neither_the_request_nor_the_key(
 def test_answers_above_their_largest_price_at_the_same_time_raise_later_reservations_once() -> None:
     endpoint = Endpoint(url="http://127.0.0.1/v1", model="m", price_input=0.0, price_output=500.0)
     (body,) = bodies(0)  # costs at most 1
-    answer = EndpointAnswer("text", None, input_tokens=0, output_tokens=12, model="m", logprobs=None)  # costs 6
+    answer = EndpointAnswer(
+        "text", None, input_tokens=0, output_tokens=12, model="m", logprobs=None
+    )  # costs 6
 
     async def is_granted() -> bool:
         limit = SpendLimit(2 * 6 + 7, endpoint=endpoint, spent=0.0)
@@ -315,10 +396,14 @@ def test_a_request_that_is_refused_because_of_its_texts_has_an_empty_answer_that
         return reply if question(body) in "03" else echo(body, number)
 
     with endpoint_server(refuses) as server:
-        limits = RequestLimits(max_spend=100.0, retry=RETRY)  # their price is known: 0, or that of their tokens
+        limits = RequestLimits(
+            max_spend=100.0, retry=RETRY
+        )  # their price is known: 0, or that of their tokens
         endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         for _ in range(2):
-            answers = fetch_answers(bodies(0, 1, 2, 3), endpoint=endpoint, parent=tmp_path.as_uri(), limits=limits)
+            answers = fetch_answers(
+                bodies(0, 1, 2, 3), endpoint=endpoint, parent=tmp_path.as_uri(), limits=limits
+            )
             assert [answer.text for answer in answers] == ["", "1", "2", ""]
             assert [answer.refused for answer in answers] == [True, False, False, True]
         assert len(server.bodies) == 4
@@ -337,14 +422,20 @@ def test_the_model_is_that_of_the_first_answer_that_is_not_refused(tmp_path: Pat
         assert texts(server, tmp_path, 0, 1) == ["", "1"]
 
 
-def test_an_endpoint_that_refuses_the_first_requests_gets_no_others_unless_its_model_is_known(tmp_path: Path) -> None:
-    with endpoint_server(lambda *_: refusal(400, "This model's maximum context length is 8 tokens")) as server:
+def test_an_endpoint_that_refuses_the_first_requests_gets_no_others_unless_its_model_is_known(
+    tmp_path: Path,
+) -> None:
+    with endpoint_server(
+        lambda *_: refusal(400, "This model's maximum context length is 8 tokens")
+    ) as server:
         message = r"'m' at .* refused the first {} of 100 requests .*\(context_length_exceeded\).* Lower .*max_tokens"
         for number in (3, 4):  # a second run sends one more request
             with pytest.raises(errors.EndpointAnswersMissing, match=message.format(number)):
                 texts(server, tmp_path, *range(100))
             assert len(server.bodies) == number
-        assert texts(server, tmp_path, *range(100), reported_model="m-1") == [""] * 100  # a champion
+        assert (
+            texts(server, tmp_path, *range(100), reported_model="m-1") == [""] * 100
+        )  # a champion
         assert len(server.bodies) == 100
 
 
@@ -365,7 +456,9 @@ def test_a_kept_list_of_the_stored_answers_is_read_once_and_again_after_an_error
         endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         limits = RequestLimits(max_spend=spend, retry=RETRY)
         task_uri = tmp_path.as_uri()
-        [answer] = fetch_answers(bodies(number), endpoint=endpoint, parent=task_uri, limits=limits, kept=kept)
+        [answer] = fetch_answers(
+            bodies(number), endpoint=endpoint, parent=task_uri, limits=limits, kept=kept
+        )
         return answer.text
 
     with endpoint_server(echo) as server:

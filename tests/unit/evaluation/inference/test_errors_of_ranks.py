@@ -31,12 +31,14 @@ def wait(_: Path) -> None:
 
 
 def answer_before(base: Path) -> None:
-    """Answer a prompt, and fail before the first forward pass, in which the other rank waits forever."""
+    """Answer a prompt, and fail before the first forward pass, in which the other rank waits
+    forever."""
     answer(base, "register_forward_pre_hook")
 
 
 def answer_after(base: Path) -> None:
-    """Answer a prompt, and fail after the first forward pass, which stops the other rank before its error is raised."""
+    """Answer a prompt, and fail after the first forward pass, which stops the other rank before its
+    error is raised."""
     answer(base, "register_forward_hook")
 
 
@@ -68,7 +70,9 @@ def run_rank(rank: int, folder: Path, function: Any) -> None:
         (answer_after, "RuntimeError: the model did not answer prompt 0: of the second rank"),
     ],
 )
-def test_only_the_rank_that_fails_first_raises_its_error(tmp_path: Path, function: Any, expected: str) -> None:
+def test_only_the_rank_that_fails_first_raises_its_error(
+    tmp_path: Path, function: Any, expected: str
+) -> None:
     small_chat.save(tmp_path / "base")
     spawn(run_rank, (tmp_path, function), nprocs=2)  # type: ignore[no-untyped-call]
     first, second = ((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))

@@ -1,4 +1,5 @@
-"""Each part of a hybrid predicts only the rows that it answers, with the result of the routing of all predictions."""
+"""Each part of a hybrid predicts only the rows that it answers, with the result of the routing of
+all predictions."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +15,19 @@ from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import PartName, Routing
 
 N = 12
-TEXTS = tuple(f"row {index % 9}" for index in range(N))  # some texts are repeated, so rows have documents
+TEXTS = tuple(
+    f"row {index % 9}" for index in range(N)
+)  # some texts are repeated, so rows have documents
 ROWS = Rows(
     tuple(map(str, range(N))),
     TEXTS,
     ("a", "b") * (N // 2),
     groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))},
 )
-CASCADE, GROUP = Routing(by="cascade", threshold=0.5), Routing(by="group", column="sex", values=("f",))
+CASCADE, GROUP = (
+    Routing(by="cascade", threshold=0.5),
+    Routing(by="group", column="sex", values=("f",)),
+)
 
 
 class Part:
@@ -37,7 +43,9 @@ class Part:
         outputs = tuple("ab"[int(number % 3 > 0)] for number in numbers)
         sure = (numbers * 5 % 7) / 7 if self.kind == "first" else np.full(len(rows), np.nan)
         if not self.is_chat:
-            return label_predictions(self.kind, rows=rows, outputs=outputs, confidences=sure, calibrated=sure)
+            return label_predictions(
+                self.kind, rows=rows, outputs=outputs, confidences=sure, calibrated=sure
+            )
         has_language_model = self.kind == "second"
         return text_predictions(
             self.kind,
@@ -56,7 +64,9 @@ def by_part(**parts: Callable[[Rows], Predictions]) -> Callable[[PartName, Rows]
 
 @pytest.mark.parametrize("is_chat", [False, True])
 @pytest.mark.parametrize("routing", [CASCADE, GROUP])
-def test_the_predictions_are_those_of_the_routing_of_all_rows(routing: Routing, is_chat: bool) -> None:
+def test_the_predictions_are_those_of_the_routing_of_all_rows(
+    routing: Routing, is_chat: bool
+) -> None:
     first, second = Part("first", is_chat=is_chat), Part("second", is_chat=is_chat)
     ours = predict_hybrid(routing, rows=ROWS, predict=by_part(first=first, second=second))
     kept, routed = list(first.predicted), list(second.predicted)
@@ -80,7 +90,12 @@ def test_a_part_without_rows_is_not_called() -> None:
         pytest.fail(f"called with {len(rows)} rows")
 
     part = Part("first", is_chat=False)
-    always = predict_hybrid(replace(CASCADE, threshold=0.0), rows=ROWS, predict=by_part(first=part, second=fail))
+    always = predict_hybrid(
+        replace(CASCADE, threshold=0.0), rows=ROWS, predict=by_part(first=part, second=fail)
+    )
     assert always.model == "hybrid"
     everyone = replace(GROUP, values=("f", "m"))
-    assert predict_hybrid(everyone, rows=ROWS, predict=by_part(first=fail, second=part)).row_ids == ROWS.row_ids
+    assert (
+        predict_hybrid(everyone, rows=ROWS, predict=by_part(first=fail, second=part)).row_ids
+        == ROWS.row_ids
+    )

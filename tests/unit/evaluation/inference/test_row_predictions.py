@@ -1,4 +1,5 @@
-"""Answers of a chat model become scores, including those of the metrics that the recipe configures."""
+"""Answers of a chat model become scores, including those of the metrics that the recipe
+configures."""
 
 import numpy as np
 
@@ -8,7 +9,9 @@ from tailorbird.evaluation.inference.row_predictions import text_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
 
-ANSWERS = AnswersConfig.model_validate({"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}})
+ANSWERS = AnswersConfig.model_validate(
+    {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
+)
 ROWS = Rows(
     tuple(map(str, range(4))),
     ("a", "b", "c", "d"),
@@ -35,7 +38,11 @@ def test_the_configured_metrics_are_scored_and_stored() -> None:
 def test_a_configured_metric_is_compared_pairwise() -> None:
     ours, theirs = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
     comparison = compare(ours, other=theirs, metric="numeric", alpha=0.05)
-    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (1.0, 0.25, 0.75)
+    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (
+        1.0,
+        0.25,
+        0.75,
+    )
 
 
 def test_parts_of_the_rows_are_scored_in_the_same_way() -> None:

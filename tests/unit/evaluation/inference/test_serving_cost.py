@@ -30,7 +30,11 @@ def uris(tmp_path: Path) -> dict[str, str]:
     base = tmp_path / "base"
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        vocab_size=len(WORDS),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
     )
     BertModel(config).save_pretrained(base)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
@@ -39,12 +43,19 @@ def uris(tmp_path: Path) -> dict[str, str]:
         folder = tmp_path / role
         folder.mkdir()
         save_file(
-            {"weight": torch.zeros(len(classes), 8), "bias": torch.zeros(len(classes))}, folder / "head.safetensors"
+            {"weight": torch.zeros(len(classes), 8), "bias": torch.zeros(len(classes))},
+            folder / "head.safetensors",
         )
         version = VersionConfig(
-            kind="probe", classes=classes, base_model=f"file://{base}", max_length=8, dtype="float32", code="",
-            recipe_hash="", created_at="",
-        )  # fmt: skip
+            kind="probe",
+            classes=classes,
+            base_model=f"file://{base}",
+            max_length=8,
+            dtype="float32",
+            code="",
+            recipe_hash="",
+            created_at="",
+        )
         write_config(folder, version)
     return {role: f"file://{tmp_path / role}" for role in ("candidate", "incumbent")}
 
@@ -56,7 +67,10 @@ def rows_of(texts: list[str]) -> Rows:
 def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
     measured = serving_cost.measure_serving(uris, rows=rows_of(["heart", "lung heart"] * 20))
     costs = measured.serving
-    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {"incumbent": 5, "candidate": 5}
+    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {
+        "incumbent": 5,
+        "candidate": 5,
+    }
     assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
     assert {usage.gpu_s for usage in costs.values()} == {None}
     assert measured.device == ServingDevice("CPU", emulated=())
@@ -72,9 +86,13 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
         answered.append(model.uri.rpartition("/")[2])
         return Seconds(cpu=len(answered) * len(rows) / 1000, elapsed=1.0)
 
-    monkeypatch.setattr(serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device}))
+    monkeypatch.setattr(
+        serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device})
+    )
     monkeypatch.setattr(serving_cost, "_seconds", counted)
-    in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
+    in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {
+        "probe": "file:///probe"
+    }
     costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7)).serving
     assert "".join(role[0] for role in answered) == "icp" + "icppciicppciicp"
     assert costs["incumbent"].cpu_s == pytest.approx((4, 9, 10, 15, 16))
@@ -85,7 +103,9 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
     ("roles", "texts"),
     [(("incumbent",), ["a"]), (("incumbent", "candidate"), [])],
 )
-def test_invalid_arguments_are_refused_before_a_model_is_loaded(roles: tuple[str, ...], texts: list[str]) -> None:
+def test_invalid_arguments_are_refused_before_a_model_is_loaded(
+    roles: tuple[str, ...], texts: list[str]
+) -> None:
     with pytest.raises(ValueError, match="at least 2 models and at least 1 row"):
         serving_cost.measure_serving(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts))
 
@@ -99,7 +119,10 @@ def test_invalid_arguments_are_refused_before_a_model_is_loaded(roles: tuple[str
     ],
 )
 def test_a_hybrid_costs_the_rows_that_each_part_answers(
-    uris: dict[str, str], routing: Routing, answered: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    uris: dict[str, str],
+    routing: Routing,
+    answered: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = [load_artifact(uri, device="cpu") for uri in (uris["incumbent"], uris["candidate"])]
     parts = dict(zip(PARTS, loaded, strict=True))
@@ -129,8 +152,11 @@ def test_gpu_seconds_are_the_elapsed_time_on_all_gpus_of_a_replica() -> None:
 def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
     uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The models run on CPU here; only the name of the device and the number of GPUs are those of a GPU."""
-    monkeypatch.setattr(serving_cost, "evaluation_device", lambda *, on_gpu: "cpu" if on_gpu else "")
+    """The models run on CPU here; only the name of the device and the number of GPUs are those of a
+    GPU."""
+    monkeypatch.setattr(
+        serving_cost, "evaluation_device", lambda *, on_gpu: "cpu" if on_gpu else ""
+    )
     monkeypatch.setattr(serving_cost, "_seconds", lambda *_, **__: Seconds(cpu=0.2, elapsed=0.5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     for size, num_gpus, name in (
@@ -139,7 +165,9 @@ def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
         (1, 2, "NVIDIA H100 (counted as 2)"),
     ):
         monkeypatch.setattr(serving_cost, "current_group", lambda size=size: Group(size=size))
-        measured = serving_cost.measure_serving(uris, rows=rows_of(["heart"] * 50), num_gpus=num_gpus)
+        measured = serving_cost.measure_serving(
+            uris, rows=rows_of(["heart"] * 50), num_gpus=num_gpus
+        )
         assert measured.device.name == name
         assert {usage.gpu_s for usage in measured.serving.values()} == {(10.0 * num_gpus,) * 5}
 
@@ -154,7 +182,9 @@ def test_a_model_whose_dtype_the_machine_emulates_is_named(
     uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(uris["candidate"].removeprefix("file://"))
-    write_config(folder, read_artifact_config(uris["candidate"]).model_copy(update={"dtype": "bfloat16"}))
+    write_config(
+        folder, read_artifact_config(uris["candidate"]).model_copy(update={"dtype": "bfloat16"})
+    )
     for supported, emulated in ((True, ()), (False, ("candidate",))):
         monkeypatch.setattr(device, "cpu_supports_bfloat16", lambda supported=supported: supported)
         measured = serving_cost.measure_serving(uris, rows=rows_of(["heart"]))
@@ -165,11 +195,14 @@ def test_a_model_whose_dtype_the_machine_emulates_is_named(
 def test_a_classifier_answers_in_passes_of_the_size_of_the_service(
     uris: dict[str, str], batch_size: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU, passes of short texts that are larger than those of the service would be too cheap."""
+    """On a GPU, passes of short texts that are larger than those of the service would be too
+    cheap."""
     sizes: list[int] = []
     forward = Classifier.forward
 
-    def recorded(model: Classifier, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def recorded(
+        model: Classifier, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         sizes.append(len(input_ids))
         return forward(model, input_ids, attention_mask)
 
@@ -178,14 +211,18 @@ def test_a_classifier_answers_in_passes_of_the_size_of_the_service(
     assert sizes == passes * 2 * (1 + MIN_ROUNDS)  # two models, a warm-up and the rounds
 
 
-def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(uris: dict[str, str]) -> None:
+def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(
+    uris: dict[str, str],
+) -> None:
     """Copies from the device would take memory that weights mapped from files do not."""
     loaded = load_artifact(uris["candidate"], device="cpu")
     assert isinstance(loaded, LoadedClassifier)
     assert loaded.model is not None
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
     before = [tensor.data_ptr() for tensor in tensors]
-    with serving_cost._on_device((loaded.model, loaded.model), device="cpu:0"):  # a hybrid's parts can share a model
+    with serving_cost._on_device(
+        (loaded.model, loaded.model), device="cpu:0"
+    ):  # a hybrid's parts can share a model
         for tensor in tensors:
             tensor.data = tensor.data.clone()
     assert [tensor.data_ptr() for tensor in tensors] == before

@@ -28,7 +28,9 @@ PROMPTING = Prompting(system="s", max_new_tokens=4)
 
 def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
     """Return a suite from prompt, metric, expectation, options and counterpart of each row."""
-    prompts, metrics, expectations, options, counterparts = (tuple(column) for column in zip(*rows, strict=True))
+    prompts, metrics, expectations, options, counterparts = (
+        tuple(column) for column in zip(*rows, strict=True)
+    )
     return Rows(
         tuple(map(str, range(len(rows)))),
         prompts,
@@ -53,7 +55,12 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("chat")
     save(folder / "base")
     base = (folder / "base").as_uri()
-    train = Rows(("0", "1"), ("a zebra", "b"), ("zebra", "x"), conversations=((("user", "a zebra"),), (("user", "b"),)))
+    train = Rows(
+        ("0", "1"),
+        ("a zebra", "b"),
+        ("zebra", "x"),
+        conversations=((("user", "a zebra"),), (("user", "b"),)),
+    )
     results = fit_prompt_baselines(
         base,
         train=train,
@@ -63,9 +70,16 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
         seed=0,
     )
     config = VersionConfig(
-        kind="zero_shot", classes=(), base_model=base, max_length=64, dtype="float32", code="", recipe_hash="",
-        created_at="", prompting=PROMPTING,
-    )  # fmt: skip
+        kind="zero_shot",
+        classes=(),
+        base_model=base,
+        max_length=64,
+        dtype="float32",
+        code="",
+        recipe_hash="",
+        created_at="",
+        prompting=PROMPTING,
+    )
     store_prompt_baselines((folder / "stored").as_uri(), results, config=config)
     return (folder / "stored").as_uri()
 
@@ -87,7 +101,11 @@ def test_options_are_scored_by_their_likelihood_as_an_answer(artifacts: str) -> 
     shares = np.exp(expected) / np.exp(expected).sum()
     assert table.scores[0] == pytest.approx(shares[1], rel=1e-4)  # the right option is the second
     assert 0 < table.confidences[0] < 1
-    pair = [likelihood(uri, prompt, option) for prompt in ("red one", "a blue one") for option in ("yes", "no")]
+    pair = [
+        likelihood(uri, prompt, option)
+        for prompt in ("red one", "a blue one")
+        for option in ("yes", "no")
+    ]
     assert table.logprobs_of(3) == pytest.approx(pair, rel=1e-4)
     assert table.scores[2] == pytest.approx(1, abs=1e-4)
     assert 0 < table.scores[3] < 1
@@ -114,18 +132,24 @@ def test_the_model_continues_the_start_of_an_answer(artifacts: str) -> None:
     starts = ("", "q", "", "")
     assert SUITE.suite is not None
     started = replace(SUITE, suite=replace(SUITE.suite, starts=starts)).take([1])
-    plain, continued = (predict_rows(f"{artifacts}/zero_shot", rows=rows) for rows in (SUITE.take([1]), started))
+    plain, continued = (
+        predict_rows(f"{artifacts}/zero_shot", rows=rows) for rows in (SUITE.take([1]), started)
+    )
     assert plain.confidences[0] != continued.confidences[0]
 
 
 def test_the_evidence_has_no_hash_of_a_private_span_or_of_an_answer_that_may_contain_it() -> None:
     rows = suite(("q", "not_contains", "123456", (), ""), ("q?", "contains", "a", (), ""))
-    table = suite_predictions("full", rows=rows, answers={0: Answer("123456", 0.5), 1: Answer("a", 0.5)})
+    table = suite_predictions(
+        "full", rows=rows, answers={0: Answer("123456", 0.5), 1: Answer("a", 0.5)}
+    )
     assert table.scores.tolist() == [0, 1]
     assert table.labels == table.outputs == (words_sha256(""), words_sha256("a"))
 
 
-def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(tmp_path: Path) -> None:
+def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(
+    tmp_path: Path,
+) -> None:
     def reply(body: dict[str, Any], _: int) -> Reply:
         return completion(f"a zebra: {question(body)}", logprobs=(-1.0, -1.0))
 
@@ -133,10 +157,17 @@ def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other
         uri = tmp_path / "task" / "stages" / "endpoint"
         uri.mkdir(parents=True)
         config = VersionConfig(
-            kind="endpoint_zero_shot", classes=(), base_model="s3://m/base", max_length=64, dtype="float32", code="",
-            recipe_hash="", created_at="", prompting=PROMPTING,
+            kind="endpoint_zero_shot",
+            classes=(),
+            base_model="s3://m/base",
+            max_length=64,
+            dtype="float32",
+            code="",
+            recipe_hash="",
+            created_at="",
+            prompting=PROMPTING,
             endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
-        )  # fmt: skip
+        )
         write_config(uri, config)
         table = predict_rows(uri.as_uri(), rows=SUITE)
         np.testing.assert_array_equal(table.scores, [np.nan, 1, np.nan, np.nan])

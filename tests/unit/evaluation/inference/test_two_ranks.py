@@ -1,4 +1,5 @@
-"""Two ranks over gloo that hold a model together give the answers and log-probabilities of one process."""
+"""Two ranks over gloo that hold a model together give the answers and log-probabilities of one
+process."""
 
 import pickle
 from pathlib import Path
@@ -30,7 +31,8 @@ from tests.small_chat import WORDS, language_model, model_of, save
 
 pytestmark = pytest.mark.long
 
-TOLERANCE = 1e-5  # of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
+# of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
+TOLERANCE = 1e-5
 KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
 ROWS = Rows(
@@ -44,7 +46,8 @@ FORMAT = ChoiceFormat(type="choice", choice=("abba", "no"))
 
 
 def write_versions(folder: Path, *, tied: bool) -> None:
-    """Write a base model, and versions with its own weights, an adapter, other weights, and a format of answers."""
+    """Write a base model, and versions with its own weights, an adapter, other weights, and a
+    format of answers."""
     torch.manual_seed(0)
     config = language_model().config
     config.tie_word_embeddings, config.initializer_range = tied, 0.2
@@ -52,15 +55,26 @@ def write_versions(folder: Path, *, tied: bool) -> None:
     for name in (*KINDS, "choice"):
         (folder / name).mkdir()
         kind: Any = name if name in KINDS else "zero_shot"
-        prompting = PROMPTING if name in KINDS else PROMPTING.model_copy(update={"response_format": FORMAT})
+        prompting = (
+            PROMPTING if name in KINDS else PROMPTING.model_copy(update={"response_format": FORMAT})
+        )
         version = VersionConfig(
-            kind=kind, classes=(), base_model=(folder / "base").as_uri(), max_length=64, dtype="float32", code="",
-            recipe_hash="", created_at="", prompting=prompting,
-        )  # fmt: skip
+            kind=kind,
+            classes=(),
+            base_model=(folder / "base").as_uri(),
+            max_length=64,
+            dtype="float32",
+            code="",
+            recipe_hash="",
+            created_at="",
+            prompting=prompting,
+        )
         write_config(folder / name, version)
     lm: Any = LlamaForCausalLM.from_pretrained(folder / "base")
     with torch.no_grad():
-        weights = {name: value + 0.05 * torch.randn_like(value) for name, value in lm.named_parameters()}
+        weights = {
+            name: value + 0.05 * torch.randn_like(value) for name, value in lm.named_parameters()
+        }
         save_file(weights, folder / "full" / "model.safetensors")
         adapted: Any = add_adapter(lm, r=4, alpha=16, dropout=0.0, use_rslora=True)
         for parameter in adapted.parameters():
@@ -73,7 +87,10 @@ def write_full(folder: Path, lm: Any) -> None:
     """Write a base model and the weights of a version with other ones."""
     save(folder / "base", lm)
     (folder / "full").mkdir()
-    weights = {name: value.detach() + 0.05 * torch.randn_like(value) for name, value in lm.named_parameters()}
+    weights = {
+        name: value.detach() + 0.05 * torch.randn_like(value)
+        for name, value in lm.named_parameters()
+    }
     save_file(weights, folder / "full" / "model.safetensors")
 
 
@@ -85,7 +102,8 @@ def versions_in(folder: Path, *names: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write versions of models with and without tied embeddings, and the results of two ranks for them."""
+    """Write versions of models with and without tied embeddings, and the results of two ranks for
+    them."""
     folder = tmp_path_factory.mktemp("ranks")
     for base in ("tied", "untied"):
         write_versions(folder / base, tied=base == "tied")
@@ -110,7 +128,10 @@ def _run_rank(rank: int, folder: Path) -> None:
             "sizes": [num_local(version) for version in versions_in(folder, *KINDS)],
             "devices": devices_in_a_turn(folder / "tied" / "lora"),
             "costs": costs_in(folder),
-            "errors": [error_of(folder / "one-head" / "zero_shot"), error_of(folder / "other" / "full")],
+            "errors": [
+                error_of(folder / "one-head" / "zero_shot"),
+                error_of(folder / "other" / "full"),
+            ],
             "first": on_first_rank(called),
         }
         (folder / f"rank-{rank}").write_bytes(pickle.dumps(results))
@@ -132,15 +153,22 @@ def load(version: Path, dtype: torch.dtype) -> Any:
 
 
 def predictions_in(folder: Path) -> dict[Path, Predictions]:
-    paths = [*versions_in(folder / "tied", *KINDS, "choice"), *versions_in(folder / "untied", "lora")]
+    paths = [
+        *versions_in(folder / "tied", *KINDS, "choice"),
+        *versions_in(folder / "untied", "lora"),
+    ]
     return {path: predict_rows(path.as_uri(), rows=ROWS) for path in paths}
 
 
 def baselines_in(folder: Path) -> ChatBaselines:
-    config = EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=2, retrieved_examples=(1,))
+    config = EvaluationConfig(
+        metric="token_f1", prompt_shots=1, prompt_draws=2, retrieved_examples=(1,)
+    )
     base = (folder / "untied" / "base").as_uri()
     validation = ROWS.take(range(2))
-    return fit_prompt_baselines(base, train=ROWS, validation=validation, prompting=PROMPTING, config=config, seed=0)
+    return fit_prompt_baselines(
+        base, train=ROWS, validation=validation, prompting=PROMPTING, config=config, seed=0
+    )
 
 
 def weight_cases(folder: Path) -> list[tuple[Path, torch.dtype]]:
@@ -151,17 +179,24 @@ def weight_cases(folder: Path) -> list[tuple[Path, torch.dtype]]:
 def weights_of(version: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return the whole weights in the order of their names, which each rank must call."""
     named = load(version, dtype).lm.named_parameters(remove_duplicate=False)
-    return {name: value.full_tensor() if isinstance(value, DTensor) else value.data for name, value in named}
+    return {
+        name: value.full_tensor() if isinstance(value, DTensor) else value.data
+        for name, value in named
+    }
 
 
 def num_local(version: Path) -> int:
     """Return the number of values in this process."""
     weights = load(version, torch.float32).parameters()
-    return sum(value.to_local().numel() if isinstance(value, DTensor) else value.numel() for value in weights)
+    return sum(
+        value.to_local().numel() if isinstance(value, DTensor) else value.numel()
+        for value in weights
+    )
 
 
 def devices_in_a_turn(version: Path) -> set[str]:
-    """Return the devices of the weights while the model has a further turn, on a device that keeps no values."""
+    """Return the devices of the weights while the model has a further turn, on a device that keeps
+    no values."""
     model, devices = load(version, torch.float32), set()
     answer_prompts(model.lm, [[3, 9]], max_new_tokens=2, end_id=1)
     copies_back = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
@@ -171,7 +206,9 @@ def devices_in_a_turn(version: Path) -> set[str]:
 
 
 def costs_in(folder: Path) -> MeasuredCosts:
-    return measure_serving({kind: (folder / "tied" / kind).as_uri() for kind in KINDS[:2]}, rows=ROWS.take([0]))
+    return measure_serving(
+        {kind: (folder / "tied" / kind).as_uri() for kind in KINDS[:2]}, rows=ROWS.take([0])
+    )
 
 
 def error_of(version: Path) -> str:
@@ -191,9 +228,13 @@ def test_ranks_give_the_answers_and_log_probabilities_of_one_process(folder: Pat
             assert table.outputs == expected.outputs, path
             np.testing.assert_allclose(table.confidences, expected.confidences, atol=TOLERANCE)
             likelihoods = expected.measures["log_likelihood"]
-            np.testing.assert_allclose(table.measures["log_likelihood"], likelihoods, atol=TOLERANCE)
+            np.testing.assert_allclose(
+                table.measures["log_likelihood"], likelihoods, atol=TOLERANCE
+            )
             for row in range(len(ROWS)):
-                np.testing.assert_allclose(table.logprobs_of(row), expected.logprobs_of(row), atol=TOLERANCE)
+                np.testing.assert_allclose(
+                    table.logprobs_of(row), expected.logprobs_of(row), atol=TOLERANCE
+                )
 
 
 def test_baselines_of_ranks_are_those_of_one_process(folder: Path) -> None:
@@ -202,7 +243,8 @@ def test_baselines_of_ranks_are_those_of_one_process(folder: Path) -> None:
 
 
 def test_parts_of_ranks_are_parts_of_the_weights_of_one_process(folder: Path) -> None:
-    """Also if an adapter is merged, if weights are stored in another dtype, and if projections are one weight."""
+    """Also if an adapter is merged, if weights are stored in another dtype, and if projections are
+    one weight."""
     for divided in results_in(folder, "weights"):
         for case in weight_cases(folder):
             expected = weights_of(*case)
@@ -223,7 +265,9 @@ def test_parts_are_on_the_device_only_while_their_model_is_measured(folder: Path
 
 def test_ranks_measure_costs_together(folder: Path) -> None:
     for costs in results_in(folder, "costs"):
-        assert {kind: len(usage.cpu_s) for kind, usage in costs.serving.items()} == dict.fromkeys(KINDS[:2], MIN_ROUNDS)
+        assert {kind: len(usage.cpu_s) for kind, usage in costs.serving.items()} == dict.fromkeys(
+            KINDS[:2], MIN_ROUNDS
+        )
 
 
 def test_a_model_that_cannot_be_divided_or_has_other_weights_is_refused(folder: Path) -> None:

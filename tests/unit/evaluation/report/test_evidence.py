@@ -56,13 +56,20 @@ def test_the_mean_gap_of_the_reliability_bins_is_the_ece() -> None:
     bins = reliability_bins(table)
     assert sum(row.n for row in bins) == len(table)
     gap = sum(row.n * abs(row.confidence - row.accuracy) for row in bins) / len(table)
-    right = np.array([a == b for a, b in zip(table.outputs, table.labels, strict=True)], dtype=np.float64)
+    right = np.array(
+        [a == b for a, b in zip(table.outputs, table.labels, strict=True)], dtype=np.float64
+    )
     assert gap == pytest.approx(ece(table.calibrated - right, bins_of(table.calibrated)), abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("outcome", "role"),
-    [("FINE_TUNE", "candidate"), ("STAY", "incumbent"), ("HYBRID", "hybrid"), ("INSUFFICIENT_EVIDENCE", "incumbent")],
+    [
+        ("FINE_TUNE", "candidate"),
+        ("STAY", "incumbent"),
+        ("HYBRID", "hybrid"),
+        ("INSUFFICIENT_EVIDENCE", "incumbent"),
+    ],
 )
 def test_every_evidence_file_states_the_outcome(outcome: str, role: str) -> None:
     evidence = evidence_for(outcome)
@@ -84,7 +91,10 @@ def test_a_run_ends_with_the_verdict_and_what_is_served_next() -> None:
     assert (sentence, numbers) == (evidence.verdict.sentence(), evidence.verdict.numbers())
     version = evidence.winner.uri.rpartition("/")[2]
     assert served == f"served next: {version} (fine-tuned model), once promoted"
-    assert verdict_panel(evidence, promoted=True)[2] == f"served next: {version} (fine-tuned model), now the champion"
+    assert (
+        verdict_panel(evidence, promoted=True)[2]
+        == f"served next: {version} (fine-tuned model), now the champion"
+    )
 
 
 def test_a_champion_that_wins_is_served_as_before() -> None:

@@ -13,7 +13,10 @@ from tailorbird.evaluation.report.html import to_html
 from tests.unit.evaluation.report.test_html import Page, evidence_for
 
 LABELS = ("a", "b") * 4
-CANDIDATE, INCUMBENT = ("a", "b", "a", "b", "a", "b", "b", "b"), ("a", "a", "b", "a", "b", "a", "a", "b")
+CANDIDATE, INCUMBENT = (
+    ("a", "b", "a", "b", "a", "b", "b", "b"),
+    ("a", "a", "b", "a", "b", "a", "a", "b"),
+)
 
 
 def table(role: str, outputs: tuple[str, ...], *, labels: tuple[str, ...] = LABELS) -> Predictions:
@@ -33,7 +36,12 @@ TABLES = {"candidate": table("full", CANDIDATE), "incumbent": table("probe", INC
 
 def test_a_recipe_without_the_field_has_no_texts_in_its_evidence() -> None:
     assert EvaluationConfig().report_examples == 0
-    assert paired_examples(TABLES, rows=rows(), metric="accuracy", most=EvaluationConfig().report_examples) == ()
+    assert (
+        paired_examples(
+            TABLES, rows=rows(), metric="accuracy", most=EvaluationConfig().report_examples
+        )
+        == ()
+    )
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
@@ -67,7 +75,12 @@ def test_chat_examples_have_scores_and_the_reference_answer_but_no_answers_of_mo
     }
     turns = tuple((("system", "be brief"), ("user", text)) for text in rows().texts)
     joined = tuple(f"be brief\n{text}" for text in rows().texts)
-    chat = replace(rows(), texts=joined, labels=tuple(f"answer {label}" for label in LABELS), conversations=turns)
+    chat = replace(
+        rows(),
+        texts=joined,
+        labels=tuple(f"answer {label}" for label in LABELS),
+        conversations=turns,
+    )
     first, *_ = paired_examples(hashed, rows=chat, metric="token_f1", most=1)
     assert (first.outputs, first.scores) == (None, {"candidate": 0.5, "incumbent": 0.0})
     assert first.label.startswith("answer ")
@@ -75,8 +88,12 @@ def test_chat_examples_have_scores_and_the_reference_answer_but_no_answers_of_mo
 
 
 def test_the_report_shows_the_examples_escaped() -> None:
-    examples = paired_examples(TABLES, rows=rows(texts={1: "<b>bold</b>"}), metric="accuracy", most=3)
+    examples = paired_examples(
+        TABLES, rows=rows(texts={1: "<b>bold</b>"}), metric="accuracy", most=3
+    )
     page = Page(to_html(evidence_for().model_copy(update={"examples": examples})))
-    assert {("examples.0.text", "<b>bold</b>"), ("examples.0.outputs.candidate", "b")} <= set(page.figures)
+    assert {("examples.0.text", "<b>bold</b>"), ("examples.0.outputs.candidate", "b")} <= set(
+        page.figures
+    )
     assert "Only the incumbent is right, or is better" in page.text
     assert "Only the candidate is right, or is better" not in Page(to_html(evidence_for())).text

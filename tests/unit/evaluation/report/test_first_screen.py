@@ -23,7 +23,9 @@ PARTLY_PRICED = Simulation(
     contenders={"endpoint_zero_shot": 0.69, "bag_of_words": 0.66},
     costs={
         **on_cpu({role: SECONDS[role] for role in ("incumbent", "candidate", "bag_of_words")}),
-        "endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ())),
+        "endpoint_zero_shot": ServingUsage(
+            (0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ())
+        ),
     },
     evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
 )
@@ -33,7 +35,11 @@ EQUALLY_PRICED = Simulation(
     candidate=0.72,
     contenders={"bag_of_words": 0.705, "probe_bag": 0.70, "probe": 0.66},
     serving={"min_replicas": 1},
-    costs=on_cpu(dict.fromkeys(("incumbent", "candidate", "bag_of_words", "probe_bag", "probe"), SECONDS["incumbent"])),
+    costs=on_cpu(
+        dict.fromkeys(
+            ("incumbent", "candidate", "bag_of_words", "probe_bag", "probe"), SECONDS["incumbent"]
+        )
+    ),
     evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
 )
 """A run in which every model needs one replica that is always up, so that all cost the same."""
@@ -42,14 +48,26 @@ CLOSE = replace(
     candidate=0.701,
     contenders={"endpoint_zero_shot": 0.701, "bag_of_words": 0.70, "probe_bag": 0.70},
     costs={
-        **on_cpu(dict.fromkeys(("incumbent", "candidate", "bag_of_words", "probe_bag"), SECONDS["incumbent"])),
+        **on_cpu(
+            dict.fromkeys(
+                ("incumbent", "candidate", "bag_of_words", "probe_bag"), SECONDS["incumbent"]
+            )
+        ),
         "endpoint_zero_shot": ServingUsage(
-            (0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (9e4, 1e5, 8e4, 9e4, 9e4), (500.0,) * 5)
+            (0.1,) * 5,
+            tokens=Tokens(
+                "m at https://api.example.org/v1", (9e4, 1e5, 8e4, 9e4, 9e4), (500.0,) * 5
+            ),
         ),
     },
     evaluation={
         **SIMULATIONS["FINE_TUNE"].evaluation,
-        "endpoint": {"url": "https://api.example.org/v1", "model": "m", "price_input": 0.02, "price_output": 0.02},
+        "endpoint": {
+            "url": "https://api.example.org/v1",
+            "model": "m",
+            "price_input": 0.02,
+            "price_output": 0.02,
+        },
     },
 )
 """A run with nearly the same scores, in which all models except an endpoint cost the same."""
@@ -66,7 +84,12 @@ CASCADE = Simulation(
 def test_the_first_screen_answers_four_questions_and_draws_every_contender(outcome: str) -> None:
     evidence = evidence_for(outcome)
     page = Page(to_html(evidence))
-    questions = ("What should I do?", "How sure is this?", "What does it cost?", "What would change it?")
+    questions = (
+        "What should I do?",
+        "How sure is this?",
+        "What does it cost?",
+        "What would change it?",
+    )
     places = [page.text.index(question) for question in (*questions, "Candidate against incumbent")]
     assert places == sorted(places)
     drawn = next(str(attrs["aria-label"]) for tag, attrs in page.tags if tag == "svg")
@@ -88,7 +111,8 @@ def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -
 
 
 def dots_of(evidence: Evidence) -> dict[str, list[float]]:
-    """Return the horizontal positions of the dots by role: of the score, and of the cost if it is drawn."""
+    """Return the horizontal positions of the dots by role: of the score, and of the cost if it is
+    drawn."""
     dots: dict[str, list[float]] = {}
     for mark in charts.contenders(evidence).marks:
         if isinstance(mark, Dot):
@@ -106,7 +130,9 @@ def test_each_dot_is_at_its_score_and_at_its_cost(simulation: Simulation) -> Non
     largest = max(end for model in models for end in model.cost_interval or ())
     for model in models:
         score, cost = dots[model.role]
-        assert score == pytest.approx(dots[first.role][0] + a_point * (model.score - first.score), abs=0.05)
+        assert score == pytest.approx(
+            dots[first.role][0] + a_point * (model.score - first.score), abs=0.05
+        )
         assert score < charts.SCORES_END < charts.COSTS_START <= cost
         share = (cost - charts.COSTS_START) / (100 - charts.COSTS_START)
         assert model.cost == pytest.approx(share * 1.1 * largest, abs=1e-3 * largest)
@@ -120,8 +146,13 @@ def test_equal_costs_are_stated_once_and_only_the_scores_are_drawn() -> None:
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
     assert "All contenders cost about 438.01 a year." in first
-    assert "a year costs, in the recipe's currency: the candidate 438.05, the incumbent 438.00." in first
-    assert first.count("438.0") == 1 + 2 + 5 + 5  # both sentences, the table, and the tooltips of the dots
+    assert (
+        "a year costs, in the recipe's currency: the candidate 438.05, the incumbent 438.00."
+        in first
+    )
+    assert (
+        first.count("438.0") == 1 + 2 + 5 + 5
+    )  # both sentences, the table, and the tooltips of the dots
 
 
 def test_costs_that_differ_by_a_few_percent_are_about_the_same_and_others_are_not() -> None:
@@ -130,8 +161,14 @@ def test_costs_that_differ_by_a_few_percent_are_about_the_same_and_others_are_no
     def with_costs(*costs: float | None) -> list[charts.Contender]:
         return [replace(model, cost=cost) for model, cost in zip(models, costs, strict=False)]
 
-    assert charts.cost_note(with_costs(100.0, 104.0, 100.0)) == "All contenders cost about 101.33 a year."
-    assert charts.cost_note(with_costs(10.0, None, 10.0)) == "All contenders with a known cost cost about 10.00 a year."
+    assert (
+        charts.cost_note(with_costs(100.0, 104.0, 100.0))
+        == "All contenders cost about 101.33 a year."
+    )
+    assert (
+        charts.cost_note(with_costs(10.0, None, 10.0))
+        == "All contenders with a known cost cost about 10.00 a year."
+    )
     assert not charts.costs_differ(with_costs(100.0, 104.0))
     assert charts.costs_differ(with_costs(100.0, 104.5))
     assert charts.costs_differ(with_costs(100.0, None))  # nothing to compare it with
@@ -147,24 +184,35 @@ def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     dots = {role: len(positions) for role, positions in dots_of(evidence).items()}
     assert dots == {"incumbent": 2, "candidate": 2, "endpoint_zero_shot": 1, "bag_of_words": 2}
     chart = charts.contenders(evidence)
-    assert [mark.text for mark in chart.marks if isinstance(mark, Text) and "not" in mark.text] == ["not assessable"]
+    assert [mark.text for mark in chart.marks if isinstance(mark, Text) and "not" in mark.text] == [
+        "not assessable"
+    ]
     assert "endpoint_zero_shot 71.7% at cost not assessable" in chart.label
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
     assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)
     why = "m at https://api.example.org/v1 does not report its tokens"
     assert f"The cost of endpoint_zero_shot is not assessable: {why}" in first
-    assert f"a year costs, in the recipe's currency: the incumbent {money(costs['incumbent'] or 0)}" in first
+    assert (
+        f"a year costs, in the recipe's currency: the incumbent {money(costs['incumbent'] or 0)}"
+        in first
+    )
 
 
 @pytest.mark.parametrize(
     ("outcome", "line"),
     [
-        ("STAY", "because the recipe has no evaluation.hybrid. To test one in the next run, add hybrid: {by: cascade}"),
+        (
+            "STAY",
+            "because the recipe has no evaluation.hybrid. To test one in the next run, add "
+            "hybrid: {by: cascade}",
+        ),
         ("HYBRID", "The parts and the rule were fixed on validation"),
     ],
 )
-def test_the_report_says_whether_a_hybrid_was_tested_and_how_to_test_one(outcome: str, line: str) -> None:
+def test_the_report_says_whether_a_hybrid_was_tested_and_how_to_test_one(
+    outcome: str, line: str
+) -> None:
     assert line in Page(to_html(evidence_for(outcome))).text
 
 
@@ -175,7 +223,9 @@ def test_the_report_says_whether_a_hybrid_was_tested_and_how_to_test_one(outcome
         ({"by": "group", "column": "sex"}, "on validation one model would answer every row"),
     ],
 )
-def test_the_report_says_why_a_hybrid_of_the_recipe_was_not_tested(hybrid: dict[str, str], why: str) -> None:
+def test_the_report_says_why_a_hybrid_of_the_recipe_was_not_tested(
+    hybrid: dict[str, str], why: str
+) -> None:
     evidence = evidence_of(Simulation(num_rows=300, evaluation={"hybrid": hybrid}))
     assert f"No hybrid of two models was tested: {why}" in Page(to_html(evidence)).text
 
@@ -183,7 +233,11 @@ def test_the_report_says_why_a_hybrid_of_the_recipe_was_not_tested(hybrid: dict[
 def test_every_value_links_to_its_exact_value_and_every_section_is_in_the_contents() -> None:
     evidence = evidence_for()
     page = Page(to_html(evidence))
-    links = {attrs["data-from"]: attrs["href"] for tag, attrs in page.tags if tag == "a" and "data-from" in attrs}
+    links = {
+        attrs["data-from"]: attrs["href"]
+        for tag, attrs in page.tags
+        if tag == "a" and "data-from" in attrs
+    }
     assert len(links) > 100
     assert all(href == f"#evidence.{path}" for path, href in links.items())
     assert json.dumps(evidence.verdict.relation("candidate", "incumbent").gain) in page.text
@@ -204,5 +258,7 @@ def test_every_table_has_a_caption_and_headings_do_not_skip_a_level() -> None:
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
 def test_ids_are_unique(outcome: str) -> None:
-    ids = Counter(attrs["id"] for _, attrs in Page(to_html(evidence_for(outcome))).tags if "id" in attrs)
+    ids = Counter(
+        attrs["id"] for _, attrs in Page(to_html(evidence_for(outcome))).tags if "id" in attrs
+    )
     assert [name for name, number in ids.items() if number > 1] == []

@@ -44,7 +44,9 @@ SIMULATIONS = {
         evaluation={"cost": COST},
     ),
     "STAY": Simulation(num_rows=3000, candidate=0.66),
-    "INSUFFICIENT_EVIDENCE": Simulation(num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140),
+    "INSUFFICIENT_EVIDENCE": Simulation(
+        num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140
+    ),
     "HYBRID": Simulation(
         num_rows=4000,
         candidate=0.86,
@@ -54,7 +56,10 @@ SIMULATIONS = {
     ),
 }
 ON_GPU = Simulation(
-    costs={role: ServingUsage(cpu_s, tuple(4 * second for second in cpu_s)) for role, cpu_s in SECONDS.items()},
+    costs={
+        role: ServingUsage(cpu_s, tuple(4 * second for second in cpu_s))
+        for role, cpu_s in SECONDS.items()
+    },
     device=ServingDevice("NVIDIA H100", emulated=("candidate",)),
     training=TrainingUsage(cpu_s=36_000, gpu_s=7200),
     evaluation={
@@ -77,7 +82,8 @@ def evidence_for(outcome: str = "FINE_TUNE") -> Evidence:
 
 
 class Page(HTMLParser):
-    """A parser that collects tags, attributes, text, and the text of each element with `data-from`."""
+    """A parser that collects tags, attributes, text, and the text of each element with
+    `data-from`."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -119,8 +125,21 @@ def formats_of(value: Any) -> list[str]:
         return ["yes" if value else "no", "none", "10,000,000 are not enough"]
     if isinstance(value, int | float):
         forms = (
-            "+.2f", "+.1g", ".2f", ".3f", ".4f", ",.4g", ",.0f", ",", ".3g", ".0%", "+,.0f", ".1f", ",.2f", ".2g",
-        )  # fmt: skip
+            "+.2f",
+            "+.1g",
+            ".2f",
+            ".3f",
+            ".4f",
+            ",.4g",
+            ",.0f",
+            ",",
+            ".3g",
+            ".0%",
+            "+,.0f",
+            ".1f",
+            ",.2f",
+            ".2g",
+        )
         formatted = [format(scale * value, form) for scale in (1, 100) for form in forms]
         return [
             *formatted,
@@ -152,12 +171,16 @@ def test_each_figure_equals_the_value_at_its_path_in_the_evidence(outcome: str) 
     figures = Page(to_html(evidence)).figures
     for path, text in figures:
         value = value_at(evidence, path)
-        if path.startswith(("verdict.", "scores.", "cost.", "curve.", "reliability.")) and not path.endswith(".kind"):
+        if path.startswith(
+            ("verdict.", "scores.", "cost.", "curve.", "reliability.")
+        ) and not path.endswith(".kind"):
             assert text in formats_of(value), path
     paths = {path for path, _ in figures}
     for number, relation in enumerate(evidence.verdict.relations):
         here = f"verdict.relations.{number}"
-        assert {f"{here}.{name}" for name in ("first", "second", "gain", "interval.0", "interval.1")} <= paths
+        assert {
+            f"{here}.{name}" for name in ("first", "second", "gain", "interval.0", "interval.1")
+        } <= paths
         assert (f"{here}.cost_ratio.0" in paths) == (relation.cost_ratio is not None)
     for number, model in enumerate(evidence.verdict.models):
         here = f"verdict.models.{number}"
@@ -177,10 +200,17 @@ def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome:
     parsed = Page(source)
     assert parsed.open == []
     assert {tag for tag, _ in parsed.tags}.isdisjoint({"script", "link", "img", "iframe", "object"})
-    assert not any(name.startswith("on") or name == "src" for _, attrs in parsed.tags for name in attrs)
+    assert not any(
+        name.startswith("on") or name == "src" for _, attrs in parsed.tags for name in attrs
+    )
     links = {attrs["href"] for _, attrs in parsed.tags if "href" in attrs}
     assert links <= {f"#{attrs['id']}" for _, attrs in parsed.tags if "id" in attrs}
-    for needed in ("default-src 'none'", "prefers-color-scheme: dark", "@media print", "width=device-width"):
+    for needed in (
+        "default-src 'none'",
+        "prefers-color-scheme: dark",
+        "@media print",
+        "width=device-width",
+    ):
         assert needed in source
 
 
@@ -205,7 +235,13 @@ def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
 def test_the_page_states_the_requester_the_expiry_and_the_documentation_duties() -> None:
     evidence = evidence_for()
     text = Page(to_html(evidence)).text
-    for expected in (evidence.requested_by, evidence.expires_at, "Annex IV 2(g)", "Annex IV 3", "MEASURE 2"):
+    for expected in (
+        evidence.requested_by,
+        evidence.expires_at,
+        "Annex IV 2(g)",
+        "Annex IV 3",
+        "MEASURE 2",
+    ):
         assert expected in text
 
 
@@ -251,17 +287,26 @@ def test_everything_in_the_evidence_is_escaped() -> None:
         "scores": (replace(evidence.scores[0], kind=attack), *evidence.scores[1:]),
         "sweep": (replace(evidence.sweep[0], kind=attack, config={attack: attack}, status=attack),),
         "data": replace(
-            evidence.data, report=replace(evidence.data.report, rare_classes=(attack,)), sha256={attack: attack}
+            evidence.data,
+            report=replace(evidence.data.report, rare_classes=(attack,)),
+            sha256={attack: attack},
         ),
         "training": replace(evidence.training, selected={attack: attack}),
-        "recipe": recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": attack})}),
+        "recipe": recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"train": attack})}
+        ),
         "verdict": verdict.model_copy(
             update={
                 "sentences": (attack,) * 4,
-                "models": (incumbent.model_copy(update={"kind": attack}), candidate.model_copy(update=gated), *others),
+                "models": (
+                    incumbent.model_copy(update={"kind": attack}),
+                    candidate.model_copy(update=gated),
+                    *others,
+                ),
             }
         ),
-        "versions": evidence.versions | {"candidate": replace(evidence.versions["candidate"], uri=attack)},
+        "versions": evidence.versions
+        | {"candidate": replace(evidence.versions["candidate"], uri=attack)},
         "curve": replace(evidence.curve, sentence=attack),
     }
     source = to_html(evidence.model_copy(update=changes))
@@ -286,12 +331,14 @@ def test_the_score_of_the_averaged_weights_is_reported_if_they_were_evaluated() 
 
 
 def test_the_report_states_the_weight_of_the_mix_or_that_no_mix_is_better() -> None:
-    assert "mix: none; no mix of the fine-tuned encoder and the bag of words (9 weights) scores above" in to_html(
-        evidence_for()
+    assert (
+        "mix: none; no mix of the fine-tuned encoder and the bag of words (9 weights) scores above"
+        in to_html(evidence_for())
     )
     mixed = changed(mix=MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748))
     expected = (
-        "0.3 x fine-tuned encoder + 0.7 x bag of words (best of 9 weights on validation): 0.774; encoder alone 0.748"
+        "0.3 x fine-tuned encoder + 0.7 x bag of words (best of 9 weights on validation): 0.774; "
+        "encoder alone 0.748"
     )
     assert expected in to_html(mixed)
     assert any(expected in line for line in verdict_lines(mixed))
@@ -303,8 +350,8 @@ def test_report_card_and_console_describe_streamed_training_rows() -> None:
     report = replace(data.report, num_train=10_000_000, num_in_memory=500_000)
     evidence = changed(data=replace(data, report=report))
     sentence = (
-        "raining rows were streamed: the candidate was trained on all 10,000,000 rows, the baselines on a random "
-        "sample of 500,000 rows"
+        "raining rows were streamed: the candidate was trained on all 10,000,000 rows, the "
+        "baselines on a random sample of 500,000 rows"
     )
     assert sentence in to_html(evidence)
     assert sentence in to_model_card(evidence, role="candidate")
@@ -323,11 +370,15 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
     assert sentence == (
-        "cost: measured on NVIDIA H100; training used 2 GPU-hours and 10 CPU-hours; 10,000 requests a month, with the "
-        "training paid over 12 months, at least 0 replicas, each with 1 CPU core and 1 GPU; prices in the recipe's "
-        "currency: 0.1 per CPU-hour, 3.6 per GPU-hour"
+        "cost: measured on NVIDIA H100; training used 2 GPU-hours and 10 CPU-hours; 10,000 "
+        "requests a month, with the training paid over 12 months, at least 0 replicas, each with "
+        "1 CPU core and 1 GPU; prices in the recipe's currency: 0.1 per CPU-hour, 3.6 per "
+        "GPU-hour"
     )
-    ratio = "To serve, the candidate costs 0.60 (0.59 to 0.62) times what the incumbent costs (by price at the recipe's"
+    ratio = (
+        "To serve, the candidate costs 0.60 (0.59 to 0.62) times what the incumbent costs (by "
+        "price at the recipe's"
+    )
     assert any(ratio in line for line in verdict_lines(evidence))
     assert f"  {sentence}" in verdict_lines(evidence)
     assert f"- {sentence}" in to_model_card(evidence)
@@ -352,9 +403,15 @@ def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
 
 
 def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
-    endpoint = Endpoint(url="https://host/v1", model="m", api_key="env://KEY", reported_model="m-2026-01-01")
+    endpoint = Endpoint(
+        url="https://host/v1", model="m", api_key="env://KEY", reported_model="m-2026-01-01"
+    )
     page = Page(to_html(evidence_for().model_copy(update={"endpoint": endpoint})))
-    for field, value in {"url": "https://host/v1", "model": "m", "reported_model": "m-2026-01-01"}.items():
+    for field, value in {
+        "url": "https://host/v1",
+        "model": "m",
+        "reported_model": "m-2026-01-01",
+    }.items():
         assert (f"endpoint.{field}", value) in page.figures
 
 
@@ -370,23 +427,31 @@ def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> Non
     evidence = evidence_for()
     page, card = Page(to_html(evidence)), to_model_card(evidence)
     assert (
-        "Cost of a year at 10,000 requests a month, with the training paid over 12 months, at least 0 replicas"
-        in page.text
+        "Cost of a year at 10,000 requests a month, with the training paid over 12 months, at "
+        "least 0 replicas" in page.text
     )
     paths = {path for path, _ in page.figures}
     for index, cost in enumerate(evidence.verdict.costs):
         at = f"verdict.costs.{index}"
         parts = ("total", "interval.0", "interval.1", "replicas", "tokens", "training")
         assert {f"{at}.{part}" for part in parts} <= paths
-        assert f"| {cost.role} | {cost.total:,.2f} (" in card or f"| {cost.role} | {cost.total:.2g} (" in card
+        assert (
+            f"| {cost.role} | {cost.total:,.2f} (" in card
+            or f"| {cost.role} | {cost.total:.2g} (" in card
+        )
     assert "## Cost of a year" in card
     assert "## Cost of" not in to_model_card(evidence_for("STAY"))
 
 
 def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
     costs = costs_by_digest(evidence_for())
-    assert set(costs) == {version.digest for version in evidence_for().versions.values()} - {UNREGISTERED}
-    assert all(re.fullmatch(r"[\d.,e-]+ a year at 10,000 requests a month", cost) for cost in costs.values())
+    assert set(costs) == {version.digest for version in evidence_for().versions.values()} - {
+        UNREGISTERED
+    }
+    assert all(
+        re.fullmatch(r"[\d.,e-]+ a year at 10,000 requests a month", cost)
+        for cost in costs.values()
+    )
     unpriced = costs_by_digest(evidence_of(Simulation(costs=on_cpu(SECONDS))))
     assert "0.6 CPU-seconds for 1,000 answers" in unpriced.values()
     assert costs_by_digest(evidence_for("STAY")) == {}
@@ -397,14 +462,18 @@ def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
     evidence = evidence_of(Simulation(costs=on_cpu(SECONDS), evaluation={"cost": cost}))
     assert evidence.verdict.relation("candidate", "incumbent").cost_ratio is None
     page, card = Page(to_html(evidence)), to_model_card(evidence)
-    assert ("verdict.costs.0.missing.0", "evaluation.cost.price_per_cpu_hour is not set") in page.figures
+    assert (
+        "verdict.costs.0.missing.0",
+        "evaluation.cost.price_per_cpu_hour is not set",
+    ) in page.figures
     assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
     assert "| incumbent | not assessable |  |  |  |" in card
     assert "The costs of the candidate and of the incumbent cannot be compared" in card
 
 
 CHEAP_BAG = replace(
-    NOTHING_TO_GAIN, costs=on_cpu({role: SECONDS[role] for role in ("incumbent", "bag_of_words", "centroid")})
+    NOTHING_TO_GAIN,
+    costs=on_cpu({role: SECONDS[role] for role in ("incumbent", "bag_of_words", "centroid")}),
 )
 
 
@@ -414,13 +483,20 @@ def test_the_report_of_a_run_without_a_training_says_why_and_shows_no_candidate(
     sections = {str(attrs["id"]) for tag, attrs in page.tags if tag == "section" and "id" in attrs}
     assert not sections & {"gain", "outcomes", "power", "sweep"}
     assert "Fine-tuning has nothing to gain: keep the incumbent" in page.text
-    assert "at most 0.22 points can be gained (95% bound), below the minimum gain of 1 point" in page.text
-    assert {("family.headroom.num_rows", "1,389"), ("family.headroom.most", "0.22")} <= set(page.figures)
+    assert (
+        "at most 0.22 points can be gained (95% bound), below the minimum gain of 1 point"
+        in page.text
+    )
+    assert {("family.headroom.num_rows", "1,389"), ("family.headroom.most", "0.22")} <= set(
+        page.figures
+    )
     assert "No model was trained." in page.text
     assert "None" not in page.text
 
 
-def test_the_report_names_a_cheaper_model_that_is_not_worse_although_the_recipe_has_no_prices() -> None:
+def test_the_report_names_a_cheaper_model_that_is_not_worse_although_the_recipe_has_no_prices() -> (
+    None
+):
     named = "ag_of_words is at most 0.28 points below the incumbent and needs 10% of its "
     named += "CPU-seconds per row; set evaluation.cost to let the cost count."
     evidence = evidence_of(CHEAP_BAG)
@@ -431,7 +507,9 @@ def test_the_report_names_a_cheaper_model_that_is_not_worse_although_the_recipe_
     assert "set evaluation.cost" not in Page(to_html(evidence_of(priced))).text
 
 
-def test_the_card_and_the_lines_of_a_run_without_a_training_have_no_figures_of_a_candidate() -> None:
+def test_the_card_and_the_lines_of_a_run_without_a_training_have_no_figures_of_a_candidate() -> (
+    None
+):
     evidence = evidence_of(NOTHING_TO_GAIN)
     card = to_model_card(evidence, role="incumbent")
     lines = "\n".join(verdict_lines(evidence))

@@ -12,10 +12,14 @@ LABELS = ("a", "b", "b", "a")
 
 
 def table_of(outputs: str) -> Predictions:
-    scores = np.array([output == label for output, label in zip(outputs, LABELS, strict=True)], dtype=np.float64)
+    scores = np.array(
+        [output == label for output, label in zip(outputs, LABELS, strict=True)], dtype=np.float64
+    )
     ids = tuple(map(str, range(len(LABELS))))
     measures = {"token_f1": scores / 2}
-    return Predictions("probe", ids, LABELS, tuple(outputs), scores, scores, scores, measures=measures)
+    return Predictions(
+        "probe", ids, LABELS, tuple(outputs), scores, scores, scores, measures=measures
+    )
 
 
 TABLES = {"candidate": table_of("abaa"), "incumbent": table_of("bbbb")}
@@ -26,7 +30,10 @@ def without_measures(outputs: str) -> Predictions:
 
 
 def test_a_confusion_counts_the_rows_that_only_one_model_answers_correctly() -> None:
-    tables = {"candidate": without_measures("abac"), "incumbent": without_measures("bbba")}  # the labels are a, b, b, a
+    tables = {
+        "candidate": without_measures("abac"),
+        "incumbent": without_measures("bbba"),
+    }  # the labels are a, b, b, a
     assert confusions(tables) == (
         Confusion("a", "b", fixed=1, made=0),
         Confusion("a", "c", fixed=0, made=1),

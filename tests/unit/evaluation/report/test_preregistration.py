@@ -11,7 +11,12 @@ from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, evaluate
 from tailorbird.registry.champion import Champion, ChangeReason
 from tests.unit.evaluation.simulated import Simulation, registration_of
 
-ENDPOINT: dict[str, Any] = {"url": "https://host/v1", "model": "m", "price_input": 1, "price_output": 1}
+ENDPOINT: dict[str, Any] = {
+    "url": "https://host/v1",
+    "model": "m",
+    "price_input": 1,
+    "price_output": 1,
+}
 
 
 def recipe(**endpoint: Any) -> Recipe:
@@ -26,7 +31,9 @@ def recipe(**endpoint: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("changed", [{"max_spend": 9}, {"max_concurrency": 1}, {"timeout_s": 9}])
-def test_other_limits_of_the_requests_to_an_endpoint_resume_the_run(changed: dict[str, Any]) -> None:
+def test_other_limits_of_the_requests_to_an_endpoint_resume_the_run(
+    changed: dict[str, Any],
+) -> None:
     assert evaluated_recipe(recipe(**changed)) == evaluated_recipe(recipe())
 
 
@@ -41,13 +48,21 @@ def test_the_request_of_the_champions_own_run_resumes_that_run(tmp_path: Path) -
     task_uri, run = (tmp_path / "task").as_uri(), (tmp_path / "task" / "runs" / "first").as_uri()
     registration = registration_of(Simulation(), task_uri=task_uri)
     reason = ChangeReason(change="promotion", text="a test")
-    champion = Champion(version="v", uri="s3://m/v", digest="5f", run=run, reason=reason, since="2026-11-24")
-    assert run_uri(task_uri, registration.request_sha256, champion=champion) != run  # its protocol is not stored
+    champion = Champion(
+        version="v", uri="s3://m/v", digest="5f", run=run, reason=reason, since="2026-11-24"
+    )
+    assert (
+        run_uri(task_uri, registration.request_sha256, champion=champion) != run
+    )  # its protocol is not stored
     storage.write_once(f"{run}/{PROTOCOL_FILE}", registration)
     assert run_uri(task_uri, registration.request_sha256, champion=champion) == run
     others = {
         run_uri(task_uri, request, champion=incumbent)
-        for request, incumbent in (("0" * 64, champion), (registration.request_sha256, None), ("0" * 64, None))
+        for request, incumbent in (
+            ("0" * 64, champion),
+            (registration.request_sha256, None),
+            ("0" * 64, None),
+        )
     }
     assert len(others) == 3
     assert run not in others

@@ -14,20 +14,30 @@ def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
     evidence = evidence_of(ON_GPU)
     (gate,) = [gate for gate in evidence.verdict.gates if gate.name == "cost"]
     (bound,) = gate.bounds
-    label = f"{bound.estimate:.2f}, interval {bound.interval[0]:.2f} to {bound.interval[1]:.2f}, limit"
+    label = (
+        f"{bound.estimate:.2f}, interval {bound.interval[0]:.2f} to {bound.interval[1]:.2f}, limit"
+    )
     assert label in to_html(evidence)
     assert f"{100 * bound.estimate:.2f}, interval" not in to_html(evidence)
 
 
 def test_the_chart_of_the_sweep_marks_the_best_trial_and_omits_failed_ones() -> None:
-    trials = (("probe", 0, 0.9, BASELINE), ("1af31", 2, 0.7, "completed"), ("17b62", 2, 0.8, "completed"))
+    trials = (
+        ("probe", 0, 0.9, BASELINE),
+        ("1af31", 2, 0.7, "completed"),
+        ("17b62", 2, 0.8, "completed"),
+    )
     rows = [
         TrialRecord(name, "full", {}, epochs, score, 1.0, status)
         for name, epochs, score, status in (*trials, ("broken", 0, 0.0, "failed"))
     ]
     marks = {mark.title: mark.kind for mark in charts.sweep(rows).marks if isinstance(mark, Dot)}
     kinds = {title.partition(":")[0]: kind for title, kind in marks.items()}
-    assert kinds == {"probe": "dot other", "trial 1af31": "dot candidate", "trial 17b62": "dot chosen"}
+    assert kinds == {
+        "probe": "dot other",
+        "trial 1af31": "dot candidate",
+        "trial 17b62": "dot chosen",
+    }
 
 
 def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> None:
@@ -38,7 +48,9 @@ def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> N
     ]
     chart = charts.learning_curves(charts.contenders_of(trials))
     assert chart is not None
-    dots = [(mark.title.partition(":")[0], mark.kind) for mark in chart.marks if isinstance(mark, Dot)]
+    dots = [
+        (mark.title.partition(":")[0], mark.kind) for mark in chart.marks if isinstance(mark, Dot)
+    ]
     assert dots == [("trial 1af31", "dot incumbent"), *[("trial 17b62", "dot chosen")] * 3]
     lines = [mark.kind for mark in chart.marks if isinstance(mark, Line)]
     assert (lines.count("path chosen"), lines.count("guide")) == (2, 1)
@@ -58,9 +70,14 @@ def test_outcomes_of_a_metric_that_is_not_exact_match_are_titled_by_exact_match(
     evidence = evidence_of(Simulation(chat=True, num_rows=300))
     page = Page(to_html(evidence))
     assert "Paired outcomes by exact match" in page.text
-    assert "The verdict compares the token F1 instead, in which other answers can score too." in page.text
+    assert (
+        "The verdict compares the token F1 instead, in which other answers can score too."
+        in page.text
+    )
     assert "Test rows by which model is right, by exact match" in page.text
     assert "by exact match" not in Page(to_html(evidence_for("FINE_TUNE"))).text
     counts = charts.outcome_counts(evidence.verdict)
     right = counts["both right"] + counts["only the candidate right"]
-    assert right == round(evidence.verdict.model("candidate").scores["exact_match"] * evidence.verdict.n)
+    assert right == round(
+        evidence.verdict.model("candidate").scores["exact_match"] * evidence.verdict.n
+    )

@@ -15,15 +15,20 @@ from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 
 
 def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
-    """Store a run and its registered versions in a folder; return the URIs by role, with that of the run as `run`."""
+    """Store a run and its registered versions in a folder; return the URIs by role, with that of
+    the run as `run`."""
     evidence = evidence_of(simulation, task_uri=folder.as_uri())
     tables = {}
     for name, table in tables_of(simulation).items():
         buffer = io.BytesIO()
         pq.write_table(table.to_table(), buffer)
         tables[f"predictions/{name}.parquet"] = buffer.getvalue()
-    uris = {role: version.uri for role, version in evidence.versions.items()} | {"run": evidence.run}
-    registered = [version.uri for version in evidence.versions.values() if version.digest != UNREGISTERED]
+    uris = {role: version.uri for role, version in evidence.versions.items()} | {
+        "run": evidence.run
+    }
+    registered = [
+        version.uri for version in evidence.versions.values() if version.digest != UNREGISTERED
+    ]
     for uri in (evidence.run, *registered):
         write_evidence(uri, tables | render_files(evidence, role="candidate"))
     return uris
@@ -37,9 +42,13 @@ def test_versions_of_a_run_compare_as_in_its_verdict(tmp_path: Path) -> None:
     comparison = result.comparison
     assert [comparison.gain, *comparison.interval] == pytest.approx([gain.gain, *gain.interval])
     assert comparison.p_value == pytest.approx(gain.p_value)
-    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(-gain.gain)
+    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(
+        -gain.gain
+    )
     of_hybrid = verdict.relation("hybrid", "incumbent").gain
-    assert compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison.gain == pytest.approx(of_hybrid)
+    assert compare_versions(
+        uris["hybrid"], second=uris["incumbent"]
+    ).comparison.gain == pytest.approx(of_hybrid)
     words = " ".join(result.lines())
     assert f"n = {verdict.n:,}" in words
     assert uris["candidate"] in words
@@ -47,13 +56,18 @@ def test_versions_of_a_run_compare_as_in_its_verdict(tmp_path: Path) -> None:
 
 
 def test_the_uri_of_a_run_stands_for_its_candidate(tmp_path: Path) -> None:
-    first, second = (stored(tmp_path / name, Simulation(candidate=level)) for name, level in (("a", 0.78), ("b", 0.72)))
+    first, second = (
+        stored(tmp_path / name, Simulation(candidate=level))
+        for name, level in (("a", 0.78), ("b", 0.72))
+    )
     assert compare_versions(first["run"], second=second["run"]).comparison.gain > 0
     assert compare_versions(first["run"], second=first["candidate"]).comparison.gain == 0
 
 
 def test_versions_with_different_test_rows_are_refused(tmp_path: Path) -> None:
-    first, second = (stored(tmp_path / name, Simulation(num_rows=n)) for name, n in (("a", 200), ("b", 300)))
+    first, second = (
+        stored(tmp_path / name, Simulation(num_rows=n)) for name, n in (("a", 200), ("b", 300))
+    )
     with pytest.raises(VerdictRefused, match="200 and 300 rows"):
         compare_versions(first["run"], second=second["run"])
     evidence = next((tmp_path / "b").glob("runs/*/evidence.json"))

@@ -1,4 +1,5 @@
-"""Tests of macro-F1 and its jackknife against scikit-learn, a bootstrap and simulated true effects."""
+"""Tests of macro-F1 and its jackknife against scikit-learn, a bootstrap and simulated true
+effects."""
 
 import numpy as np
 import pytest
@@ -22,12 +23,17 @@ def predictions(outputs: np.ndarray, *, labels: np.ndarray) -> Predictions:
     return Predictions("model", ids, truth, answer, right, *2 * (np.full(len(labels), 0.5),))
 
 
-def answers(n: int, *, accuracies: tuple[float, float], seed: int) -> tuple[Predictions, Predictions]:
+def answers(
+    n: int, *, accuracies: tuple[float, float], seed: int
+) -> tuple[Predictions, Predictions]:
     """Return two models on three unbalanced classes; a wrong answer is a random class."""
     generator = np.random.default_rng(seed)
     labels = generator.choice(["a", "b", "c"], n, p=[0.6, 0.3, 0.1])
     first, second = (
-        predictions(np.where(generator.random(n) < share, labels, generator.choice(["a", "b", "c"], n)), labels=labels)
+        predictions(
+            np.where(generator.random(n) < share, labels, generator.choice(["a", "b", "c"], n)),
+            labels=labels,
+        )
         for share in accuracies
     )
     return first, second
@@ -36,15 +42,24 @@ def answers(n: int, *, accuracies: tuple[float, float], seed: int) -> tuple[Pred
 def effect_of(rows: list[tuple[str, str, str]], *, alpha: float = 0.05) -> Effect:
     labels, ours, theirs = (np.array(column) for column in zip(*rows, strict=True))
     return class_metric_effect(
-        predictions(ours, labels=labels), other=predictions(theirs, labels=labels), metric="macro_f1", alpha=alpha
+        predictions(ours, labels=labels),
+        other=predictions(theirs, labels=labels),
+        metric="macro_f1",
+        alpha=alpha,
     )
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
-def test_macro_f1_equals_scikit_learns_over_the_classes_of_the_labels(rows: list[tuple[str, str]]) -> None:
+def test_macro_f1_equals_scikit_learns_over_the_classes_of_the_labels(
+    rows: list[tuple[str, str]],
+) -> None:
     labels, outputs = zip(*rows, strict=True)
-    expected = f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)
-    assert score_of("macro_f1", labels=labels, outputs=outputs) == pytest.approx(expected, abs=1e-12)
+    expected = f1_score(
+        labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0
+    )
+    assert score_of("macro_f1", labels=labels, outputs=outputs) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_macro_f1_of_no_rows_is_refused() -> None:
@@ -64,25 +79,38 @@ def test_the_jackknife_values_have_the_mean_and_the_spread_of_macro_f1_without_e
     )
     without = np.array(
         [
-            score_of("macro_f1", labels=np.delete(labels, row).tolist(), outputs=np.delete(outputs, row).tolist())
+            score_of(
+                "macro_f1",
+                labels=np.delete(labels, row).tolist(),
+                outputs=np.delete(outputs, row).tolist(),
+            )
             for row in range(len(rows))
         ]
     )
-    assert values - values.mean() == pytest.approx((len(rows) - 1) * (without.mean() - without), abs=1e-10)
+    assert values - values.mean() == pytest.approx(
+        (len(rows) - 1) * (without.mean() - without), abs=1e-10
+    )
 
 
 @settings(deadline=None, max_examples=15)
 @given(answered)
 def test_the_gain_is_the_difference_of_the_two_scores(rows: list[tuple[str, str, str]]) -> None:
     labels, ours, theirs = zip(*rows, strict=True)
-    expected = score_of("macro_f1", labels=labels, outputs=ours) - score_of("macro_f1", labels=labels, outputs=theirs)
+    expected = score_of("macro_f1", labels=labels, outputs=ours) - score_of(
+        "macro_f1", labels=labels, outputs=theirs
+    )
     assert effect_of(rows).gain == pytest.approx(expected, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=15)
 @given(answered)
-def test_swapping_the_models_changes_only_the_sign_of_a_class_metric_effect(rows: list[tuple[str, str, str]]) -> None:
-    effect, swapped = effect_of(rows), effect_of([(label, theirs, ours) for label, ours, theirs in rows])
+def test_swapping_the_models_changes_only_the_sign_of_a_class_metric_effect(
+    rows: list[tuple[str, str, str]],
+) -> None:
+    effect, swapped = (
+        effect_of(rows),
+        effect_of([(label, theirs, ours) for label, ours, theirs in rows]),
+    )
     assert swapped.gain == -effect.gain
     assert swapped.interval == pytest.approx((-effect.interval[1], -effect.interval[0]), abs=1e-9)
     assert swapped.p_value == effect.p_value
@@ -101,14 +129,17 @@ def test_the_macro_f1_interval_of_identical_models_has_the_width_of_the_unseen_r
         n: class_metric_effect(model, other=model, metric="macro_f1", alpha=0.05).interval
         for n, model in agreed.items()
     }
-    assert intervals[10] == pytest.approx((-0.3085, 0.3085), abs=1e-4)  # Clopper and Pearson's limit at 0 of 10
+    assert intervals[10] == pytest.approx(
+        (-0.3085, 0.3085), abs=1e-4
+    )  # Clopper and Pearson's limit at 0 of 10
     assert intervals[4000] == pytest.approx((-0.00092, 0.00092), abs=1e-5)
 
 
 def test_a_smaller_alpha_gives_a_wider_interval_around_the_gain() -> None:
     first, second = answers(300, accuracies=(0.8, 0.7), seed=1)
     (low, high), (wider_low, wider_high) = (
-        class_metric_effect(first, other=second, metric="macro_f1", alpha=alpha).interval for alpha in (0.05, 0.01)
+        class_metric_effect(first, other=second, metric="macro_f1", alpha=alpha).interval
+        for alpha in (0.05, 0.01)
     )
     assert (
         wider_low
@@ -121,12 +152,16 @@ def test_a_smaller_alpha_gives_a_wider_interval_around_the_gain() -> None:
 
 def test_the_macro_f1_interval_is_close_to_that_of_resampled_rows_and_scikit_learn() -> None:
     first, second = answers(120, accuracies=(0.8, 0.65), seed=2)
-    labels, ours, theirs = (np.array(values) for values in (first.labels, first.outputs, second.outputs))
+    labels, ours, theirs = (
+        np.array(values) for values in (first.labels, first.outputs, second.outputs)
+    )
 
     def gain(rows: np.ndarray) -> float:
         drawn = labels[rows]
         scores = [
-            f1_score(drawn, outputs[rows], labels=np.unique(drawn), average="macro", zero_division=0)
+            f1_score(
+                drawn, outputs[rows], labels=np.unique(drawn), average="macro", zero_division=0
+            )
             for outputs in (ours, theirs)
         ]
         return float(scores[0] - scores[1])
@@ -135,13 +170,17 @@ def test_the_macro_f1_interval_is_close_to_that_of_resampled_rows_and_scikit_lea
     gains = np.array([gain(generator.integers(0, 120, 120)) for _ in range(500)])
     effect = class_metric_effect(first, other=second, metric="macro_f1", alpha=0.05)
     # The 2.5% quantile of 500 draws is accurate to about 0.12 standard errors.
-    assert effect.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.35 * effect.standard_error)
+    assert effect.interval == pytest.approx(
+        np.quantile(gains, [0.025, 0.975]), abs=0.35 * effect.standard_error
+    )
     assert effect.standard_error == pytest.approx(np.std(gains), rel=0.12)
     assert effect.p_value == pytest.approx(2 * np.mean(gains <= 0), abs=0.03)
 
 
 def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nominal_level() -> None:
-    population = [np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)]
+    population = [
+        np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)
+    ]
     labels = np.array(answers(50_000, accuracies=(0.8, 0.7), seed=4)[0].labels)
     truth = score_of("macro_f1", labels=labels.tolist(), outputs=population[0].tolist()) - score_of(
         "macro_f1", labels=labels.tolist(), outputs=population[1].tolist()
@@ -153,7 +192,10 @@ def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nomi
         low, high = class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=0.1).interval
         held += low <= truth <= high
         equal = answers(400, accuracies=(0.75, 0.75), seed=1_000 + seed)
-        apart += class_metric_effect(equal[0], other=equal[1], metric="macro_f1", alpha=0.1).p_value < 0.1
+        apart += (
+            class_metric_effect(equal[0], other=equal[1], metric="macro_f1", alpha=0.1).p_value
+            < 0.1
+        )
     # 200 tests: three standard errors of a rate of 0.1 are 0.064.
     assert held / 200 >= 0.9 - 0.064
     assert apart / 200 <= 0.1 + 0.064
@@ -179,7 +221,9 @@ def test_the_interval_excludes_0_exactly_at_the_levels_above_the_p_value(seed: i
     p_value = class_metric_effect(better, other=worse, metric="macro_f1", alpha=0.05).p_value
     assert 1e-12 < p_value < 0.002
     around = [
-        class_metric_effect(better, other=worse, metric="macro_f1", alpha=p_value * factor).interval[0]
+        class_metric_effect(
+            better, other=worse, metric="macro_f1", alpha=p_value * factor
+        ).interval[0]
         for factor in (1.01, 0.99)
     ]
     assert around[0] > 0 >= around[1]

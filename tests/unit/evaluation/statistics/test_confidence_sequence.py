@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import betainc, betaln
 
-from tailorbird.evaluation.statistics.confidence_sequence import SHAPE, confidence_sequence, log_wealth
+from tailorbird.evaluation.statistics.confidence_sequence import (
+    SHAPE,
+    confidence_sequence,
+    log_wealth,
+)
 
 VALUES = np.array([-1.0, 0.0, 1.0])
 
@@ -28,7 +32,9 @@ def test_the_interval_contains_the_mean_and_is_mirrored_with_the_sign(values: li
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(30, 10), (300, 200), (1_000, 900), (10, 30)])
-def test_the_wealth_against_no_gain_is_that_of_a_beta_mixture_of_win_rates(wins: int, losses: int) -> None:
+def test_the_wealth_against_no_gain_is_that_of_a_beta_mixture_of_win_rates(
+    wins: int, losses: int
+) -> None:
     wealth = log_wealth(VALUES, counts=np.array([losses, 77, wins]), mean=0.0)
     above = np.log(betainc(losses + SHAPE, wins + SHAPE, 0.5))  # the mass of win rates above 1/2
     mixture = betaln(wins + SHAPE, losses + SHAPE) - betaln(SHAPE, SHAPE) + above
@@ -46,7 +52,9 @@ def test_the_wealth_is_constant_on_average_if_the_mean_is_as_assumed(
     assert (won + lost) / 2 == pytest.approx(now)
 
 
-def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reaches_the_level() -> None:
+def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reaches_the_level() -> (
+    None
+):
     for wins in range(20, 60):
         counts = {"losses": 20, "ties": 60, "wins": wins}
         wealth = log_wealth(VALUES, counts=np.array(list(counts.values())), mean=0.0)
@@ -56,7 +64,10 @@ def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reache
 
 def test_more_rows_and_a_larger_alpha_narrow_the_interval() -> None:
     few, many = (sample(losses=20 * size, ties=60 * size, wins=40 * size) for size in (1, 20))
-    widths = [np.ptp(confidence_sequence(rows, alpha=alpha)) for rows, alpha in ((few, 0.05), (few, 0.2), (many, 0.2))]
+    widths = [
+        np.ptp(confidence_sequence(rows, alpha=alpha))
+        for rows, alpha in ((few, 0.05), (few, 0.2), (many, 0.2))
+    ]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.1
 
@@ -69,7 +80,9 @@ def test_samples_without_information_have_the_whole_range() -> None:
 
 
 def test_values_outside_the_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"differences range from -1.5 to 0.5; they must be in \[-1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"differences range from -1.5 to 0.5; they must be in \[-1, 1\]"
+    ):
         confidence_sequence(np.array([0.5, -1.5]), alpha=0.05)
 
 
@@ -77,7 +90,9 @@ def test_values_outside_the_range_are_refused() -> None:
 def test_the_interval_misses_the_mean_at_any_size_at_a_rate_of_at_most_alpha(gain: float) -> None:
     """400 samples with 30 looks at growing sizes."""
     generator, alpha = np.random.default_rng(5), 0.2
-    draws = generator.multinomial(20, [0.2 - gain / 2, 0.6, 0.2 + gain / 2], size=(400, 30)).cumsum(axis=1)
+    draws = generator.multinomial(20, [0.2 - gain / 2, 0.6, 0.2 + gain / 2], size=(400, 30)).cumsum(
+        axis=1
+    )
     below = log_wealth(VALUES, counts=draws, mean=gain) >= np.log(2 / alpha)
     above = log_wealth(VALUES, counts=draws[..., ::-1], mean=-gain) >= np.log(2 / alpha)
     assert 0.01 < np.mean((below | above).any(axis=1)) < alpha

@@ -1,4 +1,5 @@
-"""Tests that rows of the same document count as a single unit in every metric, gate and power analysis."""
+"""Tests that rows of the same document count as a single unit in every metric, gate and power
+analysis."""
 
 from dataclasses import replace
 
@@ -41,7 +42,8 @@ def table(right: np.ndarray, *, documents: np.ndarray | None, seed: int = 0) -> 
 
 
 def equal_models(seed: int, *, documents: np.ndarray) -> tuple[Predictions, Predictions]:
-    """Return two models with an expected accuracy of 0.7, whose correctness is correlated within documents."""
+    """Return two models with an expected accuracy of 0.7, whose correctness is correlated within
+    documents."""
     generator = np.random.default_rng(seed)
 
     def right() -> np.ndarray:
@@ -57,7 +59,8 @@ def proven(comparison: Comparison) -> bool:
 
 
 def cr2_by_matrices(differences: np.ndarray, *, documents: np.ndarray) -> tuple[float, float]:
-    """Return CR2's standard error of the mean and Satterthwaite's degrees of freedom by their definitions."""
+    """Return CR2's standard error of the mean and Satterthwaite's degrees of freedom by their
+    definitions."""
     n = len(differences)
     members = [np.flatnonzero(documents == document) for document in np.unique(documents)]
     residual_maker = np.eye(n) - 1 / n
@@ -69,15 +72,21 @@ def cr2_by_matrices(differences: np.ndarray, *, documents: np.ndarray) -> tuple[
         rows.append(np.ones(len(rows_of)) @ adjusted @ residual_maker[rows_of] / n)
         contributions.append(float(np.ones(len(rows_of)) @ adjusted @ residuals[rows_of] / n))
     gram = np.stack(rows) @ np.stack(rows).T
-    return float(np.sqrt(np.sum(np.square(contributions)))), float(np.trace(gram) ** 2 / np.sum(gram**2))
+    return float(np.sqrt(np.sum(np.square(contributions)))), float(
+        np.trace(gram) ** 2 / np.sum(gram**2)
+    )
 
 
 @pytest.mark.parametrize("sizes", [(4,) * 8, (1, 1, 2, 3, 5, 8, 13), (1, 1, 1, 1, 1, 30)])
-def test_the_closed_form_equals_cr2_and_satterthwaite_by_their_definitions(sizes: tuple[int, ...]) -> None:
+def test_the_closed_form_equals_cr2_and_satterthwaite_by_their_definitions(
+    sizes: tuple[int, ...],
+) -> None:
     documents = np.repeat(np.arange(len(sizes)), sizes)
     differences = np.random.default_rng(2).choice([-1.0, 0.0, 0.0, 1.0], len(documents))
     names = [str(document) for document in documents]
-    effect = document_effect(differences, documents=documents_of(names, num_rows=len(names)), alpha=0.05)
+    effect = document_effect(
+        differences, documents=documents_of(names, num_rows=len(names)), alpha=0.05
+    )
     error, freedom = cr2_by_matrices(differences, documents=documents)
     assert effect.gain == pytest.approx(differences.mean())
     assert effect.standard_error == pytest.approx(error)
@@ -130,14 +139,21 @@ def test_identical_answers_have_the_interval_of_an_unseen_event(metric: str) -> 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("metric", "num_pairs", "at_least"), [("accuracy", 100, 6), ("macro_f1", 30, 4)])
+@pytest.mark.parametrize(
+    ("metric", "num_pairs", "at_least"), [("accuracy", 100, 6), ("macro_f1", 30, 4)]
+)
 def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(
     metric: str, num_pairs: int, at_least: int
 ) -> None:
     documents = np.repeat(np.arange(50), 10)
     pairs = [equal_models(seed, documents=documents) for seed in range(num_pairs)]
-    by_rows = [compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
-    by_documents = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
+    by_rows = [
+        compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05)
+        for ours, theirs in pairs
+    ]
+    by_documents = [
+        compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs
+    ]
     assert sum(map(proven, by_rows)) >= at_least  # one-sided; 2.5 % are expected at alpha
     assert sum(map(proven, by_documents)) <= 4
     for effect in by_documents:
@@ -157,15 +173,25 @@ def test_ten_copies_of_the_test_rows_give_the_same_p_value_and_interval() -> Non
 
 
 def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_clusters() -> None:
-    def of(texts: tuple[str, ...], split_keys: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+    def of(
+        texts: tuple[str, ...], split_keys: tuple[str, ...] | None = None
+    ) -> tuple[str, ...] | None:
         n = len(texts)
-        rows = Rows(row_ids=tuple(map(str, range(n))), texts=texts, labels=("a",) * n, split_keys=split_keys)
+        rows = Rows(
+            row_ids=tuple(map(str, range(n))), texts=texts, labels=("a",) * n, split_keys=split_keys
+        )
         ones = np.ones(n)
-        return label_predictions("probe", rows=rows, outputs=("a",) * n, confidences=ones, calibrated=ones).clusters
+        return label_predictions(
+            "probe", rows=rows, outputs=("a",) * n, confidences=ones, calibrated=ones
+        ).clusters
 
     assert of(("One text", "another")) is None
     assert of(("One text", "another", "one  TEXT")) == ("0", "1", "0")
-    assert of(("One text", "another", "one  TEXT"), ("patient 3", "patient 9", "patient 9")) == ("0", "1", "1")
+    assert of(("One text", "another", "one  TEXT"), ("patient 3", "patient 9", "patient 9")) == (
+        "0",
+        "1",
+        "1",
+    )
 
 
 def test_the_macro_f1_interval_is_close_to_that_of_resampled_documents() -> None:
@@ -174,7 +200,9 @@ def test_the_macro_f1_interval_is_close_to_that_of_resampled_documents() -> None
     result = class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=0.05)
     generator, gains = np.random.default_rng(0), []
     for _ in range(2_000):
-        rows = np.concatenate([np.flatnonzero(documents == drawn) for drawn in generator.integers(0, 40, 40)])
+        rows = np.concatenate(
+            [np.flatnonzero(documents == drawn) for drawn in generator.integers(0, 40, 40)]
+        )
         labels = [ours.labels[row] for row in rows]
         scores = [
             score_of("macro_f1", labels=labels, outputs=[model.outputs[row] for row in rows])
@@ -196,11 +224,15 @@ def test_macro_f1_is_significant_only_with_enough_rows(num_rows: int, provable: 
 def test_the_detectable_gain_and_the_rows_needed_are_computed_for_documents() -> None:
     documents = np.repeat(np.arange(20), 20)
     generator = np.random.default_rng(1)
-    ours, theirs = (table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2))
+    ours, theirs = (
+        table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2)
+    )
     of_documents = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
     by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
     assert of_documents.num_units == 20
-    assert smallest_detectable(of_documents, alpha=0.05) > 3 * smallest_detectable(by_rows, alpha=0.05)
+    assert smallest_detectable(of_documents, alpha=0.05) > 3 * smallest_detectable(
+        by_rows, alpha=0.05
+    )
 
 
 def test_five_documents_have_no_significant_effect_and_detect_nothing() -> None:
@@ -220,7 +252,8 @@ def test_shared_documents_do_not_cause_false_harm_in_groups() -> None:
         groups = {"site": tuple("north" if document % 2 else "south" for document in documents)}
         for shared in num_failed:
             pair = [
-                replace(model, groups=groups, clusters=model.clusters if shared else None) for model in (ours, theirs)
+                replace(model, groups=groups, clusters=model.clusters if shared else None)
+                for model in (ours, theirs)
             ]
             gate = groups_gate(pair[0], incumbent=pair[1], limits=limits, alpha=0.05)
             num_failed[shared] += gate.state is State.FAILS
@@ -232,7 +265,9 @@ def test_a_group_passes_with_the_rows_that_it_needs() -> None:
     limits = SubgroupGateConfig(max_loss=0.03)
 
     def bound(num_documents: int) -> tuple[str, int | None]:
-        same = table(np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2))
+        same = table(
+            np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2)
+        )
         same = replace(same, groups={"sex": ("f",) * len(same)})
         (result,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
         return str(result.state), result.rows_needed

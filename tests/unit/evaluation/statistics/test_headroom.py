@@ -16,7 +16,8 @@ def with_errors(num_errors: int, num_rows: int) -> Predictions:
 
 
 def with_classes(num_rows: int, *, num_classes: int, wrong: list[int]) -> Predictions:
-    """Return a model that answers these rows with the next class; the last class is the rarest, with 20 rows."""
+    """Return a model that answers these rows with the next class; the last class is the rarest,
+    with 20 rows."""
     codes = np.arange(num_rows) % (num_classes - 1)
     codes[-20:] = num_classes - 1
     answers = np.where(np.isin(np.arange(num_rows), wrong), (codes + 1) % num_classes, codes)
@@ -31,7 +32,9 @@ def test_a_score_of_99_9_percent_on_3000_rows_leaves_less_than_a_point() -> None
 
 
 def test_50_rows_without_an_error_may_leave_almost_six_points() -> None:
-    assert headroom_of(with_errors(0, 50), metric="accuracy", alpha=0.05).most == pytest.approx(0.0582, abs=1e-4)
+    assert headroom_of(with_errors(0, 50), metric="accuracy", alpha=0.05).most == pytest.approx(
+        0.0582, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("num_errors", [0, 1, 7, 49, 50])
@@ -71,11 +74,15 @@ def test_a_mean_of_scores_that_are_almost_1_leaves_at_least_what_unseen_rows_can
 def test_a_rare_class_leaves_more_of_macro_f1_than_of_accuracy() -> None:
     table = with_classes(4000, num_classes=5, wrong=[])
     assert headroom_of(table, metric="accuracy", alpha=0.05).most < 0.001
-    assert headroom_of(table, metric="macro_f1", alpha=0.05).most == pytest.approx(highest_rate(0, n=100, alpha=0.05))
+    assert headroom_of(table, metric="macro_f1", alpha=0.05).most == pytest.approx(
+        highest_rate(0, n=100, alpha=0.05)
+    )
 
 
 def test_errors_of_a_rare_class_are_counted() -> None:
-    headroom = headroom_of(with_classes(4000, num_classes=5, wrong=[3999]), metric="macro_f1", alpha=0.05)
+    headroom = headroom_of(
+        with_classes(4000, num_classes=5, wrong=[3999]), metric="macro_f1", alpha=0.05
+    )
     assert headroom.most > 1 - headroom.score + 0.02
 
 

@@ -1,4 +1,5 @@
-"""Tests of the interval and the sign-flip test of means against scipy and simulated true effects."""
+"""Tests of the interval and the sign-flip test of means against scipy and simulated true
+effects."""
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ def few_flips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_effects_are_deterministic_and_a_model_has_no_gain_over_itself() -> None:
     ours, theirs = np.random.default_rng(0).random((2, 200))
-    assert mean_effect(ours, other_scores=theirs, alpha=0.05) == mean_effect(ours, other_scores=theirs, alpha=0.05)
+    assert mean_effect(ours, other_scores=theirs, alpha=0.05) == mean_effect(
+        ours, other_scores=theirs, alpha=0.05
+    )
     equal = mean_effect(ours, other_scores=ours, alpha=0.05)
     assert (equal.gain, equal.p_value, equal.standard_error) == (0.0, 1.0, 0.0)
 
@@ -29,12 +32,15 @@ def test_the_interval_of_the_mean_of_many_rows_equals_scipys_t_interval() -> Non
     effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
     expected = stats.ttest_rel(ours, theirs)
     assert effect.gain == pytest.approx(np.mean(ours - theirs))
-    assert effect.interval == pytest.approx(expected.confidence_interval(), abs=0.02 * effect.standard_error)
+    assert effect.interval == pytest.approx(
+        expected.confidence_interval(), abs=0.02 * effect.standard_error
+    )
     assert effect.standard_error == pytest.approx(stats.sem(ours - theirs))
 
 
 def test_the_likelihood_interval_of_equal_losses_is_that_of_a_binomial_share() -> None:
-    """k losses of 1 among n rows: the limits solve n log-likelihood ratio = threshold of F(1, n - 1) / 2."""
+    """k losses of 1 among n rows: the limits solve n log-likelihood ratio = threshold of F(1, n -
+    1) / 2."""
     losses = np.repeat([0.0, -1.0], [95, 5])
     low, high = likelihood_interval(losses, alpha=0.05)
     threshold = stats.f.isf(0.05, 1, 99) / 2
@@ -50,14 +56,20 @@ def test_the_likelihood_interval_of_equal_losses_is_that_of_a_binomial_share() -
 def test_the_p_value_of_a_mean_equals_scipys_exact_sign_flip_test(shift: float) -> None:
     generator = np.random.default_rng(8)
     ours, theirs = generator.random(12) + shift, generator.random(12)
-    exact = stats.permutation_test((ours - theirs,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    exact = stats.permutation_test(
+        (ours - theirs,), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
     # With 10,000 flips, three standard errors of p = 0.5 are 0.015.
-    assert mean_effect(ours, other_scores=theirs, alpha=0.05).p_value == pytest.approx(exact.pvalue, abs=0.015)
+    assert mean_effect(ours, other_scores=theirs, alpha=0.05).p_value == pytest.approx(
+        exact.pvalue, abs=0.015
+    )
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=60))
-def test_swapping_the_models_changes_only_the_sign_of_a_mean_effect(rows: list[tuple[int, int]]) -> None:
+def test_swapping_the_models_changes_only_the_sign_of_a_mean_effect(
+    rows: list[tuple[int, int]],
+) -> None:
     ours, theirs = np.array(rows, dtype=np.float64).T / 4
     effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
     swapped = mean_effect(theirs, other_scores=ours, alpha=0.05)
@@ -70,7 +82,10 @@ def test_swapping_the_models_changes_only_the_sign_of_a_mean_effect(rows: list[t
 def test_equal_means_are_significant_at_most_at_alpha() -> None:
     generator = np.random.default_rng(11)
     samples = generator.standard_normal((400, 2, 60))
-    significant = [mean_effect(ours, other_scores=theirs, alpha=0.05).p_value < 0.05 for ours, theirs in samples]
+    significant = [
+        mean_effect(ours, other_scores=theirs, alpha=0.05).p_value < 0.05
+        for ours, theirs in samples
+    ]
     # 400 tests: three standard errors of a rate of 0.05 are 0.033.
     assert 0.05 - 0.033 <= np.mean(significant) <= 0.05 + 0.033
 
@@ -90,9 +105,12 @@ def test_invalid_scores_are_refused(ours: list[float], theirs: list[float], mess
 
 @pytest.mark.parametrize("access_number", [1, 8, 9, 24])
 def test_a_large_gain_is_proven_at_any_access(access_number: int) -> None:
-    """The level of the 24th access, divided by a family of three, is below the resolution of 10,000 sign flips."""
+    """The level of the 24th access, divided by a family of three, is below the resolution of 10,000
+    sign flips."""
     level = 0.05 * share_of_alpha(np.array([access_number])) / 3
     generator = np.random.default_rng(13)
-    effect = mean_effect(generator.normal(0.6, 0.1, 600), other_scores=generator.normal(0.4, 0.1, 600), alpha=level)
+    effect = mean_effect(
+        generator.normal(0.6, 0.1, 600), other_scores=generator.normal(0.4, 0.1, 600), alpha=level
+    )
     assert effect.p_value < level / 3
     assert effect.interval[0] > 0.1

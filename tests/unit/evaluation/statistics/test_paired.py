@@ -28,13 +28,22 @@ cells = st.tuples(*[st.integers(0, 3000)] * 4)
 
 def predictions(outputs: str, *, labels: str) -> Predictions:
     """Return predictions with one row per letter."""
-    right = np.array([output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.float64)
+    right = np.array(
+        [output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.float64
+    )
     ids = tuple(str(number) for number in range(len(labels)))
-    return Predictions("model", ids, tuple(labels), tuple(outputs), right, *2 * (np.full(len(labels), 0.5),))
+    return Predictions(
+        "model", ids, tuple(labels), tuple(outputs), right, *2 * (np.full(len(labels), 0.5),)
+    )
 
 
 def swapped(counts: PairedCounts) -> PairedCounts:
-    return PairedCounts(counts.both_right, counts.only_other_right, counts.only_candidate_right, counts.neither_right)
+    return PairedCounts(
+        counts.both_right,
+        counts.only_other_right,
+        counts.only_candidate_right,
+        counts.neither_right,
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,8 @@ def swapped(counts: PairedCounts) -> PairedCounts:
         ((0, 30, 0, 0), (0.8395, 1.0)),
         # Altman et al., Statistics with Confidence (2000), table 6.2: 0.01 to 0.23.
         ((14, 5, 0, 22), (0.01, 0.23)),
-        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8.
+        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter
+        # 8.
         ((59, 6, 16, 80), (-0.1186, -0.0046)),
         ((1, 1, 7, 12), (-0.507, -0.026)),
     ],
@@ -56,7 +66,9 @@ def test_newcombe_interval_gives_the_published_limits(
     table: tuple[int, int, int, int], limits: tuple[float, float]
 ) -> None:
     digits = max(len(str(limit).split(".")[1]) for limit in limits)
-    assert newcombe_paired_interval(PairedCounts(*table)) == pytest.approx(limits, abs=0.51 * 10**-digits)
+    assert newcombe_paired_interval(PairedCounts(*table)) == pytest.approx(
+        limits, abs=0.51 * 10**-digits
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +77,8 @@ def test_newcombe_interval_gives_the_published_limits(
         # Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
         ((1, 7), 0.039),
         ((6, 16), 0.035),
-        # Armitage and Berry (1994), page 127: exact 0.0129; the mid-p value counts half of the observed probability.
+        # Armitage and Berry (1994), page 127: exact 0.0129; the mid-p value counts half of the
+        # observed probability.
         ((12, 2), 0.0074),
     ],
 )
@@ -92,7 +105,9 @@ def test_the_interval_of_total_disagreement_ends_at_one() -> None:
 
 @settings(deadline=None)
 @given(cells)
-def test_the_interval_contains_the_gain_and_is_within_minus_one_and_one(table: tuple[int, int, int, int]) -> None:
+def test_the_interval_contains_the_gain_and_is_within_minus_one_and_one(
+    table: tuple[int, int, int, int],
+) -> None:
     assume(sum(table))
     counts = PairedCounts(*table)
     low, high = newcombe_paired_interval(counts)
@@ -101,7 +116,9 @@ def test_the_interval_contains_the_gain_and_is_within_minus_one_and_one(table: t
 
 @settings(deadline=None)
 @given(cells)
-def test_swapping_the_models_changes_only_the_sign_of_the_effect(table: tuple[int, int, int, int]) -> None:
+def test_swapping_the_models_changes_only_the_sign_of_the_effect(
+    table: tuple[int, int, int, int],
+) -> None:
     assume(sum(table))
     counts = PairedCounts(*table)
     low, high = newcombe_paired_interval(counts)
@@ -144,7 +161,9 @@ def test_arrays_of_tables_give_the_same_results_as_single_tables() -> None:
 def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
     for n, discordance in [(300, 0.2), (2151, 0.15), (5000, 0.05)]:
         half = discordance / 2
-        cells = np.random.default_rng(n).multinomial(n, [0.7 - half, half, half, 0.3 - half], size=40_000)
+        cells = np.random.default_rng(n).multinomial(
+            n, [0.7 - half, half, half, 0.3 - half], size=40_000
+        )
         # With 40,000 draws, three standard errors of a rate of 0.05 are 0.0033.
         assert np.mean(newcombe_limits(cells)[0] > 0) <= 0.025 + 0.0033
         assert np.mean(midp_values(cells[:, 1], only_other=cells[:, 2]) < 0.05) <= 0.05 + 0.0033
@@ -161,7 +180,11 @@ def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
     comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
     counts = PairedCounts(both_right=2, only_candidate_right=1, only_other_right=1, neither_right=1)
     assert comparison.counts == counts
-    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (0.6, 0.6, counts.gain)
+    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (
+        0.6,
+        0.6,
+        counts.gain,
+    )
     assert comparison.interval == newcombe_paired_interval(counts, alpha=0.1)
     assert comparison.lowest == comparison.interval[0]
     assert comparison.p_value == mcnemar_midp(counts)
@@ -173,7 +196,9 @@ def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
     candidate, other = predictions(labels, labels=labels), predictions("aaa" * 40, labels=labels)
     comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
     assert comparison.counts == PairedCounts(80, 40, 0, 0)
-    assert (comparison.candidate_score, comparison.other_score) == pytest.approx((1, 0.4))  # a: 2 * 80 / (80 + 120)
+    assert (comparison.candidate_score, comparison.other_score) == pytest.approx(
+        (1, 0.4)
+    )  # a: 2 * 80 / (80 + 120)
     assert comparison.gain == pytest.approx(0.6)
     assert comparison.interval[0] < 0.6 < comparison.interval[1]
     assert comparison.p_value == pytest.approx(2.0**-39)  # the models differ on 40 rows
@@ -183,9 +208,19 @@ def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
 
 def test_different_rows_and_unknown_metrics_are_refused() -> None:
     with pytest.raises(VerdictRefused, match="labels"):
-        compare(predictions("ab", labels="ab"), other=predictions("ab", labels="bb"), metric="macro_f1", alpha=0.05)
+        compare(
+            predictions("ab", labels="ab"),
+            other=predictions("ab", labels="bb"),
+            metric="macro_f1",
+            alpha=0.05,
+        )
     with pytest.raises(ValueError, match="allowed: accuracy, macro_f1"):
-        compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge_l", alpha=0.05)
+        compare(
+            predictions("a", labels="a"),
+            other=predictions("a", labels="a"),
+            metric="rouge_l",
+            alpha=0.05,
+        )
 
 
 @pytest.mark.parametrize("num_rows", [200, 500])
@@ -193,12 +228,17 @@ def test_different_rows_and_unknown_metrics_are_refused() -> None:
 def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
     num_rows: int, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean loss is 1 point, by a loss of 0.9 on rare rows: at most alpha / 2 of the intervals may exclude it."""
+    """The mean loss is 1 point, by a loss of 0.9 on rare rows: at most alpha / 2 of the intervals
+    may exclude it."""
     monkeypatch.setattr(means, "NUM_FLIPS", 10)  # of the p value, which is not read
     generator, num_tests, excluded = np.random.default_rng(0), 200, 0
     for _ in range(num_tests):
         theirs = generator.uniform(0.91, 1, num_rows)
-        ours = theirs + generator.choice([-0.001, 0.001], num_rows) - 0.9 * (generator.random(num_rows) < 0.01 / 0.9)
+        ours = (
+            theirs
+            + generator.choice([-0.001, 0.001], num_rows)
+            - 0.9 * (generator.random(num_rows) < 0.01 / 0.9)
+        )
         excluded += mean_change(ours, theirs, alpha=alpha).interval[0] > -0.01
     assert excluded / num_tests <= alpha / 2 + 3 * np.sqrt(alpha / 2 / num_tests)
 
@@ -208,7 +248,11 @@ def test_documents_that_are_nearly_equal_do_not_exclude_losses_of_other_document
     for scores in (0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5)):
         clusters = tuple(str(row // 3) for row in range(300))
         tables.append(
-            replace(predictions("a" * 300, labels="b" * 300), measures={"token_f1": scores}, clusters=clusters)
+            replace(
+                predictions("a" * 300, labels="b" * 300),
+                measures={"token_f1": scores},
+                clusters=clusters,
+            )
         )
     comparison = compare(tables[0], other=tables[1], metric="token_f1", alpha=0.05)
     assert comparison.lowest < -0.036  # 3.6% of documents may be unlike these 100

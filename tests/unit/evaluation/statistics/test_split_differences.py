@@ -7,16 +7,21 @@ import numpy as np
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 
 
-def sample(seed: int, *, size: int, share: float = 0.03, length: float = 60.0, score: float = 0.8) -> SplitSample:
+def sample(
+    seed: int, *, size: int, share: float = 0.03, length: float = 60.0, score: float = 0.8
+) -> SplitSample:
     generator = np.random.default_rng(seed)
     labels = np.where(generator.random(size) < share, "oos", generator.choice(["a", "b"], size))
     texts = ["x" * int(characters) for characters in generator.gamma(4.0, length / 4, size).round()]
-    return SplitSample(labels.tolist(), texts, None, scores=(generator.random(size) < score).astype(np.float64))
+    return SplitSample(
+        labels.tolist(), texts, None, scores=(generator.random(size) < score).astype(np.float64)
+    )
 
 
 def test_splits_of_one_population_rarely_differ() -> None:
     reported = [
-        split_differences(sample(seed, size=800), test=sample(10_000 + seed, size=1_500)) for seed in range(100)
+        split_differences(sample(seed, size=800), test=sample(10_000 + seed, size=1_500))
+        for seed in range(100)
     ]
     assert sum(map(bool, reported)) <= 5
 
@@ -43,7 +48,9 @@ def test_rows_of_one_document_count_as_one_unit() -> None:
     validation = sample(1, size=300)
     labels = ["rare"] * 60 + ["a", "b"] * 120
     documents = ["one"] * 60 + [str(row) for row in range(240)]
-    test = SplitSample(labels, ["x" * 60] * 300, documents, scores=np.resize([1.0, 1.0, 1.0, 1.0, 0.0], 300))
+    test = SplitSample(
+        labels, ["x" * 60] * 300, documents, scores=np.resize([1.0, 1.0, 1.0, 1.0, 0.0], 300)
+    )
     assert not any("'rare'" in sentence for sentence in split_differences(validation, test=test))
     independent = SplitSample(labels, test.texts, None, scores=test.scores)
     assert any("'rare'" in sentence for sentence in split_differences(validation, test=independent))
@@ -51,6 +58,7 @@ def test_rows_of_one_document_count_as_one_unit() -> None:
 
 def test_chat_tasks_have_no_class_shares() -> None:
     validation, test = (
-        SplitSample((), each.texts, None, scores=each.scores) for each in (sample(1, size=300), sample(2, size=300))
+        SplitSample((), each.texts, None, scores=each.scores)
+        for each in (sample(1, size=300), sample(2, size=300))
     )
     assert split_differences(validation, test=test) == ()

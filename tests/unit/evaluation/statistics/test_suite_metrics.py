@@ -31,20 +31,29 @@ from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_a
         ("no_refusal", "", "I am unable to answer.", 0),
     ],
 )
-def test_an_answer_is_scored_by_the_metric_of_its_row(metric: str, expectation: str, answer: str, score: float) -> None:
+def test_an_answer_is_scored_by_the_metric_of_its_row(
+    metric: str, expectation: str, answer: str, score: float
+) -> None:
     assert score_answer(answer, metric=metric, expectation=expectation) == score
 
 
 def test_a_choice_is_one_of_the_options_of_the_row() -> None:
-    assert score_answer("It is the yes.", metric="choice", expectation="yes", options=("yes", "no")) == 1
-    assert score_answer("Yes and no.", metric="choice", expectation="yes", options=("yes", "no")) == 0
+    assert (
+        score_answer("It is the yes.", metric="choice", expectation="yes", options=("yes", "no"))
+        == 1
+    )
+    assert (
+        score_answer("Yes and no.", metric="choice", expectation="yes", options=("yes", "no")) == 0
+    )
 
 
 def test_a_forced_choice_scores_the_probability_of_the_expectation_among_the_options() -> None:
     options = ("yes", "no", "unknown")
 
     def score(likelihoods: tuple[float, ...], expectation: str) -> float:
-        return choice_score(likelihoods, metric="forced_choice", options=options, expectation=expectation)
+        return choice_score(
+            likelihoods, metric="forced_choice", options=options, expectation=expectation
+        )
 
     likelihoods = (-903.0, -902.0, -909.0)
     scores = [score(likelihoods, option) for option in options]
@@ -56,9 +65,13 @@ def test_a_forced_choice_scores_the_probability_of_the_expectation_among_the_opt
 
 def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0() -> None:
     def score(first: tuple[float, float], second: tuple[float, float]) -> float:
-        return choice_score((*first, *second), metric="same_choice", options=("yes", "no"), expectation="")
+        return choice_score(
+            (*first, *second), metric="same_choice", options=("yes", "no"), expectation=""
+        )
 
-    assert score((-1, -2), (-11, -12)) == pytest.approx(1)  # the counterpart makes both options less likely
+    assert score((-1, -2), (-11, -12)) == pytest.approx(
+        1
+    )  # the counterpart makes both options less likely
     assert score((0, -100), (-100, 0)) == pytest.approx(0)
     assert score((0, 0), (0, -100)) == pytest.approx(0.5)
     assert score((-900, -901), (-1, -2)) == pytest.approx(1)
@@ -80,7 +93,10 @@ def test_the_expectations_of_the_suites_of_the_package_fit_their_metrics(name: s
     columns = zip(rows.suite.metrics, rows.labels, rows.suite.options, strict=True)
     for metric, expectation, options in columns:
         if metric in ("contains", "numeric", "choice"):
-            assert score_answer(expectation, metric=metric, expectation=expectation, options=options) == 1
+            assert (
+                score_answer(expectation, metric=metric, expectation=expectation, options=options)
+                == 1
+            )
 
 
 def test_a_pattern_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,19 +50,25 @@ def test_rouge_l_agrees_with_a_simple_algorithm(answer: str, reference: str) -> 
     table = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
     for i, word in enumerate(ours):
         for j, other in enumerate(theirs):
-            table[i + 1][j + 1] = table[i][j] + 1 if word == other else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = (
+                table[i][j] + 1 if word == other else max(table[i][j + 1], table[i + 1][j])
+            )
     wanted = 2 * table[-1][-1] / (len(ours) + len(theirs)) if ours or theirs else 1.0
     assert rouge_l(answer, reference) == pytest.approx(wanted)
 
 
 @given(TEXTS, TEXTS)
-def test_every_metric_is_symmetric_in_0_to_1_and_1_for_equal_texts(answer: str, reference: str) -> None:
+def test_every_metric_is_symmetric_in_0_to_1_and_1_for_equal_texts(
+    answer: str, reference: str
+) -> None:
     for score in TEXT_METRICS.values():
         assert 0 <= score(answer, reference) <= 1
         assert score(answer, reference) == score(reference, answer)
         assert score(answer, answer) == 1
     assert rouge_l(answer, reference) <= token_f1(answer, reference)
-    assert (words_sha256(answer) == words_sha256(reference)) == (exact_match(answer, reference) == 1)
+    assert (words_sha256(answer) == words_sha256(reference)) == (
+        exact_match(answer, reference) == 1
+    )
 
 
 def test_each_row_has_its_score() -> None:

@@ -1,4 +1,5 @@
-"""Tests of the confidence limit for an event that occurs in no row, and of the smallest possible p value."""
+"""Tests of the confidence limit for an event that occurs in no row, and of the smallest possible p
+value."""
 
 from dataclasses import replace
 
@@ -25,6 +26,10 @@ def test_a_p_value_is_at_least_that_of_the_sign_flips_of_the_differing_units() -
 def test_an_interval_reaches_the_unseen_rate_to_both_sides_of_the_gain() -> None:
     reach = unseen_rate(100, alpha=0.05)
     narrow, wide = Effect(0.1, (0.09, 0.11), 0.01, 0.005), Effect(0.1, (0.0, 0.2), 0.01, 0.05)
-    assert with_unseen(narrow, num_units=100, alpha=0.05).interval == pytest.approx((0.1 - reach, 0.1 + reach))
+    assert with_unseen(narrow, num_units=100, alpha=0.05).interval == pytest.approx(
+        (0.1 - reach, 0.1 + reach)
+    )
     assert with_unseen(wide, num_units=100, alpha=0.05) == wide
-    assert with_unseen(narrow, num_units=1, alpha=0.05).interval == pytest.approx((0.1 - 0.975, 1.0))
+    assert with_unseen(narrow, num_units=1, alpha=0.05).interval == pytest.approx(
+        (0.1 - 0.975, 1.0)
+    )

@@ -37,14 +37,19 @@ def predictions(kind: str, right: BoolArray, *, confidence: float = 0.5) -> Pred
     )
 
 
-def models(both: int, only_candidate: int, only_incumbent: int, neither: int) -> tuple[Predictions, Predictions]:
+def models(
+    both: int, only_candidate: int, only_incumbent: int, neither: int
+) -> tuple[Predictions, Predictions]:
     """Return the tables of the incumbent and the candidate with these numbers of rows."""
     cells = np.repeat([0, 1, 2, 3], [both, only_candidate, only_incumbent, neither])
-    return predictions("probe", (cells == 0) | (cells == 2)), predictions("full", (cells == 0) | (cells == 1))
+    return predictions("probe", (cells == 0) | (cells == 2)), predictions(
+        "full", (cells == 0) | (cells == 1)
+    )
 
 
 def models_in_documents(num_documents: int, *, size: int) -> tuple[Predictions, Predictions]:
-    """Return the incumbent's and the candidate's table; three rows are lost and two gained, in different documents."""
+    """Return the incumbent's and the candidate's table; three rows are lost and two gained, in
+    different documents."""
     rows = np.arange(num_documents * size)
     documents = tuple(str(row // size) for row in rows)
     incumbent = predictions("probe", ~np.isin(rows, (size * 3, size * 4)))
@@ -53,14 +58,25 @@ def models_in_documents(num_documents: int, *, size: int) -> tuple[Predictions, 
 
 
 def protocol_for(num_test_rows: int, **changes: Any) -> TestProtocol:
-    values = {"metric": "accuracy", "minimum_gain": 0.01, "expected_gain": 0.02, "alpha": 0.05, "test_sha256": SHA}
+    values = {
+        "metric": "accuracy",
+        "minimum_gain": 0.01,
+        "expected_gain": 0.02,
+        "alpha": 0.05,
+        "test_sha256": SHA,
+    }
     values |= {"num_test_rows": num_test_rows, "non_inferiority_margin": 0.01}
     return TestProtocol.model_validate(values | changes)
 
 
-def inputs_of(incumbent: Predictions, candidate: Predictions, *others: Predictions) -> VerdictInputs:
-    """Return the inputs of a verdict; the roles of the others are their kinds, and any may replace the incumbent."""
-    tables = {"incumbent": incumbent, "candidate": candidate} | {other.model: other for other in others}
+def inputs_of(
+    incumbent: Predictions, candidate: Predictions, *others: Predictions
+) -> VerdictInputs:
+    """Return the inputs of a verdict; the roles of the others are their kinds, and any may replace
+    the incumbent."""
+    tables = {"incumbent": incumbent, "candidate": candidate} | {
+        other.model: other for other in others
+    }
     models = {role: ModelPredictions(table) for role, table in tables.items()}
     return VerdictInputs(models, SHA, replacing=tuple(other.model for other in others))
 
@@ -85,7 +101,8 @@ PRICES = CostTerms(
     requests_per_month=10_000 / 12,
     price_per_cpu_hour=3.6,
 )
-"""In a year of 10,000 requests, a point is worth 0.05, and a CPU-second for a thousand rows costs 0.01."""
+"""In a year of 10,000 requests, a point is worth 0.05, and a CPU-second for a thousand rows costs
+0.01."""
 PROTOCOL = protocol_for(N)
 PRICED = protocol_for(N, cost=PRICES)
 CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
@@ -106,20 +123,30 @@ def without_candidate(inputs: VerdictInputs) -> VerdictInputs:
 
 
 def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:
-    """Return the inputs with the cost of serving each model in CPU-seconds for a thousand rows, by default 10."""
+    """Return the inputs with the cost of serving each model in CPU-seconds for a thousand rows, by
+    default 10."""
     costs = on_cpu({role: (seconds.get(role, 10.0),) * 5 for role in inputs.models})
-    costs = with_hybrid_cost(costs, inputs.hybrid, tables={role: model.clean for role, model in inputs.models.items()})
+    costs = with_hybrid_cost(
+        costs, inputs.hybrid, tables={role: model.clean for role, model in inputs.models.items()}
+    )
     return replace(inputs, costs=costs, training=TrainingUsage())
 
 
 SURE = np.where(ROW % 2 == 0, 0.9, 0.1)  # confidence of a cascade's first part
 RIGHT = ROW % 10 < 7  # rows on which the incumbent is right
-CHEAP = RIGHT & (SURE > 0.5)  # as good as the incumbent where the first part is confident, always wrong elsewhere
-FROZEN = FrozenHybrid(Routing(by="cascade", threshold=0.5), "nearest", "incumbent", 0.7, share_to_second=0.5)
+CHEAP = RIGHT & (
+    SURE > 0.5
+)  # as good as the incumbent where the first part is confident, always wrong elsewhere
+FROZEN = FrozenHybrid(
+    Routing(by="cascade", threshold=0.5), "nearest", "incumbent", 0.7, share_to_second=0.5
+)
 
 
-def cascade(*, candidate: BoolArray = RIGHT, cheap: BoolArray = CHEAP, frozen: FrozenHybrid = FROZEN) -> VerdictInputs:
-    """Return the inputs with a cascade whose first part, `nearest`, has a tenth of the others' cost."""
+def cascade(
+    *, candidate: BoolArray = RIGHT, cheap: BoolArray = CHEAP, frozen: FrozenHybrid = FROZEN
+) -> VerdictInputs:
+    """Return the inputs with a cascade whose first part, `nearest`, has a tenth of the others'
+    cost."""
     inputs = inputs_of_right(incumbent=RIGHT, candidate=candidate, nearest=cheap)
     sure = replace(inputs.models["nearest"].clean, confidences=SURE, calibrated=SURE)
     models = {**inputs.models, "nearest": ModelPredictions(sure)}

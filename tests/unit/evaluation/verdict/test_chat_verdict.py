@@ -1,4 +1,5 @@
-"""Tests of verdicts for chat tasks: a mean score per row, rows that share documents, and no changed rows."""
+"""Tests of verdicts for chat tasks: a mean score per row, rows that share documents, and no changed
+rows."""
 
 from dataclasses import replace
 
@@ -25,18 +26,35 @@ from tests.unit.evaluation.simulated import (
     protocol_of,
     tables_of,
 )
-from tests.unit.evaluation.verdict.tables import PRICES, decision_of, inputs_of, models, protocol_for
+from tests.unit.evaluation.verdict.tables import (
+    PRICES,
+    decision_of,
+    inputs_of,
+    models,
+    protocol_for,
+)
 
 PRICES_OF_RECIPE = PRICES.model_dump(include=set(CostConfig.model_fields)) | {
     "value_of_correct": 0.5,
 }
-BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, contenders={"few_shot": 0.25}, chat=True)
+BETTER = Simulation(
+    num_rows=900, incumbent=0.3, candidate=0.5, contenders={"few_shot": 0.25}, chat=True
+)
 PROVEN = Simulation(num_rows=900, incumbent=0.5, candidate=0.8, gates=False)
-EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, contenders={"few_shot": 0.25}, chat=True, gates=False)
+EQUAL = Simulation(
+    num_rows=900,
+    incumbent=0.4,
+    candidate=0.4,
+    contenders={"few_shot": 0.25},
+    chat=True,
+    gates=False,
+)
 
 
 def verdict_of(simulation: Simulation) -> Verdict:
-    return reach_verdict(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
+    return reach_verdict(
+        inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation)
+    )
 
 
 def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
@@ -49,8 +67,12 @@ def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("num_documents", [1, 5, 12])
-@pytest.mark.parametrize("simulation", [replace(BETTER, gates=False), PROVEN], ids=["token_f1", "accuracy"])
-def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(simulation: Simulation, num_documents: int) -> None:
+@pytest.mark.parametrize(
+    "simulation", [replace(BETTER, gates=False), PROVEN], ids=["token_f1", "accuracy"]
+)
+def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(
+    simulation: Simulation, num_documents: int
+) -> None:
     """The document column has few values."""
     tables = {
         name: replace(table, clusters=tuple(str(row % num_documents) for row in range(len(table))))
@@ -66,7 +88,10 @@ def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(simulation: Si
     assert verdict.power.at_expected_gain == 0
     assert num_documents > 1 or verdict.power.rows_needed is None
     units = "1 document or text" if num_documents == 1 else "5 documents or texts"
-    expected = f"The 900 test rows come from {units}, but an interval needs at least 6; add test rows from further"
+    expected = (
+        f"The 900 test rows come from {units}, but an interval needs at least 6; add test rows "
+        "from further"
+    )
     assert any(sentence.startswith(expected) for sentence in verdict.sentences)
 
 
@@ -82,7 +107,9 @@ def test_interval_and_p_value_come_from_the_effect_over_documents() -> None:
     assert comparison.gain == expected.gain
     assert (comparison.interval, comparison.p_value) == (expected.interval, expected.p_value)
     assert comparison.candidate_score == pytest.approx(candidate.measures["token_f1"].mean())
-    independent = compare(replace(candidate, clusters=None), other=incumbent, metric="token_f1", alpha=0.05)
+    independent = compare(
+        replace(candidate, clusters=None), other=incumbent, metric="token_f1", alpha=0.05
+    )
     assert independent.interval != comparison.interval
 
 
@@ -101,32 +128,45 @@ def test_the_interval_of_identical_answers_is_not_a_single_point() -> None:
 def test_a_cheaper_candidate_needs_the_rows_or_documents_that_exclude_an_unseen_loss(
     in_documents: bool, num_units: int
 ) -> None:
-    """Nearly equal scores do not exclude a loss of 1 in 1.2% of 300 units, above the margin, or in 0.4% of 900."""
+    """Nearly equal scores do not exclude a loss of 1 in 1.2% of 300 units, above the margin, or in
+    0.4% of 900."""
     size = 2 if in_documents else 1
     scores = 0.5 + np.repeat(np.resize([-0.001, 0.001], num_units), size)
     clusters = tuple(str(row // size) for row in range(len(scores))) if in_documents else None
     tables = [
         replace(table, measures={"token_f1": measure}, clusters=clusters)
-        for table, measure in zip(models(0, 0, 0, len(scores)), (np.full(len(scores), 0.5), scores), strict=True)
+        for table, measure in zip(
+            models(0, 0, 0, len(scores)), (np.full(len(scores), 0.5), scores), strict=True
+        )
     ]
     costs = on_cpu({"incumbent": (2.0,) * 5, "candidate": (1.0,) * 5})
     free = PRICES.model_copy(update={"value_of_correct": 0.0})
     protocol = protocol_for(len(scores), metric="token_f1", cost=free)
-    decision = decision_of(replace(inputs_of(*tables), costs=costs, training=TrainingUsage()), protocol=protocol)
+    decision = decision_of(
+        replace(inputs_of(*tables), costs=costs, training=TrainingUsage()), protocol=protocol
+    )
     assert (decision.outcome is Outcome.FINE_TUNE) is (num_units == 900)
 
 
 def test_groups_of_a_chat_task_are_compared_by_its_metric() -> None:
     tables = tables_of(replace(BETTER, by_group={"female": 0.1}))
     gate = groups_gate(
-        tables["candidate"], incumbent=tables["incumbent"], limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1"
+        tables["candidate"],
+        incumbent=tables["incumbent"],
+        limits=SubgroupGateConfig(),
+        alpha=0.05,
+        metric="token_f1",
     )
     states = {bound.what: str(bound.state) for bound in gate.bounds}
     assert states["change for sex = female"] == "fails"
     assert states["change for sex = male"] == "passes"
     members = np.array(tables["candidate"].groups["sex"]) == "female"
-    change = (tables["candidate"].measures["token_f1"] - tables["incumbent"].measures["token_f1"])[members]
-    assert next(b for b in gate.bounds if "female" in b.what).estimate == pytest.approx(change.mean())
+    change = (tables["candidate"].measures["token_f1"] - tables["incumbent"].measures["token_f1"])[
+        members
+    ]
+    assert next(b for b in gate.bounds if "female" in b.what).estimate == pytest.approx(
+        change.mean()
+    )
 
 
 def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
@@ -150,9 +190,15 @@ def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
 def test_a_group_of_one_row_is_not_assessable() -> None:
     tables = tables_of(BETTER)
     groups = {"g": ("single", *("rest",) * (len(tables["candidate"]) - 1))}
-    candidate, incumbent = (replace(tables[role], groups=groups) for role in ("candidate", "incumbent"))
-    gate = groups_gate(candidate, incumbent=incumbent, limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1")
-    assert {bound.what: str(bound.state) for bound in gate.bounds}["change for g = single"] == "not assessable"
+    candidate, incumbent = (
+        replace(tables[role], groups=groups) for role in ("candidate", "incumbent")
+    )
+    gate = groups_gate(
+        candidate, incumbent=incumbent, limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1"
+    )
+    assert {bound.what: str(bound.state) for bound in gate.bounds}[
+        "change for g = single"
+    ] == "not assessable"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

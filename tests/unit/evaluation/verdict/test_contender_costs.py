@@ -9,7 +9,13 @@ from tailorbird.evaluation.gates.prices import ContenderCost
 from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.evaluation.verdict.reach import compare_models
 from tailorbird.registry.hybrid_routing import Routing
-from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, on_cpu, protocol_of, tables_of
+from tests.unit.evaluation.simulated import (
+    Simulation,
+    inputs_of_tables,
+    on_cpu,
+    protocol_of,
+    tables_of,
+)
 
 COST = {
     "value_of_correct": 0.5,
@@ -37,7 +43,8 @@ def costs_of(simulation: Simulation) -> dict[str, ContenderCost]:
 def test_each_model_has_its_total_and_its_parts() -> None:
     costs = costs_of(PRICED)
     assert list(costs) == ["incumbent", "candidate", "bag_of_words", "centroid"]
-    # 10,000 rows at 0.001 a CPU-second; an hour of training, paid over two years, for the candidate only.
+    # 10,000 rows at 0.001 a CPU-second; an hour of training, paid over two years, for the candidate
+    # only.
     assert {role: cost.total for role, cost in costs.items()} == pytest.approx(
         {"incumbent": 5.0, "candidate": 4.0 + 1.8, "bag_of_words": 0.2, "centroid": 1.0}
     )
@@ -54,8 +61,12 @@ def test_each_model_has_its_total_and_its_parts() -> None:
 def test_a_missing_price_is_named_and_no_number_is_known() -> None:
     tokens = Tokens("m at https://host/v1", (1000.0,) * 5, (100.0,) * 5)
     endpoint = ServingUsage((0.1,) * 5, tokens=tokens)
-    cost = costs_of(replace(PRICED, costs={**on_cpu(SECONDS), "bag_of_words": endpoint}))["bag_of_words"]
-    assert cost.missing == ("evaluation.endpoint has no price_input and price_output for m at https://host/v1",)
+    cost = costs_of(replace(PRICED, costs={**on_cpu(SECONDS), "bag_of_words": endpoint}))[
+        "bag_of_words"
+    ]
+    assert cost.missing == (
+        "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
+    )
     assert (cost.total, cost.interval, cost.tokens) == (None, None, None)
 
 
@@ -69,7 +80,9 @@ def test_without_prices_or_measurements_there_are_no_totals() -> None:
     assert costs_of(replace(PRICED, costs=None)) == {}
 
 
-def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs_of_both_parts() -> None:
+def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs_of_both_parts() -> (
+    None
+):
     hybrid = replace(
         PRICED,
         evaluation={"hybrid": {"by": "group", "column": "sex"}, "cost": COST},
@@ -80,6 +93,8 @@ def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs
     assert 4.0 < (cost.replicas or 0) < 5.0  # each part answers a share of the rows
 
 
-@pytest.mark.parametrize(("amount", "text"), [(1234.5, "1,234.50"), (0.0, "0.00"), (-0.004, "-0.004"), (0.01, "0.01")])
+@pytest.mark.parametrize(
+    ("amount", "text"), [(1234.5, "1,234.50"), (0.0, "0.00"), (-0.004, "-0.004"), (0.01, "0.01")]
+)
 def test_a_small_amount_is_not_shown_as_0(amount: float, text: str) -> None:
     assert money(amount) == text

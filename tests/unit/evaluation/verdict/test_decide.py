@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.prices import CostComparison, CostTerms, YearlyNet
-from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, Outcome, decide
+from tailorbird.evaluation.verdict.decide import (
+    CANDIDATE,
+    HYBRID,
+    INCUMBENT,
+    Decision,
+    Entry,
+    Outcome,
+    decide,
+)
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, expected_gain
 from tailorbird.evaluation.verdict.relation import Gain, Relate, Relation, relation_of
 from tests.unit.evaluation.verdict.tables import SHA, protocol_for
@@ -32,7 +40,8 @@ ENTRIES = {
 
 @dataclass(frozen=True)
 class Pair:
-    """The interval of a gain around its estimate, and the ratio of costs; by default, neither is known well."""
+    """The interval of a gain around its estimate, and the ratio of costs; by default, neither is
+    known well."""
 
     low: float = -0.02
     high: float = 0.02
@@ -49,23 +58,35 @@ Pairs = Mapping[tuple[str, str], Pair]
 
 
 def relate_by(pairs: Pairs) -> Relate:
-    """Return the relations of these pairs and of their reverse; intervals are wider at a lower level."""
+    """Return the relations of these pairs and of their reverse; intervals are wider at a lower
+    level."""
 
     def relate(first: str, second: str, share: int) -> Relation:
         pair = pairs.get((first, second)) or pairs.get((second, first), UNSURE).reversed()
         gain = (pair.low + pair.high) / 2
         half = (pair.high - pair.low) / 2 * (1 + (share - 1) / 4)
         ratio = None if pair.ratio is None else (pair.ratio,) * 3
-        decided = Gain(gain, (gain - half, gain + half), gain - half, 0.05 / share, (gain, (gain - half, gain + half)))
+        decided = Gain(
+            gain,
+            (gain - half, gain + half),
+            gain - half,
+            0.05 / share,
+            (gain, (gain - half, gain + half)),
+        )
         return relation_of(
-            (first, second), decided, cost=CostComparison(ratio), protocol=PRICED, is_anchored=pair.is_anchored
+            (first, second),
+            decided,
+            cost=CostComparison(ratio),
+            protocol=PRICED,
+            is_anchored=pair.is_anchored,
         )
 
     return relate
 
 
 def decision(pairs: Pairs, *entries: Entry) -> Decision:
-    """Return the decision on the incumbent, the candidate and further entries; an entry replaces that of its role."""
+    """Return the decision on the incumbent, the candidate and further entries; an entry replaces
+    that of its role."""
     given_entries = {INCUMBENT: ENTRIES[INCUMBENT], CANDIDATE: ENTRIES[CANDIDATE]}
     given_entries |= {entry.role: entry for entry in entries}
     return decide(list(given_entries.values()), relate_by(pairs), protocol=PRICED)
@@ -87,11 +108,14 @@ def test_a_candidate_that_dominates_every_model_without_fine_tuning_is_chosen(pa
 @pytest.mark.parametrize("role", [INCUMBENT, BAG, PROBE])
 @pytest.mark.parametrize("pair", [UNSURE, EQUAL, WORSE])
 def test_one_model_that_it_does_not_dominate_blocks_it(role: str, pair: Pair) -> None:
-    pairs = over(CANDIDATE, incumbent=BETTER, bag_of_words=BETTER, probe=BETTER) | over(CANDIDATE, **{role: pair})
+    pairs = over(CANDIDATE, incumbent=BETTER, bag_of_words=BETTER, probe=BETTER) | over(
+        CANDIDATE, **{role: pair}
+    )
     decided = decision(pairs, ENTRIES[BAG], ENTRIES[PROBE])
     assert decided.outcome is (OPEN if pair is UNSURE else STAY)
     assert decided.blocked_by == (role,)
-    # What serves does not depend on it: the candidate dominates the incumbent, or else nothing does.
+    # What serves does not depend on it: the candidate dominates the incumbent, or else nothing
+    # does.
     assert decided.selected == (INCUMBENT if role == INCUMBENT else CANDIDATE)
 
 
@@ -99,10 +123,14 @@ def test_a_model_that_its_gates_stop_neither_blocks_nor_serves_but_the_incumbent
     stopped = [replace(ENTRIES[role], passes=False, fails=True) for role in (INCUMBENT, BAG)]
     pairs = over(CANDIDATE, incumbent=BETTER, bag_of_words=WORSE) | over(BAG, incumbent=BETTER)
     assert decision(pairs, *stopped) == Decision(FINE_TUNE, CANDIDATE)
-    assert decision(over(BAG, incumbent=BETTER), *stopped) == Decision(OPEN, INCUMBENT, (INCUMBENT,))
+    assert decision(over(BAG, incumbent=BETTER), *stopped) == Decision(
+        OPEN, INCUMBENT, (INCUMBENT,)
+    )
 
 
-def test_a_failed_gate_leads_to_stay_and_an_open_gate_of_a_regulated_recipe_to_insufficient_evidence() -> None:
+def test_a_failed_gate_leads_to_stay_and_an_open_gate_of_a_regulated_recipe_to_insufficient_evidence() -> (
+    None
+):
     pairs = over(CANDIDATE, incumbent=BETTER)
     stopped = replace(ENTRIES[CANDIDATE], passes=False)
     assert decision(pairs, replace(stopped, fails=True)) == Decision(STAY, INCUMBENT)
@@ -145,7 +173,9 @@ def test_a_hybrid_that_dominates_all_other_models_precedes_the_candidate() -> No
 def test_a_candidate_that_its_gates_stop_does_not_block_the_hybrid() -> None:
     pairs = over(HYBRID, incumbent=BETTER, candidate=WORSE)
     stopped = replace(ENTRIES[CANDIDATE], passes=False, fails=True)
-    assert decision(pairs, ENTRIES[HYBRID], stopped) == Decision(Outcome.HYBRID, HYBRID, (INCUMBENT,))
+    assert decision(pairs, ENTRIES[HYBRID], stopped) == Decision(
+        Outcome.HYBRID, HYBRID, (INCUMBENT,)
+    )
 
 
 def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> None:
@@ -159,13 +189,17 @@ def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> N
 # Without an eligible fine-tuned model, one that dominates the incumbent may replace it.
 
 
-def test_another_model_needs_its_dominance_at_alpha_divided_by_the_number_of_those_that_may_replace() -> None:
+def test_another_model_needs_its_dominance_at_alpha_divided_by_the_number_of_those_that_may_replace() -> (
+    None
+):
     near = Pair(0.002, 0.04)  # at half of alpha, the interval starts below 0
     further = Entry("centroid", may_replace=True)
     assert decision(over(BAG, incumbent=near), ENTRIES[BAG]).selected == BAG
     assert decision(over(BAG, incumbent=near), ENTRIES[BAG], further).selected == INCUMBENT
     assert decision(over(BAG, incumbent=near), ENTRIES[BAG], ENTRIES[PROBE]).selected == BAG
-    assert decision(over(PROBE, incumbent=BETTER), ENTRIES[BAG], ENTRIES[PROBE]).selected == INCUMBENT
+    assert (
+        decision(over(PROBE, incumbent=BETTER), ENTRIES[BAG], ENTRIES[PROBE]).selected == INCUMBENT
+    )
 
 
 def test_models_without_fine_tuning_come_first_then_the_cheapest_that_may_gain_as_much() -> None:
@@ -174,7 +208,10 @@ def test_models_without_fine_tuning_come_first_then_the_cheapest_that_may_gain_a
     entries = (ENTRIES[BAG], centroid)
     assert decision(both, *entries).selected == "centroid"
     assert decision(both | over(BAG, centroid=replace(UNSURE, ratio=0.5)), *entries).selected == BAG
-    assert decision(both | over(BAG, centroid=Pair(-0.03, -0.005, 0.5)), *entries).selected == "centroid"
+    assert (
+        decision(both | over(BAG, centroid=Pair(-0.03, -0.005, 0.5)), *entries).selected
+        == "centroid"
+    )
     assert decision(both | over(BAG, centroid=CHEAPER), *entries).selected == BAG
     tuned = both | over(CANDIDATE, incumbent=Pair(0.04, 0.08))
     assert decision(tuned, *entries).selected == "centroid"
@@ -184,18 +221,24 @@ def test_models_without_fine_tuning_come_first_then_the_cheapest_that_may_gain_a
 def test_a_model_replaces_for_its_cost_only_if_it_is_not_inferior_to_the_anchor() -> None:
     unanchored = decision(over(CANDIDATE, incumbent=replace(CHEAPER, is_anchored=False)))
     assert unanchored == Decision(OPEN, INCUMBENT, (INCUMBENT,))
-    assert decision(over(CANDIDATE, incumbent=replace(BETTER, is_anchored=False))).outcome is FINE_TUNE
+    assert (
+        decision(over(CANDIDATE, incumbent=replace(BETTER, is_anchored=False))).outcome is FINE_TUNE
+    )
 
 
 def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper() -> None:
     for saving, is_better in ((-0.02, True), (-0.04, False)):
         net = YearlyNet(1.0, training=0.0, saving=saving)
         gain = Gain(0.03, (0.01, 0.05), 0.01, 0.05, (0.03, (0.01, 0.05)))
-        relation = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3, net), protocol=PRICED)
+        relation = relation_of(
+            ("a", "b"), gain, cost=CostComparison((0.5,) * 3, net), protocol=PRICED
+        )
         assert (relation.is_better, relation.is_cheaper, relation.dominates) == (is_better,) * 3
         assert relation.net == pytest.approx(0.03 + saving)
         assert relation.net_interval == pytest.approx((0.01 + saving, 0.05 + saving))
-    without_prices = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3), protocol=protocol_for(3000))
+    without_prices = relation_of(
+        ("a", "b"), gain, cost=CostComparison((0.5,) * 3), protocol=protocol_for(3000)
+    )
     assert (without_prices.is_better, without_prices.is_cheaper) == (True, False)
 
 
@@ -221,7 +264,8 @@ def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper()
             id="a baseline is half a point better",
         ),
         pytest.param(
-            over(CANDIDATE, incumbent=EQUAL) | over(HYBRID, incumbent=replace(EQUAL, ratio=67), candidate=CHEAPER),
+            over(CANDIDATE, incumbent=EQUAL)
+            | over(HYBRID, incumbent=replace(EQUAL, ratio=67), candidate=CHEAPER),
             Decision(STAY, INCUMBENT, (INCUMBENT,)),
             id="an equal hybrid costs 67 times as much as the incumbent",
         ),
@@ -250,7 +294,9 @@ class World:
     halves: Mapping[tuple[str, str], float]
 
     def raised(self, *roles: str, by: float) -> "World":
-        return replace(self, scores={role: score + by * (role in roles) for role, score in self.scores.items()})
+        return replace(
+            self, scores={role: score + by * (role in roles) for role, score in self.scores.items()}
+        )
 
     @property
     def relate(self) -> Relate:
@@ -273,7 +319,9 @@ def worlds(draw: st.DrawFn) -> World:
     entries = []
     for role in (INCUMBENT, CANDIDATE, *others):
         passes = draw(st.booleans())
-        entries.append(replace(known[role], passes=passes, fails=not passes and draw(st.booleans())))
+        entries.append(
+            replace(known[role], passes=passes, fails=not passes and draw(st.booleans()))
+        )
     roles = [entry.role for entry in entries]
     scores = {role: draw(st.integers(-6, 6)) / 200 for role in roles}
     costs = {role: draw(st.sampled_from([1.0, 0.5, 2.0, None])) for role in roles}
@@ -297,7 +345,9 @@ def test_more_evidence_for_the_fine_tuned_models_never_moves_the_outcome_away_fr
 
 
 @given(worlds())
-def test_what_is_selected_may_serve_and_no_model_that_may_replace_the_incumbent_dominates_it(world: World) -> None:
+def test_what_is_selected_may_serve_and_no_model_that_may_replace_the_incumbent_dominates_it(
+    world: World,
+) -> None:
     decided = world.decide()
     entries = {entry.role: entry for entry in world.entries}
     selected = entries[decided.selected]
@@ -305,23 +355,33 @@ def test_what_is_selected_may_serve_and_no_model_that_may_replace_the_incumbent_
 
     def replaces(entry: Entry) -> bool:
         """Return True if the model may replace the incumbent, and dominates it."""
-        if entry.role == INCUMBENT or not entry.passes or not (entry.may_replace or entry.is_fine_tuned):
+        if (
+            entry.role == INCUMBENT
+            or not entry.passes
+            or not (entry.may_replace or entry.is_fine_tuned)
+        ):
             return False
-        return world.relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1).dominates
+        return world.relate(
+            entry.role, INCUMBENT, num_replacing if entry.may_replace else 1
+        ).dominates
 
     replacing = [entry.role for entry in world.entries if replaces(entry)]
     assert decided.selected in (replacing or [INCUMBENT])
     assert selected.passes or decided.selected == INCUMBENT
 
     def dominating(role: str) -> list[str]:
-        return [other for other in replacing if other != role and world.relate(other, role, 1).dominates]
+        return [
+            other for other in replacing if other != role and world.relate(other, role, 1).dominates
+        ]
 
     is_cycle = all(dominating(role) for role in replacing)
     assert not dominating(decided.selected) or is_cycle
 
 
 @given(worlds())
-def test_the_outcome_is_a_fine_tuned_model_only_if_it_serves_and_dominates_the_others(world: World) -> None:
+def test_the_outcome_is_a_fine_tuned_model_only_if_it_serves_and_dominates_the_others(
+    world: World,
+) -> None:
     decided = world.decide()
     if decided.outcome not in (FINE_TUNE, Outcome.HYBRID):
         return
@@ -341,7 +401,10 @@ def test_the_decision_needs_neither_ray_nor_torch() -> None:
 
 def test_the_protocol_comes_from_the_recipe_and_survives_a_json_round_trip() -> None:
     protocol = build_protocol(
-        EvaluationConfig(minimum_gain=0.015), serving=ServingConfig(), test_sha256=SHA, num_test_rows=2151
+        EvaluationConfig(minimum_gain=0.015),
+        serving=ServingConfig(),
+        test_sha256=SHA,
+        num_test_rows=2151,
     )
     assert (protocol.minimum_gain, protocol.expected_gain, protocol.alpha) == (0.015, 0.03, 0.05)
     assert TestProtocol.model_validate_json(protocol.model_dump_json()) == protocol

@@ -43,9 +43,14 @@ Case = tuple[VerdictInputs, TestProtocol]
 BETTER = inputs_of_right(incumbent=right(1300), candidate=right(1400))
 OTHERS = {"bag_of_words": right(1540), "centroid": right(900)}
 BLOCKED = inputs_of_right(incumbent=right(1480), candidate=right(1540), **OTHERS)
-TWO_OPPONENTS = inputs_of_right(incumbent=right(1300), candidate=right(1302), centroid=right(1610) & ~right(300))
+TWO_OPPONENTS = inputs_of_right(
+    incumbent=right(1300), candidate=right(1302), centroid=right(1610) & ~right(300)
+)
 CHEAPER = measured(inputs_of_right(incumbent=right(1300), candidate=right(1297)), candidate=1.0)
-EQUAL = measured(inputs_of_right(incumbent=right(1300), candidate=right(1300), centroid=right(1299)), centroid=1.0)
+EQUAL = measured(
+    inputs_of_right(incumbent=right(1300), candidate=right(1300), centroid=right(1299)),
+    centroid=1.0,
+)
 CALIBRATED = NO_GATES.model_copy(update={"calibration": CalibrationGateConfig(max_ece=0.05)})
 PART = replace(FROZEN, second="candidate")
 
@@ -59,7 +64,8 @@ def simulated(simulation: Simulation) -> Case:
 
 
 def with_anchor(count: int | None) -> Case:
-    """Return a cheaper candidate with an anchor that is right on `count` rows, or that cannot predict them."""
+    """Return a cheaper candidate with an anchor that is right on `count` rows, or that cannot
+    predict them."""
     table = None if count is None else predictions("lora", right(count))
     anchor = Anchor(table, "" if table else "it has other classes")
     return replace(CHEAPER, anchor=anchor), PRICED
@@ -67,7 +73,9 @@ def with_anchor(count: int | None) -> Case:
 
 def with_endpoint(count: int, *, seconds: float | None = None) -> Case:
     """Return an endpoint that is right on `count` rows, by default at an unknown price."""
-    inputs = inputs_of_right(incumbent=right(1300), candidate=right(1400), endpoint_zero_shot=right(count))
+    inputs = inputs_of_right(
+        incumbent=right(1300), candidate=right(1400), endpoint_zero_shot=right(count)
+    )
     inputs = measured(inputs, endpoint_zero_shot=seconds or 1.0)
     tokens = Tokens("m at https://host/v1", (1000.0,) * 5, (100.0,) * 5)
     unpriced = {} if seconds else {"endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=tokens)}
@@ -85,11 +93,20 @@ STATES: dict[str, Callable[[], Case]] = {
     "equal": lambda: counted(9000, 100, 100, 800),
     "one row": lambda: counted(0, 1, 0, 0),
     "cheaper": lambda: (CHEAPER, PRICED),
-    "cheaper, perhaps inferior": lambda: (measured(inputs_of(*models(1200, 60, 80, 660)), candidate=1.0), PRICED),
+    "cheaper, perhaps inferior": lambda: (
+        measured(inputs_of(*models(1200, 60, 80, 660)), candidate=1.0),
+        PRICED,
+    ),
     "cheaper, inferior to the anchor": lambda: with_anchor(1330),
     "cheaper, without the anchor": lambda: with_anchor(None),
-    "worth less than its cost": lambda: (replace(measured(BETTER), training=TrainingUsage(cpu_s=260.0)), PRICED),
-    "the cost gate fails": lambda: (replace(measured(BETTER), training=TrainingUsage(cpu_s=400.0)), PRICED),
+    "worth less than its cost": lambda: (
+        replace(measured(BETTER), training=TrainingUsage(cpu_s=260.0)),
+        PRICED,
+    ),
+    "the cost gate fails": lambda: (
+        replace(measured(BETTER), training=TrainingUsage(cpu_s=400.0)),
+        PRICED,
+    ),
     "a baseline replaces": lambda: (BLOCKED, PROTOCOL),
     "out of reach over one of two": lambda: (TWO_OPPONENTS, PROTOCOL),
     "a baseline only blocks": lambda: (replace(BLOCKED, replacing=()), PROTOCOL),
@@ -108,7 +125,10 @@ STATES: dict[str, Callable[[], Case]] = {
     ),
     "hybrid of contenders": lambda: (cascade(), CASCADE),
     "second look": lambda: (
-        replace(counted(1400, 130, 90, 531)[0], look=RowUse(number=2, num_rows=2151, num_seen=900, alpha_share=0.5)),
+        replace(
+            counted(1400, 130, 90, 531)[0],
+            look=RowUse(number=2, num_rows=2151, num_seen=900, alpha_share=0.5),
+        ),
         protocol_for(2151),
     ),
     "training rows": lambda: (
@@ -117,7 +137,9 @@ STATES: dict[str, Callable[[], Case]] = {
     ),
     "documents": lambda: (inputs_of(*models_in_documents(60, size=20)), protocol_for(1200)),
     "few documents": lambda: (inputs_of(*models_in_documents(5, size=20)), protocol_for(100)),
-    "macro-F1": lambda: simulated(Simulation(num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"})),
+    "macro-F1": lambda: simulated(
+        Simulation(num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"})
+    ),
     "chat": lambda: simulated(Simulation(num_rows=600, chat=True)),
 }
 
@@ -139,11 +161,15 @@ def text_of(state: str) -> str:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_the_comparison(state: str) -> None:
+def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_the_comparison(
+    state: str,
+) -> None:
     verdict = verdict_of(state)
     assert 4 <= len(verdict.sentences) <= 8
     answer, compared, deciding, *_, change = verdict.sentences
-    assert all(not sentence[0].islower() and sentence.endswith(".") for sentence in verdict.sentences)
+    assert all(
+        not sentence[0].islower() and sentence.endswith(".") for sentence in verdict.sentences
+    )
     assert all(re.search(r"\d", sentence) for sentence in (answer, compared, deciding))
 
     kept = verdict.selected == "incumbent"
@@ -164,14 +190,18 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
     assert closest.second in deciding
     low, high = closest.interval
     figures = (
-        f"{points(closest.gain)} points ({100 * (1 - closest.level):.4g}% interval {points(low)} to {points(high)})"
+        f"{points(closest.gain)} points ({100 * (1 - closest.level):.4g}% interval {points(low)} "
+        f"to {points(high)})"
     )
     assert figures in deciding
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if failed:
         assert change.startswith(f"A candidate that passes {failed[0]}")
     else:
-        assert re.search(r"A later run replaces .* 1 point|\d+% of such tests .* would choose a candidate", change)
+        assert re.search(
+            r"A later run replaces .* 1 point|\d+% of such tests .* would choose a candidate",
+            change,
+        )
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -202,11 +232,23 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
 @pytest.mark.parametrize(
     ("state", "part"),
     [
-        ("below the minimum", "the gain is above 0, but measured below the minimum gain of 1 point"),
+        (
+            "below the minimum",
+            "the gain is above 0, but measured below the minimum gain of 1 point",
+        ),
         ("cheaper", "costs less than the incumbent and is non-inferior: -0.15 points"),
-        ("cheaper, perhaps inferior", "it costs less, but a loss beyond -1.00 points is not ruled out (lowest -2.16)"),
-        ("cheaper, inferior to the anchor", "is non-inferior, but not to the last champion that was proven better"),
-        ("cheaper, without the anchor", "that was proven better does not predict these rows: it has other classes"),
+        (
+            "cheaper, perhaps inferior",
+            "it costs less, but a loss beyond -1.00 points is not ruled out (lowest -2.16)",
+        ),
+        (
+            "cheaper, inferior to the anchor",
+            "is non-inferior, but not to the last champion that was proven better",
+        ),
+        (
+            "cheaper, without the anchor",
+            "that was proven better does not predict these rows: it has other classes",
+        ),
         ("worth less than its cost", "the gain is worth less than its further cost (net -0.01)"),
         ("a baseline replaces", "at alpha / 2 because 2 models could replace it"),
         (
@@ -227,19 +269,29 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
             "CPU-seconds per row; set evaluation.cost to let the cost count.",
         ),
         ("a gate stops a contender", "endpoint_zero_shot (75.0%, stopped by its gates)"),
-        ("a gate is open", "calibration gate cannot be assessed on these rows: the debiased ECE is 0.00 points"),
+        (
+            "a gate is open",
+            "calibration gate cannot be assessed on these rows: the debiased ECE is 0.00 points",
+        ),
         ("a gate is open in a regulated recipe", "but a regulated recipe requires it to pass"),
-        ("a gate fails", "The candidate's calibration gate fails: the debiased ECE is 23.93 points"),
+        (
+            "a gate fails",
+            "The candidate's calibration gate fails: the debiased ECE is 23.93 points",
+        ),
         ("hybrid", "use the hybrid of nearest and the candidate (80.0%)"),
         ("hybrid", "it dominates the other model too, by more"),
         (
             "second look",
-            "900 of 2,151 different test rows are known from earlier tests, so alpha is 0.025 instead of 0.05",
+            "900 of 2,151 different test rows are known from earlier tests, so alpha is 0.025 "
+            "instead of 0.05",
         ),
         ("training rows", "the training rows of the candidate are unknown"),
         ("documents", "The 1,200 rows are 60 independent documents or groups of near copies"),
         ("few documents", "come from 5 documents or texts, but an interval needs at least 6"),
-        ("no rows are enough", "no number of rows gives 80%, because expected_gain is not above minimum_gain"),
+        (
+            "no rows are enough",
+            "no number of rows gives 80%, because expected_gain is not above minimum_gain",
+        ),
         ("macro-F1", "the fine-tuned model (macro-F1 0."),
         ("chat", "the fine-tuned model (token F1 0."),
     ],
@@ -250,36 +302,48 @@ def test_what_decided_is_named_with_its_figure(state: str, part: str) -> None:
 
 def test_the_sentences_of_a_verdict() -> None:
     assert verdict_of("unsure").sentences == (
-        "These rows do not decide whether fine-tuning pays: for now, keep the incumbent, the pretrained model with a "
-        "linear head (75.0%).",
-        "Compared on the same 300 test rows: the incumbent, the pretrained model with a linear head (75.0%); the "
-        "candidate, the fine-tuned model (76.7%).",
-        "The candidate does not dominate the incumbent: +1.67 points (95% interval -3.23 to +6.57); both 0 and the "
-        "minimum gain of 1 point are possible.",
-        "A candidate that dominates the incumbent would be chosen; 14% of such tests of 300 rows would choose a "
-        "candidate that is 2 points better than the incumbent; about 3,701 test rows would do so in 80% of tests.",
+        "These rows do not decide whether fine-tuning pays: for now, keep the incumbent, the "
+        "pretrained model with a linear head (75.0%).",
+        "Compared on the same 300 test rows: the incumbent, the pretrained model with a linear "
+        "head (75.0%); the candidate, the fine-tuned model (76.7%).",
+        "The candidate does not dominate the incumbent: +1.67 points (95% interval -3.23 to "
+        "+6.57); both 0 and the minimum gain of 1 point are possible.",
+        "A candidate that dominates the incumbent would be chosen; 14% of such tests of 300 rows "
+        "would choose a candidate that is 2 points better than the incumbent; about 3,701 test "
+        "rows would do so in 80% of tests.",
     )
 
 
 def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
     bounds = (
-        Bound("change for sex = female", -0.01, (-0.05, 0.03), -0.03, 200, State.NOT_ASSESSABLE, 1300),
+        Bound(
+            "change for sex = female", -0.01, (-0.05, 0.03), -0.03, 200, State.NOT_ASSESSABLE, 1300
+        ),
         Bound("change for sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
-        Bound("change for sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, State.NOT_ASSESSABLE, 5000),
+        Bound(
+            "change for sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, State.NOT_ASSESSABLE, 5000
+        ),
     )
     [reason] = open_gates((Gate("groups", State.NOT_ASSESSABLE, bounds),), regulated=True)
     assert reason == (
-        "the groups gate does not rule out a loss in sex = female (200 of about 1,300 test rows needed) and sex = "
-        "unstated (20 of about 5,000 test rows needed), but a regulated recipe requires it to pass"
+        "the groups gate does not rule out a loss in sex = female (200 of about 1,300 test rows "
+        "needed) and sex = unstated (20 of about 5,000 test rows needed), but a regulated recipe "
+        "requires it to pass"
     )
 
 
 def test_a_gate_without_bounds_is_explained_by_its_note() -> None:
-    [reason] = open_gates((Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"),))
-    assert reason == "the cost gate cannot be assessed on these rows: the serving cost is not measured"
+    [reason] = open_gates(
+        (Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"),)
+    )
+    assert (
+        reason == "the cost gate cannot be assessed on these rows: the serving cost is not measured"
+    )
 
 
-NOTHING = without_candidate(inputs_of_right(incumbent=right(1998), candidate=right(0), bag_of_words=right(1996)))
+NOTHING = without_candidate(
+    inputs_of_right(incumbent=right(1998), candidate=right(0), bag_of_words=right(1996))
+)
 CHEAP_BAG = measured(NOTHING, bag_of_words=0.7)
 
 
@@ -289,31 +353,49 @@ def sentences_of(inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ..
 
 def test_without_a_candidate_the_first_sentences_say_that_there_is_nothing_to_gain() -> None:
     assert sentences_of(CHEAP_BAG, PROTOCOL) == (
-        "Fine-tuning has nothing to gain: keep the incumbent, the pretrained model with a linear head (99.9%).",
-        "No training was started: the incumbent scores 99.9% on 3,000 validation rows, so at most 0.26 points can be "
-        "gained (95% bound), below the minimum gain of 1 point.",
-        "Compared on the same 2,000 test rows: the incumbent, the pretrained model with a linear head (99.9%), and "
-        "bag_of_words (99.8%).",
-        "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval -0.38 to +0.12); a gain of 1 point "
-        "is ruled out.",
+        "Fine-tuning has nothing to gain: keep the incumbent, the pretrained model with a linear "
+        "head (99.9%).",
+        "No training was started: the incumbent scores 99.9% on 3,000 validation rows, so at "
+        "most 0.26 points can be gained (95% bound), below the minimum gain of 1 point.",
+        "Compared on the same 2,000 test rows: the incumbent, the pretrained model with a linear "
+        "head (99.9%), and bag_of_words (99.8%).",
+        "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval -0.38 to "
+        "+0.12); a gain of 1 point is ruled out.",
         "Bag_of_words is at most 0.39 points below the incumbent and needs 7% of its "
         "CPU-seconds per row; set evaluation.cost to let the cost count.",
-        "A training starts with --train-anyway, or with a minimum gain below the 0.26 points that can be gained.",
+        "A training starts with --train-anyway, or with a minimum gain below the 0.26 points "
+        "that can be gained.",
     )
 
 
-def test_without_a_candidate_a_model_that_replaces_the_incumbent_for_its_cost_is_explained() -> None:
+def test_without_a_candidate_a_model_that_replaces_the_incumbent_for_its_cost_is_explained() -> (
+    None
+):
     answer, why, _, replaced, cost, gates, change = sentences_of(CHEAP_BAG, PRICED)
     assert answer.startswith("Fine-tuning has nothing to gain: replace the incumbent")
     assert why.startswith("No training was started")
-    assert replaced.startswith("The incumbent is replaced, because bag_of_words costs less than the incumbent and is")
-    assert cost.startswith("To serve, bag_of_words costs 0.07 (0.07 to 0.07) times what the incumbent costs")
+    assert replaced.startswith(
+        "The incumbent is replaced, because bag_of_words costs less than the incumbent and is"
+    )
+    assert cost.startswith(
+        "To serve, bag_of_words costs 0.07 (0.07 to 0.07) times what the incumbent costs"
+    )
     assert "evaluation.cost" not in cost
     assert gates == "Bag_of_words passes cost."
     assert change.startswith("A training starts with --train-anyway")
 
 
-def test_a_cheaper_model_that_is_proven_worse_by_less_than_the_margin_is_named_with_its_loss() -> None:
-    inputs = measured(inputs_of_right(incumbent=right(1999), candidate=right(0), centroid=right(1989)), centroid=0.5)
-    cost = next(sentence for sentence in sentences_of(inputs, PROTOCOL) if "evaluation.cost" in sentence)
-    assert "; centroid is at most 0.93 points below the incumbent and needs 5% of its CPU-seconds per row" in cost
+def test_a_cheaper_model_that_is_proven_worse_by_less_than_the_margin_is_named_with_its_loss() -> (
+    None
+):
+    inputs = measured(
+        inputs_of_right(incumbent=right(1999), candidate=right(0), centroid=right(1989)),
+        centroid=0.5,
+    )
+    cost = next(
+        sentence for sentence in sentences_of(inputs, PROTOCOL) if "evaluation.cost" in sentence
+    )
+    assert (
+        "; centroid is at most 0.93 points below the incumbent and needs 5% of its CPU-seconds "
+        "per row" in cost
+    )

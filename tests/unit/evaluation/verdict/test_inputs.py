@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
-from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, model_predictions, require_same_rows
+from tailorbird.evaluation.verdict.inputs import (
+    Anchor,
+    VerdictInputs,
+    model_predictions,
+    require_same_rows,
+)
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
 from tests.unit.evaluation.simulated_suites import suite_table
 from tests.unit.evaluation.verdict.tables import inputs_of, models, predictions, protocol_for
@@ -60,7 +65,11 @@ def test_the_anchor_must_predict_the_same_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("candidate_noise", None, "the recipe has a gate on noise rows; give all models' predictions"),
+        (
+            "candidate_noise",
+            None,
+            "the recipe has a gate on noise rows; give all models' predictions",
+        ),
         ("centroid_counterfactual", None, "the recipe has a gate on counterfactual rows"),
         ("candidate_noise", {"positions": range(599)}, "must have one row per test row"),
         ("candidate_counterfactual", {"positions": range(99, -1, -1)}, "row ids|rows"),
@@ -83,9 +92,14 @@ def test_answers_to_other_rows_of_a_suite_or_without_valid_scores_are_refused() 
         (suite_table("full", [2.0] * 100), "has no scores from 0 to 1 for the suite general"),
     ):
         with pytest.raises(VerdictRefused, match=message):
-            require_same_rows(inputs_of_tables(CHAT, CHAT_TABLES | {name: answers}), protocol=protocol_of(CHAT))
+            require_same_rows(
+                inputs_of_tables(CHAT, CHAT_TABLES | {name: answers}), protocol=protocol_of(CHAT)
+            )
     missing = {other: table for other, table in CHAT_TABLES.items() if other != name}
-    with pytest.raises(ValueError, match="the recipe has a gate on suite-general rows; give all models' predictions"):
+    with pytest.raises(
+        ValueError,
+        match="the recipe has a gate on suite-general rows; give all models' predictions",
+    ):
         require_same_rows(inputs_of_tables(CHAT, missing), protocol=protocol_of(CHAT))
 
 

@@ -39,7 +39,9 @@ def power_of(inputs: VerdictInputs, protocol: TestProtocol) -> Power:
     return power
 
 
-def correlated(generator: np.random.Generator, num_rows: int, **accuracy: float) -> dict[str, np.ndarray]:
+def correlated(
+    generator: np.random.Generator, num_rows: int, **accuracy: float
+) -> dict[str, np.ndarray]:
     """Return which rows the models get right: four of five rows are as hard for each of them."""
     shared = generator.random(num_rows)
     is_shared = generator.random((len(accuracy), num_rows)) < 0.8
@@ -49,7 +51,9 @@ def correlated(generator: np.random.Generator, num_rows: int, **accuracy: float)
 
 def of_rows(generator: np.random.Generator, num_rows: int, *others: float) -> VerdictInputs:
     kinds = zip(("bag_of_words", "centroid"), others, strict=False)
-    return inputs_of_right(**correlated(generator, num_rows, incumbent=0.74, candidate=0.77, **dict(kinds)))
+    return inputs_of_right(
+        **correlated(generator, num_rows, incumbent=0.74, candidate=0.77, **dict(kinds))
+    )
 
 
 def of_documents(generator: np.random.Generator, num_rows: int) -> VerdictInputs:
@@ -69,7 +73,9 @@ def of_classes(generator: np.random.Generator, num_rows: int) -> VerdictInputs:
     tables = []
     for kind, rows in correlated(generator, num_rows, probe=0.74, full=0.78).items():
         outputs = tuple(CLASSES[np.where(rows, codes, (codes + 1) % 3)].tolist())
-        tables.append(replace(predictions(kind, rows), labels=tuple(CLASSES[codes].tolist()), outputs=outputs))
+        tables.append(
+            replace(predictions(kind, rows), labels=tuple(CLASSES[codes].tolist()), outputs=outputs)
+        )
     return inputs_of(*tables)
 
 
@@ -77,7 +83,15 @@ def of_classes(generator: np.random.Generator, num_rows: int) -> VerdictInputs:
     ("draw", "num_rows", "gain", "metric", "num_tests", "tolerance"),
     [
         pytest.param(of_rows, 1000, 0.03, "accuracy", 120, 0.14, id="two models"),
-        pytest.param(lambda *of: of_rows(*of, 0.73, 0.70), 1500, 0.03, "accuracy", 120, 0.14, id="four models"),
+        pytest.param(
+            lambda *of: of_rows(*of, 0.73, 0.70),
+            1500,
+            0.03,
+            "accuracy",
+            120,
+            0.14,
+            id="four models",
+        ),
         pytest.param(of_documents, 1200, 0.047, "accuracy", 80, 0.17, id="documents"),
         pytest.param(of_classes, 800, 0.0429, "macro_f1", 30, 0.27, id="macro-F1"),
     ],
@@ -89,7 +103,9 @@ def test_the_claimed_power_is_the_frequency_of_fine_tune(
     generator = np.random.default_rng(3)
     protocol = protocol_for(num_rows, metric=metric, expected_gain=gain)
     claimed = [power_of(draw(generator, num_rows), protocol).at_expected_gain for _ in range(4)]
-    outcomes = [decision_of(draw(generator, num_rows), protocol=protocol).outcome for _ in range(num_tests)]
+    outcomes = [
+        decision_of(draw(generator, num_rows), protocol=protocol).outcome for _ in range(num_tests)
+    ]
     frequency = outcomes.count(Outcome.FINE_TUNE) / num_tests
     assert 0.4 < frequency < 0.97
     assert np.mean(claimed) == pytest.approx(frequency, abs=tolerance)
@@ -97,7 +113,9 @@ def test_the_claimed_power_is_the_frequency_of_fine_tune(
 
 def test_the_rows_needed_grow_with_a_smaller_gain_and_give_the_power_that_they_claim() -> None:
     inputs = of_rows(np.random.default_rng(5), N)
-    powers = {gain: power_of(inputs, protocol_for(N, expected_gain=gain)) for gain in (0.02, 0.03, 0.05)}
+    powers = {
+        gain: power_of(inputs, protocol_for(N, expected_gain=gain)) for gain in (0.02, 0.03, 0.05)
+    }
     needed = [power.rows_needed or 0 for power in powers.values()]
     assert needed == sorted(needed, reverse=True)
     assert needed[-1] > 0
@@ -146,14 +164,19 @@ def test_an_open_gate_of_a_regulated_recipe_is_assumed_to_pass() -> None:
     )
 
 
-@pytest.mark.parametrize(("metric", "target"), [("accuracy", 0.9), ("accuracy", 0.5), ("macro_f1", 0.8)])
+@pytest.mark.parametrize(
+    ("metric", "target"), [("accuracy", 0.9), ("accuracy", 0.5), ("macro_f1", 0.8)]
+)
 def test_random_rows_are_changed_until_the_score_is_the_target(metric: str, target: float) -> None:
     table: Predictions = of_classes(np.random.default_rng(1), 1000).candidate.clean
     changed = with_score(table, target=target, metric=metric)
     assert score_table(metric, changed) == pytest.approx(target, abs=0.003)
     rows = np.flatnonzero(changed.scores != table.scores)
     assert len(set((rows // 100).tolist())) == 10  # everywhere in the table
-    assert (changed.scores == np.array([a == b for a, b in zip(changed.labels, changed.outputs, strict=True)])).all()
+    assert (
+        changed.scores
+        == np.array([a == b for a, b in zip(changed.labels, changed.outputs, strict=True)])
+    ).all()
 
 
 def test_three_thousand_rows_of_five_models_take_a_second() -> None:

@@ -56,10 +56,19 @@ def few_simulated_tests() -> Iterator[None]:
 
 def test_the_compared_models_their_scores_and_relations_are_in_the_verdict() -> None:
     verdict = reach_verdict(
-        inputs_of_right(incumbent=right(1300), candidate=right(1400), bag_of_words=right(1310), centroid=right(1000)),
+        inputs_of_right(
+            incumbent=right(1300),
+            candidate=right(1400),
+            bag_of_words=right(1310),
+            centroid=right(1000),
+        ),
         protocol=PROTOCOL,
     )
-    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.FINE_TUNE, "candidate", ())
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (
+        Outcome.FINE_TUNE,
+        "candidate",
+        (),
+    )
     assert [(model.role, model.kind, model.score) for model in verdict.models] == [
         ("incumbent", "probe", 0.65),
         ("candidate", "full", 0.7),
@@ -69,28 +78,39 @@ def test_the_compared_models_their_scores_and_relations_are_in_the_verdict() -> 
     assert [model.may_replace for model in verdict.models] == [False, False, True, True]
     assert list(verdict.model("candidate").scores) == ["accuracy", "macro_f1"]
     pairs = {(relation.first, relation.second): relation for relation in verdict.relations}
-    assert pairs.keys() >= {("candidate", other) for other in ("incumbent", "bag_of_words", "centroid")}
+    assert pairs.keys() >= {
+        ("candidate", other) for other in ("incumbent", "bag_of_words", "centroid")
+    }
     # Only a model that may replace the incumbent is compared with it at a part of alpha.
     assert pairs["candidate", "incumbent"].level == 0.05
-    assert pairs["bag_of_words", "incumbent"].level == pairs["centroid", "incumbent"].level == 0.05 / 2
+    assert (
+        pairs["bag_of_words", "incumbent"].level == pairs["centroid", "incumbent"].level == 0.05 / 2
+    )
     assert pairs["candidate", "bag_of_words"].only_first_right == 90
     assert verdict.closest == pairs["candidate", "bag_of_words"]
     assert verdict.numbers() == (
-        "FINE_TUNE: candidate minus bag_of_words +4.50 points (95% interval +3.59 to +5.42, n = 2,000)"
+        "FINE_TUNE: candidate minus bag_of_words +4.50 points (95% interval +3.59 to +5.42, n = "
+        "2,000)"
     )
 
 
 def test_a_retrained_baseline_that_is_as_good_as_the_candidate_replaces_the_champion() -> None:
     inputs = inputs_of_right(incumbent=right(1480), candidate=right(1540), bag_of_words=right(1540))
     verdict = reach_verdict(inputs, protocol=PROTOCOL)
-    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.STAY, "bag_of_words", ("bag_of_words",))
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (
+        Outcome.STAY,
+        "bag_of_words",
+        ("bag_of_words",),
+    )
     assert not verdict.replaces_for_cost
     blocks_only = reach_verdict(replace(inputs, replacing=()), protocol=PROTOCOL)
     assert (blocks_only.outcome, blocks_only.selected) == (Outcome.STAY, "candidate")
 
 
 def test_a_gate_that_fails_for_a_contender_removes_it_from_the_decision() -> None:
-    inputs = inputs_of_right(incumbent=right(1300), candidate=right(1400), endpoint_zero_shot=right(1500))
+    inputs = inputs_of_right(
+        incumbent=right(1300), candidate=right(1400), endpoint_zero_shot=right(1500)
+    )
     priced = measured(inputs, endpoint_zero_shot=1000.0)
     verdict = reach_verdict(priced, protocol=PRICED)
     assert [model.passes for model in verdict.models] == [True, True, False]
@@ -104,7 +124,11 @@ def test_a_gate_that_fails_for_a_contender_removes_it_from_the_decision() -> Non
 def test_a_cheaper_candidate_is_chosen_if_it_is_not_inferior() -> None:
     inputs = inputs_of_right(incumbent=right(1300), candidate=right(1295))
     verdict = reach_verdict(measured(inputs, candidate=1.0), protocol=PRICED)
-    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.FINE_TUNE, "candidate", True)
+    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (
+        Outcome.FINE_TUNE,
+        "candidate",
+        True,
+    )
     assert verdict.relation("candidate", "incumbent").cost_ratio == pytest.approx((0.1,) * 3)
     assert reach_verdict(measured(inputs, candidate=9.5), protocol=PRICED).outcome is Outcome.STAY
     # Without prices, nothing is chosen for its cost, but the ratio is reported.
@@ -119,9 +143,13 @@ def test_the_training_of_the_candidate_counts_in_its_yearly_net() -> None:
     # A gain of 5 points is worth 0.25, with an interval of 0.2 to 0.3. A CPU-second costs 0.001.
     outcomes = {240: Outcome.FINE_TUNE, 260: Outcome.INSUFFICIENT_EVIDENCE, 400: Outcome.STAY}
     for seconds, outcome in outcomes.items():
-        verdict = reach_verdict(replace(inputs, training=TrainingUsage(cpu_s=seconds)), protocol=PRICED)
+        verdict = reach_verdict(
+            replace(inputs, training=TrainingUsage(cpu_s=seconds)), protocol=PRICED
+        )
         assert verdict.outcome is outcome
-        assert verdict.relation("candidate", "incumbent").net == pytest.approx(0.25 - 0.001 * seconds)
+        assert verdict.relation("candidate", "incumbent").net == pytest.approx(
+            0.25 - 0.001 * seconds
+        )
 
 
 def test_under_macro_f1_the_gain_in_right_answers_has_the_value() -> None:
@@ -135,11 +163,15 @@ def test_under_macro_f1_the_gain_in_right_answers_has_the_value() -> None:
 
 
 def test_the_cost_ratio_has_the_level_of_the_protocol() -> None:
-    costs = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)})
+    costs = on_cpu(
+        {"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)}
+    )
     inputs = replace(inputs_of(*models(50, 20, 10, 20)), costs=costs)
     ratios = []
     for alpha in (0.05, 0.01):
-        relation = reach_verdict(inputs, protocol=protocol_for(100, alpha=alpha)).relation("candidate", "incumbent")
+        relation = reach_verdict(inputs, protocol=protocol_for(100, alpha=alpha)).relation(
+            "candidate", "incumbent"
+        )
         assert relation.cost_ratio is not None
         ratios.append(relation.cost_ratio)
     assert ratios[0][0] == ratios[1][0]
@@ -157,11 +189,14 @@ def test_a_cheaper_model_must_not_be_inferior_to_the_anchor() -> None:
         verdict = reach_verdict(replace(inputs, anchor=anchor), protocol=PRICED)
         assert verdict.outcome is outcome
         assert verdict.selected == ("candidate" if outcome is Outcome.FINE_TUNE else "incumbent")
-        # The power counts the anchor, too: a candidate that gains 1 point is also chosen for its cost, or it is not.
+        # The power counts the anchor, too: a candidate that gains 1 point is also chosen for its
+        # cost, or it is not.
         assert verdict.power is not None
         assert (verdict.power.at_minimum_gain > 0.9) == (anchor.predictions is equal)
     proven = measured(inputs_of_right(incumbent=right(1300), candidate=right(1360)), candidate=1.0)
-    assert reach_verdict(replace(proven, anchor=anchor), protocol=PRICED).outcome is Outcome.FINE_TUNE
+    assert (
+        reach_verdict(replace(proven, anchor=anchor), protocol=PRICED).outcome is Outcome.FINE_TUNE
+    )
 
 
 # Rows
@@ -171,10 +206,14 @@ def test_a_further_look_has_its_share_of_alpha() -> None:
     inputs = inputs_of_right(incumbent=right(1300), candidate=right(1306))
     first = reach_verdict(inputs, protocol=PROTOCOL)
     later = reach_verdict(
-        replace(inputs, look=RowUse(number=2, num_rows=N, num_seen=N, alpha_share=1 / 6)), protocol=PROTOCOL
+        replace(inputs, look=RowUse(number=2, num_rows=N, num_seen=N, alpha_share=1 / 6)),
+        protocol=PROTOCOL,
     )
     assert later.alpha == pytest.approx(first.alpha / 6)
-    assert later.relation("candidate", "incumbent").interval[0] < first.relation("candidate", "incumbent").interval[0]
+    assert (
+        later.relation("candidate", "incumbent").interval[0]
+        < first.relation("candidate", "incumbent").interval[0]
+    )
 
 
 # Hybrids
@@ -182,9 +221,15 @@ def test_a_further_look_has_its_share_of_alpha() -> None:
 
 def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> None:
     verdict = reach_verdict(cascade(), protocol=CASCADE)
-    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.STAY, "hybrid", True)
+    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (
+        Outcome.STAY,
+        "hybrid",
+        True,
+    )
     assert verdict.model("hybrid").may_replace
-    assert verdict.relation("hybrid", "incumbent").level == 0.05 / 2  # the nearest rows may replace it, too
+    assert (
+        verdict.relation("hybrid", "incumbent").level == 0.05 / 2
+    )  # the nearest rows may replace it, too
     assert "hybrid" in verdict.blocked_by
     hybrid = verdict.hybrid
     assert hybrid is not None
@@ -224,12 +269,17 @@ def test_a_cascade_that_loses_where_its_cheap_part_answers_is_not_chosen() -> No
     assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
 
 
-@pytest.mark.parametrize(("size", "selected", "lowest"), [(2, "hybrid", -0.0054), (8, "incumbent", -0.0184)])
-def test_few_documents_do_not_exclude_rare_losses_of_a_cheaper_hybrid(size: int, selected: str, lowest: float) -> None:
+@pytest.mark.parametrize(
+    ("size", "selected", "lowest"), [(2, "hybrid", -0.0054), (8, "incumbent", -0.0184)]
+)
+def test_few_documents_do_not_exclude_rare_losses_of_a_cheaper_hybrid(
+    size: int, selected: str, lowest: float
+) -> None:
     inputs = cascade(cheap=CHEAP & (ROW % 1000 != 4))  # two rows are lost, in different documents
     documents = tuple(str(row // size) for row in ROW)
     clustered = {
-        role: replace(model, clean=replace(model.clean, clusters=documents)) for role, model in inputs.models.items()
+        role: replace(model, clean=replace(model.clean, clusters=documents))
+        for role, model in inputs.models.items()
     }
     verdict = reach_verdict(replace(inputs, models=clustered), protocol=CASCADE)
     assert verdict.num_units == N / size
@@ -264,12 +314,16 @@ def test_every_valid_input_gets_a_consistent_verdict_in_any_row_order(
 
     order = list(range(n))
     random.shuffle(order)
-    shuffled = reach_verdict(inputs_of(incumbent.take(order), candidate.take(order)), protocol=protocol)
+    shuffled = reach_verdict(
+        inputs_of(incumbent.take(order), candidate.take(order)), protocol=protocol
+    )
     # Power changes the candidate on random rows, so it depends slightly on the order of the rows.
     same = {"power": verdict.power, "sentences": verdict.sentences}
     assert shuffled.model_copy(update=same) == verdict
 
-    swapped = reach_verdict(inputs_of(candidate, incumbent), protocol=protocol).relation("candidate", "incumbent")
+    swapped = reach_verdict(inputs_of(candidate, incumbent), protocol=protocol).relation(
+        "candidate", "incumbent"
+    )
     assert swapped.gain == -relation.gain
     assert swapped.interval == pytest.approx((-high, -low), abs=1e-12)
     assert not (swapped.is_better and relation.is_better)
@@ -295,7 +349,9 @@ def test_a_candidate_equal_to_a_baseline_that_beats_the_champion_is_seldom_chose
         for role, accuracy in (("incumbent", 0.74), ("candidate", 0.77), ("bag_of_words", 0.77)):
             own = generator.random(N)
             right_of[role] = np.where(generator.random(N) < 0.8, shared, own) < accuracy
-        chosen += decision_of(inputs_of_right(**right_of), protocol=PROTOCOL).outcome is Outcome.FINE_TUNE
+        chosen += (
+            decision_of(inputs_of_right(**right_of), protocol=PROTOCOL).outcome is Outcome.FINE_TUNE
+        )
     # At a rate of 0.028, more than 7 of 60 have a probability below 1 in 3,000.
     assert chosen <= 7
 
@@ -317,7 +373,9 @@ def test_a_gain_of_exactly_the_minimum_is_enough() -> None:
 def test_a_verdict_needs_rows_sentences_and_a_selected_model_that_was_compared() -> None:
     verdict = verdict_of(1300, 290, 120, 441)
     for change in ({"n": 0}, {"sentences": ()}, {"selected": "hybrid"}):
-        with pytest.raises(ValueError, match="selects one of incumbent, candidate, and has at least one row"):
+        with pytest.raises(
+            ValueError, match="selects one of incumbent, candidate, and has at least one row"
+        ):
             Verdict.model_validate(dict(verdict) | change)
     with pytest.raises(KeyError, match="candidate was not compared with hybrid"):
         verdict.relation("candidate", "hybrid")
@@ -328,7 +386,9 @@ def test_an_invalid_record_is_refused() -> None:
     for change in ({"surprise": 1}, {"outcome": "PERHAPS"}, {"alpha": float("nan")}):
         with pytest.raises(ValueError, match=f"for Verdict\n{next(iter(change))}"):
             Verdict.model_validate(record | change)
-    record["models"][1]["gates"] = [{"name": "cost", "state": "passes", "bounds": [], "note": "", "surprise": 1}]
+    record["models"][1]["gates"] = [
+        {"name": "cost", "state": "passes", "bounds": [], "note": "", "surprise": 1}
+    ]
     with pytest.raises(ValueError, match=r"models\.1\.gates\.0\.surprise"):
         Verdict.model_validate(record)
     del record["models"], record["n"]
@@ -337,27 +397,52 @@ def test_an_invalid_record_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.0316, "+3.16"), (-0.01, "-1.00"), (0.0, "+0.00"), (0.00001, "+0.001"), (-0.00002, "-0.002")]
+    ("share", "text"),
+    [
+        (0.0316, "+3.16"),
+        (-0.01, "-1.00"),
+        (0.0, "+0.00"),
+        (0.00001, "+0.001"),
+        (-0.00002, "-0.002"),
+    ],
 )
 def test_points_never_shows_a_difference_as_0(share: float, text: str) -> None:
     assert points(share) == text
 
 
 def test_without_a_candidate_the_verdict_is_stay_with_the_headroom_and_without_power() -> None:
-    inputs = without_candidate(inputs_of_right(incumbent=right(1990), candidate=right(1990), probe=right(1980)))
+    inputs = without_candidate(
+        inputs_of_right(incumbent=right(1990), candidate=right(1990), probe=right(1980))
+    )
     verdict = reach_verdict(inputs, protocol=PROTOCOL)
-    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.STAY, "incumbent", ())
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (
+        Outcome.STAY,
+        "incumbent",
+        (),
+    )
     assert [model.role for model in verdict.models] == ["incumbent", "probe"]
-    assert (verdict.candidate, verdict.gates, verdict.power, verdict.headroom) == (None, (), None, HEADROOM)
+    assert (verdict.candidate, verdict.gates, verdict.power, verdict.headroom) == (
+        None,
+        (),
+        None,
+        HEADROOM,
+    )
     assert verdict.closest == verdict.relation("probe", "incumbent")
     assert verdict.numbers().startswith("STAY: probe minus incumbent -0.50 points")
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
-def test_without_a_candidate_a_better_model_or_a_cheaper_one_with_prices_replaces_the_incumbent() -> None:
-    better = without_candidate(inputs_of_right(incumbent=right(1900), candidate=right(0), probe=right(1960)))
+def test_without_a_candidate_a_better_model_or_a_cheaper_one_with_prices_replaces_the_incumbent() -> (
+    None
+):
+    better = without_candidate(
+        inputs_of_right(incumbent=right(1900), candidate=right(0), probe=right(1960))
+    )
     cheaper = measured(
-        without_candidate(inputs_of_right(incumbent=right(1990), candidate=right(0), probe=right(1989))), probe=1.0
+        without_candidate(
+            inputs_of_right(incumbent=right(1990), candidate=right(0), probe=right(1989))
+        ),
+        probe=1.0,
     )
     for inputs, protocol, selected in (
         (better, PROTOCOL, "probe"),
@@ -370,7 +455,11 @@ def test_without_a_candidate_a_better_model_or_a_cheaper_one_with_prices_replace
 
 def test_without_a_candidate_a_hybrid_of_two_models_can_serve() -> None:
     verdict = reach_verdict(without_candidate(cascade()), protocol=CASCADE)
-    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (Outcome.STAY, "hybrid", True)
+    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (
+        Outcome.STAY,
+        "hybrid",
+        True,
+    )
     assert verdict.hybrid is not None
 
 
@@ -384,7 +473,9 @@ def test_an_incumbent_can_be_the_only_model() -> None:
 
 def test_a_cheaper_model_is_compared_with_the_selected_one() -> None:
     """Without prices, it is named; with prices, it is selected."""
-    inputs = inputs_of_right(incumbent=right(1300), candidate=right(0), probe=right(1400), bag_of_words=right(1399))
+    inputs = inputs_of_right(
+        incumbent=right(1300), candidate=right(0), probe=right(1400), bag_of_words=right(1399)
+    )
     for protocol, least in ((PROTOCOL, "bag_of_words"), (PRICED, None)):
         verdict = reach_verdict(measured(inputs, bag_of_words=1.0), protocol=protocol)
         assert verdict.selected == ("probe" if protocol is PROTOCOL else "bag_of_words")
@@ -394,4 +485,7 @@ def test_a_cheaper_model_is_compared_with_the_selected_one() -> None:
         changed = inputs_of_right(
             incumbent=right(1300), candidate=right(0), probe=right(1400), bag_of_words=right(count)
         )
-        assert reach_verdict(measured(changed, bag_of_words=seconds), protocol=PROTOCOL).cheaper is None
+        assert (
+            reach_verdict(measured(changed, bag_of_words=seconds), protocol=PROTOCOL).cheaper
+            is None
+        )

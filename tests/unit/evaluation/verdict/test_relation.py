@@ -10,7 +10,8 @@ PRICES = CostTerms(value_of_correct=1, requests_per_month=1)
 
 
 def relation(low: float, high: float, *, saving: float) -> Relation:
-    """Return the relation of two models; a point is worth 10, and the first model saves an amount."""
+    """Return the relation of two models; a point is worth 10, and the first model saves an
+    amount."""
     net = YearlyNet(value_of_one=1_000, training=0, saving=saving)
     ratio = 0.5 if saving > 0 else 2.0
     protocol = TestProtocol(
@@ -24,13 +25,20 @@ def relation(low: float, high: float, *, saving: float) -> Relation:
         cost=PRICES,
     )
     gain = Gain((low + high) / 2, (low, high), low, 0.05, ((low + high) / 2, (low, high)))
-    return relation_of(("candidate", "incumbent"), gain, cost=CostComparison((ratio,) * 3, net), protocol=protocol)
+    return relation_of(
+        ("candidate", "incumbent"), gain, cost=CostComparison((ratio,) * 3, net), protocol=protocol
+    )
 
 
 @pytest.mark.parametrize(
     ("low", "high", "saving", "is_out_of_reach"),
     [
-        (-0.009, 0.003, 1.0, False),  # at -0.3 points, 3 is lost and 1 saved, but a gain is possible
+        (
+            -0.009,
+            0.003,
+            1.0,
+            False,
+        ),  # at -0.3 points, 3 is lost and 1 saved, but a gain is possible
         (-0.009, -0.002, 1.0, True),  # 2 or more is lost, and 1 is saved
         (-0.009, -0.002, 3.0, False),
         (0.012, 0.030, -25.0, False),  # at 2.1 points, 21 is gained and 25 paid, but 30 is possible

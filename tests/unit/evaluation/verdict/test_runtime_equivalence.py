@@ -10,19 +10,29 @@ from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tests.unit.evaluation.simulated import on_cpu
-from tests.unit.evaluation.verdict.tables import inputs_of, models, models_in_documents, protocol_for
+from tests.unit.evaluation.verdict.tables import (
+    inputs_of,
+    models,
+    models_in_documents,
+    protocol_for,
+)
 
 CHEAP = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (5.0, 5.1, 5.0, 4.9, 5.0)})
 EQUALLY_EXPENSIVE = {**CHEAP, **on_cpu({"candidate": (9.0, 10.1, 9.9, 9.0, 10.0)})}
 
 
 def equivalence_of(*table: int, costs: ServingCosts | None = CHEAP, **changes: Any) -> Equivalence:
-    """Return the result for numbers of rows: both right, only the exported, only the evaluated, neither."""
+    """Return the result for numbers of rows: both right, only the exported, only the evaluated,
+    neither."""
     return equivalence_of_tables(*models(*table), costs=costs, **changes)
 
 
 def equivalence_of_tables(
-    evaluated: Predictions, exported: Predictions, *, costs: ServingCosts | None = CHEAP, **changes: Any
+    evaluated: Predictions,
+    exported: Predictions,
+    *,
+    costs: ServingCosts | None = CHEAP,
+    **changes: Any,
 ) -> Equivalence:
     inputs = replace(inputs_of(evaluated, exported), costs=costs)
     return evaluate_equivalence(inputs, protocol=protocol_for(len(evaluated), **changes))
@@ -33,7 +43,9 @@ def test_a_cheaper_engine_with_the_same_answers_is_accepted() -> None:
     assert result.accepted
     assert (result.num_different, result.n) == (5, 2000)
     assert result.interval[0] > -0.01
-    assert result.reasons[0].startswith("the exported model uses 0.50 times the evaluated engine's CPU-seconds per row")
+    assert result.reasons[0].startswith(
+        "the exported model uses 0.50 times the evaluated engine's CPU-seconds per row"
+    )
     assert result.reasons[1].endswith("points, above the limit of -1.00")
 
 

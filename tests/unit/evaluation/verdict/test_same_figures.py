@@ -1,4 +1,5 @@
-"""The figures of fixed verdicts are the same with each version of NumPy and SciPy and on each machine.
+"""The figures of fixed verdicts are the same with each version of NumPy and SciPy and on each
+machine.
 
 If a figure changes, `verify` fails for verdicts that were made before the change.
 """
@@ -11,7 +12,9 @@ from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protoc
 
 SIMULATIONS = {
     "accuracy": Simulation(num_rows=600, candidate=0.74),
-    "macro_f1": Simulation(num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"}, access_number=9),
+    "macro_f1": Simulation(
+        num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"}, access_number=9
+    ),
     "token_f1": Simulation(num_rows=600, chat=True),
 }
 
@@ -21,7 +24,9 @@ def figures(verdict: Verdict) -> dict[str, float | None]:
     gain = verdict.relation("candidate", "incumbent")
     power = verdict.power
     assert power is not None
-    calibration = [bound for gate in verdict.gates if gate.name == "calibration" for bound in gate.bounds]
+    calibration = [
+        bound for gate in verdict.gates if gate.name == "calibration" for bound in gate.bounds
+    ]
     return {
         "low": gain.interval[0],
         "high": gain.interval[1],
@@ -66,5 +71,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", SIMULATIONS)
 def test_the_figures_of_a_verdict_are_the_same_everywhere(name: str) -> None:
     simulation = SIMULATIONS[name]
-    verdict = reach_verdict(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
+    verdict = reach_verdict(
+        inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation)
+    )
     assert figures(verdict) == pytest.approx(EXPECTED[name], rel=1e-9, abs=1e-12)

@@ -33,8 +33,14 @@ KEEPS = replace(FORGETS, suites={"general": (0.7, 0.7), "refusals": (0.9, 0.9)})
 
 
 def test_a_better_candidate_that_forgets_is_stopped_by_the_suites_gate() -> None:
-    verdict = reach_verdict(inputs_of_tables(FORGETS, tables_of(FORGETS)), protocol=protocol_of(FORGETS))
-    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (Outcome.STAY, "incumbent", ())
+    verdict = reach_verdict(
+        inputs_of_tables(FORGETS, tables_of(FORGETS)), protocol=protocol_of(FORGETS)
+    )
+    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (
+        Outcome.STAY,
+        "incumbent",
+        (),
+    )
     [gates] = [sentence for sentence in verdict.sentences if "suites gate fails" in sentence]
     assert "the loss on the suite general (incumbent minus" in gates
     assert "passes suites" in verdict.sentences[-1]
@@ -46,9 +52,13 @@ def test_a_better_candidate_that_forgets_is_stopped_by_the_suites_gate() -> None
 def test_the_scores_by_group_are_in_report_card_and_console() -> None:
     evidence = evidence_of(FORGETS)
     assert [(score.suite, score.group, score.n) for score in evidence.suites] == [
-        (suite, group, n) for suite in ("general", "refusals") for group, n in ((None, 100), ("a", 50), ("b", 50))
+        (suite, group, n)
+        for suite in ("general", "refusals")
+        for group, n in ((None, 100), ("a", 50), ("b", 50))
     ]
-    assert evidence.suites[0].scores == pytest.approx({"candidate": 0.2, "incumbent": 0.7, "few_shot": 0.7})
+    assert evidence.suites[0].scores == pytest.approx(
+        {"candidate": 0.2, "incumbent": 0.7, "few_shot": 0.7}
+    )
     page = to_html(evidence)
     assert 'id="suites"' in page
     assert 'data-from="suites.1.group"' in page

@@ -10,9 +10,17 @@ from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.verdict.inputs import TrainedRows, without_trained_rows
 from tailorbird.evaluation.verdict.reach import reach_verdict
-from tests.unit.evaluation.simulated import Simulation, evidence_of, inputs_of_tables, protocol_of, tables_of
+from tests.unit.evaluation.simulated import (
+    Simulation,
+    evidence_of,
+    inputs_of_tables,
+    protocol_of,
+    tables_of,
+)
 
-TRAINED = TrainedRows({"incumbent": tuple(f"r{row}" for row in range(600)), "centroid": ("r599", "r601"), "few": None})
+TRAINED = TrainedRows(
+    {"incumbent": tuple(f"r{row}" for row in range(600)), "centroid": ("r599", "r601"), "few": None}
+)
 SIMULATION = Simulation(trained=TRAINED)
 
 
@@ -22,12 +30,17 @@ def test_rows_that_a_model_was_trained_on_leave_all_tables_of_test_rows() -> Non
     excluded = {*(f"r{row}" for row in range(600)), "r601"}
     for role, model in inputs.models.items():
         left = remaining.models[role]
-        assert left.clean.row_ids == tuple(row for row in model.clean.row_ids if row not in excluded)
+        assert left.clean.row_ids == tuple(
+            row for row in model.clean.row_ids if row not in excluded
+        )
         for name, table in model.changed.items():
             kept = [row for row in table.row_ids if row.partition("|")[0] not in excluded]
             assert 0 < len(kept) < len(table)
             assert left.changed[name].row_ids == tuple(kept)
-    assert without_trained_rows(replace(inputs, trained_rows=TrainedRows({"incumbent": ()}))).models == inputs.models
+    assert (
+        without_trained_rows(replace(inputs, trained_rows=TrainedRows({"incumbent": ()}))).models
+        == inputs.models
+    )
 
 
 def test_the_rows_of_a_suite_are_kept() -> None:
@@ -40,13 +53,17 @@ def test_the_rows_of_a_suite_are_kept() -> None:
     assert len(remaining.candidate.changed["suite-general"]) == 100
 
 
-def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_candidate_away() -> None:
+def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_candidate_away() -> (
+    None
+):
     simulation = Simulation(num_rows=3000, incumbent=0.70, candidate=0.76, gates=False)
     tables = tables_of(simulation)
     known = np.arange(3000) < 1000
     incumbent = tables["incumbent"]
     outputs = np.where(known, incumbent.labels, incumbent.outputs).tolist()
-    tables["incumbent"] = replace(incumbent, outputs=tuple(outputs), scores=np.where(known, 1.0, incumbent.scores))
+    tables["incumbent"] = replace(
+        incumbent, outputs=tuple(outputs), scores=np.where(known, 1.0, incumbent.scores)
+    )
     inputs, protocol = inputs_of_tables(simulation, tables), protocol_of(simulation)
     trained = TrainedRows({"incumbent": incumbent.row_ids[:1000], "centroid": None})
     before = reach_verdict(inputs, protocol=protocol)
@@ -54,7 +71,10 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
     assert (before.outcome, before.n) == ("STAY", 3000)
     assert (verdict.outcome, verdict.n) == ("FINE_TUNE", 2000)
     [rows] = [sentence for sentence in verdict.sentences if "was trained on" in sentence]
-    assert "he incumbent was trained on 1,000 of the 3,000 test rows (33.3%), on which no model is compared" in rows
+    assert (
+        "he incumbent was trained on 1,000 of the 3,000 test rows (33.3%), on which no model is "
+        "compared" in rows
+    )
     assert "the training rows of the centroid are unknown" in rows
 
 
@@ -62,7 +82,9 @@ def test_models_that_were_trained_on_all_rows_cannot_be_compared() -> None:
     tables = tables_of(SIMULATION)
     trained = TrainedRows({"incumbent": tables["incumbent"].row_ids})
     inputs = replace(inputs_of_tables(SIMULATION, tables), trained_rows=trained)
-    with pytest.raises(VerdictRefused, match="were trained on all test rows; add test rows that are new to them"):
+    with pytest.raises(
+        VerdictRefused, match="were trained on all test rows; add test rows that are new to them"
+    ):
         reach_verdict(inputs, protocol=protocol_of(SIMULATION))
 
 

@@ -20,7 +20,8 @@ def reference_varlen_attn(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute `torch.nn.attention.varlen.varlen_attn` sequence by sequence, and check what its kernel requires."""
+    """Compute `torch.nn.attention.varlen.varlen_attn` sequence by sequence, and check what its
+    kernel requires."""
     bounds = cu_seq_q.tolist()
     assert cu_seq_k.tolist() == bounds
     assert cu_seq_q.dtype == torch.int32
@@ -32,5 +33,9 @@ def reference_varlen_attn(
     outputs = []
     for begin, end in pairwise(bounds):
         q, k, v = (states[begin:end].transpose(0, 1) for states in (query, key, value))
-        outputs.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa))
+        outputs.append(
+            scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa
+            )
+        )
     return torch.cat(outputs, dim=1).transpose(0, 1)

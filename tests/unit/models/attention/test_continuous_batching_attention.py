@@ -1,4 +1,5 @@
-"""Attention over each request's own keys gives the same results as masked attention over all keys."""
+"""Attention over each request's own keys gives the same results as masked attention over all
+keys."""
 
 from itertools import accumulate
 from types import SimpleNamespace
@@ -26,15 +27,22 @@ Requests = list[tuple[int, int]]
 """Number of query tokens and number of keys of each request."""
 
 
-def packed_pass(requests: Requests, *, window: int = 1) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Return query, key, value and mask of a pass of continuous batching, and its keyword arguments."""
+def packed_pass(
+    requests: Requests, *, window: int = 1
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """Return query, key, value and mask of a pass of continuous batching, and its keyword
+    arguments."""
     generator = torch.Generator().manual_seed(0)
     queries, keys = ([0, *accumulate(column)] for column in zip(*requests, strict=True))
     shapes = (HEADS, queries[-1]), (KEY_HEADS, keys[-1]), (KEY_HEADS, keys[-1])
     states = [torch.randn(1, heads, length, WIDTH, generator=generator) for heads, length in shapes]
     mask = torch.full((1, 1, queries[-1], keys[-1]), torch.finfo(torch.float32).min)
     build_attention_mask(mask, queries, keys, sliding_window=window)
-    options = {"cu_seq_lens_q": torch.tensor(queries), "cu_seq_lens_k": torch.tensor(keys), "write_index": []}
+    options = {
+        "cu_seq_lens_q": torch.tensor(queries),
+        "cu_seq_lens_k": torch.tensor(keys),
+        "write_index": [],
+    }
     return (*states, mask), options
 
 
@@ -90,11 +98,16 @@ def test_a_position_bias_uses_masked_attention() -> None:
     states, options = packed_pass([(1, 7), (3, 9)])
     bias = torch.randn(1, HEADS, 4, 16)
     own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
-    assert torch.equal(_attention(MODULE, *states, scaling=0.3, position_bias=bias, **options)[0], own)
+    assert torch.equal(
+        _attention(MODULE, *states, scaling=0.3, position_bias=bias, **options)[0], own
+    )
 
 
 def test_on_another_device_than_a_cpu_no_value_is_read() -> None:
     states, options = packed_pass([(1, 9), (1, 7), (3, 8)])
-    on_meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    on_meta = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+    }
     output, _ = _attention(MODULE, *(state.to("meta") for state in states), scaling=0.3, **on_meta)
     assert output.shape == (1, 5, HEADS, WIDTH)

@@ -1,4 +1,5 @@
-"""Each attention of packed rows gives the logits of the dense mask; kernels that need a GPU are replaced on CPUs."""
+"""Each attention of packed rows gives the logits of the dense mask; kernels that need a GPU are
+replaced on CPUs."""
 
 import inspect
 from typing import Any
@@ -34,7 +35,9 @@ def logits_and_gradients(model: ChatModel, batch: PackedRows) -> tuple[Tensor, G
     model.zero_grad()
     logits = model(*as_tensors(batch, device="cpu"))
     cross_entropy(logits, torch.from_numpy(batch.targets)).backward()  # type: ignore[no-untyped-call]
-    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def by_conversation(batch: PackedRows, logits: Tensor) -> Tensor:
@@ -43,8 +46,12 @@ def by_conversation(batch: PackedRows, logits: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("varlen")
 @pytest.mark.parametrize("one_row", [False, True])
-@pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("qwen3", {}), ("granite", {"logits_scaling": 8.0})])
-def test_flash_attention_gets_the_bounds_of_the_conversations(kind: str, fields: dict[str, Any], one_row: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("llama", {}), ("qwen3", {}), ("granite", {"logits_scaling": 8.0})]
+)
+def test_flash_attention_gets_the_bounds_of_the_conversations(
+    kind: str, fields: dict[str, Any], one_row: bool
+) -> None:
     model, batch = ChatModel(model_of(kind, **fields)), packed()
     logits, gradients = logits_and_gradients(model, batch)
     assert len(batch.input_ids) > 1
@@ -54,7 +61,10 @@ def test_flash_attention_gets_the_bounds_of_the_conversations(kind: str, fields:
     assert one_row == (len(flash_batch.input_ids) == 1)
     flash_logits, flash_gradients = logits_and_gradients(model, flash_batch)
     torch.testing.assert_close(
-        by_conversation(flash_batch, flash_logits), by_conversation(batch, logits), atol=1e-5, rtol=1e-4
+        by_conversation(flash_batch, flash_logits),
+        by_conversation(batch, logits),
+        atol=1e-5,
+        rtol=1e-4,
     )
     assert gradients.keys() == flash_gradients.keys()
     for name, gradient in gradients.items():
@@ -92,7 +102,9 @@ def test_dense_attention_is_restored_within_a_block() -> None:
 def test_models_on_cpus_use_the_dense_mask() -> None:
     options = {"lm": language_model(), "device": "cpu", "dtype": torch.bfloat16}
     assert choose_attention("auto", **options) == "dense"
-    with pytest.raises(ModelError, match=r"training\.attention 'flash' cannot be used: it needs a GPU"):
+    with pytest.raises(
+        ModelError, match=r"training\.attention 'flash' cannot be used: it needs a GPU"
+    ):
         choose_attention("flash", **options)
 
 
@@ -122,4 +134,6 @@ def test_torch_has_the_arguments_of_the_kernel() -> None:
     kernel = packed_attention._varlen_kernel()
     parameters = inspect.signature(kernel).parameters
     own = inspect.signature(reference_varlen_attn).parameters
-    assert [(p.name, p.kind) for p in own.values()] == [(name, parameters[name].kind) for name in own]
+    assert [(p.name, p.kind) for p in own.values()] == [
+        (name, parameters[name].kind) for name in own
+    ]

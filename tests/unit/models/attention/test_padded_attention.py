@@ -16,8 +16,20 @@ from tailorbird.registry.pooling import MEAN
 from tests.small_chat import model_of, save
 from tests.unit.device_reads import DeviceReads
 
-SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+IDS = {
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "cls_token_id": None,
+    "sep_token_id": None,
+}
 PADDED_ROWS, EQUAL_ROWS = [[5, 6, 7, 8], [8], [9, 10]], [[5, 6, 7, 8], [8, 7, 6, 5]]
 
 
@@ -25,7 +37,9 @@ def encoder_of(kind: str, folder: Path) -> Path:
     """Save a tiny random encoder of a model type of transformers, and return its folder."""
     torch.manual_seed(0)
     if kind == "modernbert":  # the second layer attends to one token on each side
-        config = AutoConfig.for_model(kind, **SIZES, **IDS, local_attention=2, global_attn_every_n_layers=2)
+        config = AutoConfig.for_model(
+            kind, **SIZES, **IDS, local_attention=2, global_attn_every_n_layers=2
+        )
     elif kind == "distilbert":
         config = DistilBertConfig(vocab_size=50, dim=32, hidden_dim=64, n_layers=2, n_heads=2)
     else:
@@ -48,7 +62,11 @@ def test_an_encoder_reads_nothing_and_has_the_hidden_states_of_transformers(
         with DeviceReads() as reads:
             embedded = model.embed(input_ids, mask)
         with DeviceReads() as plain_reads:
-            expected = pool(plain(input_ids=input_ids, attention_mask=ones).last_hidden_state, ones, pooling=MEAN)
+            expected = pool(
+                plain(input_ids=input_ids, attention_mask=ones).last_hidden_state,
+                ones,
+                pooling=MEAN,
+            )
     assert plain_reads.places  # of the mask; without them, this attention is not needed
     assert reads.places == []
     assert torch.equal(embedded, expected)

@@ -1,4 +1,5 @@
-"""Requests to a real server on the loopback interface: answers, retries, and each fault with its message."""
+"""Requests to a real server on the loopback interface: answers, retries, and each fault with its
+message."""
 
 import asyncio
 import json
@@ -23,11 +24,24 @@ from tailorbird.models.endpoint.client import (
     read_key,
     retry_after_s,
 )
-from tailorbird.models.endpoint.completion import EndpointAnswer, _Completion, _Event, parse_completion
+from tailorbird.models.endpoint.completion import (
+    EndpointAnswer,
+    _Completion,
+    _Event,
+    parse_completion,
+)
 from tailorbird.models.endpoint.fault import parse_fault
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
-from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question, refusal
+from tests.endpoint_server import (
+    MODEL,
+    Answer,
+    Reply,
+    completion,
+    endpoint_server,
+    question,
+    refusal,
+)
 
 QUICK = RetryPolicy(max_attempts=3, first_delay_s=0.01, max_delay_s=0.02)
 BODY = chat_body((("user", "hello"),), model="m", max_tokens=8)
@@ -40,7 +54,9 @@ def ask(
 
     async def send() -> list[EndpointAnswer]:
         endpoint = Endpoint(url=url, model="m", **fields)
-        async with aclosing(connect(endpoint, timeout_s=timeout_s, max_connections=2, retry=retry)) as connection:
+        async with aclosing(
+            connect(endpoint, timeout_s=timeout_s, max_connections=2, retry=retry)
+        ) as connection:
             return [await complete(connection, body) for body in bodies or (BODY,)]
 
     return asyncio.run(send())
@@ -55,7 +71,9 @@ def failure(answer: Answer, **options: Any) -> tuple[errors.EndpointError, int]:
 
 def test_an_answer_has_its_tokens_and_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", "sk-secret\n")
-    with endpoint_server(lambda body, _: completion(f" {question(body)}! ", logprobs=(-0.5, -1.5))) as server:
+    with endpoint_server(
+        lambda body, _: completion(f" {question(body)}! ", logprobs=(-0.5, -1.5))
+    ) as server:
         [answer] = ask(server.url, api_key="env://THE_KEY")
     assert answer == EndpointAnswer("hello!", "stop", 10, 2, MODEL, (-0.5, -1.5))
     assert answer.confidence == pytest.approx(0.3679, abs=1e-4)
@@ -79,7 +97,9 @@ def test_a_key_that_is_not_in_the_environment_is_named_and_nothing_is_sent(
     if key is not None:
         monkeypatch.setenv("THE_KEY", key)
     with endpoint_server(lambda *_: completion("yes")) as server:
-        with pytest.raises(errors.EndpointKeyMissing, match="environment variable THE_KEY") as raised:
+        with pytest.raises(
+            errors.EndpointKeyMissing, match="environment variable THE_KEY"
+        ) as raised:
             ask(server.url, api_key="env://THE_KEY")
         assert not key or not key.strip() or key not in str(raised.value)
     assert server.bodies == []
@@ -87,7 +107,8 @@ def test_a_key_that_is_not_in_the_environment_is_named_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize(
-    "fault", [refusal(429, "slow down", Retry_After="0"), refusal(503, "overloaded"), refusal(500, "")]
+    "fault",
+    [refusal(429, "slow down", Retry_After="0"), refusal(503, "overloaded"), refusal(500, "")],
 )
 def test_a_request_is_sent_again_after_a_rate_limit_or_a_failure(fault: Reply) -> None:
     with endpoint_server(lambda _, number: completion("yes") if number == 2 else fault) as server:
@@ -98,12 +119,22 @@ def test_a_request_is_sent_again_after_a_rate_limit_or_a_failure(fault: Reply) -
 @pytest.mark.parametrize(
     ("reply", "error", "message"),
     [
-        (refusal(429, "quota"), errors.EndpointRateLimited, r"requests \(429\); lower .*max_concurrency.*attempts: 3"),
+        (
+            refusal(429, "quota"),
+            errors.EndpointRateLimited,
+            r"requests \(429\); lower .*max_concurrency.*attempts: 3",
+        ),
         (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\); .*attempts: 3"),
-        (Reply(waits=True), errors.EndpointTimeout, r"did not answer within 0.2 s; raise .*timeout_s.*attempts: 3"),
+        (
+            Reply(waits=True),
+            errors.EndpointTimeout,
+            r"did not answer within 0.2 s; raise .*timeout_s.*attempts: 3",
+        ),
     ],
 )
-def test_a_fault_that_remains_ends_after_all_attempts(reply: Reply, error: type, message: str) -> None:
+def test_a_fault_that_remains_ends_after_all_attempts(
+    reply: Reply, error: type, message: str
+) -> None:
     raised, number = failure(lambda *_: reply, timeout_s=0.2)
     assert type(raised) is error
     assert number == 3
@@ -115,11 +146,15 @@ def test_a_server_that_is_down_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        with pytest.raises(errors.EndpointUnreachable, match=r"cannot be reached: .*check evaluation.endpoint.url"):
+        with pytest.raises(
+            errors.EndpointUnreachable, match=r"cannot be reached: .*check evaluation.endpoint.url"
+        ):
             ask(url)
 
 
-def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def refuse(*_: object) -> None:
         raise httpx2.ConnectTimeout("late")
 
@@ -143,7 +178,9 @@ def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(monkeypatch
         (Reply(204), errors.EndpointAnswerInvalid, "answered 204"),
     ],
 )  # fmt: skip
-def test_a_refusal_or_a_nonsense_answer_ends_at_once(reply: Reply, error: type, message: str) -> None:
+def test_a_refusal_or_a_nonsense_answer_ends_at_once(
+    reply: Reply, error: type, message: str
+) -> None:
     raised, number = failure(lambda *_: reply)
     assert type(raised) is error
     assert number == 1
@@ -165,7 +202,9 @@ def test_an_error_keeps_the_codes_of_the_endpoint_and_neither_texts_nor_keys(
         "input": {"content": "hello"},
     }
     reply = Reply(status, json.dumps({"error": repeated}).encode())
-    raised, _ = failure(lambda *_: reply, api_key="env://THE_KEY", retry=RetryPolicy(max_attempts=1))
+    raised, _ = failure(
+        lambda *_: reply, api_key="env://THE_KEY", retry=RetryPolicy(max_attempts=1)
+    )
     assert f"({status}: type invalid_request_error, param messages)" in str(raised)
     assert not any(text in f"{raised} {vars(raised)}" for text in ("hello", "secret"))
 
@@ -189,13 +228,17 @@ def test_a_parameter_is_refused_if_an_error_names_it_and_not_if_it_repeats_the_r
     assert parse_fault(json.dumps({"error": error}).encode()).parameters == parameters
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"[1]", b'{"error": "no"}', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"[1]", b'{"error": "no"}', b"[" * 100_000, b"\xff"]
+)
 def test_an_error_in_another_format_has_no_code(content: bytes) -> None:
     assert str(parse_fault(content)) == ""
 
 
 def test_an_error_of_another_object_can_name_a_parameter() -> None:
-    content = b'{"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}'
+    content = (
+        b'{"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}'
+    )
     assert parse_fault(content).parameters == ("logprobs",)
 
 
@@ -212,7 +255,9 @@ def test_another_model_than_before_is_an_error_that_says_what_to_do() -> None:
     assert "Set evaluation.endpoint.model" in str(raised)
 
 
-def test_parameters_that_the_endpoint_refuses_are_left_out_or_renamed_in_all_later_requests() -> None:
+def test_parameters_that_the_endpoint_refuses_are_left_out_or_renamed_in_all_later_requests() -> (
+    None
+):
     refused = ("max_tokens", "response_format", "temperature", "logprobs")
 
     def answer(body: dict[str, Any], _: int) -> Reply:
@@ -236,7 +281,9 @@ def test_parameters_that_the_endpoint_refuses_are_left_out_or_renamed_in_all_lat
         {"message": "shorten it", "param": "max_tokens", "code": "context_length_exceeded"},
     ],
 )
-def test_a_request_that_is_too_long_is_not_sent_with_other_parameters(error: dict[str, str]) -> None:
+def test_a_request_that_is_too_long_is_not_sent_with_other_parameters(
+    error: dict[str, str],
+) -> None:
     raised, number = failure(lambda *_: Reply(400, json.dumps({"error": error}).encode()))
     assert (type(raised), number) == (errors.EndpointRefused, 1)
 
@@ -249,7 +296,9 @@ def test_a_parameter_is_left_out_of_later_requests_only_after_an_answer_without_
 
     async def send(url: str) -> EndpointAnswer:
         endpoint = Endpoint(url=url, model="m")
-        async with aclosing(connect(endpoint, timeout_s=20, max_connections=1, retry=QUICK)) as connection:
+        async with aclosing(
+            connect(endpoint, timeout_s=20, max_connections=1, retry=QUICK)
+        ) as connection:
             with pytest.raises(errors.EndpointRefused):
                 await complete(connection, chat_body((("user", "bad"),), model="m", max_tokens=8))
             return await complete(connection, BODY)
@@ -270,7 +319,9 @@ def test_a_proxy_of_the_environment_is_used_with_https_only(
     assert connection.client.trust_env is uses
 
 
-def test_without_encryption_requests_do_not_pass_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_encryption_requests_do_not_pass_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
@@ -309,20 +360,32 @@ def test_a_waiting_client_gets_no_further_attempt_after_a_time_out_or_a_long_ret
 
 def test_retry_after_is_a_number_of_seconds_or_a_date() -> None:
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert (retry_after_s("7"), retry_after_s(None), retry_after_s("soon"), retry_after_s("-1")) == (
+    assert (
+        retry_after_s("7"),
+        retry_after_s(None),
+        retry_after_s("soon"),
+        retry_after_s("-1"),
+    ) == (
         7,
         None,
         None,
         None,
     )
     assert 90 < (retry_after_s(at) or 0) <= 100
-    assert retry_after_s("9" * 400) == retry_after_s("Fri, 31 Dec 9999 23:59:59 GMT") == MAX_RETRY_AFTER_S
+    assert (
+        retry_after_s("9" * 400)
+        == retry_after_s("Fri, 31 Dec 9999 23:59:59 GMT")
+        == MAX_RETRY_AFTER_S
+    )
     assert retry_after_s(format_datetime(datetime(2020, 1, 1, tzinfo=UTC), usegmt=True)) == 0
 
 
 @pytest.mark.parametrize("content", [None, "", " "])
 def test_an_answer_without_text_is_empty(content: str | None) -> None:
-    body = {"model": "m", "choices": [{"message": {"content": content}, "finish_reason": "content_filter"}]}
+    body = {
+        "model": "m",
+        "choices": [{"message": {"content": content}, "finish_reason": "content_filter"}],
+    }
     answer = parse_completion(json.dumps(body).encode(), url="https://host")
     assert (answer.text, answer.finish_reason) == ("", "content_filter")
 
@@ -336,7 +399,9 @@ def test_the_first_invalid_choice_of_an_answer_ends_its_validation(answer: type[
 
 def test_the_name_of_a_model_has_a_bound() -> None:
     body = {"model": "m" * 257, "choices": [{"message": {"content": "a"}}]}
-    with pytest.raises(errors.EndpointAnswerInvalid, match="model: String should have at most 256 characters"):
+    with pytest.raises(
+        errors.EndpointAnswerInvalid, match="model: String should have at most 256 characters"
+    ):
         parse_completion(json.dumps(body).encode(), url="https://host")
 
 
@@ -350,8 +415,12 @@ def test_the_name_of_a_model_has_a_bound() -> None:
         "SUBJECT_KEY",
     ],
 )
-def test_a_version_cannot_send_secrets_of_other_services(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_cannot_send_secrets_of_other_services(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "the secret")
-    with pytest.raises(errors.EndpointKeyMissing, match=f"{name} is a variable for another service") as refused:
+    with pytest.raises(
+        errors.EndpointKeyMissing, match=f"{name} is a variable for another service"
+    ) as refused:
         read_key(Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key=f"env://{name}"))
     assert "the secret" not in str(refused.value)

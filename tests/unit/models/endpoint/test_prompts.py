@@ -52,7 +52,9 @@ def test_every_label_of_many_is_recognised_and_allowed() -> None:
     prompting = label_prompting(classes)
     assert prompting.system is not None
     assert prompting.system.count("\n") == len(classes)  # one line per label
-    body = json.loads(json.dumps(chat_body((("user", "t"),), model="m", max_tokens=1, classes=classes)))
+    body = json.loads(
+        json.dumps(chat_body((("user", "t"),), model="m", max_tokens=1, classes=classes))
+    )
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == list(classes)
     assert prompting.max_new_tokens > max(len(label_answer(label).encode()) for label in classes)
@@ -67,12 +69,18 @@ def test_examples_precede_the_turns_and_an_own_system_message_takes_precedence()
 
 
 @pytest.mark.parametrize(("tokens", "examples"), [(2048, ["sky", "leaf"]), (12, ["sky"]), (1, [])])
-def test_the_nearest_rows_are_examples_as_long_as_they_fit(tokens: int, examples: list[str]) -> None:
+def test_the_nearest_rows_are_examples_as_long_as_they_fit(
+    tokens: int, examples: list[str]
+) -> None:
     texts, labels = (tuple(column) for column in zip(*PAIRS, strict=True))
     rows = label_conversations(Rows(("0", "1", "2"), texts, labels))
     retrieval = Retrieval(num_examples=2, max_prompt_tokens=tokens, index_sha256="")
     prompting = Prompting(system=None, max_new_tokens=8, retrieval=retrieval)
-    messages = endpoint_messages((("user", "a blue sky leaf"),), prompting=prompting, index=build_index(rows, seed=0))
-    answers = [label_of(content, classes=labels) for role, content in messages if role == "assistant"]
+    messages = endpoint_messages(
+        (("user", "a blue sky leaf"),), prompting=prompting, index=build_index(rows, seed=0)
+    )
+    answers = [
+        label_of(content, classes=labels) for role, content in messages if role == "assistant"
+    ]
     assert answers[::-1] == examples  # the nearest comes last
     assert messages[-1] == ("user", "a blue sky leaf")

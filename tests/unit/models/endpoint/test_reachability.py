@@ -17,11 +17,16 @@ def test_a_server_that_answers_can_be_used_even_without_a_list_of_models(
 ) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
     with endpoint_server(lambda *_: completion("yes"), models=status) as server:
-        assert check_answering(Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}")) is None
+        assert (
+            check_answering(Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}"))
+            is None
+        )
         assert server.authorizations == [f"Bearer {KEY}"]
 
 
-@pytest.mark.parametrize(("status", "error"), [(401, errors.EndpointKeyRefused), (503, errors.EndpointUnreachable)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, errors.EndpointKeyRefused), (503, errors.EndpointUnreachable)]
+)
 def test_a_refused_key_and_a_failure_are_errors(
     status: int, error: type[errors.EndpointError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,11 +39,22 @@ def test_a_refused_key_and_a_failure_are_errors(
 
 
 def listed(*names: str) -> bytes:
-    return json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in names]}).encode()
+    return json.dumps(
+        {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+    ).encode()
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"not JSON", listed(), listed("m"), listed("n", "m"), b" " * MAX_LIST_BYTES + listed("n")]
+    "content",
+    [
+        b"",
+        b"[]",
+        b"not JSON",
+        listed(),
+        listed("m"),
+        listed("n", "m"),
+        b" " * MAX_LIST_BYTES + listed("n"),
+    ],
 )
 def test_a_list_that_has_the_model_or_cannot_be_read_gives_no_warning(content: bytes) -> None:
     with endpoint_server(lambda *_: completion("yes"), models=200, listed=content) as server:
@@ -46,8 +62,13 @@ def test_a_list_that_has_the_model_or_cannot_be_read_gives_no_warning(content: b
 
 
 def test_a_list_without_the_model_gives_a_warning() -> None:
-    with endpoint_server(lambda *_: completion("yes"), models=200, listed=listed("n", "m-2")) as server:
+    with endpoint_server(
+        lambda *_: completion("yes"), models=200, listed=listed("n", "m-2")
+    ) as server:
         warning = check_answering(Endpoint(url=server.url, model="m"))
         assert warning is not None
-        assert f"{server.url}/models does not list the model 'm'; check evaluation.endpoint.model" in warning
+        assert (
+            f"{server.url}/models does not list the model 'm'; check evaluation.endpoint.model"
+            in warning
+        )
         assert server.bodies == []

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
+from tailorbird.config.formats.response_format import (
+    ChoiceFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+)
 from tailorbird.models.grammar import compiler as compiling
 from tailorbird.models.grammar.compiler import (
     MAX_TRIAL_S,
@@ -53,7 +57,9 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"const": "only this"},
     {},
 )
-NAMES = st.lists(st.sampled_from(["name", "a b", 'é"\\', "", "日", "</s>"]), unique=True, max_size=3)
+NAMES = st.lists(
+    st.sampled_from(["name", "a b", 'é"\\', "", "日", "</s>"]), unique=True, max_size=3
+)
 
 
 def _objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -61,10 +67,16 @@ def _objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         properties = dict(zip(names, values, strict=False))
         return {"type": "object", "properties": properties, "required": list(properties)[:required]}
 
-    objects = st.builds(with_names, NAMES, st.lists(inner, min_size=3, max_size=3), st.integers(0, 3))
+    objects = st.builds(
+        with_names, NAMES, st.lists(inner, min_size=3, max_size=3), st.integers(0, 3)
+    )
     maps = st.builds(lambda value: {"type": "object", "additionalProperties": value}, inner)
-    arrays = st.builds(lambda items: {"type": "array", "items": items, "minItems": 1, "maxItems": 3}, inner)
-    alternatives = st.builds(lambda values: {"anyOf": values}, st.lists(inner, min_size=1, max_size=3))
+    arrays = st.builds(
+        lambda items: {"type": "array", "items": items, "minItems": 1, "maxItems": 3}, inner
+    )
+    alternatives = st.builds(
+        lambda values: {"anyOf": values}, st.lists(inner, min_size=1, max_size=3)
+    )
     return objects | maps | arrays | alternatives
 
 
@@ -72,7 +84,9 @@ SCHEMAS = st.recursive(st.sampled_from([*TEXTS, *NUMBERS, *OTHERS]), _objects, m
 
 
 def schema_format(schema: Any) -> JsonSchemaFormat:
-    return JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": schema}})
+    return JsonSchemaFormat.model_validate(
+        {"type": "json_schema", "json_schema": {"schema": schema}}
+    )
 
 
 def answers(grammar: Grammar, *, seed: int, count: int) -> list[str]:
@@ -100,7 +114,10 @@ def test_every_answer_satisfies_a_simple_schema(schema: Any) -> None:
 def test_a_recursive_schema_is_satisfied() -> None:
     node = {
         "type": "object",
-        "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+        "properties": {
+            "value": {"type": "integer"},
+            "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+        },
         "required": ["value", "next"],
     }
     schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
@@ -134,7 +151,9 @@ def test_an_error_of_the_library_is_logged_and_not_returned(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiling, "supported_schema", lambda _: {"type": "person"})
-    with pytest.raises(FormatError, match=r"^the format is not supported: no grammar can be compiled for it; use a"):
+    with pytest.raises(
+        FormatError, match=r"^the format is not supported: no grammar can be compiled for it; use a"
+    ):
         COMPILER.compile(schema_format({"type": "object", "properties": {"a": {}}}))
     assert 'Unsupported type "person"' in caplog.text
 
@@ -157,12 +176,16 @@ def test_a_compiler_keeps_the_grammars_that_were_used_last(monkeypatch: pytest.M
 
 
 def test_the_order_of_properties_makes_another_grammar() -> None:
-    forward, backward = ({"properties": {name: {"type": "null"} for name in names}} for names in ("ab", "ba"))
+    forward, backward = (
+        {"properties": {name: {"type": "null"} for name in names}} for names in ("ab", "ba")
+    )
     assert COMPILER.compile(schema_format(forward)) is not COMPILER.compile(schema_format(backward))
 
 
 def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() -> None:
-    grammar = COMPILER.compile(schema_format({"type": "array", "items": {"type": "string", "maxLength": 77}}))
+    grammar = COMPILER.compile(
+        schema_format({"type": "array", "items": {"type": "string", "maxLength": 77}})
+    )
     times = iter([0.0, 0.1, 1.0, 3.0])
     matcher = AnswerMatcher(grammar, max_mask_s=1.0, clock=lambda: next(times))
     matcher.constrain(score_row(), [])
@@ -177,8 +200,13 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
 
 def test_a_grammar_whose_tokens_take_too_long_in_a_trial_is_not_kept() -> None:
     times = iter([0.0, *(0.1 * MAX_TRIAL_S * step for step in range(1, 100))])
-    trying = GrammarCompiler(TOKENIZER, vocab_size=len(TOKENIZER) + PADDED, end_id=END, clock=lambda: next(times))
-    slow, quick = schema_format({"type": "string", "minLength": 60}), ChoiceFormat(type="choice", choice=("yes", "no"))
+    trying = GrammarCompiler(
+        TOKENIZER, vocab_size=len(TOKENIZER) + PADDED, end_id=END, clock=lambda: next(times)
+    )
+    slow, quick = (
+        schema_format({"type": "string", "minLength": 60}),
+        ChoiceFormat(type="choice", choice=("yes", "no")),
+    )
     with pytest.raises(FormatError, match=TOO_SLOW):
         trying.compile(slow)
     assert next(times) == pytest.approx(1.2 * MAX_TRIAL_S)  # not tried further

@@ -28,11 +28,16 @@ def follows(text: str, schema: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("fewest", "most"), [(0, 33), (0, 200), (5, 200), (31, 64), (32, 64), (32, 33), (0, 1000), (33, 70), (0, 32)]
+    ("fewest", "most"),
+    [(0, 33), (0, 200), (5, 200), (31, 64), (32, 64), (32, 33), (0, 1000), (33, 70), (0, 32)],
 )
 def test_a_text_follows_the_grammar_if_its_length_is_in_the_limits(fewest: int, most: int) -> None:
     schema = {"type": "string", "minLength": fewest, "maxLength": most}
-    near = {count + change for count in (0, fewest, NEAR_END, 2 * NEAR_END, most) for change in (-1, 0, 1)}
+    near = {
+        count + change
+        for count in (0, fewest, NEAR_END, 2 * NEAR_END, most)
+        for change in (-1, 0, 1)
+    }
     for length in sorted(near - {-1}):
         answer = json.dumps(WORDS[:length], ensure_ascii=False)
         assert follows(answer, schema) == (fewest <= length <= most), length
@@ -46,8 +51,14 @@ def test_the_rules_of_long_texts_are_shared() -> None:
         "code": {"type": "string", "maxLength": 8},
         "quote": {"type": "string", "minLength": 40, "maxLength": 60},
     }
-    rules = str(grammar_of(schema_format({"type": "object", "properties": properties}))).splitlines()
-    texts = [rule.partition(" ::= ")[2] for rule in rules if rule.startswith("root_prop_") and "{" in rule]
+    rules = str(
+        grammar_of(schema_format({"type": "object", "properties": properties}))
+    ).splitlines()
+    texts = [
+        rule.partition(" ::= ")[2]
+        for rule in rules
+        if rule.startswith("root_prop_") and "{" in rule
+    ]
     assert texts == [
         r'(("\"" text_length_short_0) | ("\"" text_length_more{0, 168} text_length_end))',
         r'(("\"" text_length_short_0) | ("\"" text_length_more{0, 968} text_length_end))',
@@ -60,8 +71,12 @@ def test_the_rules_of_long_texts_are_shared() -> None:
 def test_an_added_length_adds_little_to_the_grammar() -> None:
     texts = {str(most): {"type": "string", "maxLength": most} for most in (200, 1000, 5000)}
     one, three = (
-        COMPILER.compile(schema_format({"properties": {name: texts[name] for name in names}})).compiled
+        COMPILER.compile(
+            schema_format({"properties": {name: texts[name] for name in names}})
+        ).compiled
         for names in (("200",), tuple(texts))
     )
-    native = COMPILER.compile(schema_format({"type": "string", "minLength": 33, "maxLength": 200})).compiled
+    native = COMPILER.compile(
+        schema_format({"type": "string", "minLength": 33, "maxLength": 200})
+    ).compiled
     assert three.memory_size_bytes - one.memory_size_bytes < native.memory_size_bytes

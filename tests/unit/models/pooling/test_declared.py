@@ -1,4 +1,5 @@
-"""The embeddings of an encoder are those of sentence-transformers, with the pooling and the prompt of its folder."""
+"""The embeddings of an encoder are those of sentence-transformers, with the pooling and the prompt
+of its folder."""
 
 import json
 import shutil
@@ -68,7 +69,9 @@ def test_a_folder_without_a_declaration_has_the_mean_of_the_tokens(folder: Path)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_each_mode_is_that_of_the_library(folder: Path, mode: PoolingMode, normalize: bool) -> None:
     declare(folder, mode, normalize=normalize)
-    assert read_pooling(folder.as_uri(), purpose="classification") == Pooling(mode=mode, normalize=normalize)
+    assert read_pooling(folder.as_uri(), purpose="classification") == Pooling(
+        mode=mode, normalize=normalize
+    )
     assert_same(folder)
 
 
@@ -101,7 +104,11 @@ def test_the_prompt_of_classification_is_put_before_each_text(
 
 @pytest.mark.parametrize(
     ("prompts", "default", "expected"),
-    [(NAMED, "document", "pain: "), ({"document": "chest: "}, "document", "chest: "), ({}, None, "")],
+    [
+        (NAMED, "document", "pain: "),
+        ({"document": "chest: "}, "document", "chest: "),
+        ({}, None, ""),
+    ],
 )
 def test_the_prompt_of_retrieval_is_that_of_queries(
     folder: Path, prompts: dict[str, str], default: str | None, expected: str
@@ -123,7 +130,9 @@ def test_a_folder_that_the_library_has_saved_is_read(folder: Path, tmp_path: Pat
     declare(folder, "weightedmean", normalize=True, prompts=prompts, include_prompt=False)
     SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
     saved, original = ((tmp_path / name).as_uri() for name in ("saved", "encoder"))
-    assert read_pooling(saved, purpose="classification") == read_pooling(original, purpose="classification")
+    assert read_pooling(saved, purpose="classification") == read_pooling(
+        original, purpose="classification"
+    )
     np.testing.assert_array_equal(embedded(tmp_path / "saved"), embedded(folder))
 
 
@@ -131,7 +140,9 @@ def test_an_index_of_training_rows_uses_the_pooling_of_its_encoder(tmp_path: Pat
     small_encoder.save(tmp_path / "encoder")
     declare(tmp_path / "encoder", "cls", normalize=True, prompts={"prompts": {"query": "what is "}})
     texts = ["blue sky", "red rose at noon"]
-    expected = SentenceTransformer(str(tmp_path / "encoder"), device="cpu").encode(texts, prompt_name="query")
+    expected = SentenceTransformer(str(tmp_path / "encoder"), device="cpu").encode(
+        texts, prompt_name="query"
+    )
     encoder = load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
     np.testing.assert_allclose(encoder.embed(texts), expected, atol=1e-5)
 
@@ -154,13 +165,18 @@ def test_code_of_the_model_is_refused(folder: Path) -> None:
 
 def test_several_modes_are_refused(folder: Path) -> None:
     declare(folder, "mean", "max")
-    with pytest.raises(PoolingError, match=r"the pooling mean \+ max, .* copy of this one without modules\.json"):
+    with pytest.raises(
+        PoolingError, match=r"the pooling mean \+ max, .* copy of this one without modules\.json"
+    ):
         read_pooling(folder.as_uri(), purpose="classification")
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [({"do_lower_case": True}, "do_lower_case"), ({"modality_config": {"message": {}}}, "texts in a chat template")],
+    [
+        ({"do_lower_case": True}, "do_lower_case"),
+        ({"modality_config": {"message": {}}}, "texts in a chat template"),
+    ],
 )
 def test_a_changed_text_is_refused(folder: Path, config: dict[str, Any], reason: str) -> None:
     declare(folder, "mean")

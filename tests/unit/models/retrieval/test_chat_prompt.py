@@ -14,7 +14,10 @@ from tests.small_chat import TEMPLATE, tokenizer
 QUESTIONS = ("blue sky", "blue skies", "green leaf", "red rose")
 CONVERSATION: Conversation = (("user", "green leaf"), ("assistant", "ok"), ("user", "a blue sky"))
 ROWS = Rows(
-    ("0", "1", "2", "3"), QUESTIONS, ("a0", "a1", "a2", "a3"), conversations=tuple((("user", q),) for q in QUESTIONS)
+    ("0", "1", "2", "3"),
+    QUESTIONS,
+    ("a0", "a1", "a2", "a3"),
+    conversations=tuple((("user", q),) for q in QUESTIONS),
 )
 INDEX = build_index(ROWS, seed=0)
 
@@ -29,7 +32,9 @@ def example(number: int) -> Conversation:
 
 
 def test_the_examples_are_nearest_to_the_last_turn_of_the_user_and_the_nearest_is_last() -> None:
-    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(2), index=INDEX)
+    prompt = chat_prompt(
+        CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(2), index=INDEX
+    )
     assert prompt.examples == (*example(1), *example(0))
     expected = (("system", "s"), *example(1), *example(0), *CONVERSATION)
     assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
@@ -40,15 +45,24 @@ def test_the_examples_are_nearest_to_the_last_turn_of_the_user_and_the_nearest_i
 def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
     num_fitting: int, kept: tuple[int, ...]
 ) -> None:
-    whole = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(num_fitting or 1), index=INDEX)
+    whole = chat_prompt(
+        CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(num_fitting or 1), index=INDEX
+    )
     limit = len(whole.tokens) if num_fitting else 1
-    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(4, max_tokens=limit), index=INDEX)
+    prompt = chat_prompt(
+        CONVERSATION,
+        tokenizer=tokenizer(),
+        prompting=prompting_of(4, max_tokens=limit),
+        index=INDEX,
+    )
     assert prompt.examples == tuple(chain.from_iterable(map(example, kept)))
     assert len(prompt.tokens) <= limit or not kept
 
 
 def test_an_index_smaller_than_the_number_of_examples_gives_all_rows() -> None:
-    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(8), index=INDEX)
+    prompt = chat_prompt(
+        CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(8), index=INDEX
+    )
     assert len(prompt.examples) == 2 * len(QUESTIONS)
 
 
@@ -65,16 +79,23 @@ def test_without_retrieval_the_examples_are_those_of_the_version() -> None:
     assert prompt.examples == example(3)
 
 
-def test_a_strict_chat_template_accepts_an_example_of_a_row_that_starts_with_a_turn_of_the_assistant() -> None:
+def test_a_strict_chat_template_accepts_an_example_of_a_row_that_starts_with_a_turn_of_the_assistant() -> (
+    None
+):
     strict = (
-        "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
+        "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') "
+        "!= (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% "
+        "endif %}{% endfor %}" + TEMPLATE
     )
     greeted = (("assistant", "hello"), ("user", "blue sky"))
-    rows = concat_rows([ROWS, Rows(("4",), ("hello\nblue sky",), ("a4",), conversations=(greeted,))])
+    rows = concat_rows(
+        [ROWS, Rows(("4",), ("hello\nblue sky",), ("a4",), conversations=(greeted,))]
+    )
     index = build_index(rows, seed=0)
     question = (("user", "a blue sky"),)
-    prompt = chat_prompt(question, tokenizer=tokenizer(strict), prompting=prompting_of(5), index=index)
+    prompt = chat_prompt(
+        question, tokenizer=tokenizer(strict), prompting=prompting_of(5), index=index
+    )
     assert prompt.examples[-4:] == (*(("user", "blue sky"), ("assistant", "a4")), *example(0))
     with pytest.raises(DataError, match="roles must alternate"):
         prompt_tokens(question, tokenizer=tokenizer(strict), system="s", shots=greeted)
@@ -82,7 +103,9 @@ def test_a_strict_chat_template_accepts_an_example_of_a_row_that_starts_with_a_t
 
 def test_a_conversation_with_a_special_token_is_refused() -> None:
     with pytest.raises(DataError, match="special token"):
-        chat_prompt((("user", "a</s>b"),), tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
+        chat_prompt(
+            (("user", "a</s>b"),), tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX
+        )
 
 
 @pytest.mark.parametrize("text", ["", "zz", "0123"])

@@ -18,10 +18,14 @@ TEXTS = ("acute bronchitis", "chronic bronchitis", "fracture of the femur", "", 
 ANSWERS = ("J20", "J42", "S72", "none", "X")
 
 
-def index_of(texts: tuple[str, ...] = TEXTS[:4], *, keys: tuple[str, ...] | None = None) -> RetrievalIndex:
+def index_of(
+    texts: tuple[str, ...] = TEXTS[:4], *, keys: tuple[str, ...] | None = None
+) -> RetrievalIndex:
     ids = tuple(map(str, range(len(texts))))
     turns = tuple((("system", "s"), ("user", text)) for text in texts)
-    return build_index(Rows(ids, texts, ANSWERS[: len(texts)], split_keys=keys, conversations=turns), seed=0)
+    return build_index(
+        Rows(ids, texts, ANSWERS[: len(texts)], split_keys=keys, conversations=turns), seed=0
+    )
 
 
 def retrieval_of(sha256: str) -> Retrieval:
@@ -36,14 +40,20 @@ def write(folder: Path, files: dict[str, bytes]) -> str:
 
 
 @pytest.mark.parametrize("keys", [None, ("a", "b", "b", "c")])
-def test_a_loaded_index_returns_the_same_neighbours(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
+def test_a_loaded_index_returns_the_same_neighbours(
+    tmp_path: Path, keys: tuple[str, ...] | None
+) -> None:
     index = index_of(keys=keys)
-    loaded = load_index(tmp_path, retrieval=retrieval_of(write(tmp_path, index_files(index))), encoder=None)
+    loaded = load_index(
+        tmp_path, retrieval=retrieval_of(write(tmp_path, index_files(index))), encoder=None
+    )
     for ours, theirs in zip(index.search(TEXTS, k=4), loaded.search(TEXTS, k=4), strict=True):
         np.testing.assert_array_equal(ours.rows, theirs.rows)
         np.testing.assert_array_equal(ours.similarities, theirs.similarities)
     assert [loaded.turns(row) for row in range(4)] == [index.turns(row) for row in range(4)]
-    assert loaded.table["group"].to_pylist() == ([None] * 4 if keys is None else [group_hash(key) for key in keys])
+    assert loaded.table["group"].to_pylist() == (
+        [None] * 4 if keys is None else [group_hash(key) for key in keys]
+    )
 
 
 def test_equal_rows_give_equal_files() -> None:
@@ -52,7 +62,9 @@ def test_equal_rows_give_equal_files() -> None:
 
 
 def test_the_files_contain_no_value_of_split_by(tmp_path: Path) -> None:
-    write(tmp_path, index_files(index_of(keys=("patient-1", "patient-2", "patient-3", "patient-4"))))
+    write(
+        tmp_path, index_files(index_of(keys=("patient-1", "patient-2", "patient-3", "patient-4")))
+    )
     assert "patient" not in str(pq.read_table(tmp_path / ROWS_FILE).to_pylist())
 
 
@@ -60,7 +72,9 @@ def test_the_files_contain_no_value_of_split_by(tmp_path: Path) -> None:
 def test_an_index_of_other_rows_is_refused(tmp_path: Path, name: str) -> None:
     sha256 = write(tmp_path, index_files(index_of()))
     (tmp_path / name).write_bytes(index_files(index_of(TEXTS[:3]))[name])
-    with pytest.raises(ModelError, match=rf"has the digest \w+, but the model requires {sha256[:12]}"):
+    with pytest.raises(
+        ModelError, match=rf"has the digest \w+, but the model requires {sha256[:12]}"
+    ):
         load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
 
 
@@ -91,5 +105,7 @@ def test_versions_with_the_same_index_share_its_memory(tmp_path: Path) -> None:
     files = index_files(index_of())
     digests = [write(tmp_path / version, files) for version in ("a", "b")]
     retrieval = retrieval_of(digests[0])
-    first, second = (load_index(tmp_path / version, retrieval=retrieval, encoder=None) for version in ("a", "b"))
+    first, second = (
+        load_index(tmp_path / version, retrieval=retrieval, encoder=None) for version in ("a", "b")
+    )
     assert first is second

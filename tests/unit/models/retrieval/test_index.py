@@ -16,10 +16,18 @@ PAIRS = (
 )
 
 
-def rows_of(pairs: tuple[tuple[str, str], ...] = PAIRS, *, keys: tuple[str, ...] | None = None) -> Rows:
+def rows_of(
+    pairs: tuple[tuple[str, str], ...] = PAIRS, *, keys: tuple[str, ...] | None = None
+) -> Rows:
     ids = tuple(str(number) for number in range(len(pairs)))
     texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
-    return Rows(ids, texts, answers, split_keys=keys, conversations=tuple((("user", text),) for text in texts))
+    return Rows(
+        ids,
+        texts,
+        answers,
+        split_keys=keys,
+        conversations=tuple((("user", text),) for text in texts),
+    )
 
 
 def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
@@ -30,7 +38,10 @@ def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
 def test_the_nearest_row_shares_the_rarest_n_grams() -> None:
     index = build_index(rows_of(), seed=0)
     assert queries(index, "Bronchitis, chronic") == ["chronic bronchitis"]
-    assert queries(index, "femur fractures", k=2)[-1] in {"fracture of the femur", "open fracture of femur"}
+    assert queries(index, "femur fractures", k=2)[-1] in {
+        "fracture of the femur",
+        "open fracture of femur",
+    }
 
 
 def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
@@ -44,13 +55,18 @@ def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
 
 def test_unknown_words_reduce_the_similarity() -> None:
     index = build_index(rows_of(), seed=0)
-    [known], [unknown] = index.search(["acute bronchitis"], k=1), index.search(["acute bronchitis qqxxyyzz"], k=1)
+    [known], [unknown] = (
+        index.search(["acute bronchitis"], k=1),
+        index.search(["acute bronchitis qqxxyyzz"], k=1),
+    )
     assert known.rows[0] == unknown.rows[0]
     assert unknown.similarities[0] < 0.9 < known.similarities[0]
 
 
 @pytest.mark.parametrize("text", ["", "  ", "qqxxyyzz", "\ud800", "\n\t"])
-def test_a_text_without_a_known_n_gram_gets_the_most_frequent_answer_with_similarity_0(text: str) -> None:
+def test_a_text_without_a_known_n_gram_gets_the_most_frequent_answer_with_similarity_0(
+    text: str,
+) -> None:
     index = build_index(rows_of(), seed=0)
     [neighbours] = index.search([text], k=2)
     assert [index.answer(row) for row in neighbours.rows] == ["S72", "S72"]
@@ -83,13 +99,30 @@ def test_training_rows_without_a_question_are_refused(rows: Rows) -> None:
 def test_a_row_without_a_turn_of_the_user_is_not_indexed_and_can_still_have_examples() -> None:
     rows = concat_rows([rows_of(), SYSTEM_ONLY])
     index = build_index(rows, seed=0)
-    assert sorted(index.answer(row) for row in range(len(index))) == ["J20", "J42", "S72", "S72", "S72"]
-    assert [len(set(excluded.tolist())) for excluded in index.exclusions(rows)] == [1] * len(PAIRS) + [0]
+    assert sorted(index.answer(row) for row in range(len(index))) == [
+        "J20",
+        "J42",
+        "S72",
+        "S72",
+        "S72",
+    ]
+    assert [len(set(excluded.tolist())) for excluded in index.exclusions(rows)] == [1] * len(
+        PAIRS
+    ) + [0]
 
 
 def test_copies_with_the_same_answer_are_indexed_once() -> None:
-    index = build_index(rows_of((*PAIRS, ("Acute  Bronchitis", "J20"), ("acute bronchitis", "J21"))), seed=0)
-    assert sorted(index.answer(row) for row in range(len(index))) == ["J20", "J21", "J42", "S72", "S72", "S72"]
+    index = build_index(
+        rows_of((*PAIRS, ("Acute  Bronchitis", "J20"), ("acute bronchitis", "J21"))), seed=0
+    )
+    assert sorted(index.answer(row) for row in range(len(index))) == [
+        "J20",
+        "J21",
+        "J42",
+        "S72",
+        "S72",
+        "S72",
+    ]
 
 
 def test_a_result_does_not_depend_on_the_other_texts() -> None:
@@ -106,7 +139,10 @@ def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
     index = build_index(rows, seed=0)
     results = index.search(rows.texts, k=6, exclude=index.exclusions(rows))
     for row, neighbours in enumerate(results):
-        texts = {query_of(index.turns(position)[:-1]).lower().replace("  ", " ") for position in neighbours.rows}
+        texts = {
+            query_of(index.turns(position)[:-1]).lower().replace("  ", " ")
+            for position in neighbours.rows
+        }
         assert rows.texts[row].lower().replace("  ", " ") not in texts
     assert {index.answer(row) for row in results[0].rows} == {"J42", "S72"}
     assert [len(neighbours.rows) for neighbours in results] == [4, 5, 4, 4, 5, 4]
@@ -140,19 +176,43 @@ def test_a_training_row_excludes_longer_and_shorter_parts_of_its_conversation() 
     ids = tuple(map(str, range(len(parts))))
     index = build_index(Rows(ids, ids, ("yes", "here", "ok", "there"), conversations=parts), seed=0)
     other = (("user", "DOES it  hurt?"),)
-    searching = Rows(("a", "b", "c", "d"), ids, ("", "", "", ""), conversations=(other, parts[1], parts[2], parts[3]))
+    searching = Rows(
+        ("a", "b", "c", "d"),
+        ids,
+        ("", "", "", ""),
+        conversations=(other, parts[1], parts[2], parts[3]),
+    )
     excluded = [{index.answer(row) for row in rows} for rows in index.exclusions(searching)]
-    assert excluded == [{"yes", "here", "ok"}, {"yes", "here", "ok"}, {"yes", "here", "ok"}, {"there"}]
+    assert excluded == [
+        {"yes", "here", "ok"},
+        {"yes", "here", "ok"},
+        {"yes", "here", "ok"},
+        {"there"},
+    ]
 
 
 def test_every_turn_that_is_trained_on_is_indexed_with_the_trained_turns_before_it() -> None:
-    turns = (("user", "where"), ("assistant", "here"), ("user", "when"), ("assistant", "now"), ("user", "why"))
-    rows = Rows(("0", "1"), ("", ""), ("so", "so"), conversations=(turns, turns), untrained_turns=((), (1, 3)))
+    turns = (
+        ("user", "where"),
+        ("assistant", "here"),
+        ("user", "when"),
+        ("assistant", "now"),
+        ("user", "why"),
+    )
+    rows = Rows(
+        ("0", "1"),
+        ("", ""),
+        ("so", "so"),
+        conversations=(turns, turns),
+        untrained_turns=((), (1, 3)),
+    )
     index = build_index(rows, seed=0)
     examples = {index.turns(row) for row in range(len(index))}
     assert examples == {(*turns[:2],), (*turns[:4],), (*turns, ("assistant", "so"))}
     index = build_index(rows.take([1]), seed=0)
-    assert [index.turns(row) for row in range(len(index))] == [(("user", "why"), ("assistant", "so"))]
+    assert [index.turns(row) for row in range(len(index))] == [
+        (("user", "why"), ("assistant", "so"))
+    ]
 
 
 def test_the_query_of_a_conversation_is_the_last_turn_of_the_user() -> None:
@@ -165,7 +225,10 @@ def test_the_query_of_a_conversation_is_the_last_turn_of_the_user() -> None:
 def test_turns_contain_the_answer_and_no_system_message() -> None:
     turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
     index = build_index(Rows(("0",), ("first\na\nsecond",), ("b",), conversations=(turns,)), seed=0)
-    assert {index.turns(row) for row in range(len(index))} == {turns[1:3], (*turns[1:], ("assistant", "b"))}
+    assert {index.turns(row) for row in range(len(index))} == {
+        turns[1:3],
+        (*turns[1:], ("assistant", "b")),
+    }
 
 
 def test_an_example_starts_with_the_first_turn_of_the_user() -> None:
@@ -186,7 +249,9 @@ def test_more_characters_than_the_limit_are_sampled(monkeypatch: pytest.MonkeyPa
     assert len(build_index(rows_of(), seed=0)) == 1
 
 
-def test_a_text_is_represented_by_a_limited_number_of_n_grams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_represented_by_a_limited_number_of_n_grams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(retrieval, "MAX_TEXT_NGRAMS", 5)
     index = build_index(rows_of(), seed=0)
     assert np.bincount(index.postings.matrix.indices).max() == 5
@@ -196,7 +261,9 @@ def test_a_text_is_represented_by_a_limited_number_of_n_grams(monkeypatch: pytes
         assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_search_reads_the_rarest_n_grams_within_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_reads_the_rarest_n_grams_within_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     index = build_index(rows_of(), seed=0)
     [whole] = index.search(["chronic bronchitis"], k=1)
     monkeypatch.setattr(retrieval, "MAX_POSTINGS", 5)
@@ -205,7 +272,9 @@ def test_a_search_reads_the_rarest_n_grams_within_its_limit(monkeypatch: pytest.
     assert 0 < limited.similarities[0] < whole.similarities[0]
 
 
-def test_a_million_n_grams_are_hashed_into_a_limited_number_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_million_n_grams_are_hashed_into_a_limited_number_of_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(retrieval, "NUM_COLUMNS", 64)
     index = build_index(rows_of(), seed=0)
     assert len(index.postings.columns) <= 64
@@ -214,5 +283,7 @@ def test_a_million_n_grams_are_hashed_into_a_limited_number_of_columns(monkeypat
 
 def test_a_text_of_a_megabyte_is_compared_by_its_first_characters() -> None:
     index = build_index(rows_of(), seed=0)
-    [neighbours] = index.search(["acute bronchitis" + " " * retrieval.MAX_TEXT_CHARACTERS + "femur " * 200_000], k=1)
+    [neighbours] = index.search(
+        ["acute bronchitis" + " " * retrieval.MAX_TEXT_CHARACTERS + "femur " * 200_000], k=1
+    )
     assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)

@@ -20,7 +20,9 @@ PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("bl
 def index_of(pairs: tuple[tuple[str, str], ...] = PAIRS) -> RetrievalIndex:
     texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
     turns = tuple((("user", text),) for text in texts)
-    return build_index(Rows(tuple(map(str, range(len(texts)))), texts, answers, conversations=turns), seed=0)
+    return build_index(
+        Rows(tuple(map(str, range(len(texts)))), texts, answers, conversations=turns), seed=0
+    )
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def test_embeddings_find_a_row_that_shares_no_ngram_with_the_text(pinned: Pinned
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.75])
-def test_the_similarity_is_the_weighted_mean_of_both_cosines(pinned: PinnedEncoder, weight: float) -> None:
+def test_the_similarity_is_the_weighted_mean_of_both_cosines(
+    pinned: PinnedEncoder, weight: float
+) -> None:
     parts = embedded(pinned).similarities("azure sky"), index_of().similarities("azure sky")
     assert parts[0].min() >= 0
     mixed = embedded(pinned, weight=weight).similarities("azure sky")
@@ -63,16 +67,22 @@ def test_the_neighbours_of_a_text_do_not_depend_on_the_other_texts(pinned: Pinne
         np.testing.assert_array_equal(alone.similarities, neighbours.similarities)
 
 
-def test_rows_with_the_same_text_are_equally_similar_and_keep_their_order(pinned: PinnedEncoder) -> None:
+def test_rows_with_the_same_text_are_equally_similar_and_keep_their_order(
+    pinned: PinnedEncoder,
+) -> None:
     longer = ("blue sky at noon", "noon")
     index = index_of((("blue sky", "once"), longer, ("blue sky", "often"), ("red rose", "often")))
-    [neighbours] = embed_index(index, encoder=load_text_encoder(pinned), weight=1.0).search(["azure sky"], k=2)
+    [neighbours] = embed_index(index, encoder=load_text_encoder(pinned), weight=1.0).search(
+        ["azure sky"], k=2
+    )
     assert [index.answer(row) for row in neighbours.rows] == ["often", "once"]
     assert neighbours.similarities[0] == neighbours.similarities[1]
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_an_empty_text_gets_the_row_with_the_most_frequent_answer(pinned: PinnedEncoder, text: str) -> None:
+def test_an_empty_text_gets_the_row_with_the_most_frequent_answer(
+    pinned: PinnedEncoder, text: str
+) -> None:
     index = embedded(pinned)
     [neighbours] = index.search([text], k=1)
     assert (index.answer(neighbours.rows[0]), neighbours.similarities[0]) == ("sky", 0)
@@ -100,7 +110,9 @@ def stored(folder: Path, index: RetrievalIndex, *, encoder: PinnedEncoder) -> Re
     )
 
 
-def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(pinned: PinnedEncoder, tmp_path: Path) -> None:
+def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(
+    pinned: PinnedEncoder, tmp_path: Path
+) -> None:
     index = embedded(pinned, weight=0.75)
     retrieval = stored(tmp_path / "index", index, encoder=pinned)
     loaded = load_retrieval_index(tmp_path / "index", retrieval=retrieval)
@@ -108,7 +120,9 @@ def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(pinned: 
     for text in ("azure sky", "red", ""):
         np.testing.assert_array_equal(loaded.similarities(text), index.similarities(text))
     assert load_retrieval_index(tmp_path / "index", retrieval=retrieval) is loaded
-    other = load_retrieval_index(tmp_path / "index", retrieval=retrieval.model_copy(update={"embedding_weight": 0.5}))
+    other = load_retrieval_index(
+        tmp_path / "index", retrieval=retrieval.model_copy(update={"embedding_weight": 0.5})
+    )
     assert other is not None
     assert other.embeddings is not None
     assert loaded.embeddings is not None
@@ -116,7 +130,9 @@ def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(pinned: 
     assert other.embeddings.weight == 0.5
 
 
-def test_an_index_without_the_embeddings_of_its_encoder_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
+def test_an_index_without_the_embeddings_of_its_encoder_is_refused(
+    pinned: PinnedEncoder, tmp_path: Path
+) -> None:
     retrieval = stored(tmp_path / "index", index_of(), encoder=pinned)
     message = rf"{MATRIX_FILE} has embeddings of shape \[0, 0\], but 4 rows and the encoder .* require \[4, 16\]"
     with pytest.raises(ModelError, match=message):
@@ -134,7 +150,8 @@ def test_changed_embeddings_are_refused(pinned: PinnedEncoder, tmp_path: Path) -
 def test_an_encoder_with_other_files_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
     small_encoder.save(tmp_path / "encoder", seed=1)
     with pytest.raises(
-        ModelError, match=rf"encoder .* has the digest \w+, but the model requires {pinned.sha256[:12]}"
+        ModelError,
+        match=rf"encoder .* has the digest \w+, but the model requires {pinned.sha256[:12]}",
     ):
         load_text_encoder(pinned)
 
@@ -147,14 +164,19 @@ def test_a_missing_encoder_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> 
 def test_an_encoder_whose_embeddings_are_not_finite_is_refused(tmp_path: Path) -> None:
     small_encoder.save(tmp_path / "encoder", broken=True)
     with pytest.raises(
-        ModelError, match=r"cannot embed a text \(its embedding is zero or not finite\); name a text enc"
+        ModelError,
+        match=r"cannot embed a text \(its embedding is zero or not finite\); name a text enc",
     ):
         load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
 
 
 @pytest.mark.parametrize(("encoder", "weight"), [(False, 0.5), (True, 0.0)])
-def test_an_encoder_and_its_weight_belong_together(pinned: PinnedEncoder, encoder: bool, weight: float) -> None:
-    with pytest.raises(ValueError, match="set both `encoder` and a positive `embedding_weight`, or neither"):
+def test_an_encoder_and_its_weight_belong_together(
+    pinned: PinnedEncoder, encoder: bool, weight: float
+) -> None:
+    with pytest.raises(
+        ValueError, match="set both `encoder` and a positive `embedding_weight`, or neither"
+    ):
         Retrieval(
             num_examples=1,
             max_prompt_tokens=1,

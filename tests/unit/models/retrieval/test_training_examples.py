@@ -14,7 +14,13 @@ KEYS = ("a", "b", "b", "a", "c", "d")
 def rows_of(*, keys: tuple[str, ...] | None = KEYS) -> Rows:
     turns = tuple((("user", question.lower()),) for question in QUESTIONS)
     ids = tuple(str(number) for number in range(len(QUESTIONS)))
-    return Rows(ids, QUESTIONS, tuple(f"answer {number}" for number in ids), split_keys=keys, conversations=turns)
+    return Rows(
+        ids,
+        QUESTIONS,
+        tuple(f"answer {number}" for number in ids),
+        split_keys=keys,
+        conversations=turns,
+    )
 
 
 def retrieval_of(num_examples: int) -> Retrieval:
@@ -26,9 +32,14 @@ def answers_of(examples: RetrievedExamples) -> list[list[str]]:
     return [[index.answer(row) for row in rows] for rows in examples.rows]
 
 
-def test_a_row_has_neither_itself_nor_a_copy_nor_a_row_of_its_document_as_an_example(tmp_path: Path) -> None:
-    answers = answers_of(find_examples(rows_of(), retrieval=retrieval_of(2), seed=0, uri=tmp_path.as_uri()))
-    # Rows 0 and 1 have the same text; rows 0 and 3, and rows 1 and 2, have the same value of `split_by`.
+def test_a_row_has_neither_itself_nor_a_copy_nor_a_row_of_its_document_as_an_example(
+    tmp_path: Path,
+) -> None:
+    answers = answers_of(
+        find_examples(rows_of(), retrieval=retrieval_of(2), seed=0, uri=tmp_path.as_uri())
+    )
+    # Rows 0 and 1 have the same text; rows 0 and 3, and rows 1 and 2, have the same value of
+    # `split_by`.
     assert answers[0][0] == "answer 2"
     assert not {"answer 0", "answer 1", "answer 3"} & set(answers[0])
     assert answers[1][0] == "answer 3"
@@ -36,16 +47,22 @@ def test_a_row_has_neither_itself_nor_a_copy_nor_a_row_of_its_document_as_an_exa
     assert answers[2][0] in ("answer 0", "answer 3")
     assert all(f"answer {number}" not in examples for number, examples in enumerate(answers))
     rows = rows_of(keys=None)
-    without_documents = find_examples(rows, retrieval=retrieval_of(1), seed=0, uri=(tmp_path / "other").as_uri())
+    without_documents = find_examples(
+        rows, retrieval=retrieval_of(1), seed=0, uri=(tmp_path / "other").as_uri()
+    )
     assert answers_of(without_documents)[3] in (["answer 0"], ["answer 1"])
 
 
-def test_with_an_encoder_the_examples_are_the_nearest_rows_by_its_embeddings(tmp_path: Path) -> None:
+def test_with_an_encoder_the_examples_are_the_nearest_rows_by_its_embeddings(
+    tmp_path: Path,
+) -> None:
     encoder = small_encoder.save(tmp_path / "encoder")
     questions = ("azure sky", "red sky at noon", "blue sky")
     turns = tuple((("user", question),) for question in questions)
     rows = Rows(("0", "1", "2"), questions, ("azure", "noon", "blue"), conversations=turns)
-    plain = find_examples(rows, retrieval=retrieval_of(1), seed=0, uri=(tmp_path / "plain").as_uri())
+    plain = find_examples(
+        rows, retrieval=retrieval_of(1), seed=0, uri=(tmp_path / "plain").as_uri()
+    )
     retrieval = retrieval_of(1).model_copy(update={"encoder": encoder, "embedding_weight": 1.0})
     examples = find_examples(rows, retrieval=retrieval, seed=0, uri=(tmp_path / "index").as_uri())
     # Row 0 has the same embedding as row 2, and never itself as an example.

@@ -1,4 +1,5 @@
-"""Parts of a batch whose version is an endpoint, or a hybrid with one: each row is sent once, within the limits."""
+"""Parts of a batch whose version is an endpoint, or a hybrid with one: each row is sent once,
+within the limits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,16 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval, VersionConfig
-from tests.endpoint_server import MODEL, Answer, Reply, Server, completion, endpoint_server, question, refusal
+from tests.endpoint_server import (
+    MODEL,
+    Answer,
+    Reply,
+    Server,
+    completion,
+    endpoint_server,
+    question,
+    refusal,
+)
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 from tests.unit.serving.engines.test_model_pool import registered
 from tests.unit.serving.engines.test_sharing import TEXTS, base
@@ -34,9 +44,14 @@ from tests.unit.serving.hybrid.test_endpoint_without_key import endpoint_of, reg
 
 __all__ = ["base"]  # a fixture
 
-LIMITS = RequestLimits(max_concurrency=2, retry=RetryPolicy(max_attempts=2, first_delay_s=0.001, max_delay_s=0.01))
+LIMITS = RequestLimits(
+    max_concurrency=2, retry=RetryPolicy(max_attempts=2, first_delay_s=0.001, max_delay_s=0.01)
+)
 CONFIG = ServingConfig()
-PRICED: dict[str, Any] = {"price_input": 0.0, "price_output": 500.0}  # an answer of 2 output tokens costs 1
+PRICED: dict[str, Any] = {
+    "price_input": 0.0,
+    "price_output": 500.0,
+}  # an answer of 2 output tokens costs 1
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +65,13 @@ def model(base: Path, tmp_path: Path) -> ModelVersion:
     return registered(base, tmp_path)
 
 
-def register(server: Server, model: ModelVersion, folder: Path, *, chat: bool = False, **fields: Any) -> ModelVersion:
+def register(
+    server: Server, model: ModelVersion, folder: Path, *, chat: bool = False, **fields: Any
+) -> ModelVersion:
     """Register a version of the endpoint, a classifier or a chat version."""
-    endpoint = Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields)
+    endpoint = Endpoint(
+        url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields
+    )
     model = model.model_copy(update={"classes": ()}) if chat else model
     prompting = Prompting(system="s", max_new_tokens=2) if chat else label_prompting(model.classes)
     return register_config(  # type: ignore[no-any-return]
@@ -64,7 +83,9 @@ class Batch:
     """A batch of texts in parts of two rows. Each call of `score` is that of a new worker."""
 
     def __init__(self, version: ModelVersion, folder: Path, texts: Sequence[str]) -> None:
-        pq.write_table(pa.table({"text": pa.array(texts), "key": range(len(texts))}), folder / "in.parquet")
+        pq.write_table(
+            pa.table({"text": pa.array(texts), "key": range(len(texts))}), folder / "in.parquet"
+        )
         self.uri = (folder / "in.parquet").as_uri()
         self.spec = BatchSpec(
             input=self.uri,
@@ -95,7 +116,9 @@ class Batch:
     def scored(self, *names: str) -> dict[str, list[Any]]:
         """Return these columns of the output."""
         uris = [part.output_uri(self.spec.output) for part in self.parts]
-        table = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in uris])
+        table = pa.concat_tables(
+            [pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in uris]
+        )
         return {name: table[name].to_pylist() for name in names}
 
 
@@ -111,12 +134,21 @@ def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names
         text = question(body)
         if text == "refused":
             return refusal(400, "no", code="content_filter")
-        return completion("?" if text == "unclear" else label_answer(model.classes[1]), logprobs=(-0.5,))
+        return completion(
+            "?" if text == "unclear" else label_answer(model.classes[1]), logprobs=(-0.5,)
+        )
 
     with endpoint_server(answer) as server:
-        batch = Batch(register(server, model, tmp_path), tmp_path, ["a", "refused", "unclear", "b", "a"])
+        batch = Batch(
+            register(server, model, tmp_path), tmp_path, ["a", "refused", "unclear", "b", "a"]
+        )
         results = batch.score()
-        assert sorted(map(question, server.bodies)) == ["a", "b", "refused", "unclear"]  # equal texts once
+        assert sorted(map(question, server.bodies)) == [
+            "a",
+            "b",
+            "refused",
+            "unclear",
+        ]  # equal texts once
         assert set(server.authorizations) == {f"Bearer {KEY}"}
     assert [(result.error, result.num_rows, result.num_unanswered) for result in results] == [
         (None, 2, 1), (None, 2, 1), (None, 1, 0)
@@ -128,7 +160,9 @@ def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names
     assert columns["score"][0] == pytest.approx(0.6065, abs=1e-4)
     assert columns["score"][1] is None
     assert [result.num_unanswered for result in batch.score()] == [1, 1, 0]  # stored with the parts
-    assert KEY.encode() not in b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert KEY.encode() not in b"".join(
+        path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
 
 
 def test_without_log_probabilities_the_score_is_null(model: ModelVersion, tmp_path: Path) -> None:
@@ -138,7 +172,9 @@ def test_without_log_probabilities_the_score_is_null(model: ModelVersion, tmp_pa
     assert batch.scored("label", "score") == {"label": ["x"], "score": [None]}
 
 
-def test_chat_answers_have_the_reason_why_they_ended_or_were_refused(model: ModelVersion, tmp_path: Path) -> None:
+def test_chat_answers_have_the_reason_why_they_ended_or_were_refused(
+    model: ModelVersion, tmp_path: Path
+) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
         text = question(body)
         if text == "long":
@@ -157,17 +193,29 @@ def test_chat_answers_have_the_reason_why_they_ended_or_were_refused(model: Mode
     }
 
 
-def test_a_resumed_batch_sends_only_the_requests_without_an_answer(model: ModelVersion, tmp_path: Path) -> None:
+def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
+    model: ModelVersion, tmp_path: Path
+) -> None:
     is_down = True
 
     def answer(body: dict[str, Any], _: int) -> Reply:
-        return refusal(500, "down") if is_down and question(body) == "d" else completion(label_answer("x"))
+        return (
+            refusal(500, "down")
+            if is_down and question(body) == "d"
+            else completion(label_answer("x"))
+        )
 
     with endpoint_server(answer) as server:
         batch = Batch(register(server, model, tmp_path), tmp_path, list("abcdef"))
         results = batch.score()
-        assert [result.endpoint_error for result in results] == [None, "EndpointUnreachable", "EndpointUnreachable"]
-        assert [question(body) for body in server.bodies if question(body) in "ef"] == []  # after the error
+        assert [result.endpoint_error for result in results] == [
+            None,
+            "EndpointUnreachable",
+            "EndpointUnreachable",
+        ]
+        assert [
+            question(body) for body in server.bodies if question(body) in "ef"
+        ] == []  # after the error
         is_down, num_before = False, len(server.bodies)
         assert [result.error for result in batch.score()] == [None] * 3
         assert sorted(question(body) for body in server.bodies[num_before:]) == ["d", "e", "f"]
@@ -182,14 +230,18 @@ def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
         version = register(server, model, tmp_path, chat=True, max_spend=3.0, **PRICED)
         batch = Batch(version, tmp_path, list("abcde"))
         results = batch.score()
-        assert [result.endpoint_error for result in results] == [None, *["EndpointSpendExceeded"] * 2]
+        assert [result.endpoint_error for result in results] == [
+            None,
+            *["EndpointSpendExceeded"] * 2,
+        ]
         assert "cost 3, " in str(results[1].error)
         assert len(server.bodies) == 3
         assert storage.exists(batch.parts[0].output_uri(batch.spec.output))
         assert version.endpoint is not None
-        assert [result.error for result in batch.score(replace(LIMITS, max_spend=5.0, recipe=version.endpoint))] == [
-            None
-        ] * 3
+        assert [
+            result.error
+            for result in batch.score(replace(LIMITS, max_spend=5.0, recipe=version.endpoint))
+        ] == [None] * 3
         assert sorted(map(question, server.bodies)) == list("abcde")
     assert batch.scored("answer")["answer"] == list("abcde")
 
@@ -200,11 +252,17 @@ def test_another_model_or_a_missing_key_stops_a_batch(
     with endpoint_server(lambda *_: completion("x", model="another")) as server:
         batch = Batch(register(server, model, tmp_path), tmp_path, list("abc"))
         changed, _ = batch.score()
-        assert (changed.endpoint_error, "'another'" in str(changed.error)) == ("EndpointModelChanged", True)
+        assert (changed.endpoint_error, "'another'" in str(changed.error)) == (
+            "EndpointModelChanged",
+            True,
+        )
         assert len(server.bodies) == 1
         monkeypatch.delenv(VARIABLE)
         missing, _ = batch.score()
-        assert (missing.endpoint_error, VARIABLE in str(missing.error)) == ("EndpointKeyMissing", True)
+        assert (missing.endpoint_error, VARIABLE in str(missing.error)) == (
+            "EndpointKeyMissing",
+            True,
+        )
         assert len(server.bodies) == 1
     assert not storage.exists(batch.parts[0].output_uri(batch.spec.output))
 
@@ -223,7 +281,9 @@ def test_a_cascade_sends_only_the_texts_on_which_its_first_part_is_not_confident
     other.mkdir()
     with endpoint_server(labelled("y")) as server:
         second = register(server, model, tmp_path)
-        config = hybrid_config(model, second=second, routing=Routing(by="cascade", threshold=threshold))
+        config = hybrid_config(
+            model, second=second, routing=Routing(by="cascade", threshold=threshold)
+        )
         batch = Batch(register_config(tmp_path, "hybrid", config), other, texts)
         assert [result.error for result in batch.score()] == [None] * 3
         sent = {question(body) for body in server.bodies}
@@ -239,7 +299,9 @@ def test_a_chat_cascade_sends_only_the_rows_that_no_stored_answer_is_similar_to(
 ) -> None:
     turns = ((("user", "blue sky"),), (("user", "green leaf"),))
     files = index_files(
-        build_index(Rows(("0", "1"), ("blue sky", "green leaf"), ("b", "g"), conversations=turns), seed=0)
+        build_index(
+            Rows(("0", "1"), ("blue sky", "green leaf"), ("b", "g"), conversations=turns), seed=0
+        )
     )
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
     prompting = Prompting(system="s", max_new_tokens=2, retrieval=retrieval)
@@ -255,7 +317,9 @@ def test_a_chat_cascade_sends_only_the_rows_that_no_stored_answer_is_similar_to(
         first = register_config(tmp_path, "nearest", nearest, files)
         second = register(server, model, tmp_path, chat=True)
         config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.9))
-        batch = Batch(register_config(tmp_path, "hybrid", config), tmp_path, ["blue sky", "other", "x"])
+        batch = Batch(
+            register_config(tmp_path, "hybrid", config), tmp_path, ["blue sky", "other", "x"]
+        )
         assert [result.num_unanswered for result in batch.score()] == [0, 1]
         assert [question(body) for body in server.bodies] == ["other", "x"]
     columns = batch.scored("answer", "finish_reason", "answered_by", "confidence")
@@ -270,12 +334,18 @@ def test_the_limits_of_a_service_are_those_of_its_configuration() -> None:
     assert (limits.max_concurrency, limits.timeout_s) == (3, 7)
 
 
-def test_clients_see_the_kind_of_an_endpoint_error_but_not_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {name: "x" for name in BatchJob.model_fields if BatchJob.model_fields[name].is_required()}
+def test_clients_see_the_kind_of_an_endpoint_error_but_not_the_url(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = {
+        name: "x" for name in BatchJob.model_fields if BatchJob.model_fields[name].is_required()
+    }
     fields |= {"status": "running", "input": "s3://lake/pre/in", "output": "s3://lake/pre/out"}
     job = BatchJob.model_validate(fields)
     batch = BatchSpec.model_validate(job.model_dump(include=set(BatchSpec.model_fields)))
-    failed = PartResult(part=0, error="http://internal/v1 failed (503)", endpoint_error="EndpointUnreachable")
+    failed = PartResult(
+        part=0, error="http://internal/v1 failed (503)", endpoint_error="EndpointUnreachable"
+    )
     error = _error(failed, batch=batch)
     assert "http://internal/v1 failed (503). Complete parts" in str(error)
 

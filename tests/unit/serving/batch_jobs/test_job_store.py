@@ -38,16 +38,22 @@ def test_a_repeated_request_returns_the_same_job_and_requeues_an_ended_one(task_
     assert (job.id, job.status, job.column) == (job_id(_batch(), owner="app"), "queued", "text")
     assert job.owner == "app"
     assert submit_job(task_uri, _batch(), version(), owner="app") == job
-    failed = update_job(task_uri, job.id, lambda job: job.model_copy(update={"status": "failed", "error": "why"}))
+    failed = update_job(
+        task_uri, job.id, lambda job: job.model_copy(update={"status": "failed", "error": "why"})
+    )
     assert (failed.status, failed.error) == ("failed", "why")
     again = submit_job(task_uri, _batch(), version(), owner="app")
     assert (again.status, again.error, again.created_at) == ("queued", None, job.created_at)
 
 
 def test_keys_have_jobs_of_their_own_even_for_the_same_batch(task_uri: str) -> None:
-    jobs = [submit_job(task_uri, _batch(), version(), owner=owner) for owner in ("app", "other", None)]
+    jobs = [
+        submit_job(task_uri, _batch(), version(), owner=owner) for owner in ("app", "other", None)
+    ]
     assert len({job.id for job in jobs}) == 3
-    cancelled = update_job(task_uri, jobs[0].id, lambda job: job.model_copy(update={"status": "cancelled"}))
+    cancelled = update_job(
+        task_uri, jobs[0].id, lambda job: job.model_copy(update={"status": "cancelled"})
+    )
     assert submit_job(task_uri, _batch(), version(), owner="other") == jobs[1] != cancelled
 
 
@@ -86,7 +92,9 @@ def _unfinished(task_uri: str) -> set[str]:
     return {job.output.removeprefix("s3://lake/") for job in unfinished_jobs(task_uri)}
 
 
-def test_only_the_states_of_unfinished_jobs_are_read(task_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_states_of_unfinished_jobs_are_read(
+    task_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jobs = [_submitted(task_uri, f"out-{number}") for number in range(6)]
     for job in jobs[:4]:
         _ended(task_uri, job)
@@ -137,7 +145,9 @@ def test_a_repeated_request_restores_the_marker_of_a_submission_that_was_interru
     assert len(storage.list_files(TaskPaths(task_uri).unfinished_batches)) == 1
 
 
-def test_an_owner_has_a_limited_number_of_unfinished_jobs(task_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_has_a_limited_number_of_unfinished_jobs(
+    task_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(job_store, "MAX_UNFINISHED", 2)
     first, second = (_submitted(task_uri, output) for output in ("a", "b"))
     with pytest.raises(RequestError, match="2 batches of this key are queued or running") as caught:

@@ -9,7 +9,9 @@ from serving.batch_jobs.schema import BatchError
 from tailorbird.config.serving import ServingConfig
 
 TASK_URI = "s3://models/task"
-CONFIG = ServingConfig(batch_prefixes=("s3://lake/pre", "s3://models"), request_log="s3://lake/pre/requests")
+CONFIG = ServingConfig(
+    batch_prefixes=("s3://lake/pre", "s3://models"), request_log="s3://lake/pre/requests"
+)
 REFUSED = [
     "s3://lake/prefix/in",
     "s3://lake/pre-/in",
@@ -43,17 +45,23 @@ AMBIGUOUS = [
 def test_a_location_outside_the_prefixes_or_in_the_registry_or_the_log_is_refused(uri: str) -> None:
     error = location_error(uri, task_uri=TASK_URI, config=CONFIG)
     assert error is not None
-    assert not re.search(r"s3://(lake/pre|models)\b", error.removeprefix(uri))  # the client may not know them
+    assert not re.search(
+        r"s3://(lake/pre|models)\b", error.removeprefix(uri)
+    )  # the client may not know them
 
 
-@pytest.mark.parametrize("uri", ["s3://lake/pre/in", "s3://lake/pre/in/%2e%2e/x", "s3://lake/pre/requests-of-may"])
+@pytest.mark.parametrize(
+    "uri", ["s3://lake/pre/in", "s3://lake/pre/in/%2e%2e/x", "s3://lake/pre/requests-of-may"]
+)
 def test_a_location_under_a_prefix_is_allowed_and_names_are_not_decoded(uri: str) -> None:
     assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is None
 
 
 @pytest.mark.parametrize("uri", AMBIGUOUS)
 def test_an_ambiguous_uri_is_refused(uri: str) -> None:
-    with pytest.raises(BatchError, match=r"give s3://bucket/prefix without empty parts, `\.`, `\.\.` and control"):
+    with pytest.raises(
+        BatchError, match=r"give s3://bucket/prefix without empty parts, `\.`, `\.\.` and control"
+    ):
         normalized_locations(input=uri, output="s3://lake/pre/out")
 
 

@@ -43,10 +43,14 @@ def _file(uri: str, *, num_rows: int, read_bytes: int = 0) -> InputFile:
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.integers(1, 100))
 def test_every_row_is_in_one_part_and_no_part_spans_files(sizes: list[int], size: int) -> None:
-    inputs = [_file(f"s3://lake/{number}", num_rows=num_rows) for number, num_rows in enumerate(sizes)]
+    inputs = [
+        _file(f"s3://lake/{number}", num_rows=num_rows) for number, num_rows in enumerate(sizes)
+    ]
     parts = list(parts_of(inputs, size=size))
     assert [part.number for part in parts] == list(range(len(parts)))
-    assert [part.first + row for part in parts for row in range(part.num_rows)] == list(range(sum(sizes)))
+    assert [part.first + row for part in parts for row in range(part.num_rows)] == list(
+        range(sum(sizes))
+    )
     positions = [(part.uri, part.start + row) for part in parts for row in range(part.num_rows)]
     assert positions == [(file.uri, row) for file in inputs for row in range(file.num_rows)]
     assert all(0 < part.num_rows <= size for part in parts)
@@ -80,7 +84,11 @@ def test_an_error_that_was_caused_by_a_storage_error_is_recognized() -> None:
 def test_the_default_column_depends_on_the_versions_task() -> None:
     uris = {"input": "s3://lake/in/", "output": "s3://lake/out/"}
     classified = new_batch(version(), **uris)
-    assert (classified.input, classified.output, classified.column) == ("s3://lake/in", "s3://lake/out", "text")
+    assert (classified.input, classified.output, classified.column) == (
+        "s3://lake/in",
+        "s3://lake/out",
+        "text",
+    )
     assert new_batch(version(Prompting(system=None, max_new_tokens=4)), **uris).column == "prompt"
     assert new_batch(version(), **uris, column="words").column == "words"
 

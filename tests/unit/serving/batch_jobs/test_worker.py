@@ -28,7 +28,12 @@ QUESTIONS = ["abc", "what is a dog", "x", "zzzz", "one two three"]
 @pytest.fixture(scope="module")
 def loaded() -> LoadedChat[Any]:
     prompting = Prompting(system="be brief", max_new_tokens=8)
-    return LoadedChat(ChatModel(small_chat.language_model()), small_chat.tokenizer(), prompting, version(prompting))
+    return LoadedChat(
+        ChatModel(small_chat.language_model()),
+        small_chat.tokenizer(),
+        prompting,
+        version(prompting),
+    )
 
 
 def _scored(
@@ -39,9 +44,18 @@ def _scored(
     start: int,
     num_rows: int,
 ) -> dict[str, Any]:
-    pq.write_table(pa.table({"question": column, "key": range(len(column))}), folder / "in.parquet", row_group_size=2)
+    pq.write_table(
+        pa.table({"question": column, "key": range(len(column))}),
+        folder / "in.parquet",
+        row_group_size=2,
+    )
     part = Part(
-        number=0, uri=f"file://{folder}/in.parquet", start=start, first=100 + start, num_rows=num_rows, etag="e"
+        number=0,
+        uri=f"file://{folder}/in.parquet",
+        start=start,
+        first=100 + start,
+        num_rows=num_rows,
+        etag="e",
     )
     batch = BatchSpec(
         input="s3://lake/in",
@@ -51,20 +65,30 @@ def _scored(
         column="question",
         id_column="key",
     )
-    columns: dict[str, Any] = score_part(part, batch, model=of_loaded(loaded, batch_size=4)).to_pydict()
+    columns: dict[str, Any] = score_part(
+        part, batch, model=of_loaded(loaded, batch_size=4)
+    ).to_pydict()
     return columns
 
 
-def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(loaded: LoadedChat[Any], tmp_path: Path) -> None:
+def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(
+    loaded: LoadedChat[Any], tmp_path: Path
+) -> None:
     answers = _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=1, num_rows=3)
     prompts = [
-        prompt_tokens((("user", text),), tokenizer=loaded.tokenizer, system="be brief") for text in QUESTIONS[1:4]
+        prompt_tokens((("user", text),), tokenizer=loaded.tokenizer, system="be brief")
+        for text in QUESTIONS[1:4]
     ]
     end_id = int(loaded.tokenizer.eos_token_id)
     expected = answer_prompts(loaded.lm, prompts, max_new_tokens=8, end_id=end_id)
-    texts = [loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in expected]
+    texts = [
+        loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+        for answer in expected
+    ]
     assert (answers["row"], answers["id"], answers["answer"]) == ([101, 102, 103], [1, 2, 3], texts)
-    assert answers["finish_reason"] == ["stop" if answer.finished else "length" for answer in expected]
+    assert answers["finish_reason"] == [
+        "stop" if answer.finished else "length" for answer in expected
+    ]
     turns = pa.array([[{"role": "user", "content": text}] for text in QUESTIONS])
     whole = _scored(tmp_path, turns, loaded=loaded, start=0, num_rows=5)
     assert whole["answer"][1:4] == texts
@@ -84,7 +108,9 @@ def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_eval
     assert columns["answer"] == [answer.text for answer in answers]
     confidences = [answer.confidence for answer in answers]
     assert columns["confidence"] == pytest.approx(confidences)
-    assert confidences != pytest.approx([answer.confidence for answer in answer_texts(loaded, rows)])
+    assert confidences != pytest.approx(
+        [answer.confidence for answer in answer_texts(loaded, rows)]
+    )
     nearest = replace(retrieved, model=None, tokenizer=None)
     answers = answer_texts(nearest, rows)
     columns = _scored(tmp_path, pa.array(QUESTIONS), loaded=nearest, start=0, num_rows=5)
@@ -93,32 +119,48 @@ def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_eval
     assert (columns["answer"][1], columns["finish_reason"]) == ("a1", ["stop"] * 5)
 
 
-def test_examples_are_omitted_from_a_row_that_fits_only_without_them(loaded: LoadedChat[Any], tmp_path: Path) -> None:
+def test_examples_are_omitted_from_a_row_that_fits_only_without_them(
+    loaded: LoadedChat[Any], tmp_path: Path
+) -> None:
     retrieval = Retrieval(num_examples=2, max_prompt_tokens=256, index_sha256="0" * 64)
     prompting = loaded.prompting.model_copy(update={"retrieval": retrieval})
     retrieved = replace(loaded, prompting=prompting, index=index_of(("x" * 30, "y" * 30)))
     column = pa.array(["x" * 220])
     plain = _scored(tmp_path, column, loaded=loaded, start=0, num_rows=1)
-    assert _scored(tmp_path, column, loaded=retrieved, start=0, num_rows=1)["answer"] == plain["answer"]
+    assert (
+        _scored(tmp_path, column, loaded=retrieved, start=0, num_rows=1)["answer"]
+        == plain["answer"]
+    )
 
 
-def test_a_conversation_that_ends_with_an_answer_is_refused_by_row(loaded: LoadedChat[Any], tmp_path: Path) -> None:
+def test_a_conversation_that_ends_with_an_answer_is_refused_by_row(
+    loaded: LoadedChat[Any], tmp_path: Path
+) -> None:
     roles = ("user", "user", "assistant")
     turns = pa.array([[{"role": role, "content": "abc"}] for role in roles])
     with pytest.raises(DataError, match="row 2 does not end with a user message"):
         _scored(tmp_path, turns, loaded=loaded, start=1, num_rows=2)
 
 
-def test_a_prompt_that_is_too_long_is_refused_by_row(loaded: LoadedChat[Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 1 has 2\d\d tokens and the answer up to 8, but the model accepts 256"):
+def test_a_prompt_that_is_too_long_is_refused_by_row(
+    loaded: LoadedChat[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError, match=r"row 1 has 2\d\d tokens and the answer up to 8, but the model accepts 256"
+    ):
         _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
 
 
 def test_a_null_is_refused_by_row_and_not_skipped(loaded: LoadedChat[Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"column 'question' is null in 1 of 2 rows starting at row 2 \(first: row 3\)"):
+    with pytest.raises(
+        DataError,
+        match=r"column 'question' is null in 1 of 2 rows starting at row 2 \(first: row 3\)",
+    ):
         _scored(tmp_path, pa.array(["a", "b", "c", None]), loaded=loaded, start=2, num_rows=2)
 
 
-def test_a_file_that_lost_rows_during_the_batch_is_refused(loaded: LoadedChat[Any], tmp_path: Path) -> None:
+def test_a_file_that_lost_rows_during_the_batch_is_refused(
+    loaded: LoadedChat[Any], tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="changed during the batch"):
         _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=3, num_rows=3)

@@ -3,7 +3,9 @@
 from tailorbird.registry.versions import ModelVersion, Prompting
 
 
-def registered(name: str, *, code: str = "s3://models/code/a.zip", prompting: Prompting | None = None) -> ModelVersion:
+def registered(
+    name: str, *, code: str = "s3://models/code/a.zip", prompting: Prompting | None = None
+) -> ModelVersion:
     return ModelVersion(
         kind="full",
         classes=(),

@@ -33,12 +33,18 @@ EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=
 def test_default_fields_are_not_sent_because_older_code_may_not_know_them() -> None:
     config = ServingConfig(max_replicas=2, max_texts=8)
     args = application_of(config, task_uri=TASK, version=registered("full-1")).args
-    assert args == {"task_uri": TASK, "task": "classification", "serving": {"max_replicas": 2, "max_texts": 8}}
+    assert args == {
+        "task_uri": TASK,
+        "task": "classification",
+        "serving": {"max_replicas": 2, "max_texts": 8},
+    }
     assert BuildArgs.model_validate(args).serving == config
 
 
 def test_a_chat_version_is_deployed_as_a_chat_task() -> None:
-    application = application_of(ServingConfig(), task_uri=TASK, version=registered("full-1", prompting=CHAT))
+    application = application_of(
+        ServingConfig(), task_uri=TASK, version=registered("full-1", prompting=CHAT)
+    )
     assert BuildArgs.model_validate(application.args).task == "chat"
     assert [deployment.name for deployment in application.deployments] == ["chat"]
 
@@ -51,7 +57,9 @@ def test_a_challenger_is_not_an_argument_so_that_a_new_share_restarts_no_replica
 def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     champion, pretrained, lora = (registered(name) for name in ("full-1", "probe-1", "lora-1"))
     additional = AdditionalVersions(pretrained, registered("full-2"), (lora, champion))
-    application = application_of(EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict=CHOSEN_BY)
+    application = application_of(
+        EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict=CHOSEN_BY
+    )
     config = replica_config(application)
     digests = {name: version.digest for name, version in config.versions.items()}
     assert digests == {
@@ -91,7 +99,9 @@ def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
     assert set(replica_config(application).others) == ({"baseline"} if served else set())
 
 
-@pytest.mark.parametrize(("baseline", "served"), [("zero-shot-1", True), ("retrieved-1", True), ("few-shot-1", False)])
+@pytest.mark.parametrize(
+    ("baseline", "served"), [("zero-shot-1", True), ("retrieved-1", True), ("few-shot-1", False)]
+)
 def test_a_chat_service_with_a_shared_base_model_serves_baselines_that_do_not_change_it(
     baseline: str, served: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,29 +121,42 @@ def test_a_chat_service_with_a_shared_base_model_serves_baselines_that_do_not_ch
         ("full-1", "endpoint-zero-shot-1", False),
     ],
 )
-def test_replicas_get_a_gpu_only_if_they_hold_a_model(champion: str, challenger: str | None, without_gpu: bool) -> None:
+def test_replicas_get_a_gpu_only_if_they_hold_a_model(
+    champion: str, challenger: str | None, without_gpu: bool
+) -> None:
     config = EXPERIMENT.model_copy(update={"gpus_per_replica": 1.0})
     additional = AdditionalVersions(challenger=registered(challenger) if challenger else None)
-    application = application_of(config, task_uri=TASK, version=registered(champion), additional=additional)
+    application = application_of(
+        config, task_uri=TASK, version=registered(champion), additional=additional
+    )
     args = BuildArgs.model_validate(application.args)
     assert (args.without_gpu, args.serving.gpus_per_replica) == (without_gpu, 1.0)
     assert build(args)._bound_deployment.ray_actor_options["num_gpus"] == (0 if without_gpu else 1)
     assert can_hold(application, version=registered("full-2")) is not without_gpu
     assert can_hold(application, version=registered("endpoint-zero-shot-2"))
-    assert "without_gpu" not in application_of(ServingConfig(), task_uri=TASK, version=registered(champion)).args
+    assert (
+        "without_gpu"
+        not in application_of(ServingConfig(), task_uri=TASK, version=registered(champion)).args
+    )
 
 
 def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
     additional = AdditionalVersions(challenger=registered("full-2", code="s3://models/code/b.zip"))
     with pytest.raises(ChallengerError, match=r"full-2 was made by code .*promote this version"):
-        application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1"), additional=additional)
+        application_of(
+            EXPERIMENT, task_uri=TASK, version=registered("full-1"), additional=additional
+        )
 
 
 def test_a_standalone_application_has_one_replica_its_own_code_and_the_same_arguments() -> None:
     former = application_of(
-        ServingConfig(min_replicas=2, max_replicas=3, max_texts=8), task_uri=TASK, version=registered("full-1")
+        ServingConfig(min_replicas=2, max_replicas=3, max_texts=8),
+        task_uri=TASK,
+        version=registered("full-1"),
     )
-    candidate = standalone_application(former, version=registered("full-2", code="s3://models/code/b.zip"))
+    candidate = standalone_application(
+        former, version=registered("full-2", code="s3://models/code/b.zip")
+    )
     assert (candidate.name, candidate.route_prefix) == ("t_candidate", "/t_candidate")
     assert (candidate.code, candidate.max_replicas) == ("s3://models/code/b.zip", 1)
     assert candidate.args["serving"] == {"min_replicas": 1, "max_replicas": 1, "max_texts": 8}

@@ -1,4 +1,5 @@
-"""Waiting for a deploy: a slow start is reported and no failure; a failure that Serve reports ends the deploy."""
+"""Waiting for a deploy: a slow start is reported and no failure; a failure that Serve reports ends
+the deploy."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from tests.unit.serving.deploy.registered import registered
 
 TIMEOUT_S = 3600.0
 APPLICATION = application_of(
-    ServingConfig(deploy_timeout_s=TIMEOUT_S), task_uri="s3://models/t", version=registered("full-1")
+    ServingConfig(deploy_timeout_s=TIMEOUT_S),
+    task_uri="s3://models/t",
+    version=registered("full-1"),
 )
 SLOW = "1 replicas that have taken more than 30s to be scheduled"
 
@@ -27,7 +30,12 @@ def details(
     status: str, *, states: Sequence[str] = (), message: str = "", deployment_message: str = ""
 ) -> ApplicationDetails:
     replicas = [{"replica_id": f"r{number}", "state": state} for number, state in enumerate(states)]
-    deployment = {"status": "UPDATING", "message": deployment_message, "target_num_replicas": 1, "replicas": replicas}
+    deployment = {
+        "status": "UPDATING",
+        "message": deployment_message,
+        "target_num_replicas": 1,
+        "replicas": replicas,
+    }
     declared = APPLICATION.to_json()
     return ApplicationDetails.model_validate(
         {
@@ -40,9 +48,12 @@ def details(
 
 
 class Clock:
-    """A clock that `sleep` moves, a fake of Serve whose status changes with time, and a replica that is then ready."""
+    """A clock that `sleep` moves, a fake of Serve whose status changes with time, and a replica
+    that is then ready."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, statuses: dict[float, ApplicationDetails]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, statuses: dict[float, ApplicationDetails]
+    ) -> None:
         self.now = 0.0
         self.notes: list[str] = []
         self._statuses = statuses
@@ -60,7 +71,10 @@ class Clock:
     def readyz(self) -> ReplicaStatus:
         if not any(replica.state == "RUNNING" for replica in self.status().replicas):
             return readiness.UNREACHABLE
-        digest, wanted = replica_config(APPLICATION).champion.digest, config_id(APPLICATION.user_config)
+        digest, wanted = (
+            replica_config(APPLICATION).champion.digest,
+            config_id(APPLICATION.user_config),
+        )
         return ReplicaStatus(status="ready", digest=digest, config=wanted, replica="r0")
 
     def report(self, event: ProgressEvent) -> None:
@@ -71,7 +85,9 @@ class Clock:
         wait_ready(APPLICATION, progress=ProgressReporter(self.report))
 
 
-def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock(
         monkeypatch,
         {
@@ -89,35 +105,57 @@ def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(monkeypat
 def test_a_failed_deploy_ends_at_once_with_serves_message(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = details("DEPLOY_FAILED", deployment_message="ModuleNotFoundError: no module named 'x'")
     clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"]), 30: failed})
-    with pytest.raises(DeployError, match=r"t could not be deployed: DEPLOY_FAILED.*no module named 'x'"):
+    with pytest.raises(
+        DeployError, match=r"t could not be deployed: DEPLOY_FAILED.*no module named 'x'"
+    ):
         clock.wait()
     assert clock.now < 32
 
 
-def test_an_unhealthy_application_fails_unless_serve_repairs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    unhealthy, running = details("UNHEALTHY", message="the model's engine has stopped"), details("DEPLOYING")
+def test_an_unhealthy_application_fails_unless_serve_repairs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unhealthy, running = (
+        details("UNHEALTHY", message="the model's engine has stopped"),
+        details("DEPLOYING"),
+    )
     clock = Clock(monkeypatch, {0: unhealthy, 3: running, 30: unhealthy})
     with pytest.raises(DeployError, match="UNHEALTHY the model's engine has stopped"):
         clock.wait()
     assert 30 + readiness.FAILED_HOLDS_S < clock.now < 40
 
 
-def test_the_failure_of_a_former_deploy_does_not_fail_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_failure_of_a_former_deploy_does_not_fail_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     former = details("DEPLOY_FAILED", message="the former deploy failed")
-    clock = Clock(monkeypatch, {0: former, 2: details("DEPLOYING"), 5: details("RUNNING", states=["RUNNING"])})
+    clock = Clock(
+        monkeypatch, {0: former, 2: details("DEPLOYING"), 5: details("RUNNING", states=["RUNNING"])}
+    )
     clock.wait()
 
 
-def test_after_the_timeout_the_error_names_the_field_and_serves_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"], deployment_message=SLOW)})
-    with pytest.raises(DeployError, match=rf"in 3600 s: DEPLOYING; .*{SLOW}; .*raise serving\.deploy_timeout_s"):
+def test_after_the_timeout_the_error_names_the_field_and_serves_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(
+        monkeypatch, {0: details("DEPLOYING", states=["STARTING"], deployment_message=SLOW)}
+    )
+    with pytest.raises(
+        DeployError, match=rf"in 3600 s: DEPLOYING; .*{SLOW}; .*raise serving\.deploy_timeout_s"
+    ):
         clock.wait()
 
 
 def test_a_progress_line_counts_the_replicas_by_state() -> None:
-    status = details("RUNNING", states=["RUNNING", "STOPPING", "STARTING", "STARTING"], message="several\n  lines")
+    status = details(
+        "RUNNING",
+        states=["RUNNING", "STOPPING", "STARTING", "STARTING"],
+        message="several\n  lines",
+    )
     assert progress_line("t", status) == (
-        "t: RUNNING; classifier UPDATING, 1 of 1 replicas running, 1 stopping, 2 starting; several lines"
+        "t: RUNNING; classifier UPDATING, 1 of 1 replicas running, 1 stopping, 2 starting; "
+        "several lines"
     )
     assert progress_line("t", None) == "t: not known to Serve yet"
 

@@ -29,10 +29,14 @@ ROOT = Path(__file__).parents[4]
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
-def test_keys_with_a_mistake_are_not_deployed_unless_only_the_nodes_can_read_them(tmp_path: Path) -> None:
+def test_keys_with_a_mistake_are_not_deployed_unless_only_the_nodes_can_read_them(
+    tmp_path: Path,
+) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"app {'0' * 64}\nother {'1' * 64} scopes=root\n")
-    with pytest.raises(DeployError, match="keys, line 2: `scopes` is not valid; the options are scopes=answer"):
+    with pytest.raises(
+        DeployError, match="keys, line 2: `scopes` is not valid; the options are scopes=answer"
+    ):
         require_valid_keys(keys.as_uri())
     keys.write_text(f"app {'0' * 64}\n")
     for source in (keys.as_uri(), (tmp_path / "absent").as_uri(), "env://NOT_SET_HERE"):
@@ -49,7 +53,10 @@ def test_code_that_differs_from_its_name_is_not_deployed(tmp_path: Path) -> None
     changed_zip = ship_code((tmp_path / "other").as_uri(), changed).uri
     require_unchanged(changed_zip)
     shutil.copy(changed_zip.removeprefix("file://"), shipped.removeprefix("file://"))
-    with pytest.raises(DeployError, match=r"was changed: its files have the sha256 [0-9a-f]{64}; check who has write"):
+    with pytest.raises(
+        DeployError,
+        match=r"was changed: its files have the sha256 [0-9a-f]{64}; check who has write",
+    ):
         require_unchanged(shipped)
     Path(shipped.removeprefix("file://")).write_bytes(b"no zip")
     with pytest.raises(DeployError, match="cannot be served: not a valid zip"):
@@ -57,7 +64,8 @@ def test_code_that_differs_from_its_name_is_not_deployed(tmp_path: Path) -> None
 
 
 class FakeServe:
-    """A fake of Serve's REST API that applies a PUT at once, and can simulate changes by another client."""
+    """A fake of Serve's REST API that applies a PUT at once, and can simulate changes by another
+    client."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TAILORBIRD_SERVE_URL", raising=False)
@@ -66,7 +74,9 @@ class FakeServe:
         """Actions of another client, one after each of the next PUT requests."""
         self.events: list[SecurityEvent] = []
         """The events of the security log."""
-        monkeypatch.setattr(security_log, "append", lambda event, **_options: self.events.append(event))
+        monkeypatch.setattr(
+            security_log, "append", lambda event, **_options: self.events.append(event)
+        )
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "has_dashboard", lambda: True)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
@@ -79,7 +89,9 @@ class FakeServe:
 
     def answer(self, method: str, _path: str, *, body: Any = None) -> Any:
         if method == "PUT":
-            applications = [ServeApplication.model_validate(declared) for declared in body["applications"]]
+            applications = [
+                ServeApplication.model_validate(declared) for declared in body["applications"]
+            ]
             self.applications = {application.name: application for application in applications}
             if self.after_put:
                 self.after_put.pop(0)()
@@ -104,7 +116,9 @@ def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     """Return a fake Serve with the tasks `t` and `other`, whose champions are full-1."""
     serve = FakeServe(monkeypatch)
     for name in ("t", "other"):
-        application = application_of(ServingConfig(), task_uri=f"s3://models/{name}", version=registered("full-1"))
+        application = application_of(
+            ServingConfig(), task_uri=f"s3://models/{name}", version=registered("full-1")
+        )
         serve.declare(application.model_copy(update={"route_prefix": f"/{name}"}))
     return serve
 
@@ -123,7 +137,9 @@ def test_a_concurrent_change_of_another_task_is_kept(monkeypatch: pytest.MonkeyP
     assert {serve.champion(name) for name in ("t", "other")} == {"d-full-2"}
 
 
-def test_an_application_that_another_client_overwrote_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_application_that_another_client_overwrote_is_put_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     serve = two_tasks(monkeypatch)
     former = serve.applications["t"]
     serve.after_put = [lambda: serve.declare(former)] * 2
@@ -135,11 +151,15 @@ def test_an_application_that_another_client_overwrote_is_put_again(monkeypatch: 
         switch("t")
 
 
-def test_another_clients_change_of_the_same_task_is_kept_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_clients_change_of_the_same_task_is_kept_and_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     serve = two_tasks(monkeypatch)
     other = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
     serve.after_put = [lambda: serve.declare(other)]
-    with pytest.raises(OverwrittenError, match="another client changed or removed t during the deploy"):
+    with pytest.raises(
+        OverwrittenError, match="another client changed or removed t during the deploy"
+    ):
         switch("t")
     assert serve.champion("t") == "d-full-3"
 
@@ -150,14 +170,18 @@ def test_the_former_champion_stays_selectable_if_both_have_the_same_base_model(
     serve, calls = FakeServe(monkeypatch), []
     former, other, version = (registered(name) for name in ("lora-1", "lora-2", "lora-3"))
 
-    def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
+    def versions_on_same_base(
+        version: ModelVersion, *, task_uri: str, limit: int
+    ) -> list[ModelVersion]:
         calls.append((version.version, task_uri, limit))
         return [former, other]
 
     monkeypatch.setattr(rollout, "versions_on_same_base", versions_on_same_base)
     additional = AdditionalVersions(others=[other])
     config = ServingConfig(versions=3)
-    serve.declare(application_of(config, task_uri="s3://models/t", version=former, additional=additional))
+    serve.declare(
+        application_of(config, task_uri="s3://models/t", version=former, additional=additional)
+    )
     switch("t", version)
     assert calls == [("lora-3", "s3://models/t", 3)]
     digests = {name: other.digest for name, other in serve.config("t").others.items()}
@@ -174,7 +198,12 @@ def test_an_experiment_ends_if_the_code_changes_or_the_challenger_becomes_the_ch
     serve = FakeServe(monkeypatch)
     additional = AdditionalVersions(challenger=registered("full-2"))
     serve.declare(
-        application_of(EXPERIMENT, task_uri="s3://models/t", version=registered("full-1"), additional=additional)
+        application_of(
+            EXPERIMENT,
+            task_uri="s3://models/t",
+            version=registered("full-1"),
+            additional=additional,
+        )
     )
     switch("t", registered(name, code=f"s3://models/code/{code}.zip"))
     assert serve.champion("t") == f"d-{name}"
@@ -222,14 +251,18 @@ def test_a_staged_version_that_cannot_be_loaded_is_refused(monkeypatch: pytest.M
     status = ReplicaStatus(status="ready", absent={"full-2": "the version is damaged"})
     monkeypatch.setattr(rollout, "replica_status", lambda _url: status)
     with (
-        pytest.raises(VersionRefusedError, match="the new one cannot be loaded: the version is damaged"),
+        pytest.raises(
+            VersionRefusedError, match="the new one cannot be loaded: the version is damaged"
+        ),
         rollout.staged("s3://models/t", version=registered("full-2")),
     ):
         raise AssertionError
     assert serve.config("t").others == {}
 
 
-def test_a_version_by_other_code_is_staged_in_a_separate_application(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_by_other_code_is_staged_in_a_separate_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     serve = two_tasks(monkeypatch)
     version = registered("full-2", code="s3://models/code/b.zip")
     with rollout.staged("s3://models/t", version=version) as url:
@@ -271,7 +304,10 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     monkeypatch.setattr(rollout, "draw_secret", lambda _task_uri: "secret")
     deploy(EXPERIMENT, additional=AdditionalVersions(challenger=registered("full-2")))
     share = ChallengerConfig(version="full-2", canary=0.5)
-    deploy(ServingConfig(challenger=share), additional=AdditionalVersions(challenger=registered("full-2")))
+    deploy(
+        ServingConfig(challenger=share),
+        additional=AdditionalVersions(challenger=registered("full-2")),
+    )
     switch("t")
     rollout.undeploy("t")
     assert [event.what for event in serve.events] == [
@@ -287,7 +323,9 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     assert {event.kind for event in serve.events} == {"configuration"}
     configurations = [(event.before, event.after) for event in serve.events]
     assert configurations[0][0] is configurations[-1][1] is None
-    assert [after for _, after in configurations[:-1]] == [before for before, _ in configurations[1:]]
+    assert [after for _, after in configurations[:-1]] == [
+        before for before, _ in configurations[1:]
+    ]
     assert cast(Any, configurations[1][1])["serving"]["max_replicas"] == 3
 
 
@@ -303,7 +341,9 @@ def test_a_failed_deploy_is_recorded_twice(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_nothing_is_deployed_if_the_security_log_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_deployed_if_the_security_log_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def append(event: SecurityEvent, *, registry: str) -> None:
         raise StorageError(f"{registry}: access denied ({event.kind})")
 

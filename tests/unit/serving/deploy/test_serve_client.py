@@ -2,8 +2,19 @@
 
 import pytest
 
-from serving.deploy.serve_client import DeployError, declared_in, listen_host, require_private_or_keys, serve_body
-from serving.deploy.serve_schema import ApplicationDetails, HttpOptions, ServeApplication, ServeInstance
+from serving.deploy.serve_client import (
+    DeployError,
+    declared_in,
+    listen_host,
+    require_private_or_keys,
+    serve_body,
+)
+from serving.deploy.serve_schema import (
+    ApplicationDetails,
+    HttpOptions,
+    ServeApplication,
+    ServeInstance,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,12 +33,16 @@ def test_without_keys_a_deploy_that_other_machines_can_reach_is_refused(
     monkeypatch: pytest.MonkeyPatch, url: str, listens: str | None, public: bool
 ) -> None:
     monkeypatch.setenv("TAILORBIRD_SERVE_URL", url)
-    options = HttpOptions(host=listens) if listens else HttpOptions()  # Serve does not return its default
+    options = (
+        HttpOptions(host=listens) if listens else HttpOptions()
+    )  # Serve does not return its default
     instance = ServeInstance(http_options=None if listens is None else options)
     if not public:
         require_private_or_keys(instance)
         return
-    with pytest.raises(DeployError, match=r"serving\.api_keys is not set\. Make a key with `tailorbird key NAME`"):
+    with pytest.raises(
+        DeployError, match=r"serving\.api_keys is not set\. Make a key with `tailorbird key NAME`"
+    ):
         require_private_or_keys(instance)
 
 

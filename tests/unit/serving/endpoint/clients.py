@@ -19,7 +19,9 @@ from tests.unit.serving.endpoint.versions import endpoint_version
 RETRY = RetryPolicy(max_attempts=3, first_delay_s=0.001, max_delay_s=0.01, client_waits=True)
 
 
-def engine_of(server: Server, *, meter: Meter | None = None, timeout_s: float = 5, **fields: Any) -> EndpointChatEngine:
+def engine_of(
+    server: Server, *, meter: Meter | None = None, timeout_s: float = 5, **fields: Any
+) -> EndpointChatEngine:
     version, limits = endpoint_version(server.url, **fields), Limits(4, timeout_s)
     upstream = Upstream(version, limits=limits, meter=meter or Meter(), retry=RETRY)
     return EndpointChatEngine(version, upstream=upstream, concurrency=limits.concurrency)
@@ -30,7 +32,9 @@ def client_of(engine: EndpointChatEngine, *, meter: Meter | None = None) -> Test
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
-    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config, meter=meter)
+    service._replica = Replica(
+        versions, task="chat", task_uri="s3://models/task", config=service._config, meter=meter
+    )
     service._prompts = FairSlots(1)
     return TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
 

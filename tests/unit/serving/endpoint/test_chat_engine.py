@@ -14,12 +14,26 @@ import pytest
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.base_chat import GenerationRequest, Sampling
-from serving.http.metrics import ENDPOINT_REQUESTS, ENDPOINT_SPEND, ENDPOINT_TOKENS, OTHER_MODEL, Meter
+from serving.http.metrics import (
+    ENDPOINT_REQUESTS,
+    ENDPOINT_SPEND,
+    ENDPOINT_TOKENS,
+    OTHER_MODEL,
+    Meter,
+)
 from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import JsonObjectFormat
 from tailorbird.models.endpoint import client as endpoint_client
 from tailorbird.models.endpoint.errors import EndpointKeyMissing
-from tests.endpoint_server import Reply, completion, endpoint_server, event, last_events, refusal, stream
+from tests.endpoint_server import (
+    Reply,
+    completion,
+    endpoint_server,
+    event,
+    last_events,
+    refusal,
+    stream,
+)
 from tests.unit.serving.endpoint.clients import chat, client_of, engine_of
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
@@ -37,7 +51,9 @@ def events_of(response: Any) -> list[Any]:
 
 
 def counts(meter: Meter, metric: Any) -> dict[tuple[str, ...], float]:
-    return {labels[2:]: value for (known, labels), value in meter._counts.items() if known is metric}
+    return {
+        labels[2:]: value for (known, labels), value in meter._counts.items() if known is metric
+    }
 
 
 def generation(engine: EndpointChatEngine) -> GenerationRequest:
@@ -45,7 +61,9 @@ def generation(engine: EndpointChatEngine) -> GenerationRequest:
     return GenerationRequest(engine, prompt, 8, Sampling(0.0, 1.0, 0), ())
 
 
-def test_a_request_has_the_prompt_of_the_evaluation_the_clients_options_and_the_key_of_the_endpoint() -> None:
+def test_a_request_has_the_prompt_of_the_evaluation_the_clients_options_and_the_key_of_the_endpoint() -> (
+    None
+):
     with (
         endpoint_server(lambda *_: completion(" a b ", tokens=(21, 3))) as server,
         client_of(engine_of(server)) as client,
@@ -55,13 +73,26 @@ def test_a_request_has_the_prompt_of_the_evaluation_the_clients_options_and_the_
     answer = response.json()
     assert (answer["model"], answer["version"]) == LABELS
     assert answer["choices"][0] | {"message": None} == {
-        "index": 0, "message": None, "logprobs": None, "finish_reason": "stop", "reported_model": "m-2026-01-01",
-    }  # fmt: skip
+        "index": 0,
+        "message": None,
+        "logprobs": None,
+        "finish_reason": "stop",
+        "reported_model": "m-2026-01-01",
+    }
     assert answer["choices"][0]["message"]["content"] == "a b"
     assert answer["usage"] == {"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24}
     turns = [("system", "own"), ("user", "q"), ("assistant", "a"), ("user", "hello")]
-    prompt = {"model": "m", "messages": [{"role": role, "content": content} for role, content in turns]}
-    options = {"temperature": 0.5, "top_p": 0.9, "seed": (1 << 63) - 1, "stop": ["x"], "max_tokens": 4}
+    prompt = {
+        "model": "m",
+        "messages": [{"role": role, "content": content} for role, content in turns],
+    }
+    options = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": (1 << 63) - 1,
+        "stop": ["x"],
+        "max_tokens": 4,
+    }
     assert server.bodies == [prompt | options, prompt | {"temperature": 0, "max_tokens": 8}]
     assert server.authorizations == [f"Bearer {KEY}"] * 2
 
@@ -80,7 +111,12 @@ def test_a_format_of_a_request_is_passed_on_and_never_left_out() -> None:
         refused = [chat(client, response_format=schema) for _ in range(2)]
         choice = chat(client, response_format={"type": "choice", "choice": ["yes", "no"]})
     assert accepted.json()["choices"][0]["message"]["content"] == "{}"
-    assert [body.get("response_format") for body in server.bodies] == [{"type": "json_object"}, None, schema, schema]
+    assert [body.get("response_format") for body in server.bodies] == [
+        {"type": "json_object"},
+        None,
+        schema,
+        schema,
+    ]
     assert [response.status_code for response in refused] == [400, 400]
     assert choice.status_code == 400
     assert choice.json()["error"]["param"] == "response_format"
@@ -94,7 +130,10 @@ def test_the_format_of_a_version_is_left_out_if_the_endpoint_refused_it_in_the_e
             engine.prompting = engine.prompting.model_copy(update={"response_format": format})
             with client_of(engine) as client:
                 assert chat(client).status_code == 200
-    assert [body.get("response_format") for body in server.bodies] == [{"type": "json_object"}, None]
+    assert [body.get("response_format") for body in server.bodies] == [
+        {"type": "json_object"},
+        None,
+    ]
 
 
 def test_a_stream_is_passed_on_piece_by_piece() -> None:
@@ -109,19 +148,28 @@ def test_a_stream_is_passed_on_piece_by_piece() -> None:
     async def read(engine: EndpointChatEngine) -> list[tuple[str, int, str | None, int | None]]:
         answers = []
         async for answer in engine.answers(generation(engine), streaming=True):
-            answers.append((answer.text, answer.num_tokens, answer.finish_reason, answer.num_prompt_tokens))
+            answers.append(
+                (answer.text, answer.num_tokens, answer.finish_reason, answer.num_prompt_tokens)
+            )
             received.set()
         return answers
 
     with endpoint_server(lambda *_: stream(pieces())) as server:
         answers = asyncio.run(read(engine_of(server)))
-    assert answers == [("one", 1, None, None), ("one two", 2, None, None), ("one two", 3, "stop", 21)]
+    assert answers == [
+        ("one", 1, None, None),
+        ("one two", 2, None, None),
+        ("one two", 3, "stop", 21),
+    ]
     assert server.bodies[0]["stream"] is True
 
 
 def test_a_streamed_response_has_the_endpoints_token_counts_and_model() -> None:
     parts = [event("one"), event(" two", end="length"), *last_events((21, 3))]
-    with endpoint_server(lambda *_: stream(parts)) as server, client_of(engine_of(server)) as client:
+    with (
+        endpoint_server(lambda *_: stream(parts)) as server,
+        client_of(engine_of(server)) as client,
+    ):
         events = events_of(chat(client, stream=True, stream_options={"include_usage": True}))
     texts = [part["choices"][0]["delta"].get("content") for part in events[:-2]]
     assert texts == ["", "one", " two", None]
@@ -152,14 +200,21 @@ def test_a_client_that_leaves_cancels_the_request_to_the_endpoint() -> None:
     assert counts(meter, ENDPOINT_REQUESTS) == {("cancelled",): 1}
 
 
-TOO_LONG = Reply(400, json.dumps({"error": {"message": "no", "code": "context_length_exceeded"}}).encode())
+TOO_LONG = Reply(
+    400, json.dumps({"error": {"message": "no", "code": "context_length_exceeded"}}).encode()
+)
 FILTERED = Reply(400, json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode())
 
 
 @pytest.mark.parametrize(
     ("reply", "status", "type", "num_requests"),
     [
-        (refusal(429, "slow down", Retry_After="7"), 503, "endpoint_busy", 1),  # longer than a request waits for
+        (
+            refusal(429, "slow down", Retry_After="7"),
+            503,
+            "endpoint_busy",
+            1,
+        ),  # longer than a request waits for
         (refusal(429, "slow down"), 503, "endpoint_busy", 3),
         (refusal(500, "oops"), 503, "endpoint_unreachable", 3),
         (Reply(waits=True), 504, "endpoint_timeout", 1),
@@ -169,7 +224,12 @@ FILTERED = Reply(400, json.dumps({"error": {"message": "no", "code": "content_fi
         (TOO_LONG, 400, "too_long", 1),
         (FILTERED, 400, "endpoint_refused", 1),
         (Reply(content=b"<html>"), 502, "endpoint_failed", 1),
-        (stream([event("one")]), 502, "endpoint_failed", 1),  # not a complete answer, which was requested
+        (
+            stream([event("one")]),
+            502,
+            "endpoint_failed",
+            1,
+        ),  # not a complete answer, which was requested
     ],
 )
 def test_a_failure_is_an_error_in_our_format_without_the_endpoints_message_and_key(
@@ -178,7 +238,10 @@ def test_a_failure_is_an_error_in_our_format_without_the_endpoints_message_and_k
     meter = Meter()
     with endpoint_server(lambda *_: reply) as server:
         timeout_s = 0.2 if reply.waits else 5
-        with client_of(engine_of(server, meter=meter, timeout_s=timeout_s)) as client, caplog.at_level(logging.DEBUG):
+        with (
+            client_of(engine_of(server, meter=meter, timeout_s=timeout_s)) as client,
+            caplog.at_level(logging.DEBUG),
+        ):
             response = chat(client, temperature=1.0, seed=3)
     error = response.json()["error"]
     assert (response.status_code, error["type"], len(server.bodies)) == (status, type, num_requests)
@@ -199,7 +262,11 @@ def test_a_redirect_is_not_followed() -> None:
 
 
 def test_a_request_is_sent_again_only_before_the_first_piece() -> None:
-    replies: Mapping[int, Reply] = {0: refusal(503, "starting"), 1: stream([event("one")]), 2: completion("never")}
+    replies: Mapping[int, Reply] = {
+        0: refusal(503, "starting"),
+        1: stream([event("one")]),
+        2: completion("never"),
+    }
     meter = Meter()
     with (
         endpoint_server(lambda _, number: replies[number]) as server,
@@ -214,7 +281,11 @@ def test_a_request_is_sent_again_only_before_the_first_piece() -> None:
 
 def test_a_parameter_that_the_endpoint_renamed_is_sent_under_its_new_name() -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
-        return refusal(400, "use max_completion_tokens, not max_tokens") if "max_tokens" in body else completion("yes")
+        return (
+            refusal(400, "use max_completion_tokens, not max_tokens")
+            if "max_tokens" in body
+            else completion("yes")
+        )
 
     with endpoint_server(answer) as server, client_of(engine_of(server)) as client:
         assert [chat(client).status_code for _ in range(2)] == [200, 200]
@@ -223,7 +294,11 @@ def test_a_parameter_that_the_endpoint_renamed_is_sent_under_its_new_name() -> N
 
 def test_a_value_that_a_client_chose_does_not_change_the_requests_of_others() -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
-        return completion("yes") if body.get("temperature", 0) <= 1 else refusal(400, "temperature must be at most 1")
+        return (
+            completion("yes")
+            if body.get("temperature", 0) <= 1
+            else refusal(400, "temperature must be at most 1")
+        )
 
     with endpoint_server(answer) as server, client_of(engine_of(server)) as client:
         response = chat(client, temperature=1.5)
@@ -235,7 +310,10 @@ def test_a_value_that_a_client_chose_does_not_change_the_requests_of_others() ->
 def test_tokens_that_each_event_repeats_are_counted_once() -> None:
     meter, usage = Meter(), last_events((21, 3))[0]
     parts = [event("one"), usage, event(" two", end="stop"), *last_events((21, 3))]
-    with endpoint_server(lambda *_: stream(parts)) as server, client_of(engine_of(server, meter=meter)) as client:
+    with (
+        endpoint_server(lambda *_: stream(parts)) as server,
+        client_of(engine_of(server, meter=meter)) as client,
+    ):
         chat(client, stream=True)
     assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 21, ("completion", "no"): 3}
 
@@ -252,7 +330,12 @@ def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logge
     assert counts(meter, ENDPOINT_SPEND) == {("no",): pytest.approx(0.5)}
     assert counts(meter, OTHER_MODEL) == {(): 2}
     assert [answer["choices"][0]["reported_model"] for answer in answers] == ["m-new"] * 2
-    assert caplog.text.count("the endpoint reports the model 'm-new'; the model 'm-2026-01-01' was evaluated") == 1
+    assert (
+        caplog.text.count(
+            "the endpoint reports the model 'm-new'; the model 'm-2026-01-01' was evaluated"
+        )
+        == 1
+    )
 
 
 def test_requests_at_the_same_time_are_bounded() -> None:
@@ -276,7 +359,10 @@ def test_requests_at_the_same_time_are_bounded() -> None:
 
 
 def test_logprobs_are_refused_without_a_request() -> None:
-    with endpoint_server(lambda *_: completion("yes")) as server, client_of(engine_of(server)) as client:
+    with (
+        endpoint_server(lambda *_: completion("yes")) as server,
+        client_of(engine_of(server)) as client,
+    ):
         assert "have no log-probabilities" in chat(client, logprobs=True).json()["error"]["message"]
     assert server.bodies == []
 
@@ -323,7 +409,9 @@ def test_a_stream_has_a_maximum_time(monkeypatch: pytest.MonkeyPatch) -> None:
         streamed(engine_of(server, timeout_s=10))
 
 
-def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stream_has_a_maximum_size(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(endpoint_client, "MAX_ANSWER_BYTES", 1 << 16)
     with (
         endpoint_server(lambda *_: long_stream(event("x" * 4096))) as server,
@@ -334,7 +422,9 @@ def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: py
 
 
 def test_a_stream_of_an_endpoint_that_ignores_stop_texts_is_closed_at_the_first_one() -> None:
-    with endpoint_server(lambda *_: long_stream(event(" tw"), event("o "), event("three"))) as server:
+    with endpoint_server(
+        lambda *_: long_stream(event(" tw"), event("o "), event("three"))
+    ) as server:
         assert streamed(engine_of(server), stops=("two", "three"))[-1] == "one"
 
 
@@ -363,7 +453,9 @@ def test_tokens_of_a_stream_that_ends_early_are_estimated() -> None:
         (completion("12345"), False),
     ],
 )
-def test_tokens_are_estimated_only_if_the_endpoint_can_charge_for_them(reply: Reply, is_estimated: bool) -> None:
+def test_tokens_are_estimated_only_if_the_endpoint_can_charge_for_them(
+    reply: Reply, is_estimated: bool
+) -> None:
     async def read(engine: EndpointChatEngine) -> None:
         with suppress(RequestError):
             async for _ in engine.answers(generation(engine), streaming=False):

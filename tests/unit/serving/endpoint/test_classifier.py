@@ -17,7 +17,15 @@ from serving.engines.model_pool import ClassifierEngine
 from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
 from tailorbird.models.endpoint.client import RetryPolicy
-from tests.endpoint_server import MODEL, Reply, Server, completion, endpoint_server, question, refusal
+from tests.endpoint_server import (
+    MODEL,
+    Reply,
+    Server,
+    completion,
+    endpoint_server,
+    question,
+    refusal,
+)
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 from tests.unit.serving.replica.test_classifier import new_classifier
 
@@ -71,7 +79,9 @@ def test_the_service_answers_without_a_score_if_the_endpoint_has_no_log_probabil
     classifier = new_classifier(monkeypatch)
     with endpoint_server(lambda *_: completion('{"label": "skin"}')) as server:
         classifier._replica.versions.engines = {"champion": engine_of(server)}
-        with TestClient(classifier.__serve_build_asgi_app__(), base_url="http://127.0.0.1") as client:
+        with TestClient(
+            classifier.__serve_build_asgi_app__(), base_url="http://127.0.0.1"
+        ) as client:
             response = client.post("/v1/classify", json={"input": "x", "scores": True})
     assert response.json()["results"] == [{"label": "skin", "score": None, "reported_model": MODEL}]
 
@@ -85,7 +95,10 @@ def test_an_answer_that_names_no_class_is_an_error() -> None:
 
 
 def test_after_a_failure_the_waiting_texts_are_not_sent() -> None:
-    with endpoint_server(lambda *_: refusal(401, "no")) as server, pytest.raises(RequestError, match="failed"):
+    with (
+        endpoint_server(lambda *_: refusal(401, "no")) as server,
+        pytest.raises(RequestError, match="failed"),
+    ):
         predict(engine_of(server, concurrency=1), ["x"] * 20)
     assert len(server.bodies) < 20
 
@@ -123,7 +136,9 @@ def test_a_client_that_leaves_cancels_its_requests(monkeypatch: pytest.MonkeyPat
 FILTERED = Reply(400, json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode())
 
 
-def each(engine: ClassifierEngine, texts: Sequence[str], *, timeout_s: float = 30) -> list[Prediction | RequestError]:
+def each(
+    engine: ClassifierEngine, texts: Sequence[str], *, timeout_s: float = 30
+) -> list[Prediction | RequestError]:
     async def submit() -> list[Prediction | RequestError]:
         assert engine.submit_each is not None
         return list(await engine.submit_each(texts, client="a", timeout_s=timeout_s))
@@ -153,14 +168,18 @@ def test_an_error_of_one_text_leaves_the_answers_of_the_others() -> None:
 
 
 def test_after_a_failure_of_the_endpoint_no_further_text_is_sent_and_the_answers_are_kept() -> None:
-    with endpoint_server(lambda body, number: refusal(401, "no") if number == 1 else label(body)) as server:
+    with endpoint_server(
+        lambda body, number: refusal(401, "no") if number == 1 else label(body)
+    ) as server:
         results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone", "skin"])
     assert [shown(result) for result in results] == ["bone", 502, 502, 502]
     assert len(server.bodies) == 2
 
 
 def test_the_answers_before_a_time_out_are_kept() -> None:
-    with endpoint_server(lambda body, number: Reply(waits=True) if number == 1 else label(body)) as server:
+    with endpoint_server(
+        lambda body, number: Reply(waits=True) if number == 1 else label(body)
+    ) as server:
         results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone"], timeout_s=2)
     assert [shown(result) for result in results] == ["bone", 504, 504]
 

@@ -11,8 +11,14 @@ PROMPTING = Prompting(system="own", shots=(("user", "q"), ("assistant", "a")), m
 
 
 def endpoint_version(url: str, *, classes: tuple[str, ...] = (), **fields: Any) -> ModelVersion:
-    """Return a version whose API key is in the environment variable `VARIABLE`; `fields` are those of `Endpoint`."""
-    endpoint = {"url": url, "model": "m", "api_key": f"env://{VARIABLE}", "reported_model": MODEL} | fields
+    """Return a version whose API key is in the environment variable `VARIABLE`; `fields` are those
+    of `Endpoint`."""
+    endpoint = {
+        "url": url,
+        "model": "m",
+        "api_key": f"env://{VARIABLE}",
+        "reported_model": MODEL,
+    } | fields
     return ModelVersion(
         kind="endpoint_few_shot",
         classes=classes,

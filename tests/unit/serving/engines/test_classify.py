@@ -33,11 +33,17 @@ BY_GROUP = Routing(by="group", column="sex", values=("f",))
 BATCH = 4
 
 
-def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float) -> LoadedClassifier[ModelVersion]:
+def part(
+    tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float
+) -> LoadedClassifier[ModelVersion]:
     """Return a small model with random weights."""
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     model = Classifier(without_pooler(BertModel(config)), torch.nn.Linear(16, len(classes))).eval()
     version = ModelVersion(
@@ -68,7 +74,9 @@ class LoadedHybrid:
 
     def predict(self, rows: Sequence[tuple[str, str | None]]) -> Sequence[Prediction]:
         """Return the predictions of texts with their groups."""
-        model = of_parts(self.version, *(of_loaded(part, batch_size=BATCH) for part in (self.first, self.second)))
+        model = of_parts(
+            self.version, *(of_loaded(part, batch_size=BATCH) for part in (self.first, self.second))
+        )
         return model.answer([InputRow((("user", text),), "row", group) for text, group in rows])
 
     def routed_by(self, routing: Routing) -> "LoadedHybrid":
@@ -85,23 +93,30 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
     first = part(tokenizer, seed=0, classes=("a", "b", "c"), temperature=0.5)
     second = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
     config = hybrid_config(first.version, second=second.version, routing=BY_GROUP)
-    version = ModelVersion(**config.model_dump(), name="task", version="hybrid-1", uri="s3://hybrid-1", digest="3")
+    version = ModelVersion(
+        **config.model_dump(), name="task", version="hybrid-1", uri="s3://hybrid-1", digest="3"
+    )
     return LoadedHybrid(version, first, second)
 
 
 def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | None]]:
-    return hybrid_rows(routing, parse_request(json.dumps(body).encode(), max_texts=100, max_text_bytes=100))
+    return hybrid_rows(
+        routing, parse_request(json.dumps(body).encode(), max_texts=100, max_text_bytes=100)
+    )
 
 
 def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.ndarray) -> None:
-    """Assert that each row is answered by the model in `routed`, with the prediction of that model alone."""
+    """Assert that each row is answered by the model in `routed`, with the prediction of that model
+    alone."""
     texts = [text for text, _ in rows]
     alone = {
         "first": predict_texts(loaded.first, texts, batch_size=BATCH),
         "second": predict_texts(loaded.second, texts, batch_size=BATCH),
     }
     predictions = loaded.predict(rows)
-    assert [prediction.answered_by for prediction in predictions] == ["second" if to else "first" for to in routed]
+    assert [prediction.answered_by for prediction in predictions] == [
+        "second" if to else "first" for to in routed
+    ]
     for number, prediction in enumerate(predictions):
         assert prediction.answered_by is not None
         expected = alone[prediction.answered_by][number]
@@ -110,7 +125,9 @@ def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.n
         np.testing.assert_allclose(prediction.scores, expected.scores, atol=1e-5)
 
 
-generated_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f", "m", "(none)", None])), max_size=12)
+generated_rows = st.lists(
+    st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f", "m", "(none)", None])), max_size=12
+)
 
 
 @given(generated_rows)
@@ -136,24 +153,38 @@ def test_a_cascade_sends_uncertain_texts_to_the_second_part(
 
 
 def test_a_threshold_splits_the_texts_by_confidence(hybrid: LoadedHybrid) -> None:
-    scores = sorted(prediction.score for prediction in predict_texts(hybrid.first, TEXTS, batch_size=BATCH))
+    scores = sorted(
+        prediction.score for prediction in predict_texts(hybrid.first, TEXTS, batch_size=BATCH)
+    )
     routing = Routing(by="cascade", threshold=(scores[2] + scores[3]) / 2)
     predictions = hybrid.routed_by(routing).predict([(text, None) for text in TEXTS])
-    assert sorted(str(prediction.answered_by) for prediction in predictions) == ["first"] * 3 + ["second"] * 3
+    assert (
+        sorted(str(prediction.answered_by) for prediction in predictions)
+        == ["first"] * 3 + ["second"] * 3
+    )
 
 
 def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None:
     warm = hybrid.first
     plain = replace(warm, version=warm.version.model_copy(update={"temperature": 1.0}))
     flat = replace(warm, version=warm.version.model_copy(update={"temperature": 1e9}))
-    labels = [[p.label for p in predict_texts(loaded, TEXTS, batch_size=BATCH)] for loaded in (warm, plain, flat)]
+    labels = [
+        [p.label for p in predict_texts(loaded, TEXTS, batch_size=BATCH)]
+        for loaded in (warm, plain, flat)
+    ]
     assert labels[0] == labels[1] == labels[2]
-    for sure, less in zip(*(predict_texts(m, TEXTS, batch_size=BATCH) for m in (warm, plain)), strict=True):
+    for sure, less in zip(
+        *(predict_texts(m, TEXTS, batch_size=BATCH) for m in (warm, plain)), strict=True
+    ):
         assert sure.score > less.score
-        assert sure.score == pytest.approx(less.scores.max() ** 2 / (less.scores**2).sum(), abs=1e-5)
+        assert sure.score == pytest.approx(
+            less.scores.max() ** 2 / (less.scores**2).sum(), abs=1e-5
+        )
 
 
-def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(hybrid: LoadedHybrid) -> None:
+def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(
+    hybrid: LoadedHybrid,
+) -> None:
     plain = hybrid.first
     before = predict_texts(plain, TEXTS, batch_size=BATCH)
     assert {prediction.is_most_probable for prediction in before} == {True}
@@ -169,12 +200,16 @@ def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(hybrid: L
     assert "most_probable" not in _result(before[0], version=plain.version)
     evaluated = label_rows(decided, TEXTS)
     assert list(evaluated.outputs) == [prediction.label for prediction in after]
-    np.testing.assert_allclose(evaluated.calibrated, [prediction.score for prediction in after], rtol=1e-6)
+    np.testing.assert_allclose(
+        evaluated.calibrated, [prediction.score for prediction in after], rtol=1e-6
+    )
 
 
 def label_rows(loaded: Any, texts: list[str]) -> Predictions:
     """Return the predictions of the evaluation."""
-    return _predict_labels(loaded, Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts)))
+    return _predict_labels(
+        loaded, Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts))
+    )
 
 
 def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: LoadedHybrid) -> None:
@@ -204,6 +239,6 @@ def test_each_text_gets_its_routing_value(attributes: Any, values: list[str | No
 
 
 def test_a_cascade_ignores_attributes() -> None:
-    assert rows_of(Routing(by="cascade", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}) == [
-        ("one", None)
-    ]
+    assert rows_of(
+        Routing(by="cascade", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}
+    ) == [("one", None)]

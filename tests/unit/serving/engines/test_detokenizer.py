@@ -1,4 +1,5 @@
-"""Incremental detokenization gives the text of all tokens, at a cost that does not depend on the answer's length."""
+"""Incremental detokenization gives the text of all tokens, at a cost that does not depend on the
+answer's length."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,22 +22,31 @@ CORPUS = (
 
 
 def byte_level() -> Any:
-    """Return a byte-level BPE tokenizer, as of GPT-2, Llama 3 or SmolLM2, with a token for each byte."""
+    """Return a byte-level BPE tokenizer, as of GPT-2, Llama 3 or SmolLM2, with a token for each
+    byte."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=340, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
 
 
 def with_prefix_spaces() -> Any:
-    """Return a tokenizer that writes spaces as `▁` and drops the first one of a text, as of Llama 2."""
+    """Return a tokenizer that writes spaces as `▁` and drops the first one of a text, as of Llama
+    2."""
     words = ("▁the", "▁cat", "s", "at", "▁", "é", "日本", "</s>")
-    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="▁"))
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    inner = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="▁")
+    )
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
 
 
@@ -58,7 +68,10 @@ class Counting:
 
 def pieces_of(tokenizer: Any, pieces: Sequence[Sequence[int]]) -> list[str]:
     detokenizer = IncrementalDetokenizer(tokenizer)
-    return [detokenizer.add(piece, ended=number == len(pieces)) for number, piece in enumerate(pieces, start=1)]
+    return [
+        detokenizer.add(piece, ended=number == len(pieces))
+        for number, piece in enumerate(pieces, start=1)
+    ]
 
 
 def whole(tokenizer: Any, pieces: Sequence[Sequence[int]]) -> str:
@@ -67,7 +80,9 @@ def whole(tokenizer: Any, pieces: Sequence[Sequence[int]]) -> str:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
-def test_the_joined_pieces_of_random_tokens_are_the_text_of_all_tokens(name: str, data: st.DataObject) -> None:
+def test_the_joined_pieces_of_random_tokens_are_the_text_of_all_tokens(
+    name: str, data: st.DataObject
+) -> None:
     tokenizer = TOKENIZERS[name]
     token = st.integers(min_value=0, max_value=len(tokenizer) - 1)
     pieces = data.draw(st.lists(st.lists(token, max_size=5), min_size=1, max_size=80))
@@ -75,7 +90,9 @@ def test_the_joined_pieces_of_random_tokens_are_the_text_of_all_tokens(name: str
 
 
 @given(data=st.data())
-def test_invalid_bytes_are_the_same_replacement_characters_as_in_the_whole_text(data: st.DataObject) -> None:
+def test_invalid_bytes_are_the_same_replacement_characters_as_in_the_whole_text(
+    data: st.DataObject,
+) -> None:
     tokenizer = TOKENIZERS["byte level"]
     parts = [token for text in ("é", "語", "🙂", "a") for token in tokenizer(text)["input_ids"]]
     single = [token for token in range(len(tokenizer)) if tokenizer.decode([token]) == "\ufffd"]

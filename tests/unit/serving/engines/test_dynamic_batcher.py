@@ -15,7 +15,8 @@ CLIENT_COST = 3
 
 
 class Model:
-    """A model that doubles numbers and records its batches. Each batch waits for the semaphore `gate`.
+    """A model that doubles numbers and records its batches. Each batch waits for the semaphore
+    `gate`.
 
     It answers the first `max_pass` rows that it is offered.
     """
@@ -34,7 +35,9 @@ class Model:
         self.gate.acquire()
         if -1 in rows:
             raise ValueError("row -1")
-        return PassResult({index: 2 * row for index, row in enumerate(rows[: self.max_pass])}, [1.0] * len(rows))
+        return PassResult(
+            {index: 2 * row for index, row in enumerate(rows[: self.max_pass])}, [1.0] * len(rows)
+        )
 
     async def wait_started(self) -> None:
         await asyncio.to_thread(self.started.acquire)
@@ -130,7 +133,10 @@ def test_requests_that_fail_take_turns_like_others() -> None:
         model.gate.release(9)
         assert await first == [0]
         assert await asyncio.gather(*good) == [[2], [4]]
-        assert all(isinstance(each, ValueError) for each in await asyncio.gather(*failing, return_exceptions=True))
+        assert all(
+            isinstance(each, ValueError)
+            for each in await asyncio.gather(*failing, return_exceptions=True)
+        )
         assert model.batches == [[0], [-1], [1], [-1], [2], [-1]]
 
     _run(scenario, max_rows=1)
@@ -227,7 +233,9 @@ def _run(
 
     async def bounded(executor: ThreadPoolExecutor) -> None:
         window = Window(max_rows, 1000, 1000, CLIENT_COST)
-        batcher = DynamicBatcher(model.run, executor=executor, window=window, full_rows=max_rows, linger_s=linger_s)
+        batcher = DynamicBatcher(
+            model.run, executor=executor, window=window, full_rows=max_rows, linger_s=linger_s
+        )
         await asyncio.wait_for(scenario(batcher, model), 30)
 
     with ThreadPoolExecutor(1) as executor:

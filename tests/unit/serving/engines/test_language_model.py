@@ -25,7 +25,9 @@ def index_of(questions: tuple[str, ...] = QUESTIONS) -> RetrievalIndex:
 
 
 def engine_of(*, max_prompt_tokens: int = 200, max_length: int = 256) -> FakeEngine:
-    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="0" * 64)
+    retrieval = Retrieval(
+        num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="0" * 64
+    )
     prompting = Prompting(system="s", max_new_tokens=8, retrieval=retrieval)
     engine = FakeEngine("", prompting=prompting, index=index_of())
     engine.max_length = max_length
@@ -38,7 +40,9 @@ def shown(engine: LanguageModelEngine, text: str, *, max_new_tokens: int = 8) ->
 
 
 def test_the_nearest_training_rows_are_in_the_prompt_and_the_nearest_is_last() -> None:
-    assert shown(engine_of(), "green leafs") == f"<system>s</s>{SHOWN}<user>green leafs</s><assistant>"
+    assert (
+        shown(engine_of(), "green leafs") == f"<system>s</s>{SHOWN}<user>green leafs</s><assistant>"
+    )
 
 
 def test_examples_that_leave_no_room_for_the_answer_are_omitted() -> None:
@@ -70,7 +74,9 @@ class RecordingTokenizer:
 class LikelyEngine(FakeEngine):
     """An engine that reports each token as certain."""
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+    async def generate(
+        self, generation: Generation
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
         assert generation.likelihoods is not None
         generation.likelihoods.add(Likelihood(token, 0.0, ((token, 0.0),)) for token in self.tokens)
         yield self.tokens, True

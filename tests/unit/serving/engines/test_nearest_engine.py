@@ -51,7 +51,9 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer, li
     return answer, prompt, [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
 
 
-def test_the_answer_of_the_nearest_row_is_unchanged_even_above_the_limit_of_generated_answers() -> None:
+def test_the_answer_of_the_nearest_row_is_unchanged_even_above_the_limit_of_generated_answers() -> (
+    None
+):
     answer, prompt, _ = answer_of("blue skies")
     assert answer == PartialAnswer("Blue\u2014as ever!", 13, "stop", prompt.similarity)
     assert (len(prompt), 0 < prompt.similarity < 1) == (10, True)
@@ -75,8 +77,15 @@ def test_max_tokens_and_stop_texts_apply_and_the_stream_equals_the_answer(
     answer, prompt, events = answer_of("green leaf", **fields)
     assert answer == expected._replace(confidence=prompt.similarity)
     *chunks, usage = events
-    assert [chunk["choices"][0].get("confidence") for chunk in chunks] == [None, None, prompt.similarity]
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected.text
+    assert [chunk["choices"][0].get("confidence") for chunk in chunks] == [
+        None,
+        None,
+        prompt.similarity,
+    ]
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        == expected.text
+    )
     assert chunks[-1]["choices"][0]["finish_reason"] == expected.finish_reason
     assert usage["usage"]["prompt_tokens"] == len(prompt) == 10
     assert usage["usage"]["completion_tokens"] == expected.num_tokens
@@ -87,7 +96,9 @@ def test_a_conversation_can_be_longer_than_any_context() -> None:
 
 
 def test_a_request_cannot_set_the_format_of_a_stored_answer() -> None:
-    with pytest.raises(RequestError, match="returns stored answers, whose format cannot be set") as caught:
+    with pytest.raises(
+        RequestError, match="returns stored answers, whose format cannot be set"
+    ) as caught:
         answer_of("blue sky", response_format={"type": "json_object"})
     assert (caught.value.status, caught.value.param) == (400, "response_format")
     assert answer_of("blue sky", response_format={"type": "text"})[0].text == ANSWERS["blue sky"]

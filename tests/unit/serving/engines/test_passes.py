@@ -19,7 +19,9 @@ def test_a_pass_has_at_most_the_maximum_number_of_tokens_and_rows() -> None:
 
 
 def test_a_row_larger_than_a_pass_is_a_pass_of_its_own() -> None:
-    assert first_pass([500, 500, 5], max_rows=8, costs=COSTS, max_tokens=COSTS.share).tolist() == [0]
+    assert first_pass([500, 500, 5], max_rows=8, costs=COSTS, max_tokens=COSTS.share).tolist() == [
+        0
+    ]
 
 
 def test_passes_are_larger_on_a_gpu_and_smaller_while_clients_share_the_model() -> None:
@@ -28,6 +30,9 @@ def test_passes_are_larger_on_a_gpu_and_smaller_while_clients_share_the_model() 
     for costs in (CPU, GPU):
         assert costs.fixed < costs.share < costs.alone
     lengths = [12] * 64
-    sizes = [len(first_pass(lengths, max_rows=64, costs=CPU, max_tokens=size)) for size in (CPU.alone, CPU.share)]
+    sizes = [
+        len(first_pass(lengths, max_rows=64, costs=CPU, max_tokens=size))
+        for size in (CPU.alone, CPU.share)
+    ]
     assert sizes[0] == 64
     assert sizes[1] < 64

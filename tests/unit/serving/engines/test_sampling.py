@@ -15,18 +15,23 @@ def shares(*, temperature: float, top_p: float) -> list[float]:
     """Return the share of each token for evenly spaced random numbers."""
     uniforms = (np.arange(4000) + 0.5) / 4000
     sampled = [
-        sample_token(LOGITS, temperature=temperature, top_p=top_p, uniform=float(uniform)) for uniform in uniforms
+        sample_token(LOGITS, temperature=temperature, top_p=top_p, uniform=float(uniform))
+        for uniform in uniforms
     ]
     return [sampled.count(token) / len(sampled) for token in range(4)]
 
 
 def test_tokens_are_sampled_with_their_probabilities() -> None:
-    np.testing.assert_allclose(shares(temperature=1.0, top_p=1.0), [0.5, 0.125, 0.25, 0.125], atol=1e-3)
+    np.testing.assert_allclose(
+        shares(temperature=1.0, top_p=1.0), [0.5, 0.125, 0.25, 0.125], atol=1e-3
+    )
 
 
 def test_a_low_temperature_sharpens_the_distribution() -> None:
     squares = np.array([0.5, 0.125, 0.25, 0.125]) ** 2
-    np.testing.assert_allclose(shares(temperature=0.5, top_p=1.0), squares / squares.sum(), atol=1e-3)
+    np.testing.assert_allclose(
+        shares(temperature=0.5, top_p=1.0), squares / squares.sum(), atol=1e-3
+    )
     assert shares(temperature=0.001, top_p=1.0) == [1.0, 0.0, 0.0, 0.0]
 
 
@@ -38,7 +43,8 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
 def test_top_p_can_include_more_tokens_than_the_first_search() -> None:
     flat = torch.zeros(4 * NUM_LIKELY)
     sampled = {
-        sample_token(flat, temperature=1.0, top_p=0.5, uniform=(index + 0.5) / len(flat)) for index in range(len(flat))
+        sample_token(flat, temperature=1.0, top_p=0.5, uniform=(index + 0.5) / len(flat))
+        for index in range(len(flat))
     }
     assert len(sampled) == 2 * NUM_LIKELY
 
@@ -46,7 +52,9 @@ def test_top_p_can_include_more_tokens_than_the_first_search() -> None:
 def test_extreme_random_numbers_give_tokens_with_positive_probability() -> None:
     logits = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf])
     assert sample_token(logits, temperature=1.0, top_p=1.0, uniform=0.0) == 1
-    assert sample_token(logits, temperature=1.0, top_p=1.0, uniform=float(np.nextafter(1.0, 0.0))) == 2
+    assert (
+        sample_token(logits, temperature=1.0, top_p=1.0, uniform=float(np.nextafter(1.0, 0.0))) == 2
+    )
 
 
 def sampled_tokens(*options: dict[str, Any]) -> list[int]:

@@ -41,7 +41,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     BertModel(config).save_pretrained(folder)
     return folder
@@ -49,7 +53,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
-    """Return probes and adapters, each without and with a bag of words, with different classes and lengths."""
+    """Return probes and adapters, each without and with a bag of words, with different classes and
+    lengths."""
     return {name: make_version(base, tmp_path_factory.mktemp(name), name=name) for name in KINDS}
 
 
@@ -102,7 +107,9 @@ def add(encoder: SharedEncoder, version: ModelVersion) -> LoadedClassifier[Model
     return encoder.add(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
 
 
-def predict(encoder: SharedEncoder, rows: Sequence[tuple[LoadedClassifier[ModelVersion], str]]) -> list[Prediction]:
+def predict(
+    encoder: SharedEncoder, rows: Sequence[tuple[LoadedClassifier[ModelVersion], str]]
+) -> list[Prediction]:
     text_rows = [TextRow(loaded, text) for loaded, text in rows]
     tokenize(text_rows)
     tokens = [row.tokens or [] for row in text_rows]
@@ -121,8 +128,12 @@ def alone(version: ModelVersion, base: Path) -> list[Prediction]:
 
 
 def assert_same(predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
-    assert [prediction.label for prediction in predictions] == [prediction.label for prediction in expected]
-    np.testing.assert_allclose([p.scores for p in predictions], [p.scores for p in expected], atol=1e-5)
+    assert [prediction.label for prediction in predictions] == [
+        prediction.label for prediction in expected
+    ]
+    np.testing.assert_allclose(
+        [p.scores for p in predictions], [p.scores for p in expected], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", list(KINDS))
@@ -145,7 +156,10 @@ def test_rows_of_a_mixed_batch_get_the_predictions_of_their_versions(
 def test_the_base_weights_are_loaded_once(shared: Shared) -> None:
     models = [loaded.model for loaded in shared.loaded.values() if loaded.model is not None]
     assert len(models) == len(KINDS)
-    assert all({name for name, _ in model.named_parameters()} == {"head.weight", "head.bias"} for model in models)
+    assert all(
+        {name for name, _ in model.named_parameters()} == {"head.weight", "head.bias"}
+        for model in models
+    )
 
 
 def test_removing_a_version_removes_its_adapter_and_keeps_the_others(
@@ -160,7 +174,9 @@ def test_removing_a_version_removes_its_adapter_and_keeps_the_others(
             assert_same(predict(shared.encoder, rows), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
     again = add(shared.encoder, versions["b"])
-    assert_same(predict(shared.encoder, [(again, text) for text in TEXTS]), alone(versions["b"], base))
+    assert_same(
+        predict(shared.encoder, [(again, text) for text in TEXTS]), alone(versions["b"], base)
+    )
 
 
 def test_an_incomplete_adapter_is_refused_and_leaves_nothing(
@@ -205,7 +221,9 @@ def test_a_version_that_is_added_again_before_its_removal_still_predicts(
     assert_same(predict(shared.encoder, rows), alone(versions["b"], base))
 
 
-def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:
+def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(
+    versions: dict[str, ModelVersion],
+) -> None:
     assert versions["a"].shares_base
     assert not versions["a"].model_copy(update={"kind": "full"}).shares_base
     assert not versions["e"].model_copy(update={"kind": "full_bag"}).shares_base

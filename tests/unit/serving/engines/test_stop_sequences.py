@@ -41,7 +41,9 @@ def test_an_incomplete_character_is_held_back() -> None:
 
 
 @given(LETTERS, STOPS)
-def test_each_result_starts_with_the_previous_one_and_the_last_equals_the_whole(text: str, stops: list[str]) -> None:
+def test_each_result_starts_with_the_previous_one_and_the_last_equals_the_whole(
+    text: str, stops: list[str]
+) -> None:
     whole = visible_text(text, stops=stops, ended=True)
     before = ""
     for size in range(len(text) + 1):

@@ -34,7 +34,9 @@ class Tokenizer:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def __call__(self, texts: list[str], *, max_length: int, **_options: Any) -> dict[str, list[list[int]]]:
+    def __call__(
+        self, texts: list[str], *, max_length: int, **_options: Any
+    ) -> dict[str, list[list[int]]]:
         self.texts += texts
         return {"input_ids": [[1] * min(len(text.split()), max_length) for text in texts]}
 
@@ -65,7 +67,9 @@ def run(rows: list[TextRow], *, max_tokens: int = COSTS.alone) -> list[str]:
 
 def test_an_estimate_grows_with_the_text_up_to_the_models_length() -> None:
     assert estimated_length("", max_length=64) > 0
-    assert estimated_length("word " * 10, max_length=64) < estimated_length("word " * 20, max_length=64)
+    assert estimated_length("word " * 10, max_length=64) < estimated_length(
+        "word " * 20, max_length=64
+    )
     assert estimated_length("word " * 1000, max_length=64) == 64
     assert estimated_length("你好" * 20, max_length=64) > estimated_length("ab" * 20, max_length=64)
     assert num_bytes("é\ud800") == 5
@@ -110,12 +114,16 @@ def test_texts_of_similar_length_share_a_pass_up_to_its_size() -> None:
 
 def test_long_texts_are_tokenized_a_few_at_a_time_and_only_once() -> None:
     model = loaded()
-    rows = [TextRow(model, "word " * (COSTS.tokenized_bytes // 10)) for _ in range(5)]  # half of the limit each
+    rows = [
+        TextRow(model, "word " * (COSTS.tokenized_bytes // 10)) for _ in range(5)
+    ]  # half of the limit each
     run(rows)
     assert len(model.tokenizer.texts) == 2
     run(rows)
     assert len(model.tokenizer.texts) == 4
-    run([TextRow(model, "word " * COSTS.tokenized_bytes)])  # a text over the limit is tokenized alone
+    run(
+        [TextRow(model, "word " * COSTS.tokenized_bytes)]
+    )  # a text over the limit is tokenized alone
     assert len(model.tokenizer.texts) == 5
 
 
@@ -124,7 +132,9 @@ def test_a_bag_of_words_needs_no_tokens(count: int) -> None:
     assert len(run([TextRow(loaded(model=None, bag="bag"), "a b") for _ in range(count)])) == count
 
 
-@pytest.mark.parametrize(("costs", "num_passes"), [(GPU, 1), (GPU._replace(tokenized_bytes=CPU.tokenized_bytes), 8)])
+@pytest.mark.parametrize(
+    ("costs", "num_passes"), [(GPU, 1), (GPU._replace(tokenized_bytes=CPU.tokenized_bytes), 8)]
+)
 def test_sixty_four_long_texts_need_one_pass_on_a_gpu_because_more_bytes_are_tokenized_before_it(
     costs: PassCosts, num_passes: int
 ) -> None:
@@ -137,6 +147,10 @@ def test_sixty_four_long_texts_need_one_pass_on_a_gpu_because_more_bytes_are_tok
 
     while rows:
         offered = rows[: PASSES * 64]
-        done = run_pass(offered, predict=predict, batch_size=64, costs=costs, max_tokens=costs.alone)
-        rows = [row for position, row in enumerate(offered) if position not in done.results] + rows[len(offered) :]
+        done = run_pass(
+            offered, predict=predict, batch_size=64, costs=costs, max_tokens=costs.alone
+        )
+        rows = [row for position, row in enumerate(offered) if position not in done.results] + rows[
+            len(offered) :
+        ]
     assert len(sizes) == num_passes

@@ -46,7 +46,11 @@ def shared() -> Iterator[TransformersEngine]:
 
 
 async def tokens(
-    generator: LanguageModelEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
+    generator: LanguageModelEngine,
+    prompt: list[int],
+    *,
+    sampling: Sampling = GREEDY,
+    streaming: bool = True,
 ) -> list[list[int]]:
     """Return the pieces of an answer."""
     generating = generator.generate(Generation(prompt, LIMIT, sampling, streaming=streaming))
@@ -55,13 +59,16 @@ async def tokens(
             return [new_tokens async for new_tokens, _ in generating]
 
 
-async def answer_tokens(generator: LanguageModelEngine, prompt: list[int], **options: Any) -> list[int]:
+async def answer_tokens(
+    generator: LanguageModelEngine, prompt: list[int], **options: Any
+) -> list[int]:
     """Return the tokens of an answer."""
     return sum(await tokens(generator, prompt, **options), list[int]())
 
 
 async def check_unload(make: Callable[[], LanguageModelEngine]) -> None:
-    """Unload an engine during an answer, and check that the answer is finished. `make` runs in the event loop."""
+    """Unload an engine during an answer, and check that the answer is finished. `make` runs in the
+    event loop."""
     old = make()
     answering = asyncio.create_task(tokens(old, PROMPTS[0]))
     while not old.num_active:
@@ -87,7 +94,9 @@ def test_greedy_answers_equal_those_of_the_evaluation(shared: TransformersEngine
     lm = language_model()
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
-        answers = asyncio.run(together(*[answer_tokens(shared, prompt, streaming=streaming) for prompt in PROMPTS]))
+        answers = asyncio.run(
+            together(*[answer_tokens(shared, prompt, streaming=streaming) for prompt in PROMPTS])
+        )
         for answered, answer in zip(answers, expected, strict=True):
             assert [token for token in answered if token != TOKENIZER.eos_token_id] == answer.tokens
 
@@ -103,7 +112,12 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(shared: TransformersE
     alone = asyncio.run(answer_tokens(shared, PROMPTS[1], sampling=warm))
     others = [warm._replace(seed=seed) for seed in range(6)]
     answers = asyncio.run(
-        together(*[answer_tokens(shared, PROMPTS[1], sampling=sampling) for sampling in [warm, *others, GREEDY]])
+        together(
+            *[
+                answer_tokens(shared, PROMPTS[1], sampling=sampling)
+                for sampling in [warm, *others, GREEDY]
+            ]
+        )
     )
     assert answers[0] == alone == answers[6]
     assert len({tuple(answer) for answer in answers}) == 7
@@ -158,7 +172,10 @@ def test_the_reason_of_a_failed_pass_is_the_cause_of_the_error_and_not_in_its_me
     monkeypatch.setattr(lm, "forward", fail)
     with pytest.raises(RequestError) as caught:
         asyncio.run(tokens(broken, PROMPTS[0]))
-    assert (caught.value.status, caught.value.message) == (500, "the engine failed; see the replica's log")
+    assert (caught.value.status, caught.value.message) == (
+        500,
+        "the engine failed; see the replica's log",
+    )
     assert "out of memory for s3://models/task" in caught.value.reason
     broken._manager.destroy()
 
@@ -168,7 +185,8 @@ def test_the_maximum_length_is_the_models_number_of_positions(shared: Transforme
 
 
 async def check_logprobs(generator: LanguageModelEngine, expected: Sequence[Answer]) -> None:
-    """Check the log-probabilities of the greedy answers to `PROMPTS`, and of the second most likely tokens."""
+    """Check the log-probabilities of the greedy answers to `PROMPTS`, and of the second most likely
+    tokens."""
 
     async def answer(prompt: list[int]) -> Likelihoods:
         likelihoods = Likelihoods(2)
@@ -180,8 +198,12 @@ async def check_logprobs(generator: LanguageModelEngine, expected: Sequence[Answ
         return likelihoods
 
     for likelihoods, evaluated in zip(await together(*map(answer, PROMPTS)), expected, strict=True):
-        assert [token.logprob for token in likelihoods.tokens] == pytest.approx(evaluated.logprobs, abs=1e-3)
-        assert [token.token for token in likelihoods.tokens][: len(evaluated.tokens)] == evaluated.tokens
+        assert [token.logprob for token in likelihoods.tokens] == pytest.approx(
+            evaluated.logprobs, abs=1e-3
+        )
+        assert [token.token for token in likelihoods.tokens][
+            : len(evaluated.tokens)
+        ] == evaluated.tokens
         for token in likelihoods.tokens:
             (first, second) = token.most_likely
             assert first == (token.token, token.logprob)
@@ -189,12 +211,16 @@ async def check_logprobs(generator: LanguageModelEngine, expected: Sequence[Answ
 
 
 def test_log_probabilities_equal_those_of_the_evaluation(shared: TransformersEngine) -> None:
-    expected = answer_prompts(language_model(), PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
+    expected = answer_prompts(
+        language_model(), PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id
+    )
     asyncio.run(check_logprobs(shared, expected))
     assert not shared._sampler.recorded
 
 
-def test_log_probabilities_of_sampled_tokens_are_those_of_the_model(shared: TransformersEngine) -> None:
+def test_log_probabilities_of_sampled_tokens_are_those_of_the_model(
+    shared: TransformersEngine,
+) -> None:
     recorded = Likelihoods(0)
     warm = Sampling(temperature=3.0, top_p=1.0, seed=1)
 
@@ -209,12 +235,16 @@ def test_log_probabilities_of_sampled_tokens_are_those_of_the_model(shared: Tran
         logits = lm(torch.tensor([PROMPTS[0] + generated])).logits[0, len(PROMPTS[0]) - 1 : -1]
     expected = torch.log_softmax(logits, dim=-1)[torch.arange(len(generated)), generated]
     assert [token.token for token in recorded.tokens] == generated
-    assert [token.logprob for token in recorded.tokens] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert [token.logprob for token in recorded.tokens] == pytest.approx(
+        expected.tolist(), abs=1e-4
+    )
     assert {token.most_likely for token in recorded.tokens} == {()}
 
 
 @pytest.mark.parametrize(("num_gpus", "share"), [(0.25, CACHE_SHARE / 4), (1, CACHE_SHARE)])
-def test_the_cache_leaves_gpu_memory_for_another_version_and_other_replicas(num_gpus: float, share: float) -> None:
+def test_the_cache_leaves_gpu_memory_for_another_version_and_other_replicas(
+    num_gpus: float, share: float
+) -> None:
     from tailorbird.models.generation import batching_config
 
     assert batching_config("cuda", **cache_options(num_gpus)).max_memory_percent == share

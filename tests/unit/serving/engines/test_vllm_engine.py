@@ -24,14 +24,26 @@ from serving.batch_jobs.vllm_model import VllmModel
 from serving.engines import vllm_engine, vllm_server
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import Generation, Likelihood
-from serving.engines.vllm_engine import EngineNotInstalled, VllmEngine, VllmPool, server_options, version_files
+from serving.engines.vllm_engine import (
+    EngineNotInstalled,
+    VllmEngine,
+    VllmPool,
+    server_options,
+    version_files,
+)
 from serving.http.schemas import RequestError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.generation import Answer, answer_prompts
 from tailorbird.models.loading import LoadedChat
 from tailorbird.models.lora import add_adapter
 from tailorbird.registry.kinds import Kind
-from tailorbird.registry.versions import ModelVersion, Prompting, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    Prompting,
+    VersionConfig,
+    register,
+    write_config,
+)
 from tests.loaded import load_model
 from tests.small_chat import language_model, save
 from tests.unit.serving.engines.test_transformers_engine import (
@@ -45,7 +57,9 @@ from tests.unit.serving.engines.test_transformers_engine import (
     tokens,
 )
 
-needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+needs_vllm = pytest.mark.skipif(
+    not importlib.util.find_spec("vllm"), reason="vLLM is not installed"
+)
 ROOT = Path(__file__).parents[4]
 WIDTH = 128  # heads of size 32, the smallest that vLLM supports
 
@@ -63,7 +77,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
-    """Return registered versions: a baseline, two adapters of different ranks, and one with weights of its own."""
+    """Return registered versions: a baseline, two adapters of different ranks, and one with weights
+    of its own."""
     task_uri = tmp_path_factory.mktemp("registry").as_uri() + "/toy"
     kinds: tuple[tuple[str, Kind, int], ...] = (
         ("prompt", "zero_shot", 0),
@@ -72,12 +87,16 @@ def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         ("full", "full", 0),
     )
     return {
-        name: registered_version(base, tmp_path_factory.mktemp(name), kind=kind, rank=rank, task_uri=task_uri)
+        name: registered_version(
+            base, tmp_path_factory.mktemp(name), kind=kind, rank=rank, task_uri=task_uri
+        )
         for name, kind, rank in kinds
     }
 
 
-def registered_version(base: Path, folder: Path, *, kind: Kind, rank: int, task_uri: str) -> ModelVersion:
+def registered_version(
+    base: Path, folder: Path, *, kind: Kind, rank: int, task_uri: str
+) -> ModelVersion:
     """Return a registered version with random weights."""
     lm: Any = language_model(width=WIDTH)
     generator = torch.Generator().manual_seed(rank)
@@ -122,7 +141,9 @@ def loop() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def in_ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    ray.init(
+        num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}
+    )
     yield
     ray.shutdown()
 
@@ -149,11 +170,15 @@ def unfinished(server: Any) -> bool:
 
 
 async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    return list(await asyncio.gather(*[answer_tokens(engine, prompt, **options) for prompt in prompts]))
+    return list(
+        await asyncio.gather(*[answer_tokens(engine, prompt, **options) for prompt in prompts])
+    )
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("vllm")), reason="vLLM is installed")
-def test_without_vllm_the_error_gives_the_install_command(versions: dict[str, ModelVersion]) -> None:
+def test_without_vllm_the_error_gives_the_install_command(
+    versions: dict[str, ModelVersion],
+) -> None:
     with pytest.raises(EngineNotInstalled, match=r"pip install --editable '\.\[gpu\]'"):
         load(VllmPool(CONFIG), versions["full"])
 
@@ -162,7 +187,9 @@ def check_answers(engine: VllmEngine, loop: asyncio.Runner, *, streaming: bool =
     """Check that the engine answers as its version did in the evaluation."""
     answers = loop.run(together(engine, PROMPTS, streaming=streaming))
     for tokens_of_answer, answer in zip(answers, expected(engine.version), strict=True):
-        assert [token for token in tokens_of_answer if token != TOKENIZER.eos_token_id] == answer.tokens
+        assert [
+            token for token in tokens_of_answer if token != TOKENIZER.eos_token_id
+        ] == answer.tokens
         assert (tokens_of_answer[-1] == engine.end_id) == answer.finished
 
 
@@ -177,7 +204,9 @@ def test_greedy_answers_equal_those_of_the_evaluation(
 
 
 @needs_vllm
-def test_log_probabilities_equal_those_of_the_evaluation(engine: VllmEngine, loop: asyncio.Runner) -> None:
+def test_log_probabilities_equal_those_of_the_evaluation(
+    engine: VllmEngine, loop: asyncio.Runner
+) -> None:
     loop.run(check_logprobs(engine, expected(engine.version)))
 
 
@@ -195,7 +224,9 @@ def test_versions_on_one_base_model_share_a_server_and_give_their_own_answers(
     answers = loop.run(all_at_once())
     for each, answered in zip((engine, *others), answers, strict=True):
         wanted = [answer.tokens for answer in expected(each.version)]
-        assert [[token for token in answer if token != engine.end_id] for answer in answered] == wanted
+        assert [
+            [token for token in answer if token != engine.end_id] for answer in answered
+        ] == wanted
     assert answers[1] == answers[3]
     assert len({str(answer) for answer in answers}) == 3
     for other in others:
@@ -222,7 +253,9 @@ def test_merged_adapters_and_other_weights_have_servers_of_their_own(
 
 
 @needs_vllm
-def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: VllmEngine, loop: asyncio.Runner) -> None:
+def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(
+    engine: VllmEngine, loop: asyncio.Runner
+) -> None:
     warm = Sampling(temperature=1.5, top_p=0.9, seed=2**64 - 5)
     alone = loop.run(answer_tokens(engine, PROMPTS[1], sampling=warm))
     answers = loop.run(together(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[2]], sampling=warm))
@@ -277,7 +310,10 @@ def test_a_killed_engine_is_reported_and_leaves_no_process(
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(RequestError) as caught:
             await answering
-        assert caught.value.status in (500, 503)  # 500 if the server has not yet detected that its engine ended
+        assert caught.value.status in (
+            500,
+            503,
+        )  # 500 if the server has not yet detected that its engine ended
         while engine.running:
             await asyncio.sleep(0.1)
         with pytest.raises(RequestError) as caught:
@@ -291,12 +327,16 @@ def test_a_killed_engine_is_reported_and_leaves_no_process(
     assert shared_memory() - before
     again.end()
     assert not shared_memory() - before
-    ended, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    ended, left = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20
+    )
     assert not left, ended
 
 
 @needs_vllm
-def test_a_batch_has_the_answers_and_the_confidence_of_the_evaluation(versions: dict[str, ModelVersion]) -> None:
+def test_a_batch_has_the_answers_and_the_confidence_of_the_evaluation(
+    versions: dict[str, ModelVersion],
+) -> None:
     for name in ("a", "full"):
         model = VllmModel(versions[name], config=CONFIG)
         for answer, wanted in zip(model.answer(PROMPTS), expected(versions[name]), strict=True):
@@ -337,7 +377,10 @@ def test_log_probabilities_are_read_from_token_ids() -> None:
     logprobs = {
         "tokens": ["token_id:7", "token_id:1"],
         "token_logprobs": [-0.5, -0.1],
-        "top_logprobs": [{"token_id:9": -1.5, "token_id:7": -0.5}, {"token_id:1": -0.1, "token_id:3": -4.0}],
+        "top_logprobs": [
+            {"token_id:9": -1.5, "token_id:7": -0.5},
+            {"token_id:1": -0.1, "token_id:3": -4.0},
+        ],
     }
     choice = {"token_ids": [7, 1], "finish_reason": "stop", "logprobs": logprobs}
     delta = vllm_server._token_delta([f"data: {json.dumps({'choices': [choice]})}\n\n"])
@@ -349,10 +392,15 @@ def test_log_probabilities_are_read_from_token_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "options", "most"), [(1, {}, 2), (0.5, {}, 2), (8, {}, 2), (1, {"gpu_memory_utilization": 0.85}, 1)]
+    ("gpus", "options", "most"),
+    [(1, {}, 2), (0.5, {}, 2), (8, {}, 2), (1, {"gpu_memory_utilization": 0.85}, 1)],
 )
 def test_a_gpu_has_room_for_two_servers_unless_the_recipe_gives_one_more_memory(
-    monkeypatch: pytest.MonkeyPatch, versions: dict[str, ModelVersion], gpus: float, options: dict[str, Any], most: int
+    monkeypatch: pytest.MonkeyPatch,
+    versions: dict[str, ModelVersion],
+    gpus: float,
+    options: dict[str, Any],
+    most: int,
 ) -> None:
     monkeypatch.setattr(vllm_engine, "SHUTDOWN_S", 0)
     config = CONFIG.model_copy(update={"gpus_per_replica": gpus, "vllm": options})
@@ -367,23 +415,40 @@ def test_a_gpu_has_room_for_two_servers_unless_the_recipe_gives_one_more_memory(
         pool._wait_for_capacity(server)
 
 
-def test_the_options_of_a_gpu_server_use_all_gpus_of_the_replica(versions: dict[str, ModelVersion]) -> None:
-    config = ServingConfig(engine="vllm", gpus_per_replica=4, vllm={"quantization": "fp8", "max_model_len": 4096})
+def test_the_options_of_a_gpu_server_use_all_gpus_of_the_replica(
+    versions: dict[str, ModelVersion],
+) -> None:
+    config = ServingConfig(
+        engine="vllm", gpus_per_replica=4, vllm={"quantization": "fp8", "max_model_len": 4096}
+    )
     files = version_files(versions["a"], merge_adapters=False)
     options = server_options(files, config=config, folder=files.base)
     kwargs = options.engine_kwargs()
-    assert (kwargs["tensor_parallel_size"], kwargs["gpu_memory_utilization"]) == (4, vllm_engine.GPU_SHARE)
-    assert (kwargs["quantization"], kwargs["max_model_len"], kwargs["max_num_seqs"]) == ("fp8", 4096, 64)
+    assert (kwargs["tensor_parallel_size"], kwargs["gpu_memory_utilization"]) == (
+        4,
+        vllm_engine.GPU_SHARE,
+    )
+    assert (kwargs["quantization"], kwargs["max_model_len"], kwargs["max_num_seqs"]) == (
+        "fp8",
+        4096,
+        64,
+    )
     assert (kwargs["enable_lora"], kwargs["max_lora_rank"], kwargs["max_loras"]) == (True, 8, 7)
     config_of_ray, env_vars = vllm_server.llm_config(options)
-    assert config_of_ray["placement_group_config"]["bundles"] == [{"GPU": vllm_engine.GPU_SHARE}] * 4
+    assert (
+        config_of_ray["placement_group_config"]["bundles"] == [{"GPU": vllm_engine.GPU_SHARE}] * 4
+    )
     assert env_vars["VLLM_RAY_PER_WORKER_GPUS"] == str(vllm_engine.GPU_SHARE)
-    half = server_options(files, config=config.model_copy(update={"gpus_per_replica": 0.5}), folder=files.base)
+    half = server_options(
+        files, config=config.model_copy(update={"gpus_per_replica": 0.5}), folder=files.base
+    )
     assert half.engine_kwargs()["tensor_parallel_size"] == 1
     assert half.gpu_share == vllm_engine.GPU_SHARE / 2
 
 
 def test_an_adapter_of_a_rank_that_vllm_does_not_support_is_refused() -> None:
     options = vllm_server.ServerOptions("m", "folder", "bfloat16", 8, max_lora_rank=513)
-    with pytest.raises(ValueError, match=r"adapters of rank up to 512, not 513; set serving\.merge_adapters"):
+    with pytest.raises(
+        ValueError, match=r"adapters of rank up to 512, not 513; set serving\.merge_adapters"
+    ):
         options.engine_kwargs()

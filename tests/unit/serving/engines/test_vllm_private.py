@@ -1,6 +1,8 @@
-"""Contract tests of the private parts of vLLM and of Ray's server that serving/engines/vllm_server.py uses.
+"""Contract tests of the private parts of vLLM and of Ray's server that
+serving/engines/vllm_server.py uses.
 
-A failure names the part that moved. Ray's part is read from its source, because it cannot be imported without vLLM.
+A failure names the part that moved. Ray's part is read from its source, because it cannot be
+imported without vLLM.
 """
 
 import ast
@@ -32,20 +34,28 @@ def _class(file: str, name: str) -> ast.ClassDef:
 
 
 def _methods(node: ast.ClassDef) -> set[str]:
-    return {item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return {
+        item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
 
 
 def _assigned(node: ast.ClassDef) -> set[str]:
     """Return the attributes of `self` that a class assigns."""
-    targets = [target for item in ast.walk(node) if isinstance(item, ast.Assign) for target in item.targets]
+    targets = [
+        target for item in ast.walk(node) if isinstance(item, ast.Assign) for target in item.targets
+    ]
     return {
         target.attr
         for target in targets
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+        if isinstance(target, ast.Attribute)
+        and isinstance(target.value, ast.Name)
+        and target.value.id == "self"
     }
 
 
-@pytest.mark.parametrize("method", ["sync_init", "start", "_start_engine", "check_health", "completions"])
+@pytest.mark.parametrize(
+    "method", ["sync_init", "start", "_start_engine", "check_health", "completions"]
+)
 def test_rays_server_has_the_methods_that_the_engine_uses(method: str) -> None:
     methods = _methods(_class("core/server/llm_server.py", "LLMServer"))
     assert method in methods, f"Ray {ray.__version__}: LLMServer.{method} moved"
@@ -60,12 +70,16 @@ def test_rays_server_has_its_engine_and_the_engine_its_vllm_client() -> None:
     source = ast.unparse(engine)
     for name in ("_engine_client", "_oai_models"):
         assert f"self.{name}" in source, f"Ray {ray.__version__}: VLLMEngine.{name} moved"
-    assert "self.llm_config.log_engine_metrics" in source, f"Ray {ray.__version__}: LLMConfig.log_engine_metrics moved"
+    assert "self.llm_config.log_engine_metrics" in source, (
+        f"Ray {ray.__version__}: LLMConfig.log_engine_metrics moved"
+    )
 
 
 def test_rays_server_accepts_a_share_of_a_gpu() -> None:
     source = (RAY_LLM / "engines/vllm/vllm_models.py").read_text()
-    assert "VLLM_RAY_PER_WORKER_GPUS" in source, f"Ray {ray.__version__}: VLLM_RAY_PER_WORKER_GPUS moved"
+    assert "VLLM_RAY_PER_WORKER_GPUS" in source, (
+        f"Ray {ray.__version__}: VLLM_RAY_PER_WORKER_GPUS moved"
+    )
 
 
 def test_the_options_of_the_recipe_are_those_of_the_engines_version() -> None:
@@ -77,7 +91,11 @@ def test_the_options_of_the_recipe_are_those_of_the_engines_version() -> None:
 def test_vllm_has_exactly_the_options_that_a_recipe_can_set_or_that_are_refused() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    names = {field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
+    names = {
+        field.name
+        for field in dataclasses.fields(AsyncEngineArgs)
+        if not field.name.startswith("_")
+    }
     assert names == OPTIONS
 
 
@@ -87,7 +105,10 @@ def test_vllm_loads_and_removes_adapters_of_the_known_ranks() -> None:
 
     from vllm.config.lora import MaxLoRARanks
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+    from vllm.entrypoints.serve.lora.protocol import (
+        LoadLoRAAdapterRequest,
+        UnloadLoRAAdapterRequest,
+    )
     from vllm.v1.engine.async_llm import AsyncLLM
 
     assert get_args(MaxLoRARanks) == LORA_RANKS
@@ -101,10 +122,12 @@ def test_vllm_loads_and_removes_adapters_of_the_known_ranks() -> None:
 
 @needs_vllm
 def test_vllm_has_the_version_of_the_engine() -> None:
-    import vllm  # the package of the CPU build has another name, so its metadata cannot be read as that of vLLM
+    # the package of the CPU build has another name, so its metadata cannot be read as that of vLLM
+    import vllm
 
     assert vllm.__version__.startswith(f"{VLLM_VERSION}."), (
-        f"check serving/engines/vllm_server.py against the installed vLLM, then set VLLM_VERSION ({VLLM_VERSION})"
+        "check serving/engines/vllm_server.py against the installed vLLM, then set VLLM_VERSION "
+        f"({VLLM_VERSION})"
     )
 
 
@@ -117,7 +140,9 @@ def test_vllms_client_has_the_parts_that_the_engine_uses() -> None:
     source = inspect.getsource(AsyncLLM)
     for name in ("model_config", "output_processor"):
         assert f"self.{name}" in source, f"vLLM: AsyncLLM.{name} moved"
-    assert hasattr(OutputProcessor, "has_unfinished_requests"), "vLLM: OutputProcessor.has_unfinished_requests moved"
+    assert hasattr(OutputProcessor, "has_unfinished_requests"), (
+        "vLLM: OutputProcessor.has_unfinished_requests moved"
+    )
 
 
 @needs_vllm
@@ -126,12 +151,19 @@ def test_vllm_accepts_a_grammar() -> None:
 
     grammar = 'root ::= "a"'
     sampling = SamplingParams(structured_outputs=StructuredOutputsParams(grammar=grammar))
-    assert sampling.structured_outputs.grammar == grammar, "vLLM: StructuredOutputsParams.grammar moved"
+    assert sampling.structured_outputs.grammar == grammar, (
+        "vLLM: StructuredOutputsParams.grammar moved"
+    )
 
 
 @needs_vllm
 def test_a_completion_request_has_the_fields_that_the_engine_sets() -> None:
     from ray.serve.llm.openai_api_models import CompletionRequest
 
-    for name in ("model", "return_token_ids", "return_tokens_as_token_ids", *TokenRequest.__dataclass_fields__):
+    for name in (
+        "model",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        *TokenRequest.__dataclass_fields__,
+    ):
         assert name in CompletionRequest.model_fields, f"vLLM: CompletionRequest.{name} moved"

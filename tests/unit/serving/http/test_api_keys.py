@@ -19,7 +19,13 @@ from serving.http.api_keys import (
 )
 from serving.http.schemas import RequestError
 
-ALL_OPTIONS = ("tokens=1000000", "texts=10000", "requests=600", "expires=2027-06-30", "scopes=admin,batch")
+ALL_OPTIONS = (
+    "tokens=1000000",
+    "texts=10000",
+    "requests=600",
+    "expires=2027-06-30",
+    "scopes=admin,batch",
+)
 
 
 def parsed(*lines: str) -> tuple[ApiKey, ...]:
@@ -33,7 +39,8 @@ def test_a_line_is_read_as_it_was_written() -> None:
     assert stored.options == KeyOptions(("batch", "admin"), date(2027, 6, 30), 600, 10000, 1000000)
     line = stored.to_line()
     assert line == (
-        f"app {sha256_of(key)} scopes=batch,admin expires=2027-06-30 requests=600 texts=10000 tokens=1000000"
+        f"app {sha256_of(key)} scopes=batch,admin expires=2027-06-30 requests=600 texts=10000 "
+        "tokens=1000000"
     )
     assert parsed(line) == (stored,)
     assert key not in line
@@ -63,8 +70,12 @@ def test_new_keys_are_random() -> None:
         ("texts=1 texts=2", "`texts` is given twice"),
     ],
 )
-def test_an_unknown_option_is_an_error_that_names_the_line_and_what_is_allowed(option: str, message: str) -> None:
-    file = parse_keys(f"good {'1' * 64}\napp {'0' * 64} {option}".encode(), source="s3://bucket/keys")
+def test_an_unknown_option_is_an_error_that_names_the_line_and_what_is_allowed(
+    option: str, message: str
+) -> None:
+    file = parse_keys(
+        f"good {'1' * 64}\napp {'0' * 64} {option}".encode(), source="s3://bucket/keys"
+    )
     assert [key.name for key in file.keys] == ["good"]
     (error,) = file.errors
     assert error.startswith(f"s3://bucket/keys, line 2: {message}")
@@ -87,7 +98,9 @@ def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None
     assert [error.split(": ", 1)[0][-6:] for error in file.errors] == ["line 4", "line 5", "line 6"]
     assert "must be `name sha256 [options]`" in file.errors[0]
     assert key not in "".join(file.errors)
-    (duplicate,) = parse_keys(f"{line.to_line()}\nother {line.sha256}".encode(), source="keys").errors
+    (duplicate,) = parse_keys(
+        f"{line.to_line()}\nother {line.sha256}".encode(), source="keys"
+    ).errors
     assert duplicate == "keys, line 2: duplicate key"
 
 
@@ -112,8 +125,14 @@ def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None
         ("\ufeffa1\no1", "app-1 other"),  # an editor has added a byte order mark
     ],
 )
-def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(content: str, in_force: str) -> None:
-    former = {"app-1": ApiKey("app", "a" * 64), "app-2": ApiKey("app", "b" * 64), "other": ApiKey("other", "c" * 64)}
+def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(
+    content: str, in_force: str
+) -> None:
+    former = {
+        "app-1": ApiKey("app", "a" * 64),
+        "app-2": ApiKey("app", "b" * 64),
+        "other": ApiKey("other", "c" * 64),
+    }
     for short, name in (("a1", "app-1"), ("o1", "other")):
         content = content.replace(short, former[name].to_line())
     keys = keys_in_force(parse_keys(content.encode(), source="keys"), former=list(former.values()))
@@ -123,7 +142,9 @@ def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(content: str,
 
 def test_a_file_in_another_encoding_leaves_all_keys_in_force() -> None:
     former = [ApiKey("app", "a" * 64)]
-    assert keys_in_force(parse_keys(former[0].to_line().encode("utf-16"), source="keys"), former=former) == (*former,)
+    assert keys_in_force(
+        parse_keys(former[0].to_line().encode("utf-16"), source="keys"), former=former
+    ) == (*former,)
 
 
 def test_an_environment_variable_can_contain_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +152,8 @@ def test_an_environment_variable_can_contain_the_keys(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
     assert read_keys("env://SOME_KEYS").keys == (line,)
     with pytest.raises(
-        KeysError, match=r"environment variable OTHER_KEYS, which the recipe's serving section names, is not set"
+        KeysError,
+        match=r"environment variable OTHER_KEYS, which the recipe's serving section names, is not set",
     ):
         read_keys("env://OTHER_KEYS")
 
@@ -154,12 +176,16 @@ def test_an_environment_variable_can_contain_the_keys(monkeypatch: pytest.Monkey
         ("", "", False),
     ],
 )
-def test_without_keys_only_local_same_origin_requests_are_accepted(host: str, origin: str, allowed: bool) -> None:
+def test_without_keys_only_local_same_origin_requests_are_accepted(
+    host: str, origin: str, allowed: bool
+) -> None:
     headers = {"host": host, "origin": origin}
     if allowed:
         require_local_caller(headers)
         return
-    with pytest.raises(RequestError, match=r"without API keys, only requests to 127\.0\.0\.1") as caught:
+    with pytest.raises(
+        RequestError, match=r"without API keys, only requests to 127\.0\.0\.1"
+    ) as caught:
         require_local_caller(headers)
     assert caught.value.status == 403
 
@@ -170,8 +196,17 @@ def test_without_keys_only_local_same_origin_requests_are_accepted(host: str, or
         ({}, True),  # not a browser
         ({"origin": "https://api.example"}, True),
         ({"origin": "https://API.example:8443"}, True),
-        ({"origin": "https://chat.example", "x-forwarded-host": "front.example, Chat.example:443"}, True),
-        ({"origin": "https://chat.example", "sec-fetch-site": "same-origin"}, True),  # the gateway has changed Host
+        (
+            {
+                "origin": "https://chat.example",
+                "x-forwarded-host": "front.example, Chat.example:443",
+            },
+            True,
+        ),
+        (
+            {"origin": "https://chat.example", "sec-fetch-site": "same-origin"},
+            True,
+        ),  # the gateway has changed Host
         ({"sec-fetch-site": "none"}, True),
         ({"origin": "https://evil.example"}, False),
         ({"origin": "https://api.example.evil.example"}, False),
@@ -182,7 +217,9 @@ def test_without_keys_only_local_same_origin_requests_are_accepted(host: str, or
         ({"origin": "https://chat.example", "sec-fetch-site": "same-site"}, False),
     ],
 )
-def test_behind_a_gateway_pages_of_other_origins_are_refused(headers: dict[str, str], allowed: bool) -> None:
+def test_behind_a_gateway_pages_of_other_origins_are_refused(
+    headers: dict[str, str], allowed: bool
+) -> None:
     given = {"host": "api.example"} | headers
     if allowed:
         require_own_page(given)

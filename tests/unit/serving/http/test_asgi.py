@@ -25,7 +25,9 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
     if body == b"break":
         raise RuntimeError("secret detail")
     if body == b"fail":
-        raise RequestError(500, "engine_failed", "the engine failed") from RuntimeError("secret detail")
+        raise RequestError(500, "engine_failed", "the engine failed") from RuntimeError(
+            "secret detail"
+        )
     content = {"bytes": len(body), "id": request_id, "x_id": x_request_id.get()} | (
         {"caller": caller.get()} if body == b"who" else {}
     )
@@ -93,15 +95,22 @@ def _request(
 
 def test_all_routes_except_open_ones_need_a_key() -> None:
     assert _request("POST", "/echo", authorization=b"Bearer good")[0] == 200
-    assert _request("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"] == "app"
-    status, content, _ = _request("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
+    assert (
+        _request("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"]
+        == "app"
+    )
+    status, content, _ = _request(
+        "POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad"
+    )
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
     assert _request("POST", "/echo", authorization=b"")[0] == 401
     assert _request("GET", "/up", authorization=b"")[0] == 200
 
 
 def test_a_route_prefix_without_a_slash_leads_to_the_page() -> None:
-    app = http_app({"/": Route("GET", _echo)}, max_body_bytes=10, authenticate=lambda _headers, _route: None)
+    app = http_app(
+        {"/": Route("GET", _echo)}, max_body_bytes=10, authenticate=lambda _headers, _route: None
+    )
     answer = TestClient(app, root_path="/a/prefix").get("/a/prefix", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (307, "prefix/")
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -132,15 +141,21 @@ def test_an_incomplete_body_is_a_408_after_a_timeout(monkeypatch: pytest.MonkeyP
         sent.append(message)
 
     app = http_app(
-        {"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _headers, _route: None
+        {"/echo": Route("POST", _echo)},
+        max_body_bytes=MAX_BODY_BYTES,
+        authenticate=lambda _headers, _route: None,
     )
-    asyncio.run(app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send))
+    asyncio.run(
+        app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send)
+    )
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
     assert json.loads(sent[1]["body"])["error"]["type"] == "body_too_slow"
 
 
 @pytest.mark.parametrize("declared", [None, 101])
-def test_a_body_over_the_limit_is_a_413_with_or_without_a_declared_length(declared: int | None) -> None:
+def test_a_body_over_the_limit_is_a_413_with_or_without_a_declared_length(
+    declared: int | None,
+) -> None:
     status, body, _ = _request("POST", "/echo", chunks=(b"a" * 60, b"b" * 41), declared=declared)
     assert (status, body["error"]["type"]) == (413, "body_too_large")
 
@@ -188,7 +203,9 @@ def test_the_clients_id_is_kept_apart_if_it_is_valid(sent: bytes, kept: bool) ->
     assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] == (sent.decode() if kept else None)
 
 
-def test_an_unexpected_error_is_a_500_with_a_request_id_and_no_details(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_is_a_500_with_a_request_id_and_no_details(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     status, body, _ = _request("POST", "/echo", chunks=(b"break",))
     assert status == 500
     (request_id,) = re.findall("[0-9a-f]{32}", body["error"]["message"])
@@ -210,7 +227,8 @@ def test_the_reason_of_a_failure_is_in_the_log_with_the_request_id_and_not_in_th
 
 
 class Streaming:
-    """A handler that streams two letters; it can raise an error first, or wait until it is cancelled."""
+    """A handler that streams two letters; it can raise an error first, or wait until it is
+    cancelled."""
 
     def __init__(self, *, breaks: bool = False, waits: bool = False) -> None:
         self.breaks, self.waits = breaks, waits
@@ -251,7 +269,9 @@ def _stream(streaming: Streaming) -> list[Message]:
             sent.append(message)
 
         routes = {"/s": Route("POST", streaming.answer, watched=True)}
-        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _headers, _route: None)
+        app = http_app(
+            routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _headers, _route: None
+        )
         await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
 
     asyncio.run(request())
@@ -261,7 +281,10 @@ def _stream(streaming: Streaming) -> list[Message]:
 def test_a_stream_is_sent_event_by_event() -> None:
     start, *bodies = _stream(Streaming())
     assert dict(security_headers()).items() <= dict(start["headers"]).items()
-    assert (start["status"], dict(start["headers"])[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
+    assert (start["status"], dict(start["headers"])[b"content-type"]) == (
+        200,
+        b"text/event-stream; charset=utf-8",
+    )
     assert [(body["body"], body.get("more_body", False)) for body in bodies] == [
         (b"a", True),
         (b"b", True),

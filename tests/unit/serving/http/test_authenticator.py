@@ -29,7 +29,9 @@ def authenticated(
     return caller.get()
 
 
-def refused(authenticator: ApiKeyAuthenticator, authorization: str, *, scopes: Sequence[KeyScope] = ()) -> RequestError:
+def refused(
+    authenticator: ApiKeyAuthenticator, authorization: str, *, scopes: Sequence[KeyScope] = ()
+) -> RequestError:
     with pytest.raises(RequestError) as caught:
         authenticated(authenticator, authorization, scopes=scopes)
     return caught.value
@@ -48,7 +50,9 @@ def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
 )
 def test_an_invalid_key_is_a_401_that_names_the_header(tmp_path: Path, authorization: str) -> None:
     key, line = new_key("app")
-    error = refused(ApiKeyAuthenticator(stored(tmp_path, line.to_line())), authorization.format(key=key))
+    error = refused(
+        ApiKeyAuthenticator(stored(tmp_path, line.to_line())), authorization.format(key=key)
+    )
     assert (error.status, error.code) == (401, "invalid_api_key")
     assert error.type == ("invalid_api_key" if authorization else "missing_api_key")
     assert "Authorization: Bearer" in error.message
@@ -96,7 +100,10 @@ def test_a_missing_scope_is_a_403_that_names_the_needed_scope(
 
 
 def test_a_key_over_its_limits_is_refused_and_others_are_not(tmp_path: Path) -> None:
-    (slow, slow_line), (free, free_line) = new_key("slow", options=["requests=1", "texts=10"]), new_key("free")
+    (slow, slow_line), (free, free_line) = (
+        new_key("slow", options=["requests=1", "texts=10"]),
+        new_key("free"),
+    )
     source = stored(tmp_path, slow_line.to_line(), free_line.to_line())
     authenticator = ApiKeyAuthenticator(source, limiter=RateLimiter(now=lambda: 0.0))
     assert refused(authenticator, f"Bearer {slow}", scopes=["batch"]).status == 403  # not charged
@@ -108,7 +115,9 @@ def test_a_key_over_its_limits_is_refused_and_others_are_not(tmp_path: Path) -> 
 
 
 def test_texts_are_charged_to_the_key_of_the_request(tmp_path: Path) -> None:
-    (slow, slow_line), (other, other_line) = (new_key(name, options=["texts=10"]) for name in ("slow", "other"))
+    (slow, slow_line), (other, other_line) = (
+        new_key(name, options=["texts=10"]) for name in ("slow", "other")
+    )
     source = stored(tmp_path, slow_line.to_line(), other_line.to_line())
     authenticator = ApiKeyAuthenticator(source, limiter=RateLimiter(now=lambda: 0.0))
     authenticated(authenticator, f"Bearer {slow}")
@@ -121,7 +130,8 @@ def test_a_reload_adds_and_removes_keys_and_reports_each_change(tmp_path: Path) 
     changes: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
     (old, old_line), (new, new_line) = new_key("app"), new_key("app")
     authenticator = ApiKeyAuthenticator(
-        stored(tmp_path, old_line.to_line()), record_change=lambda former, keys, _: changes.append((former, keys))
+        stored(tmp_path, old_line.to_line()),
+        record_change=lambda former, keys, _: changes.append((former, keys)),
     )
     authenticator.record()
     assert refused(authenticator, f"Bearer {new}").status == 401
@@ -134,7 +144,11 @@ def test_a_reload_adds_and_removes_keys_and_reports_each_change(tmp_path: Path) 
     authenticator.reload()
     assert refused(authenticator, f"Bearer {old}").status == 401
     authenticator.record()
-    assert changes == [(None, (old_line,)), ((old_line,), (old_line, new_line)), ((old_line, new_line), (new_line,))]
+    assert changes == [
+        (None, (old_line,)),
+        ((old_line,), (old_line, new_line)),
+        ((old_line, new_line), (new_line,)),
+    ]
 
 
 def test_a_change_that_cannot_be_recorded_is_reported_once_and_recorded_later(
@@ -175,10 +189,15 @@ def test_keys_are_still_reloaded_while_a_change_cannot_be_recorded(
         raise ValueError("not recorded")
 
     monkeypatch.setattr(module, "RELOAD_S", 0.001)
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line(), new_line.to_line()), record_change=fail)
+    authenticator = ApiKeyAuthenticator(
+        stored(tmp_path, old_line.to_line(), new_line.to_line()), record_change=fail
+    )
 
     async def scenario() -> None:
-        loops = [asyncio.create_task(loop) for loop in (authenticator.keep_current(), authenticator.keep_recording())]
+        loops = [
+            asyncio.create_task(loop)
+            for loop in (authenticator.keep_current(), authenticator.keep_recording())
+        ]
         for line in (old_line, new_line):
             stored(tmp_path, line.to_line())
             while authenticator._keys != (line,) or not authenticator.is_unrecorded:
@@ -211,8 +230,14 @@ def test_a_deleted_or_empty_file_removes_all_keys(
     assert refused(authenticator, f"Bearer {leaked}").status == 401
 
 
-def test_a_mistake_in_a_line_is_counted_and_locks_nobody_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (key, line), (other, other_line), (_, third) = new_key("app"), new_key("other"), new_key("third")
+def test_a_mistake_in_a_line_is_counted_and_locks_nobody_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (key, line), (other, other_line), (_, third) = (
+        new_key("app"),
+        new_key("other"),
+        new_key("third"),
+    )
     authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line(), other_line.to_line()))
     stored(tmp_path, f"{line.to_line()} texts=many", third.to_line())
     for _ in range(2):

@@ -52,7 +52,9 @@ def test_the_usage_event_has_no_choices_and_the_last_event_is_done() -> None:
 def test_log_probabilities_have_openais_fields() -> None:
     head = answer_head(OBJECT, request_id="r", model="m", version="v")._replace(created=5)
     part = "\N{REPLACEMENT CHARACTER}"
-    logprobs = (TokenLogprobs(LikelyToken("é", -0.5), (LikelyToken("é", -0.5), LikelyToken(part, -2.0))),)
+    logprobs = (
+        TokenLogprobs(LikelyToken("é", -0.5), (LikelyToken("é", -0.5), LikelyToken(part, -2.0))),
+    )
     answer = PartialAnswer("é", 1, "stop", logprobs=logprobs)
     response = ChatResponse.model_validate_json(whole_response(head, answer, usage=Usage(3, 1)))
     assert response.choices[0].logprobs is not None

@@ -24,25 +24,44 @@ def parse(**fields: Any) -> Any:
 def test_omitted_and_null_fields_have_their_defaults() -> None:
     for request in (
         parse(),
-        parse(temperature=None, top_p=None, stop=None, stream=None, seed=None, max_tokens=None, stream_options=None),
+        parse(
+            temperature=None,
+            top_p=None,
+            stop=None,
+            stream=None,
+            seed=None,
+            max_tokens=None,
+            stream_options=None,
+        ),
     ):
         assert (request.model, request.conversation) == ("champion", (("user", "Fear of flying"),))
         assert not request.stream
-        assert (request.stops, request.limit, request.seed, request.temperature) == ((), None, None, None)
+        assert (request.stops, request.limit, request.seed, request.temperature) == (
+            (),
+            None,
+            None,
+            None,
+        )
 
 
 def test_a_response_format_is_a_schema_a_json_object_or_a_choice() -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}}
-    assert parse(response_format=schema_format(schema)).response_format.json_schema.content == schema
+    assert (
+        parse(response_format=schema_format(schema)).response_format.json_schema.content == schema
+    )
     assert parse(response_format={"type": "json_object"}).response_format.type == "json_object"
-    assert parse(response_format={"type": "choice", "choice": ["yes", "no"]}).response_format.choice == ("yes", "no")
+    assert parse(
+        response_format={"type": "choice", "choice": ["yes", "no"]}
+    ).response_format.choice == ("yes", "no")
     assert parse(response_format={"type": "text"}).response_format.type == "text"
     assert parse().response_format is None
 
 
 def test_a_content_can_be_a_list_of_text_parts() -> None:
     parts = [{"type": "text", "text": "Fear "}, {"type": "text", "text": "of flying"}]
-    assert parse(messages=[{"role": "user", "content": parts}]).conversation == (("user", "Fear of flying"),)
+    assert parse(messages=[{"role": "user", "content": parts}]).conversation == (
+        ("user", "Fear of flying"),
+    )
 
 
 def test_a_message_from_openai_is_accepted_as_a_turn() -> None:
@@ -59,7 +78,12 @@ def test_a_message_from_openai_is_accepted_as_a_turn() -> None:
         answer,
         {"role": "user", "name": "Ann", "content": "Sure?"},
     ]
-    assert [role for role, _ in parse(messages=turns).conversation] == ["system", "user", "assistant", "user"]
+    assert [role for role, _ in parse(messages=turns).conversation] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 def test_stop_is_a_text_or_a_list_of_texts() -> None:
@@ -73,8 +97,22 @@ def test_max_completion_tokens_takes_precedence_over_max_tokens() -> None:
 
 
 def test_fields_without_effect_are_accepted() -> None:
-    parse(user="u", metadata={"a": "b"}, store=False, n=1, presence_penalty=0, frequency_penalty=0.0, logprobs=False)
-    parse(response_format={"type": "text"}, tools=[], tool_choice="none", logit_bias={}, reasoning_effort=None)
+    parse(
+        user="u",
+        metadata={"a": "b"},
+        store=False,
+        n=1,
+        presence_penalty=0,
+        frequency_penalty=0.0,
+        logprobs=False,
+    )
+    parse(
+        response_format={"type": "text"},
+        tools=[],
+        tool_choice="none",
+        logit_bias={},
+        reasoning_effort=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +120,11 @@ def test_fields_without_effect_are_accepted() -> None:
     [
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": MESSAGES * 1025}, "messages", "at most 1024 items"),
-        ({"messages": [{"role": "user", "content": [PART] * 17}]}, "messages.0.content", "at most 16 parts"),
+        (
+            {"messages": [{"role": "user", "content": [PART] * 17}]},
+            "messages.0.content",
+            "at most 16 parts",
+        ),
         ({"messages": "hello"}, "messages", "valid array"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
         (
@@ -91,13 +133,32 @@ def test_fields_without_effect_are_accepted() -> None:
             "a text, or a list of at most 16 parts",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "Jane Doe"}}]}]},
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "Jane Doe"}}],
+                    }
+                ]
+            },
             "messages.0.content",
             "a text, or a list of at most 16 parts",
         ),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'user' or 'assistant'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "it must have role 'user'"),
-        ({"messages": [*MESSAGES, {"role": "system", "content": "x"}]}, "messages", "has role 'system'"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages.0.role",
+            "'system', 'user' or 'assistant'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x"}]},
+            "messages",
+            "it must have role 'user'",
+        ),
+        (
+            {"messages": [*MESSAGES, {"role": "system", "content": "x"}]},
+            "messages",
+            "has role 'system'",
+        ),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
             "messages.0.tool_calls",
@@ -109,10 +170,22 @@ def test_fields_without_effect_are_accepted() -> None:
         ({"top_p": 0}, "top_p", "greater than 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": "8"}, "max_tokens", "valid integer"),
-        ({"attributes": [{"a": "b"}]}, "attributes", "must be an object; an object has at most 32 attributes"),
+        (
+            {"attributes": [{"a": "b"}]},
+            "attributes",
+            "must be an object; an object has at most 32 attributes",
+        ),
         ({"attributes": {"secret": 3}}, "attributes", "must be an object"),
-        ({"attributes": {str(number): "v" for number in range(33)}}, "attributes", "at most 32 attributes"),
-        ({"attributes": {str(number): "v" * 256 for number in range(8)}}, "attributes", "together 2048 bytes"),
+        (
+            {"attributes": {str(number): "v" for number in range(33)}},
+            "attributes",
+            "at most 32 attributes",
+        ),
+        (
+            {"attributes": {str(number): "v" * 256 for number in range(8)}},
+            "attributes",
+            "together 2048 bytes",
+        ),
         ({"stop": []}, "stop", "1 to 4 texts"),
         ({"stop": ["a"] * 5}, "stop", "1 to 4 texts"),
         ({"stop": ""}, "stop", "each with 1 to 256 characters"),
@@ -120,19 +193,37 @@ def test_fields_without_effect_are_accepted() -> None:
         ({"stop": 3}, "stop", "a text or a list"),
         ({"seed": "x"}, "seed", "valid integer"),
         ({"stream": "yes"}, "stream", "valid boolean"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "only accepted with stream: true"),
+        (
+            {"stream_options": {"include_usage": True}},
+            "stream_options",
+            "only accepted with stream: true",
+        ),
         ({"n": 2}, "n", "only 1 is accepted"),
         ({"presence_penalty": 0.5}, "presence_penalty", "only 0 is accepted"),
         ({"response_format": {"type": "grammar"}}, "response_format", "'json_object'"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "Field required"),
-        ({"response_format": schema_format({"type": "person"})}, "response_format", "/type: 'person' is not one of"),
-        ({"response_format": schema_format({"multipleOf": 2})}, "response_format", "'multipleOf' is not supported"),
-        ({"response_format": {"type": "choice", "choice": ["yes"]}}, "response_format", "at least 2 items"),
+        (
+            {"response_format": schema_format({"type": "person"})},
+            "response_format",
+            "/type: 'person' is not one of",
+        ),
+        (
+            {"response_format": schema_format({"multipleOf": 2})},
+            "response_format",
+            "'multipleOf' is not supported",
+        ),
+        (
+            {"response_format": {"type": "choice", "choice": ["yes"]}},
+            "response_format",
+            "at least 2 items",
+        ),
         ({"tools": [{"type": "function"}]}, "tools", "only [] is accepted"),
         ({"temprature": 1}, "temprature", "unknown field"),
     ],
 )
-def test_an_unsupported_request_is_a_400_that_names_the_field(fields: Any, param: str, expected: str) -> None:
+def test_an_unsupported_request_is_a_400_that_names_the_field(
+    fields: Any, param: str, expected: str
+) -> None:
     with pytest.raises(RequestError) as caught:
         parse(**fields)
     error = caught.value
@@ -166,5 +257,7 @@ def test_a_body_that_is_not_json_is_a_400(body: bytes) -> None:
         ({"safety_identifier": "s" * 257}, None),
     ],
 )
-def test_a_subject_that_cannot_be_logged_is_ignored(fields: dict[str, Any], subject: str | None) -> None:
+def test_a_subject_that_cannot_be_logged_is_ignored(
+    fields: dict[str, Any], subject: str | None
+) -> None:
     assert parse(**fields).subject == subject

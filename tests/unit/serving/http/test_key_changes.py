@@ -8,15 +8,30 @@ def key(name: str, digit: str, *options: str) -> ApiKey:
     return ApiKey(name, digit * 64, parse_options(options))
 
 
-def test_a_change_of_keys_names_what_was_added_removed_changed_and_replaced_without_hashes() -> None:
+def test_a_change_of_keys_names_what_was_added_removed_changed_and_replaced_without_hashes() -> (
+    None
+):
     former = [key("old", "1"), key("same", "2"), key("app", "3", "texts=5"), key("rotated", "4")]
-    new = [key("new", "5", "scopes=batch"), key("same", "2"), key("app", "3", "texts=9"), key("rotated", "6")]
+    new = [
+        key("new", "5", "scopes=batch"),
+        key("same", "2"),
+        key("app", "3", "texts=9"),
+        key("rotated", "6"),
+    ]
     event, name = key_change(former, new, task="icd10", changed_at="1")
     assert event.kind == "key"
     assert event.what == "icd10: keys changed app; added new; removed old; replaced rotated"
     standard = "scopes=answer,feedback"
-    assert event.before == {"app": [f"{standard} texts=5"], "old": [standard], "rotated": [standard]}
-    assert event.after == {"app": [f"{standard} texts=9"], "new": ["scopes=batch"], "rotated": [standard]}
+    assert event.before == {
+        "app": [f"{standard} texts=5"],
+        "old": [standard],
+        "rotated": [standard],
+    }
+    assert event.after == {
+        "app": [f"{standard} texts=9"],
+        "new": ["scopes=batch"],
+        "rotated": [standard],
+    }
     text = event.model_dump_json() + name
     assert not any(one.sha256 in text for one in (*former, *new))
 

@@ -55,7 +55,9 @@ def _body(*, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": b"a", "more_body": more}
 
 
-def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, breaks: bool = False) -> Meter:
+def _counted(
+    *sent: Message, path: str = "/v1/x", failed: int | None = None, breaks: bool = False
+) -> Meter:
     """Return the meter after a request that is answered with these messages."""
     meter = Meter()
 
@@ -64,7 +66,9 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["path"] == "/prefix/v1/x":  # as Starlette does
-            scope["endpoint"] = Endpoint("/v1/x", Route("POST", answer_nothing), 1, lambda _headers, _route: None)
+            scope["endpoint"] = Endpoint(
+                "/v1/x", Route("POST", answer_nothing), 1, lambda _headers, _route: None
+            )
         assert meter.in_progress == 1
         record_version(Version())  # type: ignore[arg-type]
 
@@ -74,7 +78,9 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
             if failed is not None:
                 record_failure(failed)
 
-        await asyncio.create_task(answer())  # a task of its own, like a handler that a disconnect cancels
+        await asyncio.create_task(
+            answer()
+        )  # a task of its own, like a handler that a disconnect cancels
         if breaks:
             raise OSError("gone")
 
@@ -82,7 +88,9 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
         async def nothing(_message: Message | None = None) -> Any: ...
 
         scope = {"type": "http", "path": f"/prefix{path}", "root_path": "/prefix", "headers": []}
-        await with_request_metrics(app, meter=meter, refusals=Refusals("icd10"))(scope, nothing, nothing)
+        await with_request_metrics(app, meter=meter, refusals=Refusals("icd10"))(
+            scope, nothing, nothing
+        )
 
     if breaks:
         with pytest.raises(OSError, match="gone"):
@@ -147,7 +155,9 @@ def test_a_counter_is_exported_as_a_sum_and_a_total_as_its_increase() -> None:
     ]
 
 
-def test_metrics_are_exported_repeatedly_and_a_former_version_becomes_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_exported_repeatedly_and_a_former_version_becomes_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("serving.http.metrics.EXPORT_S", 0.0)
     meter, recorder, versions = Meter(), Recorder(), ["full-1", "full-2"]
 
@@ -159,23 +169,37 @@ def test_metrics_are_exported_repeatedly_and_a_former_version_becomes_zero(monke
                 rounds.set()
                 return {}
             meter.count(TEXTS, "task", versions[0])
-            return {(SERVING, ("task", versions.pop(0), "champion")): 1.0, (IN_PROGRESS, ()): meter.in_progress}
+            return {
+                (SERVING, ("task", versions.pop(0), "champion")): 1.0,
+                (IN_PROGRESS, ()): meter.in_progress,
+            }
 
         exporting = asyncio.create_task(meter.keep_exporting(gauges, instrument=recorder))
         await rounds.wait()
         exporting.cancel()
 
     asyncio.run(export())
-    serving = [(tags["version"], value) for name, value, tags in recorder.exported if name == SERVING.name]
-    assert serving[:3] in ([("full-1", 1), ("full-1", 0), ("full-2", 1)], [("full-1", 1), ("full-2", 1), ("full-1", 0)])
-    assert [(value, tags["version"]) for name, value, tags in recorder.exported if name == TEXTS.name] == [
+    serving = [
+        (tags["version"], value) for name, value, tags in recorder.exported if name == SERVING.name
+    ]
+    assert serving[:3] in (
+        [("full-1", 1), ("full-1", 0), ("full-2", 1)],
+        [("full-1", 1), ("full-2", 1), ("full-1", 0)],
+    )
+    assert [
+        (value, tags["version"]) for name, value, tags in recorder.exported if name == TEXTS.name
+    ] == [
         (1, "full-1"),
         (1, "full-2"),
     ]
 
 
 def test_queries_in_the_docs_name_existing_metrics_and_labels() -> None:
-    known = {f"ray_{metric.name}": metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
+    known = {
+        f"ray_{metric.name}": metric
+        for metric in vars(metrics).values()
+        if isinstance(metric, Metric)
+    }
     by_histogram = {
         f"{name}_{suffix}": metric
         for name, metric in known.items()

@@ -52,12 +52,18 @@ def is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
 def test_the_documented_paths_are_exactly_the_routes(service: type) -> None:
     document, app = _document(service), application(service, CONFIG)
     *_, body = request(app, "GET", "/nowhere")
-    assert ", ".join(sorted(document["paths"])) == re.sub(".*the routes are ", "", json.loads(body)["error"]["message"])
+    assert ", ".join(sorted(document["paths"])) == re.sub(
+        ".*the routes are ", "", json.loads(body)["error"]["message"]
+    )
     for path, item in document["paths"].items():
         status, headers, _ = request(app, "DELETE", path)
         assert (status, headers[b"allow"].decode().lower()) == (405, *item)
         assert len(
-            {operation["operationId"] for item in document["paths"].values() for operation in item.values()}
+            {
+                operation["operationId"]
+                for item in document["paths"].values()
+                for operation in item.values()
+            }
         ) == len(document["paths"])
 
 
@@ -77,7 +83,9 @@ def test_examples_are_valid_and_errors_are_documented(service: type) -> None:
         for method, operation in item.items():
             if "requestBody" in operation:
                 content = operation["requestBody"]["content"]["application/json"]
-                assert is_valid(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
+                assert is_valid(
+                    document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"]
+                )
             # The body is an empty object, and no version is loaded.
             status, _, body = request(application(service, CONFIG), method.upper(), path)
             assert str(status) in operation["responses"]
@@ -88,9 +96,17 @@ def test_examples_are_valid_and_errors_are_documented(service: type) -> None:
 def test_the_document_rejects_the_requests_that_the_server_rejects() -> None:
     document = _document(Classifier)
     invalid: dict[str, Any]
-    for invalid in ({}, {"input": 1}, {"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
+    for invalid in (
+        {},
+        {"input": 1},
+        {"input": []},
+        {"input": ["a"] * 3},
+        {"input": "a", "inputs": "b"},
+    ):
         assert not is_valid(document, "ClassifyRequest", invalid)
-    assert is_valid(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
+    assert is_valid(
+        document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2}
+    )
     document = _document(Chat)
     message = {"role": "user", "content": "a"}
     for invalid in ({"n": 2}, {"temperature": 3}, {"stop": []}, {"best_of": 1}, {"tool": 1}):
@@ -110,7 +126,9 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     monkeypatch.setenv("KEYS", f"app {'0' * 64}")
     document = _document(Classifier, ServingConfig(api_keys="env://KEYS"))
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
+    operations = {
+        path: operation for path, item in document["paths"].items() for operation in item.values()
+    }
     assert {path for path, operation in operations.items() if "security" in operation} == {
         "/v1/classify", "/v1/compare", "/v1/models", "/v1/feedback",
         "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel", "/console", "/console/{id}",
@@ -120,7 +138,10 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     assert "description" not in operations["/v1/models"]
     assert {"401", "403", "429"} < set(operations["/v1/classify"]["responses"])
     assert operations["/v1/classify"]["description"] == "The key needs the scope `answer`."
-    assert operations["/v1/batches/{id}"]["description"] == "The key needs the scope `batch` or `admin`."
+    assert (
+        operations["/v1/batches/{id}"]["description"]
+        == "The key needs the scope `batch` or `admin`."
+    )
     assert operations["/console"]["description"] == "The key needs the scope `read` or `admin`."
     assert operations["/console/{id}"]["responses"]["404"]["content"].keys() == {JSON, HTML}
     assert "401" not in operations["/readyz"]["responses"]
@@ -129,7 +150,10 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
 
 def test_chat_responses_are_valid_for_the_document() -> None:
     document = _document(Chat)
-    head, chunk = (answer_head(name, request_id="r", model="m", version="v") for name in (OBJECT, STREAM_OBJECT))
+    head, chunk = (
+        answer_head(name, request_id="r", model="m", version="v")
+        for name in (OBJECT, STREAM_OBJECT)
+    )
     answer = PartialAnswer("a", 1, "stop", confidence=0.5)
     whole = whole_response(head, answer, usage=Usage(1, 2))
     assert is_valid(document, "ChatResponse", json.loads(whole))
@@ -139,7 +163,9 @@ def test_chat_responses_are_valid_for_the_document() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_page_has_every_route_and_field_and_no_scripts_or_links_to_other_sites(service: type) -> None:
+def test_the_page_has_every_route_and_field_and_no_scripts_or_links_to_other_sites(
+    service: type,
+) -> None:
     document = _document(service)
     page = render_docs(document).content.decode()
     for path, item in document["paths"].items():

@@ -35,7 +35,10 @@ def test_many_clients_cannot_make_the_counts_grow_or_hide_those_of_another_reaso
 
 def test_refusals_are_logged_as_json(caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals("icd10")
-    for refusal in (Refusal(401, "invalid_api_key", "address 10.0.0.1"), Refusal(403, "missing_scope", "key app\n")):
+    for refusal in (
+        Refusal(401, "invalid_api_key", "address 10.0.0.1"),
+        Refusal(403, "missing_scope", "key app\n"),
+    ):
         refusals.add(refusal)
         refusals.add(refusal)
     for _ in range(2):
@@ -82,7 +85,11 @@ def test_a_response_that_refuses_is_counted_with_its_type_and_key(
     refusals = Refusals("icd10")
     client = TestClient(_app(refusals))
     for _ in range(2):
-        client.post("/answer", content=body, headers={"authorization": authorization} if authorization else {})
+        client.post(
+            "/answer",
+            content=body,
+            headers={"authorization": authorization} if authorization else {},
+        )
     assert refusals.take() == ({} if refusal is None else {refusal: 2})
 
 
@@ -92,7 +99,13 @@ def test_the_caller_of_a_former_request_is_not_blamed() -> None:
 
     async def scenario() -> None:
         caller.set("former")
-        scope = {"type": "http", "method": "POST", "path": "/answer", "headers": [], "client": ("10.0.0.1", 1)}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/answer",
+            "headers": [],
+            "client": ("10.0.0.1", 1),
+        }
 
         async def receive() -> dict[str, object]:
             return {"type": "http.request", "body": b""}

@@ -34,7 +34,11 @@ def test_one_text_becomes_a_list_of_one() -> None:
 
 
 def test_a_list_keeps_its_order() -> None:
-    assert parse_request(b'{"input": ["b", "a", ""]}', max_texts=4, max_text_bytes=100).texts == ["b", "a", ""]
+    assert parse_request(b'{"input": ["b", "a", ""]}', max_texts=4, max_text_bytes=100).texts == [
+        "b",
+        "a",
+        "",
+    ]
 
 
 NESTED = b'{"input": ' + 5000 * b"[" + 5000 * b"]" + b"}"
@@ -70,11 +74,20 @@ def test_invalid_or_excessively_nested_json_is_a_400(body: bytes) -> None:
         ({"input": "a", "attributes": {"sex": None}}, "attributes: must be an object"),
         ({"input": "a", "attributes": [None]}, "attributes: must be an object"),
         ({"input": "a", "attributes": [["sex", "f"]]}, "attributes: must be an object"),
-        ({"input": "a", "attributes": {str(n): "" for n in range(33)}}, "an object has at most 32 attributes"),
+        (
+            {"input": "a", "attributes": {str(n): "" for n in range(33)}},
+            "an object has at most 32 attributes",
+        ),
         ({"input": "a", "attributes": {"a" * 257: "f"}}, "at most 256 characters"),
         ({"input": "a", "attributes": [{"sex": "a" * 257}]}, "at most 256 characters"),
-        ({"input": "a", "attributes": {str(n): "é" * 128 for n in range(8)}}, "together 2048 bytes"),
-        ({"input": "a", "attributes": [{str(n): "é" * 128 for n in range(8)}]}, "together 2048 bytes"),
+        (
+            {"input": "a", "attributes": {str(n): "é" * 128 for n in range(8)}},
+            "together 2048 bytes",
+        ),
+        (
+            {"input": "a", "attributes": [{str(n): "é" * 128 for n in range(8)}]},
+            "together 2048 bytes",
+        ),
         (
             {"input": ["a", "b"], "attributes": [{"sex": "f"}]},
             "attributes: give one object for all texts, or a list of 2 objects",
@@ -101,16 +114,24 @@ def test_an_error_does_not_repeat_the_input() -> None:
     assert "Jane" not in caught.value.message
 
 
-@pytest.mark.parametrize("attributes", [{"Jane Doe": 1}, {"sex": ["Jane Doe"]}, [{"Jane Doe" + "a" * 256: "f"}]])
+@pytest.mark.parametrize(
+    "attributes", [{"Jane Doe": 1}, {"sex": ["Jane Doe"]}, [{"Jane Doe" + "a" * 256: "f"}]]
+)
 def test_an_error_does_not_repeat_an_attribute(attributes: object) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(json.dumps({"input": "a", "attributes": attributes}).encode(), max_texts=4, max_text_bytes=100)
+        parse_request(
+            json.dumps({"input": "a", "attributes": attributes}).encode(),
+            max_texts=4,
+            max_text_bytes=100,
+        )
     assert caught.value.message.startswith("attributes: must be")
     assert "Jane" not in caught.value.message
 
 
 def test_attributes_are_optional_and_apply_to_all_texts_or_to_each() -> None:
-    limits = {"k" * 255 + str(number): "v" * 256 for number in range(3)} | {f"{number:02}": "" for number in range(29)}
+    limits = {"k" * 255 + str(number): "v" * 256 for number in range(3)} | {
+        f"{number:02}": "" for number in range(29)
+    }
     limits["00"] = "v" * 256
     for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], limits):
         body = json.dumps({"input": ["a", "b"], "attributes": attributes}).encode()
@@ -142,14 +163,20 @@ def test_many_faults_are_counted_and_not_described(num_unknown: int) -> None:
     assert (caught.value.status, caught.value.type) == (422, "invalid_request")
     named = num_unknown <= MAX_FAULTS
     assert ("field 0: Extra inputs are not permitted" in caught.value.message) == named
-    assert (f"the body has {num_unknown} invalid or unknown fields" in caught.value.message) != named
+    assert (
+        f"the body has {num_unknown} invalid or unknown fields" in caught.value.message
+    ) != named
 
 
 @pytest.mark.parametrize("item", [1, "a", [], {}])
-def test_a_body_with_too_many_values_is_not_validated(item: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_with_too_many_values_is_not_validated(
+    item: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ClassifyRequest, "model_validate_json", None)
     with pytest.raises(RequestError) as caught:
-        parse_request(json.dumps({"input": [item] * MAX_VALUES}).encode(), max_texts=256, max_text_bytes=100)
+        parse_request(
+            json.dumps({"input": [item] * MAX_VALUES}).encode(), max_texts=256, max_text_bytes=100
+        )
     assert (caught.value.status, caught.value.type) == (413, "body_too_large")
     assert f"more than {MAX_VALUES:,} JSON values and names" in caught.value.message
 
@@ -157,7 +184,13 @@ def test_a_body_with_too_many_values_is_not_validated(item: object, monkeypatch:
 @pytest.mark.parametrize("max_texts", [256, 2000])
 def test_the_most_texts_with_the_most_attributes_are_accepted(max_texts: int) -> None:
     attributes = [{str(name): "" for name in range(MAX_ATTRIBUTES)}] * max_texts
-    fields = {"input": ["a"] * max_texts, "attributes": attributes, "model": "m", "scores": True, "subject": "s"}
+    fields = {
+        "input": ["a"] * max_texts,
+        "attributes": attributes,
+        "model": "m",
+        "scores": True,
+        "subject": "s",
+    }
     request = parse_request(json.dumps(fields).encode(), max_texts=max_texts, max_text_bytes=100)
     assert len(request.texts) == max_texts
 
@@ -173,14 +206,17 @@ def test_a_written_answer_is_valid_for_its_schema() -> None:
     written = answer_of([{"label": "é", "score": 0.5, "scores": {"é": 0.5}}])
     result = ClassifyResponse.model_validate_json(written).results[0]
     assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
-    compared = CompareResponse.model_validate_json(write_comparison("r", {"baseline": written, "champion": written}))
+    compared = CompareResponse.model_validate_json(
+        write_comparison("r", {"baseline": written, "champion": written})
+    )
     assert (compared.request_id, compared.champion) == ("r", compared.baseline)
     assert compared.champion.results == [result]
 
 
 def test_other_requests_run_while_an_answer_with_many_scores_is_written() -> None:
     results = [
-        {"label": str(row), "score": 0.5, "scores": dict.fromkeys(map(str, range(1000)), 0.5)} for row in range(20)
+        {"label": str(row), "score": 0.5, "scores": dict.fromkeys(map(str, range(1000)), 0.5)}
+        for row in range(20)
     ]
     turns = 0
 
@@ -225,7 +261,9 @@ def test_a_hybrid_answer_names_the_model_that_answered() -> None:
         ({"request_id": ID, "label": "b", "more": 1}, 422),
     ],
 )
-def test_feedback_needs_a_request_id_and_values_in_their_range(body: dict[str, Any], status: int | None) -> None:
+def test_feedback_needs_a_request_id_and_values_in_their_range(
+    body: dict[str, Any], status: int | None
+) -> None:
     content = json.dumps(body).encode()
     if status is None:
         assert parse_body(FeedbackRequest, content).row == body.get("row", 0)
@@ -245,11 +283,17 @@ def test_feedback_needs_a_request_id_and_values_in_their_range(body: dict[str, A
         ("chat", {"label": "bad", "correct_answer": "4"}, None),
         ("chat", {"score": 0.5, "correct_answer": "4"}, None),
         ("chat", {"label": "good", "score": 1.0}, "give `label` or `score`, not both"),
-        ("chat", {"label": "4"}, "for chat, `label` is good or bad; send a correct answer as `correct_answer`"),
+        (
+            "chat",
+            {"label": "4"},
+            "for chat, `label` is good or bad; send a correct answer as `correct_answer`",
+        ),
         ("chat", {}, "give `label`, `score` or `correct_answer`"),
     ],
 )
-def test_feedback_has_a_label_or_for_chat_a_score_or_an_answer(task: Any, fields: Any, fault: str | None) -> None:
+def test_feedback_has_a_label_or_for_chat_a_score_or_an_answer(
+    task: Any, fields: Any, fault: str | None
+) -> None:
     feedback = parse_body(FeedbackRequest, json.dumps({"request_id": ID} | fields).encode())
     if fault is None:
         feedback.require_fields_of(task)
@@ -269,7 +313,9 @@ def test_a_text_that_is_too_large_is_a_422_that_names_its_position_and_the_limit
         parse_request(json.dumps({"input": texts}).encode(), max_texts=4, max_text_bytes=100)
     assert (caught.value.status, caught.value.type) == (422, "invalid_request")
     error = json.loads(caught.value.body)["error"]
-    expected = f"the text at position {position} (from 0) has {size} bytes; a text may have at most 100"
+    expected = (
+        f"the text at position {position} (from 0) has {size} bytes; a text may have at most 100"
+    )
     assert error["message"] == f"input: {expected} (the recipe's serving.max_text_bytes)"
 
 

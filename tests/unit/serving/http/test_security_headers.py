@@ -25,7 +25,10 @@ def _directives(policy: str) -> dict[str, str]:
 
 def test_no_response_is_stored_sniffed_or_framed() -> None:
     headers = dict(security_headers())
-    assert (headers[b"cache-control"], headers[b"x-content-type-options"]) == (b"no-store", b"nosniff")
+    assert (headers[b"cache-control"], headers[b"x-content-type-options"]) == (
+        b"no-store",
+        b"nosniff",
+    )
     assert (headers[b"referrer-policy"], headers[b"x-frame-options"]) == (b"no-referrer", b"DENY")
     assert _directives(headers[b"content-security-policy"].decode())["frame-ancestors"] == "'none'"
 
@@ -42,7 +45,9 @@ def test_a_page_allows_only_its_own_styles_and_scripts_of_its_origin(page: Page)
     assert scripts in ([], ['<script src="page.js" defer></script>'])
     assert allowed.get("script-src") == ("'self'" if scripts else None)
     assert "unsafe" not in page.policy
-    assert re.search(r"""\son\w+=|\sstyle=""", html) is None  # a policy with hashes blocks these attributes
+    assert (
+        re.search(r"""\son\w+=|\sstyle=""", html) is None
+    )  # a policy with hashes blocks these attributes
 
 
 def test_a_page_without_a_script_cannot_send_requests() -> None:

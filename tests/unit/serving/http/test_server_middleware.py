@@ -1,6 +1,8 @@
-"""The middleware in front of Serve: no header makes the server answer 500, and all errors have one format.
+"""The middleware in front of Serve: no header makes the server answer 500, and all errors have one
+format.
 
-The server is the one that Serve starts in a replica. Behind the middleware, Serve's own functions parse the headers.
+The server is the one that Serve starts in a replica. Behind the middleware, Serve's own functions
+parse the headers.
 """
 
 import asyncio
@@ -35,18 +37,59 @@ from tests.unit.serving.http.application import application
 
 NUM_FUZZED = 400
 NAMES = (
-    *(b"Host", b"Origin", b"Authorization", b"Content-Type", b"Content-Length", b"Transfer-Encoding", b"Expect"),
-    *(b"Connection", b"Upgrade", b"Accept", b"Cookie", b"Range", b"X-Forwarded-For", b"X-Request-Id", b"traceparent"),
-    *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"X_Session_Id"),
-    *(b"serve_multiplexed_model_id", b"Serve-Multiplexed-Model-Id", b"RAY_SERVE_X", b"X-Other", b"Sec-WebSocket-Key"),
+    *(
+        b"Host",
+        b"Origin",
+        b"Authorization",
+        b"Content-Type",
+        b"Content-Length",
+        b"Transfer-Encoding",
+        b"Expect",
+    ),
+    *(
+        b"Connection",
+        b"Upgrade",
+        b"Accept",
+        b"Cookie",
+        b"Range",
+        b"X-Forwarded-For",
+        b"X-Request-Id",
+        b"traceparent",
+    ),
+    *(
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+        b"x-session-id",
+        b"X_Session_Id",
+    ),
+    *(
+        b"serve_multiplexed_model_id",
+        b"Serve-Multiplexed-Model-Id",
+        b"RAY_SERVE_X",
+        b"X-Other",
+        b"Sec-WebSocket-Key",
+    ),
 )
-VALUES = (b"", b"http://[", b"//[::1", b"\xff\xfe", b"\xc3\x28", b"\xc2\xb2", b"\xb2", b"nan", b"-1", b"1e999", b"?1")
+VALUES = (
+    b"",
+    b"http://[",
+    b"//[::1",
+    b"\xff\xfe",
+    b"\xc3\x28",
+    b"\xc2\xb2",
+    b"\xb2",
+    b"nan",
+    b"-1",
+    b"1e999",
+    b"?1",
+)
 UVICORN = b"Invalid HTTP request received."
 """The only error that is not JSON: uvicorn's own, for bytes that are not HTTP."""
 
 
 def _serve(app: ASGIApp) -> ASGIApp:
-    """Return the application behind the functions with which Serve's replica and fallback proxy parse headers."""
+    """Return the application behind the functions with which Serve's replica and fallback proxy
+    parse headers."""
 
     async def parse(scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -54,7 +97,10 @@ def _serve(app: ASGIApp) -> ASGIApp:
         http_util.parse_disconnect_disabled_header(headers)
         http_util.parse_session_id_header(headers)
         for name, value in headers.items():
-            if name.decode().lower().replace("-", "_") == "serve_multiplexed_model_id" or name == b"x-request-id":
+            if (
+                name.decode().lower().replace("-", "_") == "serve_multiplexed_model_id"
+                or name == b"x-request-id"
+            ):
                 value.decode()
         await app(scope, receive, send)
 
@@ -63,7 +109,8 @@ def _serve(app: ASGIApp) -> ASGIApp:
 
 @contextmanager
 def _server(app: ASGIApp) -> Iterator[int]:
-    """Run the HTTP server of a replica in a thread, with the middleware that replicas load by the setting."""
+    """Run the HTTP server of a replica in a thread, with the middleware that replicas load by the
+    setting."""
     (port,), loop, started = free_ports(1), asyncio.new_event_loop(), threading.Event()
 
     async def serve() -> None:
@@ -110,11 +157,15 @@ def test_a_client_does_not_choose_its_address() -> None:
         await send({"type": "http.response.body", "body": scope["client"][0].encode()})
 
     with _server(address) as port:
-        assert parsed(_ask(port, b"host: localhost", b"x-forwarded-for: 10.9.9.9"))[2] == b"127.0.0.1"
+        assert (
+            parsed(_ask(port, b"host: localhost", b"x-forwarded-for: 10.9.9.9"))[2] == b"127.0.0.1"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_header_that_is_not_utf_8_is_removed_or_a_400_that_names_it(port: int, name: bytes) -> None:
+def test_a_header_that_is_not_utf_8_is_removed_or_a_400_that_names_it(
+    port: int, name: bytes
+) -> None:
     host = [] if name == b"Host" else [b"host: localhost"]
     answer = _ask(port, *host, name + b": a\xff")
     if parsed(answer)[2] == UVICORN:
@@ -128,7 +179,8 @@ def test_a_header_that_is_not_utf_8_is_removed_or_a_400_that_names_it(port: int,
 
 
 def _lines() -> st.SearchStrategy[list[bytes]]:
-    """Return a strategy of one to four headers, whose values are bytes that the HTTP parser accepts, or special."""
+    """Return a strategy of one to four headers, whose values are bytes that the HTTP parser
+    accepts, or special."""
     noise = st.lists(st.integers(0x20, 0xFF), max_size=6).map(bytes)
     line = st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES) | noise).map(b": ".join)
     return st.lists(line, min_size=1, max_size=4)
@@ -136,7 +188,9 @@ def _lines() -> st.SearchStrategy[list[bytes]]:
 
 @settings(max_examples=NUM_FUZZED, derandomize=True, deadline=None, database=None)
 @given(lines=_lines(), host=st.booleans(), path=st.sampled_from((b"/", b"/readyz", b"/nowhere")))
-def test_no_header_makes_the_server_answer_500(port: int, lines: list[bytes], host: bool, path: bytes) -> None:
+def test_no_header_makes_the_server_answer_500(
+    port: int, lines: list[bytes], host: bool, path: bytes
+) -> None:
     sent = [b"Host: localhost", *lines] if host else lines
     answer = _ask(port, *sent, first=b"GET %s HTTP/1.1" % path)
     status, headers, content = parsed(answer)
@@ -150,20 +204,29 @@ def test_no_header_makes_the_server_answer_500(port: int, lines: list[bytes], ho
 
 
 @pytest.mark.parametrize(
-    "origin", [b"http://[", b"//[::1", b"null", b"http://localhost.evil.example", b"http://\xc3\xa9"]
+    "origin",
+    [b"http://[", b"//[::1", b"null", b"http://localhost.evil.example", b"http://\xc3\xa9"],
 )
 @pytest.mark.parametrize(
     "path", [b"/", b"/docs", b"/openapi.json", b"/healthz", b"/readyz", b"/v1/models", b"/nowhere"]
 )
-def test_without_keys_each_path_refuses_other_origins_and_hosts(port: int, path: bytes, origin: bytes) -> None:
+def test_without_keys_each_path_refuses_other_origins_and_hosts(
+    port: int, path: bytes, origin: bytes
+) -> None:
     first = b"GET %s HTTP/1.1" % path
-    assert error_type(_ask(port, b"host: localhost", b"origin: " + origin, first=first)) == (403, "foreign_page")
+    assert error_type(_ask(port, b"host: localhost", b"origin: " + origin, first=first)) == (
+        403,
+        "foreign_page",
+    )
     assert error_type(_ask(port, b"host: evil.example", first=first)) == (403, "foreign_page")
     assert parsed(_ask(port, b"host: 127.0.0.1:%d" % port, first=first))[0] != 403
 
 
 def test_a_method_that_is_not_known_is_a_405_before_serve(port: int) -> None:
-    assert error_type(_ask(port, b"host: localhost", first=b"TRACE / HTTP/1.1")) == (405, "wrong_method")
+    assert error_type(_ask(port, b"host: localhost", first=b"TRACE / HTTP/1.1")) == (
+        405,
+        "wrong_method",
+    )
     for method in sorted(METHODS - {"GET", "HEAD"}):
         answer = _ask(port, b"host: localhost", first=b"%s /healthz HTTP/1.1" % method.encode())
         assert parsed(answer)[1]["allow"] == "GET"
@@ -174,24 +237,40 @@ def test_serves_own_paths_are_answered_only_for_names_of_this_machine() -> None:
         for path in (b"/-/healthz", b"/-/routes"):
             first = b"GET %s HTTP/1.1" % path
             for host in (b"evil.example", b"localhost.evil.example", b"evil.example:%d" % port):
-                assert error_type(_ask(port, b"host: " + host, first=first)) == (403, "foreign_page")
+                assert error_type(_ask(port, b"host: " + host, first=first)) == (
+                    403,
+                    "foreign_page",
+                )
             for host in (b"LOCALHOST", b"127.0.0.1:%d" % port):
                 assert parsed(_ask(port, b"host: " + host, first=first))[0] == 200
             assert parsed(_ask(port, first=b"GET %s HTTP/1.0" % path))[0] == 200
-        assert parsed(_ask(port, b"host: service.example", first=b"GET /v1/models HTTP/1.1"))[0] == 200
+        assert (
+            parsed(_ask(port, b"host: service.example", first=b"GET /v1/models HTTP/1.1"))[0] == 200
+        )
 
 
 def test_serves_own_paths_are_answered_for_all_names_on_an_address_of_the_network() -> None:
-    scope = {"path": "/-/routes", "headers": [(b"host", b"service.example")], "server": ("10.0.0.7", 8000)}
+    scope = {
+        "path": "/-/routes",
+        "headers": [(b"host", b"service.example")],
+        "server": ("10.0.0.7", 8000),
+    }
     require_local_host(scope)
     with pytest.raises(RequestError):
         require_local_host(scope | {"server": ("127.0.0.1", 8000)})
 
 
 def test_a_websocket_is_refused(port: int) -> None:
-    upgrade = (b"upgrade: websocket", b"sec-websocket-version: 13", b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==")
+    upgrade = (
+        b"upgrade: websocket",
+        b"sec-websocket-version: 13",
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
+    )
     answer = send(
-        port, b"\r\n".join([b"GET / HTTP/1.1", b"host: localhost", b"connection: upgrade", *upgrade, b"", b""])
+        port,
+        b"\r\n".join(
+            [b"GET / HTTP/1.1", b"host: localhost", b"connection: upgrade", *upgrade, b"", b""]
+        ),
     )
     assert parsed(answer)[0] == 403
 
@@ -212,7 +291,9 @@ def _messages(app: ASGIApp, headers: Mapping[bytes, bytes] = {}) -> list[Message
 
 def _answering(content: Any, *, status: int, headers: Any = None) -> ASGIApp:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        for message in http_util.convert_object_to_asgi_messages(content, status_code=status, extra_headers=headers):
+        for message in http_util.convert_object_to_asgi_messages(
+            content, status_code=status, extra_headers=headers
+        ):
             await send(message)
 
     return app
@@ -220,9 +301,15 @@ def _answering(content: Any, *, status: int, headers: Any = None) -> ASGIApp:
 
 @pytest.mark.parametrize("status", [404, 408, 429, 499, 503, 418])
 def test_serves_own_errors_become_json_and_keep_their_headers(status: int) -> None:
-    start, body = _messages(_answering("Request dropped", status=status, headers=[(b"retry-after", b"2")]))
+    start, body = _messages(
+        _answering("Request dropped", status=status, headers=[(b"retry-after", b"2")])
+    )
     headers = dict(start["headers"])
-    assert (start["status"], headers[b"content-type"], headers[b"retry-after"]) == (status, b"application/json", b"2")
+    assert (start["status"], headers[b"content-type"], headers[b"retry-after"]) == (
+        status,
+        b"application/json",
+        b"2",
+    )
     assert headers[b"content-length"] == str(len(body["body"])).encode()
     assert set(json.loads(body["body"])["error"]) == {"message", "type", "param", "code"}
     assert dict(security_headers()).items() <= headers.items()
@@ -262,7 +349,11 @@ def test_headers_that_control_serve_and_ids_that_are_not_valid_are_removed() -> 
         await _answering("", status=200)(scope, _receive, send)
 
     underscored = [name.replace(b"-", b"_") for name in CONTROL_HEADERS]
-    _messages(app, dict.fromkeys([*CONTROL_HEADERS, *underscored], b"1") | {b"x-request-id": b"a b", b"x-other": b"1"})
+    _messages(
+        app,
+        dict.fromkeys([*CONTROL_HEADERS, *underscored], b"1")
+        | {b"x-request-id": b"a b", b"x-other": b"1"},
+    )
     assert received == [b"x-other"]
     _messages(app, {b"x-request-id": b"A.z_9-"})
     assert received == [b"x-other", b"x-request-id"]

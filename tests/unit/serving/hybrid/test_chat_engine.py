@@ -1,4 +1,5 @@
-"""The chat engine of a cascade: which part answers, complete and streamed, and what happens when a part fails."""
+"""The chat engine of a cascade: which part answers, complete and streamed, and what happens when a
+part fails."""
 
 import asyncio
 import json
@@ -19,31 +20,47 @@ from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
 from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
 from serving.limits import FairSlots
-from serving.replica.generation import generation_request, partial_answers, stream_events, token_limit, usage_of
+from serving.replica.generation import (
+    generation_request,
+    partial_answers,
+    stream_events,
+    token_limit,
+    usage_of,
+)
 from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tests.unit.serving.engines.test_nearest_engine import engine_of
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 
-KNOWN, SIMILAR, OTHER = "blue sky", "blue skies", "zzz"  # similarity to the nearest training row: 1, less, 0
+KNOWN, SIMILAR, OTHER = (
+    "blue sky",
+    "blue skies",
+    "zzz",
+)  # similarity to the nearest training row: 1, less, 0
 
 
 class ModelEngine(FakeEngine):
     """A language model that is sure of each token, or not, and that fails or never answers."""
 
-    def __init__(self, text: str, *, logprob: float = -0.1, hangs: bool = False, **options: Any) -> None:
+    def __init__(
+        self, text: str, *, logprob: float = -0.1, hangs: bool = False, **options: Any
+    ) -> None:
         super().__init__(text, **options)
         self.logprob, self.hangs = logprob, hangs
         self.num_calls = 0
         self.ended = False
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+    async def generate(
+        self, generation: Generation
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
         self.num_calls += 1
         if self.hangs:
             await asyncio.Event().wait()
         async with aclosing(super().generate(generation)) as generated:
             async for tokens, ended in generated:
                 if generation.likelihoods is not None:
-                    generation.likelihoods.add(Likelihood(token, self.logprob, ()) for token in tokens)
+                    generation.likelihoods.add(
+                        Likelihood(token, self.logprob, ()) for token in tokens
+                    )
                 yield tokens, ended
 
     def end(self) -> None:
@@ -59,18 +76,24 @@ def hybrid_of(
     timeout_s: float = 0.05,
 ) -> Any:
     hybrid = SimpleNamespace(routing=Routing(by="cascade", threshold=threshold))
-    version: Any = SimpleNamespace(name="task", version="hybrid-1", prompting=PROMPTING, hybrid=hybrid)
+    version: Any = SimpleNamespace(
+        name="task", version="hybrid-1", prompting=PROMPTING, hybrid=hybrid
+    )
     return HybridChatEngine(version, (first, second), max_new_tokens=limit, timeout_s=timeout_s)
 
 
 def generation_of(engine: Any, text: str, **fields: Any) -> Any:
-    request = parse_chat(json.dumps({"messages": [{"role": "user", "content": text}]} | fields).encode())
+    request = parse_chat(
+        json.dumps({"messages": [{"role": "user", "content": text}]} | fields).encode()
+    )
     limit = token_limit(request, engine=engine, max_new_tokens=None)
     prompt = engine.chat_prompt(request.conversation, max_new_tokens=limit)
     return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
 
 
-def answers_of(engine: Any, text: str, *, streaming: bool = False, **fields: Any) -> list[PartialAnswer]:
+def answers_of(
+    engine: Any, text: str, *, streaming: bool = False, **fields: Any
+) -> list[PartialAnswer]:
     async def read() -> list[PartialAnswer]:
         generation = generation_of(engine, text, **fields)
         return [answer async for answer in partial_answers(generation, streaming=streaming)]
@@ -79,15 +102,25 @@ def answers_of(engine: Any, text: str, *, streaming: bool = False, **fields: Any
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_nearest_answers_a_known_question_and_the_language_model_all_others(streaming: bool) -> None:
+def test_nearest_answers_a_known_question_and_the_language_model_all_others(
+    streaming: bool,
+) -> None:
     second = ModelEngine("one two three")
     engine = hybrid_of(engine_of(), second)
     (known,) = answers_of(engine, KNOWN, streaming=streaming)
-    assert (known.text, known.answered_by, known.is_fallback) == ("Blue\u2014as ever!", "first", False)
+    assert (known.text, known.answered_by, known.is_fallback) == (
+        "Blue\u2014as ever!",
+        "first",
+        False,
+    )
     assert known.confidence == pytest.approx(1)
     assert second.num_generated == 0
     answers = answers_of(engine, OTHER, streaming=streaming)
-    assert (answers[-1].text, answers[-1].answered_by, answers[-1].is_fallback) == ("one two three", "second", False)
+    assert (answers[-1].text, answers[-1].answered_by, answers[-1].is_fallback) == (
+        "one two three",
+        "second",
+        False,
+    )
     assert len(answers) > 1
 
 
@@ -102,20 +135,32 @@ def test_the_part_is_known_before_the_first_token_if_the_first_part_is_nearest()
 def test_the_thresholds_0_and_1_give_the_answers_of_one_part() -> None:
     for text in (SIMILAR, OTHER):
         (first,) = answers_of(engine_of(), text)
-        assert answers_of(hybrid_of(engine_of(), ModelEngine("one"), threshold=0.0), text)[-1].text == first.text
-        assert answers_of(hybrid_of(engine_of(), ModelEngine("one"), threshold=1.0), text)[-1].text == "one"
+        assert (
+            answers_of(hybrid_of(engine_of(), ModelEngine("one"), threshold=0.0), text)[-1].text
+            == first.text
+        )
+        assert (
+            answers_of(hybrid_of(engine_of(), ModelEngine("one"), threshold=1.0), text)[-1].text
+            == "one"
+        )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_first_part_with_a_language_model_answers_completely_before_the_decision(streaming: bool) -> None:
+def test_a_first_part_with_a_language_model_answers_completely_before_the_decision(
+    streaming: bool,
+) -> None:
     sure, unsure = ModelEngine("one two", logprob=-0.01), ModelEngine("one two", logprob=-3.0)
     second = ModelEngine("three four")
     (answer,) = answers_of(hybrid_of(sure, second), "x", streaming=streaming)
     assert (answer.text, answer.answered_by, answer.logprobs) == ("one two", "first", None)
     answers = answers_of(hybrid_of(unsure, second), "x", streaming=streaming)
     assert (answers[-1].text, answers[-1].answered_by) == ("three four", "second")
-    threshold = math.exp(-3.0) - 1e-9  # the confidence is the exponential of the mean log-probability
-    assert answers_of(hybrid_of(unsure, second, threshold=threshold), "x")[-1].answered_by == "first"
+    threshold = (
+        math.exp(-3.0) - 1e-9
+    )  # the confidence is the exponential of the mean log-probability
+    assert (
+        answers_of(hybrid_of(unsure, second, threshold=threshold), "x")[-1].answered_by == "first"
+    )
 
 
 def test_log_probabilities_are_returned_on_request_only() -> None:
@@ -132,9 +177,17 @@ FAULTS: dict[str, dict[str, Any]] = {"fails": {"fails_after": 0}, "hangs": {"han
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("streaming", [False, True])
-def test_if_the_dear_part_is_away_the_cheap_part_answers_and_says_so(fault: str, streaming: bool) -> None:
-    (answer,) = answers_of(hybrid_of(engine_of(), ModelEngine("one", **FAULTS[fault])), SIMILAR, streaming=streaming)
-    assert (answer.text, answer.answered_by, answer.is_fallback) == ("Blue\u2014as ever!", "first", True)
+def test_if_the_dear_part_is_away_the_cheap_part_answers_and_says_so(
+    fault: str, streaming: bool
+) -> None:
+    (answer,) = answers_of(
+        hybrid_of(engine_of(), ModelEngine("one", **FAULTS[fault])), SIMILAR, streaming=streaming
+    )
+    assert (answer.text, answer.answered_by, answer.is_fallback) == (
+        "Blue\u2014as ever!",
+        "first",
+        True,
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -142,7 +195,9 @@ def test_if_the_cheap_part_is_away_the_dear_part_answers_and_says_so(fault: str)
     answer = answers_of(hybrid_of(ModelEngine("one", **FAULTS[fault]), ModelEngine("two")), "x")[-1]
     assert (answer.text, answer.answered_by, answer.is_fallback) == ("two", "second", True)
     with pytest.raises(RequestError, match="no part of the hybrid answers") as caught:
-        answers_of(hybrid_of(ModelEngine("one", **FAULTS[fault]), ModelEngine("two", **FAULTS[fault])), "x")
+        answers_of(
+            hybrid_of(ModelEngine("one", **FAULTS[fault]), ModelEngine("two", **FAULTS[fault])), "x"
+        )
     assert caught.value.status == 503
 
 
@@ -153,7 +208,10 @@ def test_the_time_limit_of_a_part_includes_the_wait_for_a_slot() -> None:
 
     async def read() -> list[PartialAnswer]:
         async with asyncio.timeout(10), slots.held("other", cost=1):
-            return [answer async for answer in partial_answers(generation_of(engine, SIMILAR), streaming=False)]
+            return [
+                answer
+                async for answer in partial_answers(generation_of(engine, SIMILAR), streaming=False)
+            ]
 
     (answer,) = asyncio.run(read())
     assert (answer.answered_by, answer.is_fallback, second.num_calls) == ("first", True, 0)
@@ -208,13 +266,19 @@ def test_a_response_and_the_last_event_of_a_stream_name_the_part() -> None:
 
     *_, last, usage, done = asyncio.run(read())
     choice = json.loads(last.removeprefix(b"data: "))["choices"][0]
-    assert (choice["answered_by"], choice["fallback"], choice["finish_reason"]) == ("first", True, "stop")
+    assert (choice["answered_by"], choice["fallback"], choice["finish_reason"]) == (
+        "first",
+        True,
+        "stop",
+    )
     (answer,) = answers_of(engine, SIMILAR)
     of_first = answers_of(engine_of(), SIMILAR)[0]
     stored = engine_of().chat_prompt((("user", SIMILAR),), max_new_tokens=None)
     assert usage_of(generation, answer) == (len(stored), of_first.num_tokens)
     assert json.loads(usage.removeprefix(b"data: "))["usage"]["prompt_tokens"] == len(stored)
-    whole = json.loads(whole_response(head, answer, usage=usage_of(generation, answer)))["choices"][0]
+    whole = json.loads(whole_response(head, answer, usage=usage_of(generation, answer)))["choices"][
+        0
+    ]
     assert (whole["answered_by"], whole["fallback"]) == ("first", True)
     assert done == b"data: [DONE]\n\n"
 
@@ -222,7 +286,12 @@ def test_a_response_and_the_last_event_of_a_stream_name_the_part() -> None:
 def test_a_stored_answer_is_not_cut_at_the_models_limit_and_a_request_can_set_one() -> None:
     engine = hybrid_of(engine_of(), ModelEngine("one two three four five six"), limit=3)
     assert answers_of(engine, KNOWN)[-1].finish_reason == "stop"
-    assert generation_of(engine, OTHER).engine.num_tokens(generation_of(engine, OTHER).prompt, max_new_tokens=None) > 3
+    assert (
+        generation_of(engine, OTHER).engine.num_tokens(
+            generation_of(engine, OTHER).prompt, max_new_tokens=None
+        )
+        > 3
+    )
     assert answers_of(engine, KNOWN, max_tokens=1)[-1].finish_reason == "length"
 
 
@@ -269,5 +338,7 @@ def test_a_format_that_one_part_cannot_have_is_refused_whichever_part_would_answ
         assert (caught.value.status, caught.value.param) == (400, "response_format")
     with pytest.raises(RequestError, match="returns stored answers"):
         generation_of(hybrid_of(engine_of(), ModelEngine("two")), OTHER, response_format=choice)
-    accepted = generation_of(hybrid_of(ModelEngine("one"), ModelEngine("two")), OTHER, response_format=choice)
+    accepted = generation_of(
+        hybrid_of(ModelEngine("one"), ModelEngine("two")), OTHER, response_format=choice
+    )
     assert accepted.format.choice == ("yes", "no")

@@ -38,9 +38,17 @@ class Part:
 
 
 def queue_of(
-    first: Part, second: Part, *, routing: Routing = CASCADE, timeout_s: float = 0.05, **options: Any
+    first: Part,
+    second: Part,
+    *,
+    routing: Routing = CASCADE,
+    timeout_s: float = 0.05,
+    **options: Any,
 ) -> HybridQueue:
-    parts = [getattr(part, "submit_each", None) or failing_together(part.submit) for part in (first, second)]
+    parts = [
+        getattr(part, "submit_each", None) or failing_together(part.submit)
+        for part in (first, second)
+    ]
     return HybridQueue(*parts, version="hybrid-1", routing=routing, timeout_s=timeout_s, **options)
 
 
@@ -48,14 +56,24 @@ def answered(first: Part, second: Part, *, routing: Routing = CASCADE) -> list[t
     """Return the part that answered each of `ROWS`, and whether it was a fallback."""
     queue = queue_of(first, second, routing=routing)
     predictions = asyncio.run(queue.submit(ROWS, client="c"))
-    assert [prediction.label for prediction in predictions] == [prediction.answered_by for prediction in predictions]
+    assert [prediction.label for prediction in predictions] == [
+        prediction.answered_by for prediction in predictions
+    ]
     return [(str(prediction.answered_by), prediction.is_fallback) for prediction in predictions]
 
 
 def test_the_second_part_of_a_cascade_gets_only_the_texts_below_the_threshold() -> None:
     first, second = Part("first"), Part("second")
-    assert answered(first, second) == [("first", False), ("second", False), ("second", False), ("first", False)]
-    assert (first.texts, second.texts) == (["sure", "unsure", "unsure", "sure"], ["unsure", "unsure"])
+    assert answered(first, second) == [
+        ("first", False),
+        ("second", False),
+        ("second", False),
+        ("first", False),
+    ]
+    assert (first.texts, second.texts) == (
+        ["sure", "unsure", "unsure", "sure"],
+        ["unsure", "unsure"],
+    )
 
 
 def test_by_group_each_part_gets_the_texts_of_its_groups() -> None:
@@ -65,7 +83,9 @@ def test_by_group_each_part_gets_the_texts_of_its_groups() -> None:
     assert (first.texts, second.texts) == (["sure", "unsure"], ["unsure", "sure"])
 
 
-@pytest.mark.parametrize("fault", [{"error": BROKEN}, {"error": RuntimeError("no memory")}, {"hangs": True}])
+@pytest.mark.parametrize(
+    "fault", [{"error": BROKEN}, {"error": RuntimeError("no memory")}, {"hangs": True}]
+)
 def test_if_a_part_is_away_the_other_part_answers_and_says_so(fault: dict[str, object]) -> None:
     def broken(name: str) -> Part:
         part = Part(name)
@@ -88,7 +108,10 @@ def test_if_a_part_is_away_the_other_part_answers_and_says_so(fault: dict[str, o
 
 def test_an_error_of_the_request_is_raised_unchanged() -> None:
     busy = RequestError(429, "busy", "too many texts")
-    for parts in ((Part("first", error=busy), Part("second")), (Part("first"), Part("second", error=busy))):
+    for parts in (
+        (Part("first", error=busy), Part("second")),
+        (Part("first"), Part("second", error=busy)),
+    ):
         with pytest.raises(RequestError) as caught:
             answered(*parts)
         assert caught.value is busy
@@ -110,7 +133,9 @@ class EndpointPart(Part):
     ) -> Sequence[Prediction | RequestError]:
         assert timeout_s == 0.05
         predictions = await self.submit(rows, client=client)
-        return [error or prediction for error, prediction in zip(self.errors, predictions, strict=True)]
+        return [
+            error or prediction for error, prediction in zip(self.errors, predictions, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("error", [BROKEN, refused(0)])
@@ -127,7 +152,9 @@ def test_only_the_texts_that_fail_are_answered_by_the_other_part(error: RequestE
 
 
 def test_a_text_that_both_parts_refuse_is_named() -> None:
-    first, second = (EndpointPart(name, errors=[None, refused(1), None, None]) for name in ("first", "second"))
+    first, second = (
+        EndpointPart(name, errors=[None, refused(1), None, None]) for name in ("first", "second")
+    )
     second.errors = [refused(1), None]
     with pytest.raises(RequestError, match=r"input\[1\]: content of 1") as caught:
         answered(first, second)

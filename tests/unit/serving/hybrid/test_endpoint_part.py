@@ -1,4 +1,5 @@
-"""A cascade whose second part is an endpoint: it is sent only what the first part does not answer."""
+"""A cascade whose second part is an endpoint: it is sent only what the first part does not
+answer."""
 
 from typing import Any
 
@@ -33,11 +34,17 @@ def test_only_the_rows_below_the_threshold_cost_tokens_of_the_endpoint() -> None
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_stored_answer_is_returned_if_the_endpoint_refuses(status: int, streaming: bool) -> None:
+def test_the_stored_answer_is_returned_if_the_endpoint_refuses(
+    status: int, streaming: bool
+) -> None:
     with endpoint_server(lambda *_: refusal(status, "no")) as server:
         engine = hybrid_of(nearest_engine(), endpoint_engine(server), timeout_s=5)
         (answer,) = answers_of(engine, SIMILAR, streaming=streaming)
-    assert (answer.text, answer.answered_by, answer.is_fallback) == ("Blue\u2014as ever!", "first", True)
+    assert (answer.text, answer.answered_by, answer.is_fallback) == (
+        "Blue\u2014as ever!",
+        "first",
+        True,
+    )
 
 
 def test_the_stored_answer_is_returned_if_the_endpoint_is_gone() -> None:

@@ -1,4 +1,5 @@
-"""A replica of a hybrid starts without the API key of its endpoint: the other part answers, and the log says why."""
+"""A replica of a hybrid starts without the API key of its endpoint: the other part answers, and the
+log says why."""
 
 import asyncio
 import logging
@@ -24,7 +25,14 @@ from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    Prompting,
+    Retrieval,
+    VersionConfig,
+    register,
+    write_config,
+)
 from tests import small_chat
 from tests.endpoint_server import MODEL
 from tests.unit.serving.endpoint.versions import VARIABLE
@@ -34,7 +42,9 @@ from tests.unit.serving.hybrid.test_chat_engine import KNOWN, SIMILAR, answers_o
 
 __all__ = ["base"]  # a fixture
 
-ENDPOINT = Endpoint(url="http://127.0.0.1:9/v1", model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL)
+ENDPOINT = Endpoint(
+    url="http://127.0.0.1:9/v1", model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +52,9 @@ def _without_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def register_config(folder: Path, name: str, config: VersionConfig, files: dict[str, bytes] | None = None) -> Any:
+def register_config(
+    folder: Path, name: str, config: VersionConfig, files: dict[str, bytes] | None = None
+) -> Any:
     """Register a version without weights, with these other files."""
     local = folder / name
     local.mkdir()
@@ -52,14 +64,22 @@ def register_config(folder: Path, name: str, config: VersionConfig, files: dict[
     return register((folder / "registry" / "task").as_uri(), local)
 
 
-def endpoint_of(version: ModelVersion, prompting: Prompting, *, endpoint: Endpoint = ENDPOINT) -> VersionConfig:
+def endpoint_of(
+    version: ModelVersion, prompting: Prompting, *, endpoint: Endpoint = ENDPOINT
+) -> VersionConfig:
     fields = version.model_dump(include=set(VersionConfig.model_fields))
-    return VersionConfig(**fields | {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint})
+    return VersionConfig(
+        **fields | {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint}
+    )
 
 
-def test_a_classifier_answers_with_its_first_part(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_classifier_answers_with_its_first_part(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = registered(base, tmp_path)
-    second = register_config(tmp_path, "endpoint", endpoint_of(first, label_prompting(first.classes)))
+    second = register_config(
+        tmp_path, "endpoint", endpoint_of(first, label_prompting(first.classes))
+    )
     config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=1.0))
     hybrid = register_config(tmp_path, "hybrid", config)
     meter = Meter()
@@ -77,14 +97,20 @@ def test_a_classifier_answers_with_its_first_part(base: Path, tmp_path: Path, ca
             return await engine.submit([(text, None) for text in TEXTS], client="a")
 
         predictions = asyncio.run(predict())
-    assert {(prediction.answered_by, prediction.is_fallback) for prediction in predictions} == {("first", True)}
+    assert {(prediction.answered_by, prediction.is_fallback) for prediction in predictions} == {
+        ("first", True)
+    }
 
 
-def test_a_chat_model_answers_with_its_first_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_chat_model_answers_with_its_first_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     small_chat.save(tmp_path / "base")
     turns = ((("user", KNOWN),), (("user", "green leaf"),))
     files = index_files(
-        build_index(Rows(("0", "1"), (KNOWN, "green leaf"), ("Blue!", "g"), conversations=turns), seed=0)
+        build_index(
+            Rows(("0", "1"), (KNOWN, "green leaf"), ("Blue!", "g"), conversations=turns), seed=0
+        )
     )
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
     nearest = VersionConfig(
@@ -99,7 +125,9 @@ def test_a_chat_model_answers_with_its_first_part(tmp_path: Path, caplog: pytest
         prompting=Prompting(system="s", max_new_tokens=8, retrieval=retrieval),
     )
     first = register_config(tmp_path, "nearest", nearest, files)
-    second = register_config(tmp_path, "endpoint", endpoint_of(first, Prompting(system="s", max_new_tokens=8)))
+    second = register_config(
+        tmp_path, "endpoint", endpoint_of(first, Prompting(system="s", max_new_tokens=8))
+    )
     config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.9))
     hybrid = register_config(tmp_path, "hybrid", config)
     loader = _Loader(ServingConfig(), meter=Meter())

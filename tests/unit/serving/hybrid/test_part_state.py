@@ -10,7 +10,9 @@ from serving.hybrid.part_state import COOL_DOWN_S, LOG_S, MAX_TIMEOUTS, PartStat
 LATE = RequestError(504, "endpoint_timeout", "late")
 
 
-def test_only_time_outs_in_a_row_make_a_part_absent_and_one_more_is_enough_after_the_cool_down() -> None:
+def test_only_time_outs_in_a_row_make_a_part_absent_and_one_more_is_enough_after_the_cool_down() -> (
+    None
+):
     now = 0.0
     part = PartState("second", version="v", clock=lambda: now)
     for error in [LATE] * (MAX_TIMEOUTS - 1) + [RuntimeError("no memory")] * MAX_TIMEOUTS:
@@ -30,7 +32,9 @@ def test_only_time_outs_in_a_row_make_a_part_absent_and_one_more_is_enough_after
     assert not part.is_away
 
 
-def test_an_outage_is_logged_once_a_minute_and_a_long_request_never(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_once_a_minute_and_a_long_request_never(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     now = 0.0
     part = PartState("second", version="v-1", clock=lambda: now)
     with caplog.at_level(logging.ERROR):

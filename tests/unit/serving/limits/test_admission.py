@@ -29,7 +29,9 @@ def held_alone(admission: Admission, client: str, **amounts: int) -> int:
 
 
 @pytest.mark.parametrize(("quantity", "more"), [("requests", 1), ("texts", 5), ("tokens", 50)])
-def test_one_client_holds_about_half_of_a_limit_and_further_clients_always_find_room(quantity: str, more: int) -> None:
+def test_one_client_holds_about_half_of_a_limit_and_further_clients_always_find_room(
+    quantity: str, more: int
+) -> None:
     admission = Admission(**LIMITS)
     limit = LIMITS[quantity] // more
     assert limit // 2 - 1 <= held_alone(admission, "a", **{quantity: more}) <= limit // 2
@@ -62,7 +64,9 @@ def test_a_refusal_is_a_429_with_retry_after_that_names_the_amount() -> None:
     hold(admission, "b", texts=1, tokens=1)
 
 
-def test_an_idle_replica_accepts_a_request_larger_than_its_limits_and_keeps_room_for_others() -> None:
+def test_an_idle_replica_accepts_a_request_larger_than_its_limits_and_keeps_room_for_others() -> (
+    None
+):
     admission = Admission(**LIMITS)
     releases = hold(admission, "a", texts=256, tokens=10**6)
     with pytest.raises(RequestError):

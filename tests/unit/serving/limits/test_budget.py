@@ -26,7 +26,9 @@ def test_one_caller_gets_half_and_each_further_one_half_of_the_rest() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5_000)), max_size=200))
-def test_the_total_is_bounded_and_a_row_is_refused_only_for_its_callers_bytes(rows: list[tuple[int, int]]) -> None:
+def test_the_total_is_bounded_and_a_row_is_refused_only_for_its_callers_bytes(
+    rows: list[tuple[int, int]],
+) -> None:
     budget, held = Budget(MAX_BYTES), Counter[Client]()
     for number, num_bytes in rows:
         caller = str(number)

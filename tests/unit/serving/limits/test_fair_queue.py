@@ -140,7 +140,9 @@ def test_the_first_item_of_the_allowed_clients_is_returned() -> None:
     st.lists(st.integers(1, 9), min_size=20, max_size=60),
     st.lists(st.integers(1, 9), min_size=20, max_size=60),
 )
-def test_two_clients_with_full_queues_get_the_same_share(costs_a: list[int], costs_b: list[int]) -> None:
+def test_two_clients_with_full_queues_get_the_same_share(
+    costs_a: list[int], costs_b: list[int]
+) -> None:
     queue: FairQueue[int] = FairQueue()
     queue.add("a", [(cost, cost) for cost in costs_a])
     queue.add("b", [(cost, cost) for cost in costs_b])

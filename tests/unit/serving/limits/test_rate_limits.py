@@ -32,7 +32,9 @@ def test_requests_are_limited_and_refill_evenly() -> None:
     limiter, slow = RateLimiter(now=clock), key("requests=6")
     for _ in range(6):
         limiter.accept(slow)
-    with pytest.raises(RequestError, match="the key app is limited to 6 requests a minute; retry in"):
+    with pytest.raises(
+        RequestError, match="the key app is limited to 6 requests a minute; retry in"
+    ):
         limiter.accept(slow)
     clock.s += waiting_s(limiter, slow)
     limiter.accept(slow)
@@ -44,7 +46,9 @@ def test_requests_are_limited_and_refill_evenly() -> None:
 
 
 @pytest.mark.parametrize("quantity", ["texts", "tokens"])
-def test_a_request_may_use_more_than_what_is_left_and_the_key_then_waits_for_it(quantity: str) -> None:
+def test_a_request_may_use_more_than_what_is_left_and_the_key_then_waits_for_it(
+    quantity: str,
+) -> None:
     clock = Clock()
     limiter, limited = RateLimiter(now=clock), key(f"{quantity}=60")
     limiter.accept(limited)

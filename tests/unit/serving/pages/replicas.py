@@ -1,4 +1,5 @@
-"""Replicas of tiny real models without Ray: their ASGI application on a port of the loopback interface."""
+"""Replicas of tiny real models without Ray: their ASGI application on a port of the loopback
+interface."""
 
 import asyncio
 import threading
@@ -46,8 +47,11 @@ SYSTEM = "Answer with one word."
 ANSWERS = {"what is a cat": "an animal", "what is a rose": "a plant", "what is rain": "weather"}
 
 
-def register_bag(task_uri: str, folder: Path, *, swapped: bool = False, integer_labels: bool = False) -> ModelVersion:
-    """Register a bag of words that was fitted on `TEXTS`; with `swapped`, it mistakes animals for plants."""
+def register_bag(
+    task_uri: str, folder: Path, *, swapped: bool = False, integer_labels: bool = False
+) -> ModelVersion:
+    """Register a bag of words that was fitted on `TEXTS`; with `swapped`, it mistakes animals for
+    plants."""
     order = ("plants", "animals", "weather") if swapped else CLASSES
     texts = [text for name in order for text in TEXTS[name]]
     labels = np.repeat(np.arange(len(CLASSES)), [len(TEXTS[name]) for name in order])
@@ -55,14 +59,22 @@ def register_bag(task_uri: str, folder: Path, *, swapped: bool = False, integer_
     fit = fit_bag(HeadData((terms,), labels, (terms,), HeldOut(labels, "accuracy")))
     files = bag_files(BagOfWords(vectorizers, fit.weights[0], fit.bias))
     classes = tuple(str(index) for index in range(len(CLASSES))) if integer_labels else CLASSES
-    config = _config("bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5)
+    config = _config(
+        "bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5
+    )
     return _register(task_uri, folder, files=files, config=config)
 
 
 def register_chat(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
-    """Register the pretrained chat model at `base` with a system prompt; its answers are random letters."""
+    """Register the pretrained chat model at `base` with a system prompt; its answers are random
+    letters."""
     prompting = Prompting(system=SYSTEM, max_new_tokens=24)
-    return _register(task_uri, folder, files={}, config=_config("zero_shot", prompting=prompting, base_model=base))
+    return _register(
+        task_uri,
+        folder,
+        files={},
+        config=_config("zero_shot", prompting=prompting, base_model=base),
+    )
 
 
 def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
@@ -73,7 +85,12 @@ def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
     files = index_files(build_index(rows, seed=0))
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
     prompting = Prompting(system=SYSTEM, max_new_tokens=24, retrieval=retrieval)
-    return _register(task_uri, folder, files=files, config=_config("nearest", prompting=prompting, base_model=base))
+    return _register(
+        task_uri,
+        folder,
+        files=files,
+        config=_config("nearest", prompting=prompting, base_model=base),
+    )
 
 
 def register_cascade(task_uri: str, folder: Path, *, first: ModelVersion, url: str) -> ModelVersion:
@@ -82,11 +99,27 @@ def register_cascade(task_uri: str, folder: Path, *, first: ModelVersion, url: s
     The endpoint answers texts that are not in `ANSWERS`, or for which a classifier is not sure.
     """
     endpoint = Endpoint(url=url, model="m", reported_model=MODEL)
-    prompting = label_prompting(first.classes) if first.classes else Prompting(system=SYSTEM, max_new_tokens=24)
-    fields = {"prompting": prompting, "classes": first.classes, "base_model": first.base_model, "endpoint": endpoint}
-    second = _register(task_uri, folder / "second", files={}, config=_config("endpoint_zero_shot", **fields))
+    prompting = (
+        label_prompting(first.classes)
+        if first.classes
+        else Prompting(system=SYSTEM, max_new_tokens=24)
+    )
+    fields = {
+        "prompting": prompting,
+        "classes": first.classes,
+        "base_model": first.base_model,
+        "endpoint": endpoint,
+    }
+    second = _register(
+        task_uri, folder / "second", files={}, config=_config("endpoint_zero_shot", **fields)
+    )
     routing = Routing(by="cascade", threshold=0.99)
-    return _register(task_uri, folder / "both", files={}, config=hybrid_config(first, second=second, routing=routing))
+    return _register(
+        task_uri,
+        folder / "both",
+        files={},
+        config=hybrid_config(first, second=second, routing=routing),
+    )
 
 
 def save_chat_base(folder: Path) -> str:
@@ -96,12 +129,19 @@ def save_chat_base(folder: Path) -> str:
 
 
 def _config(kind: Any, **fields: Any) -> VersionConfig:
-    defaults: dict[str, Any] = {"classes": (), "base_model": "file:///none", "max_length": 64, "dtype": "float32"}
+    defaults: dict[str, Any] = {
+        "classes": (),
+        "base_model": "file:///none",
+        "max_length": 64,
+        "dtype": "float32",
+    }
     defaults |= {"code": "file:///code.zip", "recipe_hash": "0" * 64, "created_at": now()}
     return VersionConfig(kind=kind, **defaults | fields)
 
 
-def _register(task_uri: str, folder: Path, *, files: dict[str, bytes], config: VersionConfig) -> ModelVersion:
+def _register(
+    task_uri: str, folder: Path, *, files: dict[str, bytes], config: VersionConfig
+) -> ModelVersion:
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -110,15 +150,19 @@ def _register(task_uri: str, folder: Path, *, files: dict[str, bytes], config: V
 
 
 def user_config(champion: ModelVersion, *, verdict: str, **others: ModelVersion) -> dict[str, Any]:
-    """Return the `user_config` of a replica with a champion, whose cost is known, and other versions by name."""
-    refs = {name: {"uri": version.uri, "digest": version.digest} for name, version in others.items()}
+    """Return the `user_config` of a replica with a champion, whose cost is known, and other
+    versions by name."""
+    refs = {
+        name: {"uri": version.uri, "digest": version.digest} for name, version in others.items()
+    }
     ref = {"uri": champion.uri, "digest": champion.digest}
     return {"champion": ref, "others": refs, "verdict": verdict, "costs": {champion.digest: COST}}
 
 
 @contextmanager
 def served(replica: Classifier | Chat, config: dict[str, Any]) -> Iterator[str]:
-    """Serve a replica that loads a `user_config`, at `/` and at `/letters`, and yield the URL of its page."""
+    """Serve a replica that loads a `user_config`, at `/` and at `/letters`, and yield the URL of
+    its page."""
     loop, started = asyncio.new_event_loop(), threading.Event()
     app: Any = _also_at("/letters", replica.__serve_build_asgi_app__())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
@@ -165,5 +209,6 @@ def _also_at(prefix: str, app: Any) -> Any:
 
 
 def replica_of(service: type[Classifier] | type[Chat], task_uri: str, **fields: Any) -> Any:
-    """Return a replica of a class, for `served`; patch `configure_process`, which needs Ray, before."""
+    """Return a replica of a class, for `served`; patch `configure_process`, which needs Ray,
+    before."""
     return service(task_uri, ServingConfig(**fields).model_dump_json())

@@ -43,13 +43,18 @@ def paths(tmp_path: Path) -> TaskPaths:
 
 
 def service(paths: TaskPaths, config: ServingConfig) -> TestClient:
-    replica = Replica(Loads().versions(), task="classification", task_uri=paths.task_uri, config=config)
+    replica = Replica(
+        Loads().versions(), task="classification", task_uri=paths.task_uri, config=config
+    )
     return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
 
 
 def with_keys(paths: TaskPaths, folder: Path) -> tuple[TestClient, dict[str, str]]:
     """Return a service and its keys by scope."""
-    keys = {scope: new_key(scope, options=[f"scopes={scope}"]) for scope in ("read", "admin", "answer", "feedback")}
+    keys = {
+        scope: new_key(scope, options=[f"scopes={scope}"])
+        for scope in ("read", "admin", "answer", "feedback")
+    }
     (folder / "keys").write_text("\n".join(stored.to_line() for _, stored in keys.values()))
     client = service(paths, ServingConfig(api_keys=(folder / "keys").as_uri()))
     return client, {scope: key for scope, (key, _) in keys.items()}
@@ -69,7 +74,10 @@ def test_a_browser_is_challenged_for_the_key_and_shows_the_pages_of_the_service_
     for scope in ("read", "admin"):
         for headers in (basic(keys[scope]), {"authorization": f"Bearer {keys[scope]}"}):
             page = client.get("/console", headers=headers)
-            assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+            assert (page.status_code, page.headers["content-type"]) == (
+                200,
+                "text/html; charset=utf-8",
+            )
             assert "icd10-chapters" in page.text
             assert "contracts" not in page.text
     run = client.get(f"/console/icd10-chapters/runs/{RUN}", headers=basic(keys["read"]))
@@ -78,7 +86,9 @@ def test_a_browser_is_challenged_for_the_key_and_shows_the_pages_of_the_service_
 
 
 @pytest.mark.parametrize("authorization", ["Basic", "Basic %%%", "Basic 8J+YgA==", "Basic YTpi"])
-def test_credentials_that_are_not_valid_are_refused(paths: TaskPaths, tmp_path: Path, authorization: str) -> None:
+def test_credentials_that_are_not_valid_are_refused(
+    paths: TaskPaths, tmp_path: Path, authorization: str
+) -> None:
     client, _ = with_keys(paths, tmp_path)
     assert client.get("/console", headers={"authorization": authorization}).status_code == 401
 
@@ -100,9 +110,17 @@ def test_a_service_without_keys_has_no_console(paths: TaskPaths) -> None:
 
 def test_the_policy_of_a_page_allows_its_own_style_and_nothing_else(paths: TaskPaths) -> None:
     client = TestClient(console_app(paths.registry, secret="s"), base_url="http://127.0.0.1")
-    for path in ("/console", "/console/icd10-chapters", f"/console/icd10-chapters/runs/{RUN}/report", "/console/none"):
+    for path in (
+        "/console",
+        "/console/icd10-chapters",
+        f"/console/icd10-chapters/runs/{RUN}/report",
+        "/console/none",
+    ):
         page = client.get(f"/s{path}")
-        policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+        policy = dict(
+            part.strip().split(" ", 1)
+            for part in page.headers["content-security-policy"].split(";")
+        )
         assert policy["default-src"] == "'none'"
         assert re.fullmatch(r"'sha256-[^']+'", policy["style-src"])
         assert "script-src" not in policy
@@ -110,7 +128,9 @@ def test_the_policy_of_a_page_allows_its_own_style_and_nothing_else(paths: TaskP
 
 
 def test_the_local_console_shows_all_tasks_at_its_secret_address_only(paths: TaskPaths) -> None:
-    client = TestClient(console_app(f"{paths.registry}/", secret="s3cret"), base_url="http://127.0.0.1:8270")
+    client = TestClient(
+        console_app(f"{paths.registry}/", secret="s3cret"), base_url="http://127.0.0.1:8270"
+    )
     page = client.get("/s3cret/console")
     assert page.status_code == 200
     assert all(name in page.text for name in ("icd10-chapters", "contracts"))
@@ -154,12 +174,23 @@ def test_a_signal_removes_the_file_with_the_secret_address(
 ) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
-    command = [sys.executable, "-m", "tailorbird", "console", paths.registry, "--port", "0", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tailorbird",
+        "console",
+        paths.registry,
+        "--port",
+        "0",
+        *options,
+    ]
     environment = os.environ | {"TMPDIR": str(folder), "BROWSER": "true"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
-        with urlopen(url, timeout=300) as page:  # the port accepts connections before the server answers
+        with urlopen(
+            url, timeout=300
+        ) as page:  # the port accepts connections before the server answers
             assert page.status == 200
         assert len(list(folder.glob("*/console.html"))) == len(options)
         process.send_signal(number)
@@ -189,7 +220,9 @@ def test_pages_leave_threads_to_other_work() -> None:
         waiting = [asyncio.ensure_future(route.answer(b"", "r")) for _ in range(8)]
         await asyncio.sleep(0)
         try:
-            await asyncio.wait_for(asyncio.to_thread(lambda: None), 20)  # for example, to reload the keys
+            await asyncio.wait_for(
+                asyncio.to_thread(lambda: None), 20
+            )  # for example, to reload the keys
         finally:
             go.set()
         answers = await asyncio.gather(*waiting, return_exceptions=True)

@@ -40,8 +40,15 @@ def add_progress(paths: TaskPaths, *, stage: str) -> None:
     now = datetime.now(UTC)
     record = made.add_progress(paths, RUN, started=now - timedelta(minutes=9), updated=now)
     order = [each.name for each in record.stages]
-    states = ["finished"] * order.index(stage) + ["running"] + ["planned"] * (len(order) - order.index(stage) - 1)
-    stages = [each.model_copy(update={"state": state}) for each, state in zip(record.stages, states, strict=True)]
+    states = (
+        ["finished"] * order.index(stage)
+        + ["running"]
+        + ["planned"] * (len(order) - order.index(stage) - 1)
+    )
+    stages = [
+        each.model_copy(update={"state": state})
+        for each, state in zip(record.stages, states, strict=True)
+    ]
     changed = record.model_copy(update={"stages": tuple(stages), "activity": f"step of {stage}"})
     storage.write_bytes(paths.progress(RUN), changed.model_dump_json().encode())
 
@@ -66,7 +73,9 @@ def test_the_page_of_a_run_follows_it_to_its_verdict_and_keeps_the_focus(
     assert page.evaluate("window.loadedOnce")
 
 
-def test_updates_can_be_paused_with_the_keyboard(open_page: OpenPage, paths: TaskPaths, server: ConsoleServer) -> None:
+def test_updates_can_be_paused_with_the_keyboard(
+    open_page: OpenPage, paths: TaskPaths, server: ConsoleServer
+) -> None:
     page = open_page(server.url)
     page.get_by_role("button", name="Pause updates").press("Enter")
     page.get_by_text("Updates are paused.").wait_for()
@@ -76,7 +85,9 @@ def test_updates_can_be_paused_with_the_keyboard(open_page: OpenPage, paths: Tas
     assert accessibility_faults(page) == []
     page.get_by_role("button", name="Resume updates").press("Enter")
     page.get_by_text("step of test").wait_for()
-    assert page.get_by_role("button", name="Pause updates").evaluate("node => node === document.activeElement")
+    assert page.get_by_role("button", name="Pause updates").evaluate(
+        "node => node === document.activeElement"
+    )
 
 
 def test_an_update_that_fails_is_reported_and_repeated(

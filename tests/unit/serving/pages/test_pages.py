@@ -19,7 +19,16 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.models.endpoint.prompts import label_answer
 from tailorbird.registry.versions import ModelVersion
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, keyboard_faults, overflow
-from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, event, last_events, refusal, stream
+from tests.endpoint_server import (
+    MODEL,
+    Reply,
+    completion,
+    endpoint_server,
+    event,
+    last_events,
+    refusal,
+    stream,
+)
 from tests.unit.serving.pages import replicas
 
 EXAMPLES = ("a cat <b>sleeps</b>", "snow and rain")
@@ -48,7 +57,10 @@ class Models:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
-    task, base = (folder / "registry" / "letters").as_uri(), replicas.save_chat_base(folder / "base")
+    task, base = (
+        (folder / "registry" / "letters").as_uri(),
+        replicas.save_chat_base(folder / "base"),
+    )
     return Models(
         folder,
         replicas.register_bag(task, folder / "bag"),
@@ -64,14 +76,21 @@ Serve = Callable[..., AbstractContextManager[str]]
 
 @pytest.fixture
 def serve(models: Models, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Return a function that serves a champion and other versions by name, with fields of `ServingConfig`."""
+    """Return a function that serves a champion and other versions by name, with fields of
+    `ServingConfig`."""
     for module in ("classifier", "chat"):
-        monkeypatch.setattr(f"serving.replica.{module}.configure_process", ServingConfig.model_validate_json)
+        monkeypatch.setattr(
+            f"serving.replica.{module}.configure_process", ServingConfig.model_validate_json
+        )
 
     @contextmanager
-    def serve(champion: ModelVersion, *, fields: dict[str, Any], **others: ModelVersion) -> Iterator[str]:
+    def serve(
+        champion: ModelVersion, *, fields: dict[str, Any], **others: ModelVersion
+    ) -> Iterator[str]:
         service = Chat if champion.task == "chat" else Classifier
-        replica = replicas.replica_of(service, (models.folder / "registry" / "letters").as_uri(), **fields)
+        replica = replicas.replica_of(
+            service, (models.folder / "registry" / "letters").as_uri(), **fields
+        )
         config = replicas.user_config(champion, verdict=VERDICT, **others)
         with replicas.served(replica, config) as url:
             yield url
@@ -101,21 +120,33 @@ def link(url: str, text: str) -> str:
 
 def faults(page: Any) -> list[str]:
     """Return what is wrong with the page's present state in all widths."""
-    wide = [f"{width}: {over} px too wide" for width in WIDTHS if (over := overflow(page, width=width)) > 0]
+    wide = [
+        f"{width}: {over} px too wide"
+        for width in WIDTHS
+        if (over := overflow(page, width=width)) > 0
+    ]
     return [*accessibility_faults(page), *wide]
 
 
-def test_the_page_of_a_classifier_is_accessible_in_each_state(open_page: OpenPage, classifiers: str) -> None:
+def test_the_page_of_a_classifier_is_accessible_in_each_state(
+    open_page: OpenPage, classifiers: str
+) -> None:
     page = open_page(classifiers)
     page.get_by_text("Examples", exact=True).wait_for()
     assert faults(page) == []
     assert keyboard_faults(page) == []
-    for text, state in ((AGREED, "Both models answer: weather"), (DISAGREED, "The models disagree.")):
+    for text, state in (
+        (AGREED, "Both models answer: weather"),
+        (DISAGREED, "The models disagree."),
+    ):
         page.get_by_label("Text to classify").fill(text)
         page.keyboard.press("Control+Enter")
         page.get_by_text(state).wait_for()
         assert faults(page) == []
-    page.route("**/v1/classify", lambda route: route.fulfill(status=429, body="Request dropped due to backpressure"))
+    page.route(
+        "**/v1/classify",
+        lambda route: route.fulfill(status=429, body="Request dropped due to backpressure"),
+    )
     page.get_by_role("button", name="Classify").click()
     page.get_by_text("429 Too Many Requests").wait_for()  # an error that is not JSON
     assert faults(page) == []
@@ -130,7 +161,9 @@ def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
     who = page.get_by_role("region", name="Who answers, and why")
     answers = f"The champion answers: bag-of-words model ({models.bag.version})"
     assert who.inner_text().split("\n\n") == [answers, VERDICT]
-    assert page.get_by_role("group", name="Examples").get_by_role("button").all_inner_texts() == list(EXAMPLES)
+    assert page.get_by_role("group", name="Examples").get_by_role(
+        "button"
+    ).all_inner_texts() == list(EXAMPLES)
     champion, other = page.locator("#both section").all()
     for card, role, version, label in (
         (champion, "Champion", models.bag, "animals"),
@@ -143,7 +176,9 @@ def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
         assert re.search(r"answered in \d+(\.\d)? m?s", card.inner_text())
         share = float(first.inner_text().split()[-1].rstrip("%"))
         assert (replicas.COST in card.inner_text()) == (version is models.bag)
-        track, bar = (first.locator(part).bounding_box()["width"] for part in (".track", ".track div"))
+        track, bar = (
+            first.locator(part).bounding_box()["width"] for part in (".track", ".track div")
+        )
         assert bar / track == pytest.approx(share / 100, abs=0.02)
 
 
@@ -208,11 +243,15 @@ def test_another_class_can_be_reported(open_page: OpenPage, classifiers: str) ->
 def test_a_service_of_one_model_says_so_and_has_no_feedback_without_a_log(
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
-    with serve(models.bag, fields={}, baseline=models.bag) as url:  # after STAY, the champion is the baseline
+    with serve(
+        models.bag, fields={}, baseline=models.bag
+    ) as url:  # after STAY, the champion is the baseline
         page = open_page(link(url, AGREED))
         page.locator("#both section").wait_for()
         assert page.locator("#both section").count() == 1
-        assert page.get_by_text("The champion is the best baseline itself, and no other model is served").is_visible()
+        assert page.get_by_text(
+            "The champion is the best baseline itself, and no other model is served"
+        ).is_visible()
         assert not page.get_by_label("Compare with").is_visible()
         assert not page.get_by_text("Which class is right?").is_visible()
         assert faults(page) == []
@@ -222,20 +261,29 @@ def test_a_further_version_can_be_compared_instead_and_integer_labels_are_feedba
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
     fields = {"request_log": models.log}
-    with serve(models.integers, fields=fields, baseline=models.integers, other=models.swapped) as url:
+    with serve(
+        models.integers, fields=fields, baseline=models.integers, other=models.swapped
+    ) as url:
         page = open_page(link(url, AGREED))
         page.locator("#both section").nth(1).wait_for()
-        assert f"Other version: {models.swapped.version}" in page.locator("#both section").nth(1).inner_text()
+        assert (
+            f"Other version: {models.swapped.version}"
+            in page.locator("#both section").nth(1).inner_text()
+        )
         page.get_by_label("Compare with").select_option("no other model")
         page.locator("#both section").nth(1).wait_for(state="detached")
         page.locator("#labels").get_by_role("button", name="2", exact=True).click()
         page.get_by_text("Saved: 2").wait_for()
 
 
-def test_a_service_with_keys_asks_for_one(open_page: OpenPage, serve: Serve, models: Models) -> None:
+def test_a_service_with_keys_asks_for_one(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
     key, stored = new_key("app")
     (models.folder / "keys").write_text(f"{stored.name} {stored.sha256}\n")
-    with serve(models.bag, fields={"api_keys": (models.folder / "keys").as_uri()}, baseline=models.swapped) as url:
+    with serve(
+        models.bag, fields={"api_keys": (models.folder / "keys").as_uri()}, baseline=models.swapped
+    ) as url:
         page = open_page(url)
         page.get_by_text("This service requires an API key.").wait_for()
         assert faults(page) == []
@@ -271,22 +319,33 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
         assert first.locator("h2").inner_text() == "Champion: pretrained model"
         assert second.locator("h2").inner_text() == "Baseline: answer of the nearest training row"
         assert second.locator(".content").inner_text() == replicas.ANSWERS[QUESTIONS[0]]
-        assert re.search(rf"{models.nearest.version}; similarity 1.00; \d+ tokens in, \d+ out; ", second.inner_text())
+        assert re.search(
+            rf"{models.nearest.version}; similarity 1.00; \d+ tokens in, \d+ out; ",
+            second.inner_text(),
+        )
         boxes = [reply.bounding_box() for reply in (first, second)]
         assert boxes[0]["y"] == boxes[1]["y"]
         assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
         second.get_by_role("button", name="Bad").click()
         page.get_by_text("Saved: bad").wait_for()
-        page.get_by_label("Your message").fill(QUESTIONS[1])  # each model gets its own earlier answer
+        page.get_by_label("Your message").fill(
+            QUESTIONS[1]
+        )  # each model gets its own earlier answer
         with page.expect_request("**/v1/chat/completions") as sent:
             page.keyboard.press("Enter")
-        assert [turn["role"] for turn in sent.value.post_data_json["messages"]] == ["user", "assistant", "user"]
+        assert [turn["role"] for turn in sent.value.post_data_json["messages"]] == [
+            "user",
+            "assistant",
+            "user",
+        ]
         page.get_by_role("button", name="Copy").nth(3).wait_for()
         page.get_by_role("button", name="New conversation").click()
         assert page.locator(".reply").count() == 0
     answers, feedback = (pq.read_table(log / kind).to_pylist() for kind in ("answers", "feedback"))
     rated = {row["request_id"]: row["label"] for row in feedback}
-    assert [row["version"] for row in answers if row["request_id"] in rated] == [models.nearest.version]
+    assert [row["version"] for row in answers if row["request_id"] in rated] == [
+        models.nearest.version
+    ]
     assert list(rated.values()) == ["bad"]
 
 
@@ -296,11 +355,17 @@ def test_the_page_of_a_hybrid_shows_the_part_a_fallback_and_the_model_of_an_endp
     away = False
 
     def reply(_body: Any, _number: int) -> Reply:
-        return refusal(401, "no") if away else stream([event("a stone"), event(end="stop"), *last_events()])
+        return (
+            refusal(401, "no")
+            if away
+            else stream([event("a stone"), event(end="stop"), *last_events()])
+        )
 
     task = (models.folder / "registry" / "letters").as_uri()
     with endpoint_server(reply) as server:
-        hybrid = replicas.register_cascade(task, models.folder / "cascade", first=models.nearest, url=server.url)
+        hybrid = replicas.register_cascade(
+            task, models.folder / "cascade", first=models.nearest, url=server.url
+        )
         with serve(hybrid, fields={"examples": QUESTIONS}) as url:
             page = open_page(link(url, "which thing is hard and grey"))
             page.get_by_text(f"by the second part; endpoint: {MODEL}").wait_for()
@@ -323,7 +388,9 @@ def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknow
 
     task = (models.folder / "registry" / "letters").as_uri()
     with endpoint_server(reply) as server:
-        hybrid = replicas.register_cascade(task, models.folder / "classifiers", first=models.bag, url=server.url)
+        hybrid = replicas.register_cascade(
+            task, models.folder / "classifiers", first=models.bag, url=server.url
+        )
         with serve(hybrid, fields={"examples": EXAMPLES}, baseline=models.bag) as url:
             page = open_page(link(url, DISAGREED))
             page.get_by_text("The models disagree.").wait_for()
@@ -339,10 +406,14 @@ def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknow
             assert faults(page) == []
 
 
-def test_a_chat_without_examples_says_how_to_add_them(open_page: OpenPage, serve: Serve, models: Models) -> None:
+def test_a_chat_without_examples_says_how_to_add_them(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
     with serve(models.nearest, fields={}) as url:
         page = open_page(url)
-        hint = page.get_by_text("This service has no examples. To show some here, set serving.examples in the recipe")
+        hint = page.get_by_text(
+            "This service has no examples. To show some here, set serving.examples in the recipe"
+        )
         hint.wait_for()
         assert faults(page) == []
         page.get_by_label("Your message").fill(QUESTIONS[0])
@@ -374,13 +445,17 @@ def test_a_stream_that_ends_early_is_an_error(open_page: OpenPage, chats: str) -
     assert page.locator(".reply").count() == 0
 
 
-def test_the_page_works_at_a_prefix_without_a_slash_at_its_end(open_page: OpenPage, classifiers: str) -> None:
+def test_the_page_works_at_a_prefix_without_a_slash_at_its_end(
+    open_page: OpenPage, classifiers: str
+) -> None:
     page = open_page(f"{classifiers}letters")
     assert page.url == f"{classifiers}letters/"
     page.get_by_text("Examples", exact=True).wait_for()
 
 
-@pytest.mark.parametrize(("scopes", "detailed"), [("answer,feedback", False), ("read", True), ("admin", True)])
+@pytest.mark.parametrize(
+    ("scopes", "detailed"), [("answer,feedback", False), ("read", True), ("admin", True)]
+)
 def test_only_keys_that_may_read_get_the_system_prompt_and_the_cost(
     serve: Serve, models: Models, scopes: str, detailed: bool
 ) -> None:
@@ -388,12 +463,18 @@ def test_only_keys_that_may_read_get_the_system_prompt_and_the_cost(
     source = models.folder / f"keys-{scopes}"
     source.write_text(line.to_line())
     with serve(models.chat, fields={"api_keys": source.as_uri()}) as url:
-        answer = requests.get(f"{url}v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60)
+        answer = requests.get(
+            f"{url}v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60
+        )
     (model,) = answer.json()["data"]
-    assert (model["system"], model["cost"]) == ((replicas.SYSTEM, replicas.COST) if detailed else (None, None))
+    assert (model["system"], model["cost"]) == (
+        (replicas.SYSTEM, replicas.COST) if detailed else (None, None)
+    )
 
 
-def test_requests_of_the_page_do_not_count_in_reports(open_page: OpenPage, classifiers: str, models: Models) -> None:
+def test_requests_of_the_page_do_not_count_in_reports(
+    open_page: OpenPage, classifiers: str, models: Models
+) -> None:
     page = open_page(link(classifiers, AGREED))
     with page.expect_request("**/v1/classify") as request:
         page.get_by_role("button", name="Classify").click()

@@ -28,7 +28,9 @@ class FakeEngine(LanguageModelEngine):
         index: Any = None,
     ) -> None:
         version = SimpleNamespace(name="task", version="v", digest="d", task="chat")
-        loaded: Any = SimpleNamespace(version=version, tokenizer=TOKENIZER, prompting=prompting, index=index)
+        loaded: Any = SimpleNamespace(
+            version=version, tokenizer=TOKENIZER, prompting=prompting, index=index
+        )
         super().__init__(loaded)
         self.tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]
         self.at_once, self.fails_after = at_once, fails_after
@@ -38,7 +40,10 @@ class FakeEngine(LanguageModelEngine):
     def end(self) -> None:
         """Do nothing."""
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:  # noqa: ARG002
+    async def generate(
+        self,
+        generation: Generation,  # noqa: ARG002
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
         for end in range(self.at_once, len(self.tokens) + self.at_once, self.at_once):
             if self.fails_after is not None and end > self.fails_after:
                 raise RequestError(500, "engine_failed", "it gave up")

@@ -24,7 +24,12 @@ UNWRITABLE = "file:///dev/null/registry/task"  # in a file, there are no folders
 
 
 def new_replica(config: ServingConfig | None = None) -> Replica[Any]:
-    return Replica(Loads().versions(), task="classification", task_uri=UNWRITABLE, config=config or ServingConfig())
+    return Replica(
+        Loads().versions(),
+        task="classification",
+        task_uri=UNWRITABLE,
+        config=config or ServingConfig(),
+    )
 
 
 async def ready(replica: Replica[Any]) -> tuple[int, Any]:
@@ -65,9 +70,14 @@ def test_garbage_collections_skip_the_objects_of_the_first_load() -> None:
 def test_readyz_reports_the_challenger_and_the_refused_and_absent_versions() -> None:
     async def scenario() -> None:
         replica = new_replica()
-        await replica.reconfigure(config("one", challenger=ref("new", canary=1.0), others={"lora-1": ref("bad")}))
+        await replica.reconfigure(
+            config("one", challenger=ref("new", canary=1.0), others={"lora-1": ref("bad")})
+        )
         _, readiness = await ready(replica)
-        assert (readiness["challenger"], readiness["absent"]) == ("d-new", {"lora-1": "the version is damaged"})
+        assert (readiness["challenger"], readiness["absent"]) == (
+            "d-new",
+            {"lora-1": "the version is damaged"},
+        )
         assert "refused" not in readiness
         await change(replica, config("bad"))
         _, readiness = await ready(replica)
@@ -175,12 +185,24 @@ def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> 
         replica = new_replica()
         await replica.reconfigure(config("one", challenger=ref("new", canary=1.0)))
         x_request_id.set("mine")
-        engine, context = replica.assign(replica.begin("classify", "r"), model="champion", subject="s")
+        engine, context = replica.assign(
+            replica.begin("classify", "r"), model="champion", subject="s"
+        )
         assert (context.unit, context.arm) == ("subject s", "canary")
         entry = context.log_entry(engine.version)(row=1, label="a")
-        assert (entry.version, entry.digest, entry.request_id, entry.row) == ("new", "d-new", "r", 1)
+        assert (entry.version, entry.digest, entry.request_id, entry.row) == (
+            "new",
+            "d-new",
+            "r",
+            1,
+        )
         assert entry.x_request_id == "mine"
-        assert (entry.subject, entry.route, entry.arm, entry.label) == ("s", "classify", "canary", "a")
+        assert (entry.subject, entry.route, entry.arm, entry.label) == (
+            "s",
+            "classify",
+            "canary",
+            "a",
+        )
 
     asyncio.run(scenario())
     named = RequestContext("chat", "r", 0.0, None, subject="r")
@@ -190,7 +212,8 @@ def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> 
 def test_a_subject_is_refused_if_the_log_does_not_store_subjects(tmp_path: Path) -> None:
     require_loggable_subject(None, log=None)
     keyed, unkeyed = (
-        RequestLog("file:///nowhere", subject_key=key, texts=False, wal_folder=tmp_path) for key in (b"k" * 32, None)
+        RequestLog("file:///nowhere", subject_key=key, texts=False, wal_folder=tmp_path)
+        for key in (b"k" * 32, None)
     )
     require_loggable_subject("s", log=keyed)
     for log in (None, unkeyed):
@@ -223,10 +246,16 @@ def test_behind_a_gateway_a_page_of_another_site_can_read_but_not_post() -> None
     client = TestClient(replica.asgi_app({}, page="classify"), base_url="https://api.example")
 
     def statuses(**headers: str) -> tuple[int, int]:
-        posted = client.post("/v1/feedback", content="{}", headers={"content-type": "text/plain", **headers})
+        posted = client.post(
+            "/v1/feedback", content="{}", headers={"content-type": "text/plain", **headers}
+        )
         return client.get("/healthz", headers=headers).status_code, posted.status_code
 
     evil = "https://evil.example"
     assert statuses() == statuses(origin="https://api.example") == (200, 422)
-    assert statuses(origin=evil, **{"sec-fetch-site": "cross-site"}) == statuses(origin=evil) == (200, 403)
+    assert (
+        statuses(origin=evil, **{"sec-fetch-site": "cross-site"})
+        == statuses(origin=evil)
+        == (200, 403)
+    )
     assert [refusal.type for refusal in replica._refusals.take()] == ["foreign_page"]

@@ -40,12 +40,16 @@ def new_chat(engine: FakeEngine, keys_uri: str) -> Any:
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig(api_keys=keys_uri)
-    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
+    service._replica = Replica(
+        versions, task="chat", task_uri="s3://models/task", config=service._config
+    )
     service._prompts = FairSlots(1)
     return service
 
 
-@pytest.mark.parametrize("option", ["texts=4", "tokens=7"])  # three texts of one letter have about six tokens
+@pytest.mark.parametrize(
+    "option", ["texts=4", "tokens=7"]
+)  # three texts of one letter have about six tokens
 def test_texts_of_a_classifier_are_charged_before_their_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
@@ -69,7 +73,9 @@ def test_texts_of_a_classifier_are_charged_before_their_answer(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("option", "num_accepted"), [("texts=2", 2), ("tokens={two}", 2), ("tokens={two_and_one}", 3)])
+@pytest.mark.parametrize(
+    ("option", "num_accepted"), [("texts=2", 2), ("tokens={two}", 2), ("tokens={two_and_one}", 3)]
+)
 def test_prompt_and_answer_of_a_chat_model_are_charged(
     tmp_path: Path, option: str, num_accepted: int, stream: bool
 ) -> None:
@@ -79,15 +85,22 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
     service = new_chat(engine, uri)
     client = TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
     body = {**MESSAGES, "stream": stream}
-    answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(num_accepted + 1)]
+    answers = [
+        client.post("/v1/chat/completions", json=body, headers=headers)
+        for _ in range(num_accepted + 1)
+    ]
     assert [answer.status_code for answer in answers] == [200] * num_accepted + [429]
     assert answers[-1].json()["error"]["type"] == "rate_limited"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(tmp_path: Path, stream: bool) -> None:
+def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
+    tmp_path: Path, stream: bool
+) -> None:
     class WaitingEngine(FakeEngine):
-        async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+        async def generate(
+            self, generation: Generation
+        ) -> AsyncGenerator[tuple[list[int], bool], None]:
             self.num_generated += 1
             if self.num_generated == 1:
                 await asyncio.Event().wait()
@@ -113,7 +126,11 @@ def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
             """Discard the response, which has no reader."""
 
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await app({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": raw}, receive, send)
+        await app(
+            {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": raw},
+            receive,
+            send,
+        )
 
     asyncio.run(disconnect())
     client = TestClient(app, base_url="http://127.0.0.1")
@@ -121,10 +138,14 @@ def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
     assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limited")
 
 
-def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(tmp_path: Path) -> None:
+def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(
+    tmp_path: Path,
+) -> None:
     engine = FakeEngine("ab")
     headers, uri = keys(tmp_path, "texts=1")
-    client = TestClient(new_chat(engine, uri).__serve_build_asgi_app__(), base_url="http://127.0.0.1")
+    client = TestClient(
+        new_chat(engine, uri).__serve_build_asgi_app__(), base_url="http://127.0.0.1"
+    )
     body = {"messages": [{"role": "user", "content": "abcd" * 64}]}
     answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [400, 429]

@@ -25,7 +25,9 @@ from tailorbird.registry.kinds import KINDS
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
-def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     body = {"messages": [{"role": "user", "content": "abc"}]}
     engine = FakeEngine("one</s>")
     go = threading.Event()
@@ -39,7 +41,9 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(monkeyp
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
-    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
+    service._replica = Replica(
+        versions, task="chat", task_uri="s3://models/task", config=service._config
+    )
     service._prompts = FairSlots(1)
 
     async def request() -> int:
@@ -53,7 +57,9 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(monkeyp
     assert (asyncio.run(request()), engine.num_active) == (200, 0)
 
 
-def test_redaction_of_the_prompt_does_not_block_other_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_redaction_of_the_prompt_does_not_block_other_requests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     begun, go = threading.Event(), threading.Event()
 
     def slow(text: str) -> str:
@@ -81,10 +87,14 @@ def test_redaction_of_the_prompt_does_not_block_other_requests(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("texts", [True, False])
-def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(tmp_path: Path, texts: bool) -> None:
+def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(
+    tmp_path: Path, texts: bool
+) -> None:
     service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=texts))
     turns = [("user", "call 5551234567"), ("assistant", "ok"), ("user", "abc")]
-    body = json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}).encode()
+    body = json.dumps(
+        {"messages": [{"role": role, "content": content} for role, content in turns]}
+    ).encode()
 
     async def request() -> None:
         await service._chat(body, "r")
@@ -97,10 +107,16 @@ def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(t
         assert [row[name] for name in ("text", "context", "answer")] == [None] * 3
         return
     assert (row["text"], row["answer"]) == ("abc", "one")
-    assert logged_conversation(row["context"], "abc") == (("user", "call [number]"), turns[1], turns[2])
+    assert logged_conversation(row["context"], "abc") == (
+        ("user", "call [number]"),
+        turns[1],
+        turns[2],
+    )
 
 
-def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(tmp_path: Path) -> None:
+def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(
+    tmp_path: Path,
+) -> None:
     request_id = "0" * 32
 
     async def send(texts: bool, **fields: Any) -> int:
@@ -118,13 +134,16 @@ def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(tm
     assert asyncio.run(send(False, label="good")) == 202
     assert asyncio.run(send(True, score=0.25, correct_answer="two, ann@example.org")) == 202
     rows = pq.read_table(tmp_path / "feedback").to_pylist()
-    stored = [(row["request_id"], row["label"], row["score"], row["correct_answer"]) for row in rows]
+    stored = [
+        (row["request_id"], row["label"], row["score"], row["correct_answer"]) for row in rows
+    ]
     expected = [(request_id, "good", None, None), (request_id, None, 0.25, "two, [email]")]
     assert sorted(stored, key=str) == sorted(expected, key=str)
 
 
 class InterruptedEngine(FakeEngine):
-    """An engine during whose first answers a client sends a request to the champion; it fails if they are below 0."""
+    """An engine during whose first answers a client sends a request to the champion; it fails if
+    they are below 0."""
 
     def __init__(self, text: str, *, champion: FakeEngine, num_interruptions: int) -> None:
         super().__init__(text)
@@ -148,7 +167,12 @@ class InterruptedEngine(FakeEngine):
 
 @pytest.mark.parametrize(
     ("num_interruptions", "num_starts", "answer", "failure"),
-    [(0, 1, "two", None), (1, 2, "two", None), (9, 3, None, "interrupted"), (-1, 1, None, "failed")],
+    [
+        (0, 1, "two", None),
+        (1, 2, "two", None),
+        (9, 3, None, "interrupted"),
+        (-1, 1, None, "failed"),
+    ],
 )
 def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interrupts_it(
     tmp_path: Path, num_interruptions: int, num_starts: int, answer: str | None, failure: str | None
@@ -158,7 +182,10 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
     champion = versions.engines["champion"]
     shadow = InterruptedEngine("two</s>", champion=champion, num_interruptions=num_interruptions)
     versions.engines = {"champion": champion, "challenger": shadow}
-    config = {"champion": {"uri": "u", "digest": "d"}, "challenger": {"uri": "v", "digest": "c", "shadow": 1.0}}
+    config = {
+        "champion": {"uri": "u", "digest": "d"},
+        "challenger": {"uri": "v", "digest": "c", "shadow": 1.0},
+    }
     versions._config = ReplicaConfig.model_validate(config)
     message = {"role": "user", "content": "abc"}
     body = json.dumps({"messages": [message], "attributes": {"language": "en"}}).encode()
@@ -176,7 +203,10 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
     by_arm = {row["arm"]: tuple(row[name] for name in names) for row in rows}
     assert by_arm == {"champion": ("one", None, 3, "r"), "shadow": (answer, failure, 3, "r")}
     assert [row["attributes"] for row in rows] == ['{"language": "en"}'] * 2
-    assert (len(rows), [row["text"] for row in rows if row["answer"]]) == (2, ["abc"] * (2 if answer else 1))
+    assert (len(rows), [row["text"] for row in rows if row["answer"]]) == (
+        2,
+        ["abc"] * (2 if answer else 1),
+    )
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
 
@@ -186,7 +216,10 @@ def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> N
     challenger: Any = FakeEngine("two</s>")
     challenger.has_formats, challenger.version.digest = False, "c" * 64
     versions.engines |= {"challenger": challenger}
-    config = {"champion": {"uri": "u", "digest": "d"}, "challenger": {"uri": "v", "digest": "c", "canary": 1.0}}
+    config = {
+        "champion": {"uri": "u", "digest": "d"},
+        "challenger": {"uri": "v", "digest": "c", "canary": 1.0},
+    }
     versions._config = ReplicaConfig.model_validate(config)
 
     def answer(**fields: Any) -> Any:
@@ -214,7 +247,9 @@ def new_chat(config: ServingConfig) -> Any:
 
 
 def prompt_text(fields: dict[str, Any]) -> str:
-    request = parse_chat(json.dumps({"messages": [{"role": "user", "content": "abc"}]} | fields).encode())
+    request = parse_chat(
+        json.dumps({"messages": [{"role": "user", "content": "abc"}]} | fields).encode()
+    )
     prompt = FakeEngine("").chat_prompt(request.conversation, max_new_tokens=8)
     return "".join(TOKENIZER.convert_ids_to_tokens(prompt))
 

@@ -32,16 +32,26 @@ class FakePool(ModelPool):
 
     def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> Any:  # noqa: ARG002
         version = SimpleNamespace(
-            name="task", version=uri, digest=digest, endpoint=None, hybrid=None, task="classification"
+            name="task",
+            version=uri,
+            digest=digest,
+            endpoint=None,
+            hybrid=None,
+            task="classification",
         )
         version.typed_label = {"by integers": 7}.get if uri == "integers" else str
         version.classes = CLASSES
 
         async def submit(texts: Sequence[str], *, client: str) -> list[Prediction]:  # noqa: ARG001
             assert len(texts) <= SHADOW_TEXTS or uri != "new"
-            return [Prediction(f"by {uri}", 0.75, np.array([0.75, 0.25]), classes=CLASSES) for _ in texts]
+            return [
+                Prediction(f"by {uri}", 0.75, np.array([0.75, 0.25]), classes=CLASSES)
+                for _ in texts
+            ]
 
-        return SimpleNamespace(version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=8)
+        return SimpleNamespace(
+            version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=8
+        )
 
     def unload(self, engine: Any) -> None:
         pass
@@ -54,8 +64,12 @@ def fields(tmp_path: Path) -> dict[str, Any]:
     return {"request_log": (tmp_path / "log").as_uri(), "subject_key": (tmp_path / "key").as_uri()}
 
 
-def new_classifier(monkeypatch: pytest.MonkeyPatch, *, task_uri: str = "s3://models/task", **fields: Any) -> Classifier:
-    monkeypatch.setattr("serving.replica.classifier.configure_process", ServingConfig.model_validate_json)
+def new_classifier(
+    monkeypatch: pytest.MonkeyPatch, *, task_uri: str = "s3://models/task", **fields: Any
+) -> Classifier:
+    monkeypatch.setattr(
+        "serving.replica.classifier.configure_process", ServingConfig.model_validate_json
+    )
     monkeypatch.setattr("serving.replica.classifier.ModelPool", FakePool)
     return Classifier(task_uri, ServingConfig(**fields).model_dump_json())
 
@@ -66,7 +80,9 @@ async def answer(classifier: Classifier, body: dict[str, Any], *, route: str = "
     return json.loads(content)
 
 
-def test_an_answer_has_one_result_per_text_and_scores_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_has_one_result_per_text_and_scores_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
         classifier = new_classifier(monkeypatch)
         with pytest.raises(RequestError, match="still loading"):
@@ -117,7 +133,11 @@ def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_m
         answered = await answer(classifier, {"input": ["x", "y"]})
         assert classifier._replica.log is not None
         await classifier._replica.log.close()
-        counted = {labels: by for (metric, labels), by in classifier._replica.meter._counts.items() if metric is COUNTS}
+        counted = {
+            labels: by
+            for (metric, labels), by in classifier._replica.meter._counts.items()
+            if metric is COUNTS
+        }
         assert counted == {("task", "one", "second", "no"): 1, ("task", "one", "first", "yes"): 1}
         return answered["results"]
 
@@ -125,10 +145,15 @@ def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_m
     assert first == {"label": "a", "score": 0.75, "answered_by": "second"}
     assert second == {"label": "b", "score": 0.25, "answered_by": "first", "fallback": True}
     rows = pq.read_table(tmp_path / "log" / "answers").to_pylist()
-    assert [(row["answered_by"], row["fallback"]) for row in rows] == [("second", False), ("first", True)]
+    assert [(row["answered_by"], row["fallback"]) for row in rows] == [
+        ("second", False),
+        ("first", True),
+    ]
 
 
-def test_a_comparison_has_both_answers_and_one_pass_for_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_has_both_answers_and_one_pass_for_one_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
         classifier = new_classifier(monkeypatch)
         await classifier.reconfigure(config("one", others={"baseline": ref("probe")}))
@@ -171,11 +196,20 @@ def test_redaction_does_not_block_other_requests(
     assert [row["text"] for row in rows] == ["redacted x", "redacted y"]
 
 
-@pytest.mark.parametrize(("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})])
+@pytest.mark.parametrize(
+    ("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})]
+)
 def test_each_arm_of_an_experiment_is_logged(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path, share: str, arms: set[str]
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    tmp_path: Path,
+    share: str,
+    arms: set[str],
 ) -> None:
-    texts, task_uri = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2), (tmp_path / "task").as_uri()
+    texts, task_uri = (
+        ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2),
+        (tmp_path / "task").as_uri(),
+    )
     stored = DrawSecret(key=SECRET.hex()).model_dump_json()
     storage.write_bytes(TaskPaths(task_uri).draw_secret, stored.encode())
 
@@ -193,7 +227,11 @@ def test_each_arm_of_an_experiment_is_logged(
     assert {row["arm"] for row in rows} == arms
     for row in rows:
         assert row["version"] == ("one" if row["arm"] == "champion" else "new")
-        assert (row["request_id"], row["route"], row["label"]) == ("r", "classify", f"by {row['version']}")
+        assert (row["request_id"], row["route"], row["label"]) == (
+            "r",
+            "classify",
+            f"by {row['version']}",
+        )
     assert sorted(row["row"] for row in rows) == sorted(list(range(len(texts))) * len(arms))
     assert len({row["subject"] for row in rows}) == 1
     assert {row["attributes"] for row in rows} == {'{"sex": "f"}'}

@@ -28,7 +28,9 @@ def hash_of(message: str) -> int:
 
 async def classify(app: ASGIApp, texts: list[str], *, own_id: str) -> Any:
     """Send a request with the header X-Request-Id and return the response."""
-    messages: list[Message] = [{"type": "http.request", "body": json.dumps({"input": texts}).encode()}]
+    messages: list[Message] = [
+        {"type": "http.request", "body": json.dumps({"input": texts}).encode()}
+    ]
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -38,7 +40,13 @@ async def classify(app: ASGIApp, texts: list[str], *, own_id: str) -> Any:
         sent.append(message)
 
     headers = [(b"host", b"localhost"), (b"x-request-id", own_id.encode())]
-    scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": headers, "query_string": b""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/classify",
+        "headers": headers,
+        "query_string": b"",
+    }
     await app(scope, receive, send)
     assert sent[0]["status"] == 200
     return json.loads(sent[1]["body"])
@@ -47,12 +55,17 @@ async def classify(app: ASGIApp, texts: list[str], *, own_id: str) -> Any:
 def test_a_client_with_1_percent_of_the_answers_that_picks_its_ids_gets_about_1_percent_of_the_audit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the draw hashed the client's ids without a secret, these ids would get 67% of the audit."""
+    """If the draw hashed the client's ids without a secret, these ids would get 67% of the
+    audit."""
     task = Task(tmp_path)
-    ids = sorted((f"mine-{number}" for number in range(20_000)), key=lambda own_id: hash_of(f"{own_id}|0"))[:NUM_OWN]
+    ids = sorted(
+        (f"mine-{number}" for number in range(20_000)), key=lambda own_id: hash_of(f"{own_id}|0")
+    )[:NUM_OWN]
 
     async def scenario() -> None:
-        classifier = new_classifier(monkeypatch, task_uri=task.recipe.task_uri, request_log=task.log.as_uri())
+        classifier = new_classifier(
+            monkeypatch, task_uri=task.recipe.task_uri, request_log=task.log.as_uri()
+        )
         await classifier.reconfigure(config("one"))
         app = classifier.__serve_build_asgi_app__()
         for number in range(NUM_REQUESTS):
@@ -68,8 +81,15 @@ def test_a_client_with_1_percent_of_the_answers_that_picks_its_ids_gets_about_1_
     assert (len(own), len(rows)) == (NUM_OWN, NUM_REQUESTS * NUM_TEXTS + NUM_OWN)
     to, today = tmp_path / "audit.parquet", datetime.now(UTC).date()
     days = [today - timedelta(days=1), today]  # the test may run at midnight
-    assert export_answers(task.recipe, digest="d-one", days=days, num_rows=NUM_AUDITED, to=to.as_uri()) == NUM_AUDITED
-    drawn = [request_id for request_id in pq.read_table(to)["request_id"].to_pylist() if request_id in own]
+    assert (
+        export_answers(task.recipe, digest="d-one", days=days, num_rows=NUM_AUDITED, to=to.as_uri())
+        == NUM_AUDITED
+    )
+    drawn = [
+        request_id
+        for request_id in pq.read_table(to)["request_id"].to_pylist()
+        if request_id in own
+    ]
     assert len(drawn) <= 5  # 0.3 expected; more than 5 have a probability of 1e-6
 
 

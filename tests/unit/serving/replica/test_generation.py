@@ -11,7 +11,13 @@ from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
 from serving.http.chat_format import STREAM_OBJECT, answer_head
 from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
-from serving.replica.generation import OnFinish, generation_request, stream_events, token_limit, whole_answer
+from serving.replica.generation import (
+    OnFinish,
+    generation_request,
+    stream_events,
+    token_limit,
+    whole_answer,
+)
 from tests.unit.serving.replica.fake_engine import FakeEngine
 
 WORDS = ("</s>", "▁a", "▁fracture", "▁is", "▁break")
@@ -23,12 +29,18 @@ def generation(engine: FakeEngine, *, stops: tuple[str, ...] = ()) -> Generation
 
 
 def streamed(
-    engine: FakeEngine, *, stops: tuple[str, ...] = (), with_usage: bool = False, on_finish: OnFinish = lambda _: None
+    engine: FakeEngine,
+    *,
+    stops: tuple[str, ...] = (),
+    with_usage: bool = False,
+    on_finish: OnFinish = lambda _: None,
 ) -> list[Any]:
     """Return the decoded events of a stream."""
 
     async def read() -> list[bytes]:
-        events = stream_events(generation(engine, stops=stops), head=HEAD, with_usage=with_usage, on_finish=on_finish)
+        events = stream_events(
+            generation(engine, stops=stops), head=HEAD, with_usage=with_usage, on_finish=on_finish
+        )
         return [event async for event in events]
 
     lines = [event.removeprefix(b"data: ").removesuffix(b"\n\n") for event in asyncio.run(read())]
@@ -37,7 +49,9 @@ def streamed(
 
 def text_of(events: list[Any]) -> str:
     return "".join(
-        event["choices"][0]["delta"].get("content", "") for event in events if event != "[DONE]" and event["choices"]
+        event["choices"][0]["delta"].get("content", "")
+        for event in events
+        if event != "[DONE]" and event["choices"]
     )
 
 
@@ -57,12 +71,16 @@ def text_of(events: list[Any]) -> str:
 def test_the_concatenated_events_equal_the_answer(
     generated: str, stops: tuple[str, ...], text: str, reason: str, at_once: int
 ) -> None:
-    whole = asyncio.run(whole_answer(generation(FakeEngine(generated, at_once=at_once), stops=stops)))
+    whole = asyncio.run(
+        whole_answer(generation(FakeEngine(generated, at_once=at_once), stops=stops))
+    )
     assert (whole.text, whole.finish_reason) == (text, reason)
     events = streamed(FakeEngine(generated, at_once=at_once), stops=stops, with_usage=True)
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert text_of(events) == text
-    assert [event["choices"][0]["finish_reason"] for event in events[:-3]] == [None] * len(events[:-3])
+    assert [event["choices"][0]["finish_reason"] for event in events[:-3]] == [None] * len(
+        events[:-3]
+    )
     assert (events[-3]["choices"][0]["finish_reason"], events[-1]) == (reason, "[DONE]")
     assert events[-2]["usage"]["completion_tokens"] == whole.num_tokens
 
@@ -91,7 +109,10 @@ def test_a_streamed_answer_is_reported_once_even_after_a_failure_or_a_disconnect
 
     async def disconnect() -> None:
         events = stream_events(
-            generation(FakeEngine("one two")), head=HEAD, with_usage=False, on_finish=reported.append
+            generation(FakeEngine("one two")),
+            head=HEAD,
+            with_usage=False,
+            on_finish=reported.append,
         )
         async with aclosing(events):
             async for event in events:
@@ -157,7 +178,9 @@ def test_log_probabilities_are_returned_on_request_only() -> None:
         ({"logprobs": 3}, "logprobs"),
     ],
 )
-def test_log_probabilities_that_cannot_be_returned_are_refused(fields: dict[str, Any], param: str) -> None:
+def test_log_probabilities_that_cannot_be_returned_are_refused(
+    fields: dict[str, Any], param: str
+) -> None:
     with pytest.raises(RequestError, match=param) as caught:
         request_of(fields)
     assert (caught.value.status, caught.value.param) == (400, param)

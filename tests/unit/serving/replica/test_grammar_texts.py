@@ -10,7 +10,11 @@ import torch
 
 from serving.engines import vllm_engine
 from serving.http.schemas import RequestError
-from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, StructuredFormat
+from tailorbird.config.formats.response_format import (
+    ChoiceFormat,
+    JsonObjectFormat,
+    StructuredFormat,
+)
 from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler, grammar_of
 from tests.unit.byte_level import PADDED, tokenizer
 from tests.unit.models.grammar.test_compiler import NUMBERS, OTHERS, TEXTS, schema_format
@@ -51,7 +55,9 @@ def test_grammars_are_converted_one_at_a_time_and_kept_and_the_version_s_own_is_
     assert converted == ["own", "a", "b", "c", "a"]
 
 
-def test_a_format_without_a_grammar_is_refused_as_an_invalid_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_without_a_grammar_is_refused_as_an_invalid_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(_format: StructuredFormat) -> object:
         raise FormatError("it is not supported")
 
@@ -72,7 +78,9 @@ def allowed_tokens(matcher: Any) -> set[int]:
     return set(scores[0].isfinite().nonzero()[:, 0].tolist())
 
 
-def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_and_special_ones() -> None:
+def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_and_special_ones() -> (
+    None
+):
     """vLLM excludes the special tokens by biases; see `special_token_biases`."""
     import xgrammar
 
@@ -80,7 +88,9 @@ def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_an
     formats: list[StructuredFormat] = list(map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)))
     formats += [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
     own = GrammarCompiler(TOKENIZER, vocab_size=VOCAB_SIZE, end_id=END)
-    of_vllm = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(TOKENIZER, vocab_size=VOCAB_SIZE))
+    of_vllm = xgrammar.GrammarCompiler(
+        xgrammar.TokenizerInfo.from_huggingface(TOKENIZER, vocab_size=VOCAB_SIZE)
+    )
     special = {token for token, added in TOKENIZER.added_tokens_decoder.items() if added.special}
     additional = set[int]()
     for format in formats:

@@ -52,7 +52,10 @@ def test_a_later_version_that_cannot_be_loaded_is_refused_until_the_next_change(
         versions = loads.versions()
         await versions.reconfigure(config("one"))
         await change(versions, config("bad"))
-        assert (champion(versions), versions.refused) == ("one", ("d-bad", "the version is damaged"))
+        assert (champion(versions), versions.refused) == (
+            "one",
+            ("d-bad", "the version is damaged"),
+        )
         assert versions.config_id == config_id(config("bad"))
         await change(versions, config("one"))
         assert versions.refused is None
@@ -103,7 +106,12 @@ def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion() -> 
         for model in ("champion", "task"):
             engine, arm = versions.assign_arm(model, unit="u")
             assert (engine.version.version, arm) == ("new", "canary")
-        for model, version in (("one", "one"), ("task@one", "one"), ("challenger", "new"), ("new", "new")):
+        for model, version in (
+            ("one", "one"),
+            ("task@one", "one"),
+            ("challenger", "new"),
+            ("new", "new"),
+        ):
             engine, arm = versions.assign_arm(model, unit="u")
             assert (engine.version.version, arm) == (version, None)
         assert versions.shadow_for("u") is None
@@ -111,7 +119,11 @@ def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion() -> 
         await change(versions, config("one", challenger=ref("new", shadow=1.0)))
         engine, arm = versions.assign_arm("champion", unit="u")
         shadow = versions.shadow_for("u")
-        assert (engine.version.version, arm, shadow and shadow.version.version) == ("one", "champion", "new")
+        assert (engine.version.version, arm, shadow and shadow.version.version) == (
+            "one",
+            "champion",
+            "new",
+        )
         await change(versions, config("one"))
         assert versions.assign_arm("champion", unit="u")[1] == "champion"
         assert versions.shadow_for("u") is None
@@ -121,7 +133,9 @@ def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion() -> 
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_challenger_that_cannot_be_loaded_is_reported_and_the_champion_serves(first: bool) -> None:
+def test_a_challenger_that_cannot_be_loaded_is_reported_and_the_champion_serves(
+    first: bool,
+) -> None:
     async def scenario() -> None:
         versions = Loads().versions()
         if not first:
@@ -129,7 +143,10 @@ def test_a_challenger_that_cannot_be_loaded_is_reported_and_the_champion_serves(
         await change(versions, config("one", challenger=ref("bad", canary=1.0)))
         engine, arm = versions.assign_arm("champion", unit="u")
         assert (engine.version.version, arm) == ("one", "champion")
-        assert (versions.absent, versions.refused) == ({"challenger": "the version is damaged"}, None)
+        assert (versions.absent, versions.refused) == (
+            {"challenger": "the version is damaged"},
+            None,
+        )
         await change(versions, config("one"))
         assert versions.absent == {}
 
@@ -164,10 +181,17 @@ def test_an_absent_version_is_retried_until_it_loads_and_logged_once(
         retries.cancel()
 
     asyncio.run(scenario())
-    assert len([record for record in caplog.records if "probe cannot be loaded" in record.getMessage()]) == 1
+    assert (
+        len(
+            [record for record in caplog.records if "probe cannot be loaded" in record.getMessage()]
+        )
+        == 1
+    )
 
 
-def test_a_stopped_version_other_than_the_champion_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_version_other_than_the_champion_is_reloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(served_versions, "RETRY_S", 0.01)
 
     async def scenario() -> None:

@@ -1,4 +1,5 @@
-"""Answers in a response format by the transformers engine, with a tiny model with random weights."""
+"""Answers in a response format by the transformers engine, with a tiny model with random
+weights."""
 
 import asyncio
 import json
@@ -71,7 +72,9 @@ def engine() -> Iterator[TransformersEngine]:
     started._manager.destroy()
 
 
-async def pieces(engine: LanguageModelEngine, prompt: list[int], *, streaming: bool = False, **options: Any) -> Any:
+async def pieces(
+    engine: LanguageModelEngine, prompt: list[int], *, streaming: bool = False, **options: Any
+) -> Any:
     """Return the parts of an answer."""
     fields: dict[str, Any] = {"max_new_tokens": LIMIT, "sampling": GREEDY, "stops": ()} | options
     request = GenerationRequest(engine, prompt, **fields)
@@ -93,7 +96,9 @@ def sampled(seed: int) -> Sampling:
 
 
 def test_sampled_answers_satisfy_the_schema_or_are_cut(engine: TransformersEngine) -> None:
-    works = [last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=PERSON) for seed in range(24)]
+    works = [
+        last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=PERSON) for seed in range(24)
+    ]
     answers = asyncio.run(together(*works))
     finished = [answer for answer in answers if answer.finish_reason == "stop"]
     assert len(finished) > 8
@@ -118,12 +123,16 @@ def test_greedy_answers_and_their_log_probabilities_equal_those_of_the_evaluatio
     grammar = grammar_for(PERSON, lm=lm, tokenizer=TOKENIZER)
     end_id = TOKENIZER.eos_token_id
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=end_id, grammar=grammar)
-    works = [last(engine, prompt, format=PERSON, num_likely=3, streaming=streaming) for prompt in PROMPTS]
+    works = [
+        last(engine, prompt, format=PERSON, num_likely=3, streaming=streaming) for prompt in PROMPTS
+    ]
     for served, evaluated in zip(asyncio.run(together(*works)), expected, strict=True):
         assert served.text == TOKENIZER.decode(evaluated.tokens, skip_special_tokens=True).strip()
         assert (served.finish_reason == "stop") == evaluated.finished
         logprobs = [token.generated.logprob for token in served.logprobs]
-        torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(evaluated.logprobs), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(logprobs), torch.tensor(evaluated.logprobs), atol=1e-4, rtol=0
+        )
 
 
 def test_the_format_of_the_version_is_the_default_and_a_request_can_replace_it() -> None:
@@ -148,7 +157,9 @@ def test_the_format_of_the_version_is_compiled_at_the_load_and_formats_of_client
     monkeypatch.setattr(compiler, "MAX_GRAMMARS", 1)
     constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
     try:
-        asyncio.run(together(*[last(constrained, PROMPTS[0], format=format) for format in (PERSON, OTHER)]))
+        asyncio.run(
+            together(*[last(constrained, PROMPTS[0], format=format) for format in (PERSON, OTHER)])
+        )
         monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
         answer = asyncio.run(last(constrained, PROMPTS[0]))
     finally:
@@ -156,20 +167,26 @@ def test_the_format_of_the_version_is_compiled_at_the_load_and_formats_of_client
     assert answer.text in CHOICE.choice
 
 
-def test_a_version_whose_format_cannot_be_compiled_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_whose_format_cannot_be_compiled_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
     with pytest.raises(FormatError, match="the format is not supported: too long"):
         engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
 
 
-def test_answers_without_a_format_are_the_same_next_to_answers_with_one(engine: TransformersEngine) -> None:
+def test_answers_without_a_format_are_the_same_next_to_answers_with_one(
+    engine: TransformersEngine,
+) -> None:
     options = [{"sampling": sampled(seed)} for seed in range(3)] + [{"sampling": GREEDY}]
 
     def plain() -> Any:
         return [last(engine, prompt, **each) for prompt, each in zip(PROMPTS, options, strict=True)]
 
     alone = asyncio.run(together(*plain()))
-    mixed = asyncio.run(together(*plain(), *[last(engine, prompt, format=PERSON) for prompt in PROMPTS]))
+    mixed = asyncio.run(
+        together(*plain(), *[last(engine, prompt, format=PERSON) for prompt in PROMPTS])
+    )
     assert mixed[:4] == alone
     assert all(answer.text.startswith("{") for answer in mixed[4:])
 
@@ -181,7 +198,8 @@ def test_scores_and_log_probabilities_of_rows_without_a_format_are_the_same_to_t
     logits = torch.randn(4, language_model().config.vocab_size)
 
     def passed(matchers: dict[str, AnswerMatcher]) -> tuple[torch.Tensor, list[Any]]:
-        """Return the scores and the recorded log-probabilities of a pass; rows 0 and 1 are sampled."""
+        """Return the scores and the recorded log-probabilities of a pass; rows 0 and 1 are
+        sampled."""
         sampler, recorded = Sampler(), {str(row): Likelihoods(5) for row in range(4)}
         sampler.matchers, sampler.recorded = matchers, recorded
         states = [
@@ -224,7 +242,8 @@ def test_max_tokens_cuts_the_json_and_a_stop_text_ends_it(engine: TransformersEn
 
 
 def first_tokens_of_choice(answer: Any) -> set[str]:
-    """Check the log-probabilities of an answer in `CHOICE`; return the tokens with which it could begin."""
+    """Check the log-probabilities of an answer in `CHOICE`; return the tokens with which it could
+    begin."""
     assert answer.logprobs is not None
     for token in answer.logprobs:
         probabilities = torch.tensor([likely.logprob for likely in token.most_likely]).exp()
@@ -235,7 +254,9 @@ def first_tokens_of_choice(answer: Any) -> set[str]:
     return first
 
 
-def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: TransformersEngine) -> None:
+def test_log_probabilities_contain_only_tokens_that_the_format_allows(
+    engine: TransformersEngine,
+) -> None:
     answer = asyncio.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
     first = first_tokens_of_choice(answer)
     assert "j" not in first
@@ -255,13 +276,17 @@ def test_a_format_that_cannot_be_compiled_is_a_400_before_the_answer(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
-    with pytest.raises(RequestError, match="response_format: the format is not supported: too long") as caught:
+    with pytest.raises(
+        RequestError, match="response_format: the format is not supported: too long"
+    ) as caught:
         asyncio.run(pieces(engine, PROMPTS[0], format=OTHER))
     assert (caught.value.status, caught.value.param) == (400, "response_format")
 
 
 @pytest.fixture
-def slow_compilation(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+def slow_compilation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Compilations that wait for the second event, after they have set the first one."""
     started, go = threading.Event(), threading.Event()
 
@@ -304,7 +329,9 @@ def test_a_compilation_holds_no_slot_of_generation_and_does_not_stop_a_shadow(
     asyncio.run(scenario())
 
 
-def test_a_format_that_turns_out_too_slow_ends_its_answers_but_no_others(engine: TransformersEngine) -> None:
+def test_a_format_that_turns_out_too_slow_ends_its_answers_but_no_others(
+    engine: TransformersEngine,
+) -> None:
     format = ChoiceFormat(type="choice", choice=("slow", "slower"))
     engine._grammars.compile(format).fault = TOO_SLOW
     with pytest.raises(RequestError, match="takes too long") as caught:
@@ -330,12 +357,18 @@ def test_a_format_that_fails_during_an_answer_is_an_error(engine: TransformersEn
         asyncio.run(fail())
 
 
-def test_a_fault_in_the_format_of_the_version_fails_one_answer_with_500(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_format_of_the_version_fails_one_answer_with_500(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(AnswerMatcher.__init__, "__kwdefaults__", {"max_mask_s": -1.0, "clock": lambda: 0.0})
-            with pytest.raises(RequestError, match="cannot answer in the format of its version: finding") as caught:
+            patch.setattr(
+                AnswerMatcher.__init__, "__kwdefaults__", {"max_mask_s": -1.0, "clock": lambda: 0.0}
+            )
+            with pytest.raises(
+                RequestError, match="cannot answer in the format of its version: finding"
+            ) as caught:
                 asyncio.run(last(constrained, PROMPTS[0]))
         answer = asyncio.run(last(constrained, PROMPTS[0]))
     finally:
@@ -344,31 +377,55 @@ def test_a_fault_in_the_format_of_the_version_fails_one_answer_with_500(monkeypa
     assert answer.text in CHOICE.choice
 
 
-def test_the_route_answers_in_the_format_of_the_request_complete_and_streamed(engine: TransformersEngine) -> None:
+def test_the_route_answers_in_the_format_of_the_request_complete_and_streamed(
+    engine: TransformersEngine,
+) -> None:
     versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
-    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
+    service._replica = Replica(
+        versions, task="chat", task_uri="s3://models/task", config=service._config
+    )
     service._prompts = FairSlots(1)
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "yes or no"}], "max_tokens": LIMIT}
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "yes or no"}],
+        "max_tokens": LIMIT,
+    }
     body |= {"response_format": {"type": "choice", "choice": list(CHOICE.choice)}}
     route = "/v1/chat/completions"
     with TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1") as client:
-        whole = client.post(route, json=body | {"logprobs": True, "top_logprobs": 20}).json()["choices"][0]
+        whole = client.post(route, json=body | {"logprobs": True, "top_logprobs": 20}).json()[
+            "choices"
+        ][0]
         events = client.post(route, json=body | {"stream": True}).text.split("\n\n")
         lookaround = {"schema": {"type": "string", "pattern": "(?=a)"}}
         refused = client.post(
-            route, json=body | {"stream": True, "response_format": {"type": "json_schema", "json_schema": lookaround}}
+            route,
+            json=body
+            | {
+                "stream": True,
+                "response_format": {"type": "json_schema", "json_schema": lookaround},
+            },
         )
-        tools = client.post(route, json=body | {"tools": [{"type": "function", "function": {"name": "f"}}]})
+        tools = client.post(
+            route, json=body | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+        )
     assert whole["message"]["content"] in CHOICE.choice
     assert whole["finish_reason"] == "stop"
     assert all(
-        -100 < likely["logprob"] <= 0 for token in whole["logprobs"]["content"] for likely in token["top_logprobs"]
+        -100 < likely["logprob"] <= 0
+        for token in whole["logprobs"]["content"]
+        for likely in token["top_logprobs"]
     )
-    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events if "delta" in event]
+    deltas = [
+        json.loads(event.removeprefix("data: "))["choices"][0]["delta"]
+        for event in events
+        if "delta" in event
+    ]
     assert "".join(delta.get("content", "") for delta in deltas) == whole["message"]["content"]
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"].startswith("response_format: /pattern: has a group with options")
+    assert refused.json()["error"]["message"].startswith(
+        "response_format: /pattern: has a group with options"
+    )
     assert (tools.status_code, tools.json()["error"]["param"]) == (400, "tools")

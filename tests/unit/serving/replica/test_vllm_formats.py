@@ -1,4 +1,5 @@
-"""Answers in a response format by vLLM, with a tiny model with random weights that can write any text."""
+"""Answers in a response format by vLLM, with a tiny model with random weights that can write any
+text."""
 
 import asyncio
 import json
@@ -16,7 +17,13 @@ from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat
 from tailorbird.models.generation import Answer, answer_prompts
 from tailorbird.models.grammar.compiler import grammar_for
-from tailorbird.registry.versions import ModelVersion, Prompting, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    ModelVersion,
+    Prompting,
+    VersionConfig,
+    register,
+    write_config,
+)
 from tests import small_chat
 from tests.unit.byte_level import language_model
 from tests.unit.serving.engines.test_vllm_engine import CONFIG, WIDTH, in_ray, load, needs_vllm
@@ -38,7 +45,9 @@ from tests.unit.serving.replica.test_structured_outputs import (
 
 __all__ = ["in_ray"]
 pytestmark = needs_vllm
-NAMES = ChoiceFormat(type="choice", choice=("<user>", "<system>", "a <pad>"))  # names of special tokens
+NAMES = ChoiceFormat(
+    type="choice", choice=("<user>", "<system>", "a <pad>")
+)  # names of special tokens
 SHORT_TEXT = {
     "type": "object",
     "properties": {"a": {"type": "string", "minLength": 3, "maxLength": 12}},
@@ -71,7 +80,9 @@ def evaluated(format: Any) -> list[Answer]:
     """Return the answers of the evaluation."""
     lm = language_model(width=WIDTH)
     grammar = grammar_for(format, lm=lm, tokenizer=TOKENIZER)
-    return answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id, grammar=grammar)
+    return answer_prompts(
+        lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id, grammar=grammar
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,23 +111,34 @@ def engine(in_ray: None, own_format: ModelVersion) -> Iterator[VllmEngine]:  # n
 def test_greedy_answers_and_their_log_probabilities_equal_those_of_the_evaluation(
     engine: VllmEngine, loop: asyncio.Runner, format: Any, streaming: bool
 ) -> None:
-    works = [last(engine, prompt, format=format, num_likely=3, streaming=streaming) for prompt in PROMPTS]
+    works = [
+        last(engine, prompt, format=format, num_likely=3, streaming=streaming) for prompt in PROMPTS
+    ]
     for served, wanted in zip(loop.run(together(*works)), evaluated(format), strict=True):
         assert served.text == TOKENIZER.decode(wanted.tokens, skip_special_tokens=True).strip()
         assert (served.finish_reason == "stop") == wanted.finished
         logprobs = [token.generated.logprob for token in served.logprobs]
-        torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(wanted.logprobs), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(logprobs), torch.tensor(wanted.logprobs), atol=1e-3, rtol=0
+        )
 
 
-def test_sampled_answers_satisfy_the_schema_or_are_cut(engine: VllmEngine, loop: asyncio.Runner) -> None:
+def test_sampled_answers_satisfy_the_schema_or_are_cut(
+    engine: VllmEngine, loop: asyncio.Runner
+) -> None:
     for format, schema in ((PERSON, SCHEMA), (TEXT, SHORT_TEXT)):
-        works = [last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=format) for seed in range(24)]
+        works = [
+            last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=format)
+            for seed in range(24)
+        ]
         answers = loop.run(together(*works))
         finished = [answer for answer in answers if answer.finish_reason == "stop"]
         assert len({answer.text for answer in finished}) > 4
         for answer in finished:
             jsonschema.validate(json.loads(answer.text), schema)
-        assert all(answer.num_tokens == LIMIT for answer in answers if answer.finish_reason == "length")
+        assert all(
+            answer.num_tokens == LIMIT for answer in answers if answer.finish_reason == "length"
+        )
 
 
 @pytest.mark.parametrize("format", [CHOICE, NAMES], ids=["words", "names of special tokens"])
@@ -131,8 +153,12 @@ def test_sampled_choices_are_exactly_the_options(
 
 def test_an_object_without_a_schema_is_json(engine: VllmEngine, loop: asyncio.Runner) -> None:
     format = JsonObjectFormat(type="json_object")
-    works = [last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=format) for seed in range(16)]
-    finished = [answer.text for answer in loop.run(together(*works)) if answer.finish_reason == "stop"]
+    works = [
+        last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=format) for seed in range(16)
+    ]
+    finished = [
+        answer.text for answer in loop.run(together(*works)) if answer.finish_reason == "stop"
+    ]
     assert finished
     assert all(isinstance(json.loads(text), dict) for text in finished)
 
@@ -161,7 +187,9 @@ def test_the_pieces_of_a_stream_are_the_whole_answer_and_max_tokens_or_a_stop_te
     assert stopped.text.endswith('"ok"')
 
 
-def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: VllmEngine, loop: asyncio.Runner) -> None:
+def test_log_probabilities_contain_only_tokens_that_the_format_allows(
+    engine: VllmEngine, loop: asyncio.Runner
+) -> None:
     answer = loop.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
     assert first_tokens_of_choice(answer)
 

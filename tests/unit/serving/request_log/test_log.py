@@ -92,7 +92,9 @@ def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
 
 
 def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path: Path) -> None:
-    (row,) = log_and_read(tmp_path, [entry(1, text="input", answer="output", subject="s")], key=None, texts=True)
+    (row,) = log_and_read(
+        tmp_path, [entry(1, text="input", answer="output", subject="s")], key=None, texts=True
+    )
     assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
     for texts, expected in ((True, "input"), (False, None)):
         assert request_log(tmp_path, texts=texts).loggable("input") == expected
@@ -100,13 +102,18 @@ def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path:
 
 def test_rows_are_stored_by_the_day_of_their_answer(tmp_path: Path) -> None:
     log_and_read(tmp_path, [entry(1), entry(2, at=NOON.replace(day=2)), entry(3)])
-    assert sorted(folder.name for folder in (tmp_path / "answers").iterdir()) == ["day=2026-05-01", "day=2026-05-02"]
+    assert sorted(folder.name for folder in (tmp_path / "answers").iterdir()) == [
+        "day=2026-05-01",
+        "day=2026-05-02",
+    ]
     assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
 
 
 def test_attributes_are_stored_as_json(tmp_path: Path) -> None:
     attributes = {"smile": FACE, "sex": "f"}
-    rows = log_and_read(tmp_path, [entry(number, attributes=attributes if number else None) for number in range(2)])
+    rows = log_and_read(
+        tmp_path, [entry(number, attributes=attributes if number else None) for number in range(2)]
+    )
     assert [row["attributes"] for row in rows] == [None, f'{{"sex": "f", "smile": "{FACE}"}}']
 
 
@@ -120,6 +127,14 @@ def test_feedback_is_stored_in_a_separate_folder(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
     rows = pq.read_table(file, partitioning=None).to_pylist()
     assert rows == [
-        {"request_id": "r1", "at": NOON, "row": 3, "label": "b", "score": None, "correct_answer": None, "caller": None}
+        {
+            "request_id": "r1",
+            "at": NOON,
+            "row": 3,
+            "label": "b",
+            "score": None,
+            "correct_answer": None,
+            "caller": None,
+        }
     ]
     assert not (tmp_path / "answers").exists()

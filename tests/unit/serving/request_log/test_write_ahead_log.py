@@ -19,7 +19,14 @@ from serving.request_log import writer
 from serving.request_log.schema import ANSWERS
 from serving.request_log.write_ahead_log import WriteAheadLog, encode_row, read_batch
 from tailorbird.storage import StorageError
-from tests.unit.serving.request_log.test_log import KEY, NOON, counted_bytes, entry, request_log, written
+from tests.unit.serving.request_log.test_log import (
+    KEY,
+    NOON,
+    counted_bytes,
+    entry,
+    request_log,
+    written,
+)
 
 ROOT = Path(__file__).parents[4]
 
@@ -41,11 +48,14 @@ def wal_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "wal").rglob("*") if path.is_file())
 
 
-def test_the_next_replica_writes_the_rows_of_a_killed_replica_once_and_with_hashed_subjects(tmp_path: Path) -> None:
+def test_the_next_replica_writes_the_rows_of_a_killed_replica_once_and_with_hashed_subjects(
+    tmp_path: Path,
+) -> None:
     code = (
-        "import asyncio, os, signal, sys; from pathlib import Path;"
-        "from tests.unit.serving.request_log import test_write_ahead_log as t;"
-        "asyncio.run(t.keep_in_wal(Path(sys.argv[1]), range(3), end=False)); os.kill(os.getpid(), signal.SIGKILL)"
+        "import asyncio, os, signal, sys; from pathlib import Path;from "
+        "tests.unit.serving.request_log import test_write_ahead_log as t;"
+        "asyncio.run(t.keep_in_wal(Path(sys.argv[1]), range(3), end=False)); os.kill(os.getpid(), "
+        "signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
@@ -53,9 +63,15 @@ def test_the_next_replica_writes_the_rows_of_a_killed_replica_once_and_with_hash
     assert b"patient" not in b"".join(path.read_bytes() for path in wal_files(tmp_path))
     for _ in range(2):
         asyncio.run(keep_in_wal(tmp_path, [7], write_abandoned=True))
-        assert [row["request_id"] for row in written(tmp_path) if row["request_id"] != "r7"] == ["r0", "r1", "r2"]
+        assert [row["request_id"] for row in written(tmp_path) if row["request_id"] != "r7"] == [
+            "r0",
+            "r1",
+            "r2",
+        ]
     assert wal_files(tmp_path) == []
-    assert {row["subject"] for row in written(tmp_path)} >= {hmac.new(KEY, b"patient 0", hashlib.sha256).hexdigest()}
+    assert {row["subject"] for row in written(tmp_path)} >= {
+        hmac.new(KEY, b"patient 0", hashlib.sha256).hexdigest()
+    }
 
 
 def test_rows_of_a_running_replica_are_not_written_by_another(tmp_path: Path) -> None:
@@ -79,7 +95,9 @@ def test_the_next_replica_writes_the_rows_that_unavailable_storage_did_not_accep
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_bytes", fail)
         asyncio.run(keep_in_wal(tmp_path, [1, 2], write_abandoned=True))
-        asyncio.run(keep_in_wal(tmp_path, [3], write_abandoned=True))  # reads them, but cannot write them either
+        asyncio.run(
+            keep_in_wal(tmp_path, [3], write_abandoned=True)
+        )  # reads them, but cannot write them either
     assert "stay on this node's disk, and the next replica writes them" in caplog.text
     assert "are lost" not in caplog.text
     file = next(path for path in wal_files(tmp_path) if path.suffix == ".jsonl")
@@ -96,7 +114,9 @@ def test_the_next_replica_writes_the_rows_that_unavailable_storage_did_not_accep
     ]  # the damaged batch stays, and does not block the others
 
 
-def test_a_full_disk_is_logged_and_only_its_rows_are_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_logged_and_only_its_rows_are_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def keep() -> None:
@@ -129,7 +149,9 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
         log = request_log(tmp_path)
         log.answers.add([entry(0, caller="calm")])
         for number in range(1, 1000):
-            log.answers.add([entry(number, caller="flood", label="\x01" * 500)])  # six bytes each on the disk
+            log.answers.add(
+                [entry(number, caller="flood", label="\x01" * 500)]
+            )  # six bytes each on the disk
         on_disk = sum(path.stat().st_size for path in wal_files(tmp_path))
         log.answers.add([entry(number, caller="calm") for number in range(1000, 1050)])
         assert on_disk <= 1 << 19
@@ -137,7 +159,10 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
 
     asyncio.run(keep())
     rows = written(tmp_path)
-    assert [int(row["request_id"][1:]) for row in rows if row["caller"] == "calm"] == [0, *range(1000, 1050)]
+    assert [int(row["request_id"][1:]) for row in rows if row["caller"] == "calm"] == [
+        0,
+        *range(1000, 1050),
+    ]
     lost = 999 - sum(row["caller"] == "flood" for row in rows)
     assert 800 < lost < 999
     assert f"{lost} rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
@@ -146,7 +171,10 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
 
 
 def test_a_folder_that_is_not_usable_is_refused() -> None:
-    with pytest.raises(StorageError, match=r"nowhere.* is not usable for the request log: .*; set TAILORBIRD_JOURNAL"):
+    with pytest.raises(
+        StorageError,
+        match=r"nowhere.* is not usable for the request log: .*; set TAILORBIRD_JOURNAL",
+    ):
         WriteAheadLog(Path("/proc/nowhere"))
 
 
@@ -159,7 +187,9 @@ def test_rows_stay_on_the_disk_while_storage_is_unavailable(
     async def keep() -> None:
         log = request_log(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(writer, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("unavailable")))
+            patch.setattr(
+                writer, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("unavailable"))
+            )
             for number in range(21):
                 log.answers.add([entry(number, label=label)])
                 await log.answers.flush() if number % 6 == 5 else await asyncio.sleep(0)
@@ -175,8 +205,17 @@ def test_rows_stay_on_the_disk_while_storage_is_unavailable(
 
 
 @pytest.mark.parametrize("score", [None, 0.5, float("nan")])
-def test_every_column_is_read_from_the_disk_with_its_type(tmp_path: Path, score: float | None) -> None:
-    values: dict[str, Any] = {"string": "\u4f60\n", "time": NOON, "int": 7, "float": score, "bool": True, "scored": []}
+def test_every_column_is_read_from_the_disk_with_its_type(
+    tmp_path: Path, score: float | None
+) -> None:
+    values: dict[str, Any] = {
+        "string": "\u4f60\n",
+        "time": NOON,
+        "int": 7,
+        "float": score,
+        "bool": True,
+        "scored": [],
+    }
     row = {name: values[kind] for name, kind in ANSWERS.items()}
     path = tmp_path / "rows.jsonl"
     path.write_bytes(encode_row(row) + encode_row(row | dict.fromkeys(set(ANSWERS) - {"at"})))

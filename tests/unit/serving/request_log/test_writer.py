@@ -10,7 +10,14 @@ import pytest
 from serving.request_log import writer
 from serving.request_log.schema import FeedbackEntry
 from tailorbird.storage import write_bytes
-from tests.unit.serving.request_log.test_log import NOON, counted_bytes, entry, log_and_read, request_log, written
+from tests.unit.serving.request_log.test_log import (
+    NOON,
+    counted_bytes,
+    entry,
+    log_and_read,
+    request_log,
+    written,
+)
 
 
 def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once(
@@ -39,7 +46,16 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
     monkeypatch.setattr(writer, "write_bytes", failing)
     asyncio.run(keep())
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
-    assert len([record for record in caplog.records if "cannot be written: unavailable" in record.getMessage()]) == 1
+    assert (
+        len(
+            [
+                record
+                for record in caplog.records
+                if "cannot be written: unavailable" in record.getMessage()
+            ]
+        )
+        == 1
+    )
 
 
 def test_the_disk_is_bounded_and_a_key_that_fills_it_loses_only_its_own_rows(
@@ -48,7 +64,10 @@ def test_the_disk_is_bounded_and_a_key_that_fills_it_loses_only_its_own_rows(
     monkeypatch.setattr(writer, "MAX_BYTES", 10 * counted_bytes(entry(0, caller="flood")))
     flood = [entry(number, caller="flood") for number in range(1, 31)]
     rows = log_and_read(tmp_path, [entry(0, caller="calm"), *flood, entry(31, caller="calm")])
-    by_caller = [[row["request_id"] for row in rows if row["caller"] == caller] for caller in ("calm", "flood")]
+    by_caller = [
+        [row["request_id"] for row in rows if row["caller"] == caller]
+        for caller in ("calm", "flood")
+    ]
     assert by_caller == [["r0", "r31"], [f"r{number}" for number in range(1, 5)]]
     assert f"26 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
 
@@ -70,7 +89,9 @@ def test_feedback_that_fills_the_disk_loses_only_the_rows_of_its_key(
     assert pq.read_table(file, partitioning=None)["caller"].to_pylist().count("calm") == 2
 
 
-def test_bytes_are_free_again_when_rows_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_free_again_when_rows_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "MAX_BYTES", 14 * counted_bytes(entry(0)))
 
     async def keep() -> None:
@@ -97,7 +118,10 @@ def test_the_size_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
         await log.close()
 
     asyncio.run(keep())
-    sizes = [pq.read_table(file, partitioning=None).num_rows for file in sorted(tmp_path.rglob("*.parquet"))]
+    sizes = [
+        pq.read_table(file, partitioning=None).num_rows
+        for file in sorted(tmp_path.rglob("*.parquet"))
+    ]
     assert sizes == [2, 2, 2, 1]
 
 

@@ -32,11 +32,17 @@ CASES = [
 
 
 def losses(case: Case, *, autocast: bool, rows: int) -> tuple[list[float], int]:
-    """Return the losses of this rank's last steps, and the number of losses that were computed in chunks of `rows`."""
-    counted = mock.patch("tailorbird.models.causal_lm.linear_cross_entropy", wraps=linear_cross_entropy)
+    """Return the losses of this rank's last steps, and the number of losses that were computed in
+    chunks of `rows`."""
+    counted = mock.patch(
+        "tailorbird.models.causal_lm.linear_cross_entropy", wraps=linear_cross_entropy
+    )
     with mock.patch("tailorbird.models.shape.CHUNK_LOGITS", rows * len(WORDS)), counted as chunked:
         engine, config, runtime = train(case, autocast=autocast)
-        values = [step(engine, config, runtime, number=number) for number in range(NUM_STEPS, NUM_STEPS + MORE_STEPS)]
+        values = [
+            step(engine, config, runtime, number=number)
+            for number in range(NUM_STEPS, NUM_STEPS + MORE_STEPS)
+        ]
     destroy_engine(engine)
     return values, chunked.call_count
 
@@ -45,8 +51,13 @@ def run_rank(rank: int, folder: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     gc.freeze()
-    dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
-    values = [[losses(case, autocast=autocast, rows=rows) for rows in (1000, 3)] for case, autocast in CASES]
+    dist.init_process_group(
+        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2
+    )
+    values = [
+        [losses(case, autocast=autocast, rows=rows) for rows in (1000, 3)]
+        for case, autocast in CASES
+    ]
     (folder / f"{rank}.json").write_text(json.dumps(values))
     dist.barrier()
     dist.destroy_process_group()
@@ -60,7 +71,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("rank", range(2))
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{case}_autocast-{autocast}" for case, autocast in CASES])
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=[f"{case}_autocast-{autocast}" for case, autocast in CASES]
+)
 def test_losses_in_chunks_are_those_of_plain_losses(trained: Path, rank: int, number: int) -> None:
     (plain, without), (chunked, used) = json.loads((trained / f"{rank}.json").read_text())[number]
     case, autocast = CASES[number]

@@ -30,7 +30,9 @@ def rates(steps: int, *, fraction: float) -> list[float]:
 
 
 @given(steps=st.integers(1, 500), fraction=st.floats(0, 0.9))
-def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(steps: int, fraction: float) -> None:
+def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(
+    steps: int, fraction: float
+) -> None:
     *values, end, after = rates(steps, fraction=fraction)
     peak = values.index(max(values))
     assert all(0 < value <= 1 for value in values)
@@ -51,14 +53,21 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_gets_the_batch_size_of_each_worker(stage: int) -> None:
-    training = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
+    training = TrainingConfig.model_validate(
+        {"zero_stage": stage, "batch_size": 24, "num_workers": 3}
+    )
     config = deepspeed_config(training, num_workers=3, autocast=True)
-    assert "train_batch_size" not in config  # DeepSpeed multiplies; the loop weights rows of uneven parts
+    assert (
+        "train_batch_size" not in config
+    )  # DeepSpeed multiplies; the loop weights rows of uneven parts
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["zero_optimization"]["stage"] == stage
     assert config["torch_autocast"]["enabled"] is True
     assert get_timers_config(config).enabled is False
-    assert deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"] is False
+    assert (
+        deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"]
+        is False
+    )
 
 
 def test_gradient_accumulation_divides_the_micro_batch() -> None:
@@ -70,13 +79,23 @@ def test_gradient_accumulation_divides_the_micro_batch() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [100, 128, 720_720])
-def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_batches(batch_size: int) -> None:
-    """Each number of workers between 8 and 16 once had to divide the batch size: 720,720 was the smallest."""
-    training = TrainingConfig.model_validate({"batch_size": batch_size, "num_workers": {"min": 8, "max": 16}})
-    largest = deepspeed_config(training, num_workers=16, autocast=True)["train_micro_batch_size_per_gpu"]
+def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_batches(
+    batch_size: int,
+) -> None:
+    """Each number of workers between 8 and 16 once had to divide the batch size: 720,720 was the
+    smallest."""
+    training = TrainingConfig.model_validate(
+        {"batch_size": batch_size, "num_workers": {"min": 8, "max": 16}}
+    )
+    largest = deepspeed_config(training, num_workers=16, autocast=True)[
+        "train_micro_batch_size_per_gpu"
+    ]
     for num_workers in range(8, 17):
         config = deepspeed_config(training, num_workers=num_workers, autocast=True)
-        micro, steps = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+        micro, steps = (
+            config["train_micro_batch_size_per_gpu"],
+            config["gradient_accumulation_steps"],
+        )
         assert micro <= largest
         lengths = np.ones(batch_size, dtype=np.int64)
         of_ranks = micro_batches(lengths, np.arange(batch_size), training, num_ranks=num_workers)
@@ -89,12 +108,17 @@ def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_b
 def test_offload_selects_the_states_in_cpu_memory() -> None:
     def zero(offload: str) -> dict[str, object]:
         training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
-        options: dict[str, object] = deepspeed_config(training, num_workers=2, autocast=False)["zero_optimization"]
+        options: dict[str, object] = deepspeed_config(training, num_workers=2, autocast=False)[
+            "zero_optimization"
+        ]
         return {name: value for name, value in options.items() if name.startswith("offload")}
 
     assert zero("none") == {}
     assert zero("optimizer") == {"offload_optimizer": {"device": "cpu"}}
-    assert zero("parameters") == {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    assert zero("parameters") == {
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+    }
 
 
 def test_deepspeed_options_of_a_recipe_override_the_defaults() -> None:
@@ -104,7 +128,10 @@ def test_deepspeed_options_of_a_recipe_override_the_defaults() -> None:
         for overrides in ({}, options)
     )
     assert changed["zero_optimization"] == plain["zero_optimization"] | {"reduce_bucket_size": 1000}
-    assert changed == plain | {"zero_optimization": changed["zero_optimization"], "wall_clock_breakdown": True}
+    assert changed == plain | {
+        "zero_optimization": changed["zero_optimization"],
+        "wall_clock_breakdown": True,
+    }
 
 
 def test_gradients_are_scattered_and_rounded_only_over_nccl() -> None:
@@ -119,25 +146,36 @@ def test_gradients_are_scattered_and_rounded_only_over_nccl() -> None:
 def test_bf16_parameters_replace_autocast() -> None:
     config = deepspeed_config(TrainingConfig(parameter_dtype="bf16"), num_workers=2, autocast=True)
     assert (config["bf16"]["enabled"], config["torch_autocast"]["enabled"]) == (True, False)
-    assert deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)["bf16"]["enabled"] is False
+    assert (
+        deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)["bf16"]["enabled"] is False
+    )
 
 
 def test_communication_options_reach_deepspeed_only_if_they_are_set() -> None:
     def zero(**fields: object) -> dict[str, object]:
         config = TrainingConfig.model_validate({"gpus_per_worker": 1, "num_workers": 4, **fields})
-        options: dict[str, object] = deepspeed_config(config, num_workers=4, autocast=True)["zero_optimization"]
+        options: dict[str, object] = deepspeed_config(config, num_workers=4, autocast=True)[
+            "zero_optimization"
+        ]
         return options
 
     assert zero(zero_stage=1) == {"stage": 1}
     assert zero(zero_stage=2, overlap_comm=True) == {"stage": 2, "overlap_comm": True}
-    assert zero(zero_stage=3, zero_hpz_partition_size=2) == {"stage": 3, "zero_hpz_partition_size": 2}
+    assert zero(zero_stage=3, zero_hpz_partition_size=2) == {
+        "stage": 3,
+        "zero_hpz_partition_size": 2,
+    }
 
 
 @pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 2.0), (True, 8.0)])
-def test_rank_stabilized_lora_scales_with_the_root_of_the_rank(use_rslora: bool, scaling: float) -> None:
+def test_rank_stabilized_lora_scales_with_the_root_of_the_rank(
+    use_rslora: bool, scaling: float
+) -> None:
     config = config_of(method="lora", lora_r=16, lora_alpha=32, use_rslora=use_rslora)
     adapted = trainable_copy(language_model(), config)
-    scalings = {module.scaling["default"] for module in adapted.modules() if hasattr(module, "lora_A")}
+    scalings = {
+        module.scaling["default"] for module in adapted.modules() if hasattr(module, "lora_A")
+    }
     assert scalings == {scaling}
 
 
@@ -152,5 +190,9 @@ def test_only_matrices_decay_and_the_head_has_a_higher_rate() -> None:
     assert {p.ndim for p in vectors["params"]} == {1}
     assert len(head["params"]) == 2
     assert (matrices["lr"], vectors["lr"], head["lr"]) == (1e-3, 1e-3, 5e-3)
-    assert (matrices["weight_decay"], vectors["weight_decay"], head["weight_decay"]) == (0.1, 0.0, 0.0)
+    assert (matrices["weight_decay"], vectors["weight_decay"], head["weight_decay"]) == (
+        0.1,
+        0.0,
+        0.0,
+    )
     assert all(p is not frozen for group in (matrices, vectors, head) for p in group["params"])

@@ -1,4 +1,5 @@
-"""Contract with DeepSpeed: each private part that `training.engine.deepspeed_private` uses still exists."""
+"""Contract with DeepSpeed: each private part that `training.engine.deepspeed_private` uses still
+exists."""
 
 import importlib
 from collections.abc import Iterator
@@ -43,7 +44,10 @@ from training.safe_checkpoint_loading import tensors_only
 
 def missing(name: str) -> str:
     """Return the message for a missing part."""
-    return f"DeepSpeed {import_deepspeed().__version__} has no {name}; deepspeed_private.py was written for {VERSION}"
+    return (
+        f"DeepSpeed {import_deepspeed().__version__} has no {name}; deepspeed_private.py was "
+        f"written for {VERSION}"
+    )
 
 
 @pytest.fixture(scope="module", params=[0, 1, 3])
@@ -69,7 +73,9 @@ def test_the_creation_of_groups_is_found_on_the_backend() -> None:
 
 def test_the_shared_memory_operator_can_be_disabled() -> None:
     deepspeed = import_deepspeed()
-    assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), missing(f"ops.__compatible_ops__[{SHM_OP!r}]")
+    assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), missing(
+        f"ops.__compatible_ops__[{SHM_OP!r}]"
+    )
 
 
 def test_parameters_can_be_partitioned_one_at_a_time() -> None:
@@ -78,16 +84,22 @@ def test_parameters_can_be_partitioned_one_at_a_time() -> None:
 
 
 def test_the_gradient_all_reduce_of_an_engine_can_be_disabled(engine: Any) -> None:
-    assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), missing("enable_backward_allreduce")
+    assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), missing(
+        "enable_backward_allreduce"
+    )
 
 
 def test_the_torch_optimizer_is_found_inside_the_zero_optimizer(engine: Any) -> None:
-    assert isinstance(inner_optimizer(engine), torch.optim.AdamW), missing("engine.optimizer.optimizer")
+    assert isinstance(inner_optimizer(engine), torch.optim.AdamW), missing(
+        "engine.optimizer.optimizer"
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path: Path, stage: int, method: str) -> None:
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(
+    tmp_path: Path, stage: int, method: str
+) -> None:
     runtime = small_runtime(dropout=0.0, hidden_size=256)
     config = config_of(zero_stage=stage, method=method, epochs=1, lora_r=64, learning_rate=1e-4)
     engine = build_engine(config, runtime)
@@ -106,13 +118,18 @@ GRADIENTS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}}
 
 @pytest.mark.parametrize(
     ("stage", "parameter_dtype", "options"),
-    [(1, "bf16", GRADIENTS_IN_FP32), *((stage, dtype, {}) for stage in (1, 2, 3) for dtype in ("fp32", "bf16"))],
+    [
+        (1, "bf16", GRADIENTS_IN_FP32),
+        *((stage, dtype, {}) for stage in (1, 2, 3) for dtype in ("fp32", "bf16")),
+    ],
 )
 def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
     tmp_path: Path, stage: int, parameter_dtype: str, options: dict[str, Any]
 ) -> None:
     runtime = small_runtime(dropout=0.0)
-    config = config_of(zero_stage=stage, epochs=1, parameter_dtype=parameter_dtype, deepspeed=options)
+    config = config_of(
+        zero_stage=stage, epochs=1, parameter_dtype=parameter_dtype, deepspeed=options
+    )
     engine = build_engine(config, runtime)
     shapes = parameter_shapes(engine)
     new = shapes_and_dtypes(state := new_optimizer_state(engine))
@@ -125,7 +142,10 @@ def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
     assert common is not None, missing("file of model states with its former name")
     assert len(shards) == 1, missing("file of optimizer states with its former name")
     with tensors_only():
-        saved_common, saved = torch.load(tmp_path / common), torch.load(tmp_path / shards[0])[OPTIMIZER]
+        saved_common, saved = (
+            torch.load(tmp_path / common),
+            torch.load(tmp_path / shards[0])[OPTIMIZER],
+        )
     assert saved.keys() == state.keys(), missing("optimizer state with its former keys")
     assert shapes_and_dtypes(saved) == new
     assert splits_parameters(saved) == (stage == 3)
@@ -135,7 +155,10 @@ def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
 
 
 def shapes_and_dtypes(state: dict[str, Any]) -> list[dict[str, tuple[torch.Size, torch.dtype]]]:
-    return [{name: (own.shape, own.dtype) for name, own in tensors.items()} for tensors in flat_tensors(state)]
+    return [
+        {name: (own.shape, own.dtype) for name, own in tensors.items()}
+        for tensors in flat_tensors(state)
+    ]
 
 
 def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> None:
@@ -146,21 +169,31 @@ def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> Non
         f"{PARAMETER_ATTRIBUTES} on parameters"
     )
     destroy_engine(engine)
-    remaining = {name for parameter in parameters for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)}
+    remaining = {
+        name
+        for parameter in parameters
+        for name in vars(parameter)
+        if name.startswith(PARAMETER_ATTRIBUTES)
+    }
     assert not remaining
     assert "optimizer" not in vars(engine), missing("engine.optimizer")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_parameters_have_fp32_values_that_are_rounded_for_the_forward_pass(stage: int) -> None:
-    runtime, config = small_runtime(dropout=0.0), config_of(zero_stage=stage, parameter_dtype="bf16", epochs=1)
+    runtime, config = (
+        small_runtime(dropout=0.0),
+        config_of(zero_stage=stage, parameter_dtype="bf16", epochs=1),
+    )
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)  # the fp32 values start from the rounded ones
     parameters = list(engine.module.parameters())
     values = list(fp32_values(engine, parameters))
     assert {value.dtype for value in values} == {torch.float32}, missing("fp32 master weights")
     assert {forward_dtype(parameter) for parameter in parameters} == {torch.bfloat16}
-    assert any((value != value.bfloat16().float()).any() for value in values), missing("fp32 master weights")
+    assert any((value != value.bfloat16().float()).any() for value in values), missing(
+        "fp32 master weights"
+    )
     destroy_engine(engine)
 
 

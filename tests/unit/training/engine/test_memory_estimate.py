@@ -1,4 +1,5 @@
-"""The memory estimate of a worker, its comparison with real trainings, and the changes that it proposes."""
+"""The memory estimate of a worker, its comparison with real trainings, and the changes that it
+proposes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ MINILM = ModelShape(
 LONG = Batch(4096, packed=True, autocast=True)
 
 
-def llama(*, hidden: int, intermediate: int, layers: int, vocabulary: int = 128_256, kv: int = 1024) -> ModelShape:
+def llama(
+    *, hidden: int, intermediate: int, layers: int, vocabulary: int = 128_256, kv: int = 1024
+) -> ModelShape:
     """Return the shape of a Llama 3 model."""
     per_layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * intermediate
     linear = layers * per_layer + vocabulary * hidden
@@ -63,14 +66,17 @@ def config_of(**fields: Any) -> TrainingConfig:
 
 
 def states(**fields: Any) -> tuple[int, int, int]:
-    """Return the bytes of weights, gradients and optimizer states of MiniLM on one of four CPU workers."""
+    """Return the bytes of weights, gradients and optimizer states of MiniLM on one of four CPU
+    workers."""
     host = worker_memory(config_of(**fields), shape=MINILM, batch=Batch(64), num_workers=4).host
     return host["weights"], host["gradients"], host["optimizer states"]
 
 
 def on_gpus(num_workers: int, shape: ModelShape, **fields: Any) -> WorkerMemory:
     values = {"num_workers": num_workers, "batch_size": num_workers, "gpus_per_worker": 1}
-    config = TrainingConfig.model_validate(values | {"gradient_checkpointing": True, "zero_stage": 3} | fields)
+    config = TrainingConfig.model_validate(
+        values | {"gradient_checkpointing": True, "zero_stage": 3} | fields
+    )
     return worker_memory(config, shape=shape, batch=LONG, num_workers=num_workers)
 
 
@@ -79,7 +85,11 @@ def test_each_stage_shards_more_states() -> None:
     assert states(zero_stage=0) == (4 * number, 4 * number, 8 * number)
     assert states(zero_stage=1) == (4 * number, 4 * number, 16 * number // 4)
     # The weights are copied before there are optimizer states.
-    assert states(zero_stage=2) == (4 * number, max(4 * number // 4, 4 * number - 16 * number // 4), 16 * number // 4)
+    assert states(zero_stage=2) == (
+        4 * number,
+        max(4 * number // 4, 4 * number - 16 * number // 4),
+        16 * number // 4,
+    )
     assert states(zero_stage=3) == (4 * number // 4, 4 * number // 4, 16 * number // 4)
 
 
@@ -87,7 +97,11 @@ def test_a_second_partition_in_a_node_and_bf16_parameters_are_counted() -> None:
     number = MINILM.num_parameters
     assert states(zero_stage=3, zero_hpz_partition_size=2)[0] == number + 4 * number // 2
     assert states(zero_stage=0, parameter_dtype="bf16") == (2 * number, 2 * number, 18 * number)
-    assert states(zero_stage=1, parameter_dtype="bf16") == (2 * number, 2 * number, 18 * number // 4)
+    assert states(zero_stage=1, parameter_dtype="bf16") == (
+        2 * number,
+        2 * number,
+        18 * number // 4,
+    )
 
 
 def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
@@ -118,7 +132,9 @@ def test_offloaded_states_are_in_host_memory() -> None:
     trained = LLAMA_8B.num_parameters // 6
     assert optimizer.host_bytes - plain.host_bytes == pytest.approx(1.5 * 20 * trained, rel=0.001)
     assert optimizer.device == {
-        name: size for name, size in plain.device.items() if name not in ("gradients", "optimizer states")
+        name: size
+        for name, size in plain.device.items()
+        if name not in ("gradients", "optimizer states")
     }
     assert all_of_them.device_bytes == optimizer.device_bytes - plain.device["weights"]
     assert all_of_them.host["offloaded weights"] == pytest.approx(1.5 * 2 * 4 * trained, rel=0.001)
@@ -142,18 +158,28 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
     assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
-    elastic = config_of(batch_size=64, num_workers={"min": 2, "max": 4})  # two workers accumulate micro-batches
+    elastic = config_of(
+        batch_size=64, num_workers={"min": 2, "max": 4}
+    )  # two workers accumulate micro-batches
     assert activation_bytes(elastic, shape=MINILM, batch=Batch(64), num_workers=2) == full_batch
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
-    assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow quadratically
-    assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(batch_size=64, length=128)
+    assert (
+        activations(batch_size=64, length=128) > 2 * full_batch
+    )  # attention weights grow quadratically
+    assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(
+        batch_size=64, length=128
+    )
     assert activations(batch_size=64, method="lora") > full_batch
 
 
 def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
     def activations(length: int, shape: ModelShape = LLAMA_8B) -> int:
-        config = config_of(num_workers=1, batch_size=1, gpus_per_worker=1, gradient_checkpointing=True)
-        return activation_bytes(config, shape=shape, batch=replace(LONG, max_length=length), num_workers=1)
+        config = config_of(
+            num_workers=1, batch_size=1, gpus_per_worker=1, gradient_checkpointing=True
+        )
+        return activation_bytes(
+            config, shape=shape, batch=replace(LONG, max_length=length), num_workers=1
+        )
 
     assert activations(8192) < 8 * activations(1024) - 6 * GIB
     assert activations(8192, replace(LLAMA_8B, needs_all_logits=True)) == 8 * activations(1024)
@@ -161,7 +187,14 @@ def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
 
 
 def test_long_prompts_are_answered_in_smaller_batches() -> None:
-    assert [answered_rows(tokens) for tokens in (1, 512, 513, 4096, 32_768, 100_000)] == [64, 64, 63, 8, 1, 1]
+    assert [answered_rows(tokens) for tokens in (1, 512, 513, 4096, 32_768, 100_000)] == [
+        64,
+        64,
+        63,
+        8,
+        1,
+        1,
+    ]
 
 
 def test_a_validation_at_stage_3_needs_more_for_longer_prompts() -> None:
@@ -183,7 +216,9 @@ def advice(config: TrainingConfig, *, allowed: int) -> str:
 
 
 def test_every_single_change_after_which_a_worker_fits_is_proposed() -> None:
-    config = config_of(num_workers=8, batch_size=64, gpus_per_worker=1, zero_stage=2, gradient_checkpointing=True)
+    config = config_of(
+        num_workers=8, batch_size=64, gpus_per_worker=1, zero_stage=2, gradient_checkpointing=True
+    )
     changes = advice(config, allowed=80 * GIB).removeprefix("set ").split(" or ")
     assert [change.partition(" (")[0] for change in changes] == [
         "training.zero_stage: 3",
@@ -194,11 +229,18 @@ def test_every_single_change_after_which_a_worker_fits_is_proposed() -> None:
 
 def test_a_model_that_does_not_fit_after_any_single_change_needs_several() -> None:
     config = config_of(num_workers=8, batch_size=64, gpus_per_worker=1)
-    assert advice(config, allowed=20 * GIB).startswith("set several of training.gradient_checkpointing: true, ")
+    assert advice(config, allowed=20 * GIB).startswith(
+        "set several of training.gradient_checkpointing: true, "
+    )
 
 
 def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
-    fields: dict[str, Any] = {"num_workers": 8, "batch_size": 64, "gpus_per_worker": 1, "zero_stage": 3}
+    fields: dict[str, Any] = {
+        "num_workers": 8,
+        "batch_size": 64,
+        "gpus_per_worker": 1,
+        "zero_stage": 3,
+    }
     fitting = config_of(**fields, batch_tokens=2 * LONG.max_length)
     allowed = worker_memory(fitting, shape=LLAMA_8B, batch=LONG, num_workers=8).device_bytes
     text = advice(config_of(**fields, batch_tokens=5 * LONG.max_length), allowed=allowed)
@@ -207,11 +249,19 @@ def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
 
 
 @pytest.mark.long
-def test_no_real_training_needs_more_than_the_estimate_and_none_less_than_half(tmp_path: Path) -> None:
-    lora, less, bf16 = {"method": "lora"}, {"gradient_checkpointing": True}, {"parameter_dtype": "bf16"}
+def test_no_real_training_needs_more_than_the_estimate_and_none_less_than_half(
+    tmp_path: Path,
+) -> None:
+    lora, less, bf16 = (
+        {"method": "lora"},
+        {"gradient_checkpointing": True},
+        {"parameter_dtype": "bf16"},
+    )
     options: list[dict[str, Any]] = [{}, less, lora, lora | less, bf16]
     cases = [Case("1M", 2, {"zero_stage": stage} | more) for stage in (1, 3) for more in options]
-    cases += [Case("1M", 2, {"zero_stage": stage} | more) for stage, more in ((0, bf16), (0, {}), (2, {}))]
+    cases += [
+        Case("1M", 2, {"zero_stage": stage} | more) for stage, more in ((0, bf16), (0, {}), (2, {}))
+    ]
     cases += [Case("1M", 2, {"zero_stage": stage, "offload": "optimizer"}) for stage in (1, 2, 3)]
     for name, figures in measure(cases, folder=tmp_path).items():
         assert 1 <= figures["estimate / peak"] <= 2, (name, figures)

@@ -12,13 +12,18 @@ from training.engine.out_of_memory import out_of_memory_reported
 from training.errors import OutOfMemory
 from training.loop import build_engine, train
 
-TORCH_TEXT = "CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity of 79.11 GiB."
+TORCH_TEXT = (
+    "CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity of 79.11 GiB."
+)
 
 
 def half_after(*, micro_batch_tokens: int | None, **fields: Any) -> int | None:
     """Return the limit of a micro-batch with which a training tries again."""
     config = config_of(gpus_per_worker=1, **fields)
-    with pytest.raises(OutOfMemory) as raised, out_of_memory_reported(config, micro_batch_tokens=micro_batch_tokens):
+    with (
+        pytest.raises(OutOfMemory) as raised,
+        out_of_memory_reported(config, micro_batch_tokens=micro_batch_tokens),
+    ):
         raise torch.OutOfMemoryError(TORCH_TEXT)
     return raised.value.batch_tokens
 
@@ -27,7 +32,9 @@ def test_the_message_has_the_cause_and_settings_that_need_less_memory() -> None:
     with pytest.raises(OutOfMemory) as raised, out_of_memory_reported(config_of(gpus_per_worker=1)):
         raise torch.OutOfMemoryError(TORCH_TEXT)
     text = str(raised.value)
-    assert text.startswith("CUDA out of memory. Tried to allocate 14.70 GiB; set several of training.gradient_check")
+    assert text.startswith(
+        "CUDA out of memory. Tried to allocate 14.70 GiB; set several of training.gradient_check"
+    )
     assert "79.11" not in text
     assert raised.value.num_workers == 1
 
@@ -35,7 +42,9 @@ def test_the_message_has_the_cause_and_settings_that_need_less_memory() -> None:
 def test_half_of_the_tokens_are_tried_unless_a_row_exceeds_the_limit() -> None:
     assert half_after(micro_batch_tokens=1000) == 500
     assert half_after(micro_batch_tokens=500, batch_tokens=500) == 250
-    assert half_after(micro_batch_tokens=300, batch_tokens=250) is None  # one row, which is never split
+    assert (
+        half_after(micro_batch_tokens=300, batch_tokens=250) is None
+    )  # one row, which is never split
     assert half_after(micro_batch_tokens=None) is None  # for example at the start of the engine
 
 

@@ -1,4 +1,5 @@
-"""Placement of weights: mapped from the file until they are copied, and at ZeRO stage 3 only a rank's part of each."""
+"""Placement of weights: mapped from the file until they are copied, and at ZeRO stage 3 only a
+rank's part of each."""
 
 import gc
 import json
@@ -36,7 +37,12 @@ CASES = [
 def save_models(folder: Path) -> None:
     """Save a random language model and a random encoder in fp32 and in bf16."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
+    sizes = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * WIDTH,
+    }
     for dtype in ("float32", "bfloat16"):
         save(folder / f"chat-{dtype}", language_model(width=WIDTH).to(getattr(torch, dtype)))
         encoder = BertModel(BertConfig(vocab_size=50, **sizes)).to(getattr(torch, dtype))
@@ -49,7 +55,11 @@ def load(folder: Path, task: str, stored: str, dtype: torch.dtype | None = None)
 
 
 def runtime(task: str, base: nn.Module) -> TaskRuntime:
-    return replace(runtime_of(), lm=base) if task == "chat" else replace(small_runtime(dropout=0.0), encoder=base)
+    return (
+        replace(runtime_of(), lm=base)
+        if task == "chat"
+        else replace(small_runtime(dropout=0.0), encoder=base)
+    )
 
 
 def is_mapped(parameter: torch.Tensor) -> bool:
@@ -63,12 +73,16 @@ def is_mapped(parameter: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("task", ["chat", "classification"])
-def test_a_base_model_takes_no_memory_and_placing_it_does_not_change_it(tmp_path: Path, task: str, stored: str) -> None:
+def test_a_base_model_takes_no_memory_and_placing_it_does_not_change_it(
+    tmp_path: Path, task: str, stored: str
+) -> None:
     save_models(tmp_path)
     base = load(tmp_path, task, stored)
     assert all(is_mapped(parameter) for parameter in base.parameters())
     copied = share_weights(base)
-    assert {value.data_ptr() for value in copied.parameters()} == {value.data_ptr() for value in base.parameters()}
+    assert {value.data_ptr() for value in copied.parameters()} == {
+        value.data_ptr() for value in base.parameters()
+    }
     placed = place_weights(copied, config_of(), autocast=True)
     assert {parameter.dtype for parameter in placed.parameters()} == {torch.float32}
     assert all(is_mapped(parameter) for parameter in base.parameters())
@@ -76,13 +90,19 @@ def test_a_base_model_takes_no_memory_and_placing_it_does_not_change_it(tmp_path
         assert torch.equal(dict(placed.named_parameters())[name], value)
 
 
-def test_frozen_linear_weights_stay_in_bf16_only_if_they_are_stored_and_computed_in_it(tmp_path: Path) -> None:
+def test_frozen_linear_weights_stay_in_bf16_only_if_they_are_stored_and_computed_in_it(
+    tmp_path: Path,
+) -> None:
     save_models(tmp_path)
     config, frozen = config_of(method="lora"), {}
     for stored, autocast in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
         model = runtime("chat", load(tmp_path, "chat", stored)).build(config, autocast=autocast)
-        weights = {name: value.dtype for name, value in model.named_parameters() if ".base_layer." in name}
-        others = {value.dtype for name, value in model.named_parameters() if ".base_layer." not in name}
+        weights = {
+            name: value.dtype for name, value in model.named_parameters() if ".base_layer." in name
+        }
+        others = {
+            value.dtype for name, value in model.named_parameters() if ".base_layer." not in name
+        }
         frozen[stored, autocast] = set(weights.values())
         assert others == {torch.float32}
     assert frozen == {
@@ -121,7 +141,8 @@ def test_a_layerwise_copy_computes_what_the_fp32_model_computes(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build all cases at stage 3 on two ranks, and return the folder with the figures of each rank."""
+    """Build all cases at stage 3 on two ranks, and return the folder with the figures of each
+    rank."""
     folder = tmp_path_factory.mktemp("placement")
     save_models(folder)
     spawn(_build_on_rank, (folder,), nprocs=NUM_RANKS)  # type: ignore[no-untyped-call]
@@ -144,7 +165,9 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
     """Build a model, measure it, train it for an epoch, and return the figures."""
     base = load(folder, task, stored)
     own, memory = runtime(task, base), TrackedMemory(base)
-    config = config_of(num_workers=NUM_RANKS, zero_stage=3, method=method, epochs=1, lora_dropout=0.0)
+    config = config_of(
+        num_workers=NUM_RANKS, zero_stage=3, method=method, epochs=1, lora_dropout=0.0
+    )
     with memory:
         model: Any = own.build(config, autocast=True)
     parameters = list(model.parameters())
@@ -153,7 +176,9 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
     unequal = []
     for name, value in model.named_parameters():
         with import_deepspeed().zero.GatheredParameters([value]):
-            own_name = name.partition(".")[2].removeprefix("base_model.model.").replace(".base_layer", "")
+            own_name = (
+                name.partition(".")[2].removeprefix("base_model.model.").replace(".base_layer", "")
+            )
             if own_name in expected and not torch.equal(value.float(), expected[own_name]):
                 unequal.append(name)
     engine = loop.build_engine(config, own)
@@ -162,7 +187,9 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
     return {
         "peak": memory.peak,
         "held": memory.bytes,
-        "part": sum(value.ds_tensor.numel() * value.ds_tensor.element_size() for value in parameters),
+        "part": sum(
+            value.ds_tensor.numel() * value.ds_tensor.element_size() for value in parameters
+        ),
         "whole": sum(value.ds_numel * value.ds_tensor.element_size() for value in parameters),
         "largest": max(value.ds_numel * 4 for value in parameters),
         "buffers": sum(value.numel() * value.element_size() for value in model.buffers()),

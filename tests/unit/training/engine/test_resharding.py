@@ -1,4 +1,5 @@
-"""The state that a rank reads from shards is exact. `tests.unit.training.test_ranks` does it with several ranks."""
+"""The state that a rank reads from shards is exact. `tests.unit.training.test_ranks` does it with
+several ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +33,22 @@ def test_a_state_that_is_read_from_shards_continues_the_training_exactly(
     monkeypatch.setattr(resharding, "CHUNK", 2000)  # most tensors are read in several chunks
     runtime = small_runtime(dropout=0.0)
     fields: dict[str, Any] = {"parameter_dtype": "bf16", "deepspeed": ALIGNED} if stage == 2 else {}
-    config = config_of(zero_stage=stage, method=method, epochs=2, lora_dropout=0.0, checkpoint_interval_s=0, **fields)
+    config = config_of(
+        zero_stage=stage,
+        method=method,
+        epochs=2,
+        lora_dropout=0.0,
+        checkpoint_interval_s=0,
+        **fields,
+    )
     progress: list[Progress] = []
 
     def save(reached: Progress, engine: Any) -> None:
         if (reached.epoch, reached.step) == (0, 2):
             checkpoint.save(engine, config, folder=tmp_path, progress=reached)
-            progress.append(checkpoint._PROGRESS.validate_json((tmp_path / "progress-0.json").read_bytes()))
+            progress.append(
+                checkpoint._PROGRESS.validate_json((tmp_path / "progress-0.json").read_bytes())
+            )
 
     engine = build_engine(config, runtime)
     uninterrupted = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
@@ -69,13 +79,22 @@ def tied() -> TaskRuntime:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize(("kind", "method"), [(adapted, "lora"), (tied, "full")])
 def test_values_that_are_read_together_are_equal_and_take_one_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[], TaskRuntime], method: str, stage: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Callable[[], TaskRuntime],
+    method: str,
+    stage: int,
 ) -> None:
     def states() -> list[dict[str, torch.Tensor]]:
         flat = flat_tensors(engine.optimizer.state_dict())
-        return [{name: value.detach().clone() for name, value in tensors.items()} for tensors in flat]
+        return [
+            {name: value.detach().clone() for name, value in tensors.items()} for tensors in flat
+        ]
 
-    runtime, config = kind(), config_of(zero_stage=stage, method=method, epochs=1, checkpoint_interval_s=0)
+    runtime, config = (
+        kind(),
+        config_of(zero_stage=stage, method=method, epochs=1, checkpoint_interval_s=0),
+    )
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
     checkpoint.save(engine, config, folder=tmp_path, progress=Progress())
@@ -102,7 +121,10 @@ def test_a_rank_reads_its_parts_of_hundreds_of_small_matrices_in_few_reads() -> 
     matrices = [{f"{number}": (16, 1024) for number in range(300)}]
     saved = pieces_of_parameters(matrices, num_ranks=1)
     own = pieces_of_parameters(matrices, num_ranks=4)[1]
-    ranges = [range_of(copy.rank, 4 * copy.source_start, 4 * copy.length) for copy in copies(own, saved=saved)]
+    ranges = [
+        range_of(copy.rank, 4 * copy.source_start, 4 * copy.length)
+        for copy in copies(own, saved=saved)
+    ]
     reads = coalesced(reversed(ranges))
     assert (len(ranges), len(reads)) == (300, 2)
     assert [own for read in reads for own in read] == ranges
@@ -114,15 +136,27 @@ def range_of(rank: int, start: int, num_bytes: int) -> FileRange:
 
 
 def test_a_read_has_neighbours_in_one_file_and_a_limited_size() -> None:
-    first, near, far = range_of(0, 0, 8), range_of(0, 8 + MAX_GAP, 8), range_of(0, 20 + 2 * MAX_GAP, 8)
+    first, near, far = (
+        range_of(0, 0, 8),
+        range_of(0, 8 + MAX_GAP, 8),
+        range_of(0, 20 + 2 * MAX_GAP, 8),
+    )
     other_file, large = range_of(1, far.end, 8), range_of(1, far.end + 8, CHUNK)
-    assert coalesced([first, near, far, other_file, large]) == [[first, near], [far], [other_file], [large]]
+    assert coalesced([first, near, far, other_file, large]) == [
+        [first, near],
+        [far],
+        [other_file],
+        [large],
+    ]
 
 
 def test_torch_moves_steps_to_the_device_of_their_parameters() -> None:
-    """Fused AdamW requires it. DeepSpeed loads the state with this method of torch; `meta` stands in for a GPU here."""
+    """Fused AdamW requires it. DeepSpeed loads the state with this method of torch; `meta` stands
+    in for a GPU here."""
     parameter = torch.nn.Parameter(torch.empty(4, device="meta"))
     optimizer = torch.optim.AdamW([parameter], fused=True)
-    state = optimizer.state_dict() | {"state": {0: {"step": torch.zeros(()), "exp_avg": torch.zeros(4)}}}
+    state = optimizer.state_dict() | {
+        "state": {0: {"step": torch.zeros(()), "exp_avg": torch.zeros(4)}}
+    }
     optimizer.load_state_dict(state)
     assert optimizer.state[parameter]["step"].device == torch.device("meta")

@@ -23,14 +23,18 @@ PROMPTS = [[5, 6, 7], [8], [9, 10]]
 
 def test_answers_in_a_format_are_those_of_the_evaluation() -> None:
     tokenizer, lm = byte_level.tokenizer(), byte_level.language_model()
-    grammar = grammar_for(ChoiceFormat(type="choice", choice=("yes", "no")), lm=lm, tokenizer=tokenizer)
+    grammar = grammar_for(
+        ChoiceFormat(type="choice", choice=("yes", "no")), lm=lm, tokenizer=tokenizer
+    )
     end_id = int(tokenizer.eos_token_id)
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=9, end_id=end_id, grammar=grammar)
     answers = synced_answers(lm, PROMPTS, max_new_tokens=9, end_id=end_id, grammar=grammar)
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in expected]
 
 
-def batches_of(monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+def batches_of(
+    monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
+) -> tuple[list[int], list[list[int]]]:
     """Return the number of rows of each batch, and the answers."""
     lm, sizes = small_chat.language_model(), []
     generate = lm.generate
@@ -44,7 +48,9 @@ def batches_of(monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]) -> tup
     return sizes, [answer.tokens for answer in answers]
 
 
-def test_short_prompts_are_answered_together_and_long_prompts_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_prompts_are_answered_together_and_long_prompts_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     together = batches_of(monkeypatch, PROMPTS)
     monkeypatch.setattr(memory_estimate, "ANSWERED_TOKENS", 2 * (len(PROMPTS[0]) + 5))
     in_parts = batches_of(monkeypatch, PROMPTS)
@@ -52,9 +58,13 @@ def test_short_prompts_are_answered_together_and_long_prompts_in_parts(monkeypat
     assert together[1] == in_parts[1]
 
 
-def test_the_longest_prompt_of_any_rank_determines_the_rows_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_prompt_of_any_rank_determines_the_rows_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def with_another_rank(tensor: torch.Tensor, *, op: object) -> None:
-        if op == dist.ReduceOp.MAX and tensor.shape == (2,):  # the other rank has four prompts of up to 100 tokens
+        if op == dist.ReduceOp.MAX and tensor.shape == (
+            2,
+        ):  # the other rank has four prompts of up to 100 tokens
             tensor.copy_(torch.maximum(tensor, torch.tensor([4, 100])))
 
     monkeypatch.setattr(memory_estimate, "ANSWERED_TOKENS", 105)
@@ -67,7 +77,11 @@ def test_the_longest_prompt_of_any_rank_determines_the_rows_of_all(monkeypatch: 
 def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(autocast: bool) -> None:
     lm = small_chat.language_model(width=128)
     prompts = [[5] * (60 - row % 2) for row in range(64)]
-    with TrackedMemory(lm) as memory, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with (
+        TrackedMemory(lm) as memory,
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
         synced_answers(lm, prompts, max_new_tokens=20, end_id=1)
     batch = Batch(60, max_new_tokens=20, packed=True, autocast=autocast)
     estimate = validation_bytes(config_of(zero_stage=3), shape=shape_of(lm), batch=batch)
@@ -77,5 +91,9 @@ def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(auto
 def test_a_format_that_the_model_cannot_write_is_an_error_and_no_empty_answer() -> None:
     tokenizer, lm = small_chat.tokenizer(), small_chat.language_model()
     grammar = grammar_for(JsonObjectFormat(type="json_object"), lm=lm, tokenizer=tokenizer)
-    with pytest.raises(FormatError, match="has no token with which an answer in this format can continue"):
-        synced_answers(lm, PROMPTS, max_new_tokens=9, end_id=int(tokenizer.eos_token_id), grammar=grammar)
+    with pytest.raises(
+        FormatError, match="has no token with which an answer in this format can continue"
+    ):
+        synced_answers(
+            lm, PROMPTS, max_new_tokens=9, end_id=int(tokenizer.eos_token_id), grammar=grammar
+        )

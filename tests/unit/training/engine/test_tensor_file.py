@@ -28,7 +28,9 @@ def test_a_file_has_the_values_and_names_that_safetensors_reads(tmp_path: Path) 
         assert loaded[name].dtype == torch.float32
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0, equal_nan=True)
     save_file({name: tensor.contiguous() for name, tensor in TENSORS.items()}, tmp_path / "at-once")
-    assert (tmp_path / "streamed").stat().st_size == pytest.approx((tmp_path / "at-once").stat().st_size, abs=64)
+    assert (tmp_path / "streamed").stat().st_size == pytest.approx(
+        (tmp_path / "at-once").stat().st_size, abs=64
+    )
 
 
 def test_a_tensor_is_freed_when_the_next_one_arrives(tmp_path: Path) -> None:

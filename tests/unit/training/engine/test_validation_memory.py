@@ -1,4 +1,5 @@
-"""The memory of the forward passes in which a classifier is validated, as estimated and as measured."""
+"""The memory of the forward passes in which a classifier is validated, as estimated and as
+measured."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,12 +37,21 @@ def bert() -> nn.Module:
 
 
 def modernbert() -> Any:
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
-    return AutoModel.from_config(AutoConfig.for_model("modernbert", **SIZES, **ids, intermediate_size=192))
+    ids = {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    }
+    return AutoModel.from_config(
+        AutoConfig.for_model("modernbert", **SIZES, **ids, intermediate_size=192)
+    )
 
 
 def validating_runtime(encoder: nn.Module) -> ClassifierRuntime:
-    """Return a runtime whose validation is one pass of 64 rows on CPU, as many tokens as on a GPU, with padding."""
+    """Return a runtime whose validation is one pass of 64 rows on CPU, as many tokens as on a GPU,
+    with padding."""
     lengths = [LENGTH] * (VALIDATION_TOKENS // LENGTH - 1) + [LENGTH - 1]
     names = tuple(str(number) for number in range(len(lengths)))
     rows = Rows(names, names, tuple(str(number % 3) for number in range(len(lengths))))
@@ -80,7 +90,9 @@ def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(
         runtime.score(engine, config)
         measured = memory.reset_peak() - held
     destroy_engine(engine)
-    estimate = validation_bytes(config, shape=shape_of(runtime.encoder), batch=Batch(LENGTH, autocast=autocast))
+    estimate = validation_bytes(
+        config, shape=shape_of(runtime.encoder), batch=Batch(LENGTH, autocast=autocast)
+    )
     assert measured <= estimate <= 3 * measured
 
 

@@ -25,7 +25,16 @@ FIELDS = {
     "/v1/classify": ("input", "model", "scores", "attributes", "subject"),
     "/v1/feedback": ("request_id", "label", "row"),
     "/v1/batches": ("input", "output", "model", "column", "id"),
-    "/v1/chat/completions": ("messages", "model", "max_tokens", "n", "stream", "stop", "temperature", "stream_options"),
+    "/v1/chat/completions": (
+        "messages",
+        "model",
+        "max_tokens",
+        "n",
+        "stream",
+        "stop",
+        "temperature",
+        "stream_options",
+    ),
 }
 VALID: dict[str, dict[str, Any]] = {
     "/v1/classify": {"input": "a"},
@@ -38,10 +47,16 @@ TEXTS = st.text(max_size=8) | st.sampled_from(
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
 )
-PARTS = st.lists(st.dictionaries(st.sampled_from(("type", "text", "image_url")), TEXTS, max_size=2), max_size=2)
-TURN = st.fixed_dictionaries({"role": TEXTS, "content": TEXTS | PARTS | st.none()}, optional={"name": TEXTS})
+PARTS = st.lists(
+    st.dictionaries(st.sampled_from(("type", "text", "image_url")), TEXTS, max_size=2), max_size=2
+)
+TURN = st.fixed_dictionaries(
+    {"role": TEXTS, "content": TEXTS | PARTS | st.none()}, optional={"name": TEXTS}
+)
 CHANGES = st.dictionaries(st.integers(0, 8), VALUES | st.lists(TURN, max_size=3), max_size=3)
 
 
@@ -54,7 +69,12 @@ def engine_of_classes() -> Any:
 
     loaded = SimpleNamespace(version=version, classes=("a", "b"))
     return SimpleNamespace(
-        loaded=loaded, version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=64
+        loaded=loaded,
+        version=version,
+        submit=submit,
+        idle_s=lambda: 1.0,
+        routing=None,
+        max_length=64,
     )
 
 
@@ -73,7 +93,10 @@ def application(service: type, engine: Any) -> ASGIApp:
 
 @pytest.fixture(scope="module")
 def apps() -> dict[str, ASGIApp]:
-    classifier, chat = application(Classifier, engine_of_classes()), application(Chat, FakeEngine("a b</s>"))
+    classifier, chat = (
+        application(Classifier, engine_of_classes()),
+        application(Chat, FakeEngine("a b</s>")),
+    )
     return {path: chat if "completions" in path else classifier for path in FIELDS}
 
 
@@ -89,9 +112,14 @@ def test_a_valid_body_is_answered_by_the_engines(apps: dict[str, ASGIApp]) -> No
         assert assert_answered(apps[path], path, json.dumps(VALID[path]).encode()) == 200
 
 
-@given(path=st.sampled_from(sorted(FIELDS)), body=st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode()))
+@given(
+    path=st.sampled_from(sorted(FIELDS)),
+    body=st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode()),
+)
 @example(path="/v1/classify", body=b'{"input": "\\ud83d"}')
-@example(path="/v1/chat/completions", body=b'{"messages": [{"role": "user", "content": "\\udc00"}]}')
+@example(
+    path="/v1/chat/completions", body=b'{"messages": [{"role": "user", "content": "\\udc00"}]}'
+)
 def test_any_body_is_answered_below_500(path: str, body: bytes, apps: dict[str, ASGIApp]) -> None:
     assert_answered(apps[path], path, body)
 

@@ -39,9 +39,14 @@ class Service:
             admit=admit,
         )
 
-    def send(self, client: str, body: bytes, *, disconnect: asyncio.Event | None = None) -> asyncio.Task[None]:
-        """Send a body, the end of which is replaced by the name of the client, who stays until `disconnect` is set."""
-        messages = [{"type": "http.request", "body": body[:-4] + client.encode(), "more_body": False}]
+    def send(
+        self, client: str, body: bytes, *, disconnect: asyncio.Event | None = None
+    ) -> asyncio.Task[None]:
+        """Send a body, the end of which is replaced by the name of the client, who stays until
+        `disconnect` is set."""
+        messages = [
+            {"type": "http.request", "body": body[:-4] + client.encode(), "more_body": False}
+        ]
 
         async def receive() -> Message:
             if messages:
@@ -53,7 +58,13 @@ class Service:
             pass
 
         headers = [(b"client", client.encode())]
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": headers,
+            "query_string": b"",
+        }
         return asyncio.create_task(self.app(scope, receive, ignore))
 
 
@@ -79,7 +90,9 @@ def test_a_large_body_of_another_client_is_the_next_one(monkeypatch: pytest.Monk
     run(scenario)
 
 
-def test_only_large_bodies_wait_for_the_pause_after_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_bodies_wait_for_the_pause_after_a_large_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", 1.0)  # the pause takes hours
 
     async def scenario() -> None:
@@ -95,7 +108,9 @@ def test_only_large_bodies_wait_for_the_pause_after_a_large_one(monkeypatch: pyt
     run(scenario)
 
 
-def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_request_leaves_its_turn_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
     async def scenario() -> None:
@@ -110,7 +125,9 @@ def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest
     run(scenario)
 
 
-def test_a_client_that_disconnects_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_disconnects_leaves_its_turn_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
     async def scenario() -> None:
@@ -132,7 +149,8 @@ def test_a_pause_that_ends_late_is_followed_by_one_turn(monkeypatch: pytest.Monk
         turns, loop = FairSlots(1), asyncio.get_running_loop()
         monkeypatch.setattr(loop, "call_later", lambda _delay, *call: pauses.append(partial(*call)))
         waiting = [
-            asyncio.create_task(asgi.large_body_turn(turns, name, num_bytes=1000)) for name in ("one", "two", "three")
+            asyncio.create_task(asgi.large_body_turn(turns, name, num_bytes=1000))
+            for name in ("one", "two", "three")
         ]
         for num_done in (1, 2, 3):
             for _ in range(3):

@@ -27,7 +27,9 @@ def number_of_values(value: Any) -> int:
 
 @given(value=VALUES, indent=st.sampled_from((None, 2)), ascii=st.booleans())
 @example(value={"a": ["\\", '"', "[1, 2]", -1.5e3, None, {}, []]}, indent=2, ascii=False)
-def test_values_and_names_are_counted_as_in_json(value: Any, indent: int | None, ascii: bool) -> None:
+def test_values_and_names_are_counted_as_in_json(
+    value: Any, indent: int | None, ascii: bool
+) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii).encode()
     number = number_of_values(value)
     assert not has_more_values(text, number)
