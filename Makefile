@@ -100,7 +100,7 @@ screenshots: $(SETUP)
 	$(BIN)/python -m docs.screenshots
 
 bench: $(SETUP)
-	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py %/soak.py benchmarks/gpu/%,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py benchmarks/gpu/%,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # The acceptance test on a machine with a GPU, with the environment of the machine (benchmarks/gpu/README.md).
 gpu:

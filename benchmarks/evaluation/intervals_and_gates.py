@@ -6,7 +6,6 @@ Calibration: coverage of the interval of the debiased calibration error, and how
 passes and fails. Groups: how often the gate passes and fails a candidate that gains the same in
 every group, or loses in one; *random effects* is how often a random-effects interval would let the
 candidate, or that group, pass. Swaps: the counterfactual gate, and the robustness gate.
-`suite_power` measures the suites gate, `document_intervals` the intervals of gains.
 """
 
 import sys
