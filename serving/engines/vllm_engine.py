@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from serving.http.schemas import RequestError
 from serving.limits import FairSlots, client_name
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.config.serving import ServingConfig
-from tailorbird.models.grammar.compiler import FormatError, grammar_of
+from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler, grammar_of
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
@@ -231,7 +232,7 @@ class GrammarTexts:
     """Grammars of formats as text, which are those of the evaluation. Clients take turns; recent
     grammars are kept."""
 
-    def __init__(self, *, own: StructuredFormat | None) -> None:
+    def __init__(self, *, own: StructuredFormat | None, compiler: GrammarCompiler) -> None:
         """Convert the version's own format, which clients' formats cannot replace. Raises
         FormatError."""
         if own is None:
@@ -239,6 +240,7 @@ class GrammarTexts:
         else:
             self._own = {format_key(own): str(grammar_of(own))}
         self.own_texts = set(self._own.values())
+        self._compiler = compiler
         self._recent: dict[str, str] = {}
         self._converting = FairSlots(
             1
@@ -247,17 +249,18 @@ class GrammarTexts:
     async def text_of(self, format: StructuredFormat) -> str:
         """Return the grammar of a format; raise RequestError 400 if there is none."""
         key = format_key(format)
-        text = self._own.get(key) or self._recent.get(key)
-        if text is None:
-            try:
-                text = await self._converting.run(
-                    lambda: str(grammar_of(format)), client=client_name(), cost=len(key)
-                )
-            except FormatError as error:
-                raise refused_format(error) from None
-            self._recent[key] = text
-            if len(self._recent) > MAX_GRAMMARS:
-                del self._recent[next(iter(self._recent))]
+        known = self._own.get(key) or self._recent.get(key)
+        if known is not None:
+            return known
+        try:
+            text = await self._converting.run(
+                partial(self._compiler.tried_text, format), client=client_name(), cost=len(key)
+            )
+        except FormatError as error:
+            raise refused_format(error) from None
+        self._recent[key] = text
+        if len(self._recent) > MAX_GRAMMARS:
+            del self._recent[next(iter(self._recent))]
         return text
 
 
@@ -278,7 +281,10 @@ class VllmEngine(LanguageModelEngine):
         self._adapter = adapter
         self.max_length = server.max_length
         self.slots = server.slots
-        self._grammars = GrammarTexts(own=loaded.prompting.response_format)
+        tokenizer = loaded.tokenizer
+        end_id: Any = tokenizer.eos_token_id
+        compiler = GrammarCompiler(tokenizer, vocab_size=len(tokenizer), end_id=end_id)
+        self._grammars = GrammarTexts(own=loaded.prompting.response_format, compiler=compiler)
 
     @property
     def running(self) -> bool:

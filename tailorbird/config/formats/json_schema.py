@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from tailorbird.config.formats.pattern_positions import MAX_CHOICES
 from tailorbird.config.formats.schema_pattern import exact_pattern
 
 MAX_BYTES = 16_384
@@ -20,10 +19,6 @@ MAX_PROPERTIES = (
 MAX_ALTERNATIVES = 32  # of `anyOf`
 MAX_COUNT = 100_000  # of characters or items
 MAX_DECIMALS = 6  # of numbers with a limit, in grammars of xgrammar
-MAX_COST = 512 * MAX_CHOICES  # of patterns and lengths; about 2 s to compile for 49,152 tokens
-# characters at the end of a longer text whose grammar is shared by all texts with a `maxLength`
-NEAR_END = 32
-MAX_COUNTED = 192  # characters from which a higher `minLength` does not cost more
 ANNOTATIONS = frozenset(
     (
         "title",
@@ -79,9 +74,6 @@ class _Checker:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = schema
         self._num_subschemas = self._num_values = 0
-        self._costs: dict[
-            object, int
-        ] = {}  # by place of a pattern, or by the lengths, whose grammar is shared
 
     def root(self) -> dict[str, Any]:
         named = {
@@ -247,10 +239,6 @@ class _Checker:
         if "pattern" not in keywords:
             # JSON Schema defines `format` as an annotation, so an answer of any format satisfies
             # it.
-            for part, num_chars in _length_costs(
-                counts.get("minLength", 0), counts.get("maxLength")
-            ).items():
-                self._add_cost(part, num_chars * MAX_CHOICES, where)
             return {"type": "string"} | counts
         if len(keywords) > 1:
             raise ValueError(
@@ -261,17 +249,7 @@ class _Checker:
             pattern = exact_pattern(keywords["pattern"])
         except ValueError as error:
             raise ValueError(f"{where}/pattern: {error}") from None
-        self._add_cost(where, pattern.cost, where)
-        return {"type": "string", "pattern": pattern.text}
-
-    def _add_cost(self, part: object, cost: int, where: str) -> None:
-        self._costs[part] = cost
-        if sum(self._costs.values()) > MAX_COST:
-            raise ValueError(
-                f"{where}: the patterns and lengths of the schema allow too many characters for a "
-                "grammar; use narrow classes such as [a-z], lower counts, fewer options, or the "
-                "same lengths for several texts"
-            )
+        return {"type": "string", "pattern": pattern}
 
     def _named(
         self, part: str, schema: Mapping[str, Any], where: str = ""
@@ -348,21 +326,6 @@ def _counts(keywords: Mapping[str, Any], names: tuple[str, str], where: str) -> 
             f"{where}: {names[0]} {counts[names[0]]} is above {names[1]} {counts[names[1]]}"
         )
     return counts
-
-
-def _length_costs(fewest: int, most: int | None) -> dict[object, int]:
-    """Return the cost of the parts of a text's grammar, in characters; see
-    `tailorbird.models.grammar.text_lengths`.
-
-    Parts with the same name are compiled once. A character that the text can end before costs two.
-    """
-    if most is not None and fewest <= NEAR_END < most:
-        start: dict[object, int] = (
-            {("start", fewest): 2 * (NEAR_END - 1) - fewest} if fewest < NEAR_END else {}
-        )
-        return {"end": NEAR_END + 4, ("lengths", fewest, most): 1, **start}
-    longest = fewest if most is None else most
-    return {("lengths", fewest, most): 2 * min(longest, MAX_COUNTED) - min(fewest, MAX_COUNTED)}
 
 
 def _types(schema: Mapping[str, Any], where: str) -> list[str]:

@@ -2,21 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import NamedTuple
 
-from tailorbird.config.formats.pattern_positions import (
-    MAX_CHOICES,
-    Positions,
-    Ranges,
-    alternatives_of,
-    loop_of,
-    num_choices,
-    of_class,
-    overlaps,
-    sequence_of,
-)
-
+Ranges = tuple[tuple[int, int], ...]  # first and last code points, in order, without overlaps
 MAX_CHARS = 256
 MAX_SIZE = 256
 """Maximum number of characters and classes of a pattern, each counted as often as it is
@@ -24,8 +12,6 @@ repeated."""
 MAX_TEXT = 16_384
 """Maximum number of characters of a rewritten pattern."""
 MAX_CODE = 0x10FFFF  # of a character
-MAX_AMBIGUITY = 16 * MAX_CHOICES
-"""Maximum ambiguity of a pattern: six successive `.?` have 15 * `MAX_CHOICES`."""
 
 PLAIN: Ranges = (
     (0x20, 0x21),
@@ -48,25 +34,12 @@ _PUNCTUATION = frozenset("./-_+*?()[]{}^$|,:;@#%&=<>!~' ")
 _COUNT = re.compile(r"\{(\d{1,6})(,(\d{1,6})?)?\}")
 
 
-class ExactPattern(NamedTuple):
-    text: str
-    cost: int
-    """Estimate of the time to compile it, in characters to choose from; 96 are about 4 ms for
-    49,152 tokens."""
-
-
 class _Part(NamedTuple):
     text: str
     size: int
-    choices: int = 0
-    """Sum of the numbers of characters of its classes, at most `MAX_CHOICES` each."""
-    branches: int = 0
-    """Number of options, alternatives and loops. Each can add a position at which the same text is
-    parsed."""
-    positions: Positions = Positions()
 
 
-def exact_pattern(pattern: object) -> ExactPattern:
+def exact_pattern(pattern: object) -> str:
     """Return a pattern without anchors, each of whose full matches is a match of the given one.
 
     The result has groups, alternatives, classes, `*` and `+` only, because xgrammar makes inexact
@@ -85,12 +58,7 @@ def exact_pattern(pattern: object) -> ExactPattern:
         raise ValueError(f"has {pattern[parser.position]!r} without an opening parenthesis")
     if not part.size:
         raise ValueError("matches only the empty text; use `const`")
-    if any(total > MAX_AMBIGUITY for total in accumulate(overlaps(part.positions))):
-        raise ValueError(
-            "has too many parts that can start with the same character; join options, as in "
-            "`.{0,9}` instead of `.?.?.?`, and give alternatives different first characters"
-        )
-    return ExactPattern(part.text, part.choices * (1 + part.branches))
+    return part.text
 
 
 class _Parser:
@@ -198,37 +166,25 @@ class _Parser:
         if self._next() in ("*", "+", "?", "{"):
             raise ValueError("has a lazy, possessive or double quantifier; remove it")
         if char in ("*", "+"):
-            positions = loop_of(part.positions)
-            positions = positions._replace(is_optional=positions.is_optional or char == "*")
-            return part._replace(text=text + char, branches=part.branches + 1, positions=positions)
+            return part._replace(text=text + char)
         fewest, most = (0, 1) if count is None else (int(count[1]), int(count[3] or count[1]))
         unlimited = count is not None and bool(count[2]) and not count[3]
         copies = most + unlimited
         size = part.size * copies
         _require_small(size, (len(text) + 3) * copies)  # before the text is written
-        if part.positions.is_optional:
-            fewest = most  # matches the same texts, in fewer ways
         optional = most - fewest  # nested, because a flat sequence of options is ambiguous and slow
         if unlimited:
             ending = text + "*"
         else:
             ending = f"({text}" * optional + "|)" * optional
-        branches = part.branches * copies + bool(unlimited or optional)
-        repeated = [part.positions] * most + ([loop_of(part.positions)] if unlimited else [])
-        positions = sequence_of(repeated, num_required=fewest)
-        return _Part(text * fewest + ending, size, part.choices * copies, branches, positions)
+        return _Part(text * fewest + ending, size)
 
 
 def _joined(parts: list[_Part], separator: str) -> _Part:
     """Return parts in turn, or with the separator `|` as alternatives."""
     size = sum(part.size for part in parts)
     _require_small(size, sum(len(part.text) + len(separator) for part in parts))
-    branches = sum(part.branches for part in parts) + len(separator) * (len(parts) - 1)
-    join = alternatives_of if separator else sequence_of
-    positions = join([part.positions for part in parts])
-    text = separator.join(part.text for part in parts)
-    choices = sum(part.choices for part in parts)
-    return _Part(text, size, choices, branches, positions)
+    return _Part(separator.join(part.text for part in parts), size)
 
 
 def _require_small(size: int, num_chars: int) -> None:
@@ -259,7 +215,7 @@ def _class_part(ranges: Ranges) -> _Part:
     text = "".join(
         _char(first) + (f"-{_char(last)}" if last > first else "") for first, last in kept
     )
-    return _Part(f"[{text}]", 1, num_choices(kept), positions=of_class(kept))
+    return _Part(f"[{text}]", 1)
 
 
 def _char(code: int) -> str:

@@ -1,12 +1,10 @@
 """Compile response formats into grammars over the tokens of a model. All uses of xgrammar are in
 this folder."""
 
+import json
 import logging
-import random
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -19,6 +17,7 @@ from tailorbird.config.formats.response_format import (
     format_key,
 )
 from tailorbird.models.grammar.text_lengths import with_shared_lengths
+from tailorbird.models.grammar.trial_process import TRIALS, Stopped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,15 +25,12 @@ if TYPE_CHECKING:
 # of the grammars that a compiler keeps
 MAX_GRAMMARS = 64
 MAX_BYTES = 128 << 20
-TRIAL_TOKENS = 16
-MAX_TRIAL_S = 0.5
-"""Tokens of the answer that a new grammar is tried with, and the maximum processor time to find
-those allowed before each of them, together. The trial runs where grammars are compiled, so a slow
-one delays no answer of another format."""
 TOO_SLOW = (
-    "finding the tokens that the schema allows takes too long; reduce the alternatives that "
-    "start with the same text"
+    "answers in the format take too long to constrain; simplify its {part}, for example by lower "
+    "counts, narrow classes such as [a-z], or alternatives that start with different characters"
 )
+COSTLY_KEYWORDS = ("pattern", "maxLength", "minLength", "maxItems", "minItems", "anyOf", "enum")
+"""Keywords that can make a grammar slow, the likeliest first."""
 MAX_WHITESPACE = 8
 """Maximum number of spaces and line breaks between two parts of JSON. Without a limit, a small
 model can repeat them to the end of the answer. With indentation by two spaces, four levels of
@@ -83,15 +79,13 @@ class GrammarCompiler:
         *,
         vocab_size: int,
         end_id: int,
-        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Create a compiler for logits of `vocab_size` tokens; they can be more than those of the
         tokenizer."""
         self.tokenizer = tokenizer
-        self._clock = clock
         self._vocab_size = vocab_size
         self._end_id = end_id
-        self._compiler: Any = None
+        self._info: Any = None
         self._compiling = threading.Lock()
         self._lock = threading.Lock()
         self._grammars: OrderedDict[str, Grammar] = OrderedDict()
@@ -107,8 +101,7 @@ class GrammarCompiler:
     def compile(self, format: StructuredFormat, *, keep: bool = True) -> Grammar:
         """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError.
 
-        Do not `keep` that of a served version, which its engine holds. A kept grammar must pass a
-        trial.
+        Do not `keep` that of a served version, which its engine holds.
         """
         with self._compiling:
             known = self.known(format)
@@ -116,17 +109,9 @@ class GrammarCompiler:
                 return known
             import xgrammar
 
-            if self._compiler is None:
-                info = token_info(self.tokenizer, vocab_size=self._vocab_size, end_id=self._end_id)
-                self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-            grammar = grammar_of(format)
-            try:
-                compiled = self._compiler.compile_grammar(grammar)
-            except (RuntimeError, ValueError) as error:
-                raise _unsupported(error) from None
+            serialized = self._tried(format, grammar=str(grammar_of(format)), is_returned=True)
+            compiled = xgrammar.CompiledGrammar.deserialize_json(serialized, self._info)
             kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes), is_own=not keep)
-            if keep:
-                self._require_quick(compiled)
         if not keep:
             return kept
         with self._lock:
@@ -135,30 +120,29 @@ class GrammarCompiler:
                 self._grammars.popitem(last=False)
         return kept
 
-    def _require_quick(self, compiled: Any) -> None:
-        """Raise FormatError if the tokens of a random answer are slow to find."""
-        import torch
-        import xgrammar
+    def tried_text(self, format: StructuredFormat) -> str:
+        """Return the grammar of a format as text, for another engine. Raises FormatError if it is
+        too slow."""
+        grammar = str(grammar_of(format))
+        self._tried(format, grammar=grammar, is_returned=False)
+        return grammar
 
-        matcher = xgrammar.GrammarMatcher(compiled)
-        draw = random.Random(0)
-        words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
-        bits = torch.arange(32, dtype=torch.int32)
-        started = self._clock()
-        for _ in range(TRIAL_TOKENS):
-            matcher.fill_next_token_bitmask(words)
-            if self._clock() - started > MAX_TRIAL_S:
-                raise FormatError(TOO_SLOW)
-            allowed = (
-                (words[0, :, None] >> bits & 1)
-                .flatten()[: self._vocab_size]
-                .nonzero()
-                .flatten()
-                .tolist()
+    def _tried(self, format: StructuredFormat, *, grammar: str, is_returned: bool) -> str:
+        """Compile and try a grammar in a child process; return it serialized."""
+        if self._info is None:
+            self._info = token_info(
+                self.tokenizer, vocab_size=self._vocab_size, end_id=self._end_id
             )
-            following = [token for token in allowed if token != self._end_id]
-            if not following or not matcher.accept_token(draw.choice(following)):
-                return
+        tokens = self._info.serialize_json()
+        try:
+            reply = TRIALS.reply(tokens=tokens, grammar=grammar, is_returned=is_returned)
+        except Stopped:
+            raise too_slow(format) from None
+        if "message" in reply:
+            raise _unsupported(reply["message"])
+        if "compiled" not in reply:
+            raise too_slow(format)
+        return reply["compiled"]
 
     @property
     def num_bytes(self) -> int:
@@ -213,7 +197,7 @@ def grammar_of(format: StructuredFormat) -> Any:
             text = text.replace(text_class, TEXT_CLASS)
         return xgrammar.Grammar.from_ebnf(with_shared_lengths(text, char=TEXT_CLASS))
     except (RuntimeError, ValueError) as error:
-        raise _unsupported(error) from None
+        raise _unsupported(str(error)) from None
 
 
 def token_info(tokenizer: "PreTrainedTokenizerBase", *, vocab_size: int, end_id: int) -> Any:
@@ -240,10 +224,17 @@ def _literal(text: str) -> str:
     return '"' + "".join(char if char.isalnum() else f"\\U{ord(char):08x}" for char in text) + '"'
 
 
-def _unsupported(error: Exception) -> FormatError:
+def too_slow(format: StructuredFormat) -> FormatError:
+    """Return an error that names the keyword that most likely makes a grammar slow."""
+    text = json.dumps(format.model_dump(mode="json"))
+    names = (f"`{name}`" for name in COSTLY_KEYWORDS if f'"{name}"' in text)
+    return FormatError(TOO_SLOW.format(part=next(names, "schema")))
+
+
+def _unsupported(message: str) -> FormatError:
     """Return an error without the message of xgrammar, which can be empty or have the library's
     paths."""
-    _log.warning("xgrammar cannot compile a response format: %s", str(error)[:300])
+    _log.warning("xgrammar cannot compile a response format: %s", message[:300])
     return FormatError(
         "the format is not supported: no grammar can be compiled for it; use a simpler schema"
     )

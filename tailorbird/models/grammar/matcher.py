@@ -5,12 +5,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tailorbird.models.grammar.compiler import TOO_SLOW, FormatError, Grammar
+from tailorbird.models.grammar.compiler import FormatError, Grammar
 
 MAX_MASK_S = 0.5
 """Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. It is checked
-after the position, during which no other answer of the batch grows, so schemas whose positions take
-seconds are refused beforehand."""
+after the position, during which no other answer of the batch grows, so grammars are tried before
+they are used."""
+TOO_SLOW = (
+    "finding the tokens that the schema allows takes too long; reduce the alternatives that start "
+    "with the same text"
+)
 NOT_FOLLOWED = (
     "the model generated a token that the format does not allow, which happens if its scores are "
     "not numbers"

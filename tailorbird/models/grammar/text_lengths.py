@@ -8,7 +8,8 @@ texts, once for all lengths.
 
 import re
 
-from tailorbird.config.formats.json_schema import NEAR_END
+NEAR_END = 32
+"""Characters at the end of a longer text, whose grammar all texts with a `maxLength` share."""
 
 _TEXT = re.compile(
     r'^(?P<name>\w+) ::= \(\("\\"" (?P<chars>\w+)\{(?P<fewest>\d+), (?P<most>\d+)\} "\\""\)\)$',

@@ -224,48 +224,6 @@ def test_other_schemas_are_refused_with_the_place(schema: Any, message: str) -> 
         supported_schema(schema)
 
 
-@pytest.mark.parametrize(
-    ("accepted", "refused"),
-    [
-        ([{"pattern": ".{0,256}"}], [{"pattern": ".{0,256}"}, {"pattern": "."}]),
-        ([{"pattern": ".{256}"}] * 2, [{"pattern": ".{256}"}] * 2 + [{"pattern": "a"}]),
-        ([{"pattern": r"\d{0,256}"}] * 9, [{"pattern": r"\d{0,256}"}] * 10),
-        ([{"pattern": "([^,]+|,[^,]){11}"}], [{"pattern": "([^,]+|,[^,]){12}"}]),
-        ([{"pattern": "(,.?){22}"}], [{"pattern": "(,.?){23}"}]),
-        (
-            [*LENGTHS, {"pattern": ".{256}"}, {"pattern": ".{58}"}],
-            [*LENGTHS, *[{"pattern": ".{256}"}] * 2],
-        ),
-        (
-            [*TITLE_AND_SUMMARY, {"pattern": ".{0,206}"}],
-            [*TITLE_AND_SUMMARY, {"pattern": ".{0,207}"}],
-        ),
-        ([{"maxLength": n} for n in range(24, 33)], [{"maxLength": n} for n in range(23, 33)]),
-        (
-            [{"minLength": 300}, {"minLength": 400}],
-            [{"minLength": 300}, {"minLength": 200}, {"minLength": 400}],
-        ),
-        (
-            [{"minLength": 33, "maxLength": 200}] * 2,
-            [{"minLength": 33, "maxLength": most} for most in (200, 201)],
-        ),
-        (
-            [{"minLength": 32, "maxLength": 200}, {"pattern": ".{256}"}],
-            [{"maxLength": 9}, {"pattern": ".{0,256}"}],
-        ),
-    ],
-)
-def test_the_patterns_and_lengths_of_a_schema_are_limited_together(
-    accepted: Any, refused: Any
-) -> None:
-    assert supported_schema(_with_properties(accepted))
-    with pytest.raises(
-        ValueError,
-        match=r"/properties/p[0-9]+: the patterns and lengths of the schema allow too many",
-    ):
-        supported_schema(_with_properties(refused))
-
-
 def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -15,15 +17,15 @@ from tailorbird.config.formats.response_format import (
     JsonSchemaFormat,
 )
 from tailorbird.models.grammar import compiler as compiling
+from tailorbird.models.grammar import trial_process
 from tailorbird.models.grammar.compiler import (
-    MAX_TRIAL_S,
-    TOO_SLOW,
     FormatError,
     Grammar,
     GrammarCompiler,
     grammar_of,
 )
-from tailorbird.models.grammar.matcher import NO_TOKEN, NOT_FOLLOWED, AnswerMatcher
+from tailorbird.models.grammar.matcher import NO_TOKEN, NOT_FOLLOWED, TOO_SLOW, AnswerMatcher
+from tailorbird.models.grammar.trial_process import TrialProcess
 from tests import small_chat
 from tests.unit.byte_level import PADDED, random_answer, tokenizer
 
@@ -198,21 +200,55 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
             check()
 
 
-def test_a_grammar_whose_tokens_take_too_long_in_a_trial_is_not_kept() -> None:
-    times = iter([0.0, *(0.1 * MAX_TRIAL_S * step for step in range(1, 100))])
-    trying = GrammarCompiler(
-        TOKENIZER, vocab_size=len(TOKENIZER) + PADDED, end_id=END, clock=lambda: next(times)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(.{0,5})*",
+        f"({'.?' * 8})*",
+        f"({'.?' * 20})*",
+        "((.?.?.?.?)*(.?.?.?.?)*)*",
+        "((a+)+)b",
+        r"(\w+\s?)+",
+        "(a|ab){3,}",
+        "(|a)*",
+        ".?" * 20,
+        "(.+|a.){11}",
+        ".{0,20}[a-z]{0,20}.{0,20}",
+        "a?" * 128,
+    ],
+)
+def test_a_pattern_that_leads_to_many_positions_is_refused_or_bounded(pattern: str) -> None:
+    """Most of these are quick with a few hundred tokens; the trial refuses the others."""
+    format = schema_format({"type": "string", "pattern": pattern})
+    reason = ""
+    drawn: list[str] = []
+    try:
+        drawn = answers(COMPILER.compile(format), seed=0, count=2)
+    except FormatError as error:
+        reason = str(error)
+    assert not reason or "simplify its `pattern`" in reason
+    assert bool(reason) == (COMPILER.known(format) is None)
+    assert all(re.fullmatch(pattern, json.loads(answer)) for answer in drawn)
+
+
+def test_a_format_that_is_too_slow_ends_the_child_process_and_not_the_next_format(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "trial.py"
+    text = trial_process.PROGRAM.read_text(encoding="utf-8")
+    call = 'compiler = _compiler(request["tokens"])'
+    assert call in text
+    endless = f"{call}\n    while '60' in request['grammar']: pass"
+    text = text.replace(call, endless).replace("MAX_COMPILE_S = 10", "MAX_COMPILE_S = 1")
+    program.write_text(text, encoding="utf-8")
+    trials = TrialProcess()
+    monkeypatch.setattr(trial_process, "PROGRAM", program)
+    monkeypatch.setattr(compiling, "TRIALS", trials)
+    with pytest.raises(FormatError, match="simplify its `minLength`"):
+        COMPILER.compile(schema_format({"type": "string", "minLength": 60}))
+    assert answers(
+        COMPILER.compile(ChoiceFormat(type="choice", choice=("c", "d"))), seed=0, count=1
     )
-    slow, quick = (
-        schema_format({"type": "string", "minLength": 60}),
-        ChoiceFormat(type="choice", choice=("yes", "no")),
-    )
-    with pytest.raises(FormatError, match=TOO_SLOW):
-        trying.compile(slow)
-    assert next(times) == pytest.approx(1.2 * MAX_TRIAL_S)  # not tried further
-    assert trying.known(slow) is None
-    assert trying.compile(quick) is trying.known(quick)  # ends before the limit
-    assert trying.compile(slow, keep=False).is_own  # the format of a version is not tried
 
 
 def test_scores_that_are_not_numbers_fail_one_answer_and_not_the_grammar() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from tailorbird.config.formats.json_schema import NEAR_END
 from tailorbird.models.grammar.compiler import grammar_of
 from tailorbird.models.grammar.matcher import AnswerMatcher
+from tailorbird.models.grammar.text_lengths import NEAR_END
 from tests.unit.models.grammar.test_compiler import COMPILER, TOKENIZER, schema_format, score_row
 
 WORDS = "yes, a naïve 日本語 text with 12 words; " * 30

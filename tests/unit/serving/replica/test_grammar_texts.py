@@ -15,12 +15,14 @@ from tailorbird.config.formats.response_format import (
     JsonObjectFormat,
     StructuredFormat,
 )
+from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler, grammar_of
 from tests.unit.byte_level import PADDED, tokenizer
 from tests.unit.models.grammar.test_compiler import NUMBERS, OTHERS, TEXTS, schema_format
 
 TOKENIZER = tokenizer()
 VOCAB_SIZE, END = len(TOKENIZER) + PADDED, int(TOKENIZER.eos_token_id)
+COMPILER = GrammarCompiler(TOKENIZER, vocab_size=VOCAB_SIZE, end_id=END)
 
 
 def test_grammars_are_converted_one_at_a_time_and_kept_and_the_version_s_own_is_not_replaced(
@@ -41,8 +43,9 @@ def test_grammars_are_converted_one_at_a_time_and_kept_and_the_version_s_own_is_
         return ChoiceFormat(type="choice", choice=(name, "other"))
 
     monkeypatch.setattr(vllm_engine, "grammar_of", recorded)
+    monkeypatch.setattr(compiler, "grammar_of", recorded)
     monkeypatch.setattr(vllm_engine, "MAX_GRAMMARS", 2)
-    texts = vllm_engine.GrammarTexts(own=choice("own"))
+    texts = vllm_engine.GrammarTexts(own=choice("own"), compiler=COMPILER)
 
     async def scenario() -> None:
         together = await asyncio.gather(*(texts.text_of(choice(name)) for name in "abc"))
@@ -61,8 +64,8 @@ def test_a_format_without_a_grammar_is_refused_as_an_invalid_request(
     def refuse(_format: StructuredFormat) -> object:
         raise FormatError("it is not supported")
 
-    monkeypatch.setattr(vllm_engine, "grammar_of", refuse)
-    texts = vllm_engine.GrammarTexts(own=None)
+    monkeypatch.setattr(compiler, "grammar_of", refuse)
+    texts = vllm_engine.GrammarTexts(own=None, compiler=COMPILER)
     with pytest.raises(RequestError, match="it is not supported") as error:
         asyncio.run(texts.text_of(ChoiceFormat(type="choice", choice=("a", "b"))))
     assert error.value.status == 400

@@ -31,8 +31,8 @@ from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.grammar import compiler
-from tailorbird.models.grammar.compiler import TOO_SLOW, FormatError, grammar_for, grammar_of
-from tailorbird.models.grammar.matcher import AnswerMatcher
+from tailorbird.models.grammar.compiler import FormatError, grammar_for, grammar_of
+from tailorbird.models.grammar.matcher import TOO_SLOW, AnswerMatcher
 from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
 from tests.unit.byte_level import language_model, tokenizer
