@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 from tailorbird.config.task_rules import TASKS
-from tailorbird.config.vllm_options import vllm_option_error
+from tailorbird.config.vllm_options import VLLM_OPTIONS
 
 DEPLOY_TIMEOUT_S = 1800.0
 FALLBACK_TIMEOUT_S = 60.0
@@ -199,25 +199,25 @@ class ServingConfig(ConfigSection):
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
         if self.engine == "vllm":
-            if (
-                self.max_replicas_per_node is not None
-            ):  # Serve allows no limit for replicas with placement groups
+            # Serve allows no limit for replicas with placement groups.
+            if self.max_replicas_per_node is not None:
                 raise ValueError(
                     "max_replicas_per_node does not apply to engine: vllm; use nodes that fit one "
                     "replica"
                 )
-            error = vllm_option_error(self.vllm)
-            if error is not None:
-                raise ValueError(f"vllm: {error}")
-            share = self.vllm.get("gpu_memory_utilization", 0)
-            gpus = self.gpus_per_replica
-            if (
-                0 < gpus < share
-            ):  # Ray would wait forever for a GPU with this share in the replica's placement group
+            if unknown := self.vllm.keys() - set(VLLM_OPTIONS):
                 raise ValueError(
-                    f"vllm: gpu_memory_utilization {share:g} is a share of the whole GPU, of which "
-                    f"the replica has {gpus:g}; lower it to at most {gpus:g}, or raise "
-                    "gpus_per_replica"
+                    f"vllm: {min(unknown)} cannot be set; allowed: {', '.join(VLLM_OPTIONS)}. Other "
+                    "fields or the version determine the model, its parallelism and batches"
+                )
+            gpus = self.gpus_per_replica
+            largest = min(gpus, 1) or 1
+            share = self.vllm.get("gpu_memory_utilization", largest)
+            # With more, Ray would wait forever for the GPU of the replica's placement group.
+            if not isinstance(share, (int, float)) or not 0 < share <= largest:
+                raise ValueError(
+                    f"vllm: gpu_memory_utilization {share!r} must be a share of a whole GPU, above "
+                    f"0 and at most {largest:g} with gpus_per_replica {gpus:g}"
                 )
             return self
         for name in ("vllm", "merge_adapters"):
