@@ -48,15 +48,19 @@ def request_dashboard(method: str, path: str, *, body: Any = None) -> requests.R
     url = f"{dashboard_url()}{path}"
     token = read_token()
     # The time-out applies to each block that is read from a stream, but to bytes as a whole.
-    sent: dict[str, Any]
-    if isinstance(body, bytes):
-        sent = {"data": io.BytesIO(body)}
-    else:
-        sent = {"json": body}
+    is_stream = isinstance(body, bytes)
+    stream = io.BytesIO(body) if is_stream else None
+    as_json = None if is_stream else body
     auth = bearer(token) if token else None
     try:
         answer = requests.request(
-            method, url, auth=auth, timeout=TIMEOUT_S, verify=verify(), **sent
+            method,
+            url,
+            data=stream,
+            json=as_json,
+            auth=auth,
+            timeout=TIMEOUT_S,
+            verify=verify(),
         )
     except requests.exceptions.SSLError as error:
         raise SessionError(

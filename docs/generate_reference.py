@@ -136,6 +136,20 @@ def _default(field: FieldInfo) -> str:
     return "" if value is None or value in ({}, ()) else f"default `{value}`"
 
 
+FOR_ALL_COMMANDS = """`tailorbird COMMAND --help` has the usage of a command. `RECIPE` is the path or the URI of a recipe,
+and `section.key=value` after it overrides a value. With `--json`, a command prints one JSON object to standard output,
+and its progress as lines of JSON.
+"""
+REPEATED = (
+    r"\*\*Usage\*\*:\n\n```console\n.*\n```\n\n",
+    r"^\* `RECIPE <str>`: .*\n",
+    r"^\* `\[SECTION\.KEY=VALUE\]\.\.\. .*\n",
+    r"^\* `--json`: .*\n",
+    r"^\* `--help`: .*\n",
+    r"^\*\*(Arguments|Options)\*\*:\n\n",
+)
+
+
 def cli() -> str:
     """Return Typer's own documentation of the commands, and the exit codes."""
     command = [
@@ -153,9 +167,11 @@ def cli() -> str:
         r"\*\*Commands\*\*:\n\n(\* .*\n)+\n?", "", text
     )  # a list of shortened sentences; the headings name them
     text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
-    text = re.sub(r"^\* `--help`: .*\n", "", text, flags=re.MULTILINE).replace(
-        "# `tailorbird`", "# Command line", 1
-    )
+    for repeated in REPEATED:
+        text = re.sub(repeated, "", text, flags=re.MULTILINE)
+    text = text.replace("# `tailorbird`", "# Command line", 1)
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = text.replace("the winner.\n", f"the winner.\n\n{FOR_ALL_COMMANDS}", 1)
     rows = [["0", "The command succeeded."], *_exit_codes()]
     return text.strip() + "\n\n## Exit codes\n\n" + table(["code", "meaning"], rows)
 
@@ -174,7 +190,7 @@ def _exit_codes() -> Iterator[list[str]]:
 
 ERRORS = """## Errors
 
-The body of an error is an [ErrorBody](#errorbody), with these exceptions:
+The body of an error is an `ErrorBody`, with these exceptions:
 
 - The proxy answers bytes that are not HTTP, or more than 16 KiB of headers, with 400 and an HTML page. It answers
   headers that do not arrive within 20 s with 408 and an HTML page.
@@ -188,15 +204,10 @@ def http_api() -> str:
     """Return the routes, the types and the errors of the OpenAPI documents of both tasks."""
     documents = [_openapi(Classifier), _openapi(Chat)]
     paths = {path: methods for document in documents for path, methods in document["paths"].items()}
-    types = {
-        name: schema
-        for document in documents
-        for name, schema in document["components"]["schemas"].items()
-    }
     parts = [
         """# HTTP API
 
-A running service describes itself: `/docs` is a page and `/openapi.json` is the OpenAPI document. Both contain
+A running service describes itself: `/docs` is a page and `/openapi.json` is the OpenAPI document, with all types and
 the limits of its recipe. Classification services have `/v1/classify` and `/v1/compare`. Chat services have
 `/v1/chat/completions`, which follows OpenAI's API. Send an API key as `Authorization: Bearer KEY`.
 """
@@ -213,7 +224,6 @@ the limits of its recipe. Classification services have `/v1/classify` and `/v1/c
     parts.append(
         table(["status", "meaning"], [[status, statuses[status]] for status in sorted(statuses)])
     )
-    parts += [f"## {name}\n\n{_type_text(schema)}" for name, schema in sorted(types.items())]
     return "\n".join(parts)
 
 
@@ -247,7 +257,7 @@ def _responses(operation: Schema, statuses: dict[str, str]) -> str:
     answers, errors = [], []
     for status, response in operation["responses"].items():
         content = response["content"]
-        if _schema_type(next(iter(content.values()))["schema"]).startswith("[ErrorBody]"):
+        if _schema_type(next(iter(content.values()))["schema"]).startswith("`ErrorBody`"):
             statuses[status] = response["description"]
             errors.append(status)
         else:
@@ -258,25 +268,9 @@ def _responses(operation: Schema, statuses: dict[str, str]) -> str:
     return f"Answers: {'; '.join(answers)}. Errors: {', '.join(errors)}.\n"
 
 
-def _type_text(schema: Schema) -> str:
-    description = schema.get("description", "")
-    required = schema.get("required", ())
-    fields = [
-        item(
-            name,
-            _schema_type(field),
-            "required" if name in required else "",
-            field.get("description", ""),
-        )
-        for name, field in schema.get("properties", {}).items()
-    ]
-    return "\n".join([*([description, ""] if description else []), *fields]) + "\n"
-
-
 def _schema_type(schema: Schema) -> str:
     if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
+        return f"`{schema['$ref'].rpartition('/')[2]}`"
     if "anyOf" in schema or "oneOf" in schema:
         return " or ".join(
             _schema_type(choice) for choice in schema.get("anyOf") or schema["oneOf"]

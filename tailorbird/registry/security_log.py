@@ -1,7 +1,7 @@
 """The security log of a registry: changes of champions, keys and configurations.
 
 Each event is an object of its own, which a conditional write creates. Nothing here changes or
-deletes an event; docs/security-log.md describes how S3 prevents it.
+deletes an event; docs/security.md describes how S3 prevents it.
 """
 
 import getpass

@@ -78,7 +78,7 @@ def group_bounds(
       change is 0.
 
     A random-effects interval does not decide, because it lets a small group pass that loses more
-    than the others: see docs/gates.md.
+    than the others: see docs/verdict.md.
     """
     level = _level(limits, alpha=alpha, num_groups=len(changes))
     z = float(norm_isf(level) + norm_isf(1 - TARGET_POWER))

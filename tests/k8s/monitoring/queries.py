@@ -10,7 +10,7 @@ import yaml
 from tests.k8s.manifests import K8S, ROOT
 
 MONITORING = K8S / "components" / "monitoring"
-OPERATIONS, ALERTS = ROOT / "docs" / "operations.md", ROOT / "docs" / "alerts.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 NAME = re.compile(r"\b(?:ray|probe)_\w+")
 OF_THE_EXPORTER = {"probe_success"}
 """Metrics of the blackbox exporter, which are not in Ray's output."""

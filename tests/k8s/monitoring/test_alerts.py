@@ -403,7 +403,7 @@ def test_the_documented_example_of_an_alert_on_the_spend_fires_above_its_limit(
     promtool: Path,
 ) -> None:
     (example,) = re.findall(
-        r"```yaml\n(- alert:.*?)```", queries.ALERTS.read_text(), flags=re.DOTALL
+        r"```yaml\n(- alert:.*?)```", queries.OPERATIONS.read_text(), flags=re.DOTALL
     )
     (rule,) = yaml.safe_load(example)
     (promtool / "spend.yaml").write_text(

@@ -25,7 +25,7 @@ ANYONE = {
     ports.DASHBOARD_METRICS: "/metrics",
     ports.SCALER_METRICS: "/metrics",
 }
-"""Ports that demand no credential, with a path that they answer. docs/ports.md lists them."""
+"""Ports that demand no credential, with a path that they answer. docs/security.md lists them."""
 PATHS = ("/metrics", "/stats", "/v1/models", "/api/version", "/api/jobs/", "/logs/")
 TOKEN_BY_HTTP = {ports.DASHBOARD, ports.AGENT, ports.RUNTIME_ENV_AGENT}
 CALLS = (
