@@ -93,9 +93,6 @@ class TrainingConfig(ConfigSection):
     the baseline `retrieved` does. The number of examples is the best one for that baseline on
     validation. The examples of a training row are its nearest other training rows, without copies
     of it, other parts of its conversation, and rows with the same value of `data.split_by`."""
-    average_seeds: bool = True
-    """With `method: full` and several seeds, also consider the model with the mean of their weights
-    as the candidate. It costs as much to serve as a single model."""
     seed: int = Field(default=0, ge=0)
     """Seed of the trials. The seed runs use the integers that follow."""
     epochs: int = Field(default=3, ge=1)

@@ -87,7 +87,6 @@ class TuningConfig(ConfigSection):
             "max_failures",
         }
         fixed |= {
-            "average_seeds",
             "with_retrieved",
             "attention",
             "attention_dropout",
