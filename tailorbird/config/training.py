@@ -20,7 +20,7 @@ DEEPSPEED_FIELDS = {
     "bfloat16": "parameter_dtype",
     "fp16": "parameter_dtype",
     "optimizer": "learning_rate and weight_decay",
-    "scheduler": "warmup_fraction",
+    "scheduler": "learning_rate",
     "torch_autocast": "parameter_dtype",
     "amp": "parameter_dtype",
 }
@@ -140,12 +140,7 @@ class TrainingConfig(ConfigSection):
     """Further options of DeepSpeed's configuration file. Options that a field of this section sets
     are not allowed."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of the base model's weights. The head and LoRA use multiples of it."""
-    head_multiplier: float = Field(default=10.0, gt=0)
-    """(classification only) The learning rate of the head is `learning_rate` times this factor."""
-    lora_multiplier: float = Field(default=5.0, gt=0)
-    """The learning rate of LoRA adapters is `learning_rate` times this factor, so that one range of
-    `learning_rate` suits both methods."""
+    """Peak learning rate of the base model's weights. LoRA adapters use 5 times and the head 10 times this rate."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed evenly over all classes or, for chat
     tasks, over all tokens of the vocabulary."""
@@ -166,9 +161,6 @@ class TrainingConfig(ConfigSection):
     vectors or the head."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradient. 0 disables clipping."""
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly from 0. It falls linearly to 0
-    afterwards."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the LoRA adapters. Raise it if LoRA underfits."""
     lora_alpha: int = Field(default=32, ge=1)

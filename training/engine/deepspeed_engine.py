@@ -23,6 +23,9 @@ from training.engine.deepspeed_private import (
 )
 
 LIGER_PACKAGE = "liger_kernel"
+LORA_MULTIPLIER = 5.0  # so that one range of `learning_rate` suits both methods
+HEAD_MULTIPLIER = 10.0  # of a head that starts at random weights
+WARMUP_FRACTION = 0.1
 
 
 class MissingKernels(ValueError):
@@ -147,7 +150,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[Parameter
     ]
     base = [parameter for name, parameter in trainable if not name.startswith("head.")]
     head = [parameter for name, parameter in trainable if name.startswith("head.")]
-    base_rate = config.learning_rate * (config.lora_multiplier if config.method == "lora" else 1.0)
+    base_rate = config.learning_rate * (LORA_MULTIPLIER if config.method == "lora" else 1.0)
     return [
         {
             "params": [p for p in base if p.ndim > 1],
@@ -155,7 +158,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[Parameter
             "weight_decay": config.weight_decay,
         },
         {"params": [p for p in base if p.ndim <= 1], "lr": base_rate, "weight_decay": 0.0},
-        {"params": head, "lr": config.learning_rate * config.head_multiplier, "weight_decay": 0.0},
+        {"params": head, "lr": config.learning_rate * HEAD_MULTIPLIER, "weight_decay": 0.0},
     ]
 
 
@@ -234,7 +237,7 @@ def initialize_engine(
         model=model,
         optimizer=torch.optim.AdamW(groups, fused=True),
         lr_scheduler=lambda optimizer: linear_schedule(
-            optimizer, num_steps=num_steps, warmup_fraction=config.warmup_fraction
+            optimizer, num_steps=num_steps, warmup_fraction=WARMUP_FRACTION
         ),
         config=deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast),
         dist_init_required=False,

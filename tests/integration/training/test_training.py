@@ -129,9 +129,7 @@ def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(
     small_data: str,
 ) -> None:
     task = training_task(small_data, num_rows=64)
-    config = TrainingConfig(
-        epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0
-    )
+    config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37)
     recorder = ProgressRecorder()
     with (
         connect(),

@@ -184,12 +184,12 @@ def test_only_matrices_decay_and_the_head_has_a_higher_rate() -> None:
     frozen = encoder[2].weight
     frozen.requires_grad_(False)
     model = Classifier(encoder, nn.Linear(4, 2))
-    config = TrainingConfig(learning_rate=1e-3, head_multiplier=5, weight_decay=0.1)
+    config = TrainingConfig(learning_rate=1e-3, weight_decay=0.1)
     matrices, vectors, head = parameter_groups(model, config)
     assert [p.ndim for p in matrices["params"]] == [2]
     assert {p.ndim for p in vectors["params"]} == {1}
     assert len(head["params"]) == 2
-    assert (matrices["lr"], vectors["lr"], head["lr"]) == (1e-3, 1e-3, 5e-3)
+    assert (matrices["lr"], vectors["lr"], head["lr"]) == (1e-3, 1e-3, 1e-2)
     assert (matrices["weight_decay"], vectors["weight_decay"], head["weight_decay"]) == (
         0.1,
         0.0,
