@@ -10,11 +10,9 @@ DEEPSPEED_FIELDS = {
     "train_batch_size": "batch_size",
     "train_micro_batch_size_per_gpu": "batch_size and gradient_accumulation_steps",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_clipping": "gradient_clipping",
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer": "offload",
     "zero_optimization.offload_param": "offload",
-    "zero_optimization.overlap_comm": "overlap_comm",
     "zero_optimization.zero_hpz_partition_size": "zero_hpz_partition_size",
     "bf16": "parameter_dtype",
     "bfloat16": "parameter_dtype",
@@ -129,9 +127,6 @@ class TrainingConfig(ConfigSection):
     liger_kernel: bool = False
     """Use the Triton kernels of the package `liger-kernel` for norms, rotary embeddings and MLPs.
     It requires GPUs and a causal language model of a type that the package supports."""
-    overlap_comm: bool | None = None
-    """Reduce gradients during the backward pass. By default, DeepSpeed's value: on at stage 3, off
-    at other stages. At stages 1 and 2, it uses more GPU memory."""
     zero_hpz_partition_size: int = Field(default=1, ge=1)
     """(ZeRO stage 3) Number of neighbouring workers that hold a second, shared copy of the
     parameters for the backward pass, so that it gathers them within a node. Set it to the number of
@@ -159,8 +154,6 @@ class TrainingConfig(ConfigSection):
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to
     vectors or the head."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
-    """Maximum norm of the gradient. 0 disables clipping."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the LoRA adapters. Raise it if LoRA underfits."""
     lora_alpha: int = Field(default=32, ge=1)
@@ -272,8 +265,6 @@ class TrainingConfig(ConfigSection):
                     f"{size}; set it to the number of GPUs per node, and num_workers to a multiple "
                     "of it"
                 )
-        if self.overlap_comm and self.zero_stage == 0:
-            raise ValueError("overlap_comm requires zero_stage 1 or higher, not 0")
         if self.torch_compile and self.zero_stage == 3:
             raise ValueError(
                 "torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters "

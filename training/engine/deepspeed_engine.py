@@ -85,11 +85,10 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
     options = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
         "gradient_accumulation_steps": config.accumulation_steps(num_workers),
-        "gradient_clipping": config.gradient_clipping,
+        "gradient_clipping": 1.0,
         "zero_optimization": {
             "stage": config.zero_stage,
             **({"reduce_scatter": False} if over_gloo else {}),
-            **({} if config.overlap_comm is None else {"overlap_comm": config.overlap_comm}),
             **(
                 {"zero_hpz_partition_size": config.zero_hpz_partition_size}
                 if config.zero_stage == 3

@@ -160,7 +160,10 @@ def test_communication_options_reach_deepspeed_only_if_they_are_set() -> None:
         return options
 
     assert zero(zero_stage=1) == {"stage": 1}
-    assert zero(zero_stage=2, overlap_comm=True) == {"stage": 2, "overlap_comm": True}
+    assert zero(zero_stage=2, deepspeed={"zero_optimization": {"overlap_comm": True}}) == {
+        "stage": 2,
+        "overlap_comm": True,
+    }
     assert zero(zero_stage=3, zero_hpz_partition_size=2) == {
         "stage": 3,
         "zero_hpz_partition_size": 2,
