@@ -155,14 +155,9 @@ class TrainingConfig(ConfigSection):
     """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to
     vectors or the head."""
     lora_r: int = Field(default=16, ge=1)
-    """Rank of the LoRA adapters. Raise it if LoRA underfits."""
-    lora_alpha: int = Field(default=32, ge=1)
-    """LoRA's scaling: the adapter's output is multiplied by `lora_alpha / lora_r`."""
+    """Rank of the LoRA adapters, whose output is multiplied by 2. Raise it if LoRA underfits."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout probability before the LoRA matrices."""
-    use_rslora: bool = False
-    """Multiply the adapter's output by `lora_alpha / sqrt(lora_r)` instead (rank-stabilized LoRA,
-    Kalajdzievski, 2023). It keeps the scale of updates at high ranks."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
     """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the
     end of an epoch and, for chat tasks, before validation. In a sweep, the checkpoint at the end of
@@ -274,8 +269,6 @@ class TrainingConfig(ConfigSection):
             raise ValueError(
                 "liger_kernel requires gpus_per_worker 1, because its kernels run on GPUs only"
             )
-        if self.use_rslora and self.method != "lora":
-            raise ValueError("use_rslora requires method lora; remove it, or set method: lora")
         return self
 
     @field_validator("deepspeed")

@@ -65,7 +65,7 @@ CASES = [
     Case(0, "full", "chat", "fp32"),
     Case(0, "lora", "classification", "bf16"),
     Case(1, "full", "classification", "fp32"),
-    Case(1, "lora", "chat", "bf16", options={"use_rslora": True}),
+    Case(1, "lora", "chat", "bf16"),
     Case(
         2,
         "full",
@@ -98,7 +98,7 @@ CASES = [
         {"deepspeed": {"data_types": {"grad_accum_dtype": "fp32"}}},
     ),
     Case(2, "full", "classification", "fp32", "bf16"),
-    Case(2, "lora", "chat", "bf16", "bf16", {"use_rslora": True}),
+    Case(2, "lora", "chat", "bf16", "bf16"),
     Case(3, "full", "wide", "fp32", "bf16", {"zero_hpz_partition_size": 2}),
     Case(3, "lora", "classification", "fp32", "bf16"),
     Case(3, "lora", "wide", "bf16", "bf16"),
