@@ -34,7 +34,7 @@ NUM_ROWS, NUM_TRIALS, EPOCHS = 256, 8, 4
 MINIMUM_GAIN = 0.01
 TRAINING = TrainingConfig(zero_stage=1, num_workers=2, epochs=EPOCHS, batch_size=32)
 SPACE = {"learning_rate": Distribution(log_uniform=(1e-5, 1e-3))}
-STOPPING = TuningConfig(num_trials=NUM_TRIALS, search="random", space=SPACE)
+STOPPING = TuningConfig(num_trials=NUM_TRIALS, space=SPACE)
 TO_THE_END = STOPPING.model_copy(update={"grace_epochs": EPOCHS})
 """With grace_epochs equal to the number of epochs, ASHA stops no trial. Without a target, no other
 rule does."""

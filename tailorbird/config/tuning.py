@@ -46,8 +46,6 @@ class TuningConfig(ConfigSection):
     """Maximum number of trials that run at the same time. By default, as many as the cluster has
     room for when the sweep starts. Set it if an autoscaler adds nodes; a trial waits up to half an
     hour for them."""
-    search: Literal["optuna", "random"] = "optuna"
-    """Search algorithm: `optuna` (tree-structured Parzen estimator) or `random`."""
     space: dict[str, Distribution] = Field(default_factory=dict)
     """Search space: fields of the section `training` with their distributions. If it is empty,
     every trial uses the section's values."""
@@ -55,8 +53,6 @@ class TuningConfig(ConfigSection):
     """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has only
     a few steps: with 8 steps, ASHA stopped the best of eight trials after one epoch; with 12 it did
     not."""
-    reduction_factor: int = Field(default=2, ge=2)
-    """Reduction factor of ASHA: at each rung, one in this many trials continues."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
     """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or
     `tensorboard` (event files under the sweep's `tune/` folder on S3). Install them with `pip

@@ -255,7 +255,6 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             {"lora_dropout": {"uniform": [1, 0]}},
             r"uniform requires \[low, high\] with low < high",
         ),
-        ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
         ("evaluation.alpha", 0.5, "evaluation.alpha: "),
         (
             "evaluation.minimum_gain",
