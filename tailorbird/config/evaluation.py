@@ -168,9 +168,6 @@ class EvaluationConfig(ConfigSection):
     hybrid: HybridConfig | None = None
     """Routing rule for serving two models together. It is fixed on validation, and the hybrid is
     tested with the candidate. By default, no hybrid is considered."""
-    centroid_shots: int = Field(default=10, ge=1)
-    """(classification only) Number of training rows per class from which the centroid baseline
-    computes its class means."""
     prompt_shots: int = Field(default=4, ge=1)
     """(chat and endpoints) Number of training rows that the few-shot baseline puts into its
     prompt."""

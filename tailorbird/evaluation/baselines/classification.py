@@ -129,7 +129,7 @@ def fit_baselines(
     embed = text_embedder(base_model, max_length=max_length)
     held_out_features = embed(validation.texts)
     rows, features = embed_in_time(train, embed=embed, seed=seed)
-    directions = centroids(features, labels[rows], shots=config.centroid_shots, seed=seed)
+    directions = centroids(features, labels[rows], shots=CENTROID_SHOTS, seed=seed)
     zero_shot = cosine_head(embed(classes), features)
     centroid = cosine_head(directions, features)
     by_names = zero_shot.logits(held_out_features)
@@ -139,7 +139,7 @@ def fit_baselines(
         "centroid",
         by_centroids,
         held_out.fit_offsets(by_centroids),
-        f"{config.centroid_shots} examples per class",
+        f"{CENTROID_SHOTS} examples per class",
     )
 
     progress.activity("fitting linear heads on embeddings")
