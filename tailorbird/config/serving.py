@@ -207,8 +207,8 @@ class ServingConfig(ConfigSection):
                 )
             if unknown := self.vllm.keys() - set(VLLM_OPTIONS):
                 raise ValueError(
-                    f"vllm: {min(unknown)} cannot be set; allowed: {', '.join(VLLM_OPTIONS)}. Other "
-                    "fields or the version determine the model, its parallelism and batches"
+                    f"vllm: {min(unknown)} cannot be set; allowed: {', '.join(VLLM_OPTIONS)}. The "
+                    "version and other fields determine the model, its parallelism and batches"
                 )
             gpus = self.gpus_per_replica
             largest = min(gpus, 1) or 1

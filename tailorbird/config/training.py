@@ -135,7 +135,8 @@ class TrainingConfig(ConfigSection):
     """Further options of DeepSpeed's configuration file. Options that a field of this section sets
     are not allowed."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of the base model's weights. LoRA adapters use 5 times and the head 10 times this rate."""
+    """Peak learning rate of the base model's weights. LoRA adapters use 5 times and the head 10
+    times this rate."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed evenly over all classes or, for chat
     tasks, over all tokens of the vocabulary."""

@@ -45,6 +45,7 @@ from tailorbird.storage.node_cache import local_copy
 
 MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
 EMBEDDED_AT_ONCE = 2048  # rows
+CENTROID_SHOTS = 10  # rows per class
 PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is
 1."""
