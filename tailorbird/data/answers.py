@@ -116,7 +116,7 @@ def unreadable(
 def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
     """Return the metric that compares fields of JSON objects. Fields that both lack do not
     count."""
-    compared = [_names(pointer) for pointer in config.compared]
+    compared = [_names(pointer) for pointer in config.paths]
 
     def compare(given: Any, expected: Any) -> float:
         paths = compared or list(dict.fromkeys((*_leaves(expected), *_leaves(given))))
