@@ -54,6 +54,9 @@ def _kind_of_workers(value: Any) -> str:
     return "number"
 
 
+PROCESS_GROUP_TIMEOUT_S = 7200
+"""Number of seconds for which workers wait for one that works alone, for example while it uploads
+the weights. Only a worker that hangs is noticed after this time, a lost one at once."""
 ClassWeights = Literal["equal", "square-root", "balanced"]
 
 NumWorkers = Annotated[
@@ -174,10 +177,6 @@ class TrainingConfig(ConfigSection):
     again, at most three times. By default 600, or 120 if `num_workers` is a range, because a
     smaller group can start only after the time-out of a larger one. Raise it if an autoscaler adds
     nodes that take longer to start, as GPU nodes often do."""
-    process_group_timeout_s: int = Field(default=7200, ge=60)
-    """Number of seconds for which workers wait for another one. It must cover the time in which the
-    first worker alone checks and uploads the weights, or one worker of a node downloads a
-    checkpoint. A lost worker is noticed at once; only one that hangs is noticed after this time."""
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:

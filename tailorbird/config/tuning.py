@@ -92,7 +92,6 @@ class TuningConfig(ConfigSection):
             "offload",
             "deepspeed",
             "start_timeout_s",
-            "process_group_timeout_s",
             "checkpoint_interval_s",
         }
         allowed = sorted(set(TrainingConfig.model_fields) - fixed)

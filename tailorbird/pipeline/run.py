@@ -49,7 +49,6 @@ NOT_OF_RESULTS = {
     "checkpoint_interval_s",
     "max_failures",
     "start_timeout_s",
-    "process_group_timeout_s",
 }
 """Fields of the training config that do not affect a result. A failed run can resume with other
 values of them."""

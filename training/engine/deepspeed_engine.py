@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from tailorbird.config.training import TrainingConfig
+from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.models.attention.transformers_private import transformer_layers, transformers_model
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.registry.versions import Dtype
@@ -230,7 +230,7 @@ def initialize_engine(
     """
     deepspeed = import_deepspeed()
     raise_on_all_ranks(lambda: use_kernels(model, config), MissingKernels)
-    init_distributed(timeout_s=config.process_group_timeout_s)
+    init_distributed(timeout_s=PROCESS_GROUP_TIMEOUT_S)
     groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]
     engine, *_ = deepspeed.initialize(
         model=model,
