@@ -48,11 +48,6 @@ class ServingConfig(ConfigSection):
     target_ongoing_requests: float = Field(default=32.0, gt=0)
     """Number of ongoing requests per replica that the autoscaler targets. Lower it for shorter
     response times, raise it to use fewer replicas."""
-    look_back_period_s: float = Field(default=2.0, gt=0)
-    """Number of seconds over which the autoscaler averages the ongoing requests."""
-    upscale_delay_s: float = Field(default=3.0, ge=0)
-    """Number of seconds for which more replicas must be needed before they start. Keep it above
-    `look_back_period_s`, so that requests that waited for a cold start do not count as load."""
     downscale_delay_s: float = Field(default=10.0, ge=0)
     """Number of seconds for which fewer replicas must be sufficient before a replica stops."""
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)

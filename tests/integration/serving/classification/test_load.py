@@ -11,6 +11,7 @@ import ray
 import requests
 
 from cluster.connection import connect
+from serving.autoscaling import LOOK_BACK_S, UPSCALE_DELAY_S
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
 from serving.http.api_keys import new_key
@@ -195,7 +196,7 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
             burst = [clients.submit(ask, lambda: True) for _ in range(12)]
             most = _most_replicas(task_uri, until=lambda: all(client.done() for client in burst))
         assert [client.result() for client in burst] == [[200]] * 12
-        settled = time.monotonic() + config.look_back_period_s + config.upscale_delay_s + 1
+        settled = time.monotonic() + LOOK_BACK_S + UPSCALE_DELAY_S + 1
         assert max(most, _most_replicas(task_uri, until=lambda: time.monotonic() > settled)) == 1
         under_load(8, until=switched)
         under_load(1, until=lambda: _states(task_uri) == ["RUNNING"])
