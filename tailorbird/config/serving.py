@@ -94,16 +94,8 @@ class ServingConfig(ConfigSection):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum number of requests that wait in a replica. One client, by API key or address, can
-    hold as many as are left for others: about half of them if it is alone. Further requests are
-    answered with 429 and `Retry-After`."""
-    max_queued_texts: int = Field(default=4096, ge=2)
-    """(classification only) Maximum number of texts in the requests of a replica, with the same
-    rule for one client."""
-    max_queued_tokens: int = Field(default=262_144, ge=2)
-    """Maximum number of tokens in the requests of a replica, with the same rule for one client.
-    Texts count up to the model's length, and chat requests with the limit of their answer. A core
-    classifies 5,000 to 20,000 tokens a second with a small encoder; raise the number for GPUs."""
+    """Maximum number of waiting requests of a replica, with 4 texts and 256 tokens for each on
+    average. A client holds at most as many as are left for others. Raise it on GPUs."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit
     of the model's evaluation."""
@@ -235,6 +227,17 @@ class ServingConfig(ConfigSection):
         if self.gpus_per_replica:
             return TASKS[task].gpu_batch_size
         return BATCH_SIZE
+
+    @property
+    def max_queued_texts(self) -> int:
+        """Maximum number of texts in the requests of a replica."""
+        return 4 * self.max_queued_requests
+
+    @property
+    def max_queued_tokens(self) -> int:
+        """Maximum number of tokens in the requests of a replica. Texts count up to the model's
+        length, and chat requests with the limit of their answer."""
+        return 256 * self.max_queued_requests
 
     def max_requests(self, task: str) -> int:
         """Return the maximum number of requests in a replica: those answered at the same time, and

@@ -107,7 +107,7 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
     keys = {name: new_key(name) for name in ("few", "many")}
     storage.write_bytes(source, "\n".join(stored.to_line() for _, stored in keys.values()).encode())
     fields = {"api_keys": source, "max_texts": num_texts, "max_body_bytes": 1 << 20}
-    config = CONFIG.model_copy(update=fields | {"max_queued_texts": 5 * num_texts})
+    config = CONFIG.model_copy(update=fields | {"max_queued_requests": 5 * num_texts // 4})
     ended: list[str] = []  # the client of each answered request, in the order of the ends
     over = threading.Event()
 
