@@ -111,9 +111,7 @@ class Classifier:
 
     def _parse(self, body: bytes) -> ClassifyRequest:
         config = self._config
-        request = parse_request(
-            body, max_texts=config.max_texts, max_text_bytes=config.max_text_bytes
-        )
+        request = parse_request(body, max_texts=config.max_texts, max_text_bytes=MAX_TEXT_BYTES)
         require_loggable_subject(request.subject, log=self._replica.log)
         return request
 

@@ -11,6 +11,7 @@ from tailorbird.config.vllm_options import VLLM_OPTIONS
 DEPLOY_TIMEOUT_S = 1800.0
 FALLBACK_TIMEOUT_S = 60.0
 MAX_EXAMPLE_CHARS = 500
+MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
 
 
@@ -87,10 +88,6 @@ class ServingConfig(ConfigSection):
     of tokens: 1,024 on a CPU and 65,536 on a GPU."""
     max_texts: int = Field(default=256, ge=1)
     """Maximum number of texts per request."""
-    max_text_bytes: int = Field(default=1 << 16, ge=1)
-    """(classification only) Maximum size in bytes, in UTF-8, of each text of a request. Requests
-    with a larger text are answered with 422. Batches are not limited. A larger value lets one text
-    delay all clients: tokenizing 1 MiB takes half a second or more."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
