@@ -49,7 +49,7 @@ class Classifier:
             batch_size=self._config.batch_size("classification"),
             meter=meter,
             load_endpoint=load_endpoint,
-            fallback_timeout_s=self._config.fallback_timeout_s,
+            fallback_timeout_s=self._config.answer_timeout_s,
         )
         versions = ServedVersions(
             pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload

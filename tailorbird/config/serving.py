@@ -9,7 +9,7 @@ from tailorbird.config.task_rules import TASKS
 from tailorbird.config.vllm_options import VLLM_OPTIONS
 
 DEPLOY_TIMEOUT_S = 1800.0
-FALLBACK_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 MAX_EXAMPLE_CHARS = 500
 MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
@@ -54,9 +54,6 @@ class ServingConfig(ConfigSection):
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
     """Number of seconds without a need for a replica before the last replica stops, if
     `min_replicas` is 0."""
-    fallback_timeout_s: float = Field(default=FALLBACK_TIMEOUT_S, gt=0)
-    """(hybrids only) Number of seconds within which a part must answer, for a stream with its first
-    token. The wait for a free slot counts. Then the other part answers instead."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
@@ -99,10 +96,9 @@ class ServingConfig(ConfigSection):
     endpoint_concurrency: int = Field(default=8, ge=1, le=1024)
     """(versions of an endpoint) Maximum number of requests to the endpoint at the same time. Each
     of `max_replicas` sends its part of them, at least one."""
-    endpoint_timeout_s: float = Field(default=60, gt=0, le=3600)
-    """(versions of an endpoint) Number of seconds after which a request to the endpoint without a
-    complete answer or, in a stream, without a further part of the answer fails. A stream takes at
-    most ten times as long."""
+    answer_timeout_s: float = Field(default=ANSWER_TIMEOUT_S, gt=0, le=3600)
+    """(endpoints and hybrids) Number of seconds within which an endpoint or a part of a hybrid must
+    answer, for a stream with its first or a further part."""
     api_keys: str | None = None
     """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that
     every replica can read, or `env://NAME` for a variable in the environment of Ray. Without keys,
