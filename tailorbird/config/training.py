@@ -127,9 +127,6 @@ class TrainingConfig(ConfigSection):
     torch_compile: bool = False
     """Compile the transformer layers with `torch.compile`. Compilation takes minutes, and then
     steps are faster. It requires ZeRO stages 0 to 2 and, on CPUs, a C++ compiler."""
-    liger_kernel: bool = False
-    """Use the Triton kernels of the package `liger-kernel` for norms, rotary embeddings and MLPs.
-    It requires GPUs and a causal language model of a type that the package supports."""
     zero_hpz_partition_size: int = Field(default=1, ge=1)
     """(ZeRO stage 3) Number of neighbouring workers that hold a second, shared copy of the
     parameters for the backward pass, so that it gathers them within a node. Set it to the number of
@@ -264,10 +261,6 @@ class TrainingConfig(ConfigSection):
             raise ValueError(
                 "torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters "
                 "in hooks"
-            )
-        if self.liger_kernel and self.gpus_per_worker == 0:
-            raise ValueError(
-                "liger_kernel requires gpus_per_worker 1, because its kernels run on GPUs only"
             )
         return self
 

@@ -87,7 +87,6 @@ class TuningConfig(ConfigSection):
             "attention",
             "attention_dropout",
             "batch_tokens",
-            "liger_kernel",
             "zero_hpz_partition_size",
             "offload",
             "deepspeed",

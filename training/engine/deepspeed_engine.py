@@ -1,7 +1,6 @@
 """The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional
 kernels."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -22,7 +21,6 @@ from training.engine.deepspeed_private import (
     init_distributed,
 )
 
-LIGER_PACKAGE = "liger_kernel"
 LORA_MULTIPLIER = 5.0  # so that one range of `learning_rate` suits both methods
 HEAD_MULTIPLIER = 10.0  # of a head that starts at random weights
 WARMUP_FRACTION = 0.1
@@ -167,8 +165,6 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
 
     Raises MissingKernels.
     """
-    if config.liger_kernel:
-        _use_liger(transformers_model(model))
     if config.torch_compile:
         layers = transformer_layers(model)
         if not layers:
@@ -179,27 +175,6 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
             )
         for layer in layers:
             layer.compile(dynamic=True)  # the number of rows and tokens changes at each step
-
-
-def _use_liger(model: nn.Module) -> None:
-    if importlib.util.find_spec(LIGER_PACKAGE) is None:
-        raise MissingKernels(
-            "liger_kernel requires the package liger-kernel on every worker; add it to the image "
-            "or to the job's runtime environment, or set training.liger_kernel: false"
-        )
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    kind = str(model.config.model_type)  # type: ignore[union-attr]
-    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise MissingKernels(
-            f"liger-kernel has no kernels for a model of type {kind}; set training.liger_kernel: "
-            "false"
-        )
-    # The loss is computed outside the model.
-    _apply_liger_kernel_to_instance(
-        model=model, cross_entropy=False, fused_linear_cross_entropy=False
-    )
 
 
 def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) -> None:

@@ -204,7 +204,6 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             2,
             "training: zero_hpz_partition_size 2 requires zero_stage 3, not 1",
         ),
-        ("training.liger_kernel", True, "training: liger_kernel requires gpus_per_worker 1"),
         ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
