@@ -12,8 +12,8 @@ from tailorbird.config.serving import ServingConfig
 
 LOOK_BACK_S = 2.0
 UPSCALE_DELAY_S = 3.0
-"""Seconds of higher load before replicas start; more than `LOOK_BACK_S`, so that requests that waited
-for a cold start do not count as load."""
+"""Seconds of higher load before replicas start. With less than `LOOK_BACK_S`, requests that waited
+for a cold start would count as load."""
 SPARE_REQUESTS = 256
 """Requests that Serve sends to a replica beyond the replica's own limit. The replica refuses
 requests by client, which Serve's queue does not distinguish, and in its own error format."""

@@ -29,6 +29,7 @@ from serving.replica.base import (
 from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
+from tailorbird.config.serving import MAX_TEXT_BYTES
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, calls_endpoint
 
