@@ -110,10 +110,8 @@ class Rows:
     @property
     def answered_turns(self) -> list[Conversation]:
         """The turns of each row, with the label as the answer."""
-        return [
-            (*turns, ("assistant", label))
-            for turns, label in zip(self.turns, self.labels, strict=True)
-        ]
+        pairs = zip(self.turns, self.labels, strict=True)
+        return [(*turns, ("assistant", label)) for turns, label in pairs]
 
     @property
     def untrained(self) -> tuple[tuple[int, ...], ...]:
@@ -215,10 +213,8 @@ def _first_outside(common: Set[str], texts: Sequence[str]) -> str:
 def _beginnings(conversation: Conversation) -> list[str]:
     """Return the normalised texts up to each turn of the user; if there is none, the whole text."""
     users = [position for position, (role, _) in enumerate(conversation) if role == "user"]
-    return [
-        normalise(text_of(conversation[: position + 1]))
-        for position in users or [len(conversation)]
-    ]
+    ends = users or [len(conversation)]
+    return [normalise(text_of(conversation[: position + 1])) for position in ends]
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
