@@ -69,28 +69,17 @@ class EndpointConfig(ConfigSection):
     def _base_url(cls, url: Any) -> Any:
         if not isinstance(url, str):
             return url
-        try:
-            parts = urlsplit(url)
-            # `port` raises ValueError if it is not a number
-            host = parts.hostname
-            _ = parts.port
-        except ValueError:
-            host = None
-            parts = urlsplit("")
-        if (
-            "@" in parts.netloc
-        ):  # the input is omitted from the message, because it can contain a password
+        if "@" in url:
             raise _secret(
                 "a user name or password in the URL is not allowed; set api_key to `env://NAME` "
                 "instead"
             )
-        if (
-            parts.scheme not in ("http", "https")
-            or not host
-            or parts.query
-            or parts.fragment
-            or not url.isascii()
-        ):
+        try:
+            parts = urlsplit(url)
+            has_host = bool(parts.hostname) and parts.port != 0  # `port` may raise ValueError
+        except ValueError:
+            has_host = False
+        if not has_host or not re.fullmatch(r"https?://[!-~]+", url) or set("?#") & set(url):
             raise ValueError(
                 "give the base URL of the server without a query, for example `https://host/v1`"
             )

@@ -105,8 +105,8 @@ def answer_rows(
 
     def ask(name: PartName, rows: IntArray) -> None:
         if rows.size:
-            for row, of_row in zip(rows.tolist(), answer(name, rows), strict=True):
-                answers[row] = (name, of_row)
+            for row, value in zip(rows.tolist(), answer(name, rows), strict=True):
+                answers[row] = (name, value)
 
     if routing.by == "group":
         to_second = routes_to_second(routing, groups=groups)
