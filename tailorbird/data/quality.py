@@ -11,7 +11,7 @@ from tailorbird.data.answers import require_readable_answers
 from tailorbird.data.copies import CopyIndex, copies_of, copy_index, documents
 from tailorbird.data.fingerprints import letters_and_digits
 from tailorbird.data.rows import DataError, Rows, Splits, text_of, trained_turns
-from tailorbird.data.splits import normalise, subsample_of_classes
+from tailorbird.data.splits import classes_first, normalise
 
 RARE_ROWS = 10
 MAX_LISTED = 5
@@ -208,12 +208,14 @@ def take_training_rows(train: Rows, *, size: int | None, seed: int) -> Rows:
     """
     if size is None or size >= len(train):
         return train
-    classes = train.class_labels or ("",) * len(train)
-    try:
-        kept = subsample_of_classes(classes, size=size, seed=seed)
-    except ValueError as error:
-        raise DataError(f"data.max_train_rows {size} is too small: {error}") from None
-    return train.take(kept)
+    labels = train.class_labels or ("",) * len(train)
+    num_classes = len(set(labels))
+    if size < num_classes:
+        raise DataError(
+            f"data.max_train_rows {size} is too small: {size} rows cannot contain all "
+            f"{num_classes} classes; give at least {num_classes}"
+        )
+    return train.take(sorted(classes_first(labels, seed=seed)[:size]))
 
 
 def _require_rows(splits: Splits, *, when: str) -> None:
