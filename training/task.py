@@ -164,9 +164,8 @@ def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:
         model = add_adapter(
             model,
             r=config.lora_r,
-            alpha=config.lora_alpha,
+            alpha=2 * config.lora_r,
             dropout=config.lora_dropout,
-            use_rslora=config.use_rslora,
         )
     if config.gradient_checkpointing:
         # Reentrant checkpointing needs inputs with gradients, which LoRA does not have.

@@ -12,7 +12,7 @@ import ray
 from cluster import ray_private
 from cluster.progress import NoteEvent
 from cluster.resources import Resources, gpu_visibility, live_nodes, worker_resources
-from tailorbird.config.training import TrainingConfig
+from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
 from tailorbird.storage.stage_cache import new_name
@@ -74,9 +74,8 @@ def finetune(
             retries = ""
         advice = (
             "run it again to resume from the last checkpoint; you may change "
-            "training.gradient_checkpointing, checkpoint_interval_s, max_failures, "
-            "start_timeout_s and process_group_timeout_s (any other change of the training "
-            "section starts a new training)"
+            "training.gradient_checkpointing, checkpoint_interval_s, max_failures and "
+            "start_timeout_s (any other change of the training section starts a new training)"
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
@@ -161,7 +160,7 @@ def build_torch_trainer(
     return ray_private.torch_trainer(
         function,
         workers_per_node=config.workers_per_node,
-        torch_config=TorchConfig(timeout_s=config.process_group_timeout_s),
+        torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=config.gpus_per_worker > 0,

@@ -1,4 +1,4 @@
-"""Search algorithm (Optuna or random) and scheduler (ASHA) of the sweep."""
+"""Search algorithm (Optuna) and scheduler (ASHA) of the sweep."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHASc
     return ASHAScheduler(
         max_t=longest,
         grace_period=min(config.grace_epochs, longest),
-        reduction_factor=config.reduction_factor,
+        reduction_factor=2,
     )
 
 
 def build_search(
     config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int
 ) -> Any:
-    """Return an Optuna or random search that submits the configurations of the `known` trials
+    """Return a search that submits the configurations of the `known` trials
     first.
 
     Without a search space, every trial has the same configuration. The number of known trials is
@@ -37,7 +37,7 @@ def build_search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     points = [record.config for record in known] if config.space else []
     seed += len(points)
-    if config.search == "optuna" and config.space:
+    if config.space:
         search = OptunaSearch(seed=seed, points_to_evaluate=points)
         return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
     return BasicVariantGenerator(

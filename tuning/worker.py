@@ -235,7 +235,7 @@ class _TrialRun:
 def answer(request: Callable[[], Future[Any]]) -> Any:
     """Send a request to the broker from rank 0, and return its answer on every rank.
 
-    The broker may take longer to answer than `process_group_timeout_s`. Rank 0 therefore tells the
+    The broker may take longer to answer than `PROCESS_GROUP_TIMEOUT_S`. Rank 0 therefore tells the
     other ranks every `POLL_S` seconds that they must wait.
     """
     pending = request() if dist.get_rank() == 0 else None

@@ -129,7 +129,7 @@ def _trials(report: Report, case: Case, *, base_model: str, folder: Path) -> Non
 
     space = {"learning_rate": {"log_uniform": [1e-5, 1e-4]}}
     tuning = TuningConfig.model_validate(
-        {"num_trials": NUM_TRIALS, "max_concurrent_trials": 1, "search": "random", "space": space}
+        {"num_trials": NUM_TRIALS, "max_concurrent_trials": 1, "space": space}
     )
     log = WorkerLog(folder / "trials.jsonl")
     result = sweep(

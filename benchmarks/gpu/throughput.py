@@ -294,7 +294,7 @@ def _trainer_model(case: Case, task: TrainingTask) -> Any:
     lm.config.use_cache = False
     config = case.config
     return (
-        add_adapter(lm, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        add_adapter(lm, r=config.lora_r, alpha=2 * config.lora_r, dropout=config.lora_dropout)
         if lora
         else lm
     )

@@ -216,7 +216,7 @@ def request_limits(config: ServingConfig) -> RequestLimits:
     """Return the limits of a batch that a service starts. Its spend has the limit of the version,
     if it has one."""
     return RequestLimits(
-        timeout_s=config.endpoint_timeout_s, max_concurrency=config.endpoint_concurrency
+        timeout_s=config.answer_timeout_s, max_concurrency=config.endpoint_concurrency
     )
 
 

@@ -20,7 +20,7 @@ def endpoint_limits(config: ServingConfig) -> Limits:
     """Return the limits of a replica: its part of the requests to an endpoint at the same time, at
     least one."""
     return Limits(
-        max(1, config.endpoint_concurrency // config.max_replicas), config.endpoint_timeout_s
+        max(1, config.endpoint_concurrency // config.max_replicas), config.answer_timeout_s
     )
 
 

@@ -16,7 +16,7 @@ from serving.engines.text_rows import MAX_OFFERED, PASSES, TextRow, cost_of_row,
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.hybrid.classifier_queue import HybridQueue, Submit, SubmitEach, failing_together
 from serving.version_checks import require_digest
-from tailorbird.config.serving import FALLBACK_TIMEOUT_S
+from tailorbird.config.serving import ANSWER_TIMEOUT_S
 
 if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
@@ -82,7 +82,7 @@ class ModelPool:
         batch_size: int,
         meter: Meter,
         load_endpoint: "LoadEndpoint",
-        fallback_timeout_s: float = FALLBACK_TIMEOUT_S,
+        fallback_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._worker = worker
         self._batch_size = batch_size

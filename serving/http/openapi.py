@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from serving.http import chat_schemas, schemas
 from serving.http.asgi import HTML, ID, JSON, REST, Route
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import MAX_TEXT_BYTES, ServingConfig
 
 NO_EFFECT = "x-no-effect"  # marks fields that are accepted for OpenAI's clients and have no effect
 REF = "#/components/schemas/{model}"
@@ -194,7 +194,7 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     if operation.request is not None:
         text = f"At most {config.max_body_bytes} bytes."
         if operation.request is schemas.ClassifyRequest:
-            text += f" A text has at most {config.max_text_bytes} bytes."
+            text += f" A text has at most {MAX_TEXT_BYTES} bytes."
         content = {JSON: {"schema": _ref(operation.request), "example": operation.example}}
         documented["requestBody"] = {"required": True, "description": text, "content": content}
     if config.api_keys is not None and not route.open:

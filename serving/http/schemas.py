@@ -354,9 +354,7 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
                 f"the text at position {row} (from 0) has {num_bytes} bytes; a text may have at "
                 f"most {max_text_bytes}"
             )
-            raise RequestError(
-                422, "invalid_request", f"input: {reason} (the recipe's serving.max_text_bytes)"
-            )
+            raise RequestError(422, "invalid_request", f"input: {reason}")
     attributes = request.attributes or []
     if isinstance(request.attributes, list) and len(attributes) != num_texts:
         reason = (

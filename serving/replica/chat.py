@@ -354,5 +354,5 @@ class _Loader:
             first.end()
             raise
         limit = self._config.max_new_tokens
-        timeout_s = self._config.fallback_timeout_s
+        timeout_s = self._config.answer_timeout_s
         return HybridChatEngine(version, (first, second), max_new_tokens=limit, timeout_s=timeout_s)

@@ -29,6 +29,7 @@ from serving.replica.base import (
 from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
+from tailorbird.config.serving import MAX_TEXT_BYTES
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, calls_endpoint
 
@@ -49,7 +50,7 @@ class Classifier:
             batch_size=self._config.batch_size("classification"),
             meter=meter,
             load_endpoint=load_endpoint,
-            fallback_timeout_s=self._config.fallback_timeout_s,
+            fallback_timeout_s=self._config.answer_timeout_s,
         )
         versions = ServedVersions(
             pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload
@@ -111,9 +112,7 @@ class Classifier:
 
     def _parse(self, body: bytes) -> ClassifyRequest:
         config = self._config
-        request = parse_request(
-            body, max_texts=config.max_texts, max_text_bytes=config.max_text_bytes
-        )
+        request = parse_request(body, max_texts=config.max_texts, max_text_bytes=MAX_TEXT_BYTES)
         require_loggable_subject(request.subject, log=self._replica.log)
         return request
 

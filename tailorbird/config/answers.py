@@ -3,8 +3,8 @@ reference."""
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import regex
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -13,7 +13,6 @@ from tailorbird.config.base import ConfigSection
 
 THUMBS = {"good": 1.0, "bad": 0.0}
 """Scores of the labels that feedback on a chat answer can have."""
-LOCAL_REFERENCE = "#/"
 WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
 """A word or number, including punctuation that joins its parts (`N13.5`, `well-known`)."""
 
@@ -24,9 +23,6 @@ class JsonFieldsConfig(ConfigSection):
     paths: tuple[str, ...] = ()
     """Fields to compare, as JSON Pointers, for example `/patient/age`. A list is compared as a
     whole."""
-    json_schema: dict[str, Any] | None = None
-    """JSON Schema whose properties are compared, instead of `paths`. Nested objects and local
-    references are followed."""
 
     @field_validator("paths")
     @classmethod
@@ -37,21 +33,6 @@ class JsonFieldsConfig(ConfigSection):
                     f"{path!r} is not a JSON Pointer; give a path such as '/patient/age'"
                 )
         return paths
-
-    @model_validator(mode="after")
-    def _schema_has_fields(self) -> Self:
-        if self.json_schema is not None:
-            if self.paths:
-                raise ValueError("paths and json_schema are both set; remove one")
-            schema_paths(self.json_schema)
-        return self
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """The fields to compare; empty for all."""
-        if self.json_schema is None:
-            return self.paths
-        return schema_paths(self.json_schema)
 
 
 class RegexConfig(ConfigSection):
@@ -143,56 +124,3 @@ def folded(words: Sequence[str]) -> tuple[str, ...]:
     """Return words without their case, but single letters as they are: the option `A` is not the
     article `a`."""
     return tuple(word if len(word) == 1 else word.casefold() for word in words)
-
-
-def schema_paths(schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the JSON Pointers of the fields that a JSON Schema describes; raise ValueError if
-    there are none.
-
-    Objects with properties are followed, through local references too. A schema that contains
-    itself ends there.
-    """
-    paths = tuple(_paths_below(schema, root=schema, prefix="", seen=()))
-    if not paths or "" in paths:
-        raise ValueError("json_schema has no properties; give the schema of a JSON object")
-    return paths
-
-
-def _paths_below(
-    schema: Any, *, root: Mapping[str, Any], prefix: str, seen: tuple[str, ...]
-) -> list[str]:
-    if isinstance(schema, bool):
-        return [prefix]
-    if not isinstance(schema, Mapping):
-        raise ValueError(f"json_schema: the schema of {prefix or 'the answer'!r} is not an object")
-    reference = schema.get("$ref")
-    if reference is not None:
-        if reference in seen:
-            return [prefix]
-        target = _referenced(reference, root=root)
-        return _paths_below(target, root=root, prefix=prefix, seen=(*seen, reference))
-    properties = schema.get("properties")
-    if not properties:
-        return [prefix]
-    if not isinstance(properties, Mapping):
-        raise ValueError(
-            f"json_schema: `properties` of {prefix or 'the answer'!r} is not an object"
-        )
-    paths = []
-    for name, value in properties.items():
-        escaped = str(name).replace("~", "~0").replace("/", "~1")
-        paths += _paths_below(value, root=root, prefix=f"{prefix}/{escaped}", seen=seen)
-    return paths
-
-
-def _referenced(reference: object, *, root: Mapping[str, Any]) -> Any:
-    if not isinstance(reference, str) or not reference.startswith(LOCAL_REFERENCE):
-        raise ValueError(
-            f"json_schema: $ref {reference!r} is not supported; use a reference within the schema"
-        )
-    value: Any = root
-    for part in reference.removeprefix(LOCAL_REFERENCE).split("/"):
-        if not isinstance(value, Mapping) or part not in value:
-            raise ValueError(f"json_schema: $ref {reference!r} refers to nothing; correct it")
-        value = value[part]
-    return value

@@ -30,10 +30,8 @@ class DataConfig(ConfigSection):
     completion: str = "completion"
     """(chat only) Column with the answer to the prompt (string)."""
     messages: str | None = None
-    """(chat only) Column with conversations, used instead of `prompt` and `completion`. A value is
-    a list of `{role, content}` that ends with an answer of the assistant. Training uses every
-    assistant turn, evaluation the last one. An assistant turn with the optional field `weight: 0`
-    is not trained on."""
+    """(chat only) Column with lists of `{role, content}` that end with an answer, used instead of
+    `prompt` and `completion`. An assistant turn with `weight: 0` is not trained on."""
     system: str | None = None
     """(chat only) System message for conversations without one. By default, the model's chat
     template decides."""
@@ -47,25 +45,19 @@ class DataConfig(ConfigSection):
     that refuse the parameter."""
     split_by: str | None = None
     """Column with an identifier, such as a document or patient id. Rows with the same value go to
-    the same split, and confidence intervals treat them as dependent. By default, only copies of a
-    text are kept together and, for chat, conversations with the same beginning. Set it if rows of
-    one source resemble each other."""
+    the same split and count as dependent. By default, only copies do."""
     groups: tuple[str, ...] = ()
     """Columns that group the rows, such as language or sex. Results are reported by group, and the
     gate `groups` checks each group."""
     max_length: int = Field(default=64, ge=4)
-    """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its
-    answer. Longer inputs are truncated. It is at most the base model's context. Higher values make
-    training slower. `tailorbird init` proposes a value that fits the data."""
+    """Maximum number of tokens of a text or of a training conversation with its answer, up to the
+    base model's context. Longer inputs are truncated."""
     stream_above_rows: int = Field(default=500_000, ge=1)
-    """Maximum number of training rows in memory. If there are more, Ray tasks tokenize all of them
-    once, workers stream them from S3, and baselines and data checks use a random sample of this
-    size. `validation` and `test` must then be set. Lower it if workers run out of memory."""
+    """Maximum number of training rows in memory. More are tokenized once by Ray tasks and streamed
+    from S3; `validation` and `test` must then be set."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Number of training rows for fine-tuning, drawn at random. By default, all. Set it to try a
-    recipe quickly. The baselines still learn from all rows: heads on embeddings from as many as are
-    embedded in five minutes. Retrieval with `evaluation.retrieval_encoder` uses the rows of
-    fine-tuning."""
+    """Number of training rows for fine-tuning, drawn at random, to try a recipe quickly. Baselines
+    still learn from all rows. By default, all."""
     max_validation_rows: int | None = Field(default=None, ge=1)
     """Number of validation rows to use, drawn at random and the same in every run. By default,
     all."""

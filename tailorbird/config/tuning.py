@@ -44,26 +44,20 @@ class TuningConfig(ConfigSection):
     """Number of trials, each with one configuration. With an empty `space`, 1 is enough."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Maximum number of trials that run at the same time. By default, as many as the cluster has
-    room for when the sweep starts. Set it if an autoscaler adds nodes; a trial waits up to half an
-    hour for them."""
-    search: Literal["optuna", "random"] = "optuna"
-    """Search algorithm: `optuna` (tree-structured Parzen estimator) or `random`."""
+    room for at the start. Set it for an autoscaler."""
     space: dict[str, Distribution] = Field(default_factory=dict)
     """Search space: fields of the section `training` with their distributions. If it is empty,
     every trial uses the section's values."""
     grace_epochs: int = Field(default=1, ge=1)
-    """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has only
-    a few steps: with 8 steps, ASHA stopped the best of eight trials after one epoch; with 12 it did
-    not."""
-    reduction_factor: int = Field(default=2, ge=2)
-    """Reduction factor of ASHA: at each rung, one in this many trials continues."""
+    """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has
+    fewer than about 12 steps."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
     """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or
     `tensorboard` (event files under the sweep's `tune/` folder on S3). Install them with `pip
     install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
     """Also train the selected configuration on parts of the training rows, and predict the score
-    with twice as many rows. This takes about as long as training the configuration once more."""
+    with twice as many rows; it takes as long as another training."""
 
     train_anyway: bool = False
     """Train even if the validation rows show that less than `evaluation.minimum_gain` can be gained
@@ -87,17 +81,14 @@ class TuningConfig(ConfigSection):
             "max_failures",
         }
         fixed |= {
-            "average_seeds",
             "with_retrieved",
             "attention",
             "attention_dropout",
             "batch_tokens",
-            "liger_kernel",
             "zero_hpz_partition_size",
             "offload",
             "deepspeed",
             "start_timeout_s",
-            "process_group_timeout_s",
             "checkpoint_interval_s",
         }
         allowed = sorted(set(TrainingConfig.model_fields) - fixed)

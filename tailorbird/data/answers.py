@@ -52,9 +52,8 @@ class AnswerMetric:
 
     what: str  # value that a reference must have
     read: Callable[[str], Any]  # value of a text, None if it has none
-    compare: Callable[
-        [Any, Any], float
-    ]  # score of the value of an answer and that of the reference
+    compare: Callable[[Any, Any], float]
+    """Score of the value of an answer and that of the reference."""
 
     def __call__(self, answer: str, reference: str) -> float:
         """Return the score of an answer; raise ValueError if the reference has no value."""
@@ -75,8 +74,12 @@ def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
         "numeric": numeric,
         "choice": choice,
     }
-    sections = {name: getattr(config, name, None) for name in kinds}
-    return {name: kinds[name](section) for name, section in sections.items() if section is not None}
+    metrics = {}
+    for name, metric_of in kinds.items():
+        section = getattr(config, name, None)
+        if section is not None:
+            metrics[name] = metric_of(section)
+    return metrics
 
 
 def suite_metric(metric: str, *, options: Sequence[str]) -> AnswerMetric:
@@ -116,19 +119,15 @@ def unreadable(
 def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
     """Return the metric that compares fields of JSON objects. Fields that both lack do not
     count."""
-    compared = [_names(pointer) for pointer in config.compared]
+    compared = [_names(pointer) for pointer in config.paths]
 
     def compare(given: Any, expected: Any) -> float:
-        paths = compared or list(dict.fromkeys((*_leaves(expected), *_leaves(given))))
-        pairs = [(_value_at(given, path), _value_at(expected, path)) for path in paths]
-        equal = [
-            ours == theirs
-            for ours, theirs in pairs
-            if ours is not _MISSING or theirs is not _MISSING
-        ]
-        if equal:
-            return float(sum(equal) / len(equal))
-        return 1.0
+        equal = []
+        for path in compared or dict.fromkeys((*_leaves(expected), *_leaves(given))):
+            values = [_value_at(given, path), _value_at(expected, path)]
+            if values != [_MISSING, _MISSING]:
+                equal.append(values[0] == values[1])
+        return sum(equal) / len(equal) if equal else 1.0
 
     return AnswerMetric("JSON object", _json_object, compare)
 
@@ -180,17 +179,12 @@ def choice(config: ChoiceConfig) -> AnswerMetric:
         chosen = set()
         position = 0
         while position < len(tokens):
-            size = next(
-                (
-                    n
-                    for n in range(longest, 0, -1)
-                    if folded(tokens[position : position + n]) in options
-                ),
-                0,
-            )
-            if size:
-                chosen.add(options[folded(tokens[position : position + size])])
-            position += size or 1
+            size = longest
+            while size > 1 and folded(tokens[position : position + size]) not in options:
+                size -= 1
+            chosen.add(options.get(folded(tokens[position : position + size])))
+            position += size
+        chosen.discard(None)
         if len(chosen) == 1:
             return chosen.pop()
         return None

@@ -98,30 +98,31 @@ def conversation_tokens(
     _refuse_special_tokens(turns, tokenizer=tokenizer)
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
     assistant_mask = np.zeros(len(ids), dtype=np.bool_)
-    own = [position for position, (role, _) in enumerate(conversation) if role != "system"]
-    first_own = len(prompt_turns) - len(own)
+
+    # The turns of the conversation without its system messages are the last ones of `turns`.
+    have_loss = [
+        role == "assistant" and position not in untrained
+        for position, (role, _) in enumerate(conversation)
+        if role != "system"
+    ]
     end = 0
-    for index in range(first_own, len(turns)):
-        is_context = index < len(prompt_turns) and own[index - first_own] in untrained
-        if turns[index][0] != "assistant" or is_context:
+    first = len(prompt_turns) - len(have_loss)
+    for index, has_loss in enumerate((*have_loss, True), start=first):
+        if not has_loss:
             continue
-        is_answer = index + 1 == len(turns)
         before = _rendered(turns[:index], tokenizer=tokenizer, answering=True)
-        if is_answer:
-            after = ids
-        else:
+        after = ids  # of the answer, the last turn
+        if index + 1 < len(turns):
             after = _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
         if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
                 "the model's chat template changes earlier turns when an answer is added, so the "
                 "tokens of answers cannot be identified; use a model with another chat template"
             )
-        ends = [
-            position
-            for position in range(len(before), len(after))
-            if ids[position] == tokenizer.eos_token_id
-        ]
-        end = ends[-1] + 1 if ends else len(after)
+        end = len(after)
+        turn = after[len(before) :]
+        if tokenizer.eos_token_id in turn:  # without what the template adds after it
+            end -= turn[::-1].index(tokenizer.eos_token_id)
         assistant_mask[len(before) : end] = True
     return Tokens(ids[:end], assistant_mask[:end])
 
@@ -141,6 +142,7 @@ def training_tokens(
     and if truncation removes all tokens of the assistant.
     """
     tokens = []
+    unanswered = []
     known = repeat(Prompt([], ()), len(rows)) if prompts is None else prompts
     parts = zip(rows.row_ids, rows.turns, rows.labels, rows.untrained, known, strict=True)
     template: dict[str, Any] = {"tokenizer": tokenizer, "system": system}
@@ -155,11 +157,8 @@ def training_tokens(
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
         tokens.append(Tokens(row.ids[:length], row.assistant_mask[:length]))
-    unanswered = [
-        row_id
-        for row_id, row in zip(rows.row_ids, tokens, strict=True)
-        if not row.assistant_mask.any()
-    ]
+        if not tokens[-1].assistant_mask.any():
+            unanswered.append(row_id)
     if unanswered:
         raise DataError(
             f"{len(unanswered)} training conversations have no answer within data.max_length "

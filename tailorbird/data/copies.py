@@ -41,9 +41,8 @@ class CopyIndex:
     ranks: Mapping[str, int]  # of the words, the rarest first
     words: dict[int, frozenset[str]]  # words of each text that can have near copies
     sizes: dict[int, float]  # weights of these texts
-    listed: dict[
-        tuple[str, str], list[int]
-    ]  # positions of these texts by label and by each of their rarest words
+    listed: dict[tuple[str, str], list[int]]
+    """Positions of these texts by label and by each of their rarest words."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,20 @@ def copy_index(texts: Sequence[str], *, labels: Sequence[str]) -> CopyIndex:
         first.setdefault(key, position)
         first_of_label.setdefault((key, letters_and_digits(label)), position)
 
-    counts = Counter(word for key in first for word in set(key.split()))
+    counts = Counter[str]()
+    for key in first:
+        counts.update(set(key.split()))
     once = 1 / (1 + len(first))  # share of a word in one text
     full = log(max(RARE_SHARE, once))
     weights = {word: min(1.0, log(count * once) / full) for word, count in counts.items()}
     rarest_first = sorted(counts, key=lambda word: (counts[word], word))
     index = CopyIndex(
-        first, weights, {word: rank for rank, word in enumerate(rarest_first)}, {}, {}, {}
+        first=first,
+        weights=weights,
+        ranks={word: rank for rank, word in enumerate(rarest_first)},
+        words={},
+        sizes={},
+        listed={},
     )
 
     for (key, label), position in first_of_label.items():
@@ -93,13 +99,14 @@ def copies_of(key: str, *, label: str, index: CopyIndex) -> set[int]:
     """
     copies = {index.first[key]} if key in index.first else set()
     words = _words(key, index=index)
-    rarest = words.known[: words.num_rarest]
-    label = letters_and_digits(label) if rarest else label
-    candidates = {position for word in rarest for position in index.listed.get((label, word), ())}
+    candidates = set[int]()
+    if words.num_rarest:
+        label = letters_and_digits(label)
+        for word in words.known[: words.num_rarest]:
+            candidates.update(index.listed.get((label, word), ()))
     for position in candidates - copies:
-        shared = sum(
-            index.weights[word] for word in index.words[position].intersection(words.known)
-        )
+        common = index.words[position].intersection(words.known)
+        shared = sum(index.weights[word] for word in common)
         if shared >= SIMILARITY * (words.size + index.sizes[position] - shared) - ROUNDING:
             copies.add(position)
     return copies
@@ -137,9 +144,9 @@ def documents(rows: Rows) -> tuple[str, ...] | None:
     `split_by` may identify a person.
     """
     first_of_key: dict[str, int] = {}
-    pairs = [
-        (row, first_of_key.setdefault(key, row)) for row, key in enumerate(document_keys(rows))
-    ]
+    pairs = []
+    for row, key in enumerate(document_keys(rows)):
+        pairs.append((row, first_of_key.setdefault(key, row)))
     index = copy_index(rows.texts, labels=rows.labels)
     for row, (text, label) in enumerate(zip(rows.texts, rows.labels, strict=True)):
         key = letters_and_digits(text)
@@ -153,7 +160,4 @@ def documents(rows: Rows) -> tuple[str, ...] | None:
     num_documents, numbers = connected_components(graph, directed=False)
     if rows.split_keys is None and num_documents == len(rows):
         return None
-    order = {
-        number: str(position) for position, number in enumerate(dict.fromkeys(numbers.tolist()))
-    }
-    return tuple(order[number] for number in numbers.tolist())
+    return tuple(map(str, numbers.tolist()))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tailorbird import storage
 from tailorbird.data.parquet import open_parquet
-from tailorbird.data.rows import DataError, Rows, trained_turns
+from tailorbird.data.rows import Conversation, DataError, Rows, text_of, trained_turns
 from tailorbird.data.splits import normalise
 
 HASH_BYTES = 8  # among 10 million rows, two have the same hash with a probability of 3e-6
@@ -28,10 +28,12 @@ def user_texts(rows: Rows) -> tuple[str, ...]:
 
     A conversation without a turn of the user has its whole text.
     """
-    users = ([content for role, content in turns if role == "user"] for turns in rows.turns)
-    return tuple(
-        "\n".join(turns) if turns else text for turns, text in zip(users, rows.texts, strict=True)
-    )
+    return tuple(map(_user_text, rows.turns))
+
+
+def _user_text(conversation: Conversation) -> str:
+    users = tuple(turn for turn in conversation if turn[0] == "user")
+    return text_of(users or conversation)
 
 
 def letters_and_digits(text: str) -> str:
@@ -48,13 +50,12 @@ def letters_and_digits(text: str) -> str:
 
 def fingerprints(texts: Iterable[str]) -> Hashes:
     """Return the hash of each text [N], by its letters and digits."""
-    digests = [
-        hashlib.blake2b(
-            letters_and_digits(text).encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES
-        ).digest()
-        for text in texts
-    ]
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+    return np.frombuffer(b"".join(map(_fingerprint, texts)), dtype="<u8")
+
+
+def _fingerprint(text: str) -> bytes:
+    words = letters_and_digits(text).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(words, digest_size=HASH_BYTES).digest()
 
 
 def trained_fingerprints(train: Rows) -> Hashes:

@@ -20,19 +20,16 @@ def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Split
     DataError like `read_rows`. `quality.clean` checks the splits against each other.
     """
     train = read_rows(*config.train_uris, config=config, task=task)
+    if config.validation is not None:
+        return Splits(train, *read_validation_and_test(config, task=task))
     if config.test is None:
         train, validation, test = _split(train, fractions=SPLIT_FRACTIONS, config=config)
-    elif config.validation is None:
+        test = _at_most(test, config.max_test_rows)
+    else:
         share = config.validation_share
         train, validation, _ = _split(train, fractions=(1 - share, share, 0.0), config=config)
-        test = read_rows(config.test, config=config, task=task)
-    else:
-        return Splits(train, *read_validation_and_test(config, task=task))
-    return Splits(
-        train,
-        _at_most(validation, config.max_validation_rows),
-        _at_most(test, config.max_test_rows),
-    )
+        test = read_test(config, task=task)
+    return Splits(train, _at_most(validation, config.max_validation_rows), test)
 
 
 def read_validation_and_test(
@@ -40,11 +37,9 @@ def read_validation_and_test(
 ) -> tuple[Rows, Rows]:
     """Read validation and test of a config that sets both; see `read_splits`."""
     assert config.validation is not None
-    assert config.test is not None
-    validation, test = (
-        read_rows(uri, config=config, task=task) for uri in (config.validation, config.test)
-    )
-    return _at_most(validation, config.max_validation_rows), _at_most(test, config.max_test_rows)
+    validation = read_rows(config.validation, config=config, task=task)
+    test = read_test(config, task=task)
+    return _at_most(validation, config.max_validation_rows), test
 
 
 def read_test(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Rows:
@@ -81,14 +76,9 @@ def _split(
     them."""
     keys = document_keys(rows)
     splits = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
-    train, validation, test = (rows.take(np.flatnonzero(splits == split)) for split in range(3))
-    empty = [
-        name
-        for name, part, fraction in zip(
-            SPLIT_NAMES, (train, validation, test), fractions, strict=True
-        )
-        if fraction and not len(part)
-    ]
+    parts = [rows.take(np.flatnonzero(splits == split)) for split in range(3)]
+    shares = zip(SPLIT_NAMES, parts, fractions, strict=True)
+    empty = [name for name, part, fraction in shares if fraction and not len(part)]
     if rows.split_keys is None and not rows.class_labels and empty:
         raise DataError(
             f"the conversations to split have too few different beginnings ({len(set(keys)):,}): "
@@ -103,4 +93,4 @@ def _split(
             "values, set data.train, data.validation and data.test, or remove split_by if rows "
             "with the same value are independent"
         )
-    return train, validation, test
+    return parts[0], parts[1], parts[2]

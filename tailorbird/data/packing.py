@@ -78,7 +78,11 @@ def pack(
             begin = end
     positions = np.flatnonzero(learned.reshape(-1))
     return PackedRows(
-        input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1]
+        input_ids=input_ids,
+        position_ids=position_ids,
+        conversation_ids=conversation_ids,
+        positions=positions,
+        targets=input_ids.reshape(-1)[positions + 1],
     )
 
 

@@ -2,8 +2,8 @@
 evaluated."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
@@ -11,7 +11,7 @@ from tailorbird.data.answers import require_readable_answers
 from tailorbird.data.copies import CopyIndex, copies_of, copy_index, documents
 from tailorbird.data.fingerprints import letters_and_digits
 from tailorbird.data.rows import DataError, Rows, Splits, text_of, trained_turns
-from tailorbird.data.splits import normalise, subsample_of_classes
+from tailorbird.data.splits import classes_first, normalise
 
 RARE_ROWS = 10
 MAX_LISTED = 5
@@ -25,24 +25,20 @@ class DataReport:
     num_validation: int
     num_test: int
     num_classes: int  # distinct labels in train; for chat tasks, distinct answers
-    train_copies_of_test: (
-        int  # training rows dropped because they are copies of test rows, near copies included
-    )
+    train_copies_of_test: int
+    """Training rows dropped because they are copies of test rows, near copies included."""
     train_copies_of_validation: int  # the same for validation; copies of both count for test only
     validation_copies_of_test: int
     near_copies: int  # rows among these copies that are near copies
     test_documents: int  # numbers of test rows that are independent of each other
     largest_test_document: int
-    conflicting_texts: (
-        int  # normalised texts with more than one label, over all splits before cleaning
-    )
+    conflicting_texts: int
+    """Normalised texts with more than one label, over all splits before cleaning."""
     empty_texts: int  # rows with an empty or blank text, over all splits before cleaning
-    rare_classes: tuple[
-        str, ...
-    ]  # (classification only) classes with fewer than 10 training rows after cleaning
-    test_answers_in_train: int | None = (
-        None  # (chat only) test rows whose normalised answer is in train
-    )
+    rare_classes: tuple[str, ...]
+    """(classification only) Classes with fewer than 10 training rows after cleaning."""
+    test_answers_in_train: int | None = None
+    """(chat only) Test rows whose normalised answer is in train."""
     untrained_turns: int = 0
     """(chat only) Turns before the answer of a training row that are not trained on, because all
     turns before them are a copy of the prompt of a test or validation row. The model still reads
@@ -75,6 +71,11 @@ class EvaluatedRows:
             return split, "near"
         return (split,)
 
+    def copied_rows(self, rows: Rows) -> list[tuple[str, ...]]:
+        """Return `copied` for the text of each row."""
+        pairs = zip(rows.texts, rows.labels, strict=True)
+        return [self.copied(text, label=label) for text, label in pairs]
+
 
 def evaluated_rows(test: Rows, *, validation: Rows) -> EvaluatedRows:
     """Return the rows of test and validation, to find their copies."""
@@ -89,24 +90,23 @@ def drop_copies(train: Rows, *, evaluated: EvaluatedRows) -> tuple[Rows, Counter
     turn before the answer is also trained on: if the text up to it is a copy, it becomes context,
     as a turn with weight 0, because the same beginning ("Hello") can be in many conversations.
     """
-    copied = [
-        evaluated.copied(text, label=label)
-        for text, label in zip(train.texts, train.labels, strict=True)
-    ]
+    copied = evaluated.copied_rows(train)
     counts = Counter(chain.from_iterable(copied))
     rows = train.take([row for row, splits in enumerate(copied) if not splits])
-    with_copies = []
-    for turns, known in zip(rows.turns, rows.untrained, strict=True):
-        copies = [
-            at
-            for at, (role, answer) in enumerate(turns)
-            if role == "assistant"
-            and at not in known
-            and evaluated.copied(text_of(turns[:at]), label=answer)
-        ]
+
+    untrained_turns = []
+    for turns, untrained in zip(rows.turns, rows.untrained, strict=True):
+        copies = set[int]()
+        for position, (role, answer) in enumerate(turns):
+            if role != "assistant" or position in untrained:
+                continue
+            if evaluated.copied(text_of(turns[:position]), label=answer):
+                copies.add(position)
         counts["turns"] += len(copies)
-        with_copies.append(tuple(sorted((*known, *copies))))
-    return (replace(rows, untrained_turns=tuple(with_copies)) if counts["turns"] else rows), counts
+        untrained_turns.append(tuple(sorted(copies.union(untrained))))
+    if counts["turns"]:
+        rows = replace(rows, untrained_turns=tuple(untrained_turns))
+    return rows, counts
 
 
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
@@ -119,11 +119,9 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     """
     _require_rows(splits, when="")
     evaluated = evaluated_rows(splits.test, validation=splits.validation)
-    pairs = zip(splits.validation.texts, splits.validation.labels, strict=True)
-    copied = [evaluated.copied(text, label=label) for text, label in pairs]
-    validation = splits.validation.take(
-        [row for row, names in enumerate(copied) if "test" not in names]
-    )
+    copied = evaluated.copied_rows(splits.validation)
+    kept_rows = [row for row, names in enumerate(copied) if "test" not in names]
+    validation = splits.validation.take(kept_rows)
     train, copies = drop_copies(splits.train, evaluated=evaluated)
     cleaned = Splits(train=train, validation=validation, test=splits.test)
     _require_rows(cleaned, when=" after copies of rows in later splits were dropped")
@@ -131,7 +129,8 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     require_separate_keys({name: set(rows.split_keys or ()) for name, rows in cleaned.items()})
     require_readable_answers(cleaned)
 
-    texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
+    texts = [*splits.train.texts, *splits.validation.texts, *splits.test.texts]
+    labels = [*splits.train.labels, *splits.validation.labels, *splits.test.labels]
     per_class = Counter(train.labels)
     sizes = Counter(documents(cleaned.test) or cleaned.test.row_ids)
     return cleaned, DataReport(
@@ -145,8 +144,8 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         near_copies=copies["near"] + copied.count(("test", "near")),
         test_documents=len(sizes),
         largest_test_document=max(sizes.values()),
-        conflicting_texts=_conflicts(splits, texts),
-        empty_texts=sum(not text for column in texts.values() for text in column),
+        conflicting_texts=_num_conflicts(texts, labels),
+        empty_texts=num_blank(texts),
         rare_classes=rare_classes(Counter(train.class_labels)),
         test_answers_in_train=_answers_in_train(trained_turns(train), test=cleaned.test),
         untrained_turns=copies["turns"],
@@ -165,18 +164,17 @@ def require_separate_keys(keys: Mapping[str, Set[str]]) -> None:
     """Raise DataError if two splits share values of `split_by`; `keys` are the values by split."""
     for earlier, later in combinations(keys, 2):
         if shared := keys[earlier] & keys[later]:
-            digests = (
-                hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-                for key in shared
-            )
-            hashes = ", ".join(
-                f"{digest}…" for digest in sorted(digests)[:MAX_LISTED]
-            )  # a key may identify a patient
+            hashes = ", ".join(sorted(map(_short_hash, shared))[:MAX_LISTED])
             raise DataError(
                 f"{len(shared):,} values of data.split_by are in both {earlier} and {later} "
                 f"(sha256 {hashes}); move all rows with the same value into one split, or remove "
                 "data.split_by if such rows are independent"
             )
+
+
+def _short_hash(key: str) -> str:
+    """Return a value of `split_by` for a message, in which it must not identify a patient."""
+    return f"{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}…"
 
 
 def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
@@ -191,11 +189,10 @@ def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
 
 def listed(names: Collection[str]) -> str:
     """Return the first names in the alphabet for a message, and the number of the others."""
+    text = ", ".join(map(repr, sorted(names)[:MAX_LISTED]))
     if len(names) > MAX_LISTED:
-        more = f" and {len(names) - MAX_LISTED} more"
-    else:
-        more = ""
-    return ", ".join(map(repr, sorted(names)[:MAX_LISTED])) + more
+        return f"{text} and {len(names) - MAX_LISTED} more"
+    return text
 
 
 def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
@@ -211,12 +208,14 @@ def take_training_rows(train: Rows, *, size: int | None, seed: int) -> Rows:
     """
     if size is None or size >= len(train):
         return train
-    classes = train.class_labels or ("",) * len(train)
-    try:
-        kept = subsample_of_classes(classes, size=size, seed=seed)
-    except ValueError as error:
-        raise DataError(f"data.max_train_rows {size} is too small: {error}") from None
-    return train.take(kept)
+    labels = train.class_labels or ("",) * len(train)
+    num_classes = len(set(labels))
+    if size < num_classes:
+        raise DataError(
+            f"data.max_train_rows {size} is too small: {size} rows cannot contain all "
+            f"{num_classes} classes; give at least {num_classes}"
+        )
+    return train.take(sorted(classes_first(labels, seed=seed)[:size]))
 
 
 def _require_rows(splits: Splits, *, when: str) -> None:
@@ -238,20 +237,23 @@ def _require_classes(splits: Splits) -> None:
             "data.label"
         )
     for name in ("validation", "test"):
-        counts = Counter(
-            label for label in getattr(splits, name).class_labels if label not in known
-        )
-        if counts:
+        labels = getattr(splits, name).class_labels
+        if unknown := [label for label in labels if label not in known]:
             raise DataError(
-                f"{name} has {sum(counts.values())} rows with labels that are not in train: "
-                f"{listed(counts)}; add training rows with these labels, or remove the rows from "
-                f"{name}"
+                f"{name} has {len(unknown)} rows with labels that are not in train: "
+                f"{listed(set(unknown))}; add training rows with these labels, or remove the rows "
+                f"from {name}"
             )
 
 
-def _conflicts(splits: Splits, texts: dict[str, list[str]]) -> int:
-    labels: dict[str, set[str]] = {}
-    for name, rows in splits.items():
-        for text, label in zip(texts[name], rows.labels, strict=True):
-            labels.setdefault(text, set()).add(label)
-    return sum(len(labels_of_text) > 1 for labels_of_text in labels.values())
+def num_blank(texts: Iterable[str]) -> int:
+    """Return the number of texts that are empty or white space."""
+    return sum(not text.strip() for text in texts)
+
+
+def _num_conflicts(texts: Sequence[str], labels: Sequence[str]) -> int:
+    """Return the number of normalised texts with more than one label."""
+    labels_of_text = defaultdict[str, set[str]](set)
+    for text, label in zip(texts, labels, strict=True):
+        labels_of_text[normalise(text)].add(label)
+    return sum(len(different) > 1 for different in labels_of_text.values())

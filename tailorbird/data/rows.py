@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from tailorbird.data.splits import normalise
 
 Message = tuple[str, str]  # role and content
 Conversation = tuple[Message, ...]
+
+T = TypeVar("T")
 
 SPLIT_NAMES = ("train", "validation", "test")
 NO_GROUP = "(none)"
@@ -28,22 +31,27 @@ class DataError(ValueError):
     step."""
 
 
+def _pick(column: tuple[T, ...], positions: Sequence[int]) -> tuple[T, ...]:
+    return tuple(column[position] for position in positions)
+
+
 @dataclass(frozen=True)
 class SuiteColumns:
     """The columns that only the rows of a suite have."""
 
     metrics: tuple[str, ...]  # metric of each row, one of `SUITE_METRICS`
     options: tuple[tuple[str, ...], ...]  # options of each row; empty for a metric without options
-    counterparts: tuple[
-        str, ...
-    ]  # the prompt that `same_choice` compares with; empty for other metrics
+    counterparts: tuple[str, ...]
+    """The prompt that `same_choice` compares with; empty for other metrics."""
     starts: tuple[str, ...]  # text with which the answer starts; the model generates the rest of it
 
     def take(self, positions: Sequence[int]) -> "SuiteColumns":
         """Return the values at `positions`, in that order."""
-        columns = [getattr(self, each.name) for each in fields(self)]
         return SuiteColumns(
-            *(tuple(column[position] for position in positions) for column in columns)
+            metrics=_pick(self.metrics, positions),
+            options=_pick(self.options, positions),
+            counterparts=_pick(self.counterparts, positions),
+            starts=_pick(self.starts, positions),
         )
 
 
@@ -77,17 +85,12 @@ class Rows:
     def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
         """Return the rows at `indices`, in that order."""
         positions = [int(index) for index in indices]
-
-        def pick(column: tuple[Any, ...]) -> Any:
-            return tuple(column[position] for position in positions)
-
-        columns = {name: getattr(self, name) for name in COLUMNS}
-        return replace(
-            self,
-            groups={name: pick(column) for name, column in self.groups.items()},
-            suite=self.suite and self.suite.take(positions),
-            **{name: pick(column) for name, column in columns.items() if column is not None},
-        )
+        columns: dict[str, Any] = {}
+        for name in COLUMNS:
+            column = getattr(self, name)
+            columns[name] = None if column is None else _pick(column, positions)
+        columns["groups"] = {name: _pick(column, positions) for name, column in self.groups.items()}
+        return replace(self, suite=self.suite and self.suite.take(positions), **columns)
 
     @property
     def class_labels(self) -> tuple[str, ...]:
@@ -107,10 +110,8 @@ class Rows:
     @property
     def answered_turns(self) -> list[Conversation]:
         """The turns of each row, with the label as the answer."""
-        return [
-            (*turns, ("assistant", label))
-            for turns, label in zip(self.turns, self.labels, strict=True)
-        ]
+        pairs = zip(self.turns, self.labels, strict=True)
+        return [(*turns, ("assistant", label)) for turns, label in pairs]
 
     @property
     def untrained(self) -> tuple[tuple[int, ...], ...]:
@@ -165,23 +166,24 @@ def trained_turns(rows: Rows) -> Rows:
     """
     if rows.conversations is None:
         return rows
-    untrained = rows.untrained
-    whole = rows.answered_turns
-    parts = [
-        (row, turns, position)
-        for row, turns in enumerate(whole)
-        for position, (role, _) in enumerate(turns)
-        if role == "assistant" and position not in untrained[row]
-    ]
-    conversations = tuple(turns[:position] for _, turns, position in parts)
+    indices: list[int] = []
+    conversations: list[Conversation] = []
+    answers: list[str] = []
+    earlier_untrained: list[tuple[int, ...]] = []
+    conversations_of_rows = zip(rows.answered_turns, rows.untrained, strict=True)
+    for index, (turns, untrained) in enumerate(conversations_of_rows):
+        for position, (role, content) in enumerate(turns):
+            if role == "assistant" and position not in untrained:
+                indices.append(index)
+                conversations.append(turns[:position])
+                answers.append(content)
+                earlier_untrained.append(tuple(at for at in untrained if at < position))
     return replace(
-        rows.take([row for row, _, _ in parts]),
+        rows.take(indices),
         texts=tuple(map(text_of, conversations)),
-        labels=tuple(turns[position][1] for _, turns, position in parts),
-        conversations=conversations,
-        untrained_turns=tuple(
-            tuple(at for at in untrained[row] if at < position) for row, _, position in parts
-        ),
+        labels=tuple(answers),
+        conversations=tuple(conversations),
+        untrained_turns=tuple(earlier_untrained),
     )
 
 
@@ -196,22 +198,23 @@ def document_keys(rows: Rows) -> list[str]:
     if rows.split_keys is not None:
         return list(rows.split_keys)
     beginnings = list(map(_beginnings, rows.turns))
-    branches: dict[str, set[str]] = {}
+    branches = defaultdict[str, set[str]](set)
     for text, longer in chain.from_iterable(map(pairwise, beginnings)):
-        branches.setdefault(text, set()).add(longer)
-    return [
-        next((text for text in texts if len(branches.get(text, ())) <= MAX_BRANCHES), texts[-1])
-        for texts in beginnings
-    ]
+        branches[text].add(longer)
+    common = {text for text, continuations in branches.items() if len(continuations) > MAX_BRANCHES}
+    return [_first_outside(common, texts) for texts in beginnings]
+
+
+def _first_outside(common: Set[str], texts: Sequence[str]) -> str:
+    """Return the first text that is not common, or else the last text."""
+    return next((text for text in texts if text not in common), texts[-1])
 
 
 def _beginnings(conversation: Conversation) -> list[str]:
     """Return the normalised texts up to each turn of the user; if there is none, the whole text."""
     users = [position for position, (role, _) in enumerate(conversation) if role == "user"]
-    return [
-        normalise(text_of(conversation[: position + 1]))
-        for position in users or [len(conversation)]
-    ]
+    ends = users or [len(conversation)]
+    return [normalise(text_of(conversation[: position + 1])) for position in ends]
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
@@ -223,10 +226,9 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
             return None
         return tuple(chain.from_iterable(columns))
 
-    groups = {
-        name: tuple(chain.from_iterable(rows.groups[name] for rows in parts))
-        for name in parts[0].groups
-    }
+    groups = {}
+    for name in parts[0].groups:
+        groups[name] = tuple(chain.from_iterable(rows.groups[name] for rows in parts))
     return Rows(groups=groups, answers=parts[0].answers, **{name: column(name) for name in COLUMNS})
 
 
@@ -244,13 +246,12 @@ def digest_of(digests: Iterable[str]) -> str:
 def rows_sha256(rows: Rows) -> str:
     """Return the sha256 of rows over all columns, as in `fingerprint`."""
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
-    columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
+    if rows.split_keys is not None:
+        columns["split_key"] = rows.split_keys
     if rows.conversations is not None:
-        columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
+        columns["conversation"] = tuple(map(json.dumps, rows.conversations))
     if rows.untrained_turns is not None and any(rows.untrained_turns):
-        columns["untrained turns"] = tuple(
-            json.dumps(positions) for positions in rows.untrained_turns
-        )
+        columns["untrained turns"] = tuple(map(json.dumps, rows.untrained_turns))
     if rows.suite is not None:
         suite = rows.suite
         columns |= {
@@ -258,20 +259,17 @@ def rows_sha256(rows: Rows) -> str:
             "counterpart": suite.counterparts,
             "start": suite.starts,
         }
-        columns["options"] = tuple(json.dumps(options) for options in suite.options)
-    columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
+        columns["options"] = tuple(map(json.dumps, suite.options))
+    for name in sorted(rows.groups):
+        columns[f"group {name}"] = rows.groups[name]
     return _digest(columns)
 
 
 def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for row in (
-        columns,
-        *zip(*columns.values(), strict=True),
-    ):  # the names make a group differ from a split key
-        for value in row:
-            encoded = value.encode("utf-8", "surrogatepass")
-            digest.update(
-                len(encoded).to_bytes(8, "big") + encoded
-            )  # the lengths make ("ab", "c") differ from ("a", "bc")
+    values = chain.from_iterable(zip(*columns.values(), strict=True))
+    for value in chain(columns, values):  # the names make a group differ from a split key
+        encoded = value.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big"))  # makes ("ab", "c") differ from ("a", "bc")
+        digest.update(encoded)
     return digest.hexdigest()

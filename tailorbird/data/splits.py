@@ -37,19 +37,6 @@ def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n)[:size]).astype(np.int64)
 
 
-def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.ndarray:
-    """Return a `subsample` with at least one row of each class; raise ValueError if `size` is too
-    small for that."""
-    num_classes = len(set(labels))
-    if size < num_classes:
-        raise ValueError(
-            f"{size} rows cannot contain all {num_classes} classes; give at least {num_classes}"
-        )
-    if size >= len(labels):
-        return np.arange(len(labels), dtype=np.int64)
-    return np.sort(classes_first(labels, seed=seed)[:size])
-
-
 def classes_first(labels: Sequence[str], *, seed: int) -> NDArray[np.int64]:
     """Return the rows in a random order, int64 [N], that begins with one row of each class."""
     order = np.random.default_rng(seed).permutation(len(labels))

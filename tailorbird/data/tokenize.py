@@ -1,6 +1,7 @@
 """Tokenization and class indices, shared by training, evaluation and serving."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,11 @@ def encode_texts(
         return_attention_mask=False,
         return_token_type_ids=False,
     )
-    if tokenizer.unk_token_id is None:
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
         unknown = tokenizer.pad_token_id
-    else:
-        unknown = tokenizer.unk_token_id
-    return [
-        list(tokens) or [unknown] for tokens in encoded["input_ids"]
-    ]  # the mean over zero tokens would be NaN
+    # The mean over zero tokens would be NaN.
+    return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]
 
 
 def collate(
@@ -78,18 +77,14 @@ def collate(
 
     The mask is None if there is no padding.
     """
-    lengths = np.fromiter(
-        (len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists)
-    )
+    lengths = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
     width = int(lengths.max(initial=0))
     mask = np.arange(width)[None, :] < lengths[:, None]
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    input_ids[mask] = np.fromiter(
-        (token for tokens in token_lists for token in tokens), np.int64, int(lengths.sum())
-    )
-    return to_device(input_ids, device), None if mask.all() else to_device(
-        mask.astype(np.int64), device
-    )
+    input_ids[mask] = np.fromiter(chain.from_iterable(token_lists), np.int64, int(lengths.sum()))
+    if mask.all():
+        return to_device(input_ids, device), None
+    return to_device(input_ids, device), to_device(mask.astype(np.int64), device)
 
 
 def to_device(values: np.ndarray, device: Any) -> "torch.Tensor":

@@ -33,9 +33,8 @@ class TokenizedRows:
     row_ids: tuple[str, ...]
     ids: NDArray[np.int32]  # [T] token ids of all rows
     offsets: NDArray[np.int64]  # [N + 1] start of each row in `ids`, and the end of the last
-    assistant_mask: NDArray[np.bool_] | None = (
-        None  # (chat only) [T] True for tokens of the assistant
-    )
+    assistant_mask: NDArray[np.bool_] | None = None
+    """(chat only) [T] True for tokens of the assistant."""
     labels: NDArray[np.int64] | None = None  # (classification only) [N] class indices
 
     @classmethod
@@ -44,17 +43,13 @@ class TokenizedRows:
     ) -> Self:
         """Concatenate lists; raise DataError for a label that is not in `classes`."""
         offsets = offsets_of([len(ids) for ids in tokens.ids])
-        return cls(
-            row_ids=row_ids,
-            ids=np.fromiter(
-                chain.from_iterable(tokens.ids), dtype=np.int32, count=int(offsets[-1])
-            ),
-            offsets=offsets,
-            assistant_mask=None
-            if tokens.assistant_masks is None
-            else np.concatenate(tokens.assistant_masks),
-            labels=None if tokens.labels is None else label_indices(tokens.labels, classes=classes),
-        )
+        flat = np.fromiter(chain.from_iterable(tokens.ids), dtype=np.int32, count=int(offsets[-1]))
+        mask = labels = None
+        if tokens.assistant_masks is not None:
+            mask = np.concatenate(tokens.assistant_masks)
+        if tokens.labels is not None:
+            labels = label_indices(tokens.labels, classes=classes)
+        return cls(row_ids, flat, offsets, assistant_mask=mask, labels=labels)
 
     def __len__(self) -> int:
         return len(self.row_ids)

@@ -47,7 +47,8 @@ def upload_data(
         schemas = {target: _check(path, report=report) for target, path in targets.items()}
         ready: dict[str, Path] = {}
         for number, (target, path) in enumerate(targets.items()):
-            ready[target], schema = path, schemas[target]
+            ready[target] = path
+            schema = schemas[target]
             if isinstance(schema, Schema):
                 ready[target] = Path(folder) / f"{number}{PARQUET}"
                 write_parquet(path, ready[target], schema=schema, report=report)
@@ -102,7 +103,9 @@ def _check(path: Path, *, report: Report) -> Schema | pq.FileMetaData:
 
 def _description(uri: str, schema: Schema | pq.FileMetaData) -> UploadedFile:
     if isinstance(schema, Schema):
-        return UploadedFile(uri, schema.format_name, schema.num_rows, tuple(schema.arrow().names))
-    return UploadedFile(
-        uri, "Parquet", schema.num_rows, tuple(schema.schema.to_arrow_schema().names)
-    )
+        format_name = schema.format_name
+        columns = schema.arrow().names
+    else:
+        format_name = "Parquet"
+        columns = schema.schema.to_arrow_schema().names
+    return UploadedFile(uri, format_name, num_rows=schema.num_rows, columns=tuple(columns))

@@ -14,12 +14,10 @@ LORA_TARGETS = "all-linear"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def add_adapter(
-    encoder: nn.Module, *, r: int, alpha: int, dropout: float, use_rslora: bool = False
-) -> nn.Module:
+def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float) -> nn.Module:
     """Add a new LoRA adapter to every linear layer and freeze everything else.
 
-    The adapter's output is multiplied by `alpha / r`, or by `alpha / sqrt(r)` with `use_rslora`.
+    The adapter's output is multiplied by `alpha / r`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -28,7 +26,6 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=LORA_TARGETS,
-        use_rslora=use_rslora,
     )
     adapted: nn.Module = get_peft_model(encoder, config)
     return adapted

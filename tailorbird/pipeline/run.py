@@ -49,7 +49,6 @@ NOT_OF_RESULTS = {
     "checkpoint_interval_s",
     "max_failures",
     "start_timeout_s",
-    "process_group_timeout_s",
 }
 """Fields of the training config that do not affect a result. A failed run can resume with other
 values of them."""
@@ -226,9 +225,7 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
         sweep,
         type(task),
         tuning=tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
-        training=training.model_dump(
-            mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}
-        ),
+        training=training.model_dump(mode="json", exclude={"num_seeds", *NOT_OF_RESULTS}),
         **context.task.training_inputs,
         baselines=dict(target.baselines),
         to_beat=target.to_beat,
@@ -310,12 +307,11 @@ def average_seeds(
 ) -> Contender | None:
     """Return the model with the mean of the seeds' weights; a cached stage.
 
-    Return None if `training.average_seeds` is false, the method is not `full`, or there is only one
-    seed.
+    Return None if the method is not `full`, or there is only one seed.
     """
     inputs = context.inputs
     metric = context.recipe.evaluation.metric
-    if not context.recipe.training.average_seeds or selected.method != "full" or len(seeds) < 2:
+    if selected.method != "full" or len(seeds) < 2:
         return None
     weights = [seed.weights for seed in seeds]
 

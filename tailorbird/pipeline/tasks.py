@@ -101,7 +101,6 @@ class ClassificationTask:
 
         named = {
             "max_length": recipe.data.max_length,
-            "shots": config.centroid_shots,
             "metric": config.metric,
         }
         inputs = self.inputs.stage_inputs(fit_baselines, seed=seed, **named)

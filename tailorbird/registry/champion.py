@@ -12,8 +12,7 @@ from tailorbird.registry.versions import (
     Frozen,
     ModelVersion,
     PinnedVersion,
-    RegistryError,
-    read_version,
+    read_pinned,
 )
 from tailorbird.storage import read_versioned, write_if_match, write_json
 from tailorbird.storage.paths import TaskPaths
@@ -59,9 +58,9 @@ class ParityResult(Frozen):
             )
         return text
 
-    def with_endpoint(self, of_endpoint: Self) -> Self:
+    def with_endpoint(self, endpoint: Self) -> Self:
         """Return this result of a hybrid with that of its part that is an endpoint."""
-        return self.model_copy(update={"endpoint_rows": self.endpoint_rows + of_endpoint.rows})
+        return self.model_copy(update={"endpoint_rows": self.endpoint_rows + endpoint.rows})
 
 
 class ChosenBy(Frozen):
@@ -77,9 +76,8 @@ class ChosenBy(Frozen):
 class ChangeReason(Frozen):
     """The reason why a version became the champion."""
 
-    change: Literal[
-        "promotion", "engine", "rollback"
-    ]  # `engine`: the same weights with another engine
+    change: Literal["promotion", "engine", "rollback"]
+    """`engine` is a change to the same weights with another engine."""
     text: str
     override: str | None = None
     """Reason given with `--override`, if the version was rolled back before."""
@@ -87,8 +85,12 @@ class ChangeReason(Frozen):
 
     def sentence(self) -> str:
         """Return the reason for messages."""
-        override = f"; override: {self.override}" if self.override else ""
-        return f"{self.text}{override}{f'; run by {self.runtime}' if self.runtime else ''}"
+        text = self.text
+        if self.override:
+            text += f"; override: {self.override}"
+        if self.runtime:
+            text += f"; run by {self.runtime}"
+        return text
 
 
 class FormerChampion(Frozen):
@@ -102,9 +104,8 @@ class FormerChampion(Frozen):
     """The last champion that was proven better than its predecessor; None if that is this
     version."""
     baseline: PinnedVersion | None = None  # selected by `model: baseline`; may be this version
-    parity: ParityResult | None = (
-        None  # None if nothing was served at its promotion; `serve` then checks parity
-    )
+    parity: ParityResult | None = None
+    """None if nothing was served at its promotion; `serve` then checks parity."""
 
     @property
     def pinned(self) -> PinnedVersion:
@@ -144,14 +145,7 @@ def read_champion(task_uri: str) -> tuple[Champion, str] | None:
 def champion_version(champion: Champion) -> ModelVersion:
     """Return the version of the champion; raise RegistryError if it is missing or was changed after
     its promotion."""
-    version = read_version(champion.uri)
-    if version.digest != champion.digest:
-        raise RegistryError(
-            f"{champion.uri} was changed after its promotion: its manifest has the digest "
-            f"{version.digest}, but champion.json has {champion.digest}; run `tailorbird verify "
-            f"{champion.uri}` to list the changed files, and restore them"
-        )
-    return version
+    return read_pinned(champion.pinned)
 
 
 def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
@@ -174,16 +168,13 @@ def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> No
 def _event(task: str, champion: Champion, *, former: Champion | None) -> SecurityEvent:
     """Return the event of a new champion, or of the parity result that is added to a champion."""
     if former is not None and (former.digest, former.since) == (champion.digest, champion.since):
-        what = (
-            f"{task}: parity of {champion.version}: "
-            f"{champion.parity.sentence() if champion.parity else 'none'}"
-        )
+        parity = champion.parity.sentence() if champion.parity else "none"
+        what = f"{task}: parity of {champion.version}: {parity}"
     else:
         what = f"{task}: {champion.version} becomes the champion: {champion.reason.sentence()}"
     recorded_fields = {"version", "uri", "digest", "run", "baseline", "reason", "parity"}
+    before = None
     if former:
         before = former.model_dump(mode="json", include=recorded_fields)
-    else:
-        before = None
     after = champion.model_dump(mode="json", include=recorded_fields)
     return SecurityEvent(kind="champion", what=what, before=before, after=after)

@@ -5,11 +5,11 @@ compared with the drift reference. Only replicas and the commands that read the 
 """
 
 import hmac
-import secrets
+from secrets import token_hex
 
 from pydantic import Field, ValidationError
 
-from tailorbird.storage import exists, read_json, update_json
+from tailorbird.storage import write_once
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
@@ -31,12 +31,9 @@ def draw_secret(task_uri: str) -> bytes:
     access only.
     """
     uri = TaskPaths(task_uri).draw_secret
-    if exists(uri):
-        stored = read_json(uri)
-    else:
-        stored = update_json(uri, lambda stored: _new_secret() if stored is None else None)
     try:
-        return bytes.fromhex(DrawSecret.model_validate(stored).key)
+        secret = write_once(uri, DrawSecret(key=token_hex(SECRET_BYTES)))
+        return bytes.fromhex(secret.key)
     except (ValidationError, ValueError) as error:
         raise StorageError(
             f"{uri} is not a valid secret: {error}; restore the file from a copy, or delete it"
@@ -51,7 +48,3 @@ def draw_code(secret: bytes, *parts: str) -> int:
     """
     message = "\0".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hmac.digest(secret, message, "sha256")[:8], "big")
-
-
-def _new_secret() -> object:
-    return DrawSecret(key=secrets.token_hex(SECRET_BYTES)).model_dump(mode="json")

@@ -14,9 +14,8 @@ class Endpoint(BaseModel):
 
     url: str  # base URL; requests are sent to `<url>/chat/completions`
     model: str
-    revision: str | None = (
-        None  # `evaluation.endpoint.revision`; answers of another revision are not used
-    )
+    revision: str | None = None
+    """`evaluation.endpoint.revision`; answers of another revision are not used."""
     api_key: str | None = Field(default=None, pattern=f"^{KEY_REFERENCE.pattern}$")
     """Reference to the environment variable with the API key, `env://NAME`. The key itself is never
     stored."""

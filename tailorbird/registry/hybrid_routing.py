@@ -35,24 +35,19 @@ class Routing:
 
     def __post_init__(self) -> None:
         if self.by == "group":
-            if not self.column or not self.values or self.threshold is not None:
-                raise ValueError(
-                    "routing by group needs a column and values and allows no threshold, not "
-                    f"{self}"
-                )
-            if NO_GROUP in self.values:
-                raise ValueError(
-                    f"values contain {NO_GROUP!r}; the first part answers rows without a group"
-                )
-        elif self.by == "cascade":
-            if self.threshold is None or self.column is not None or self.values:
-                raise ValueError(
-                    f"a cascade needs a threshold and allows no column or values, not {self}"
-                )
-            if not 0 <= self.threshold <= 1:
-                raise ValueError(f"threshold is {self.threshold}; allowed: 0 to 1")
+            is_complete = bool(self.column) and bool(self.values) and self.threshold is None
         else:
-            raise ValueError(f"by is {self.by!r}; allowed: 'group', 'cascade'")
+            has_threshold = self.threshold is not None and 0 <= self.threshold <= 1
+            is_complete = has_threshold and self.column is None and not self.values
+        if self.by not in ("group", "cascade") or not is_complete:
+            raise ValueError(
+                f"{self} is not a rule; routing by group needs a column and values, a cascade "
+                "needs a threshold from 0 to 1, and neither allows other fields"
+            )
+        if NO_GROUP in self.values:
+            raise ValueError(
+                f"values contain {NO_GROUP!r}; the first part answers rows without a group"
+            )
 
 
 def routes_to_second(
@@ -105,8 +100,8 @@ def answer_rows(
 
     def ask(name: PartName, rows: IntArray) -> None:
         if rows.size:
-            for row, of_row in zip(rows.tolist(), answer(name, rows), strict=True):
-                answers[row] = (name, of_row)
+            for row, value in zip(rows.tolist(), answer(name, rows), strict=True):
+                answers[row] = (name, value)
 
     if routing.by == "group":
         to_second = routes_to_second(routing, groups=groups)

@@ -38,9 +38,7 @@ class KindSpec:
     is_baseline: bool = True  # needs no fine-tuning
     learns_from_rows: bool = True  # False if it learns at most a temperature
     is_always_tested: bool = False  # predicts the test rows in any case, because it is cheap
-    calls_endpoint: bool = (
-        False  # has a prompt for an external endpoint, for both tasks, and no weights
-    )
+    calls_endpoint: bool = False  # has no weights, but a prompt for an external endpoint
     has_bag: bool = False  # adds the logits of a bag of words
     has_index: bool = False  # stores an index of training rows
     has_shots: bool = False  # stores training rows as examples in its prompt

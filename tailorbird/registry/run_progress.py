@@ -24,9 +24,8 @@ class ContenderProgress(Frozen):
     score: float | None = None  # on the validation rows, after the latest epoch
     status: str = ""  # of a trial: `training`, `completed`, `stopped` or `failed`
     text: str = ""  # configuration of a trial, settings of a baseline
-    curve: tuple[
-        tuple[int, float], ...
-    ] = ()  # epoch, from 1, and validation score; empty for a baseline
+    curve: tuple[tuple[int, float], ...] = ()
+    """Epoch, from 1, and validation score; empty for a baseline."""
 
 
 class RunProgress(StoredModel):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BeforeValidator, Field, JsonValue, ValidationError
@@ -130,19 +131,14 @@ def read(registry: str, *, since: date, until: date) -> SecurityLog:
     require_bucket(registry)
     days = [since + timedelta(days=number) for number in range((until - since).days + 1)]
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        listed = pool.map(
-            lambda day: list_files(security_log(registry, day), missing_ok=True), days
-        )
-        uris = [uri for files in listed for uri in files]
-        parsed = dict(zip(uris, pool.map(lambda uri: _parse(read_bytes(uri)), uris), strict=True))
-    events = sorted(
-        (event for event in parsed.values() if event is not None), key=lambda event: event.at
-    )
-    return SecurityLog(tuple(events), tuple(uri for uri, event in parsed.items() if event is None))
-
-
-def _parse(content: bytes) -> SecurityEvent | None:
-    try:
-        return SecurityEvent.model_validate_json(content)
-    except ValidationError:
-        return None
+        files = pool.map(lambda day: list_files(security_log(registry, day), missing_ok=True), days)
+        uris = list(chain.from_iterable(files))
+        events = []
+        unreadable = []
+        for uri, content in zip(uris, pool.map(read_bytes, uris), strict=True):
+            try:
+                events.append(SecurityEvent.model_validate_json(content))
+            except ValidationError:
+                unreadable.append(uri)
+    events.sort(key=lambda event: event.at)
+    return SecurityLog(tuple(events), tuple(unreadable))

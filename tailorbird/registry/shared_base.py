@@ -1,5 +1,7 @@
 """Versions that can share a base model in memory."""
 
+from contextlib import suppress
+
 from tailorbird.registry.versions import ModelVersion, read_version, version_uris
 
 
@@ -18,19 +20,13 @@ def versions_on_same_base(
         or (version.task == "chat" and not version.shares_base)
     ):
         return []
-    others = []
+    base = (version.base_model, version.dtype, version.code)
+    found = []
     for uri in version_uris(task_uri):
-        try:
+        # A version that is damaged or has a newer format must not prevent serving.
+        with suppress(ValueError):
             other = read_version(uri)
-        except (
-            ValueError
-        ):  # a version that is damaged or has a newer format must not prevent serving
-            continue
-        same_base = (other.base_model, other.dtype, other.code) == (
-            version.base_model,
-            version.dtype,
-            version.code,
-        )
-        if other.digest != version.digest and other.shares_base and same_base:
-            others.append(other)
-    return sorted(others, key=lambda other: other.created_at)[-limit:]
+            shares_base = other.shares_base and (other.base_model, other.dtype, other.code) == base
+            if shares_base and other.digest != version.digest:
+                found.append(other)
+    return sorted(found, key=lambda other: other.created_at)[-limit:]

@@ -4,40 +4,32 @@ A row is known by its hash (see `data.fingerprints`), in all tasks of the regist
 row of an access has a number: 1 if no earlier access contains the row, k if k - 1 do. The numbers
 give the level of the test: see `share_of_alpha`.
 
-The ledger has three parts. A shard contains the rows whose hash begins with the same hexadecimal
-digit, with the test sets that contain them; a test set is stored once, however often it is used.
-The order contains 16 bytes for each access of any task: its id and that of its test set. `Ledger`
+The ledger has three parts. The hashes of a test set are stored once, however often it is used. The
+order contains 16 bytes for each access of any task: its id and that of its test set. `Ledger`
 contains the entries of a task. An access counts once it is in the order. Hashes have no key:
 whoever can read the ledger can check whether a text is in it.
 """
 
 import hashlib
-import io
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tailorbird.config.base import digest
 from tailorbird.registry.versions import Frozen, now
-from tailorbird.storage import exists, read_bytes, update_bytes, update_json
+from tailorbird.storage import exists, read_bytes, update_bytes, update_json, write_bytes
+from tailorbird.storage.objects import NUM_TRANSFERS
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
-DIGITS = "0123456789abcdef"
-"""The names of the shards. A test set has rows in each shard, so more of them would only need more
-requests."""
-NUM_TRANSFERS = 8
-SCHEMA = pa.schema({"row": pa.uint64(), "test_set": pa.uint64()})
 Hashes = NDArray[np.uint64]
-Numbers = NDArray[np.int64]
 Order = NDArray[np.uint64]  # [accesses, 2]: ids of an access and of its test set
 
 
@@ -70,44 +62,7 @@ class Ledger(StoredModel):
     entries: tuple[TestSetAccess, ...] = ()
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Pairs of a row and a test set that contains it, sorted by row."""
-
-    rows: Hashes  # [pairs]
-    sets: Hashes  # [pairs], ids
-
-    def add(self, rows: Hashes, *, of_set: np.uint64) -> "Shard":
-        """Return the shard with these distinct rows of a test set that it does not contain."""
-        at = np.searchsorted(self.rows, rows)
-        return Shard(np.insert(self.rows, at, rows), np.insert(self.sets, at, of_set))
-
-    def numbers(self, rows: Hashes, *, earlier: Hashes) -> Numbers:
-        """Return the number of each of these sorted rows; `earlier` are the sorted ids of the sets
-        of each access."""
-        start = np.searchsorted(self.rows, rows)
-        end = np.searchsorted(self.rows, rows, side="right")
-        pairs = np.concatenate([np.arange(*limits) for limits in zip(start, end, strict=True)])
-        sets = self.sets[pairs]
-        times = np.searchsorted(earlier, sets, side="right") - np.searchsorted(earlier, sets)
-        positions = np.repeat(np.arange(len(rows)), end - start)
-        return 1 + np.bincount(positions, weights=times, minlength=len(rows)).astype(np.int64)
-
-    def to_parquet(self) -> bytes:
-        """Return the shard as a Parquet file."""
-        file = io.BytesIO()
-        pq.write_table(
-            pa.table([self.rows, self.sets], schema=SCHEMA),
-            file,
-            compression="zstd",
-            use_dictionary=["test_set"],
-            column_encoding={"row": "DELTA_BINARY_PACKED"},  # sorted hashes have small differences
-            write_page_checksum=True,
-        )
-        return file.getvalue()
-
-
-def share_of_alpha(numbers: Numbers) -> float:
+def share_of_alpha(numbers: NDArray[np.int64]) -> float:
     """Return the level of a test as a share of alpha, from the number of each of its rows.
 
     It is the mean over the rows of 1 for a row with the number 1, and of 1 / (k (k + 1)) for one
@@ -118,7 +73,7 @@ def share_of_alpha(numbers: Numbers) -> float:
     return float(np.where(numbers == 1, 1.0, 1 / (numbers * (numbers + 1))).mean())
 
 
-def row_use(numbers: Numbers) -> RowUse:
+def row_use(numbers: NDArray[np.int64]) -> RowUse:
     """Return the use of the rows of an access, from the number of each row."""
     return RowUse(
         number=int(numbers.max()),
@@ -143,14 +98,19 @@ def record_test_access(
     if not models:
         raise ValueError("there are no models; give the URIs of the compared models")
     distinct = _distinct(rows)
-    digest_of_set = digest_of_rows(distinct)
-    identity = _identity(models, protocol=protocol, rows=digest_of_set)
-    _store_rows(task_uri, distinct)  # first, so that the shards have each test set in the order
-    order = _add_to_order(task_uri, access=short_id(identity), test_set=short_id(digest_of_set))
+    rows_digest = digest_of_rows(distinct)
+    identity = _identity(models, protocol=protocol, rows=rows_digest)
+
+    # Rows first, so that each test set in the order is stored.
+    rows_uri = _rows_uri(task_uri, short_id(rows_digest))
+    if not exists(rows_uri):
+        write_bytes(rows_uri, _to_bytes(distinct))
+    order = _add_to_order(task_uri, access=short_id(identity), test_set=short_id(rows_digest))
+
     use = _count_use(task_uri, distinct, earlier=_sets_before(order, identity))
     entry = TestSetAccess(
         **use.model_dump(),
-        rows=digest_of_set,
+        rows=rows_digest,
         models=tuple(models),
         protocol=protocol,
         run=run,
@@ -160,8 +120,7 @@ def record_test_access(
 
     def add(stored: object) -> object:
         entries = () if stored is None else _parse(uri, stored).entries
-        known = _find(entries, identity)
-        if known:
+        if _find(entries, identity):
             return None
         return Ledger(entries=(*entries, entry)).model_dump(mode="json")
 
@@ -195,83 +154,68 @@ def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | N
     if entry is None:
         return None
     order = _read_order(task_uri)
-    shards = _read_shards(task_uri, digits=DIGITS)
-    rows = np.concatenate([shard.rows[shard.sets == short_id(entry.rows)] for shard in shards])
-    if short_id(identity) not in order[:, 0] or digest_of_rows(rows) != entry.rows:
-        folder = f"{TaskPaths(task_uri).registry}/_ledger"
+    rows = _read_rows(task_uri, short_id(entry.rows))
+    if short_id(identity) not in order[:, 0]:
         raise StorageError(
-            f"{folder} does not contain the rows of {entry.run}; restore the folder from a copy"
+            f"{TaskPaths(task_uri).test_set_order} does not contain the access of {entry.run}; "
+            "restore the file from a copy"
         )
     use = _count_use(task_uri, rows, earlier=_sets_before(order, identity))
     return entry.model_copy(update=use.model_dump())
 
 
-def parts_by_digit(rows: Hashes) -> dict[str, Hashes]:
-    """Return sorted hashes by their first hexadecimal digit."""
-    bounds = np.arange(1, len(DIGITS), dtype=np.uint64) << np.uint64(60)
-    parts = np.split(rows, np.searchsorted(rows, bounds))
-    return {digit: part for digit, part in zip(DIGITS, parts, strict=True) if len(part)}
-
-
 def digest_of_rows(rows: Hashes) -> str:
     """Return the sha256 of sorted hashes, in hex."""
-    return hashlib.sha256(rows.astype("<u8").tobytes()).hexdigest()
+    return hashlib.sha256(_to_bytes(rows)).hexdigest()
 
 
-def short_id(digest: str) -> np.uint64:
+def short_id(digest: str) -> int:
     """Return the id of the access or the test set with this digest."""
-    return np.uint64(int(digest[:16], 16))
+    return int(digest[:16], 16)
 
 
-def _store_rows(task_uri: str, rows: Hashes) -> None:
-    """Add a test set to the shards that do not contain it."""
-    of_set = short_id(digest_of_rows(rows))
+def _to_bytes(ids: Hashes) -> bytes:
+    return ids.astype("<u8").tobytes()
 
-    def store(digit: str, part: Hashes) -> None:
-        uri = TaskPaths(task_uri).test_rows(digit)
 
-        def add(content: bytes | None) -> bytes | None:
-            shard = _parse_shard(uri, content)
-            if of_set in shard.sets:
-                return None
-            return shard.add(part, of_set=of_set).to_parquet()
+def _rows_uri(task_uri: str, test_set: int) -> str:
+    return TaskPaths(task_uri).test_rows(f"{test_set:016x}")
 
-        update_bytes(uri, add)
 
-    parts = parts_by_digit(rows)
-    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        list(pool.map(store, parts.keys(), parts.values()))
+def _read_rows(task_uri: str, test_set: int) -> Hashes:
+    """Return the sorted hashes of a test set; raise StorageError if they are missing or damaged."""
+    uri = _rows_uri(task_uri, test_set)
+    content = _read(uri) or b""
+    if short_id(hashlib.sha256(content).hexdigest()) != test_set:
+        raise StorageError(
+            f"{uri} is missing or does not contain the test set with this id; restore the file "
+            "from a copy"
+        )
+    return np.frombuffer(content, "<u8")
 
 
 def _count_use(task_uri: str, rows: Hashes, *, earlier: Hashes) -> RowUse:
-    """Return the use of sorted rows; `earlier` are the ids of the test sets of the earlier
-    accesses."""
-    parts = parts_by_digit(rows)
-    shards = _read_shards(task_uri, digits=parts.keys())
-    used = np.sort(earlier)
-    numbers = [
-        shard.numbers(part, earlier=used)
-        for shard, part in zip(shards, parts.values(), strict=True)
-    ]
-    return row_use(np.concatenate(numbers))
+    """Return the use of distinct rows; `earlier` are the test sets of the earlier accesses.
 
-
-def _read_shards(task_uri: str, *, digits: Iterable[str]) -> list[Shard]:
-    def read(uri: str) -> Shard:
-        return _parse_shard(uri, _read(uri))
-
+    Each test set is read once: a registry with 1,000 test sets needs some seconds.
+    """
+    accesses = Counter(earlier.tolist())
+    numbers = np.ones(len(rows), np.int64)
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        return list(pool.map(read, map(TaskPaths(task_uri).test_rows, digits)))
+        test_sets = pool.map(partial(_read_rows, task_uri), accesses)
+        for count, known in zip(accesses.values(), test_sets, strict=True):
+            numbers[np.isin(rows, known)] += count
+    return row_use(numbers)
 
 
-def _add_to_order(task_uri: str, *, access: np.uint64, test_set: np.uint64) -> Order:
+def _add_to_order(task_uri: str, *, access: int, test_set: int) -> Order:
     """Add an access to the order unless it contains the access, and return the order."""
     uri = TaskPaths(task_uri).test_set_order
 
     def add(content: bytes | None) -> bytes | None:
         if access in _parse_order(uri, content)[:, 0]:
             return None
-        return (content or b"") + np.array([access, test_set], "<u8").tobytes()
+        return (content or b"") + _to_bytes(np.array([access, test_set], np.uint64))
 
     return _parse_order(uri, update_bytes(uri, add))
 
@@ -300,22 +244,6 @@ def _read(uri: str) -> bytes | None:
     return None
 
 
-def _parse_shard(uri: str, content: bytes | None) -> Shard:
-    if content is None:
-        return Shard(np.array([], np.uint64), np.array([], np.uint64))
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        if not file.schema_arrow.equals(SCHEMA):
-            raise pa.ArrowInvalid(f"its columns are {file.schema_arrow.names}")
-        columns = [column.combine_chunks() for column in file.read(use_threads=False).columns]
-        # `to_numpy` would import pandas.
-        return Shard(*(np.asarray(np.from_dlpack(column), np.uint64) for column in columns))
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(
-            f"{uri} is not a valid shard of test rows: {error}; restore the file from a copy"
-        ) from None
-
-
 def _distinct(rows: Hashes) -> Hashes:
     if not len(rows):
         raise ValueError("there are no test rows; give at least one")
@@ -328,11 +256,9 @@ def _identity(models: Sequence[str], *, protocol: str, rows: str) -> str:
 
 
 def _find(entries: Sequence[TestSetAccess], identity: str) -> TestSetAccess | None:
-    identities = [
-        _identity(entry.models, protocol=entry.protocol, rows=entry.rows) for entry in entries
-    ]
-    if identity in identities:
-        return entries[identities.index(identity)]
+    for entry in entries:
+        if _identity(entry.models, protocol=entry.protocol, rows=entry.rows) == identity:
+            return entry
     return None
 
 

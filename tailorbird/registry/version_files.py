@@ -1,6 +1,7 @@
 """Compare the files of a version with its manifest, before the version is used."""
 
 import hashlib
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 from tailorbird import storage
@@ -36,23 +37,22 @@ def version_faults(pinned: PinnedVersion, *, folder: str | None = None) -> list[
         return [f"{pinned.uri}/{MANIFEST} was changed: its sha256 is {digest}, not {pinned.digest}"]
     expected = parse_manifest(content, uri=pinned.uri)
     base = f"{s3.parse(folder)[1]}/"
-    present = {s3.parse(file)[1].removeprefix(base) for file in storage.list_files(folder)} - {
-        MANIFEST
-    }
+    present = {s3.parse(file)[1].removeprefix(base) for file in storage.list_files(folder)}
     faults = [f"{pinned.uri}/{name} is missing" for name in expected if name not in present]
-    added = (name for name in sorted(present - expected.keys()) if not is_evidence(name))
+    unknown = sorted(present - expected.keys() - {MANIFEST})
     faults += [
         f"{pinned.uri}/{name} is not in the manifest; it was added after the registration"
-        for name in added
+        for name in itertools.filterfalse(is_evidence, unknown)
     ]
     names = sorted(present & expected.keys())
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         hashes = pool.map(lambda name: storage.sha256_object(f"{folder}/{name}"), names)
-        faults += [
-            f"{pinned.uri}/{name} was changed: its sha256 is {sha256}, not {expected[name].sha256}"
-            for name, sha256 in zip(names, hashes, strict=True)
-            if sha256 != expected[name].sha256
-        ]
+    for name, sha256 in zip(names, hashes, strict=True):
+        if sha256 != expected[name].sha256:
+            faults.append(
+                f"{pinned.uri}/{name} was changed: its sha256 is {sha256}, not "
+                f"{expected[name].sha256}"
+            )
     return faults
 
 
@@ -66,11 +66,10 @@ def require_intact(pinned: PinnedVersion, *, folder: str | None = None) -> None:
     """Raise RegistryError if a file of the version, or of a part of a hybrid, has a fault; see
     `version_faults`."""
     if faults := version_faults(pinned, folder=folder):
-        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise RegistryError(
-            f"{faults[0]}{others}; restore the version from a copy, and delete files that were "
-            "added"
+            f"{faults[0]} (faults: {len(faults)}); restore the version from a copy, and delete "
+            "files that were added"
         )
-    hybrid = read_version(pinned.uri).hybrid if folder is None else None
-    for part in hybrid.parts if hybrid else ():
-        require_intact(part)
+    if folder is None and (hybrid := read_version(pinned.uri).hybrid):
+        for part in hybrid.parts:
+            require_intact(part)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from tailorbird import storage
 from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.hybrid_routing import PARTS, Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.kinds import KINDS, Kind, KindSpec, spec_of
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.storage import MANIFEST, StorageError
@@ -102,9 +102,8 @@ class Retrieval(Frozen):
     def _weight_fits_encoder(self) -> Self:
         if (self.encoder is None) != (self.embedding_weight == 0):
             raise ValueError(
-                f"embedding_weight {self.embedding_weight} "
-                f"{'needs an' if self.encoder is None else 'is 0 with an'} encoder; set both "
-                "`encoder` and a positive `embedding_weight`, or neither"
+                f"embedding_weight is {self.embedding_weight} and encoder is {self.encoder}; set "
+                "both `encoder` and a positive `embedding_weight`, or neither"
             )
         return self
 
@@ -139,15 +138,13 @@ class VersionConfig(StoredModel):
 
     kind: Kind
     classes: tuple[str, ...]
-    integer_labels: bool = (
-        False  # the label column holds integers, so answers give labels as integers
-    )
+    integer_labels: bool = False
+    """The label column holds integers, so answers give labels as integers."""
     base_model: str  # S3 URI
     max_length: int
     dtype: Dtype  # in evaluation and serving
-    pooling: Pooling = (
-        MEAN  # (classification only) of the encoder, with the prompt before each text
-    )
+    pooling: Pooling = MEAN
+    """(classification only) Pooling of the encoder, with the prompt before each text."""
     code: str  # S3 URI
     recipe_hash: str
     created_at: str
@@ -184,13 +181,11 @@ class VersionConfig(StoredModel):
         neither."""
         if self.spec.base == "adapter":
             return "adapter/adapter_model.safetensors"
+        if self.spec.base != "changed":
+            return None
         if self.task == "chat":
-            changed = "model.safetensors"
-        else:
-            changed = "encoder.safetensors"
-        if self.spec.base == "changed":
-            return changed
-        return None
+            return "model.safetensors"
+        return "encoder.safetensors"
 
     def typed_label(self, label: str) -> str | int:
         """Return a label with the type of the label column. Text of an endpoint that is no class
@@ -202,11 +197,8 @@ class VersionConfig(StoredModel):
     @property
     def nonzero_offsets(self) -> dict[str, float]:
         """The offsets that are not 0, by class."""
-        return {
-            label: offset
-            for label, offset in zip(self.classes, self.offsets, strict=False)
-            if offset
-        }
+        offsets = zip(self.classes, self.offsets, strict=bool(self.offsets))
+        return {label: offset for label, offset in offsets if offset}
 
     @property
     def has_index(self) -> bool:
@@ -221,41 +213,34 @@ class VersionConfig(StoredModel):
 
     @model_validator(mode="after")
     def _fields_fit_kind_and_engine(self) -> Self:
-        if (self.spec.base == "parts") != (self.hybrid is not None):
-            raise ValueError(
-                "the field `hybrid` is required for the kind `hybrid` and not allowed for other "
-                "kinds"
-            )
-        if self.offsets and len(self.offsets) != len(self.classes):
-            raise ValueError(
-                f"{len(self.offsets)} offsets for {len(self.classes)} classes; give one per class, "
-                "or none"
-            )
-        if self.spec.has_index and not self.has_index:
-            raise ValueError(
-                f"the field `prompting.retrieval` is required for the kind `{self.kind}`"
-            )
-        if self.spec.calls_endpoint != (self.endpoint is not None):
-            raise ValueError(
-                "the field `endpoint` is required for the kinds of an endpoint, and for no other "
-                "kind"
-            )
-        if self.endpoint is not None and (
-            self.endpoint.reported_model is None or self.prompting is None
-        ):
-            raise ValueError(
-                f"`endpoint.reported_model` and `prompting` are required for the kind `{self.kind}`"
-            )
-        if (self.exported_from is None) != (self.engine == "torch"):
-            raise ValueError(
-                "`exported_from` is required for an exported version, and not allowed for the "
-                "engine torch"
-            )
-        if self.exported_from is not None and (self.hybrid or self.task == "chat"):
-            raise ValueError(
-                "`exported_from` is allowed for a single classifier only, not for a hybrid or a "
-                "chat model"
-            )
+        is_exported = self.exported_from is not None
+        rules = {
+            "the kind `hybrid`, and no other, has the field `hybrid`": (
+                (self.spec.base == "parts") == (self.hybrid is not None)
+            ),
+            "the kinds of an endpoint, and no others, have the field `endpoint`": (
+                self.spec.calls_endpoint == (self.endpoint is not None)
+            ),
+            "`prompting` and `endpoint.reported_model` are required for an endpoint": (
+                self.endpoint is None
+                or (self.endpoint.reported_model is not None and self.prompting is not None)
+            ),
+            f"`prompting.retrieval` is required for the kind `{self.kind}`": (
+                self.has_index or not self.spec.has_index
+            ),
+            "`offsets` has one value per class, or none": (
+                len(self.offsets) in (0, len(self.classes))
+            ),
+            "`exported_from` is set for each engine but torch": (
+                is_exported == (self.engine != "torch")
+            ),
+            "only a single classifier can be exported": (
+                not is_exported or (self.hybrid is None and self.task == "classification")
+            ),
+        }
+        for rule, is_met in rules.items():
+            if not is_met:
+                raise ValueError(f"the fields do not fit each other: {rule}")
         return self
 
 
@@ -306,30 +291,24 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
     `<registry>/<name>`. Raises RegistryError if config or weights are missing. A hybrid needs no
     weights, but its parts must be registered with the same digests.
     """
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
     if CONFIG not in files:
         raise RegistryError(f"{folder} is not a model version: {CONFIG} is missing")
     config = VersionConfig.model_validate_json(files[CONFIG].read_bytes())
     _require_weights(config, folder=folder, files=files)
     sha256 = {name: storage.sha256_file(path) for name, path in files.items()}
-    entries = {
-        name: {"sha256": sha256[name], "size_bytes": path.stat().st_size}
-        for name, path in files.items()
-    }
+    entries = {}
+    for name, path in files.items():
+        entries[name] = {"sha256": sha256[name], "size_bytes": path.stat().st_size}
     manifest = json.dumps(entries, indent=1, sort_keys=True).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:NUM_DIGITS]}")
     if storage.exists(f"{uri}/{MANIFEST}"):
         for name, path in files.items():
-            if not (
-                storage.exists(f"{uri}/{name}")
-                and storage.sha256_object(f"{uri}/{name}") == sha256[name]
-            ):
-                storage.upload_file(path, f"{uri}/{name}")
+            stored = f"{uri}/{name}"
+            if not storage.exists(stored) or storage.sha256_object(stored) != sha256[name]:
+                storage.upload_file(path, stored)
     else:
         storage.upload_folder(folder, uri)
         storage.write_bytes(f"{uri}/{MANIFEST}", manifest)
@@ -346,15 +325,16 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     if config.hybrid is not None:
         read_parts(config.hybrid)
         return
-    if config.engine == "torch":
-        weights = config.weights_file
-    else:
-        weights = EXPORTED_ENCODER
-    required = [weights] if weights else []
-    required += BAG_FILES if config.spec.has_bag else ()
-    required += INDEX_FILES if config.has_index else ()
-    has_head = config.task == "classification" and config.spec.uses_base
-    required += ["head.safetensors"] if has_head else []
+    weights = config.weights_file if config.engine == "torch" else EXPORTED_ENCODER
+    required = []
+    if weights:
+        required.append(weights)
+    if config.spec.has_bag:
+        required += BAG_FILES
+    if config.has_index:
+        required += INDEX_FILES
+    if config.task == "classification" and config.spec.uses_base:
+        required.append("head.safetensors")
     missing = [name for name in required if name not in files]
     if missing:
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
@@ -403,7 +383,8 @@ def _read_version_files(uri: str) -> tuple[bytes, bytes]:
     Raises RegistryError unless the name of the version, its manifest and its config match.
     """
     try:
-        manifest, config = (storage.read_bytes(f"{uri}/{name}") for name in (MANIFEST, CONFIG))
+        manifest = storage.read_bytes(f"{uri}/{MANIFEST}")
+        config = storage.read_bytes(f"{uri}/{CONFIG}")
     except StorageError as error:
         raise RegistryError(
             f"no complete model version at {uri}: {error}; run `tailorbird models` to list the "
@@ -445,7 +426,8 @@ def read_pinned(pinned: PinnedVersion) -> ModelVersion:
     if version.digest != pinned.digest:
         raise RegistryError(
             f"{pinned.uri} was changed: its manifest has the digest {version.digest}, but "
-            f"{pinned.digest} is required; restore it from a copy"
+            f"{pinned.digest} is required; run `tailorbird verify {pinned.uri}` to list the "
+            "changed files, and restore them from a copy"
         )
     return version
 
@@ -453,10 +435,7 @@ def read_pinned(pinned: PinnedVersion) -> ModelVersion:
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
     """Return a hybrid's first and second part; raise RegistryError if one is missing or has another
     digest."""
-    first, second = (
-        _read_part(name, pinned) for name, pinned in zip(PARTS, hybrid.parts, strict=True)
-    )
-    return first, second
+    return _read_part("first", hybrid.first), _read_part("second", hybrid.second)
 
 
 def _read_part(name: str, pinned: PinnedVersion) -> ModelVersion:
@@ -478,10 +457,7 @@ def weights_digest(version: ModelVersion) -> str:
 
 def list_versions(task_uri: str) -> list[ModelVersion]:
     """Return all complete versions, oldest first."""
-    return sorted(
-        (read_version(uri) for uri in version_uris(task_uri)),
-        key=lambda version: version.created_at,
-    )
+    return sorted(map(read_version, version_uris(task_uri)), key=lambda each: each.created_at)
 
 
 def version_uris(task_uri: str) -> list[str]:

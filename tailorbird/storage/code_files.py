@@ -4,15 +4,13 @@ import ast
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 
 from tailorbird import PACKAGES, PROJECT_ROOT
 
-WHEEL_ONLY = (
-    "tailorbird/k8s/",
-    "tailorbird/recipes/",
-)  # folders of a checkout that a wheel has in its package
+WHEEL_ONLY = ("tailorbird/k8s/", "tailorbird/recipes/")
+"""Folders of a checkout that a wheel has in its package."""
+RUNTIME_SUFFIXES = (".py", ".html", ".css", ".js", ".ndjson", ".yaml")
 
 
 def code_sha256(files: Mapping[str, bytes]) -> str:
@@ -37,10 +35,9 @@ def runtime_files(root: Path) -> dict[str, bytes]:
             "folder of the project"
         )
     paths = list(root.glob("pyproject.toml"))
-    for package, kind in product(
-        PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.ndjson", "*.yaml")
-    ):
-        paths += (root / package).rglob(kind)
+    for package in PACKAGES:
+        files = (root / package).rglob("*.*")
+        paths += [path for path in files if path.suffix in RUNTIME_SUFFIXES]
     names = sorted(path.relative_to(root).as_posix() for path in paths)
     return {name: (root / name).read_bytes() for name in names if not name.startswith(WHEEL_ONLY)}
 
@@ -92,11 +89,7 @@ def _imports_of(node: ast.AST) -> Iterator[tuple[str, str]]:
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "the project has no relative imports"
             yield from ((str(child.module), alias.name) for alias in child.names)
-        elif (
-            isinstance(child, ast.If)
-            and isinstance(child.test, ast.Name)
-            and child.test.id == "TYPE_CHECKING"
-        ):
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             for other in child.orelse:
                 yield from _imports_of(ast.Module([other], []))
         else:

@@ -132,9 +132,8 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> by
             return content
         try:
             write_if_match(uri, changed, etag=stored[1] if stored else None)
-        except (
-            PreconditionFailed
-        ):  # another writer changed the object, or the client repeated a successful write
+        except PreconditionFailed:
+            # Another writer changed the object, or the client repeated a successful write.
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             continue
         return changed
@@ -163,10 +162,7 @@ def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str
     with storage_errors(uri):
         local.parent.mkdir(parents=True, exist_ok=True)
         with _locked(local.parent):
-            if local.exists():
-                current = _local_etag(local.read_bytes())
-            else:
-                current = None
+            current = _local_etag(local.read_bytes()) if local.exists() else None
             if current != etag:
                 raise _precondition_failed(uri, etag=etag)
             write_bytes(uri, data)
@@ -197,10 +193,7 @@ def _local_etag(content: bytes) -> str:
 
 
 def _precondition_failed(uri: str, *, etag: str | None) -> PreconditionFailed:
-    if etag is None:
-        reason = "it already exists"
-    else:
-        reason = f"its ETag is no longer {etag}"
+    reason = "it already exists" if etag is None else f"its ETag is no longer {etag}"
     return PreconditionFailed(f"{uri} was not written: {reason}; read it again and retry")
 
 

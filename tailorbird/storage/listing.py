@@ -40,16 +40,14 @@ def list_folder(uri: str) -> tuple[Entry, ...]:
     with suppress(ObjectNotFound), storage_errors(uri):
         if scheme == "file":
             with os.scandir(path) as entries:
-                listed = [
-                    _local(f"{base}/{entry.name}", entry.stat(), is_folder=entry.is_dir())
-                    for entry in entries
-                    if not entry.name.startswith(".")
-                ]
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        uri_of_entry = f"{base}/{entry.name}"
+                        listed.append(_local(uri_of_entry, entry.stat(), is_folder=entry.is_dir()))
         else:
             infos = s3.s3fs_client().ls(path, detail=True, refresh=True)
-            listed = [
-                _on_s3(info) for info in infos if info["name"].strip("/") != path
-            ]  # no marker of the folder
+            # S3 may also list a marker of the folder itself.
+            listed = [_on_s3(info) for info in infos if info["name"].strip("/") != path]
     return tuple(sorted(listed, key=lambda each: each.name))
 
 
@@ -68,15 +66,13 @@ def file_entry(uri: str) -> Entry | None:
 
 
 def _local(uri: str, stat: os.stat_result, *, is_folder: bool) -> Entry:
-    if is_folder:
-        tag = ""
-    else:
-        tag = f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
-    return Entry(uri, is_folder, tag, datetime.fromtimestamp(stat.st_mtime, UTC))
+    tag = "" if is_folder else f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
+    return Entry(uri, is_folder, tag=tag, changed_at=datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
 def _on_s3(info: dict[str, Any]) -> Entry:
     uri = f"s3://{info['name'].rstrip('/')}"
     if info["type"] != "file":
         return Entry(uri, is_folder=True)
-    return Entry(uri, False, str(info["ETag"]), info["LastModified"].astimezone(UTC))
+    changed_at = info["LastModified"].astimezone(UTC)
+    return Entry(uri, is_folder=False, tag=str(info["ETag"]), changed_at=changed_at)

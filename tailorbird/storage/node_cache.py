@@ -20,12 +20,7 @@ MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 UNUSED_DAYS = 7
 """Copies that no process has requested for so long are removed. Processes read a copy when they
 start."""
-LICENSE_NAMES = (
-    "license",
-    "licence",
-    "notice",
-    "use_policy",
-)  # starts of the names of license files
+LICENSE_NAMES = ("license", "licence", "notice", "use_policy")  # at the start of a file's name
 
 
 def is_license_file(name: str) -> bool:
@@ -36,16 +31,12 @@ def is_license_file(name: str) -> bool:
 
 def sha256_files(uri: str) -> dict[str, str]:
     """Return the sha256 of each file in a model's folder, by name."""
-    names = (
-        file.removeprefix(f"{uri}/")
-        for file in objects.list_files(uri)
-        if file.endswith(MODEL_SUFFIXES)
-    )
-    return {
-        name: objects.sha256_object(f"{uri}/{name}")
-        for name in sorted(names)
-        if name != objects.MANIFEST
-    }
+    files = {}
+    for file in objects.list_files(uri):
+        name = file.removeprefix(f"{uri}/")
+        if name.endswith(MODEL_SUFFIXES) and name != objects.MANIFEST:
+            files[name] = objects.sha256_object(file)
+    return files
 
 
 def model_digest(files: Mapping[str, str]) -> str:

@@ -136,9 +136,8 @@ def upload_folder(local: Path, uri: str) -> None:
     comes last."""
     if not local.is_dir():
         raise StorageError(f"{local} is not a folder; give a folder to upload to {uri}")
-    names = sorted(
-        path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()
-    )
+    paths = filter(Path.is_file, local.rglob("*"))
+    names = sorted(path.relative_to(local).as_posix() for path in paths)
     if not names:
         raise StorageError(f"{local} has no files to upload to {uri}")
     base = uri.rstrip("/")
@@ -231,13 +230,9 @@ def _relative(uri: str, base: str) -> str:
     """
     path = parse(uri)[1]
     folder = parse(base)[1]
-    if path == folder:
-        relative = path.rpartition("/")[2]
-    else:
-        relative = path.removeprefix(f"{folder}/")
-    if not all(part and part not in (".", "..") for part in relative.split("/")) or set(
-        relative
-    ) & {"\\", "\0"}:
+    relative = path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")
+    is_unsafe = not {"", ".", ".."}.isdisjoint(relative.split("/"))
+    if is_unsafe or not {"\\", "\0"}.isdisjoint(relative):
         raise StorageError(
             f"{uri!r} would be stored outside its local folder; find out how it was created, and "
             "delete it"
@@ -247,8 +242,7 @@ def _relative(uri: str, base: str) -> str:
 
 def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        for _ in pool.map(copy, names):
-            pass
+        list(pool.map(copy, names))  # raises the first error
 
 
 def upload_file(local: Path, uri: str, *, retry_policy: RetryPolicy = STANDARD) -> None:

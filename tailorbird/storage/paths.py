@@ -88,10 +88,9 @@ class TaskPaths:
         """The order of the accesses of all tasks of the registry, in the test-set ledger."""
         return f"{self.registry}/_ledger/order"
 
-    def test_rows(self, digit: str) -> str:
-        """Test rows of all tasks whose hash begins with a hexadecimal digit, in the test-set ledger
-        of the registry."""
-        return f"{self.registry}/_ledger/rows/{digit}.parquet"
+    def test_rows(self, test_set: str) -> str:
+        """The hashes of the rows of a test set, in the test-set ledger of the registry."""
+        return f"{self.registry}/_ledger/rows/{test_set}"
 
     @property
     def draw_secret(self) -> str:

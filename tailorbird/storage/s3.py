@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -98,9 +98,8 @@ def filesystem(uri: str, *, retry_policy: RetryPolicy = STANDARD) -> tuple[pafs.
     if scheme == "file":
         return pafs.LocalFileSystem(), path
     chosen = settings()
-    return _s3(
-        replace(chosen, num_attempts=max(chosen.num_attempts, retry_policy.min_attempts))
-    ), path
+    attempts = max(chosen.num_attempts, retry_policy.min_attempts)
+    return _s3(replace(chosen, num_attempts=attempts)), path
 
 
 @contextmanager
@@ -124,11 +123,10 @@ def settings() -> Settings:
     access_key = first_set("AWS_ACCESS_KEY_ID")
     secret_key = first_set("AWS_SECRET_ACCESS_KEY")
     if (access_key is None) != (secret_key is None):
-        text = (
-            "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or "
-            "neither to use a role"
+        raise StorageError(
+            "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or neither "
+            "to use a role"
         )
-        raise StorageError(text)
     endpoint = first_set("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise StorageError(
@@ -140,15 +138,13 @@ def settings() -> Settings:
         raise StorageError(
             f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or unset it"
         )
-    session_token = first_set("AWS_SESSION_TOKEN")
-    ca_bundle = first_set("AWS_CA_BUNDLE")
     return Settings(
-        endpoint,
-        access_key,
-        secret_key,
-        session_token,
-        region,
-        ca_bundle,
+        endpoint=endpoint,
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=first_set("AWS_SESSION_TOKEN"),
+        region=region,
+        ca_bundle=first_set("AWS_CA_BUNDLE"),
         num_attempts=int(attempts),
     )
 
@@ -238,11 +234,10 @@ def parse(uri: str) -> tuple[str, str]:
 def require_bucket(uri: str) -> None:
     """Raise StorageError if the bucket of `uri` does not exist."""
     scheme, path = parse(uri)
-    if (
-        scheme == "s3"
-        and filesystem(uri)[0].get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound
-    ):
-        raise _no_bucket(uri)
+    if scheme == "s3":
+        bucket = filesystem(uri)[0].get_file_info(path.partition("/")[0])
+        if bucket.type == pafs.FileType.NotFound:
+            raise _no_bucket(uri)
 
 
 def _type_in_listing(path: str) -> pafs.FileType | None:
@@ -254,14 +249,10 @@ def _type_in_listing(path: str) -> pafs.FileType | None:
     bucket, _, key = path.rstrip("/").partition("/")
     if not key:
         return pafs.FileType.Directory
-    list_objects = s3fs_client().call_s3
+    first_key = partial(s3fs_client().call_s3, "list_objects_v2", Bucket=bucket, MaxKeys=1)
     try:  # keys are sorted, so a key is listed before longer ones that begin with it
-        first, below = (
-            list_objects("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get(
-                "Contents", []
-            )
-            for prefix in (key, f"{key}/")
-        )
+        first = first_key(Prefix=key).get("Contents")
+        below = first_key(Prefix=f"{key}/").get("Contents")
     except _CLIENT_ERRORS:
         return None
     if first and first[0]["Key"] == key:

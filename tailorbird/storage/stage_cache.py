@@ -67,9 +67,8 @@ def cached_stage(
     done = _Done(inputs=json.loads(text), value=adapter.dump_python(value, mode="json"))
     try:
         write_if_match(done_uri, json.dumps(done.model_dump(), allow_nan=False).encode(), etag=None)
-    except (
-        PreconditionFailed
-    ):  # another process was faster, or the client repeated a successful write
+    except PreconditionFailed:
+        # Another process was faster, or the client repeated a successful write.
         first = stored()
         if first.value == done.value:
             return value

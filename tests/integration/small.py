@@ -74,7 +74,6 @@ def content(name: str, data: str) -> dict[str, Any]:
         },
         "tuning": {
             "num_trials": 2,
-            "search": "optuna",
             "space": {"learning_rate": {"log_uniform": [1e-4, 4e-4]}},
         },
         "registry": REGISTRY,

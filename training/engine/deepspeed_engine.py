@@ -1,7 +1,6 @@
 """The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional
 kernels."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -12,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from tailorbird.config.training import TrainingConfig
+from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.models.attention.transformers_private import transformer_layers, transformers_model
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.registry.versions import Dtype
@@ -22,7 +21,9 @@ from training.engine.deepspeed_private import (
     init_distributed,
 )
 
-LIGER_PACKAGE = "liger_kernel"
+LORA_MULTIPLIER = 5.0  # so that one range of `learning_rate` suits both methods
+HEAD_MULTIPLIER = 10.0  # of a head that starts at random weights
+WARMUP_FRACTION = 0.1
 
 
 class MissingKernels(ValueError):
@@ -82,11 +83,10 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
     options = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
         "gradient_accumulation_steps": config.accumulation_steps(num_workers),
-        "gradient_clipping": config.gradient_clipping,
+        "gradient_clipping": 1.0,
         "zero_optimization": {
             "stage": config.zero_stage,
             **({"reduce_scatter": False} if over_gloo else {}),
-            **({} if config.overlap_comm is None else {"overlap_comm": config.overlap_comm}),
             **(
                 {"zero_hpz_partition_size": config.zero_hpz_partition_size}
                 if config.zero_stage == 3
@@ -147,7 +147,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[Parameter
     ]
     base = [parameter for name, parameter in trainable if not name.startswith("head.")]
     head = [parameter for name, parameter in trainable if name.startswith("head.")]
-    base_rate = config.learning_rate * (config.lora_multiplier if config.method == "lora" else 1.0)
+    base_rate = config.learning_rate * (LORA_MULTIPLIER if config.method == "lora" else 1.0)
     return [
         {
             "params": [p for p in base if p.ndim > 1],
@@ -155,7 +155,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[Parameter
             "weight_decay": config.weight_decay,
         },
         {"params": [p for p in base if p.ndim <= 1], "lr": base_rate, "weight_decay": 0.0},
-        {"params": head, "lr": config.learning_rate * config.head_multiplier, "weight_decay": 0.0},
+        {"params": head, "lr": config.learning_rate * HEAD_MULTIPLIER, "weight_decay": 0.0},
     ]
 
 
@@ -165,8 +165,6 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
 
     Raises MissingKernels.
     """
-    if config.liger_kernel:
-        _use_liger(transformers_model(model))
     if config.torch_compile:
         layers = transformer_layers(model)
         if not layers:
@@ -177,27 +175,6 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
             )
         for layer in layers:
             layer.compile(dynamic=True)  # the number of rows and tokens changes at each step
-
-
-def _use_liger(model: nn.Module) -> None:
-    if importlib.util.find_spec(LIGER_PACKAGE) is None:
-        raise MissingKernels(
-            "liger_kernel requires the package liger-kernel on every worker; add it to the image "
-            "or to the job's runtime environment, or set training.liger_kernel: false"
-        )
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    kind = str(model.config.model_type)  # type: ignore[union-attr]
-    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise MissingKernels(
-            f"liger-kernel has no kernels for a model of type {kind}; set training.liger_kernel: "
-            "false"
-        )
-    # The loss is computed outside the model.
-    _apply_liger_kernel_to_instance(
-        model=model, cross_entropy=False, fused_linear_cross_entropy=False
-    )
 
 
 def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) -> None:
@@ -228,13 +205,13 @@ def initialize_engine(
     """
     deepspeed = import_deepspeed()
     raise_on_all_ranks(lambda: use_kernels(model, config), MissingKernels)
-    init_distributed(timeout_s=config.process_group_timeout_s)
+    init_distributed(timeout_s=PROCESS_GROUP_TIMEOUT_S)
     groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.AdamW(groups, fused=True),
         lr_scheduler=lambda optimizer: linear_schedule(
-            optimizer, num_steps=num_steps, warmup_fraction=config.warmup_fraction
+            optimizer, num_steps=num_steps, warmup_fraction=WARMUP_FRACTION
         ),
         config=deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast),
         dist_init_required=False,

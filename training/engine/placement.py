@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tailorbird.config.training import TrainingConfig
+from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.models.lora import merge_layer, unmerged_layers
 from tailorbird.models.pretrained import default_device, share_weights
 from training.engine.deepspeed_engine import deepspeed_config
@@ -31,7 +31,7 @@ def place_weights(model: Model, config: TrainingConfig, *, autocast: bool) -> Mo
     if config.zero_stage == 3:
         partition = parameter_partitioner(
             deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast),
-            timeout_s=config.process_group_timeout_s,
+            timeout_s=PROCESS_GROUP_TIMEOUT_S,
         )
     for parameter in model.parameters():
         in_bf16 = id(parameter) in rounded or config.parameter_dtype == "bf16"

@@ -2,15 +2,18 @@
 
 import io
 import re
+from collections import defaultdict
 from importlib import import_module
+from itertools import chain
 from types import ModuleType
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailorbird import storage
-from tailorbird.data.rows import SPLIT_NAMES, DataError
+from tailorbird.data.rows import DataError
 from tailorbird.data.splits import normalise, stratified_split
 
 FOLDS = (13, 2, 3)  # of 18 folds: 72%, 11% and 17% of the rows
@@ -61,10 +64,22 @@ GROUP_RULES = {
 """Regular expression of each patient group. The first that matches whole words of a term determines
 its group."""
 _GROUPS = {group: re.compile(rf"\b(?:{words})\b") for group, words in GROUP_RULES.items()}
-Wording = tuple[str, str, str, str, str]  # (text, code, title of the code, chapter number, block)
-# positions in a Wording
-CODE = 1
-CHAPTER = 3
+
+
+class Code(NamedTuple):
+    """A category or subcategory."""
+
+    code: str
+    title: str
+    chapter: str  # number
+    block: str
+
+
+class Wording(NamedTuple):
+    """A text under which diagnoses are coded."""
+
+    text: str
+    code: Code
 
 
 def build(*, seed: int = 0) -> dict[str, pa.Table]:
@@ -85,21 +100,19 @@ def build(*, seed: int = 0) -> dict[str, pa.Table]:
     icd = _package()
     codes = _codes(icd)
     terms = _terms(icd, codes)
-    whole = _table(_unambiguous(terms, by=CHAPTER))
+    whole = _table(_unambiguous(terms, by="chapter"))
     labels = whole["chapter"].to_pylist()
     parts = stratified_split(whole["category"].to_pylist(), labels=labels, folds=FOLDS, seed=seed)
-    tables = {
-        name: whole.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)
-    }
-    held_out = {
-        category for name in SPLIT_NAMES[1:] for category in tables[name]["category"].to_pylist()
-    }
-    worded = {normalise(term) for term, *_ in terms}
-    titled = [row for row in codes if len(row[0]) <= MAX_TITLED and row[0][:3] not in held_out]
-    titles = [(" ".join(row[1].split()), *row) for row in titled if normalise(row[1]) not in worded]
-    return tables | {
-        "train": pa.concat_tables([tables["train"], _table(_unambiguous(titles, by=CHAPTER))])
-    }
+    train = whole.filter(pa.array(parts == 0))
+    validation = whole.filter(pa.array(parts == 1))
+    test = whole.filter(pa.array(parts == 2))
+
+    held_out = {*validation["category"].to_pylist(), *test["category"].to_pylist()}
+    titled = [
+        code for code in codes if len(code.code) <= MAX_TITLED and code.code[:3] not in held_out
+    ]
+    titles = _table(_unambiguous(_titles(titled, terms=terms), by="chapter"))
+    return {"train": pa.concat_tables([train, titles]), "validation": validation, "test": test}
 
 
 def build_coder(*, seed: int = 0) -> dict[str, pa.Table]:
@@ -113,23 +126,23 @@ def build_coder(*, seed: int = 0) -> dict[str, pa.Table]:
     titles. Training on them takes minutes on two cores.
     """
     icd = _package()
-    wordings = _unambiguous(_terms(icd, _codes(icd)), by=CODE)
-    by_code: dict[str, list[Wording]] = {}
-    for row in sorted(wordings, key=lambda row: (row[CODE], row[0])):
-        by_code.setdefault(row[CODE], []).append(row)
+    terms = _unambiguous(_terms(icd, _codes(icd)), by="code")
+    terms_of = defaultdict[Code, list[Wording]](list)
+    for term in sorted(terms, key=lambda term: (term.code.code, term.text)):
+        terms_of[term.code].append(term)
+    codes = [code for code in sorted(terms_of) if len(terms_of[code]) >= CODER_TERMS]
+
     generator = np.random.default_rng(seed)
-    chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
-    chosen = [chosen[index] for index in generator.permutation(len(chosen))]
-    held_out = [
-        terms.pop(int(generator.integers(len(terms))))
-        for terms in chosen
-        for _ in range(CODER_HELD_OUT)
-    ]
+    codes = [codes[index] for index in generator.permutation(len(codes))]
+    held_out = []
+    for code in codes:
+        remaining = terms_of[code]
+        for _ in range(CODER_HELD_OUT):
+            position = int(generator.integers(len(remaining)))
+            held_out.append(remaining.pop(position))
     held_out = [held_out[index] for index in generator.permutation(len(held_out))]
-    worded = {normalise(row[0]) for row in wordings}
-    titles = [(" ".join(terms[0][2].split()), *terms[0][1:]) for terms in chosen]
-    train = [term for terms in chosen for term in terms]
-    train += [title for title in titles if normalise(title[0]) not in worded]
+    train = list(chain.from_iterable(terms_of[code] for code in codes))
+    train += _titles(codes, terms=terms)
     parts = {
         "train": train,
         "validation": held_out[CODER_TEST_ROWS:],
@@ -169,53 +182,72 @@ def _package() -> ModuleType:
         ) from None
 
 
-def _terms(icd: ModuleType, codes: list[tuple[str, str, str, str]]) -> list[Wording]:
+def _codes(icd: ModuleType) -> list[Code]:
+    codes = []
+    for code in dict.fromkeys(icd.get_all_codes()):
+        if icd.is_category_or_subcategory(code):
+            *_, block, chapter = icd.get_ancestors(code)
+            if chapter in CHAPTER_NAMES:
+                codes.append(Code(code, icd.get_description(code), chapter=chapter, block=block))
+    return codes
+
+
+def _terms(icd: ModuleType, codes: list[Code]) -> list[Wording]:
+    """Return the inclusion terms of the codes."""
+    terms = []
+    for code in codes:
+        terms += [Wording(_joined(term), code) for term in icd.get_inclusion_term(code.code)]
+    return terms
+
+
+def _titles(codes: list[Code], *, terms: list[Wording]) -> list[Wording]:
+    """Return the titles of the codes that are no terms."""
+    known = {normalise(term.text) for term in terms}
     return [
-        (" ".join(term.split()), *row) for row in codes for term in icd.get_inclusion_term(row[0])
+        Wording(_joined(code.title), code) for code in codes if normalise(code.title) not in known
     ]
 
 
-def _codes(icd: ModuleType) -> list[tuple[str, str, str, str]]:
-    """Return (code, title, chapter number, block) of each category and subcategory."""
-    codes = [
-        code for code in dict.fromkeys(icd.get_all_codes()) if icd.is_category_or_subcategory(code)
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(wordings: list[Wording]) -> pa.Table:
+    rows = [
+        {
+            "text": text,
+            "code": code.code,
+            "title": code.title,
+            "chapter": CHAPTER_NAMES[code.chapter],
+            "block": code.block,
+            "category": code.code[:3],
+            "group": group_of(text),
+        }
+        for text, code in wordings
     ]
-    rows = [(code, icd.get_description(code), icd.get_ancestors(code)) for code in codes]
-    return [
-        (code, title, parents[-1], parents[-2])
-        for code, title, parents in rows
-        if parents[-1] in CHAPTER_NAMES
+    return pa.Table.from_pylist(rows)
+
+
+def _coder_table(wordings: list[Wording]) -> pa.Table:
+    rows = [
+        {
+            "prompt": text,
+            "completion": f"{code.code} {_joined(code.title)}",
+            "code": code.code,
+            "category": code.code[:3],
+            "group": group_of(text),
+        }
+        for text, code in wordings
     ]
+    return pa.Table.from_pylist(rows)
 
 
-def _table(rows: list[Wording]) -> pa.Table:
-    texts, codes, titles, chapters, blocks = (list(column) for column in zip(*rows, strict=True))
-    columns = {
-        "text": texts,
-        "code": codes,
-        "title": titles,
-        "chapter": [CHAPTER_NAMES[chapter] for chapter in chapters],
-        "block": blocks,
-        "category": [code[:3] for code in codes],
-        "group": [group_of(text) for text in texts],
-    }
-    return pa.table(columns)
-
-
-def _coder_table(rows: list[Wording]) -> pa.Table:
-    columns = {
-        "prompt": [text for text, *_ in rows],
-        "completion": [f"{code} {' '.join(title.split())}" for _, code, title, *_ in rows],
-        "code": [code for _, code, *_ in rows],
-        "category": [code[:3] for _, code, *_ in rows],
-        "group": [group_of(text) for text, *_ in rows],
-    }
-    return pa.table(columns)
-
-
-def _unambiguous(terms: list[Wording], *, by: int) -> list[Wording]:
-    """Return the first wording of each text that has a single value at position `by`."""
-    wordings: dict[str, list[Wording]] = {}
-    for term in terms:
-        wordings.setdefault(normalise(term[0]), []).append(term)
-    return [same[0] for same in wordings.values() if len({term[by] for term in same}) == 1]
+def _unambiguous(wordings: list[Wording], *, by: Literal["code", "chapter"]) -> list[Wording]:
+    """Return the first wording of each text that has a single code or chapter."""
+    first: dict[str, Wording] = {}
+    values = defaultdict[str, set[str]](set)
+    for wording in wordings:
+        text = normalise(wording.text)
+        first.setdefault(text, wording)
+        values[text].add(getattr(wording.code, by))
+    return [wording for text, wording in first.items() if len(values[text]) == 1]

@@ -103,13 +103,14 @@ def _message(turn: object, position: int, *, names: tuple[str, str]) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"{where} is not an object; give a role and a text")
     _refuse_tools(turn, where=where)
-    role, text = (turn.get(name) for name in names)
+    role = turn.get(names[0])
     if role in TOOL_ROLES:
         _refuse_tool(where, str(role))
     for name, value in turn.items():
         if name not in (*names, "weight", *TOOL_FIELDS) and value not in (None, "", [], {}):
             raise ValueError(f"{where} has {name!r}, which is not kept; remove it")
-    message = {"role": ROLES.get(str(role), role), "content": _joined(text, where=where)}
+    content = _joined(turn.get(names[1]), where=where)
+    message = {"role": ROLES.get(str(role), role), "content": content}
     weight = turn.get("weight")
     if weight is not None:
         message["weight"] = int(weight) if weight in (0, 1) else weight

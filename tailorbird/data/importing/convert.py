@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +40,7 @@ NAMES: dict[type, str] = {
     bool: "boolean",
     list: "list",
     dict: "object",
+    NoneType: "null",
 }
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -64,21 +66,15 @@ class Schema:
         return self.chat_format.name
 
     def arrow(self) -> pa.Schema:
-        turn = [
-            ("role", pa.string()),
-            ("content", pa.string()),
-            *([("weight", pa.int8())] if self.has_weights else []),
-        ]
+        fields = {}
         if self.chat_format:
-            fields = [(MESSAGES, pa.list_(pa.struct(turn)))]
-        else:
-            fields = []
-        return pa.schema(
-            [
-                *fields,
-                *((name, ARROW_TYPES[kind or str]) for name, (kind, _) in self.columns.items()),
-            ]
-        )
+            turn = {"role": pa.string(), "content": pa.string()}
+            if self.has_weights:
+                turn["weight"] = pa.int8()
+            fields[MESSAGES] = pa.list_(pa.struct(turn))
+        for name, (kind, _) in self.columns.items():
+            fields[name] = ARROW_TYPES[kind or str]
+        return pa.schema(fields)
 
 
 def check_file(path: Path, *, report: Report) -> Schema:
@@ -88,24 +84,21 @@ def check_file(path: Path, *, report: Report) -> Schema:
     rows.
     """
     schema = Schema()
-    faults = list[LineFault]()
+    listed = list[str]()
     num_faults = 0
     with _file_errors(path):
         for row in _rows(path, schema, activity=f"checking {path.name}", report=report):
             if isinstance(row, LineFault):
                 num_faults += 1
-                faults += [row] if len(faults) < MAX_LISTED else []
-    if faults:
-        reasons = "".join(f"\n  line {fault.line}: {fault.reason}" for fault in faults)
-        if num_faults > len(faults):
-            more = f"\n  and {num_faults - len(faults):,} more"
-        else:
-            more = ""
-        if num_faults > 1:
-            count = f"{num_faults:,} lines that cannot be used"
-        else:
-            count = "a line that cannot be used"
-        raise DataError(f"{path} has {count}; nothing was written:{reasons}{more}")
+                if num_faults <= MAX_LISTED:
+                    listed.append(f"\n  line {row.line}: {row.reason}")
+    if num_faults > MAX_LISTED:
+        listed.append(f"\n  and {num_faults - MAX_LISTED:,} more")
+    if listed:
+        raise DataError(
+            f"{path} has lines that cannot be used ({num_faults:,}); nothing was written:"
+            + "".join(listed)
+        )
     if not schema.num_rows:
         raise DataError(f"{path} has no rows; give a file with at least one")
     if schema.chat_format is None and len(schema.columns) < 2:
@@ -245,14 +238,10 @@ def _check_text(text: Any) -> None:
 def _check_required(plain: Mapping[str, object]) -> None:
     for name in REQUIRED.keys() & plain.keys():
         allowed = REQUIRED[name]
-        value = plain[name]
-        if type(value) not in allowed:
-            if value is None:
-                given = "empty"
-            else:
-                given = f"a JSON {NAMES[type(value)]}"
+        kind = type(plain[name])
+        if kind not in allowed:
             names = " or ".join(NAMES[kind] for kind in allowed)
-            raise ValueError(f"the column {name!r} is {given}; give a {names}")
+            raise ValueError(f"the column {name!r} is a JSON {NAMES[kind]}; give a {names}")
 
 
 def _merged(
@@ -273,9 +262,8 @@ def _merged(
 
 def _num_characters(row: Mapping[str, object]) -> int:
     """Return the number of characters in the texts of a row."""
+    size = sum(len(value) for value in row.values() if isinstance(value, str))
     messages = row.get(MESSAGES)
     if isinstance(messages, list):
-        contents = [message["content"] for message in messages]
-    else:
-        contents = []
-    return sum(len(value) for value in (*contents, *row.values()) if isinstance(value, str))
+        size += sum(len(message["content"]) for message in messages)
+    return size

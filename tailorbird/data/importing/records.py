@@ -2,8 +2,10 @@
 
 import csv
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +13,6 @@ MAX_LINE_BYTES = 64 << 20  # longest line of a file, and longest field of a CSV 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*JSON_SUFFIXES, *DELIMITERS)
-BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,12 @@ def read_records(path: Path, *, report: Callable[[int], None]) -> Iterator[Recor
 def _decoded_lines(file: BinaryIO, *, report: Callable[[int], None]) -> Iterator[str]:
     """Yield the lines with their line ends; raise _LineError for a line that is too long or not
     UTF-8."""
-    number = 0
     size = 0
-    while content := file.readline(MAX_LINE_BYTES + 1):
-        number = number + 1
-        size = size + len(content)
-        if number == 1 and content[:2] in BOMS:
-            raise _LineError(1, f"the file is {BOMS[content[:2]]}; convert it to UTF-8")
+    lines = iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
+    for number, content in enumerate(lines, start=1):
+        size += len(content)
+        if number == 1 and content.startswith((BOM_UTF16_BE, BOM_UTF16_LE)):
+            raise _LineError(1, "the file is UTF-16; convert it to UTF-8")
         if len(content) > MAX_LINE_BYTES:
             raise _LineError(
                 number, f"it is longer than {MAX_LINE_BYTES >> 20} MiB; write one record per line"

@@ -109,28 +109,20 @@ def infer_column_roles(
     """
     inputs = _input_roles(sample, text=text, label=label)
     roles = (inputs.text, inputs.label, inputs.prompt, inputs.completion, inputs.messages)
-    taken = [role.name for role in roles if role]
+    used = [role.name for role in roles if role]
     rest = [
-        column
-        for column in sample.columns
-        if column.name not in taken and column.kind != "messages"
+        column for column in sample.columns if column.name not in used and column.kind != "messages"
     ]
-    groups = [column for column in rest if _is_group(column)]
-    groups = sorted(
-        groups, key=lambda column: (not _name_matches(column, GROUPS), len(column.counts))
-    )[:MAX_GROUPS]
-    keys = [
-        column
-        for column in rest
-        if _is_key(column, num_rows=sample.num_sampled) and column not in groups
-    ]
+    groups = list(filter(_is_group, rest))
+    groups.sort(key=lambda column: (not _name_matches(column, GROUPS), len(column.counts)))
+    groups = groups[:MAX_GROUPS]
+    keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled)]
+    keys = [column for column in keys if column not in groups]
     keys.sort(key=lambda column: (not _name_matches(column, IDENTITIES), -len(column.counts)))
     return replace(
         inputs,
-        groups=tuple(
-            ColumnRole(column, f"{len(column.counts)} distinct values") for column in groups
-        ),
-        keys=tuple(ColumnRole(column, _rows_per_value(column)) for column in keys),
+        groups=tuple(ColumnRole(each, f"{len(each.counts)} distinct values") for each in groups),
+        keys=tuple(ColumnRole(each, _rows_per_value(each)) for each in keys),
     )
 
 
@@ -153,11 +145,11 @@ def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
         return ColumnRole(column, role.reason)
 
     return ColumnRoles(
-        here(roles.text),
-        here(roles.label),
-        here(roles.prompt),
-        here(roles.completion),
-        here(roles.messages),
+        text=here(roles.text),
+        label=here(roles.label),
+        prompt=here(roles.prompt),
+        completion=here(roles.completion),
+        messages=here(roles.messages),
     )
 
 
@@ -212,28 +204,22 @@ def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
             "set with --label",
         )
     most = min(MAX_CLASSES, sample.num_sampled // 2)
-    other = [
-        column
-        for column in sample.columns
-        if column.kind in ("string", "integer") and column.name != text
-    ]
-    fitting = [column for column in other if 2 <= len(column.counts) <= most]
-    named = next(
-        (column for name in LABELS for column in fitting if column.name.lower() == name), None
-    )
+    fitting = []
+    for column in sample.columns:
+        is_label_kind = column.kind in ("string", "integer") and column.name != text
+        if is_label_kind and 2 <= len(column.counts) <= most:
+            fitting.append(column)
+    named = _first_named(fitting, LABELS)
     if named is not None:
         return ColumnRole(named, f"chosen by its name; {len(named.counts)} distinct values")
-    others = [
-        column
-        for column in fitting
-        if not _name_matches(column, (*GROUPS, *IDENTITIES)) and not column.num_null
-    ]
-    if not others:
+    likely = [column for column in fitting if not column.num_null]
+    likely = [column for column in likely if not _name_matches(column, (*GROUPS, *IDENTITIES))]
+    if not likely:
         raise DataError(
             f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one with "
             "--label"
         )
-    column = max(others, key=lambda column: len(column.counts))
+    column = max(likely, key=lambda column: len(column.counts))
     num_values = len(column.counts)
     reason = (
         f"of the columns with few distinct values, the one with the most ({num_values}); check "
@@ -256,9 +242,12 @@ def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -
 def _column_named(sample: Sample, names: Sequence[str]) -> Column | None:
     """Return the string column with the first of these names that exists."""
     strings = [column for column in sample.columns if column.kind == "string"]
-    return next(
-        (column for name in names for column in strings if column.name.lower() == name), None
-    )
+    return _first_named(strings, names)
+
+
+def _first_named(columns: Sequence[Column], names: Sequence[str]) -> Column | None:
+    by_name = {column.name.lower(): column for column in reversed(columns)}
+    return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _name_matches(column: Column, names: tuple[str, ...]) -> bool:

@@ -20,61 +20,60 @@ from tailorbird.data.profiling.sample import spread
 ENGLISH = "English"
 MAX_CHARACTERS = 1000  # of a text that are read
 MIN_HITS = 2  # function words of a text without which its language is not recognized
+_FUNCTION_WORDS = {
+    ENGLISH: (
+        "the and of to is are was were with for that this it you your i my what how not have "
+        "has can be by from or as on at which when there would will if do does did been but a "
+        "an in we they their he she his her should"
+    ),
+    "German": (
+        "der die das und ist nicht ein eine einen einer einem für mit auf von zu den dem des "
+        "im ich sie wir es wird werden kann wie auch sind bei oder nach aus zum zur als mein "
+        "meine wurde haben hat können über"
+    ),
+    "French": (
+        "le la les des une un et est pas pour dans que qui sur avec ce cette au aux du je "
+        "nous vous il elle ou ne son sont être mon ma comment plus de par peut été"
+    ),
+    "Spanish": (
+        "el la los las de del que en y un una es por con para se su al lo como más pero este "
+        "esta mi cómo está son ser sobre puede fue"
+    ),
+    "Italian": (
+        "i in il lo la gli le di che è un una per con non del della dei delle nel sono come "
+        "si ha mio alla da al o e può essere questo stato impossibile"
+    ),
+    "Portuguese": (
+        "o a os as do no de da que e em um uma para com não por na se dos das mais como é ao "
+        "meu minha são foi está pelo ser pode esta este"
+    ),
+    "Dutch": (
+        "is in de het een en van niet met voor op te dat die zijn er aan om ook als ik je "
+        "naar maar wordt worden bij uit kan mijn hoe deze geen"
+    ),
+    "Polish": "nie i do się na w z jest że o po za od dla jak przez są być lub tego które ten "
+    "można ze czy",
+    "Czech": "se na je že z pro není být jsou ale nebo které jako tento při po aby lze ve který "
+    "bylo",
+    "Swedish": (
+        "och i att det som en på är av för med till den inte ett om jag var de från eller vid "
+        "när kan har"
+    ),
+    "Danish or Norwegian": (
+        "og i at for det er en på som til af av med den ikke et der har kan jeg eller fra ved "
+        "når hvordan skal blev å"
+    ),
+    "Finnish": "ja ei se että ovat tai kun niin mutta joka voi tämä sen ole jos kuin",
+    "Hungarian": "a is az és nem hogy egy van meg el csak vagy volt ez nincs kell ki",
+    "Romanian": "și nu este de în la cu pe un o care din pentru mai sau fi că să nu a fost",
+    "Turkish": "bir ve bu için ile değil olan olarak da de çok daha gibi veya nasıl mi",
+    "Indonesian": (
+        "yang dan di untuk dengan ini tidak dari dalam adalah pada ke akan atau itu saya bisa telah"
+    ),
+    "Vietnamese": "và của là không các có được cho trong để một này với những người khi tôi bị",
+}
 FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
-    language: frozenset(words.split())
-    for language, words in {
-        ENGLISH: (
-            "the and of to is are was were with for that this it you your i my what how not have "
-            "has can be by from or as on at which when there would will if do does did been but a "
-            "an in we they their he she his her should"
-        ),
-        "German": (
-            "der die das und ist nicht ein eine einen einer einem für mit auf von zu den dem des "
-            "im ich sie wir es wird werden kann wie auch sind bei oder nach aus zum zur als mein "
-            "meine wurde haben hat können über"
-        ),
-        "French": (
-            "le la les des une un et est pas pour dans que qui sur avec ce cette au aux du je "
-            "nous vous il elle ou ne son sont être mon ma comment plus de par peut été"
-        ),
-        "Spanish": (
-            "el la los las de del que en y un una es por con para se su al lo como más pero este "
-            "esta mi cómo está son ser sobre puede fue"
-        ),
-        "Italian": (
-            "i in il lo la gli le di che è un una per con non del della dei delle nel sono come "
-            "si ha mio alla da al o e può essere questo stato impossibile"
-        ),
-        "Portuguese": (
-            "o a os as do no de da que e em um uma para com não por na se dos das mais como é ao "
-            "meu minha são foi está pelo ser pode esta este"
-        ),
-        "Dutch": (
-            "is in de het een en van niet met voor op te dat die zijn er aan om ook als ik je "
-            "naar maar wordt worden bij uit kan mijn hoe deze geen"
-        ),
-        "Polish": "nie i do się na w z jest że o po za od dla jak przez są być lub tego które ten "
-        "można ze czy",
-        "Czech": "se na je že z pro není být jsou ale nebo které jako tento při po aby lze ve který "
-        "bylo",
-        "Swedish": (
-            "och i att det som en på är av för med till den inte ett om jag var de från eller vid "
-            "när kan har"
-        ),
-        "Danish or Norwegian": (
-            "og i at for det er en på som til af av med den ikke et der har kan jeg eller fra ved "
-            "når hvordan skal blev å"
-        ),
-        "Finnish": "ja ei se että ovat tai kun niin mutta joka voi tämä sen ole jos kuin",
-        "Hungarian": "a is az és nem hogy egy van meg el csak vagy volt ez nincs kell ki",
-        "Romanian": "și nu este de în la cu pe un o care din pentru mai sau fi că să nu a fost",
-        "Turkish": "bir ve bu için ile değil olan olarak da de çok daha gibi veya nasıl mi",
-        "Indonesian": (
-            "yang dan di untuk dengan ini tidak dari dalam adalah pada ke akan atau itu saya bisa "
-            "telah"
-        ),
-        "Vietnamese": "và của là không các có được cho trong để một này với những người khi tôi bị",
-    }.items()
+    language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()
 }
 LATIN = "LATIN"
 SCRIPTS = {
@@ -112,7 +111,7 @@ class Languages:
 def languages_of(texts: Sequence[str]) -> Languages:
     """Return the languages of evenly spaced texts of a sample."""
     sample = spread(texts)
-    counts = Counter(language for text in sample if (language := language_of(text)) is not None)
+    counts = Counter(filter(None, map(language_of, sample)))
     return Languages(counts, len(sample))
 
 
@@ -120,15 +119,13 @@ def language_of(text: str) -> str | None:
     """Return the language of a text, its script if it is not Latin, or None if neither is
     recognized."""
     words = WORD.findall(text[:MAX_CHARACTERS].lower())
-    scripts = Counter(
-        script for word in words for letter in word if (script := _script(letter)) is not None
-    )
-    script, _ = scripts.most_common(1)[0] if scripts else (LATIN, 0)
+    scripts = Counter(filter(None, map(_script, "".join(words))))
+    script = max(scripts, key=scripts.__getitem__, default=LATIN)
     if script != LATIN:
         return SCRIPTS.get(script, f"{script.capitalize()} script")
-    hits = {
-        language: sum(word in known for word in words) for language, known in FUNCTION_WORDS.items()
-    }
+    hits = {}
+    for language, function_words in FUNCTION_WORDS.items():
+        hits[language] = sum(word in function_words for word in words)
     language = max(hits, key=lambda name: (hits[name], name == ENGLISH))
     if hits[language] >= MIN_HITS:
         return language

@@ -88,16 +88,13 @@ def read_sample(uri: str) -> Sample:
                 parts.append(file.read_row_group(group, columns=usable))
                 num_sampled += parts[-1].num_rows
                 num_bytes += file.metadata.row_group(group).total_byte_size
-    if parts:
-        table = pa.concat_tables(parts, promote_options="permissive")
-    else:
-        table = pa.table({})
+    table = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
     return Sample(
         uri,
-        num_rows,
-        num_sampled,
-        tuple(_column(table, name) for name in table.column_names),
-        unusable,
+        num_rows=num_rows,
+        num_sampled=num_sampled,
+        columns=tuple(_column(table, name) for name in table.column_names),
+        unusable=unusable,
     )
 
 

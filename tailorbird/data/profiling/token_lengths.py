@@ -8,7 +8,7 @@ import numpy as np
 
 from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.profiling.sample import spread
-from tailorbird.data.rows import Conversation
+from tailorbird.data.rows import Conversation, text_of
 from tailorbird.data.tokenize import encode_texts
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ class TokenLengths:
     median: int
     p99: int
     answer_mean: float  # (chat only) mean of the answers with their end-of-turn token; otherwise 0
-    answer_p99: (
-        int  # (chat only) 99th percentile of the answers with their end-of-turn token; otherwise 0
-    )
+    answer_p99: int  # (chat only) 99th percentile of the same; otherwise 0
     counted: bool  # False if the lengths are estimated
 
 
@@ -56,27 +54,22 @@ def conversation_lengths(
     """
     sample = spread(conversations)
     if tokenizer is None:
-        sizes = [[_estimate(content) for _, content in conversation] for conversation in sample]
-        return _lengths(
-            [sum(row) + TURN_TOKENS for row in sizes], [row[-1] + 1 for row in sizes], counted=False
-        )
-    tokens = [
-        conversation_tokens(turns[:-1], turns[-1][1], tokenizer=tokenizer, system=None)
-        for turns in sample
-    ]
-    return _lengths(
-        [len(row) for row in tokens],
-        [_answer_length(row.assistant_mask) for row in tokens],
-        counted=True,
-    )
+        answers = [_estimate(turns[-1][1]) + 1 for turns in sample]
+        whole = [_estimate(text_of(turns)) + TURN_TOKENS for turns in sample]
+        return _lengths(whole, answers, counted=False)
+    whole = []
+    answers = []
+    for *prompt, (_, answer) in sample:
+        tokens = conversation_tokens(tuple(prompt), answer, tokenizer=tokenizer, system=None)
+        whole.append(len(tokens))
+        answers.append(_answer_length(tokens.assistant_mask))
+    return _lengths(whole, answers, counted=True)
 
 
 def _answer_length(assistant_mask: np.ndarray) -> int:
     """Return the number of tokens of the last assistant turn, which ends the conversation."""
-    others = np.flatnonzero(~assistant_mask)
-    if len(others):
-        return len(assistant_mask) - 1 - int(others[-1])
-    return len(assistant_mask)
+    prompt = np.flatnonzero(~assistant_mask)
+    return len(assistant_mask) - (int(prompt[-1]) + 1 if len(prompt) else 0)
 
 
 def _estimate(text: str) -> int:
@@ -84,16 +77,15 @@ def _estimate(text: str) -> int:
 
 
 def _lengths(whole: Sequence[int], answers: Sequence[int], *, counted: bool) -> TokenLengths:
-    def share(values: Sequence[int], percent: float) -> int:
-        if len(values):
-            return int(np.ceil(np.percentile(values, percent)))
-        return 0
-
-    def mean(values: Sequence[int]) -> float:
-        if len(values):
-            return float(np.mean(values))
-        return 0.0
-
     return TokenLengths(
-        mean(whole), share(whole, 50), share(whole, 99), mean(answers), share(answers, 99), counted
+        mean=float(np.mean(whole)),
+        median=_percentile(whole, 50),
+        p99=_percentile(whole, 99),
+        answer_mean=float(np.mean(answers or [0])),
+        answer_p99=_percentile(answers or [0], 99),
+        counted=counted,
     )
+
+
+def _percentile(values: Sequence[int], percent: float) -> int:
+    return int(np.ceil(np.percentile(values, percent)))

@@ -23,6 +23,7 @@ from tailorbird.data.quality import (
     DataReport,
     clean,
     evaluated_rows,
+    num_blank,
     rare_classes,
     require_separate_keys,
     take_training_rows,
@@ -37,7 +38,6 @@ from tailorbird.data.sharding.worker import (
     shard_specs,
     write_shard_of,
 )
-from tailorbird.data.splits import normalise
 from tailorbird.data.suites.load import load_suites
 from tailorbird.data.task_data import DataTask, recipe_task
 from tailorbird.data.tokenize import labels_of
@@ -124,13 +124,12 @@ def load_sharded(
     DataError like `load_in_memory`, and if the recipe does not set validation and test.
     """
     config = recipe.data
-    task_uri = recipe.task_uri
     _require_shardable(config)
     specs = list(shard_specs(config))
     validation, test = read_validation_and_test(config, task=task)
-    evaluation = {"validation": validation, "test": test}
 
     def compute(uri: str) -> _ShardsStage:
+        keys = (*(validation.split_keys or ()), *(test.split_keys or ()))
         job = ShardingJob(
             config=config,
             task=task,
@@ -138,23 +137,27 @@ def load_sharded(
             uri=uri,
             sample_share=config.stream_above_rows / sum(spec.num_rows for spec in specs),
             evaluated=evaluated_rows(test, validation=validation),
-            evaluation_keys=frozenset(
-                key for rows in evaluation.values() for key in rows.split_keys or ()
-            ),
+            evaluation_keys=frozenset(keys),
         )
-        return _ShardsStage(
-            uri=uri, reports=tuple(map_tasks(partial(write_shard_of, job=job), specs))
-        )
+        reports = map_tasks(partial(write_shard_of, job=job), specs)
+        return _ShardsStage(uri=uri, reports=tuple(reports))
 
-    key = {
+    uris = dict.fromkeys(spec.uri for spec in specs)
+    stage_inputs = {
+        **inputs,
         "data": config.model_dump(mode="json"),
         "task": repr(task),
-        "files": [storage.file_state(uri) for uri in dict.fromkeys(spec.uri for spec in specs)],
-        "evaluation": {name: rows_sha256(rows) for name, rows in evaluation.items()},
+        "files": list(map(storage.file_state, uris)),
+        "validation": rows_sha256(validation),
+        "test": rows_sha256(test),
     }
-    stage_inputs = {**inputs, **key}  # every process writes the same shards
     stage = cached_stage(
-        task_uri, "shards", output=_ShardsStage, inputs=stage_inputs, compute=compute, resumes=True
+        recipe.task_uri,
+        "shards",
+        output=_ShardsStage,
+        inputs=stage_inputs,
+        compute=compute,
+        resumes=True,  # every process writes the same shards
     )
     if not sum(report.num_rows for report in stage.reports):
         raise DataError(
@@ -171,22 +174,21 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
     splits, sample_report = clean(evaluated)
     reports = stage.reports
     sizes = tuple(report.num_rows for report in reports)
-    labels = sum((Counter(report.labels) for report in reports), Counter[str]())
+    labels = Counter[str]()
+    copies = Counter[str]()
     keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
-    keys["train"] = {key for report in reports for key in report.shared_keys}
+    keys["train"] = set()
+    for shard in reports:
+        labels.update(shard.labels)
+        copies.update(shard.copies)
+        keys["train"].update(shard.shared_keys)
     require_separate_keys(keys)
-    copies = sum((Counter(report.copies) for report in reports), Counter[str]())
-    num_empty = sum(
-        not normalise(text)
-        for rows in (evaluated.validation, evaluated.test)
-        for text in rows.texts
-    )
+    num_empty = num_blank(evaluated.validation.texts) + num_blank(evaluated.test.texts)
     report = replace(
         sample_report,
         num_train=sum(sizes),
         num_in_memory=len(splits.train),
-        num_classes=len(labels)
-        or sample_report.num_classes,  # for chat tasks, the answers in the sample
+        num_classes=len(labels) or sample_report.num_classes,  # chat: answers in the sample
         train_copies_of_test=copies["test"],
         train_copies_of_validation=copies["validation"],
         near_copies=sample_report.near_copies + copies["near"],
@@ -196,7 +198,9 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
     )
     hashes = fingerprint(splits) | {"train": digest_of(report.sha256 for report in reports)}
     shards = Shards(stage.uri, sizes, labels_of(list(labels)))
-    return LoadedDataset(splits, report, hashes, shards, sample_sha256=rows_sha256(splits.train))
+    return LoadedDataset(
+        splits, report, hashes, shards=shards, sample_sha256=rows_sha256(splits.train)
+    )
 
 
 def _require_shardable(config: DataConfig) -> None:

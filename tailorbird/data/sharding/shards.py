@@ -58,16 +58,18 @@ class Shards:
         with ThreadPoolExecutor(NUM_READS) as pool:
             read = pool.map(self._read_file, files, np.split(chunks[:, 1], starts[1:]))
             table = pa.Table.from_batches(chain.from_iterable(read))
-        masks = table.column("assistant_mask")
-        labels = table.column("label")
+        ids = table.column("ids")
+        mask = labels = None
+        if self.classes:
+            labels = label_indices(table.column("label").to_pylist(), classes=self.classes)
+        else:
+            mask = pc.list_flatten(table.column("assistant_mask")).to_numpy()
         return TokenizedRows(
             row_ids=tuple(table.column("row_id").to_pylist()),
-            ids=pc.list_flatten(table.column("ids")).to_numpy(),
-            offsets=offsets_of(pc.list_value_length(table.column("ids")).to_numpy()),
-            assistant_mask=pc.list_flatten(masks).to_numpy() if masks.null_count == 0 else None,
-            labels=label_indices(labels.to_pylist(), classes=self.classes)
-            if labels.null_count == 0
-            else None,
+            ids=pc.list_flatten(ids).to_numpy(),
+            offsets=offsets_of(pc.list_value_length(ids).to_numpy()),
+            assistant_mask=mask,
+            labels=labels,
         )
 
     def _read_file(self, file: int, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +22,9 @@ from tailorbird.data.fingerprints import (
     trained_fingerprints,
 )
 from tailorbird.data.parquet import open_parquet, parquet_files
-from tailorbird.data.quality import EvaluatedRows, drop_copies
+from tailorbird.data.quality import EvaluatedRows, drop_copies, num_blank
 from tailorbird.data.rows import Rows, concat_rows, digest_of, rows_sha256
 from tailorbird.data.sharding.shards import fingerprints_uri, write_shard_file
-from tailorbird.data.splits import normalise
 from tailorbird.data.task_data import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.storage import s3
@@ -92,33 +91,37 @@ class ShardRecord(StoredModel):
 
 def shard_specs(config: DataConfig) -> Iterator[ShardSpec]:
     """Group row groups into shards of about `SHARD_ROWS` rows. Row groups are not split."""
-    number = first = 0
-    for file, row_groups in groupby(_row_groups(config), key=lambda row_group: row_group[0]):
-        indices: list[int] = []
-        start = size = 0
-        for index, (_, num_rows) in enumerate(row_groups):
-            indices.append(index)
-            size += num_rows
-            if size >= SHARD_ROWS:
-                yield ShardSpec(number, file, tuple(indices), first, start, size)
-                number = number + 1
-                first = first + size
-                start = start + size
-                indices = []
-                size = 0
-        if indices:
-            yield ShardSpec(number, file, tuple(indices), first, start, size)
-            number = number + 1
-            first = first + size
+    numbers = count()
+    first = 0
+    for uri in chain.from_iterable(map(parquet_files, config.train_uris)):
+        first_in_file = 0
+        for row_groups, num_rows in _parts_of_file(uri):
+            yield ShardSpec(
+                number=next(numbers),
+                uri=uri,
+                row_groups=row_groups,
+                first=first,
+                first_in_file=first_in_file,
+                num_rows=num_rows,
+            )
+            first += num_rows
+            first_in_file += num_rows
 
 
-def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
-    """Yield the file URI and number of rows of each row group of the training data, in order."""
-    for uri in config.train_uris:
-        for file in parquet_files(uri):
-            with open_parquet(file, columns=(), in_parts=True) as parquet:
-                for index in range(parquet.num_row_groups):
-                    yield file, parquet.metadata.row_group(index).num_rows
+def _parts_of_file(uri: str) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield the row groups of each part of a file, and their number of rows."""
+    with open_parquet(uri, columns=(), in_parts=True) as parquet:
+        num_groups = parquet.num_row_groups
+        sizes = [parquet.metadata.row_group(index).num_rows for index in range(num_groups)]
+    row_groups: list[int] = []
+    num_rows = 0
+    for index, size in enumerate(sizes):
+        row_groups.append(index)
+        num_rows += size
+        if num_rows >= SHARD_ROWS or index + 1 == num_groups:
+            yield tuple(row_groups), num_rows
+            row_groups = []
+            num_rows = 0
 
 
 def write_shard_of(spec: ShardSpec, *, job: ShardingJob) -> ShardReport:
@@ -151,7 +154,7 @@ def write_shard(
     first_rows: dict[str, Rows] = {}
     with write_shard_file(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
-            num_empty += sum(not normalise(text) for text in batch.texts)
+            num_empty += num_blank(batch.texts)
             rows, dropped = drop_copies(batch, evaluated=job.evaluated)
             copies += dropped
             shard.add(
@@ -206,13 +209,12 @@ def _record_uri(uri: str, number: int) -> str:
 def read_sample(uri: str, *, num_files: int) -> Rows:
     """Read the rows for the driver's memory: the sample, and the first row of each class that is
     not in the sample."""
-    stored = (storage.read_json(_record_uri(uri, number)) for number in range(num_files))
-    records = [ShardRecord.model_validate(record) for record in stored]
-    parts = [rows for record in records for rows in record.sample]
-    labels = {label for rows in parts for label in rows.class_labels}
-    for record in records:
-        for label, rows in record.first_rows.items():
-            if label not in labels:
-                labels.add(label)
-                parts.append(rows)
-    return concat_rows(parts)
+    parts: list[Rows] = []
+    first_rows: dict[str, Rows] = {}
+    for number in range(num_files):
+        record = ShardRecord.model_validate(storage.read_json(_record_uri(uri, number)))
+        parts += record.sample
+        first_rows = record.first_rows | first_rows
+    sample = concat_rows(parts)
+    known = set(sample.class_labels)
+    return concat_rows([sample, *(first_rows[label] for label in first_rows if label not in known)])

@@ -47,29 +47,29 @@ def trained_suites(
     """
     configs = recipe.evaluation.gates.suites or {}
     data = recipe.data
-    kept = dict(suites)
+    with_rows = {}
     for name, rows in suites.items():
         if configs[name].uri == EXTRACTION:
             tokenizer = read_tokenizer()
-            kept[name] = within_trained_tokens(
+            rows = within_trained_tokens(
                 rows, tokenizer=tokenizer, system=data.system, max_length=data.max_length
             )
-    return {name: rows for name, rows in kept.items() if len(rows)}
+        if len(rows):
+            with_rows[name] = rows
+    return with_rows
 
 
 def _require_untrained(rows: Rows, *, uri: str, train: Rows) -> None:
     assert rows.suite is not None
-    turns = chain.from_iterable(train.turns)
-    queries = {
-        *map(normalise, train.queries),
-        *(normalise(content) for role, content in turns if role == "user"),
-    }
-    prompts = zip(rows.row_ids, rows.texts, rows.suite.counterparts, strict=True)
-    if trained := [
-        row_id
-        for row_id, *texts in prompts
-        if not queries.isdisjoint(map(normalise, filter(None, texts)))
-    ]:
+    queries = set(map(normalise, train.queries))
+    for role, content in chain.from_iterable(train.turns):
+        if role == "user":
+            queries.add(normalise(content))
+    trained = []
+    for row_id, *texts in zip(rows.row_ids, rows.texts, rows.suite.counterparts, strict=True):
+        if not queries.isdisjoint(map(normalise, filter(None, texts))):
+            trained.append(row_id)
+    if trained:
         raise DataError(
             f"{uri}: the prompts of {len(trained)} rows of the suite are also training rows "
             f"(first: row {trained[0]}), so the suite cannot measure what training changes; drop "

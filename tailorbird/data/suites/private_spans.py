@@ -3,7 +3,8 @@ training row."""
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,30 +27,25 @@ def private_span_rows(train: Rows, *, seed: int) -> Rows:
     answer up to the span. The model continues it and must not write the span. The result is empty
     if there is no such span.
     """
-    spans = [span for position in range(len(train)) for span in _spans(train, position)]
-    counts = Counter(text for _, _, text in spans)
-    rare = [span for span in spans if counts[span[2]] == 1]
+    spans = list(chain.from_iterable(_spans(train, row) for row in range(len(train))))
+    counts = Counter(span.text for span in spans)
+    rare = [span for span in spans if counts[span.text] == 1]
     if len(rare) > MAX_SPANS:
         chosen = np.random.default_rng(seed).choice(len(rare), MAX_SPANS, replace=False)
         rare = [rare[index] for index in sorted(chosen)]
-    rows = train.take([position for position, _, _ in rare])
+    rows = train.take([span.row for span in rare])
     size = len(rare)
     return Rows(
-        row_ids=tuple(
-            f"{row_id}|{start}" for row_id, (_, start, _) in zip(rows.row_ids, rare, strict=True)
-        ),
+        row_ids=tuple(f"{train.row_ids[span.row]}|{span.start}" for span in rare),
         texts=rows.texts,
-        labels=tuple(text for _, _, text in rare),
+        labels=tuple(span.text for span in rare),
         split_keys=rows.split_keys,
         conversations=rows.turns,
         suite=SuiteColumns(
             metrics=("not_contains",) * size,
             options=((),) * size,
             counterparts=("",) * size,
-            starts=tuple(
-                answer[:start].rstrip()
-                for answer, (_, start, _) in zip(rows.labels, rare, strict=True)
-            ),
+            starts=tuple(train.labels[span.row][: span.start].rstrip() for span in rare),
         ),
     )
 
@@ -64,26 +60,28 @@ def within_trained_tokens(
     end-of-turn token counts.
     """
     assert rows.suite is not None
+    within = []
     columns = zip(rows.turns, rows.suite.starts, rows.labels, strict=True)
-    lengths = [
-        len(
-            conversation_tokens(
-                turns, f"{start} {span}".strip(), tokenizer=tokenizer, system=system
-            )
-        )
-        for turns, start, span in columns
-    ]
-    return rows.take([position for position, length in enumerate(lengths) if length <= max_length])
+    for position, (turns, start, span) in enumerate(columns):
+        answer = f"{start} {span}".strip()
+        tokens = conversation_tokens(turns, answer, tokenizer=tokenizer, system=system)
+        if len(tokens) <= max_length:
+            within.append(position)
+    return rows.take(within)
 
 
-def _spans(train: Rows, position: int) -> Iterator[tuple[int, int, str]]:
-    """Yield the position of a row, the start of each span in its answer, and the span."""
-    answer = train.labels[position]
-    prompt = train.texts[position]
+class _Span(NamedTuple):
+    row: int
+    start: int  # in the answer
+    text: str
+
+
+def _spans(train: Rows, row: int) -> Iterator[_Span]:
+    """Yield the distinct spans in the answer of a row that are not in its prompt."""
     known: set[str] = set()
     for _, pattern in PATTERNS:
-        for match in pattern.finditer(answer):
-            span = match[0].strip()
-            if span not in prompt and span not in known:
-                known.add(span)
-                yield position, match.start(), span
+        for match in pattern.finditer(train.labels[row]):
+            text = match[0].strip()
+            if text not in train.texts[row] and text not in known:
+                known.add(text)
+                yield _Span(row, match.start(), text)

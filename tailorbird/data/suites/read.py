@@ -37,22 +37,28 @@ def read_suite(uri: str) -> Rows:
         table = _builtin(uri.removeprefix(BUILTIN))
     else:
         table = _parquet(uri)
-    prompts, metrics = (texts_of(table, name, uri=uri, first=0) for name in ("prompt", "metric"))
-    columns = {name: _texts(table, name, uri=uri) for name in ("expectation", "counterpart")}
-    options = _options(table, uri=uri)
+    prompts = texts_of(table, "prompt", uri=uri, first=0)
+    groups = {}
+    if _has(table, "group"):
+        groups["group"] = read_strings(table, "group", uri=uri, first=0, fill=NO_GROUP)
     rows = Rows(
-        row_ids=tuple(str(position) for position in range(len(prompts))),
+        row_ids=tuple(map(str, range(len(prompts)))),
         texts=prompts,
-        labels=columns["expectation"],
-        groups={"group": read_strings(table, "group", uri=uri, first=0, fill=NO_GROUP)}
-        if _has(table, "group")
-        else {},
+        labels=_texts(table, "expectation", uri=uri),
+        groups=groups,
         conversations=tuple((("user", prompt),) for prompt in prompts),
-        suite=SuiteColumns(metrics, options, columns["counterpart"], ("",) * len(prompts)),
+        suite=SuiteColumns(
+            metrics=texts_of(table, "metric", uri=uri, first=0),
+            options=_options(table, uri=uri),
+            counterparts=_texts(table, "counterpart", uri=uri),
+            starts=("",) * len(prompts),
+        ),
     )
     for position in range(len(rows)):
         if (fault := _fault(rows, position)) is not None:
-            raise DataError(f"{uri}: row {position} of the suite {fault}; correct or drop the row")
+            raise DataError(
+                f"{uri}: row {position} of the suite cannot be used: {fault}. Correct or drop it"
+            )
     return rows
 
 
@@ -70,13 +76,8 @@ def _parquet(uri: str) -> pa.Table:
 def _builtin(name: str) -> pa.Table:
     lines = Path(__file__).with_name(f"{name}.ndjson").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    columns = {
-        column: [record.get(column) for record in records] for column in (*REQUIRED, *OPTIONAL)
-    }
-    types = {
-        column: pa.list_(pa.string()) if column == "options" else pa.string() for column in columns
-    }
-    return pa.table({column: pa.array(values, types[column]) for column, values in columns.items()})
+    types = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string()) | {"options": pa.list_(pa.string())}
+    return pa.Table.from_pylist(records, schema=pa.schema(types))
 
 
 def _has(table: pa.Table, name: str) -> bool:
@@ -104,33 +105,33 @@ def _options(table: pa.Table, *, uri: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _fault(rows: Rows, position: int) -> str | None:
-    """Return the fault of a row as the end of a sentence; None if it has none."""
+    """Return why a row cannot be used; None if it can."""
     suite = rows.suite
     assert suite is not None
     metric = suite.metrics[position]
     options = suite.options[position]
     expectation = rows.labels[position]
     if metric not in SUITE_METRICS:
-        return f"has the metric {metric!r}; allowed: {', '.join(SUITE_METRICS)}"
+        return f"its metric is {metric!r}, not one of {', '.join(SUITE_METRICS)}"
     if not rows.texts[position].strip():
-        return "has an empty prompt"
+        return "its prompt is empty"
     if not expectation.strip() and metric not in WITHOUT_EXPECTATION:
-        return f"has no expectation, which {metric} needs"
+        return f"it has no expectation, which {metric} needs"
     if metric in WITH_OPTIONS and not _are_options(options):
-        return f"has the options {list(options)}, but {metric} needs two or more different texts"
+        return f"its options are {list(options)}, but {metric} needs two or more different texts"
     if metric in ("choice", "forced_choice") and expectation not in options:
-        return f"expects {expectation!r}, which is not one of its options {list(options)}"
+        return f"its expectation {expectation!r} is not one of its options {list(options)}"
     if metric == "same_choice" and not suite.counterparts[position].strip():
-        return "has no counterpart, the second prompt that same_choice compares"
+        return "it has no counterpart, the second prompt that same_choice compares"
     try:
         if metric == "regex":
             regex.compile(expectation)
         elif metric in ("numeric", "json_fields", "choice"):
             suite_metric(metric, options=options)(expectation, expectation)
     except (regex.error, ValueError, RecursionError, OverflowError) as error:
-        return f"expects {expectation[:80]!r}, which does not fit the metric {metric}: {error}"
+        return f"its expectation {expectation[:80]!r} does not fit the metric {metric}: {error}"
     if metric in ("contains", "not_contains") and not any(map(str.isalnum, expectation)):
-        return f"expects {expectation[:80]!r}, which has no letter or digit"
+        return f"its expectation {expectation[:80]!r} has no letter or digit"
     return None
 
 

@@ -45,6 +45,7 @@ from tailorbird.storage.node_cache import local_copy
 
 MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
 EMBEDDED_AT_ONCE = 2048  # rows
+CENTROID_SHOTS = 10  # rows per class
 PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is
 1."""
@@ -129,7 +130,7 @@ def fit_baselines(
     embed = text_embedder(base_model, max_length=max_length)
     held_out_features = embed(validation.texts)
     rows, features = embed_in_time(train, embed=embed, seed=seed)
-    directions = centroids(features, labels[rows], shots=config.centroid_shots, seed=seed)
+    directions = centroids(features, labels[rows], shots=CENTROID_SHOTS, seed=seed)
     zero_shot = cosine_head(embed(classes), features)
     centroid = cosine_head(directions, features)
     by_names = zero_shot.logits(held_out_features)
@@ -139,7 +140,7 @@ def fit_baselines(
         "centroid",
         by_centroids,
         held_out.fit_offsets(by_centroids),
-        f"{config.centroid_shots} examples per class",
+        f"{CENTROID_SHOTS} examples per class",
     )
 
     progress.activity("fitting linear heads on embeddings")

@@ -103,7 +103,7 @@ def test_a_sweep_gets_a_node_for_each_concurrent_trial_and_they_are_removed_afte
 ) -> None:
     task = training_task(small_data, num_rows=64)
     at_once = 2
-    config = TuningConfig(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
+    config = TuningConfig(num_trials=3, space=RATES, max_concurrent_trials=at_once)
     with connect():
         at = time.monotonic()
         result = sweep(

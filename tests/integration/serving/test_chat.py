@@ -320,7 +320,7 @@ def test_if_the_model_of_a_cascade_does_not_answer_in_time_the_stored_answer_is_
     cascade = service.register_cascade(
         tmp_path, threshold=1.0
     )  # every similarity is lower, also of a known question
-    service.deploy(cascade, config=CONFIG.model_copy(update={"fallback_timeout_s": 1e-4}))
+    service.deploy(cascade, config=CONFIG.model_copy(update={"answer_timeout_s": 1e-4}))
     try:
         whole = service.ask("what is a dog").choices[0]
         chunks = list(service.ask("what is a dog", stream=True))

@@ -24,8 +24,8 @@ from tailorbird.config.data import DataConfig
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
+from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError
-from tailorbird.data.splits import subsample_of_classes
 from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.base_model import stage_base_model
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("connected")
 def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     config = DataConfig.model_validate(content("any", data)["data"])
     train = read_rows(*config.train_uris, config=config)
-    train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
+    train = take_training_rows(train, size=num_rows, seed=0)
     validation = read_rows(config.validation or "", config=config).take(range(60))
     return ClassificationTrainingTask(
         base_model=stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri,
@@ -129,9 +129,7 @@ def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(
     small_data: str,
 ) -> None:
     task = training_task(small_data, num_rows=64)
-    config = TrainingConfig(
-        epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0
-    )
+    config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37)
     recorder = ProgressRecorder()
     with (
         connect(),

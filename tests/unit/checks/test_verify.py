@@ -365,9 +365,7 @@ def test_the_level_of_a_further_access_is_recomputed(tmp_path: Path) -> None:
 def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Path) -> None:
     (rows,) = (task_folder.parent / "_ledger" / "rows").iterdir()
     flip(rows, at=60)
-    with pytest.raises(
-        StorageError, match=r"is not a valid shard of test rows.*; restore the file from a copy"
-    ):
+    with pytest.raises(StorageError, match=r"does not contain the test set.*; restore the file"):
         verify_evidence(run_of(task_folder).as_uri())
 
 

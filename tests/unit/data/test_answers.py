@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tailorbird.config.answers import AnswersConfig, schema_paths
+from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data import answers as metrics
 from tailorbird.data.answers import PatternTimeout, require_readable_answers, unreadable
@@ -81,34 +81,6 @@ def test_json_fields_compares_the_given_paths_only() -> None:
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
 
 
-def test_json_fields_compares_the_properties_of_a_schema() -> None:
-    schema = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string"},
-            "address": {"$ref": "#/$defs/address"},
-            "next": {"$ref": "#/$defs/node"},
-        },
-        "$defs": {
-            "address": {"type": "object", "properties": {"city": {"type": "string"}, "x/y": True}},
-            "node": {
-                "type": "object",
-                "properties": {"value": {}, "next": {"$ref": "#/$defs/node"}},
-            },
-        },
-    }
-    assert schema_paths(schema) == (
-        "/name",
-        "/address/city",
-        "/address/x~1y",
-        "/next/value",
-        "/next/next",
-    )
-    assert (
-        score('{"name": "Ann", "extra": 1}', REFERENCE, json_fields={"json_schema": schema}) == 0.5
-    )
-
-
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
     [
@@ -124,8 +96,6 @@ def test_fields_that_are_missing_in_both_texts_do_not_count(
     answer: str, reference: str, expected: float
 ) -> None:
     names = [f"f{number}" for number in range(20)]
-    schema: dict[str, Any] = {"properties": {name: {} for name in names}}
-    assert score(answer, reference, json_fields={"json_schema": schema}) == expected
     assert (
         score(answer, reference, json_fields={"paths": [f"/{name}" for name in names]}) == expected
     )
@@ -296,30 +266,10 @@ def test_a_reference_without_a_value_is_an_error() -> None:
         score("99,50", "12,50", numeric={})
 
 
-ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"json_fields": {"paths": ["name"]}}, "'name' is not a JSON Pointer"),
-        ({"json_fields": {"json_schema": {"type": "object"}}}, "json_schema has no properties"),
-        ({"json_fields": {"json_schema": {"properties": []}}}, "json_schema has no properties"),
-        (
-            {"json_fields": {"json_schema": {"properties": "x"}}},
-            "`properties` of 'the answer' is not an object",
-        ),
-        (
-            {"json_fields": {"json_schema": {"properties": {"a": {"$ref": "#/$defs/b"}}}}},
-            "refers to nothing",
-        ),
-        ({"json_fields": {"json_schema": {"$ref": "https://example.org"}}}, "is not supported"),
-        ({"json_fields": {"json_schema": ENDLESS}}, "no properties"),
-        (
-            {"json_fields": {"json_schema": {"properties": {"a": "text"}}}},
-            "the schema of '/a' is not an object",
-        ),
-        ({"json_fields": {"paths": ["/a"], "json_schema": {"properties": {"a": {}}}}}, "both set"),
         ({"regex": {"pattern": "("}}, "is not a regular expression"),
         ({"regex": {"pattern": "a"}}, "has no group 1; add parentheses"),
         ({"regex": {"pattern": "(a)", "group": "n"}}, "has no group 'n'"),

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.data.splits import (
+    classes_first,
     normalise,
     split_by_key,
     stratified_split,
     subsample,
-    subsample_of_classes,
 )
 
 FRACTIONS = (0.72, 0.11, 0.17)
@@ -101,22 +101,13 @@ def test_a_smaller_subsample_is_a_subset_of_a_larger_one_with_the_same_seed() ->
     )
 
 
-@given(
-    labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80),
-    extra=st.integers(0, 90),
-    seed=seeds,
-)
-def test_a_subsample_of_classes_keeps_every_class(labels: list[str], extra: int, seed: int) -> None:
-    size = len(set(labels)) + extra
-    rows = subsample_of_classes(labels, size=size, seed=seed)
-    assert len(rows) == min(size, len(labels))
-    assert (np.diff(rows) > 0).all()
-    assert {labels[row] for row in rows} == set(labels)
-
-
-def test_a_subsample_too_small_for_the_classes_is_rejected() -> None:
-    with pytest.raises(ValueError, match="all 3 classes"):
-        subsample_of_classes(["a", "b", "c", "c"], size=2, seed=0)
+@given(labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80), seed=seeds)
+def test_an_order_of_all_rows_begins_with_one_row_of_each_class(
+    labels: list[str], seed: int
+) -> None:
+    rows = classes_first(labels, seed=seed)
+    assert sorted(rows) == list(range(len(labels)))
+    assert {labels[row] for row in rows[: len(set(labels))]} == set(labels)
 
 
 def test_a_stratified_split_keeps_keys_together_and_distributes_labels_evenly() -> None:

@@ -94,7 +94,7 @@ def test_a_line_that_cannot_be_kept_prevents_the_upload_of_all_files(
 ) -> None:
     (folder / "more.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b"')
     with pytest.raises(
-        DataError, match=r"more.jsonl has a line .* nothing was written:\n  line 2: it is not valid"
+        DataError, match=r"more.jsonl has lines .* nothing was written:\n  line 2: it is not valid"
     ):
         upload_data(folder, (tmp_path / "lake").as_uri())
     assert not (tmp_path / "lake").exists()

@@ -85,16 +85,16 @@ def test_the_inputs_of_the_rule_are_required_and_others_are_ignored() -> None:
     [
         ({"by": "group"}, "needs a column and values"),
         ({"by": "group", "column": "sex"}, "needs a column and values"),
-        ({"by": "group", "column": "sex", "values": ("f",), "threshold": 0.5}, "no threshold"),
+        ({"by": "group", "column": "sex", "values": ("f",), "threshold": 0.5}, "is not a rule"),
         (
             {"by": "group", "column": "sex", "values": ("f", NO_GROUP)},
             "the first part answers rows without a group",
         ),
-        ({"by": "cascade"}, "needs a threshold"),
-        ({"by": "cascade", "threshold": 0.5, "values": ("f",)}, "no column or values"),
-        ({"by": "cascade", "threshold": 1.5}, "threshold is 1.5; allowed: 0 to 1"),
-        ({"by": "cascade", "threshold": float("nan")}, "threshold is nan; allowed: 0 to 1"),
-        ({"by": "chance"}, "by is 'chance'; allowed"),
+        ({"by": "cascade"}, "is not a rule"),
+        ({"by": "cascade", "threshold": 0.5, "values": ("f",)}, "is not a rule"),
+        ({"by": "cascade", "threshold": 1.5}, "is not a rule"),
+        ({"by": "cascade", "threshold": float("nan")}, "is not a rule"),
+        ({"by": "chance"}, "is not a rule"),
     ],
 )
 def test_a_rule_with_missing_or_extra_fields_is_refused(

@@ -1,5 +1,6 @@
 """Tests of the test-set ledger. Integration tests cover concurrent accesses on a real S3 server."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,10 @@ from hypothesis import strategies as st
 from tailorbird import storage
 from tailorbird.registry import test_set_ledger
 from tailorbird.registry.test_set_ledger import (
-    DIGITS,
     Hashes,
-    Shard,
     TestSetAccess,
+    digest_of_rows,
     next_access,
-    parts_by_digit,
     read_test_accesses,
     record_test_access,
     recount_access,
@@ -46,6 +45,10 @@ def access(
     )
 
 
+def rows_uri(task_uri: str, rows: Hashes) -> str:
+    return TaskPaths(task_uri).test_rows(digest_of_rows(np.unique(rows))[:16])
+
+
 def test_the_share_of_alpha_is_the_mean_over_the_rows() -> None:
     assert [share_of_alpha(np.array([number])) for number in (1, 2, 3)] == [1, 1 / 6, 1 / 12]
     assert share_of_alpha(np.array([1, 1, 2, 3])) == pytest.approx((1 + 1 + 1 / 6 + 1 / 12) / 4)
@@ -64,32 +67,6 @@ def test_a_row_that_was_used_more_often_never_raises_the_share(
 def test_one_row_changes_the_level_only_a_little() -> None:
     shares = [share_of_alpha(np.where(np.arange(1_000) < seen, 2, 1)) for seen in range(1_001)]
     assert np.diff(shares) == pytest.approx(-(1 - 1 / 6) / 1_000)
-
-
-@given(st.lists(st.sets(st.integers(0, 9), min_size=1), max_size=8, unique_by=frozenset), st.data())
-def test_a_shard_numbers_the_accesses_to_each_row(
-    sets: list[set[int]], data: st.DataObject
-) -> None:
-    shard = Shard(np.array([], np.uint64), np.array([], np.uint64))
-    for number, rows in enumerate(sets):
-        shard = shard.add(np.array(sorted(rows), np.uint64), of_set=np.uint64(number))
-    used = data.draw(
-        st.lists(st.sampled_from(range(len(sets))), max_size=20) if sets else st.just([])
-    )
-    for rows in ({0}, {9}, set(range(12)), *sets):
-        numbers = shard.numbers(
-            np.array(sorted(rows), np.uint64), earlier=np.sort(np.array(used, np.uint64))
-        )
-        assert numbers.tolist() == [
-            1 + sum(row in sets[number] for number in used) for row in sorted(rows)
-        ]
-
-
-def test_each_hash_is_in_the_shard_of_its_first_digit() -> None:
-    parts = parts_by_digit(np.unique(HASHES))
-    assert sum(map(len, parts.values())) == len(HASHES)
-    assert {f"{row:016x}"[0] for row in parts["b"].tolist()} == {"b"}
-    assert list(parts_by_digit(np.array([1, 2**64 - 1], np.uint64))) == ["0", "f"]
 
 
 def test_a_repeated_test_keeps_its_entry_and_any_change_is_a_further_access(task_uri: str) -> None:
@@ -129,10 +106,8 @@ def test_an_access_is_recounted_from_the_ledger(task_uri: str) -> None:
         assert recount_access(task_uri, access=claimed) == entry
     unknown = entries[0].model_copy(update={"models": ("c",)})
     assert recount_access(task_uri, access=unknown) is None
-    storage.delete(TaskPaths(task_uri).test_rows("3"))
-    with pytest.raises(
-        s3.StorageError, match="does not contain the rows of s3://r; restore the folder from a copy"
-    ):
+    storage.delete(rows_uri(task_uri, HASHES[50:150]))
+    with pytest.raises(s3.StorageError, match=r"is missing or .*; restore the file from a copy"):
         recount_access(task_uri, access=entries[2])
 
 
@@ -148,9 +123,10 @@ def test_the_use_of_the_rows_is_known_without_recording_an_access(task_uri: str)
 
 def test_a_test_set_is_stored_once(task_uri: str) -> None:
     access(task_uri)
-    stored = [storage.file_state(TaskPaths(task_uri).test_rows(digit)) for digit in DIGITS]
+    uri = rows_uri(task_uri, HASHES[:100])
+    stored = storage.file_state(uri)
     assert access(task_uri, model="b").number == 2
-    assert [storage.file_state(uri) for uri, *_ in stored] == stored
+    assert storage.file_state(uri) == stored
 
 
 @pytest.mark.parametrize(
@@ -175,18 +151,17 @@ def test_an_access_without_models_or_rows_is_refused(task_uri: str) -> None:
     assert not storage.exists(f"{TaskPaths(task_uri).registry}/_ledger")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("rows/b.parquet", "a valid shard of test rows: "), ("order", "a valid order of accesses; ")],
-)
-def test_a_damaged_ledger_is_refused_and_not_changed(
-    task_uri: str, name: str, message: str
-) -> None:
-    uri = f"{TaskPaths(task_uri).registry}/_ledger/{name}"
-    storage.write_bytes(uri, b"damaged")
-    for function in (access, lambda task_uri: next_access(task_uri, rows=HASHES)):
-        with pytest.raises(
-            s3.StorageError, match=f"{name} is not {message}.*restore the file from a copy"
+def test_a_damaged_ledger_is_refused_and_not_changed(task_uri: str) -> None:
+    access(task_uri)
+    for uri in (rows_uri(task_uri, HASHES[:100]), TaskPaths(task_uri).test_set_order):
+        stored = storage.read_bytes(uri)
+        damaged = bytes([stored[0] ^ 1]) + stored[1:-1]
+        storage.write_bytes(uri, damaged)
+        for use in (
+            partial(access, model="b"),
+            partial(next_access, rows=HASHES),
         ):
-            function(task_uri)
-    assert storage.read_bytes(uri) == b"damaged"
+            with pytest.raises(s3.StorageError, match=f"{uri} .*; restore the file from a copy"):
+                use(task_uri)
+        assert storage.read_bytes(uri) == damaged
+        storage.write_bytes(uri, stored)

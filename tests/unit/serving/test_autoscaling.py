@@ -9,6 +9,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from ray.serve.schema import DeploymentSchema
 
+from serving import autoscaling
 from serving.autoscaling import deployment_options
 from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
@@ -27,7 +28,7 @@ def replicas(
 ) -> list[int]:
     """Return the target number of replicas at each tick, starting at 0; a replica is ready after
     `LOADS_IN_S`."""
-    autoscaling: AutoscalingConfig = deployment_options(config, task="classification")[
+    options: AutoscalingConfig = deployment_options(config, task="classification")[
         "autoscaling_config"
     ]
     decide: Any = autoscaling_policy._apply_autoscaling_config(
@@ -39,7 +40,7 @@ def replicas(
     history: list[float] = []
     for tick in range(round(seconds / TICK_S)):
         history.append(in_flight(tick * TICK_S))
-        window = history[-round(config.look_back_period_s / TICK_S) :]
+        window = history[-round(options.look_back_period_s / TICK_S) :]
         loaded = wanted[max(0, len(wanted) - 1 - round(LOADS_IN_S / TICK_S))]
         context = AutoscalingContext(
             deployment_id=DeploymentID("classifier", "app"),
@@ -52,16 +53,16 @@ def replicas(
             total_queued_requests=None,
             aggregated_metrics=None,
             raw_metrics=None,
-            capacity_adjusted_min_replicas=autoscaling.min_replicas,
-            capacity_adjusted_max_replicas=autoscaling.max_replicas,
+            capacity_adjusted_min_replicas=options.min_replicas,
+            capacity_adjusted_max_replicas=options.max_replicas,
             policy_state=state,
             last_scale_up_time=None,
             last_scale_down_time=None,
             current_time=now,
-            config=autoscaling,
+            config=options,
         )
         num_replicas, state = decide(context)
-        wanted.append(max(autoscaling.min_replicas, min(autoscaling.max_replicas, num_replicas)))
+        wanted.append(max(options.min_replicas, min(options.max_replicas, num_replicas)))
         now += TICK_S
     return wanted
 
@@ -77,8 +78,8 @@ def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
 ) -> None:
     config = ServingConfig(min_replicas=0, max_replicas=4)
     assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 1
-    hasty = config.model_copy(update={"upscale_delay_s": 1.0})  # shorter than the look-back period
-    assert max(replicas(monkeypatch, hasty, in_flight=cold_start, seconds=40)) == 4
+    monkeypatch.setattr(autoscaling, "UPSCALE_DELAY_S", 1.0)  # shorter than the look-back period
+    assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 4
 
 
 @pytest.mark.parametrize("task", ["classification", "chat"])

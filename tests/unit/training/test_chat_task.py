@@ -263,7 +263,7 @@ def test_a_training_killed_during_validation_repeats_no_step(
 def test_weights_that_are_not_finite_raise_diverged_at_validation() -> None:
     runtime, config = (
         runtime_of(),
-        config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
+        config_of(epochs=1, learning_rate=1e39, batch_size=NUM_ROWS),
     )
     engine = build_engine(config, runtime)
     with pytest.raises(Diverged, match="diverged in epoch 1: predictions are not finite"):

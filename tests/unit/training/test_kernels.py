@@ -1,19 +1,15 @@
 """Optional kernels: torch.compile gives the same training, and Liger's errors name what is
 missing."""
 
-import importlib.util
 from typing import Any
 
 import pytest
 from torch import nn
 
 from tailorbird.models.causal_lm import ChatModel
-from tests.small_chat import language_model, model_of
+from tests.small_chat import language_model
 from tests.unit.training.small import config_of, reports_of, small_runtime
-from training.engine import deepspeed_engine
-from training.engine.deepspeed_engine import MissingKernels, use_kernels
-
-LIGER = importlib.util.find_spec(deepspeed_engine.LIGER_PACKAGE)
+from training.engine.deepspeed_engine import use_kernels
 
 
 @pytest.mark.long
@@ -65,22 +61,3 @@ def test_no_kernels_are_used_by_default() -> None:
     model = ChatModel(language_model())
     use_kernels(model, config_of())
     assert all(module._compiled_call_impl is None for module in model.modules())
-
-
-@pytest.mark.skipif(LIGER is not None, reason="liger-kernel is installed")
-def test_a_missing_liger_package_is_named() -> None:
-    with pytest.raises(
-        MissingKernels,
-        match="requires the package liger-kernel on every worker; add it to the image",
-    ):
-        use_kernels(ChatModel(language_model()), config_of(gpus_per_worker=1, liger_kernel=True))
-
-
-@pytest.mark.skipif(LIGER is None, reason="liger-kernel is not installed")
-def test_liger_replaces_the_norms_and_mlps_of_models_that_it_supports() -> None:
-    config = config_of(gpus_per_worker=1, liger_kernel=True)
-    lm = language_model()
-    use_kernels(ChatModel(lm), config)
-    assert lm.model.norm.forward.__func__.__module__.startswith("liger_kernel")
-    with pytest.raises(MissingKernels, match="no kernels for a model of type gpt_neox"):
-        use_kernels(ChatModel(model_of("gpt_neox")), config)

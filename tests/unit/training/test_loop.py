@@ -152,7 +152,7 @@ def test_losses_do_not_depend_on_how_often_they_are_read(
 
 
 def test_weights_that_the_last_step_broke_are_not_reported(runtime: ClassifierRuntime) -> None:
-    config = config_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
+    config = config_of(epochs=1, learning_rate=1e37, batch_size=NUM_ROWS)
     engine = build_engine(config, runtime)
     reports: list[EpochReport] = []
 

@@ -2,17 +2,12 @@
 for a slow worker."""
 
 import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from ray.train import ControllerError
-from ray.train.torch.config import _setup_torch_process_group
-from torch.multiprocessing.spawn import spawn
 
 from cluster.progress import NoteEvent
 from cluster.resources import Resources
@@ -98,29 +93,6 @@ def test_by_default_workers_wait_two_hours_for_one_that_works_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert group_timeout(monkeypatch, TrainingConfig()) == 7200
-
-
-def wait_for_rank_0(rank: int, timeout_s: int, folder: Path) -> None:
-    """Wait on rank 1 for rank 0, which works alone for longer than the time-out, and write the
-    error."""
-    _setup_torch_process_group("gloo", rank, 2, (folder / "store").as_uri(), timeout_s)
-    if rank == 0:
-        deadline = time.monotonic() + 60
-        while not (folder / "error").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return
-    with pytest.raises(RuntimeError) as raised:
-        dist.barrier()
-    (folder / "error").write_text(str(raised.value))
-
-
-@pytest.mark.long
-def test_workers_wait_for_one_that_works_alone_no_longer_than_the_recipe_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = TrainingConfig().model_copy(update={"process_group_timeout_s": 1})
-    spawn(wait_for_rank_0, (group_timeout(monkeypatch, config), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    assert "Timed out waiting 1000ms" in (tmp_path / "error").read_text()
 
 
 def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(

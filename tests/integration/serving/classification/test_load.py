@@ -11,6 +11,7 @@ import ray
 import requests
 
 from cluster.connection import connect
+from serving.autoscaling import LOOK_BACK_S, UPSCALE_DELAY_S
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
 from serving.http.api_keys import new_key
@@ -106,7 +107,7 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
     keys = {name: new_key(name) for name in ("few", "many")}
     storage.write_bytes(source, "\n".join(stored.to_line() for _, stored in keys.values()).encode())
     fields = {"api_keys": source, "max_texts": num_texts, "max_body_bytes": 1 << 20}
-    config = CONFIG.model_copy(update=fields | {"max_queued_texts": 5 * num_texts})
+    config = CONFIG.model_copy(update=fields | {"max_queued_requests": 5 * num_texts // 4})
     ended: list[str] = []  # the client of each answered request, in the order of the ends
     over = threading.Event()
 
@@ -195,7 +196,7 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
             burst = [clients.submit(ask, lambda: True) for _ in range(12)]
             most = _most_replicas(task_uri, until=lambda: all(client.done() for client in burst))
         assert [client.result() for client in burst] == [[200]] * 12
-        settled = time.monotonic() + config.look_back_period_s + config.upscale_delay_s + 1
+        settled = time.monotonic() + LOOK_BACK_S + UPSCALE_DELAY_S + 1
         assert max(most, _most_replicas(task_uri, until=lambda: time.monotonic() > settled)) == 1
         under_load(8, until=switched)
         under_load(1, until=lambda: _states(task_uri) == ["RUNNING"])

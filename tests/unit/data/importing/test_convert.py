@@ -185,7 +185,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ),
         ({"text": 1, "label": "x"}, "'text' is a JSON integer; give a string"),
         ({"text": "a", "label": 0.5}, "'label' is a JSON number; give a string or integer"),
-        ({"prompt": "a", "completion": None}, "'completion' is empty; give a string"),
+        ({"prompt": "a", "completion": None}, "'completion' is a JSON null; give a string"),
     ],
 )
 def test_a_line_that_cannot_be_kept_is_refused_with_its_number(
@@ -223,7 +223,7 @@ def test_a_column_with_two_types_is_refused(tmp_path: Path) -> None:
 def test_the_first_faults_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), *[openai(("user", "a"))] * 7])
     with pytest.raises(
-        DataError, match=r"(?s)7 lines that cannot be used.*line 2.*line 6.*and 2 more$"
+        DataError, match=r"(?s)lines that cannot be used .7.*line 2.*line 6.*and 2 more$"
     ) as error:
         check_file(path, report=ignore)
     assert "line 7" not in str(error.value)

@@ -119,12 +119,15 @@ def test_each_row_has_a_scenario_of_its_own(name: str, least: int) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"metric": "bleu"}, "row 0 of the suite has the metric 'bleu'; allowed: exact_match"),
-        ({"prompt": " "}, "has an empty prompt"),
+        (
+            {"metric": "bleu"},
+            "row 0 of the suite cannot be used: its metric is 'bleu', not one of exact_match",
+        ),
+        ({"prompt": " "}, "its prompt is empty"),
         ({"expectation": None}, "has no expectation, which numeric needs"),
         (CHOICE | {"options": ["yes"]}, "needs two or more different texts"),
         (CHOICE | {"options": ["yes", "yes"]}, "needs two or more different texts"),
-        (CHOICE | {"expectation": "maybe"}, "expects 'maybe', which is not one of its options"),
+        (CHOICE | {"expectation": "maybe"}, "'maybe' is not one of its options"),
         (CHOICE | {"metric": "same_choice"}, "has no counterpart"),
         ({"prompt": None}, "column 'prompt' is null in 1 of 2 rows"),
         ({"metric": 3}, "column 'metric' has type int64"),
@@ -171,5 +174,5 @@ def test_an_expectation_without_a_value_is_refused(
     tmp_path: Path, metric: str, expectation: str, message: str
 ) -> None:
     assert len(read(tmp_path, ROW)) == 1
-    with pytest.raises(DataError, match=rf"row 1 of the suite expects .*{message}"):
+    with pytest.raises(DataError, match=rf"row 1 of the suite .*{message}"):
         read(tmp_path, ROW, ROW | {"metric": metric, "expectation": expectation})

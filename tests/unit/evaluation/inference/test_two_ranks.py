@@ -76,7 +76,7 @@ def write_versions(folder: Path, *, tied: bool) -> None:
             name: value + 0.05 * torch.randn_like(value) for name, value in lm.named_parameters()
         }
         save_file(weights, folder / "full" / "model.safetensors")
-        adapted: Any = add_adapter(lm, r=4, alpha=16, dropout=0.0, use_rslora=True)
+        adapted: Any = add_adapter(lm, r=4, alpha=16, dropout=0.0)
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -330,7 +330,7 @@ def test_a_chat_cascade_sends_only_the_rows_that_no_stored_answer_is_similar_to(
 
 
 def test_the_limits_of_a_service_are_those_of_its_configuration() -> None:
-    limits = request_limits(ServingConfig(endpoint_concurrency=3, endpoint_timeout_s=7))
+    limits = request_limits(ServingConfig(endpoint_concurrency=3, answer_timeout_s=7))
     assert (limits.max_concurrency, limits.timeout_s) == (3, 7)
 
 
