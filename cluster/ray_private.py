@@ -64,8 +64,7 @@ def job_client(
     verify: str | bool,
     request: Callable[..., requests.Response],
 ) -> Any:
-    """Return Ray's client of the job API at `address`. It sends all requests but the stream of a
-    log with `request`.
+    """Return Ray's client of the job API at `address`, which sends requests with `request`.
 
     Ray's client sends them without a timeout, and prefers an entry in ~/.netrc to the token.
     """
