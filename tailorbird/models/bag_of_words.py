@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from tailorbird.models.errors import ModelError
+from tailorbird.models.errors import ModelError, first_line
 from tailorbird.storage.stored_model import StoredModel
 
 FloatArray = NDArray[np.float32]
@@ -163,9 +163,9 @@ def load_bag(folder: Path) -> BagOfWords:
         weight = arrays["weight"]
         bias = arrays["bias"]
     except (OSError, KeyError, ValueError, re.error, SafetensorError) as error:
-        reason = str(error).split("\n")[0]
         raise ModelError(
-            f"the bag of words in {folder} cannot be loaded: {reason}; run the recipe again"
+            f"the bag of words in {folder} cannot be loaded: {first_line(error)}; run the recipe "
+            "again"
         ) from None
     if weight.shape != (sum(map(len, stored.terms.values())), len(bias)):
         raise ModelError(

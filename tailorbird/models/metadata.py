@@ -19,6 +19,7 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
+from tailorbird.models.errors import first_line
 from tailorbird.models.pooling.declared import declares_pooling, read_pooling
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
@@ -199,10 +200,9 @@ def _metadata_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MetadataError(
-            f"{uri}: transformers cannot create a model from config.json ({reason}); use a model "
-            "type that transformers supports, without custom code"
+            f"{uri}: transformers cannot create a model from config.json ({first_line(error)}); "
+            "use a model type that transformers supports, without custom code"
         ) from None
 
 

@@ -3,11 +3,9 @@ twice."""
 
 import asyncio
 import re
-import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from contextvars import copy_context
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Self, TypeVar
@@ -34,7 +32,6 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 
 NUM_READERS = 16  # threads that read stored answers
-INTERRUPT_POLL_S = 0.2
 UNKNOWN = "x"  # in the name of a stored answer: the endpoint did not report a number of tokens
 _FILE = re.compile(rf"([0-9a-f]{{64}})-(\d+|{UNKNOWN})-(\d+|{UNKNOWN})\.json")
 _ANSWER = TypeAdapter(EndpointAnswer)
@@ -48,9 +45,8 @@ class RequestLimits:
 
     timeout_s: float = 60.0  # per request
     max_concurrency: int = 8
-    max_spend: float | None = (
-        None  # of all stored answers of the endpoint for a task; see `max_spend_of`
-    )
+    max_spend: float | None = None
+    """Limit for all stored answers of the endpoint for a task; see `max_spend_of`."""
     retry: RetryPolicy | None = None  # None for the default
     recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
@@ -79,13 +75,10 @@ class RequestLimits:
     def priced(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint with the recipe's prices, if it was registered without prices and is
         the recipe's."""
-        if endpoint.price_input is None and self.recipe is not None and self.names(endpoint):
-            prices = {
-                "price_input": self.recipe.price_input,
-                "price_output": self.recipe.price_output,
-            }
-            endpoint = endpoint.model_copy(update=prices)
-        return endpoint
+        if endpoint.price_input is not None or self.recipe is None or not self.names(endpoint):
+            return endpoint
+        prices = self.recipe.model_dump(include={"price_input", "price_output"})
+        return endpoint.model_copy(update=prices)
 
 
 @dataclass
@@ -100,8 +93,11 @@ class StoredAnswers:
         self, *, input_tokens: int | None, output_tokens: int | None, endpoint: Endpoint
     ) -> None:
         """Add the price of an answer."""
-        self.spent += endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens) or 0.0
-        self.num_unknown += input_tokens is None or output_tokens is None
+        if input_tokens is None or output_tokens is None:
+            self.num_unknown += 1
+        else:
+            price = endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens)
+            self.spent += price or 0.0
 
 
 def fetch_answers(
@@ -185,31 +181,14 @@ def request_sha256(body: Body, *, url: str) -> str:
 def _run(work: Coroutine[object, object, T]) -> T:
     """Return the result of a coroutine. An interruption cancels it.
 
-    In a notebook, this thread already runs an event loop, so the coroutine runs in another thread.
+    It runs in another thread, because in a notebook this thread already runs an event loop.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    interrupted = threading.Event()
-
-    async def until_interrupted() -> T:
-        task = asyncio.ensure_future(work)
-        while not task.done():
-            await asyncio.wait([task], timeout=INTERRUPT_POLL_S)
-            if interrupted.is_set():
-                task.cancel()
-        return task.result()
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(
-            copy_context().run, asyncio.run, until_interrupted()
-        )  # with `current_progress`
+    with closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1) as pool:
+        task = loop.create_task(work)  # in this context, which has `current_progress`
         try:
-            return running.result()
-        except BaseException:
-            interrupted.set()
-            raise
+            return pool.submit(loop.run_until_complete, task).result()
+        finally:
+            loop.call_soon_threadsafe(task.cancel)
 
 
 async def _send(

@@ -33,7 +33,7 @@ def test_the_message_has_the_cause_and_settings_that_need_less_memory() -> None:
         raise torch.OutOfMemoryError(TORCH_TEXT)
     text = str(raised.value)
     assert text.startswith(
-        "CUDA out of memory. Tried to allocate 14.70 GiB; set one or several of training.grad"
+        "CUDA out of memory. Tried to allocate 14.70 GiB; set several of training.gradient_check"
     )
     assert "79.11" not in text
     assert raised.value.num_workers == 1
