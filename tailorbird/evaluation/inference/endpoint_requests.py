@@ -7,7 +7,6 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Self, TypeVar
 
 from pydantic import TypeAdapter
@@ -16,7 +15,6 @@ from cluster.progress import counter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
-from tailorbird.evaluation.inference.endpoint_coverage import max_missing, refused_first
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
 from tailorbird.models.endpoint.client import (
     Body,
@@ -117,9 +115,6 @@ def fetch_answers(
     `EndpointAnswer.refused`), which is stored too. After another error, no request starts, and
     those that have started are completed and stored.
 
-    While no model is known, requests are sent one at a time. If the endpoint refuses the first of
-    them and they are more than `max_missing` of all, EndpointAnswersMissing is raised.
-
     The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`,
     in which the list remains until an error; answers that another process stores meanwhile are
     neither used nor counted as spend.
@@ -129,20 +124,18 @@ def fetch_answers(
     price is missing.
     """
     endpoint = limits.priced(endpoint)
-    of_all = TaskPaths(parent).endpoint_answers(
-        digest({"url": endpoint.url, "model": endpoint.model})[:16]
-    )
-    if endpoint.revision is None:
-        folder = of_all
-    else:
-        folder = f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
+    endpoint_key = digest({"url": endpoint.url, "model": endpoint.model})[:16]
+    of_all = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
+    if endpoint.revision is not None:
+        folder += f"/{digest({'revision': endpoint.revision})[:16]}"
     kept = {} if kept is None else kept
     stored = kept.pop(folder, None) or _stored(of_all, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
     answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
-    for model in (answer.model for answer in answers.values() if answer.model):
-        require_model(model, endpoint=endpoint)
-        endpoint = endpoint.model_copy(update={"reported_model": model})
+    for answer in answers.values():
+        if answer.model:
+            require_model(answer.model, endpoint=endpoint)
+            endpoint = endpoint.model_copy(update={"reported_model": answer.model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
         max_spend = limits.max_spend_of(endpoint)
@@ -155,11 +148,7 @@ def fetch_answers(
         if stored.num_unknown and max_spend is not None:
             raise spend_unknown(endpoint)
         limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
-        sent = _run(
-            _send(
-                missing, known=answers, endpoint=endpoint, folder=folder, limits=limits, limit=limit
-            )
-        )
+        sent = _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
         for name, answer in sent.items():
             stored.uris[name] = _uri(answer, folder=folder, name=name)
             stored.count(
@@ -194,16 +183,15 @@ def _run(work: Coroutine[object, object, T]) -> T:
 async def _send(
     bodies: Mapping[str, Body],
     *,
-    known: Mapping[str, EndpointAnswer],
     endpoint: Endpoint,
     folder: str,
     limits: RequestLimits,
     limit: SpendLimit,
 ) -> dict[str, EndpointAnswer]:
-    """Send requests and store their answers. `known` has the stored answers to the other requests.
+    """Send requests and store their answers.
 
-    The first request is sent alone. It shows the model, and the parameters that the endpoint
-    refuses.
+    They are sent one at a time until an answer shows the model. The first one also shows the
+    parameters that the endpoint refuses.
     """
     answers: dict[str, EndpointAnswer] = {}
     failures: list[Exception] = []
@@ -224,31 +212,25 @@ async def _send(
 
     pending = iter(bodies.items())
     count_done = counter(len(bodies), unit="requests")
-    async with aclosing(
-        connect(
-            endpoint,
-            timeout_s=limits.timeout_s,
-            max_connections=limits.max_concurrency,
-            retry=limits.retry,
-        )
-    ) as connection:
+    unpinned = connect(
+        endpoint,
+        timeout_s=limits.timeout_s,
+        max_connections=limits.max_concurrency,
+        retry=limits.retry,
+    )
+    async with aclosing(unpinned) as connection:
         model = endpoint.reported_model
-        num_rows = len(known) + len(bodies)
-        num_sent = 0
-        await work(connection, islice(pending, 1))
-        while not (model := model or _model_of(answers.values())) and len(answers) > num_sent:
-            refused = (*known.values(), *answers.values())  # a refused request shows no model
-            if len(refused) > max_missing(num_rows):
-                raise refused_first(refused, num_rows=num_rows, endpoint=endpoint)
-            num_sent = len(answers)
-            await work(connection, islice(pending, 1))
+        for request in pending:
+            num_answers = len(answers)
+            await work(connection, iter([request]))
+            model = model or _model_of(answers.values())
+            if model or len(answers) == num_answers:
+                break
         if model:
-            connection = replace(
-                connection, endpoint=endpoint.model_copy(update={"reported_model": model})
-            )
-            await asyncio.gather(
-                *(work(connection, pending) for _ in range(limits.max_concurrency))
-            )
+            pinned = endpoint.model_copy(update={"reported_model": model})
+            connection = replace(connection, endpoint=pinned)
+            workers = [work(connection, pending) for _ in range(limits.max_concurrency)]
+            await asyncio.gather(*workers)
     if failures:
         raise failures[0]
     if len(answers) < len(bodies):
@@ -284,22 +266,27 @@ def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
         match = _FILE.fullmatch(file)
         if match is None:
             continue
-        name, *counts = match.groups()
-        input_tokens, output_tokens = [None if count == UNKNOWN else int(count) for count in counts]
+        name, input_tokens, output_tokens = match.groups()
         if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
             stored.uris[name] = uri
-        stored.count(input_tokens=input_tokens, output_tokens=output_tokens, endpoint=endpoint)
+        stored.count(
+            input_tokens=_number(input_tokens),
+            output_tokens=_number(output_tokens),
+            endpoint=endpoint,
+        )
     return stored
+
+
+def _number(count: str) -> int | None:
+    return None if count == UNKNOWN else int(count)
 
 
 def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:
     """Return the URI of an answer. Its tokens are part of it, so that the price is known without
     reading it."""
-    counts = (
-        UNKNOWN if count is None else str(count)
-        for count in (answer.input_tokens, answer.output_tokens)
-    )
-    return f"{folder}/{name}-{'-'.join(counts)}.json"
+    input_tokens = UNKNOWN if answer.input_tokens is None else answer.input_tokens
+    output_tokens = UNKNOWN if answer.output_tokens is None else answer.output_tokens
+    return f"{folder}/{name}-{input_tokens}-{output_tokens}.json"
 
 
 def _store(answer: EndpointAnswer, uri: str) -> None:
