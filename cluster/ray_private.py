@@ -64,7 +64,8 @@ def job_client(
     verify: str | bool,
     request: Callable[..., requests.Response],
 ) -> Any:
-    """Return Ray's client of the job API at `address`, which sends requests with `request`.
+    """Return Ray's client of the job API at `address`. It sends all requests but the stream of a
+    log with `request`.
 
     Ray's client sends them without a timeout, and prefers an entry in ~/.netrc to the token.
     """
