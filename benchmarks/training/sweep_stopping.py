@@ -84,7 +84,8 @@ def _target(task: ClassificationTrainingTask) -> Target:
         config=EvaluationConfig(),
         seed=0,
     )
-    return set_target(results.baselines, minimum_gain=MINIMUM_GAIN)
+    baselines = [fitted.baseline for fitted in results.fitted]
+    return set_target(baselines, minimum_gain=MINIMUM_GAIN)
 
 
 def _sweep(config: TuningConfig, *, task: TrainingTask, target: Target, uri: str) -> dict[str, Any]:

@@ -143,6 +143,6 @@ def linear_cross_entropy(
         return cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
     rows = rows_of_loss_chunk(len(head.weight))
-    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     losses = [checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.stack(losses).sum()

@@ -146,14 +146,12 @@ def fit_baselines(
     held_out_features = embed(validation.texts)
     rows, features = embed_in_time(train, embed=embed, seed=seed)
     directions = centroids(features, labels[rows], shots=config.centroid_shots, seed=seed)
-    examples = f"{config.centroid_shots} examples per class"
-    for kind, vectors, note in (
-        ("zero_shot", embed(classes), "label names"),
-        ("centroid", directions, examples),
-    ):
-        head = cosine_head(vectors, features)
+    vectors: dict[Kind, FloatArray] = {"zero_shot": embed(classes), "centroid": directions}
+    notes = {"zero_shot": "label names", "centroid": f"{config.centroid_shots} examples per class"}
+    for kind, directions_of_kind in vectors.items():
+        head = cosine_head(directions_of_kind, features)
         logits = head.logits(held_out_features)
-        add(kind, held_out.fit_offsets(logits), note, logits=logits, head=head)
+        add(kind, held_out.fit_offsets(logits), notes[kind], logits=logits, head=head)
 
     progress.activity("fitting linear heads on embeddings")
     embedded_only = ""
@@ -189,31 +187,29 @@ def store_baselines(
         baseline = fitted.baseline
         if baseline.servable:
             baseline = replace(baseline, uri=f"{uri}/{baseline.kind}")
-            _store(baseline, fitted, pooling=results.pooling, config=config)
+            _store(f"{uri}/{baseline.kind}", fitted, pooling=results.pooling, config=config)
         stored.append(baseline)
     return tuple(stored)
 
 
-def _store(
-    baseline: Baseline, fitted: FittedBaseline, *, pooling: Pooling, config: VersionConfig
-) -> None:
-    files = {}
+def _store(uri: str, fitted: FittedBaseline, *, pooling: Pooling, config: VersionConfig) -> None:
+    files: dict[str, bytes] = {}
     if fitted.bag is not None:
         files |= bag_files(fitted.bag)
     if fitted.head is not None:
         files["head.safetensors"] = fitted.head.to_bytes()
     for name, content in files.items():
-        storage.write_bytes(f"{baseline.uri}/{name}", content)
+        storage.write_bytes(f"{uri}/{name}", content)
 
     changes: dict[str, object] = {
-        "kind": baseline.kind,
+        "kind": fitted.baseline.kind,
         "temperature": fitted.temperature,
         "offsets": fitted.offsets,
         "pooling": pooling,
     }
-    if not spec_of(baseline.kind).uses_base:
+    if not spec_of(fitted.baseline.kind).uses_base:
         changes["dtype"] = "float32"  # on every device, the head of a bag of words is in float32
-    write_artifact_config(baseline.uri, config.model_copy(update=changes))
+    write_artifact_config(uri, config.model_copy(update=changes))
 
 
 def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str]], FloatArray]:

@@ -40,7 +40,8 @@ class Head:
         """Return the content of `head.safetensors`."""
         arrays = {"weight": self.weight, "bias": self.bias}
         # safetensors stores raw memory, and a transposed array is column-major.
-        return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return bytes(save(contiguous))
 
 
 @dataclass(frozen=True)
