@@ -48,12 +48,14 @@ def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
     _require_plain_text(uri, folder=modules[0].get("path", ""))
     config = storage.read_json(f"{uri}/{modules[1].get('path')}/config.json")
     prompt = _prompt(uri, purpose=purpose)
-    if config.get("include_prompt", True):
-        num_skipped = 0
-    else:
+    num_skipped = 0
+    if not config.get("include_prompt", True):
         num_skipped = _num_tokens(uri, prompt)
     return Pooling(
-        mode=_mode(uri, config), normalize=names == CHAIN, prompt=prompt, num_skipped=num_skipped
+        mode=_mode(uri, config),
+        normalize=names == CHAIN,
+        prompt=prompt,
+        num_skipped=num_skipped,
     )
 
 
@@ -73,16 +75,13 @@ def _class_name(type_name: str) -> str:
 
 def _mode(uri: str, config: Any) -> PoolingMode:
     """Return the mode of a module `Pooling`, whose config names it or has a flag for each mode."""
-    given = (
-        config.get("pooling_mode")
-        or [mode for flag, mode in FLAGS.items() if config.get(flag)]
-        or "mean"
-    )
-    modes = [given] if isinstance(given, str) else given
+    modes = config.get("pooling_mode")
+    if isinstance(modes, str):
+        modes = [modes]
+    modes = modes or [mode for flag, mode in FLAGS.items() if config.get(flag)] or ["mean"]
     if len(modes) > 1 or modes[0] not in MODES:
-        raise _unsupported(
-            uri, f"the pooling {' + '.join(modes)}", allowed=f"one of {', '.join(MODES)}"
-        )
+        given = f"the pooling {' + '.join(modes)}"
+        raise _unsupported(uri, given, allowed=f"one of {', '.join(MODES)}")
     mode: PoolingMode = modes[0]
     return mode
 
@@ -91,17 +90,14 @@ def _require_plain_text(uri: str, *, folder: str) -> None:
     """Raise PoolingError if the module `Transformer` changes texts or is not in the folder of the
     model."""
     if folder:
-        raise _unsupported(
-            uri, f"an encoder in the folder {folder}", allowed="one in the folder of modules.json"
-        )
-    file = f"{uri}/sentence_bert_config.json"
-    config = storage.read_json(file) if storage.exists(file) else {}
+        given = f"an encoder in the folder {folder}"
+        raise _unsupported(uri, given, allowed="one in the folder of modules.json")
+    config = _optional_json(f"{uri}/sentence_bert_config.json")
     if config.get("do_lower_case"):
         raise _unsupported(uri, "do_lower_case", allowed="the lower-casing of tokenizer.json")
     if "message" in config.get("modality_config", {}):
-        raise _unsupported(
-            uri, "texts in a chat template", allowed="texts with a prompt before them"
-        )
+        allowed = "texts with a prompt before them"
+        raise _unsupported(uri, "texts in a chat template", allowed=allowed)
 
 
 def _prompt(uri: str, *, purpose: Purpose) -> str:
@@ -112,16 +108,18 @@ def _prompt(uri: str, *, purpose: Purpose) -> str:
     and the text that is compared with them are both messages of users, so they have the same
     prompt. The case of names is ignored.
     """
-    file = f"{uri}/{PROMPTS}"
-    config = storage.read_json(file) if storage.exists(file) else {}
-    prompts = {name.lower(): text or "" for name, text in (config.get("prompts") or {}).items()}
-    default = config.get("default_prompt_name") or ""
-    names: tuple[str, ...]
+    config = _optional_json(f"{uri}/{PROMPTS}")
+    prompts = {name.lower(): text for name, text in (config.get("prompts") or {}).items()}
+    default = (config.get("default_prompt_name") or "").lower()
+    names = ["query", default]
     if purpose == "classification":
-        names = ("classification", default, "query")
-    else:
-        names = ("query", default)
-    return next((prompts[name.lower()] for name in names if name.lower() in prompts), "")
+        names = ["classification", default, "query"]
+    declared = [name for name in names if name in prompts]
+    return (prompts[declared[0]] or "") if declared else ""
+
+
+def _optional_json(file: str) -> Any:
+    return storage.read_json(file) if storage.exists(file) else {}
 
 
 def _num_tokens(uri: str, prompt: str) -> int:

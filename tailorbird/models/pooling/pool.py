@@ -22,10 +22,9 @@ def _pooled(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) 
     if attention_mask is None:
         attention_mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     positions = torch.arange(hidden.shape[1], device=hidden.device)
+    mask = attention_mask
     if pooling.num_skipped:
-        mask = attention_mask * (positions >= pooling.num_skipped)
-    else:
-        mask = attention_mask
+        mask = mask * (positions >= pooling.num_skipped)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     match pooling.mode:
         case "mean":

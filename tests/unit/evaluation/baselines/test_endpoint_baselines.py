@@ -349,8 +349,8 @@ def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> 
         assert len(server.bodies) == before
     assert zero_shot.note == (
         f"{MODEL}: no examples in the prompt; 2.0% of the answers are no label; 1 of 50 rows "
-        "(2.0%) refused for the text, counted as wrong; the requests had no logprobs, which the "
-        "endpoint refused"
+        "(2.0%) refused for the text, counted as wrong; 100.0% of the requests had no logprobs, "
+        "which the endpoint refused"
     )
     assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
 
