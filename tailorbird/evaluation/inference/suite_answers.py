@@ -139,7 +139,8 @@ def _likelihoods(
     sums = means * [row.assistant_mask.sum() for row in tokens]
     result = {}
     for position in dict.fromkeys(positions):
-        of_row = np.flatnonzero(np.array(positions) == position)
-        best = int(np.argmax(sums[of_row][: len(suite.options[position])]))
-        result[position] = (tuple(sums[of_row].tolist()), float(np.exp(means[of_row][best])))
+        is_option = np.array(positions) == position
+        values = sums[is_option]
+        best = int(np.argmax(values[: len(suite.options[position])]))
+        result[position] = (tuple(values.tolist()), float(np.exp(means[is_option][best])))
     return result

@@ -2,6 +2,7 @@
 label."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -154,12 +155,9 @@ def label_of(text: str, *, classes: tuple[str, ...]) -> str | None:
 @lru_cache(maxsize=64)
 def _by_normalised(classes: tuple[str, ...]) -> dict[str, str]:
     """Return the classes by normalised name, without those that share one."""
-    names = [_normalised(label) for label in classes]
-    return {
-        name: label
-        for name, label in zip(names, classes, strict=True)
-        if name and names.count(name) == 1
-    }
+    counts = Counter(map(_normalised, classes))
+    unique = [label for label in classes if counts[_normalised(label)] == 1]
+    return {_normalised(label): label for label in unique if _normalised(label)}
 
 
 def _normalised(text: str) -> str:

@@ -38,7 +38,7 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
     try:
         with client, client.stream("GET", url) as response:
             status = response.status_code
-            content = _read(response) if status == 200 else b""
+            content = _read(response)
     except httpx2.HTTPError as error:
         raise errors.EndpointUnreachable(
             f"{url} cannot be reached: {error or type(error).__name__}; check "

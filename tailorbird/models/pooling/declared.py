@@ -1,5 +1,4 @@
-"""Read the pooling and the prompt that a model's folder declares in the format of
-sentence-transformers."""
+"""Read the pooling and prompt that a model declares as in sentence-transformers."""
 
 from typing import Any, Literal, get_args
 
@@ -12,8 +11,7 @@ Purpose = Literal["classification", "retrieval"]
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 CHAIN = ("Transformer", "Pooling", "Normalize")
-# of the types in `MODULES`; types of other packages are code of the model
-PACKAGE = "sentence_transformers"
+PACKAGE = "sentence_transformers"  # types of other packages are code of the model
 MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -31,12 +29,10 @@ class PoolingError(ValueError):
 
 
 def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
-    """Return the pooling that the model in a folder on S3 or disk declares; the mean of the tokens
-    if it declares none.
+    """Return the pooling that the model in a folder on S3 or disk declares, or the mean.
 
-    The embedding is that of `SentenceTransformer.encode` with the prompt of the purpose (see
-    `_prompt`). Raises PoolingError for a module or a setting that is not supported, and
-    StorageError for a file that cannot be read.
+    The embedding is that of `SentenceTransformer.encode` with the prompt of the purpose. Raises
+    PoolingError for an unsupported module or setting, and StorageError.
     """
     if not declares_pooling(uri):
         return Pooling()
@@ -65,8 +61,7 @@ def declares_pooling(uri: str) -> bool:
 
 
 def _class_name(type_name: str) -> str:
-    """Return the name of a class of sentence-transformers, and the whole name of any other
-    class."""
+    """Return the name of a class of sentence-transformers, or the whole name of another."""
     package, _, rest = type_name.partition(".")
     if package == PACKAGE:
         return rest.rpartition(".")[2]
@@ -74,7 +69,7 @@ def _class_name(type_name: str) -> str:
 
 
 def _mode(uri: str, config: Any) -> PoolingMode:
-    """Return the mode of a module `Pooling`, whose config names it or has a flag for each mode."""
+    """Return the mode of a module `Pooling`, which it names or marks with a flag."""
     modes = config.get("pooling_mode")
     if isinstance(modes, str):
         modes = [modes]
@@ -87,8 +82,7 @@ def _mode(uri: str, config: Any) -> PoolingMode:
 
 
 def _require_plain_text(uri: str, *, folder: str) -> None:
-    """Raise PoolingError if the module `Transformer` changes texts or is not in the folder of the
-    model."""
+    """Raise PoolingError if the module `Transformer` changes texts or is elsewhere."""
     if folder:
         given = f"an encoder in the folder {folder}"
         raise _unsupported(uri, given, allowed="one in the folder of modules.json")
@@ -101,12 +95,10 @@ def _require_plain_text(uri: str, *, folder: str) -> None:
 
 
 def _prompt(uri: str, *, purpose: Purpose) -> str:
-    """Return the prompt of a purpose, or "" if there is none.
+    """Return the prompt of a purpose, or "" if there is none. Ignores the case of names.
 
-    For classification, it is the prompt `classification`, else the default prompt, which `encode`
-    uses, else `query`. For retrieval, it is the prompt `query`, else the default prompt. The rows
-    and the text that is compared with them are both messages of users, so they have the same
-    prompt. The case of names is ignored.
+    `encode` uses the default prompt. In retrieval, both texts are messages of users, so they have
+    the same prompt.
     """
     config = _optional_json(f"{uri}/{PROMPTS}")
     prompts = {name.lower(): text for name, text in (config.get("prompts") or {}).items()}

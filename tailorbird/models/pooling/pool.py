@@ -7,10 +7,10 @@ from tailorbird.registry.pooling import Pooling
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
-    """Return the embeddings of rows that are padded on the right: [B, T, D], [B, T] -> [B, D].
+    """Return the embeddings of rows: [B, T, D], [B, T] -> [B, D].
 
-    No mask means no padding. The result has the dtype of the hidden states, or fp32 if it is
-    normalized.
+    Rows are padded on the right; no mask means no padding. The result has the dtype of the hidden
+    states, or fp32 if it is normalized.
     """
     pooled = _pooled(hidden, attention_mask, pooling=pooling)
     if pooling.normalize:

@@ -1,5 +1,4 @@
-"""Turn a conversation into a prompt, with fixed or retrieved examples; training, evaluation and
-serving share this."""
+"""Turn a conversation into a prompt, in training, evaluation and serving."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -30,8 +29,7 @@ def chat_prompt(
     index: "RetrievalIndex | None" = None,
     rows: Sequence[int] | None = None,
 ) -> Prompt:
-    """Return the prompt of a conversation: system message, examples, and the turns of the
-    conversation.
+    """Return the prompt of a conversation: system message, examples, turns.
 
     The examples are the first of `example_sets` with which the prompt does not exceed
     `max_prompt_tokens`, or the last ones. Raises DataError like `prompt_tokens`.
@@ -73,10 +71,6 @@ def example_sets(
 
 
 def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> NearestAnswer:
-    """Return the stripped answer of the row of the index that is nearest to the conversation's last
-    turn of the user.
-
-    Answers of a language model are stripped too.
-    """
+    """Return the stripped answer of the row that is nearest to the last turn of the user."""
     [nearest] = index.search([query_of(conversation)], k=1)
     return NearestAnswer(index.answer(nearest.rows[0]).strip(), float(nearest.similarities[0]))

@@ -25,25 +25,29 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 NUM_COLUMNS = 1 << 20
-"""Number of columns into which n-grams are hashed. It limits the vocabulary, whatever the texts
-contain."""
+"""Columns into which n-grams are hashed, which limits the vocabulary."""
 NGRAM_LENGTHS = (3, 4)
-"""Shortest and longest n-grams in characters; n-grams do not cross words. On validation rows of two
-data sets, 3 to 5 characters, 2 to 4 and 2 to 5 give no better answers and take longer; words alone
-give worse ones."""
+"""Characters of the n-grams, which do not cross words.
+
+On two data sets, 3 to 5 characters, 2 to 4 and 2 to 5 give no better answers and take longer.
+Words alone give worse ones.
+"""
 MAX_ROWS = 100_000
-"""Maximum rows of an index. A random sample of more training rows is indexed."""
+"""A random sample of more training rows is indexed."""
 MAX_CHARACTERS = 200_000_000
-"""Approximate maximum of the characters of all conversations and answers in an index. A random
-sample of more training rows is indexed."""
+"""The same, for the characters of all conversations and answers (approximately)."""
 MAX_TEXT_CHARACTERS = 2_000
-"""Number of characters of a text that are compared. The rest of a longer text is ignored."""
+"""Characters of a text that are compared."""
 MAX_TEXT_NGRAMS = 256
-"""Number of n-grams that represent a text: those with the largest weights. An n-gram of a row takes
-8 bytes, so `MAX_ROWS` rows take at most 205 MB."""
+"""N-grams that represent a text: those with the largest weights.
+
+An n-gram of a row takes 8 bytes, so `MAX_ROWS` rows take at most 205 MB.
+"""
 MAX_POSTINGS = 200_000
-"""Maximum number of pairs of an n-gram and a row that a search reads. The rarest n-grams of the
-text are used first, and the rarest one in any case. The limit can only reduce a similarity."""
+"""Pairs of an n-gram and a row that a search reads.
+
+The rarest n-grams are used first, and the rarest one in any case.
+"""
 CHUNK_TEXTS = 512  # texts whose n-grams are in memory at once
 
 FloatArray = NDArray[np.float32]
@@ -56,8 +60,7 @@ SCHEMA = pa.schema(
         "group": pa.string(),
     }
 )
-"""Columns of the rows: the turns of `example_turns` before the answer, the answer, and the hash of
-`split_by`."""
+"""The turns of `example_turns` before the answer, the answer, and the hash of `split_by`."""
 
 
 class Neighbours(NamedTuple):
@@ -85,9 +88,8 @@ class Postings:
     def vectors(self, texts: Sequence[str]) -> csr_matrix:
         """Return the weights of the known n-grams of texts, [N, C].
 
-        The vector of all n-grams of a text, known and unknown, has length 1. Of more than
-        `MAX_TEXT_NGRAMS` known n-grams, those with the largest weights are returned, scaled to the
-        length of all known n-grams.
+        All n-grams of a text, known and unknown, have length 1 together. The largest
+        `MAX_TEXT_NGRAMS` weights are scaled to the length of all known n-grams.
         """
         counts = _counts(texts)
         terms = self._terms[counts.indices]
@@ -124,13 +126,11 @@ class Embeddings:
     weight: float
     """Similarity of two texts: weight x cosine of the embeddings + (1 - weight) x cosine of the
     n-grams."""
-    rows: FloatArray = field(
-        repr=False
-    )  # [N, D], with length 1 and values that float16 represents exactly
+    rows: FloatArray = field(repr=False)
+    """[N, D], with length 1 and values that float16 represents exactly."""
 
     def similarities(self, text: str) -> NDArray[np.float64]:
-        """Return the cosine of a text with each row, [N]; 0 instead of a negative cosine, and for
-        an empty text.
+        """Return the cosine of a text with each row, [N], at least 0; 0 for an empty text.
 
         The text is embedded alone, so the result does not depend on other texts.
         """
@@ -167,10 +167,9 @@ class RetrievalIndex:
     ) -> list[Neighbours]:
         """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
 
-        `exclude` has the rows that are not returned for each text. The result for a text does not
-        depend on the other texts. Rows with equal similarity are in the order of the index. An
-        empty text has similarity 0 to all rows, so it gets the row with the most frequent answer;
-        without embeddings, so does a text without a known n-gram.
+        `exclude` has the rows that are not returned for each text. Rows with equal similarity are
+        in the order of the index, so a text without known n-grams and embedding gets the most
+        frequent answer. The result for a text does not depend on the other texts.
         """
         if exclude is None:
             exclude = [NO_ROWS] * len(texts)
@@ -195,10 +194,9 @@ class RetrievalIndex:
         """Yield for each training row the rows of the index that it must not retrieve. A row may
         occur repeatedly.
 
-        These are the rows with the same `split_by`, and the rows that may contain its answer or be
-        contained in it: the query of one is, after normalisation, a turn of the user in the other.
-        For example, a copy has the same query, and a longer part of the same conversation has the
-        query as an earlier turn. The training rows need not be in the index.
+        They have the same `split_by`, or the normalised query of one is a turn of the user in the
+        other: a copy, and a longer or shorter part of the same conversation. The training rows
+        need not be in the index.
         """
         groups = rows.split_keys or [None] * len(rows)
         for turns, group in zip(rows.turns, groups, strict=True):
@@ -245,10 +243,9 @@ def group_hash(key: str) -> str:
 def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     """Return the index of training rows of a chat task.
 
-    Each turn that a fine-tuned model is trained on is indexed as a row with the turns before it.
-    Rows with the same query and answer are indexed once, and rows that are no examples
-    (`example_turns`) are not indexed. At most `MAX_ROWS` rows and about `MAX_CHARACTERS` characters
-    are indexed, a random sample of more. Raises DataError if no row can be indexed.
+    Each turn that a fine-tuned model is trained on is a row with the turns before it. Rows with
+    the same query and answer are indexed once, and rows that are no examples (`example_turns`) are
+    not indexed. Raises DataError if no row can be indexed.
     """
     rows = trained_turns(rows)
     rows = rows.take([row for row, turns in enumerate(examples_of(rows)) if turns])
@@ -288,8 +285,7 @@ def _table(rows: Rows) -> pa.Table:
 
 
 def _postings(texts: Sequence[str]) -> Postings:
-    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams
-    stay in memory."""
+    """Return the postings of texts, which are hashed twice to keep no n-grams in memory."""
     chunks = [texts[start : start + CHUNK_TEXTS] for start in range(0, len(texts), CHUNK_TEXTS)]
     frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
     for chunk in chunks:

@@ -165,7 +165,7 @@ def test_an_encoder_whose_embeddings_are_not_finite_is_refused(tmp_path: Path) -
     small_encoder.save(tmp_path / "encoder", broken=True)
     with pytest.raises(
         ModelError,
-        match=r"cannot embed a text \(its embedding is zero or not finite\); name a text enc",
+        match=r"cannot embed a text \(ValueError: its embedding is zero or not finite\); name a text enc",
     ):
         load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
 
