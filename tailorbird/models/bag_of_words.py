@@ -86,8 +86,8 @@ class BagOfWords:
 
     def scaled(self, factor: float) -> "BagOfWords":
         """Return the bag of words whose logits are multiplied by `factor`."""
-        factor = np.float32(factor)
-        return replace(self, weight=self.weight * factor, bias=self.bias * factor)
+        weight = self.weight * np.float32(factor)
+        return replace(self, weight=weight, bias=self.bias * np.float32(factor))
 
 
 def vocabulary_limit(num_classes: int) -> int:

@@ -1,5 +1,4 @@
-"""A causal language model for packed rows, and its loss without the logits of all targets in
-memory."""
+"""A causal language model for packed rows, whose loss computes logits in chunks."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -43,9 +42,7 @@ class ChatModel(nn.Module):
     def causal(self) -> Any:
         """The transformers model without the PEFT wrapper."""
         lm: Any = self.lm
-        if hasattr(lm, "get_base_model"):
-            return lm.get_base_model()
-        return lm
+        return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
     @property
     def attention(self) -> Attention:

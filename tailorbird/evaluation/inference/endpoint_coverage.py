@@ -71,11 +71,10 @@ def require_answers(
     if counts.empty > limit:
         raise EndpointAnswersMissing(
             f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to "
-            f"validation rows end at {version.prompting.max_new_tokens} tokens without a "
-            f"{'label' if version.classes else 'text'}, so they show this limit and not what the "
-            "model can do; a model that reasons counts its hidden tokens. Raise "
-            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run "
-            "again"
+            f"validation rows end at {version.prompting.max_new_tokens} tokens without a label or "
+            "text, so they show this limit and not what the model can do; a model that reasons "
+            "counts its hidden tokens. Raise evaluation.endpoint.max_tokens, or set the model to "
+            "reason less, and start the run again"
         )
     if counts.refused > limit:
         refused = [position for position, answer in enumerate(answers) if answer.refused]

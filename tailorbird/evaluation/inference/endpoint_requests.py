@@ -256,8 +256,7 @@ async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
 
 
 def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
-    """Return the stored answers in `folder`, and the price of those of all revisions, which are
-    under `root`.
+    """Return the stored answers in `folder`, and the price of all revisions, under `root`.
 
     The tokens of an answer are part of its name, so it does not have to be read.
     """

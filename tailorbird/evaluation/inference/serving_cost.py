@@ -158,7 +158,7 @@ def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[N
     if device == "cpu":
         yield
         return
-    on_host = {}
+    on_host: dict[torch.Tensor, torch.Tensor] = {}
     if current_group().size == 1:
         for module in weights:
             on_host |= {tensor: tensor.data for tensor in (*module.parameters(), *module.buffers())}

@@ -27,7 +27,9 @@ def predict_suite(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
     score.
     """
     positions = generated_positions(rows)
-    answers = answer_texts(loaded, rows.take(positions)) if positions else []
+    answers: list[Answer] = []
+    if positions:
+        answers = answer_texts(loaded, rows.take(positions))
     return suite_predictions(
         loaded.version.kind,
         rows=rows,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
 from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
@@ -99,12 +98,6 @@ def test_centroids_use_up_to_k_seeded_examples_per_class() -> None:
     assert not np.array_equal(first, other)
     everything = centroids(features, labels, shots=10_000, seed=0)
     np.testing.assert_allclose(everything[1], unit(features[labels == 1]).mean(0), atol=1e-6)
-
-
-def test_a_stored_head_has_its_weights_for_any_memory_layout() -> None:
-    weight = np.asfortranarray(GENERATOR.normal(size=(3, 8)).astype(np.float32))
-    stored = load(Head(weight, np.zeros(3, dtype=np.float32)).to_bytes())
-    np.testing.assert_array_equal(stored["weight"], weight)
 
 
 def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:

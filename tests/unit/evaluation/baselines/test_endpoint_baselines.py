@@ -161,7 +161,9 @@ def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_re
     with endpoint_server(without_logprobs) as server:
         zero_shot, *_ = fit(server.url, tmp_path)
         config = read_artifact_config(str(zero_shot.uri))
-        assert "; 100.0% of the requests had no logprobs, which the endpoint refused" in str(zero_shot.note)
+        assert "; 100.0% of the requests had no logprobs, which the endpoint refused" in str(
+            zero_shot.note
+        )
         assert config.endpoint is not None
         assert config.endpoint.omitted == ("logprobs",)
         before = len(server.bodies)
