@@ -100,7 +100,7 @@ def median_ms(function: Callable[[Any], object], values: Sequence[Any]) -> float
 def request_ms(index: RetrievalIndex, query: str) -> float:
     """Return the CPU time of finding and reading the examples of a request, in milliseconds."""
     start = time.process_time()
-    [neighbours] = index.search([query], k=NUM_EXAMPLES)
+    neighbours = index.nearest(query, k=NUM_EXAMPLES)
     for row in neighbours.rows:
         index.turns(row)
     return 1000 * (time.process_time() - start)

@@ -62,7 +62,7 @@ def example_sets(
     if prompting.retrieval is not None:
         assert index is not None, "a version with retrieval is loaded with its index"
         if rows is None:
-            [nearest] = index.search([query_of(conversation)], k=prompting.retrieval.num_examples)
+            nearest = index.nearest(query_of(conversation), k=prompting.retrieval.num_examples)
             rows = nearest.rows.tolist()
         examples = [index.turns(row) for row in rows]
         for number in range(len(examples), 0, -1):
@@ -72,5 +72,5 @@ def example_sets(
 
 def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> NearestAnswer:
     """Return the stripped answer of the row that is nearest to the last turn of the user."""
-    [nearest] = index.search([query_of(conversation)], k=1)
+    nearest = index.nearest(query_of(conversation), k=1)
     return NearestAnswer(index.answer(nearest.rows[0]).strip(), float(nearest.similarities[0]))

@@ -4,7 +4,7 @@ Texts are compared by TF-IDF of character n-grams and, if the index has them, by
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -162,19 +162,20 @@ class RetrievalIndex:
             ("assistant", self.answer(row)),
         )
 
-    def search(
-        self, texts: Sequence[str], *, k: int, exclude: Iterable[IntArray] | None = None
-    ) -> list[Neighbours]:
-        """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
+    def nearest(self, text: str, *, k: int, excluded: IntArray = NO_ROWS) -> Neighbours:
+        """Return the `k` nearest rows of a text that are not excluded, or all if there are fewer.
 
-        `exclude` has the rows that are not returned for each text. Rows with equal similarity are
-        in the order of the index, so a text without known n-grams and embedding gets the most
-        frequent answer. The result for a text does not depend on the other texts.
+        Rows with equal similarity are in the order of the index, so a text without known n-grams
+        and embedding gets the most frequent answer.
         """
-        if exclude is None:
-            exclude = [NO_ROWS] * len(texts)
-        pairs = zip(texts, exclude, strict=True)
-        return [self._nearest(text, k=k, excluded=rows) for text, rows in pairs]
+        scores = self.similarities(text)
+        scores[excluded] = -1.0
+        num_rows = min(k, int(np.count_nonzero(scores >= 0)))
+        if not num_rows:
+            return Neighbours(NO_ROWS, np.zeros(0))
+        candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
+        rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
+        return Neighbours(rows, np.minimum(scores[rows], 1.0))
 
     @property
     def weight(self) -> float:
@@ -218,16 +219,6 @@ class RetrievalIndex:
             for key in keys:
                 rows.setdefault(key, []).append(row)
         return rows
-
-    def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
-        scores = self.similarities(text)
-        scores[excluded] = -1.0
-        num_rows = min(k, int(np.count_nonzero(scores >= 0)))
-        if not num_rows:
-            return Neighbours(NO_ROWS, np.zeros(0))
-        candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
-        rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
-        return Neighbours(rows, np.minimum(scores[rows], 1.0))
 
 
 def _questions(turns: Conversation) -> list[str]:

@@ -42,10 +42,12 @@ def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> 
     files = index_files(index)
     for name, content in files.items():
         storage.write_bytes(f"{uri}/{name}", content)
-    exclusions = index.exclusions(train)
-    neighbours = index.search(train.queries, k=retrieval.num_examples, exclude=exclusions)
+    rows = []
+    for query, excluded in zip(train.queries, index.exclusions(train), strict=True):
+        nearest = index.nearest(query, k=retrieval.num_examples, excluded=excluded)
+        rows.append(tuple(nearest.rows.tolist()))
     return RetrievedExamples(
         uri,
         retrieval.model_copy(update={"index_sha256": index_sha256(files)}),
-        rows=tuple(tuple(nearest.rows.tolist()) for nearest in neighbours),
+        rows=tuple(rows),
     )
