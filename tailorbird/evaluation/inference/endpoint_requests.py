@@ -17,6 +17,7 @@ from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
 from tailorbird.models.endpoint.client import (
+    DEFAULT_RETRY,
     Body,
     Connection,
     RetryPolicy,
@@ -45,7 +46,7 @@ class RequestLimits:
     max_concurrency: int = 8
     max_spend: float | None = None
     """Limit for all stored answers of the endpoint for a task; see `max_spend_of`."""
-    retry: RetryPolicy | None = None  # None for the default
+    retry: RetryPolicy = DEFAULT_RETRY
     recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
     @classmethod

@@ -66,6 +66,9 @@ class RetryPolicy:
         return max(delay_s, min(requested_s, self.max_delay_s))
 
 
+DEFAULT_RETRY = RetryPolicy()
+
+
 @dataclass(frozen=True)
 class Connection:
     """An endpoint and the HTTP connections to it. Use it in one event loop."""
@@ -91,7 +94,7 @@ def connect(
     *,
     timeout_s: float,
     max_connections: int,
-    retry: RetryPolicy | None = None,
+    retry: RetryPolicy = DEFAULT_RETRY,
     observe: Observer = lambda _: nullcontext(lambda _: None),
 ) -> Connection:
     """Return connections to an endpoint; close them after use. Redirects are not followed.
@@ -110,7 +113,7 @@ def connect(
         endpoint,
         client=client,
         timeout_s=timeout_s,
-        retry=retry or RetryPolicy(),
+        retry=retry,
         observe=observe,
         refused=set(endpoint.omitted),
     )

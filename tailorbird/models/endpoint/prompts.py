@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's
 tokenizer is unknown."""
-USER = "user"  # role of the turn with a text to classify
 LABEL = "label"  # key of the label in the JSON object of an answer
 MARGIN = 16  # tokens of a label's answer in addition to its bytes
 _STRIPPED = " \t\n.,:;!\"'`*"  # characters around a label that are ignored
