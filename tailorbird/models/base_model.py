@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from packaging.utils import parse_wheel_filename
 
@@ -247,18 +246,25 @@ def dequantize(file: Path, *, folder: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    source = file.parent
     config = GgufConfig(dequantize=True)
     try:
         _require_plausible(file)
         # A progress bar that transformers cannot disable is written to stderr.
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
-                file.parent, quantization_config=config, dtype=torch.float32, **source
+                source,
+                gguf_file=file.name,
+                quantization_config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
         # bfloat16 rounds far less than the quantization did.
         model.to(torch.bfloat16).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, gguf_file=file.name, trust_remote_code=False
+        )
+        tokenizer.save_pretrained(folder)
     except Exception as error:  # the parsers raise various exceptions
         raise FetchError(
             f"{file.name} of the base model cannot be converted: {first_line(error)}; use another "

@@ -89,7 +89,7 @@ def answer_prompts(
     register_request_attention()
     config = greedy(max_new_tokens=max_new_tokens, end_id=end_id)
     ids = [list(prompt) for prompt in prompts]
-    options: dict[str, Any] = {}
+    options: dict[str, int] = {}
     if max_requests is not None:
         options["max_requests_per_batch"] = max_requests
     if not ids:
@@ -117,7 +117,7 @@ def _outputs(
     *,
     config: Any,
     grammar: Grammar | None,
-    options: dict[str, Any],
+    options: dict[str, int],
 ) -> dict[str, Any]:
     """Return what `generate_batch` returns, which neither reports its progress nor takes a logits
     processor."""
