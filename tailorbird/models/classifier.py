@@ -98,20 +98,15 @@ def _over_rows(
     device = model.head.weight.device
     if model.training:  # `eval` visits all modules, which would slow down every request
         model.eval()
-    lengths = [len(tokens) for tokens in token_lists]
-    if function == model.forward:
-        width = model.head.out_features
-    else:
-        width = model.head.in_features
+    is_head_used = function == model.forward
+    width = model.head.out_features if is_head_used else model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
+    lengths = [len(tokens) for tokens in token_lists]
+    batches = device_batches(lengths, device=device.type, batch_size=batch_size)
     with torch.inference_mode():
-        for rows in tracked(
-            device_batches(lengths, device=device.type, batch_size=batch_size), total=len(lengths)
-        ):
-            output = function(
-                *collate([token_lists[row] for row in rows], pad_id=pad_id, device=device)
-            )
-            result[rows] = output.float().cpu().numpy()
+        for rows in tracked(batches, total=len(lengths)):
+            inputs = collate([token_lists[row] for row in rows], pad_id=pad_id, device=device)
+            result[rows] = function(*inputs).float().cpu().numpy()
     return result
 
 

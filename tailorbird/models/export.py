@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tailorbird.models.classifier import Classifier
+from tailorbird.models.errors import first_line
 from tailorbird.models.loading import checked_copy, load_weights
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import INPUTS, INSTALL, OUTPUT, EngineError
@@ -25,10 +26,9 @@ from tailorbird.registry.versions import (
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 
-EXAMPLE = (
-    2,
-    8,
-)  # rows and tokens of the traced batch; the export would treat a size of 1 as constant
+# of the traced batch, in which the export would treat a size of 1 as constant
+EXAMPLE_ROWS = 2
+EXAMPLE_TOKENS = 8
 
 
 class _Embedding(torch.nn.Module):
@@ -60,10 +60,9 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
-        for file in ("head.safetensors", *(BAG_FILES if version.spec.has_bag else ())):
-            shutil.copy(source / file, folder)
-        if (source / TRAINING_ROWS).exists():
-            shutil.copy(source / TRAINING_ROWS, folder)
+        for file in ("head.safetensors", *BAG_FILES, TRAINING_ROWS):
+            if (source / file).exists():
+                shutil.copy(source / file, folder)
         encoder = load_encoder(local_copy(version.base_model))
         model = load_weights(
             source, encoder=encoder, kind=version.kind, pooling=version.pooling
@@ -78,16 +77,15 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
     """Write encoder and pooling to an ONNX file, for any batch size and up to `max_length`
     tokens."""
     _require("onnx", "onnxscript")
-    ids = torch.ones((EXAMPLE[0], min(EXAMPLE[1], max_length)), dtype=torch.int64)
+    ids = torch.ones((EXAMPLE_ROWS, min(EXAMPLE_TOKENS, max_length)), dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[0, ids.shape[1] // 2 :] = 0  # without padding, transformers omits the mask from the graph
     sizes = {
         0: torch.export.Dim("batch", min=1),
         1: torch.export.Dim("tokens", min=1, max=max_length),
     }
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # silences warnings about unused operators
+    # Silence warnings about unused operators.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         torch.onnx.export(
             _Embedding(model),
@@ -101,9 +99,8 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
             verbose=False,
         )
     except Exception as error:  # torch, onnxscript and onnx raise various exceptions
-        first = str(error).strip().split("\n")[0]
         raise EngineError(
-            f"the encoder cannot be exported to ONNX: {first}; serve it with torch"
+            f"the encoder cannot be exported to ONNX: {first_line(error)}; serve it with torch"
         ) from None
 
 
@@ -117,12 +114,11 @@ def _quantize(file: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     unquantized = file.rename(file.with_suffix(".fp32.onnx"))
-    products = ["MatMul", "Gemm"]
     try:
         quantize_dynamic(
             unquantized,
             file,
-            products,
+            op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,

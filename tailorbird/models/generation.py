@@ -89,9 +89,9 @@ def answer_prompts(
     register_request_attention()
     config = greedy(max_new_tokens=max_new_tokens, end_id=end_id)
     ids = [list(prompt) for prompt in prompts]
-    options: dict[str, Any] = (
-        {} if max_requests is None else {"max_requests_per_batch": max_requests}
-    )
+    options: dict[str, int] = {}
+    if max_requests is not None:
+        options["max_requests_per_batch"] = max_requests
     if not ids:
         return []
     outputs = _outputs(lm, ids, config=config, grammar=grammar, options=options)
@@ -103,16 +103,11 @@ def answer_prompts(
                 f"{output.error or 'generation did not finish'}"
             )
         tokens = list(output.generated_tokens)
-        finished = bool(tokens) and tokens[-1] == end_id
-        if output.logprobs:
-            confidence = float(np.exp(np.mean(output.logprobs)))
-        else:
-            confidence = 0.0
-        answers.append(
-            Answer(
-                tokens[:-1] if finished else tokens, finished, confidence, tuple(output.logprobs)
-            )
-        )
+        finished = tokens[-1:] == [end_id]
+        if finished:
+            tokens.pop()
+        confidence = float(np.exp(np.mean(output.logprobs))) if output.logprobs else 0.0
+        answers.append(Answer(tokens, finished, confidence, logprobs=tuple(output.logprobs)))
     return answers
 
 
@@ -122,15 +117,14 @@ def _outputs(
     *,
     config: Any,
     grammar: Grammar | None,
-    options: dict[str, Any],
+    options: dict[str, int],
 ) -> dict[str, Any]:
     """Return what `generate_batch` returns, which neither reports its progress nor takes a logits
     processor."""
     if grammar is not None:
         options |= {"use_cuda_graph": False, "use_async_batching": False}
-    with (
-        torch.no_grad()
-    ):  # in inference mode, ranks could not change their tensors from the manager's thread
+    # In inference mode, ranks could not change their tensors from the manager's thread.
+    with torch.no_grad():
         manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
@@ -205,9 +199,10 @@ def context_length(lm: Any) -> int | None:
 
     The cache limits models on CPU only, because on a GPU it has most of the memory.
     """
-    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    limits = (positions, CACHE_TOKENS if torch.device(lm.device).type == "cpu" else None)
-    return min((limit for limit in limits if limit), default=None)
+    limits = [getattr(lm.config.get_text_config(), "max_position_embeddings", None)]
+    if torch.device(lm.device).type == "cpu":
+        limits.append(CACHE_TOKENS)
+    return min(filter(None, limits), default=None)
 
 
 def batching_config(device: torch.device | str, **options: Any) -> Any:
@@ -245,14 +240,9 @@ def log_likelihoods(
             batch = pack([rows[index] for index in indices], pad_id=pad_id)
             logits = model(*as_tensors(batch, device=device))
             targets = torch.from_numpy(batch.targets).to(device)
-            scores = (
-                torch.log_softmax(logits, dim=-1)
-                .gather(1, targets[:, None])[:, 0]
-                .cpu()
-                .double()
-                .numpy()
-            )
+            scores = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
             ids = batch.target_conversation_ids
-            sums = np.bincount(ids, weights=scores, minlength=len(indices))
+            weights = scores.cpu().double().numpy()
+            sums = np.bincount(ids, weights=weights, minlength=len(indices))
             result[indices] = sums / np.maximum(np.bincount(ids, minlength=len(indices)), 1)
     return result

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
+from tailorbird.data.chat_template import with_system
+from tailorbird.data.rows import messages_of
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
@@ -81,7 +83,7 @@ def write_hub_format(
         lm.generation_config = _generation(version, tokenizer)
         _save_model(lm, folder, dtype=getattr(torch, version.dtype))
         library = "transformers"
-    _write_tokenizer(tokenizer, folder)
+    tokenizer.save_pretrained(folder)
     if version.prompting is not None:
         _write_prompting(version.prompting, folder)
         if version.prompting.response_format is not None:
@@ -133,10 +135,8 @@ def _write_classifier(
     if decides_by_offsets(version):
         encoder.config.offsets = [offset / version.temperature for offset in version.offsets]
     _save_model(encoder, folder, dtype=torch.float32)
-    _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": version.max_length, "do_lower_case": False},
-    )
+    limits = {"max_seq_length": version.max_length, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", limits)
     _write_modules(model.head, folder, pooling=version.pooling, temperature=version.temperature)
 
 
@@ -144,42 +144,39 @@ def _write_modules(head: nn.Linear, folder: Path, *, pooling: Pooling, temperatu
     """Write the prompt, and the modules of sentence-transformers that map hidden states to
     logits."""
     num_classes, num_features = head.weight.shape
-    config: dict[str, object] = {
-        "word_embedding_dimension": num_features,
-        "include_prompt": not pooling.num_skipped,
-    }
-    config |= {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
-    dense: dict[str, object] = {
+    flags = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
+    dense = {
         "in_features": num_features,
         "out_features": num_classes,
         "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
     }
-    dense["activation_function"] = "torch.nn.modules.linear.Identity"
-    names = [*(CHAIN if pooling.normalize else CHAIN[:2]), "Dense"]
-    modules = [
-        {
-            "idx": index,
-            "name": str(index),
-            "path": f"{index}_{name}" if index else "",
-            "type": f"{TYPES}.{name}",
-        }
-        for index, name in enumerate(names)
-    ]
-    prompts = {PROMPT: pooling.prompt} if pooling.prompt else {}
-    default = PROMPT if prompts else None
+    configs: dict[str, dict[str, object]] = {
+        "Pooling": {
+            "word_embedding_dimension": num_features,
+            "include_prompt": not pooling.num_skipped,
+            **flags,
+        },
+        "Normalize": {},
+        "Dense": dense,
+    }
+    if not pooling.normalize:
+        del configs["Normalize"]
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPES}.{CHAIN[0]}"}]
+    for index, (name, config) in enumerate(configs.items(), start=1):
+        path = f"{index}_{name}"
+        modules.append({"idx": index, "name": str(index), "path": path, "type": f"{TYPES}.{name}"})
+        _write_json(folder / path / "config.json", config)
     _write_json(folder / MODULES, modules)
-    _write_json(folder / PROMPTS, {"prompts": prompts, "default_prompt_name": default})
-    _write_json(folder / "1_Pooling" / "config.json", config)
-    if pooling.normalize:
-        _write_json(
-            folder / "2_Normalize" / "config.json", {}
-        )  # a folder without a file is lost on the Hub
-    path = folder / f"{len(names) - 1}_Dense"
-    _write_json(path / "config.json", dense)
-    scaled = {
-        f"linear.{name}": value.float() / temperature for name, value in head.state_dict().items()
-    }
-    save_file(scaled, path / "model.safetensors")
+    scaled = {}
+    for name, value in head.state_dict().items():
+        scaled[f"linear.{name}"] = value.float() / temperature
+    save_file(scaled, folder / path / "model.safetensors")
+
+    prompts: dict[str, object] = {"prompts": {}, "default_prompt_name": None}
+    if pooling.prompt:
+        prompts = {"prompts": {PROMPT: pooling.prompt}, "default_prompt_name": PROMPT}
+    _write_json(folder / PROMPTS, prompts)
 
 
 def _generation(version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -201,7 +198,7 @@ def _write_adapter(
         lm = load_causal(base, dtype=None)
         lm.generation_config = generation
         _save_model(lm, folder / BASE)
-        _write_tokenizer(load_tokenizer(base), folder / BASE)
+        load_tokenizer(base).save_pretrained(folder / BASE)
     generation.save_pretrained(folder)
     config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
     config["base_model_name_or_path"], _, revision = (hub_base or BASE).partition("@")
@@ -217,27 +214,16 @@ def _save_model(model: Any, folder: Path, *, dtype: torch.dtype | None = None) -
     model.save_pretrained(folder)
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer with its chat template."""
-    tokenizer.save_pretrained(folder)
-
-
 def _write_prompting(prompting: Prompting, folder: Path) -> None:
     """Write the messages that the evaluation put before each conversation, and its limit of new
     tokens."""
-    if prompting.system is None:
-        system = []
-    else:
-        system = [("system", prompting.system)]
-    messages = [{"role": role, "content": content} for role, content in (*system, *prompting.shots)]
-    _write_json(
-        folder / PROMPTING, {"messages": messages, "max_new_tokens": prompting.max_new_tokens}
-    )
+    turns = with_system((), system=prompting.system, shots=prompting.shots)
+    content = {"messages": messages_of(turns), "max_new_tokens": prompting.max_new_tokens}
+    _write_json(folder / PROMPTING, content)
 
 
 def _write_response_format(format: StructuredFormat, folder: Path) -> None:
-    """Write a response format as in requests, and its grammar in the EBNF that xgrammar and vLLM
-    read."""
+    """Write a response format as in requests, and its grammar in the EBNF of xgrammar and vLLM."""
     if isinstance(format, ChoiceFormat):
         content = format.model_dump(mode="json")
     else:

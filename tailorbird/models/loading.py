@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -84,9 +85,8 @@ class LoadedClassifier(Generic[Version]):
 class LoadedChat(Generic[Version]):
     """A chat version ready to answer."""
 
-    model: (
-        ChatModel | None
-    )  # None for the kind `nearest`, and for an engine that loads the weights itself
+    model: ChatModel | None
+    """None for the kind `nearest`, and for an engine that loads the weights itself."""
     tokenizer: Any  # that of transformers; None for the kind `nearest`
     prompting: Prompting
     version: Version
@@ -116,30 +116,28 @@ def load_weights(
     """
     head = load_head(folder, kind=kind)
     with weight_errors(folder):
-        if KINDS[kind].base == "adapter":
-            encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
-        elif KINDS[kind].base == "changed":
+        if KINDS[kind].base == "changed":
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"), assign=True)
-    return Classifier(
-        encoder if dtype is None else cast_parameters(encoder, dtype), head, pooling=pooling
-    )
+        encoder = _adapted(encoder, folder, kind=kind, dtype=dtype)
+    return Classifier(encoder, head, pooling=pooling)
 
 
-def _with_adapter(model: nn.Module, folder: Path, *, dtype: torch.dtype | None) -> nn.Module:
-    """Return a model with an adapter that is merged, unless `dtype` is None."""
-    adapted: nn.Module = load_adapter(model, folder)
-    if dtype is None:
-        return adapted
-    return merge_layers(adapted, dtype=dtype, device="cpu")
+def _adapted(model: nn.Module, folder: Path, *, kind: Kind, dtype: torch.dtype | None) -> nn.Module:
+    """Return a model with the version's adapter, if it has one, merged and in `dtype` unless that
+    is None."""
+    if KINDS[kind].base == "adapter":
+        model = load_adapter(model, folder / "adapter")
+        if dtype is not None:
+            return merge_layers(model, dtype=dtype, device="cpu")
+    return model if dtype is None else cast_parameters(model, dtype)
 
 
 def load_head(folder: Path, *, kind: Kind) -> nn.Linear:
     """Load a version's linear head, which maps [D] to [L]."""
     state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
-    head = (UnitLinear if KINDS[kind].reads_unit_embeddings else nn.Linear)(
-        num_features, num_classes
-    )
+    head_class = UnitLinear if KINDS[kind].reads_unit_embeddings else nn.Linear
+    head = head_class(num_features, num_classes)
     head.load_state_dict(state)
     return head
 
@@ -165,10 +163,9 @@ def load_retrieval_index(
         return None
     from tailorbird.models.retrieval.files import load_index  # scikit-learn is slow to import
 
-    if retrieval.encoder:
+    encoder = None
+    if retrieval.encoder is not None:
         encoder = load_text_encoder(retrieval.encoder, device=device)
-    else:
-        encoder = None
     return load_index(folder, retrieval=retrieval, encoder=encoder)
 
 
@@ -201,11 +198,9 @@ def load_chat_weights(
     """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises
     ModelError."""
     with weight_errors(folder):
-        if KINDS[kind].base == "adapter":
-            lm = _with_adapter(lm, folder / "adapter", dtype=dtype)
-        elif KINDS[kind].base == "changed":
+        if KINDS[kind].base == "changed":
             load_causal_state(lm, _tensors(folder / "model.safetensors"))
-    return ChatModel(lm if dtype is None else cast_parameters(lm, dtype))
+        return ChatModel(_adapted(lm, folder, kind=kind, dtype=dtype))
 
 
 def load_chat(folder: Path, *, base: Path, kind: Kind, dtype: torch.dtype) -> ChatModel:
@@ -226,18 +221,16 @@ def load_chat(folder: Path, *, base: Path, kind: Kind, dtype: torch.dtype) -> Ch
         return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
     changed = None
     if has_weights:
-        changed = load_chat_weights(
-            folder, lm=load_causal(base, dtype=None), kind=kind, dtype=None
-        ).lm
+        lm = load_causal(base, dtype=None)
+        changed = load_chat_weights(folder, lm=lm, kind=kind, dtype=None).lm
     return ChatModel(load_divided(base, changed=changed, dtype=dtype, num_ranks=num_ranks))
 
 
 def load_pretrained_chat(base: Path) -> ChatModel:
     """Load a pretrained language model on the device and in the dtype of this process; see
     `load_chat`."""
-    return _ready(
-        load_chat(base, base=base, kind="zero_shot", dtype=inference_dtype()), default_device()
-    )
+    model = load_chat(base, base=base, kind="zero_shot", dtype=inference_dtype())
+    return _ready(model, default_device())
 
 
 def _ready(model: ChatModel, device: str) -> ChatModel:
@@ -268,9 +261,11 @@ def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
             f"{len(names)} weights are missing or unexpected, for example {names[0]}"
         )
     for name, parameter in known.items():
-        if state[name].shape != parameter.shape:
-            shapes = f"{tuple(state[name].shape)} instead of {tuple(parameter.shape)}"
-            raise RuntimeError(f"the weight {name} has the shape {shapes}")
+        given = tuple(state[name].shape)
+        if given != parameter.shape:
+            raise RuntimeError(
+                f"the weight {name} has the shape {given} instead of {tuple(parameter.shape)}"
+            )
         parameter.data = state[name]
 
 
@@ -308,12 +303,11 @@ def load_artifact(
     unchanged share its memory if they are loaded with the same `pretrained`, to which the model is
     added. Raises ModelError for a hybrid.
     """
-    version = versions.read_version(uri) if is_version_uri(uri) else None
-    config = version or versions.read_artifact_config(uri)
-    folder = checked_copy(version.pinned) if version else local_copy(uri)
-    return _load(
-        folder, config, device=device, weights_device=weights_device, pretrained=pretrained
-    )
+    load = partial(_load, device=device, weights_device=weights_device, pretrained=pretrained)
+    if is_version_uri(uri):
+        version = versions.read_version(uri)
+        return load(checked_copy(version.pinned), version)
+    return load(local_copy(uri), versions.read_artifact_config(uri))
 
 
 def _load(
@@ -330,21 +324,22 @@ def _load(
         raise ModelError(
             f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead"
         )
+    weights_device = weights_device or device or default_device()
     if config.prompting is None:
-        return _load_classifier(folder, config, device=weights_device or device or default_device())
+        return _load_classifier(folder, config, device=weights_device)
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device)
     if not config.spec.uses_base:
         return LoadedChat(None, None, config.prompting, config, index)
+
     base = local_copy(config.base_model)
-    if pretrained is None or config.spec.base != "unchanged":
-        known = {}
-    else:
-        known = pretrained
-    key = config.base_model, config.dtype
-    if key not in known:
+    loaded: PretrainedModels = {}
+    if pretrained is not None and config.spec.base == "unchanged":
+        loaded = pretrained
+    key = (config.base_model, config.dtype)
+    if key not in loaded:
         model = load_chat(folder, base=base, kind=config.kind, dtype=getattr(torch, config.dtype))
-        known[key] = _ready(model, weights_device or device or default_device())
-    return LoadedChat(known[key], load_tokenizer(base), config.prompting, config, index)
+        loaded[key] = _ready(model, weights_device)
+    return LoadedChat(loaded[key], load_tokenizer(base), config.prompting, config, index)
 
 
 def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedClassifier[Version]:
@@ -356,15 +351,19 @@ def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedCla
         # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close
         # predictions.
         dtype = getattr(torch, config.dtype)
-        encoder = load_encoder(base, dtype=None if config.spec.base != "unchanged" else dtype)
+        encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
         model = load_weights(
             folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
         ).to(device)
     else:
         model = load_exported(folder, head=load_head(folder, kind=config.kind))
-    model = model.eval().requires_grad_(False)
     return LoadedClassifier(
-        model, load_tokenizer(base), config.classes, config.max_length, config, bag
+        model=model.eval().requires_grad_(False),
+        tokenizer=load_tokenizer(base),
+        classes=config.classes,
+        max_length=config.max_length,
+        version=config,
+        bag=bag,
     )
 
 

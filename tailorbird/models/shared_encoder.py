@@ -55,21 +55,22 @@ class SharedEncoder:
         `bag` is the version's bag of words. The caller loads it, because that is slow. Raises
         ModelError if a weight is missing or does not fit.
         """
-        head = load_head(folder, kind=version.kind).to(
-            self.device
-        )  # in fp32, as in `loading.load_artifact`
-        head = head.eval().requires_grad_(False)
+        # The head is in fp32, as in `loading.load_artifact`.
+        head = load_head(folder, kind=version.kind).to(self.device).eval().requires_grad_(False)
         name = NO_ADAPTER
         if version.spec.base == "adapter":
             # Each load has a new name, because a version may be loaded again before it is unloaded.
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
-        model = SharedEncoderClassifier(
-            self, adapter=name, head=head, pooling=version.pooling
-        ).eval()
+        model = SharedEncoderClassifier(self, adapter=name, head=head, pooling=version.pooling)
         return LoadedClassifier(
-            model, self.tokenizer, version.classes, version.max_length, version, bag
+            model=model.eval(),
+            tokenizer=self.tokenizer,
+            classes=version.classes,
+            max_length=version.max_length,
+            version=version,
+            bag=bag,
         )
 
     def _add_adapter(self, name: str, folder: Path) -> None:
@@ -122,12 +123,11 @@ class SharedEncoder:
         Raises KeyError for an adapter that is not loaded, because PEFT would ignore it.
         """
         names = set(adapters)
-        if self._adapted is None:
-            known = {NO_ADAPTER}
-        else:
-            known = {NO_ADAPTER, *self._adapted.peft_config}
-        if names - known:
-            raise KeyError(f"adapter {sorted(names - known)[0]} is not loaded")
+        known = {NO_ADAPTER}
+        if self._adapted is not None:
+            known.update(self._adapted.peft_config)
+        if missing := sorted(names - known):
+            raise KeyError(f"adapter {missing[0]} is not loaded")
         rows = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._adapted is None:
             output = self._encoder(**rows)
@@ -168,6 +168,5 @@ class SharedEncoderClassifier(Classifier):
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         adapters = [self.adapter] * len(input_ids)
-        return self.pool(
-            self.shared.hidden_states(input_ids, attention_mask, adapters=adapters), attention_mask
-        )
+        hidden = self.shared.hidden_states(input_ids, attention_mask, adapters=adapters)
+        return self.pool(hidden, attention_mask)

@@ -59,8 +59,8 @@ def other_baselines(baselines: Sequence[Baseline]) -> Others:
     because a recipe names an endpoint to compare it.
     """
     incumbent = select_incumbent(baselines)
-    others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
-    ranked = sorted(others, key=lambda baseline: -baseline.validation)
+    ranked = sorted(baselines, key=lambda baseline: -baseline.validation)
+    ranked = [baseline for baseline in ranked if baseline.servable and baseline is not incumbent]
     replacing = ranked[:NUM_REPLACING]
     named = [baseline for baseline in ranked if spec_of(baseline.kind).calls_endpoint]
     if named and not spec_of(incumbent.kind).calls_endpoint and named[0] not in replacing:

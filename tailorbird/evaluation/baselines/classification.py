@@ -3,11 +3,10 @@ both."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from safetensors.numpy import save
 
 from cluster.progress import current_progress
 from tailorbird import storage
@@ -28,6 +27,7 @@ from tailorbird.evaluation.baselines.linear_head import (
     best_class_weights,
     best_of,
     fit_linear,
+    refit,
 )
 from tailorbird.evaluation.baselines.linear_solver import FloatArray, IntArray
 from tailorbird.evaluation.gates.calibration import fit_temperature
@@ -49,27 +49,33 @@ CENTROID_SHOTS = 10  # rows per class
 PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is
 1."""
-BAG_C = {
-    LOGISTIC: (3.0, 10.0, 30.0),
-    SVM: (0.3, 1.0),
-}  # the same on a bag of words, by kind of linear model
+BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}
+"""The same on a bag of words, by kind of linear model."""
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
 
 
 @dataclass(frozen=True)
-class BaselineResults:
-    """Fitted baselines, before they are stored. They have no URIs."""
+class FittedBaseline:
+    """A baseline before it is stored, so it has no URI.
 
-    baselines: tuple[Baseline, ...]
-    heads: dict[str, Head]  # heads on the embedding by kind
-    bags: dict[str, BagOfWords]  # bags of words by kind
-    temperatures: dict[
-        str, float
-    ]  # temperatures of the servable baselines by kind, fitted on validation
-    offsets: dict[str, tuple[float, ...]]  # offsets of the classes by kind, fitted on validation
-    dtype: Dtype  # precision of the encoder in this process
-    pooling: Pooling  # that the encoder declares
+    Temperature and offsets are fitted on validation.
+    """
+
+    baseline: Baseline
+    head: Head | None = None  # on the embedding
+    bag: BagOfWords | None = None
+    temperature: float = 1.0
+    offsets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class BaselineResults:
+    """Fitted baselines, with the precision of the encoder in this process and its pooling."""
+
+    fitted: tuple[FittedBaseline, ...]
+    dtype: Dtype
+    pooling: Pooling
 
 
 def fit_baselines(
@@ -89,7 +95,6 @@ def fit_baselines(
     or no text with a word or a character, or if validation is empty.
     """
     classes = labels_of(train.labels)
-    metric = config.metric
     if len(classes) < 2:
         raise ValueError(
             f"a classifier needs two classes, but train has {list(classes)}; check data.label"
@@ -99,81 +104,82 @@ def fit_baselines(
             "validation has no rows; the baselines need validation rows to select their settings"
         )
     progress = current_progress()
-    most_frequent = majority(train.labels)
-    always = score_of(metric, labels=validation.labels, outputs=[most_frequent] * len(validation))
-    baselines = {"majority": Baseline("majority", None, always, False, f"always {most_frequent}")}
-    progress.score("majority", always, baselines["majority"].note)
-    labels, truth = (label_indices(rows.labels, classes=classes) for rows in (train, validation))
-    held_out = HeldOut(truth, metric, documents(validation))
-    temperatures: dict[str, float] = {}
-    offsets: dict[str, tuple[float, ...]] = {}
+    labels = label_indices(train.labels, classes=classes)
+    truth = label_indices(validation.labels, classes=classes)
+    held_out = HeldOut(truth, config.metric, documents(validation))
 
-    def add(kind: Kind, logits: FloatArray, fitted: Fit | OffsetFit, note: str) -> None:
+    most_frequent = majority(train.labels)
+    always = [most_frequent] * len(validation)
+    score = score_of(config.metric, labels=validation.labels, outputs=always)
+    not_servable = Baseline("majority", None, score, servable=False, note=f"always {most_frequent}")
+    progress.score("majority", score, not_servable.note)
+    results = [FittedBaseline(not_servable)]
+
+    def add(
+        kind: Kind,
+        fit: Fit | OffsetFit,
+        note: str,
+        *,
+        logits: FloatArray,
+        head: Head | None = None,
+        bag: BagOfWords | None = None,
+    ) -> None:
         """Add a servable baseline with its logits [N, L] for the validation rows, and report its
         score."""
-        temperatures[kind] = fit_temperature(logits, labels=truth)
-        offsets[kind] = fitted.offsets
-        text = f"{note}{offsets_note(fitted.offsets, classes=classes, labels=validation.labels)}"
-        baselines[kind] = Baseline(kind, None, fitted.score, True, text)
-        progress.score(kind, fitted.score, text)
+        note += offsets_note(fit.offsets, classes=classes, labels=validation.labels)
+        temperature = fit_temperature(logits, labels=truth)
+        baseline = Baseline(kind, None, fit.score, servable=True, note=note)
+        results.append(
+            FittedBaseline(
+                baseline, head=head, bag=bag, temperature=temperature, offsets=fit.offsets
+            )
+        )
+        progress.score(kind, fit.score, note)
 
     progress.activity("fitting linear heads on bags of words")
     vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
     held_out_terms = stack_blocks(
         vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values()
     )
-    data = HeadData((terms,), labels, (held_out_terms,), held_out)
-    bag = fit_bag(data, seed=seed)
-    add("bag_of_words", bag.logits, bag, bag.note())
+    data = HeadData((terms,), labels, features=(held_out_terms,), held_out=held_out)
+    alone = fit_bag(data, seed=seed)
+    bag = BagOfWords(vectorizers, alone.weights[0], alone.bias)
+    add("bag_of_words", alone, alone.note(), logits=alone.logits, bag=bag)
 
     progress.activity("embedding the training and validation rows")
     embed = text_embedder(base_model, max_length=max_length)
     held_out_features = embed(validation.texts)
     rows, features = embed_in_time(train, embed=embed, seed=seed)
     directions = centroids(features, labels[rows], shots=CENTROID_SHOTS, seed=seed)
-    zero_shot = cosine_head(embed(classes), features)
-    centroid = cosine_head(directions, features)
-    by_names = zero_shot.logits(held_out_features)
-    add("zero_shot", by_names, held_out.fit_offsets(by_names), "label names")
-    by_centroids = centroid.logits(held_out_features)
-    add(
-        "centroid",
-        by_centroids,
-        held_out.fit_offsets(by_centroids),
-        f"{CENTROID_SHOTS} examples per class",
-    )
+    vectors: dict[Kind, FloatArray] = {"zero_shot": embed(classes), "centroid": directions}
+    notes = {"zero_shot": "label names", "centroid": f"{CENTROID_SHOTS} examples per class"}
+    for kind, directions_of_kind in vectors.items():
+        head = cosine_head(directions_of_kind, features)
+        logits = head.logits(held_out_features)
+        add(kind, held_out.fit_offsets(logits), notes[kind], logits=logits, head=head)
 
     progress.activity("fitting linear heads on embeddings")
+    embedded_only = ""
     if len(rows) < len(train):
         embedded_only = f" on {len(rows):,} of {len(train):,} rows"
-    else:
-        embedded_only = ""
-    probe = fit_probe(HeadData((features,), labels[rows], (held_out_features,), held_out))
-    add("probe", probe.logits, probe, f"{probe.note()}{embedded_only}")
-    both = fit_with_embeddings(
-        data.take(rows),
-        embeddings=unit(features),
-        held_out_embeddings=unit(held_out_features),
-        alone=bag,
+    probe = fit_probe(
+        HeadData((features,), labels[rows], features=(held_out_features,), held_out=held_out)
     )
+    head = Head(probe.weights[0].T, probe.bias)
+    add("probe", probe, f"{probe.note()}{embedded_only}", logits=probe.logits, head=head)
+
+    units = HeadData(
+        (unit(features),), labels[rows], features=(unit(held_out_features),), held_out=held_out
+    )
+    both = fit_with_embeddings(data.take(rows), embeddings=units, alone=alone)
     if embedded_only:
-        units = HeadData((unit(features),), labels[rows], (unit(held_out_features),), held_out)
-        both = best_of([both, mix_fits(fit_probe(units), bag=bag, held_out=held_out)])
-    add("probe_bag", both.logits, both, f"{both.note()}{embedded_only}")
-    heads = {
-        "zero_shot": zero_shot,
-        "centroid": centroid,
-        "probe": Head(probe.weights[0].T, probe.bias),
-        "probe_bag": Head(both.weights[0].T * np.float32(both.embedding_weight), both.bias),
-    }
-    bags = {
-        "bag_of_words": BagOfWords(vectorizers, bag.weights[0], bag.bias),
-        "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
-    }
+        both = best_of([both, mix_fits(fit_probe(units), bag=alone, held_out=held_out)])
+    head = Head(both.weights[0].T, both.bias)
+    bag = BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias))
+    add("probe_bag", both, f"{both.note()}{embedded_only}", logits=both.logits, head=head, bag=bag)
+
     pooling = read_pooling(base_model, purpose="classification")
-    return BaselineResults(
-        tuple(baselines.values()), heads, bags, temperatures, offsets, dtype_name(), pooling
-    )
+    return BaselineResults(tuple(results), dtype_name(), pooling)
 
 
 def store_baselines(
@@ -185,27 +191,34 @@ def store_baselines(
     `config` supplies all fields except kind, temperature, offsets, pooling and the dtype of kinds
     without an encoder.
     """
-    for kind, temperature in results.temperatures.items():
-        files = bag_files(results.bags[kind]) if kind in results.bags else {}
-        if kind in results.heads:
-            head = results.heads[kind]
-            files["head.safetensors"] = save({"weight": head.weight, "bias": head.bias})
-        for name, content in files.items():
-            storage.write_bytes(f"{uri}/{kind}/{name}", content)
-        changes: dict[str, object] = {
-            "kind": kind,
-            "temperature": temperature,
-            "offsets": results.offsets[kind],
-            "pooling": results.pooling,
-        }
-        if not spec_of(kind).uses_base:
-            changes["dtype"] = (
-                # it has no encoder, and the linear head computes in float32 on every device
-                "float32"
-            )
-        write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))
-    uris = {kind: f"{uri}/{kind}" for kind in results.temperatures}
-    return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
+    stored = []
+    for fitted in results.fitted:
+        baseline = fitted.baseline
+        if baseline.servable:
+            baseline = replace(baseline, uri=f"{uri}/{baseline.kind}")
+            _store(f"{uri}/{baseline.kind}", fitted, pooling=results.pooling, config=config)
+        stored.append(baseline)
+    return tuple(stored)
+
+
+def _store(uri: str, fitted: FittedBaseline, *, pooling: Pooling, config: VersionConfig) -> None:
+    files: dict[str, bytes] = {}
+    if fitted.bag is not None:
+        files |= bag_files(fitted.bag)
+    if fitted.head is not None:
+        files["head.safetensors"] = fitted.head.to_bytes()
+    for name, content in files.items():
+        storage.write_bytes(f"{uri}/{name}", content)
+
+    changes: dict[str, object] = {
+        "kind": fitted.baseline.kind,
+        "temperature": fitted.temperature,
+        "offsets": fitted.offsets,
+        "pooling": pooling,
+    }
+    if not spec_of(fitted.baseline.kind).uses_base:
+        changes["dtype"] = "float32"  # on every device, the head of a bag of words is in float32
+    write_artifact_config(uri, config.model_copy(update=changes))
 
 
 def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str]], FloatArray]:
@@ -257,12 +270,10 @@ def offsets_note(offsets: Sequence[float], *, classes: Sequence[str], labels: Se
     if len(changed) == 1:
         [(label, offset)] = changed.items()
         return f", offset of {label} {offset:+.2f}"
-    missing = sorted(set(classes) - set(labels))
-    if missing:
-        without = f" (without validation rows: {listed(missing)})"
-    else:
-        without = ""
-    return f", offsets of {len(changed)} classes{without}"
+    note = f", offsets of {len(changed)} classes"
+    if missing := sorted(set(classes) - set(labels)):
+        note += f" (without validation rows: {listed(missing)})"
+    return note
 
 
 def majority(train_labels: Sequence[str]) -> str:
@@ -286,11 +297,11 @@ def _mean_length(features: FloatArray) -> float:
 def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) -> FloatArray:
     """Return the mean direction [L, D] of up to `shots` random examples of each class."""
     generator = np.random.default_rng(seed)
-    examples = [
-        generator.permutation(np.flatnonzero(labels == label))[:shots]
-        for label in range(labels.max() + 1)
-    ]
-    return np.stack([unit(features[rows]).mean(0) for rows in examples]).astype(np.float32)
+    directions = []
+    for label in range(labels.max() + 1):
+        examples = generator.permutation(np.flatnonzero(labels == label))[:shots]
+        directions.append(unit(features[examples]).mean(0))
+    return np.stack(directions).astype(np.float32)
 
 
 def fit_probe(data: HeadData) -> Fit:
@@ -323,27 +334,29 @@ def fit_bag(data: HeadData, *, seed: int = 0) -> Fit:
     selected = best_class_weights(part, fits)
     if part is data:
         return selected
-    [fit] = fit_linear(
-        data,
-        selected.model,
-        strengths=(selected.c,),
-        class_weights=selected.class_weights,
-        start=selected,
-    )
-    return data.held_out.with_offsets(fit)
+    return data.held_out.with_offsets(refit(data, selected))
 
 
-def fit_with_embeddings(
-    data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray, alone: Fit
-) -> Fit:
+def fit_with_embeddings(data: HeadData, *, embeddings: HeadData, alone: Fit) -> Fit:
     """Fit a head on unit embeddings followed by the bag of words, and select the weight of the
     embeddings and offsets.
 
     C, class weights and the kind of linear model are those of `alone`, the fit on the bag of words.
+    The head's weights are those of the given embeddings.
     """
-    return data.held_out.with_offsets(
-        best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
-    )
+
+    def fit_weighted(weight: float) -> Fit:
+        factor = np.float32(weight)
+        weighted = replace(
+            data,
+            train=(factor * embeddings.train[0], *data.train),
+            features=(factor * embeddings.features[0], *data.features),
+        )
+        fit = refit(weighted, alone)
+        weights = (factor * fit.weights[0], fit.weights[1])
+        return replace(fit, weights=weights, embedding_weight=weight)
+
+    return data.held_out.with_offsets(best_of(map(fit_weighted, EMBEDDING_WEIGHTS)))
 
 
 def mix_fits(probe: Fit, *, bag: Fit, held_out: HeldOut) -> Fit:
@@ -353,46 +366,21 @@ def mix_fits(probe: Fit, *, bag: Fit, held_out: HeldOut) -> Fit:
     The probe's features are unit embeddings. The mix has the weighted log-probabilities of both.
     """
     temperatures = [fit_temperature(fit.logits, labels=held_out.truth) for fit in (probe, bag)]
-    calibrated = [
-        fit.logits / np.float32(value)
-        for fit, value in zip((probe, bag), temperatures, strict=True)
-    ]
-    weight = select_weight(*calibrated, held_out=held_out).weight
-    of_probe = np.float32(weight / temperatures[0])
-    of_bag = np.float32((1 - weight) / temperatures[1])
+    weight = select_weight(
+        probe.logits / np.float32(temperatures[0]),
+        bag.logits / np.float32(temperatures[1]),
+        held_out=held_out,
+    ).weight
+    probe_factor = np.float32(weight / temperatures[0])
+    bag_factor = np.float32((1 - weight) / temperatures[1])
     mixed = replace(
         bag,
-        weights=(probe.weights[0] * of_probe, bag.weights[0] * of_bag),
-        bias=probe.bias * of_probe + bag.bias * of_bag,
-        embedding_weight=1.0,
-        logits=np.asarray(weight * calibrated[0] + (1 - weight) * calibrated[1], dtype=np.float32),
+        weights=(probe.weights[0] * probe_factor, bag.weights[0] * bag_factor),
+        bias=probe.bias * probe_factor + bag.bias * bag_factor,
+        logits=probe.logits * probe_factor + bag.logits * bag_factor,
         mixed=weight,
     )
     return held_out.with_offsets(mixed)
-
-
-def _fits_with_embeddings(
-    data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit
-) -> Iterator[Fit]:
-    """Fit heads for each weight of the embedding. Each fit starts from the previous fit, the first
-    from `start`."""
-    for weight in EMBEDDING_WEIGHTS:
-        factor = np.float32(weight)
-        weighted = replace(
-            data,
-            train=(factor * train, *data.train),
-            features=(factor * held_out, *data.features),
-            embedding_weight=weight,
-        )
-        [fit] = fit_linear(
-            weighted,
-            start.model,
-            strengths=(start.c,),
-            class_weights=start.class_weights,
-            start=start,
-        )
-        yield fit
-        start = fit
 
 
 def unit(vectors: FloatArray) -> FloatArray:

@@ -1,10 +1,10 @@
 """Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved
 examples."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import chain
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import DataError, Rows
@@ -68,25 +68,26 @@ def fit_endpoint_baselines(
             "endpoint": pinned,
         }
         version = contender.config.model_copy(update=fields)
-        answers = fetch_answers(
-            request_bodies(validation, version=version, index=contender.index), pinned
-        )
+        bodies = request_bodies(validation, version=version, index=contender.index)
+        answers = fetch_answers(bodies, pinned)
         require_answers(answers, rows=validation, version=version)
-        predictions = endpoint_predictions(answers, rows=validation, version=version)
-        shares_without = _shares_without_parameters([answer for answer in answers if answer.model])
+
+        answered = [answer for answer in answers if answer.model]
+        shares_without = _shares_without_parameters(answered)
+        reported = answered[0].model if answered else pinned.reported_model
         omitted = tuple(sorted({*pinned.omitted, *shares_without}))
-        reported = next((answer.model for answer in answers if answer.model), pinned.reported_model)
         pinned = pinned.model_copy(update={"reported_model": reported, "omitted": omitted})
-        version = version.model_copy(update={"endpoint": pinned})
+
+        predictions = endpoint_predictions(answers, rows=validation, version=version)
+        score = score_table(config.metric, predictions)
         note = _note(
             f"{reported}: {prompt.note}",
             answers,
             shares_without=shares_without,
             classes=version.classes,
         )
-        return Baseline(
-            version.kind, None, score_table(config.metric, predictions), True, note
-        ), version
+        baseline = Baseline(version.kind, None, score, servable=True, note=note)
+        return baseline, version.model_copy(update={"endpoint": pinned})
 
     tried = tried_prompts(
         contender.prompting,
@@ -123,23 +124,19 @@ def _note(
     `shares_without` is `_shares_without_parameters`.
     """
     notes = [detail]
-    unlabelled = [
-        answer for answer in answers if classes and label_of(answer.text, classes=classes) is None
-    ]
-    if unlabelled:
-        notes.append(f"{len(unlabelled) / len(answers):.1%} of the answers are no label")
+    if classes:
+        labels = [label_of(answer.text, classes=classes) for answer in answers]
+        if None in labels:
+            share = labels.count(None) / len(labels)
+            notes.append(f"{share:.1%} of the answers are no label")
     notes.append(str(count_answers(answers, classes=classes)))
     for name, share in shares_without.items():
-        if share == 1:
-            requests = "the requests"
-        else:
-            requests = f"{share:.1%} of the requests"
-        notes.append(f"{requests} had no {name}, which the endpoint refused")
+        notes.append(f"{share:.1%} of the requests had no {name}, which the endpoint refused")
     return "; ".join(filter(None, notes))
 
 
 def _shares_without_parameters(answers: Sequence[EndpointAnswer]) -> dict[str, float]:
     """Return the share of the answers whose request was sent without a parameter, for each that was
     left out."""
-    names = sorted({name for answer in answers for name in answer.omitted})
-    return {name: float(np.mean([name in answer.omitted for answer in answers])) for name in names}
+    counts = Counter(chain.from_iterable(answer.omitted for answer in answers))
+    return {name: count / len(answers) for name, count in sorted(counts.items())}

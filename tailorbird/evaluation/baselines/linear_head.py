@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from safetensors.numpy import save
 
 from tailorbird.config.training import ClassWeights
 from tailorbird.evaluation.baselines.linear_solver import (
@@ -31,18 +32,16 @@ class Head:
     weight: FloatArray
     bias: FloatArray
 
-    def __post_init__(self) -> None:
-        for name in (
-            "weight",
-            "bias",
-        ):  # safetensors stores raw memory, and a transposed array is column-major
-            object.__setattr__(
-                self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32)
-            )
-
     def logits(self, features: FloatArray) -> FloatArray:
         """Return logits [N, L] of features [N, F]."""
         return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `head.safetensors`."""
+        arrays = {"weight": self.weight, "bias": self.bias}
+        # safetensors stores raw memory, and a transposed array is column-major.
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return bytes(save(contiguous))
 
 
 @dataclass(frozen=True)
@@ -55,28 +54,22 @@ class Fit:
     model: str  # `LOGISTIC` or `SVM`
     c: float
     class_weights: ClassWeights
-    embedding_weight: float
     logits: FloatArray
     score: float  # of the highest logit, or that of `OffsetFit`
     offsets: tuple[float, ...] = ()  # [L]
+    embedding_weight: float | None = None  # factor of an embedding next to this bag of words
     mixed: float | None = None  # weight of a probe that is mixed with this bag of words
 
     def note(self) -> str:
         """Return the settings for reports."""
-        if self.embedding_weight:
-            embedding = f", embedding weight {self.embedding_weight:g}"
-        else:
-            embedding = ""
+        settings = f"{self.model}, C = {self.c:g}"
         if self.class_weights != "equal":
-            weights = f", {self.class_weights} class weights"
-        else:
-            weights = ""
+            settings += f", {self.class_weights} class weights"
+        if self.embedding_weight is not None:
+            settings += f", embedding weight {self.embedding_weight:g}"
         if self.mixed is not None:
-            return (
-                f"bag of words ({self.model}, C = {self.c:g}{weights}), mixed with "
-                f"{self.mixed:.0%} probe"
-            )
-        return f"{self.model}, C = {self.c:g}{embedding}{weights}"
+            return f"bag of words ({settings}), mixed with {self.mixed:.0%} probe"
+        return settings
 
 
 @dataclass(frozen=True)
@@ -111,15 +104,11 @@ class HeadData:
     labels: IntArray
     features: Blocks  # of the validation rows
     held_out: HeldOut
-    embedding_weight: float = (
-        0.0  # factor of the embedding; 0 without one, or if it is the only block
-    )
 
     def take(self, rows: IntArray) -> "HeadData":
         """Return the data with a part of the training rows."""
-        return replace(
-            self, train=tuple(block[rows] for block in self.train), labels=self.labels[rows]
-        )
+        train = tuple(block[rows] for block in self.train)
+        return replace(self, train=train, labels=self.labels[rows])
 
 
 def fit_linear(
@@ -145,17 +134,32 @@ def fit_linear(
     if start is not None:
         parts[-len(start.weights) :] = start.weights
         bias = start.bias[None]
-        if (
-            len(start.weights) == len(parts) and start.embedding_weight
-        ):  # the same logits with another factor
-            parts[0] = parts[0] * np.float32(start.embedding_weight / data.embedding_weight)
+
     for c in strengths:
         *parts, bias = minimise(data.train, loss, c=c, start=(*parts, bias))
         logits = bias + sum(block @ part for block, part in zip(data.features, parts, strict=True))
-        score = data.held_out.score(logits)
         yield Fit(
-            tuple(parts), bias[0], model, c, class_weights, data.embedding_weight, logits, score
+            weights=tuple(parts),
+            bias=bias[0],
+            model=model,
+            c=c,
+            class_weights=class_weights,
+            logits=logits,
+            score=data.held_out.score(logits),
         )
+
+
+def refit(data: HeadData, fit: Fit, *, class_weights: ClassWeights | None = None) -> Fit:
+    """Return a fit on other data with the same settings, or with other class weights, that starts
+    from `fit`."""
+    fits = fit_linear(
+        data,
+        fit.model,
+        strengths=(fit.c,),
+        class_weights=class_weights or fit.class_weights,
+        start=fit,
+    )
+    return next(fits)
 
 
 def best_of(fits: Iterable[Fit]) -> Fit:
@@ -171,15 +175,8 @@ def best_class_weights(data: HeadData, fits: Sequence[Fit]) -> Fit:
     settings.
     """
     best = data.held_out.with_offsets(best_of(fits))
-    unequal = [kind for kind in POWERS if kind != "equal"]
-    for class_weights in unequal:
-        weighted = best_of(
-            next(
-                fit_linear(
-                    data, fit.model, strengths=(fit.c,), class_weights=class_weights, start=fit
-                )
-            )
-            for fit in fits
-        )
-        best = best_of([best, data.held_out.with_offsets(weighted)])
+    for class_weights in POWERS:
+        if class_weights != "equal":
+            weighted = best_of(refit(data, fit, class_weights=class_weights) for fit in fits)
+            best = best_of([best, data.held_out.with_offsets(weighted)])
     return best

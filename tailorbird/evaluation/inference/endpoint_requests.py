@@ -3,13 +3,10 @@ twice."""
 
 import asyncio
 import re
-import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from contextvars import copy_context
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Self, TypeVar
 
 from pydantic import TypeAdapter
@@ -18,9 +15,9 @@ from cluster.progress import counter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
-from tailorbird.evaluation.inference.endpoint_coverage import max_missing, refused_first
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
 from tailorbird.models.endpoint.client import (
+    DEFAULT_RETRY,
     Body,
     Connection,
     RetryPolicy,
@@ -34,7 +31,6 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 
 NUM_READERS = 16  # threads that read stored answers
-INTERRUPT_POLL_S = 0.2
 UNKNOWN = "x"  # in the name of a stored answer: the endpoint did not report a number of tokens
 _FILE = re.compile(rf"([0-9a-f]{{64}})-(\d+|{UNKNOWN})-(\d+|{UNKNOWN})\.json")
 _ANSWER = TypeAdapter(EndpointAnswer)
@@ -48,10 +44,9 @@ class RequestLimits:
 
     timeout_s: float = 60.0  # per request
     max_concurrency: int = 8
-    max_spend: float | None = (
-        None  # of all stored answers of the endpoint for a task; see `max_spend_of`
-    )
-    retry: RetryPolicy | None = None  # None for the default
+    max_spend: float | None = None
+    """Limit for all stored answers of the endpoint for a task; see `max_spend_of`."""
+    retry: RetryPolicy = DEFAULT_RETRY
     recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
     @classmethod
@@ -79,13 +74,10 @@ class RequestLimits:
     def priced(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint with the recipe's prices, if it was registered without prices and is
         the recipe's."""
-        if endpoint.price_input is None and self.recipe is not None and self.names(endpoint):
-            prices = {
-                "price_input": self.recipe.price_input,
-                "price_output": self.recipe.price_output,
-            }
-            endpoint = endpoint.model_copy(update=prices)
-        return endpoint
+        if endpoint.price_input is not None or self.recipe is None or not self.names(endpoint):
+            return endpoint
+        prices = self.recipe.model_dump(include={"price_input", "price_output"})
+        return endpoint.model_copy(update=prices)
 
 
 @dataclass
@@ -100,8 +92,11 @@ class StoredAnswers:
         self, *, input_tokens: int | None, output_tokens: int | None, endpoint: Endpoint
     ) -> None:
         """Add the price of an answer."""
-        self.spent += endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens) or 0.0
-        self.num_unknown += input_tokens is None or output_tokens is None
+        if input_tokens is None or output_tokens is None:
+            self.num_unknown += 1
+        else:
+            price = endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens)
+            self.spent += price or 0.0
 
 
 def fetch_answers(
@@ -121,9 +116,6 @@ def fetch_answers(
     `EndpointAnswer.refused`), which is stored too. After another error, no request starts, and
     those that have started are completed and stored.
 
-    While no model is known, requests are sent one at a time. If the endpoint refuses the first of
-    them and they are more than `max_missing` of all, EndpointAnswersMissing is raised.
-
     The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`,
     in which the list remains until an error; answers that another process stores meanwhile are
     neither used nor counted as spend.
@@ -133,20 +125,18 @@ def fetch_answers(
     price is missing.
     """
     endpoint = limits.priced(endpoint)
-    of_all = TaskPaths(parent).endpoint_answers(
-        digest({"url": endpoint.url, "model": endpoint.model})[:16]
-    )
-    if endpoint.revision is None:
-        folder = of_all
-    else:
-        folder = f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
-    kept = {} if kept is None else kept
-    stored = kept.pop(folder, None) or _stored(of_all, folder=folder, endpoint=endpoint)
+    endpoint_key = digest({"url": endpoint.url, "model": endpoint.model})[:16]
+    root = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
+    if endpoint.revision is not None:
+        folder += f"/{digest({'revision': endpoint.revision})[:16]}"
+    stored = kept.pop(folder, None) if kept else None
+    stored = stored or _stored(root, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
     answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
-    for model in (answer.model for answer in answers.values() if answer.model):
-        require_model(model, endpoint=endpoint)
-        endpoint = endpoint.model_copy(update={"reported_model": model})
+    for answer in answers.values():
+        if answer.model:
+            require_model(answer.model, endpoint=endpoint)
+            endpoint = endpoint.model_copy(update={"reported_model": answer.model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
         max_spend = limits.max_spend_of(endpoint)
@@ -159,11 +149,7 @@ def fetch_answers(
         if stored.num_unknown and max_spend is not None:
             raise spend_unknown(endpoint)
         limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
-        sent = _run(
-            _send(
-                missing, known=answers, endpoint=endpoint, folder=folder, limits=limits, limit=limit
-            )
-        )
+        sent = _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
         for name, answer in sent.items():
             stored.uris[name] = _uri(answer, folder=folder, name=name)
             stored.count(
@@ -172,7 +158,8 @@ def fetch_answers(
                 endpoint=endpoint,
             )
         answers |= sent
-    kept[folder] = stored
+    if kept is not None:
+        kept[folder] = stored
     return tuple(answers[name] for name in names)
 
 
@@ -185,46 +172,28 @@ def request_sha256(body: Body, *, url: str) -> str:
 def _run(work: Coroutine[object, object, T]) -> T:
     """Return the result of a coroutine. An interruption cancels it.
 
-    In a notebook, this thread already runs an event loop, so the coroutine runs in another thread.
+    It runs in another thread, because in a notebook this thread already runs an event loop.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    interrupted = threading.Event()
-
-    async def until_interrupted() -> T:
-        task = asyncio.ensure_future(work)
-        while not task.done():
-            await asyncio.wait([task], timeout=INTERRUPT_POLL_S)
-            if interrupted.is_set():
-                task.cancel()
-        return task.result()
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(
-            copy_context().run, asyncio.run, until_interrupted()
-        )  # with `current_progress`
+    with closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1) as pool:
+        task = loop.create_task(work)  # in this context, which has `current_progress`
         try:
-            return running.result()
-        except BaseException:
-            interrupted.set()
-            raise
+            return pool.submit(loop.run_until_complete, task).result()
+        finally:
+            loop.call_soon_threadsafe(task.cancel)
 
 
 async def _send(
     bodies: Mapping[str, Body],
     *,
-    known: Mapping[str, EndpointAnswer],
     endpoint: Endpoint,
     folder: str,
     limits: RequestLimits,
     limit: SpendLimit,
 ) -> dict[str, EndpointAnswer]:
-    """Send requests and store their answers. `known` has the stored answers to the other requests.
+    """Send requests and store their answers.
 
-    The first request is sent alone. It shows the model, and the parameters that the endpoint
-    refuses.
+    They are sent one at a time until an answer shows the model. The first one also shows the
+    parameters that the endpoint refuses.
     """
     answers: dict[str, EndpointAnswer] = {}
     failures: list[Exception] = []
@@ -245,31 +214,25 @@ async def _send(
 
     pending = iter(bodies.items())
     count_done = counter(len(bodies), unit="requests")
-    async with aclosing(
-        connect(
-            endpoint,
-            timeout_s=limits.timeout_s,
-            max_connections=limits.max_concurrency,
-            retry=limits.retry,
-        )
-    ) as connection:
+    unpinned = connect(
+        endpoint,
+        timeout_s=limits.timeout_s,
+        max_connections=limits.max_concurrency,
+        retry=limits.retry,
+    )
+    async with aclosing(unpinned) as connection:
         model = endpoint.reported_model
-        num_rows = len(known) + len(bodies)
-        num_sent = 0
-        await work(connection, islice(pending, 1))
-        while not (model := model or _model_of(answers.values())) and len(answers) > num_sent:
-            refused = (*known.values(), *answers.values())  # a refused request shows no model
-            if len(refused) > max_missing(num_rows):
-                raise refused_first(refused, num_rows=num_rows, endpoint=endpoint)
-            num_sent = len(answers)
-            await work(connection, islice(pending, 1))
+        for request in pending:
+            num_answers = len(answers)
+            await work(connection, iter([request]))
+            model = model or _model_of(answers.values())
+            if model or len(answers) == num_answers:
+                break
         if model:
-            connection = replace(
-                connection, endpoint=endpoint.model_copy(update={"reported_model": model})
-            )
-            await asyncio.gather(
-                *(work(connection, pending) for _ in range(limits.max_concurrency))
-            )
+            pinned = endpoint.model_copy(update={"reported_model": model})
+            connection = replace(connection, endpoint=pinned)
+            workers = [work(connection, pending) for _ in range(limits.max_concurrency)]
+            await asyncio.gather(*workers)
     if failures:
         raise failures[0]
     if len(answers) < len(bodies):
@@ -293,34 +256,38 @@ async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
         return refused_answer(error.fault.code)
 
 
-def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
-    """Return the stored answers in `folder`, and the price of those of all revisions, which are
-    under `of_all`.
+def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
+    """Return the stored answers in `folder`, and the price of all revisions, under `root`.
 
     The tokens of an answer are part of its name, so it does not have to be read.
     """
     stored = StoredAnswers({}, 0.0, 0)
-    for uri in storage.list_files(of_all, missing_ok=True):
+    for uri in storage.list_files(root, missing_ok=True):
         parent, _, file = uri.rpartition("/")
         match = _FILE.fullmatch(file)
         if match is None:
             continue
-        name, *counts = match.groups()
-        input_tokens, output_tokens = [None if count == UNKNOWN else int(count) for count in counts]
+        name, input_tokens, output_tokens = match.groups()
         if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
             stored.uris[name] = uri
-        stored.count(input_tokens=input_tokens, output_tokens=output_tokens, endpoint=endpoint)
+        stored.count(
+            input_tokens=_number(input_tokens),
+            output_tokens=_number(output_tokens),
+            endpoint=endpoint,
+        )
     return stored
+
+
+def _number(count: str) -> int | None:
+    return None if count == UNKNOWN else int(count)
 
 
 def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:
     """Return the URI of an answer. Its tokens are part of it, so that the price is known without
     reading it."""
-    counts = (
-        UNKNOWN if count is None else str(count)
-        for count in (answer.input_tokens, answer.output_tokens)
-    )
-    return f"{folder}/{name}-{'-'.join(counts)}.json"
+    input_tokens = UNKNOWN if answer.input_tokens is None else answer.input_tokens
+    output_tokens = UNKNOWN if answer.output_tokens is None else answer.output_tokens
+    return f"{folder}/{name}-{input_tokens}-{output_tokens}.json"
 
 
 def _store(answer: EndpointAnswer, uri: str) -> None:
@@ -330,7 +297,5 @@ def _store(answer: EndpointAnswer, uri: str) -> None:
 def _read(uris: Mapping[str, str]) -> dict[str, EndpointAnswer]:
     with ThreadPoolExecutor(NUM_READERS) as pool:
         contents = pool.map(storage.read_bytes, uris.values())
-        return {
-            name: _ANSWER.validate_json(content)
-            for name, content in zip(uris, contents, strict=True)
-        }
+        answers = map(_ANSWER.validate_json, contents)
+        return dict(zip(uris, answers, strict=True))

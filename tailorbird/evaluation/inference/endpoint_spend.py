@@ -26,9 +26,8 @@ class SpendLimit:
         self._reserved = 0.0
         self._num_running = 0
         self._refused = 0.0
-        self._factor = (
-            1.0  # the largest price of an answer divided by `largest_price`, if that is above 1
-        )
+        self._factor = 1.0
+        """The largest price of an answer divided by `largest_price`, if that is above 1."""
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
@@ -50,8 +49,8 @@ class SpendLimit:
             )
             granted = self._fits(self._reserved + largest)
             if granted:
-                self._num_running = self._num_running + 1
-                self._reserved = self._reserved + largest
+                self._num_running += 1
+                self._reserved += largest
             else:
                 self._refused = largest
         if not granted:
@@ -73,10 +72,7 @@ class SpendLimit:
         finally:
             async with self._changed:
                 self._num_running -= 1
-                if self._num_running:
-                    self._reserved = self._reserved - largest
-                else:
-                    self._reserved = 0.0
+                self._reserved -= largest
                 self._changed.notify_all()
 
     def _fits(self, price: float) -> bool:

@@ -31,14 +31,13 @@ def predict_hybrid(
         confidence=lambda position: tables["first"].calibrated[position],
         groups=groups,
     )
-    of_first = [position for name, position in answers if name == "first"]
-    of_second = [position for name, position in answers if name == "second"]
+    first = [position for name, position in answers if name == "first"]
+    second = [position for name, position in answers if name == "second"]
     either = next(iter(tables.values()))
     table = merged(
-        tables.get("first", either).take(of_first),
-        tables.get("second", either).take(of_second),
+        tables.get("first", either).take(first),
+        tables.get("second", either).take(second),
         to_second=np.array([name == "second" for name, _ in answers]),
     )
-    return replace(
-        table, clusters=documents(rows)
-    )  # documents are numbered in the order of all rows
+    # Documents are numbered in the order of all rows.
+    return replace(table, clusters=documents(rows))

@@ -4,14 +4,13 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
 from tailorbird.config.evaluation import GatesConfig
 from tailorbird.data.rows import Rows
 
 
-def _both_ways(*pairs: tuple[str, str]) -> Mapping[str, str]:
-    return MappingProxyType({a: b for pair in pairs for a, b in (pair, pair[::-1])})
+def _both_ways(*pairs: tuple[str, str]) -> dict[str, str]:
+    return dict(pairs) | {second: first for first, second in pairs}
 
 
 SEXES = _both_ways(
@@ -44,7 +43,10 @@ SEXES = _both_ways(
     ("stepfather", "stepmother"),
     ("sir", "madam"),
 )
-TITLES = MappingProxyType({"Mr": "Ms", "Ms": "Mr", "Mrs": "Mr"})
+POSSESSIVES = {"her": "his", "his": "her", "him": "her", "hers": "his"}
+"""Pronouns before a noun."""
+PRONOUNS = POSSESSIVES | {"her": "him", "his": "hers"}
+TITLES = {"Mr": "Ms", "Ms": "Mr", "Mrs": "Mr"}
 
 # Words that make a text specific to one sex. Swapping the sex would make the text meaningless.
 SEX_BOUND = re.compile(
@@ -60,23 +62,20 @@ AGES = _both_ways(
     ("elderly", "young"), ("older", "younger"), ("child", "adult"), ("children", "adults"),
     ("teenager", "pensioner"), ("teenagers", "pensioners"), ("paediatric", "geriatric"),
 )  # fmt: skip
-AGES = MappingProxyType(
-    {**AGES, "pediatric": "geriatric", "toddler": "adult", "toddlers": "adults"}
-)
-GROWN = MappingProxyType(
-    {
-        "child": "adult",
-        "children": "adults",
-        "boy": "man",
-        "boys": "men",
-        "girl": "woman",
-        "girls": "women",
-        "toddler": "adult",
-        "teenager": "adult",
-        "schoolboy": "man",
-        "schoolgirl": "woman",
-    }
-)
+AGES |= {"pediatric": "geriatric", "toddler": "adult", "toddlers": "adults"}
+GROWN = {
+    "child": "adult",
+    "children": "adults",
+    "boy": "man",
+    "boys": "men",
+    "girl": "woman",
+    "girls": "women",
+    "toddler": "adult",
+    "teenager": "adult",
+    "schoolboy": "man",
+    "schoolgirl": "woman",
+}
+"""Words of a text with a stated age below `FULL_AGE`."""
 
 # Words that make a text specific to an age group.
 AGE_BOUND = re.compile(
@@ -132,12 +131,19 @@ NAMES = (
         ("Chukwuemeka", "Kwame", "Babajide", "Kofi", "Kamau"),
     ),
 )
-NAME_POSITIONS = {
-    name: (origin, sex, index)
-    for origin, sexes in enumerate(NAMES)
-    for sex, names in enumerate(sexes)
-    for index, name in enumerate(names)
-}
+
+
+def _name_positions() -> dict[str, tuple[int, int, int]]:
+    positions = {}
+    for origin, sexes in enumerate(NAMES):
+        for sex, names in enumerate(sexes):
+            for index, name in enumerate(names):
+                positions[name] = (origin, sex, index)
+    return positions
+
+
+NAME_POSITIONS = _name_positions()
+"""Origin, sex and index of each name."""
 
 # An article before an age, or before a word that may be an age word.
 ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
@@ -166,36 +172,35 @@ def swap_demographics(rows: Rows) -> Rows:
     `SEX_BOUND` or `AGE_BOUND` (pregnancy, prostate, newborn), because the meaning of these texts
     depends on it.
     """
-    kinds: dict[str, Callable[[str, str], str]] = {
-        "sex": lambda text, _: swap_sex(text),
-        "age": lambda text, _: swap_age(text),
-        "name": lambda text, row_id: swap_name(text, seed=row_id),
-    }
-    changes = [
-        (position, f"{row_id}|{kind}", changed)
-        for position, (row_id, text) in enumerate(zip(rows.row_ids, rows.texts, strict=True))
-        for kind, swap in kinds.items()
-        if (changed := swap(text, row_id)) != text
-    ]
-    return replace(
-        rows.take([position for position, _, _ in changes]),
-        row_ids=tuple(row_id for _, row_id, _ in changes),
-        texts=tuple(changed for _, _, changed in changes),
-    )
+    positions = []
+    row_ids = []
+    texts = []
+    for position, (row_id, text) in enumerate(zip(rows.row_ids, rows.texts, strict=True)):
+        swapped = {
+            "sex": swap_sex(text),
+            "age": swap_age(text),
+            "name": swap_name(text, seed=row_id),
+        }
+        for kind, changed in swapped.items():
+            if changed != text:
+                positions.append(position)
+                row_ids.append(f"{row_id}|{kind}")
+                texts.append(changed)
+    return replace(rows.take(positions), row_ids=tuple(row_ids), texts=tuple(texts))
 
 
 def add_typos(rows: Rows) -> Rows:
     """Return rows `<row_id>|noise` with a typing error, wrong case or extra space, selected by a
     hash of the row id."""
-    texts = tuple(
-        add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True)
-    )
+    pairs = zip(rows.row_ids, rows.texts, strict=True)
+    texts = tuple(add_typo(text, seed=row_id) for row_id, text in pairs)
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
 
-PERTURBATIONS: Mapping[str, Callable[[Rows], Rows]] = MappingProxyType(
-    {"counterfactual": swap_demographics, "noise": add_typos}
-)
+PERTURBATIONS: Mapping[str, Callable[[Rows], Rows]] = {
+    "counterfactual": swap_demographics,
+    "noise": add_typos,
+}
 """Functions that return the changed rows of a set, by its name."""
 
 
@@ -209,20 +214,13 @@ def swap_sex(text: str) -> str:
         word = match.group()
         if word in TITLES:
             return TITLES[word]
-        is_acronym = (
-            len(word) <= 3 and word.isupper() and not text.isupper()
-        )  # HE is hepatic encephalopathy
+        # HE is hepatic encephalopathy.
+        is_acronym = len(word) <= 3 and word.isupper() and not text.isupper()
         if is_acronym or EPONYM.match(text, match.end()):
             return word
-        # Before a noun, "her" becomes "his" and "his" becomes "her"; elsewhere "him" and "hers".
-        owns = bool(NOUN_AFTER.match(text, match.end()))
-        pronouns = {
-            "her": "his" if owns else "him",
-            "his": "her" if owns else "hers",
-            "him": "her",
-            "hers": "his",
-        }
-        return _like(word, {**SEXES, **pronouns}.get(word.lower(), word))
+        is_before_noun = NOUN_AFTER.match(text, match.end()) is not None
+        words = SEXES | (POSSESSIVES if is_before_noun else PRONOUNS)
+        return _like(word, words.get(word.lower(), word))
 
     changed = WORD.sub(swapped, text)
     if changed == text:
@@ -238,7 +236,10 @@ def swap_age(text: str) -> str:
     """
     if AGE_BOUND.search(text):
         return text
-    ages = [int(age) for match in STATED_AGE.finditer(text) for age in match.groups() if age]
+    ages = [int(match.group()) for match in STATED_AGE.finditer(text)]
+    words = AGES
+    if ages:
+        words = GROWN if min(ages) < FULL_AGE else {}
 
     def moved(match: re.Match[str]) -> str:
         age = int(match.group())
@@ -246,16 +247,11 @@ def swap_age(text: str) -> str:
             return match.group()
         return str(age + YEARS_MOVED if age < MIDDLE_AGE else age - YEARS_MOVED)
 
-    if not ages:
-        words = AGES
-    elif min(ages) < FULL_AGE:
-        words = GROWN
-    else:
-        words = {}
-    changed = STATED_AGE.sub(moved, text)
-    changed = WORD.sub(
-        lambda match: _like(match.group(), words.get(match.group().lower(), match.group())), changed
-    )
+    def swapped(match: re.Match[str]) -> str:
+        word = match.group()
+        return _like(word, words.get(word.lower(), word))
+
+    changed = WORD.sub(swapped, STATED_AGE.sub(moved, text))
     if changed == text:
         return text
     return ARTICLE.sub(_article, changed)
@@ -296,7 +292,9 @@ def _typing_error(text: str, seed: str) -> str:
     at = word.start() + 1 + _hashed(seed, "letter") % (len(word.group()) - 2)
     here = text[at]
     after = text[at + 1]
-    errors = [here + here + after, after] + ([after + here] if here != after else [])
+    errors = [here + here + after, after]
+    if here != after:
+        errors.append(after + here)
     return text[:at] + errors[_hashed(seed, "error") % len(errors)] + text[at + 2 :]
 
 
@@ -321,17 +319,10 @@ def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
 
     def renamed(match: re.Match[str]) -> str:
         word = match.group()
-        if word in NAME_POSITIONS:
-            name = word
-        elif text.isupper():
-            name = word.title()
-        else:
-            name = word
+        name = word.title() if text.isupper() else word
         if name not in NAME_POSITIONS or EPONYM.match(text, match.end()):
             return word
-        if word.isupper():
-            return _like(word, other(*NAME_POSITIONS[name]))
-        return other(*NAME_POSITIONS[name])
+        return _like(word, other(*NAME_POSITIONS[name]))
 
     return WORD.sub(renamed, text)
 
@@ -340,14 +331,16 @@ def _article(match: re.Match[str]) -> str:
     """Return the article that fits the following word: a young man, an elderly man; a 30-year-old,
     an 80-year-old."""
     article = match.group(1)
-    following = match.group(2).lower()
+    following = match.group(2)
     if following.isdecimal():
-        vowel = following[0] == "8" or following in ("11", "18")
-    elif following in AGES:
-        vowel = following[0] in "aeiou"
+        has_vowel = following[0] == "8" or following in ("11", "18")
+    elif following.lower() in AGES:
+        has_vowel = following[0] in "aeiouAEIOU"
     else:
-        return match.group()
-    return article[0] + (("N" if match.group(2).isupper() else "n") if vowel else "")
+        return article
+    if not has_vowel:
+        return article[0]
+    return article[0] + ("N" if following.isupper() else "n")
 
 
 def _like(word: str, other: str) -> str:
@@ -360,6 +353,5 @@ def _like(word: str, other: str) -> str:
 
 
 def _hashed(seed: str, purpose: str) -> int:
-    return int.from_bytes(
-        hashlib.sha256(f"{purpose}|{seed}".encode("utf-8", "surrogatepass")).digest()[:8], "big"
-    )
+    content = f"{purpose}|{seed}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")

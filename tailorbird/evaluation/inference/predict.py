@@ -22,7 +22,7 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
-from tailorbird.registry.hybrid_routing import PARTS
+from tailorbird.registry.hybrid_routing import PARTS, PartName
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
@@ -35,18 +35,18 @@ def predict_rows(
     DeviceError if this process then has none. This process sends the requests to an external
     endpoint, within `limits`; see `fetch_answers` for errors.
     """
-    if read_artifact_config(uri).endpoint is not None:
-        return on_first_rank(
-            partial(predict_endpoint, uri, rows=rows, limits=limits or RequestLimits())
-        )
+    config = read_artifact_config(uri)
+    if config.endpoint is not None:
+        limits = limits or RequestLimits()
+        return on_first_rank(partial(predict_endpoint, uri, rows=rows, limits=limits))
     device = evaluation_device(on_gpu=on_gpu)
-    hybrid = read_artifact_config(uri).hybrid
-    if hybrid is not None:
-        uris = dict(zip(PARTS, (part.uri for part in read_parts(hybrid)), strict=True))
-        predict = partial(predict_rows, on_gpu=on_gpu, limits=limits)
-        return predict_hybrid(
-            hybrid.routing, rows=rows, predict=lambda name, part: predict(uris[name], rows=part)
-        )
+    if config.hybrid is not None:
+        parts = dict(zip(PARTS, read_parts(config.hybrid), strict=True))
+
+        def predict(name: PartName, rows: Rows) -> Predictions:
+            return predict_rows(parts[name].uri, rows=rows, on_gpu=on_gpu, limits=limits)
+
+        return predict_hybrid(config.hybrid.routing, rows=rows, predict=predict)
     loaded = load_artifact(uri, device=device)
     if isinstance(loaded, LoadedClassifier):
         return _predict_labels(loaded, rows)
@@ -79,8 +79,9 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
     before = at_index(temperature_softmax(logits, temperature=1.0), answers)
     after = at_index(temperature_softmax(logits, temperature=loaded.version.temperature), answers)
     outputs = tuple(loaded.classes[index] for index in answers)
-    kind = loaded.version.kind
-    return label_predictions(kind, rows=rows, outputs=outputs, confidences=before, calibrated=after)
+    return label_predictions(
+        loaded.version.kind, rows=rows, outputs=outputs, confidences=before, calibrated=after
+    )
 
 
 def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
@@ -89,17 +90,16 @@ def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictio
     if rows.suite is not None:
         return predict_suite(loaded, rows)
     answers = answer_texts(loaded, rows)
-    confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
-    outputs = [answer.text for answer in answers]
-    if loaded.model is None:
-        return text_predictions(
-            loaded.version.kind, rows=rows, outputs=outputs, confidences=confidences
-        )
-    return text_predictions(
+    predictions = partial(
+        text_predictions,
         loaded.version.kind,
         rows=rows,
-        outputs=outputs,
-        confidences=confidences,
+        outputs=[answer.text for answer in answers],
+        confidences=np.array([answer.confidence for answer in answers], dtype=np.float64),
+    )
+    if loaded.model is None:
+        return predictions()
+    return predictions(
         log_likelihoods=np.array(reference_likelihoods(loaded, rows), dtype=np.float64),
         logprobs=tuple(answer.logprobs for answer in answers),
     )

@@ -1,6 +1,7 @@
 """Turn the outputs of a model for rows into predictions."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -52,12 +53,9 @@ def text_predictions(
     errors are those of `AnswerMetric`. `log_likelihoods` [N] are those of the reference answers,
     and `logprobs` those of the tokens of each answer, if the model has them.
     """
+    score = partial(per_row, outputs=outputs, references=rows.labels, config=rows.answers)
     names = (*TEXT_METRICS, *answer_metrics(rows.answers))
-    scores = {
-        name: per_row(name, outputs=outputs, references=rows.labels, config=rows.answers)
-        for name in names
-    }
-    measures = {name: values for name, values in scores.items() if name != "exact_match"}
+    measures = {name: score(name) for name in names if name != "exact_match"}
     if log_likelihoods is not None:
         measures["log_likelihood"] = log_likelihoods
     return Predictions(
@@ -65,7 +63,7 @@ def text_predictions(
         row_ids=rows.row_ids,
         labels=tuple(words_sha256(text) for text in rows.labels),
         outputs=tuple(words_sha256(text) for text in outputs),
-        scores=scores["exact_match"],
+        scores=score("exact_match"),
         confidences=confidences,
         calibrated=confidences,
         groups=rows.groups,

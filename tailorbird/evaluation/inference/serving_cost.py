@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,7 +33,7 @@ from tailorbird.models.loading import (
     load_artifact,
     load_retrieval_index,
 )
-from tailorbird.registry.hybrid_routing import IntArray, PartName, Routing, answer_rows
+from tailorbird.registry.hybrid_routing import PARTS, IntArray, PartName, Routing, answer_rows
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 from tailorbird.storage.node_cache import local_copy
 
@@ -99,21 +99,21 @@ def measure_serving(
     models = {role: load(uri) for role, uri in uris.items()}
     for model in models.values():
         _seconds(model, rows, device=device)
+
     measured: dict[str, list[Seconds]] = {role: [] for role in models}
-    roles = tuple(models)
-    for number in range(MIN_ROUNDS):
-        for role in roles if number % 2 == 0 else roles[::-1]:
+    order = list(models)
+    for _ in range(MIN_ROUNDS):
+        for role in order:
             measured[role].append(_seconds(models[role], rows, device=device))
-    emulated = tuple(
-        role for role, model in models.items() if emulates(model.dtypes, device=device)
-    )
-    costs = {
-        role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus)
-        for role, values in measured.items()
-    }
-    for role, counts in (tokens or {}).items():
-        costs[role] = replace(costs[role], gpu_s=None, tokens=counts)
-    return MeasuredCosts(ServingDevice(_device_name(num_gpus), emulated), costs)
+        order.reverse()
+
+    costs = {}
+    for role, seconds in measured.items():
+        costs[role] = usage_of(seconds, num_rows=len(rows), num_gpus=num_gpus)
+        if tokens is not None and role in tokens:
+            costs[role] = replace(costs[role], gpu_s=None, tokens=tokens[role])
+    emulated = [role for role, model in models.items() if emulates(model.dtypes, device=device)]
+    return MeasuredCosts(ServingDevice(_device_name(num_gpus), tuple(emulated)), costs)
 
 
 def _device_name(num_gpus: int) -> str:
@@ -121,12 +121,9 @@ def _device_name(num_gpus: int) -> str:
     if not num_gpus:
         return CPU_NAME
     name = torch.cuda.get_device_name()
-    num_ranks = current_group().size
-    if num_ranks < num_gpus:
+    if current_group().size < num_gpus:
         return f"{name} (counted as {num_gpus})"
-    if num_gpus == 1:
-        return name
-    return f"{num_gpus} x {name}"
+    return name if num_gpus == 1 else f"{num_gpus} x {name}"
 
 
 def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int) -> ServingUsage:
@@ -161,25 +158,19 @@ def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[N
     if device == "cpu":
         yield
         return
-    if current_group().size > 1:
+    on_host: dict[torch.Tensor, torch.Tensor] = {}
+    if current_group().size == 1:
+        for module in weights:
+            on_host |= {tensor: tensor.data for tensor in (*module.parameters(), *module.buffers())}
+    try:
         for module in weights:
             module.to(device)
-        try:
-            yield
-        finally:
-            for module in weights:
-                module.to("cpu")
-            torch.cuda.empty_cache()
-        return
-    tensors = {tensor for module in weights for tensor in (*module.parameters(), *module.buffers())}
-    on_host = {tensor: tensor.data for tensor in tensors}
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(device)
         yield
     finally:
         for tensor, data in on_host.items():
             tensor.data = data
+        for module in weights:
+            module.to("cpu")  # parts of ranks
         torch.cuda.empty_cache()
 
 
@@ -191,28 +182,18 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
     config = read_artifact_config(uri)
     if config.endpoint is not None:
         return _endpoint_model(uri, config=config)
-    hybrid = config.hybrid
-    if hybrid is None:
-        uris = [uri]
+    load = partial(load_artifact, device=device, weights_device="cpu", pretrained=pretrained)
+    if config.hybrid is None:
+        loaded = load(uri)
+        parts = [loaded]
+        answer: Callable[[Rows], object] = partial(_answer, loaded, batch_size=batch_size)
     else:
-        uris = [part.uri for part in read_parts(hybrid)]
-    parts = []
-    weights = []
-    for part_uri in uris:
-        loaded = load_artifact(part_uri, device=device, weights_device="cpu", pretrained=pretrained)
-        parts.append(loaded)
-        if loaded.model is not None:
-            weights.append(loaded.model)
-    answer: Callable[[Rows], object] = partial(_answer, parts[0], batch_size=batch_size)
-    if hybrid is not None:
-        answer = partial(
-            _answer_hybrid,
-            first=parts[0],
-            second=parts[1],
-            routing=hybrid.routing,
-            batch_size=batch_size,
-        )
-    return _Model(answer, tuple(weights), frozenset(str(part.version.dtype) for part in parts))
+        parts = [load(part.uri) for part in read_parts(config.hybrid)]
+        by_name = dict(zip(PARTS, parts, strict=True))
+        routing = config.hybrid.routing
+        answer = partial(_answer_hybrid, parts=by_name, routing=routing, batch_size=batch_size)
+    weights = tuple(part.model for part in parts if part.model is not None)
+    return _Model(answer, weights, frozenset(str(part.version.dtype) for part in parts))
 
 
 def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
@@ -228,30 +209,26 @@ def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
     return _Model(prepare, (), frozenset())
 
 
-def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:
+def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> Any:
+    """Return the logits of a classifier, or the answers of a chat version."""
     if isinstance(loaded, LoadedClassifier):
         return class_logits(loaded, rows, batch_size=batch_size)
     return answer_texts(loaded, rows, generate=partial(answer_prompts, max_requests=batch_size))
 
 
 def _answer_hybrid(
-    rows: Rows, *, first: Loaded, second: Loaded, routing: Routing, batch_size: int
+    rows: Rows, *, parts: Mapping[PartName, Loaded], routing: Routing, batch_size: int
 ) -> None:
     """Answer rows as a hybrid does."""
 
     def answer(name: PartName, indices: IntArray) -> Sequence[float]:
-        part = first if name == "first" else second
-        return _confidences(part, rows.take(indices), batch_size=batch_size)
+        """Return the confidences that a cascade compares with its threshold."""
+        loaded = parts[name]
+        answers = _answer(loaded, rows.take(indices), batch_size=batch_size)
+        if isinstance(loaded, LoadedClassifier):
+            scores = temperature_softmax(answers, temperature=loaded.version.temperature)
+            return list(at_index(scores, decide(answers, offsets=loaded.version.offsets)))
+        return [answer.confidence for answer in answers]
 
     groups = None if routing.column is None else rows.groups[routing.column]
     answer_rows(routing, len(rows), answer=answer, confidence=float, groups=groups)
-
-
-def _confidences(loaded: Loaded, rows: Rows, *, batch_size: int) -> Sequence[float]:
-    """Answer rows, and return the confidences that a cascade compares with its threshold."""
-    if isinstance(loaded, LoadedClassifier):
-        logits = class_logits(loaded, rows, batch_size=batch_size)
-        scores = temperature_softmax(logits, temperature=loaded.version.temperature)
-        return list(at_index(scores, decide(logits, offsets=loaded.version.offsets)))
-    generate = partial(answer_prompts, max_requests=batch_size)
-    return [answer.confidence for answer in answer_texts(loaded, rows, generate=generate)]

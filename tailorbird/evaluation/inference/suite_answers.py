@@ -27,13 +27,14 @@ def predict_suite(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
     score.
     """
     positions = generated_positions(rows)
-    answers = answer_texts(loaded, rows.take(positions)) if positions else []
-    likelihoods = {} if loaded.model is None else _likelihoods(loaded, rows)
+    answers: list[Answer] = []
+    if positions:
+        answers = answer_texts(loaded, rows.take(positions))
     return suite_predictions(
         loaded.version.kind,
         rows=rows,
         answers=dict(zip(positions, answers, strict=True)),
-        likelihoods=likelihoods,
+        likelihoods={} if loaded.model is None else _likelihoods(loaded, rows),
     )
 
 
@@ -63,18 +64,18 @@ def suite_predictions(
     likelihoods = likelihoods or {}
     scores = np.full(len(rows), np.nan)
     confidences = np.zeros(len(rows))
+    labels = _hashes(rows.labels, metrics=suite.metrics)
     outputs = [words_sha256("")] * len(rows)
     logprobs: list[tuple[float, ...]] = [()] * len(rows)
-    for position, (metric, options, expectation) in enumerate(
-        zip(suite.metrics, suite.options, rows.labels, strict=True)
-    ):
+    columns = zip(suite.metrics, suite.options, rows.labels, strict=True)
+    for position, (metric, options, expectation) in enumerate(columns):
         if position in answers:
             answer = answers[position]
             scores[position] = score_answer(
                 answer.text, metric=metric, expectation=expectation, options=options
             )
             confidences[position] = answer.confidence
-            outputs[position] = words_sha256("" if metric == PRIVATE else answer.text)
+            [outputs[position]] = _hashes([answer.text], metrics=[metric])
         elif position in likelihoods:
             values, confidences[position] = likelihoods[position]
             scores[position] = choice_score(
@@ -82,16 +83,12 @@ def suite_predictions(
             )
             outputs[position] = words_sha256(options[int(np.argmax(values[: len(options)]))])
             logprobs[position] = tuple(values)
-    questions = tuple(
-        "\n".join((text, *options)) for text, options in zip(rows.texts, suite.options, strict=True)
-    )
+    pairs = zip(rows.texts, suite.options, strict=True)
+    questions = tuple("\n".join((text, *options)) for text, options in pairs)
     return Predictions(
         model=model,
         row_ids=rows.row_ids,
-        labels=tuple(
-            words_sha256("" if metric == PRIVATE else text)
-            for text, metric in zip(rows.labels, suite.metrics, strict=True)
-        ),
+        labels=labels,
         outputs=tuple(outputs),
         scores=scores,
         confidences=confidences,
@@ -100,6 +97,12 @@ def suite_predictions(
         clusters=documents(replace(rows, texts=questions, conversations=None)),
         logprobs=tuple(logprobs) if likelihoods else None,
     )
+
+
+def _hashes(texts: Sequence[str], *, metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return the hash of each text, and that of an empty text for a private one."""
+    pairs = zip(texts, metrics, strict=True)
+    return tuple(words_sha256("" if metric == PRIVATE else text) for text, metric in pairs)
 
 
 def suite_of(rows: Rows) -> SuiteColumns:
@@ -119,7 +122,7 @@ def _likelihoods(
     after the prompt.
     """
     suite = suite_of(rows)
-    owners: list[int] = []
+    positions: list[int] = []  # of the row of each option
     tokens: list[Tokens] = []
     for position, (turns, metric) in enumerate(zip(rows.turns, suite.metrics, strict=True)):
         if metric not in LIKELIHOOD_METRICS:
@@ -127,9 +130,9 @@ def _likelihoods(
         prompts: list[Conversation] = [turns]
         if metric == "same_choice":
             prompts.append((("user", suite.counterparts[position]),))
+        options = suite.options[position]
         for prompt in prompts:
-            options = suite.options[position]
-            owners += [position] * len(options)
+            positions += [position] * len(options)
             tokens += answer_tokens(loaded, prompt, answers=options)
     if not tokens:
         return {}
@@ -137,8 +140,9 @@ def _likelihoods(
     means = log_likelihoods(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
     sums = means * [row.assistant_mask.sum() for row in tokens]
     result = {}
-    for position in dict.fromkeys(owners):
-        mine = np.flatnonzero(np.array(owners) == position)
-        best = mine[int(np.argmax(sums[mine[: len(suite.options[position])]]))]
-        result[position] = (tuple(sums[mine].tolist()), float(np.exp(means[best])))
+    for position in dict.fromkeys(positions):
+        is_option = np.array(positions) == position
+        values = sums[is_option]
+        best = int(np.argmax(values[: len(suite.options[position])]))
+        result[position] = (tuple(values.tolist()), float(np.exp(means[is_option][best])))
     return result

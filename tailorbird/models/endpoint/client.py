@@ -61,10 +61,12 @@ class RetryPolicy:
         too_late = isinstance(error, errors.EndpointTimeout) or requested_s > self.max_delay_s
         if attempt >= self.max_attempts or (self.client_waits and too_late):
             return None
-        exponential = min(
-            self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1)
-        ) * random.uniform(0.5, 1.0)
-        return max(exponential, min(requested_s, self.max_delay_s))
+        exponential = min(self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1))
+        delay_s = exponential * random.uniform(0.5, 1.0)
+        return max(delay_s, min(requested_s, self.max_delay_s))
+
+
+DEFAULT_RETRY = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def connect(
     *,
     timeout_s: float,
     max_connections: int,
-    retry: RetryPolicy | None = None,
+    retry: RetryPolicy = DEFAULT_RETRY,
     observe: Observer = lambda _: nullcontext(lambda _: None),
 ) -> Connection:
     """Return connections to an endpoint; close them after use. Redirects are not followed.
@@ -108,7 +110,12 @@ def connect(
         trust_env=uses_proxy(endpoint.url),
     )
     return Connection(
-        endpoint, client, timeout_s, retry or RetryPolicy(), observe, refused=set(endpoint.omitted)
+        endpoint,
+        client=client,
+        timeout_s=timeout_s,
+        retry=retry,
+        observe=observe,
+        refused=set(endpoint.omitted),
     )
 
 
@@ -198,11 +205,8 @@ async def answer_parts(
                 raise
             refused.add(name)
         except errors.EndpointRetryable as error:
-            if started:
-                delay_s = None
-            else:
-                delay_s = connection.retry.delay_s(error, attempt=attempt)
-            if delay_s is None:
+            delay_s = connection.retry.delay_s(error, attempt=attempt)
+            if started or delay_s is None:
                 error.args = (f"{error} (attempts: {attempt})",)
                 raise
             attempt += 1
@@ -212,10 +216,11 @@ async def answer_parts(
 def adapted_body(body: Body, *, refused: set[str]) -> dict[str, JsonValue]:
     """Return a request without the optional parameters that the endpoint refused, and with the
     others renamed."""
-    names = {name: RENAMED.get(name, name) if name in refused else name for name in body}
-    return {
-        names[name]: value for name, value in body.items() if name not in refused or name in RENAMED
-    }
+    adapted = {name: value for name, value in body.items() if name not in refused}
+    for name, other_name in RENAMED.items():
+        if name in refused and name in body:
+            adapted[other_name] = body[name]
+    return adapted
 
 
 def refused_parameter(fault: EndpointFault, *, body: Body) -> str | None:
@@ -226,8 +231,10 @@ def refused_parameter(fault: EndpointFault, *, body: Body) -> str | None:
     """
     if fault.code == TOO_LONG:
         return None
-    names = (*(() if fault.too_large else RENAMED), *OPTIONAL)
-    return next((name for name in fault.parameters if name in body and name in names), None)
+    names = {*OPTIONAL}
+    if not fault.too_large:
+        names.update(RENAMED)
+    return next((name for name in fault.parameters if name in names.intersection(body)), None)
 
 
 def require_model(reported: str, *, endpoint: Endpoint) -> None:
@@ -258,9 +265,8 @@ async def _attempt(
                 connection.client.stream("POST", url, content=content) as response,
             ):
                 if streaming and response.status_code == 200:
-                    deadline.reschedule(
-                        None
-                    )  # a stream has its own deadlines, without the time of the consumer
+                    # A stream has its own deadlines, without the time of the consumer.
+                    deadline.reschedule(None)
                     async with aclosing(_streamed_parts(response, connection=connection)) as parts:
                         async for part in parts:
                             count(part)
@@ -308,9 +314,8 @@ async def _streamed_parts(
     events = aiter(httpx2.EventSource(response))
     while True:
         try:
-            async with asyncio.timeout_at(
-                min(due_at, ends_at)
-            ):  # not during `yield`, which waits for the consumer
+            # Not during `yield`, which waits for the consumer.
+            async with asyncio.timeout_at(min(due_at, ends_at)):
                 event = await anext(events, None)
         except httpx2.SSEError as error:
             raise errors.EndpointAnswerInvalid(
@@ -318,10 +323,8 @@ async def _streamed_parts(
             ) from None
         if event is None or event.data == LAST_EVENT:
             break
-        size += len(event.data)
-        if (
-            max(size, response.num_bytes_downloaded) > MAX_ANSWER_BYTES
-        ):  # the events can be compressed
+        size += len(event.data)  # the events can be compressed
+        if max(size, response.num_bytes_downloaded) > MAX_ANSWER_BYTES:
             raise errors.EndpointAnswerInvalid(
                 f"a stream of {url} has more than {MAX_ANSWER_BYTES:,} bytes"
             )
@@ -337,16 +340,14 @@ async def _streamed_parts(
 async def _read_limited(response: httpx2.Response, *, url: str) -> bytes:
     """Return the body of a response; raise EndpointAnswerInvalid if it is larger than
     `MAX_ANSWER_BYTES`."""
-    parts = []
-    size = 0
+    content = bytearray()
     async for part in response.aiter_bytes():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
+        content += part
+        if len(content) > MAX_ANSWER_BYTES:
             raise errors.EndpointAnswerInvalid(
                 f"an answer of {url} has more than {MAX_ANSWER_BYTES:,} bytes"
             )
-    return b"".join(parts)
+    return bytes(content)
 
 
 def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> None:
@@ -365,15 +366,15 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
         )
     fault = parse_fault(content)
     stated = f"{status}: {fault}" if str(fault) else str(status)
-    if status == 429:
-        limited = errors.EndpointRateLimited(
-            f"{url} refuses further requests ({stated}); lower evaluation.endpoint.max_concurrency "
-            "or check your quota, and start the run again"
+    if status in (408, 429) or status >= 500:
+        failed: errors.EndpointRetryable = errors.EndpointUnreachable(
+            f"{url} failed ({stated}); start the run again later"
         )
-        limited.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
-        raise limited
-    if status >= 500 or status == 408:
-        failed = errors.EndpointUnreachable(f"{url} failed ({stated}); start the run again later")
+        if status == 429:
+            failed = errors.EndpointRateLimited(
+                f"{url} refuses further requests ({stated}); lower "
+                "evaluation.endpoint.max_concurrency or check your quota, and start the run again"
+            )
         failed.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise failed
     if 200 < status < 300:
@@ -384,9 +385,8 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
         f"{url} refused a request ({stated}); check evaluation.endpoint.url and model. The "
         "server's log may state more"
     )
-    if status in (400, 422):
-        refused.fault = fault
-    else:
+    refused.fault = fault
+    if status not in (400, 422):
         refused.fault = replace(fault, parameters=())
     raise refused
 
@@ -402,13 +402,8 @@ def retry_after_s(value: str | None) -> float | None:
     if value.strip().isdecimal():
         return min(float(value), MAX_RETRY_AFTER_S)
     try:
-        at = parsedate_to_datetime(value)
-        if at.tzinfo:
-            seconds = (at - datetime.now(UTC)).total_seconds()
-        else:
-            seconds = None
-    except (ValueError, OverflowError):
-        return None
-    if seconds is None:
+        date = parsedate_to_datetime(value)
+        seconds = (date - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError, TypeError):  # TypeError without a time zone
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

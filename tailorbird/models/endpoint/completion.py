@@ -15,9 +15,8 @@ REFUSALS = (*CONTENT_CODES, TOO_LONG)
 answered."""
 
 NumTokens = Annotated[int, Field(ge=0)]
-ModelName = Annotated[
-    str, Field(max_length=256)
-]  # it is stored with each answer, and written to logs
+ModelName = Annotated[str, Field(max_length=256)]
+"""The name of a model is stored with each answer, and written to logs."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,16 @@ class EndpointAnswer:
     """The answer of an endpoint to a request, or a part of a streamed answer."""
 
     text: str
-    finish_reason: (
-        str | None
-    )  # of `REFUSALS`, without a text, if the endpoint refused the request; in the last part
+    finish_reason: str | None
+    """Only in the last part. Of `REFUSALS`, without a text, if the endpoint refused the request."""
     input_tokens: int | None  # None if the endpoint does not report it
     output_tokens: int | None
-    # model that the endpoint named; empty in an answer of `refused_answer`, and in a part without
-    # it
     model: str
-    logprobs: (
-        tuple[float, ...] | None
-    )  # of each output token; None in a part, or if the endpoint returns none
-    omitted: tuple[
-        str, ...
-    ] = ()  # parameters that the endpoint refused, so the request was sent without them
+    """Model that the endpoint named; empty in a refused answer, and in a part without it."""
+    logprobs: tuple[float, ...] | None
+    """Of each output token; None in a part, or if the endpoint returns none."""
+    omitted: tuple[str, ...] = ()
+    """Parameters that the endpoint refused, so the request was sent without them."""
 
     @property
     def refused(self) -> bool:
@@ -54,16 +49,16 @@ class EndpointAnswer:
     def confidence(self) -> float | None:
         """Return exp of the mean log-probability of the output tokens, or None without
         log-probabilities."""
-        if self.logprobs:
-            return math.exp(sum(self.logprobs) / len(self.logprobs))
-        return None
+        if not self.logprobs:
+            return None
+        return math.exp(sum(self.logprobs) / len(self.logprobs))
 
     @property
     def probability(self) -> float | None:
         """Return the probability of the whole answer, or None without log-probabilities."""
-        if self.logprobs:
-            return math.exp(sum(self.logprobs))
-        return None
+        if not self.logprobs:
+            return None
+        return math.exp(sum(self.logprobs))
 
 
 NO_ANSWER = EndpointAnswer("", None, input_tokens=None, output_tokens=None, model="", logprobs=None)
@@ -85,6 +80,11 @@ class _Token(_Part):
 
 class _Logprobs(_Part):
     content: list[_Token] | None = Field(default=None, fail_fast=True)
+
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        """The log-probability of each token, or None without tokens."""
+        return tuple(min(token.logprob, 0.0) for token in self.content or ()) or None
 
 
 class _Message(_Part):
@@ -135,16 +135,15 @@ def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
             "evaluation.endpoint.url is the base URL of an OpenAI-compatible server"
         ) from None
     choice = completion.choices[0]
-    usage = completion.usage
-    tokens = choice.logprobs.content if choice.logprobs else None
-    return EndpointAnswer(
+    answer = EndpointAnswer(
         text=(choice.message.content or "").strip(),
         finish_reason=choice.finish_reason,
-        input_tokens=usage.prompt_tokens if usage else None,
-        output_tokens=usage.completion_tokens if usage else None,
+        input_tokens=None,
+        output_tokens=None,
         model=completion.model,
-        logprobs=tuple(min(token.logprob, 0.0) for token in tokens) if tokens else None,
+        logprobs=choice.logprobs.values if choice.logprobs else None,
     )
+    return _with_usage(answer, completion.usage)
 
 
 def parse_event(data: str, *, url: str) -> EndpointAnswer:
@@ -161,16 +160,20 @@ def parse_event(data: str, *, url: str) -> EndpointAnswer:
         ) from None
     if event.error is not None:
         raise EndpointUnreachable(f"{url} reported an error within a stream")
-    choice = event.choices[0] if event.choices else _Continuation()
-    usage = event.usage
-    return EndpointAnswer(
+    choice = next(iter(event.choices), _Continuation())
+    part = replace(
+        NO_ANSWER,
         text=choice.delta.content or "",
         finish_reason=choice.finish_reason,
-        input_tokens=usage.prompt_tokens if usage else None,
-        output_tokens=usage.completion_tokens if usage else None,
         model=event.model or "",
-        logprobs=None,
     )
+    return _with_usage(part, event.usage)
+
+
+def _with_usage(answer: EndpointAnswer, usage: _Usage | None) -> EndpointAnswer:
+    if usage is None:
+        return answer
+    return replace(answer, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
 
 
 def _fault(error: ValidationError) -> str:

@@ -26,9 +26,8 @@ _NOT_WORDS = frozenset(
 )
 """Parameters whose name is hardly part of a sentence or of a text, so it needs no quotes in a
 message."""
-_WORD = re.compile(
-    r"[A-Za-z][A-Za-z_]{0,47}"
-)  # a code of words, without digits and hyphens, which keys have
+_WORD = re.compile(r"[A-Za-z][A-Za-z_]{0,47}")
+"""A code of words, without digits and hyphens, which keys have."""
 _TOO_LARGE = re.compile(
     r"_above_max|too (large|high|many)|at most|(greater|less|more) than", re.IGNORECASE
 )
@@ -40,9 +39,8 @@ class EndpointFault:
 
     type: str | None = None
     code: str | None = None  # `TOO_LONG` also for servers that state it in the message only
-    parameters: tuple[
-        str, ...
-    ] = ()  # of `PARAMETERS`, those that the error names, the field `param` first
+    parameters: tuple[str, ...] = ()
+    """Of `PARAMETERS`, those that the error names, the field `param` first."""
     too_large: bool = False  # true if the error is about the size of a value
 
     def __str__(self) -> str:
@@ -54,17 +52,17 @@ def parse_fault(content: bytes) -> EndpointFault:
     """Return the fault in the body of an error: an object `error`, as OpenAI's, or else a text or
     another object."""
     error = _error(content)
-    message = error.get("message")
-    if isinstance(message, str):
-        text = message
-    else:
+    text = error.get("message")
+    if not isinstance(text, str):
         text = content.decode("utf-8", "replace")
     code = TOO_LONG if TOO_LONG_TEXT in text else _word(error.get("code"))
-    names = [_parameter(error.get("param")), *(name for name in PARAMETERS if _names(text, name))]
+    # The field `param` can be a path such as `messages[0].content`.
+    first = re.split(r"[.\[]", str(error.get("param")), maxsplit=1)[0]
+    named = [name for name in PARAMETERS if name == first or _names(text, name)]
     return EndpointFault(
         type=_word(error.get("type")),
         code=code,
-        parameters=tuple(dict.fromkeys(name for name in names if name is not None)),
+        parameters=tuple(sorted(named, key=lambda name: name != first)),
         too_large=_TOO_LARGE.search(f"{code} {text}") is not None,
     )
 
@@ -75,25 +73,12 @@ def _error(content: bytes) -> dict[str, JsonValue]:
     except (ValueError, RecursionError):
         return {}
     error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, dict):
-        return error
-    return {}
+    return error if isinstance(error, dict) else {}
 
 
 def _word(value: JsonValue) -> str | None:
     if isinstance(value, str) and _WORD.fullmatch(value):
         return value
-    return None
-
-
-def _parameter(value: JsonValue) -> str | None:
-    """Return the parameter in a path such as `messages[0].content`."""
-    if isinstance(value, str):
-        name = re.split(r"[.\[]", value, maxsplit=1)[0]
-    else:
-        name = None
-    if name in PARAMETERS:
-        return name
     return None
 
 

@@ -2,18 +2,19 @@
 label."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
 from tailorbird.data.chat_template import with_system
-from tailorbird.data.rows import Conversation, Rows, messages_of, query_of
+from tailorbird.data.rows import Conversation, Rows, messages_of
 from tailorbird.data.splits import normalise
+from tailorbird.models.retrieval.chat_prompt import example_sets
 from tailorbird.registry.versions import Prompting, VersionConfig
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's
 tokenizer is unknown."""
-USER = "user"  # role of the turn with a text to classify
 LABEL = "label"  # key of the label in the JSON object of an answer
 MARGIN = 16  # tokens of a label's answer in addition to its bytes
 _STRIPPED = " \t\n.,:;!\"'`*"  # characters around a label that are ignored
@@ -34,26 +34,16 @@ def endpoint_messages(
     """Return the messages of a request: system message, examples, and the turns of the
     conversation.
 
-    The examples are those of `chat_prompt`. If the messages exceed `max_prompt_tokens`, at
-    `BYTES_PER_TOKEN`, examples are omitted, the least similar first.
+    The examples are the first of `example_sets` with which the messages do not exceed
+    `max_prompt_tokens` at `BYTES_PER_TOKEN`, or the last ones.
     """
     retrieval = prompting.retrieval
-    if retrieval is None:
-        return with_system(conversation, system=prompting.system, shots=prompting.shots)
-    assert index is not None, "a version with retrieval is loaded with its index"
-    [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
-    nearest = [index.turns(row) for row in neighbours.rows.tolist()]
-
-    def messages_of(num_examples: int) -> Conversation:
-        shots = (*prompting.shots, *chain.from_iterable(reversed(nearest[:num_examples])))
-        return with_system(conversation, system=prompting.system, shots=shots)
-
-    def fits(messages: Conversation) -> bool:
+    for examples in example_sets(conversation, prompting=prompting, index=index):
+        messages = with_system(conversation, system=prompting.system, shots=examples)
         size = sum(len(content.encode("utf-8", "replace")) for _, content in messages)
-        return size <= BYTES_PER_TOKEN * retrieval.max_prompt_tokens
-
-    numbers = range(len(nearest), 0, -1)
-    return next(filter(fits, map(messages_of, numbers)), messages_of(0))
+        if retrieval is not None and size <= BYTES_PER_TOKEN * retrieval.max_prompt_tokens:
+            break
+    return messages
 
 
 def chat_body(
@@ -76,12 +66,12 @@ def chat_body(
         "temperature": 0,
         "logprobs": True,
     }
-    if isinstance(format, ChoiceFormat):
-        raise ValueError("an endpoint has no format `choice`; use `json_schema` with an `enum`")
-    if format is not None:
-        body["response_format"] = openai_format(format)
     if classes:
-        return body | {"response_format": label_format(classes)}
+        body["response_format"] = label_format(classes)
+    elif isinstance(format, ChoiceFormat):
+        raise ValueError("an endpoint has no format `choice`; use `json_schema` with an `enum`")
+    elif format is not None:
+        body["response_format"] = openai_format(format)
     return body
 
 
@@ -152,25 +142,21 @@ def label_of(text: str, *, classes: tuple[str, ...]) -> str | None:
         value = json.loads(content)
     except (ValueError, RecursionError):
         value = content
-    value = value.get(LABEL) if isinstance(value, dict) else value
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        value = str(value)
-    else:
-        value = content
-    if value in classes:
-        return value
-    return _by_normalised(classes).get(_normalised(value))
+    if isinstance(value, dict):
+        value = value.get(LABEL)
+    is_label = isinstance(value, str | int) and not isinstance(value, bool)
+    name = str(value) if is_label else content
+    if name in classes:
+        return name
+    return _by_normalised(classes).get(_normalised(name))
 
 
 @lru_cache(maxsize=64)
 def _by_normalised(classes: tuple[str, ...]) -> dict[str, str]:
     """Return the classes by normalised name, without those that share one."""
-    names = [_normalised(label) for label in classes]
-    return {
-        name: label
-        for name, label in zip(names, classes, strict=True)
-        if name and names.count(name) == 1
-    }
+    counts = Counter(map(_normalised, classes))
+    unique = [label for label in classes if counts[_normalised(label)] == 1]
+    return {_normalised(label): label for label in unique if _normalised(label)}
 
 
 def _normalised(text: str) -> str:

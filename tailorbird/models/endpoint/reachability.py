@@ -32,17 +32,13 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
     be reached or fails (5xx).
     """
     url = f"{endpoint.url}/models"
+    client = httpx2.Client(
+        headers=request_headers(endpoint), timeout=timeout_s, trust_env=uses_proxy(endpoint.url)
+    )
     try:
-        with (
-            httpx2.Client(
-                headers=request_headers(endpoint),
-                timeout=timeout_s,
-                trust_env=uses_proxy(endpoint.url),
-            ) as client,
-            client.stream("GET", url) as response,
-        ):
+        with client, client.stream("GET", url) as response:
             status = response.status_code
-            content = _read(response) if status == 200 else b""
+            content = _read(response)
     except httpx2.HTTPError as error:
         raise errors.EndpointUnreachable(
             f"{url} cannot be reached: {error or type(error).__name__}; check "

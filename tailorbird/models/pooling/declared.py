@@ -1,5 +1,4 @@
-"""Read the pooling and the prompt that a model's folder declares in the format of
-sentence-transformers."""
+"""Read the pooling and prompt that a model declares as in sentence-transformers."""
 
 from typing import Any, Literal, get_args
 
@@ -12,8 +11,7 @@ Purpose = Literal["classification", "retrieval"]
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 CHAIN = ("Transformer", "Pooling", "Normalize")
-# of the types in `MODULES`; types of other packages are code of the model
-PACKAGE = "sentence_transformers"
+PACKAGE = "sentence_transformers"  # types of other packages are code of the model
 MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -31,12 +29,10 @@ class PoolingError(ValueError):
 
 
 def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
-    """Return the pooling that the model in a folder on S3 or disk declares; the mean of the tokens
-    if it declares none.
+    """Return the pooling that the model in a folder on S3 or disk declares, or the mean.
 
-    The embedding is that of `SentenceTransformer.encode` with the prompt of the purpose (see
-    `_prompt`). Raises PoolingError for a module or a setting that is not supported, and
-    StorageError for a file that cannot be read.
+    The embedding is that of `SentenceTransformer.encode` with the prompt of the purpose. Raises
+    PoolingError for an unsupported module or setting, and StorageError.
     """
     if not declares_pooling(uri):
         return Pooling()
@@ -48,12 +44,14 @@ def read_pooling(uri: str, *, purpose: Purpose) -> Pooling:
     _require_plain_text(uri, folder=modules[0].get("path", ""))
     config = storage.read_json(f"{uri}/{modules[1].get('path')}/config.json")
     prompt = _prompt(uri, purpose=purpose)
-    if config.get("include_prompt", True):
-        num_skipped = 0
-    else:
+    num_skipped = 0
+    if not config.get("include_prompt", True):
         num_skipped = _num_tokens(uri, prompt)
     return Pooling(
-        mode=_mode(uri, config), normalize=names == CHAIN, prompt=prompt, num_skipped=num_skipped
+        mode=_mode(uri, config),
+        normalize=names == CHAIN,
+        prompt=prompt,
+        num_skipped=num_skipped,
     )
 
 
@@ -63,8 +61,7 @@ def declares_pooling(uri: str) -> bool:
 
 
 def _class_name(type_name: str) -> str:
-    """Return the name of a class of sentence-transformers, and the whole name of any other
-    class."""
+    """Return the name of a class of sentence-transformers, or the whole name of another."""
     package, _, rest = type_name.partition(".")
     if package == PACKAGE:
         return rest.rpartition(".")[2]
@@ -72,56 +69,49 @@ def _class_name(type_name: str) -> str:
 
 
 def _mode(uri: str, config: Any) -> PoolingMode:
-    """Return the mode of a module `Pooling`, whose config names it or has a flag for each mode."""
-    given = (
-        config.get("pooling_mode")
-        or [mode for flag, mode in FLAGS.items() if config.get(flag)]
-        or "mean"
-    )
-    modes = [given] if isinstance(given, str) else given
+    """Return the mode of a module `Pooling`, which it names or marks with a flag."""
+    modes = config.get("pooling_mode")
+    if isinstance(modes, str):
+        modes = [modes]
+    modes = modes or [mode for flag, mode in FLAGS.items() if config.get(flag)] or ["mean"]
     if len(modes) > 1 or modes[0] not in MODES:
-        raise _unsupported(
-            uri, f"the pooling {' + '.join(modes)}", allowed=f"one of {', '.join(MODES)}"
-        )
+        given = f"the pooling {' + '.join(modes)}"
+        raise _unsupported(uri, given, allowed=f"one of {', '.join(MODES)}")
     mode: PoolingMode = modes[0]
     return mode
 
 
 def _require_plain_text(uri: str, *, folder: str) -> None:
-    """Raise PoolingError if the module `Transformer` changes texts or is not in the folder of the
-    model."""
+    """Raise PoolingError if the module `Transformer` changes texts or is elsewhere."""
     if folder:
-        raise _unsupported(
-            uri, f"an encoder in the folder {folder}", allowed="one in the folder of modules.json"
-        )
-    file = f"{uri}/sentence_bert_config.json"
-    config = storage.read_json(file) if storage.exists(file) else {}
+        given = f"an encoder in the folder {folder}"
+        raise _unsupported(uri, given, allowed="one in the folder of modules.json")
+    config = _optional_json(f"{uri}/sentence_bert_config.json")
     if config.get("do_lower_case"):
         raise _unsupported(uri, "do_lower_case", allowed="the lower-casing of tokenizer.json")
     if "message" in config.get("modality_config", {}):
-        raise _unsupported(
-            uri, "texts in a chat template", allowed="texts with a prompt before them"
-        )
+        allowed = "texts with a prompt before them"
+        raise _unsupported(uri, "texts in a chat template", allowed=allowed)
 
 
 def _prompt(uri: str, *, purpose: Purpose) -> str:
-    """Return the prompt of a purpose, or "" if there is none.
+    """Return the prompt of a purpose, or "" if there is none. Ignores the case of names.
 
-    For classification, it is the prompt `classification`, else the default prompt, which `encode`
-    uses, else `query`. For retrieval, it is the prompt `query`, else the default prompt. The rows
-    and the text that is compared with them are both messages of users, so they have the same
-    prompt. The case of names is ignored.
+    `encode` uses the default prompt. In retrieval, both texts are messages of users, so they have
+    the same prompt.
     """
-    file = f"{uri}/{PROMPTS}"
-    config = storage.read_json(file) if storage.exists(file) else {}
-    prompts = {name.lower(): text or "" for name, text in (config.get("prompts") or {}).items()}
-    default = config.get("default_prompt_name") or ""
-    names: tuple[str, ...]
+    config = _optional_json(f"{uri}/{PROMPTS}")
+    prompts = {name.lower(): text for name, text in (config.get("prompts") or {}).items()}
+    default = (config.get("default_prompt_name") or "").lower()
+    names = ["query", default]
     if purpose == "classification":
-        names = ("classification", default, "query")
-    else:
-        names = ("query", default)
-    return next((prompts[name.lower()] for name in names if name.lower() in prompts), "")
+        names = ["classification", default, "query"]
+    declared = [name for name in names if name in prompts]
+    return (prompts[declared[0]] or "") if declared else ""
+
+
+def _optional_json(file: str) -> Any:
+    return storage.read_json(file) if storage.exists(file) else {}
 
 
 def _num_tokens(uri: str, prompt: str) -> int:

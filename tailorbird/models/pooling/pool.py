@@ -7,10 +7,10 @@ from tailorbird.registry.pooling import Pooling
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) -> Tensor:
-    """Return the embeddings of rows that are padded on the right: [B, T, D], [B, T] -> [B, D].
+    """Return the embeddings of rows: [B, T, D], [B, T] -> [B, D].
 
-    No mask means no padding. The result has the dtype of the hidden states, or fp32 if it is
-    normalized.
+    Rows are padded on the right; no mask means no padding. The result has the dtype of the hidden
+    states, or fp32 if it is normalized.
     """
     pooled = _pooled(hidden, attention_mask, pooling=pooling)
     if pooling.normalize:
@@ -22,10 +22,9 @@ def _pooled(hidden: Tensor, attention_mask: Tensor | None, *, pooling: Pooling) 
     if attention_mask is None:
         attention_mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     positions = torch.arange(hidden.shape[1], device=hidden.device)
+    mask = attention_mask
     if pooling.num_skipped:
-        mask = attention_mask * (positions >= pooling.num_skipped)
-    else:
-        mask = attention_mask
+        mask = mask * (positions >= pooling.num_skipped)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     match pooling.mode:
         case "mean":

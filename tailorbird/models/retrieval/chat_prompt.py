@@ -1,7 +1,6 @@
-"""Turn a conversation into a prompt, with fixed or retrieved examples; training, evaluation and
-serving share this."""
+"""Turn a conversation into a prompt, in training, evaluation and serving."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,55 +29,48 @@ def chat_prompt(
     index: "RetrievalIndex | None" = None,
     rows: Sequence[int] | None = None,
 ) -> Prompt:
-    """Return the prompt of a conversation: system message, examples, and the turns of the
-    conversation.
+    """Return the prompt of a conversation: system message, examples, turns.
 
-    With `prompting.retrieval`, the examples are the rows of the index that are nearest to the
-    conversation's last turn of the user. If they are known already, `rows` has their positions in
-    the index, nearest first. In the prompt, the nearest row comes last. If the prompt exceeds
-    `max_prompt_tokens`, examples are omitted, the least similar first. Raises DataError like
-    `prompt_tokens`.
+    The examples are the first of `example_sets` with which the prompt does not exceed
+    `max_prompt_tokens`, or the last ones. Raises DataError like `prompt_tokens`.
     """
     retrieval = prompting.retrieval
-    system = prompting.system
+    for examples in example_sets(conversation, prompting=prompting, index=index, rows=rows):
+        tokens = prompt_tokens(
+            conversation, tokenizer=tokenizer, system=prompting.system, shots=examples
+        )
+        if retrieval is not None and len(tokens) <= retrieval.max_prompt_tokens:
+            break
+    return Prompt(tokens, examples)
+
+
+def example_sets(
+    conversation: Conversation,
+    *,
+    prompting: Prompting,
+    index: "RetrievalIndex | None",
+    rows: Sequence[int] | None = None,
+) -> Iterator[Conversation]:
+    """Yield the examples of a prompt, and then, with `prompting.retrieval`, the same without the
+    least similar row, without the two least similar rows, and so on.
+
+    Retrieved examples follow the fixed ones: the rows of the index that are nearest to the
+    conversation's last turn of the user, the nearest row last. If they are known already, `rows`
+    has their positions in the index, nearest first.
+    """
     fixed = prompting.shots
-    if retrieval is None:
-        return Prompt(
-            prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=fixed), fixed
-        )
-    assert index is not None, "a version with retrieval is loaded with its index"
-    if rows is None:
-        [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
-        rows = neighbours.rows.tolist()
-    nearest = [index.turns(row) for row in rows]
-
-    def prompt_of(num_examples: int) -> Prompt:
-        examples = (*fixed, *chain.from_iterable(reversed(nearest[:num_examples])))
-        return Prompt(
-            prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=examples),
-            examples,
-        )
-
-    def fits(prompt: Prompt) -> bool:
-        return len(prompt.tokens) <= retrieval.max_prompt_tokens
-
-    longest = prompt_of(len(nearest))
-    if fits(longest):
-        return longest
-    shortest = prompt_of(
-        0
-    )  # if even this one does not fit, other numbers are not tried, because each takes time
-    numbers = range(len(nearest) - 1, 0, -1) if fits(shortest) else ()
-    return next(filter(fits, map(prompt_of, numbers)), shortest)
+    if prompting.retrieval is not None:
+        assert index is not None, "a version with retrieval is loaded with its index"
+        if rows is None:
+            nearest = index.nearest(query_of(conversation), k=prompting.retrieval.num_examples)
+            rows = nearest.rows.tolist()
+        examples = [index.turns(row) for row in rows]
+        for number in range(len(examples), 0, -1):
+            yield (*fixed, *chain.from_iterable(reversed(examples[:number])))
+    yield fixed
 
 
 def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> NearestAnswer:
-    """Return the stripped answer of the row of the index that is nearest to the conversation's last
-    turn of the user.
-
-    Answers of a language model are stripped too.
-    """
-    [neighbours] = index.search([query_of(conversation)], k=1)
-    return NearestAnswer(
-        index.answer(neighbours.rows[0]).strip(), float(neighbours.similarities[0])
-    )
+    """Return the stripped answer of the row that is nearest to the last turn of the user."""
+    nearest = index.nearest(query_of(conversation), k=1)
+    return NearestAnswer(index.answer(nearest.rows[0]).strip(), float(nearest.similarities[0]))

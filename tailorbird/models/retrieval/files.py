@@ -33,9 +33,14 @@ _in_memory: WeakValueDictionary[tuple[str, "TextEncoder | None", float], Retriev
 
 def index_files(index: RetrievalIndex) -> dict[str, bytes]:
     """Return the content of the files of an index by name. The encoder is not part of them."""
-    postings = index.postings
-    arrays = {"columns": postings.columns, "idf": postings.idf, "starts": postings.matrix.indptr}
-    arrays |= {"rows": postings.matrix.indices, "weights": postings.matrix.data}
+    matrix = index.postings.matrix
+    arrays = {
+        "columns": index.postings.columns,
+        "idf": index.postings.idf,
+        "starts": matrix.indptr,
+        "rows": matrix.indices,
+        "weights": matrix.data,
+    }
     if index.embeddings is not None:
         arrays[EMBEDDINGS] = index.embeddings.rows.astype(np.float16)
     rows = BytesIO()
@@ -51,11 +56,9 @@ def index_sha256(files: Mapping[str, bytes]) -> str:
 def load_index(
     folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | None"
 ) -> RetrievalIndex:
-    """Load an index; it returns the same neighbours as the stored one. Versions with the same index
-    share its memory.
+    """Load an index with the encoder of the retrieval. Equal indexes share their memory.
 
-    `encoder` is that of the retrieval. Raises ModelError if a file is missing or damaged, or if the
-    digest differs.
+    Raises ModelError if a file is missing or damaged, or if the digest differs.
     """
     try:
         files = {name: (folder / name).read_bytes() for name in INDEX_FILES}

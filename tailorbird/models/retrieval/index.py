@@ -4,11 +4,11 @@ Texts are compared by TF-IDF of character n-grams and, if the index has them, by
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import chain, pairwise, repeat
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,25 +25,29 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 NUM_COLUMNS = 1 << 20
-"""Number of columns into which n-grams are hashed. It limits the vocabulary, whatever the texts
-contain."""
+"""Columns into which n-grams are hashed, which limits the vocabulary."""
 NGRAM_LENGTHS = (3, 4)
-"""Shortest and longest n-grams in characters; n-grams do not cross words. On validation rows of two
-data sets, 3 to 5 characters, 2 to 4 and 2 to 5 give no better answers and take longer; words alone
-give worse ones."""
+"""Characters of the n-grams, which do not cross words.
+
+On two data sets, 3 to 5 characters, 2 to 4 and 2 to 5 give no better answers and take longer.
+Words alone give worse ones.
+"""
 MAX_ROWS = 100_000
-"""Maximum rows of an index. A random sample of more training rows is indexed."""
+"""A random sample of more training rows is indexed."""
 MAX_CHARACTERS = 200_000_000
-"""Approximate maximum of the characters of all conversations and answers in an index. A random
-sample of more training rows is indexed."""
+"""The same, for the characters of all conversations and answers (approximately)."""
 MAX_TEXT_CHARACTERS = 2_000
-"""Number of characters of a text that are compared. The rest of a longer text is ignored."""
+"""Characters of a text that are compared."""
 MAX_TEXT_NGRAMS = 256
-"""Number of n-grams that represent a text: those with the largest weights. An n-gram of a row takes
-8 bytes, so `MAX_ROWS` rows take at most 205 MB."""
+"""N-grams that represent a text: those with the largest weights.
+
+An n-gram of a row takes 8 bytes, so `MAX_ROWS` rows take at most 205 MB.
+"""
 MAX_POSTINGS = 200_000
-"""Maximum number of pairs of an n-gram and a row that a search reads. The rarest n-grams of the
-text are used first, and the rarest one in any case. The limit can only reduce a similarity."""
+"""Pairs of an n-gram and a row that a search reads.
+
+The rarest n-grams are used first, and the rarest one in any case.
+"""
 CHUNK_TEXTS = 512  # texts whose n-grams are in memory at once
 
 FloatArray = NDArray[np.float32]
@@ -56,8 +60,7 @@ SCHEMA = pa.schema(
         "group": pa.string(),
     }
 )
-"""Columns of the rows: the turns of `example_turns` before the answer, the answer, and the hash of
-`split_by`."""
+"""The turns of `example_turns` before the answer, the answer, and the hash of `split_by`."""
 
 
 class Neighbours(NamedTuple):
@@ -85,9 +88,8 @@ class Postings:
     def vectors(self, texts: Sequence[str]) -> csr_matrix:
         """Return the weights of the known n-grams of texts, [N, C].
 
-        The vector of all n-grams of a text, known and unknown, has length 1. Of more than
-        `MAX_TEXT_NGRAMS` known n-grams, those with the largest weights are returned, scaled to the
-        length of all known n-grams.
+        All n-grams of a text, known and unknown, have length 1 together. The largest
+        `MAX_TEXT_NGRAMS` weights are scaled to the length of all known n-grams.
         """
         counts = _counts(texts)
         terms = self._terms[counts.indices]
@@ -99,9 +101,8 @@ class Postings:
             known = np.linalg.norm(row)
             row[np.argsort(-row, kind="stable")[MAX_TEXT_NGRAMS:]] = 0
             row *= known / max(total * np.linalg.norm(row), np.finfo(np.float32).tiny)
-        vectors = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))[
-            :, :-1
-        ]
+        shape = (len(texts), len(self.idf))
+        vectors = csr_matrix((weights, terms, counts.indptr), shape=shape)[:, :-1]
         vectors.eliminate_zeros()
         return vectors
 
@@ -111,14 +112,10 @@ class Postings:
         vector = self.vectors([text])
         sizes = self.matrix.indptr[vector.indices + 1] - self.matrix.indptr[vector.indices]
         rarest = np.argsort(sizes, kind="stable")
-        num_read = max(
-            1, int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right"))
-        )
-        rarest = rarest[:num_read]
-        cosines: NDArray[np.float64] = self.matrix[:, vector.indices[rarest]] @ vector.data[
-            rarest
-        ].astype(np.float64)
-        return cosines
+        num_read = int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right"))
+        rarest = rarest[: max(1, num_read)]
+        weights = vector.data[rarest].astype(np.float64)
+        return np.asarray(self.matrix[:, vector.indices[rarest]] @ weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +126,11 @@ class Embeddings:
     weight: float
     """Similarity of two texts: weight x cosine of the embeddings + (1 - weight) x cosine of the
     n-grams."""
-    rows: FloatArray = field(
-        repr=False
-    )  # [N, D], with length 1 and values that float16 represents exactly
+    rows: FloatArray = field(repr=False)
+    """[N, D], with length 1 and values that float16 represents exactly."""
 
     def similarities(self, text: str) -> NDArray[np.float64]:
-        """Return the cosine of a text with each row, [N]; 0 instead of a negative cosine, and for
-        an empty text.
+        """Return the cosine of a text with each row, [N], at least 0; 0 for an empty text.
 
         The text is embedded alone, so the result does not depend on other texts.
         """
@@ -167,49 +162,49 @@ class RetrievalIndex:
             ("assistant", self.answer(row)),
         )
 
-    def search(
-        self, texts: Sequence[str], *, k: int, exclude: Iterable[IntArray] | None = None
-    ) -> list[Neighbours]:
-        """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
+    def nearest(self, text: str, *, k: int, excluded: IntArray = NO_ROWS) -> Neighbours:
+        """Return the `k` nearest rows of a text that are not excluded, or all if there are fewer.
 
-        `exclude` has the rows that are not returned for each text. The result for a text does not
-        depend on the other texts. Rows with equal similarity are in the order of the index. An
-        empty text has similarity 0 to all rows, so it gets the row with the most frequent answer;
-        without embeddings, so does a text without a known n-gram.
+        Rows with equal similarity are in the order of the index, so a text without known n-grams
+        and embedding gets the most frequent answer.
         """
-        assert k > 0, f"k {k}; a search returns at least one row"
-        if exclude is None:
-            return [self._nearest(text, k=k, excluded=NO_ROWS) for text in texts]
-        return [
-            self._nearest(text, k=k, excluded=rows)
-            for text, rows in zip(texts, exclude, strict=True)
-        ]
+        scores = self.similarities(text)
+        scores[excluded] = -1.0
+        num_rows = min(k, int(np.count_nonzero(scores >= 0)))
+        if not num_rows:
+            return Neighbours(NO_ROWS, np.zeros(0))
+        candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
+        rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
+        return Neighbours(rows, np.minimum(scores[rows], 1.0))
+
+    @property
+    def weight(self) -> float:
+        """Weight of the embeddings in the similarity; 0 without embeddings."""
+        return 0.0 if self.embeddings is None else self.embeddings.weight
 
     def similarities(self, text: str) -> NDArray[np.float64]:
         """Return the similarity of a text to each row, [N], from 0 to 1 (up to rounding)."""
-        weight = 0.0 if self.embeddings is None else self.embeddings.weight
         similarities = np.zeros(len(self))
         if self.embeddings is not None:
-            similarities += weight * self.embeddings.similarities(text)
-        if weight < 1:
-            similarities += (1 - weight) * self.postings.similarities(text)
+            similarities += self.weight * self.embeddings.similarities(text)
+        if self.weight < 1:
+            similarities += (1 - self.weight) * self.postings.similarities(text)
         return similarities
 
     def exclusions(self, rows: Rows) -> Iterator[IntArray]:
         """Yield for each training row the rows of the index that it must not retrieve. A row may
         occur repeatedly.
 
-        These are the rows with the same `split_by`, and the rows that may contain its answer or be
-        contained in it: the query of one is, after normalisation, a turn of the user in the other.
-        For example, a copy has the same query, and a longer part of the same conversation has the
-        query as an earlier turn. The training rows need not be in the index.
+        They have the same `split_by`, or the normalised query of one is a turn of the user in the
+        other: a copy, and a longer or shorter part of the same conversation. The training rows
+        need not be in the index.
         """
-        for turns, group in zip(
-            rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True
-        ):
+        groups = rows.split_keys or [None] * len(rows)
+        for turns, group in zip(rows.turns, groups, strict=True):
             keys = [("turn", normalise(query_of(turns)))]
-            keys += [("query", question) for question in set(_questions(turns))]
-            keys += [] if group is None else [("group", group_hash(group))]
+            keys += [("query", question) for question in _questions(turns)]
+            if group is not None:
+                keys.append(("group", group_hash(group)))
             excluded = [self._rows_by_key.get(key, ()) for key in keys]
             yield np.fromiter(chain.from_iterable(excluded), dtype=np.int64)
 
@@ -219,23 +214,11 @@ class RetrievalIndex:
         rows: dict[tuple[str, str | None], list[int]] = {}
         for row, group in enumerate(self.table["group"].to_pylist()):
             questions = _questions(self.turns(row))
-            for key in {
-                ("group", group),
-                ("query", questions[-1]),
-                *(("turn", question) for question in questions),
-            }:
+            keys = [("group", group), ("query", questions[-1])]
+            keys += [("turn", question) for question in questions]
+            for key in keys:
                 rows.setdefault(key, []).append(row)
         return rows
-
-    def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
-        scores = self.similarities(text)
-        scores[excluded] = -1.0
-        num_rows = min(k, int(np.count_nonzero(scores >= 0)))
-        if not num_rows:
-            return Neighbours(NO_ROWS, np.zeros(0))
-        candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
-        rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
-        return Neighbours(rows, np.minimum(scores[rows], 1.0))
 
 
 def _questions(turns: Conversation) -> list[str]:
@@ -251,10 +234,9 @@ def group_hash(key: str) -> str:
 def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     """Return the index of training rows of a chat task.
 
-    Each turn that a fine-tuned model is trained on is indexed as a row with the turns before it.
-    Rows with the same query and answer are indexed once, and rows that are no examples
-    (`example_turns`) are not indexed. At most `MAX_ROWS` rows and about `MAX_CHARACTERS` characters
-    are indexed, a random sample of more. Raises DataError if no row can be indexed.
+    Each turn that a fine-tuned model is trained on is a row with the turns before it. Rows with
+    the same query and answer are indexed once, and rows that are no examples (`example_turns`) are
+    not indexed. Raises DataError if no row can be indexed.
     """
     rows = trained_turns(rows)
     rows = rows.take([row for row, turns in enumerate(examples_of(rows)) if turns])
@@ -263,46 +245,38 @@ def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
             "no training row has a turn of the user, so none can be retrieved; add rows with such "
             "a turn"
         )
-    queries = list(map(normalise, rows.queries))
-    first = {
-        pair: position
-        for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))
-    }
-    distinct = rows.take(sorted(first.values()))
+    first: dict[tuple[str, str], int] = {}
+    for position, (query, answer) in enumerate(zip(rows.queries, rows.labels, strict=True)):
+        first.setdefault((normalise(query), answer), position)
+    distinct = rows.take(list(first.values()))
     num_characters = sum(map(len, distinct.texts)) + sum(map(len, distinct.labels))
     size = min(MAX_ROWS, max(1, len(distinct) * MAX_CHARACTERS // max(1, num_characters)))
     sample = distinct.take(subsample(len(distinct), size=size, seed=seed))
     frequency = Counter(rows.labels)
-    indexed = sample.take(
-        np.argsort([-frequency[answer] for answer in sample.labels], kind="stable")
-    )
-    postings = _postings(indexed.queries)
-    return RetrievalIndex(postings, _table(indexed))
+    order = np.argsort([-frequency[answer] for answer in sample.labels], kind="stable")
+    indexed = sample.take(order)
+    return RetrievalIndex(_postings(indexed.queries), _table(indexed))
 
 
 def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float) -> RetrievalIndex:
     """Return the index with the embeddings of its rows. Rows with the same text have the same
     embedding."""
     texts = [_compared(query_of(index.turns(row)[:-1])) for row in range(len(index))]
-    positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-    distinct = encoder.embed(list(positions)).astype(np.float16).astype(np.float32)
-    return replace(
-        index, embeddings=Embeddings(encoder, weight, distinct[[positions[text] for text in texts]])
-    )
+    distinct = list(dict.fromkeys(texts))
+    vectors = encoder.embed(distinct).astype(np.float16).astype(np.float32)
+    embeddings = dict(zip(distinct, vectors, strict=True))
+    rows = np.stack([embeddings[text] for text in texts])
+    return replace(index, embeddings=Embeddings(encoder, weight, rows))
 
 
 def _table(rows: Rows) -> pa.Table:
     turns = [messages_of(turns[:-1]) for turns in examples_of(rows)]
-    groups = [
-        None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)
-    ]
-    columns = {"turns": turns, "answer": rows.labels, "group": groups}
-    return pa.table(columns, schema=SCHEMA)
+    groups = [group_hash(key) for key in rows.split_keys] if rows.split_keys else [None] * len(rows)
+    return pa.table({"turns": turns, "answer": rows.labels, "group": groups}, schema=SCHEMA)
 
 
 def _postings(texts: Sequence[str]) -> Postings:
-    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams
-    stay in memory."""
+    """Return the postings of texts, which are hashed twice to keep no n-grams in memory."""
     chunks = [texts[start : start + CHUNK_TEXTS] for start in range(0, len(texts), CHUNK_TEXTS)]
     frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
     for chunk in chunks:
@@ -310,9 +284,8 @@ def _postings(texts: Sequence[str]) -> Postings:
     columns = np.flatnonzero(frequencies).astype(np.int32)
     idf = np.log((1 + len(texts)) / (1 + np.append(frequencies[columns], 0))) + 1
     postings = Postings(columns, idf.astype(np.float32), csc_matrix((0, len(columns))))
-    return replace(
-        postings, matrix=vstack([postings.vectors(chunk) for chunk in chunks], format="csr").tocsc()
-    )
+    vectors = vstack([postings.vectors(chunk) for chunk in chunks], format="csr")
+    return replace(postings, matrix=vectors.tocsc())
 
 
 def _counts(texts: Sequence[str]) -> csr_matrix:

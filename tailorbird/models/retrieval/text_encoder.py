@@ -1,5 +1,4 @@
-"""A pretrained encoder whose embeddings find training rows; evaluation, training and serving share
-this."""
+"""A pretrained encoder whose embeddings find training rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,7 @@ from tailorbird.storage.node_cache import local_copy, sha256_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_TEXT_TOKENS = 128
-"""Number of tokens of a text that are embedded, or the encoder's maximum if it is smaller."""
+MAX_TEXT_TOKENS = 128  # that are embedded, if the encoder accepts as many
 PROBE = "a text that every encoder can embed"
 
 
@@ -43,22 +41,20 @@ class TextEncoder:
         return int(self.model.head.in_features)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the embeddings of texts with length 1, [N, D]; zeros for a text without a visible
-        character.
+        """Return the embeddings of texts with length 1, [N, D]; zeros for a blank text.
 
-        The last digits of an embedding depend on the other texts, with which it is padded.
+        The last digits depend on the other texts, with which a text is padded.
         """
-        prompt = self.model.pooling.prompt
         tokens = encode_texts(
-            texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt
+            texts,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            prompt=self.model.pooling.prompt,
         )
         embeddings = embed_rows(self.model, tokens, pad_id=int(self.tokenizer.pad_token_id))
-        visible = np.array([bool(text.strip()) for text in texts], dtype=np.float32)
-        lengths = np.linalg.norm(embeddings, axis=1)
-        scaled: NDArray[np.float32] = (
-            embeddings * (visible / np.maximum(lengths, np.finfo(np.float32).tiny))[:, None]
-        )
-        return scaled
+        embeddings[[not text.strip() for text in texts]] = 0
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        return np.asarray(embeddings / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
 def checked_files(pinned: PinnedEncoder) -> Path:
@@ -71,7 +67,8 @@ def checked_files(pinned: PinnedEncoder) -> Path:
         return digest(sha256_files(folder.as_uri()))
 
     folder = local_copy(pinned.uri)
-    if (actual := sha256(folder)) != pinned.sha256:
+    actual = sha256(folder)
+    if actual != pinned.sha256:
         folder = local_copy(pinned.uri, is_intact=lambda copy: sha256(copy) == pinned.sha256)
         actual = sha256(folder)
     if actual != pinned.sha256:
@@ -90,31 +87,24 @@ def text_encoder(
     pooling: Pooling,
     device: str,
 ) -> TextEncoder:
-    """Return a loaded pretrained model as an encoder in its dtype; raise ModelError if it cannot
-    embed a text."""
+    """Return a pretrained model as an encoder; raise ModelError if it cannot embed a text."""
     config: Any = encoder.config
-    head = zero_head(int(config.hidden_size), 1)
-    model = Classifier(
-        cast_parameters(encoder, getattr(torch, pinned.dtype)), head, pooling=pooling
-    )
+    encoder = cast_parameters(encoder, getattr(torch, pinned.dtype))
+    model = Classifier(encoder, zero_head(int(config.hidden_size), 1), pooling=pooling)
     longest = int(getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
     result = TextEncoder(
         pinned,
-        model.to(device).eval().requires_grad_(False),
-        tokenizer,
-        min(longest, MAX_TEXT_TOKENS),
+        model=model.to(device).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        max_length=min(longest, MAX_TEXT_TOKENS),
     )
     try:
         [embedding] = result.embed([PROBE])
-        if abs(float(np.linalg.norm(embedding)) - 1) < 1e-3:
-            reason = ""
-        else:
-            reason = "its embedding is zero or not finite"
+        if not abs(float(np.linalg.norm(embedding)) - 1) < 1e-3:
+            raise ValueError("its embedding is zero or not finite")
     except Exception as error:  # models that are no text encoders raise various exceptions
-        reason = f"{type(error).__name__}: {error}"
-    if reason:
         raise ModelError(
-            f"the retrieval encoder {pinned.uri} cannot embed a text ({reason}); name a text "
-            "encoder, or omit evaluation.retrieval_encoder"
-        )
+            f"the retrieval encoder {pinned.uri} cannot embed a text ({type(error).__name__}: "
+            f"{error}); name a text encoder, or omit evaluation.retrieval_encoder"
+        ) from None
     return result

@@ -1,5 +1,4 @@
-"""The examples of training rows for `training.with_retrieved`: for each row, the nearest other
-training rows."""
+"""The nearest other training rows of each training row, for `training.with_retrieved`."""
 
 from dataclasses import dataclass
 
@@ -14,16 +13,14 @@ from tailorbird.storage.node_cache import local_copy
 
 @dataclass(frozen=True)
 class RetrievedExamples:
-    """An index of training rows, and the examples of each training row as rows of the index,
-    nearest first."""
+    """An index of training rows, and the examples of each training row."""
 
     index_uri: str
     retrieval: Retrieval  # with the digest of this index
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int, ...], ...]  # positions in the index, nearest first
 
     def load_index(self, *, device: str | None = None) -> RetrievalIndex:
-        """Load the index, downloaded once per node, and its encoder. Raises ModelError if a file is
-        damaged."""
+        """Load the index and its encoder. Raises ModelError if a file is damaged."""
         index = load_retrieval_index(
             local_copy(self.index_uri), retrieval=self.retrieval, device=device
         )
@@ -32,13 +29,11 @@ class RetrievedExamples:
 
 
 def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> RetrievedExamples:
-    """Index the training rows, store the index in the folder `uri`, and find the examples of each
-    row.
+    """Index the training rows, store the index at `uri`, and find the examples of each row.
 
     `retrieval` has the number of examples and the encoder. The rows of `RetrievalIndex.exclusions`
-    are not examples of a row, among them the row itself. So the training resembles serving, where
-    the index does not contain the answer to a new conversation. Raises DataError as `build_index`,
-    and the errors of `load_text_encoder`.
+    are not examples of a row, as in serving, where the index lacks the answer to a new
+    conversation. Raises the errors of `build_index` and `load_text_encoder`.
     """
     index = build_index(train, seed=seed)
     if retrieval.encoder is not None:
@@ -47,9 +42,12 @@ def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> 
     files = index_files(index)
     for name, content in files.items():
         storage.write_bytes(f"{uri}/{name}", content)
-    queries = train.queries
-    neighbours = index.search(queries, k=retrieval.num_examples, exclude=index.exclusions(train))
-    rows = tuple(tuple(int(row) for row in nearest.rows) for nearest in neighbours)
+    rows = []
+    for query, excluded in zip(train.queries, index.exclusions(train), strict=True):
+        nearest = index.nearest(query, k=retrieval.num_examples, excluded=excluded)
+        rows.append(tuple(nearest.rows.tolist()))
     return RetrievedExamples(
-        uri, retrieval.model_copy(update={"index_sha256": index_sha256(files)}), rows
+        uri,
+        retrieval.model_copy(update={"index_sha256": index_sha256(files)}),
+        rows=tuple(rows),
     )

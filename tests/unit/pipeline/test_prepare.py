@@ -37,7 +37,7 @@ def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
     texts = [f"number {number}" for number in range(60)]
     columns = {"text": texts, "label": ["x", "y"] * 30, "prompt": texts, "completion": texts}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    staged = StagedModel("s3://m/x", (tmp_path / "model").as_uri())
+    staged = StagedModel(source="s3://m/x", uri=(tmp_path / "model").as_uri())
     monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: staged)
     small_chat.save(tmp_path / "model")
     data = {"train": (tmp_path / "rows.parquet").as_uri(), "max_length": 257}
@@ -54,7 +54,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     local = (tmp_path / "model").as_uri()
 
     def stage(model: ModelUri, **_: object) -> StagedModel:
-        return StagedModel(str(model), str(model) if model.store == "file" else local)
+        uri = str(model) if model.store == "file" else local
+        return StagedModel(source=str(model), uri=uri)
 
     monkeypatch.setattr(inputs, "stage_base_model", stage)
     small_chat.save(tmp_path / "model")
@@ -272,7 +273,7 @@ def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_chan
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = f"pypi://tiny@1.0#sha256={'5f' * 32}"
-    staged = StagedModel(source, (tmp_path / "model").as_uri())
+    staged = StagedModel(source=source, uri=(tmp_path / "model").as_uri())
     monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: staged)
     runs, notes = [], []
     for uri in ("pypi://tiny", source):

@@ -1,8 +1,8 @@
 """Tests of classification baselines on synthetic embeddings."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +11,12 @@ from scipy.sparse import csr_matrix
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines import classification
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.classification import (
     COSINE_SCALE,
     EMBEDDING_WEIGHTS,
     BaselineResults,
+    FittedBaseline,
     centroids,
     cosine_head,
     embed_in_time,
@@ -98,15 +100,6 @@ def test_centroids_use_up_to_k_seeded_examples_per_class() -> None:
     np.testing.assert_allclose(everything[1], unit(features[labels == 1]).mean(0), atol=1e-6)
 
 
-def test_a_head_is_contiguous_fp32_for_any_memory_layout() -> None:
-    weight: Any = np.asfortranarray(GENERATOR.normal(size=(3, 8)))
-    bias: Any = np.zeros(3)
-    head = Head(weight, bias)
-    assert head.weight.flags.c_contiguous
-    assert head.weight.dtype == np.float32
-    np.testing.assert_allclose(head.weight, weight, rtol=1e-6)
-
-
 def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
     np.testing.assert_allclose(
         np.linalg.norm(unit(GENERATOR.normal(size=(4, 8)).astype(np.float32)), axis=1), 1, rtol=1e-6
@@ -124,16 +117,14 @@ def data_of(num_classes: int = 3) -> HeadData:
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: int) -> None:
     data = data_of(num_classes)
-    embeddings, held_out = (unit(clusters(num_classes)[0]) for _ in range(2))
+    train = unit(clusters(num_classes)[0])
+    held_out = unit(clusters(num_classes)[0])
     bag = fit_bag(data)
-    both = fit_with_embeddings(data, embeddings=embeddings, held_out_embeddings=held_out, alone=bag)
-    assert bag.embedding_weight == 0
+    embeddings = replace(data, train=(train,), features=(held_out,))
+    both = fit_with_embeddings(data, embeddings=embeddings, alone=bag)
+    assert bag.embedding_weight is None
     assert both.embedding_weight in EMBEDDING_WEIGHTS
-    expected = (
-        both.embedding_weight * held_out @ both.weights[0]
-        + data.features[0] @ both.weights[1]
-        + both.bias
-    )
+    expected = held_out @ both.weights[0] + data.features[0] @ both.weights[1] + both.bias
     np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
     assert both.note() == f"{bag.note()}, embedding weight {both.embedding_weight:g}"
 
@@ -143,25 +134,25 @@ def test_a_class_with_one_row_is_learned() -> None:
     labels = np.array([0, 0, 1, 1, 2])
     data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), HeldOut(labels, "accuracy"))
     bag = fit_bag(data)
-    both = fit_with_embeddings(data, embeddings=train, held_out_embeddings=train, alone=bag)
+    embeddings = replace(data, train=(train,), features=(train,))
+    both = fit_with_embeddings(data, embeddings=embeddings, alone=bag)
     assert (bag.score, both.score) == (1.0, 1.0)
 
 
 def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and_pooling_of_their_encoder(
     tmp_path: Path,
 ) -> None:
-    head, uri = (
-        Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)),
-        tmp_path.as_uri(),
-    )
+    uri = tmp_path.as_uri()
+    head = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32))
     vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
-    heads = dict.fromkeys(("probe", "probe_bag"), head)
-    bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
-    kinds = (*heads, "bag_of_words")
-    offsets: dict[str, tuple[float, ...]] = dict.fromkeys(kinds, (0.0, 1.5))
     own = Pooling(mode="cls", normalize=True, prompt="query: ")
-    results = BaselineResults((), heads, bags, dict.fromkeys(kinds, 2.0), offsets, "bfloat16", own)
+    parts = {"probe": (head, None), "probe_bag": (head, bag), "bag_of_words": (None, bag)}
+    fitted = []
+    for kind, (part, words) in parts.items():
+        baseline = Baseline(kind, None, 0.5, servable=True, note="")
+        fitted.append(FittedBaseline(baseline, part, words, 2.0, (0.0, 1.5)))
+    results = BaselineResults(tuple(fitted), "bfloat16", own)
     config = VersionConfig(
         kind="zero_shot",
         classes=("a", "b"),
@@ -173,7 +164,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
         created_at=now(),
     )
     store_baselines(uri, results, config=config)
-    stored = {kind: read_artifact_config(f"{uri}/{kind}") for kind in results.temperatures}
+    stored = {kind: read_artifact_config(f"{uri}/{kind}") for kind in parts}
     assert {kind: item.dtype for kind, item in stored.items()} == {
         "probe": "bfloat16",
         "probe_bag": "bfloat16",

@@ -161,7 +161,9 @@ def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_re
     with endpoint_server(without_logprobs) as server:
         zero_shot, *_ = fit(server.url, tmp_path)
         config = read_artifact_config(str(zero_shot.uri))
-        assert "; the requests had no logprobs, which the endpoint refused" in str(zero_shot.note)
+        assert "; 100.0% of the requests had no logprobs, which the endpoint refused" in str(
+            zero_shot.note
+        )
         assert config.endpoint is not None
         assert config.endpoint.omitted == ("logprobs",)
         before = len(server.bodies)
@@ -303,11 +305,11 @@ CUT = completion(None, finish_reason="length")  # as of a model that reasons
 FILTERED = refusal(400, "filtered", code="content_filter")
 
 
-@pytest.mark.parametrize(("chat", "limit", "kind"), [(False, 33, "a label"), (True, 8, "a text")])
+@pytest.mark.parametrize(("chat", "limit"), [(False, 33), (True, 8)])
 def test_truncated_answers_without_a_result_end_the_run_before_a_decision(
-    tmp_path: Path, chat: bool, limit: int, kind: str
+    tmp_path: Path, chat: bool, limit: int
 ) -> None:
-    message = rf"^4% of .* 'm' .*\(endpoint_zero_shot\) to .* end at {limit} tokens without {kind},.* Raise .*max_tokens"
+    message = rf"^4% of .* 'm' .*\(endpoint_zero_shot\) to .* end at {limit} tokens without .* Raise .*max_tokens"
     with (
         endpoint_server(only_at(3, 5, reply=CUT)) as server,
         pytest.raises(EndpointAnswersMissing, match=message),
@@ -349,8 +351,8 @@ def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> 
         assert len(server.bodies) == before
     assert zero_shot.note == (
         f"{MODEL}: no examples in the prompt; 2.0% of the answers are no label; 1 of 50 rows "
-        "(2.0%) refused for the text, counted as wrong; the requests had no logprobs, which the "
-        "endpoint refused"
+        "(2.0%) refused for the text, counted as wrong; 100.0% of the requests had no logprobs, "
+        "which the endpoint refused"
     )
     assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
 
@@ -386,7 +388,7 @@ def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(
         for _ in range(2):
             with pytest.raises(
                 EndpointAnswersMissing,
-                match=r"refused 2 of 50 .*content_filter.* validation rows .* 4, 7 of",
+                match=r"refused 2 of 50 .*content_filter.* validation rows .* '4', '7' of",
             ) as raised:
                 fit(server.url, tmp_path, pairs=MANY)
             assert len(server.bodies) == len(MANY)

@@ -422,23 +422,6 @@ def test_the_model_is_that_of_the_first_answer_that_is_not_refused(tmp_path: Pat
         assert texts(server, tmp_path, 0, 1) == ["", "1"]
 
 
-def test_an_endpoint_that_refuses_the_first_requests_gets_no_others_unless_its_model_is_known(
-    tmp_path: Path,
-) -> None:
-    with endpoint_server(
-        lambda *_: refusal(400, "This model's maximum context length is 8 tokens")
-    ) as server:
-        message = r"'m' at .* refused the first {} of 100 requests .*\(context_length_exceeded\).* Lower .*max_tokens"
-        for number in (3, 4):  # a second run sends one more request
-            with pytest.raises(errors.EndpointAnswersMissing, match=message.format(number)):
-                texts(server, tmp_path, *range(100))
-            assert len(server.bodies) == number
-        assert (
-            texts(server, tmp_path, *range(100), reported_model="m-1") == [""] * 100
-        )  # a champion
-        assert len(server.bodies) == 100
-
-
 def test_a_kept_list_of_the_stored_answers_is_read_once_and_again_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

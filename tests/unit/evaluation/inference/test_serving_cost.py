@@ -136,7 +136,7 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
 
     monkeypatch.setattr(serving_cost, "class_logits", logits)
     rows = replace(rows_of(["heart"] * 4), groups={"sex": ("f", "m", "m", "m")})
-    serving_cost._answer_hybrid(rows, **parts, routing=routing, batch_size=2)
+    serving_cost._answer_hybrid(rows, parts=parts, routing=routing, batch_size=2)
     assert counts == answered
 
 

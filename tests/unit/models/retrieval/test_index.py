@@ -31,7 +31,7 @@ def rows_of(
 
 
 def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
-    [neighbours] = index.search([text], k=k)
+    neighbours = index.nearest(text, k=k)
     return [query_of(index.turns(row)[:-1]) for row in neighbours.rows]
 
 
@@ -46,7 +46,7 @@ def test_the_nearest_row_shares_the_rarest_n_grams() -> None:
 
 def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
     index = build_index(rows_of(), seed=0)
-    [neighbours] = index.search(["  ACUTE bronchitis "], k=5)
+    neighbours = index.nearest("  ACUTE bronchitis ", k=5)
     assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
     assert neighbours.similarities[0] <= 1
     assert (np.diff(neighbours.similarities) <= 0).all()
@@ -55,10 +55,8 @@ def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
 
 def test_unknown_words_reduce_the_similarity() -> None:
     index = build_index(rows_of(), seed=0)
-    [known], [unknown] = (
-        index.search(["acute bronchitis"], k=1),
-        index.search(["acute bronchitis qqxxyyzz"], k=1),
-    )
+    known = index.nearest("acute bronchitis", k=1)
+    unknown = index.nearest("acute bronchitis qqxxyyzz", k=1)
     assert known.rows[0] == unknown.rows[0]
     assert unknown.similarities[0] < 0.9 < known.similarities[0]
 
@@ -68,7 +66,7 @@ def test_a_text_without_a_known_n_gram_gets_the_most_frequent_answer_with_simila
     text: str,
 ) -> None:
     index = build_index(rows_of(), seed=0)
-    [neighbours] = index.search([text], k=2)
+    neighbours = index.nearest(text, k=2)
     assert [index.answer(row) for row in neighbours.rows] == ["S72", "S72"]
     assert neighbours.similarities.tolist() == [0, 0]
 
@@ -76,14 +74,14 @@ def test_a_text_without_a_known_n_gram_gets_the_most_frequent_answer_with_simila
 def test_an_index_of_one_row_returns_that_row() -> None:
     index = build_index(rows_of(PAIRS[:1]), seed=0)
     for text in ("acute bronchitis", "qqxxyyzz", ""):
-        [neighbours] = index.search([text], k=8)
+        neighbours = index.nearest(text, k=8)
         assert [index.answer(row) for row in neighbours.rows] == ["J20"]
 
 
 def test_rows_without_any_n_gram_can_be_indexed() -> None:
     index = build_index(rows_of((("", "a"), (" ", "b"), ("", "a"))), seed=0)
     assert len(index) == 2
-    [neighbours] = index.search(["text"], k=1)
+    neighbours = index.nearest("text", k=1)
     assert index.answer(neighbours.rows[0]) == "a"
 
 
@@ -125,19 +123,11 @@ def test_copies_with_the_same_answer_are_indexed_once() -> None:
     ]
 
 
-def test_a_result_does_not_depend_on_the_other_texts() -> None:
-    index = build_index(rows_of(), seed=0)
-    texts = ["femur", "bronchitis", "", "open"]
-    for text, together in zip(texts, index.search(texts, k=3), strict=True):
-        [alone] = index.search([text], k=3)
-        np.testing.assert_array_equal(alone.rows, together.rows)
-        np.testing.assert_array_equal(alone.similarities, together.similarities)
-
-
 def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
     rows = rows_of((*PAIRS, ("Acute  BRONCHITIS", "J21")), keys=("a", "b", "c", "c", "d", "e"))
     index = build_index(rows, seed=0)
-    results = index.search(rows.texts, k=6, exclude=index.exclusions(rows))
+    pairs = zip(rows.texts, index.exclusions(rows), strict=True)
+    results = [index.nearest(text, k=6, excluded=excluded) for text, excluded in pairs]
     for row, neighbours in enumerate(results):
         texts = {
             query_of(index.turns(position)[:-1]).lower().replace("  ", " ")
@@ -160,7 +150,8 @@ def test_a_row_outside_the_index_excludes_its_group() -> None:
 def test_if_all_rows_are_excluded_nothing_is_returned() -> None:
     rows = rows_of(keys=("a",) * len(PAIRS))
     index = build_index(rows, seed=0)
-    [neighbours] = index.search(["femur"], k=2, exclude=index.exclusions(rows.take([0])))
+    [excluded] = index.exclusions(rows.take([0]))
+    neighbours = index.nearest("femur", k=2, excluded=excluded)
     assert (len(neighbours.rows), len(neighbours.similarities)) == (0, 0)
 
 
@@ -256,7 +247,7 @@ def test_a_text_is_represented_by_a_limited_number_of_n_grams(
     index = build_index(rows_of(), seed=0)
     assert np.bincount(index.postings.matrix.indices).max() == 5
     for text, _ in PAIRS:
-        [neighbours] = index.search([text], k=1)
+        neighbours = index.nearest(text, k=1)
         assert query_of(index.turns(neighbours.rows[0])[:-1]) == text
         assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
 
@@ -265,9 +256,9 @@ def test_a_search_reads_the_rarest_n_grams_within_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     index = build_index(rows_of(), seed=0)
-    [whole] = index.search(["chronic bronchitis"], k=1)
+    whole = index.nearest("chronic bronchitis", k=1)
     monkeypatch.setattr(retrieval, "MAX_POSTINGS", 5)
-    [limited] = index.search(["chronic bronchitis"], k=1)
+    limited = index.nearest("chronic bronchitis", k=1)
     assert index.answer(limited.rows[0]) == "J42"
     assert 0 < limited.similarities[0] < whole.similarities[0]
 
@@ -283,7 +274,7 @@ def test_a_million_n_grams_are_hashed_into_a_limited_number_of_columns(
 
 def test_a_text_of_a_megabyte_is_compared_by_its_first_characters() -> None:
     index = build_index(rows_of(), seed=0)
-    [neighbours] = index.search(
-        ["acute bronchitis" + " " * retrieval.MAX_TEXT_CHARACTERS + "femur " * 200_000], k=1
+    neighbours = index.nearest(
+        "acute bronchitis" + " " * retrieval.MAX_TEXT_CHARACTERS + "femur " * 200_000, k=1
     )
     assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)

@@ -35,17 +35,17 @@ def embedded(pinned: PinnedEncoder, *, weight: float = 1.0) -> RetrievalIndex:
 
 
 def nearest(index: RetrievalIndex, text: str) -> str:
-    [neighbours] = index.search([text], k=1)
+    neighbours = index.nearest(text, k=1)
     return str(index.turns(neighbours.rows[0])[0][1])
 
 
 def test_embeddings_find_a_row_that_shares_no_ngram_with_the_text(pinned: PinnedEncoder) -> None:
     index = embedded(pinned)
-    [similar] = index.search(["azure sky"], k=1)
+    similar = index.nearest("azure sky", k=1)
     assert nearest(index, "azure sky") == "blue sky"
     assert similar.similarities[0] == pytest.approx(1, abs=1e-3)
     assert nearest(index, "azure") in ("blue sky", "blue skies")
-    assert index_of().search(["azure"], k=1)[0].similarities[0] == 0
+    assert index_of().nearest("azure", k=1).similarities[0] == 0
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.75])
@@ -58,23 +58,13 @@ def test_the_similarity_is_the_weighted_mean_of_both_cosines(
     np.testing.assert_allclose(mixed, weight * parts[0] + (1 - weight) * parts[1], atol=1e-12)
 
 
-def test_the_neighbours_of_a_text_do_not_depend_on_the_other_texts(pinned: PinnedEncoder) -> None:
-    index, texts = embedded(pinned, weight=0.75), ["azure", "a leaf of green at noon", "rose", ""]
-    together = index.search(texts, k=3)
-    for text, neighbours in zip(texts, together, strict=True):
-        [alone] = index.search([text], k=3)
-        np.testing.assert_array_equal(alone.rows, neighbours.rows)
-        np.testing.assert_array_equal(alone.similarities, neighbours.similarities)
-
-
 def test_rows_with_the_same_text_are_equally_similar_and_keep_their_order(
     pinned: PinnedEncoder,
 ) -> None:
     longer = ("blue sky at noon", "noon")
     index = index_of((("blue sky", "once"), longer, ("blue sky", "often"), ("red rose", "often")))
-    [neighbours] = embed_index(index, encoder=load_text_encoder(pinned), weight=1.0).search(
-        ["azure sky"], k=2
-    )
+    embedded_index = embed_index(index, encoder=load_text_encoder(pinned), weight=1.0)
+    neighbours = embedded_index.nearest("azure sky", k=2)
     assert [index.answer(row) for row in neighbours.rows] == ["often", "once"]
     assert neighbours.similarities[0] == neighbours.similarities[1]
 
@@ -84,7 +74,7 @@ def test_an_empty_text_gets_the_row_with_the_most_frequent_answer(
     pinned: PinnedEncoder, text: str
 ) -> None:
     index = embedded(pinned)
-    [neighbours] = index.search([text], k=1)
+    neighbours = index.nearest(text, k=1)
     assert (index.answer(neighbours.rows[0]), neighbours.similarities[0]) == ("sky", 0)
 
 
@@ -165,7 +155,7 @@ def test_an_encoder_whose_embeddings_are_not_finite_is_refused(tmp_path: Path) -
     small_encoder.save(tmp_path / "encoder", broken=True)
     with pytest.raises(
         ModelError,
-        match=r"cannot embed a text \(its embedding is zero or not finite\); name a text enc",
+        match=r"cannot embed a text \(ValueError: its embedding is zero or not finite\); name a text enc",
     ):
         load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
 
