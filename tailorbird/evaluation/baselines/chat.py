@@ -32,12 +32,8 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.storage.node_cache import local_copy
 
-EMBEDDING_WEIGHTS = (
-    0.0,
-    0.5,
-    0.75,
-    1.0,
-)  # weights of the embeddings in the similarity, tried on validation
+EMBEDDING_WEIGHTS = (0.0, 0.5, 0.75, 1.0)
+"""Weights of the embeddings in the similarity that are tried on validation."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +47,9 @@ class ChatBaselines:
 
 def _score(metric: str, outputs: list[str], *, validation: Rows) -> float:
     """Return the mean score of answers to the validation rows."""
-    return float(
-        np.mean(
-            per_row(
-                metric, outputs=outputs, references=validation.labels, config=validation.answers
-            )
-        )
-    )
+    references = validation.labels
+    scores = per_row(metric, outputs=outputs, references=references, config=validation.answers)
+    return float(np.mean(scores))
 
 
 def fit_prompt_baselines(
@@ -77,13 +69,16 @@ def fit_prompt_baselines(
     `nearest`; the encoder gets the dtype of this process. If scores are equal, the first setting
     wins. The first baseline becomes the incumbent.
     """
-    base = local_copy(base_model)
-    current_progress().activity("building the index of training rows")
+    progress = current_progress()
+    progress.activity("building the index of training rows")
     index = build_index(train, seed=seed)
+    note = f"answer of the nearest of {len(index):,} training rows"
     if encoder is not None:
         encoder = encoder.model_copy(update={"dtype": dtype_name()})
         index = add_embeddings(index, encoder=encoder, validation=validation, metric=config.metric)
+        note += f", {_similarity_note(index)}"
     files = index_files(index)
+    base = local_copy(base_model)
     model = load_pretrained_chat(base)
     tokenizer = load_tokenizer(base)
     context = context_length(model.lm)
@@ -95,18 +90,17 @@ def fit_prompt_baselines(
         max_prompt_tokens=max(1, limit),
         index_sha256=index_sha256(files),
         encoder=index.embeddings.encoder.pinned if index.embeddings else None,
-        embedding_weight=index.embeddings.weight if index.embeddings else 0.0,
+        embedding_weight=index.weight,
     )
-    with_nearest = prompting.model_copy(update={"retrieval": retrieval})
+    fitted = []
+
+    def add(kind: str, score: float, note: str, *, prompting: Prompting) -> None:
+        progress.score(kind, score, note)
+        fitted.append((Baseline(kind, None, score, servable=True, note=note), prompting))
+
     copied = [nearest_answer(conversation, index=index).text for conversation in validation.turns]
-    note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(
-        index, tried=encoder is not None
-    )
-    nearest = Baseline(
-        "nearest", None, _score(config.metric, copied, validation=validation), True, note
-    )
-    _report(nearest)
-    fitted = [(nearest, with_nearest)]
+    score = _score(config.metric, copied, validation=validation)
+    add("nearest", score, note, prompting=prompting.model_copy(update={"retrieval": retrieval}))
     tried = tried_prompts(
         prompting,
         retrieval=retrieval,
@@ -118,24 +112,16 @@ def fit_prompt_baselines(
     for prompts in tried:
         scores = []
         for prompt in prompts:
-            current_progress().activity(
-                f"{prompt.name}: answers to {len(validation):,} validation rows"
-            )
+            progress.activity(f"{prompt.name}: answers to {len(validation):,} validation rows")
             answers = answer_rows(
                 model, validation, tokenizer=tokenizer, prompting=prompt.prompting, index=index
             )
-            scores.append(
-                _score(config.metric, [answer.text for answer in answers], validation=validation)
-            )
+            texts = [answer.text for answer in answers]
+            scores.append(_score(config.metric, texts, validation=validation))
         best = int(np.argmax(scores))
-        baseline = Baseline(prompts[best].kind, None, scores[best], True, prompts[best].note)
-        _report(baseline)
-        fitted.append((baseline, prompts[best].prompting))
+        prompt = prompts[best]
+        add(prompt.kind, scores[best], prompt.note, prompting=prompt.prompting)
     return ChatBaselines(tuple(fitted), files, dtype_name())
-
-
-def _report(baseline: Baseline) -> None:
-    current_progress().score(baseline.kind, baseline.validation, baseline.note)
 
 
 def add_embeddings(
@@ -157,24 +143,17 @@ def add_embeddings(
         for weight, outputs in answers.items():
             nearest = np.argmax(weight * embeddings + (1 - weight) * ngrams)
             outputs.append(index.answer(int(nearest)).strip())
-    scores = {
-        weight: _score(metric, outputs, validation=validation)
-        for weight, outputs in answers.items()
-    }
-    best = max(scores, key=lambda weight: scores[weight])
-    if best:
-        return replace(index, embeddings=replace(embedded.embeddings, weight=best))
-    return index
+    scores = [_score(metric, outputs, validation=validation) for outputs in answers.values()]
+    best = EMBEDDING_WEIGHTS[int(np.argmax(scores))]
+    if not best:
+        return index
+    return replace(index, embeddings=replace(embedded.embeddings, weight=best))
 
 
-def _compared_by(index: RetrievalIndex, *, tried: bool) -> str:
-    """Return the end of the note of `nearest`: how the rows are compared, if an encoder was
-    tried."""
-    if not tried:
-        return ""
-    weight = index.embeddings.weight if index.embeddings else 0.0
-    best = f"best of {', '.join(f'{tried:g}' for tried in EMBEDDING_WEIGHTS)}"
-    return f", by embeddings x {weight:g} + n-grams x {1 - weight:g}, {best}"
+def _similarity_note(index: RetrievalIndex) -> str:
+    """Return how the rows are compared, for reports."""
+    tried = ", ".join(f"{weight:g}" for weight in EMBEDDING_WEIGHTS)
+    return f"by embeddings x {index.weight:g} + n-grams x {1 - index.weight:g}, best of {tried}"
 
 
 def store_prompt_baselines(
@@ -186,7 +165,6 @@ def store_prompt_baselines(
     `config` supplies all fields except kind, prompting and the dtype of kinds without a language
     model.
     """
-
     versions = []
     for baseline, prompting in results.baselines:
         changes: dict[str, object] = {"kind": baseline.kind, "prompting": prompting}
@@ -206,8 +184,9 @@ def store_versions(
     stored = []
     for baseline, version in versions:
         folder = f"{uri}/{version.kind}"
-        for name, content in index_files.items() if version.spec.has_index else ():
-            storage.write_bytes(f"{folder}/{name}", content)
+        if version.spec.has_index:
+            for name, content in index_files.items():
+                storage.write_bytes(f"{folder}/{name}", content)
         write_artifact_config(folder, version)
         stored.append(replace(baseline, uri=folder))
     return tuple(stored)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import chain, pairwise, repeat
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -99,9 +99,8 @@ class Postings:
             known = np.linalg.norm(row)
             row[np.argsort(-row, kind="stable")[MAX_TEXT_NGRAMS:]] = 0
             row *= known / max(total * np.linalg.norm(row), np.finfo(np.float32).tiny)
-        vectors = csr_matrix((weights, terms, counts.indptr), shape=(len(texts), len(self.idf)))[
-            :, :-1
-        ]
+        shape = (len(texts), len(self.idf))
+        vectors = csr_matrix((weights, terms, counts.indptr), shape=shape)[:, :-1]
         vectors.eliminate_zeros()
         return vectors
 
@@ -111,14 +110,10 @@ class Postings:
         vector = self.vectors([text])
         sizes = self.matrix.indptr[vector.indices + 1] - self.matrix.indptr[vector.indices]
         rarest = np.argsort(sizes, kind="stable")
-        num_read = max(
-            1, int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right"))
-        )
-        rarest = rarest[:num_read]
-        cosines: NDArray[np.float64] = self.matrix[:, vector.indices[rarest]] @ vector.data[
-            rarest
-        ].astype(np.float64)
-        return cosines
+        num_read = int(np.searchsorted(np.cumsum(sizes[rarest]), MAX_POSTINGS, side="right"))
+        rarest = rarest[: max(1, num_read)]
+        weights = vector.data[rarest].astype(np.float64)
+        return np.asarray(self.matrix[:, vector.indices[rarest]] @ weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,22 +172,23 @@ class RetrievalIndex:
         empty text has similarity 0 to all rows, so it gets the row with the most frequent answer;
         without embeddings, so does a text without a known n-gram.
         """
-        assert k > 0, f"k {k}; a search returns at least one row"
         if exclude is None:
-            return [self._nearest(text, k=k, excluded=NO_ROWS) for text in texts]
-        return [
-            self._nearest(text, k=k, excluded=rows)
-            for text, rows in zip(texts, exclude, strict=True)
-        ]
+            exclude = [NO_ROWS] * len(texts)
+        pairs = zip(texts, exclude, strict=True)
+        return [self._nearest(text, k=k, excluded=rows) for text, rows in pairs]
+
+    @property
+    def weight(self) -> float:
+        """Weight of the embeddings in the similarity; 0 without embeddings."""
+        return 0.0 if self.embeddings is None else self.embeddings.weight
 
     def similarities(self, text: str) -> NDArray[np.float64]:
         """Return the similarity of a text to each row, [N], from 0 to 1 (up to rounding)."""
-        weight = 0.0 if self.embeddings is None else self.embeddings.weight
         similarities = np.zeros(len(self))
         if self.embeddings is not None:
-            similarities += weight * self.embeddings.similarities(text)
-        if weight < 1:
-            similarities += (1 - weight) * self.postings.similarities(text)
+            similarities += self.weight * self.embeddings.similarities(text)
+        if self.weight < 1:
+            similarities += (1 - self.weight) * self.postings.similarities(text)
         return similarities
 
     def exclusions(self, rows: Rows) -> Iterator[IntArray]:
@@ -204,12 +200,12 @@ class RetrievalIndex:
         For example, a copy has the same query, and a longer part of the same conversation has the
         query as an earlier turn. The training rows need not be in the index.
         """
-        for turns, group in zip(
-            rows.turns, rows.split_keys or repeat(None, len(rows)), strict=True
-        ):
+        groups = rows.split_keys or [None] * len(rows)
+        for turns, group in zip(rows.turns, groups, strict=True):
             keys = [("turn", normalise(query_of(turns)))]
-            keys += [("query", question) for question in set(_questions(turns))]
-            keys += [] if group is None else [("group", group_hash(group))]
+            keys += [("query", question) for question in _questions(turns)]
+            if group is not None:
+                keys.append(("group", group_hash(group)))
             excluded = [self._rows_by_key.get(key, ()) for key in keys]
             yield np.fromiter(chain.from_iterable(excluded), dtype=np.int64)
 
@@ -219,11 +215,9 @@ class RetrievalIndex:
         rows: dict[tuple[str, str | None], list[int]] = {}
         for row, group in enumerate(self.table["group"].to_pylist()):
             questions = _questions(self.turns(row))
-            for key in {
-                ("group", group),
-                ("query", questions[-1]),
-                *(("turn", question) for question in questions),
-            }:
+            keys = [("group", group), ("query", questions[-1])]
+            keys += [("turn", question) for question in questions]
+            for key in keys:
                 rows.setdefault(key, []).append(row)
         return rows
 
@@ -263,41 +257,34 @@ def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
             "no training row has a turn of the user, so none can be retrieved; add rows with such "
             "a turn"
         )
-    queries = list(map(normalise, rows.queries))
-    first = {
-        pair: position
-        for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))
-    }
-    distinct = rows.take(sorted(first.values()))
+    first: dict[tuple[str, str], int] = {}
+    for position, (query, answer) in enumerate(zip(rows.queries, rows.labels, strict=True)):
+        first.setdefault((normalise(query), answer), position)
+    distinct = rows.take(list(first.values()))
     num_characters = sum(map(len, distinct.texts)) + sum(map(len, distinct.labels))
     size = min(MAX_ROWS, max(1, len(distinct) * MAX_CHARACTERS // max(1, num_characters)))
     sample = distinct.take(subsample(len(distinct), size=size, seed=seed))
     frequency = Counter(rows.labels)
-    indexed = sample.take(
-        np.argsort([-frequency[answer] for answer in sample.labels], kind="stable")
-    )
-    postings = _postings(indexed.queries)
-    return RetrievalIndex(postings, _table(indexed))
+    order = np.argsort([-frequency[answer] for answer in sample.labels], kind="stable")
+    indexed = sample.take(order)
+    return RetrievalIndex(_postings(indexed.queries), _table(indexed))
 
 
 def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float) -> RetrievalIndex:
     """Return the index with the embeddings of its rows. Rows with the same text have the same
     embedding."""
     texts = [_compared(query_of(index.turns(row)[:-1])) for row in range(len(index))]
-    positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-    distinct = encoder.embed(list(positions)).astype(np.float16).astype(np.float32)
-    return replace(
-        index, embeddings=Embeddings(encoder, weight, distinct[[positions[text] for text in texts]])
-    )
+    distinct = list(dict.fromkeys(texts))
+    vectors = encoder.embed(distinct).astype(np.float16).astype(np.float32)
+    embeddings = dict(zip(distinct, vectors, strict=True))
+    rows = np.stack([embeddings[text] for text in texts])
+    return replace(index, embeddings=Embeddings(encoder, weight, rows))
 
 
 def _table(rows: Rows) -> pa.Table:
     turns = [messages_of(turns[:-1]) for turns in examples_of(rows)]
-    groups = [
-        None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)
-    ]
-    columns = {"turns": turns, "answer": rows.labels, "group": groups}
-    return pa.table(columns, schema=SCHEMA)
+    groups = [group_hash(key) for key in rows.split_keys] if rows.split_keys else [None] * len(rows)
+    return pa.table({"turns": turns, "answer": rows.labels, "group": groups}, schema=SCHEMA)
 
 
 def _postings(texts: Sequence[str]) -> Postings:
@@ -310,9 +297,8 @@ def _postings(texts: Sequence[str]) -> Postings:
     columns = np.flatnonzero(frequencies).astype(np.int32)
     idf = np.log((1 + len(texts)) / (1 + np.append(frequencies[columns], 0))) + 1
     postings = Postings(columns, idf.astype(np.float32), csc_matrix((0, len(columns))))
-    return replace(
-        postings, matrix=vstack([postings.vectors(chunk) for chunk in chunks], format="csr").tocsc()
-    )
+    vectors = vstack([postings.vectors(chunk) for chunk in chunks], format="csr")
+    return replace(postings, matrix=vectors.tocsc())
 
 
 def _counts(texts: Sequence[str]) -> csr_matrix:

@@ -386,7 +386,7 @@ def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(
         for _ in range(2):
             with pytest.raises(
                 EndpointAnswersMissing,
-                match=r"refused 2 of 50 .*content_filter.* validation rows .* 4, 7 of",
+                match=r"refused 2 of 50 .*content_filter.* validation rows .* '4', '7' of",
             ) as raised:
                 fit(server.url, tmp_path, pairs=MANY)
             assert len(server.bodies) == len(MANY)
