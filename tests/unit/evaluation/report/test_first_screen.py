@@ -96,14 +96,16 @@ def test_the_first_screen_answers_four_questions_and_draws_every_contender(outco
     roles = [model.role for model in evidence.verdict.models]
     assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles
     assert f"{evidence.verdict.selected} (selected)" in drawn
-    assert ("a year" in drawn) == bool(evidence.verdict.costs)
+    assert ("yearly cost" in drawn) == bool(evidence.verdict.costs)
 
 
 def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -> None:
     evidence = evidence_for("STAY")
     marks = charts.contenders(evidence).marks
     (band,) = [mark for mark in marks if isinstance(mark, Box) and mark.kind == "band"]
-    models = {str(mark.title).split(",")[0]: mark for mark in marks if isinstance(mark, Dot)}
+    models = {
+        str(mark.title).removesuffix(" (selected)"): mark for mark in marks if isinstance(mark, Dot)
+    }
     assert models["incumbent"].x == pytest.approx(band.x, abs=0.01)
     gain = evidence.verdict.relation("candidate", "incumbent").gain
     per_point = (models["candidate"].x - models["incumbent"].x) / gain
@@ -116,11 +118,11 @@ def dots_of(evidence: Evidence) -> dict[str, list[float]]:
     dots: dict[str, list[float]] = {}
     for mark in charts.contenders(evidence).marks:
         if isinstance(mark, Dot):
-            dots.setdefault(mark.title.partition(",")[0], []).append(mark.x)
+            dots.setdefault(mark.title.removesuffix(" (selected)"), []).append(mark.x)
     return dots
 
 
-@pytest.mark.parametrize("simulation", [SIMULATIONS["FINE_TUNE"], CLOSE])
+@pytest.mark.parametrize("simulation", [SIMULATIONS["FINE_TUNE"], EQUALLY_PRICED, CLOSE])
 def test_each_dot_is_at_its_score_and_at_its_cost(simulation: Simulation) -> None:
     evidence = evidence_of(simulation)
     models, dots = charts.contenders_of(evidence), dots_of(evidence)
@@ -138,45 +140,6 @@ def test_each_dot_is_at_its_score_and_at_its_cost(simulation: Simulation) -> Non
         assert model.cost == pytest.approx(share * 1.1 * largest, abs=1e-3 * largest)
 
 
-def test_equal_costs_are_stated_once_and_only_the_scores_are_drawn() -> None:
-    evidence = evidence_of(EQUALLY_PRICED)
-    assert {role: len(positions) for role, positions in dots_of(evidence).items()} == dict.fromkeys(
-        ("incumbent", "candidate", "bag_of_words", "probe_bag", "probe"), 1
-    )
-    page = Page(to_html(evidence))
-    first = page.text[: page.text.index("Candidate against incumbent")]
-    assert "All contenders cost about 438.01 a year." in first
-    assert (
-        "a year costs, in the recipe's currency: the candidate 438.05, the incumbent 438.00."
-        in first
-    )
-    assert (
-        first.count("438.0") == 1 + 2 + 5 + 5
-    )  # both sentences, the table, and the tooltips of the dots
-
-
-def test_costs_that_differ_by_a_few_percent_are_about_the_same_and_others_are_not() -> None:
-    models = charts.contenders_of(evidence_of(EQUALLY_PRICED))
-
-    def with_costs(*costs: float | None) -> list[charts.Contender]:
-        return [replace(model, cost=cost) for model, cost in zip(models, costs, strict=False)]
-
-    assert (
-        charts.cost_note(with_costs(100.0, 104.0, 100.0))
-        == "All contenders cost about 101.33 a year."
-    )
-    assert (
-        charts.cost_note(with_costs(10.0, None, 10.0))
-        == "All contenders with a known cost cost about 10.00 a year."
-    )
-    assert not charts.costs_differ(with_costs(100.0, 104.0))
-    assert charts.costs_differ(with_costs(100.0, 104.5))
-    assert charts.costs_differ(with_costs(100.0, None))  # nothing to compare it with
-    for unknown in (with_costs(None, None), []):
-        assert not charts.costs_differ(unknown)
-        assert charts.cost_note(unknown) == ""
-
-
 def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     evidence = evidence_of(PARTLY_PRICED)
     costs = {model.role: model.cost for model in charts.contenders_of(evidence)}
@@ -187,7 +150,7 @@ def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     assert [mark.text for mark in chart.marks if isinstance(mark, Text) and "not" in mark.text] == [
         "not assessable"
     ]
-    assert "endpoint_zero_shot 71.7% at cost not assessable" in chart.label
+    assert "endpoint_zero_shot 71.7%, yearly cost not assessable" in chart.label
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
     assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)

@@ -388,7 +388,7 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     assert other is not None
     assert "measured on NVIDIA H100 with transformers, although the service uses vllm" in other
     page = Page(to_html(evidence))
-    assert "GPU-seconds per thousand rows in alternating rounds" in page.text
+    assert "GPU-seconds per thousand rows, of each of the alternating rounds" in page.text
     assert "GPU-seconds of training, including the sweep" in page.text
     assert ("cost.device.emulated.0", "candidate") in page.figures
     measured = [(path, text) for path, text in page.figures if path.startswith("cost.serving.")]
