@@ -214,7 +214,7 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
         yield (
             f"  # The rows passed the checks of a run: {check.report.num_train:,} train, "
             f"{check.report.num_validation:,} validation and {check.report.num_test:,} test rows. "
-            "`tailorbird preflight` lists copies and rare classes."
+            "`tailorbird run` lists copies and rare classes."
         )
     else:
         yield (
