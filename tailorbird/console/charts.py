@@ -11,14 +11,15 @@ from tailorbird.pages.charts import (
     Box,
     Chart,
     Dot,
-    Line,
     Mark,
     PlotMark,
     around,
-    joined,
+    course,
+    horizontal,
     plot,
     share_bar,
     sparkline,
+    vertical,
 )
 from tailorbird.registry.watch_record import ChallengerRecord
 
@@ -74,7 +75,7 @@ def traffic(reports: Sequence[Report]) -> Chart:
             title=f"{report.day}: {report.rows:,} rows",
         )
         marks.append(column)
-    marks.append(Line(0, TRAFFIC_HEIGHT, 100, TRAFFIC_HEIGHT))
+    marks.append(horizontal(TRAFFIC_HEIGHT, 0, 100))
     label = f"rows of {len(reports)} reports, at most {most:,}"
     return Chart(tuple(marks), TRAFFIC_HEIGHT + 1, label)
 
@@ -105,8 +106,8 @@ def quality(
         if audit is not None and audit.accuracy is not None:
             low, high = audit.interval
             ends += audit.interval
-            marks.append(Line(index, low, index, high, "whisker"))
-            marks.append(Dot(index, audit.accuracy, 4, "dot chosen"))
+            marks.append(vertical(index, low, high, kind="whisker"))
+            marks.append(Dot(index, audit.accuracy, kind="dot chosen"))
     if not marks:
         return None
     y = around(ends, length=160.0, name=name, form=lambda share: f"{100 * share:.4g}%")
@@ -133,10 +134,9 @@ def evidence_course(challenger: ChallengerRecord) -> Chart | None:
     for alpha in sorted({challenger.alpha, challenger.alpha_worse}):
         limit = -math.log10(alpha)
         values.append(limit)
-        marks.append(Line(x.low, limit, x.high, limit, "guide"))
-    for tone, course in courses.items():
-        values += course
-        dots = [Dot(index, value, 3.5, f"dot {tone}") for index, value in enumerate(course)]
-        marks += [*joined(dots, kind=f"path {tone}"), *dots]
+        marks.append(horizontal(limit, x.low, x.high, kind="guide"))
+    for tone, logarithms in courses.items():
+        values += logarithms
+        marks += course(enumerate(logarithms), tone=tone)
     y = around(values, length=180.0, name="e-value", form=power_of_ten)
     return plot(marks, x=x, y=y, label="evidence by day; see the table")

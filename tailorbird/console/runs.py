@@ -124,7 +124,8 @@ def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> R
         registration = reader.read(f"{paths.run(name)}/{PROTOCOL_FILE}", Preregistration)
         if registration is None:
             return None
-    return Run(name, state_of(evidence, progress, now=now), evidence, progress, registration)
+    state = state_of(evidence, progress, now=now)
+    return Run(name, state, evidence=evidence, progress=progress, registration=registration)
 
 
 def read_active(reader: Reader, paths: TaskPaths, *, now: datetime) -> tuple[Run, ...]:

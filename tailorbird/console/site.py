@@ -47,7 +47,7 @@ def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
     segments = [segment for segment in (path or "").removesuffix("/").split("/") if segment]
     html = None
     if all(NAME.fullmatch(segment) for segment in segments):
-        html = _page(site, reader, frame, segments)
+        html = _page(site, segments, reader=reader, frame=frame)
     if html is None:
         text = (
             "The console has no page at this address, or the registry no longer contains what it "
@@ -57,7 +57,7 @@ def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
     return 200, html
 
 
-def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> str | None:
+def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) -> str | None:
     """Return the page at a path; None if there is none."""
     names = [site.task] if site.task else task_names(reader, site.registry)
     if not segments:
@@ -76,7 +76,7 @@ def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> 
         case ["versions", "page", number] if number.isdecimal():
             return _versions_page(reader, frame, paths, page=int(number))
         case ["runs", name]:
-            return _run_page(reader, frame, paths, name)
+            return _run_page(reader, frame, paths, name=name)
         case ["runs", name, "report"]:
             run = read_run(reader, paths, name, now=frame.now)
             if run and run.evidence:
@@ -110,7 +110,7 @@ def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
     return [job for job in jobs if job is not None]
 
 
-def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str | None:
+def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, *, name: str) -> str | None:
     run = read_run(reader, paths, name, now=frame.now)
     if run is None and not reader.problems:
         return None

@@ -21,10 +21,13 @@ from tailorbird.pages.charts import (
     Text,
     around,
     band,
+    course,
+    horizontal,
     interval_marks,
     joined,
     parts_bar,
     plot,
+    vertical,
 )
 from tailorbird.registry.run_progress import ContenderProgress
 
@@ -51,7 +54,7 @@ def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
     axis = around((low, high, 0.0, minimum), form=signed_points, num_ticks=5)
     marks = band(0.0, minimum, axis=axis, height=40) + axis.across(40)
     marks += interval_marks(interval, axis=axis, y=20, tone="chosen")
-    marks.append(Dot(axis.at(value), 20, 4.5, "dot chosen"))
+    marks.append(Dot(axis.at(value), 20, radius=4.5, kind="dot chosen"))
     label = f"gain {100 * value:+.2f} points, interval {100 * low:+.2f} to {100 * high:+.2f}"
     return Chart(tuple(marks), 62, label)
 
@@ -106,9 +109,9 @@ def axis_of(gate: Gate) -> Axis:
 def bound(bound: Bound, axis: Axis, tone: str, factor: float) -> Chart:
     """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values
     times `factor`."""
-    guides = [Line(axis.at(at), 0, axis.at(at), 26, "guide") for at in (0.0, bound.limit)]
+    guides = [vertical(axis.at(value), 0, 26, kind="guide") for value in (0.0, bound.limit)]
     whisker = interval_marks(bound.interval, axis=axis, y=13, tone=tone)
-    dot = Dot(axis.at(bound.estimate), 13, 4.5, f"dot {tone}")
+    dot = Dot(axis.at(bound.estimate), 13, radius=4.5, kind=f"dot {tone}")
     low, high = bound.interval
     label = (
         f"{factor * bound.estimate:.2f}, interval {factor * low:.2f} to {factor * high:.2f}, "
@@ -152,18 +155,17 @@ def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
         by_epoch = [score for _, score in each.curve]
         text = ", ".join(f"{score:.4f}" for score in by_epoch)
         title = f"{each.name}: {text} ({each.status})"
-        dots = [Dot(epoch, score, 4.0, f"dot {tone}", title) for epoch, score in each.curve]
-        marks += [*joined(dots, kind=f"path {tone}"), *dots]
+        marks += course(each.curve, tone=tone, title=title)
         scores += by_epoch
         last_epoch = max(last_epoch, each.curve[-1][0])
     epoch, score = best.curve[-1]
-    marks.append(Text(epoch, score, best.name, "label chosen", "end", rise=10))
+    marks.append(Text(epoch, score, best.name, kind="label chosen", anchor="end", rise=10))
 
     x = Axis(0.0, last_epoch + 0.5, name="epoch", form=whole, num_ticks=min(last_epoch + 1, 8))
     baselines = [each.score for each in contenders if each.status in ("", BASELINE) and each.score]
     if baselines:
         scores.append(max(baselines))
-        marks.insert(0, Line(x.low, max(baselines), x.high, max(baselines), "guide"))
+        marks.insert(0, horizontal(max(baselines), x.low, x.high, kind="guide"))
     y = around(scores, length=220.0, name="validation score")
     label = f"learning curves of {len(trained)} trainings; see the table"
     return plot(marks, x=x, y=y, label=label)
@@ -175,14 +177,14 @@ def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
     `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the
     rows of the bin.
     """
-    marks: list[PlotMark] = [Line(0, 0, 1, 1, "guide")]
+    marks: list[PlotMark] = [Line(x1=0, y1=0, x2=1, y2=1, kind="guide")]
     for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
         tone = "chosen" if role == "candidate" else "incumbent"
         most = max((row.n for row in rows), default=1)
         dots = []
         for row in rows:
             radius = round(2.5 + 4 * (row.n / most) ** 0.5, 1)
-            dots.append(Dot(row.confidence, row.accuracy, radius, f"dot {tone}"))
+            dots.append(Dot(row.confidence, row.accuracy, radius, kind=f"dot {tone}"))
         marks += [*joined(dots, kind=f"path {tone}"), *dots]
     x = Axis(0.0, 1.0, name="confidence", num_ticks=5)
     y = Axis(0.0, 1.0, 260.0, name="accuracy", num_ticks=5)
@@ -196,13 +198,13 @@ def curve(record: CurveRecord) -> Chart:
     double = 2 * record.sizes[-1]
     dots = []
     for rows, score in zip(record.sizes, record.scores, strict=True):
-        dots.append(Dot(rows, score, 4.5, "dot chosen"))
-    predicted = Dot(double, record.at_double, 5, "dot incumbent")
+        dots.append(Dot(rows, score, radius=4.5, kind="dot chosen"))
+    predicted = Dot(double, record.at_double, radius=5, kind="dot incumbent")
     low, high = record.interval
     marks: list[PlotMark] = [
         *joined(dots),
         *joined([dots[-1], predicted], kind="path predicted"),
-        Line(double, low, double, high, "whisker"),
+        vertical(double, low, high, kind="whisker"),
         *dots,
         predicted,
     ]

@@ -125,17 +125,18 @@ def contenders(evidence: Evidence) -> Chart:
         y = ROW_HEIGHT * (index + 1) - 16
         score = score_text(verdict.metric, model.score)
         description = f"{model.label} {score}"
-        marks.append(Text(0, y - 30, model.label, f"label {model.tone}"))
-        marks.append(Text(scores.end, y - 14, score, f"label {model.tone}", "end"))
+        kind = f"label {model.tone}"
+        marks.append(Text(0, y - 30, model.label, kind=kind))
+        marks.append(Text(scores.end, y - 14, score, kind=kind, anchor="end"))
         marks += _estimate(model, model.score, _ends(model, base), axis=scores, y=y)
         if costs is not None:
             description += f", yearly cost {model.cost_text}"
-            marks.append(Text(costs.start, y - 14, model.cost_text, f"label {model.tone}"))
+            marks.append(Text(costs.start, y - 14, model.cost_text, kind=kind))
             if model.cost is not None:
                 marks += _estimate(model, model.cost, model.cost_interval, axis=costs, y=y)
         descriptions.append(description)
     label = f"Contenders: {'; '.join(descriptions)}. The table has the intervals."
-    return Chart(tuple(marks), height, label, "plot rows")
+    return Chart(tuple(marks), height, label, kind="plot rows")
 
 
 def _ends(model: Contender, incumbent: float) -> tuple[float, float] | None:
@@ -181,5 +182,5 @@ def _estimate(
     if ends is not None:
         marks += interval_marks(ends, axis=axis, y=y, tone=model.tone)
     radius = 7 if model.selected else 5.5
-    marks.append(Dot(axis.at(value), y, radius, f"dot {model.tone}", title=model.label))
+    marks.append(Dot(axis.at(value), y, radius, kind=f"dot {model.tone}", title=model.label))
     return marks
