@@ -93,30 +93,24 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis from `low` to `high`, over `length` percent or pixels from the position
-    `start`."""
+    """A linear axis from `low` to `high`, over `length` percent or pixels."""
 
     low: float
     high: float
     length: float = 100.0
-    start: float = 0.0
     name: str = ""
     form: Form = "{:.4g}".format
     num_ticks: int = 4  # about
 
-    @property
-    def end(self) -> float:
-        return self.start + self.length
-
     def at(self, value: float) -> float:
         """Return the position of a value; values outside the axis are moved to its ends."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
-        return round(self.start + self.length * min(max(share, 0.0), 1.0), 2)
+        return round(self.length * min(max(share, 0.0), 1.0), 2)
 
     def down(self, value: float) -> float:
         """Return the position of a value on an axis that points upwards and has its high end at
         0."""
-        return round(self.end - self.at(value), 2)
+        return round(self.length - self.at(value), 2)
 
     def ticks(self) -> tuple[float, ...]:
         """Return round values inside the axis."""
@@ -130,7 +124,7 @@ class Axis:
     def across(self, y: float, *, grid: bool = False) -> list[Mark]:
         """Return the horizontal axis at `y` with its values and its name, and with lines from the
         top if `grid`."""
-        marks: list[Mark] = [horizontal(y, self.start, self.end)]
+        marks: list[Mark] = [horizontal(y, 0, self.length)]
         for value in self.ticks():
             x = self.at(value)
             if grid:
@@ -139,7 +133,7 @@ class Axis:
                 marks.append(vertical(x, y, y + 5))
             marks.append(Text(x, y + 18, self.form(value), anchor="middle"))
         if self.name:
-            marks.append(Text(self.end, y + 36, self.name, kind="name", anchor="end"))
+            marks.append(Text(self.length, y + 36, self.name, kind="name", anchor="end"))
         return marks
 
     def up(self) -> list[Mark]:

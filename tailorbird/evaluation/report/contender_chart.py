@@ -1,5 +1,4 @@
-"""The first chart of the report and of the console: the scores of the contenders, and their costs a
-year."""
+"""The first chart of the report and of the console: the scores of the contenders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,179 +7,118 @@ from tailorbird.evaluation.gates.prices import ContenderCost
 from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.formatting import money, score_text
-from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pages.charts import Axis, Chart, Dot, Mark, Text, around, band, interval_marks
+from tailorbird.evaluation.verdict.parts import TestedModel
+from tailorbird.evaluation.verdict.relation import Relation
+from tailorbird.pages.charts import Chart, Dot, Mark, Text, around, band, interval_marks
 
-ROW_HEIGHT = 62.0  # pixels of a contender
-# percent of the width, in a chart of scores and costs
-SCORES_END = 62.0
-COSTS_START = 70.0
+ROW_HEIGHT = 46.0  # pixels of a contender
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model of the first chart: its score, the interval of its gain over the incumbent, and its
-    cost."""
+    """A compared model. `..._at` are paths in evidence.json."""
 
-    role: str
-    kind: str
-    selected: bool
-    score: float
-    score_at: str  # path of the score in evidence.json
-    gain: float
-    interval: tuple[float, float] | None  # of the gain; None for the incumbent
-    gain_at: str | None  # path of the object with the gain; None for the incumbent
-    cost: float | None  # a year, in the recipe's currency
-    cost_interval: tuple[float, float] | None
-    cost_at: str | None  # path of `cost`, or of why it is not known; None without prices
+    model: TestedModel
+    is_selected: bool
+    score_at: str
+    relation: Relation | None  # to the incumbent; None for the incumbent
+    relation_at: str
+    cost: ContenderCost | None  # None without prices
+    cost_at: str  # of the cost a year, or of why it is not known
 
     @property
     def tone(self) -> str:
         """The CSS class of its marks."""
-        if self.selected:
+        if self.is_selected:
             return "chosen"
-        if self.role in ("incumbent", "candidate"):
-            return self.role
+        if self.model.role in ("incumbent", "candidate"):
+            return self.model.role
         return "other"
 
     @property
     def label(self) -> str:
-        if self.selected:
-            return f"{self.role} (selected)"
-        return self.role
+        if self.is_selected:
+            return f"{self.model.role} (selected)"
+        return self.model.role
 
     @property
     def cost_text(self) -> str:
-        if self.cost is None:
+        if self.cost is None or self.cost.total is None:
             return UNKNOWN
-        return money(self.cost)
+        return money(self.cost.total)
 
 
 def contenders_of(evidence: Evidence) -> list[Contender]:
-    """Return all compared models with the gain over the incumbent, and their costs if known."""
+    """Return all compared models with the relation to the incumbent, and their costs if known."""
     verdict = evidence.verdict
-    costs = list(verdict.costs)
+    positions = {cost.role: position for position, cost in enumerate(verdict.costs)}
     contenders = []
     for number, model in enumerate(verdict.models):
-        gain = 0.0
-        interval = None
-        gain_at = None
-        position = verdict.position(model.role, "incumbent")
-        if position is not None:
-            gain = verdict.relations[position].gain
-            interval = verdict.relations[position].interval
-            gain_at = f"verdict.relations.{position}"
-
-        cost = ContenderCost(model.role)
-        cost_at = None
-        for position, priced in enumerate(costs):
-            if priced.role == model.role:
-                cost = priced
-                field = "total" if cost.missing == () else "missing.0"
-                cost_at = f"verdict.costs.{position}.{field}"
-
+        relation = None
+        relation_position = verdict.position(model.role, "incumbent")
+        if relation_position is not None:
+            relation = verdict.relations[relation_position]
+        cost = None
+        cost_field = "total"
+        if model.role in positions:
+            cost = verdict.costs[positions[model.role]]
+            if cost.total is None:
+                cost_field = "missing.0"
         contender = Contender(
-            role=model.role,
-            kind=model.kind,
-            selected=model.role == verdict.selected,
-            score=model.score,
+            model=model,
+            is_selected=model.role == verdict.selected,
             score_at=f"verdict.models.{number}.scores.{verdict.metric}",
-            gain=gain,
-            interval=interval,
-            gain_at=gain_at,
-            cost=cost.total,
-            cost_interval=cost.interval,
-            cost_at=cost_at,
+            relation=relation,
+            relation_at=f"verdict.relations.{relation_position}",
+            cost=cost,
+            cost_at=f"verdict.costs.{positions.get(model.role)}.{cost_field}",
         )
         contenders.append(contender)
     return contenders
 
 
-def has_costs(models: Sequence[Contender]) -> bool:
+def has_costs(contenders: Sequence[Contender]) -> bool:
     """Return True if the cost of a model is known."""
-    return any(model.cost is not None for model in models)
+    return any(contender.cost_text != UNKNOWN for contender in contenders)
 
 
 def contenders(evidence: Evidence) -> Chart:
-    """Return the scores with their intervals, one row for each contender, and their costs a year if
-    one is known.
+    """Return the scores, one row for each contender, with the interval of the gain over the
+    incumbent.
 
-    Models on replicas of the same size often cost the same, so a point for each model by cost and
-    score would draw them over each other. The band is from the incumbent's score to the score with
-    the minimum gain.
+    The band is from the incumbent's score to the score with the minimum gain.
     """
     verdict = evidence.verdict
-    models = contenders_of(evidence)
-    costs = _cost_axis(models) if has_costs(models) else None
-    height = ROW_HEIGHT * len(models)
-    scores = _score_axis(models, verdict, length=100.0 if costs is None else SCORES_END)
-    base = verdict.incumbent.score
-
-    marks = band(base, base + verdict.minimum_gain, axis=scores, height=height)
-    marks += scores.across(height, grid=True)
-    if costs is not None:
-        marks += costs.across(height, grid=True)
-    descriptions = []
-    for index, model in enumerate(models):
-        y = ROW_HEIGHT * (index + 1) - 16
-        score = score_text(verdict.metric, model.score)
-        description = f"{model.label} {score}"
-        kind = f"label {model.tone}"
-        marks.append(Text(0, y - 30, model.label, kind=kind))
-        marks.append(Text(scores.end, y - 14, score, kind=kind, anchor="end"))
-        marks += _estimate(model, model.score, _ends(model, base), axis=scores, y=y)
-        if costs is not None:
-            description += f", yearly cost {model.cost_text}"
-            marks.append(Text(costs.start, y - 14, model.cost_text, kind=kind))
-            if model.cost is not None:
-                marks += _estimate(model, model.cost, model.cost_interval, axis=costs, y=y)
-        descriptions.append(description)
-    label = f"Contenders: {'; '.join(descriptions)}. The table has the intervals."
-    return Chart(tuple(marks), height, label, kind="plot rows")
-
-
-def _ends(model: Contender, incumbent: float) -> tuple[float, float] | None:
-    """Return the ends of the interval of the score."""
-    if model.interval is None:
-        return None
-    low, high = model.interval
-    return incumbent + low, incumbent + high
-
-
-def _score_axis(models: Sequence[Contender], verdict: Verdict, *, length: float) -> Axis:
-    base = verdict.incumbent.score
-    values = [base + verdict.minimum_gain]
-    for model in models:
-        values += [model.score, *(_ends(model, base) or ())]
-    return around(
+    incumbent = verdict.incumbent.score
+    rows = contenders_of(evidence)
+    values = [incumbent + verdict.minimum_gain]
+    for row in rows:
+        values.append(row.model.score)
+        if row.relation is not None:
+            values += [incumbent + end for end in row.relation.interval]
+    axis = around(
         values,
-        length=length,
         name="score",
         form=lambda score: score_text(verdict.metric, score, form=".4g"),
     )
 
-
-def _cost_axis(models: Sequence[Contender]) -> Axis:
-    """Return an axis of the costs a year, from 0."""
-    largest = max(model.cost_interval[1] for model in models if model.cost_interval is not None)
-    return Axis(
-        low=0.0,
-        high=1.1 * largest or 1.0,
-        length=100 - COSTS_START,
-        start=COSTS_START,
-        name="cost a year",
-        form="{:,.10g}".format,
-        num_ticks=2,
-    )
-
-
-def _estimate(
-    model: Contender, value: float, ends: tuple[float, float] | None, *, axis: Axis, y: float
-) -> list[Mark]:
-    """Return a dot at a value with its interval."""
-    marks: list[Mark] = []
-    if ends is not None:
-        marks += interval_marks(ends, axis=axis, y=y, tone=model.tone)
-    radius = 7 if model.selected else 5.5
-    marks.append(Dot(axis.at(value), y, radius, kind=f"dot {model.tone}", title=model.label))
-    return marks
+    height = ROW_HEIGHT * len(rows)
+    marks: list[Mark] = band(incumbent, incumbent + verdict.minimum_gain, axis=axis, height=height)
+    marks += axis.across(height, grid=True)
+    descriptions = []
+    for number, row in enumerate(rows, start=1):
+        y = ROW_HEIGHT * number - 16
+        score = score_text(verdict.metric, row.model.score)
+        descriptions.append(f"{row.label} {score}")
+        kind = f"label {row.tone}"
+        marks.append(Text(0, y - 14, row.label, kind=kind))
+        marks.append(Text(axis.length, y - 14, score, kind=kind, anchor="end"))
+        if row.relation is not None:
+            low, high = row.relation.interval
+            ends = (incumbent + low, incumbent + high)
+            marks += interval_marks(ends, axis=axis, y=y, tone=row.tone)
+        radius = 7 if row.is_selected else 5.5
+        dot = Dot(axis.at(row.model.score), y, radius, kind=f"dot {row.tone}", title=row.label)
+        marks.append(dot)
+    label = f"Contenders: {', '.join(descriptions)}. The table has the intervals."
+    return Chart(tuple(marks), height, label, kind="plot rows")

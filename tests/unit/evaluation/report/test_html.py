@@ -246,7 +246,7 @@ def test_the_page_states_the_requester_the_expiry_and_the_documentation_duties()
 
 
 def test_the_fields_of_the_documentation_duties_exist_in_the_evidence() -> None:
-    fields = [field for duty in load_duties().duties for field in duty.fields]
+    fields = [field for duty in load_duties()["duties"] for field in duty["fields"]]
     for field in fields:
         assert value_at(evidence_for(), field) is not None, field
 
