@@ -17,7 +17,7 @@ from tailorbird.console.reader import ListPage
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunState
 from tailorbird.console.task_summaries import TaskSummary
-from tailorbird.console.times import parse_time, relative_text, time_text
+from tailorbird.console.times import parse_time, relative_text
 from tailorbird.console.versions import Change, Version
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
@@ -137,7 +137,7 @@ def _templates() -> Environment:
     templates.filters |= FILTERS
     templates.filters |= {
         "parsed": parse_time,
-        "time": time_text,
+        "time": "{:%Y-%m-%d %H:%M} UTC".format,
         "count": "{:,}".format,
         "percent": FORMS["share"],
         "last": lambda uri: uri.rpartition("/")[2],

@@ -33,8 +33,3 @@ def relative_text(time: datetime, *, now: datetime) -> str:
     if time <= now:
         return f"{duration} ago"
     return f"in {duration}"
-
-
-def time_text(time: datetime) -> str:
-    """Return a time such as `2026-11-24 16:30 UTC`."""
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -97,7 +97,9 @@ class DataSummary:
 def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     """Read the footers of all files and a sample of the training rows; raise DataError if no task
     can be inferred."""
-    uris = find_splits(source if "://" in source else Path(source).resolve().as_uri())
+    if "://" not in source:
+        source = Path(source).resolve().as_uri()
+    uris = find_splits(source)
     sample = read_sample(uris.train[0])
     if not sample.num_sampled:
         raise DataError(f"{sample.uri} has no rows; give Parquet files with at least one row")
@@ -198,7 +200,11 @@ def texts_in(roles: ColumnRoles) -> list[str]:
     """Return the sample's texts, or the turns of its conversations before the answer."""
     if roles.text is not None:
         return [text or "" for text in roles.text.column.values]
-    return ["\n".join(content for _, content in turns[:-1]) for turns in conversations_in(roles)]
+    texts = []
+    for conversation in conversations_in(roles):
+        contents = [content for _, content in conversation[:-1]]
+        texts.append("\n".join(contents))
+    return texts
 
 
 def answers_in(roles: ColumnRoles) -> list[str]:
