@@ -69,11 +69,11 @@ def tailorbird(*arguments: str) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tailorbird", *arguments], env=environment, check=False
     )
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    if process.returncode:
+        raise SystemExit(process.returncode)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,12 @@ def watch(
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_file(metrics, result.metrics.encode())
+
     recommendation = result.recommendation
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
     if not lines:
         lines = ["no re-evaluation is recommended"]
+
     exclude = {"challenger": {"outcomes"}}
     value = {
         "reevaluate": recommendation.reevaluate,
@@ -58,6 +60,7 @@ def watch(
         "deleted": result.deleted,
         "reports": [report.model_dump(mode="json", exclude=exclude) for report in result.reports],
     }
+
     decision = recommendation.challenger
     if decision is not None:
         lines.append(f"challenger: {decision.decision}; {decision.reason}")
@@ -66,6 +69,7 @@ def watch(
         value["challenger_subjects"] = decision.overall.num_subjects
     if result.deleted:
         lines.append(f"deleted {result.deleted} log files older than monitoring.keep_days")
+
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, lines)
     # Last, so that the recommendation is printed even if the Pushgateway does not answer.
@@ -85,15 +89,15 @@ def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) 
     with options.connected_recipe(recipe, overrides) as (loaded, progress):
         from tailorbird.operate.reevaluate import reevaluate_champion
 
-        done = reevaluate_champion(loaded, progress=progress)
-    lines = [*done.lines(recipe), f"to download the evidence: {download(done.uri)}"]
+        result = reevaluate_champion(loaded, progress=progress)
+    lines = [*result.lines(recipe), f"to download the evidence: {download(result.uri)}"]
     value = {
-        "evidence": done.uri,
-        "verdict": done.verdict.model_dump(mode="json"),
-        "holds": done.verdict.holds,
-        "rollback_uri": done.rollback_uri,
-        "champion": done.champion.uri,
-        "proposed": done.proposed,
+        "evidence": result.uri,
+        "verdict": result.verdict.model_dump(mode="json"),
+        "holds": result.verdict.holds,
+        "rollback_uri": result.rollback_uri,
+        "champion": result.champion.uri,
+        "proposed": result.proposed,
     }
     return value, lines
 

@@ -190,12 +190,17 @@ def score(
         limits = None
         if loaded.evaluation.endpoint is not None:
             limits = RequestLimits.from_config(loaded.evaluation.endpoint)
-        notes = progress_notes(progress)
-        done = score_batch(batch, loaded.serving, version=version, on_progress=notes, limits=limits)
-    value = asdict(done) | {"version": version.version, "digest": version.digest}
+        result = score_batch(
+            batch,
+            loaded.serving,
+            version=version,
+            on_progress=progress_notes(progress),
+            limits=limits,
+        )
+    value = asdict(result) | {"version": version.version, "digest": version.digest}
     lines = [
-        done.line(),
-        f"manifest: {done.manifest}",
+        result.line(),
+        f"manifest: {result.manifest}",
         f"to download the output: {download(output)}",
     ]
     return value, lines
@@ -326,15 +331,15 @@ def render(
     with options.activity(f"rendering the manifest {to}"):
         from tailorbird.release.manifests import render_manifest
 
-        done = render_manifest(
+        manifest = render_manifest(
             options.read_recipe(recipe, overrides), to=to, base=template, name=name
         )
-    _print_notes(done.notes)
-    lines = [done.text.removesuffix("\n")]
+    _print_notes(manifest.notes)
+    lines = [manifest.text.removesuffix("\n")]
     if output is not None:
-        options.write_file(output, done.text.encode())
+        options.write_file(output, manifest.text.encode())
         lines = [f"wrote {output}"]
-    return {"to": to, "text": done.text, "notes": list(done.notes)}, lines
+    return {"to": to, "text": manifest.text, "notes": list(manifest.notes)}, lines
 
 
 def iam(

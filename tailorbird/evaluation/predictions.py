@@ -206,16 +206,19 @@ def joined_predictions(tables: Sequence[Predictions], *, model: str) -> Predicti
     groups = {}
     for name in tables[0].groups:
         groups[name] = _chained(table.groups[name] for table in tables)
+
     measures = {}
     for name in tables[0].measures:
         if all(name in table.measures for table in tables):
             measures[name] = np.concatenate([table.measures[name] for table in tables])
+
     clusters = None
     if tables[0].clusters is not None:
         clusters = _chained(table.clusters or () for table in tables)
     logprobs = None
     if any(table.logprobs is not None for table in tables):
         logprobs = _chained(map(table.logprobs_of, range(len(table))) for table in tables)
+
     return Predictions(
         model=model,
         row_ids=_chained(table.row_ids for table in tables),
@@ -248,6 +251,7 @@ def align(first: Predictions, *others: Predictions) -> None:
         raise VerdictRefused(
             f"{first.model} has row id {row_id!r} more than once; row ids must be unique"
         )
+
     for table in (first, *others):
         for what, values in {"score": table.scores, **table.measures}.items():
             invalid = np.flatnonzero(~np.isfinite(values))
@@ -257,6 +261,7 @@ def align(first: Predictions, *others: Predictions) -> None:
                     f"{table.model} has the {what} {values[position]} at row "
                     f"{table.row_ids[position]!r}; scores must be finite"
                 )
+
     for other in others:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):

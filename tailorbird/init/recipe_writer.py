@@ -62,12 +62,14 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         raise DraftError(
             f"{path} already exists; give another path with --output, or overwrite it with --force"
         )
+
     progress = current_progress()
     progress.activity(f"reading a sample of {source}, and the base model")
     summary = inspection.inspect_data(source, options=options)
     progress.activity("comparing the splits of the sample")
     check = inspection.check_splits(summary)
     warnings = _warnings(summary, check)
+
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
     settings = _settings(summary)
     lines = [
@@ -83,6 +85,7 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         f"registry: {_yaml(options.registry)}",
     ]
     text = "\n".join(lines) + "\n"
+
     recipe = parse_recipe(text.encode(), path=path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +166,6 @@ def _head(
 
 
 def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Iterator[str]:
-    roles = summary.roles
     config = inspection.data_config(summary, split_by=check.split_by)
     yield "data:"
     if summary.uris.test is None:
@@ -172,55 +174,64 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
             "validation and 17% test."
         )
     for name in ("train", "validation", "test"):
-        value = getattr(config, name)
-        if value is not None:
-            value = list(value) if isinstance(value, tuple) else value
-            yield f"  {name}: {_yaml(value)}"
+        uris = getattr(config, name)
+        if uris is not None:
+            yield f"  {name}: {_yaml(uris)}"
     for name in inspection.COLUMNS:
-        role = getattr(roles, name)
+        role = getattr(summary.roles, name)
         if role is not None:
             yield f"  {name}: {_yaml(role.name)}  # {role.reason}"
     yield from _comments(_rows_seen(summary))
     yield from _split_by(summary, check)
-    if roles.groups:
-        reasons = "; ".join(f"{group.name} ({group.reason})" for group in roles.groups)
-        yield (
-            "  # Results are reported by group, and the groups gate checks that no group loses "
-            "accuracy."
-        )
-        yield from _comments([f"Remove columns that are not groups: {reasons}"])
-        yield f"  groups: {_yaml([group.name for group in roles.groups])}"
-    else:
-        yield (
-            "  # No column looks like a group (2 to 20 values), so results are not reported by "
-            "group."
-        )
+    yield from _groups(summary)
     yield from _length(summary)
+
     if settings.max_train_rows is not None:
         yield "  # Rows for fine-tuning, to save time. The baselines learn from all training rows."
     for limit in ("max_train_rows", "max_validation_rows", "max_test_rows"):
-        value = getattr(settings, limit)
-        if value is not None:
-            yield f"  {limit}: {value}"
+        num_rows = getattr(settings, limit)
+        if num_rows is not None:
+            yield f"  {limit}: {num_rows}"
     if summary.num_train > config.stream_above_rows and config.test is None:
         yield (
             "  # Streaming needs a test split, so the limit is raised and a run loads all "
             "training rows into memory."
         )
         yield f"  stream_above_rows: {summary.num_train}"
+    yield from _comments([_result_of(check)])
+
+
+def _groups(summary: DataSummary) -> Iterator[str]:
+    groups = summary.roles.groups
+    if not groups:
+        yield (
+            "  # No column looks like a group (2 to 20 values), so results are not reported by "
+            "group."
+        )
+        return
+    reasons = "; ".join(f"{group.name} ({group.reason})" for group in groups)
+    yield (
+        "  # Results are reported by group, and the groups gate checks that no group loses "
+        "accuracy."
+    )
+    yield from _comments([f"Remove columns that are not groups: {reasons}"])
+    yield f"  groups: {_yaml([group.name for group in groups])}"
+
+
+def _result_of(check: SplitCheck) -> str:
+    """Return what a run will say about the rows, as a sentence without its period."""
     if check.fault is not None:
-        yield from _comments([f"FIX THIS FIRST, a run rejects these rows: {check.fault}"])
-    elif check.report is not None:
-        yield (
-            f"  # The rows passed the checks of a run: {check.report.num_train:,} train, "
-            f"{check.report.num_validation:,} validation and {check.report.num_test:,} test rows. "
-            "`tailorbird run` lists copies and rare classes."
+        return f"FIX THIS FIRST, a run rejects these rows: {check.fault}"
+    if check.report is None:
+        return (
+            "`tailorbird init` did not check all rows, because there are too many. `tailorbird "
+            "preflight` checks them"
         )
-    else:
-        yield (
-            "  # `tailorbird init` did not check all rows, because there are too many. "
-            "`tailorbird preflight` checks them."
-        )
+    return (
+        f"The rows passed the checks of a run: {check.report.num_train:,} train, "
+        f"{check.report.num_validation:,} validation and {check.report.num_test:,} test rows. "
+        "`tailorbird run` lists copies and rare classes"
+    )
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
@@ -320,6 +331,7 @@ def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
             "to 3 times as fast."
         )
         yield "  attention_dropout: 0"
+
     yield "tuning:"
     yield f"  num_trials: {settings.num_trials}"
     if epochs > 1:
@@ -346,6 +358,7 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
         f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the "
         "model"
     )
+
     power = (
         f"With about {rows:,} test rows, the test detects a true gain of {100 * gain:g} points "
         f"with a power of 80%, assuming that {DEFAULTS[task].assumption}. To detect a smaller "
@@ -353,6 +366,7 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     )
     yield from _comments([power])
     yield f"  expected_gain: {gain:g}"
+
     cascade = (
         "Remove the # of the next line to also test a cascade: a cheap model answers where it is "
         "confident, and a more expensive one otherwise. It is one more comparison on the same "

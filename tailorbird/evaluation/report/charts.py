@@ -140,32 +140,33 @@ def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
 
     The dashed line is the best baseline.
     """
-    trained = [each for each in contenders if each.curve]
+    trained = [contender for contender in contenders if contender.curve]
     if not trained:
         return None
-    best = max(trained, key=lambda each: each.score or 0.0)
+    best = max(trained, key=lambda contender: contender.score or 0.0)
     trained.remove(best)
     trained.append(best)  # is drawn over the others
 
     last_epoch = 0
     scores = []
     marks: list[PlotMark] = []
-    for each in trained:
-        tone = "chosen" if each is best else "incumbent"
-        by_epoch = [score for _, score in each.curve]
+    for contender in trained:
+        tone = "chosen" if contender is best else "incumbent"
+        by_epoch = [score for _, score in contender.curve]
         text = ", ".join(f"{score:.4f}" for score in by_epoch)
-        title = f"{each.name}: {text} ({each.status})"
-        marks += course(each.curve, tone=tone, title=title)
+        title = f"{contender.name}: {text} ({contender.status})"
+        marks += course(contender.curve, tone=tone, title=title)
         scores += by_epoch
-        last_epoch = max(last_epoch, each.curve[-1][0])
+        last_epoch = max(last_epoch, contender.curve[-1][0])
     epoch, score = best.curve[-1]
     marks.append(Text(epoch, score, best.name, kind="label chosen", anchor="end", rise=10))
 
     x = Axis(0.0, last_epoch + 0.5, name="epoch", form=whole, num_ticks=min(last_epoch + 1, 8))
-    baselines = [each.score for each in contenders if each.status in ("", BASELINE) and each.score]
-    if baselines:
-        scores.append(max(baselines))
-        marks.insert(0, horizontal(max(baselines), x.low, x.high, kind="guide"))
+    baselines = [contender for contender in contenders if contender.status in ("", BASELINE)]
+    target = max((baseline.score or 0.0 for baseline in baselines), default=0.0)
+    if target:
+        scores.append(target)
+        marks.insert(0, horizontal(target, x.low, x.high, kind="guide"))
     y = around(scores, length=220.0, name="validation score")
     label = f"learning curves of {len(trained)} trainings; see the table"
     return plot(marks, x=x, y=y, label=label)

@@ -27,6 +27,7 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
             f"fine-tuning uses {num_tuning:,} training rows (data.max_train_rows), the baselines "
             "use all"
         )
+
     if report.near_copies:
         lines.append(
             "near copies of rows in later splits, which were dropped from train and validation: "
@@ -42,6 +43,7 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
             "training rows are streamed; baselines and some checks use a random sample of "
             f"{len(data.splits.train):,} rows"
         )
+
     if report.rare_classes:
         lines.append(
             f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: "
@@ -51,6 +53,7 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
         lines.append(
             f"rows with an empty text, which all get the same answer: {report.empty_texts:,}"
         )
+
     if report.largest_test_document > report.num_test / 2:
         lines.append(
             f"{report.largest_test_document:,} of {report.num_test:,} test rows are one document: "

@@ -58,12 +58,14 @@ def contenders_of(evidence: Evidence) -> list[Contender]:
         relation_position = verdict.position(model.role, "incumbent")
         if relation_position is not None:
             relation = verdict.relations[relation_position]
+
         cost = None
         cost_field = "total"
         if model.role in positions:
             cost = verdict.costs[positions[model.role]]
             if cost.total is None:
                 cost_field = "missing.0"
+
         contender = Contender(
             model=model,
             is_selected=model.role == verdict.selected,

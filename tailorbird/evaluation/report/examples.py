@@ -34,10 +34,12 @@ def paired_examples(
     candidate = tables.get("candidate")
     if not most or candidate is None:
         return ()
+
     scores = {role: tables[role].per_row(row_metric(metric)) for role in ROLES}
     position = {row_id: number for number, row_id in enumerate(rows.row_ids)}
     classes = rows.class_labels
     queries = rows.queries
+
     examples = []
     for better, sign in SIDES:
         differing = np.flatnonzero(sign * (scores["candidate"] - scores["incumbent"]) > 0)

@@ -266,6 +266,7 @@ def _limits(evidence: Evidence, *, role: str) -> str:
         "The scores are valid for rows like the test rows. They are not known for other texts, "
         "languages or times."
     ]
+
     if "calibration" not in gates:
         lines.append("The calibration of the confidence was not assessed.")
     subject = role
@@ -278,9 +279,11 @@ def _limits(evidence: Evidence, *, role: str) -> str:
     lines += [
         f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates
     ]
+
     if subject != "incumbent":
         gain = verdict.relation(subject, "incumbent").gain_text()
         lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain}.")
+
     kinds = [evidence.versions[role].kind]
     if role == "hybrid" and verdict.hybrid is not None:
         kinds = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]

@@ -55,6 +55,7 @@ def model_scores(
         kind, validation = candidate
         test = verdict.model("candidate").score
         scores.append(ModelScore(kind, validation, interval=None, test=test, role="candidate"))
+
     if not is_share:
         return tuple(scores)
     with_intervals = []
