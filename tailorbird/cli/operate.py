@@ -43,34 +43,37 @@ def watch(
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_file(metrics, result.metrics.encode())
+
     recommendation = result.recommendation
-    decision = result.recommendation.challenger
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
-    lines = lines or ["no re-evaluation is recommended"]
-    lines += [f"challenger: {decision.decision}; {decision.reason}"] if decision else []
-    lines += (
-        [f"deleted {result.deleted} log files older than monitoring.keep_days"]
-        if result.deleted
-        else []
-    )
+    if not lines:
+        lines = ["no re-evaluation is recommended"]
+
+    exclude = {"challenger": {"outcomes"}}
     value = {
         "reevaluate": recommendation.reevaluate,
         "reasons": recommendation.reasons,
-        "challenger": decision.decision if decision else None,
-        "challenger_units": len(decision.overall) if decision else None,
-        "challenger_subjects": decision.overall.num_subjects if decision else None,
+        "challenger": None,
+        "challenger_units": None,
+        "challenger_subjects": None,
         "page": result.page,
         "deleted": result.deleted,
-        "reports": [
-            report.model_dump(mode="json", exclude={"challenger": {"outcomes"}})
-            for report in result.reports
-        ],
+        "reports": [report.model_dump(mode="json", exclude=exclude) for report in result.reports],
     }
+
+    decision = recommendation.challenger
+    if decision is not None:
+        lines.append(f"challenger: {decision.decision}; {decision.reason}")
+        value["challenger"] = decision.decision
+        value["challenger_units"] = len(decision.overall)
+        value["challenger_subjects"] = decision.overall.num_subjects
+    if result.deleted:
+        lines.append(f"deleted {result.deleted} log files older than monitoring.keep_days")
+
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, lines)
-    if (
-        push is not None
-    ):  # last, so that the recommendation is printed even if the Pushgateway does not answer
+    # Last, so that the recommendation is printed even if the Pushgateway does not answer.
+    if push is not None:
         with options.activity(f"pushing the metrics to {push}"):
             push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
@@ -86,17 +89,15 @@ def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) 
     with options.connected_recipe(recipe, overrides) as (loaded, progress):
         from tailorbird.operate.reevaluate import reevaluate_champion
 
-        done = reevaluate_champion(loaded, progress=progress)
+        result = reevaluate_champion(loaded, progress=progress)
+    lines = [*result.lines(recipe), f"to download the evidence: {download(result.uri)}"]
     value = {
-        "evidence": done.uri,
-        "verdict": done.verdict.model_dump(mode="json"),
-        "holds": done.verdict.holds,
-    }
-    lines = [*done.lines(recipe), f"to download the evidence: {download(done.uri)}"]
-    value |= {
-        "rollback_uri": done.rollback_uri,
-        "champion": done.champion.uri,
-        "proposed": done.proposed,
+        "evidence": result.uri,
+        "verdict": result.verdict.model_dump(mode="json"),
+        "holds": result.verdict.holds,
+        "rollback_uri": result.rollback_uri,
+        "champion": result.champion.uri,
+        "proposed": result.proposed,
     }
     return value, lines
 
@@ -158,6 +159,6 @@ def import_audit(
         from tailorbird.operate.watch import champion_of
 
         loaded = options.read_recipe(recipe)
-        kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
-    lines = [f"stored {num} labels in {kept}", f"to download them: {download(kept)}"]
-    return {"labels": num, "kept": kept}, lines
+        stored, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
+    lines = [f"stored {num} labels in {stored}", f"to download them: {download(stored)}"]
+    return {"labels": num, "kept": stored}, lines

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from enum import IntEnum
 from functools import wraps
@@ -99,22 +99,21 @@ def handle_errors() -> Iterator[None]:
         print("\ninterrupted", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except Exception as error:
-        is_users = isinstance(error, ValueError)
-        if not (
-            is_users
-            or isinstance(error, RuntimeError)
-            or type(error).__module__.startswith(("ray.", "safetensors"))
-        ):
+        is_of_library = type(error).__module__.startswith(("ray.", "safetensors"))
+        if not isinstance(error, ValueError | RuntimeError) and not is_of_library:
             raise
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        if any(
-            kind.__name__ in ("SessionError", "StorageError") for kind in type(error).__mro__
-        ):  # not imported here
+        names = {kind.__name__ for kind in type(error).__mro__}  # the classes are not imported here
+        if names & {"SessionError", "StorageError"}:
             from cluster.connection import stack_hint
 
-            if hint := stack_hint(stack_folder(None)):
+            hint = stack_hint(stack_folder(None))
+            if hint:
                 print(f"hint: {hint}", file=sys.stderr)
-        raise typer.Exit(ExitCode.USER_ERROR if is_users else ExitCode.FAILURE) from error
+        code = ExitCode.FAILURE
+        if isinstance(error, ValueError):
+            code = ExitCode.USER_ERROR
+        raise typer.Exit(code) from error
 
 
 @contextmanager
@@ -160,7 +159,10 @@ def connected_recipe(
 
 def with_training(overrides: list[str] | None, *, train_anyway: bool) -> list[str]:
     """Return the overrides of a command with the option `--train-anyway`."""
-    return [*(overrides or ()), *(["tuning.train_anyway=true"] if train_anyway else ())]
+    changes = list(overrides or ())
+    if train_anyway:
+        changes.append("tuning.train_anyway=true")
+    return changes
 
 
 @contextmanager
@@ -191,7 +193,9 @@ def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
         return load_recipe(path, overrides=changes)
     from cluster.progress import SILENT, current_progress
 
-    with activity(f"reading {path}") if current_progress() is SILENT else nullcontext():
+    with ExitStack() as stack:
+        if current_progress() is SILENT:
+            stack.enter_context(activity(f"reading {path}"))
         from tailorbird import storage
 
         return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)
@@ -261,7 +265,8 @@ def print_panel(console: Console, lines: Sequence[str], *, title: str) -> None:
     else:
         console.print()
     for number, line in enumerate(lines):
-        style = "bold" if number == 0 and console.is_terminal else None
+        is_first = number == 0 and console.is_terminal
+        style = "bold" if is_first else None
         console.print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:
         console.rule(characters="─")

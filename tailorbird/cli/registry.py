@@ -28,26 +28,29 @@ def models(recipe: RecipePath) -> Result:
         from tailorbird.registry.versions import list_versions
 
         task_uri = read_recipe(recipe).task_uri
-        serving = read_champion(task_uri)
-        champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
+        stored = read_champion(task_uri)
         versions = list_versions(task_uri)
-    width = max((len(version.version) for version in versions), default=0)
-    lines = [
-        f"{'* ' if version.uri == champion else '  '}{version.version:<{width}}  "
-        f"{version.created_at}  {version.uri}"
-        for version in versions
-    ]
-    lines += [f"champion: {parity.sentence()}"] if parity else []
-    lines += ["to read a version's report: tailorbird report URI --open"] if versions else []
-    value = {
-        "champion": champion,
-        "parity": parity.model_dump() if parity else None,
-        "versions": [version.model_dump() for version in versions],
-    }
-    lines = lines or [
-        f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"
-    ]
-    return value, lines
+    value: dict[str, object] = {"champion": None, "parity": None}
+    value["versions"] = [version.model_dump() for version in versions]
+    if not versions:
+        return value, [
+            f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"
+        ]
+
+    parity = None
+    if stored is not None:
+        champion, _ = stored
+        parity = champion.parity
+        value["champion"] = champion.uri
+    width = max(len(version.version) for version in versions)
+    lines = []
+    for version in versions:
+        mark = "*" if version.uri == value["champion"] else " "
+        lines.append(f"{mark} {version.version:<{width}}  {version.created_at}  {version.uri}")
+    if parity is not None:
+        value["parity"] = parity.model_dump()
+        lines.append(f"champion: {parity.sentence()}")
+    return value, [*lines, "to read a version's report: tailorbird report URI --open"]
 
 
 def verify(uri: RunOrVersion) -> None:
@@ -64,12 +67,15 @@ def verify(uri: RunOrVersion) -> None:
         from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
 
         faults = verify_evidence(uri)
-        has_report = not faults and not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
-    lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
-    lines += [f"to read its report: {show_page(uri)}"] if has_report else []
-    print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, lines)
+        has_report = not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
+    value = {"uri": uri, "holds": not faults, "faults": list(faults)}
     if faults:
+        print_result(value, [*faults, f"the verdict at {uri} does not hold"])
         raise typer.Exit(ExitCode.FAILURE)
+    lines = [f"the verdict at {uri} holds"]
+    if has_report:
+        lines.append(f"to read its report: {show_page(uri)}")
+    print_result(value, lines)
 
 
 def report(
@@ -97,20 +103,16 @@ def report(
 
         page, changed = fetch_page(uri)
     lines = [f"rewrote {uri.rstrip('/')}/{name}" for name in changed]
-    path = save_page(page, output=output) if output or in_browser else None
-    if in_browser and path is not None:
+    value = {"uri": uri, "changed": list(changed), "page": page, "file": None}
+    if output is None and not in_browser:
+        lines.append(f"page: {page}")
+        lines.append("to open it, add --open; to write it to a file, add --output FILE")
+        return value, lines
+    path = save_page(page, output=output)
+    if in_browser:
         open_page(path)
-    lines += [f"page: {page}" if path is None else f"{page} is in {path}"]
-    lines += (
-        ["to open it, add --open; to write it to a file, add --output FILE"] if path is None else []
-    )
-    value = {
-        "uri": uri,
-        "changed": list(changed),
-        "page": page,
-        "file": str(path) if path else None,
-    }
-    return value, lines
+    lines.append(f"{page} is in {path}")
+    return value | {"file": str(path)}, lines
 
 
 def compare(
@@ -166,8 +168,6 @@ def export(
         "folder": str(to),
         "library": exported.library,
         "files": list(exported.files),
-    }
-    value |= {
         "notes": list(exported.notes),
         "contains_training_text": exported.contains_training_text,
     }
@@ -197,12 +197,16 @@ def security_log(
     Example: tailorbird security-log s3://models --since 2026-03-01
     """
     last = (until or datetime.now(UTC)).date()
-    first = since.date() if since else last - timedelta(days=30)
+    first = last - timedelta(days=30)
+    if since is not None:
+        first = since.date()
     with activity(f"reading the security log of {uri}"):
         from tailorbird.registry.security_log import read
 
         log = read(uri, since=first, until=last)
-    lines = [event.line() for event in log.events] or [f"no events in {uri} from {first} to {last}"]
+    lines = [event.line() for event in log.events]
+    if not lines:
+        lines = [f"no events in {uri} from {first} to {last}"]
     lines += [f"damaged: {file}" for file in log.unreadable]
     value = {
         "events": [event.model_dump(mode="json") for event in log.events],

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -39,26 +40,22 @@ def promote(
 
     Example: tailorbird promote recipes/icd10_demo.yaml --engine onnxruntime-int8
     """
-    if engine is None:  # does not need Ray if the task is not served
-        task_uri = options.read_recipe(recipe).task_uri
-        with options.deploy_progress() as progress:
-            from tailorbird.release.promotion import promote_version
+    with ExitStack() as stack:
+        if engine is None:  # does not need Ray if the task is not served
+            loaded = options.read_recipe(recipe)
+            progress = stack.enter_context(options.deploy_progress())
+        else:
+            loaded, progress = stack.enter_context(options.connected_recipe(recipe, None))
+        from tailorbird.release.promotion import promote_version
 
-            champion = promote_version(
-                task_uri, version=version, override=override, progress=progress
-            )
-    else:
-        with options.connected_recipe(recipe, None) as (loaded, progress):
-            from tailorbird.release.promotion import promote_version
-
-            request = {"version": version, "override": override, "engine": engine}
-            champion = promote_version(loaded.task_uri, progress=progress, **request)
+        champion = promote_version(
+            loaded.task_uri, version=version, override=override, engine=engine, progress=progress
+        )
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
-    lines += [
-        champion.parity.sentence()
-        if champion.parity
-        else f"it is not served yet; to serve it: tailorbird serve {shlex.quote(recipe)}"
-    ]
+    if champion.parity is not None:
+        lines.append(champion.parity.sentence())
+    else:
+        lines.append(f"it is not served yet; to serve it: tailorbird serve {shlex.quote(recipe)}")
     return champion.model_dump(), lines
 
 
@@ -124,11 +121,10 @@ def serve(
         lines += [
             f"challenger: {challenger or 'none, because it has the same weights as the champion'}"
         ]
-    lines += [
-        "clients need an API key"
-        if loaded.serving.api_keys
-        else "no API keys: serving.api_keys is not set"
-    ]
+    if loaded.serving.api_keys:
+        lines.append("clients need an API key")
+    else:
+        lines.append("no API keys: serving.api_keys is not set")
     lines += [f"to stop it: tailorbird serve {shlex.quote(recipe)} --stop"]
     value = {
         "url": url,
@@ -191,14 +187,20 @@ def score(
         version = resolve_version(loaded.task_uri, model)
         column = column or loaded.input_column
         batch = new_batch(version, input=input, output=output, column=column, id_column=id_column)
-        named = loaded.evaluation.endpoint
-        limits = None if named is None else RequestLimits.from_config(named)
-        notes = progress_notes(progress)
-        done = score_batch(batch, loaded.serving, version=version, on_progress=notes, limits=limits)
-    value = asdict(done) | {"version": version.version, "digest": version.digest}
+        limits = None
+        if loaded.evaluation.endpoint is not None:
+            limits = RequestLimits.from_config(loaded.evaluation.endpoint)
+        result = score_batch(
+            batch,
+            loaded.serving,
+            version=version,
+            on_progress=progress_notes(progress),
+            limits=limits,
+        )
+    value = asdict(result) | {"version": version.version, "digest": version.digest}
     lines = [
-        done.line(),
-        f"manifest: {done.manifest}",
+        result.line(),
+        f"manifest: {result.manifest}",
         f"to download the output: {download(output)}",
     ]
     return value, lines
@@ -236,17 +238,17 @@ def key(
     with options.activity("loading the format of keys"):
         from serving.http.api_keys import new_key
 
-    given = {
+    settings = {
         "scopes": scopes,
         "expires": expires,
         "requests": requests,
         "texts": texts,
         "tokens": tokens,
     }
-    words = [f"{option}={value}" for option, value in given.items() if value is not None]
-    made, stored = new_key(name, options=words)
-    lines = [f"key (shown only once): {made}", f"line to store:         {stored.to_line()}"]
-    return {"key": made, "line": stored.to_line()}, lines
+    words = [f"{option}={value}" for option, value in settings.items() if value is not None]
+    key, stored = new_key(name, options=words)
+    line = stored.to_line()
+    return {"key": key, "line": line}, [f"key (shown only once): {key}", f"line to store: {line}"]
 
 
 def render(
@@ -321,24 +323,23 @@ def render(
         return {"files": files, "notes": list(written.notes)}, [f"wrote {file}" for file in files]
     if to is None:
         raise ValueError("give --to TARGET, or --overlay FOLDER --output FOLDER")
-    if base is None:
-        template = base
-    elif base == "-":
+    template = None
+    if base == "-":
         template = sys.stdin.read()
-    else:
+    elif base is not None:
         template = options.read_text(base)
     with options.activity(f"rendering the manifest {to}"):
         from tailorbird.release.manifests import render_manifest
 
-        done = render_manifest(
+        manifest = render_manifest(
             options.read_recipe(recipe, overrides), to=to, base=template, name=name
         )
-    _print_notes(done.notes)
-    lines = [done.text.removesuffix("\n")]
+    _print_notes(manifest.notes)
+    lines = [manifest.text.removesuffix("\n")]
     if output is not None:
-        options.write_file(output, done.text.encode())
+        options.write_file(output, manifest.text.encode())
         lines = [f"wrote {output}"]
-    return {"to": to, "text": done.text, "notes": list(done.notes)}, lines
+    return {"to": to, "text": manifest.text, "notes": list(manifest.notes)}, lines
 
 
 def iam(
@@ -365,14 +366,13 @@ def iam(
 
         cluster = Cluster(namespace, account_id=account_id, oidc_provider=oidc_provider)
         documents = role_documents(options.read_recipe(recipe, overrides), cluster=cluster)
-    lines = [json.dumps(documents, indent=1)]
-    if output is not None:
-        lines = []
-        for name, document in documents.items():
-            options.write_file(
-                output / f"{name}.json", f"{json.dumps(document, indent=1)}\n".encode()
-            )
-            lines.append(f"wrote {output / name}.json")
+    if output is None:
+        return documents, [json.dumps(documents, indent=1)]
+    lines = []
+    for name, document in documents.items():
+        path = output / f"{name}.json"
+        options.write_file(path, f"{json.dumps(document, indent=1)}\n".encode())
+        lines.append(f"wrote {path}")
     return documents, lines
 
 

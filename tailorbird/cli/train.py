@@ -4,6 +4,7 @@ The pipeline imports torch, which takes seconds. Commands import it after they h
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,10 +108,9 @@ def run(
 
         task_uri = options.read_recipe(recipe, overrides).task_uri
         command = [sys.executable, "-m", "tailorbird", "run", recipe, *overrides]
-        code = run_and_keep_log(
-            [*command, "--json"] if options.is_json() else command, task_uri=task_uri
-        )
-        raise typer.Exit(code)
+        if options.is_json():
+            command.append("--json")
+        raise typer.Exit(run_and_keep_log(command, task_uri=task_uri))
     with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
 
@@ -153,15 +153,12 @@ def sweep(
         from tailorbird.pipeline.run import sweep_only
 
         swept = sweep_only(loaded, progress=progress)
-    names = {
-        row.trial: row.trial if row.status == BASELINE else trial_name(row.trial)
-        for row in swept.rows
-    }
-    lines = [
-        f"{row.score:.4f}  {names[row.trial]:<16} {row.status:<48} {row.config or ''}"
-        for row in swept.rows
-    ]
-    lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
+    lines = []
+    for row in swept.rows:
+        name = row.trial if row.status == BASELINE else trial_name(row.trial)
+        lines.append(f"{row.score:.4f}  {name:<16} {row.status:<48} {row.config or ''}")
+    if swept.ended:
+        lines.append(f"the sweep stopped early: {swept.ended}")
     return swept.model_dump(mode="json"), lines
 
 
@@ -193,20 +190,19 @@ def print_verdict(evidence: "Evidence", *, recipe: str) -> None:
 
     run = evidence.run
     winner = evidence.winner.uri
-    try:
-        is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
-    except RecipeError:  # only valid with the overrides, or changed during the run
-        is_of_file = False
-    path = (
-        "RECIPE" if recipe == RECIPE_FILE else recipe
-    )  # the name of a submitted job's copy means nothing to its user
-    steps = after_run(
-        run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None
-    )
-    value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}
     if options.is_json():
-        options.print_result(value, ())
+        verdict = evidence.verdict.model_dump(mode="json")
+        options.print_result({"run": run, "winner": winner, "verdict": verdict}, ())
         return
+
+    path = None
+    # The recipe may only be valid with the overrides, or have changed during the run.
+    with suppress(RecipeError):
+        if options.read_recipe(recipe).task_uri == evidence.recipe.task_uri:
+            path = recipe
+    if path == RECIPE_FILE:  # the name of a submitted job's copy means nothing to its user
+        path = "RECIPE"
+    steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path)
     options.print_panel(
         Console(), [*verdict_panel(evidence), *steps], title=f"verdict: {evidence.verdict.outcome}"
     )

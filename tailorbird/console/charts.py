@@ -11,12 +11,15 @@ from tailorbird.pages.charts import (
     Box,
     Chart,
     Dot,
-    Line,
+    Mark,
+    PlotMark,
     around,
-    joined,
+    course,
+    horizontal,
     plot,
     share_bar,
     sparkline,
+    vertical,
 )
 from tailorbird.registry.watch_record import ChallengerRecord
 
@@ -62,30 +65,32 @@ def traffic(reports: Sequence[Report]) -> Chart:
     most = max((report.rows for report in reports), default=0)
     y = Axis(0.0, most or 1.0, TRAFFIC_HEIGHT)
     width = 100 / max(len(reports), MIN_COLUMNS)
-    columns = [
-        Box(
-            round(width * (index + 0.1), 2),
-            y.down(report.rows),
-            round(0.8 * width, 2),
-            y.at(report.rows),
+    marks: list[Mark] = []
+    for index, report in enumerate(reports):
+        column = Box(
+            x=round(width * (index + 0.1), 2),
+            y=y.down(report.rows),
+            width=round(0.8 * width, 2),
+            height=y.at(report.rows),
             title=f"{report.day}: {report.rows:,} rows",
         )
-        for index, report in enumerate(reports)
-    ]
-    baseline = Line(0, TRAFFIC_HEIGHT, 100, TRAFFIC_HEIGHT)
-    return Chart(
-        (*columns, baseline),
-        TRAFFIC_HEIGHT + 1,
-        f"rows of {len(reports)} reports, at most {most:,}",
-    )
+        marks.append(column)
+    marks.append(horizontal(TRAFFIC_HEIGHT, 0, 100))
+    label = f"rows of {len(reports)} reports, at most {most:,}"
+    return Chart(tuple(marks), TRAFFIC_HEIGHT + 1, label)
 
 
 def drift(reports: Sequence[Report], name: str) -> Chart:
     """Return the values of a drift statistic over the reports, with a line at the latest
     threshold."""
-    by_day = [{statistic.name: statistic for statistic in report.drift} for report in reports]
-    limit = next(day[name].threshold for day in reversed(by_day) if name in day)
-    values = [day[name].value if name in day else None for day in by_day]
+    limit = 0.0
+    values: list[float | None] = []
+    for report in reports:
+        values.append(None)
+        for statistic in report.drift:
+            if statistic.name == name:
+                values[-1] = statistic.value
+                limit = statistic.threshold
     return sparkline(values, limit=limit, label=f"values of {len(values)} reports")
 
 
@@ -94,18 +99,17 @@ def quality(
 ) -> Chart | None:
     """Return the accuracy or mean score on audited answers with its interval, by report; None
     without labels."""
-    marks: list[Line | Dot] = []
+    marks: list[PlotMark] = []
+    ends: list[float] = []
     for index, report in enumerate(reports):
         audit = report.qualities.get(source)
         if audit is not None and audit.accuracy is not None:
             low, high = audit.interval
-            marks += [
-                Line(index, low, index, high, "whisker"),
-                Dot(index, audit.accuracy, 4, "dot chosen"),
-            ]
+            ends += audit.interval
+            marks.append(vertical(index, low, high, kind="whisker"))
+            marks.append(Dot(index, audit.accuracy, kind="dot chosen"))
     if not marks:
         return None
-    ends = [end for mark in marks if isinstance(mark, Line) for end in (mark.y1, mark.y2)]
     y = around(ends, length=160.0, name=name, form=lambda share: f"{100 * share:.4g}%")
     x = day_axis([report.day for report in reports])
     return plot(marks, x=x, y=y, label=f"{name} on audited answers by report; see the table")
@@ -120,18 +124,19 @@ def evidence_course(challenger: ChallengerRecord) -> Chart | None:
     days = challenger.days
     if not days:
         return None
-    x = day_axis([day.day for day in days])
-    limits = {-math.log10(alpha) for alpha in (challenger.alpha, challenger.alpha_worse)}
     courses = {
         "incumbent": [day.log_e_worse / math.log(10) for day in days],
         "chosen": [day.log_e_better / math.log(10) for day in days],
     }
-    marks: list[Line | Dot] = [
-        Line(x.low, limit, x.high, limit, "guide") for limit in sorted(limits)
-    ]
-    for tone, course in courses.items():
-        dots = [Dot(index, value, 3.5, f"dot {tone}") for index, value in enumerate(course)]
-        marks += [*joined(dots, kind=f"path {tone}"), *dots]
-    values = [value for course in courses.values() for value in course]
-    y = around([0.0, *limits, *values], length=180.0, name="e-value", form=power_of_ten)
+    x = day_axis([day.day for day in days])
+    marks: list[PlotMark] = []
+    values = [0.0]
+    for alpha in sorted({challenger.alpha, challenger.alpha_worse}):
+        limit = -math.log10(alpha)
+        values.append(limit)
+        marks.append(horizontal(limit, x.low, x.high, kind="guide"))
+    for tone, logarithms in courses.items():
+        values += logarithms
+        marks += course(enumerate(logarithms), tone=tone)
+    y = around(values, length=180.0, name="e-value", form=power_of_ten)
     return plot(marks, x=x, y=y, label="evidence by day; see the table")

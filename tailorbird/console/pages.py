@@ -2,7 +2,7 @@
 storage."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -12,12 +12,12 @@ from urllib.parse import quote
 from jinja2 import Environment
 
 from tailorbird.config.metrics import METRICS
-from tailorbird.console import charts as own_charts
+from tailorbird.console import charts
 from tailorbird.console.reader import ListPage
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunState
 from tailorbird.console.task_summaries import TaskSummary
-from tailorbird.console.times import parse_time, relative_text, time_text
+from tailorbird.console.times import parse_time, relative_text
 from tailorbird.console.versions import Change, Version
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
@@ -27,8 +27,6 @@ from tailorbird.storage.listing import Entry
 
 MAX_LOOKS = 20  # accesses to test rows on a task's page
 LIVE_S = 10  # time between two updates of a page that shows a run under way
-
-Link = Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,17 @@ class TaskDetails:
 
 def task_page(frame: Frame, task: TaskSummary, details: TaskDetails) -> str:
     """Return the page of a task."""
+    names: dict[str, str] = {}
+    for report in task.reports:
+        names |= {statistic.name: statistic.description for statistic in report.drift}
     return _render(
         "task.html",
         frame,
         live=bool(task.active),
         task=task,
         details=details,
-        stat_names=_statistics(task),
+        stat_names=names,
     )
-
-
-def _statistics(task: TaskSummary) -> dict[str, str]:
-    """Return the description of each drift statistic of the latest reports by name."""
-    return {each.name: each.description for report in task.reports for each in report.drift}
 
 
 def versions_page(frame: Frame, task: TaskSummary, versions: ListPage[Version]) -> str:
@@ -123,18 +119,15 @@ def error_page(frame: Frame, *, title: str, text: str) -> str:
 def _render(template: str, frame: Frame, *, live: bool = False, **values: object) -> str:
     """Return a page; if `live`, with the script that updates it."""
     live_s = LIVE_S if live else None
-    return (
-        _templates()
-        .get_template(template)
-        .render(frame=frame, link=frame.link, live_s=live_s, **values)
-    )
+    page = _templates().get_template(template)
+    return page.render(frame=frame, link=frame.link, live_s=live_s, **values)
 
 
 @cache
 def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
     templates.globals |= {
-        "draw": own_charts,
+        "draw": charts,
         "report_draw": report_charts,
         "contender_chart": contender_chart,
         "tones": TONES,
@@ -144,7 +137,7 @@ def _templates() -> Environment:
     templates.filters |= FILTERS
     templates.filters |= {
         "parsed": parse_time,
-        "time": time_text,
+        "time": "{:%Y-%m-%d %H:%M} UTC".format,
         "count": "{:,}".format,
         "percent": FORMS["share"],
         "last": lambda uri: uri.rpartition("/")[2],

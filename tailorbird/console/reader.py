@@ -1,11 +1,10 @@
 """Read records of a registry through a cache; records that cannot be read are reported on the
 page."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,29 +21,11 @@ Result = TypeVar("Result")
 
 
 class Cache:
-    """Parsed records by URI and type, with the tag of the content that was parsed. The oldest ones
-    are removed."""
+    """Parsed records, and the threads that read them."""
 
-    def __init__(self, *, max_records: int = MAX_CACHED) -> None:
-        self._records: OrderedDict[tuple[str, object], tuple[str, object]] = OrderedDict()
-        self._max_records = max_records
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self.record = lru_cache(MAX_CACHED)(_parse)
         self.pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="console")
-
-    def get(self, key: tuple[str, object], tag: str, make: Callable[[], Value]) -> Value:
-        """Return the value that was stored with this tag, or make and store it."""
-        with self._lock:
-            stored = self._records.get(key)
-            if stored is not None and stored[0] == tag:
-                self._records.move_to_end(key)
-                return stored[1]  # type: ignore[return-value]
-        value = make()
-        with self._lock:
-            self._records[key] = (tag, value)
-            self._records.move_to_end(key)
-            while len(self._records) > self._max_records:
-                self._records.popitem(last=False)
-        return value
 
 
 @dataclass(frozen=True)
@@ -78,43 +59,28 @@ class Reader:
     def read_entry(self, entry: Entry, model: type[M]) -> M | None:
         """Return the record of a listed file; None if it cannot be read. It is read again only if
         its tag changed."""
-        return self._checked(
-            entry.uri,
-            lambda: self.cache.get((entry.uri, model), entry.tag, _parse(entry.uri, model)),
-        )
+        return self.read_fixed(entry.uri, model, tag=entry.tag)
 
-    def read_fixed(self, uri: str, model: type[M]) -> M | None:
-        """Return a record that never changes once it exists, such as the config of a version,
-        without a look at S3."""
-        return self._checked(uri, lambda: self.cache.get((uri, model), "", _parse(uri, model)))
-
-    def _checked(self, uri: str, read: Callable[[], M]) -> M | None:
-        """Return the record, or None with a sentence in `problems`. The sentence has no content of
-        the record."""
+    def read_fixed(self, uri: str, model: type[M], *, tag: str = "") -> M | None:
+        """Return a record whose content with this tag never changes, such as the config of a
+        version, without a look at S3. A sentence about a problem has no content of the record."""
         try:
-            return read()
+            record: M = self.cache.record(uri, model, tag)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "its content"
-            if error.error_count() > 1:
-                more = f" (and {error.error_count() - 1} more)"
-            else:
-                more = ""
-            self.problems.append(f"{uri} is not a valid record: {where}: {first['msg']}{more}")
+            self.problems.append(f"{uri} is not a valid record: {where}: {first['msg']}")
+            return None
         except StorageError as error:
             self.problems.append(str(error))
-        return None
+            return None
+        return record
 
-    def entries(self, uri: str, *, tag: str | None = None) -> tuple[Entry, ...]:
+    def entries(self, uri: str) -> tuple[Entry, ...]:
         """Return the files and folders of a folder; nothing if it does not exist or cannot be
-        listed.
-
-        With a tag, the folder is listed again only if the tag has changed.
-        """
+        listed."""
         try:
-            if tag is None:
-                return list_folder(uri)
-            return self.cache.get((uri, Entry), tag, lambda: list_folder(uri))
+            return list_folder(uri)
         except StorageError as error:
             self.problems.append(str(error))
             return ()
@@ -136,10 +102,10 @@ class Reader:
         num_pages = max(1, -(-len(values) // size))
         number = min(max(1, number), num_pages)
         results = self.map(read, values[(number - 1) * size : number * size])
-        return ListPage(
-            tuple(item for item in results if item is not None), number, num_pages, len(values)
-        )
+        items = tuple(item for item in results if item is not None)
+        return ListPage(items, number=number, num_pages=num_pages, total=len(values))
 
 
-def _parse(uri: str, model: type[M]) -> Callable[[], M]:
-    return lambda: model.model_validate_json(read_bytes(uri))
+def _parse(uri: str, model: type[M], _tag: str) -> M:
+    """Return the record at a URI. The tag names its content in the cache."""
+    return model.model_validate_json(read_bytes(uri))

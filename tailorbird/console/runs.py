@@ -73,9 +73,9 @@ def state_of(evidence: Evidence | None, progress: RunProgress | None, *, now: da
         return RunState.FINISHED
     if progress is None:
         return RunState.REGISTERED
+    if progress.status == "failed":
+        return RunState.FAILED
     if progress.status != "running":
-        if progress.status == "failed":
-            return RunState.FAILED
         return RunState.FINISHED
     if now - parse_time(progress.updated_at) > STALE_AFTER:
         return RunState.STALE
@@ -84,12 +84,10 @@ def state_of(evidence: Evidence | None, progress: RunProgress | None, *, now: da
 
 def newest_first(names: Iterable[str], *, times: Mapping[str, datetime]) -> list[str]:
     """Return the names by their times, the newest first; names without a time are last."""
-    known = sorted(
-        (name for name in names if name in times),
-        key=lambda name: (times[name], name),
-        reverse=True,
-    )
-    return known + sorted(name for name in names if name not in times)
+    names = set(names)
+    timed = names & times.keys()
+    newest = sorted(timed, key=lambda name: (times[name], name), reverse=True)
+    return newest + sorted(names - timed)
 
 
 def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> ListPage[Run]:
@@ -98,20 +96,20 @@ def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> 
     The order is by the last news: the time of a run's access to the test rows, or of its last
     progress if that is later.
     """
-    times = {
-        entry.name.removesuffix(".json"): entry.changed_at
-        for entry in reader.entries(paths.all_progress)
-    }
-    newest = {name: time for name, time in times.items() if time is not None}
+    names = {entry.name for entry in reader.entries(paths.runs) if entry.is_folder}
+    times: dict[str, datetime] = {}
+    for entry in reader.entries(paths.all_progress):
+        name = entry.name.removesuffix(".json")
+        names.add(name)
+        if entry.changed_at is not None:
+            times[name] = entry.changed_at
     for access in read_looks(reader, paths).entries:
         name = access.run.rpartition("/")[2]
         at = parse_time(access.at)
-        newest[name] = max(at, newest.get(name, at))
-    names = {entry.name for entry in reader.entries(paths.runs) if entry.is_folder} | times.keys()
-    ordered = newest_first(names, times=newest)
+        times[name] = max(at, times.get(name, at))
     return reader.page(
         lambda name: read_run(reader, paths, name, now=now),
-        ordered,
+        newest_first(names, times=times),
         number=page,
         size=RUNS_PER_PAGE,
     )
@@ -126,27 +124,22 @@ def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> R
         registration = reader.read(f"{paths.run(name)}/{PROTOCOL_FILE}", Preregistration)
         if registration is None:
             return None
-    return Run(name, state_of(evidence, progress, now=now), evidence, progress, registration)
+    state = state_of(evidence, progress, now=now)
+    return Run(name, state, evidence=evidence, progress=progress, registration=registration)
 
 
 def read_active(reader: Reader, paths: TaskPaths, *, now: datetime) -> tuple[Run, ...]:
     """Return the runs that are under way, the newest first; only records with recent news are
     read."""
-    recent = [
-        entry
-        for entry in reader.entries(paths.all_progress)
-        if entry.changed_at is not None and now - entry.changed_at <= STALE_AFTER
-    ]
-    records = [reader.read_entry(entry, RunProgress) for entry in recent]
-    runs = [
-        Run(parse_run_uri(record.run)[1], RunState.RUNNING, progress=record)
-        for record in records
-        if record is not None
-        and record.status == "running"
-        and now - parse_time(record.updated_at) <= STALE_AFTER
-    ]
+    records = []
+    for entry in reader.entries(paths.all_progress):
+        if entry.changed_at is not None and now - entry.changed_at <= STALE_AFTER:
+            record = reader.read_entry(entry, RunProgress)
+            if record is not None and state_of(None, record, now=now) is RunState.RUNNING:
+                records.append(record)
+    records.sort(key=lambda record: record.started_at, reverse=True)
     return tuple(
-        sorted(runs, key=lambda run: run.progress.started_at if run.progress else "", reverse=True)
+        Run(parse_run_uri(record.run)[1], RunState.RUNNING, progress=record) for record in records
     )
 
 
@@ -162,6 +155,6 @@ class Looks:
 def read_looks(reader: Reader, paths: TaskPaths) -> Looks:
     """Return the task's accesses. The ledger belongs to the registry: the role of a service may not
     read it."""
-    own = Reader(reader.cache)
-    ledger = own.read(paths.test_set_ledger, Ledger)
-    return Looks(ledger.entries if ledger else (), "; ".join(own.problems))
+    ledger_reader = Reader(reader.cache)
+    ledger = ledger_reader.read(paths.test_set_ledger, Ledger)
+    return Looks(ledger.entries if ledger else (), "; ".join(ledger_reader.problems))

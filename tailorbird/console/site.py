@@ -14,10 +14,10 @@ from tailorbird.console.runs import RunState, read_looks, read_run, read_runs
 from tailorbird.console.task_summaries import read_task, read_tasks, task_names
 from tailorbird.console.versions import read_history, read_versions
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.storage.listing import Entry
 from tailorbird.storage.paths import TaskPaths
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+OLDEST = datetime.min.replace(tzinfo=UTC)
 MAX_LISTED = 20  # changes, jobs and logs on a task's page
 
 
@@ -42,16 +42,12 @@ def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
     Names in a path that are not valid, or do not exist, give status 404.
     """
     reader = Reader(site.cache)
-    frame = Frame(
-        site.registry,
-        now,
-        depth=0 if path is None else path.count("/") + 1,
-        problems=reader.problems,
-    )
+    depth = 0 if path is None else path.count("/") + 1
+    frame = Frame(site.registry, now, depth=depth, problems=reader.problems)
     segments = [segment for segment in (path or "").removesuffix("/").split("/") if segment]
     html = None
     if all(NAME.fullmatch(segment) for segment in segments):
-        html = _page(site, reader, frame, segments)
+        html = _page(site, segments, reader=reader, frame=frame)
     if html is None:
         text = (
             "The console has no page at this address, or the registry no longer contains what it "
@@ -61,16 +57,12 @@ def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
     return 200, html
 
 
-def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> str | None:
+def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) -> str | None:
     """Return the page at a path; None if there is none."""
-    if site.task is None:
-        names = task_names(reader, site.registry)
-    else:
-        names = [site.task]
+    names = [site.task] if site.task else task_names(reader, site.registry)
     if not segments:
-        return pages.tasks_page(
-            frame, read_tasks(reader, site.registry, names=names, now=frame.now)
-        )
+        tasks = read_tasks(reader, site.registry, names=names, now=frame.now)
+        return pages.tasks_page(frame, tasks)
     if segments[0] not in names:
         return None
     paths = TaskPaths(f"{site.registry}/{segments[0]}")
@@ -79,19 +71,23 @@ def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> 
             return _task_page(reader, frame, paths, page=1)
         case ["page", number] if number.isdecimal():
             return _task_page(reader, frame, paths, page=int(number))
-        case ["versions", *rest] if not rest or (
-            rest[0] == "page" and rest[1:] and rest[1].isdecimal()
-        ):
-            task = read_task(reader, paths, now=frame.now)
-            versions = read_versions(
-                reader, paths, champion=task.champion, page=int(rest[1]) if rest else 1
-            )
-            return pages.versions_page(frame, task, versions)
+        case ["versions"]:
+            return _versions_page(reader, frame, paths, page=1)
+        case ["versions", "page", number] if number.isdecimal():
+            return _versions_page(reader, frame, paths, page=int(number))
         case ["runs", name]:
-            return _run_page(reader, frame, paths, name)
+            return _run_page(reader, frame, paths, name=name)
         case ["runs", name, "report"]:
-            return _report(reader, paths, name, now=frame.now)
+            run = read_run(reader, paths, name, now=frame.now)
+            if run and run.evidence:
+                return to_html(run.evidence)
     return None
+
+
+def _versions_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> str:
+    task = read_task(reader, paths, now=frame.now)
+    versions = read_versions(reader, paths, champion=task.champion, page=page)
+    return pages.versions_page(frame, task, versions)
 
 
 def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> str:
@@ -100,7 +96,7 @@ def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> 
         runs=read_runs(reader, paths, page=page, now=frame.now),
         history=read_history(reader, paths)[:MAX_LISTED],
         looks=read_looks(reader, paths),
-        jobs=_read_jobs(reader, paths)[:MAX_LISTED],
+        jobs=_read_jobs(reader, paths),
         logs=logs[:MAX_LISTED],
     )
     return pages.task_page(frame, read_task(reader, paths, now=frame.now), details)
@@ -108,19 +104,13 @@ def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> 
 
 def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
     """Return the latest batch jobs, by the time of their last change."""
-    changed = [entry for entry in reader.entries(paths.batches) if entry.name.endswith(".json")]
-    changed.sort(key=_changed_at, reverse=True)
-    jobs = reader.map(lambda entry: reader.read_entry(entry, JobRecord), changed[:MAX_LISTED])
+    entries = [entry for entry in reader.entries(paths.batches) if entry.name.endswith(".json")]
+    entries.sort(key=lambda entry: entry.changed_at or OLDEST, reverse=True)
+    jobs = reader.map(lambda entry: reader.read_entry(entry, JobRecord), entries[:MAX_LISTED])
     return [job for job in jobs if job is not None]
 
 
-def _changed_at(entry: Entry) -> float:
-    if entry.changed_at:
-        return entry.changed_at.timestamp()
-    return 0.0
-
-
-def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str | None:
+def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, *, name: str) -> str | None:
     run = read_run(reader, paths, name, now=frame.now)
     if run is None and not reader.problems:
         return None
@@ -129,11 +119,3 @@ def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str 
             frame, title=f"Run {name}", text="The records of this run cannot be read."
         )
     return pages.run_page(frame, paths.name, run)
-
-
-def _report(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> str | None:
-    """Return the report of a run, rendered from its evidence; None if the run is not finished."""
-    run = read_run(reader, paths, name, now=now)
-    if run and run.evidence:
-        return to_html(run.evidence)
-    return None

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.task_rules import TASKS
@@ -18,6 +20,7 @@ from tailorbird.storage.listing import Entry
 from tailorbird.storage.paths import TaskPaths
 
 DAYS_SHOWN = 30  # reports of a task that the pages show
+M = TypeVar("M", bound=BaseModel)
 MAX_WATCH_AGE = timedelta(days=2)  # `watch` runs every day
 
 
@@ -68,10 +71,9 @@ class TaskSummary:
     @property
     def quality_name(self) -> str:
         """What the reports measure on answers with a correct answer."""
+        task = "classification"
         if self.evidence:
             task = METRICS[self.evidence.verdict.metric].task
-        else:
-            task = "classification"
         return TASKS[task].quality
 
     @property
@@ -114,61 +116,53 @@ def read_tasks(
 
 def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary:
     """Return the summary of a task."""
-    stored = {
-        entry.uri: entry for entry in reader.entries(paths.task_uri)
-    }  # one request instead of several
-    if paths.champion in stored:
-        champion = reader.read_entry(stored[paths.champion], Champion)
-    else:
-        champion = None
+    stored = {entry.uri: entry for entry in reader.entries(paths.task_uri)}
+
+    def read(uri: str, model: type[M]) -> M | None:
+        if uri not in stored:
+            return None
+        return reader.read_entry(stored[uri], model)
+
     evidence = None
+    reports: tuple[Report, ...] = ()
+    champion = read(paths.champion, Champion)
+    watch = read(paths.watch, WatchRecord)
+    if champion is None or (watch is not None and watch.digest != champion.digest):
+        watch = None  # of an earlier champion
     if champion is not None and champion.run:
         evidence = reader.read_fixed(f"{champion.run}/{EVIDENCE_FILE}", Evidence)
-    if paths.watch in stored:
-        watch = reader.read_entry(stored[paths.watch], WatchRecord)
-    else:
-        watch = None
-    if champion is None or (watch is not None and watch.digest != champion.digest):
-        watch = None  # of a former champion
-    reports: tuple[Report, ...] = ()
-    if champion is not None and paths.monitoring in stored:
-        watched = (
-            stored[paths.watch].tag if paths.watch in stored else None
-        )  # a watch writes this file last
-        days = reader.entries(paths.monitoring, tag=watched)
-        reports = read_reports(reader, days, champion=champion)
-    if paths.all_progress in stored:
-        active = read_active(reader, paths, now=now)
-    else:
-        active = ()
-    health = health_of(champion, evidence=evidence, watch=watch, reports=reports, now=now)
-    return TaskSummary(paths.name, champion, evidence, watch, reports, active, health)
+    if champion is not None:
+        reports = read_reports(reader, reader.entries(paths.monitoring), champion=champion)
+    return TaskSummary(
+        name=paths.name,
+        champion=champion,
+        evidence=evidence,
+        watch=watch,
+        reports=reports,
+        active=read_active(reader, paths, now=now),
+        health=health_of(champion, evidence=evidence, watch=watch, reports=reports, now=now),
+    )
 
 
 def read_reports(
     reader: Reader, entries: Sequence[Entry], *, champion: Champion
 ) -> tuple[Report, ...]:
     """Return the latest `DAYS_SHOWN` reports of a champion since its promotion, oldest first."""
-    days = [entry for entry in entries if entry.name.endswith(".json")]
-    since = [entry for entry in days if _day(entry) >= champion.since[:10]]
-    read = (reader.read_entry(entry, Report) for entry in since[-DAYS_SHOWN:])
+    since = []
+    for entry in entries:
+        day, is_json, _ = entry.name.partition(".json")
+        if is_json and day >= champion.since[:10]:
+            since.append(entry)
+    reports = [reader.read_entry(entry, Report) for entry in since[-DAYS_SHOWN:]]
     return tuple(
-        report for report in read if report is not None and report.digest == champion.digest
+        report for report in reports if report is not None and report.digest == champion.digest
     )
-
-
-def _day(entry: Entry) -> str:
-    return entry.name.removesuffix(".json")
 
 
 def expiry_of(evidence: Evidence | None, watch: WatchRecord | None) -> datetime | None:
     """Return when the verdict expires; None if that is not known."""
-    times = [
-        record.expires_at
-        for record in (evidence, watch)
-        if record is not None and record.expires_at
-    ]
-    return max(map(parse_time, times), default=None)
+    times = [record.expires_at for record in (evidence, watch) if record is not None]
+    return max(map(parse_time, filter(None, times)), default=None)
 
 
 def health_of(
@@ -185,28 +179,22 @@ def health_of(
         return Health("unknown", "no champion")
     reasons = list(watch.reasons) if watch else []
     expires = expiry_of(evidence, watch)
-    if (
-        expires is not None
-        and expires <= now
-        and not any("expired" in reason for reason in reasons)
-    ):
-        reasons.insert(0, f"the champion's verdict expired {relative_text(expires, now=now)}")
-    if (
-        watch is not None
-        and watch.challenger is not None
-        and watch.challenger.decision != "continue"
-    ):
-        reasons.append(f"{watch.challenger.decision} the challenger: {watch.challenger.reason}")
+    if expires is not None and expires <= now:
+        is_known = any("expired" in reason for reason in reasons)
+        if not is_known:
+            reasons.insert(0, f"the champion's verdict expired {relative_text(expires, now=now)}")
+    challenger = watch.challenger if watch else None
+    if challenger is not None and challenger.decision != "continue":
+        reasons.append(f"{challenger.decision} the challenger: {challenger.reason}")
     if reasons:
         return Health("attention", "needs attention", tuple(reasons))
+
     if watch is None:
         return Health("unknown", "not watched", ("no watch has reported on this champion",))
-    if now - parse_time(watch.at) > MAX_WATCH_AGE:
-        return Health(
-            "unknown",
-            "not watched",
-            (f"the last watch was {relative_text(parse_time(watch.at), now=now)}",),
-        )
+    last = parse_time(watch.at)
+    if now - last > MAX_WATCH_AGE:
+        reason = f"the last watch was {relative_text(last, now=now)}"
+        return Health("unknown", "not watched", (reason,))
     if not any(report.rows for report in reports):
         return Health("unknown", "no traffic", ("no answer of this champion was logged",))
     return Health("healthy", "healthy")

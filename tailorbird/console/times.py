@@ -23,16 +23,13 @@ def relative_text(time: datetime, *, now: datetime) -> str:
     """Return a time relative to now in its largest whole unit, such as `3 days ago` or `in 2
     hours`."""
     seconds = abs(int((now - time).total_seconds()))
-    text = "less than a minute"
+    duration = "less than a minute"
     for name, size in UNITS:
-        if number := seconds // size:
-            text = f"{number} {name}{'' if number == 1 else 's'}"
+        number = seconds // size
+        if number:
+            plural = "" if number == 1 else "s"
+            duration = f"{number} {name}{plural}"
             break
     if time <= now:
-        return f"{text} ago"
-    return f"in {text}"
-
-
-def time_text(time: datetime) -> str:
-    """Return a time such as `2026-11-24 16:30 UTC`."""
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        return f"{duration} ago"
+    return f"in {duration}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tailorbird.console.reader import ListPage, Reader
-from tailorbird.console.records import HistoryEntry
+from tailorbird.console.records import HistoryEntry, ReevaluationRecord
 from tailorbird.console.times import parse_time
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.registry.champion import Champion
@@ -21,9 +21,8 @@ class Version:
 
     name: str
     info: VersionConfig
-    evidence: (
-        Evidence | None
-    )  # of the run that selected it; None if no run did, or for the export of a version
+    evidence: Evidence | None
+    """Of the run that selected it; None if no run did, or for the export of a version."""
     role: str  # `champion`, `former champion`, `rolled back` or empty
 
 
@@ -42,29 +41,22 @@ def read_versions(
 ) -> ListPage[Version]:
     """Return a page of the versions. A version's config never changes, so each one is read once."""
     folders = [entry for entry in reader.entries(paths.versions) if entry.is_folder]
-    infos = dict(zip(folders, reader.map(lambda entry: _info(reader, entry), folders), strict=True))
-    known = [(entry, info) for entry, info in infos.items() if info is not None]
-    known.sort(key=lambda each: (each[1].created_at, each[0].name), reverse=True)
-    return reader.page(
-        lambda each: _version(reader, *each, champion=champion),
-        known,
-        number=page,
-        size=VERSIONS_PER_PAGE,
+    infos = reader.map(
+        lambda folder: reader.read_fixed(f"{folder.uri}/{CONFIG}", VersionConfig), folders
     )
+    versions = [
+        (folder, info) for folder, info in zip(folders, infos, strict=True) if info is not None
+    ]
+    versions.sort(key=lambda version: (version[1].created_at, version[0].name), reverse=True)
 
-
-def _info(reader: Reader, folder: Entry) -> VersionConfig | None:
-    return reader.read_fixed(f"{folder.uri}/{CONFIG}", VersionConfig)
-
-
-def _version(
-    reader: Reader, folder: Entry, info: VersionConfig, *, champion: Champion | None
-) -> Version:
-    if info.exported_from:
+    def read(version: tuple[Entry, VersionConfig]) -> Version:
+        folder, info = version
         evidence = None
-    else:
-        evidence = reader.read(f"{folder.uri}/{EVIDENCE_FILE}", Evidence)
-    return Version(folder.name, info, evidence, role_of(folder.uri, champion))
+        if not info.exported_from:
+            evidence = reader.read(f"{folder.uri}/{EVIDENCE_FILE}", Evidence)
+        return Version(folder.name, info, evidence, role=role_of(folder.uri, champion))
+
+    return reader.page(read, versions, number=page, size=VERSIONS_PER_PAGE)
 
 
 def role_of(uri: str, champion: Champion | None) -> str:
@@ -75,7 +67,7 @@ def role_of(uri: str, champion: Champion | None) -> str:
         return "champion"
     if any(digest.startswith(uri.rpartition("-")[2]) for digest in champion.rolled_back):
         return "rolled back"
-    if any(former.uri == uri for former in champion.former):
+    if uri in (earlier.uri for earlier in champion.former):
         return "former champion"
     return ""
 
@@ -83,25 +75,17 @@ def role_of(uri: str, champion: Champion | None) -> str:
 def read_history(reader: Reader, paths: TaskPaths) -> list[Change]:
     """Return the changes of the champion and its re-evaluations, newest first."""
     entries = [entry for entry in reader.entries(paths.history) if entry.name.endswith(".json")]
-    changes = reader.map(lambda entry: _change(reader, entry), entries)
-    return sorted(
-        (change for change in changes if change is not None),
-        key=lambda change: change.at,
-        reverse=True,
-    )
+    records = reader.map(lambda entry: reader.read_entry(entry, HistoryEntry), entries)
+    changes = [_change(record.root) for record in records if record is not None]
+    return sorted(changes, key=lambda change: change.at, reverse=True)
 
 
-def _change(reader: Reader, entry: Entry) -> Change | None:
-    history = reader.read_entry(entry, HistoryEntry)
-    if history is None:
-        return None
-    record = history.root
+def _change(record: Champion | ReevaluationRecord) -> Change:
     if isinstance(record, Champion):
         run = record.run.rpartition("/")[2]
-        return Change(parse_time(record.since), record.version, record.reason.sentence(), run)
-    holds = {True: "the verdict holds", False: "the verdict is withdrawn", None: "not decided"}[
-        record.verdict.holds
-    ]
-    return Change(
-        parse_time(record.at), "re-evaluation", "; ".join((holds, *record.verdict.reasons))
-    )
+        return Change(
+            parse_time(record.since), record.version, reason=record.reason.sentence(), run=run
+        )
+    results = {True: "the verdict holds", False: "the verdict is withdrawn", None: "not decided"}
+    reason = "; ".join((results[record.verdict.holds], *record.verdict.reasons))
+    return Change(parse_time(record.at), "re-evaluation", reason)

@@ -14,7 +14,11 @@ from tailorbird.evaluation.gates.cost import (
     shares_by_round,
     tokens_by_round,
 )
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.predictions import (
+    ModelPredictions,
+    Predictions,
+    joined_predictions,
+)
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.kinds import spec_of
@@ -64,13 +68,10 @@ def best_of_each_cost(
     scores wins.
     """
     best: dict[int, str] = {}
-    for role, kind in kinds.items():
-        if kind == "hybrid":
-            continue
-        known = best.setdefault(cost_class(kind), role)
-        if validation[role] > validation[known]:
-            best[cost_class(kind)] = role
-    return tuple(role for _, role in sorted(best.items()))
+    for role in sorted(kinds, key=validation.__getitem__, reverse=True):  # stable
+        if kinds[role] != "hybrid":
+            best.setdefault(cost_class(kinds[role]), role)
+    return tuple(best[cost] for cost in sorted(best))
 
 
 def roles_on_validation(
@@ -114,19 +115,27 @@ def _fit_groups(
     candidate = tables["candidate"]
     if incumbent.model == "hybrid":
         return None
+
     groups = np.array(incumbent.groups[column], dtype=object)
-
-    def gain(group: str) -> float:
-        rows = np.flatnonzero(groups == group).tolist()
-        ours, theirs = (score_table(metric, table.take(rows)) for table in (candidate, incumbent))
-        return ours - theirs
-
-    named = sorted(value for value in set(groups) if value != NO_GROUP)
-    kept = tuple(value for value in named if gain(value) >= 0)
-    if not kept or len(kept) == len(set(groups)):
+    names = set(groups)
+    values = []
+    for name in sorted(names - {NO_GROUP}):
+        rows = np.flatnonzero(groups == name).tolist()
+        gain = score_table(metric, candidate.take(rows)) - score_table(metric, incumbent.take(rows))
+        if gain >= 0:
+            values.append(name)
+    if not values or len(values) == len(names):
         return None
-    routing = Routing(by="group", column=column, values=kept, threshold=None)
-    return _frozen(routing, tables, first="incumbent", second="candidate", metric=metric)
+
+    routing = Routing(by="group", column=column, values=tuple(values), threshold=None)
+    table = routed_predictions(routing, first=incumbent, second=candidate)
+    return FrozenHybrid(
+        routing=routing,
+        first="incumbent",
+        second="candidate",
+        validation=score_table(metric, table),
+        share_to_second=share_to_second(routing, incumbent),
+    )
 
 
 def _fit_cascade(tables: Mapping[str, Predictions], *, metric: str) -> FrozenHybrid | None:
@@ -136,19 +145,20 @@ def _fit_cascade(tables: Mapping[str, Predictions], *, metric: str) -> FrozenHyb
     The parts are the best models of two cost classes.
     """
     scores = {role: score_table(metric, table) for role, table in tables.items()}
-    roles = best_of_each_cost(
-        {role: table.model for role, table in tables.items()}, validation=scores
-    )
+    kinds = {role: table.model for role, table in tables.items()}
+    roles = best_of_each_cost(kinds, validation=scores)
+    best = max(scores.values())
+
     for number, second in enumerate(roles):
-        cascades = [
-            _best_cascade(
-                tables, first=first, second=second, metric=metric, to_reach=max(scores.values())
+        cascades = []
+        for first in roles[:number]:
+            cascade = _best_cascade(
+                tables, first=first, second=second, metric=metric, to_reach=best
             )
-            for first in roles[:number]
-        ]
-        fitted = [cascade for cascade in cascades if cascade is not None]
-        if fitted:
-            return min(fitted, key=lambda cascade: cascade.share_to_second)
+            if cascade is not None:
+                cascades.append(cascade)
+        if cascades:
+            return min(cascades, key=lambda cascade: cascade.share_to_second)
     return None
 
 
@@ -163,26 +173,33 @@ def _best_cascade(
     first part answers most rows is returned among those within one standard error of the highest
     score. A high score of a single threshold may be chance.
     """
-    alone = score_table(metric, tables[second])
-    reached = []
+    score_of_second = score_table(metric, tables[second])
+    reached: list[tuple[FrozenHybrid, NDArray[np.float64]]] = []
     for threshold in _thresholds(tables[first].calibrated):
         routing = Routing(by="cascade", threshold=threshold)
-        cascade = _frozen(routing, tables, first=first, second=second, metric=metric)
-        if cascade.validation < alone:
+        table = routed_predictions(routing, first=tables[first], second=tables[second])
+        score = score_table(metric, table)
+        if score < score_of_second:
             break
-        if cascade.validation >= to_reach:
-            table = routed_predictions(routing, first=tables[first], second=tables[second])
+        if score >= to_reach:
+            cascade = FrozenHybrid(
+                routing=routing,
+                first=first,
+                second=second,
+                validation=score,
+                share_to_second=share_to_second(routing, tables[first]),
+            )
             reached.append((cascade, table.per_row(row_metric(metric))))
     if not reached:
         return None
-    best, scores_of_best = max(reached, key=lambda one: one[0].validation)
-    close = [
-        cascade
-        for cascade, scores in reached
-        if best.validation - cascade.validation
-        <= np.std(scores_of_best - scores) / np.sqrt(len(scores))
-    ]
-    return close[-1]
+
+    best, best_rows = max(reached, key=lambda pair: pair[0].validation)
+    selected = best
+    for cascade, rows in reached:
+        standard_error = np.std(best_rows - rows) / np.sqrt(len(rows))
+        if best.validation - cascade.validation <= standard_error:
+            selected = cascade
+    return selected
 
 
 def _thresholds(confidences: NDArray[np.float64]) -> Iterator[float]:
@@ -193,33 +210,18 @@ def _thresholds(confidences: NDArray[np.float64]) -> Iterator[float]:
     route of a row.
     """
     values = np.sort(confidences[np.isfinite(confidences)])[::-1]
-    known = set()
+    if not len(values):
+        return
+    last = np.inf
     for share in SHARES:
-        if len(values):
-            least = values[max(1, round(share * len(values))) - 1]
-        else:
-            least = 0.0
-        below = values[values < least]
-        if not len(below) or least in known:
+        lowest = values[max(1, round(share * len(values))) - 1]
+        below = values[values < lowest]
+        if not len(below) or lowest == last:
             continue
-        known.add(least)
-        threshold = float((least + below[0]) / 2)
+        last = lowest
+        threshold = float((lowest + below[0]) / 2)
         if 0 <= threshold <= 1 and below[0] < threshold:
             yield threshold
-
-
-def _frozen(
-    routing: Routing, tables: Mapping[str, Predictions], *, first: str, second: str, metric: str
-) -> FrozenHybrid:
-    return FrozenHybrid(
-        routing=routing,
-        first=first,
-        second=second,
-        validation=score_table(
-            metric, routed_predictions(routing, first=tables[first], second=tables[second])
-        ),
-        share_to_second=share_to_second(routing, tables[first]),
-    )
 
 
 def apply_routing(
@@ -227,14 +229,12 @@ def apply_routing(
 ) -> ModelPredictions:
     """Return the hybrid's predictions for the test rows and for the changed rows that both parts
     predict."""
-    changed = {
-        name: routed_predictions(routing, first=table, second=second.changed[name])
-        for name, table in first.changed.items()
-        if name in second.changed
-    }
-    return ModelPredictions(
-        routed_predictions(routing, first=first.clean, second=second.clean), changed
-    )
+    changed = {}
+    for name, table in first.changed.items():
+        if name in second.changed:
+            changed[name] = routed_predictions(routing, first=table, second=second.changed[name])
+    clean = routed_predictions(routing, first=first.clean, second=second.clean)
+    return ModelPredictions(clean, changed)
 
 
 def share_to_second(routing: Routing, table: Predictions) -> float:
@@ -273,11 +273,10 @@ def hybrid_usage(
             gpu_s.append(np.multiply(shares, part.usage.gpu_s))
         if part.tokens is not None:
             tokens = tokens_by_round(part.tokens, answered=answered, num_rounds=num_rounds)
-    return ServingUsage(_summed(cpu_s), _summed(gpu_s) if gpu_s else None, tokens)
 
-
-def _summed(columns: list[NDArray[np.float64]]) -> tuple[float, ...]:
-    return tuple(np.sum(columns, axis=0).tolist())
+    cpu_sum = tuple(np.sum(cpu_s, axis=0).tolist())
+    gpu_sum = tuple(np.sum(gpu_s, axis=0).tolist()) if gpu_s else None
+    return ServingUsage(cpu_sum, gpu_sum, tokens)
 
 
 def answered_by_first(routing: Routing, routed: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -291,21 +290,21 @@ def answered_by_first(routing: Routing, routed: NDArray[np.bool_]) -> NDArray[np
 def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:
     """Return the mask [N] of the rows of `table` (predictions of the first part) that the second
     part answers."""
+    groups = None
     if routing.column is not None:
         groups = table.groups.get(routing.column)
-    else:
-        groups = None
-    return np.asarray(
-        routes_to_second(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_
-    )
+    mask = routes_to_second(routing, groups=groups, confidences=table.calibrated)
+    return np.asarray(mask, dtype=np.bool_)
 
 
 def routed_predictions(routing: Routing, *, first: Predictions, second: Predictions) -> Predictions:
     """Return the hybrid's predictions: for each row, those of the part that the routing selects."""
-    mask = routed_to_second(routing, first)
-    of_first = first.take(np.flatnonzero(~mask).tolist())
-    of_second = second.take(np.flatnonzero(mask).tolist())
-    return merged(of_first, of_second, to_second=mask)
+    to_second = routed_to_second(routing, first)
+    return merged(
+        first.take(np.flatnonzero(~to_second).tolist()),
+        second.take(np.flatnonzero(to_second).tolist()),
+        to_second=to_second,
+    )
 
 
 def merged(first: Predictions, second: Predictions, *, to_second: NDArray[np.bool_]) -> Predictions:
@@ -315,32 +314,6 @@ def merged(first: Predictions, second: Predictions, *, to_second: NDArray[np.boo
     of the second.
     """
     tables = [table for table in (first, second) if len(table)]
-    with_logprobs = any(
-        table.logprobs is not None for table in tables
-    )  # a part without a language model has none
-    joined = Predictions(
-        model="hybrid",
-        row_ids=tuple(row for table in tables for row in table.row_ids),
-        labels=tuple(label for table in tables for label in table.labels),
-        outputs=tuple(output for table in tables for output in table.outputs),
-        scores=np.concatenate([table.scores for table in tables]),
-        confidences=np.concatenate([table.confidences for table in tables]),
-        calibrated=np.concatenate([table.calibrated for table in tables]),
-        groups={
-            name: tuple(value for table in tables for value in table.groups[name])
-            for name in tables[0].groups
-        },
-        measures={
-            name: np.concatenate([table.measures[name] for table in tables])
-            for name in tables[0].measures
-            if all(name in table.measures for table in tables)
-        },
-        clusters=None
-        if first.clusters is None
-        else tuple(name for table in tables for name in table.clusters or ()),
-        logprobs=tuple(table.logprobs_of(row) for table in tables for row in range(len(table)))
-        if with_logprobs
-        else None,
-    )
+    joined = joined_predictions(tables, model="hybrid")
     order = np.argsort(np.concatenate([np.flatnonzero(~to_second), np.flatnonzero(to_second)]))
     return joined.take(order.tolist())

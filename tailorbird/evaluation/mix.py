@@ -32,15 +32,18 @@ def mix_with_bag(
     constant per row. Both are calibrated first, and their offsets are not used. Raises ValueError
     if the models have different classes.
     """
-    configs = [read_artifact_config(uri) for uri in (model_uri, bag_uri)]
-    if configs[0].classes != configs[1].classes:
+    classes = read_artifact_config(model_uri).classes
+    if read_artifact_config(bag_uri).classes != classes:
         raise ValueError(
             f"{model_uri} and the bag of words {bag_uri} have different classes and cannot be "
             "mixed; run the recipe again"
         )
-    logits = [_calibrated_logits(uri, validation) for uri in (model_uri, bag_uri)]
-    truth = label_indices(validation.labels, classes=configs[0].classes)
-    record = select_weight(*logits, held_out=HeldOut(truth, metric, documents(validation)))
+    truth = label_indices(validation.labels, classes=classes)
+    record = select_weight(
+        _calibrated_logits(model_uri, validation),
+        _calibrated_logits(bag_uri, validation),
+        held_out=HeldOut(truth, metric, documents(validation)),
+    )
     if record.weight < 1:
         write_mix(model_uri, bag_uri=bag_uri, weight=record.weight, to=to)
     return record
@@ -53,14 +56,15 @@ def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
     A mixed classifier adds the logits of its head and its bag of words. Weights and temperatures
     therefore become factors of both linear layers.
     """
-    model, bag = (read_artifact_config(uri) for uri in (model_uri, bag_uri))
+    model = read_artifact_config(model_uri)
+    bag = read_artifact_config(bag_uri)
     assert model.spec.mixed is not None  # the model is fine-tuned
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
         source = local_copy(model_uri)
-        changed = shutil.ignore_patterns("head.safetensors", "config.json")
+        rewritten = shutil.ignore_patterns("head.safetensors", "config.json")
         shutil.copytree(
-            source, folder, copy_function=os.symlink, ignore=changed, dirs_exist_ok=True
+            source, folder, copy_function=os.symlink, ignore=rewritten, dirs_exist_ok=True
         )
         factor = np.float32(weight / model.temperature)
         head = load_file(source / "head.safetensors")
@@ -68,10 +72,8 @@ def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
         scaled = load_bag(local_copy(bag_uri)).scaled((1 - weight) / bag.temperature)
         for file, content in bag_files(scaled).items():
             (folder / file).write_bytes(content)
-        write_config(
-            folder,
-            model.model_copy(update={"kind": model.spec.mixed, "temperature": 1.0, "offsets": ()}),
-        )
+        changes = {"kind": model.spec.mixed, "temperature": 1.0, "offsets": ()}
+        write_config(folder, model.model_copy(update=changes))
         upload_folder(folder, to)
 
 

@@ -27,9 +27,8 @@ def select_weight(model: FloatArray, bag: FloatArray, *, held_out: HeldOut) -> M
     `model` and `bag` are calibrated logits [N, L] of the validation rows. Each mix is scored with
     its own offsets.
     """
-    scores = {
-        weight: held_out.fit_offsets(weight * model + (1 - weight) * bag).score
-        for weight in (1.0, *WEIGHTS)
-    }
-    best = max(scores, key=lambda weight: scores[weight])
+    scores = {}
+    for weight in (1.0, *WEIGHTS):
+        scores[weight] = held_out.fit_offsets(weight * model + (1 - weight) * bag).score
+    best = max(scores, key=scores.__getitem__)
     return MixRecord(best, len(WEIGHTS), validation=scores[best], unmixed=scores[1.0])

@@ -92,11 +92,11 @@ def fit_offsets(
     if rule is None:
         return OffsetFit((), unadjusted, unadjusted)
 
-    def select_and_fit(others: _Rows) -> FloatArray:
-        selected = _select_rule(others)
+    def select_and_fit(fitted: _Rows) -> FloatArray:
+        selected = _select_rule(fitted)
         if selected is None:
             return np.zeros(rows.logits.shape[1])
-        return selected(others)
+        return selected(fitted)
 
     score = score_of(metric, labels=rows.truth, outputs=_decide_by_fold(rows, select_and_fit))
     if score <= unadjusted:
@@ -156,8 +156,6 @@ def _offset_of_one_class(rows: _Rows) -> FloatArray:
     """Return offsets [L] that are 0 for all classes but one: the class and the offset with the best
     score."""
     offsets = np.zeros(rows.logits.shape[1])
-    if not len(rows.truth):
-        return offsets
     ranked = _Ranked.of(rows.logits)
     best = -1.0
     for label in rows.candidates.tolist():
@@ -198,10 +196,15 @@ class _Ranked:
     def of(cls, scores: FloatArray) -> "_Ranked":
         rows = np.arange(len(scores))
         first = scores.argmax(axis=1)
-        without = scores.copy()
-        without[rows, first] = -np.inf
-        second = without.argmax(axis=1)
-        return cls(first, second, scores[rows, first], without[rows, second])
+        second_best = scores.copy()
+        second_best[rows, first] = -np.inf
+        second = second_best.argmax(axis=1)
+        return cls(
+            first=first,
+            second=second,
+            highest=scores[rows, first],
+            next_highest=second_best[rows, second],
+        )
 
 
 def _best_offset(rows: _Rows, ranked: _Ranked, label: int) -> tuple[float, float]:
@@ -263,7 +266,6 @@ def _scores_by_count(rivals: IntArray, truth: IntArray, *, label: int, rows: _Ro
     changes[by_rival] = after - before
 
     start = value(np.arange(num_classes), right, answered).sum()
-    of_label = value(
-        label, np.concatenate([[0], np.cumsum(truth == label)]), np.arange(len(truth) + 1)
-    )
-    return np.asarray(start + np.concatenate([[0.0], np.cumsum(changes)]) + of_label)
+    right_of_label = np.concatenate([[0], np.cumsum(truth == label)])
+    value_of_label = value(label, right_of_label, np.arange(len(truth) + 1))
+    return np.asarray(start + np.concatenate([[0.0], np.cumsum(changes)]) + value_of_label)

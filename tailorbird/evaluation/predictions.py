@@ -4,9 +4,10 @@ recomputed."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ rows as text."""
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
+Value = TypeVar("Value")
+
+
 class VerdictRefused(ValueError):
     """The predictions cannot be compared, so there is no verdict."""
 
@@ -43,12 +47,10 @@ class Predictions:
     """[N] highest class probability before temperature scaling; (chat) exp of the mean token
     log-probability. NaN for all rows if the model is an endpoint that returns no log-probabilities.
     """
-    calibrated: NDArray[
-        np.float64
-    ]  # [N] the same after temperature scaling; (chat) equal to `confidences`
-    groups: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # group columns by name, one value per row
+    calibrated: NDArray[np.float64]
+    """[N] The same after temperature scaling; (chat) equal to `confidences`."""
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group columns by name, one value per row."""
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`, and
     the metrics of `evaluation.answers`."""
@@ -65,18 +67,12 @@ class Predictions:
             object.__setattr__(self, name, values)
         measures = {name: np.array(values, np.float64) for name, values in self.measures.items()}
         object.__setattr__(self, "measures", measures)
-        names = ("labels", "outputs", "scores", "confidences", "calibrated")
-        columns: dict[str, Sized] = {name: getattr(self, name) for name in names}
-        columns |= {f"group {name}": values for name, values in self.groups.items()}
-        columns |= measures
-        columns |= {} if self.clusters is None else {"clusters": self.clusters}
-        columns |= {} if self.logprobs is None else {"logprobs": self.logprobs}
-        for name, column in columns.items():
-            if len(column) != len(self.row_ids):
-                raise ValueError(
-                    f"predictions of {self.model}: {len(column)} {name} for {len(self.row_ids)} "
-                    "row ids; give one per row"
-                )
+
+        columns: list[Sized] = [self.labels, self.outputs, self.scores, self.confidences]
+        columns += [self.calibrated, *self.groups.values(), *measures.values()]
+        columns += [column for column in (self.clusters, self.logprobs) if column is not None]
+        lengths = {len(column) for column in columns}
+        assert lengths == {len(self)}, f"{self.model}: {lengths} values for {len(self)} row ids"
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -85,9 +81,15 @@ class Predictions:
         """Return the predictions for the rows at these positions, in that order."""
         positions = np.array(rows, dtype=np.int64)
 
-        def pick(column: Sequence[Any]) -> tuple[Any, ...]:
+        def pick(column: Sequence[Value]) -> tuple[Value, ...]:
             return tuple(column[row] for row in rows)
 
+        clusters = None
+        if self.clusters is not None:
+            clusters = pick(self.clusters)
+        logprobs = None
+        if self.logprobs is not None:
+            logprobs = pick(self.logprobs)
         return replace(
             self,
             row_ids=pick(self.row_ids),
@@ -98,17 +100,18 @@ class Predictions:
             calibrated=self.calibrated[positions],
             groups={name: pick(values) for name, values in self.groups.items()},
             measures={name: values[positions] for name, values in self.measures.items()},
-            clusters=None if self.clusters is None else pick(self.clusters),
-            logprobs=None if self.logprobs is None else pick(self.logprobs),
+            clusters=clusters,
+            logprobs=logprobs,
         )
 
     def without(self, row_ids: Set[str]) -> Predictions:
         """Return the predictions without some test rows, and without the changed rows (`<row
         id>|...`) of these."""
-        kept = [
-            row not in row_ids and row.rpartition("|")[0] not in row_ids for row in self.row_ids
-        ]
-        return self.take(np.flatnonzero(kept).tolist())
+        positions = []
+        for position, row_id in enumerate(self.row_ids):
+            if row_ids.isdisjoint((row_id, row_id.rpartition("|")[0])):
+                positions.append(position)
+        return self.take(positions)
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
         """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused
@@ -116,11 +119,8 @@ class Predictions:
         if metric in METRICS and METRICS[metric].is_share:
             return self.scores
         if metric not in self.measures:
-            of_all = [
-                name for name, spec in METRICS.items() if spec.is_share or spec.is_over_classes
-            ]
-            allowed = ", ".join([*of_all, *self.measures])
-            raise VerdictRefused(f"{self.model} has no scores for {metric!r}; allowed: {allowed}")
+            known = ", ".join(self.measures) or "only whether each row is right"
+            raise VerdictRefused(f"{self.model} has no scores for {metric!r}; it has {known}")
         return self.measures[metric]
 
     def logprobs_of(self, row: int) -> tuple[float, ...]:
@@ -146,48 +146,43 @@ class Predictions:
             "confidence": pa.array(self.confidences),
             "calibrated": pa.array(self.calibrated),
         }
-        columns |= {
-            GROUP_PREFIX + name: pa.array(values, pa.string())
-            for name, values in self.groups.items()
-        }
-        columns |= {
-            MEASURE_PREFIX + name: pa.array(values) for name, values in self.measures.items()
-        }
-        columns |= {} if self.clusters is None else {CLUSTER: pa.array(self.clusters, pa.string())}
+        for name, groups in self.groups.items():
+            columns[GROUP_PREFIX + name] = pa.array(groups, pa.string())
+        for name, values in self.measures.items():
+            columns[MEASURE_PREFIX + name] = pa.array(values)
+        if self.clusters is not None:
+            columns[CLUSTER] = pa.array(self.clusters, pa.string())
         if self.logprobs is not None:
             columns[LOGPROBS] = pa.array(self.logprobs, pa.list_(pa.float32()))
         return pa.table(columns).replace_schema_metadata({"model": self.model})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Predictions:
-        """Read a table that `to_table` wrote; raise ValueError for missing or unknown columns or a
-        missing name."""
+        """Read a table that `to_table` wrote; raise ValueError for a table without its columns."""
         names = table.column_names
         missing = [name for name in COLUMNS if name not in names]
-        known = (GROUP_PREFIX, MEASURE_PREFIX)
-        foreign = [
-            name
-            for name in names
-            if name not in (*COLUMNS, CLUSTER, LOGPROBS) and not name.startswith(known)
-        ]
         model = (table.schema.metadata or {}).get(b"model")
-        if missing or foreign or model is None:
+        if missing or model is None:
             raise ValueError(
-                f"not a table of predictions: missing columns {missing}, unknown columns "
-                f"{foreign}, model name {'missing' if model is None else 'present'}; give a table "
-                "that Predictions.to_table wrote"
+                f"not a table of predictions: it has the columns {names} and the metadata "
+                f"{table.schema.metadata}; give a table that Predictions.to_table wrote"
             )
 
         def texts(name: str) -> tuple[str, ...]:
             return tuple(table[name].to_pylist())
 
         def numbers(name: str) -> NDArray[np.float64]:
-            return np.array(
-                table[name].to_pylist(), dtype=np.float64
-            )  # `to_numpy` would import pandas
+            # `to_numpy` would import pandas.
+            return np.array(table[name].to_pylist(), dtype=np.float64)
 
         groups = [name for name in names if name.startswith(GROUP_PREFIX)]
         measures = [name for name in names if name.startswith(MEASURE_PREFIX)]
+        clusters = None
+        if CLUSTER in names:
+            clusters = texts(CLUSTER)
+        logprobs = None
+        if LOGPROBS in names:
+            logprobs = tuple(map(tuple, table[LOGPROBS].to_pylist()))
         return cls(
             model=model.decode(),
             row_ids=texts("row_id"),
@@ -198,32 +193,75 @@ class Predictions:
             calibrated=numbers("calibrated"),
             groups={name.removeprefix(GROUP_PREFIX): texts(name) for name in groups},
             measures={name.removeprefix(MEASURE_PREFIX): numbers(name) for name in measures},
-            clusters=texts(CLUSTER) if CLUSTER in names else None,
-            logprobs=tuple(map(tuple, table[LOGPROBS].to_pylist())) if LOGPROBS in names else None,
+            clusters=clusters,
+            logprobs=logprobs,
         )
+
+
+def joined_predictions(tables: Sequence[Predictions], *, model: str) -> Predictions:
+    """Return the rows of all tables, with the measures that every table has.
+
+    Rows of a table without log-probabilities have none if another table has them.
+    """
+    groups = {}
+    for name in tables[0].groups:
+        groups[name] = _chained(table.groups[name] for table in tables)
+
+    measures = {}
+    for name in tables[0].measures:
+        if all(name in table.measures for table in tables):
+            measures[name] = np.concatenate([table.measures[name] for table in tables])
+
+    clusters = None
+    if tables[0].clusters is not None:
+        clusters = _chained(table.clusters or () for table in tables)
+    logprobs = None
+    if any(table.logprobs is not None for table in tables):
+        logprobs = _chained(map(table.logprobs_of, range(len(table))) for table in tables)
+
+    return Predictions(
+        model=model,
+        row_ids=_chained(table.row_ids for table in tables),
+        labels=_chained(table.labels for table in tables),
+        outputs=_chained(table.outputs for table in tables),
+        scores=np.concatenate([table.scores for table in tables]),
+        confidences=np.concatenate([table.confidences for table in tables]),
+        calibrated=np.concatenate([table.calibrated for table in tables]),
+        groups=groups,
+        measures=measures,
+        clusters=clusters,
+        logprobs=logprobs,
+    )
+
+
+def _chained(columns: Iterable[Iterable[Value]]) -> tuple[Value, ...]:
+    return tuple(chain.from_iterable(columns))
 
 
 def align(first: Predictions, *others: Predictions) -> None:
     """Check that all tables have the same rows, in the same order, with the same labels and finite
     scores.
 
-    Raises VerdictRefused with the names of the models and the first invalid row.
+    Raises VerdictRefused with the names of the models.
     """
     if not len(first):
         raise VerdictRefused(f"{first.model} has no predictions; predict the test rows first")
-    repeated = [row_id for row_id, count in Counter(first.row_ids).items() if count > 1]
-    if repeated:
+    row_id, count = Counter(first.row_ids).most_common(1)[0]
+    if count > 1:
         raise VerdictRefused(
-            f"{first.model} has row id {repeated[0]!r} more than once; row ids must be unique"
+            f"{first.model} has row id {row_id!r} more than once; row ids must be unique"
         )
-    for predictions in (first, *others):
-        for what, values in {"score": predictions.scores, **predictions.measures}.items():
-            bad = np.flatnonzero(~np.isfinite(values))
-            if bad.size:
-                row = f"{values[bad[0]]} at row {predictions.row_ids[bad[0]]!r}"
+
+    for table in (first, *others):
+        for what, values in {"score": table.scores, **table.measures}.items():
+            invalid = np.flatnonzero(~np.isfinite(values))
+            if invalid.size:
+                position = invalid[0]
                 raise VerdictRefused(
-                    f"{predictions.model} has the {what} {row}; scores must be finite"
+                    f"{table.model} has the {what} {values[position]} at row "
+                    f"{table.row_ids[position]!r}; scores must be finite"
                 )
+
     for other in others:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
@@ -231,16 +269,10 @@ def align(first: Predictions, *others: Predictions) -> None:
                 f"{pair} have predictions for {len(first)} and {len(other)} rows; predict the same "
                 "rows"
             )
-        for what, ours, theirs in (
-            ("row ids", first.row_ids, other.row_ids),
-            ("labels", first.labels, other.labels),
-        ):
-            if ours != theirs:
-                at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-                raise VerdictRefused(
-                    f"{pair} differ in their {what.replace('_', ' ')}, first at position {at}: "
-                    f"{ours[at]!r} and {theirs[at]!r}; predict the same rows in the same order"
-                )
+        if first.row_ids != other.row_ids or first.labels != other.labels:
+            raise VerdictRefused(
+                f"{pair} differ in their row ids or labels; predict the same rows in the same order"
+            )
 
 
 @dataclass(frozen=True)

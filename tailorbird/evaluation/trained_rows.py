@@ -44,8 +44,10 @@ def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRow
     row_ids = np.array(test.row_ids, dtype=object)
     rows: dict[str, tuple[str, ...] | None] = {}
     for role, version in versions.items():
-        learned = training_fingerprints(version)
-        rows[role] = None if learned is None else tuple(row_ids[np.isin(hashes, learned)].tolist())
+        rows[role] = None
+        training_hashes = training_fingerprints(version)
+        if training_hashes is not None:
+            rows[role] = tuple(row_ids[np.isin(hashes, training_hashes)].tolist())
     return TrainedRows(rows)
 
 

@@ -2,10 +2,9 @@
 unequal splits."""
 
 from collections import Counter
-from collections.abc import Mapping
 
 from tailorbird.data.profiling.languages import Languages
-from tailorbird.data.rows import Splits
+from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.statistics.split_differences import ALPHA, SplitSample, split_differences
 
 FOREIGN_SHARE = 0.05  # share of texts that are not English above which a warning is given
@@ -44,7 +43,7 @@ def uneven_classes(counts: Counter[str], *, least: int) -> str | None:
     Classes with fewer than `least` rows are not compared, because their scores say little in any
     metric.
     """
-    (largest, most) = counts.most_common(1)[0]
+    largest, most = counts.most_common(1)[0]
     total = sum(counts.values())
     if most / total > LARGEST_SHARE:
         return (
@@ -61,24 +60,13 @@ def uneven_classes(counts: Counter[str], *, least: int) -> str | None:
 
 
 def split_warnings(splits: Splits) -> tuple[str, ...]:
-    """Return a warning for each split of other rows than the test rows: class shares or text
-    lengths differ."""
-    named = {"validation": splits.validation, "train": splits.train, "test": splits.test}
-    return sample_warnings(
-        {
-            name: SplitSample(rows.class_labels, rows.texts, rows.split_keys)
-            for name, rows in named.items()
-        }
-    )
-
-
-def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
-    """Return a warning for each sample that differs from that of `test`; `samples` are by the name
-    of the split."""
+    """Return a warning for each split that differs from the test rows in class shares or text
+    lengths."""
+    test = _sample(splits.test)
     warnings = []
-    for name in (name for name in samples if name != "test"):
+    for name, rows in (("validation", splits.validation), ("train", splits.train)):
         differences = split_differences(
-            samples[name], test=samples["test"], names=(name, "test"), least=LEAST_FACTOR
+            _sample(rows), test=test, names=(name, "test"), least=LEAST_FACTOR
         )
         if differences:
             warnings.append(
@@ -88,3 +76,7 @@ def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
                 "same rows, unless the difference is intended"
             )
     return tuple(warnings)
+
+
+def _sample(rows: Rows) -> SplitSample:
+    return SplitSample(rows.class_labels, rows.texts, rows.split_keys)

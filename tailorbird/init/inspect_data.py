@@ -13,15 +13,14 @@ from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.conversations import answer_fault, conversation_of
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_splits
 from tailorbird.data.parquet import parquet_files
-from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles, roles_of
+from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
 from tailorbird.data.profiling.languages import Languages, languages_of
 from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
 from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.data.task_data import data_task
-from tailorbird.evaluation.statistics.split_differences import SplitSample
-from tailorbird.init.data_warnings import sample_warnings, split_warnings
+from tailorbird.init.data_warnings import split_warnings
 from tailorbird.init.task_defaults import DEFAULTS
 from tailorbird.models.base_model import staged_base_model
 
@@ -68,7 +67,6 @@ class SplitCheck:
     fault: str | None = None  # reason why a run would reject the rows
     rejected: tuple[str, ...] = ()  # reasons why candidate columns cannot be `split_by`
     warnings: tuple[str, ...] = ()  # differences between named splits that are larger than chance
-    compared: str | None = None  # rows of each split that were compared, if not all
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,9 @@ class DataSummary:
 def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     """Read the footers of all files and a sample of the training rows; raise DataError if no task
     can be inferred."""
-    uris = find_splits(source if "://" in source else Path(source).resolve().as_uri())
+    if "://" not in source:
+        source = Path(source).resolve().as_uri()
+    uris = find_splits(source)
     sample = read_sample(uris.train[0])
     if not sample.num_sampled:
         raise DataError(f"{sample.uri} has no rows; give Parquet files with at least one row")
@@ -109,9 +109,16 @@ def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     lengths = _lengths(roles, tokenizer=tokenizer, prompt=prompt)
     num_train = sample.num_rows + sum(count_rows(uri) for uri in uris.train[1:])
     num_validation, num_test = _held_out(uris, num_train=num_train)
-    languages = languages_of(texts_in(roles))
     return DataSummary(
-        uris, sample, roles, lengths, languages, num_train, num_validation, num_test, base_model
+        uris=uris,
+        sample=sample,
+        roles=roles,
+        lengths=lengths,
+        languages=languages_of(texts_in(roles)),
+        num_train=num_train,
+        num_validation=num_validation,
+        num_test=num_test,
+        base_model=base_model,
     )
 
 
@@ -121,11 +128,10 @@ def _held_out(uris: SplitUris, *, num_train: int) -> tuple[int, int]:
     if uris.test is None:
         _, validation, test = SPLIT_FRACTIONS
         return int(validation * num_train), int(test * num_train)
-    num_test = count_rows(uris.test)
-    if uris.validation is not None:
-        return count_rows(uris.validation), num_test
-    share: float = DataConfig.model_fields["validation_share"].default
-    return int(share * num_train), num_test
+    if uris.validation is None:
+        share: float = DataConfig.model_fields["validation_share"].default
+        return int(share * num_train), count_rows(uris.test)
+    return count_rows(uris.validation), count_rows(uris.test)
 
 
 def _lengths(roles: ColumnRoles, *, tokenizer: Any, prompt: str) -> TokenLengths:
@@ -151,21 +157,24 @@ def find_splits(uri: str) -> SplitUris:
         split = next((split for split, names in SPLITS.items() if stem in names), None)
         if split is not None and file != uri:
             named.setdefault(split, []).append(f"{uri}/{first}")
-    by_split = {split: tuple(dict.fromkeys(uris)) for split, uris in named.items()}
-    if "train" not in by_split:
+    if "train" not in named:
         return SplitUris((uri,))
+
+    by_split: dict[str, str] = {}
     for split in ("validation", "test"):
-        num = len(by_split.get(split, ()))
-        if num > 1:
+        uris = list(dict.fromkeys(named.get(split, ())))
+        if len(uris) > 1:
             raise DataError(
-                f"{uri}: the {split} split has {num} files or folders; move them into one folder "
-                f"{split}/"
+                f"{uri}: the {split} split has {len(uris)} files or folders; move them into one "
+                f"folder {split}/"
             )
-    test = by_split.get("test", (None,))[0]
-    validation = by_split.get("validation", (None,))[0]
-    if test is None and validation is not None:  # A recipe with `validation` also needs `test`.
-        return SplitUris((*by_split["train"], validation))
-    return SplitUris(by_split["train"], validation, test)
+        if uris:
+            by_split[split] = uris[0]
+    train = tuple(dict.fromkeys(named["train"]))
+    if "validation" in by_split and "test" not in by_split:
+        # A recipe with `validation` also needs `test`.
+        return SplitUris((*train, by_split["validation"]))
+    return SplitUris(train, by_split.get("validation"), by_split.get("test"))
 
 
 def conversations_in(roles: ColumnRoles) -> list[Conversation]:
@@ -191,14 +200,27 @@ def texts_in(roles: ColumnRoles) -> list[str]:
     """Return the sample's texts, or the turns of its conversations before the answer."""
     if roles.text is not None:
         return [text or "" for text in roles.text.column.values]
-    return ["\n".join(content for _, content in turns[:-1]) for turns in conversations_in(roles)]
+    texts = []
+    for conversation in conversations_in(roles):
+        contents = [content for _, content in conversation[:-1]]
+        texts.append("\n".join(contents))
+    return texts
+
+
+def answers_in(roles: ColumnRoles) -> list[str]:
+    """Return the answers of the sample's conversations."""
+    return [turns[-1][1] for turns in conversations_in(roles)]
 
 
 def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
     """Return the fields of the recipe's data section that determine how rows are read."""
     roles = summary.roles
     uris = summary.uris
-    columns = {name: role.name for name in COLUMNS if (role := getattr(roles, name)) is not None}
+    columns = {}
+    for name in COLUMNS:
+        role = getattr(roles, name)
+        if role is not None:
+            columns[name] = role.name
     return DataConfig(
         train=uris.train[0] if len(uris.train) == 1 else uris.train,
         validation=uris.validation,
@@ -220,79 +242,28 @@ def check_splits(summary: DataSummary) -> SplitCheck:
     """Read and check the rows as a run does, and return the first column that separates them, if
     any.
 
-    If the data is too large to read, return the most likely column without a check, and compare
-    samples of the splits.
+    If the data is too large to read, return the most likely column for a random split, without a
+    check.
     """
     keys = [key.name for key in summary.roles.keys[:MAX_KEYS]]
+    is_random = summary.uris.test is None
     if not summary.sample.is_whole or summary.num_train + summary.num_test > 2 * SAMPLE_ROWS:
-        if summary.uris.test is None:  # a run draws the splits at random
-            return SplitCheck(keys[0] if keys else None)
-        return _compare_samples(summary)
+        return SplitCheck(keys[0] if keys and is_random else None)
+
+    task = data_task(summary.roles.task)
     rejected: list[str] = []
     for key in (*keys, None):
         try:
-            splits = read_splits(
-                data_config(summary, split_by=key), task=data_task(summary.roles.task)
-            )
-            if summary.uris.test is not None:
-                warnings = split_warnings(splits)
-            else:
-                warnings = ()
-            return SplitCheck(key, clean(splits)[1], rejected=tuple(rejected), warnings=warnings)
+            splits = read_splits(data_config(summary, split_by=key), task=task)
+            report = clean(splits)[1]
         except DataError as error:
-            if key is None:
-                return SplitCheck(None, fault=str(error), rejected=tuple(rejected))
-            rejected.append(f"{key} cannot be split_by: {error}")
-    raise AssertionError("the last key is None")
-
-
-def _compare_samples(summary: DataSummary) -> SplitCheck:
-    """Return the differences between samples of the named splits, or what one of them lacks."""
-    assert summary.uris.test is not None
-    if summary.uris.validation is not None:
-        samples = {"validation": read_sample(summary.uris.validation)}
-    else:
-        samples = {}
-    samples |= {"train": summary.sample, "test": read_sample(summary.uris.test)}
-    try:
-        compared = {
-            name: _split_sample(sample, roles=summary.roles) for name, sample in samples.items()
-        }
-    except DataError as error:
-        return SplitCheck(None, fault=str(error))
-    seen = ", ".join(
-        f"{sample.num_sampled:,} of {sample.num_rows:,} {name}" for name, sample in samples.items()
-    )
-    note = f"init compared the first rows only ({seen} rows), which differ if the files are sorted"
-    return SplitCheck(
-        None,
-        warnings=tuple(f"{warning}; {note}" for warning in sample_warnings(compared)),
-        compared=seen,
-    )
-
-
-def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
-    """Return the labels and text lengths of a sample, with the most likely column to split by as
-    documents."""
-    own = roles_of(sample, roles=roles)
-    texts = texts_in(own)
-    if not texts:
-        raise DataError(
-            f"the first {sample.num_sampled:,} rows of {sample.uri} contain no text that a run can "
-            "use"
-        )
-    labels: tuple[str, ...] = ()
-    if own.label is not None:
-        labels = tuple(str(label) for label in own.label.column.values)
-    if roles.keys and own.label is not None:
-        key = sample.column(roles.keys[0].name)
-    else:
-        key = None
-    if key is None:
-        documents = None
-    else:
-        documents = tuple(value or f"row {row}" for row, value in enumerate(key.values))
-    return SplitSample(labels, texts, documents)
+            fault = str(error)
+            if key is not None:
+                rejected.append(f"{key} cannot be split_by: {error}")
+            continue
+        warnings = () if is_random else split_warnings(splits)
+        return SplitCheck(key, report, rejected=tuple(rejected), warnings=warnings)
+    return SplitCheck(None, fault=fault, rejected=tuple(rejected))
 
 
 def _offline_tokenizer(base_model: str, *, registry: str) -> tuple[Any, str]:
@@ -305,15 +276,13 @@ def _offline_tokenizer(base_model: str, *, registry: str) -> tuple[Any, str]:
         model = parse_model_uri(base_model)
         if model.store != "file" and not any(os.environ.get(name) for name in S3_SETTINGS):
             return None, ""
-        if model.folder:
-            staged = None
-        else:
+        folder = model.folder
+        if not folder:
             staged = staged_base_model(model, registry=registry)
-        folder = model.folder or (staged and staged.uri)
+            folder = staged.uri if staged else ""
         if folder:
-            from tailorbird.models.metadata import (
-                read_tokenizer,
-            )  # imports torch, which takes seconds
+            # These modules import torch, which takes seconds.
+            from tailorbird.models.metadata import read_tokenizer
             from tailorbird.models.pooling.declared import read_pooling
 
             return read_tokenizer(folder), read_pooling(folder, purpose="classification").prompt

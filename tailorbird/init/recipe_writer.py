@@ -17,14 +17,13 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.answers import unreadable
 from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
-from tailorbird.data.quality import DataReport
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
 from tailorbird.init.inspect_data import (
     DataSummary,
     DraftOptions,
     SplitCheck,
-    conversations_in,
+    answers_in,
     texts_in,
 )
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
@@ -63,13 +62,30 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         raise DraftError(
             f"{path} already exists; give another path with --output, or overwrite it with --force"
         )
+
     progress = current_progress()
     progress.activity(f"reading a sample of {source}, and the base model")
     summary = inspection.inspect_data(source, options=options)
     progress.activity("comparing the splits of the sample")
-    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
     check = inspection.check_splits(summary)
-    text = recipe_text(summary, check, _settings(summary), name=name, registry=options.registry)
+    warnings = _warnings(summary, check)
+
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
+    settings = _settings(summary)
+    lines = [
+        *_head(summary, settings, name=name, registry=options.registry),
+        *_comments((f"WARNING: {warning}" for warning in warnings), indent=""),
+        *_data(summary, check, settings),
+        *_training(summary, settings),
+        *_evaluation(summary, settings),
+        "# The page of the service can show examples. Write texts that are not test rows, and "
+        "remove the #:",
+        '# serving: {examples: ["a first text", "a second text"]}',
+        "# Set `license` to add a license to the model cards, for example `license: apache-2.0`.",
+        f"registry: {_yaml(options.registry)}",
+    ]
+    text = "\n".join(lines) + "\n"
+
     recipe = parse_recipe(text.encode(), path=path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +94,7 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         raise DraftError(
             f"{path}: {error.strerror or error}; give a writable path with --output"
         ) from None
-    return Draft(recipe, _warnings(summary, check))
+    return Draft(recipe, warnings)
 
 
 def _settings(summary: DataSummary) -> RunSettings:
@@ -95,13 +111,20 @@ def _settings(summary: DataSummary) -> RunSettings:
 
 
 def _warnings(summary: DataSummary, check: SplitCheck) -> tuple[str, ...]:
-    language = _language_warning(summary)
+    defaults = DEFAULTS[summary.roles.task]
+    multilingual = None
+    if summary.base_model == defaults.base_model:
+        multilingual = defaults.multilingual
+    warnings = []
+    language = language_warning(
+        summary.languages, base_model=summary.base_model, multilingual=multilingual
+    )
+    if language is not None:
+        warnings.append(language)
     uneven = _uneven_classes(summary)
-    if uneven is None:
-        metric = None
-    else:
-        metric = f"evaluation.metric is macro_f1: {uneven}"
-    return tuple(warning for warning in (language, metric, *check.warnings) if warning is not None)
+    if uneven is not None:
+        warnings.append(f"evaluation.metric is macro_f1: {uneven}")
+    return (*warnings, *check.warnings)
 
 
 def _uneven_classes(summary: DataSummary) -> str | None:
@@ -109,37 +132,6 @@ def _uneven_classes(summary: DataSummary) -> str | None:
     if label is None:
         return None
     return uneven_classes(label.column.counts, least=FEW_CLASS_ROWS)
-
-
-def _language_warning(summary: DataSummary) -> str | None:
-    defaults = DEFAULTS[summary.roles.task]
-    if summary.base_model == defaults.base_model:
-        multilingual = defaults.multilingual
-    else:
-        multilingual = None
-    return language_warning(
-        summary.languages, base_model=summary.base_model, multilingual=multilingual
-    )
-
-
-def recipe_text(
-    summary: DataSummary, check: SplitCheck, settings: RunSettings, *, name: str, registry: str
-) -> str:
-    lines = [
-        *_head(summary, settings, name=name, registry=registry),
-        *_data(summary, check, settings),
-    ]
-    lines += [*_training(summary, settings), *_evaluation(summary, settings)]
-    lines += [
-        "# The page of the service can show examples. Write texts that are not test rows, and "
-        "remove the #:"
-    ]
-    lines += ['# serving: {examples: ["a first text", "a second text"]}']
-    lines += [
-        "# Set `license` to add a license to the model cards, for example `license: apache-2.0`."
-    ]
-    lines += [f"registry: {_yaml(registry)}"]
-    return "\n".join(lines) + "\n"
 
 
 def _head(
@@ -163,21 +155,17 @@ def _head(
     if settings.is_reduced:
         text = (
             f"Trials, epochs or rows are limited, because a run on {os.cpu_count() or 1} CPU "
-            "cores would take long; "
+            "cores would take long; raise them for better models"
         )
-        yield from _comments([f"{text}raise them for better models"], indent="")
+        yield from _comments([text], indent="")
     yield (
         f"name: {_yaml(name)}  # runs, models and the champion are stored under {registry}/{name}/"
     )
     yield f"task: {summary.roles.task}"
     yield f"base_model: {_yaml(summary.base_model)}"
-    warning = _language_warning(summary)
-    if warning is not None:
-        yield from _comments([f"WARNING: {warning}"], indent="")
 
 
 def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Iterator[str]:
-    roles = summary.roles
     config = inspection.data_config(summary, split_by=check.split_by)
     yield "data:"
     if summary.uris.test is None:
@@ -186,58 +174,64 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
             "validation and 17% test."
         )
     for name in ("train", "validation", "test"):
-        value = getattr(config, name)
-        if value is not None:
-            yield f"  {name}: {_yaml(list(value) if isinstance(value, tuple) else value)}"
+        uris = getattr(config, name)
+        if uris is not None:
+            yield f"  {name}: {_yaml(uris)}"
     for name in inspection.COLUMNS:
-        role = getattr(roles, name)
+        role = getattr(summary.roles, name)
         if role is not None:
             yield f"  {name}: {_yaml(role.name)}  # {role.reason}"
     yield from _comments(_rows_seen(summary))
     yield from _split_by(summary, check)
-    if roles.groups:
-        reasons = "; ".join(f"{group.name} ({group.reason})" for group in roles.groups)
-        yield (
-            "  # Results are reported by group, and the groups gate checks that no group loses "
-            "accuracy."
-        )
-        yield from _comments([f"Remove columns that are not groups: {reasons}"])
-        yield f"  groups: {_yaml([group.name for group in roles.groups])}"
-    else:
-        yield (
-            "  # No column looks like a group (2 to 20 values), so results are not reported by "
-            "group."
-        )
+    yield from _groups(summary)
     yield from _length(summary)
+
     if settings.max_train_rows is not None:
         yield "  # Rows for fine-tuning, to save time. The baselines learn from all training rows."
-    limits = ("max_train_rows", "max_validation_rows", "max_test_rows")
-    yield from (
-        f"  {limit}: {value}" for limit in limits if (value := getattr(settings, limit)) is not None
-    )
+    for limit in ("max_train_rows", "max_validation_rows", "max_test_rows"):
+        num_rows = getattr(settings, limit)
+        if num_rows is not None:
+            yield f"  {limit}: {num_rows}"
     if summary.num_train > config.stream_above_rows and config.test is None:
         yield (
             "  # Streaming needs a test split, so the limit is raised and a run loads all "
             "training rows into memory."
         )
         yield f"  stream_above_rows: {summary.num_train}"
-    yield from _comments(f"WARNING: {warning}" for warning in check.warnings)
-    if check.fault is not None:
-        yield from _comments([f"FIX THIS FIRST, a run rejects these rows: {check.fault}"])
-    elif check.report is not None:
-        yield from _comments(_checked(check.report))
-    else:
+    yield from _comments([_result_of(check)])
+
+
+def _groups(summary: DataSummary) -> Iterator[str]:
+    groups = summary.roles.groups
+    if not groups:
         yield (
-            "  # `tailorbird init` did not check all rows, because there are too many. "
-            "`tailorbird run` checks them."
+            "  # No column looks like a group (2 to 20 values), so results are not reported by "
+            "group."
         )
-        if check.compared is not None:
-            yield from _comments(
-                [
-                    "Class shares and text lengths were compared on the first rows: "
-                    f"{check.compared} rows"
-                ]
-            )
+        return
+    reasons = "; ".join(f"{group.name} ({group.reason})" for group in groups)
+    yield (
+        "  # Results are reported by group, and the groups gate checks that no group loses "
+        "accuracy."
+    )
+    yield from _comments([f"Remove columns that are not groups: {reasons}"])
+    yield f"  groups: {_yaml([group.name for group in groups])}"
+
+
+def _result_of(check: SplitCheck) -> str:
+    """Return what a run will say about the rows, as a sentence without its period."""
+    if check.fault is not None:
+        return f"FIX THIS FIRST, a run rejects these rows: {check.fault}"
+    if check.report is None:
+        return (
+            "`tailorbird init` did not check all rows, because there are too many. `tailorbird "
+            "preflight` checks them"
+        )
+    return (
+        f"The rows passed the checks of a run: {check.report.num_train:,} train, "
+        f"{check.report.num_validation:,} validation and {check.report.num_test:,} test rows. "
+        "`tailorbird run` lists copies and rare classes"
+    )
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
@@ -245,27 +239,27 @@ def _rows_seen(summary: DataSummary) -> Iterator[str]:
     label = summary.roles.label
     texts = texts_in(summary.roles)
     if text is None or label is None:
-        left = summary.sample.num_sampled - len(texts)
-        yield f"{len(texts):,} conversations end with an answer" + (
-            f"; drop the {left:,} that do not" if left else ""
-        )
+        yield f"{len(texts):,} conversations end with an answer"
+        num_dropped = summary.sample.num_sampled - len(texts)
+        if num_dropped:
+            yield f"{num_dropped:,} conversations do not; drop them"
     else:
         counts = label.column.counts
-        largest = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED))
+        largest = [f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED)]
         if len(counts) > NUM_LISTED:
-            more = f" and {len(counts) - NUM_LISTED} more"
-        else:
-            more = ""
-        yield f"Rows per class ({len(counts)} classes): {largest}{more}"
-        rare = [name for name, count in counts.items() if count < FEW_CLASS_ROWS]
-        if rare:
+            largest.append(f"{len(counts) - NUM_LISTED} more")
+        yield f"Rows per class ({len(counts)} classes): {', '.join(largest)}"
+        num_rare = sum(1 for count in counts.values() if count < FEW_CLASS_ROWS)
+        if num_rare:
             yield (
-                f"{len(rare)} classes have fewer than {FEW_CLASS_ROWS} rows; merge them, or "
+                f"{num_rare} classes have fewer than {FEW_CLASS_ROWS} rows; merge them, or "
                 "collect more rows"
             )
-        nulls = text.column.num_null + label.column.num_null
-        if nulls:
-            yield f"{nulls:,} texts or labels are null, and a run rejects them; fill or drop them"
+        num_null = text.column.num_null + label.column.num_null
+        if num_null:
+            yield (
+                f"{num_null:,} texts or labels are null, and a run rejects them; fill or drop them"
+            )
     copies = num_copies(texts)
     empty = num_near_empty(texts)
     yield f"Duplicate texts: {copies:,}. Texts with fewer than {NEAR_EMPTY} characters: {empty:,}"
@@ -284,10 +278,10 @@ def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
             "  # If several rows come from one document or person, set split_by to the column "
             "that identifies it."
         )
-    others = [f"{name} ({reason})" for name, reason in keys.items() if name != check.split_by]
     yield from _comments(check.rejected)
-    if others and not check.rejected:
-        yield from _comments([f"Other candidates for split_by: {'; '.join(others)}"])
+    candidates = [f"{name} ({reason})" for name, reason in keys.items() if name != check.split_by]
+    if candidates and not check.rejected:
+        yield from _comments([f"Other candidates for split_by: {'; '.join(candidates)}"])
 
 
 def _length(summary: DataSummary) -> Iterator[str]:
@@ -302,38 +296,21 @@ def _length(summary: DataSummary) -> Iterator[str]:
         yield f"  max_new_tokens: {max(8, min(LONGEST_ANSWER, -(-lengths.answer_p99 // 8) * 8))}"
 
 
-def _checked(report: DataReport) -> Iterator[str]:
-    copies = (
-        report.train_copies_of_test
-        + report.train_copies_of_validation
-        + report.validation_copies_of_test
-    )
-    yield (
-        f"The rows passed the checks of a run: {report.num_train:,} train, "
-        f"{report.num_validation:,} validation and {report.num_test:,} test rows. {copies:,} rows "
-        f"were dropped as copies of rows in a later split, {report.near_copies:,} of them near "
-        "copies"
-    )
-    if turns := report.untrained_turns:
-        yield (
-            f"{turns:,} turns of training conversations answer a validation or test row, so they "
-            "are not trained on"
-        )
-    if report.conflicting_texts:
-        yield f"{report.conflicting_texts:,} texts have more than one label or answer"
-    if report.rare_classes:
-        yield f"{len(report.rare_classes)} classes have fewer than {FEW_CLASS_ROWS} training rows"
-
-
 def _epochs(summary: DataSummary) -> int:
-    epochs = next((epochs for most, epochs in EPOCHS if summary.num_train <= most), 1)
-    return min(epochs, DEFAULTS[summary.roles.task].max_epochs)
+    max_epochs = DEFAULTS[summary.roles.task].max_epochs
+    for max_rows, epochs in EPOCHS:
+        if summary.num_train <= max_rows:
+            return min(epochs, max_epochs)
+    return 1
 
 
 def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     defaults = DEFAULTS[summary.roles.task]
     rows = settings.max_train_rows or summary.num_train
     epochs = settings.epochs
+    is_small = rows < 2_000
+    small, large = defaults.batch_sizes
+    batch_size = small if is_small else large
     yield "training:"
     yield (
         "  # A small model trains fastest in one process. For a larger model, raise num_workers "
@@ -344,20 +321,21 @@ def _training(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     yield "  zero_stage: 0"
     yield f"  method: {defaults.method}"
     yield f"  epochs: {epochs}  # for {rows:,} training rows; more rows need fewer epochs"
-    yield f"  batch_size: {defaults.batch_sizes[rows >= 2_000]}"
+    yield f"  batch_size: {batch_size}"
     yield "  learning_rate: 1.0e-4"
     yield f"  num_seeds: {defaults.num_seeds}"
-    long = summary.lengths.p99 >= LONG_TEXT and summary.roles.label is not None
-    if long and summary.base_model == defaults.base_model:
+    is_long = summary.lengths.p99 >= LONG_TEXT and summary.roles.label is not None
+    if is_long and summary.base_model == defaults.base_model:
         yield (
             "  # On CPUs, attention without dropout is fused, which makes steps of long texts up "
             "to 3 times as fast."
         )
         yield "  attention_dropout: 0"
+
     yield "tuning:"
     yield f"  num_trials: {settings.num_trials}"
     if epochs > 1:
-        yield f"  grace_epochs: {min(2, epochs) if rows < 2_000 else 1}"
+        yield f"  grace_epochs: {2 if is_small else 1}"
     yield "  space:"
     if defaults.tuned_methods:
         yield f"    method: {{choice: {defaults.tuned_methods}}}"
@@ -380,24 +358,21 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
         f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the "
         "model"
     )
-    text = (
+
+    power = (
         f"With about {rows:,} test rows, the test detects a true gain of {100 * gain:g} points "
-        "with a power of 80%, "
+        f"with a power of 80%, assuming that {DEFAULTS[task].assumption}. To detect a smaller "
+        "gain, use more test rows"
     )
-    text += (
-        f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
-    )
-    yield from _comments([text])
+    yield from _comments([power])
     yield f"  expected_gain: {gain:g}"
+
     cascade = (
         "Remove the # of the next line to also test a cascade: a cheap model answers where it is "
-        "confident, and a"
+        "confident, and a more expensive one otherwise. It is one more comparison on the same "
+        "test rows, often the fourth, so a proof needs up to 6% more rows"
     )
-    price = (
-        "It is one more comparison on the same test rows, often the fourth, so a proof needs up "
-        "to 6% more rows"
-    )
-    yield from _comments([f"{cascade} more expensive one otherwise. {price}"])
+    yield from _comments([cascade])
     yield "  # hybrid: {by: cascade}"
     if comment := DEFAULTS[task].regulated:
         yield f"  # {comment}."
@@ -405,20 +380,8 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
             yield "  # Also set `gates: {groups: null}`, because the data has no groups."
 
 
-def _answer_texts(summary: DataSummary) -> list[str]:
-    return [conversation[-1][1] for conversation in conversations_in(summary.roles)]
-
-
-def _are_json(answers: Sequence[str]) -> bool:
-    """Return True if every answer is a JSON object."""
-    return (
-        bool(answers)
-        and unreadable(answers, config=AnswersConfig(json_fields=JsonFieldsConfig())) is None
-    )
-
-
 def _answers(summary: DataSummary) -> Iterator[str]:
-    if summary.roles.label is None and _are_json(_answer_texts(summary)):
+    if summary.roles.label is None and _are_json(answers_in(summary.roles)):
         yield (
             "  # All fields are compared. To compare some of them, set `paths`, for example "
             "`paths: [/total]`."
@@ -426,23 +389,27 @@ def _answers(summary: DataSummary) -> Iterator[str]:
         yield "  answers: {json_fields: {}}"
 
 
+def _are_json(answers: Sequence[str]) -> bool:
+    """Return True if every answer is a JSON object."""
+    config = AnswersConfig(json_fields=JsonFieldsConfig())
+    return bool(answers) and unreadable(answers, config=config) is None
+
+
 def _metric(summary: DataSummary) -> str:
     if summary.roles.label is None:
-        texts = _answer_texts(summary)
-        if _are_json(texts):
+        answers = answers_in(summary.roles)
+        if _are_json(answers):
             return (
                 "json_fields  # every answer is a JSON object; the score is the share of equal "
                 "fields"
             )
-        answers = [text.split() for text in texts]
-        words = sum(map(len, answers)) / max(1, len(answers))
-        if words > 8:
-            metric = "rouge_l"
-        elif words > 1.5:
-            metric = "token_f1"
-        else:
+        num_words = sum(len(answer.split()) for answer in answers) / max(1, len(answers))
+        metric = "rouge_l"
+        if num_words <= 1.5:
             metric = "exact_match"
-        return f"{metric}  # answers have {words:.1f} words on average"
+        elif num_words <= 8:
+            metric = "token_f1"
+        return f"{metric}  # answers have {num_words:.1f} words on average"
     counts = summary.roles.label.column.counts
     reason = _uneven_classes(summary)
     if reason is not None:

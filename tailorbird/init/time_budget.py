@@ -33,14 +33,24 @@ def draft_settings(
     The limits of `defaults` are for one CPU core and for its base model.
     """
     cores = os.cpu_count() or 1
+    max_train_rows = None
     epoch_rows = max(LEAST_TRAIN, int(cores * defaults.epoch_tokens / max(1.0, lengths.mean)))
-    test_rows = num_test
+    if num_train > epoch_rows:
+        max_train_rows = epoch_rows
+
+    max_test_rows = None
     if defaults.answer_tokens:
-        test_rows = max(
-            LEAST_TEST, int(cores * defaults.answer_tokens / max(1.0, lengths.answer_mean))
-        )
-    limit = test_rows if num_test > test_rows else None
-    if num_train <= epoch_rows and limit is None:
+        answers = int(cores * defaults.answer_tokens / max(1.0, lengths.answer_mean))
+        if num_test > max(LEAST_TEST, answers):
+            max_test_rows = max(LEAST_TEST, answers)
+
+    if max_train_rows is None and max_test_rows is None:
         return RunSettings(epochs)
-    fewer = epoch_rows if num_train > epoch_rows else None
-    return RunSettings(min(2, epochs), 2, fewer, limit, limit, is_reduced=True)
+    return RunSettings(
+        epochs=min(2, epochs),
+        num_trials=2,
+        max_train_rows=max_train_rows,
+        max_validation_rows=max_test_rows,
+        max_test_rows=max_test_rows,
+        is_reduced=True,
+    )

@@ -27,6 +27,16 @@ class Line:
     shape: ClassVar[str] = "line"
 
 
+def horizontal(y: float, left: float, right: float, *, kind: str = "axis") -> Line:
+    """Return a horizontal line."""
+    return Line(x1=left, y1=y, x2=right, y2=y, kind=kind)
+
+
+def vertical(x: float, top: float, bottom: float, *, kind: str = "axis") -> Line:
+    """Return a vertical line."""
+    return Line(x1=x, y1=top, x2=x, y2=bottom, kind=kind)
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle; `title` is its tooltip."""
@@ -83,30 +93,24 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis from `low` to `high`, over `length` percent or pixels from the position
-    `start`."""
+    """A linear axis from `low` to `high`, over `length` percent or pixels."""
 
     low: float
     high: float
     length: float = 100.0
-    start: float = 0.0
     name: str = ""
     form: Form = "{:.4g}".format
     num_ticks: int = 4  # about
 
-    @property
-    def end(self) -> float:
-        return self.start + self.length
-
     def at(self, value: float) -> float:
         """Return the position of a value; values outside the axis are moved to its ends."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
-        return round(self.start + self.length * min(max(share, 0.0), 1.0), 2)
+        return round(self.length * min(max(share, 0.0), 1.0), 2)
 
     def down(self, value: float) -> float:
         """Return the position of a value on an axis that points upwards and has its high end at
         0."""
-        return round(self.end - self.at(value), 2)
+        return round(self.length - self.at(value), 2)
 
     def ticks(self) -> tuple[float, ...]:
         """Return round values inside the axis."""
@@ -120,13 +124,16 @@ class Axis:
     def across(self, y: float, *, grid: bool = False) -> list[Mark]:
         """Return the horizontal axis at `y` with its values and its name, and with lines from the
         top if `grid`."""
-        marks: list[Mark] = [Line(self.start, y, self.end, y)]
+        marks: list[Mark] = [horizontal(y, 0, self.length)]
         for value in self.ticks():
             x = self.at(value)
-            marks.append(Line(x, 0, x, y, "grid") if grid else Line(x, y, x, y + 5))
+            if grid:
+                marks.append(vertical(x, 0, y, kind="grid"))
+            else:
+                marks.append(vertical(x, y, y + 5))
             marks.append(Text(x, y + 18, self.form(value), anchor="middle"))
         if self.name:
-            marks.append(Text(self.end, y + 36, self.name, "name", "end"))
+            marks.append(Text(self.length, y + 36, self.name, kind="name", anchor="end"))
         return marks
 
     def up(self) -> list[Mark]:
@@ -134,11 +141,10 @@ class Axis:
         marks: list[Mark] = []
         for value in self.ticks():
             y = self.down(value)
-            marks += [
-                Line(0, y, 100, y, "grid"),
-                Text(0, y + 4, self.form(value), anchor="end", shift=-8),
-            ]
-        return [*marks, Text(0, -12, self.name, "name", shift=-40)]
+            marks.append(horizontal(y, 0, 100, kind="grid"))
+            marks.append(Text(0, y + 4, self.form(value), anchor="end", shift=-8))
+        marks.append(Text(0, -12, self.name, kind="name", shift=-40))
+        return marks
 
 
 def around(
@@ -161,24 +167,35 @@ def interval_marks(
     ends: tuple[float, float], *, axis: Axis, y: float, tone: str = ""
 ) -> list[Line]:
     """Return a horizontal interval with caps."""
-    left, right = (axis.at(end) for end in ends)
+    left = axis.at(ends[0])
+    right = axis.at(ends[1])
     kind = f"whisker {tone}".strip()
-    caps = [Line(x, y - 4, x, y + 4, kind) for x in (left, right)]
-    return [Line(left, y, right, y, kind), *caps]
+    caps = [vertical(x, y - 4, y + 4, kind=kind) for x in (left, right)]
+    return [horizontal(y, left, right, kind=kind), *caps]
 
 
 def band(low: float, high: float, *, axis: Axis, height: float) -> list[Mark]:
     """Return a shaded range of values with a dashed line at its low end."""
     left = axis.at(low)
+    width = round(axis.at(high) - left, 2)
     return [
-        Box(left, 0, round(axis.at(high) - left, 2), height, "band"),
-        Line(left, 0, left, height, "guide"),
+        Box(x=left, y=0, width=width, height=height, kind="band"),
+        vertical(left, 0, height, kind="guide"),
     ]
 
 
 def joined(dots: Sequence[Dot], *, kind: str = "path chosen") -> list[Line]:
     """Return lines from each dot to the next."""
-    return [Line(first.x, first.y, second.x, second.y, kind) for first, second in pairwise(dots)]
+    lines = []
+    for first, second in pairwise(dots):
+        lines.append(Line(x1=first.x, y1=first.y, x2=second.x, y2=second.y, kind=kind))
+    return lines
+
+
+def course(points: Iterable[tuple[float, float]], *, tone: str, title: str = "") -> list[PlotMark]:
+    """Return a dot at each point, and lines from each dot to the next."""
+    dots = [Dot(x, y, kind=f"dot {tone}", title=title) for x, y in points]
+    return [*joined(dots, kind=f"path {tone}"), *dots]
 
 
 def placed(marks: Iterable[PlotMark], *, x: Axis, y: Axis) -> list[Mark]:
@@ -186,9 +203,14 @@ def placed(marks: Iterable[PlotMark], *, x: Axis, y: Axis) -> list[Mark]:
     drawn: list[Mark] = []
     for mark in marks:
         if isinstance(mark, Line):
-            drawn.append(
-                Line(x.at(mark.x1), y.down(mark.y1), x.at(mark.x2), y.down(mark.y2), mark.kind)
+            line = Line(
+                x1=x.at(mark.x1),
+                y1=y.down(mark.y1),
+                x2=x.at(mark.x2),
+                y2=y.down(mark.y2),
+                kind=mark.kind,
             )
+            drawn.append(line)
         else:
             drawn.append(replace(mark, x=x.at(mark.x), y=y.down(mark.y)))
     return drawn
@@ -198,7 +220,8 @@ def plot(
     marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str, kind: str = "plot medium"
 ) -> Chart:
     """Return a chart with two axes of marks whose positions are values of the axes."""
-    return Chart((*y.up(), *x.across(y.length), *placed(marks, x=x, y=y)), y.length, label, kind)
+    drawn = (*y.up(), *x.across(y.length), *placed(marks, x=x, y=y))
+    return Chart(drawn, y.length, label, kind=kind)
 
 
 def share_bar(
@@ -207,9 +230,10 @@ def share_bar(
     """Return a bar from 0 to `value` on an axis from 0 to 1, with its interval; the label gets the
     interval too."""
     axis = Axis(0.0, 1.0)
+    kind = "bar chosen" if chosen else "bar"
     marks: list[Mark] = [
-        Box(0, 4, 100, 12, "track"),
-        Box(0, 4, axis.at(value), 12, "bar chosen" if chosen else "bar"),
+        Box(x=0, y=4, width=100, height=12, kind="track"),
+        Box(x=0, y=4, width=axis.at(value), height=12, kind=kind),
     ]
     if interval is not None:
         label += " ({:.3f} to {:.3f})".format(*interval)
@@ -219,30 +243,35 @@ def share_bar(
 
 def axis_strip(axis: Axis) -> Chart:
     """Return an axis with its values, to be drawn below strips with the same axis."""
-    return Chart(tuple(axis.across(1)), 22, "axis", "ends")
+    return Chart(tuple(axis.across(1)), 22, label="axis", kind="ends")
 
 
 def parts_bar(parts: Sequence[tuple[str, int, str]]) -> Chart:
     """Return a bar divided by the number of each (name, number, CSS class)."""
     axis = Axis(0.0, sum(number for _, number, _ in parts))
     marks: list[Mark] = []
+    titles = []
     before = 0
     for name, number, kind in parts:
-        marks.append(
-            Box(axis.at(before), 2, axis.at(number), 24, kind, title=f"{name}: {number:,}")
-        )
+        title = f"{name}: {number:,}"
+        box = Box(x=axis.at(before), y=2, width=axis.at(number), height=24, kind=kind, title=title)
+        marks.append(box)
+        titles.append(title)
         before += number
-    return Chart(tuple(marks), 28, ", ".join(f"{name} {number:,}" for name, number, _ in parts))
+    return Chart(tuple(marks), 28, ", ".join(titles))
 
 
 def sparkline(values: Sequence[float | None], *, limit: float, label: str) -> Chart:
     """Return a line through the values that are known, with a dashed line at `limit`."""
-    known = [(index, value) for index, value in enumerate(values) if value is not None]
+    largest = limit
+    dots = []
+    for index, value in enumerate(values):
+        if value is not None:
+            kind = "dot alarm" if value > limit else "dot chosen"
+            dots.append(Dot(index, value, radius=2.5, kind=kind))
+            largest = max(largest, value)
     x = Axis(0.0, max(1, len(values) - 1))
-    y = Axis(0.0, 1.1 * max([limit, *(value for _, value in known)]) or 1.0, 36.0)
-    dots = [
-        Dot(index, value, 2.5, "dot alarm" if value > limit else "dot chosen")
-        for index, value in known
-    ]
-    marks: list[PlotMark] = [Line(x.low, limit, x.high, limit, "guide"), *joined(dots), *dots]
-    return Chart(tuple(placed(marks, x=x, y=y)), y.length, label)
+    y = Axis(0.0, 1.1 * largest or 1.0, 36.0)
+    limit_line = horizontal(limit, x.low, x.high, kind="guide")
+    marks = placed([limit_line, *joined(dots), *dots], x=x, y=y)
+    return Chart(tuple(marks), y.length, label)

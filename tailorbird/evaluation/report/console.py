@@ -1,5 +1,7 @@
 """Format the data and the verdict of a run for the terminal."""
 
+from collections.abc import Sequence
+
 from tailorbird.data.quality import RARE_ROWS, listed
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
@@ -25,6 +27,7 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
             f"fine-tuning uses {num_tuning:,} training rows (data.max_train_rows), the baselines "
             "use all"
         )
+
     if report.near_copies:
         lines.append(
             "near copies of rows in later splits, which were dropped from train and validation: "
@@ -36,21 +39,21 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
             "answers in train"
         )
     if data.shards is not None:
-        sample = len(data.splits.train)
         lines.append(
             "training rows are streamed; baselines and some checks use a random sample of "
-            f"{sample:,} rows"
+            f"{len(data.splits.train):,} rows"
         )
+
     if report.rare_classes:
-        rare = listed(report.rare_classes)
         lines.append(
             f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: "
-            f"{rare}"
+            f"{listed(report.rare_classes)}"
         )
     if report.empty_texts:
         lines.append(
             f"rows with an empty text, which all get the same answer: {report.empty_texts:,}"
         )
+
     if report.largest_test_document > report.num_test / 2:
         lines.append(
             f"{report.largest_test_document:,} of {report.num_test:,} test rows are one document: "
@@ -59,7 +62,8 @@ def data_lines(data: LoadedDataset, *, num_tuning: int, label_noun: str) -> list
         )
     if report.test_documents < report.num_test:
         few = few_documents(report.test_documents, num_rows=report.num_test)
-        lines += [f"{few}, or the verdict will be INSUFFICIENT_EVIDENCE"] if few else []
+        if few:
+            lines.append(f"{few}, or the verdict will be INSUFFICIENT_EVIDENCE")
     return lines
 
 
@@ -76,23 +80,26 @@ def verdict_lines(evidence: Evidence) -> list[str]:
     """Return the verdict as a chain of sentences, then the power of the test, the costs and a table
     of scores."""
     verdict = evidence.verdict
-    rows = [("model", "validation", "95% interval", "test"), *map(score_cells, evidence.scores)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        table.append("  ".join(cells).rstrip())
+    numbered = enumerate(verdict.sentences[1:], start=2)
+    heads = ("model", "validation", "95% interval", "test")
     return [
         f"{verdict.outcome}: {verdict.sentence()}",
-        *(
-            f"  {number}. {sentence}"
-            for number, sentence in enumerate(verdict.sentences[1:], start=2)
-        ),
+        *(f"  {number}. {sentence}" for number, sentence in numbered),
         "",
         *(f"  {detail}" for detail in (*evidence.data.differences, *details(evidence).values())),
         "",
-        *table,
+        *aligned([heads, *map(score_cells, evidence.scores)]),
     ]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
@@ -103,7 +110,9 @@ def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
     verdict = evidence.verdict
     winner = evidence.winner
     version = f"{winner.uri.rpartition('/')[2]} ({model_name(winner.kind)})"
-    served = f"{version}, {'now the champion' if promoted else 'once promoted'}"
+    served = f"{version}, once promoted"
+    if promoted:
+        served = f"{version}, now the champion"
     if winner.uri == evidence.champion:
         served = f"the champion {version}, as before"
     return [verdict.sentence(), verdict.numbers(), f"served next: {served}"]
@@ -111,14 +120,17 @@ def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
 
 def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
     """Return the table cells of a model: name, validation score, interval, test score."""
-    if score.interval is None:
-        interval = ""
-    else:
+    interval = ""
+    if score.interval is not None:
         interval = "{:.3f} to {:.3f}".format(*score.interval)
-    name = f"{score.kind} ({score.role})" if score.role else score.kind
-    return (
-        name,
-        f"{score.validation:.3f}",
-        interval,
-        "" if score.test is None else f"{score.test:.3f}",
-    )
+    name = score.kind
+    if score.role is not None:
+        name = f"{score.kind} ({score.role})"
+    return name, f"{score.validation:.3f}", interval, optional(score.test, "{:.3f}")
+
+
+def optional(value: float | None, form: str) -> str:
+    """Return a value in a format; empty if it is None."""
+    if value is None:
+        return ""
+    return form.format(value)

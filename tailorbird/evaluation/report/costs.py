@@ -119,24 +119,19 @@ def cost_answer(evidence: Evidence) -> str:
         measured = cost_text(verdict)
         if evidence.cost.device is None:
             measured = "the cost of serving was not measured"
+        sentences = ["The recipe has no prices (`evaluation.cost`), so there is no cost a year."]
         if measured:
-            sentence = f"{measured[:1].upper()}{measured[1:]}. "
-        else:
-            sentence = ""
-        return (
-            f"{sentence}The recipe has no prices (`evaluation.cost`), so there is no cost a year."
-        )
+            sentences.insert(0, f"{measured[:1].upper()}{measured[1:]}.")
+        return " ".join(sentences)
 
     sentences = []
     totals = _totals(verdict.costs)
-    shown = [
-        role
-        for role in dict.fromkeys((verdict.selected, "incumbent", "candidate"))
-        if role in totals
-    ]
-    if shown:
-        amounts = ", ".join(f"{named(role)} {money(totals[role])}" for role in shown)
-        sentences.append(f"At {_volume(terms)}, a year costs, in the recipe's currency: {amounts}.")
+    roles = dict.fromkeys((verdict.selected, "incumbent", "candidate"))
+    amounts = [f"{named(role)} {money(totals[role])}" for role in roles if role in totals]
+    if amounts:
+        sentences.append(
+            f"At {_volume(terms)}, a year costs, in the recipe's currency: {', '.join(amounts)}."
+        )
     unknown: dict[tuple[str, ...], list[str]] = {}
     for cost in verdict.costs:
         if cost.missing:

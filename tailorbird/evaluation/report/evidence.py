@@ -34,9 +34,8 @@ from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
-ENGINE_EVIDENCE = (
-    "engine_evidence.json"  # file name of the `EngineEvidence` in the folder of an exported version
-)
+ENGINE_EVIDENCE = "engine_evidence.json"
+"""File name of the `EngineEvidence` in the folder of an exported version."""
 ROLES = ("incumbent", "candidate")
 FAMILY_FILE = "family.json"  # file name of the `Family` in the folder of a run or a version
 # digest of a version that the verdict did not select, so it was not registered
@@ -125,9 +124,8 @@ class CurveRecord:
 class CostRecord:
     """The measured cost."""
 
-    serving: (
-        ServingCosts | None
-    )  # resources for a thousand rows by the role of the model; None if not measured
+    serving: ServingCosts | None
+    """Resources for a thousand rows by the role of the model; None if not measured."""
     training: TrainingUsage
     device: ServingDevice | None = None  # device of `serving`
 
@@ -147,9 +145,8 @@ class FrozenAnchor:
     """The last champion that was proven better than its predecessor, unless it is the incumbent."""
 
     uri: str
-    problem: str = (
-        ""  # why it cannot predict the test rows; then no model replaces another for its cost
-    )
+    problem: str = ""
+    """Why it cannot predict the test rows; then no model replaces another for its cost."""
 
 
 class Family(StoredModel):
@@ -207,12 +204,10 @@ class CandidateRecord:
     kind: str
     uri: str
     digest: str  # `UNREGISTERED` if the verdict did not select it
-    files: Mapping[str, str] | None = (
-        None  # sha256 of each file by name; only for an unregistered version
-    )
-    offsets: Mapping[str, float] = field(
-        default_factory=dict
-    )  # that are not 0, by class; see `VersionConfig.offsets`
+    files: Mapping[str, str] | None = None
+    """sha256 of each file by name; only for an unregistered version."""
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    """That are not 0, by class; see `VersionConfig.offsets`."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +216,8 @@ class ModelScore:
 
     kind: str
     validation: float
-    interval: (
-        tuple[float, float] | None
-    )  # Wilson interval of the validation accuracy; None for other metrics
+    interval: tuple[float, float] | None
+    """Wilson interval of the validation accuracy; None for other metrics."""
     test: float | None  # None if the model did not predict the test rows
     role: Literal["incumbent", "candidate", "contender"] | None
     servable: bool = True
@@ -269,9 +263,8 @@ class PairedExample:
     better: Literal["candidate", "incumbent"]  # the model that scores higher
     text: str  # (chat) the query of the conversation
     label: str  # correct class; (chat) reference answer, redacted and cut
-    outputs: (
-        Mapping[str, str] | None
-    )  # predicted class by role; None for chat tasks, whose answers are not stored
+    outputs: Mapping[str, str] | None
+    """Predicted class by role; None for chat tasks, whose answers are not stored."""
     scores: Mapping[str, float]  # by role
 
 

@@ -32,13 +32,14 @@ def paired_examples(
     without a candidate.
     """
     candidate = tables.get("candidate")
-    incumbent = tables["incumbent"]
     if not most or candidate is None:
         return ()
+
     scores = {role: tables[role].per_row(row_metric(metric)) for role in ROLES}
     position = {row_id: number for number, row_id in enumerate(rows.row_ids)}
     classes = rows.class_labels
     queries = rows.queries
+
     examples = []
     for better, sign in SIDES:
         differing = np.flatnonzero(sign * (scores["candidate"] - scores["incumbent"]) > 0)
@@ -48,21 +49,20 @@ def paired_examples(
         for row in differing[spaced].tolist():
             row_id = candidate.row_ids[row]
             at = position[row_id]
-            examples.append(
-                PairedExample(
-                    row_id,
-                    better,
-                    text=_shown(queries[at]),
-                    label=classes[at] if classes else _shown(rows.labels[at]),
-                    outputs={
-                        "candidate": candidate.outputs[row],
-                        "incumbent": incumbent.outputs[row],
-                    }
-                    if classes
-                    else None,
-                    scores={role: float(scores[role][row]) for role in ROLES},
-                )
+            label = _shown(rows.labels[at])
+            outputs = None
+            if classes:
+                label = classes[at]
+                outputs = {role: tables[role].outputs[row] for role in ROLES}
+            example = PairedExample(
+                row_id=row_id,
+                better=better,
+                text=_shown(queries[at]),
+                label=label,
+                outputs=outputs,
+                scores={role: float(scores[role][row]) for role in ROLES},
             )
+            examples.append(example)
     return tuple(examples)
 
 

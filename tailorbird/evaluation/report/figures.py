@@ -10,8 +10,6 @@ from pydantic import BaseModel, JsonValue
 from cluster.display.state import trial_name
 from tailorbird.evaluation.statistics.power import MAX_ROWS
 from tailorbird.evaluation.verdict.formatting import (
-    between,
-    cost_basis,
     interval_name,
     model_name,
     money,
@@ -79,12 +77,10 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     **FORMS,
     "size": size,
     "sentence": sentence,
-    "between": between,
     "named": named,
     "model_name": model_name,
     "interval_name": interval_name,
     "outcome_basis": outcome_basis,
-    "cost_basis": cost_basis,
 }
 """Filters of the templates."""
 
@@ -104,16 +100,11 @@ class Figures:
             return FORMS[form](value)
         return format(value, form)
 
-    def value(self, path: str) -> JsonValue:
-        """Return the value at a path; raise KeyError, IndexError or ValueError if there is none."""
-        value = self._values
+    def value(self, path: str) -> Any:
+        """Return the value at a path."""
+        value: Any = self._values
         for key in path.split("."):
-            if isinstance(value, list):
-                value = value[int(key)]
-            elif isinstance(value, dict):
-                value = value[key]
-            else:
-                raise KeyError(path)
+            value = value[int(key)] if isinstance(value, list) else value[key]
         return value
 
     def shown(self) -> dict[str, JsonValue]:

@@ -8,7 +8,7 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.suites import loss_name
-from tailorbird.evaluation.report.console import score_cells
+from tailorbird.evaluation.report.console import optional, score_cells
 from tailorbird.evaluation.report.costs import cost_lines
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.sentences import details
@@ -45,43 +45,46 @@ def to_model_card(
         raise ValueError(f"role is {role!r}; allowed: {', '.join(evidence.versions)}")
     verdict = evidence.verdict
     version = evidence.versions[role]
-    front = _front_matter(evidence, verdict, role=role, library=library)
-    if difference is not None:
-        del front["metrics"], front["model-index"]
+    front = _front_matter(evidence, role=role, library=library)
     body = [
         f"# {evidence.name}: {version.kind} ({_role_name(role)})",
-        _what(evidence, verdict, role=role),
-        *([difference] if difference else []),
+        _what(evidence, role=role),
+    ]
+    if difference is not None:
+        del front["metrics"], front["model-index"]
+        body.append(difference)
+
+    model_rows = [score_cells(row) for row in evidence.scores]
+    provenance = (
+        f"version `{version.uri}`, digest `{version.digest}`",
+        f"code sha256 `{evidence.code.sha256}`",
+        f"test rows sha256 `{evidence.protocol.test_sha256}`",
+        f"created {evidence.created_at}, requested by {evidence.requested_by}; the verdict expires "
+        f"{evidence.expires_at}",
+    )
+    body += [
         "## Scores",
-        _scores(evidence, verdict, role=role),
+        _scores(evidence, role=role),
         "## Verdict",
         f"**{verdict.outcome}**",
         "\n".join(f"{number}. {text}" for number, text in enumerate(verdict.sentences, start=1)),
-        f"{sentence(f'{known_rows(evidence.test_access)} (alpha {verdict.alpha:.2g})')}",
-        _table(
-            ("model", "validation", "interval", "test"),
-            [score_cells(row) for row in evidence.scores],
-        ),
+        sentence(f"{known_rows(evidence.test_access)} (alpha {verdict.alpha:.2g})"),
+        _table(("model", "validation", "interval", "test"), model_rows),
         _bullets(details(evidence, role=role).values()),
         *cost_lines(evidence),
         "## Groups",
         _groups(verdict, role=role),
         *_suites(evidence, role=role),
         "## Limits",
-        _limits(evidence, verdict, role=role),
+        _limits(evidence, role=role),
         "## Out-of-scope use",
         _out_of_scope(evidence),
         "## Provenance",
-        f"- version `{version.uri}`, digest `{version.digest}`\n- code sha256 "
-        f"`{evidence.code.sha256}`\n- test rows sha256 `{evidence.protocol.test_sha256}`\n- "
-        f"created {evidence.created_at}, requested by {evidence.requested_by}; the verdict "
-        f"expires {evidence.expires_at}",
+        _bullets(provenance),
     ]
-    return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
-        + "\n\n".join(body)
-        + "\n"
-    )
+    metadata = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    text = "\n\n".join(body)
+    return f"---\n{metadata}---\n\n{text}\n"
 
 
 def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
@@ -98,67 +101,61 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     return scores
 
 
-def _front_matter(
-    evidence: Evidence, verdict: Verdict, *, role: str, library: str
-) -> dict[str, object]:
-    version = evidence.versions[role]
+def _front_matter(evidence: Evidence, *, role: str, library: str) -> dict[str, object]:
+    verdict = evidence.verdict
+    kind = evidence.versions[role].kind
     recipe = evidence.recipe
-    train = recipe.data.train
-    datasets = [_hub_id(uri) for uri in ([train] if isinstance(train, str) else train)]
     task_rules = TASKS[recipe.task]
-    examples = recipe.serving.examples
+    datasets = [_hub_id(uri) for uri in recipe.data.train_uris]
     scores = scores_of(evidence, role=role)
-    task = task_rules.hub_task
-    metrics = [
-        {
+    metrics = []
+    for name, value in scores.items():
+        metric: dict[str, object] = {
             "type": _hub_name(name),
             "value": round(value, 6),
             "name": f"{_title(name)}, {verdict.n} test rows",
         }
-        | (
-            {"args": {"average": "macro"}}
-            if name in METRICS and METRICS[name].is_over_classes
-            else {}
-        )
-        for name, value in scores.items()
-    ]
+        if name in METRICS and METRICS[name].is_over_classes:
+            metric["args"] = {"average": "macro"}
+        metrics.append(metric)
     dataset = {"type": datasets[0], "name": evidence.name, "split": "test"}
-    measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
-    return {
-        **({"license": recipe.license} if recipe.license else {}),
-        **(
-            {"base_model": _hub_id(str(recipe.base_model.unpinned))}
-            if spec_of(version.kind).uses_base
-            else {}
-        ),
-        "datasets": datasets,
-        "metrics": [_hub_name(name) for name in scores],
-        "pipeline_tag": task,
-        "library_name": library,
-        "tags": ["tailorbird", version.kind],
-        **({"widget": [task_rules.hub_example(text) for text in examples]} if examples else {}),
-        "model-index": [{"name": f"{evidence.name} {version.kind}", "results": [measured]}],
+    measured = {
+        "task": {"type": task_rules.hub_task},
+        "dataset": dataset,
+        "metrics": metrics,
     }
 
+    front: dict[str, object] = {}
+    if recipe.license:
+        front["license"] = recipe.license
+    if spec_of(kind).uses_base:
+        front["base_model"] = _hub_id(str(recipe.base_model.unpinned))
+    front |= {
+        "datasets": datasets,
+        "metrics": [_hub_name(name) for name in scores],
+        "pipeline_tag": task_rules.hub_task,
+        "library_name": library,
+        "tags": ["tailorbird", kind],
+    }
+    examples = recipe.serving.examples
+    if examples:
+        front["widget"] = [task_rules.hub_example(text) for text in examples]
+    front["model-index"] = [{"name": f"{evidence.name} {kind}", "results": [measured]}]
+    return front
 
-def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
+
+def _what(evidence: Evidence, *, role: str) -> str:
     task = TASKS[evidence.recipe.task]
     kind = evidence.versions[role].kind
     spec = spec_of(kind)
+    description = f"{spec.architecture or task.architecture}kind `{kind}`"
     if role == "hybrid":
-        assert verdict.hybrid is not None  # the role requires a hybrid
-        built = _hybrid(evidence, verdict.hybrid)
-    else:
-        built = f"{spec.architecture or task.architecture}kind `{kind}`"
+        assert evidence.verdict.hybrid is not None  # the role requires a hybrid
+        description = _hybrid(evidence, evidence.verdict.hybrid)
+    model = f"{task.model} for the task `{evidence.name}`"
     if spec.uses_base:
-        base = f", based on `{evidence.base_model.source}`"
-    else:
-        base = ""
-    name = _role_name(role)
-    return (
-        f"{task.model} for the task `{evidence.name}`{base}: {built}. It is {name} of run "
-        f"`{evidence.run}`."
-    )
+        model += f", based on `{evidence.base_model.source}`"
+    return f"{model}: {description}. It is {_role_name(role)} of run `{evidence.run}`."
 
 
 def _hybrid(evidence: Evidence, hybrid: TestedHybrid) -> str:
@@ -198,42 +195,34 @@ def _hub_name(name: str) -> str:
     return METRICS[name].hub_name
 
 
-def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    lines = [
-        f"- {_title(name)}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()
-    ]
+def _scores(evidence: Evidence, *, role: str) -> str:
+    verdict = evidence.verdict
+    scores = scores_of(evidence, role=role)
+    lines = [f"{_title(name)}: {value:.4f}" for name, value in scores.items()]
     on_all = verdict.model(role).score_on_all
     if on_all is not None:
         num_test = verdict.n + verdict.num_trained_rows
-        lines.append(
-            f"- {METRICS[verdict.metric].title} on all {num_test:,} test rows: {on_all:.4f}"
-        )
-    is_first = evidence.test_access.number == 1
-    rows = f"{verdict.n:,} test rows" + (
-        " that were not used to train or select a model before" if is_first else ""
-    )
-    return f"On {rows}:\n\n" + "\n".join(lines)
+        title = METRICS[verdict.metric].title
+        lines.append(f"{title} on all {num_test:,} test rows: {on_all:.4f}")
+    rows = f"{verdict.n:,} test rows"
+    if evidence.test_access.number == 1:
+        rows += " that were not used to train or select a model before"
+    return f"On {rows}:\n\n{_bullets(lines)}"
 
 
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
+    if gate is None and verdict.candidate is None:
+        return "No model was trained, so the scores of single groups are not known."
     if gate is None:
-        if verdict.candidate is not None:
-            reason = "The recipe has no groups gate"
-        else:
-            reason = "No model was trained"
-        return f"{reason}, so the scores of single groups are not known."
+        return "The recipe has no groups gate, so the scores of single groups are not known."
     if not gate.bounds:
         return gate.note
-    rows = [
-        (
-            bound.what.removeprefix("change for ").replace("|", "\\|"),
-            f"{points(bound.estimate)} ({between(bound.interval)})",
-            f"{bound.n:,}",
-            bound.state,
-        )
-        for bound in gate.bounds
-    ]
+    rows = []
+    for bound in gate.bounds:
+        group = bound.what.removeprefix("change for ").replace("|", "\\|")
+        change = f"{points(bound.estimate)} ({between(bound.interval)})"
+        rows.append((group, change, f"{bound.n:,}", bound.state))
     compared = "Change from the incumbent to this version"
     if role == "incumbent":
         compared = "Change from this version to the candidate"
@@ -243,35 +232,21 @@ def _groups(verdict: Verdict, *, role: str) -> str:
 
 def _suites(evidence: Evidence, *, role: str) -> list[str]:
     """Return the section with the scores on the regression suites; empty if the recipe has none."""
-    compared = [
-        name
-        for name in dict.fromkeys(("incumbent", role))
-        if evidence.suites and name in evidence.suites[0].scores
-    ]
+    if not evidence.suites:
+        return []
+    roles = [name for name in ("incumbent", role) if name in evidence.suites[0].scores]
+    roles = list(dict.fromkeys(roles))
+    detectable = {}
     gate = _gates(evidence.verdict, role=role).get("suites")
-    if gate is None:
-        detects = {}
-    else:
-        detects = {bound.what: bound.detects for bound in gate.bounds}
+    if gate is not None:
+        detectable = {bound.what: bound.detects for bound in gate.bounds}
     rows = []
     for score in evidence.suites:
-        if score.group is not None:
-            continue
-        scores = (
-            "" if score.scores[name] is None else f"{score.scores[name]:.3f}" for name in compared
-        )
-        detected = detects.get(loss_name(score.suite))
-        rows.append(
-            [
-                score.suite,
-                *scores,
-                f"{score.n:,}",
-                "" if detected is None else f"{100 * detected:.1f}",
-            ]
-        )
-    if not rows:
-        return []
-    head = ("suite", *compared, "rows", "loss found in 80% of tests, points")
+        if score.group is None:
+            cells = [optional(score.scores[name], "{:.3f}") for name in roles]
+            loss = optional(detectable.get(loss_name(score.suite)), "{:.1%}")
+            rows.append([score.suite, *cells, f"{score.n:,}", loss])
+    head = ("suite", *roles, "rows", "loss found in 80% of tests")
     return ["## Suites", "Mean scores on the regression suites.", _table(head, rows)]
 
 
@@ -284,39 +259,41 @@ def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {text}" for text in sentences)
 
 
-def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
+def _limits(evidence: Evidence, *, role: str) -> str:
+    verdict = evidence.verdict
     gates = _gates(verdict, role=role)
     lines = [
         "The scores are valid for rows like the test rows. They are not known for other texts, "
         "languages or times."
     ]
+
     if "calibration" not in gates:
         lines.append("The calibration of the confidence was not assessed.")
+    subject = role
     if role == "incumbent" and verdict.candidate is not None:
         subject = "candidate"
-    else:
-        subject = role
     states = gate_sentences(
         tuple(gates.values()), role=subject, regulated=evidence.protocol.regulated
     )
-    lines += [sentence(state) for state in states]
+    lines += map(sentence, states)
     lines += [
         f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates
     ]
+
     if subject != "incumbent":
         gain = verdict.relation(subject, "incumbent").gain_text()
         lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain}.")
-    kind = evidence.versions[role].kind
-    has_index = evidence.recipe.training.with_retrieved and role == "candidate"
-    parts = [kind]
+
+    kinds = [evidence.versions[role].kind]
     if role == "hybrid" and verdict.hybrid is not None:
-        parts = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]
-    if has_index or any(spec_of(part).holds_training_text for part in parts):
+        kinds = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]
+    has_index = evidence.recipe.training.with_retrieved and role == "candidate"
+    if has_index or any(spec_of(kind).holds_training_text for kind in kinds):
         lines.append(
             "The version contains training rows as text. Protect and delete it like the training "
             "rows."
         )
-    lines += [sentence(difference) for difference in evidence.data.differences]
+    lines += map(sentence, evidence.data.differences)
     return _bullets(lines)
 
 
@@ -336,10 +313,7 @@ def _out_of_scope(evidence: Evidence) -> str:
 def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
     """Return the gates of the model in a role by name; for the incumbent, those of the candidate,
     if there is one."""
-    if role == "incumbent":
-        gates = verdict.gates
-    else:
-        gates = verdict.model(role).gates
+    gates = verdict.gates if role == "incumbent" else verdict.model(role).gates
     return {gate.name: gate for gate in gates}
 
 

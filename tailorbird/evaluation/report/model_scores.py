@@ -34,12 +34,13 @@ def model_scores(
 
     Only models that predicted the test rows have test scores.
     """
+    is_share = METRICS[verdict.metric].is_share
     incumbent = select_incumbent(baselines)
     scores = []
     for baseline in baselines:
         score = ModelScore(
-            baseline.kind,
-            baseline.validation,
+            kind=baseline.kind,
+            validation=baseline.validation,
             interval=None,
             test=None,
             role=None,
@@ -51,17 +52,18 @@ def model_scores(
             score = replace(score, role="contender", test=verdict.model(baseline.kind).score)
         scores.append(score)
     if candidate is not None:
+        kind, validation = candidate
         test = verdict.model("candidate").score
-        scores.append(ModelScore(*candidate, interval=None, test=test, role="candidate"))
-    if not METRICS[
-        verdict.metric
-    ].is_share:  # a Wilson interval needs a metric that is a share of rows
+        scores.append(ModelScore(kind, validation, interval=None, test=test, role="candidate"))
+
+    if not is_share:
         return tuple(scores)
-    n = num_validation
-    return tuple(
-        replace(score, interval=wilson_interval(round(score.validation * n), n=n))
-        for score in scores
-    )
+    with_intervals = []
+    for score in scores:
+        num_right = round(score.validation * num_validation)
+        interval = wilson_interval(num_right, n=num_validation)
+        with_intervals.append(replace(score, interval=interval))
+    return tuple(with_intervals)
 
 
 def figures(
@@ -110,11 +112,8 @@ def confusions(tables: Mapping[str, Predictions]) -> tuple[Confusion, ...] | Non
         elif old == label != new:
             made[label, new] += 1
     rows = [Confusion(*pair, fixed=fixed[pair], made=made[pair]) for pair in fixed | made]
-    return tuple(
-        sorted(rows, key=lambda row: (-row.fixed - row.made, row.label, row.output))[
-            :MAX_CONFUSIONS
-        ]
-    )
+    rows.sort(key=lambda row: (-row.fixed - row.made, row.label, row.output))
+    return tuple(rows[:MAX_CONFUSIONS])
 
 
 def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
@@ -136,14 +135,16 @@ def reliability_bins(table: Predictions) -> tuple[ReliabilityBin, ...]:
     if not has_confidences(table):
         return ()
     bins = bins_of(table.calibrated)
-    return tuple(
-        ReliabilityBin(
-            confidence=float(table.calibrated[bins == index].mean()),
-            accuracy=float(table.scores[bins == index].mean()),
-            n=int(np.sum(bins == index)),
+    reliability = []
+    for index in np.unique(bins):
+        is_in_bin = bins == index
+        reliability_bin = ReliabilityBin(
+            confidence=float(table.calibrated[is_in_bin].mean()),
+            accuracy=float(table.scores[is_in_bin].mean()),
+            n=int(is_in_bin.sum()),
         )
-        for index in sorted(set(bins.tolist()))
-    )
+        reliability.append(reliability_bin)
+    return tuple(reliability)
 
 
 def suite_scores(
@@ -160,7 +161,9 @@ def suite_scores(
         rows: dict[str | None, NDArray[np.int64]] = {None: np.arange(len(answers[roles[0]]))}
         rows |= {group: np.flatnonzero(groups == group) for group in sorted(set(groups.tolist()))}
         for group, members in rows.items():
-            means = {role: float(np.mean(table.scores[members])) for role, table in answers.items()}
-            known = {role: None if np.isnan(mean) else mean for role, mean in means.items()}
-            scores.append(SuiteScore(suite, group, len(members), known))
+            means: dict[str, float | None] = {}
+            for role, table in answers.items():
+                mean = float(np.mean(table.scores[members]))
+                means[role] = None if np.isnan(mean) else mean
+            scores.append(SuiteScore(suite, group, n=len(members), scores=means))
     return tuple(scores)

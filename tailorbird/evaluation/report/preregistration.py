@@ -14,9 +14,8 @@ from tailorbird.registry.champion import Champion
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
-PROTOCOL_FILE = (
-    "protocol.json"  # file name of the `Preregistration` in the folder of a run or a version
-)
+PROTOCOL_FILE = "protocol.json"
+"""File name of the `Preregistration` in the folder of a run or a version."""
 
 
 class Preregistration(StoredModel):

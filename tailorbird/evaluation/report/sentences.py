@@ -37,10 +37,9 @@ def _power(verdict: Verdict) -> str:
         f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
     )
     at_expected = f"{power.at_expected_gain:.0%} at {size(verdict.expected_gain)} (expected_gain)"
+    limit = ""
     if power.limited_by:
         limit = f"; otherwise most often blocked by {named(power.limited_by)}"
-    else:
-        limit = ""
     return (
         f"power: a fine-tuned model is chosen in {at_minimum} and in {at_expected} over "
         f"{over}{limit}; {rows_text(power.rows_needed)} give 80%; {verdict.n:,} rows show a gain "
@@ -57,16 +56,13 @@ def _seeds(evidence: Evidence) -> str:
     spread = f"validation scores {min(scores):.3f} to {max(scores):.3f}"
     if len(scores) < 3:
         spread = "spread not assessed (needs 3 seeds)"
+    weights = ""
     averaged = evidence.averaged
-    if averaged is None:
-        weights = ""
-    else:
+    if averaged is not None:
         weights = f", averaged weights {averaged.validation:.3f}"
-    if averaged is not None and averaged.chosen:
-        chosen = " (selected as the candidate)"
-    else:
-        chosen = ""
-    return f"seeds: {len(scores)}, {spread}{weights}{chosen}"
+        if averaged.chosen:
+            weights += " (selected as the candidate)"
+    return f"seeds: {len(scores)}, {spread}{weights}"
 
 
 def mix_sentence(mix: MixRecord) -> str:
@@ -86,19 +82,16 @@ def mix_sentence(mix: MixRecord) -> str:
 
 def _offsets(evidence: Evidence, role: str) -> str:
     """Return the largest offsets of a classifier; empty if the highest logit decides."""
-    if role in evidence.versions:
-        offsets = evidence.versions[role].offsets
-    else:
-        offsets = {}
-    if not offsets:
+    if role not in evidence.versions or not evidence.versions[role].offsets:
         return ""
+    offsets = evidence.versions[role].offsets
     by_size = sorted(offsets.items(), key=lambda item: abs(item[1]), reverse=True)
-    shown = ", ".join(f"{label} {offset:+.2f}" for label, offset in by_size[:MAX_OFFSETS])
-    num_more = len(by_size) - MAX_OFFSETS
-    more = f", and {num_more} smaller ones" if num_more > 0 else ""
+    shown = [f"{label} {offset:+.2f}" for label, offset in by_size[:MAX_OFFSETS]]
+    if len(by_size) > MAX_OFFSETS:
+        shown.append(f"and {len(by_size) - MAX_OFFSETS} smaller ones")
     return (
         f"offsets of the {role}, which are fitted on validation and added to the logits before the "
-        f"highest one decides: {shown}{more}"
+        f"highest one decides: {', '.join(shown)}"
     )
 
 

@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 from tailorbird import storage
 from tailorbird.config.metrics import METRICS
-from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
+from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.statistics.paired import Comparison, compare
@@ -45,9 +45,8 @@ def compare_versions(first: str, *, second: str) -> VersionComparison:
     Metric and level are those of the first. Raises VerdictRefused if the two were tested on
     different rows, ValueError if there is no evidence.
     """
-    (name, table, protocol), (other_name, other, other_protocol) = (
-        _predicted(uri.rstrip("/")) for uri in (first, second)
-    )
+    name, table, protocol = _predicted(first.rstrip("/"))
+    other_name, other, other_protocol = _predicted(second.rstrip("/"))
     if protocol.test_sha256 != other_protocol.test_sha256:
         raise VerdictRefused(
             f"{name} and {other_name} were tested on different rows: their sha256 are "
@@ -59,12 +58,14 @@ def compare_versions(first: str, *, second: str) -> VersionComparison:
             f"{name} and {other_name} were tested with different settings of evaluation.answers; "
             "compare versions of the same run, or evaluate both in a new run"
         )
-    align(table, other)
     metric = protocol.metric
     alpha = protocol.alpha
-    comparison = compare(table, other=other, metric=metric, alpha=alpha)
     return VersionComparison(
-        first=name, second=other_name, metric=metric, alpha=alpha, comparison=comparison
+        first=name,
+        second=other_name,
+        metric=metric,
+        alpha=alpha,
+        comparison=compare(table, other=other, metric=metric, alpha=alpha),
     )
 
 
@@ -76,16 +77,14 @@ def _predicted(uri: str) -> tuple[str, Predictions, TestProtocol]:
         )
     evidence = Evidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}"))
     is_version = uri in {version.uri for version in evidence.versions.values()}
+    role = evidence.role_of(uri)
     if not is_version and evidence.verdict.candidate is not None:
         role = "candidate"
-    else:
-        role = evidence.role_of(uri)
     tables = load_all_predictions(uri)
-    if role == "hybrid":
-        inputs = evidence.verdict_inputs(tables)
-        hybrid = hybrid_predictions(inputs, protocol=evidence.protocol)
-        assert hybrid is not None  # the role requires a hybrid
-        table = hybrid.clean
-    else:
-        table = tables[role]
-    return evidence.versions[role].uri, table, evidence.protocol
+    version = evidence.versions[role].uri
+    if role != "hybrid":
+        return version, tables[role], evidence.protocol
+    inputs = evidence.verdict_inputs(tables)
+    hybrid = hybrid_predictions(inputs, protocol=evidence.protocol)
+    assert hybrid is not None  # the role requires a hybrid
+    return version, hybrid.clean, evidence.protocol

@@ -1,15 +1,10 @@
 """The commands that follow a command."""
 
-from fnmatch import fnmatch
-
 import pytest
-from rich.console import Console
 
 from tailorbird.cli.next_steps import after_run, aligned, download
 from tailorbird.cli.train import print_verdict
 from tailorbird.config.loader import load_recipe
-from tailorbird.demo import print_end
-from tailorbird.evaluation.report.console import verdict_panel
 from tests.docs.test_pages import unknown_part
 from tests.unit.checks.finished_run import ROOT
 from tests.unit.evaluation.report.test_html import evidence_for
@@ -42,36 +37,6 @@ def test_a_run_is_followed_by_the_commands_that_apply(
 def test_a_path_with_a_space_is_quoted_and_the_version_is_named() -> None:
     steps = "\n".join(after_run(RUN, winner=LORA, champion=PROBE, recipe="my task.yaml"))
     assert "make lora-2 the champion: tailorbird promote 'my task.yaml'\n" in steps
-
-
-def test_the_demo_ends_with_the_panel_of_a_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    evidence = evidence_for("STAY")
-    for url, commands in (
-        (
-            None,
-            [
-                "tailorbird stack up",
-                "tailorbird report {} --open",
-                "tailorbird serve {} tuning.num_trials=1",
-            ],
-        ),
-        (
-            "http://127.0.0.1:8000",
-            ["tailorbird report {} --open", "curl -s {}", "tailorbird stack down", "{}"],
-        ),
-    ):
-        print_end(Console(), evidence, url=url, overrides=["tuning.num_trials=1"])
-        empty, *panel = capsys.readouterr().out.splitlines()
-        assert (empty, panel[:4]) == ("", [*verdict_panel(evidence, promoted=True), "next steps:"])
-        steps = [
-            step.partition(": ")[2].strip().removeprefix(".venv/bin/").split() for step in panel[4:]
-        ]
-        for step, command in zip(steps, commands, strict=True):
-            assert fnmatch(" ".join(step), command.format("*"))
-            assert step[0] != "tailorbird" or unknown_part(step) is None
 
 
 def test_a_download_goes_to_a_folder_that_the_uploaded_one_does_not_block() -> None:

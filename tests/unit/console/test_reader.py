@@ -53,17 +53,6 @@ def test_a_missing_record_is_none_and_a_damaged_one_is_a_problem_without_its_con
     assert "secret" not in problem
 
 
-def test_the_cache_forgets_the_records_that_were_used_longest_ago() -> None:
-    cache, made_values = Cache(max_records=2), list[str]()
-
-    def get(key: str) -> None:
-        cache.get((key, None), "", lambda: made_values.append(key))
-
-    for key in ("a", "b", "a", "c", "a", "b"):
-        get(key)
-    assert made_values == ["a", "b", "c", "b"]
-
-
 def test_a_folder_is_listed_one_level_deep_with_a_tag_per_file(tmp_path: Path) -> None:
     base = tmp_path.as_uri()
     storage.write_bytes(f"{base}/b.json", b"1")

@@ -4,7 +4,6 @@ import io
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -41,20 +40,18 @@ def test_the_table_has_the_named_columns_and_no_text() -> None:
     ]  # fmt: skip
 
 
-def test_a_table_with_missing_or_unknown_columns_is_refused() -> None:
+def test_a_table_without_a_column_or_the_name_of_the_model_is_refused() -> None:
     table = three_predictions().to_table()
-    with pytest.raises(ValueError, match="missing columns \\['score'\\]"):
+    with pytest.raises(ValueError, match="not a table of predictions"):
         Predictions.from_table(table.drop_columns(["score"]))
-    with pytest.raises(ValueError, match="unknown columns \\['text'\\]"):
-        Predictions.from_table(table.append_column("text", pa.array(["a", "b", "c"])))
-    with pytest.raises(ValueError, match="name missing"):
+    with pytest.raises(ValueError, match="not a table of predictions"):
         Predictions.from_table(table.replace_schema_metadata(None))
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 labels for 3 row ids"):
+    with pytest.raises(AssertionError, match="for 3 row ids"):
         replace(three_predictions(), labels=("heart", "lung"))
-    with pytest.raises(ValueError, match="1 group sex for 3 row ids"):
+    with pytest.raises(AssertionError, match="for 3 row ids"):
         replace(three_predictions(), groups={"sex": ("female",)})
 
 
@@ -70,16 +67,14 @@ def test_predictions_of_the_same_rows_align() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"row_ids": ("0", "2", "1")}, "row ids, first at position 1"),
-        ({"labels": ("heart", "lung", "heart")}, "labels, first at position 2"),
+        ({"row_ids": ("0", "2", "1")}, "row ids or labels"),
+        ({"labels": ("heart", "lung", "heart")}, "row ids or labels"),
         ({"scores": np.array([1.0, np.nan, 0.0])}, "score nan at row '1'"),
         ({"scores": np.array([1.0, np.inf, 0.0])}, "must be finite"),
         ({"row_ids": ("0", "1", "1")}, "row ids"),
     ],
 )
-def test_misaligned_predictions_are_refused_with_the_first_difference(
-    changes: dict[str, object], message: str
-) -> None:
+def test_misaligned_predictions_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(VerdictRefused, match=message):
         align(three_predictions(), replace(three_predictions("full"), **changes))  # type: ignore[arg-type]
 
@@ -103,5 +98,5 @@ def test_log_probabilities_of_tokens_survive_a_round_trip() -> None:
     assert before.to_table().column_names[-1] == "logprobs"
     assert Predictions.from_table(before.to_table()).logprobs == before.logprobs
     assert Predictions.from_table(three_predictions().to_table()).logprobs is None
-    with pytest.raises(ValueError, match="1 logprobs for 3 row ids"):
+    with pytest.raises(AssertionError, match="for 3 row ids"):
         replace(before, logprobs=((-0.5,),))

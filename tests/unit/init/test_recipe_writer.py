@@ -203,38 +203,6 @@ def test_the_draft_reports_that_large_data_is_read_in_part(
     assert recipe.data.split_by == "patient_id"
 
 
-@pytest.mark.parametrize("share", [0.03, 0.18])
-def test_named_splits_of_large_data_are_compared_by_their_first_rows(
-    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 1500)
-    source, rng = tmp_path / "rows", np.random.default_rng(5)
-    source.mkdir()
-    for number, (split, of_split) in enumerate(
-        {"train": 0.18, "validation": share, "test": 0.18}.items()
-    ):
-        columns = notes(3000, seed=number)
-        out_of_scope = rng.random(3000) < of_split
-        columns["ward"] = np.where(
-            out_of_scope, "out of scope", rng.choice(["eyes", "surgery"], 3000)
-        ).tolist()
-        pq.write_table(pa.table(columns), source / f"{split}.parquet", row_group_size=500)
-    draft = write_recipe(str(source), tmp_path / "task.yaml", options=DraftOptions())
-    compared = [
-        warning for warning in draft.warnings if warning.startswith("validation and test differ")
-    ]
-    assert len(compared) == (share == 0.03)
-    assert all(
-        "init compared the first rows only (1,500 of 3,000 validation, 1,500 of" in text
-        for text in compared
-    )
-    text = " ".join((tmp_path / "task.yaml").read_text().replace("#", "").split())
-    assert (
-        "compared on the first rows: 1,500 of 3,000 validation, 1,500 of 3,000 train, 1,500 of "
-        "3,000 test" in text
-    )
-
-
 def test_examples_are_left_to_the_author_so_that_no_row_is_in_the_recipe(tmp_path: Path) -> None:
     rows = notes(300, seed=1)
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")

@@ -37,8 +37,6 @@ def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> Non
     assert [scale.at(value) for value in (-1, 0, 1, 3)] == [0, 0, 150, 300]
     assert scale.down(0.5) == 225
     assert around([3.0, 3.0]).at(3.0) == 50
-    right = Axis(0.0, 2.0, 30.0, 70.0)
-    assert [right.at(value) for value in (-1, 0, 1, 3)] == [70, 70, 85, 100]
 
 
 def test_the_parts_of_a_bar_fill_its_width() -> None:

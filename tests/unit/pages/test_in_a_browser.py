@@ -36,8 +36,6 @@ from tests.browser import (
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
 from tests.unit.evaluation.report.test_first_screen import (
     CASCADE,
-    CLOSE,
-    EQUALLY_PRICED,
     PARTLY_PRICED,
 )
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
@@ -136,8 +134,6 @@ TASK, PAGE_OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
 PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
     "report with a cost that is not known": lambda _: to_html(evidence_of(PARTLY_PRICED)),
-    "report of equal costs": lambda _: to_html(evidence_of(EQUALLY_PRICED)),
-    "report of close scores": lambda _: to_html(evidence_of(CLOSE)),
     "report of a cascade": lambda _: to_html(evidence_of(CASCADE)),
     "report with examples and an endpoint": lambda _: to_html(
         evidence_for("FINE_TUNE").model_copy(update={"examples": EXAMPLES, "endpoint": ENDPOINT})
@@ -169,11 +165,8 @@ PAGES: dict[str, Callable[[Path], str]] = {
         console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)
     ),
     "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
-    "console, run of equal costs": partial(
-        console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=EQUALLY_PRICED)
-    ),
-    "console, run of close scores": partial(
-        console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=CLOSE)
+    "console, run with a cost that is not known": partial(
+        console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=PARTLY_PRICED)
     ),
     "console, running": partial(
         console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=1)
@@ -197,10 +190,7 @@ OTHER_FIGURES = (
     "report STAY",
     "report INSUFFICIENT_EVIDENCE",
     "report with a cost that is not known",
-    "report of equal costs",
-    "report of close scores",
-    "console, run of equal costs",
-    "console, run of close scores",
+    "console, run with a cost that is not known",
     "console, many runs",
 )
 """Pages with the elements of another page and other figures, which are tested before a release."""
@@ -247,12 +237,9 @@ def test_the_four_answers_of_a_report_are_on_the_first_screen(
 CHARTS = [
     *(f"report {outcome}" for outcome in SIMULATIONS),
     "report with a cost that is not known",
-    "report of equal costs",
-    "report of close scores",
     "report of a cascade",
     "console, finished run",
-    "console, run of equal costs",
-    "console, run of close scores",
+    "console, run with a cost that is not known",
 ]
 """Pages with the chart of the contenders."""
 OVERLAPS = """() => {

@@ -7,7 +7,6 @@ from cluster.display.state import updated_rows
 from cluster.progress import TrialEvent
 from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.pages.charts import Dot
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
 from tests.unit.console.test_states import NOW, RUN, html_of, text_of
@@ -21,8 +20,7 @@ def test_terminal_report_and_console_print_the_same_name(tmp_path: Path) -> None
     evidence = evidence_for("FINE_TUNE")
     trials = (replace(evidence.sweep[0], trial=TRIAL), *evidence.sweep[1:])
     evidence = evidence.model_copy(update={"sweep": trials})
-    titles = [mark.title for mark in charts.sweep(trials).marks if isinstance(mark, Dot)]
-    assert [title.partition(":")[0] for title in titles] == [NAME, "trial 2", "probe"]
+    assert [each.name for each in charts.contenders_of(trials)] == [NAME, "trial 2", "probe"]
     report, _, exact_values = to_html(evidence).partition('id="values"')
     assert (NAME in text_of(report), TRIAL in report, TRIAL in exact_values) == (True, False, True)
     paths = TaskPaths(f"{tmp_path.as_uri()}/icd10-chapters")

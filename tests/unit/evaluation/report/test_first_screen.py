@@ -3,17 +3,15 @@
 import json
 import re
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
 from tailorbird.evaluation.report import contender_chart as charts
-from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import money
-from tailorbird.pages.charts import Box, Dot, Text
+from tailorbird.pages.charts import Box, Dot
 from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
@@ -30,47 +28,6 @@ PARTLY_PRICED = Simulation(
     evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
 )
 """A run with an external endpoint that has no prices and does not report its tokens."""
-EQUALLY_PRICED = Simulation(
-    num_rows=3080,
-    candidate=0.72,
-    contenders={"bag_of_words": 0.705, "probe_bag": 0.70, "probe": 0.66},
-    serving={"min_replicas": 1},
-    costs=on_cpu(
-        dict.fromkeys(
-            ("incumbent", "candidate", "bag_of_words", "probe_bag", "probe"), SECONDS["incumbent"]
-        )
-    ),
-    evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
-)
-"""A run in which every model needs one replica that is always up, so that all cost the same."""
-CLOSE = replace(
-    EQUALLY_PRICED,
-    candidate=0.701,
-    contenders={"endpoint_zero_shot": 0.701, "bag_of_words": 0.70, "probe_bag": 0.70},
-    costs={
-        **on_cpu(
-            dict.fromkeys(
-                ("incumbent", "candidate", "bag_of_words", "probe_bag"), SECONDS["incumbent"]
-            )
-        ),
-        "endpoint_zero_shot": ServingUsage(
-            (0.1,) * 5,
-            tokens=Tokens(
-                "m at https://api.example.org/v1", (9e4, 1e5, 8e4, 9e4, 9e4), (500.0,) * 5
-            ),
-        ),
-    },
-    evaluation={
-        **SIMULATIONS["FINE_TUNE"].evaluation,
-        "endpoint": {
-            "url": "https://api.example.org/v1",
-            "model": "m",
-            "price_input": 0.02,
-            "price_output": 0.02,
-        },
-    },
-)
-"""A run with nearly the same scores, in which all models except an endpoint cost the same."""
 CASCADE = Simulation(
     num_rows=1000,
     evaluation={"hybrid": {"by": "cascade"}},
@@ -96,98 +53,36 @@ def test_the_first_screen_answers_four_questions_and_draws_every_contender(outco
     roles = [model.role for model in evidence.verdict.models]
     assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles
     assert f"{evidence.verdict.selected} (selected)" in drawn
-    assert ("a year" in drawn) == bool(evidence.verdict.costs)
 
 
 def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -> None:
     evidence = evidence_for("STAY")
     marks = charts.contenders(evidence).marks
     (band,) = [mark for mark in marks if isinstance(mark, Box) and mark.kind == "band"]
-    models = {str(mark.title).split(",")[0]: mark for mark in marks if isinstance(mark, Dot)}
+    models = {
+        str(mark.title).removesuffix(" (selected)"): mark for mark in marks if isinstance(mark, Dot)
+    }
     assert models["incumbent"].x == pytest.approx(band.x, abs=0.01)
     gain = evidence.verdict.relation("candidate", "incumbent").gain
     per_point = (models["candidate"].x - models["incumbent"].x) / gain
     assert band.width == pytest.approx(per_point * evidence.verdict.minimum_gain, abs=0.05)
 
 
-def dots_of(evidence: Evidence) -> dict[str, list[float]]:
-    """Return the horizontal positions of the dots by role: of the score, and of the cost if it is
-    drawn."""
-    dots: dict[str, list[float]] = {}
-    for mark in charts.contenders(evidence).marks:
-        if isinstance(mark, Dot):
-            dots.setdefault(mark.title.partition(",")[0], []).append(mark.x)
-    return dots
-
-
-@pytest.mark.parametrize("simulation", [SIMULATIONS["FINE_TUNE"], CLOSE])
-def test_each_dot_is_at_its_score_and_at_its_cost(simulation: Simulation) -> None:
-    evidence = evidence_of(simulation)
-    models, dots = charts.contenders_of(evidence), dots_of(evidence)
-    assert list(dots) == [model.role for model in models]
-    first, second = models[:2]
-    a_point = (dots[second.role][0] - dots[first.role][0]) / (second.score - first.score)
-    largest = max(end for model in models for end in model.cost_interval or ())
-    for model in models:
-        score, cost = dots[model.role]
-        assert score == pytest.approx(
-            dots[first.role][0] + a_point * (model.score - first.score), abs=0.05
-        )
-        assert score < charts.SCORES_END < charts.COSTS_START <= cost
-        share = (cost - charts.COSTS_START) / (100 - charts.COSTS_START)
-        assert model.cost == pytest.approx(share * 1.1 * largest, abs=1e-3 * largest)
-
-
-def test_equal_costs_are_stated_once_and_only_the_scores_are_drawn() -> None:
-    evidence = evidence_of(EQUALLY_PRICED)
-    assert {role: len(positions) for role, positions in dots_of(evidence).items()} == dict.fromkeys(
-        ("incumbent", "candidate", "bag_of_words", "probe_bag", "probe"), 1
-    )
-    page = Page(to_html(evidence))
-    first = page.text[: page.text.index("Candidate against incumbent")]
-    assert "All contenders cost about 438.01 a year." in first
-    assert (
-        "a year costs, in the recipe's currency: the candidate 438.05, the incumbent 438.00."
-        in first
-    )
-    assert (
-        first.count("438.0") == 1 + 2 + 5 + 5
-    )  # both sentences, the table, and the tooltips of the dots
-
-
-def test_costs_that_differ_by_a_few_percent_are_about_the_same_and_others_are_not() -> None:
-    models = charts.contenders_of(evidence_of(EQUALLY_PRICED))
-
-    def with_costs(*costs: float | None) -> list[charts.Contender]:
-        return [replace(model, cost=cost) for model, cost in zip(models, costs, strict=False)]
-
-    assert (
-        charts.cost_note(with_costs(100.0, 104.0, 100.0))
-        == "All contenders cost about 101.33 a year."
-    )
-    assert (
-        charts.cost_note(with_costs(10.0, None, 10.0))
-        == "All contenders with a known cost cost about 10.00 a year."
-    )
-    assert not charts.costs_differ(with_costs(100.0, 104.0))
-    assert charts.costs_differ(with_costs(100.0, 104.5))
-    assert charts.costs_differ(with_costs(100.0, None))  # nothing to compare it with
-    for unknown in (with_costs(None, None), []):
-        assert not charts.costs_differ(unknown)
-        assert charts.cost_note(unknown) == ""
+def test_each_dot_is_at_its_score() -> None:
+    evidence = evidence_for("FINE_TUNE")
+    marks = charts.contenders(evidence).marks
+    dots = [mark.x for mark in marks if isinstance(mark, Dot)]
+    scores = [model.score for model in evidence.verdict.models]
+    assert len(dots) == len(scores) > 2
+    per_score = (dots[1] - dots[0]) / (scores[1] - scores[0])
+    for dot, score in zip(dots, scores, strict=True):
+        assert dot == pytest.approx(dots[0] + per_score * (score - scores[0]), abs=0.05)
 
 
 def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     evidence = evidence_of(PARTLY_PRICED)
-    costs = {model.role: model.cost for model in charts.contenders_of(evidence)}
+    costs = {cost.role: cost.total for cost in evidence.verdict.costs}
     assert [role for role, cost in costs.items() if cost is None] == ["endpoint_zero_shot"]
-    dots = {role: len(positions) for role, positions in dots_of(evidence).items()}
-    assert dots == {"incumbent": 2, "candidate": 2, "endpoint_zero_shot": 1, "bag_of_words": 2}
-    chart = charts.contenders(evidence)
-    assert [mark.text for mark in chart.marks if isinstance(mark, Text) and "not" in mark.text] == [
-        "not assessable"
-    ]
-    assert "endpoint_zero_shot 71.7% at cost not assessable" in chart.label
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
     assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)

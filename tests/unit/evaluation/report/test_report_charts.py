@@ -21,25 +21,6 @@ def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
     assert f"{100 * bound.estimate:.2f}, interval" not in to_html(evidence)
 
 
-def test_the_chart_of_the_sweep_marks_the_best_trial_and_omits_failed_ones() -> None:
-    trials = (
-        ("probe", 0, 0.9, BASELINE),
-        ("1af31", 2, 0.7, "completed"),
-        ("17b62", 2, 0.8, "completed"),
-    )
-    rows = [
-        TrialRecord(name, "full", {}, epochs, score, 1.0, status)
-        for name, epochs, score, status in (*trials, ("broken", 0, 0.0, "failed"))
-    ]
-    marks = {mark.title: mark.kind for mark in charts.sweep(rows).marks if isinstance(mark, Dot)}
-    kinds = {title.partition(":")[0]: kind for title, kind in marks.items()}
-    assert kinds == {
-        "probe": "dot other",
-        "trial 1af31": "dot candidate",
-        "trial 17b62": "dot chosen",
-    }
-
-
 def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> None:
     trials = [
         TrialRecord("probe", "probe", {}, 0, 0.75, 0.0, BASELINE),
