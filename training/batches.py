@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
-from training.dataset import TrainingDataset, ahead, rank_rows, steps
+from training.dataset import ahead, rank_rows, steps
+
+if TYPE_CHECKING:
+    from training.task import TaskRuntime  # which imports this module
 
 STEPS_AHEAD = 2  # steps that are collated while another one runs
 
@@ -43,19 +46,6 @@ class Batch:
         return Batch(inputs, self.targets.to(device, non_blocking=True), self.num_tokens)
 
 
-class Collator(Protocol):
-    """The parts of `training.task.TaskRuntime` that this module needs."""
-
-    @property
-    def train(self) -> TrainingDataset: ...
-
-    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float: ...
-
-    def collate(
-        self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
-    ) -> Batch: ...
-
-
 @dataclass(frozen=True)
 class StepBatches:
     """A step of this rank. The weighted sum of the micro-batches' losses is the rank's share of the
@@ -71,7 +61,7 @@ class StepBatches:
 
 @contextmanager
 def collated_steps(
-    runtime: Collator, config: TrainingConfig, *, epoch: int, start: int
+    runtime: "TaskRuntime", config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates
     ahead."""
@@ -89,7 +79,11 @@ def collated_steps(
 
 
 def _collate_step(
-    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, runtime: Collator
+    window: TokenizedRows,
+    batch: NDArray[np.int64],
+    config: TrainingConfig,
+    *,
+    runtime: "TaskRuntime",
 ) -> StepBatches:
     rank = dist.get_rank()
     num_ranks = dist.get_world_size()

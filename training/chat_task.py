@@ -39,11 +39,11 @@ from training.engine.deepspeed_private import fp32_values, full_shapes
 from training.engine.placement import layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
 from training.engine.tensor_file import save_tensors
+from training.ranks import any_rank
 from training.task import (
     Diverged,
     TrainingTask,
     Weights,
-    means_over_ranks,
     trainable_copy,
     write_adapter,
 )
@@ -155,7 +155,7 @@ class ChatRuntime:
         rows = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
         answers = self.answers(engine, config, rows)
         finite = all(math.isfinite(answer.confidence) for answer in answers)
-        if means_over_ranks(float(finite))[0] < 1:
+        if any_rank(not finite):
             raise Diverged("predictions are not finite")
         texts = [answer.text for answer in answers]
         scores = per_row(

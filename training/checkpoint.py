@@ -2,8 +2,7 @@
 and their upload."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import download_folder, folder_sizes, read_bytes
-from training.engine.deepspeed_private import checkpoint_bytes, destroy_engine
-from training.engine.node_disk import gather, node_name, require_room
+from training.engine.deepspeed_private import destroy_engine
 from training.engine.resharding import load_resharded
 from training.errors import staging_directory, temporary_directory
 from training.loop import build_engine
+from training.ranks import any_rank, gather, ranks_of_node
 from training.reports import Progress
 from training.safe_checkpoint_loading import (
     CHANGED,
@@ -29,7 +28,7 @@ from training.safe_checkpoint_loading import (
     find_unsafe_file,
     tensors_only,
 )
-from training.task import TaskRuntime, means_over_ranks
+from training.task import TaskRuntime
 
 TAG = "step"
 _PROGRESS = TypeAdapter(Progress)
@@ -44,13 +43,7 @@ def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progres
 
 def stage(engine: Any, config: TrainingConfig, *, progress: Progress) -> Path:
     """Write this rank's part of a checkpoint to a new local folder, which the caller deletes after
-    its upload.
-
-    Raises DiskFull on every rank, before anything is written, if a node does not have enough room.
-    """
-    require_room(
-        checkpoint_bytes(engine, exclude_frozen=config.method == "lora"), what="a checkpoint"
-    )
+    its upload."""
     with staging_directory() as folder:
         save(engine, config, folder=folder, progress=progress)
     return folder
@@ -64,17 +57,17 @@ def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[A
     from an uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on
     every rank if a file is unsafe or invalid.
     """
-    sizes = folder_sizes(uri)
-    num_ranks = sum(name.startswith("progress-") for name in sizes)
+    names = folder_sizes(uri)
+    num_ranks = len([name for name in names if name.startswith("progress-")])
     if num_ranks != dist.get_world_size() and config.zero_stage > 0:  # stage 0 has no shards
         engine = build_engine(config, runtime)
         try:
-            load_resharded(engine, uri=uri, names=sizes, num_saved=num_ranks)
+            load_resharded(engine, uri=uri, names=names, num_saved=num_ranks)
         except UnusableCheckpoint:
             destroy_engine(engine)  # a worker group of a sweep trains the next trial
             raise
     else:
-        engine = _load(config, runtime, uri=uri, sizes=sizes, num_ranks=num_ranks)
+        engine = _load(config, runtime, uri=uri, names=names, num_ranks=num_ranks)
     return engine, _progress(uri, num_ranks=num_ranks)
 
 
@@ -83,23 +76,20 @@ def _load(
     runtime: TaskRuntime,
     *,
     uri: str,
-    sizes: Mapping[str, int],
+    names: Iterable[str],
     num_ranks: int,
 ) -> Any:
     """Return an engine in the state of the files that this rank wrote."""
     needed = files_to_download(
-        sizes, ranks=local_ranks(), changed=num_ranks != dist.get_world_size()
+        names, ranks=ranks_of_node(), changed=num_ranks != dist.get_world_size()
     )
     with node_directory() as (parent, leads):
-        require_room(
-            sum(sizes[name] for name in needed) if leads else 0,
-            what="the checkpoint to resume from",
-        )
         folder = parent / "checkpoint"
+        unsafe = None
         if leads:
             download_folder(uri, folder, includes=needed.__contains__)
-        unsafe = find_unsafe_file(folder) if leads else None
-        if means_over_ranks(float(unsafe is not None))[0]:
+            unsafe = find_unsafe_file(folder)
+        if any_rank(unsafe is not None):
             raise UnusableCheckpoint(
                 CHANGED.format(uri=uri, problem=unsafe or "see the error of another worker")
             )
@@ -119,7 +109,7 @@ def _load(
 
 
 def files_to_download(
-    names: Iterable[str], *, ranks: AbstractSet[int], changed: bool
+    names: Iterable[str], *, ranks: Container[int], changed: bool
 ) -> frozenset[str]:
     """Return the files of a checkpoint that a node with these ranks needs, except for the progress
     of the ranks.
@@ -172,16 +162,11 @@ def node_directory() -> Iterator[tuple[Path, bool]]:
 
     The folder is deleted when all workers have left the block. Every rank must enter it.
     """
-    leader = min(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
+    leader = ranks_of_node()[0]
     leads = leader == dist.get_rank()
-    with temporary_directory() if leads else nullcontext() as own:
-        yield Path(gather(str(own))[leader]), leads
+    with temporary_directory() if leads else nullcontext() as folder:
+        yield Path(gather(str(folder))[leader]), leads
         dist.barrier()
-
-
-def local_ranks() -> frozenset[int]:
-    """Return the ranks of the workers on this node. Every rank must call it."""
-    return frozenset(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
 
 
 class Upload:

@@ -32,11 +32,11 @@ from training.engine.deepspeed_private import full_shapes
 from training.engine.memory_estimate import VALIDATION_TOKENS
 from training.engine.placement import place_weights
 from training.engine.tensor_file import save_tensors
+from training.ranks import any_rank
 from training.task import (
     Diverged,
     TrainingTask,
     Weights,
-    means_over_ranks,
     trainable_copy,
     write_adapter,
 )
@@ -168,7 +168,7 @@ class ClassifierRuntime:
                 if start + rank < len(batches):
                     own.append((rows, logits))
         engine.train()
-        if means_over_ranks(float(finite))[0] < 1:
+        if any_rank(not finite):
             raise Diverged("predictions are not finite")
         for rows, logits in own:
             all_logits[torch.from_numpy(rows).to(engine.device)] = logits

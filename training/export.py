@@ -13,11 +13,11 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered, num_values
-from training.engine.memory_estimate import FP32
-from training.engine.node_disk import gather, require_room
+from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
 from training.engine.placement import fp32_weights, layerwise_copy
 from training.engine.tensor_file import save_tensors
+from training.errors import temporary_directory
+from training.ranks import from_rank_0
 from training.task import TaskRuntime
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -69,13 +69,8 @@ def export_weights(
     adapter one layer at a time, so that rank 0 needs no second model. The exported weights must be
     equal to those that the engine computes with, if both are rounded to its precision, and the
     logits must be equal within `TOLERANCE`. Raises UnusableWeights on rank 0 if they are not, and
-    on every rank if a weight is not finite, or an adapter is empty. Raises DiskFull on every rank,
-    before anything is written, if the disk of rank 0 does not have enough room.
+    on every rank if a weight is not finite, or an adapter is empty.
     """
-    num_bytes = sum(
-        FP32 * num_values(parameter) for parameter in _exported(engine, config).values()
-    )
-    require_room(num_bytes if dist.get_rank() == 0 else 0, what="the export")
     loaded = _write_and_load(engine, config, runtime=runtime, folder=folder)
     if loaded is None:
         stored = {}
@@ -105,6 +100,23 @@ def export_weights(
         )
 
 
+def upload_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, uri: str) -> str:
+    """Export the trained weights to the folder `uri`. Return the reason on every rank if they are
+    unusable, else an empty string.
+
+    Every rank must call it.
+    """
+    refusal = ""
+    with temporary_directory() as folder:
+        try:
+            export_weights(engine, config, runtime=runtime, folder=folder)
+        except UnusableWeights as error:  # maybe on rank 0 only
+            refusal = str(error)
+        if dist.get_rank() == 0 and not refusal:
+            upload_folder(folder, uri)
+    return from_rank_0(refusal)
+
+
 def _write_and_load(
     engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path
 ) -> torch.nn.Module | None:
@@ -125,7 +137,7 @@ def _write_and_load(
             refusal = str(error)
     for _ in values:  # other ranks, and rank 0 after an error, take part in reading each value
         pass
-    refusal = gather(refusal)[0]
+    refusal = from_rank_0(refusal)
     if refusal:
         raise UnusableWeights(refusal)
     return loaded

@@ -17,10 +17,11 @@ from tailorbird.models.pretrained import inference_dtype
 from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
-from training.engine.deepspeed_engine import initialize_engine, raise_on_all_ranks
+from training.engine.deepspeed_engine import initialize_engine
 from training.engine.out_of_memory import out_of_memory_reported
+from training.ranks import means_over_ranks, raise_on_all_ranks
 from training.reports import EpochReport, Progress
-from training.task import Diverged, TaskRuntime, means_over_ranks
+from training.task import Diverged, TaskRuntime
 
 MAX_NAMED_ROWS = 5
 REPORT_INTERVAL_S = 1.0

@@ -9,13 +9,11 @@ import torch.distributed as dist
 from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.errors import ModelError
-from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.out_of_memory import out_of_memory_reported
-from training.errors import temporary_directory
-from training.export import UnusableWeights, export_weights
+from training.export import upload_weights
 from training.loop import Callbacks, OnSave, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
@@ -81,19 +79,11 @@ def _train_and_export(
         report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
     except Diverged as error:
         return str(error)
-    refused = ""
     _wait_for_upload()  # its files are deleted before the weights are written to the same disk
-    with temporary_directory() as folder:
-        try:
-            export_weights(engine, config, runtime=runtime, folder=folder)
-        except UnusableWeights as error:  # on rank 0, whose result Ray Train returns
-            refused = str(error)
-        if dist.get_rank() == 0 and not refused:
-            upload_folder(folder, weights)
-    dist.barrier()
+    refusal = upload_weights(engine, config, runtime=runtime, uri=weights)
     destroy_engine(engine)
-    if refused:
-        return refused
+    if refusal:
+        return refusal
     return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
 
 

@@ -2,7 +2,6 @@
 kernels."""
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any, TypedDict
 
 import torch
@@ -21,6 +20,7 @@ from training.engine.deepspeed_private import (
     import_deepspeed,
     init_distributed,
 )
+from training.ranks import raise_on_all_ranks
 
 LIGER_PACKAGE = "liger_kernel"
 
@@ -198,25 +198,6 @@ def _use_liger(model: nn.Module) -> None:
     _apply_liger_kernel_to_instance(
         model=model, cross_entropy=False, fused_linear_cross_entropy=False
     )
-
-
-def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) -> None:
-    """Call a function on every rank, and raise an error of this kind on all ranks if one of them
-    raises it.
-
-    Otherwise the other ranks would wait for that rank in their next collective until the process
-    group's time-out.
-    """
-    message = None
-    try:
-        function()
-    except kind as error:
-        message = str(error)
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, message)
-    first = next((text for text in messages if text is not None), None)
-    if first is not None:
-        raise kind(first)
 
 
 def initialize_engine(

@@ -122,37 +122,6 @@ def inner_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def checkpoint_bytes(engine: Any, *, exclude_frozen: bool) -> int:
-    """Return the bytes of the tensors that `save_checkpoint` writes on this rank, after the first
-    step.
-
-    From stage 1, each rank writes its part of the optimizer: two moments, and master weights of the
-    size of a moment. The weights are written by rank 0; at stage 3 they are read from the master
-    weights. At stage 0, rank 0 writes all.
-    """
-    states = (value for state in inner_optimizer(engine).state.values() for value in state.values())
-    moments: int = sum(
-        value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor)
-    )
-    stage = int(engine.zero_optimization_stage())
-    has_masters = stage > 0 or hasattr(engine.optimizer, "fp32_groups")
-    of_optimizer = moments * 3 // 2 if has_masters else moments
-    if stage == 3:
-        return of_optimizer
-    saved = (p for p in engine.module.parameters() if p.requires_grad or not exclude_frozen)
-    weights: int = sum(parameter.numel() * parameter.element_size() for parameter in saved)
-    if torch.distributed.get_rank() == 0:
-        return of_optimizer + weights
-    if stage:
-        return of_optimizer
-    return 0
-
-
-def num_values(parameter: nn.Parameter) -> int:
-    """Return the number of values of a whole parameter, also if stage 3 has partitioned it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def full_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of each whole parameter by name, also if stage 3 has partitioned it."""
     return {

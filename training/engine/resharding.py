@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from tailorbird.storage import open_file, storage_errors
-from training.engine.deepspeed_engine import raise_on_all_ranks
 from training.engine.deepspeed_private import (
     COMMON_STATE,
     LOSS_SCALE,
@@ -44,6 +43,7 @@ from training.engine.partitions import (
     pieces_of_concatenation,
     pieces_of_parameters,
 )
+from training.ranks import raise_on_all_ranks
 from training.safe_checkpoint_loading import (
     UnusableCheckpoint,
     position_in_file,
@@ -83,10 +83,8 @@ def load_resharded(engine: Any, *, uri: str, names: Iterable[str], num_saved: in
     """
     state = new_optimizer_state(engine)
     own = _pieces(state, parameter_shapes(engine), num_ranks=dist.get_world_size())[dist.get_rank()]
-    common: dict[str, Any] = {}
-    raise_on_all_ranks(
-        lambda: common.update(_read(state, own=own, uri=uri, names=names, num_saved=num_saved)),
-        UnusableCheckpoint,
+    common = raise_on_all_ranks(
+        lambda: _read(state, own=own, uri=uri, names=names, num_saved=num_saved), UnusableCheckpoint
     )
     load_optimizer_state(engine, state, common=common)
 

@@ -13,6 +13,7 @@ from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.pretrained import default_device
 from training.engine.memory_estimate import answered_rows
+from training.ranks import any_rank
 
 
 class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
@@ -62,19 +63,12 @@ def synced_answers(
         )
         fault = fault or (constraint and constraint.format_fault())
         answers |= zip(rows, answered, strict=False)
-    _require_no_fault(fault)
-    return [answers[index] for index in range(len(prompts))]
-
-
-def _require_no_fault(fault: str | None) -> None:
-    """Raise FormatError on every rank if one has a fault. Every rank must call it."""
-    any_fault = torch.tensor(int(fault is not None), device=default_device())
-    dist.all_reduce(any_fault, op=dist.ReduceOp.MAX)
-    if int(any_fault):
+    if any_rank(fault is not None):
         raise FormatError(
             fault
             or "another rank could not generate an answer in the format; its log has the cause"
         )
+    return [answers[index] for index in range(len(prompts))]
 
 
 def _answer_batch(

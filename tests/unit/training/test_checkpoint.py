@@ -7,7 +7,6 @@ is read.
 import os
 import pickle
 import shutil
-import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -25,8 +24,7 @@ from training import checkpoint, safe_checkpoint_loading
 from training.checkpoint import Upload, node_directory
 from training.classification_task import ClassifierRuntime
 from training.engine.deepspeed_private import VERSION, destroy_engine
-from training.engine.node_disk import require_room
-from training.errors import DiskFull, staging_directory
+from training.errors import staging_directory
 from training.loop import build_engine, train
 from training.reports import Progress
 from training.safe_checkpoint_loading import (
@@ -362,17 +360,6 @@ def test_environment_variables_do_not_disable_the_protection_and_are_restored(
     assert not marker.exists()
     assert os.environ.get(FORBID) == "1"
     assert FORCE not in os.environ
-
-
-def test_a_checkpoint_that_does_not_fit_the_disk_is_refused_before_it_is_written() -> None:
-    folder = tempfile.gettempdir()
-    require_room(1, what="a checkpoint")
-    message = (
-        f"the disk is full: {folder} has .* MiB left, but a checkpoint .* needs 1,048,576,000.0 "
-        "MiB; free some"
-    )
-    with pytest.raises(DiskFull, match=message):
-        require_room(1_000 << 40, what="a checkpoint")
 
 
 def test_a_node_downloads_the_shards_of_its_own_ranks() -> None:

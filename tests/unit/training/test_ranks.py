@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +20,7 @@ from tests.unit.training.engine.reads import bytes_read
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
 from training.engine.deepspeed_engine import MissingKernels
-from training.engine.deepspeed_private import destroy_engine, import_deepspeed, num_values
-from training.errors import DiskFull
+from training.engine.deepspeed_private import destroy_engine, full_shapes, import_deepspeed
 from training.export import export_weights
 
 pytestmark = pytest.mark.long
@@ -97,7 +97,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (resume_on_two_nodes, ON_NODES, folder / "2"),
         (export, EXPORTED, folder / "exported"),
         (raise_on_rank_1, [(0, "full")], folder / "raised"),
-        (export_without_room, [(0, "full"), (3, "lora")], folder / "without-room"),
         (write_timeouts, [(1, "full"), (3, "full")], folder / "timeouts"),
     )
     merge_checkpoints(folder / "2", num_ranks=2)
@@ -204,9 +203,10 @@ def train(
         else:
             engine, progress = loop.build_engine(config, runtime), reports.Progress()
     if resume_from == "merged":
+        shapes = full_shapes(engine.module)
         trained = sum(
-            num_values(parameter)
-            for parameter in engine.module.parameters()
+            prod(shapes[name])
+            for name, parameter in engine.module.named_parameters()
             if parameter.requires_grad
         )
         figures = {
@@ -278,35 +278,6 @@ def export(folder: Path, stage: int, method: str) -> None:
     loop.train(engine, config, runtime=runtime)
     export_weights(engine, config, runtime=runtime, folder=folder)
     destroy_engine(engine)
-
-
-def export_without_room(folder: Path, stage: int, method: str) -> None:
-    """Export to a disk with too little room for the weights, and write the error of each rank."""
-    config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method)
-    runtime = small_runtime(dropout=0.0)
-    engine = loop.build_engine(config, runtime)
-    trained = [
-        num_values(parameter) for parameter in engine.module.parameters() if parameter.requires_grad
-    ]
-    for free in (4 * sum(trained) - 1, 4 * sum(trained)):
-        own = folder / f"{free - 4 * sum(trained)}-{dist.get_rank()}"
-        with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=free)):
-            try:
-                export_weights(engine, config, runtime=runtime, folder=own)
-            except DiskFull as error:
-                own.with_suffix(".txt").write_text(str(error))
-    destroy_engine(engine)
-
-
-def test_an_export_without_room_fails_on_all_workers_before_it_is_written(trained: Path) -> None:
-    for case in ("0-full", "3-lora"):
-        folder = trained / "without-room" / case
-        errors = sorted(folder.glob("*.txt"))
-        assert [file.stem for file in errors] == ["-1-0", "-1-1"], case
-        assert not (folder / "-1-0").exists()
-        assert (folder / "0-0").exists()
-        for file in errors:
-            assert "MiB left, but the export of the node's 2 workers needs" in file.read_text()
 
 
 def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained: Path) -> None:
