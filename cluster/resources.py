@@ -157,18 +157,20 @@ def live_nodes() -> tuple[Node, ...]:
     import ray
 
     free = ray_private.free_resources_by_node()
-    nodes = [
-        Node(
-            id=node["NodeID"],
-            address=node["NodeManagerAddress"],
-            is_head=ray_private.HEAD_RESOURCE in node["Resources"],
-            total=_resources(node["Resources"]),
-            free=_resources(free.get(node["NodeID"], {})),
-            memory_bytes=int(node["Resources"].get("memory", 0)),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            nodes.append(
+                Node(
+                    id=node["NodeID"],
+                    address=node["NodeManagerAddress"],
+                    is_head=ray_private.HEAD_RESOURCE in resources,
+                    total=_resources(resources),
+                    free=_resources(free.get(node["NodeID"], {})),
+                    memory_bytes=int(resources.get("memory", 0)),
+                )
+            )
     return tuple(sorted(nodes, key=lambda node: (not node.is_head, node.address, node.id)))
 
 
@@ -194,11 +196,7 @@ def holders() -> tuple[Holder, ...]:
     """
     from ray.util.state import list_actors, list_jobs, list_placement_groups, list_tasks
 
-    commands = {
-        job.job_id: command_name(job.entrypoint)
-        for job in list_jobs(limit=MAX_LISTED)
-        if job.job_id
-    }
+    commands = {job.job_id: command_name(job.entrypoint) for job in list_jobs(limit=MAX_LISTED)}
     actors_by_group: dict[str, list[str]] = {}
     listed = []
     for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=MAX_LISTED):
@@ -218,11 +216,10 @@ def holders() -> tuple[Holder, ...]:
         )
         listed.append(Holder(commands.get(group.creator_job_id) or name, total))
     running = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
-    listed += [
-        Holder(commands.get(task.job_id) or task.name, _resources(task.required_resources or {}))
-        for task in list_tasks(filters=running, detail=True, limit=MAX_LISTED)
-        if not task.placement_group_id
-    ]
+    for task in list_tasks(filters=running, detail=True, limit=MAX_LISTED):
+        if not task.placement_group_id:
+            name = commands.get(task.job_id) or task.name
+            listed.append(Holder(name, _resources(task.required_resources or {})))
     holding = [holder for holder in listed if holder.resources.cpus or holder.resources.gpus]
     return tuple(
         sorted(

@@ -260,9 +260,11 @@ def test_the_error_for_a_local_ray_without_write_access_has_the_remedy(
     ],
 )
 def test_a_task_requests_at_most_the_resources_of_a_cluster_of_fixed_size(
-    available: dict[str, float] | None, cpus: float, gpus: float
+    available: dict[str, float] | None, cpus: float, gpus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = remote_module.task_options(Resources(4, 1), available=available)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379" if available is None else "local")
+    monkeypatch.setattr("ray.cluster_resources", lambda: available)
+    options = remote_module.task_options(Resources(4, 1))
     assert (options["num_cpus"], options["num_gpus"]) == (cpus, gpus)
     assert options["runtime_env"]["env_vars"] == ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
 
