@@ -1,6 +1,5 @@
 """Values that the ranks of a worker group exchange. Every rank must call each function."""
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -59,9 +58,3 @@ def raise_on_all_ranks(function: Callable[[], T], kind: type[Exception]) -> T:
             raise kind(text)
     value: T = result
     return value
-
-
-def ranks_of_node() -> list[int]:
-    """Return the ranks of the workers on this node, in ascending order."""
-    node = os.environ.get("NODE_RANK", "0")  # set by Ray Train
-    return [rank for rank, name in enumerate(gather(node)) if name == node]

@@ -22,12 +22,11 @@ from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.out_of_memory import out_of_memory_reported
-from training.errors import OutOfMemory
+from training.errors import OutOfMemory, UnusableCheckpoint
 from training.export import upload_weights
 from training.loop import Callbacks, build_engine, train
 from training.ranks import any_rank, from_rank_0
 from training.reports import EpochReport, Progress, TrainingResult
-from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime
 from training.worker import epoch_event, send_event
 from tuning.search_space import trial_config
@@ -181,7 +180,7 @@ class _TrialRun:
         name = from_rank_0(
             f"{progress.epoch}-{progress.step}-{dist.get_world_size()}-{uuid.uuid4().hex[:8]}"
         )
-        folder = checkpoint.stage(engine, self._config, progress=progress)
+        folder = checkpoint.stage(engine, progress=progress)
         self._upload.start(partial(self._store, folder, uri=f"{self._checkpoints}/{name}"))
         self._saved_at = time.perf_counter()
         reason = preemption.preemption_reason()
