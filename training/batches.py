@@ -65,11 +65,9 @@ def collated_steps(
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates
     ahead."""
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+    select_gpu = None
+    if torch.cuda.is_available():
         select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
-    else:
-        select_gpu = None
     with closing(steps(runtime.train, config, epoch=epoch, start=start)) as uncollated:
         step_batches = (
             _collate_step(window, batch, config, runtime=runtime) for window, batch in uncollated
@@ -87,24 +85,22 @@ def _collate_step(
 ) -> StepBatches:
     rank = dist.get_rank()
     num_ranks = dist.get_world_size()
-    own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-    share = (
-        runtime.weight(window, batch) / num_ranks
-    )  # the mean over ranks is the mean over the batch
+    # The mean over the ranks is the mean over the batch.
+    share = runtime.weight(window, batch) / num_ranks
     batches = []
     for rows in micro_batches(window.lengths, batch, config, num_ranks=num_ranks)[rank]:
-        # A rank or micro-batch may have no rows. It then computes one row with weight 0.
-        collated = runtime.collate(
-            config, window, rows if len(rows) else np.zeros(1, dtype=np.int64)
-        )
+        weight = 1 / share
+        if len(rows) == 0:  # as a rank or micro-batch may be; it computes one row without weight
+            weight = 0.0
+            rows = np.zeros(1, dtype=np.int64)
+        collated = runtime.collate(config, window, rows)
         if torch.cuda.is_available():
             collated = collated.pinned()
-        weight = 1 / share if len(rows) else 0.0
         batches.append((collated, weight))
     return StepBatches(
         batches=tuple(batches),
         row_ids=tuple(window.row_ids[row] for row in batch),
-        num_tokens=int(window.lengths[own].sum()),
+        num_tokens=int(window.lengths[rank_rows(batch, rank=rank, num_ranks=num_ranks)].sum()),
     )
 
 

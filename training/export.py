@@ -53,11 +53,10 @@ def exported_values(engine: Any, config: TrainingConfig) -> Iterator[tuple[str, 
 def _exported(engine: Any, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
     """Return the parameters that are exported, by name: all of them, or those of the adapter and
     the head."""
-    return {
-        name: p
-        for name, p in engine.module.named_parameters()
-        if p.requires_grad or config.method == "full"
-    }
+    parameters = dict(engine.module.named_parameters())
+    if config.method == "full":
+        return parameters
+    return {name: each for name, each in parameters.items() if each.requires_grad}
 
 
 def export_weights(
@@ -72,9 +71,8 @@ def export_weights(
     on every rank if a weight is not finite, or an adapter is empty.
     """
     loaded = _write_and_load(engine, config, runtime=runtime, folder=folder)
-    if loaded is None:
-        stored = {}
-    else:
+    stored = {}
+    if loaded is not None:
         stored = {name: weight.detach() for name, weight in loaded.named_parameters()}
     different = _differing_from_engine(engine, config, stored=stored)
     with fp32_weights(engine.module):
@@ -85,15 +83,15 @@ def export_weights(
         raise UnusableWeights(
             f"the exported weights differ from the trained model in {', '.join(different[:3])}"
         )
-    dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
-    precision = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
+    tolerance = TOLERANCE[torch.float32]
+    if torch.bfloat16 in {forward_dtype(parameter) for parameter in engine.module.parameters()}:
+        tolerance = TOLERANCE[torch.bfloat16]
+    dtype = torch.float32
     if config.parameter_dtype == "bf16":
         dtype = torch.bfloat16
-    else:
-        dtype = torch.float32
     loaded = layerwise_copy(loaded, dtype=dtype, device=engine.device)
     difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
-    if not difference < TOLERANCE[precision] * max(1.0, float(trained.abs().max())):
+    if not difference < tolerance * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
             "the exported weights give other predictions than the trained model (a logit differs "
             f"by {difference:.3g})"
@@ -146,9 +144,8 @@ def _write_and_load(
 def _finite(values: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the values. Raises UnusableWeights for one that is empty or not finite."""
     for name, value in values:
-        if value.numel() == 0 or not all(
-            map(torch.isfinite, value.aminmax())
-        ):  # which allocates nothing
+        # `aminmax` allocates nothing.
+        if value.numel() == 0 or not all(map(torch.isfinite, value.aminmax())):
             raise UnusableWeights(
                 f"weights are empty or not finite in {name}; lower training.learning_rate"
             )
@@ -205,19 +202,21 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
     files, or the weights in them, do not match.
     """
     folders = [local_copy(source) for source in uris]
-    # The folder of a former candidate also contains the index of its retrieved examples.
-    names = [
-        sorted({path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES})
-        for folder in folders
-    ]
-    if not names[0] or any(other != names[0] for other in names):
+    names = _weight_files(folders[0])
+    if not names or any(_weight_files(folder) != names for folder in folders):
         raise ValueError(
             f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged"
         )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
-        for name in names[0]:
+        for name in names:
             _average_file([folder / name for folder in folders], Path(temporary) / name)
         upload_folder(Path(temporary), uri)
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Return the names of the files with weights. The folder of an earlier candidate also contains
+    the index of its retrieved examples."""
+    return {path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES}
 
 
 def _average_file(files: Sequence[Path], mean: Path) -> None:
@@ -232,7 +231,9 @@ def _average_file(files: Sequence[Path], mean: Path) -> None:
             raise ValueError(
                 f"the weights {key!r} in {', '.join(map(str, files))} have different shapes"
             )
-    means = (
-        (key, sum(file.get_tensor(key).double() for file in opened) / len(opened)) for key in keys
-    )
-    save_tensors(((key, value.float()) for key, value in means), mean, shapes=shapes)
+
+    def mean_of(key: str) -> torch.Tensor:
+        total = sum(file.get_tensor(key).double() for file in opened)
+        return torch.as_tensor(total / len(opened)).float()
+
+    save_tensors(((key, mean_of(key)) for key in keys), mean, shapes=shapes)

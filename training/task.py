@@ -39,16 +39,14 @@ class TrainingTask(ABC):
     test rows."""
 
     base_model: str  # URI of the staged base model
-    train: (
-        Rows | TokenizedRows | Shards
-    )  # rows or their tokens in memory, or tokenized shards on S3
+    train: Rows | TokenizedRows | Shards
+    """Rows or their tokens in memory, or tokenized shards on S3."""
     validation: Rows
     max_length: int
     metric: str  # metric of the validation score; a key of `tailorbird.config.metrics.METRICS`
     validation_tokens: TokenizedRows | None = None  # tokens of `validation`, if they are known
-    validates_tokens: ClassVar[bool] = (
-        False  # true if a validation reads the tokens of training, and no texts
-    )
+    validates_tokens: ClassVar[bool] = False
+    """True if a validation reads the tokens of training, and no texts."""
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":

@@ -75,34 +75,30 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
     """
     over_gloo = config.gpus_per_worker == 0
     bf16 = config.parameter_dtype == "bf16"
-    offloaded = {
-        "optimizer": ("offload_optimizer",),
-        "parameters": ("offload_optimizer", "offload_param"),
-    }
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    autocast_options: dict[str, Any] = {"enabled": autocast and not bf16, "dtype": "bfloat16"}
+    if over_gloo:
+        zero["reduce_scatter"] = False
+        autocast_options["lower_precision_safe_modules"] = []
+    if config.overlap_comm is not None:
+        zero["overlap_comm"] = config.overlap_comm
+    if config.zero_stage == 3:
+        zero["zero_hpz_partition_size"] = config.zero_hpz_partition_size
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+
     options = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
         "gradient_accumulation_steps": config.accumulation_steps(num_workers),
         "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            **({"reduce_scatter": False} if over_gloo else {}),
-            **({} if config.overlap_comm is None else {"overlap_comm": config.overlap_comm}),
-            **(
-                {"zero_hpz_partition_size": config.zero_hpz_partition_size}
-                if config.zero_stage == 3
-                else {}
-            ),
-            **{name: {"device": "cpu"} for name in offloaded.get(config.offload, ())},
-        },
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's CPU optimizer would be compiled at run time
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16},
-        "torch_autocast": {
-            "enabled": autocast and not bf16,
-            "dtype": "bfloat16",
-            **({"lower_precision_safe_modules": []} if over_gloo else {}),
-        },
+        "torch_autocast": autocast_options,
         "steps_per_print": 1_000_000_000,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice per micro-batch
     }
@@ -113,11 +109,10 @@ def _merged(options: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
     merged = dict(options)
     for name, value in overrides.items():
         default = merged.get(name)
-        merged[name] = (
-            _merged(default, value)
-            if isinstance(default, dict) and isinstance(value, dict)
-            else value
-        )
+        if isinstance(default, dict) and isinstance(value, dict):
+            merged[name] = _merged(default, value)
+        else:
+            merged[name] = value
     return merged
 
 
@@ -129,9 +124,7 @@ def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: fl
     starts at its second step.
     """
     for group in optimizer.param_groups:
-        group["initial_lr"] = group[
-            "lr"
-        ]  # LambdaLR requires this field if it starts at a later step
+        group["initial_lr"] = group["lr"]  # LambdaLR requires it if it starts at a later step
     num_warmup_steps = int(num_steps * warmup_fraction)
     schedule: LambdaLR = get_linear_schedule_with_warmup(
         optimizer, num_warmup_steps + 1, num_steps + 1, last_epoch=0
@@ -142,21 +135,27 @@ def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: fl
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[ParameterGroup]:
     """Return the trainable parameters in three groups: matrices (with weight decay), vectors, and
     the head."""
-    trainable = [
-        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    base = [parameter for name, parameter in trainable if not name.startswith("head.")]
-    head = [parameter for name, parameter in trainable if name.startswith("head.")]
-    base_rate = config.learning_rate * (config.lora_multiplier if config.method == "lora" else 1.0)
-    return [
-        {
-            "params": [p for p in base if p.ndim > 1],
-            "lr": base_rate,
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in base if p.ndim <= 1], "lr": base_rate, "weight_decay": 0.0},
-        {"params": head, "lr": config.learning_rate * config.head_multiplier, "weight_decay": 0.0},
-    ]
+    base_rate = config.learning_rate
+    if config.method == "lora":
+        base_rate *= config.lora_multiplier
+    head_rate = config.learning_rate * config.head_multiplier
+    matrices: ParameterGroup = {
+        "params": [],
+        "lr": base_rate,
+        "weight_decay": config.weight_decay,
+    }
+    vectors: ParameterGroup = {"params": [], "lr": base_rate, "weight_decay": 0.0}
+    head: ParameterGroup = {"params": [], "lr": head_rate, "weight_decay": 0.0}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("head."):
+            head["params"].append(parameter)
+        elif parameter.ndim > 1:
+            matrices["params"].append(parameter)
+        else:
+            vectors["params"].append(parameter)
+    return [matrices, vectors, head]
 
 
 def use_kernels(model: nn.Module, config: TrainingConfig) -> None:

@@ -176,13 +176,11 @@ def coalesced(ranges: Iterable[FileRange]) -> list[list[FileRange]]:
 def _read_ranges(file: Any, ranges: Sequence[FileRange], *, uri: str) -> None:
     """Read ranges of a file, in one read, into the tensors that need them."""
     start = ranges[0].start
-    num_bytes = max(each.end for each in ranges) - start
+    end = max(each.end for each in ranges)
+    if file.size() < end:
+        raise UnusableCheckpoint(f"{uri} is truncated: it has {file.size()} of {end} bytes")
     with storage_errors(uri):
-        data = memoryview(file.read_at(num_bytes, start))
-    if len(data) != num_bytes:
-        raise UnusableCheckpoint(
-            f"{uri} is truncated: {len(data)} instead of {num_bytes} bytes of tensors were read"
-        )
+        data = memoryview(file.read_at(end - start, start))
     for each in ranges:
         values = bytearray(data[each.start - start : each.end - start])
         each.target.copy_(torch.frombuffer(values, dtype=torch.float32))

@@ -5,14 +5,16 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.storage import StorageError
+from tailorbird.storage import StorageError, open_file
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
 from training.checkpoint import Upload
@@ -135,14 +137,18 @@ def test_a_checkpoint_without_the_record_of_a_rank_is_rejected(
 
 
 def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(
-    checkpoints: dict[int, Path], tmp_path: Path
+    checkpoints: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(checkpoints[1], tmp_path / "copy")
-    file = folder / "state-0.safetensors"
-    file.unlink()
-    file.symlink_to("/proc/self/mem")  # can be opened, but not read
-    with pytest.raises(StorageError, match=file.as_uri()):
-        resume(folder, stage=1)
+    @contextmanager
+    def open_lost(uri: str) -> Iterator[Any]:
+        lost = OSError("AWS Error NETWORK_CONNECTION")
+        with open_file(uri) as file:
+            yield mock.Mock(wraps=file, read_at=mock.Mock(side_effect=lost))
+
+    monkeypatch.setattr("training.engine.resharding.open_file", open_lost)
+    uri = checkpoints[1].as_uri()
+    with pytest.raises(StorageError, match=f"{uri}/state-0.safetensors"):
+        resume(checkpoints[1], stage=1)
 
 
 def test_a_staged_folder_remains_unless_its_block_fails() -> None:
