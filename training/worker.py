@@ -32,7 +32,12 @@ def epoch_event(
 ) -> EpochEvent:
     """Return the progress event of an epoch's report."""
     return EpochEvent(
-        report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial
+        epoch=report.epoch,
+        score=report.score,
+        loss=report.loss,
+        rows_per_second=report.rows_per_second,
+        seed=seed,
+        trial=trial,
     )
 
 
