@@ -52,8 +52,8 @@ def _rounded_weights(model: nn.Module) -> set[int]:
     A weight that an embedding shares is not among them, because the output of an embedding is not
     rounded.
     """
-    rounded = set()
-    shared = set()
+    rounded: set[int] = set()
+    shared: set[int] = set()
     for module in model.modules():
         if not isinstance(module, nn.Linear):
             shared.update(map(id, module.parameters(recurse=False)))
