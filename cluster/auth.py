@@ -33,14 +33,6 @@ def is_token_for(token_path: str, address: str) -> bool:
     return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") in own
 
 
-def auth_headers() -> dict[str, str]:
-    """Return HTTP headers with the token; empty if there is no token."""
-    token = read_token()
-    if token:
-        return {"Authorization": f"Bearer {token}"}
-    return {}
-
-
 def read_token() -> str:
     """Return the token for the dashboard in the environment; empty if there is none."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")

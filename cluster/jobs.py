@@ -1,7 +1,6 @@
 """Submit a recipe as a Ray job, and list, follow and stop jobs, with Ray's client of its job
 API."""
 
-import asyncio
 import re
 import signal
 import tempfile
@@ -13,11 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import aiohttp
 import requests
 
-from cluster.auth import DASHBOARD, SessionError, Unreachable, auth_headers
-from cluster.certificates import verify
+from cluster.auth import DASHBOARD, SessionError, Unreachable
 from cluster.dashboard import dashboard_url, request_dashboard
 from cluster.job_package import RECIPE_FILE, pack
 from cluster.ray_private import HEAD_RESOURCE, job_client
@@ -40,14 +37,13 @@ SIGNALLED = 128  # plus the signal's number: exit code of a process that a signa
 MAX_OUTAGE_S = 120.0
 MAX_LOG_OUTAGE_S = 10.0
 RETRY_S = 1.0
-# a stream without new lines for so long is opened again, because its connection may be lost
-MAX_SILENCE_S = 30.0
-STATUS_S = 5.0  # between two reads of the status of a job whose log is followed
+POLL_S = 2.0  # between two reads of the status and the log of a job that is followed
 STOP_S = 30.0
 
 Value = TypeVar("Value")
 Write = Callable[[str], Any]
 OnStatus = Callable[["Job"], Any]
+Effect = Literal["started", "started again", "running", "done"]
 
 
 class JobError(ValueError):
@@ -80,7 +76,8 @@ class Job:
             return 0
         if self.status == STOPPED:
             return SIGNALLED + signal.SIGTERM
-        code = self.driver_exit_code or FAILURE  # None if Ray could not start the driver or lost it
+        # None if Ray could not start the driver or lost it
+        code = self.driver_exit_code or FAILURE
         if code < 0:
             return SIGNALLED - code
         return code
@@ -95,12 +92,13 @@ class Job:
         return f"{self.id} is {self.status.lower()}; its log has no new line"
 
     def line(self) -> str:
-        if self.started_s is None:
-            started = ""
-        else:
+        started = ""
+        if self.started_s is not None:
             started = f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
-        code = f" ({self.exit_code})" if self.exit_code else ""
-        return f"{self.id:<40} {self.status + code:<16} {started}"
+        status = self.status
+        if self.exit_code:
+            status += f" ({self.exit_code})"
+        return f"{self.id:<40} {status:<16} {started}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Submitted:
     done."""
 
     job: Job
-    how: Literal["started", "started again", "running", "done"]
+    how: Effect
 
     def line(self) -> str:
         summary = {
@@ -194,15 +192,16 @@ def start(
     """Start the entrypoint as a job with this name, unless such a job is running or has succeeded;
     see `submit`."""
     client = _client()
-    earlier = _attempts(client, name)
-    last = earlier[-1] if earlier else None
+    last = _last_attempt(client, name)
     if last is not None and not last.is_over:
         return Submitted(last, "running")
     if last is not None and last.status == SUCCEEDED and not again:
         return Submitted(last, "done")
-    job_id = (
-        name if last is None else f"{name}-{_number(last.id, name) + 1}"
-    )  # Ray rejects an id that was used before
+    job_id = name
+    how: Effect = "started"
+    if last is not None:
+        job_id = f"{name}-{_number(last.id, name) + 1}"  # Ray rejects an id that was used before
+        how = "started again"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "package.zip"
         path.write_bytes(package)
@@ -218,7 +217,7 @@ def start(
             with suppress(JobError):  # another client started it at the same time
                 return Submitted(_read(client, job_id), "running")
             raise JobError(f"Ray does not start the job: {error}") from None
-    return Submitted(_read(client, job_id), "started" if last is None else "started again")
+    return Submitted(_read(client, job_id), how)
 
 
 def list_jobs() -> tuple[Job, ...]:
@@ -265,62 +264,28 @@ def follow(
 ) -> Job:
     """Write the job's log as it grows, and return the job when it has ended.
 
-    `on_status` receives the job at the start and then every STATUS_S seconds. A dashboard outage of
-    up to `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
+    `on_status` receives the job every POLL_S seconds. A dashboard outage of up to `max_outage_s`
+    seconds only causes a delay. Raises SessionError after a longer outage.
     """
     client = _client()
     num_written = 0
-    on_status(_read(client, job_id))
-
-    def write_new(text: str) -> None:
-        nonlocal num_written
-        num_written += len(text)
-        write(text)
-
     while True:
-        with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the job's status is read below
-            asyncio.run(
-                _tail(client, job_id, start=num_written, write=write_new, on_status=on_status)
-            )
         job = _retry(lambda: _read(client, job_id), max_outage_s=max_outage_s)
-        max_log_outage_s = MAX_LOG_OUTAGE_S if job.is_over else 0.0
-        try:  # write the part that the stream did not deliver
-            log = _retry(lambda: client.get_job_logs(job_id), max_outage_s=max_log_outage_s)
-            write_new(log[num_written:])
+        if not job.is_over:
+            on_status(job)
+        try:
+            log = _retry(
+                lambda: client.get_job_logs(job_id),
+                max_outage_s=MAX_LOG_OUTAGE_S if job.is_over else 0.0,
+            )
+            write(log[num_written:])
+            num_written = max(num_written, len(log))
         except (RuntimeError, SessionError) as error:
             if job.is_over:  # return the ended job even if its log cannot be read
                 write(f"\nthe rest of the log cannot be read: {error}\n")
         if job.is_over:
             return job
-        time.sleep(RETRY_S)
-
-
-async def _tail(client: Any, job_id: str, *, start: int, write: Write, on_status: OnStatus) -> None:
-    """Write the log from the position `start` as it grows, until the job ends or the stream breaks
-    off.
-
-    Raises TimeoutError if the log has no new lines for MAX_SILENCE_S seconds.
-    """
-    polling = asyncio.create_task(_poll(client, job_id, on_status))
-    try:
-        async with asyncio.timeout(MAX_SILENCE_S) as silence:
-            async for text in client.tail_job_logs(job_id):
-                write(text[start:])
-                start = max(0, start - len(text))
-                silence.reschedule(asyncio.get_running_loop().time() + MAX_SILENCE_S)
-    finally:
-        polling.cancel()
-
-
-async def _poll(client: Any, job_id: str, on_status: OnStatus) -> None:
-    """Pass the job to `on_status` every STATUS_S seconds until it ends, if the dashboard
-    answers."""
-    while True:
-        await asyncio.sleep(STATUS_S)
-        with suppress(ValueError, RuntimeError):  # the dashboard may be restarting
-            job = _read(client, job_id)
-            if not job.is_over:  # else the stream ends too
-                on_status(job)
+        time.sleep(POLL_S)
 
 
 def _retry(request: Callable[[], Value], *, max_outage_s: float) -> Value:
@@ -336,10 +301,10 @@ def _retry(request: Callable[[], Value], *, max_outage_s: float) -> Value:
         time.sleep(RETRY_S)
 
 
-def _attempts(client: Any, name: str) -> list[Job]:
-    """Return the jobs with this name, ordered by number."""
+def _last_attempt(client: Any, name: str) -> Job | None:
+    """Return the job with this name and the highest number, or None."""
     jobs = [job for job in _list(client) if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
-    return sorted(jobs, key=lambda job: _number(job.id, name))
+    return max(jobs, key=lambda job: _number(job.id, name), default=None)
 
 
 def _number(job_id: str, name: str) -> int:
@@ -348,13 +313,8 @@ def _number(job_id: str, name: str) -> int:
 
 def _client() -> Any:
     """Return Ray's client for the dashboard; raise JobError if another server answers."""
-    headers = auth_headers() or {
-        "Authorization": ""
-    }  # without this header, Ray's client sends the token of a stack
     try:
-        return job_client(
-            dashboard_url(), headers=headers, verify=verify(), request=request_dashboard
-        )
+        return job_client(dashboard_url(), request=request_dashboard)
     except (RuntimeError, KeyError, requests.RequestException) as error:
         raise JobError(
             f"{dashboard_url()} does not answer like Ray's dashboard ({error}); set the "
@@ -372,14 +332,12 @@ def _read(client: Any, job_id: str) -> Job:
         details = client.get_job_info(job_id)
         if details.submission_id == job_id:
             return _job(details)
-    except (
-        RuntimeError,
-        TypeError,
-    ):  # the job is unknown, or the address of the request is that of a list
-        pass
-    others = ", ".join(f"{other.id} ({other.status})" for other in _list(client))
-    known = f"existing jobs: {others}" if others else "no jobs exist"
-    raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; {known}")
+    except (RuntimeError, TypeError):
+        pass  # the job is unknown, or the address of the request is that of a list
+    existing = ", ".join(f"{job.id} ({job.status})" for job in _list(client))
+    raise JobError(
+        f"no job {job_id!r} was submitted to {dashboard_url()}; existing jobs: {existing or 'none'}"
+    )
 
 
 def _job(details: Any) -> Job:
@@ -390,13 +348,7 @@ def _job(details: Any) -> Job:
         entrypoint=details.entrypoint,
         message=details.message or "",
         metadata=details.metadata or {},
-        started_s=_seconds(details.start_time),
-        ended_s=_seconds(details.end_time),
+        started_s=details.start_time and details.start_time / 1000,
+        ended_s=details.end_time and details.end_time / 1000,
         driver_exit_code=details.driver_exit_code,
     )
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    if milliseconds is None:
-        return None
-    return milliseconds / 1000

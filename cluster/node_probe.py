@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,11 @@ T = TypeVar("T")
 
 PROBE_TIMEOUT_S = 60
 ABSENT_ETAG = '"00000000000000000000000000000000"'  # an ETag that no object has
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Limit and usage of a container's memory, of cgroups 2 and 1."""
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """The cluster file that `ray up` stores on the head node for the autoscaler."""
 
@@ -56,9 +62,7 @@ class NodeReport:
     free_bytes: int  # free memory of the node or its container
     gpu_bytes: tuple[int, ...]  # memory of each GPU as reported by `nvidia-smi`
     bfloat16: bool  # True if the CPU supports bfloat16
-    node_types: tuple[
-        NodeType, ...
-    ]  # node types in the cluster file of `ray up`, if it is on this node
+    node_types: tuple[NodeType, ...]  # of the cluster file of `ray up`, if it is on this node
     in_kubernetes: bool
 
 
@@ -74,7 +78,7 @@ def gpu_bytes_of_cluster() -> tuple[int, ...]:
     """Return the memory in bytes of each GPU of the connected cluster. Nodes that do not report it
     are omitted."""
     reports, _ = _on_each([node for node in live_nodes() if node.total.gpus], gpu_bytes)
-    return tuple(size for report in reports.values() for size in report)
+    return tuple(chain.from_iterable(reports.values()))
 
 
 def _on_each(
@@ -90,39 +94,37 @@ def _on_each(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(probe)
-    running = {
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ).remote(*arguments): node
-        for node in nodes
-    }
-    done, late = ray.wait(list(running), num_returns=len(running), timeout=PROBE_TIMEOUT_S)
+    node_ids = {}
+    for node in nodes:
+        on_node = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        node_ids[task.options(scheduling_strategy=on_node).remote(*arguments)] = node.id
+    done, late = ray.wait(list(node_ids), num_returns=len(node_ids), timeout=PROBE_TIMEOUT_S)
+
     reports = {}
     faults = {}
     for result in late:
         ray.cancel(result, force=True)
-        faults[running[result].id] = f"no answer within {PROBE_TIMEOUT_S} s"
+        faults[node_ids[result]] = f"no answer within {PROBE_TIMEOUT_S} s"
     for result in done:
         try:
-            reports[running[result].id] = ray.get(result)
+            reports[node_ids[result]] = ray.get(result)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            faults[running[result].id] = (
-                f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
-            )
+            _, _, last_line = str(cause).rpartition("\n")
+            faults[node_ids[result]] = f"{type(cause).__name__}: {last_line}"
     return reports, faults
 
 
 def probe_node(request: ProbeRequest) -> NodeReport:
     """Return the report of this node."""
-    unread = {uri: fault for uri in request.data if (fault := _read_fault(uri))}
-    if request.base_model is not None and (fault := _absence(f"{request.base_model}/config.json")):
-        unread[request.base_model] = fault
+    faults = {uri: _read_fault(uri) for uri in request.data}
+    if request.base_model is not None:
+        faults[request.base_model] = _absence(f"{request.base_model}/config.json")
     total, free = memory_bytes()
     return NodeReport(
         versions=local_versions(),
         packages={name: installed_version(name) for name in request.packages},
-        unread=unread,
+        unread={uri: fault for uri, fault in faults.items() if fault is not None},
         written=check_writing(request.task_uri),
         memory_bytes=total,
         free_bytes=free,
@@ -140,8 +142,9 @@ def check_writing(task_uri: str) -> WriteCheck:
     try:
         etag = storage.write_if_match(uri, b"one", etag=None)
         try:
-            second, stale = (_is_refused(uri, etag=other) for other in (None, ABSENT_ETAG))
-            if second and stale:
+            refuses_second = _is_refused(uri, etag=None)
+            refuses_stale = _is_refused(uri, etag=ABSENT_ETAG)
+            if refuses_second and refuses_stale:
                 storage.write_if_match(uri, b"two", etag=etag)
                 if storage.read_bytes(uri) != b"two":
                     return WriteCheck(
@@ -153,7 +156,7 @@ def check_writing(task_uri: str) -> WriteCheck:
             storage.delete(uri)
     except ValueError as error:
         return WriteCheck(str(error))
-    return WriteCheck(refuses_second=second, refuses_stale=stale)
+    return WriteCheck(refuses_second=refuses_second, refuses_stale=refuses_stale)
 
 
 def _is_refused(uri: str, *, etag: str | None) -> bool:
@@ -170,13 +173,7 @@ def memory_bytes() -> tuple[int, int]:
     memory = psutil.virtual_memory()
     total = int(memory.total)
     free = int(memory.available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
+    for limit, used in CGROUP_FILES:
         with suppress(OSError, ValueError):  # `max` is not a number and means no limit
             allowed = int(Path(limit).read_text())
             if allowed < total:
@@ -228,8 +225,7 @@ def _has_bfloat16() -> bool:
 
 
 def _bootstrap_types() -> tuple[NodeType, ...]:
-    with suppress(
-        OSError, yaml.YAMLError, RuntimeError
-    ):  # RuntimeError: the user has no home folder
+    # RuntimeError: the user has no home folder.
+    with suppress(OSError, yaml.YAMLError, RuntimeError):
         return parse_node_types(yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8")))
     return ()

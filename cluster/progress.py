@@ -15,7 +15,7 @@ class PlannedStage:
     """The expected duration of a stage, and how it was computed."""
 
     name: str  # as `StageEvent.name`
-    seconds: float | None  # None if it cannot be estimated
+    seconds: float
     basis: str  # such as `400 rows at 12 rows/s`
 
 
@@ -66,6 +66,13 @@ class RowsEvent:
     rows_per_second: float
     unit: str = "rows"
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left at this rate; None without a rate."""
+        if not self.rows_per_second:
+            return None
+        return (self.total - self.done) / self.rows_per_second
+
 
 @dataclass(frozen=True)
 class ScoreEvent:
@@ -108,9 +115,8 @@ class StepEvent:
     rows_per_second: float
     seed: int | None = None
     trial: str | None = None
-    seconds_left: float | None = (
-        None  # in the steps of all epochs of this training, at the current rate
-    )
+    seconds_left: float | None = None
+    """Time left in the steps of all epochs of this training, at the current rate."""
 
 
 ProgressEvent = (

@@ -43,29 +43,8 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
     return available_resources_per_node()  # type: ignore[no-any-return]
 
 
-def autoscaler_node_groups() -> tuple[Any, ...]:
-    """Return the node types that the cluster's autoscaler has reported to GCS.
-
-    Each has `name`, `resources` by name, and `max_count`, which is -1 without a limit. Ray's own
-    autoscalers do not report any as of 2.60.
-    """
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    if config is not None:
-        return tuple(config.node_group_configs)
-    return ()
-
-
-def job_client(
-    address: str,
-    *,
-    headers: Mapping[str, str],
-    verify: str | bool,
-    request: Callable[..., requests.Response],
-) -> Any:
-    """Return Ray's client of the job API at `address`. It sends all requests but the stream of a
-    log with `request`.
+def job_client(address: str, *, request: Callable[..., requests.Response]) -> Any:
+    """Return Ray's client of the job API at `address`, which sends all requests with `request`.
 
     Ray's client sends them without a timeout, and prefers an entry in ~/.netrc to the token.
     """
@@ -77,9 +56,8 @@ def job_client(
         ) -> requests.Response:
             return request(method, endpoint, body=json_data if data is None else data)
 
-    for module in ("dashboard_sdk", "job.sdk"):  # they log every upload and every end of a stream
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
-    return JobClient(address, headers=dict(headers), verify=verify)
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # uploads
+    return JobClient(address, headers={"Authorization": ""})  # `request` adds the token
 
 
 def preemption_context() -> Any:

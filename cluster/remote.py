@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,9 +34,8 @@ def run_remote(
     """
     import ray
 
-    if progress is SILENT:
-        in_task = function
-    else:
+    in_task = function
+    if progress is not SILENT:
         in_task = reporting_function(function, progress)
     if resources.gpus:
         task = ray.remote(max_calls=1)(in_task)
@@ -45,15 +44,10 @@ def run_remote(
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
-        if os.environ.get("RAY_ADDRESS") == LOCAL:
-            available = ray.cluster_resources()
-        else:
-            available = None
         try:
-            options = task_options(resources, available=available)
-            result = task.options(**options).remote(*args, **kwargs)
+            result = task.options(**task_options(resources)).remote(*args, **kwargs)
             report_waiting(
-                result, resources=resources, progress=progress if progress is not SILENT else here
+                result, resources=resources, progress=here if progress is SILENT else progress
             )
             value: R = ray.get(result)
         except ray.exceptions.RayTaskError as error:
@@ -112,9 +106,10 @@ def report_waiting(result: Any, *, resources: Resources, progress: ProgressRepor
     if progress is SILENT:
         return
     reported = None
-    while not ray.wait([result], timeout=WAIT_INTERVAL_S, fetch_local=False)[0] and is_waiting(
-        result
-    ):
+    while True:
+        ended, _ = ray.wait([result], timeout=WAIT_INTERVAL_S, fetch_local=False)
+        if ended or not is_waiting(result):
+            break
         text = f"waiting for {resources.text()}, {held_by(holders_or_none())}"
         if text != reported:
             reported = text
@@ -123,19 +118,23 @@ def report_waiting(result: Any, *, resources: Resources, progress: ProgressRepor
         progress.activity("the task has started")
 
 
-def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, Any]:
-    """Return Ray's options for a task with these resources, limited to `available`. Without a GPU,
-    it sees none.
+def task_options(resources: Resources) -> dict[str, Any]:
+    """Return Ray's options for a task with these resources. Without a GPU, it sees none.
 
-    `available` contains the resources of a cluster of fixed size, where a task that requests more
-    would wait forever. It is None if nodes can join the cluster.
+    A Ray that this process has started has a fixed size, and a task that requests more would wait
+    forever, so the task gets at most what it has.
     """
-    amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
-    limited = {
-        option: float(amount if available is None else min(amount, available.get(name, 0.0)))
-        for option, (name, amount) in amounts.items()
+    import ray
+
+    amounts = {"CPU": resources.cpus, "GPU": resources.gpus}
+    if os.environ.get("RAY_ADDRESS") == LOCAL:
+        available = ray.cluster_resources()
+        amounts = {name: min(size, available.get(name, 0.0)) for name, size in amounts.items()}
+    return {
+        "num_cpus": float(amounts["CPU"]),
+        "num_gpus": float(amounts["GPU"]),
+        "runtime_env": {"env_vars": gpu_visibility(amounts["GPU"])},
     }
-    return {**limited, "runtime_env": {"env_vars": gpu_visibility(limited["num_gpus"])}}
 
 
 def this_node_selector() -> dict[str, str]:

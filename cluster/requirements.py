@@ -41,7 +41,12 @@ class Requirements:
     def group(self, name: str) -> tuple[Package, ...]:
         """Return the packages of a group with their installed versions."""
         return tuple(
-            Package(package, wanted, installed_version(package), self.features.get(package, ""))
+            Package(
+                package,
+                wanted,
+                installed=installed_version(package),
+                features=self.features.get(package, ""),
+            )
             for package, wanted in self.packages[name]
         )
 

@@ -35,18 +35,21 @@ class Resources:
 
     def text(self) -> str:
         """Return text such as `2 CPUs and 1 GPU`."""
-        amounts = [(self.cpus, "CPU"), (self.gpus, "GPU")]
-        return " and ".join(
-            f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount
-        )
+        texts = []
+        for amount, name in ((self.cpus, "CPU"), (self.gpus, "GPU")):
+            if amount:
+                plural = "" if amount == 1 else "s"
+                texts.append(f"{amount:g} {name}{plural}")
+        return " and ".join(texts)
 
     def num_workers(self, worker: "Resources") -> int:
         """Return the number of workers with these resources that fit a node with the resources
         `self`."""
-        pairs = ((self.cpus, worker.cpus), (self.gpus, worker.gpus))
-        return min(
-            int(total / required + 1e-6) if required else UNBOUNDED for total, required in pairs
-        )
+        number = UNBOUNDED
+        for total, required in ((self.cpus, worker.cpus), (self.gpus, worker.gpus)):
+            if required:
+                number = min(number, int(total / required + 1e-6))
+        return number
 
 
 def gpu_visibility(gpus: float) -> dict[str, str]:
@@ -92,13 +95,12 @@ class Node:
 
 @dataclass(frozen=True)
 class NodeType:
-    """A kind of node that an autoscaler can start."""
+    """A kind of node that the autoscaler of `ray up` can start."""
 
     name: str
     resources: Resources
-    max_nodes: int | None  # None without a limit
-    max_nodes_of_all_types: int | None = None
-    """Limit for the nodes of all types together; None without a limit."""
+    max_nodes: int
+    max_nodes_of_all_types: int = UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,12 @@ def workers_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
 def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
     """Return the maximum number of workers that fit an autoscaler's node types, using the largest
     types first."""
-    bounds = (kind.max_nodes_of_all_types for kind in types)
-    left = min((UNBOUNDED if bound is None else bound for bound in bounds), default=0)
+    left = min((kind.max_nodes_of_all_types for kind in types), default=0)
     workers = 0
     for kind in sorted(types, key=lambda kind: -kind.resources.num_workers(worker)):
-        nodes = min(left, UNBOUNDED if kind.max_nodes is None else kind.max_nodes)
-        workers = workers + nodes * kind.resources.num_workers(worker)
-        left = left - nodes
+        nodes = min(left, kind.max_nodes)
+        workers += nodes * kind.resources.num_workers(worker)
+        left -= nodes
     return workers
 
 
@@ -143,10 +144,8 @@ def cluster_versions(address: str) -> Versions | None:
     host, colon, port = address.rpartition(":")
     if "://" in address or not colon:
         return None
-    with socket.create_connection(
-        (host, int(port)), timeout=REACH_TIMEOUT_S
-    ):  # Ray would wait for minutes
-        pass
+    # Ray would wait for minutes.
+    socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
     versions = ray_private.cluster_versions(address)
     if versions is None:
         return None
@@ -158,50 +157,36 @@ def live_nodes() -> tuple[Node, ...]:
     import ray
 
     free = ray_private.free_resources_by_node()
-    nodes = [
-        Node(
-            id=node["NodeID"],
-            address=node["NodeManagerAddress"],
-            is_head=ray_private.HEAD_RESOURCE in node["Resources"],
-            total=_resources(node["Resources"]),
-            free=_resources(free.get(node["NodeID"], {})),
-            memory_bytes=int(node["Resources"].get("memory", 0)),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            nodes.append(
+                Node(
+                    id=node["NodeID"],
+                    address=node["NodeManagerAddress"],
+                    is_head=ray_private.HEAD_RESOURCE in resources,
+                    total=_resources(resources),
+                    free=_resources(free.get(node["NodeID"], {})),
+                    memory_bytes=int(resources.get("memory", 0)),
+                )
+            )
     return tuple(sorted(nodes, key=lambda node: (not node.is_head, node.address, node.id)))
-
-
-def reported_node_types() -> tuple[NodeType, ...] | None:
-    """Return the node types that the cluster's autoscaler has reported to GCS; None if there are
-    none."""
-    types = tuple(
-        NodeType(
-            group.name,
-            _resources(group.resources),
-            None if group.max_count < 0 else group.max_count,
-        )
-        for group in ray_private.autoscaler_node_groups()
-    )
-    return types or None
 
 
 def parse_node_types(content: Any) -> tuple[NodeType, ...]:
     """Return the node types in the parsed cluster file of `ray up`, except those without named
     resources."""
-    if isinstance(content, dict):
-        types = content.get("available_node_types")
-    else:
-        types = None
-    bound = content.get("max_workers", 2) if types else 0  # Ray's default for the whole cluster
-    return tuple(
-        NodeType(
-            name, _resources(kind["resources"]), min(bound, kind.get("max_workers", bound)), bound
-        )
-        for name, kind in (types or {}).items()
-        if kind.get("resources")
-    )
+    if not isinstance(content, dict):
+        return ()
+    bound = content.get("max_workers", 2)  # Ray's default for the whole cluster
+    types = []
+    for name, kind in (content.get("available_node_types") or {}).items():
+        if kind.get("resources"):
+            most = min(bound, kind.get("max_workers", bound))
+            resources = _resources(kind["resources"])
+            types.append(NodeType(name, resources, max_nodes=most, max_nodes_of_all_types=bound))
+    return tuple(types)
 
 
 def holders() -> tuple[Holder, ...]:
@@ -211,11 +196,7 @@ def holders() -> tuple[Holder, ...]:
     """
     from ray.util.state import list_actors, list_jobs, list_placement_groups, list_tasks
 
-    commands = {
-        job.job_id: command_name(job.entrypoint)
-        for job in list_jobs(limit=MAX_LISTED)
-        if job.job_id
-    }
+    commands = {job.job_id: command_name(job.entrypoint) for job in list_jobs(limit=MAX_LISTED)}
     actors_by_group: dict[str, list[str]] = {}
     listed = []
     for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=MAX_LISTED):
@@ -235,11 +216,10 @@ def holders() -> tuple[Holder, ...]:
         )
         listed.append(Holder(commands.get(group.creator_job_id) or name, total))
     running = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
-    listed += [
-        Holder(commands.get(task.job_id) or task.name, _resources(task.required_resources or {}))
-        for task in list_tasks(filters=running, detail=True, limit=MAX_LISTED)
-        if not task.placement_group_id
-    ]
+    for task in list_tasks(filters=running, detail=True, limit=MAX_LISTED):
+        if not task.placement_group_id:
+            name = commands.get(task.job_id) or task.name
+            listed.append(Holder(name, _resources(task.required_resources or {})))
     holding = [holder for holder in listed if holder.resources.cpus or holder.resources.gpus]
     return tuple(
         sorted(
@@ -275,12 +255,12 @@ def held_by(holders: Sequence[Holder] | None) -> str:
         return "held by unknown processes, because the dashboard does not answer"
     if not holders:
         return "which Ray is about to assign"
-    names = [f"`{holder.name}` ({holder.resources.text()})" for holder in holders[:MAX_NAMED]]
+    names = ", ".join(
+        f"`{holder.name}` ({holder.resources.text()})" for holder in holders[:MAX_NAMED]
+    )
     if len(holders) > MAX_NAMED:
-        more = f" and {len(holders) - MAX_NAMED} more"
-    else:
-        more = ""
-    return f"held by {', '.join(names)}{more}"
+        return f"held by {names} and {len(holders) - MAX_NAMED} more"
+    return f"held by {names}"
 
 
 def is_waiting(result: Any) -> bool:
@@ -289,9 +269,9 @@ def is_waiting(result: Any) -> bool:
     from ray.util.state import get_task
 
     with suppress(Exception):
-        tasks = get_task(result, timeout=REACH_TIMEOUT_S)
-        attempts = tasks if isinstance(tasks, list) else [tasks]
-        return bool(attempts[-1].state == "PENDING_NODE_ASSIGNMENT")
+        attempts = get_task(result, timeout=REACH_TIMEOUT_S)
+        last = attempts[-1] if isinstance(attempts, list) else attempts
+        return bool(last.state == "PENDING_NODE_ASSIGNMENT")
     return False
 
 

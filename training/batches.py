@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
-from training.dataset import TrainingDataset, ahead, rank_rows, steps
+from training.dataset import ahead, rank_rows, steps
+
+if TYPE_CHECKING:
+    from training.task import TaskRuntime  # which imports this module
 
 STEPS_AHEAD = 2  # steps that are collated while another one runs
 
@@ -43,19 +46,6 @@ class Batch:
         return Batch(inputs, self.targets.to(device, non_blocking=True), self.num_tokens)
 
 
-class Collator(Protocol):
-    """The parts of `training.task.TaskRuntime` that this module needs."""
-
-    @property
-    def train(self) -> TrainingDataset: ...
-
-    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float: ...
-
-    def collate(
-        self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
-    ) -> Batch: ...
-
-
 @dataclass(frozen=True)
 class StepBatches:
     """A step of this rank. The weighted sum of the micro-batches' losses is the rank's share of the
@@ -71,15 +61,13 @@ class StepBatches:
 
 @contextmanager
 def collated_steps(
-    runtime: Collator, config: TrainingConfig, *, epoch: int, start: int
+    runtime: "TaskRuntime", config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates
     ahead."""
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+    select_gpu = None
+    if torch.cuda.is_available():
         select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
-    else:
-        select_gpu = None
     with closing(steps(runtime.train, config, epoch=epoch, start=start)) as uncollated:
         step_batches = (
             _collate_step(window, batch, config, runtime=runtime) for window, batch in uncollated
@@ -89,28 +77,30 @@ def collated_steps(
 
 
 def _collate_step(
-    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, runtime: Collator
+    window: TokenizedRows,
+    batch: NDArray[np.int64],
+    config: TrainingConfig,
+    *,
+    runtime: "TaskRuntime",
 ) -> StepBatches:
     rank = dist.get_rank()
     num_ranks = dist.get_world_size()
-    own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-    share = (
-        runtime.weight(window, batch) / num_ranks
-    )  # the mean over ranks is the mean over the batch
+    # The mean over the ranks is the mean over the batch.
+    share = runtime.weight(window, batch) / num_ranks
     batches = []
     for rows in micro_batches(window.lengths, batch, config, num_ranks=num_ranks)[rank]:
-        # A rank or micro-batch may have no rows. It then computes one row with weight 0.
-        collated = runtime.collate(
-            config, window, rows if len(rows) else np.zeros(1, dtype=np.int64)
-        )
+        weight = 1 / share
+        if len(rows) == 0:  # as a rank or micro-batch may be; it computes one row without weight
+            weight = 0.0
+            rows = np.zeros(1, dtype=np.int64)
+        collated = runtime.collate(config, window, rows)
         if torch.cuda.is_available():
             collated = collated.pinned()
-        weight = 1 / share if len(rows) else 0.0
         batches.append((collated, weight))
     return StepBatches(
         batches=tuple(batches),
         row_ids=tuple(window.row_ids[row] for row in batch),
-        num_tokens=int(window.lengths[own].sum()),
+        num_tokens=int(window.lengths[rank_rows(batch, rank=rank, num_ranks=num_ranks)].sum()),
     )
 
 

@@ -39,11 +39,11 @@ from training.engine.deepspeed_private import fp32_values, full_shapes
 from training.engine.placement import layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
 from training.engine.tensor_file import save_tensors
+from training.ranks import any_rank
 from training.task import (
     Diverged,
     TrainingTask,
     Weights,
-    means_over_ranks,
     trainable_copy,
     write_adapter,
 )
@@ -73,8 +73,11 @@ class ChatTrainingTask(TrainingTask):
         folder = local_copy(self.base_model)
         tokenizer = load_tokenizer(folder)
         lm = load_causal(folder, dtype=None, attention_dropout=attention_dropout)
-        index = None if self.examples is None else self.examples.load_index()
-        return ChatRuntime(lm, tokenizer, self, self.dataset(tokenizer), index=index)
+        index = None
+        if self.examples is not None:
+            index = self.examples.load_index()
+        train = self.dataset(tokenizer)
+        return ChatRuntime(lm=lm, tokenizer=tokenizer, task=self, train=train, index=index)
 
     def tokenize(
         self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase"
@@ -155,7 +158,7 @@ class ChatRuntime:
         rows = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
         answers = self.answers(engine, config, rows)
         finite = all(math.isfinite(answer.confidence) for answer in answers)
-        if means_over_ranks(float(finite))[0] < 1:
+        if any_rank(not finite):
             raise Diverged("predictions are not finite")
         texts = [answer.text for answer in answers]
         scores = per_row(
@@ -195,11 +198,8 @@ class ChatRuntime:
         in fp32, as after the export.
         """
         dtype = compute_dtype(config)
-        trained = {
-            name: value
-            for name, value in engine.module.lm.named_parameters()
-            if value.requires_grad
-        }
+        parameters = engine.module.lm.named_parameters()
+        trained = {name: value for name, value in parameters if value.requires_grad}
         lm = trainable_copy(self.lm, config)
         copied = dict(lm.named_parameters())
         for buffer in lm.buffers():
@@ -218,9 +218,8 @@ class ChatRuntime:
         sizes = np.cumsum(compared.lengths[:COMPARED_ROWS])
         rows = compared.conversations(range(max(1, int((sizes <= COMPARED_TOKENS).sum()))))
         batch = pack(rows, pad_id=self._pad_id)
-        step = (
-            1 + len(batch.positions) // COMPARED_LOGITS
-        )  # a position has a value per token of the vocabulary
+        # A position has a value for each token of the vocabulary.
+        step = 1 + len(batch.positions) // COMPARED_LOGITS
         batch = replace(batch, positions=batch.positions[::step], targets=batch.targets[::step])
         with model.dense_attention():  # flash attention computes in half precision only
             logits: torch.Tensor = model(*as_tensors(batch, device=device))
@@ -280,17 +279,14 @@ def require_packing_isolation(lm: Any) -> None:
             ]
             alone = torch.cat(passes).float()
             difference = float((model(*as_tensors(batch, device="cpu")) - alone).abs().max())
-        tolerance = ISOLATION_TOLERANCE * float(alone.abs().max())
-        if not difference <= tolerance:
-            reason = f"a logit differs by {difference:.3g}"
-        else:
-            reason = ""
+        if difference <= ISOLATION_TOLERANCE * float(alone.abs().max()):
+            return
+        reason = f"a logit differs by {difference:.3g}"
     except Exception as error:  # models that do not accept these inputs raise various exceptions
         reason = f"{type(error).__name__}: {error}"
-    if reason:
-        raise ModelError(
-            f"a model of type {lm.config.model_type} cannot be trained for a chat task: training "
-            "packs several conversations into one row, and this model does not isolate them "
-            f"({reason}); choose a model that has only attention layers, such as Llama, Qwen2, "
-            "Qwen3, Gemma, Granite or SmolLM"
-        )
+    raise ModelError(
+        f"a model of type {lm.config.model_type} cannot be trained for a chat task: training "
+        "packs several conversations into one row, and this model does not isolate them "
+        f"({reason}); choose a model that has only attention layers, such as Llama, Qwen2, "
+        "Qwen3, Gemma, Granite or SmolLM"
+    )

@@ -1,187 +1,121 @@
-"""Checkpoints between two steps: DeepSpeed's shards, the progress and random states of each rank,
-and their upload."""
+"""Checkpoints between two steps: the state of the engine, the progress and the random states of
+each rank, and their upload. They contain numbers and JSON, so no code runs when they are read."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.storage import download_folder, folder_sizes, read_bytes
-from training.engine.deepspeed_private import checkpoint_bytes, destroy_engine
-from training.engine.node_disk import gather, node_name, require_room
-from training.engine.resharding import load_resharded
-from training.errors import staging_directory, temporary_directory
+from tailorbird.storage import folder_sizes, read_bytes
+from training.engine.deepspeed_private import destroy_engine
+from training.engine.resharding import RankRecord, load_state, save_state
+from training.errors import UnusableCheckpoint, staging_directory
 from training.loop import build_engine
+from training.ranks import raise_on_all_ranks
 from training.reports import Progress
-from training.safe_checkpoint_loading import (
-    CHANGED,
-    UnusableCheckpoint,
-    find_unsafe_file,
-    tensors_only,
-)
-from training.task import TaskRuntime, means_over_ranks
+from training.task import TaskRuntime
 
-TAG = "step"
-_PROGRESS = TypeAdapter(Progress)
+RECORD = "rank-"  # prefix of the file with a rank's record
 
 
-def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progress) -> None:
+@dataclass(frozen=True)
+class _SavedRank:
+    """What a rank has written, except for its values and random states."""
+
+    progress: Progress
+    state: RankRecord
+
+
+_SAVED_RANK = TypeAdapter(_SavedRank)
+
+
+def save(engine: Any, *, folder: Path, progress: Progress) -> None:
     """Write this rank's part of a checkpoint. Every rank must call it, each with its own folder."""
-    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=config.method == "lora")
-    (folder / f"progress-{dist.get_rank()}.json").write_bytes(_PROGRESS.dump_json(progress))
-    save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
+    rank = dist.get_rank()
+    saved = _SavedRank(progress, save_state(engine, folder))
+    (folder / f"{RECORD}{rank}.json").write_bytes(_SAVED_RANK.dump_json(saved))
+    random_states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random_states["cuda"] = torch.cuda.get_rng_state()
+    save_file(random_states, folder / f"rng-{rank}.safetensors")
 
 
-def stage(engine: Any, config: TrainingConfig, *, progress: Progress) -> Path:
+def stage(engine: Any, *, progress: Progress) -> Path:
     """Write this rank's part of a checkpoint to a new local folder, which the caller deletes after
-    its upload.
-
-    Raises DiskFull on every rank, before anything is written, if a node does not have enough room.
-    """
-    require_room(
-        checkpoint_bytes(engine, exclude_frozen=config.method == "lora"), what="a checkpoint"
-    )
+    its upload."""
     with staging_directory() as folder:
-        save(engine, config, folder=folder, progress=progress)
+        save(engine, folder=folder, progress=progress)
     return folder
 
 
 def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
     """Return an engine in the state of the checkpoint at `uri`, and this rank's progress.
 
-    The workers of a node share one download of the files that they need. If the number of ranks has
-    changed, each rank reads its part of the shards without a download, and dropout masks differ
-    from an uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on
-    every rank if a file is unsafe or invalid.
+    If the number of ranks has changed, dropout masks differ from an uninterrupted training. Raises
+    UnusableCheckpoint on every rank if a file is invalid or does not fit the model.
     """
-    sizes = folder_sizes(uri)
-    num_ranks = sum(name.startswith("progress-") for name in sizes)
-    if num_ranks != dist.get_world_size() and config.zero_stage > 0:  # stage 0 has no shards
-        engine = build_engine(config, runtime)
+    ranks = raise_on_all_ranks(lambda: _read_ranks(uri), UnusableCheckpoint)
+    engine = build_engine(config, runtime)
+    try:
+        load_state(engine, uri=uri, records=[rank.state for rank in ranks])
+        if len(ranks) == dist.get_world_size():
+            raise_on_all_ranks(lambda: _restore_random_states(uri), UnusableCheckpoint)
+    except UnusableCheckpoint:
+        destroy_engine(engine)  # a worker group of a sweep trains the next trial
+        raise
+    return engine, _progress([rank.progress for rank in ranks])
+
+
+def _read_ranks(uri: str) -> list[_SavedRank]:
+    """Return the records of all ranks that wrote the checkpoint. Raises UnusableCheckpoint."""
+    names = [name for name in folder_sizes(uri) if name.startswith(RECORD)]
+    if not names:
+        raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
+    ranks = []
+    for rank in range(len(names)):
+        name = f"{RECORD}{rank}.json"
+        if name not in names:
+            raise UnusableCheckpoint(f"checkpoint {uri} lacks {name}")
         try:
-            load_resharded(engine, uri=uri, names=sizes, num_saved=num_ranks)
-        except UnusableCheckpoint:
-            destroy_engine(engine)  # a worker group of a sweep trains the next trial
-            raise
-    else:
-        engine = _load(config, runtime, uri=uri, sizes=sizes, num_ranks=num_ranks)
-    return engine, _progress(uri, num_ranks=num_ranks)
-
-
-def _load(
-    config: TrainingConfig,
-    runtime: TaskRuntime,
-    *,
-    uri: str,
-    sizes: Mapping[str, int],
-    num_ranks: int,
-) -> Any:
-    """Return an engine in the state of the files that this rank wrote."""
-    needed = files_to_download(
-        sizes, ranks=local_ranks(), changed=num_ranks != dist.get_world_size()
-    )
-    with node_directory() as (parent, leads):
-        require_room(
-            sum(sizes[name] for name in needed) if leads else 0,
-            what="the checkpoint to resume from",
-        )
-        folder = parent / "checkpoint"
-        if leads:
-            download_folder(uri, folder, includes=needed.__contains__)
-        unsafe = find_unsafe_file(folder) if leads else None
-        if means_over_ranks(float(unsafe is not None))[0]:
+            ranks.append(_SAVED_RANK.validate_json(read_bytes(f"{uri}/{name}")))
+        except ValidationError as error:
             raise UnusableCheckpoint(
-                CHANGED.format(uri=uri, problem=unsafe or "see the error of another worker")
-            )
-        engine = build_engine(config, runtime)
-        with tensors_only():
-            path, _ = engine.load_checkpoint(
-                str(folder), tag=TAG, load_module_strict=config.method != "lora"
-            )
-        if path is None:
-            raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
-        if num_ranks == dist.get_world_size():
-            states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
-            torch.set_rng_state(states["cpu"])
-            if "cuda" in states:
-                torch.cuda.set_rng_state(states["cuda"])
-    return engine
+                f"{uri}/{name} is not a record of a checkpoint ({error.error_count()} errors)"
+            ) from error
+    return ranks
 
 
-def files_to_download(
-    names: Iterable[str], *, ranks: AbstractSet[int], changed: bool
-) -> frozenset[str]:
-    """Return the files of a checkpoint that a node with these ranks needs, except for the progress
-    of the ranks.
-
-    With as many ranks as before, these include the shards and the random states of its own ranks.
-    If the number of ranks has changed, the checkpoint is one of stage 0, which has no shards, and
-    no random states are needed.
-    """
-
-    def is_needed(name: str) -> bool:
-        of_rank = re.search(r"(zero_pp_rank_|rng-|progress-)(\d+)", name)
-        return of_rank is None or (
-            int(of_rank[2]) in ranks and of_rank[1] != "progress-" and not changed
-        )
-
-    return frozenset(filter(is_needed, names))
+def _restore_random_states(uri: str) -> None:
+    """Continue with the random states of this rank. Raises UnusableCheckpoint."""
+    name = f"{uri}/rng-{dist.get_rank()}.safetensors"
+    content = read_bytes(name)
+    try:
+        states = load(content)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
+    except (KeyError, RuntimeError, SafetensorError, TypeError) as error:
+        raise UnusableCheckpoint(f"{name} has no random states: {error}") from error
 
 
-def _progress(uri: str, *, num_ranks: int) -> Progress:
-    """Return this rank's progress.
-
-    If the number of ranks has changed, return the progress of rank 0 with the token counts of all
-    former ranks.
-    """
-
-    def of_rank(rank: int) -> Progress:
-        return _PROGRESS.validate_json(read_bytes(f"{uri}/progress-{rank}.json"))
-
-    if num_ranks == dist.get_world_size():
-        return of_rank(dist.get_rank())
-    ranks = [of_rank(rank) for rank in range(num_ranks)]
+def _progress(ranks: list[Progress]) -> Progress:
+    """Return this rank's progress, or that of rank 0 with the token counts of all ranks if their
+    number has changed."""
+    if len(ranks) == dist.get_world_size():
+        return ranks[dist.get_rank()]
     return replace(
         ranks[0],
         tokens=sum(rank.tokens for rank in ranks),
         padded=sum(rank.padded for rank in ranks),
     )
-
-
-def _random_states() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        return states | {"cuda": torch.cuda.get_rng_state()}
-    return states
-
-
-@contextmanager
-def node_directory() -> Iterator[tuple[Path, bool]]:
-    """Yield a temporary folder that the workers of a node share, and True on the one worker that
-    fills it.
-
-    The folder is deleted when all workers have left the block. Every rank must enter it.
-    """
-    leader = min(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
-    leads = leader == dist.get_rank()
-    with temporary_directory() if leads else nullcontext() as own:
-        yield Path(gather(str(own))[leader]), leads
-        dist.barrier()
-
-
-def local_ranks() -> frozenset[int]:
-    """Return the ranks of the workers on this node. Every rank must call it."""
-    return frozenset(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
 
 
 class Upload:

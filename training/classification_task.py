@@ -3,6 +3,7 @@ export."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,11 +33,11 @@ from training.engine.deepspeed_private import full_shapes
 from training.engine.memory_estimate import VALIDATION_TOKENS
 from training.engine.placement import place_weights
 from training.engine.tensor_file import save_tensors
+from training.ranks import any_rank
 from training.task import (
     Diverged,
     TrainingTask,
     Weights,
-    means_over_ranks,
     trainable_copy,
     write_adapter,
 )
@@ -53,9 +54,8 @@ class ClassificationTrainingTask(TrainingTask):
 
     classes: tuple[str, ...]
     class_counts: tuple[int, ...] = ()  # training rows of each class, which class weights need
-    documents: tuple[str, ...] | None = (
-        None  # document of each validation row; None if each row is one
-    )
+    documents: tuple[str, ...] | None = None
+    """Document of each validation row; None if each row is one."""
     metric: str = "accuracy"
     pooling: Pooling = MEAN  # of the base model
     validates_tokens: ClassVar[bool] = True
@@ -157,7 +157,7 @@ class ClassifierRuntime:
         lengths = self.validation.lengths
         batches = validation_batches(lengths, num_ranks=num_ranks, device=engine.device.type)
         all_logits = torch.zeros((len(lengths), len(self.task.classes)), device=engine.device)
-        own: list[tuple[NDArray[np.int64], torch.Tensor]] = []  # read after the last pass
+        predicted: list[tuple[NDArray[np.int64], torch.Tensor]] = []  # read after the last pass
         finite = torch.ones((), dtype=torch.bool, device=engine.device)
         engine.eval()
         with torch.no_grad():
@@ -166,11 +166,11 @@ class ClassifierRuntime:
                 logits = engine(*self._inputs(self.validation, rows, device=engine.device))
                 finite &= torch.isfinite(logits).all()
                 if start + rank < len(batches):
-                    own.append((rows, logits))
+                    predicted.append((rows, logits))
         engine.train()
-        if means_over_ranks(float(finite))[0] < 1:
+        if any_rank(not finite):
             raise Diverged("predictions are not finite")
-        for rows, logits in own:
+        for rows, logits in predicted:
             all_logits[torch.from_numpy(rows).to(engine.device)] = logits
         dist.all_reduce(all_logits)  # one rank predicts each row; the other ranks have 0
         truth = self.validation.labels
@@ -201,11 +201,11 @@ class ClassifierRuntime:
 
         def encoder_weights() -> Weights:
             for name, value in weights:
-                part, _, own_name = name.partition(".")
+                part, _, inner_name = name.partition(".")
                 if part == "head":
-                    head[own_name] = value
+                    head[inner_name] = value
                 else:
-                    yield own_name, value
+                    yield inner_name, value
 
         if config.method == "lora":
             write_adapter(model.encoder, dict(encoder_weights()), folder=folder / "adapter")
@@ -229,10 +229,9 @@ def validation_batches(
 
     On a GPU, where a pass can have more rows than a rank has, every rank has a pass.
     """
-    if device == "cpu":
-        batch_size = None
-    else:
-        batch_size = min(GPU_ROWS, -(-len(lengths) // num_ranks))
+    batch_size = None
+    if device != "cpu":
+        batch_size = min(GPU_ROWS, ceil(len(lengths) / num_ranks))
     return device_batches(
         lengths.tolist(), device=device, batch_size=batch_size, max_tokens=VALIDATION_TOKENS
     )

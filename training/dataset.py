@@ -59,8 +59,10 @@ def sampled_rows(rows: TrainingDataset) -> TokenizedRows:
 
 def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> int:
     """Return the number of steps of an epoch."""
-    of_epoch = windows(rows, config, epoch=epoch)
-    return sum(num_batches(window.num_rows, batch_size=config.batch_size) for window in of_epoch)
+    return sum(
+        num_batches(window.num_rows, batch_size=config.batch_size)
+        for window in windows(rows, config, epoch=epoch)
+    )
 
 
 def steps(
@@ -71,13 +73,15 @@ def steps(
 
     A thread reads the next window in advance. Windows before `start` are not read.
     """
-    of_epoch = windows(rows, config, epoch=epoch)
+    epoch_windows = windows(rows, config, epoch=epoch)
     ends = np.cumsum(
-        [num_batches(window.num_rows, batch_size=config.batch_size) for window in of_epoch]
+        [num_batches(window.num_rows, batch_size=config.batch_size) for window in epoch_windows]
     )
     first = int(np.searchsorted(ends, start, side="right"))
-    begin = start if first == 0 else start - int(ends[first - 1])
-    with closing(ahead((window.read() for window in of_epoch[first:]), number=1)) as read:
+    begin = start
+    if first > 0:
+        begin = start - int(ends[first - 1])
+    with closing(ahead((window.read() for window in epoch_windows[first:]), number=1)) as read:
         for number, window in enumerate(read, start=first):
             batches = epoch_batches(
                 window.lengths,

@@ -46,6 +46,10 @@ class OutOfMemory(RuntimeError):
         )
 
 
+class UnusableCheckpoint(ValueError):
+    """A training cannot resume from the checkpoint."""
+
+
 class RepeatedFailure(RuntimeError):
     """The workers of a sweep's worker group failed several times, and no trial finished in
     between."""

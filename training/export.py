@@ -13,11 +13,11 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered, num_values
-from training.engine.memory_estimate import FP32
-from training.engine.node_disk import gather, require_room
+from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
 from training.engine.placement import fp32_weights, layerwise_copy
 from training.engine.tensor_file import save_tensors
+from training.errors import temporary_directory
+from training.ranks import from_rank_0
 from training.task import TaskRuntime
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -53,11 +53,10 @@ def exported_values(engine: Any, config: TrainingConfig) -> Iterator[tuple[str, 
 def _exported(engine: Any, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
     """Return the parameters that are exported, by name: all of them, or those of the adapter and
     the head."""
-    return {
-        name: p
-        for name, p in engine.module.named_parameters()
-        if p.requires_grad or config.method == "full"
-    }
+    parameters = dict(engine.module.named_parameters())
+    if config.method == "full":
+        return parameters
+    return {name: each for name, each in parameters.items() if each.requires_grad}
 
 
 def export_weights(
@@ -69,17 +68,11 @@ def export_weights(
     adapter one layer at a time, so that rank 0 needs no second model. The exported weights must be
     equal to those that the engine computes with, if both are rounded to its precision, and the
     logits must be equal within `TOLERANCE`. Raises UnusableWeights on rank 0 if they are not, and
-    on every rank if a weight is not finite, or an adapter is empty. Raises DiskFull on every rank,
-    before anything is written, if the disk of rank 0 does not have enough room.
+    on every rank if a weight is not finite, or an adapter is empty.
     """
-    num_bytes = sum(
-        FP32 * num_values(parameter) for parameter in _exported(engine, config).values()
-    )
-    require_room(num_bytes if dist.get_rank() == 0 else 0, what="the export")
     loaded = _write_and_load(engine, config, runtime=runtime, folder=folder)
-    if loaded is None:
-        stored = {}
-    else:
+    stored = {}
+    if loaded is not None:
         stored = {name: weight.detach() for name, weight in loaded.named_parameters()}
     different = _differing_from_engine(engine, config, stored=stored)
     with fp32_weights(engine.module):
@@ -90,19 +83,36 @@ def export_weights(
         raise UnusableWeights(
             f"the exported weights differ from the trained model in {', '.join(different[:3])}"
         )
-    dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
-    precision = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
+    tolerance = TOLERANCE[torch.float32]
+    if torch.bfloat16 in {forward_dtype(parameter) for parameter in engine.module.parameters()}:
+        tolerance = TOLERANCE[torch.bfloat16]
+    dtype = torch.float32
     if config.parameter_dtype == "bf16":
         dtype = torch.bfloat16
-    else:
-        dtype = torch.float32
     loaded = layerwise_copy(loaded, dtype=dtype, device=engine.device)
     difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
-    if not difference < TOLERANCE[precision] * max(1.0, float(trained.abs().max())):
+    if not difference < tolerance * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
             "the exported weights give other predictions than the trained model (a logit differs "
             f"by {difference:.3g})"
         )
+
+
+def upload_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, uri: str) -> str:
+    """Export the trained weights to the folder `uri`. Return the reason on every rank if they are
+    unusable, else an empty string.
+
+    Every rank must call it.
+    """
+    refusal = ""
+    with temporary_directory() as folder:
+        try:
+            export_weights(engine, config, runtime=runtime, folder=folder)
+        except UnusableWeights as error:  # maybe on rank 0 only
+            refusal = str(error)
+        if dist.get_rank() == 0 and not refusal:
+            upload_folder(folder, uri)
+    return from_rank_0(refusal)
 
 
 def _write_and_load(
@@ -125,7 +135,7 @@ def _write_and_load(
             refusal = str(error)
     for _ in values:  # other ranks, and rank 0 after an error, take part in reading each value
         pass
-    refusal = gather(refusal)[0]
+    refusal = from_rank_0(refusal)
     if refusal:
         raise UnusableWeights(refusal)
     return loaded
@@ -134,9 +144,8 @@ def _write_and_load(
 def _finite(values: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the values. Raises UnusableWeights for one that is empty or not finite."""
     for name, value in values:
-        if value.numel() == 0 or not all(
-            map(torch.isfinite, value.aminmax())
-        ):  # which allocates nothing
+        # `aminmax` allocates nothing.
+        if value.numel() == 0 or not all(map(torch.isfinite, value.aminmax())):
             raise UnusableWeights(
                 f"weights are empty or not finite in {name}; lower training.learning_rate"
             )
@@ -193,19 +202,21 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
     files, or the weights in them, do not match.
     """
     folders = [local_copy(source) for source in uris]
-    # The folder of a former candidate also contains the index of its retrieved examples.
-    names = [
-        sorted({path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES})
-        for folder in folders
-    ]
-    if not names[0] or any(other != names[0] for other in names):
+    names = _weight_files(folders[0])
+    if not names or any(_weight_files(folder) != names for folder in folders):
         raise ValueError(
             f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged"
         )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
-        for name in names[0]:
+        for name in names:
             _average_file([folder / name for folder in folders], Path(temporary) / name)
         upload_folder(Path(temporary), uri)
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Return the names of the files with weights. The folder of an earlier candidate also contains
+    the index of its retrieved examples."""
+    return {path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES}
 
 
 def _average_file(files: Sequence[Path], mean: Path) -> None:
@@ -220,7 +231,9 @@ def _average_file(files: Sequence[Path], mean: Path) -> None:
             raise ValueError(
                 f"the weights {key!r} in {', '.join(map(str, files))} have different shapes"
             )
-    means = (
-        (key, sum(file.get_tensor(key).double() for file in opened) / len(opened)) for key in keys
-    )
-    save_tensors(((key, value.float()) for key, value in means), mean, shapes=shapes)
+
+    def mean_of(key: str) -> torch.Tensor:
+        total = sum(file.get_tensor(key).double() for file in opened)
+        return torch.as_tensor(total / len(opened)).float()
+
+    save_tensors(((key, mean_of(key)) for key in keys), mean, shapes=shapes)

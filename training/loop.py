@@ -17,10 +17,11 @@ from tailorbird.models.pretrained import inference_dtype
 from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
-from training.engine.deepspeed_engine import initialize_engine, raise_on_all_ranks
+from training.engine.deepspeed_engine import initialize_engine
 from training.engine.out_of_memory import out_of_memory_reported
+from training.ranks import means_over_ranks, raise_on_all_ranks
 from training.reports import EpochReport, Progress
-from training.task import Diverged, TaskRuntime, means_over_ranks
+from training.task import Diverged, TaskRuntime
 
 MAX_NAMED_ROWS = 5
 REPORT_INTERVAL_S = 1.0
@@ -133,15 +134,12 @@ class _EpochRun:
         num_parts = self.config.accumulation_steps(dist.get_world_size())
         step_loss = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for number, (batch, weight) in enumerate(step.batches, start=1):
-            if (
-                self.config.batch_tokens is not None
-            ):  # the number of micro-batches differs from step to step
+            # With `batch_tokens`, the number of micro-batches differs from step to step.
+            if self.config.batch_tokens is not None:
                 self.engine.set_gradient_accumulation_boundary(number == len(step.batches))
             with out_of_memory_reported(self.config, micro_batch_tokens=batch.num_tokens):
-                loss = (
-                    self.runtime.loss(self.engine, self.config, batch.to(self.engine.device))
-                    * weight
-                )
+                on_device = batch.to(self.engine.device)
+                loss = self.runtime.loss(self.engine, self.config, on_device) * weight
                 self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
                 self.engine.step()  # updates the weights after the last micro-batch
             step_loss += loss.detach()
@@ -157,20 +155,15 @@ class _EpochRun:
         """
         progress = self.progress
         done = pending[-1].step + 1
-        shares = [float(loss) for loss in torch.stack([step.loss for step in pending]).cpu()]
+        shares = torch.stack([step.loss for step in pending]).tolist()
         now = time.perf_counter()
-        should_save = dist.get_rank() == 0 and now - self.saved > self.config.checkpoint_interval_s
-        if (
-            done == self.total
-        ):  # `on_epoch` writes the checkpoint at the end of an epoch, after the score
-            should_save = self.runtime.checkpoint_before_score
-        should_save = should_save or preemption.preemption_reason() is not None
-        interval = self._interval((now - started) / len(pending), last=len(pending))
+        interval = 0  # the mean over the ranks becomes that of rank 0
         if dist.get_rank() == 0:
-            of_rank_0 = interval * dist.get_world_size()
-        else:
-            of_rank_0 = 0
-        *losses, save_now, agreed = means_over_ranks(*shares, float(should_save), float(of_rank_0))
+            interval = self._interval((now - started) / len(pending), last=len(pending))
+            interval *= dist.get_world_size()
+        should_save = self._should_save(done, now=now)
+        *losses, save_now, agreed = means_over_ranks(*shares, float(should_save), float(interval))
+
         for step, loss in zip(pending, losses, strict=True):
             if not math.isfinite(loss):
                 raise Diverged(
@@ -179,23 +172,39 @@ class _EpochRun:
             progress.losses += loss
             self.num_rows += len(step.row_ids)
         progress.step = done
-        progress.seconds = progress.seconds + now - started
-        self.seconds = self.seconds + now - started
-        if dist.get_rank() == 0 and (
-            now - self.reported > REPORT_INTERVAL_S / 2 or done == self.total
-        ):
+        progress.seconds += now - started
+        self.seconds += now - started
+
+        is_due = now - self.reported > REPORT_INTERVAL_S / 2 or done == self.total
+        if is_due and dist.get_rank() == 0:
             self.reported = now
-            mean_loss = progress.losses / done
-            rate = self.num_rows / self.seconds
-            epochs_left = self.config.epochs - progress.epoch - done / self.total
-            left = epochs_left * len(self.runtime.train) / rate
-            self.callbacks.on_step(
-                StepEvent(progress.epoch, done, self.total, mean_loss, rate, seconds_left=left)
-            )
+            self.callbacks.on_step(self._event())
         if self.callbacks.on_save is not None and save_now:
             self.callbacks.on_save(progress, self.engine)
             self.saved = time.perf_counter()
         return round(agreed)
+
+    def _should_save(self, done: int, *, now: float) -> bool:
+        """Return True if this rank asks all ranks for a checkpoint."""
+        if preemption.preemption_reason() is not None:
+            return True
+        if done == self.total:  # `on_epoch` writes the checkpoint, after the score
+            return self.runtime.checkpoint_before_score
+        return dist.get_rank() == 0 and now - self.saved > self.config.checkpoint_interval_s
+
+    def _event(self) -> StepEvent:
+        """Return the report of the finished steps."""
+        progress = self.progress
+        rate = self.num_rows / self.seconds
+        epochs_left = self.config.epochs - progress.epoch - progress.step / self.total
+        return StepEvent(
+            epoch=progress.epoch,
+            step=progress.step,
+            num_steps=self.total,
+            loss=progress.losses / progress.step,
+            rows_per_second=rate,
+            seconds_left=epochs_left * len(self.runtime.train) / rate,
+        )
 
     def _interval(self, step_seconds: float, *, last: int) -> int:
         """Return the number of steps that take about `REPORT_INTERVAL_S`, at most twice the last
@@ -209,6 +218,9 @@ class _EpochRun:
 
     def _report(self) -> EpochReport:
         progress = self.progress
+        total_seconds = progress.seconds
+        if progress.last is not None:
+            total_seconds += progress.last.total_seconds
         try:
             score = self.runtime.score(self.engine, self.config)
         except Diverged as error:
@@ -223,20 +235,18 @@ class _EpochRun:
             loss=progress.losses / self.total,
             rows_per_second=len(self.runtime.train) / progress.seconds,
             step_seconds=progress.seconds,
-            total_seconds=progress.seconds
-            + (progress.last.total_seconds if progress.last else 0.0),
+            total_seconds=total_seconds,
             padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
             attention=self.runtime.attention(self.config),
         )
 
 
 def _divergence(loss: float, *, epoch: int, step: int, rows: Sequence[str]) -> str:
+    names = ", ".join(rows[:MAX_NAMED_ROWS])
     if len(rows) > MAX_NAMED_ROWS:
-        more = f" and {len(rows) - MAX_NAMED_ROWS} more"
-    else:
-        more = ""
+        names += f" and {len(rows) - MAX_NAMED_ROWS} more"
     return (
         f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}, on training "
-        f"rows {', '.join(rows[:MAX_NAMED_ROWS])}{more}; lower training.learning_rate, or inspect "
+        f"rows {names}; lower training.learning_rate, or inspect "
         "these rows"
     )

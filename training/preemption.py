@@ -11,9 +11,8 @@ from typing import Any
 from cluster import ray_private
 
 _terminated = threading.Event()
-_preemption_context: Any = (
-    None  # Ray Train's record of preempted nodes; None if no handlers are installed
-)
+_preemption_context: Any = None
+"""Ray Train's record of preempted nodes; None if no handlers are installed."""
 
 
 class Interrupted(RuntimeError):

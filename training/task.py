@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,7 +17,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import default_device, share_weights
+from tailorbird.models.pretrained import share_weights
 from training.batches import Batch
 from training.dataset import TrainingDataset
 
@@ -40,16 +39,14 @@ class TrainingTask(ABC):
     test rows."""
 
     base_model: str  # URI of the staged base model
-    train: (
-        Rows | TokenizedRows | Shards
-    )  # rows or their tokens in memory, or tokenized shards on S3
+    train: Rows | TokenizedRows | Shards
+    """Rows or their tokens in memory, or tokenized shards on S3."""
     validation: Rows
     max_length: int
     metric: str  # metric of the validation score; a key of `tailorbird.config.metrics.METRICS`
     validation_tokens: TokenizedRows | None = None  # tokens of `validation`, if they are known
-    validates_tokens: ClassVar[bool] = (
-        False  # true if a validation reads the tokens of training, and no texts
-    )
+    validates_tokens: ClassVar[bool] = False
+    """True if a validation reads the tokens of training, and no texts."""
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":
@@ -141,16 +138,6 @@ class TaskRuntime(Protocol):
 def check_trainable(task: TrainingTask, *, attention_dropout: float | None = None) -> None:
     """Load the task and check its base model, to raise the errors of both before workers start."""
     task.load_runtime(attention_dropout=attention_dropout).check_base_model()
-
-
-def means_over_ranks(*values: float) -> list[float]:
-    """Return the mean of each value over the ranks, on every rank."""
-    if dist.get_world_size() == 1:
-        return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=default_device())
-    dist.all_reduce(tensor)
-    totals: list[float] = tensor.tolist()
-    return [total / dist.get_world_size() for total in totals]
 
 
 def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:

@@ -14,9 +14,8 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
 
 if TYPE_CHECKING:
-    from training.task import (
-        TrainingTask,
-    )  # Ray Train's controller imports `training.trainer`; torch would add seconds
+    # Ray Train's controller imports `training.trainer`; torch would add seconds.
+    from training.task import TrainingTask
 
 PART_CHARS = 1 << 22
 """Characters that one process tokenizes: a million tokens, which take 7 to 20 seconds. For less,
@@ -43,9 +42,10 @@ def _train_tokens(task: "TrainingTask", *, part_chars: int) -> TokenizedRows:
     """Return the tokens of the training rows, which must be in memory."""
     assert isinstance(task.train, Rows)
     num_chars = sum(map(len, task.train.texts)) + sum(map(len, task.train.labels))
-    num_parts = min(num_chars // part_chars, len(task.train)) or 1
+    num_parts = min(num_chars // part_chars, len(task.train))
     if num_parts > 1:
-        num_parts = max(1, min(num_parts, int(ray.cluster_resources().get("CPU", 1))))
+        num_parts = min(num_parts, int(ray.cluster_resources().get("CPU", 1)))
+    num_parts = max(1, num_parts)
     bounds = np.linspace(0, len(task.train), num_parts + 1).astype(int).tolist()
     parts = [range(first, end) for first, end in pairwise(bounds)]
     return concat_tokenized(list(map_remote(partial(_tokenize, task), parts)))

@@ -21,9 +21,8 @@ from training.reports import TrainingResult
 from training.tokenization import with_tokenized_rows
 
 if TYPE_CHECKING:
-    from training.task import (
-        TrainingTask,
-    )  # Ray Train's controller imports this module; torch would add seconds
+    # Ray Train's controller imports this module; torch would add seconds.
+    from training.task import TrainingTask
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_TIMEOUT_S = 600
@@ -54,24 +53,19 @@ def finetune(
     diverged is not retried and keeps its last checkpoint.
     """
     task_ref = ray.put(with_tokenized_rows(task))
-    weights = (
-        f"{uri}/weights-{new_name()}"  # another driver of the same training must not replace them
-    )
+    weights = f"{uri}/weights-{new_name()}"  # another driver of this training must not replace them
 
     def work(config: TrainingConfig) -> TrainingResult | str:
-        from training.worker import (
-            train_and_export,
-        )  # in workers only, because it imports DeepSpeed
+        from training.worker import train_and_export  # in workers only: it imports DeepSpeed
 
         return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
 
     try:
         outcome = _run_until_it_fits(config, work=work, uri=f"{uri}/train", events=events)
     except Exception as error:
+        retries = ""
         if isinstance(error, ray.train.WorkerGroupError):
             retries = f" after {config.max_failures} retries"
-        else:
-            retries = ""
         advice = (
             "run it again to resume from the last checkpoint; you may change "
             "training.gradient_checkpointing, checkpoint_interval_s, max_failures and "
@@ -81,9 +75,7 @@ def finetune(
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
     if isinstance(outcome, str):
         raise TrainingFailed(outcome)
-    delete_folder(
-        f"{uri}/train"
-    )  # checkpoints are large: optimizer states have three times the model's size
+    delete_folder(f"{uri}/train")  # checkpoints have three times the model's size
     return outcome
 
 
@@ -150,11 +142,9 @@ def build_torch_trainer(
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
-    num_workers: int | tuple[int, int]
+    num_workers: int | tuple[int, int] = (config.min_workers, config.max_workers)
     if fixed:
         num_workers = config.max_workers
-    else:
-        num_workers = (config.min_workers, config.max_workers)
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
     return ray_private.torch_trainer(
@@ -236,21 +226,18 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
     settings, training processes 89 to 102 rows per CPU-second instead of 59 to 63 (MiniLM, stage 1,
     32 rows of 12 tokens).
     """
-    threads = str(
-        config.cpus_per_worker
-    )  # more threads than cores make training several times slower
+    threads = str(config.cpus_per_worker)  # more than cores make training several times slower
     malloc = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**28}
-    options = next(
-        (os.environ[name] for name in ALLOCATOR if name in os.environ), "expandable_segments:True"
-    )
-    return {
+    tunables = [f"glibc.malloc.{name}={value}" for name, value in malloc.items()]
+    environment = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "AWS_MAX_ATTEMPTS": str(PERSISTENT.min_attempts),
         "TOKENIZERS_PARALLELISM": "false",
-        "GLIBC_TUNABLES": ":".join(
-            f"glibc.malloc.{name}={value}" for name, value in malloc.items()
-        ),
+        "GLIBC_TUNABLES": ":".join(tunables),
         **gpu_visibility(config.gpus_per_worker),
-        **({ALLOCATOR[0]: options} if config.gpus_per_worker else {}),
     }
+    if config.gpus_per_worker:
+        given = [os.environ[name] for name in ALLOCATOR if name in os.environ]
+        environment[ALLOCATOR[0]] = given[0] if given else "expandable_segments:True"
+    return environment

@@ -9,16 +9,14 @@ import torch.distributed as dist
 from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.errors import ModelError
-from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.out_of_memory import out_of_memory_reported
-from training.errors import temporary_directory
-from training.export import UnusableWeights, export_weights
-from training.loop import Callbacks, OnSave, build_engine, train
+from training.errors import UnusableCheckpoint
+from training.export import upload_weights
+from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
-from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime
 
 
@@ -34,7 +32,12 @@ def epoch_event(
 ) -> EpochEvent:
     """Return the progress event of an epoch's report."""
     return EpochEvent(
-        report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial
+        epoch=report.epoch,
+        score=report.score,
+        loss=report.loss,
+        rows_per_second=report.rows_per_second,
+        seed=seed,
+        trial=trial,
     )
 
 
@@ -65,35 +68,26 @@ def _train_and_export(
         )
     except (MissingKernels, ModelError) as error:
         return str(error)
-    save = _checkpoint_callback(config)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
         send_event(events, epoch_event(report, seed=config.seed))
-        save(Progress(epoch=report.epoch + 1, last=report), engine)
+        _save(Progress(epoch=report.epoch + 1, last=report), engine)
         return True
 
     callbacks = Callbacks(
         on_step=lambda step: send_event(events, replace(step, seed=config.seed)),
         on_epoch=on_epoch,
-        on_save=save,
+        on_save=_save,
     )
     try:
         report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
     except Diverged as error:
         return str(error)
-    refused = ""
     _wait_for_upload()  # its files are deleted before the weights are written to the same disk
-    with temporary_directory() as folder:
-        try:
-            export_weights(engine, config, runtime=runtime, folder=folder)
-        except UnusableWeights as error:  # on rank 0, whose result Ray Train returns
-            refused = str(error)
-        if dist.get_rank() == 0 and not refused:
-            upload_folder(folder, weights)
-    dist.barrier()
+    refusal = upload_weights(engine, config, runtime=runtime, uri=weights)
     destroy_engine(engine)
-    if refused:
-        return refused
+    if refusal:
+        return refusal
     return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
 
 
@@ -108,30 +102,26 @@ def _start_or_resume(
     return checkpoint.resume(config, runtime, uri=f"{scheme}://{saved.path}")
 
 
-def _checkpoint_callback(config: TrainingConfig) -> OnSave:
-    """Return a callback that writes a checkpoint, and raises Interrupted if this worker must stop.
+def _save(progress: Progress, engine: Any) -> None:
+    """Write a checkpoint, and raise Interrupted if this worker must stop.
 
     Ray Train uploads it in a thread while training continues, and registers it when all ranks have
     uploaded their parts. At most one checkpoint is being uploaded; another save waits for it.
     """
-
-    def save(progress: Progress, engine: Any) -> None:
+    _wait_for_upload()
+    folder = checkpoint.stage(engine, progress=progress)
+    ray.train.report(
+        {"epoch": progress.epoch, "step": progress.step},
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        # deletes the folder after the upload
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )
+    reason = preemption.preemption_reason()
+    if reason is not None:
         _wait_for_upload()
-        folder = checkpoint.stage(engine, config, progress=progress)
-        ray.train.report(
-            {"epoch": progress.epoch, "step": progress.step},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            # deletes the folder after the upload
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        raise preemption.Interrupted(
+            f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}"
         )
-        reason = preemption.preemption_reason()
-        if reason is not None:
-            _wait_for_upload()
-            raise preemption.Interrupted(
-                f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}"
-            )
-
-    return save
 
 
 def _wait_for_upload() -> None:

@@ -47,12 +47,9 @@ def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
     """
     incumbent = select_incumbent(baselines)
     if spec_of(incumbent.kind).has_bag:
-        alone = [
-            baseline
-            for baseline in baselines
-            if baseline.servable and not spec_of(baseline.kind).has_bag
-        ]
-        incumbent = max(alone, key=lambda baseline: baseline.validation, default=incumbent)
+        servable = [baseline for baseline in baselines if baseline.servable]
+        without_bag = [each for each in servable if not spec_of(each.kind).has_bag]
+        incumbent = max(without_bag, key=lambda each: each.validation, default=incumbent)
     to_beat = min(incumbent.validation + minimum_gain, HIGHEST_SCORE)
     limit = ", at most 1" if to_beat == HIGHEST_SCORE else ""
     scores = {baseline.kind: baseline.validation for baseline in baselines}

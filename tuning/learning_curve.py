@@ -86,7 +86,7 @@ def fit_curve(
     resampled = [
         _double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation
     ]
-    low, high = (float(end) for end in np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     at_double = _double(law)
     # If a parameter is at its bound, all draws may be on one side of the prediction.
     interval = (min(low, at_double), max(high, at_double))
@@ -94,7 +94,9 @@ def fit_curve(
     sentence = _sentence(
         sizes[-1], measured=scores[-1], fitted=on_curve, at_double=at_double, interval=interval
     )
-    return LearningCurve(tuple(sizes), tuple(scores), at_double, interval, sentence)
+    return LearningCurve(
+        tuple(sizes), tuple(scores), at_double=at_double, interval=interval, sentence=sentence
+    )
 
 
 def _error(

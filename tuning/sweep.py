@@ -68,10 +68,8 @@ def sweep(
     resume from their checkpoints. `events` is the handle of an EventQueue, or None. Raises
     TrainingFailed if no trial was exported.
     """
-    for name in (
-        "tune",
-        "groups",
-    ):  # otherwise Tune and Train would resume their own runs of an interrupted sweep
+    # Otherwise Tune and Train would resume their own runs of an interrupted sweep.
+    for name in ("tune", "groups"):
         delete_folder(f"{uri}/{name}")
     known = read_journal(uri).trials
     actor = ray.remote(TrialBroker).options(
@@ -163,17 +161,13 @@ def table(
 def select_trial(journal: SweepJournal, *, errors: Sequence[str]) -> TrialRecord:
     """Return the best exported trial, completed trials before stopped ones. Raises TrainingFailed
     if there is none."""
-    exported = [
-        (rank, record.trial, record)
-        for record in journal.trials
-        if (rank := record.exported_rank) is not None
-    ]
+    exported = [record for record in journal.trials if record.exported_rank is not None]
     if not exported:
         failures = [*errors, *(record.failure for record in journal.trials if record.failure)]
         raise TrainingFailed(
             f"no trial produced weights: {'; '.join(failures) or 'see the job log'}"
         )
-    return max(exported, key=lambda candidate: candidate[:2])[2]
+    return max(exported, key=lambda record: (record.exported_rank, record.trial))
 
 
 def _status(record: TrialRecord, *, num_epochs: int, to_beat: float, num_rows: int) -> str:

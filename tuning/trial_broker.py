@@ -1,5 +1,21 @@
 """The actor between Ray Tune and the worker groups, where trials are submitted, assigned, reported
-and cancelled."""
+and cancelled.
+
+The states of a trial, and the calls that change them:
+
+    submit            take                finish
+    ------> waiting ---------> assigned ----------> over (its record has a result)
+              ^                 |  |
+              |   requeue,      |  |  give_up, or requeue after MAX_FAILURES
+              |   limit_tokens  |  +---------------> over (its record has a failure)
+              +-----------------+
+
+`report` and `next_report` do not change the state: a group and Tune wait there for each other at
+the end of each epoch. `cancel` ends the training of an assigned trial at its next `report`, after
+which its group calls `finish`; a waiting trial that is cancelled is not taken, unless its last
+epoch was reported and only its weights are missing. A trial of an interrupted sweep that is over
+stays so, except one with `failed_by_workers`, which waits again.
+"""
 
 import asyncio
 from collections import defaultdict, deque
@@ -33,7 +49,6 @@ class TrialAssignment:
 class TrialReport:
     """Report of a trial's epoch to Ray Tune."""
 
-    epoch: int
     score: float
     done: bool  # true if this is the trial's last epoch
 
@@ -56,6 +71,19 @@ class _Trial:
         return not self.record.over and (self.record.completed or not self.cancelled)
 
 
+@dataclass
+class _Group:
+    trial: str | None = None  # name of the assigned trial
+    failures: list[str] = field(default_factory=list)
+    """Reasons of the group's failures since it finished a trial."""
+
+    def release(self) -> str | None:
+        """Return the name of the assigned trial, which the group no longer trains."""
+        name = self.trial
+        self.trial = None
+        return name
+
+
 @dataclass(frozen=True)
 class WorkerGroupJob:
     """Arguments of a worker group's training function."""
@@ -68,9 +96,9 @@ class WorkerGroupJob:
     uri: str
     # name of this run of the sweep; another driver must not replace the weights of its trials
     run: str = ""
-    num_trials: int = (
-        0  # of the sweep; each can fail the group once more, if it exceeds the memory of its GPU
-    )
+    num_trials: int = 0
+    """Trials of the sweep. Each can fail the group once more, if it exceeds the memory of its
+    GPU."""
 
 
 class TrialBroker:
@@ -97,16 +125,11 @@ class TrialBroker:
         self._trials: dict[str, _Trial] = {}
         """Trials by Tune's id and by name. The two differ for a known trial."""
         self._waiting: deque[str] = deque()
-        self._assigned: dict[str, str] = {}
-        """Name of the trial of each group."""
-        self._failures: defaultdict[str, list[str]] = defaultdict(list)
-        """Reasons of the failures of each group since it finished a trial."""
-        self._batch_tokens: int | None = (
-            None  # limit of a micro-batch that the memory of the GPUs has shown
-        )
-        self._best = max(
-            (rank for record in known if (rank := record.exported_rank) is not None), default=None
-        )
+        self._groups: defaultdict[str, _Group] = defaultdict(_Group)
+        self._batch_tokens: int | None = None
+        """Limit of a micro-batch that the memory of the GPUs has shown."""
+        ranks = [record.exported_rank for record in known]
+        self._best = max((rank for rank in ranks if rank is not None), default=None)
         self._closed = False
         self._ended: str | None = None
         self._failure: str | None = None
@@ -145,8 +168,8 @@ class TrialBroker:
             )
         if len(record.epochs) > index:
             # A trial that an interrupted sweep stopped early is over but not completed.
-            done = index + 1 == len(record.epochs) and (record.completed or record.over)
-            return TrialReport(index, record.epochs[index].score, done)
+            is_last = index + 1 == len(record.epochs) and (record.completed or record.over)
+            return TrialReport(record.epochs[index].score, done=is_last)
         raise SweepFailed(self._failure or record.failure or f"trial {trial_id} was cancelled")
 
     async def cancel(self, trial_id: str) -> None:
@@ -161,7 +184,7 @@ class TrialBroker:
         A group that restarted before it finished its trial gets the same trial, unless another
         group has taken it.
         """
-        unfinished = self._assigned.pop(group, None)
+        unfinished = self._groups[group].release()
         if unfinished is not None:
             self._waiting.appendleft(unfinished)
             await self._notify()
@@ -173,7 +196,7 @@ class TrialBroker:
             if name is None:
                 return None
             self._waiting.popleft()
-        self._assigned[group] = name
+        self._groups[group].trial = name
         trial = self._trials[name]
         trial.has_saved = False
         trial.stored_by.clear()
@@ -217,7 +240,7 @@ class TrialBroker:
         Return the previous checkpoint, which can be deleted, to the last rank, and None to the
         others. A group that failed may still be uploading; its checkpoints are ignored.
         """
-        if self._assigned.get(group) != name:
+        if self._groups[group].trial != name:
             return None
         trial = self._trials[name]
         ranks = trial.stored_by.setdefault(checkpoint, set())
@@ -239,8 +262,7 @@ class TrialBroker:
     async def finish(self, group: str, name: str, result: TrainingResult) -> None:
         """(Worker group) Record the trial's result."""
         record = self._trials[name].record
-        self._assigned.pop(group, None)
-        self._failures.pop(group, None)
+        self._groups[group] = _Group()
         if record.over:  # this group was considered dead, and another group has finished the trial
             return
         record.result = result
@@ -253,9 +275,9 @@ class TrialBroker:
     ) -> None:
         """(Worker group) Record that the trial failed and is not retried in this run; see
         `failed_by_workers`."""
-        self._assigned.pop(group, None)
+        self._groups[group].release()
         if not by_workers:
-            self._failures.pop(group, None)
+            self._groups[group].failures.clear()
         self._trials[name].record.failed_by_workers = by_workers
         await self._fail(name, message)
 
@@ -263,7 +285,7 @@ class TrialBroker:
         """(Worker group) Limit the micro-batches of all trials from now on, and put the group's
         trial in front."""
         self._batch_tokens = min(batch_tokens, self._batch_tokens or batch_tokens)
-        if self._assigned.pop(group, None) is not None:  # else another rank of the group was faster
+        if self._groups[group].release() is not None:  # else another rank of the group was faster
             self._waiting.appendleft(name)
         await self._notify()
 
@@ -285,11 +307,13 @@ class TrialBroker:
     async def requeue(self, group: str, reason: str) -> None:
         """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for
         any group."""
-        name = self._assigned.pop(group, None)
+        name = self._groups[group].release()
         if name is None:
             return
         trial = self._trials[name]
-        trial.failures = 0 if trial.has_saved else trial.failures + 1
+        trial.failures += 1
+        if trial.has_saved:
+            trial.failures = 0
         if trial.failures >= MAX_FAILURES:
             trial.record.failed_by_workers = True
             await self._fail(
@@ -302,8 +326,9 @@ class TrialBroker:
     def count_failure(self, group: str, reason: str) -> tuple[str, ...]:
         """(Ray Train) Return the reasons of the failures of a group since it finished a trial, with
         this one."""
-        self._failures[group].append(reason)
-        return tuple(self._failures[group])
+        failures = self._groups[group].failures
+        failures.append(reason)
+        return tuple(failures)
 
     async def close(self) -> None:
         """(Sweep) Accept no more trials, and let waiting groups end."""

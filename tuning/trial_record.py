@@ -15,13 +15,11 @@ class TrialRecord(BaseModel, extra="forbid"):
 
     trial: str  # name of the trial
     config: SampledValues  # as sampled
-    batch_tokens: int | None = (
-        None  # limit of a micro-batch after a GPU ran out of memory, in place of the config's
-    )
+    batch_tokens: int | None = None
+    """Limit of a micro-batch after a GPU ran out of memory, in place of the config's."""
     epochs: list[EpochReport] = []
-    completed: bool = (
-        False  # true if the last epoch was reported; the weights may not be exported yet
-    )
+    completed: bool = False
+    """True if the last epoch was reported; the weights may not be exported yet."""
     checkpoint: str | None = None  # URI of the newest checkpoint, from which the trial resumes
     result: TrainingResult | None = None  # result of a finished trial
     failure: str | None = None

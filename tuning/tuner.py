@@ -74,19 +74,15 @@ def build_tuner(
 ) -> tune.Tuner:
     """Return a Tuner whose trials go through the broker, starting with the `known` trials of an
     interrupted sweep."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = (
-        "0"  # suppress Tune's tables, because tailorbird prints its own progress
-    )
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
-        "1"  # TensorBoard's logger would run whenever it is installed
-    )
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
-        "1"  # after Ctrl-C, Tune would return as if all trials had run
-    )
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # no tables of Tune, because tailorbird prints progress
+    # TensorBoard's logger would run whenever it is installed.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # After Ctrl-C, Tune would return as if all trials had run.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     silence_slow_tune_operations()
-    exclude_from_tune_actors(
-        "AWS_"
-    )  # S3 credentials come from the environment in which Ray was started
+    # S3 credentials come from the environment in which Ray was started.
+    exclude_from_tune_actors("AWS_")
+
     resources = tune.PlacementGroupFactory(
         [BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()]
     )

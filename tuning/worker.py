@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import torch.distributed as dist
@@ -22,12 +22,12 @@ from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.out_of_memory import out_of_memory_reported
-from training.errors import OutOfMemory, temporary_directory
-from training.export import UnusableWeights, export_weights
+from training.errors import OutOfMemory, UnusableCheckpoint
+from training.export import upload_weights
 from training.loop import Callbacks, build_engine, train
+from training.ranks import any_rank, from_rank_0
 from training.reports import EpochReport, Progress, TrainingResult
-from training.safe_checkpoint_loading import UnusableCheckpoint
-from training.task import Diverged, TaskRuntime, means_over_ranks
+from training.task import Diverged, TaskRuntime
 from training.worker import epoch_event, send_event
 from tuning.search_space import trial_config
 from tuning.trial_broker import TrialAssignment, WorkerGroupJob
@@ -38,8 +38,6 @@ on a busy machine with two cores)."""
 
 POLL_S = 30.0
 """Seconds between two messages of rank 0 to the others while it waits for the broker."""
-
-T = TypeVar("T")
 
 
 def train_trials(job: WorkerGroupJob) -> None:
@@ -132,24 +130,25 @@ class _TrialRun:
             destroy_engine(engine)
             return self._give_up(str(error))
         completed = report.epoch + 1 == self._config.epochs
-        weights = f"{self._job.uri}/trial-{self._trial}-{self._job.run}"
         is_best = answer(
             lambda: self._broker.is_best.remote(score=report.score, completed=completed).future()
         )
         # their files are deleted before the weights are written to the same disk
         self._finish_uploads()
-        refused = self._export(engine, weights) if is_best else ""
-        if refused:
-            destroy_engine(engine)
-            return self._give_up(refused)
+        weights = ""
+        refusal = ""
+        if is_best:
+            weights = f"{self._job.uri}/trial-{self._trial}-{self._job.run}"
+            refusal = upload_weights(engine, self._config, runtime=self._runtime, uri=weights)
+        destroy_engine(engine)
+        if refusal:
+            return self._give_up(refusal)
+
         if dist.get_rank() == 0:
             dtype = compute_dtype_name(self._config)
-            result = TrainingResult.of_report(
-                report, weights=weights if is_best else "", dtype=dtype
-            )
+            result = TrainingResult.of_report(report, weights=weights, dtype=dtype)
             ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
             delete_folder(self._checkpoints)
-        destroy_engine(engine)
         if completed:
             return "completed"
         return "stopped"
@@ -169,7 +168,7 @@ class _TrialRun:
             answer(lambda: self._broker.report.remote(self._trial, report, last=last).future())
         )
         worth_s = min(CHECKPOINT_WORTH_S, self._config.checkpoint_interval_s)
-        if _from_rank_0(continues and not last and time.perf_counter() - self._saved_at >= worth_s):
+        if from_rank_0(continues and not last and time.perf_counter() - self._saved_at >= worth_s):
             self._save(Progress(epoch=report.epoch + 1, last=report), engine)
         return continues
 
@@ -178,14 +177,14 @@ class _TrialRun:
         stop."""
         self._upload.wait()
         # The name is unique: a group that resumes an older checkpoint writes the same step again.
-        name = _from_rank_0(
+        name = from_rank_0(
             f"{progress.epoch}-{progress.step}-{dist.get_world_size()}-{uuid.uuid4().hex[:8]}"
         )
-        folder = checkpoint.stage(engine, self._config, progress=progress)
+        folder = checkpoint.stage(engine, progress=progress)
         self._upload.start(partial(self._store, folder, uri=f"{self._checkpoints}/{name}"))
         self._saved_at = time.perf_counter()
         reason = preemption.preemption_reason()
-        if means_over_ranks(float(reason is not None))[0]:
+        if any_rank(reason is not None):
             self._finish_uploads()
         if reason is not None:
             raise preemption.Interrupted(
@@ -210,19 +209,6 @@ class _TrialRun:
         self._upload.wait()
         dist.barrier()
 
-    def _export(self, engine: Any, weights: str) -> str:
-        """Upload the weights. Return the reason on every rank if they are unusable, else an empty
-        string."""
-        refused = ""
-        with temporary_directory() as folder:
-            try:
-                export_weights(engine, self._config, runtime=self._runtime, folder=folder)
-            except UnusableWeights as error:  # on rank 0 only
-                refused = str(error)
-            if dist.get_rank() == 0 and not refused:
-                upload_folder(folder, weights)
-        return _from_rank_0(refused)
-
     def _give_up(self, message: str) -> str:
         """Mark the trial as failed without a retry, which would fail the same way."""
         self._finish_uploads()
@@ -243,12 +229,5 @@ def answer(request: Callable[[], Future[Any]]) -> Any:
         if pending is not None:
             with suppress(TimeoutError):
                 pending.exception(timeout=POLL_S)
-        if _from_rank_0(pending is not None and pending.done()):
-            return _from_rank_0(None if pending is None else pending.result())
-
-
-def _from_rank_0(value: T) -> T:
-    """Return rank 0's value on every rank."""
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+        if from_rank_0(pending is not None and pending.done()):
+            return from_rank_0(None if pending is None else pending.result())

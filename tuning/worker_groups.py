@@ -34,9 +34,8 @@ def num_groups_that_fit(training: TrainingConfig) -> int:
     nodes = live_nodes()
     totals = [node.total for node in nodes]
     worker = worker_resources(training)
-    if (
-        placement_strategy(training, nodes=totals) == "STRICT_PACK"
-    ):  # all workers of a group on one node
+    if placement_strategy(training, nodes=totals) == "STRICT_PACK":
+        # all workers of a group on one node
         by_workers = sum(node.num_workers(worker) // training.max_workers for node in totals)
     else:
         by_workers = workers_that_fit(totals, worker) // training.max_workers
@@ -64,9 +63,8 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
             last = not running
         if error is not None:
             errors.append(error)
-            with suppress(
-                ray.exceptions.RayActorError
-            ):  # if the sweep is interrupted, the broker is dead
+            # If the sweep is interrupted, the broker is dead.
+            with suppress(ray.exceptions.RayActorError):
                 ray.get(job.broker.group_lost.remote(name, error, last=last))
 
     threads = [threading.Thread(target=run, args=(name,), daemon=True) for name in sorted(running)]

@@ -165,7 +165,7 @@ def _losses(
             sums.append(progress.losses)
         if progress.step == CHECKPOINT_AT and checkpoint_folder is not None:
             checkpoint_folder.mkdir()
-            checkpoint.save(engine, config, folder=checkpoint_folder, progress=progress)
+            checkpoint.save(engine, folder=checkpoint_folder, progress=progress)
 
     report = train(
         engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save), progress=progress

@@ -51,10 +51,9 @@ def next_state(state: State, event: ProgressEvent, *, now: float) -> State:
             activity = event.text.removeprefix(f"{event.name}: ")
             if event.name == state.stage:
                 return replace(state, activity=activity, done=None)
+            finished = state.finished
             if state.stage:
-                finished = (*state.finished, (state.stage, now - state.since))
-            else:
-                finished = state.finished
+                finished = (*finished, (state.stage, now - state.since))
             return replace(
                 state, stage=event.name, since=now, finished=finished, activity=activity, done=None
             )
@@ -99,46 +98,31 @@ def sorted_rows(rows: Mapping[str, Row]) -> list[Row]:
 def stage_lines(state: State, *, now: float) -> list[tuple[str, str, str]]:
     """Return the finished, current and planned stages: mark, name, and elapsed and expected
     time."""
-    planned = {stage.name: stage for stage in state.plan}
-    lines = []
-    for name, seconds in state.finished:
-        lines.append(("✓", name, f"{duration(seconds)}{_of_expected(planned.get(name))}"))
+    started = [("✓", name, seconds) for name, seconds in state.finished]
     if state.stage:
-        lines.append(
-            (
-                "▸",
-                state.stage,
-                f"{duration(now - state.since)}{_of_expected(planned.get(state.stage))}",
-            )
-        )
+        started.append(("▸", state.stage, now - state.since))
+    lines = [(mark, name, _elapsed(state, name, seconds)) for mark, name, seconds in started]
     past = {name for _, name, _ in lines}
-    return [
-        *lines,
-        *(
-            (" ", stage.name, estimate(stage.seconds))
-            for stage in state.plan
-            if stage.name not in past
-        ),
-    ]
+    later = [stage for stage in state.plan if stage.name not in past]
+    return lines + [(" ", stage.name, estimate(stage.seconds)) for stage in later]
 
 
 def activity_line(state: State, *, now: float) -> str:
     """Return what the run does now, how long the stage has taken, and how long it is expected to
     take."""
-    in_stage = f"{duration(now - state.since)}{_of_expected(_planned(state))}"
-    texts = [] if isinstance(state.done, StepEvent) else [state.activity]
-    if state.done is not None:
-        texts.append(done_text(state.done))
-    return f"{', '.join(texts)} ({state.stage or 'start'}: {in_stage})"
+    text = state.activity
+    if isinstance(state.done, StepEvent):
+        text = done_text(state.done)
+    elif state.done is not None:
+        text = f"{text}, {done_text(state.done)}"
+    elapsed = _elapsed(state, state.stage, now - state.since)
+    return f"{text} ({state.stage or 'start'}: {elapsed})"
 
 
 def done_text(event: RowsEvent | StepEvent) -> str:
     """Return the progress within a training or over rows, with the rate and the time left."""
     if isinstance(event, RowsEvent):
-        if event.rows_per_second:
-            left = (event.total - event.done) / event.rows_per_second
-        else:
-            left = None
+        left = event.seconds_left
         speed_text = rate(event.rows_per_second, unit=event.unit)
         return f"{event.done:,}/{event.total:,} {event.unit}, {speed_text}{_left(left)}"
     return (
@@ -175,28 +159,19 @@ def rate(per_second: float, *, unit: str = "rows") -> str:
 
 def plan_lines(event: PlanEvent) -> list[str]:
     """Return the expected total and a line for each planned stage."""
-    known = [stage.seconds for stage in event.stages if stage.seconds is not None]
-    if known:
-        total = f"expected: {estimate(sum(known))}"
-    else:
-        total = "expected: unknown"
-    names = [stage.name for stage in event.stages if stage.seconds is None]
-    without = f", without {' and '.join(names)}" if known and names else ""
-    return [
-        f"{total}{without} ({event.text})",
-        *table_lines(
-            [(stage.name, estimate(stage.seconds), stage.basis) for stage in event.stages]
-        ),
-    ]
+    total = sum(stage.seconds for stage in event.stages)
+    rows = [(stage.name, estimate(stage.seconds), stage.basis) for stage in event.stages]
+    return [f"expected: {estimate(total)} ({event.text})", *table_lines(rows)]
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -209,11 +184,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def estimate(seconds: float | None) -> str:
+def estimate(seconds: float) -> str:
     """Return an expected time with one or two digits, such as `about 25 s`, `about 4 min` or `about
     2.5 h`."""
-    if seconds is None:
-        return "unknown"
     if seconds < 55:
         return f"about {max(5, 5 * round(seconds / 5))} s"
     if seconds < 3600:
@@ -221,14 +194,12 @@ def estimate(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-def _planned(state: State) -> PlannedStage | None:
-    return next((stage for stage in state.plan if stage.name == state.stage), None)
-
-
-def _of_expected(stage: PlannedStage | None) -> str:
-    if stage is None or stage.seconds is None:
-        return ""
-    return f", expected {estimate(stage.seconds)}"
+def _elapsed(state: State, name: str, seconds: float) -> str:
+    """Return the time that a stage has taken, and its expected time if it is known."""
+    for stage in state.plan:
+        if stage.name == name:
+            return f"{duration(seconds)}, expected {estimate(stage.seconds)}"
+    return duration(seconds)
 
 
 def _left(seconds: float | None) -> str:
@@ -238,8 +209,8 @@ def _left(seconds: float | None) -> str:
 
 
 def _config_text(config: Mapping[str, object]) -> str:
-    texts = {
-        name: f"{value:.3g}" if isinstance(value, float) else str(value)
-        for name, value in config.items()
-    }
-    return ", ".join(f"{name} {text}" for name, text in texts.items())
+    texts = []
+    for name, value in config.items():
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        texts.append(f"{name} {text}")
+    return ", ".join(texts)

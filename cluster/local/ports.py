@@ -2,6 +2,8 @@
 
 import random
 import socket
+from collections.abc import Iterable
+from typing import Any
 
 import psutil
 
@@ -87,6 +89,11 @@ def listening(pid: int) -> set[int]:
         connections = psutil.Process(pid).net_connections("tcp")
     except psutil.NoSuchProcess:
         return set()
+    return listening_ports(connections)
+
+
+def listening_ports(connections: Iterable[Any]) -> set[int]:
+    """Return the ports of the connections of psutil that wait for clients."""
     return {
         item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN
     }

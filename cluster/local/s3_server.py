@@ -49,25 +49,24 @@ def start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
     private.mkdir(mode=0o700)
     _write_security(private)
     command = [
-        *(
-            program("weed"),
-            f"-logdir={private}",
-            "mini",
-            f"-dir={data}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-        ),
+        program("weed"),
+        f"-logdir={private}",
+        "mini",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
         *(f"-{name}.port={base + offset}" for name, offset in ports.SEAWEEDFS.items()),
-        *(
-            "-s3.port.lance=0",
-            "-s3.port.iceberg=0",
-            "-admin.ui=false",
-            "-webdav=false",
-            "-s3.iam=false",
-        ),
+        "-s3.port.lance=0",
+        "-s3.port.iceberg=0",
+        "-admin.ui=false",
+        "-webdav=false",
+        "-s3.iam=false",
         f"-volume.max={MAX_VOLUMES}",
-        *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
-        *(f"-s3.localSocket={private}/s3.sock", f"-filer.localSocket={private}/filer.sock"),
+        "-master.telemetry=false",
+        "-s3.autoCreateBucket=false",
+        f"-bucket={','.join(BUCKETS)}",
+        f"-s3.localSocket={private}/s3.sock",
+        f"-filer.localSocket={private}/filer.sock",
     ]
     return start(command, cwd=private)
 
@@ -75,16 +74,14 @@ def start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
 def s3_answers(base: int, *, pid: int) -> bool:
     """Return True if this process, and no other server, listens on all ports of SeaweedFS and has
     the buckets."""
-    shifts = (0, ports.GRPC_SHIFT)
-    if not {
-        base + shift + offset for shift in shifts for offset in ports.SEAWEEDFS.values()
-    } <= ports.listening(pid):
+    http = {base + offset for offset in ports.SEAWEEDFS.values()}
+    grpc = {port + ports.GRPC_SHIFT for port in http}
+    if not http | grpc <= ports.listening(pid):
         return False  # `require_closed` can check only ports that are open
     buckets = [f"s3://{bucket}" for bucket in BUCKETS]
     try:
-        for (
-            bucket
-        ) in buckets:  # a server that does not know the keys yet refuses a list, but not `exists`
+        # A server that does not know the keys yet refuses a list, but not `exists`.
+        for bucket in buckets:
             storage.list_files(bucket, missing_ok=True)
         return all(storage.exists(bucket) for bucket in buckets)
     except s3.StorageError:

@@ -123,7 +123,9 @@ def _require_alive(servers: dict[str, Process]) -> None:
 
 def stop_servers(servers: list[Process]) -> None:
     """Stop the servers concurrently, and kill processes that remain after a timeout."""
-    members = [member for server in servers for member in family(server.pid)]
+    members = []
+    for server in servers:
+        members += family(server.pid)  # before the server ends
     for server in servers:
         server.terminate()
     await_end(members, timeout_s=SERVER_STOP_TIMEOUT_S)
@@ -133,17 +135,17 @@ def start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
     """Start a Ray head with its command line, since `ray.init` cannot set the port of the dashboard
     agent."""
     command = [
-        *(
-            program("ray"),
-            "start",
-            "--head",
-            "--block",
-            "--dashboard-host=127.0.0.1",
-            "--disable-usage-stats",
-        ),
+        program("ray"),
+        "start",
+        "--head",
+        "--block",
+        "--dashboard-host=127.0.0.1",
+        "--disable-usage-stats",
         *(f"--{name}={base + offset}" for name, offset in ports.RAY_START.items()),
-        *("--min-worker-port=0", "--max-worker-port=0"),
-        *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--temp-dir={temp_dir}/ray",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
         # One more CPU than cores, so that a mostly idle service does not prevent training from
         # starting.
         f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
@@ -154,16 +156,9 @@ def start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
 def ray_answers(base: int, *, keys: Keys) -> bool:
     """Return True if GCS, node manager and dashboard agent listen and the dashboard accepts the
     token."""
-    connections = psutil.net_connections("tcp")
-    listening = {
-        item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN
-    }
-    if not listening >= {
-        base + ports.GCS,
-        base + ports.NODE_MANAGER,
-        base + ports.AGENT,
-        base + ports.DASHBOARD,
-    }:
+    needed = (ports.GCS, ports.NODE_MANAGER, ports.AGENT, ports.DASHBOARD)
+    listening = ports.listening_ports(psutil.net_connections("tcp"))
+    if not {base + offset for offset in needed} <= listening:
         return False
     token = keys.token_path.read_text()
     try:

@@ -1,6 +1,5 @@
 """Run a function on several processes of one node that hold a model together, or on one process."""
 
-import os
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from cluster.progress import SILENT, ProgressReporter, current_progress
 from cluster.ranks.process_group import Group, OtherRankFailed, join_group
-from cluster.remote import LOCAL, report_waiting, reporting_function, run_remote, task_options
+from cluster.remote import report_waiting, reporting_function, run_remote, task_options
 from cluster.resources import Resources
 
 P = ParamSpec("P")
@@ -52,21 +51,15 @@ def run_on_ranks(
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    if progress is SILENT:
-        first = function
-    else:
+    first = function
+    if progress is not SILENT:
         first = reporting_function(function, progress)
-    task = ray.remote(max_calls=1, max_retries=0)(
-        _run_rank
-    )  # a rank that is run again would not find the others
+    # A rank that is run again would not find the others.
+    task = ray.remote(max_calls=1, max_retries=0)(_run_rank)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
-        if os.environ.get("RAY_ADDRESS") == LOCAL:
-            available = ray.cluster_resources()
-        else:
-            available = None
-        options = task_options(resources, available=available)
+        options = task_options(resources)
         if options["num_gpus"] < resources.gpus:
             raise ValueError(
                 f"the evaluation needs {resources.gpus:g} GPUs, and Ray has "
@@ -78,17 +71,18 @@ def run_on_ranks(
         arguments = ray.put((args, kwargs))
         group = placement_group([bundle] * num_ranks, strategy="STRICT_PACK")
         try:
-            ranks = [
-                task.options(
+            ranks = []
+            for rank in range(num_ranks):
+                placed = task.options(
                     num_cpus=part["CPU"],
                     num_gpus=part["GPU"],
                     runtime_env=options["runtime_env"],
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
                         group, placement_group_bundle_index=rank
                     ),
-                ).remote(function if rank else first, Group(rank, num_ranks), store, arguments)
-                for rank in range(num_ranks)
-            ]
+                )
+                called = first if rank == 0 else function
+                ranks.append(placed.remote(called, Group(rank, num_ranks), store, arguments))
             report_waiting(
                 ranks[0], resources=resources, progress=progress if progress is not SILENT else here
             )

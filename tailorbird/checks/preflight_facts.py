@@ -184,15 +184,11 @@ def inspect_cluster(request: ProbeRequest) -> Cluster:
     """Join the cluster, inspect and leave it; raise SessionError if it cannot be joined."""
     with connect():
         nodes = resources.live_nodes()
-        node_types = resources.reported_node_types()
         holders = None
         with suppress(Exception):  # a run does not need the dashboard
             holders = resources.holders()
         reports, errors = probe_nodes(nodes, request)
-    if node_types is None:
-        node_types = next(
-            (report.node_types for report in reports.values() if report.node_types), None
-        )
+    node_types = next((report.node_types for report in reports.values() if report.node_types), None)
     return Cluster(nodes, node_types, holders, reports, errors)
 
 

@@ -1,6 +1,6 @@
 """Checks of `tailorbird preflight` on the memory of nodes and GPUs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -12,7 +12,7 @@ from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.config.training import TrainingConfig
-from training.engine.memory_estimate import Batch, WorkerMemory, remedy, worker_memory
+from training.engine.memory_estimate import ADVICE, Batch, WorkerMemory, worker_memory
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 SIZES = (
@@ -57,25 +57,23 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
         tried_configs(recipe),
         key=lambda config: (memory(config).device_bytes, memory(config).host_bytes),
     )
-    advice = partial(remedy, config, batch=batch, num_workers=training.min_workers)
     needed = memory(config)
     room = int(sum(node.total.cpus for node in cluster.nodes)) // (
         training.max_workers * training.cpus_per_worker
     )
     most = recipe.tuning.trials_at_once(room=max(1, room)) * training.max_workers
-    short: list[tuple[int, str]] = []  # free bytes for a worker, and text of a node
+    short: list[str] = []
     for node, report in probed:
         num_workers = min(most, node.total.num_workers(worker_resources(training)))
         free = max(0, report.free_bytes - int((1 - RAY_KILLS_AT) * report.memory_bytes))
         if num_workers * needed.host_bytes > free:
-            line = f"{node.address} has {_size(free)} free for {num_workers} workers"
-            short.append((free // num_workers, line))
+            short.append(f"{node.address} has {_size(free)} free for {num_workers} workers")
     text = f"up to about {_size(needed.host_bytes)} per worker ({_parts(needed.host)})"
     if short:
-        change = advice(needed=lambda config: memory(config).host_bytes, allowed=min(short)[0])
-        change += ", or raise training.cpus_per_worker, so that fewer workers share a node"
         yield fault(
-            "memory", f"{text}; {', '.join(line for _, line in short[:NUM_LISTED])}", change
+            "memory",
+            f"{text}; {', '.join(short[:NUM_LISTED])}",
+            f"{ADVICE}, or raise training.cpus_per_worker, so that fewer workers share a node",
         )
     elif probed:
         yield ok("memory", f"{text}; every node has enough for its workers")
@@ -83,14 +81,10 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
         sizes = [size for _, report in probed for size in report.gpu_bytes]
-        yield _gpu_memory(
-            needed, sizes, advice=partial(advice, needed=lambda config: memory(config).device_bytes)
-        )
+        yield _gpu_memory(needed, sizes)
 
 
-def _gpu_memory(
-    needed: WorkerMemory, sizes: Sequence[int], *, advice: Callable[..., str]
-) -> CheckResult:
+def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int]) -> CheckResult:
     text = f"up to about {_size(needed.device_bytes)} per GPU ({_parts(needed.device)})"
     if not sizes:
         return note(
@@ -101,7 +95,7 @@ def _gpu_memory(
     text += f"; the smallest has {_size(min(sizes))}"
     if needed.device_bytes <= min(sizes):
         return ok("GPU memory", text)
-    return fault("GPU memory", text, advice(allowed=min(sizes)))
+    return fault("GPU memory", text, ADVICE)
 
 
 def _longest_training_row(recipe: Recipe) -> int:

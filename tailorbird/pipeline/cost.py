@@ -63,8 +63,10 @@ def measure_cost(
     """
     test = context.splits.test
     uris, splits = _split(models, tables=tables, predict=predict)
-    of_endpoints = _of_endpoints(uris, splits, rows=test, limits=request_limits(context.inputs))
-    tokens = {name: of_endpoint.row_tokens(len(test)) for name, of_endpoint in of_endpoints.items()}
+    endpoints = _answers_of_endpoints(
+        uris, splits, rows=test, limits=request_limits(context.inputs)
+    )
+    tokens = {name: endpoint.row_tokens(len(test)) for name, endpoint in endpoints.items()}
     measured = _measured(
         context, uris, tokens={name: tokens_by_round(rows) for name, rows in tokens.items()}
     )
@@ -103,50 +105,48 @@ def endpoint_answers(
     """
     uris, splits = _split(models, tables=tables, predict=predict)
     return {
-        name: count_answers(tuple(of_endpoint.answers.values()), classes=of_endpoint.config.classes)
-        for name, of_endpoint in _of_endpoints(uris, splits, rows=rows, limits=limits).items()
+        name: count_answers(tuple(endpoint.answers.values()), classes=endpoint.config.classes)
+        for name, endpoint in _answers_of_endpoints(uris, splits, rows=rows, limits=limits).items()
     }
 
 
 @dataclass(frozen=True)
-class _OfEndpoint:
+class _EndpointAnswers:
     """The answers of an endpoint."""
 
     config: VersionConfig
     endpoint: Endpoint
-    answers: Mapping[
-        int, EndpointAnswer
-    ]  # by the position of the row, only of rows that it answers
+    answers: Mapping[int, EndpointAnswer]  # by the position of the row that is answered
 
     def row_tokens(self, num_rows: int) -> RowTokens:
         """Return the tokens for each row, 0 for those that it does not answer."""
-        rows = [self.answers.get(row) for row in range(num_rows)]
-        return RowTokens(
-            endpoint_name(self.endpoint.model, url=self.endpoint.url),
-            tuple(0 if answer is None else answer.input_tokens for answer in rows),
-            tuple(0 if answer is None else answer.output_tokens for answer in rows),
-            self.endpoint.prices,
-        )
+        input_tokens: list[int | None] = [0] * num_rows
+        output_tokens: list[int | None] = [0] * num_rows
+        for row, answer in self.answers.items():
+            input_tokens[row] = answer.input_tokens
+            output_tokens[row] = answer.output_tokens
+        name = endpoint_name(self.endpoint.model, url=self.endpoint.url)
+        return RowTokens(name, tuple(input_tokens), tuple(output_tokens), self.endpoint.prices)
 
 
-def _of_endpoints(
+def _answers_of_endpoints(
     uris: Mapping[str, str], splits: Mapping[str, _Split], *, rows: Rows, limits: RequestLimits
-) -> dict[str, _OfEndpoint]:
+) -> dict[str, _EndpointAnswers]:
     """Return the answers of the endpoints at `uris` to the rows that they answer, by name."""
     answered: dict[str, NDArray[np.bool_]] = {}
     for split in splits.values():
         answered[split.parts[0]] = answered_by_first(split.routing, split.routed)
         answered[split.parts[1]] = split.routed
-    of_endpoints = {}
+    endpoints = {}
     for name, uri in uris.items():
         config = read_artifact_config(uri)
         if config.endpoint is not None:
             sent = np.flatnonzero(answered.get(name, np.ones(len(rows), bool))).tolist()
             answers = answer_rows_of_endpoint(uri, rows=rows.take(sent), limits=limits)
-            of_endpoints[name] = _OfEndpoint(
+            endpoints[name] = _EndpointAnswers(
                 config, config.endpoint, dict(zip(sent, answers, strict=True))
             )
-    return of_endpoints
+    return endpoints
 
 
 def _split(
@@ -169,9 +169,8 @@ def _split(
             continue
         parts = (f"{role}: first part", f"{role}: second part")
         uris |= dict(zip(parts, (part.uri for part in hybrid.parts), strict=True))
-        if hybrid.routing.by == "group":
-            table = tables[role]
-        else:
+        table = tables[role]
+        if hybrid.routing.by != "group":
             table = predict(hybrid.parts[0].uri)
         splits[role] = _Split(hybrid.routing, parts, routed_to_second(hybrid.routing, table))
     return uris, splits
@@ -195,10 +194,9 @@ def _measured(
     inputs = context.inputs
     test = context.splits.test
     num_gpus = math.ceil(context.recipe.serving.gpus_per_replica)
+    num_rows = context.task.num_cost_rows
     if num_gpus:
         num_rows = context.task.num_cost_rows_gpu
-    else:
-        num_rows = context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
     batch_size = context.recipe.serving.batch_size(context.recipe.task)
     named = {

@@ -70,9 +70,10 @@ def endpoint_baselines(
         return fetch_answers(bodies, endpoint=endpoint, parent=recipe.task_uri, limits=limits)
 
     def compute(uri: str) -> tuple[Baseline, ...]:
-        index, retrieval, files = (
-            _of_training_rows(inputs) if retrieved is None else _of_baseline(retrieved)
-        )
+        if retrieved is None:
+            index, retrieval, files = _index_of_training_rows(inputs)
+        else:
+            index, retrieval, files = _index_of_baseline(retrieved)
         results = fit_endpoint_baselines(
             EndpointContender(endpoint, prompting, index, retrieval, config),
             train=splits.train,
@@ -158,7 +159,7 @@ def _prompting(inputs: RunInputs, config: VersionConfig) -> Prompting:
     return prompting.model_copy(update={"max_new_tokens": endpoint.max_tokens})
 
 
-def _of_baseline(retrieved: str) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:
+def _index_of_baseline(retrieved: str) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:
     """Return the index of the baseline at `retrieved` with its settings and files."""
     with_index = read_artifact_config(retrieved).prompting
     assert with_index is not None
@@ -167,14 +168,13 @@ def _of_baseline(retrieved: str) -> tuple[RetrievalIndex, Retrieval, Mapping[str
         local_copy(retrieved), retrieval=with_index.retrieval, device="cpu"
     )
     assert index is not None
-    return (
-        index,
-        with_index.retrieval,
-        {name: storage.read_bytes(f"{retrieved}/{name}") for name in INDEX_FILES},
-    )
+    files = {name: storage.read_bytes(f"{retrieved}/{name}") for name in INDEX_FILES}
+    return index, with_index.retrieval, files
 
 
-def _of_training_rows(inputs: RunInputs) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:
+def _index_of_training_rows(
+    inputs: RunInputs,
+) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:
     """Return an index of the labelled training rows by n-grams, with its settings and files."""
     index = build_index(label_conversations(inputs.splits.train), seed=inputs.recipe.training.seed)
     files = index_files(index)

@@ -1,5 +1,7 @@
 """The expected durations of the trainings of a run, from the first steps that are measured."""
 
+from math import ceil
+
 from cluster.display.state import rate
 from cluster.progress import PlanEvent, PlannedStage, ProgressEvent, ProgressReporter, StepEvent
 from tailorbird.config.recipe import Recipe
@@ -15,16 +17,15 @@ def planned_trainings(recipe: Recipe, first: StepEvent, *, groups: int) -> PlanE
     assert first.seconds_left is not None
     numbers = {"sweep": recipe.tuning.num_trials, "seeds": recipe.training.num_seeds - 1}
     at_once = {"sweep": recipe.tuning.trials_at_once(room=groups), "seeds": groups}
-    stages = [
-        PlannedStage(
-            name,
-            -(-number // at_once[name]) * first.seconds_left,
-            f"{number} trainings, {min(number, at_once[name])} at once, at "
-            f"{rate(first.rows_per_second)}",
-        )
-        for name, number in numbers.items()
-        if number > 0
-    ]
+    stages = []
+    for name, number in numbers.items():
+        if number > 0:
+            seconds = ceil(number / at_once[name]) * first.seconds_left
+            basis = (
+                f"{number} trainings, {min(number, at_once[name])} at once, at "
+                f"{rate(first.rows_per_second)}"
+            )
+            stages.append(PlannedStage(name, seconds, basis))
     return PlanEvent(
         tuple(stages),
         "by the first steps; without validations, and trainings that stop early take less",

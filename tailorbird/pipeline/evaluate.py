@@ -149,13 +149,15 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     Raises ValueError if an interrupted run was resumed with other models or another hybrid.
     """
     hybrid = fit_hybrid_on_validation(context, trained)
-    parts = {role: trained.servable[role] for role in (hybrid.parts if hybrid is not None else ())}
-    compared = trained.contenders | parts
+    compared = trained.contenders
+    if hybrid is not None:
+        compared |= {role: trained.servable[role] for role in hybrid.parts}
+    models = [
+        FrozenModel(role, model.kind, uri=model.uri, validation=model.validation)
+        for role, model in compared.items()
+    ]
     family = Family(
-        models=tuple(
-            FrozenModel(role, each.kind, each.uri, each.validation)
-            for role, each in compared.items()
-        ),
+        models=tuple(models),
         replacing=other_baselines(trained.baselines).replacing,
         hybrid=hybrid,
         anchor=_freeze_anchor(context),
@@ -163,10 +165,9 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     )
     stored = storage.write_once(f"{context.run}/{FAMILY_FILE}", family)
     if stored != family:
+        what = "another hybrid, anchor or headroom"
         if stored.models != family.models:
             what = "other models"
-        else:
-            what = "another hybrid, anchor or headroom"
         raise ValueError(
             f"{context.run}/{FAMILY_FILE} has {what} than this run; change the recipe (for example "
             "the seed) to start a new run"
@@ -259,22 +260,19 @@ def publish(
     chosen = verdict.selected
     family = evaluated.family
     versions = _register(context, family, winner=chosen)
-    compared = {
-        model.role: CandidateRecord(
+    compared = {}
+    for model in family.models:
+        compared[model.role] = CandidateRecord(
             model.kind,
             model.uri,
             UNREGISTERED,
             files=sha256_files(model.uri),
             offsets=read_artifact_config(model.uri).nonzero_offsets,
         )
-        for model in family.models
-    }
-    compared |= {
-        role: CandidateRecord(
+    for role, version in versions.items():
+        compared[role] = CandidateRecord(
             version.kind, version.uri, version.digest, offsets=version.nonzero_offsets
         )
-        for role, version in versions.items()
-    }
     evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)
     for name, table in evaluated.predictions.items():
         save_predictions(f"{context.run}/predictions/{name}.parquet", table)
@@ -283,10 +281,8 @@ def publish(
         name for name in (PROTOCOL_FILE, FAMILY_FILE) if storage.exists(f"{context.run}/{name}")
     ]
     files = {name: storage.read_bytes(f"{context.run}/{name}") for name in names}
-    for (
-        role,
-        version,
-    ) in versions.items():  # an existing version keeps the evidence of the run that registered it
+    for role, version in versions.items():
+        # An existing version keeps the evidence of the run that registered it.
         if not storage.exists(f"{version.uri}/{MANIFEST}"):
             write_evidence(version.uri, files | render_files(evidence, role=role))
     write_evidence(context.run, files | render_files(evidence, role=chosen))
@@ -310,10 +306,11 @@ def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, 
     assert hybrid is not None  # a selected hybrid was frozen
     roles = dict.fromkeys(("incumbent", *hybrid.parts))
     versions = {role: register(uris[role]) for role in roles}
-    first, second = (versions[role] for role in hybrid.parts)
-    return versions | {
-        "hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)
-    }
+    first, second = hybrid.parts
+    versions["hybrid"] = register_hybrid(
+        task_uri, versions[first], second=versions[second], routing=hybrid.routing
+    )
+    return versions
 
 
 def stored_predictions(context: RunContext, uri: str, *, rows_name: str) -> Predictions:

@@ -93,12 +93,16 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     ):
         progress.note(line)
     use = next_access(recipe.task_uri, rows=fingerprints(user_texts(inputs.splits.test)))
-    if (
-        use.num_seen
-    ):  # report a lower alpha before the training, because a user may prefer to collect fresh rows
+    # Report a lower alpha before the training, because a user may prefer to collect fresh rows.
+    if use.num_seen:
         progress.note(earlier_tests_line(use, alpha=recipe.evaluation.alpha))
     trained = TrainedRows()
+    champion_uri = None
+    anchor_uri = None
     if champion is not None:
+        champion_uri = champion.uri
+        if champion.anchor is not None:
+            anchor_uri = champion.anchor.uri
         trained = rows_of_champion(champion, test=inputs.splits.test, config=recipe.evaluation)
     protocol = build_protocol(
         recipe.evaluation,
@@ -115,10 +119,8 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
             data=inputs.hashes,
             base_model=inputs.base_model,
             retrieval_encoder=inputs.encoder,
-            champion=champion.uri if champion else None,
-            anchor=champion.anchor.uri
-            if champion is not None and champion.anchor is not None
-            else None,
+            champion=champion_uri,
+            anchor=anchor_uri,
             trained_rows=trained,
             requested_by=current_user(),
             requested_at=now(),
@@ -149,11 +151,9 @@ def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | No
             f"task {recipe.task}; use the champion's task, {advice}"
         )
     if version.classes != classes:
-        ours = set(classes)
-        theirs = set(version.classes)
         only = {
-            "only the champion has": theirs - ours,
-            "only the training rows have": ours - theirs,
+            "only the champion has": set(version.classes) - set(classes),
+            "only the training rows have": set(classes) - set(version.classes),
         }
         details = "; ".join(f"{owner} {listed(names)}" for owner, names in only.items() if names)
         raise ValueError(

@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cluster.display.state import LEARNING_CURVE, State, next_state, training_name
+from cluster.display.state import LEARNING_CURVE, Row, State, next_state, training_name
 from cluster.progress import (
     EpochEvent,
     NoteEvent,
-    PlannedStage,
     ProgressEvent,
     ProgressReporter,
     RowsEvent,
@@ -37,6 +36,7 @@ WRITE_S = 5.0  # minimum seconds between two writes
 ALIVE_S = 60.0  # maximum seconds between two writes, which show that the driver is alive
 
 Clock = Callable[[], float]
+StageState = Literal["finished", "running", "planned"]
 
 
 @dataclass(frozen=True)
@@ -74,38 +74,38 @@ def thinned(curve: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ..
 
 def stages_of(state: State, *, now_s: float) -> tuple[StageProgress, ...]:
     """Return the finished, current and planned stages in order."""
-    planned = {stage.name: stage for stage in state.plan}
-
-    def stage(
-        name: str, kind: Literal["finished", "running", "planned"], seconds: float | None
-    ) -> StageProgress:
-        plan = planned.get(name) or PlannedStage(name, None, "")
-        return StageProgress(
-            name=name, state=kind, seconds=seconds, expected_s=plan.seconds, basis=plan.basis
+    stages: dict[str, StageProgress] = {}
+    for plan in state.plan:
+        stages[plan.name] = StageProgress(
+            name=plan.name, state="planned", expected_s=plan.seconds, basis=plan.basis
         )
-
-    stages = [stage(name, "finished", round(seconds, 1)) for name, seconds in state.finished]
-    stages += [stage(state.stage, "running", round(now_s - state.since, 1))] if state.stage else []
-    past = {each.name for each in stages}
-    return (*stages, *(stage(name, "planned", None) for name in planned if name not in past))
+    started: list[tuple[str, StageState, float]] = [
+        (name, "finished", seconds) for name, seconds in state.finished
+    ]
+    if state.stage:
+        started.append((state.stage, "running", now_s - state.since))
+    past = []
+    for name, stage_state, seconds in started:
+        planned = stages.pop(name, None) or StageProgress(name=name, state=stage_state)
+        past.append(planned.model_copy(update={"state": stage_state, "seconds": round(seconds, 1)}))
+    return (*past, *stages.values())
 
 
 def contenders_of(course: Course) -> tuple[ContenderProgress, ...]:
     """Return at most `MAX_CONTENDERS` contenders: the first ones, and the best of the others."""
     rows = list(course.state.rows.values())
-    kept = rows[: MAX_CONTENDERS // 2]
-    kept += sorted(rows[len(kept) :], key=lambda row: -(row.score or 0.0))[
-        : MAX_CONTENDERS - len(kept)
-    ]
-    return tuple(
-        ContenderProgress(
-            name=row.name,
-            score=row.score,
-            status=row.status,
-            text=_short(row.text),
-            curve=course.curves.get(row.name, ()),
-        )
-        for row in kept
+    first = rows[: MAX_CONTENDERS // 2]
+    best = sorted(rows[len(first) :], key=lambda row: -(row.score or 0.0))
+    return tuple(_contender(row, course) for row in first + best[: MAX_CONTENDERS - len(first)])
+
+
+def _contender(row: Row, course: Course) -> ContenderProgress:
+    return ContenderProgress(
+        name=row.name,
+        score=row.score,
+        status=row.status,
+        text=_short(row.text),
+        curve=course.curves.get(row.name, ()),
     )
 
 
@@ -132,25 +132,20 @@ class ProgressRecord:
             course = self._course
             now_s = self._clock()
         done = course.state.done
-        update = dict[str, object]()
+        update: dict[str, object] = {
+            "updated_at": now(),
+            "stages": stages_of(course.state, now_s=now_s),
+            "activity": _short(course.state.activity),
+            "contenders": contenders_of(course),
+            "notes": course.notes,
+        }
         if isinstance(done, RowsEvent):
-            if done.rows_per_second:
-                left = (done.total - done.done) / done.rows_per_second
-            else:
-                left = None
-            update = {"rows": (done.done, done.total), "seconds_left": left}
+            update["rows"] = (done.done, done.total)
         elif isinstance(done, StepEvent):
-            update = {"rows": (done.step, done.num_steps), "seconds_left": done.seconds_left}
-        return self._first.model_copy(
-            update=update
-            | {
-                "updated_at": now(),
-                "stages": stages_of(course.state, now_s=now_s),
-                "activity": _short(course.state.activity),
-                "contenders": contenders_of(course),
-                "notes": course.notes,
-            }
-        )
+            update["rows"] = (done.step, done.num_steps)
+        if done is not None:
+            update["seconds_left"] = done.seconds_left
+        return self._first.model_copy(update=update)
 
     def write_if_due(self) -> None:
         """Write the record if it has changed, at most every `WRITE_S`, or if it was not written for
@@ -169,14 +164,15 @@ class ProgressRecord:
 
 def first_record(context: RunContext) -> RunProgress:
     """Return the record of a run that starts now."""
+    num_rows = None
+    if METRICS[context.protocol.metric].is_share:
+        num_rows = len(context.splits.validation)
     return RunProgress(
         run=context.run,
         name=context.recipe.name,
         requested_by=context.registered.requested_by,
         base_model=str(context.recipe.base_model),
-        validation_rows=len(context.splits.validation)
-        if METRICS[context.protocol.metric].is_share
-        else None,
+        validation_rows=num_rows,
         status="running",
         started_at=now(),
         updated_at=now(),
@@ -233,7 +229,7 @@ def _reason(error: BaseException) -> str:
     `cluster.connection`."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "the driver was stopped (Ctrl-C or SIGTERM)"
-    return _short(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    return _short(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
 def _short(text: str) -> str:

@@ -1,11 +1,12 @@
 """Collect the results of a run's stages, and build its evidence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from tailorbird.config.metrics import row_metric
 from tailorbird.config.training import TrainingConfig
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
@@ -26,7 +27,7 @@ from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import now, read_artifact_config
 from training.reports import TrainingResult
 from tuning.learning_curve import LearningCurve
-from tuning.sweep import SweepResult
+from tuning.sweep import SweepResult, TrialRow
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ class FineTuning:
     """Results of the trainings."""
 
     sweep: SweepResult
-    seeds: tuple[
-        TrainingResult, ...
-    ]  # trainings of the selected configuration, the sweep's trial first
+    seeds: tuple[TrainingResult, ...]
+    """Trainings of the selected configuration, the sweep's trial first."""
     averaged: evidence.AverageRecord | None
     mix: MixRecord | None
     curve: LearningCurve | None
@@ -44,11 +44,12 @@ class FineTuning:
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources that the training steps of all trials and seed runs used."""
-        seconds = sum(row.seconds for row in self.sweep.rows) + sum(
-            seed.step_seconds for seed in self.seeds[1:]
+        seconds = sum(row.seconds for row in self.sweep.rows)
+        seconds += sum(seed.step_seconds for seed in self.seeds[1:])
+        worker_s = seconds * training.max_workers
+        return TrainingUsage(
+            worker_s * training.cpus_per_worker, worker_s * training.gpus_per_worker
         )
-        cpu_s = seconds * training.max_workers * training.cpus_per_worker
-        return TrainingUsage(cpu_s, seconds * training.max_workers * training.gpus_per_worker)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class TrainedModels:
         """The models that predict the test rows, by role: the incumbent, the candidate if there is
         one, and others."""
         servable = self.servable
-        others = [baseline.kind for baseline in other_baselines(self.baselines).tested]
-        return {role: servable[role] for role in (*evidence.ROLES, *others) if role in servable}
+        tested = [baseline.kind for baseline in other_baselines(self.baselines).tested]
+        return {role: servable[role] for role in (*evidence.ROLES, *tested) if role in servable}
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
         """Return the resources of the fine-tuning; none without one."""
@@ -97,9 +98,7 @@ class EvaluatedModels:
     test_access: TestSetAccess
     predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord
-    endpoint_answers: Mapping[str, AnswerCounts] = field(
-        default_factory=dict
-    )  # see `Evidence.endpoint_answers`
+    endpoint_answers: Mapping[str, AnswerCounts]  # see `Evidence.endpoint_answers`
 
 
 def build_evidence(
@@ -175,7 +174,7 @@ def _with_fine_tuning(
     curve = fine_tuning.curve
     scores = enumerate(model.score for model in fine_tuning.seeds)
     results = {
-        "sweep": _trials(sweep, method=config.method),
+        "sweep": tuple(_trial(row, method=config.method) for row in sweep.rows),
         "sweep_ended": sweep.ended,
         "seeds": tuple(
             evidence.SeedRecord(config.seed + number, score) for number, score in scores
@@ -198,37 +197,34 @@ def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endp
 
 def _differences(context: RunContext, predictions: Mapping[str, Predictions]) -> tuple[str, ...]:
     """Return the differences between validation and test that are larger than chance."""
-    samples = []
+    metric = row_metric(context.protocol.metric)
+
+    def sample(rows: Rows, table: Predictions) -> SplitSample:
+        scores = table.per_row(metric)
+        return SplitSample(rows.class_labels, rows.texts, table.clusters, scores=scores)
+
     test = context.splits.test
     trained_on = context.registered.trained_rows.excluded
     compared = [row for row, row_id in enumerate(test.row_ids) if row_id not in trained_on]
-    for name, rows in (
-        ("incumbent_validation", context.splits.validation),
-        ("incumbent", test.take(compared)),
-    ):
-        table = predictions[name]
-        metric = row_metric(context.protocol.metric)
-        samples.append(
-            SplitSample(rows.class_labels, rows.texts, table.clusters, scores=table.per_row(metric))
-        )
-    return split_differences(samples[0], test=samples[1])
+    return split_differences(
+        sample(context.splits.validation, predictions["incumbent_validation"]),
+        test=sample(test.take(compared), predictions["incumbent"]),
+    )
 
 
-def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRecord, ...]:
-    return tuple(
-        evidence.TrialRecord(
-            trial=row.trial,
-            kind=row.trial
-            if row.status == evidence.BASELINE
-            else str(row.config.get("method", method)),
-            config=row.config,
-            epochs=len(row.scores),
-            validation=row.score,
-            seconds=row.seconds,
-            status=row.status,
-            scores=row.scores,
-        )
-        for row in sweep_result.rows
+def _trial(row: TrialRow, *, method: str) -> evidence.TrialRecord:
+    kind = str(row.config.get("method", method))
+    if row.status == evidence.BASELINE:
+        kind = row.trial
+    return evidence.TrialRecord(
+        trial=row.trial,
+        kind=kind,
+        config=row.config,
+        epochs=len(row.scores),
+        validation=row.score,
+        seconds=row.seconds,
+        status=row.status,
+        scores=row.scores,
     )
 
 

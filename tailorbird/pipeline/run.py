@@ -126,10 +126,9 @@ def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTunin
     context.progress.stage("candidate: selecting it on the validation rows")
     mean = average_seeds(context, sweep_result.selected, seeds)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
-    if mean:
+    averaged = None
+    if mean is not None:
         averaged = AverageRecord(mean.validation, chosen=best == mean)
-    else:
-        averaged = None
     context.task.make_loadable(
         best.uri, trained=sweep_result.selected, dtype=_dtype_of(best, seeds)
     )
@@ -156,11 +155,12 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
     like theirs.
     """
     config = context.recipe.evaluation.endpoint
-    of_recipe = () if config is None else (Endpoint.from_config(config),)
-    of_champion: tuple[Endpoint, ...] = ()
+    endpoints = []
+    if config is not None:
+        endpoints.append(Endpoint.from_config(config))
     if context.champion is not None:
-        of_champion = called_endpoints(context.champion)
-    for endpoint in dict.fromkeys((*of_recipe, *of_champion)):
+        endpoints += called_endpoints(context.champion)
+    for endpoint in dict.fromkeys(endpoints):
         progress.activity(f"checking that {endpoint.url} answers")
         if warning := check_answering(endpoint):
             progress.note(warning)
@@ -169,9 +169,10 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
             context.inputs, config=context.task.version_config("zero_shot", dtype="float32")
         )
         if counts and counts.empty:
+            missing = "label" if context.task.classes else "text"
             progress.note(
                 "the first answer of the endpoint ends at its maximum number of tokens without a "
-                f"{'label' if context.task.classes else 'text'}; a run stops if more than "
+                f"{missing}; a run stops if more than "
                 f"{MAX_SHARE:.0%} of those to validation rows do. A model that reasons needs a "
                 "higher evaluation.endpoint.max_tokens"
             )
@@ -182,21 +183,16 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
     progress = context.progress
     progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
-    champion: tuple[Baseline, ...] = ()
     if context.champion is not None:
         progress.activity("champion on the validation rows")
-        champion = (_score_champion(context, context.champion),)
-    of_endpoint: tuple[Baseline, ...] = ()
+        baselines = (_score_champion(context, context.champion), *baselines)
     if context.recipe.evaluation.endpoint is not None:
         progress.stage(
             "endpoint: requests for the validation rows, unless their answers are stored"
         )
         config = context.task.version_config("zero_shot", dtype="float32")
-        of_endpoint = endpoint_baselines(context.inputs, baselines, config=config)
-    baselines = (*champion, *baselines, *of_endpoint)
-    for (
-        baseline
-    ) in baselines:  # those fitted now were already reported by the task that fitted them
+        baselines += endpoint_baselines(context.inputs, baselines, config=config)
+    for baseline in baselines:  # those fitted now were reported before
         progress.score(baseline.kind, baseline.validation, baseline.note)
     return baselines
 

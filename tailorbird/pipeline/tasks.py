@@ -41,9 +41,7 @@ class ClassificationTask:
     inputs: RunInputs
     label_noun: ClassVar[str] = "classes"  # noun for the distinct labels in messages
     num_cost_rows: ClassVar[int] = 256  # test rows on which the cost of all models is measured
-    num_cost_rows_gpu: ClassVar[int] = (
-        2048  # the same on a GPU, which answers 256 rows too fast for a precise time
-    )
+    num_cost_rows_gpu: ClassVar[int] = 2048  # a GPU answers 256 rows too fast for a precise time
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -148,9 +146,7 @@ class ChatTask:
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
     num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
-    num_cost_rows_gpu: ClassVar[int] = (
-        64  # as many as a replica answers at the same time by default
-    )
+    num_cost_rows_gpu: ClassVar[int] = 64  # as a replica answers at the same time by default
     classes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -198,17 +194,16 @@ class ChatTask:
             stored = self.version_config("zero_shot", dtype=baselines.dtype)
             return store_prompt_baselines(uri, baselines, config=stored)
 
-        named = {
+        named: dict[str, object] = {
             "shots": config.prompt_shots,
             "draws": config.prompt_draws,
             "retrieved": [config.retrieved_examples, config.retrieved_tokens],
             "metric": config.metric,
-            "max_train_rows": None
-            if self.inputs.encoder is None
-            else self.inputs.recipe.data.max_train_rows,
-            "encoder": self.inputs.pinned_encoder
-            and self.inputs.pinned_encoder.model_dump(mode="json", exclude={"dtype"}),
         }
+        encoder = self.inputs.pinned_encoder
+        if encoder is not None:
+            named["encoder"] = encoder.model_dump(mode="json", exclude={"dtype"})
+            named["max_train_rows"] = self.inputs.recipe.data.max_train_rows
         prompting = self.prompting.model_dump(mode="json")
         inputs = self.inputs.stage_inputs(
             fit_prompt_baselines, prompting=prompting, seed=seed, **named
@@ -247,11 +242,10 @@ class ChatTask:
         """Raise DataError if `data.max_length` leaves no tokens for retrieved examples, as none
         would ever be used."""
         recipe = self.inputs.recipe
+        if not recipe.training.with_retrieved:
+            return
         uri = self.inputs.base_model.uri
-        if recipe.training.with_retrieved:
-            longest = longest_row(uri, task=ChatData())
-        else:
-            longest = None
+        longest = longest_row(uri, task=ChatData())
         if longest is not None and recipe.data.max_length >= longest:
             raise DataError(
                 "training.with_retrieved has no room for examples: data.max_length "

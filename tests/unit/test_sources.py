@@ -44,7 +44,6 @@ CALLS = (
 """Calls that may run code in their input."""
 EXCEPT = {
     "tailorbird/monitoring/report_window.py": ["pickle.loads"],
-    "training/safe_checkpoint_loading.py": ["torch.load"],
 }
 """Exceptions. The pickled value comes from a Ray task that the same process has started. The header
 of a checkpoint is loaded with `weights_only`, after a check of the names in it."""

@@ -1,7 +1,6 @@
 """The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional
 kernels."""
 
-from collections.abc import Callable
 from typing import Any, TypedDict
 
 import torch
@@ -20,6 +19,7 @@ from training.engine.deepspeed_private import (
     import_deepspeed,
     init_distributed,
 )
+from training.ranks import raise_on_all_ranks
 
 LORA_MULTIPLIER = 5.0  # so that one range of `learning_rate` suits both methods
 HEAD_MULTIPLIER = 10.0  # of a head that starts at random weights
@@ -76,33 +76,28 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
     """
     over_gloo = config.gpus_per_worker == 0
     bf16 = config.parameter_dtype == "bf16"
-    offloaded = {
-        "optimizer": ("offload_optimizer",),
-        "parameters": ("offload_optimizer", "offload_param"),
-    }
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    autocast_options: dict[str, Any] = {"enabled": autocast and not bf16, "dtype": "bfloat16"}
+    if over_gloo:
+        zero["reduce_scatter"] = False
+        autocast_options["lower_precision_safe_modules"] = []
+    if config.zero_stage == 3:
+        zero["zero_hpz_partition_size"] = config.zero_hpz_partition_size
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+
     options = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
         "gradient_accumulation_steps": config.accumulation_steps(num_workers),
         "gradient_clipping": 1.0,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            **({"reduce_scatter": False} if over_gloo else {}),
-            **(
-                {"zero_hpz_partition_size": config.zero_hpz_partition_size}
-                if config.zero_stage == 3
-                else {}
-            ),
-            **{name: {"device": "cpu"} for name in offloaded.get(config.offload, ())},
-        },
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's CPU optimizer would be compiled at run time
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16},
-        "torch_autocast": {
-            "enabled": autocast and not bf16,
-            "dtype": "bfloat16",
-            **({"lower_precision_safe_modules": []} if over_gloo else {}),
-        },
+        "torch_autocast": autocast_options,
         "steps_per_print": 1_000_000_000,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice per micro-batch
     }
@@ -113,11 +108,10 @@ def _merged(options: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
     merged = dict(options)
     for name, value in overrides.items():
         default = merged.get(name)
-        merged[name] = (
-            _merged(default, value)
-            if isinstance(default, dict) and isinstance(value, dict)
-            else value
-        )
+        if isinstance(default, dict) and isinstance(value, dict):
+            merged[name] = _merged(default, value)
+        else:
+            merged[name] = value
     return merged
 
 
@@ -129,9 +123,7 @@ def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: fl
     starts at its second step.
     """
     for group in optimizer.param_groups:
-        group["initial_lr"] = group[
-            "lr"
-        ]  # LambdaLR requires this field if it starts at a later step
+        group["initial_lr"] = group["lr"]  # LambdaLR requires it if it starts at a later step
     num_warmup_steps = int(num_steps * warmup_fraction)
     schedule: LambdaLR = get_linear_schedule_with_warmup(
         optimizer, num_warmup_steps + 1, num_steps + 1, last_epoch=0
@@ -142,21 +134,27 @@ def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: fl
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[ParameterGroup]:
     """Return the trainable parameters in three groups: matrices (with weight decay), vectors, and
     the head."""
-    trainable = [
-        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    base = [parameter for name, parameter in trainable if not name.startswith("head.")]
-    head = [parameter for name, parameter in trainable if name.startswith("head.")]
-    base_rate = config.learning_rate * (LORA_MULTIPLIER if config.method == "lora" else 1.0)
-    return [
-        {
-            "params": [p for p in base if p.ndim > 1],
-            "lr": base_rate,
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in base if p.ndim <= 1], "lr": base_rate, "weight_decay": 0.0},
-        {"params": head, "lr": config.learning_rate * HEAD_MULTIPLIER, "weight_decay": 0.0},
-    ]
+    base_rate = config.learning_rate
+    if config.method == "lora":
+        base_rate *= LORA_MULTIPLIER
+    head_rate = config.learning_rate * HEAD_MULTIPLIER
+    matrices: ParameterGroup = {
+        "params": [],
+        "lr": base_rate,
+        "weight_decay": config.weight_decay,
+    }
+    vectors: ParameterGroup = {"params": [], "lr": base_rate, "weight_decay": 0.0}
+    head: ParameterGroup = {"params": [], "lr": head_rate, "weight_decay": 0.0}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("head."):
+            head["params"].append(parameter)
+        elif parameter.ndim > 1:
+            matrices["params"].append(parameter)
+        else:
+            vectors["params"].append(parameter)
+    return [matrices, vectors, head]
 
 
 def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
@@ -175,25 +173,6 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
             )
         for layer in layers:
             layer.compile(dynamic=True)  # the number of rows and tokens changes at each step
-
-
-def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) -> None:
-    """Call a function on every rank, and raise an error of this kind on all ranks if one of them
-    raises it.
-
-    Otherwise the other ranks would wait for that rank in their next collective until the process
-    group's time-out.
-    """
-    message = None
-    try:
-        function()
-    except kind as error:
-        message = str(error)
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, message)
-    first = next((text for text in messages if text is not None), None)
-    if first is not None:
-        raise kind(first)
 
 
 def initialize_engine(

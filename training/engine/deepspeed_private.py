@@ -4,49 +4,33 @@ one of them."""
 import datetime
 import functools
 import gc
-import importlib
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from training.engine.partitions import Shapes
+from training.engine.partitions import (
+    Piece,
+    Shapes,
+    pieces_of_concatenation,
+    pieces_of_parameters,
+)
 
 VERSION = "0.19.8"  # DeepSpeed version for which this module was written
 SHM_OP = "deepspeed_shm_comm"
-OPTIMIZER = "optimizer_state_dict"  # in the file of a rank
 ADAM_STATE = ("base_optimizer_state", "optimizer_state_dict")  # at stages 1 and 2, and at stage 3
-FLAT_WEIGHTS = (
-    "single_partition_of_fp32_groups",
-    "fp32_flat_groups",
-)  # at stages 1 and 2, and at stage 3
+FLAT_WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")  # at the same stages
 WEIGHTS = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"
-SHARD = r".*zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt"
-COMMON = r"(?:.*/)?(?:zero_pp_rank_0_)?mp_rank_00_model_states\.pt"
-SCHEDULE = "lr_scheduler"
+PADDINGS = "round_robin_bit16_padding"  # attribute of the optimizer at stages 1 and 2
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-COMMON_STATE = (SCHEDULE, *COUNTERS)  # in the common file
-LOSS_SCALE = ("loss_scaler", "dynamic_loss_scale", "overflow")
-PADDINGS = "param_alignment_paddings"  # at stages 1 and 2
-PARAMETER_SHAPES = "param_shapes"  # in the common file
-RECORDS = (
-    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
-    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
-    ("deepspeed.utils.tensor_fragment", "fragment_address"),
-)
-"""Module and name of each class in the optimizer states of a checkpoint, at any ZeRO stage."""
-PARAMETER_ATTRIBUTES = (
-    "_hp",
-    "_lp",
-    "ds_",
-    "_z",
-)  # prefixes of the attributes that DeepSpeed adds to parameters
+PARAMETER_ATTRIBUTES = ("_hp", "_lp", "ds_", "_z")
+"""Prefixes of the attributes that DeepSpeed adds to parameters."""
 
 
 def import_deepspeed() -> Any:
@@ -122,41 +106,11 @@ def inner_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def checkpoint_bytes(engine: Any, *, exclude_frozen: bool) -> int:
-    """Return the bytes of the tensors that `save_checkpoint` writes on this rank, after the first
-    step.
-
-    From stage 1, each rank writes its part of the optimizer: two moments, and master weights of the
-    size of a moment. The weights are written by rank 0; at stage 3 they are read from the master
-    weights. At stage 0, rank 0 writes all.
-    """
-    states = (value for state in inner_optimizer(engine).state.values() for value in state.values())
-    moments: int = sum(
-        value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor)
-    )
-    stage = int(engine.zero_optimization_stage())
-    has_masters = stage > 0 or hasattr(engine.optimizer, "fp32_groups")
-    of_optimizer = moments * 3 // 2 if has_masters else moments
-    if stage == 3:
-        return of_optimizer
-    saved = (p for p in engine.module.parameters() if p.requires_grad or not exclude_frozen)
-    weights: int = sum(parameter.numel() * parameter.element_size() for parameter in saved)
-    if torch.distributed.get_rank() == 0:
-        return of_optimizer + weights
-    if stage:
-        return of_optimizer
-    return 0
-
-
-def num_values(parameter: nn.Parameter) -> int:
-    """Return the number of values of a whole parameter, also if stage 3 has partitioned it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def full_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of each whole parameter by name, also if stage 3 has partitioned it."""
     return {
-        name: tuple(getattr(own, "ds_shape", own.shape)) for name, own in module.named_parameters()
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in module.named_parameters()
     }
 
 
@@ -170,7 +124,7 @@ def fp32_values(engine: Any, parameters: Iterable[nn.Parameter]) -> Iterator[tor
     parameters and at stage 0.
     """
     deepspeed = import_deepspeed()
-    masters = _stage_0_masters(engine)
+    masters = {id(parameter): master for parameter, master in _stage_0_masters(engine)}
     for parameter in parameters:
         value = deepspeed.utils.safe_get_full_fp32_param(parameter)
         if value is not None:
@@ -180,13 +134,12 @@ def fp32_values(engine: Any, parameters: Iterable[nn.Parameter]) -> Iterator[tor
                 yield masters.get(id(parameter), parameter).detach().float()
 
 
-def _stage_0_masters(engine: Any) -> dict[int, torch.Tensor]:
-    """Return the fp32 values of bf16 parameters at stage 0, by the id of the parameter; empty in
-    other cases."""
+def _stage_0_masters(engine: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Return the bf16 parameters at stage 0 with their fp32 values; empty in other cases."""
     if not hasattr(engine.optimizer, "fp32_groups"):
-        return {}
-    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
-    return {id(own): master for group in groups for own, master in zip(*group, strict=True)}
+        return []
+    parameters = chain.from_iterable(engine.optimizer.fp16_groups)
+    return list(zip(parameters, chain.from_iterable(engine.optimizer.fp32_groups), strict=True))
 
 
 def gathered(parameter: nn.Parameter) -> Any:
@@ -208,40 +161,102 @@ def forward_dtype(parameter: nn.Parameter) -> torch.dtype:
     return parameter.dtype
 
 
-def checkpoint_records() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return the classes that a checkpoint contains in addition to tensors and plain values."""
-    import_deepspeed()
-    return [getattr(importlib.import_module(module), name) for module, name in RECORDS]
+@contextmanager
+def optimizer_tensors(
+    engine: Any, *, replace: bool = False
+) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """Yield the weights, moments and step of each flat tensor of this rank.
 
-
-def common_and_shards(names: Iterable[str]) -> tuple[str | None, list[str]]:
-    """Return the file of a checkpoint with what all ranks share, and those with the optimizer state
-    of each rank."""
-    names = list(names)
-    shards = {int(shard[1]): shard[0] for shard in map(re.compile(SHARD).fullmatch, names) if shard}
-    return next(filter(re.compile(COMMON).fullmatch, names), None), [
-        shards[rank] for rank in sorted(shards)
-    ]
-
-
-def new_optimizer_state(engine: Any) -> dict[str, Any]:
-    """Return the optimizer state of this rank of a new engine, as it would save it, with moments
-    and steps of zero.
-
-    The weights are the engine's own tensors. `load_optimizer_state` must follow.
+    With `replace`, the engine is new, and continues with the values that the tensors have at the
+    end of the block. Every rank must enter it.
     """
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        yield _whole_tensors(engine)
+        for parameter, master in _stage_0_masters(engine):
+            parameter.data.copy_(master)
+        return
+    optimizer = engine.optimizer
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()  # partitions the parameters that it keeps gathered
+    state: dict[str, Any] = optimizer.state_dict()
+    if replace:
+        # Weights are saved without padding at stages 1 and 2. At stage 3, torch's optimizer has
+        # parameters only in a step.
+        parameters = _optimized(engine) or _flat_weights(state)
+        _adam_state(state)["state"] = dict(enumerate(map(_zero_state, parameters)))
+    yield flat_tensors(state)
+    if replace:
+        rank = torch.distributed.get_rank()
+        optimizer.load_state_dict({rank: state}, load_from_fp32_weights=True)
+    if stage == 3:
+        optimizer.checkpoint_event_epilogue()
+    elif replace:
+        optimizer.update_lp_params()
+
+
+def _whole_tensors(engine: Any) -> list[dict[str, torch.Tensor]]:
+    """Return the tensors of each parameter at stage 0."""
+    states = inner_optimizer(engine).state
+    tensors = []
+    for parameter in _optimized(engine):
+        if not states[parameter]:
+            states[parameter] = _zero_state(parameter)
+        tensors.append({WEIGHTS: parameter, **states[parameter]})
+    return tensors
+
+
+def _zero_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the state of torch's AdamW for a parameter before the first step."""
+    moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+    return {STEP: torch.zeros((), device=parameter.device), **moments}
+
+
+def _optimized(engine: Any) -> list[nn.Parameter]:
+    """Return the parameters of torch's optimizer."""
+    groups = inner_optimizer(engine).param_groups
+    return list(chain.from_iterable(group["params"] for group in groups))
+
+
+def pieces_of_ranks(engine: Any, tensors: Sequence[dict[str, torch.Tensor]]) -> list[list[Piece]]:
+    """Return the values that each rank has in `optimizer_tensors`; `tensors` are those of this
+    rank."""
+    num_ranks = torch.distributed.get_world_size()
+    if engine.zero_optimization_stage() == 0:
+        return [_whole_pieces(engine)] * num_ranks
+    shapes: list[Shapes] = engine._get_zero_param_shapes()
     if engine.zero_optimization_stage() == 3:
-        # partitions the parameters that it keeps gathered
-        engine.optimizer.checkpoint_event_prologue()
-    state: dict[str, Any] = engine.optimizer.state_dict()
-    # Weights are saved without padding at stages 1 and 2. At stage 3, torch's optimizer has
-    # parameters only in a step.
-    parameters = [own for group in inner_optimizer(engine).param_groups for own in group["params"]]
-    _adam_state(state)["state"] = {
-        index: {STEP: torch.zeros(()), **{name: torch.zeros_like(own) for name in MOMENTS}}
-        for index, own in enumerate(parameters or _flat_weights(state))
-    }
-    return state
+        return pieces_of_parameters(shapes, num_ranks=num_ranks)
+    lengths = [len(flat[MOMENTS[0]]) for flat in tensors]
+    paddings = getattr(engine.optimizer, PADDINGS, None) or [[0] * len(names) for names in shapes]
+    return pieces_of_concatenation(shapes, num_ranks=num_ranks, lengths=lengths, paddings=paddings)
+
+
+def _whole_pieces(engine: Any) -> list[Piece]:
+    """Return a piece for each tensor of `_whole_tensors`."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    for parameter, master in _stage_0_masters(engine):
+        names[id(master)] = names[id(parameter)]
+    pieces = []
+    for index, parameter in enumerate(_optimized(engine)):
+        name = names[id(parameter)]
+        pieces.append(Piece(name, offset=0, length=parameter.numel(), tensor=index, start=0))
+    return pieces
+
+
+def counters(engine: Any) -> dict[str, int]:
+    """Return the counters that a resumed engine continues."""
+    return {name: int(getattr(engine, name)) for name in COUNTERS}
+
+
+def load_counters(engine: Any, values: dict[str, int], *, schedule: dict[str, Any]) -> None:
+    """Continue from these counters and this state of the learning rate schedule."""
+    for name in COUNTERS:
+        setattr(engine, name, values[name])
+    engine.lr_scheduler.load_state_dict(schedule)
+    rates = engine.lr_scheduler.get_last_lr()
+    for group, rate in zip(inner_optimizer(engine).param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def flat_tensors(state: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
@@ -261,47 +276,6 @@ def _adam_state(state: dict[str, Any]) -> dict[str, Any]:
     return adam
 
 
-def splits_parameters(state: dict[str, Any]) -> bool:
-    """Return True at stage 3, where ranks split each parameter, and False if they split the
-    concatenation of all."""
-    return FLAT_WEIGHTS[1] in state
-
-
-def paddings_of_parameters(state: dict[str, Any], shapes: Sequence[Shapes]) -> list[list[int]]:
-    """Return the number of values after each parameter at stages 1 and 2, where alignment can be
-    configured."""
-    paddings: list[list[int]] = state.get(PADDINGS) or [[0] * len(tensor) for tensor in shapes]
-    return paddings
-
-
-def parameter_shapes(engine: Any) -> list[Shapes]:
-    """Return the shapes of the parameters in each flat tensor, in their order, as the common file
-    has them."""
-    shapes: list[Shapes] = engine._get_zero_param_shapes()
-    return shapes
-
-
-def load_optimizer_state(engine: Any, state: dict[str, Any], *, common: dict[str, Any]) -> None:
-    """Load the state that `new_optimizer_state` returned, and the counters and learning rates
-    (COMMON_STATE).
-
-    Every rank must call it.
-    """
-    optimizer = engine.optimizer
-    optimizer.load_state_dict({torch.distributed.get_rank(): state}, load_from_fp32_weights=True)
-    if engine.zero_optimization_stage() == 3:
-        optimizer.checkpoint_event_epilogue()
-    else:
-        optimizer.update_lp_params()
-    engine.lr_scheduler.load_state_dict(common[SCHEDULE])
-    for group, rate in zip(
-        inner_optimizer(engine).param_groups, engine.lr_scheduler.get_last_lr(), strict=True
-    ):
-        group["lr"] = rate
-    for name in COUNTERS:
-        setattr(engine, name, common[name])
-
-
 def destroy_engine(engine: Any) -> None:
     """Destroy an engine, and break the reference cycles between its optimizer, its hooks and the
     parameters.
@@ -316,8 +290,9 @@ def destroy_engine(engine: Any) -> None:
     ]
     engine.destroy()
     for parameter in module.parameters():
-        for name in [name for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)]:
-            delattr(parameter, name)
+        for name in list(vars(parameter)):
+            if name.startswith(PARAMETER_ATTRIBUTES):
+                delattr(parameter, name)
         parameter.grad = None
     for optimizer in optimizers:
         getattr(optimizer, "state", {}).clear()

@@ -3,9 +3,7 @@
 The estimate is an upper bound: it adds up what a worker holds at different times.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import CPU_ROWS, GPU_ROWS, ModelShape, rows_of_loss_chunk
@@ -41,8 +39,8 @@ ANSWERED_TOKENS = 1 << 15
 at ZeRO stage 3."""
 ADVICE = (
     "set several of training.gradient_checkpointing: true, training.zero_stage: 3 with more "
-    "workers, training.offload: optimizer, training.method: lora and a smaller data.max_length, "
-    "or use a smaller base model"
+    "workers, training.offload: optimizer, training.method: lora, a smaller training.batch_tokens "
+    "and a smaller data.max_length, or use a smaller base model"
 )
 
 
@@ -52,9 +50,8 @@ class Batch:
 
     max_length: int
     max_new_tokens: int = 0  # of an answer to a validation row of a chat task
-    packed: bool = (
-        False  # conversations packed into one row, with logits at each token; else padded rows
-    )
+    packed: bool = False
+    """Conversations are packed into one row, with logits at each token; else rows are padded."""
     autocast: bool = False  # linear layers compute in bfloat16
 
 
@@ -118,11 +115,6 @@ def _states(
     """Return weights, gradients and optimizer states on the device, and what is offloaded of them
     to host memory.
 
-    The optimizer has two moments, fp32 weights and their gradients, which it shards from stage 1.
-    Stages 1 and 2 copy the trained weights to one tensor before there are optimizer states, which
-    takes as much as all gradients. Trained weights that are offloaded are page-locked one by one
-    before they are copied to one tensor.
-
     DeepSpeed's `estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs`
     have the same 18 bytes for a parameter in bf16, but they assume that all parameters are trained,
     and in 16 bits. For LoRA of Llama 3 8B at stage 3 on 8 GPUs, they return 18.8 GiB instead of
@@ -134,22 +126,32 @@ def _states(
     if config.method == "lora":
         trained = config.lora_r * shape.num_linear_ends
         weights += parameter * trained
-        if (
-            batch.autocast and shape.stored_bf16 and parameter == FP32
-        ):  # see `training.engine.placement.place_weights`
-            weights -= BF16 * shape.num_linear
+        if batch.autocast and shape.stored_bf16 and parameter == FP32:
+            weights -= BF16 * shape.num_linear  # see `training.engine.placement.place_weights`
     gradients = parameter * trained
-    optimizer = (4 * FP32 if parameter == FP32 else 18) * trained // num_workers
-    if config.zero_stage == 0:
-        optimizer = (2 * FP32 if parameter == FP32 else 18) * trained
+
+    # Two moments, fp32 weights and their gradients. At stage 0, fp32 parameters have no copy.
+    optimizer = 4 * FP32 * trained
+    if parameter == BF16:
+        optimizer = 18 * trained
+    elif config.zero_stage == 0:
+        optimizer = 2 * FP32 * trained
+    if config.zero_stage > 0:
+        optimizer //= num_workers
+
     if config.zero_stage == 2:
-        gradients = max(
-            gradients // num_workers, gradients - (optimizer if config.offload == "none" else 0)
-        )
-    if config.zero_stage == 3:
-        second = config.zero_hpz_partition_size
-        weights = weights // num_workers + (weights // second if second > 1 else 0)
+        # The trained weights are copied to one tensor before there are optimizer states.
+        before = gradients
+        if config.offload == "none":
+            before -= optimizer
+        gradients = max(gradients // num_workers, before)
+    elif config.zero_stage == 3:
+        second_partition = 0
+        if config.zero_hpz_partition_size > 1:
+            second_partition = weights // config.zero_hpz_partition_size
+        weights = weights // num_workers + second_partition
         gradients //= num_workers
+
     device = {"weights": weights, "gradients": gradients, "optimizer states": optimizer}
     host: Parts = {}
     if config.offload != "none":
@@ -158,7 +160,9 @@ def _states(
         if config.zero_stage == 3:
             del device["gradients"]
     if config.offload == "parameters":
-        host["weights"] = (2 if config.method == "full" else 1) * device.pop("weights")
+        host["weights"] = device.pop("weights")
+        if config.method == "full":
+            host["weights"] *= 2  # one by one, before they are copied to one tensor
     return device, {f"offloaded {name}": int(PAGE_LOCKED * size) for name, size in host.items()}
 
 
@@ -169,20 +173,22 @@ def _buffers(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
     weights; at the other stages, autocast copies them to bf16.
     """
     parameter = _parameter_bytes(config)
+    computed = _computed_bytes(config, batch)
     on_gpu = config.gpus_per_worker > 0
-    reduced = min(BUCKET_PARAMETERS, shape.num_parameters if config.method == "full" else 0)
+
+    reduced = 0
     if on_gpu and config.zero_stage > 0:
         reduced = 2 * BUCKET_PARAMETERS
+    elif config.method == "full":
+        reduced = min(BUCKET_PARAMETERS, shape.num_parameters)
+
     copied = 0
+    is_stored = config.method == "lora" and shape.stored_bf16
     if config.zero_stage == 3:
-        copied = (_computed_bytes(config, batch) if on_gpu else parameter) * min(
-            shape.num_parameters, LIVE_PARAMETERS
-        )
-    elif _computed_bytes(config, batch) < parameter and not config.gradient_checkpointing:
-        if config.method == "lora" and shape.stored_bf16:
-            copied = 0
-        else:
-            copied = BF16 * shape.num_linear
+        copied = min(shape.num_parameters, LIVE_PARAMETERS)
+        copied *= computed if on_gpu else parameter
+    elif computed < parameter and not config.gradient_checkpointing and not is_stored:
+        copied = BF16 * shape.num_linear
     return parameter * reduced + copied
 
 
@@ -213,23 +219,27 @@ def activation_bytes(
     layer = _layer(config, shape=shape, batch=batch)
     if config.method == "lora":
         layer += (parameter + 1) * (6 * shape.hidden + shape.intermediate)
-    if config.attention_dropout is None:
+    dropout = config.attention_dropout
+    if dropout is None:
         dropout = shape.attention_dropout
-    else:
-        dropout = config.attention_dropout
     if dropout > 0 and config.gpus_per_worker == 0:
         layer += 3 * parameter * shape.num_heads * batch.max_length
-    kept = shape.num_layers * layer
+
+    stored = shape.num_layers * layer
     if config.gradient_checkpointing:
-        kept = layer + shape.num_layers * parameter * shape.hidden
-    tokens = batch.max_length * _micro_batch_rows(config, batch, num_workers)
+        stored = layer + shape.num_layers * parameter * shape.hidden
+
+    rows = config.micro_batch_size(num_workers)
+    if config.batch_tokens is not None:
+        rows = min(rows, max(1, config.batch_tokens // batch.max_length))
+    tokens = batch.max_length * rows
+
     logits = 0
     if batch.packed:
-        if shape.needs_all_logits:
-            logits = tokens
-        else:
+        logits = tokens
+        if not shape.needs_all_logits:
             logits = min(tokens, rows_of_loss_chunk(shape.vocabulary))
-    return tokens * kept + LOGIT_BYTES * shape.vocabulary * logits
+    return tokens * stored + LOGIT_BYTES * shape.vocabulary * logits
 
 
 def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
@@ -247,16 +257,13 @@ def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch)
             return computed * shape.num_parameters
         return 0
     length = batch.max_length + batch.max_new_tokens
-    cached = 0
-    rows = validated_rows(length, on_gpu=config.gpus_per_worker > 0)
-    if batch.packed:
-        rows = answered_rows(length)
-        cached = (parameter + computed) * (shape.kv_width or shape.hidden) * (shape.num_layers + 1)
-    return (
-        rows
-        * length
-        * (_layer(config, shape=shape, batch=batch) + cached + FP32 * (length + shape.hidden))
-    )
+    token = _layer(config, shape=shape, batch=batch) + FP32 * (length + shape.hidden)
+    if not batch.packed:
+        return validated_rows(length, on_gpu=config.gpus_per_worker > 0) * length * token
+
+    keys = shape.kv_width or shape.hidden
+    token += (parameter + computed) * keys * (shape.num_layers + 1)
+    return answered_rows(length) * length * token
 
 
 def _parameter_bytes(config: TrainingConfig) -> int:
@@ -272,45 +279,3 @@ def _computed_bytes(config: TrainingConfig, batch: Batch) -> int:
     if batch.autocast:
         return BF16
     return _parameter_bytes(config)
-
-
-def _micro_batch_rows(config: TrainingConfig, batch: Batch, num_workers: int) -> int:
-    """Return the number of rows of a worker's micro-batch, if all have `max_length` tokens."""
-    rows = config.micro_batch_size(num_workers)
-    if config.batch_tokens is None:
-        return rows
-    return min(rows, max(1, config.batch_tokens // batch.max_length))
-
-
-def remedy(
-    config: TrainingConfig,
-    *,
-    batch: Batch,
-    num_workers: int,
-    needed: Callable[[TrainingConfig], int],
-    allowed: int,
-) -> str:
-    """Return advice with the first change of each field after which at most `allowed` bytes are
-    needed.
-
-    Changes that keep the result of a training come first.
-    """
-    rows = _micro_batch_rows(config, batch, num_workers)
-    smaller = [(rows >> halvings) * batch.max_length for halvings in range(1, rows.bit_length())]
-    changes: list[tuple[str, Any]] = [
-        ("zero_stage", 3 if num_workers > 1 else config.zero_stage),
-        ("gradient_checkpointing", True),
-        *(("batch_tokens", size) for size in smaller),
-        ("offload", "optimizer" if config.gpus_per_worker else "none"),
-        ("method", "lora"),
-    ]
-    fitting: dict[str, str] = {}
-    for field, value in changes:
-        size = needed(config.model_copy(update={field: value}))
-        if size <= allowed:
-            fitting.setdefault(
-                field, f"training.{field}: {str(value).lower()} ({size / GIB:.2f} GiB)"
-            )
-    if fitting:
-        return f"set {' or '.join(fitting.values())}"
-    return ADVICE

@@ -26,12 +26,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Copy:
-    """Consecutive values that a former rank has and a new rank needs."""
+    """Consecutive values that a rank has saved and a new rank needs."""
 
     rank: int
-    """The former rank."""
+    """The rank that saved them."""
     source: int
-    """Index of the flat tensor of the former rank."""
+    """Index of the flat tensor of the rank that saved them."""
     source_start: int
     target: int
     """Index of the flat tensor of the new rank."""
@@ -60,9 +60,14 @@ def pieces_of_concatenation(
             for rank in range(first // length, ceil(last / length)):
                 start = max(first, rank * length)
                 end = min(last, (rank + 1) * length)
-                pieces[rank].append(
-                    Piece(name, start - first, end - start, index, start - rank * length)
+                piece = Piece(
+                    name,
+                    offset=start - first,
+                    length=end - start,
+                    tensor=index,
+                    start=start - rank * length,
                 )
+                pieces[rank].append(piece)
             first = last + padding
     return pieces
 
@@ -77,22 +82,24 @@ def pieces_of_parameters(tensors: Iterable[Shapes], *, num_ranks: int) -> list[l
         start = 0
         for name, shape in shapes.items():
             per_rank = ceil(prod(shape) / num_ranks)
-            for rank, own in enumerate(pieces):
-                length = min(per_rank, prod(shape) - rank * per_rank)
+            for rank in range(num_ranks):
+                offset = rank * per_rank
+                length = min(per_rank, prod(shape) - offset)
                 if length > 0:
-                    own.append(Piece(name, rank * per_rank, length, index, start))
+                    piece = Piece(name, offset=offset, length=length, tensor=index, start=start)
+                    pieces[rank].append(piece)
             start += per_rank
     return pieces
 
 
 def copies(pieces: Iterable[Piece], *, saved: Iterable[Iterable[Piece]]) -> Iterator[Copy]:
-    """Yield what a rank with these pieces copies from the pieces that each former rank saved.
+    """Yield what a rank with these pieces copies from the pieces that each rank saved.
 
-    Raises ValueError if the former ranks did not save all values.
+    Raises ValueError if the ranks did not save all values.
     """
     sources: dict[str, list[tuple[int, Piece]]] = defaultdict(list)
-    for rank, of_rank in enumerate(saved):
-        for source in of_rank:
+    for rank, saved_pieces in enumerate(saved):
+        for source in saved_pieces:
             sources[source.parameter].append((rank, source))
     for piece in pieces:
         num_found = 0
@@ -101,9 +108,14 @@ def copies(pieces: Iterable[Piece], *, saved: Iterable[Iterable[Piece]]) -> Iter
             length = min(piece.offset + piece.length, source.offset + source.length) - first
             if length > 0:
                 num_found += length
-                source_start = source.start + first - source.offset
-                start = piece.start + first - piece.offset
-                yield Copy(rank, source.tensor, source_start, piece.tensor, start, length)
+                yield Copy(
+                    rank=rank,
+                    source=source.tensor,
+                    source_start=source.start + first - source.offset,
+                    target=piece.tensor,
+                    target_start=piece.start + first - piece.offset,
+                    length=length,
+                )
         if num_found != piece.length:
             raise ValueError(
                 f"{num_found} instead of {piece.length} values of {piece.parameter} were saved"

@@ -52,19 +52,14 @@ def _rounded_weights(model: nn.Module) -> set[int]:
     A weight that an embedding shares is not among them, because the output of an embedding is not
     rounded.
     """
-    linear = {
-        id(module.weight): module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    }
+    rounded: set[int] = set()
+    shared: set[int] = set()
     for module in model.modules():
-        for parameter in () if isinstance(module, nn.Linear) else module.parameters(recurse=False):
-            linear.pop(id(parameter), None)
-    return {
-        key
-        for key, weight in linear.items()
-        if not weight.requires_grad and weight.dtype == torch.bfloat16
-    }
+        if not isinstance(module, nn.Linear):
+            shared.update(map(id, module.parameters(recurse=False)))
+        elif not module.weight.requires_grad and module.weight.dtype == torch.bfloat16:
+            rounded.add(id(module.weight))
+    return rounded - shared
 
 
 @contextmanager
@@ -76,15 +71,16 @@ def fp32_weights(model: nn.Module) -> Iterator[None]:
         module.weight.data = module.weight.data.float()
 
     def restore(module: nn.Module, *_: object) -> None:
-        module.weight.data = (
-            module.weight.data.bfloat16()
-        )  # exact, because the values are those of bf16 numbers
+        # Exact, because the values are those of bf16 numbers.
+        module.weight.data = module.weight.data.bfloat16()
 
-    mixed = {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16, torch.float32}
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    cast_layers = [module for module in linear if mixed and module.weight.dtype == torch.bfloat16]
-    handles = [module.register_forward_pre_hook(cast) for module in cast_layers]
-    handles += [module.register_forward_hook(restore) for module in cast_layers]
+    handles = []
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    for module in model.modules():
+        is_rounded = isinstance(module, nn.Linear) and module.weight.dtype == torch.bfloat16
+        if is_rounded and torch.float32 in dtypes:
+            handles.append(module.register_forward_pre_hook(cast))
+            handles.append(module.register_forward_hook(restore))
     try:
         yield
     finally:
@@ -102,14 +98,16 @@ def layerwise_copy(
     of a PEFT model is merged in fp32 before its layer computes, with the result of `merge_layers`.
     """
     copied = share_weights(model)
-    layers = [
-        layer
-        for blocks in copied.modules()
-        if isinstance(blocks, nn.ModuleList)
-        for layer in blocks
-    ]
-    repeated = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    inside = {id(module) for layer in layers for module in layer.modules()}
+    layers: list[nn.Module] = []
+    for module in copied.modules():
+        if isinstance(module, nn.ModuleList):
+            layers += module
+    repeated: set[int] = set()
+    inside: set[int] = set()
+    for layer in layers:
+        repeated.update(map(id, layer.parameters()))
+        inside.update(map(id, layer.modules()))
+
     for adapted in unmerged_layers(copied):
         if id(adapted) not in inside:
             merge_layer(adapted, dtype=dtype, device=device)

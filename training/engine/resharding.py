@@ -1,158 +1,158 @@
-"""Load a checkpoint with another number of ranks: each rank reads only the values of its own
-partition from storage.
+"""The state of an engine in a checkpoint, for any number of ranks.
 
-A checkpoint has a shard for each former rank. A new rank reads the headers of the shards, computes
-where the values of its partition are, and reads these byte ranges into the tensors of its engine.
-Nothing is written to a disk. Ranges that are close together in a file are read at once, because
-each read is a request to S3.
+Each rank writes its part of the weights and moments as a safetensors file, and a record of where
+the values of each parameter are in it. A resumed rank computes from all records which values it
+needs, and reads these byte ranges into the tensors of its engine. Nothing is written to a disk.
+Ranges that are close together in a file are read at once, because each read is a request to S3.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from tailorbird.storage import open_file, storage_errors
-from training.engine.deepspeed_engine import raise_on_all_ranks
 from training.engine.deepspeed_private import (
-    COMMON_STATE,
-    LOSS_SCALE,
     MOMENTS,
-    OPTIMIZER,
-    PARAMETER_SHAPES,
     STEP,
-    VERSION,
     WEIGHTS,
-    common_and_shards,
-    flat_tensors,
-    load_optimizer_state,
-    new_optimizer_state,
-    paddings_of_parameters,
-    parameter_shapes,
-    splits_parameters,
+    counters,
+    load_counters,
+    optimizer_tensors,
+    pieces_of_ranks,
 )
-from training.engine.partitions import (
-    Copy,
-    Piece,
-    Shapes,
-    copies,
-    pieces_of_concatenation,
-    pieces_of_parameters,
-)
-from training.safe_checkpoint_loading import (
-    UnusableCheckpoint,
-    position_in_file,
-    read_header,
-    tensors_only,
-)
+from training.engine.partitions import Copy, Piece, copies
+from training.engine.tensor_file import VALUE_BYTES, save_tensors
+from training.errors import UnusableCheckpoint
+from training.ranks import raise_on_all_ranks
 
 NUM_THREADS = 8  # that read at the same time; each holds the bytes of a read up to twice
 CHUNK = 16 << 20  # maximum bytes of a read
 MAX_GAP = 1 << 20
 """Maximum bytes between two ranges of a read. To read and discard them takes about as long as
 another request to S3."""
+Tensors = Sequence[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """The part of the state that a rank has written."""
+
+    pieces: tuple[Piece, ...]
+    positions: dict[str, int]
+    """First byte in the file of each tensor, by the index of the flat tensor and the name."""
+    steps: float  # of torch's optimizer
+    counters: dict[str, int]
+    schedule: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """Consecutive values in the file of a shard, and where this rank needs them."""
+    """Consecutive fp32 values in the file of a rank, and where this rank needs them."""
 
     rank: int
-    """The former rank that wrote the shard."""
+    """The rank that wrote the file."""
     start: int
     """Position of the first byte in the file."""
-    dtype: torch.dtype
-    """Type of the values in the file."""
     target: torch.Tensor
     """As many values of this rank's state, which the values in the file replace."""
 
     @property
     def end(self) -> int:
-        return self.start + self.target.numel() * self.dtype.itemsize
+        return self.start + self.target.numel() * VALUE_BYTES
 
 
-def load_resharded(engine: Any, *, uri: str, names: Iterable[str], num_saved: int) -> None:
-    """Load the files `names` under `uri`, which `num_saved` ranks wrote, into a new engine.
+def file_name(rank: int) -> str:
+    return f"state-{rank}.safetensors"
+
+
+def save_state(engine: Any, folder: Path) -> RankRecord:
+    """Write this rank's part of the state to a file, and return its record. Every rank must call
+    it.
+
+    At stage 0, where all ranks have the same values, rank 0 writes them.
+    """
+    rank = dist.get_rank()
+    pieces: list[Piece] = []
+    with optimizer_tensors(engine) as tensors:
+        steps = float(tensors[0][STEP])
+        if engine.zero_optimization_stage() == 0 and rank > 0:
+            tensors = []
+        else:
+            pieces = pieces_of_ranks(engine, tensors)[rank]
+        named = {}
+        for index, flat in enumerate(tensors):
+            for name in (WEIGHTS, *MOMENTS):
+                named[f"{index}.{name}"] = flat[name].detach()
+        positions = save_tensors(
+            ((name, value.cpu()) for name, value in named.items()),
+            folder / file_name(rank),
+            shapes={name: tuple(value.shape) for name, value in named.items()},
+        )
+    return RankRecord(
+        pieces=tuple(pieces),
+        positions=positions,
+        steps=steps,
+        counters=counters(engine),
+        schedule=engine.lr_scheduler.state_dict(),
+    )
+
+
+def load_state(engine: Any, *, uri: str, records: Sequence[RankRecord]) -> None:
+    """Load the state under `uri`, which as many ranks as there are records wrote, into a new
+    engine.
 
     Every rank must call it. Raises UnusableCheckpoint on every rank.
     """
-    state = new_optimizer_state(engine)
-    own = _pieces(state, parameter_shapes(engine), num_ranks=dist.get_world_size())[dist.get_rank()]
-    common: dict[str, Any] = {}
-    raise_on_all_ranks(
-        lambda: common.update(_read(state, own=own, uri=uri, names=names, num_saved=num_saved)),
-        UnusableCheckpoint,
-    )
-    load_optimizer_state(engine, state, common=common)
+    with optimizer_tensors(engine, replace=True) as tensors:
+        pieces = pieces_of_ranks(engine, tensors)[dist.get_rank()]
+        raise_on_all_ranks(
+            lambda: _read(tensors, pieces=pieces, uri=uri, records=records), UnusableCheckpoint
+        )
+    load_counters(engine, records[0].counters, schedule=records[0].schedule)
 
 
 def _read(
-    state: dict[str, Any], *, own: Sequence[Piece], uri: str, names: Iterable[str], num_saved: int
-) -> dict[str, Any]:
-    """Read the values of `own` into the tensors of `state`, and return what all ranks share
-    (COMMON_STATE).
+    tensors: Tensors, *, pieces: Sequence[Piece], uri: str, records: Sequence[RankRecord]
+) -> None:
+    """Read the values of `pieces` into the tensors. Raises UnusableCheckpoint."""
+    try:
+        needed = list(copies(pieces, saved=[record.pieces for record in records]))
+        reads = coalesced(_file_ranges(tensors, copied=needed, records=records))
+    except (LookupError, ValueError) as error:
+        raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
+    with ExitStack() as stack, ThreadPoolExecutor(NUM_THREADS) as pool:
+        files = {}
+        for rank in sorted({copy.rank for copy in needed}):
+            files[rank] = stack.enter_context(open_file(f"{uri}/{file_name(rank)}"))
 
-    Raises UnusableCheckpoint.
-    """
-    common_name, shard_names = common_and_shards(names)
-    if common_name is None or len(shard_names) != num_saved:
-        raise UnusableCheckpoint(
-            f"checkpoint {uri} has {len(shard_names)} shards instead of {num_saved}"
-        )
-    with ExitStack() as stack, tensors_only(), ThreadPoolExecutor(NUM_THREADS) as pool:
-        files = [
-            stack.enter_context(open_file(f"{uri}/{name}")) for name in (common_name, *shard_names)
-        ]
-        header, *headers = pool.map(
-            partial(read_header, uri=uri), files, (common_name, *shard_names)
-        )
-        try:
-            shards = [of_rank[OPTIMIZER] for of_rank in headers]
-            saved = _pieces(shards[0], header[PARAMETER_SHAPES], num_ranks=num_saved)
-            reads = coalesced(_file_ranges(state, shards=shards, copied=copies(own, saved=saved)))
-            common = {name: header[name] for name in COMMON_STATE}
-        except ValueError as error:
-            raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
-        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-            raise UnusableCheckpoint(
-                f"checkpoint {uri} does not have the layout of DeepSpeed {VERSION} "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        uris = [f"{uri}/{name}" for name in shard_names]
-        for _ in pool.map(
-            lambda read: _read_ranges(files[1 + read[0].rank], read, uri=uris[read[0].rank]), reads
-        ):
-            pass
-    state.update({name: shards[0][name] for name in LOSS_SCALE if name in shards[0]})
-    return common
+        def read(ranges: Sequence[FileRange]) -> None:
+            rank = ranges[0].rank
+            _read_ranges(files[rank], ranges, uri=f"{uri}/{file_name(rank)}")
+
+        list(pool.map(read, reads))
+    for flat in tensors:
+        flat[STEP].fill_(records[0].steps)
 
 
 def _file_ranges(
-    state: dict[str, Any], *, shards: Sequence[dict[str, Any]], copied: Iterable[Copy]
+    tensors: Tensors, *, copied: Iterable[Copy], records: Sequence[RankRecord]
 ) -> Iterator[FileRange]:
-    """Yield the ranges of at most `CHUNK` bytes from which the values of `state` must be read.
-
-    `shards` are the headers of the shards.
-    """
-    sources = [flat_tensors(shard) for shard in shards]
-    targets = flat_tensors(state)
-    step = sources[0][0][STEP]
-    for target in targets:
-        yield FileRange(0, position_in_file(step), step.dtype, target[STEP].view(1))
+    """Yield the ranges of at most `CHUNK` bytes from which the values must be read."""
     for copy in copied:
         for name in (WEIGHTS, *MOMENTS):
-            source = sources[copy.rank][copy.source][name].narrow(0, copy.source_start, copy.length)
-            values = targets[copy.target][name].detach().narrow(0, copy.target_start, copy.length)
-            size = CHUNK // source.dtype.itemsize
-            for part, target_part in zip(
-                torch.split(source, size), torch.split(values, size), strict=True
-            ):
-                yield FileRange(copy.rank, position_in_file(part), part.dtype, target_part)
+            target = tensors[copy.target][name].detach().view(-1)
+            values = target.narrow(0, copy.target_start, copy.length)
+            start = records[copy.rank].positions[f"{copy.source}.{name}"]
+            start += VALUE_BYTES * copy.source_start
+            for part in torch.split(values, CHUNK // VALUE_BYTES):
+                yield FileRange(copy.rank, start, part)
+                start += VALUE_BYTES * part.numel()
 
 
 def coalesced(ranges: Iterable[FileRange]) -> list[list[FileRange]]:
@@ -162,36 +162,25 @@ def coalesced(ranges: Iterable[FileRange]) -> list[list[FileRange]]:
     bytes in between.
     """
     reads: list[list[FileRange]] = []
-    for own in sorted(ranges, key=lambda own: (own.rank, own.start)):
-        last = reads[-1] if reads else [own]
-        near = own.rank == last[0].rank and own.start - last[-1].end <= MAX_GAP
-        if reads and near and own.end - last[0].start <= CHUNK:
-            last.append(own)
-        else:
-            reads.append([own])
+    for each in sorted(ranges, key=lambda each: (each.rank, each.start)):
+        if reads:
+            first = reads[-1][0]
+            is_near = each.rank == first.rank and each.start - reads[-1][-1].end <= MAX_GAP
+            if is_near and each.end - first.start <= CHUNK:
+                reads[-1].append(each)
+                continue
+        reads.append([each])
     return reads
-
-
-def _pieces(
-    state: dict[str, Any], shapes: Sequence[Shapes], *, num_ranks: int
-) -> list[list[Piece]]:
-    if splits_parameters(state):
-        return pieces_of_parameters(shapes, num_ranks=num_ranks)
-    lengths = [len(tensors[MOMENTS[0]]) for tensors in flat_tensors(state)]
-    paddings = paddings_of_parameters(state, shapes)
-    return pieces_of_concatenation(shapes, num_ranks=num_ranks, lengths=lengths, paddings=paddings)
 
 
 def _read_ranges(file: Any, ranges: Sequence[FileRange], *, uri: str) -> None:
     """Read ranges of a file, in one read, into the tensors that need them."""
     start = ranges[0].start
-    num_bytes = max(own.end for own in ranges) - start
+    end = max(each.end for each in ranges)
+    if file.size() < end:
+        raise UnusableCheckpoint(f"{uri} is truncated: it has {file.size()} of {end} bytes")
     with storage_errors(uri):
-        data = memoryview(file.read_at(num_bytes, start))
-    if len(data) != num_bytes:
-        raise UnusableCheckpoint(
-            f"{uri} is truncated: {len(data)} instead of {num_bytes} bytes of tensors were read"
-        )
-    for own in ranges:
-        values = bytearray(data[own.start - start : own.end - start])
-        own.target.copy_(torch.frombuffer(values, dtype=own.dtype))
+        data = memoryview(file.read_at(end - start, start))
+    for each in ranges:
+        values = bytearray(data[each.start - start : each.end - start])
+        each.target.copy_(torch.frombuffer(values, dtype=torch.float32))

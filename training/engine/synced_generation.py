@@ -13,6 +13,7 @@ from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.pretrained import default_device
 from training.engine.memory_estimate import answered_rows
+from training.ranks import any_rank
 
 
 class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
@@ -50,31 +51,24 @@ def synced_answers(
     fault: str | None = None
     for start in range(0, num_prompts, num_rows):
         rows = order[start : start + num_rows]
-        batch = [prompts[index] for index in rows] or [
-            [end_id]
-        ]  # the answer to this prompt is discarded
-        if grammar is None:
-            constraint = None
-        else:
+        batch = [prompts[index] for index in rows]
+        if not batch:
+            batch = [[end_id]]  # the answer to this prompt is discarded
+        constraint = None
+        if grammar is not None:
             constraint = GrammarLogits(grammar, num_rows=len(batch))
         answered = _answer_batch(
             lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, constraint=constraint
         )
-        fault = fault or (constraint and constraint.format_fault())
+        if constraint is not None:
+            fault = fault or constraint.format_fault()
         answers |= zip(rows, answered, strict=False)
-    _require_no_fault(fault)
-    return [answers[index] for index in range(len(prompts))]
-
-
-def _require_no_fault(fault: str | None) -> None:
-    """Raise FormatError on every rank if one has a fault. Every rank must call it."""
-    any_fault = torch.tensor(int(fault is not None), device=default_device())
-    dist.all_reduce(any_fault, op=dist.ReduceOp.MAX)
-    if int(any_fault):
+    if any_rank(fault is not None):
         raise FormatError(
             fault
             or "another rank could not generate an answer in the format; its log has the cause"
         )
+    return [answers[index] for index in range(len(prompts))]
 
 
 def _answer_batch(
@@ -91,13 +85,12 @@ def _answer_batch(
     )
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     recorded = _LogProbabilities()
+    processors = [recorded] if constraint is None else [constraint, recorded]
     output = lm.generate(
         input_ids=input_ids.to(default_device()),
         attention_mask=mask.to(default_device()),
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
-        logits_processor=LogitsProcessorList(
-            [recorded] if constraint is None else [constraint, recorded]
-        ),
+        logits_processor=LogitsProcessorList(processors),
         synced_gpus=True,
     )
     log_probabilities = torch.stack(recorded.steps, dim=1).cpu()
@@ -109,7 +102,11 @@ def _answer_batch(
 
 def _answer(tokens: list[int], log_probabilities: torch.Tensor, *, end_id: int) -> Answer:
     """Return the answer of a row, whose tokens after the end of turn are padding."""
-    finished = end_id in tokens
-    kept = tokens[: tokens.index(end_id)] if finished else tokens
-    values = log_probabilities[: len(kept) + finished].double()
-    return Answer(kept, finished, float(values.mean().exp()), tuple(values.tolist()))
+    is_finished = end_id in tokens
+    num_generated = len(tokens)
+    if is_finished:
+        num_generated = tokens.index(end_id) + 1  # with the end of turn
+        tokens = tokens[: num_generated - 1]
+    values = log_probabilities[:num_generated].double()
+    confidence = float(values.mean().exp())
+    return Answer(tokens, is_finished, confidence=confidence, logprobs=tuple(values.tolist()))

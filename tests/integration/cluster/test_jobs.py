@@ -19,7 +19,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from typer.testing import CliRunner, Result
 
 from cluster import jobs
-from cluster.auth import SessionError, auth_headers
+from cluster.auth import SessionError, read_token
 from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, pack
 from cluster.local.stack import OWN_DASHBOARD, StackState
 from tailorbird import storage
@@ -249,7 +249,9 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
         status["id"],
     )
     listing = requests.get(
-        f"{stack.dashboard_url}/api/jobs/", headers=auth_headers(), timeout=60
+        f"{stack.dashboard_url}/api/jobs/",
+        headers={"Authorization": f"Bearer {read_token()}"},
+        timeout=60,
     ).text
     assert status["id"] in listing
     for secret in (stack.secret_key, stack.token):

@@ -12,10 +12,8 @@ import ray
 import yaml
 from typer.testing import CliRunner, Result
 
-from cluster import resources
 from cluster.connection import connect
 from cluster.local.stack import StackState
-from cluster.resources import NodeType, Resources
 from tailorbird import storage
 from tailorbird.cli import app
 from tailorbird.config.loader import load_recipe
@@ -158,25 +156,6 @@ def test_the_actors_that_hold_the_cpus_are_named(recipe: Path) -> None:
 class Holder:
     def ready(self) -> bool:
         return True
-
-
-@pytest.mark.usefixtures("connected")
-def test_the_node_types_that_an_autoscaler_reports_count_as_room(recipe: Path) -> None:
-    from ray.core.generated import autoscaler_pb2
-
-    config = autoscaler_pb2.ClusterConfig()
-    group = config.node_group_configs.add(name="worker", max_count=3)
-    group.resources["CPU"] = 4
-    gcs = ray._private.worker.global_worker.gcs_client
-    gcs.report_cluster_config(config.SerializeToString())
-    try:
-        assert resources.reported_node_types() == (NodeType("worker", Resources(4), 3),)
-        results = states(invoke(recipe, "training.num_workers=8", "--json"))
-    finally:
-        gcs.report_cluster_config(autoscaler_pb2.ClusterConfig().SerializeToString())
-    assert "12 after the autoscaler has added nodes" in results["workers: ok"]
-    assert "free now: note" in results
-    assert resources.reported_node_types() is None
 
 
 def test_a_recipe_drafted_from_s3_passes(small_data: str, tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None)
         test_access=evidence.test_access,
         predictions=load_all_predictions(small_run.result.run),
         cost=evidence.cost,
+        endpoint_answers={},
     )
 
 

@@ -6,8 +6,7 @@ from cluster.resources import Resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.preflight_memory import tried_configs
-from tests.unit.checks.test_preflight import CLUSTER, REPORT, SHAPE, nodes, on, only_fault, recipe
-from training.engine.memory_estimate import Batch, worker_memory
+from tests.unit.checks.test_preflight import CLUSTER, REPORT, nodes, on, only_fault, recipe
 
 
 def test_the_workers_of_a_node_must_fit_its_memory() -> None:
@@ -23,25 +22,6 @@ def test_the_workers_of_a_node_must_fit_its_memory() -> None:
     more = replace(REPORT, memory_bytes=8 * GIB, free_bytes=6 * GIB)
     line = only_fault(on(CLUSTER, reports={"1": more}))
     assert "10.0.0.1 has 5.60 GiB free for 4 workers" in line.message
-    assert "set training.method: lora (" in line.remedy
-
-
-def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
-    length = recipe().data.max_length
-    training = {"gpus_per_worker": 1, "num_workers": 1, "batch_size": 512}
-    too_large, fitting = (
-        recipe(training=training | {"batch_tokens": rows * length}) for rows in (512, 64)
-    )
-    batch = Batch(length, autocast=True)
-    size = worker_memory(fitting.training, shape=SHAPE, batch=batch, num_workers=1).device_bytes
-    facts = on(
-        CLUSTER, nodes=nodes(Resources(4, 1)), reports={"1": replace(REPORT, gpu_bytes=(size,))}
-    )
-    line = only_fault(facts, too_large)
-    assert line.name == "GPU memory"
-    first, *others = line.remedy.removeprefix("set ").split(" or ")
-    assert first.startswith(f"training.batch_tokens: {64 * length} (")
-    assert not [change for change in others if change.startswith("training.batch_tokens")]
 
 
 def test_a_small_gpu_is_a_fault_and_an_unknown_one_a_note() -> None:

@@ -24,37 +24,25 @@ class Dashboard:
     """A stand-in for Ray's dashboard with one job, which is pending, then running, and then prints
     `LOG` and ends.
 
-    It keeps each status until the display has looked at its clock twice after a request for the
-    status was answered.
+    It keeps each status until the display has looked at its clock twice after the status was read.
     """
 
     def __init__(self) -> None:
-        self.status, self.num_reads, self.num_ticks = "PENDING", 0, 0
+        self.statuses, self.num_ticks = ["PENDING", "RUNNING", "SUCCEEDED"], 0
 
     async def serve_job(self, _: web.Request) -> web.Response:
-        self.num_reads += 1
-        message = REASON if self.status == "PENDING" else "Job is currently running."
-        return web.json_response(
-            job_details(submission_id="some", status=self.status, message=message)
-        )
+        status = self.statuses[0]
+        message = REASON if status == "PENDING" else "Job is currently running."
+        return web.json_response(job_details(submission_id="some", status=status, message=message))
 
     async def serve_log(self, _: web.Request) -> web.Response:
-        return web.json_response({"logs": LOG})
-
-    async def serve_tail(self, request: web.Request) -> web.WebSocketResponse:
-        stream = web.WebSocketResponse()
-        await stream.prepare(request)
-        for self.status in ("PENDING", "RUNNING"):
-            num_reads = self.num_reads
-            while self.num_reads < num_reads + 2:
-                await asyncio.sleep(0.01)
-            num_ticks = self.num_ticks
-            while self.num_ticks < num_ticks + 2:
-                await asyncio.sleep(0.01)
-        self.status = "SUCCEEDED"
-        await stream.send_str(LOG)
-        await stream.close()
-        return stream
+        num_ticks = self.num_ticks
+        if self.statuses[0] == "SUCCEEDED":
+            return web.json_response({"logs": LOG})
+        while self.num_ticks < num_ticks + 2:
+            await asyncio.sleep(0.01)
+        del self.statuses[0]
+        return web.json_response({"logs": ""})
 
 
 @pytest.fixture
@@ -73,14 +61,12 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(console, "TICK_S", 0.01)
     monkeypatch.setattr(LogDisplay, "tick", counted_tick)
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", clock)  # type: ignore[attr-defined]
-    monkeypatch.setattr(jobs, "STATUS_S", 0.01)
+    monkeypatch.setattr(jobs, "POLL_S", 0.01)
     monkeypatch.setenv(
         "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2"
     )  # the option --address overrides it
 
-    with dashboard_of_a_job(
-        job=dashboard.serve_job, log=dashboard.serve_log, tail=dashboard.serve_tail
-    ) as address:
+    with dashboard_of_a_job(job=dashboard.serve_job, log=dashboard.serve_log) as address:
         yield address
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 async def serve_version(_: web.Request) -> web.Response:
@@ -15,14 +15,14 @@ async def serve_version(_: web.Request) -> web.Response:
 
 
 @contextmanager
-def dashboard_of_a_job(*, job: Handler, log: Handler, tail: Handler) -> Iterator[str]:
+def dashboard_of_a_job(*, job: Handler, log: Handler) -> Iterator[str]:
     """Run a server with the pages of the job `some` in a thread during the block, and yield its
     address."""
 
     async def start() -> web.AppRunner:
         pages = web.Application()
         pages.router.add_get("/api/version", serve_version)
-        for path, handler in {"": job, "/logs": log, "/logs/tail": tail}.items():
+        for path, handler in {"": job, "/logs": log}.items():
             pages.router.add_get(f"/api/jobs/some{path}", handler)
         runner = web.AppRunner(pages)
         await runner.setup()

@@ -20,7 +20,6 @@ from cryptography.x509.oid import NameOID
 from cluster.auth import SessionError
 from cluster.certificates import VARIABLES, verify
 from cluster.dashboard import request_dashboard
-from cluster.jobs import _client, _tail
 from tests.unit.cluster.dashboard import serve_version
 
 
@@ -77,14 +76,6 @@ def issue(name: str, *, issuer: Issued | None = None) -> Issued:
     return Issued(builder.sign(signer, hashes.SHA256()), key)
 
 
-async def tail(request: web.Request) -> web.WebSocketResponse:
-    stream = web.WebSocketResponse()
-    await stream.prepare(request)
-    await stream.send_str("a line")
-    await stream.close()
-    return stream
-
-
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Start a dashboard with TLS; yield the file of its authority, which no variable names."""
@@ -97,7 +88,6 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     async def serve() -> None:
         pages = web.Application()
         pages.router.add_get("/api/version", serve_version)
-        pages.router.add_get("/api/jobs/some/logs/tail", tail)
         runner = web.AppRunner(pages)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
@@ -117,14 +107,11 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_one_variable_is_enough_for_requests_and_for_the_stream_of_a_log(
+def test_one_variable_is_enough(
     variable: str, authority: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, authority)
     assert request_dashboard("GET", "/api/version").status_code == 200
-    lines: list[str] = []
-    asyncio.run(_tail(_client(), "some", start=0, write=lines.append, on_status=print))
-    assert lines == ["a line"]
 
 
 @pytest.mark.usefixtures("authority")

@@ -68,7 +68,7 @@ def test_a_running_stack_configures_an_empty_environment(folder: Path) -> None:
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:2"
     assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
     assert dashboard.dashboard_url() == "http://127.0.0.1:3"
-    assert auth.auth_headers() == {"Authorization": "Bearer token"}
+    assert auth.read_token() == "token"
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL"])
@@ -116,7 +116,7 @@ def test_the_token_variable_takes_precedence_over_the_token_file(
 ) -> None:
     connection.use_stack(folder)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
-    assert auth.auth_headers() == {"Authorization": "Bearer other"}
+    assert auth.read_token() == "other"
 
 
 def test_the_error_for_a_missing_token_file_names_it(
@@ -124,7 +124,7 @@ def test_the_error_for_a_missing_token_file_names_it(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(auth.SessionError, match="none: No such file"):
-        auth.auth_headers()
+        auth.read_token()
 
 
 def test_an_unreachable_dashboard_raises_an_error_that_can_be_retried(
@@ -179,9 +179,9 @@ def exported(
 def test_the_token_of_a_stack_is_not_sent_to_another_address() -> None:
     for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
         dashboard.use_dashboard(same)
-        assert auth.auth_headers()
+        assert auth.read_token()
     dashboard.use_dashboard(OTHER_DASHBOARD)
-    assert auth.auth_headers() == {}
+    assert auth.read_token() == ""
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
 
 
@@ -190,7 +190,7 @@ def test_the_token_of_a_stack_is_not_sent_to_another_dashboard_in_the_environmen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", OTHER_DASHBOARD)
-    assert auth.auth_headers() == {}
+    assert auth.read_token() == ""
 
 
 @pytest.mark.usefixtures("exported")
@@ -200,7 +200,7 @@ def test_a_token_that_is_not_from_a_stack_is_sent_in_the_environment_of_a_stack(
     (tmp_path / "auth_token").write_text("theirs")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
     dashboard.use_dashboard(OTHER_DASHBOARD)
-    assert auth.auth_headers() == {"Authorization": "Bearer theirs"}
+    assert auth.read_token() == "theirs"
 
 
 @pytest.fixture
@@ -260,9 +260,11 @@ def test_the_error_for_a_local_ray_without_write_access_has_the_remedy(
     ],
 )
 def test_a_task_requests_at_most_the_resources_of_a_cluster_of_fixed_size(
-    available: dict[str, float] | None, cpus: float, gpus: float
+    available: dict[str, float] | None, cpus: float, gpus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = remote_module.task_options(Resources(4, 1), available=available)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379" if available is None else "local")
+    monkeypatch.setattr("ray.cluster_resources", lambda: available)
+    options = remote_module.task_options(Resources(4, 1))
     assert (options["num_cpus"], options["num_gpus"]) == (cpus, gpus)
     assert options["runtime_env"]["env_vars"] == ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
 
@@ -301,7 +303,7 @@ def test_the_token_of_another_cluster_is_sent_to_the_given_address(
     monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
     dashboard.use_dashboard("http://ray.example.com:8265")
-    assert auth.auth_headers() == {"Authorization": "Bearer theirs"}
+    assert auth.read_token() == "theirs"
 
 
 def test_a_stack_of_another_folder_is_named_unless_ray_is_configured(

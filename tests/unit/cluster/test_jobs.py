@@ -1,4 +1,3 @@
-import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from hypothesis import strategies as st
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from typer.testing import CliRunner
 
-from cluster.jobs import Job, Submitted, _client, _job, _tail
+from cluster.jobs import Job, Submitted, _job, follow
 from tailorbird.cli.app import app
-from tests.unit.cluster.dashboard import dashboard_of_a_job, serve_version
+from tests.unit.cluster.dashboard import dashboard_of_a_job
 
 
 def job_details(**changes: Any) -> dict[str, Any]:
@@ -140,31 +139,21 @@ def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_hos
     (tmp_path / "netrc").write_text("default login another password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
+    sent = []
+
+    async def serve_job(_: web.Request) -> web.Response:
+        return web.json_response(job_details(submission_id="some", status="SUCCEEDED"))
+
+    async def serve_log(request: web.Request) -> web.Response:
+        sent.append(request.headers["Authorization"])
+        return web.json_response({"logs": "a line"})
+
     lines: list[str] = []
-
-    async def serve_tail(request: web.Request) -> web.WebSocketResponse:
-        lines.append(request.headers["Authorization"])
-        stream = web.WebSocketResponse()
-        await stream.prepare(request)
-        await stream.send_str("a line")
-        await stream.close()
-        return stream
-
-    async def follow() -> None:
-        pages = web.Application()
-        pages.router.add_get("/api/version", serve_version)
-        pages.router.add_get("/api/jobs/some/logs/tail", serve_tail)
-        runner = web.AppRunner(pages)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{runner.addresses[0][1]}")
-        client = await asyncio.to_thread(_client)
-        await _tail(client, "some", start=0, write=lines.append, on_status=print)
-        await runner.cleanup()
-
-    asyncio.run(follow())
-    assert lines == ["Bearer ours", "a line"]
+    with dashboard_of_a_job(job=serve_job, log=serve_log) as address:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        follow("some", write=lines.append)
+    assert sent == ["Bearer ours"]
+    assert lines == ["a line"]
 
 
 LOG = "\x1b[31mred\x1b[0m\n\x1b]0;title\x07 \x9b2J\r\u202e\n"
@@ -172,8 +161,7 @@ LOG = "\x1b[31mred\x1b[0m\n\x1b]0;title\x07 \x9b2J\r\u202e\n"
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """The address of a dashboard with an ended job; the stream of its log breaks off after the
-    first line."""
+    """The address of a dashboard with an ended job."""
 
     async def serve_job(_: web.Request) -> web.Response:
         return web.json_response(job_details(submission_id="some", status="SUCCEEDED"))
@@ -181,14 +169,7 @@ def address() -> Iterator[str]:
     async def serve_log(_: web.Request) -> web.Response:
         return web.json_response({"logs": LOG})
 
-    async def serve_tail(request: web.Request) -> web.WebSocketResponse:
-        stream = web.WebSocketResponse()
-        await stream.prepare(request)
-        await stream.send_str(LOG.splitlines(keepends=True)[0])
-        await stream.close()
-        return stream
-
-    with dashboard_of_a_job(job=serve_job, log=serve_log, tail=serve_tail) as address:
+    with dashboard_of_a_job(job=serve_job, log=serve_log) as address:
         yield address
 
 

@@ -40,7 +40,6 @@ def test_node_types_fit_workers_up_to_their_limit() -> None:
     types = [NodeType("small", Resources(2), 3), NodeType("gpu", Resources(8, 1), 1)]
     assert workers_of_types(types, Resources(2)) == 3 + 4
     assert workers_of_types(types, Resources(1, 1)) == 1
-    assert workers_of_types([NodeType("any", Resources(2), None)], Resources(2)) > 100
 
 
 def test_node_types_together_fit_workers_up_to_the_limit_of_the_cluster() -> None:

@@ -56,7 +56,7 @@ def test_the_record_has_stages_scores_curves_and_the_current_activity(paths: Tas
     record = ProgressRecord(first(paths), clock=lambda: float(next(clock)))
     for event in (
         PlanEvent(
-            (PlannedStage("sweep", 90.0, "1 trial"), PlannedStage("test", None, "rows")), "measured"
+            (PlannedStage("sweep", 90.0, "1 trial"), PlannedStage("test", 8.0, "rows")), "measured"
         ),
         StageEvent("baselines: models that need no fine-tuning", "baselines"),
         ScoreEvent("probe", 0.7, "C = 1"),
@@ -72,7 +72,7 @@ def test_the_record_has_stages_scores_curves_and_the_current_activity(paths: Tas
     assert [(stage.name, stage.state, stage.expected_s) for stage in current.stages] == [
         ("baselines", "finished", None),
         ("sweep", "running", 90.0),
-        ("test", "planned", None),
+        ("test", "planned", 8.0),
     ]
     probe, trial = current.contenders
     assert (probe.name, probe.score, probe.text, probe.curve) == ("probe", 0.7, "C = 1", ())

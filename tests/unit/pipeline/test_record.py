@@ -87,7 +87,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         )
     )
     evaluated = EvaluatedModels(
-        family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage())
+        family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage()), {}
     )
     versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
     context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict

@@ -211,7 +211,7 @@ def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(
 
     def on_save(progress: Progress, engine: Any) -> None:
         if (progress.epoch, progress.step) == (1, 1):
-            checkpoint.save(engine, config, folder=tmp_path, progress=progress)
+            checkpoint.save(engine, folder=tmp_path, progress=progress)
             raise Stop
 
     with pytest.raises(Stop):
@@ -241,7 +241,7 @@ def test_a_training_killed_during_validation_repeats_no_step(
         raise Killed
 
     def save(progress: Progress, engine: Any) -> None:
-        checkpoint.save(engine, config, folder=tmp_path, progress=progress)
+        checkpoint.save(engine, folder=tmp_path, progress=progress)
 
     engine = build_engine(config, runtime)
     with monkeypatch.context() as patch:

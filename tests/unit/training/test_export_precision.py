@@ -193,7 +193,7 @@ def validate_and_resume(case: Case, folder: Path) -> dict[str, Any]:
         if not parameter.requires_grad
     }
     score = runtime.score(engine, config)
-    checkpoint.save(engine, config, folder=folder, progress=Progress(step=NUM_STEPS))
+    checkpoint.save(engine, folder=folder, progress=Progress(step=NUM_STEPS))
     dist.barrier()
     numbers = range(NUM_STEPS, NUM_STEPS + MORE_STEPS)
     losses = [[step(engine, config, runtime, number=number) for number in numbers]]

@@ -179,7 +179,7 @@ def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
         steps.append((progress.epoch, progress.step))
         folder = tmp_path / f"{progress.epoch}-{progress.step}"
         folder.mkdir()
-        checkpoint.save(engine, config, folder=folder, progress=progress)
+        checkpoint.save(engine, folder=folder, progress=progress)
 
     def run(**options: Any) -> EpochReport:
         return train(engine, config, runtime=runtime, **options)
@@ -216,7 +216,7 @@ def test_a_training_can_resume_with_gradient_checkpointing(
 
     def save(progress: Progress, engine: Any) -> None:
         if progress.step == 1:
-            checkpoint.save(engine, config, folder=tmp_path, progress=progress)
+            checkpoint.save(engine, folder=tmp_path, progress=progress)
 
     engine = build_engine(config, runtime)
     plain = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
@@ -239,7 +239,7 @@ def test_a_training_stopped_at_the_last_step_of_an_epoch_resumes_with_the_valida
 
     def save(progress: Progress, engine: Any) -> None:
         saved_steps.append(progress.step)
-        checkpoint.save(engine, config, folder=tmp_path, progress=progress)
+        checkpoint.save(engine, folder=tmp_path, progress=progress)
         raise Interrupted
 
     monkeypatch.setattr(

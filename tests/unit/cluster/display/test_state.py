@@ -89,12 +89,12 @@ def test_steps_have_the_rate_the_time_left_and_the_expected_time_of_the_stage() 
     )
 
 
-def test_a_plan_names_the_stages_that_cannot_be_estimated() -> None:
-    stages = (PlannedStage("baselines", 61.0, "x"), PlannedStage("test", None, "y"))
+def test_a_plan_has_the_total_and_a_line_for_each_stage() -> None:
+    stages = (PlannedStage("baselines", 61.0, "x"), PlannedStage("test", 8.0, "y"))
     assert plan_lines(PlanEvent(stages, "rates of 8 rows")) == [
-        "expected: about 1 min, without test (rates of 8 rows)",
+        "expected: about 1 min (rates of 8 rows)",
         "baselines  about 1 min  x",
-        "test       unknown      y",
+        "test       about 10 s   y",
     ]
 
 

@@ -1,5 +1,4 @@
-"""The memory estimate of a worker, its comparison with real trainings, and the changes that it
-proposes."""
+"""The memory estimate of a worker, and its comparison with real trainings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from training.engine.memory_estimate import (
     WorkerMemory,
     activation_bytes,
     answered_rows,
-    remedy,
     validation_bytes,
     worker_memory,
 )
@@ -205,47 +203,6 @@ def test_a_validation_at_stage_3_needs_more_for_longer_prompts() -> None:
     totals = [validation(length) for length in (64, 128, 256, 4096)]
     assert totals == sorted(totals)
     assert totals[-1] < 3 * totals[-2]  # 16 times the tokens in an eighth of the rows
-
-
-def advice(config: TrainingConfig, *, allowed: int) -> str:
-    def needed(config: TrainingConfig) -> int:
-        return worker_memory(config, shape=LLAMA_8B, batch=LONG, num_workers=8).device_bytes
-
-    assert needed(config) > allowed
-    return remedy(config, batch=LONG, num_workers=8, needed=needed, allowed=allowed)
-
-
-def test_every_single_change_after_which_a_worker_fits_is_proposed() -> None:
-    config = config_of(
-        num_workers=8, batch_size=64, gpus_per_worker=1, zero_stage=2, gradient_checkpointing=True
-    )
-    changes = advice(config, allowed=80 * GIB).removeprefix("set ").split(" or ")
-    assert [change.partition(" (")[0] for change in changes] == [
-        "training.zero_stage: 3",
-        "training.batch_tokens: 8192",
-        "training.method: lora",
-    ]
-
-
-def test_a_model_that_does_not_fit_after_any_single_change_needs_several() -> None:
-    config = config_of(num_workers=8, batch_size=64, gpus_per_worker=1)
-    assert advice(config, allowed=20 * GIB).startswith(
-        "set several of training.gradient_checkpointing: true, "
-    )
-
-
-def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
-    fields: dict[str, Any] = {
-        "num_workers": 8,
-        "batch_size": 64,
-        "gpus_per_worker": 1,
-        "zero_stage": 3,
-    }
-    fitting = config_of(**fields, batch_tokens=2 * LONG.max_length)
-    allowed = worker_memory(fitting, shape=LLAMA_8B, batch=LONG, num_workers=8).device_bytes
-    text = advice(config_of(**fields, batch_tokens=5 * LONG.max_length), allowed=allowed)
-    assert f"training.batch_tokens: {2 * LONG.max_length} ({allowed / GIB:.2f} GiB)" in text
-    assert text.count("batch_tokens") == 1
 
 
 @pytest.mark.long
