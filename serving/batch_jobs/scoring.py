@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -298,7 +299,7 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
 def _read_bytes(metadata: Any, columns: Sequence[str]) -> int:
     """Return the uncompressed size of the columns, including nested columns, in all row groups."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    chunks = list(chain.from_iterable(group.columns for group in groups))
     return sum(
         chunk.total_uncompressed_size
         for chunk in chunks

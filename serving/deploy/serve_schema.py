@@ -1,6 +1,7 @@
 """Types for the JSON of Ray Serve's REST API. Keys that a deploy does not read are kept and sent
 back."""
 
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,9 +98,7 @@ class ApplicationDetails(_Schema):
     @property
     def replicas(self) -> list[ReplicaDetails]:
         """Return the replicas of all deployments of the application."""
-        return [
-            replica for deployment in self.deployments.values() for replica in deployment.replicas
-        ]
+        return list(chain.from_iterable(each.replicas for each in self.deployments.values()))
 
 
 class HttpOptions(_Schema):

@@ -56,7 +56,7 @@ def key_change(
         before=_options(before, names),
         after=_options(after, names),
     )
-    lines = [sorted(key.to_line() for key in keys) for keys in (former or (), new)]
+    lines = [sorted(map(ApiKey.to_line, keys)) for keys in (former or (), new)]
     state = repr((task, former is None, lines, changed_at))
     return event, f"keys-{hashlib.sha256(state.encode()).hexdigest()[:32]}"
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from cluster.local.folder import default_folder
@@ -77,7 +78,7 @@ class Machine:
 def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
     """Return the results of all checks, in the order in which to fix the faults."""
     parts = (_python, _packages, _extras, _hardware, _programs, _ports, _stack, _environment, _gpu)
-    return tuple(result for part in parts for result in part(machine))
+    return tuple(chain.from_iterable(part(machine) for part in parts))
 
 
 def check_this_machine() -> tuple[CheckResult, ...]:

@@ -2,6 +2,7 @@
 use."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from cluster.node_probe import gpu_bytes_of_cluster
 from cluster.resources import evaluation_resources
@@ -41,7 +42,7 @@ def check_evaluation(
             yield fault(
                 "evaluation", text, "add nodes with as many GPUs, or lower serving.gpus_per_replica"
             )
-    sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
+    sizes = list(chain.from_iterable(report.gpu_bytes for report in cluster.reports.values()))
     if model is not None:
         yield from check_gpus(recipe, model, ranks=ranks, gpu_bytes=sizes)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from cluster.resources import worker_resources
@@ -80,7 +80,7 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
     else:
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
-        sizes = [size for _, report in probed for size in report.gpu_bytes]
+        sizes = list(chain.from_iterable(report.gpu_bytes for _, report in probed))
         yield _gpu_memory(needed, sizes)
 
 

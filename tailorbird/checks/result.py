@@ -3,6 +3,7 @@ library."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal
 
 State = Literal["ok", "note", "fault"]
@@ -46,4 +47,4 @@ def to_json(results: Sequence[CheckResult]) -> dict[str, Any]:
 
 
 def to_lines(results: Sequence[CheckResult]) -> list[str]:
-    return [line for result in results for line in result.lines()]
+    return list(chain.from_iterable(result.lines() for result in results))

@@ -464,10 +464,9 @@ def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) ->
     if not roles:
         yield f"{run} did not evaluate the version {record.evaluated.uri}"
         return
-    names = {
-        f"incumbent{suffix}": f"{roles[0]}{suffix}"
-        for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))
-    }
+    names = {"incumbent": roles[0]}
+    for name in CHANGED_SETS:
+        names[f"incumbent_{name}"] = f"{roles[0]}_{name}"
     for ours, theirs in names.items():
         if ours not in tables:
             continue

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from tailorbird.config.recipe import Recipe
@@ -91,9 +92,7 @@ def render_environment(recipe: Recipe, *, overlay: Path) -> Written:
         seen |= {_key(each): each for each in new}
         contents[f"{PLATFORM}/{part}.yaml"] = [each for each in new if each in given]
         contents[f"{task}/{part}.yaml"] = [each for each in new if each not in given]
-    require_complete(
-        [document for documents in contents.values() for document in documents], overlay=overlay
-    )
+    require_complete(list(chain.from_iterable(contents.values())), overlay=overlay)
     files = {path: to_yaml(documents) for path, documents in contents.items() if documents}
     for folder in (PLATFORM, task):
         names = [path.rpartition("/")[2] for path in files if path.startswith(f"{folder}/")]

@@ -325,11 +325,9 @@ def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
 def endpoint_keys(served: Sequence[ModelVersion]) -> tuple[str, ...]:
     """Return the environment variables with the API keys of the endpoints of versions and of the
     parts of hybrids."""
-    parts = [
-        part
-        for version in served
-        for part in (read_parts(version.hybrid) if version.hybrid else (version,))
-    ]
+    parts: list[ModelVersion] = []
+    for version in served:
+        parts += read_parts(version.hybrid) if version.hybrid else [version]
     references = {part.endpoint.api_key for part in parts if part.endpoint is not None}
     return tuple(sorted(_variable(reference) for reference in references if reference is not None))
 

@@ -7,6 +7,7 @@ the most likely one, and tokens need not be known to be compared: the evidence h
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 from typing import NamedTuple
 
@@ -76,14 +77,13 @@ def compare_chats(
         )
         for probe, answer in zip(probes, answers, strict=True)
     ]
-    moves = [move for result in compared if result.matches for move in result.moves]
+    matching = [result for result in compared if result.matches]
+    moves = list(chain.from_iterable(result.moves for result in matching))
     if too_many_exceed(moves, usual=tolerance.usual):
         limit = tolerance.usual
     else:
         limit = tolerance.largest
-    accepted = [
-        result.matches and all(move <= limit for move in result.moves) for result in compared
-    ]
+    accepted = [result.matches and max(result.moves, default=0.0) <= limit for result in compared]
     pairs = zip(probes, answers, strict=True)
     differing = [pair for pair, is_accepted in zip(pairs, accepted, strict=True) if not is_accepted]
     parity = ParityResult(

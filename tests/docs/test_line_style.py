@@ -12,11 +12,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("cluster", "serving", "tailorbird", "training", "tuning")
-CHARACTERS_PER_LINE = 41.0
+CHARACTERS_PER_LINE = 41.5
 PER_10_000_TOKENS = {
-    "paired assignments": 1.3,
-    "conditional expressions": 17.8,
-    "nested comprehensions": 3.3,
+    "paired assignments": 0.9,
+    "conditional expressions": 13.2,
+    "nested comprehensions": 0.9,
 }
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

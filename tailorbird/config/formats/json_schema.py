@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from tailorbird.config.formats.schema_pattern import exact_pattern
@@ -184,7 +185,7 @@ class _Checker:
             schema = {"type": inferred or "object", **schema}
         types = _types(schema, where)
         _require_only(
-            schema, ("type", *(keyword for each in types for keyword in KEYWORDS[each])), where
+            schema, ("type", *chain.from_iterable(KEYWORDS[each] for each in types)), where
         )
         builders = {"object": self._object, "array": self._array, "string": self._string}
         forms: list[Schema] = []

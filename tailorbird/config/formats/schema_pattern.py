@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import product
 from typing import NamedTuple
 
 Ranges = tuple[tuple[int, int], ...]  # first and last code points, in order, without overlaps
@@ -202,8 +203,7 @@ def _class_part(ranges: Ranges) -> _Part:
     none."""
     kept = _merged(
         (max(first, low), min(last, high))
-        for first, last in ranges
-        for low, high in PLAIN
+        for (first, last), (low, high) in product(ranges, PLAIN)
         if first <= high and low <= last
     )
     if not kept:

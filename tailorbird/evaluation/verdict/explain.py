@@ -366,12 +366,13 @@ def _what_would_start_a_training(verdict: Verdict) -> str:
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
     """Return a sentence for each bound that fails; `owner` begins the sentences (`the
     hybrid's`)."""
-    return tuple(
-        f"{owner} {gate.name} gate fails: {_bound_text(bound, is_money=gate.name == 'cost')})"
-        for gate in gates
-        for bound in gate.bounds
-        if bound.state is State.FAILS
-    )
+    faults: list[str] = []
+    for gate in gates:
+        for bound in gate.bounds:
+            if bound.state is State.FAILS:
+                text = _bound_text(bound, is_money=gate.name == "cost")
+                faults.append(f"{owner} {gate.name} gate fails: {text})")
+    return tuple(faults)
 
 
 def open_gates(

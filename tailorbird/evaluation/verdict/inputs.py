@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class TrainedRows:
     @property
     def excluded(self) -> frozenset[str]:
         """The rows on which no model is compared: those that a model in any role was trained on."""
-        return frozenset(row for rows in self.rows.values() for row in rows or ())
+        return frozenset(chain.from_iterable(rows or () for rows in self.rows.values()))
 
     def sentences(self, num_test: int) -> tuple[str, ...]:
         """Return a sentence for each model that was trained on some of the test rows, or may have
