@@ -27,9 +27,8 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, HOUR_US, SHADOW, Out
 from tailorbird.registry.draws import CODES
 from tailorbird.registry.versions import Frozen
 
-ALL_HOURS = (
-    -1
-)  # before the hours of an audit, so a unit in a shadow and a canary counts in the shadow
+ALL_HOURS = -1
+"""Before the hours of an audit, so a unit in a shadow and a canary counts in the shadow."""
 
 
 class UnitOutcome(Frozen):
@@ -74,17 +73,19 @@ def unit_outcomes(
     `fixed` are the groups of the reference, and `share` is the share of control units among the
     champion's.
     """
-    champion, canary, shadow = (audited_rows(outcomes, arm) for arm in (CHAMPION, CANARY, SHADOW))
-    _, ours, theirs = np.intersect1d(
+    champion = audited_rows(outcomes, CHAMPION)
+    canary = audited_rows(outcomes, CANARY)
+    shadow = audited_rows(outcomes, SHADOW)
+    _, in_champion, in_shadow = np.intersect1d(
         outcomes.keys[champion], outcomes.keys[shadow], return_indices=True
     )
-    shadow = shadow[theirs]
+    shadow = shadow[in_shadow]
     scores = outcomes.scores.copy()
-    scores[shadow] -= outcomes.scores[champion[ours]]
+    scores[shadow] -= outcomes.scores[champion[in_champion]]
     control = champion[outcomes.units[champion].astype(np.float64) < share * CODES]
     masks = group_masks(outcomes, columns=columns, fixed=fixed)
 
-    of_units = []
+    answers = []
     for arm, rows in ((SHADOW, shadow), (CANARY, canary), (CHAMPION, control)):
         for row in rows.tolist():
             outcome = UnitOutcome(
@@ -98,21 +99,18 @@ def unit_outcomes(
                 right=float(scores[row]),
                 missing=int(outcomes.missing[row]),
             )
-            of_units.append(outcome)
-    return tuple(_summed(of_units, by=attrgetter("audit", "hour", "unit", "arm", "groups")))
+            answers.append(outcome)
+    return tuple(_summed(answers, by=attrgetter("audit", "hour", "unit", "arm", "groups")))
 
 
 def _summed(
     outcomes: Sequence[UnitOutcome], *, by: Callable[[UnitOutcome], Any]
 ) -> list[UnitOutcome]:
     """Return the sums of the outcomes with an equal key, in order of the keys."""
-    of_keys = groupby(sorted(outcomes, key=by), key=by)
-    return [_sum(list(of_key)) for _, of_key in of_keys]
+    return [_sum(list(equal)) for _, equal in groupby(sorted(outcomes, key=by), key=by)]
 
 
 def _sum(outcomes: Sequence[UnitOutcome]) -> UnitOutcome:
-    if len(outcomes) == 1:
-        return outcomes[0]  # most units have one answer
     sums = {
         "answers": sum(outcome.answers for outcome in outcomes),
         "right": sum(outcome.right for outcome in outcomes),
@@ -125,23 +123,24 @@ def unit_differences(
     outcomes: Sequence[UnitOutcome], *, group: str | None = None
 ) -> UnitDifferences:
     """Return the differences between challenger and champion by unit, overall or in a group."""
-    of_group = [outcome for outcome in outcomes if group is None or group in outcome.groups]
-    summed = _summed(of_group, by=attrgetter("audit", "hour", "unit", "arm"))
+    selected = [outcome for outcome in outcomes if group is None or group in outcome.groups]
+    summed = _summed(selected, by=attrgetter("audit", "hour", "unit", "arm"))
     counted: set[int] = set()
     units: list[UnitOutcome] = []
     values: list[float] = []
-    for _, of_hour in groupby(summed, key=attrgetter("audit", "hour")):
-        new = [unit for unit in of_hour if unit.unit not in counted]
-        shadow, canary, control = (
-            [unit for unit in new if unit.arm == arm] for arm in (SHADOW, CANARY, CHAMPION)
-        )
+    for _, in_hour in groupby(summed, key=attrgetter("audit", "hour")):
+        new = [unit for unit in in_hour if unit.unit not in counted]
+        shadow = [unit for unit in new if unit.arm == SHADOW]
         counted.update(unit.unit for unit in shadow)
         units += shadow
         values += [unit.share for unit in shadow]
-        for ours, theirs in _matches(canary, control):
-            counted.update(unit.unit for unit in (*ours, *theirs))
-            units.append(_sum(ours))
-            values.append(_mean_share(ours) - _mean_share(theirs))
+
+        canary = [unit for unit in new if unit.arm == CANARY]
+        control = [unit for unit in new if unit.arm == CHAMPION]
+        for moved, matched in _matches(canary, control):
+            counted.update(unit.unit for unit in (*moved, *matched))
+            units.append(_sum(moved))
+            values.append(_mean_share(moved) - _mean_share(matched))
     return UnitDifferences(
         np.array(values, np.float64),
         missing=np.array([unit.missing / unit.answers for unit in units], np.float64),

@@ -52,20 +52,29 @@ def make_reports(
         is_final = day + timedelta(days=label_days + 1) < today
         if report is None or report.digest != served.champion.digest or not is_final:
             days.since = min(days.since, day - timedelta(days=length - 1))
-            window = ReportWindow(recipe, days, served, reference, day, reports)
-            report = window.unchanged(report) or _store(
-                paths, window.report(report), former=report, progress=progress
+            window = ReportWindow(
+                recipe=recipe,
+                days=days,
+                served=served,
+                reference=reference,
+                day=day,
+                earlier=reports,
             )
+            report = _store(paths, window.report(report), former=report, progress=progress)
         reports[day] = report
     return list(reports.values())
 
 
 def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -> WatchedVersions:
     """Return what is read about these versions (digests)."""
-    groups = recipe.data.groups
-    config = recipe.evaluation
-    metric = None if TASKS[recipe.task].has_classes else config.metric
-    return WatchedVersions(champion, challenger, groups, recipe.task, metric, config.answers)
+    return WatchedVersions(
+        champion=champion,
+        challenger=challenger,
+        groups=recipe.data.groups,
+        task=recipe.task,
+        metric=None if TASKS[recipe.task].has_classes else recipe.evaluation.metric,
+        answers=recipe.evaluation.answers,
+    )
 
 
 def read_reports(task_uri: str) -> list[Report]:
@@ -93,17 +102,23 @@ def _read_report(paths: TaskPaths, day: date) -> Report | None:
 def _store(
     paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter
 ) -> Report:
-    made = {"inputs": report.inputs, "made_at": report.made_at}
-    is_new = former is None or former.model_copy(update=made) != report
+    """Store the report if it changed; return it, with the time of the former one if only its inputs
+    changed."""
+    if former == report:
+        return report
+    is_new = former is None or report != former.model_copy(
+        update={
+            "answers_fingerprint": report.answers_fingerprint,
+            "labels_fingerprint": report.labels_fingerprint,
+            "made_at": report.made_at,
+        }
+    )
     if former is not None and not is_new:  # the new labels are of other answers
         report = report.model_copy(update={"made_at": former.made_at})
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
     if is_new:
-        if report.alarms:
-            alarms = f", {'; '.join(report.alarms)}"
-        else:
-            alarms = ", no alarm"
+        alarms = "; ".join(report.alarms) or "no alarm"
         progress.note(
-            f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled{alarms}"
+            f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled, {alarms}"
         )
     return report

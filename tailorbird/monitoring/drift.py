@@ -9,6 +9,7 @@ drift.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +62,8 @@ class TrafficSample:
     """[N] (reference only) integers that are equal for dependent rows, such as those of a document
     or a patient. A reference with embeddings has one embedding per row, so M is N."""
     lengths: FloatArray | None = None  # [N] (chat) lengths of the texts in characters
-    days: IntArray | None = (
-        None  # [N] (window only) numbers of the days of the answers; None for a single day
-    )
+    days: IntArray | None = None
+    """[N] (window only) numbers of the days of the answers; None for a single day."""
     text_days: IntArray | None = None  # [M] (window only) numbers of the days of the embedded texts
 
     def __len__(self) -> int:
@@ -96,22 +96,14 @@ class DriftStatistic:
         return self.value > self.threshold
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """The false alarms that a statistic may raise, and the statistics of windows without drift."""
+class _Measured(NamedTuple):
+    """The value of a statistic in a window, and in simulated windows without drift."""
 
-    per_year: float
-    clean: Sequence[DriftStatistic]
-
-    def threshold(self, clean: FloatArray) -> float:
-        """Return the threshold for a statistic with these values in windows without drift."""
-        return threshold_at(clean, self.per_year / DAYS_PER_YEAR)
-
-    def design(self, name: str, variance: DayVariance, *, days: IntArray) -> DesignEffect:
-        """Return the design effect of a window with these days [N] and this variance of the
-        statistic."""
-        earlier = [statistic.variance for statistic in self.clean if statistic.name == name]
-        return design_effect(days, [*earlier, variance])
+    name: str
+    value: float
+    clean: FloatArray
+    variance: DayVariance
+    n: int
 
 
 def drift_statistics(
@@ -140,19 +132,43 @@ def drift_statistics(
             f"the {len(reference)} rows of the reference have only {num_keys} values of "
             f"data.split_by; give validation rows with at least {MIN_KEYS}"
         )
-    statistics = [classes_statistic if reference.lengths is None else length_statistic]
-    if all(
+
+    measures = [_classes if reference.lengths is None else _lengths]
+    has_texts = [
         sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS
         for sample in (window, reference)
-    ):
-        statistics.insert(0, unfamiliar_statistic)
-    limit = _Limit(per_year / len(statistics), clean)
-    return tuple(statistic(window, reference=reference, limit=limit) for statistic in statistics)
+    ]
+    if all(has_texts):
+        measures.insert(0, _unfamiliar)
+    days_per_year = per_year / len(measures)
+    statistics = []
+    for measure in measures:
+        measured = measure(window, reference=reference, clean=clean)
+        statistic = DriftStatistic(
+            name=measured.name,
+            description=DESCRIPTIONS[measured.name],
+            value=measured.value,
+            threshold=threshold_at(measured.clean, days_per_year / DAYS_PER_YEAR),
+            per_year=days_per_year,
+            n=measured.n,
+            variance=measured.variance,
+        )
+        statistics.append(statistic)
+    return tuple(statistics)
 
 
-def unfamiliar_statistic(
-    window: TrafficSample, *, reference: TrafficSample, limit: _Limit
-) -> DriftStatistic:
+def _design(
+    name: str, variance: DayVariance, *, days: IntArray, clean: Sequence[DriftStatistic]
+) -> DesignEffect:
+    """Return the design effect of a window with these days [N] and this variance of the
+    statistic."""
+    earlier = [statistic.variance for statistic in clean if statistic.name == name]
+    return design_effect(days, [*earlier, variance])
+
+
+def _unfamiliar(
+    window: TrafficSample, *, reference: TrafficSample, clean: Sequence[DriftStatistic]
+) -> _Measured:
     """Return the share of texts that are farther from their nearest reference row than 99% of the
     reference rows.
 
@@ -164,52 +180,44 @@ def unfamiliar_statistic(
     """
     assert window.embeddings is not None
     assert reference.embeddings is not None
-    ours = _normalised(window.embeddings)
-    theirs = _normalised(reference.embeddings)
-    if window.text_days is None:
-        days = np.zeros(len(ours), np.int64)
-    else:
-        days = window.text_days
-    distances = np.sort(nearest_distances(theirs, theirs, keys=reference.row_keys))
+    new = _normalised(window.embeddings)
+    known = _normalised(reference.embeddings)
+    num = len(new)
+    distances = np.sort(nearest_distances(known, known, keys=reference.row_keys))
     num_far = max(1, int(FAR_SHARE * len(distances)))
-    is_far = nearest_distances(ours, theirs) > distances[-num_far]
-    variance = variance_of_counts(_counts(is_far.astype(np.int64), num_bins=2, by=days))
-    design = limit.design("unfamiliar", variance, days=days)
+    is_far = nearest_distances(new, known) > distances[-num_far]
 
+    days = _days(window.text_days, num=num)
+    variance = variance_of_counts(_counts(is_far.astype(np.int64), num_bins=2, by=days))
+    design = _design("unfamiliar", variance, days=days, clean=clean)
     generator = np.random.default_rng(SEED)
-    num = effective_rows(reference.row_keys)
-    farthest = max(
-        1.0, num_far * num / len(distances)
-    )  # at least one row, for references with few keys
-    chances = generator.beta(farthest, num + 1 - farthest, NUM_DRAWS)
-    shares = varied_shares(
-        generator, np.stack([chances, 1 - chances], 1), size=len(ours), design=design
-    )[:, 0]
-    threshold = limit.threshold(generator.binomial(len(ours), shares) / len(ours))
-    value = float(is_far.mean())
-    return DriftStatistic(
-        "unfamiliar",
-        DESCRIPTIONS["unfamiliar"],
-        value,
-        threshold,
-        limit.per_year,
-        len(ours),
-        variance,
+    num_effective = effective_rows(reference.row_keys)
+    # At least one row, for references with few keys.
+    farthest = max(1.0, num_far * num_effective / len(distances))
+    chances = generator.beta(farthest, num_effective + 1 - farthest, NUM_DRAWS)
+    both_shares = np.stack([chances, 1 - chances], 1)
+    shares = varied_shares(generator, both_shares, size=num, design=design)[:, 0]
+    return _Measured(
+        name="unfamiliar",
+        value=float(is_far.mean()),
+        clean=generator.binomial(num, shares) / num,
+        variance=variance,
+        n=num,
     )
 
 
-def classes_statistic(
-    window: TrafficSample, *, reference: TrafficSample, limit: _Limit
-) -> DriftStatistic:
+def _classes(
+    window: TrafficSample, *, reference: TrafficSample, clean: Sequence[DriftStatistic]
+) -> _Measured:
     """Return the population stability index of the predicted classes."""
     codes = np.unique([*reference.outputs, *window.outputs], return_inverse=True)[1]
     bins = np.split(codes, [len(reference)])
-    return _stability("classes", bins, window=window, reference=reference, limit=limit)
+    return _stability("classes", bins, window=window, reference=reference, clean=clean)
 
 
-def length_statistic(
-    window: TrafficSample, *, reference: TrafficSample, limit: _Limit
-) -> DriftStatistic:
+def _lengths(
+    window: TrafficSample, *, reference: TrafficSample, clean: Sequence[DriftStatistic]
+) -> _Measured:
     """Return the population stability index of the lengths, in ten bins with equal numbers of
     reference rows."""
     assert window.lengths is not None
@@ -219,15 +227,18 @@ def length_statistic(
         np.searchsorted(edges, lengths, side="right")
         for lengths in (reference.lengths, window.lengths)
     ]
-    return _stability("length", bins, window=window, reference=reference, limit=limit)
+    return _stability("length", bins, window=window, reference=reference, clean=clean)
+
+
+def _days(days: IntArray | None, *, num: int) -> IntArray:
+    return np.zeros(num, np.int64) if days is None else days
 
 
 def _counts(rows: IntArray, *, num_bins: int, by: IntArray) -> IntArray:
     """Return the counts [D, B] of binned rows [N] by day or key [N]."""
     values, codes = np.unique(by, return_inverse=True)
-    return np.bincount(codes * num_bins + rows, minlength=len(values) * num_bins).reshape(
-        -1, num_bins
-    )
+    counts = np.bincount(codes * num_bins + rows, minlength=len(values) * num_bins)
+    return counts.reshape(-1, num_bins)
 
 
 def _stability(
@@ -236,25 +247,26 @@ def _stability(
     *,
     window: TrafficSample,
     reference: TrafficSample,
-    limit: _Limit,
-) -> DriftStatistic:
+    clean: Sequence[DriftStatistic],
+) -> _Measured:
     """Return the stability index of a window, given the bins of the reference rows and of the
     window's rows."""
-    theirs, ours = bins
     num_bins = int(np.concatenate(bins).max()) + 1
-    if window.days is None:
-        days = np.zeros(len(ours), np.int64)
-    else:
-        days = window.days
-    variance = variance_of_counts(_counts(ours, num_bins=num_bins, by=days))
-    design = limit.design(name, variance, days=days)
-    clean = clean_stability(
-        theirs, keys=reference.row_keys, num_bins=num_bins, size=len(ours), design=design
-    )
+    days = _days(window.days, num=len(window))
+    variance = variance_of_counts(_counts(bins[1], num_bins=num_bins, by=days))
     counts = [np.bincount(rows, minlength=num_bins)[None] for rows in bins]
-    value = float(stability_index(*counts)[0])
-    return DriftStatistic(
-        name, DESCRIPTIONS[name], value, limit.threshold(clean), limit.per_year, len(ours), variance
+    return _Measured(
+        name=name,
+        value=float(stability_index(*counts)[0]),
+        clean=clean_stability(
+            bins[0],
+            keys=reference.row_keys,
+            num_bins=num_bins,
+            size=len(window),
+            design=_design(name, variance, days=days, clean=clean),
+        ),
+        variance=variance,
+        n=len(window),
     )
 
 
@@ -269,17 +281,16 @@ def clean_stability(
     and varies with the design effect.
     """
     generator = np.random.default_rng(SEED)
-    theirs = np.bincount(reference, minlength=num_bins) + PSEUDO_COUNT
-    shares = np.tile(theirs / theirs.sum(), (NUM_REFERENCE_DRAWS, 1))
-    of_keys = _counts(reference, num_bins=num_bins, by=keys)
-    num_keys = len(of_keys)
+    smoothed = np.bincount(reference, minlength=num_bins) + PSEUDO_COUNT
+    shares = np.tile(smoothed / smoothed.sum(), (NUM_REFERENCE_DRAWS, 1))
+    key_counts = _counts(reference, num_bins=num_bins, by=keys)
+    num_keys = len(key_counts)
     if num_keys == len(reference):
         references = generator.multinomial(len(reference), shares[0], NUM_REFERENCE_DRAWS)
     else:
-        times = generator.multinomial(
-            num_keys - 1, np.full(num_keys, 1 / num_keys), NUM_REFERENCE_DRAWS
-        )
-        references = times @ of_keys
+        key_shares = np.full(num_keys, 1 / num_keys)
+        times = generator.multinomial(num_keys - 1, key_shares, NUM_REFERENCE_DRAWS)
+        references = times @ key_counts
     indices = []
     for _ in range(NUM_DRAWS // NUM_REFERENCE_DRAWS):  # limits the memory for many classes
         varied = varied_shares(generator, shares, size=size, design=design)
@@ -290,8 +301,10 @@ def clean_stability(
 def stability_index(reference: IntArray, window: IntArray) -> FloatArray:
     """Return the population stability index of each row of counts [K, B]: the sum of (q - p) log(q
     / p)."""
-    smoothed = [counts + PSEUDO_COUNT for counts in (reference, window)]
-    p, q = (counts / counts.sum(1, keepdims=True) for counts in smoothed)
+    p = reference + PSEUDO_COUNT
+    p /= p.sum(1, keepdims=True)
+    q = window + PSEUDO_COUNT
+    q /= q.sum(1, keepdims=True)
     return np.asarray(((q - p) * np.log(q / p)).sum(1))
 
 

@@ -8,7 +8,7 @@ of the champion's run.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -59,9 +59,8 @@ class ReferenceMetadata(StoredModel):
     digest: str  # digest of the version
     made_at: str
     groups: tuple[str, ...]  # group columns
-    encoder: str | None = (
-        None  # (chat) URI of the staged encoder of the prompts; None for hashed n-grams
-    )
+    encoder: str | None = None
+    """(chat) URI of the staged encoder of the prompts; None for hashed n-grams."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +89,23 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
     Texts can be reconstructed from embeddings, so the file is as sensitive as the rows.
     """
     uri = TaskPaths(recipe.task_uri).drift_reference(version.digest)
-    if not storage.exists(uri):
-        task = recipe_task(recipe)
-        has_files = recipe.data.validation is not None and recipe.data.test is not None
-        if has_files:
-            rows = read_validation_and_test(recipe.data, task=task)[0]
-        else:
-            rows = read_splits(recipe.data, task=task).validation
-        if len(rows) > MAX_ROWS:
-            rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
-        if MONITORED_TASKS[recipe.task].compares_answers:
-            build = run_remote(build_reference, resources=worker_resources(recipe.training))
-            limits = RequestLimits.from_config(recipe.evaluation.endpoint)
-            content = build(version.uri, rows=rows, made_at=made_at, limits=limits)
-        else:
-            content = _texts_reference(recipe, version, rows=rows, made_at=made_at)
-        storage.write_bytes(uri, content)
+    if storage.exists(uri):
+        return uri
+    task = recipe_task(recipe)
+    if recipe.data.validation is not None and recipe.data.test is not None:
+        rows = read_validation_and_test(recipe.data, task=task)[0]
+    else:
+        rows = read_splits(recipe.data, task=task).validation
+    if len(rows) > MAX_ROWS:
+        rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
+
+    if MONITORED_TASKS[recipe.task].compares_answers:
+        build = run_remote(build_reference, resources=worker_resources(recipe.training))
+        limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+        content = build(version.uri, rows=rows, made_at=made_at, limits=limits)
+    else:
+        content = _texts_reference(recipe, version, rows=rows, made_at=made_at)
+    storage.write_bytes(uri, content)
     return uri
 
 
@@ -124,32 +124,29 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
             "watch RECIPE`"
         )
     metadata = ReferenceMetadata.model_validate_json(table.schema.metadata[METADATA])
-    embeddings = (
-        table["embedding"]
-        .combine_chunks()
-        .flatten()
-        .to_numpy()
-        .reshape(len(table), -1)
-        .astype(np.float32)
+    flat = table["embedding"].combine_chunks().flatten().to_numpy()
+    sample = TrafficSample(
+        embeddings=flat.reshape(len(table), -1),
+        keys=table["key"].to_numpy() if "key" in table.column_names else None,
     )
-    keys = table["key"].to_numpy() if "key" in table.column_names else None
     if "length" in table.column_names:
         lengths = table["length"].to_numpy().astype(np.float64)
-        sample = TrafficSample((), embeddings, keys, lengths)
         return DriftReference(
-            metadata.digest, metadata.made_at, sample, np.zeros(0, bool), {}, metadata.encoder
+            digest=metadata.digest,
+            made_at=metadata.made_at,
+            sample=replace(sample, lengths=lengths),
+            right=np.zeros(0, bool),
+            groups={},
+            encoder=metadata.encoder,
         )
-    sample = TrafficSample(table["output"].to_pylist(), embeddings, keys)
-    groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
-    right = np.array(table["right"].to_pylist(), bool)
     return DriftReference(
-        metadata.digest,
-        metadata.made_at,
-        sample,
-        right,
-        groups,
-        version.base_model,
-        version.max_length,
+        digest=metadata.digest,
+        made_at=metadata.made_at,
+        sample=replace(sample, outputs=table["output"].to_pylist()),
+        right=np.array(table["right"].to_pylist(), bool),
+        groups={name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups},
+        encoder=version.base_model,
+        max_length=version.max_length,
     )
 
 
@@ -184,11 +181,10 @@ def build_reference(
 def _texts_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
     """Return a reference without answers as Parquet: lengths and embeddings of the last
     messages."""
-    named = recipe.evaluation.retrieval_encoder
-    if named is None:
-        encoder = None
-    else:
-        encoder = stage_base_model(named, registry=recipe.registry).uri
+    encoder = None
+    if recipe.evaluation.retrieval_encoder is not None:
+        staged = stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry)
+        encoder = staged.uri
     embeddings = embed_on_cluster(recipe, tuple(map(redact, rows.queries)), encoder=encoder)
     metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=(), encoder=encoder)
     columns = {"length": pa.array([len(text) for text in rows.queries], pa.int32())}

@@ -98,17 +98,19 @@ def export_answers(
         )
     secret = draw_secret(recipe.task_uri)
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
-    arms = {(CHAMPION, digest), (CANARY, challenger)}
-    drawn: dict[int, Row] = {}  # by rank
+    arms = ((CHAMPION, digest), (CANARY, challenger))
     config = recipe.serving.challenger
     share = control_share(config.canary if config else None)
+    drawn: dict[int, Row] = {}  # by rank
     for uri in files_between(by_day(log, "answers"), days[0], days[-1]):
         table = read_columns(uri, ANSWERS)
         for answer in table.filter(pa.array(is_answered(table))).to_pylist():
-            eligible = (answer["arm"], answer["digest"]) in arms and not (
-                task.needs_texts and answer["text"] is None
-            )
-            if not eligible or (key := _key(answer, secret=secret)) in audited:
+            if (answer["arm"], answer["digest"]) not in arms:
+                continue
+            if task.needs_texts and answer["text"] is None:
+                continue
+            key = _key(answer, secret=secret)
+            if key in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
             drawn[key if is_compared else key + CODES] = answer | dict.fromkeys(FILLED_IN)
@@ -147,11 +149,11 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     except TrafficError as error:
         raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
     rows = task.require_labels(uri, table.to_pylist(), recipe, classes)
-    damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
+    damaged = [row for row in rows if None in (row["request_id"], row["row"], row["at"])]
     if damaged:
         raise AuditError(
-            f"{uri} has {damaged} labelled rows without request_id, row or at; fill in the empty "
-            "columns only, and keep the other columns"
+            f"{uri} has {len(damaged)} labelled rows without request_id, row or at; fill in the "
+            "empty columns only, and keep the other columns"
         )
     content = _to_parquet(rows, columns=STORED_COLUMNS)
     digest = hashlib.sha256(content).hexdigest()[:16]
@@ -170,11 +172,11 @@ def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) ->
     `corrected`, those of scored answers too, which are no random sample.
     """
     label = MONITORED_TASKS[recipe.task].label_column
-    rows = {
-        (row["request_id"], row["row"]): row
-        for row in _audit_rows(recipe.task_uri)
-        if row["text"] and row["at"] >= since and row[label] and (corrected or row["score"] is None)
-    }
+    rows = {}
+    for row in _audit_rows(recipe.task_uri):
+        is_usable = row["text"] and row[label] and row["at"] >= since
+        if is_usable and (corrected or row["score"] is None):
+            rows[row["request_id"], row["row"]] = row
     return labelled_rows(recipe, [rows[key] for key in sorted(rows)])
 
 
@@ -188,16 +190,16 @@ def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
     task = MONITORED_TASKS[recipe.task]
     units = tuple(row["subject"] or row["request_id"] for row in logged)
     turns = tuple(logged_conversation(row["context"], row["text"]) for row in logged)
-    attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in logged]
+    attributes = [json.loads(row["attributes"] or "{}") for row in logged]
+    groups = {}
+    for name in recipe.data.groups:
+        groups[name] = tuple(value_of(values, name) for values in attributes)
     return Rows(
         row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
         texts=tuple(map(text_of, turns)),
         labels=tuple(row[task.label_column] for row in logged),
         split_keys=units if len(set(units)) < len(units) else None,
-        groups={
-            name: tuple(value_of(values, name) for values in attributes)
-            for name in recipe.data.groups
-        },
+        groups=groups,
         conversations=None if TASKS[recipe.task].has_classes else turns,
         answers=recipe.evaluation.answers,
     )

@@ -1,12 +1,14 @@
 """Read the Parquet files of the request log into `Traffic`, each file and row once."""
 
 import json
+import math
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,43 +24,58 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics.answer_metrics import scorer
-from tailorbird.monitoring import traffic
 from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS, MonitoredTask
-from tailorbird.monitoring.traffic import ARMS, Labels, Outcomes, Traffic, WatchedVersions
+from tailorbird.monitoring.traffic import (
+    ARMS,
+    CANARY,
+    CHAMPION,
+    SAMPLE,
+    SHADOW,
+    Labels,
+    Outcomes,
+    Traffic,
+    WatchedVersions,
+    merge_traffic,
+    smallest_keys,
+)
 from tailorbird.registry.draws import draw_code
 
 ANSWERS = (
-    *(
-        "request_id",
-        "row",
-        "caller",
-        "at",
-        "digest",
-        "arm",
-        "label",
-        "score",
-        "attributes",
-        "text",
-        "subject",
-    ),
-    *("route", "finish_reason", "answer", "text_chars", "context"),
+    "request_id",
+    "row",
+    "caller",
+    "at",
+    "digest",
+    "arm",
+    "label",
+    "score",
+    "attributes",
+    "text",
+    "subject",
+    "route",
+    "finish_reason",
+    "answer",
+    "text_chars",
+    "context",
 )
 FEEDBACK = ("request_id", "row", "caller", "at", "label", "score", "correct_answer")
 OPTIONAL = {
-    **dict.fromkeys(
-        ("route", "finish_reason", "answer", "context", "correct_answer", "attributes"), pa.string()
-    ),
+    "route": pa.string(),
+    "finish_reason": pa.string(),
+    "answer": pa.string(),
+    "context": pa.string(),
+    "correct_answer": pa.string(),
+    "attributes": pa.string(),
     "text_chars": pa.int32(),
     "score": pa.float32(),
 }
-"""Columns with their types that older files, and audits of classification, lack."""
+"""Columns with their types that audits lack, depending on the task."""
 DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
 ReadPart = Callable[[list[str]], Traffic]
-MapParts = Callable[
-    [ReadPart, Sequence[list[str]]], Iterable[Traffic]
-]  # like the built-in `map`; may run on a cluster
+MapParts = Callable[[ReadPart, Sequence[list[str]]], Iterable[Traffic]]
+"""Like the built-in `map`; may run on a cluster."""
 
 
 class TrafficError(ValueError):
@@ -114,40 +131,39 @@ def read_labels(
     about 100 while labels are sorted.
     """
     names: dict[str, int] = {}
-    keys, codes, times, numbers = (array(kind) for kind in "Qiqi")
+    keys = array("Q")
+    codes = array("i")
     scores = array("f")
-    for number, uri in (*((0, uri) for uri in files), *enumerate(audits, 1)):
+    times = array("q")
+    numbers = array("i")
+    for number, uri in chain(((0, uri) for uri in files), enumerate(audits, 1)):
         table = read_columns(uri, FEEDBACK)
         columns = (table[name].to_pylist() for name in FEEDBACK if name != "at")
         for time, request_id, row, caller, *given in zip(
-            _microseconds(table).tolist(), *columns, strict=True
+            _microseconds(table), *columns, strict=True
         ):
             label, score = MONITORED_TASKS[task].label_of(*given)
             if request_id is None or row is None or (label is None and score is None):
                 continue
             keys.append(key_of(request_id, row, caller=caller, secret=secret))
             codes.append(-1 if label is None else names.setdefault(label, len(names)))
-            scores.append(float("nan") if score is None else score)
-            times.append(time)
+            scores.append(math.nan if score is None else score)
+            times.append(int(time))
             numbers.append(number)
+
     all_keys = np.frombuffer(keys, np.uint64)
-    all_codes = np.frombuffer(codes, np.int32)
     all_times = np.frombuffer(times, np.int64)
     all_numbers = np.frombuffer(numbers, np.int32)
     order = np.lexsort((all_times, all_numbers > 0, all_keys))
-    last = np.flatnonzero(
-        np.append(np.diff(all_keys[order]) != 0, np.ones(min(len(order), 1), bool))
-    )
-    kept = order[last]
-    counts = np.diff(last, prepend=-1).astype(np.int32)
+    unique_keys, starts = np.unique(all_keys[order], return_index=True)
+    latest = order[np.append(starts[1:], len(order))[: len(starts)] - 1]
     return Labels(
-        all_keys[kept],
-        all_codes[kept],
-        np.frombuffer(scores, np.float32)[kept],
-        tuple(names),
-        audits=_first_audits(all_numbers[order], starts=last - counts + 1),
-        labelled_at=all_times[kept],
-        counts=counts,
+        keys=unique_keys,
+        codes=np.frombuffer(codes, np.int32)[latest],
+        scores=np.frombuffer(scores, np.float32)[latest],
+        names=tuple(names),
+        audits=_first_audits(all_numbers[order], starts=starts),
+        labelled_at=all_times[latest],
     )
 
 
@@ -178,7 +194,7 @@ def read_traffic(
         list(files[start : start + FILES_PER_TASK])
         for start in range(0, len(files), FILES_PER_TASK)
     ]
-    return traffic.merge_traffic(map_parts(Reader(versions, labels, secret), parts))
+    return merge_traffic(map_parts(Reader(versions, labels, secret), parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,49 +204,55 @@ class Reader:
     versions: WatchedVersions
     labels: Labels
     secret: bytes
-    slow: set[str | None] = field(
-        default_factory=set
-    )  # API keys whose feedback takes too long to read
+    slow: set[str | None] = field(default_factory=set)
+    """API keys whose feedback takes too long to read."""
 
     def __call__(self, files: Sequence[str]) -> Traffic:
-        return traffic.merge_traffic(self._read_file(uri) for uri in files)
+        return merge_traffic(self._read_file(uri) for uri in files)
 
     def _read_file(self, uri: str) -> Traffic:
         table = read_columns(uri, ANSWERS)
-        ids = zip(
-            *(table[name].to_pylist() for name in ("request_id", "row", "caller")), strict=True
-        )
-        codes = (key_of(id, row, caller=caller, secret=self.secret) for id, row, caller in ids)
-        keys = np.fromiter(codes, np.uint64, len(table))
-        arms, digests = (
-            np.array(table[name].to_pylist(), dtype=object) for name in ("arm", "digest")
-        )
+        arms = _objects(table, "arm")
+        digests = _objects(table, "digest")
+        keys = self._keys(table)
         answered = is_answered(table)
-        champion = answered & (digests == self.versions.champion) & (arms == traffic.CHAMPION)
-        is_arm = np.isin(arms, (traffic.CANARY, traffic.SHADOW))
-        challenger = answered & is_arm & (digests == self.versions.challenger)
-        missing = ~answered & (arms == traffic.SHADOW) & (digests == self.versions.challenger)
+        is_champion = (arms == CHAMPION) & (digests == self.versions.champion)
+        is_challenger = digests == self.versions.challenger
+        missing = is_challenger & (arms == SHADOW) & ~answered
+        is_compared = answered & (is_champion | (is_challenger & np.isin(arms, (CANARY, SHADOW))))
+
         indices, is_labelled = self._find_labels(keys)
-        rows = np.flatnonzero((champion | challenger | missing) & is_labelled)
+        rows = np.flatnonzero((is_compared | missing) & is_labelled)
         outcomes, redacted = self._outcomes(
             table.take(rows), keys=keys[rows], label_indices=indices[rows], missing=missing[rows]
         )
-        versions = [(arm or "", digest) for arm, digest in zip(arms, digests, strict=True)]
         return Traffic(
             num_rows=len(table),
-            rows=Counter(versions),
-            unanswered=Counter(
-                version
-                for version, is_answer in zip(versions, answered, strict=True)
-                if not is_answer
-            ),
+            rows=_count_versions(arms, digests),
+            unanswered=_count_versions(arms[~answered], digests[~answered]),
             outcomes=outcomes,
             redacted=redacted,
             sample=_sample(
-                table, keys=keys, is_champion=champion, task=MONITORED_TASKS[self.versions.task]
+                table,
+                keys=keys,
+                is_champion=is_champion & answered,
+                task=MONITORED_TASKS[self.versions.task],
             ),
-            answered=np.unique(indices[is_labelled]).astype(np.int32),
         )
+
+    def _keys(self, table: pa.Table) -> NDArray[np.uint64]:
+        columns = (table[name].to_pylist() for name in ("request_id", "row", "caller"))
+        keys = (
+            key_of(request_id, row, caller=caller, secret=self.secret)
+            for request_id, row, caller in zip(*columns, strict=True)
+        )
+        return np.fromiter(keys, np.uint64, len(table))
+
+    def _units(self, table: pa.Table) -> NDArray[np.uint64]:
+        names = pc.coalesce(table["subject"], table["request_id"]).to_pylist()
+        challenger = self.versions.challenger
+        units = (unit_of(name, challenger=challenger, secret=self.secret) for name in names)
+        return np.fromiter(units, np.uint64, len(table))
 
     def _find_labels(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the indices of the rows' labels [N], and a mask [N] of the rows that have a
@@ -254,51 +276,41 @@ class Reader:
         A correct answer scores the answers of all arms; a `missing` one [N] has the score 0. A
         person's score does not score the shadow's answer, which the person did not see.
         """
-        subjects = table["subject"].to_pylist()
-        request_ids = table["request_id"].to_pylist()
-        names = (
-            subject or request_id for subject, request_id in zip(subjects, request_ids, strict=True)
-        )
-        units = (
-            unit_of(name, challenger=self.versions.challenger, secret=self.secret) for name in names
-        )
         arms = np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8)
         scores = self.labels.scores[label_indices].astype(np.float64)
         by_person = ~np.isnan(scores)
-        scores[by_person & (arms == ARMS.index(traffic.SHADOW))] = np.nan
-        unscored = label_indices[~by_person]
-        scores[~by_person] = self._metric_scores(
-            table.filter(pa.array(~by_person)), indices=unscored
+        scores[by_person & (arms == ARMS.index(SHADOW))] = np.nan
+
+        by_metric = np.flatnonzero(~by_person)
+        audits = self.labels.audits[label_indices]
+        references = [self.labels.names[self.labels.codes[label_indices[row]]] for row in by_metric]
+        scores[by_metric] = self._metric_scores(
+            table.take(by_metric), references=references, audits=audits[by_metric]
         )
         scores[missing & ~by_person] = 0.0
-        if self.versions.metric is None:
-            redacted = 0
-        else:
-            redacted = sum(map(is_redacted, self._references(unscored)))
+        redacted = 0
+        if self.versions.metric is not None:
+            redacted = sum(map(is_redacted, references))
+
+        attributes = table["attributes"].to_pylist()
         outcomes = Outcomes(
             keys=keys,
             arms=arms,
             at=_microseconds(table),
             scores=scores,
             by_person=by_person,
-            audits=self.labels.audits[label_indices],
-            groups=tuple(
-                _values(attributes, self.versions.groups)
-                for attributes in table["attributes"].to_pylist()
-            ),
+            audits=audits,
+            groups=tuple(_values(text, self.versions.groups) for text in attributes),
             labelled_at=self.labels.labelled_at[label_indices],
-            units=np.fromiter(units, np.uint64, len(table)),
+            units=self._units(table),
             is_subject=table["subject"].is_valid().to_numpy(),
             missing=missing,
         )
-        return outcomes if not np.isnan(scores).any() else outcomes.where(
-            ~np.isnan(scores)
-        ), redacted
+        return outcomes.where(~np.isnan(scores)), redacted
 
-    def _references(self, indices: NDArray[np.int64]) -> list[str]:
-        return [self.labels.names[code] for code in self.labels.codes[indices]]
-
-    def _metric_scores(self, table: pa.Table, *, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _metric_scores(
+        self, table: pa.Table, *, references: Sequence[str], audits: NDArray[np.int32]
+    ) -> NDArray[np.float64]:
         """Return the score [N] of each answer against its label; NaN for one whose text was not
         stored.
 
@@ -307,10 +319,9 @@ class Reader:
         feedback on which the regular expression takes too long, it is NaN for all further feedback
         of the API key, so that no key delays a report for long.
         """
-        labels = self._references(indices)
         if self.versions.metric is None:
-            pairs = zip(table["label"].to_pylist(), labels, strict=True)
-            return np.array([answer == label for answer, label in pairs], np.float64)
+            is_right = _objects(table, "label") == np.array(references, object)
+            return np.asarray(is_right, np.float64)
         metric = scorer(self.versions.metric, config=self.versions.answers)
 
         def score(answer: str | None, reference: str, caller: str | None, audit: int) -> float:
@@ -325,13 +336,19 @@ class Reader:
             except ValueError:
                 return np.nan
 
-        columns = (
-            table["answer"].to_pylist(),
-            labels,
-            table["caller"].to_pylist(),
-            self.labels.audits[indices],
-        )
-        return np.array(list(map(score, *columns)), np.float64)
+        answers = table["answer"].to_pylist()
+        callers = table["caller"].to_pylist()
+        return np.array(list(map(score, answers, references, callers, audits)), np.float64)
+
+
+def _objects(table: pa.Table, column: str) -> NDArray[np.object_]:
+    return np.array(table[column].to_pylist(), dtype=object)
+
+
+def _count_versions(
+    arms: NDArray[np.object_], digests: NDArray[np.object_]
+) -> Counter[tuple[str, str]]:
+    return Counter((arm or "", digest) for arm, digest in zip(arms, digests, strict=True))
 
 
 def is_answered(table: pa.Table) -> NDArray[np.bool_]:
@@ -346,7 +363,7 @@ def is_answered(table: pa.Table) -> NDArray[np.bool_]:
 def _values(attributes: str | None, groups: tuple[str, ...]) -> tuple[str, ...]:
     """Return the values of the group columns; cached, so rows with equal attributes share one
     object."""
-    parsed = json.loads(attributes) if attributes else {}
+    parsed = json.loads(attributes or "{}")
     return tuple(value_of(parsed, column) for column in groups)
 
 
@@ -376,8 +393,8 @@ def _sample(
     sampled = sampled.append_column("key", pa.array(keys))
     sampled = sampled.append_column("day", table["at"].cast(pa.date32()).cast(pa.int32()))
     is_sampled = is_champion & table[task.required_column].is_valid().to_numpy()
-    sampled = sampled.filter(pa.array(is_sampled)).select(traffic.SAMPLE.names)
-    return traffic.smallest_keys(sampled.cast(traffic.SAMPLE))
+    sampled = sampled.filter(pa.array(is_sampled)).select(SAMPLE.names)
+    return smallest_keys(sampled.cast(SAMPLE))
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
@@ -389,13 +406,11 @@ def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
             known = file.schema_arrow.names
-            missing = ", ".join(
-                name for name in columns if name not in known and name not in OPTIONAL
-            )
+            missing = [name for name in columns if name not in (*known, *OPTIONAL)]
             if missing:
                 raise TrafficError(
-                    f"{uri} does not belong to a request log: it has no columns {missing}; remove "
-                    "it from the log"
+                    f"{uri} does not belong to a request log: it has no columns "
+                    f"{', '.join(missing)}; remove it from the log"
                 )
             present = [name for name in columns if name in known]
             unsafe = extension_columns(file.schema_arrow, columns=present)

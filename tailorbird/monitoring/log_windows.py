@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tailorbird.monitoring.log_reader import MapParts, by_day, read_labels, read_traffic
-from tailorbird.monitoring.traffic import DAY_US, Labels, Traffic, WatchedVersions, merge_traffic
+from tailorbird.monitoring.traffic import Labels, Traffic, WatchedVersions, merge_traffic
 
 
 class LogDays:
@@ -35,13 +35,12 @@ class LogDays:
         self.feedback = by_day(log, "feedback")
         self.since = date.max
         self._days: dict[date, Traffic] = {}
-        self._answered: dict[date, NDArray[np.int32]] = {}
 
     @cached_property
     def labels(self) -> Labels:
         """Labels of the days from `since` on."""
         days = [day for day in self.feedback if day >= self.since.isoformat()]
-        files = [uri for day in days for uri in self.feedback[day]]
+        files = list(chain.from_iterable(self.feedback[day] for day in days))
         return read_labels(files, secret=self._secret, audits=self.audits, task=self.versions.task)
 
     def window(self, first: date, last: date, *, label_days: int) -> Traffic:
@@ -54,45 +53,25 @@ class LogDays:
                 self._days[day] = self._read_day(day)
         traffic = merge_traffic(self._days[day] for day in span(first, last))
         outcomes = traffic.outcomes
-        in_time = outcomes.audited | (
-            outcomes.labelled_at < microseconds(last + timedelta(days=label_days + 1))
-        )
-        if in_time.all():
-            return traffic
+        end = microseconds(last + timedelta(days=label_days + 1))
+        in_time = outcomes.audited | (outcomes.labelled_at < end)
         return replace(traffic, outcomes=outcomes.where(in_time))
 
     def day(self, day: date) -> Traffic:
         """Return the traffic of one day of the last window, with all labels."""
         return self._days[day]
 
-    def num_unmatched(self, first: date, last: date, *, label_days: int) -> int:
-        """Return the number of texts with feedback on these days and no answer on these days or
-        `label_days` before."""
-        labels = self.labels
-        in_window = (labels.labelled_at >= microseconds(first)) & (
-            labels.labelled_at < microseconds(last) + DAY_US
-        )
-        unmatched = np.flatnonzero(in_window & (labels.audits == 0))
-        for day in span(first - timedelta(days=label_days), last):
-            if not len(unmatched):
-                break
-            if day not in self._answered:
-                self._read_day(day)
-            unmatched = np.setdiff1d(unmatched, self._answered[day], assume_unique=True)
-        return len(unmatched)
-
     def _read_day(self, day: date) -> Traffic:
         files = self.answers.get(day.isoformat(), [])
-        traffic = read_traffic(
+        return read_traffic(
             files, self.versions, labels=self.labels, secret=self._secret, map_parts=self.map_parts
         )
-        self._answered[day] = traffic.answered
-        return traffic
 
 
 def files_between(by_day: dict[str, list[str]], first: date, last: date) -> list[str]:
     """Return the files of the days from first to last, in order."""
-    return [uri for day in span(first, last) for uri in by_day.get(day.isoformat(), [])]
+    days = (by_day.get(day.isoformat(), []) for day in span(first, last))
+    return list(chain.from_iterable(days))
 
 
 def span(first: date, last: date) -> Iterator[date]:

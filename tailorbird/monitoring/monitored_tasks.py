@@ -36,9 +36,8 @@ class MonitoredTask:
     """Monitoring of one task."""
 
     columns: tuple[str, ...]  # of an audit
-    scored_columns: (
-        tuple[str, ...] | None
-    )  # of an audit with the model's answers; None if people must not see them
+    scored_columns: tuple[str, ...] | None
+    """Of an audit with the model's answers; None if people must not see them."""
     needs_texts: bool  # an answer whose text is not logged cannot be audited
     label_column: str  # has the correct answer
     compares_answers: bool  # drift compares the champion's answers with those to the reference rows
@@ -59,38 +58,38 @@ def _class_labels(uri: str, rows: Sequence[Row], _: Recipe, classes: Sequence[st
     labelled = [
         _redacted(row) for row in rows if row["label"] is not None and str(row["label"]).strip()
     ]
+    if not labelled:
+        raise AuditError(f"{uri} has no labels; fill in the column `label`")
     unknown = sorted({str(row["label"]) for row in labelled} - set(classes))
-    if unknown or not labelled:
-        if unknown:
-            fault = f"labels that are not classes: {', '.join(unknown[:5])}"
-        else:
-            fault = "no labels"
-        known = f"{', '.join(classes[:10])}{' ...' * (len(classes) > 10)}"
-        raise AuditError(f"{uri} has {fault}; the classes are {known}")
+    if unknown:
+        known = ", ".join(classes[:10])
+        if len(classes) > 10:
+            known += " ..."
+        raise AuditError(
+            f"{uri} has labels that are not classes: {', '.join(unknown[:5])}; the classes are "
+            f"{known}"
+        )
     return labelled
 
 
 def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
     """Return the rows with a score, as a float, or a correct answer; raise AuditError for a score
     outside 0 to 1."""
-    kept = []
+    scored = []
     for number, row in enumerate(rows):
-        stated = row["score"]
+        stated = "" if row["score"] is None else str(row["score"]).strip()
         correct = str(row["correct_answer"] or "").strip()
         try:
-            if stated is None or not str(stated).strip():
-                score = None
-            else:
-                score = float(stated)
+            score = float(stated) if stated else None
         except ValueError:
             score = math.nan
         if score is not None and not 0 <= score <= 1:
             raise AuditError(
-                f"{uri} has the score {stated!r} in row {number}; give a number from 0 to 1"
+                f"{uri} has the score {row['score']!r} in row {number}; give a number from 0 to 1"
             )
-        if score is not None or correct:
-            kept.append(row | {"score": score, "correct_answer": correct or None})
-    return kept
+        if stated or correct:
+            scored.append(row | {"score": score, "correct_answer": correct or None})
+    return scored
 
 
 def _chat_labels(uri: str, exported: Sequence[Row], recipe: Recipe, _: Sequence[str]) -> list[Row]:
@@ -106,7 +105,7 @@ def _chat_labels(uri: str, exported: Sequence[Row], recipe: Recipe, _: Sequence[
         raise AuditError(
             f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`"
         )
-    num_scores = sum(row["score"] is not None for row in rows)
+    num_scores = len([row for row in rows if row["score"] is not None])
     if any(row["answer"] for row in rows) and num_scores < len(rows):
         raise AuditError(
             f"{uri} has {len(rows) - num_scores} correct answers without a score, but shows the "
@@ -117,8 +116,8 @@ def _chat_labels(uri: str, exported: Sequence[Row], recipe: Recipe, _: Sequence[
             f"{uri} has {num_scores} scores for {len(rows)} rows; give a score for each row, or "
             "for none"
         )
-    corrected = [row["correct_answer"] for row in rows if row["correct_answer"]]
-    corrected = [answer for answer in corrected if not is_redacted(answer)]
+    answers = [row["correct_answer"] for row in rows if row["correct_answer"]]
+    corrected = [answer for answer in answers if not is_redacted(answer)]
     fault = unreadable(corrected, config=recipe.evaluation.answers)
     if fault is not None:
         raise AuditError(

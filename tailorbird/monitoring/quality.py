@@ -10,7 +10,7 @@ give it on wrong answers, so it underestimates any champion.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,11 +101,6 @@ def group_accuracies(
     return accuracies
 
 
-def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
-    """Return the outcomes with feedback in place of the audit, for display only."""
-    return replace(outcomes, audits=(outcomes.audits == 0).astype(np.int32))
-
-
 def quality(
     traffic: Traffic, *, champion: str, alpha: float, audited: bool, by_person: bool = False
 ) -> Quality:
@@ -115,12 +110,10 @@ def quality(
     For chat, return the mean of the metric or, `by_person`, of the scores that people gave.
     """
     answers = traffic.num_rows_of(CHAMPION, champion)
-    if audited:
-        outcomes = traffic.outcomes
-    else:
-        outcomes = feedback_as_audit(traffic.outcomes)
-    rows = audited_rows(outcomes, CHAMPION)
+    outcomes = traffic.outcomes
+    rows = _labelled_rows(outcomes, CHAMPION, audited=audited)
     rows = rows[outcomes.by_person[rows] == by_person]
+
     labelled = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.units[rows])
     interval = (0.0, 1.0)
     if labelled.n:
@@ -164,8 +157,8 @@ def group_masks(
     masks: dict[str, NDArray[np.bool_]] = {}
     for index, column in enumerate(columns):
         codes = {name: code for code, name in enumerate(fixed) if name.startswith(f"{column} = ")}
-        of_rows = (codes.get(f"{column} = {values[index]}", -1) for values in outcomes.groups)
-        row_codes = np.fromiter(of_rows, np.int64, len(outcomes))
+        names = (f"{column} = {values[index]}" for values in outcomes.groups)
+        row_codes = np.array([codes.get(name, -1) for name in names], np.int64)
         masks |= {name: row_codes == code for name, code in codes.items()}
         masks[f"{column} = {OTHERS}"] = row_codes == -1
     return masks
@@ -191,48 +184,58 @@ def group_gate(
     reference are counted, not compared. Scores that people gave are not compared, because the
     reference has scores of the metric.
     """
-    fixed = (*([ALL] if ALL in reference else []), *fixed_groups(reference, columns=columns))
-    audited = audited_rows(outcomes, CHAMPION)
-    audited = audited[~outcomes.by_person[audited]]
-    scores = outcomes.scores[audited]
-    units = outcomes.units[audited]
-    masks = {ALL: np.ones(len(outcomes), bool)} if ALL in reference else {}
-    masks |= group_masks(outcomes, columns=columns, fixed=fixed)
-    counts = {
-        name: GroupAccuracy.of(scores[mask[audited]], keys=units[mask[audited]])
-        for name, mask in masks.items()
-    }
-    others = [
-        f"{accuracy.n:,} of {name}"
-        for name, accuracy in counts.items()
-        if accuracy.n and name not in fixed
-    ]
-    if others:
-        note = f"labelled rows that were not compared: {', '.join(others)}"
-    else:
-        note = ""
-    known = {name: counts[name] for name in fixed if counts[name].n}
+    fixed = fixed_groups(reference, columns=columns)
+    masks = group_masks(outcomes, columns=columns, fixed=fixed)
+    if ALL in reference:
+        fixed = (ALL, *fixed)
+        masks[ALL] = np.ones(len(outcomes), bool)
+
+    is_compared = np.zeros(len(outcomes), bool)
+    is_compared[audited_rows(outcomes, CHAMPION)] = True
+    is_compared &= ~outcomes.by_person
+    accuracies = {}
+    for name, mask in masks.items():
+        rows = mask & is_compared
+        if rows.any():
+            accuracies[name] = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.units[rows])
+
+    unknown = [f"{accuracies[name].n:,} of {name}" for name in accuracies if name not in fixed]
+    note = f"labelled rows that were not compared: {', '.join(unknown)}" if unknown else ""
+    known = {name: accuracies[name] for name in fixed if name in accuracies}
     if not known:
         return gate("groups", (), note=note or "no labelled answer belongs to a group")
     level = alpha / len(known)
     bounds = []
     for name, now in known.items():
         before = reference[name]
-        change = now.right / now.n - before.right / before.n
         interval = _interval(now, before, alpha=alpha)
+        state = State.NOT_ASSESSABLE
         if interval[0] > -limits.max_loss:
             state = State.PASSES
-        else:
-            state = State.NOT_ASSESSABLE
         if _p_value(now, before) < level and _interval(now, before, alpha=level)[1] < 0:
             state = State.FAILS
-        bounds.append(Bound(f"change for {name}", change, interval, -limits.max_loss, now.n, state))
+        bound = Bound(
+            what=f"change for {name}",
+            estimate=now.right / now.n - before.right / before.n,
+            interval=interval,
+            limit=-limits.max_loss,
+            n=now.n,
+            state=state,
+        )
+        bounds.append(bound)
     return gate("groups", bounds, note=note)
 
 
 def audited_rows(outcomes: Outcomes, arm: str) -> NDArray[np.int64]:
     """Return the indices of the arm's audited rows, without duplicates."""
-    rows = np.flatnonzero(outcomes.audited & (outcomes.arms == ARMS.index(arm)))
+    return _labelled_rows(outcomes, arm, audited=True)
+
+
+def _labelled_rows(outcomes: Outcomes, arm: str, *, audited: bool) -> NDArray[np.int64]:
+    """Return the indices of the arm's rows with a label of an audit, or of feedback, without
+    duplicates."""
+    is_chosen = (outcomes.audited == audited) & (outcomes.arms == ARMS.index(arm))
+    rows = np.flatnonzero(is_chosen)
     return np.sort(rows[np.unique(outcomes.keys[rows], return_index=True)[1]])
 
 

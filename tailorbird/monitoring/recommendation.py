@@ -3,7 +3,8 @@ on either."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from itertools import chain
 
 from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
 from tailorbird.monitoring.challenger_units import UnitOutcome, unit_differences
@@ -47,23 +48,21 @@ def recommend(
     reasons = []
     if expires is not None and datetime.fromisoformat(expires).date() <= today:
         reasons.append(f"the champion's verdict expired on {expires[:10]}")
-    failed = set[str]()
+    named = set[str]()
     answered = [report for report in reports if report.feedback.answers]
-    for index, report in enumerate(sorted(answered, key=lambda report: report.day, reverse=True)):
-        if since is not None and datetime.fromisoformat(report.made_at) <= datetime.fromisoformat(
-            since
-        ):
+    newest_first = sorted(answered, key=lambda report: report.day, reverse=True)
+    start = datetime.min.replace(tzinfo=UTC) if since is None else datetime.fromisoformat(since)
+    for report in newest_first:
+        is_latest = report is newest_first[0]
+        if datetime.fromisoformat(report.made_at) <= start:
             continue
-        if index == 0:
+        if is_latest:
             reasons += [f"{report.day}: {alarm}" for alarm in report.drift_alarms]
-        elif not report.awaits_labels(today):
-            continue
-        reasons += [
-            f"{report.day}: {failure}"
-            for bound, failure in report.failures.items()
-            if bound not in failed
-        ]
-        failed |= set(report.failures)
+        if is_latest or report.awaits_labels(today):
+            for quantity, failure in report.failures.items():
+                if quantity not in named:
+                    reasons.append(f"{report.day}: {failure}")
+            named |= set(report.failures)
     return Recommendation(bool(reasons), tuple(reasons), challenger)
 
 
@@ -77,41 +76,38 @@ def challenger_decision(
     answers are not compared.
     """
     days = _challenger_days(reports, digest=digest)
-    by_day, is_selected = _compared(days)
-    outcomes = [outcome for of_day in by_day for outcome in of_day]
-    names = sorted({name for day in days.values() for name in day.groups})
-    groups = {name: unit_differences(outcomes, group=name) for name in names}
+    outcomes = list(chain.from_iterable(_compared(days).values()))
+    names = set(chain.from_iterable(day.groups for day in days.values()))
+    groups = {name: unit_differences(outcomes, group=name) for name in sorted(names)}
     decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
-    if not is_selected:
+
+    mirrored = sum(day.mirrored for day in days.values())
+    unanswered = sum(day.unanswered for day in days.values())
+    if unanswered <= MAX_UNANSWERED * mirrored:
         return decision
-    mirrored, unanswered = (
-        sum(getattr(day, name) for day in days.values()) for name in ("mirrored", "unanswered")
+    return replace(
+        decision,
+        reason=f"{decision.reason}; the shadow has no answer to {unanswered:,} of {mirrored:,} "
+        f"mirrored requests, more than {MAX_UNANSWERED:.0%}, so its next answers are not "
+        "compared; use a canary",
     )
-    ignored = (
-        f"the shadow has no answer to {unanswered:,} of {mirrored:,} mirrored requests, more than "
-        f"{MAX_UNANSWERED:.0%}, so its next answers are not compared; use a canary"
-    )
-    return replace(decision, reason=f"{decision.reason}; {ignored}")
 
 
-def _compared(days: Mapping[str, ChallengerDay]) -> tuple[list[list[UnitOutcome]], bool]:
-    """Return the compared outcomes of each day, and True if the shadow's answers of the next day
-    are not compared.
+def _compared(days: Mapping[str, ChallengerDay]) -> dict[str, list[UnitOutcome]]:
+    """Return the compared outcomes by day.
 
     Only earlier days decide whether a shadow's answers are compared, so the choice does not depend
     on their scores.
     """
-    by_day = []
+    compared = {}
     mirrored = 0
     unanswered = 0
-    for _, day in sorted(days.items()):
-        is_selected = unanswered > MAX_UNANSWERED * mirrored
-        by_day.append(
-            [outcome for outcome in day.outcomes if outcome.arm != SHADOW or not is_selected]
-        )
-        mirrored = mirrored + day.mirrored
-        unanswered = unanswered + day.unanswered
-    return by_day, unanswered > MAX_UNANSWERED * mirrored
+    for name, day in days.items():
+        ignored_arm = SHADOW if unanswered > MAX_UNANSWERED * mirrored else None
+        compared[name] = [outcome for outcome in day.outcomes if outcome.arm != ignored_arm]
+        mirrored += day.mirrored
+        unanswered += day.unanswered
+    return compared
 
 
 def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[ChallengerPoint, ...]:
@@ -119,9 +115,8 @@ def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[Challe
     order."""
     outcomes: list[UnitOutcome] = []
     points = []
-    days = _challenger_days(reports, digest=digest)
-    for day, of_day in zip(sorted(days), _compared(days)[0], strict=True):
-        outcomes += of_day
+    for day, new_outcomes in _compared(_challenger_days(reports, digest=digest)).items():
+        outcomes += new_outcomes
         units = unit_differences(outcomes)
         points.append(
             ChallengerPoint(
@@ -136,7 +131,11 @@ def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[Challe
 
 
 def _challenger_days(reports: Sequence[Report], *, digest: str) -> dict[str, ChallengerDay]:
-    """Return the challenger's days by date; a day counts once, with its last report."""
-    by_day = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
-    days = {name: report.challenger for name, report in by_day.items()}
-    return {name: day for name, day in days.items() if day is not None and day.digest == digest}
+    """Return the challenger's days by date, in order; a day counts once, with its last report."""
+    latest = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
+    days = {}
+    for name in sorted(latest):
+        day = latest[name].challenger
+        if day is not None and day.digest == digest:
+            days[name] = day
+    return days

@@ -21,9 +21,7 @@ SOURCES = {
     "audit_scores": "scores by people in audits (random sample)",
     "feedback_scores": "scores by people in feedback",
 }
-ESCAPES = str.maketrans(
-    {"\\": r"\\", '"': r"\"", "\n": r"\n"}
-)  # escapes in a Prometheus label value
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # of a Prometheus label value
 
 GAUGES = {
     "tailorbird_watch_reevaluation_wanted": (
@@ -83,35 +81,36 @@ def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Reco
     """Render the latest window in Prometheus' text format, for the text-file collector of a node
     exporter."""
     answered = [report for report in reports if report.feedback.answers]
-    samples = {"tailorbird_watch_reevaluation_wanted": [("", float(recommendation.reevaluate))]}
-    samples |= _samples(answered[-1]) if answered else {}
+    samples = {"tailorbird_watch_reevaluation_wanted": {"": float(recommendation.reevaluate)}}
+    if answered:
+        samples |= _samples(answered[-1])
     lines = []
     for metric, values in samples.items():
         label, description = GAUGES[metric]
-        lines += [f"# HELP {metric} {description}", f"# TYPE {metric} gauge"] if values else []
-        for label_value, value in values:
-            labels = {"model": name} | ({label: label_value} if label else {})
-            pairs = [f'{key}="{text.translate(ESCAPES)}"' for key, text in labels.items()]
-            lines.append(f"{metric}{{{','.join(pairs)}}} {value:g}")
+        if values:
+            lines += [f"# HELP {metric} {description}", f"# TYPE {metric} gauge"]
+        for label_value, value in values.items():
+            labels = f'model="{name.translate(ESCAPES)}"'
+            if label:
+                labels += f',{label}="{label_value}"'
+            lines.append(f"{metric}{{{labels}}} {value:g}")
     return "\n".join(lines) + "\n"
 
 
-def _samples(report: Report) -> dict[str, list[tuple[str, float]]]:
-    """Return the values of each gauge with the value of its label."""
-    kinds = report.qualities
-    accuracies = [
-        (kind, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None
-    ]
-    failed = sum(bound.state == "fails" for bound in report.groups.bounds)
+def _samples(report: Report) -> dict[str, dict[str, float]]:
+    """Return the values of each gauge by the value of its label."""
+    labelled = {}
+    accuracies = {}
+    for kind, quality in report.qualities.items():
+        labelled[kind] = float(quality.labelled)
+        if quality.accuracy is not None:
+            accuracies[kind] = quality.accuracy
+    failed = [bound for bound in report.groups.bounds if bound.state == "fails"]
     return {
-        "tailorbird_watch_drift": [(drift.name, drift.value) for drift in report.drift],
-        "tailorbird_watch_drift_threshold": [
-            (drift.name, drift.threshold) for drift in report.drift
-        ],
-        "tailorbird_watch_labelled_answers": [
-            (kind, float(quality.labelled)) for kind, quality in kinds.items()
-        ],
+        "tailorbird_watch_drift": {drift.name: drift.value for drift in report.drift},
+        "tailorbird_watch_drift_threshold": {drift.name: drift.threshold for drift in report.drift},
+        "tailorbird_watch_labelled_answers": labelled,
         "tailorbird_watch_accuracy": accuracies,
-        "tailorbird_watch_groups_failed": [("", float(failed))],
-        "tailorbird_watch_answers": [("", float(report.feedback.answers))],
+        "tailorbird_watch_groups_failed": {"": float(len(failed))},
+        "tailorbird_watch_answers": {"": float(report.feedback.answers)},
     }

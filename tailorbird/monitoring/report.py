@@ -37,8 +37,9 @@ class Report(StoredModel):
     day: str
     days: int
     made_at: str  # ISO 8601
-    inputs: str
-    """Fingerprints of the answers and of the labels, `a:b`; the report is remade if they change."""
+    answers_fingerprint: str
+    """Hash of what the whole report depends on but labels and the challenger."""
+    labels_fingerprint: str
     version: str
     digest: str  # digest of the champion; answers of other versions are only counted
     rows: int
@@ -50,13 +51,13 @@ class Report(StoredModel):
     counterfactual: Gate | None = None  # None if the log has no texts
     feedback: Quality = NO_ANSWERS
     audit: Quality = NO_ANSWERS
-    feedback_scores: Quality = (
-        NO_ANSWERS  # (chat) scores that people gave; the others are scores by the metric
-    )
+    feedback_scores: Quality = NO_ANSWERS
+    """(chat) Scores that people gave; `feedback` has scores by the metric."""
     audit_scores: Quality = NO_ANSWERS
     confident: float | None = None  # share of the sampled answers with a confidence of at least 0.9
     groups: Gate = NO_GROUPS  # from audits
-    groups_by_feedback: Gate = NO_GROUPS  # for display only
+    redacted: int = 0
+    """Labelled answers that are not scored, because personal data in the label were redacted."""
 
     @property
     def qualities(self) -> dict[str, Quality]:
@@ -65,6 +66,17 @@ class Report(StoredModel):
         return {"audit": self.audit, "feedback": self.feedback} | {
             name: quality for name, quality in scores.items() if quality.labelled
         }
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and the number of labelled answers that are not scored."""
+        if not self.redacted:
+            return self.notes
+        return (
+            *self.notes,
+            f"{self.redacted:,} labelled answers are not scored: personal data were redacted in "
+            "the correct answer",
+        )
 
     @property
     def scored(self) -> bool:
@@ -98,11 +110,15 @@ class Report(StoredModel):
     @property
     def failures(self) -> dict[str, str]:
         """Failed bounds of gates as sentences, by the bounded quantity."""
-        return {
-            bound.what: f"{bound.what}: {100 * bound.estimate:+.1f} points "
-            f"({100 * bound.interval[0]:+.1f} to {100 * bound.interval[1]:+.1f}, n = "
-            f"{bound.n:,})"
-            for checked in (self.groups, self.counterfactual)
-            for bound in (checked.bounds if checked else ())
-            if bound.state == "fails"
-        }
+        bounds = list(self.groups.bounds)
+        if self.counterfactual is not None:
+            bounds += self.counterfactual.bounds
+        failures = {}
+        for bound in bounds:
+            if bound.state == "fails":
+                low, high = bound.interval
+                failures[bound.what] = (
+                    f"{bound.what}: {100 * bound.estimate:+.1f} points "
+                    f"({100 * low:+.1f} to {100 * high:+.1f}, n = {bound.n:,})"
+                )
+        return failures

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import cached_property, partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,18 +33,14 @@ from tailorbird.monitoring.drift import (
 )
 from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
-from tailorbird.monitoring.quality import GroupAccuracy, feedback_as_audit
+from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
 MAX_CLEAN_WINDOWS = 12  # maximum earlier windows that show how much days differ
-RELABELLED = "texts were labelled more than once; the latest label counts"
-REDACTED = "labelled answers are not scored: personal data were redacted in the correct answer"
-
-Unlabelled = tuple[tuple[DriftStatistic, ...], Gate | None, tuple[str, ...]]
-"""The parts of a report that need no labels: drift, counterfactual gate, notes."""
+UNLABELLED = ("drift", "counterfactual", "notes")  # fields of a report that need no labels
 
 
 @dataclass(frozen=True)
@@ -98,44 +96,38 @@ class ReportWindow:
     def labels_fingerprint(self) -> str:
         """Hash of the label files, the challenger and its share of the requests."""
         files = files_between(self.days.feedback, self.first, self.last_label_day)
-        return _sha256([*files, *self.days.audits, self._challenger_digest, self._control_share])
-
-    def unchanged(self, stored: Report | None) -> Report | None:
-        """Return the stored report if no file that may change it was added, or else None."""
-        if stored is not None and stored.inputs == self._inputs:
-            return stored
-        return None
-
-    @property
-    def _inputs(self) -> str:
-        return f"{self.answers_fingerprint}:{self.labels_fingerprint}"
+        challenger = self.served.challenger.digest if self.served.challenger else None
+        return _sha256([*files, *self.days.audits, challenger, self._control_share])
 
     def report(self, stored: Report | None) -> Report:
-        """Compute the report; copy the parts without labels from a stored report of the same
-        answers."""
+        """Return the stored report if nothing that affects it changed, otherwise a new one, with
+        the parts that need no labels from a stored report of the same answers."""
+        has_same_answers = (
+            stored is not None and stored.answers_fingerprint == self.answers_fingerprint
+        )
+        if (
+            stored is not None
+            and has_same_answers
+            and stored.labels_fingerprint == self.labels_fingerprint
+        ):
+            return stored
         traffic = self.days.window(
             self.first, self.day, label_days=self.recipe.monitoring.label_days
         )
-        relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
-        label_notes = [
-            f"{n:,} {what}"
-            for n, what in ((relabelled, RELABELLED), (traffic.redacted, REDACTED))
-            if n
-        ]
-        if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
-            stored = None
-        drift, counterfactual, notes = (
-            self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
-        )
         champion = self.served.champion
-        alpha = self.recipe.evaluation.alpha
         counts = sorted(traffic.rows.items(), key=lambda count: (-count[1], str(count[0])))
-        measure = partial(quality.quality, traffic, champion=champion.digest, alpha=alpha)
-        return Report(
+        measure = partial(
+            quality.quality,
+            traffic,
+            champion=champion.digest,
+            alpha=self.recipe.evaluation.alpha,
+        )
+        report = Report(
             day=self.day.isoformat(),
             days=self.recipe.monitoring.window_days,
             made_at=now(),
-            inputs=self._inputs,
+            answers_fingerprint=self.answers_fingerprint,
+            labels_fingerprint=self.labels_fingerprint,
             version=champion.version,
             digest=champion.digest,
             rows=traffic.num_rows,
@@ -144,23 +136,20 @@ class ReportWindow:
             ),
             labels_until=self.last_label_day.isoformat(),
             challenger=self._challenger(traffic.outcomes),
-            notes=(*notes, *label_notes),
-            drift=drift,
-            counterfactual=counterfactual,
+            notes=(),
             feedback=measure(audited=False),
             audit=measure(audited=True),
             feedback_scores=measure(audited=False, by_person=True),
             audit_scores=measure(audited=True, by_person=True),
+            redacted=traffic.redacted,
             confident=quality.confident_share(traffic),
-            groups=self._group_gate(traffic, traffic.outcomes),
-            groups_by_feedback=self._group_gate(traffic, feedback_as_audit(traffic.outcomes)),
+            groups=self._group_gate(traffic),
         )
-
-    @property
-    def _challenger_digest(self) -> str | None:
-        if self.served.challenger:
-            return self.served.challenger.digest
-        return None
+        if stored is not None and has_same_answers:
+            unlabelled = {name: getattr(stored, name) for name in UNLABELLED}
+        else:
+            unlabelled = self._unlabelled(traffic)
+        return report.model_copy(update=unlabelled)
 
     @property
     def _control_share(self) -> float:
@@ -175,29 +164,29 @@ class ReportWindow:
     def _has_answers(self, traffic: Traffic) -> bool:
         return traffic.num_rows_of(CHAMPION, self.served.champion.digest) > 0
 
-    def _group_gate(self, traffic: Traffic, outcomes: Outcomes) -> Gate:
+    def _group_gate(self, traffic: Traffic) -> Gate:
         if not self._has_answers(traffic):
             return NO_GROUPS
-        columns = self.days.versions.groups
-        alpha = self.recipe.evaluation.alpha
-        limits = self.group_limits
         return quality.group_gate(
-            outcomes, columns=columns, reference=self.references, limits=limits, alpha=alpha
+            traffic.outcomes,
+            columns=self.days.versions.groups,
+            reference=self.references,
+            limits=self.group_limits,
+            alpha=self.recipe.evaluation.alpha,
         )
 
-    def _unlabelled(self, traffic: Traffic) -> Unlabelled:
-        unmatched = self.days.num_unmatched(
-            self.first, self.day, label_days=self.recipe.monitoring.label_days
-        )
-        notes = _irregularities(traffic, unmatched=unmatched)
+    def _unlabelled(self, traffic: Traffic) -> dict[str, Any]:
+        """Return the fields `UNLABELLED` of the report."""
+        notes = _irregularities(traffic)
         if not self._has_answers(traffic):
-            if not traffic.num_rows:
-                reason = "no traffic"
-            else:
-                reason = "no answer of the champion"
-            return (), None, (*notes, f"{reason} in this window")
+            missing = "answer of the champion" if traffic.num_rows else "traffic"
+            return {"notes": (*notes, f"no {missing} in this window")}
         drift, drift_notes = self._drift(traffic.sample)
-        return drift, self._counterfactual(traffic.sample), (*notes, *drift_notes)
+        return {
+            "drift": drift,
+            "counterfactual": self._counterfactual(traffic.sample),
+            "notes": (*notes, *drift_notes),
+        }
 
     def _drift(self, sample: pa.Table) -> tuple[tuple[DriftStatistic, ...], list[str]]:
         """Return the drift statistics, and notes on those that were not computed."""
@@ -213,8 +202,10 @@ class ReportWindow:
                 max_length=self.reference.max_length,
             )
         else:
-            fault = f"the log has {len(texts)} of at least {MIN_ROWS} texts (serving.log_texts)"
-            notes.append(f"drift of texts was not computed: {fault}")
+            notes.append(
+                f"drift of texts was not computed: the log has {len(texts)} of at least {MIN_ROWS} "
+                "texts (serving.log_texts)"
+            )
         window = TrafficSample(
             sample["label"].to_pylist(),
             embeddings,
@@ -223,13 +214,14 @@ class ReportWindow:
             text_days=with_texts["day"].to_numpy().astype(np.int64),
         )
         per_year = self.recipe.monitoring.false_alarms_per_year
-        clean = [statistic for report in self._clean_reports() for statistic in report.drift]
+        clean = list(chain.from_iterable(report.drift for report in self._clean_reports()))
         try:
-            return drift_statistics(
+            statistics = drift_statistics(
                 window, reference=self.reference.sample, per_year=per_year, clean=clean
-            ), notes
+            )
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]
+        return statistics, notes
 
     def _clean_reports(self) -> list[Report]:
         """Return the latest earlier reports without drift alarms; no two of them, and this one,
@@ -251,13 +243,12 @@ class ReportWindow:
         if not len(swapped):
             return None
         predict = run_remote(predict_rows, resources=worker_resources(self.recipe.training))
-        candidate, incumbent = (
-            (predict(version.uri, rows=rows), predict(version.uri, rows=swapped))
-            for version in (self.served.champion, baseline)
-        )
-        limits = config.gates.counterfactual or CounterfactualGateConfig()
+        champion = self.served.champion
         return counterfactual_gate(
-            candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha
+            candidate=(predict(champion.uri, rows=rows), predict(champion.uri, rows=swapped)),
+            incumbent=(predict(baseline.uri, rows=rows), predict(baseline.uri, rows=swapped)),
+            limits=config.gates.counterfactual or CounterfactualGateConfig(),
+            alpha=config.alpha,
         )
 
     def _challenger(self, outcomes: Outcomes) -> ChallengerDay | None:
@@ -268,36 +259,31 @@ class ReportWindow:
         start = microseconds(self.day)
         last_day = outcomes.where((outcomes.at >= start) & (outcomes.at < start + DAY_US))
         columns = self.days.versions.groups
-        fixed = quality.fixed_groups(self.references, columns=columns)
-        of_day = unit_outcomes(last_day, columns=columns, fixed=fixed, share=self._control_share)
+        groups = quality.fixed_groups(self.references, columns=columns)
         digest = self.served.challenger.digest
         traffic = self.days.day(self.day)
         return ChallengerDay(
             digest=digest,
-            groups=fixed,
-            outcomes=of_day,
+            groups=groups,
+            outcomes=unit_outcomes(
+                last_day, columns=columns, fixed=groups, share=self._control_share
+            ),
             mirrored=traffic.num_rows_of(SHADOW, digest),
             unanswered=traffic.unanswered.get((SHADOW, digest), 0),
         )
-
-
-def _stored_unlabelled(stored: Report) -> Unlabelled:
-    notes = tuple(note for note in stored.notes if not note.endswith((RELABELLED, REDACTED)))
-    return stored.drift, stored.counterfactual, notes
 
 
 def _sha256(values: list[object]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
+def _irregularities(traffic: Traffic) -> list[str]:
     notes = []
-    if unanswered := sum(traffic.unanswered.values()):
+    unanswered = sum(traffic.unanswered.values())
+    if unanswered:
         notes.append(
             f"{unanswered:,} rows have no class or complete chat answer and are only counted"
         )
-    if unmatched:
-        notes.append(f"feedback on {unmatched:,} texts is ignored: no logged answer has their ids")
     challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(challengers) > 1:
         notes.append(

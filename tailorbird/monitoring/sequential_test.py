@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +40,10 @@ class UnitDifferences:
     values: FloatArray = field(default_factory=lambda: np.zeros(0))  # [U] from -1 to 1
     num_subjects: int = 0  # the other units are requests
     num_answers: int = 0  # labelled answers of the challenger
-    matched: bool = (
-        False  # True if a unit is compared with another unit (canary), not with itself (shadow)
-    )
-    missing: FloatArray = field(
-        default_factory=lambda: np.zeros(0)
-    )  # [U] share of answers without a score; or empty
+    matched: bool = False
+    """True if a unit is compared with another unit (canary), not with itself (shadow)."""
+    missing: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """[U] Share of answers without a score; or empty."""
     num_missing: int = 0
     """Labelled answers that the challenger failed to give. `values` counts each as 0, the lowest
     score."""
@@ -73,25 +70,20 @@ class UnitDifferences:
 
     def sentence(self) -> str:
         """Return the mean difference with the units and their number."""
-        requests = len(self) - self.num_subjects
+        num_requests = len(self) - self.num_subjects
+        units = _counted(num_requests, "request")
         if self.num_subjects:
-            units = [_counted(self.num_subjects, "subject")]
-        else:
-            units = []
-        units += [_counted(requests, "request")] if requests or not units else []
-        if self.matched:
-            matched = ", each matched with the champion's of its hour"
-        else:
-            matched = ""
-        mean = f"{100 * self.mean:+.1f} points over " if len(self) else ""
+            subjects = _counted(self.num_subjects, "subject")
+            units = f"{subjects} and {units}" if num_requests else subjects
+        answers = _counted(self.num_answers, "labelled answer")
         if self.num_missing:
-            missing = f", of which {self.num_missing:,} missing ones count as 0"
-        else:
-            missing = ""
-        return (
-            f"{mean}{' and '.join(units)} "
-            f"({_counted(self.num_answers, 'labelled answer')}{missing}){matched}"
-        )
+            answers += f", of which {self.num_missing:,} missing ones count as 0"
+        sentence = f"{units} ({answers})"
+        if len(self):
+            sentence = f"{100 * self.mean:+.1f} points over {sentence}"
+        if self.matched:
+            sentence += ", each matched with the champion's of its hour"
+        return sentence
 
 
 @dataclass(frozen=True)
@@ -124,24 +116,23 @@ def decide_challenger(
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; it must be above 0 and below 0.5")
     level = alpha / (len(groups) + 1)
+    stated_level = f"alpha {level:.4g}"
     if groups:
-        at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses"
-    else:
-        at = f"alpha {level:.4g}"
-    harmed = sorted(
-        name for name, group in groups.items() if _is_proven(-group.highest, level=level)
-    )
+        stated_level += f", one of {len(groups) + 1} hypotheses"
+    harmed = [name for name in sorted(groups) if _is_proven(-groups[name].highest, level=level)]
 
-    decided = partial(ChallengerDecision, overall=overall, groups=groups)
+    decision = Decision.CONTINUE
+    reason = f"{overall.sentence()}; {_outlook(overall, alpha=alpha, gain=gain)}"
     if harmed:
-        return decided(Decision.STOP, f"proven worse in {', '.join(harmed)} ({at})")
-    if _is_proven(-overall.highest, level=level):
-        return decided(Decision.STOP, f"proven worse: {overall.sentence()} ({at})")
-    if _is_proven(overall.values, level=alpha):
-        return decided(Decision.PROMOTE, f"proven better: {overall.sentence()}")
-    return decided(
-        Decision.CONTINUE, f"{overall.sentence()}; {_missing(overall, alpha=alpha, gain=gain)}"
-    )
+        decision = Decision.STOP
+        reason = f"proven worse in {', '.join(harmed)} ({stated_level})"
+    elif _is_proven(-overall.highest, level=level):
+        decision = Decision.STOP
+        reason = f"proven worse: {overall.sentence()} ({stated_level})"
+    elif _is_proven(overall.values, level=alpha):
+        decision = Decision.PROMOTE
+        reason = f"proven better: {overall.sentence()}"
+    return ChallengerDecision(decision=decision, reason=reason, overall=overall, groups=groups)
 
 
 def _is_proven(differences: FloatArray, *, level: float) -> bool:
@@ -150,17 +141,18 @@ def _is_proven(differences: FloatArray, *, level: float) -> bool:
     return log_e_value(differences) >= -math.log(level)
 
 
-def _missing(overall: UnitDifferences, *, alpha: float, gain: float) -> str:
+def _outlook(overall: UnitDifferences, *, alpha: float, gain: float) -> str:
     """Return the number of units that a true difference of `gain` needs, and how many of them are
     missing."""
     squares = float((overall.values**2).sum()) + USUAL_VARIANCE * USUAL_UNITS
     needed = units_needed(gain, variance=squares / (len(overall) + USUAL_UNITS), alpha=alpha)
-    claim = f"proving a true difference of {100 * gain:+.3g} points takes about {needed:,} units"
+    claim = (
+        f"proving a true difference of {100 * gain:+.3g} points takes about {needed:,} units "
+        f"(power {POWER:g})"
+    )
     if needed > len(overall):
-        missing = f"{needed - len(overall):,} more"
-    else:
-        missing = "the true difference is probably smaller"
-    return f"{claim} (power {POWER:g}): {missing}"
+        return f"{claim}: {needed - len(overall):,} more"
+    return f"{claim}: the true difference is probably smaller"
 
 
 def units_needed(gain: float, *, variance: float, alpha: float) -> int:
@@ -183,4 +175,4 @@ def units_needed(gain: float, *, variance: float, alpha: float) -> int:
 
 
 def _counted(num: int, noun: str) -> str:
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"

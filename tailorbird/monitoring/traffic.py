@@ -4,6 +4,7 @@ champion's answers."""
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +49,6 @@ class Labels:
     labelled_at: NDArray[
         np.int64
     ]  # microseconds since 1970, UTC; for an audit, the time of the answer
-    counts: NDArray[np.int32]  # number of labels received for the text
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,9 +59,8 @@ class Outcomes:
     """Labelled answers [F] with their arm and score. Times are in microseconds since 1970, UTC."""
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    arms: NDArray[np.uint8] = field(
-        default_factory=lambda: np.zeros(0, np.uint8)
-    )  # indices into `ARMS`
+    arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """Indices into `ARMS`."""
     at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
     """From 0 to 1. For classification, 1 for a right answer and 0 otherwise."""
@@ -87,12 +86,9 @@ class Outcomes:
 
     def where(self, mask: NDArray[np.bool_]) -> "Outcomes":
         """Return the rows where the mask [F] is True."""
-        groups = tuple(
-            values for values, selected in zip(self.groups, mask, strict=True) if selected
-        )
-        return replace(
-            self, groups=groups, **{name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS}
-        )
+        groups = tuple(self.groups[row] for row in np.flatnonzero(mask))
+        arrays = {name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS}
+        return replace(self, groups=groups, **arrays)
 
 
 OUTCOME_ARRAYS = tuple(field.name for field in fields(Outcomes) if field.name != "groups")
@@ -110,10 +106,9 @@ class Traffic:
     completions."""
     outcomes: Outcomes = Outcomes()
     sample: pa.Table = field(default_factory=SAMPLE.empty_table)  # of the champion's answers
-    # (chat) labelled rows that are not scored, because personal data in the label were redacted
     redacted: int = 0
-    answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """Sorted indices of the labels whose text any version answered in this part."""
+    """(chat) Number of labelled rows that are not scored, because personal data in the label were
+    redacted."""
 
     def num_rows_of(self, arm: str, digest: str) -> int:
         return self.rows.get((arm, digest), 0)
@@ -137,22 +132,23 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; release each part after it is merged."""
     rows = Counter[tuple[str, str]]()
     unanswered = Counter[tuple[str, str]]()
-    num_rows = redacted = 0
+    num_rows = 0
+    redacted = 0
     sample = SAMPLE.empty_table()
     outcomes = [Outcomes()]
-    answered = [Traffic().answered]
+
     for part in parts:
         num_rows += part.num_rows
-        unanswered.update(part.unanswered)
         redacted += part.redacted
         rows.update(part.rows)
+        unanswered.update(part.unanswered)
         sample = smallest_keys(pa.concat_tables([sample, part.sample]))
         outcomes.append(part.outcomes)
-        answered.append(part.answered)
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in outcomes]) for name in OUTCOME_ARRAYS
-    }
-    groups = tuple(values for part in outcomes for values in part.groups)
+
+    arrays = {}
+    for name in OUTCOME_ARRAYS:
+        arrays[name] = np.concatenate([getattr(part, name) for part in outcomes])
+    groups = tuple(chain.from_iterable(part.groups for part in outcomes))
     return Traffic(
         num_rows=num_rows,
         rows=rows,
@@ -160,7 +156,6 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
         outcomes=Outcomes(**arrays, groups=groups),
         sample=sample,
         redacted=redacted,
-        answered=np.unique(np.concatenate(answered)),
     )
 
 

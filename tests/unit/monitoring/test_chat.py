@@ -413,7 +413,7 @@ def test_a_redacted_correct_answer_scores_no_answer_and_is_counted(task: ChatTas
     assert (report.audit.labelled, report.audit.right) == (1, 0.5)
     assert (
         "1 labelled answers are not scored: personal data were redacted in the correct answer"
-        in report.notes
+        in report.all_notes
     )
 
 

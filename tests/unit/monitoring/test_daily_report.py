@@ -344,28 +344,6 @@ def test_feedback_after_label_days_does_not_count(task: Task) -> None:
     assert [report.feedback.labelled for report in reports[:2]] == [1, 2]
 
 
-def test_feedback_with_unknown_ids_is_reported(task: Task) -> None:
-    log_days(task, 1)
-    later = FIRST + timedelta(days=9)
-    write(
-        task.log, "answers", later, [answer(later, 0), answer(later, 1, arm=None, digest="another")]
-    )
-    known = [
-        feedback(later, f"{later}-0"),
-        feedback(later, f"{later}-1"),
-        feedback(later, f"{FIRST}-5"),
-    ]
-    write(
-        task.log,
-        "feedback",
-        later,
-        [*known, feedback(later, "mistyped"), feedback(later, "invented")],
-    )
-    report = task.watch(later + timedelta(days=1))[-1]
-    assert "feedback on 2 texts is ignored: no logged answer has their ids" in report.notes
-    assert report.feedback.labelled == 1
-
-
 def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: Task) -> None:
     stated = {
         "attributes": json.dumps({"sex": "stated-by-jane-doe"}),

@@ -10,7 +10,6 @@ from tailorbird.evaluation.gates.base import State
 from tailorbird.monitoring.quality import (
     GroupAccuracy,
     confident_share,
-    feedback_as_audit,
     fixed_groups,
     group_gate,
     group_masks,
@@ -99,19 +98,11 @@ def test_a_duplicate_row_of_the_log_counts_once() -> None:
     assert gate.bounds[0].n == 10
 
 
-def test_feedback_fails_no_group_and_is_only_displayed() -> None:
+def test_feedback_fails_no_group() -> None:
     labelled = outcomes(*of_champion(0, 200, "f"), audited=False)
     reference = {"sex = f": accuracy(1000, 800)}
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
-    by_feedback = group_gate(
-        feedback_as_audit(labelled),
-        columns=("sex",),
-        reference=reference,
-        limits=LIMITS,
-        alpha=ALPHA,
-    )
-    assert (by_feedback.state, by_feedback.bounds[0].n) == (State.FAILS, 200)
     both = replace(outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000)))
     both = replace(both, audits=(np.arange(1200) < 1000).astype(np.int32))
     gate = group_gate(both, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)

@@ -22,7 +22,8 @@ FIELDS: dict[str, Any] = {
     "day": "2026-03-08",
     "days": 1,
     "made_at": "2026-03-09T01:00:00+00:00",
-    "inputs": "0" * 64,
+    "answers_fingerprint": "0" * 64,
+    "labels_fingerprint": "1" * 64,
     "version": "full-1",
     "digest": "d",
     "rows": 1000,
@@ -39,7 +40,6 @@ def report(**fields: Any) -> Report:
         "audit": Quality(1000, 0, 0, (0.0, 1.0), 0.9),
         "drift": (USUAL,),
         "groups": NOTHING,
-        "groups_by_feedback": NOTHING,
         "counterfactual": None,
     }
     return Report(**FIELDS | defaults | fields)
@@ -87,7 +87,7 @@ def reasons(
 
 def test_a_stored_report_is_read_back_unchanged() -> None:
     day = day_of("2026-03-08", units=[2**64 - 1, 3]).challenger
-    stored = report(drift=(ALARM,), groups=failing(), groups_by_feedback=failing(), challenger=day)
+    stored = report(drift=(ALARM,), groups=failing(), challenger=day)
     assert Report.model_validate_json(stored.model_dump_json()) == stored
 
 
@@ -141,7 +141,8 @@ def test_reports_made_before_the_last_reevaluation_are_ignored() -> None:
 
 
 def test_feedback_recommends_nothing() -> None:
-    assert reasons(report(groups_by_feedback=failing())) == ()
+    bad = Quality(answers=1000, labelled=500, right=0, interval=(0.0, 0.01), estimate=0.9)
+    assert reasons(report(feedback=bad)) == ()
 
 
 def test_an_expired_verdict_recommends_a_reevaluation_without_traffic() -> None:
@@ -227,7 +228,7 @@ def test_groups_without_answers_are_hypotheses_too() -> None:
 def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() -> None:
     reports = [
         report(day="2026-03-07"),
-        report(drift=(ALARM,), groups_by_feedback=failing(), notes=("<b>odd</b>",)),
+        report(drift=(ALARM,), groups=failing(), notes=("<b>odd</b>",)),
     ]
     decision = decided(day_of("2026-03-06", units=range(70)))
     recommendation = recommend(reports, expires=None, today=TODAY, challenger=decision)
@@ -238,7 +239,7 @@ def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() ->
         "Challenger: promote. proven better: +100.0 points over 70 subjects (70 labelled answers)",
         '<th scope="row">sex = f</th>',
         "80.0%",
-        "Groups by feedback (not used for decisions)",
+        "change for sex = f",
         "71.0 to 87.0",
         "Mean confidence: 90.0%. It estimates the accuracy if the confidences are calibrated, "
         "and is not used",
