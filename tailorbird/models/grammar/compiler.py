@@ -17,7 +17,7 @@ from tailorbird.config.formats.response_format import (
     format_key,
 )
 from tailorbird.models.grammar.text_lengths import with_shared_lengths
-from tailorbird.models.grammar.trial_process import TRIALS, Stopped
+from tailorbird.models.grammar.trial_process import TRIALS, Stopped, Unsupported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,6 +86,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._end_id = end_id
         self._info: Any = None
+        self._tokens = b""
         self._compiling = threading.Lock()
         self._lock = threading.Lock()
         self._grammars: OrderedDict[str, Grammar] = OrderedDict()
@@ -133,16 +134,13 @@ class GrammarCompiler:
             self._info = token_info(
                 self.tokenizer, vocab_size=self._vocab_size, end_id=self._end_id
             )
-        tokens = self._info.serialize_json()
+            self._tokens = self._info.serialize_json().encode()
         try:
-            reply = TRIALS.reply(tokens=tokens, grammar=grammar, is_returned=is_returned)
+            return TRIALS.compiled(tokens=self._tokens, grammar=grammar, is_returned=is_returned)
         except Stopped:
             raise too_slow(format) from None
-        if "message" in reply:
-            raise _unsupported(reply["message"])
-        if "compiled" not in reply:
-            raise too_slow(format)
-        return reply["compiled"]
+        except Unsupported as error:
+            raise _unsupported(str(error)) from None
 
     @property
     def num_bytes(self) -> int:

@@ -1,9 +1,12 @@
 """Compile a grammar and try it on random answers: the program of a child process.
 
-The kernel ends the process if a grammar takes too much processor time or memory. It reads one
-request per line from standard input and writes one reply per line to standard output, as JSON. It
-ends with 0 when nothing is requested for `IDLE_S` seconds or its parent has ended. It imports
-xgrammar only, which takes 1.5 s and 300 MB.
+The kernel ends the process if a grammar takes too much processor time or memory. A request on
+standard input is a line of JSON, `{"tokens": bytes, "grammar": bytes, "is_returned": true}`, and
+then that many bytes of a serialized `TokenizerInfo` (0 for the one before) and of EBNF. A reply on
+standard output is a line of JSON, `{"compiled": bytes}` with the serialized grammar after it,
+`{"message": text}` with xgrammar's error, or `{}` if the grammar is too slow. The process ends with
+0 when nothing is requested for `IDLE_S` seconds or its parent has ended. It imports xgrammar only,
+which takes 1.5 s and 300 MB.
 """
 
 import json
@@ -12,7 +15,6 @@ import resource
 import select
 import sys
 import time
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,34 +36,37 @@ def main() -> None:
     """Answer requests until there are none."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MAX_BYTES,) * 2)
-    while select.select([sys.stdin], [], [], IDLE_S)[0]:
-        line = sys.stdin.readline()
+    requests = sys.stdin.buffer
+    compiler: Any = None
+    while select.select([requests], [], [], IDLE_S)[0]:
+        line = requests.readline()
         if not line:
             return
-        print(json.dumps(_reply(json.loads(line))), flush=True)
+        request = json.loads(line)
+        if request["tokens"]:
+            tokens = requests.read(request["tokens"]).decode()
+            info = xgrammar.TokenizerInfo.deserialize_json(tokens)
+            compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        grammar = requests.read(request["grammar"]).decode()
+        header, content = _reply(compiler, grammar, is_returned=request["is_returned"])
+        sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + content)
+        sys.stdout.buffer.flush()
 
 
-def _reply(request: dict[str, Any]) -> dict[str, str]:
-    """Return a serialized grammar as `compiled`, xgrammar's error as `message`, or nothing if it is
-    slow."""
+def _reply(compiler: Any, grammar: str, *, is_returned: bool) -> tuple[dict[str, Any], bytes]:
+    """Return the line and the bytes of a reply."""
     limit = int(time.process_time()) + 1 + MAX_COMPILE_S
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-    compiler = _compiler(request["tokens"])
     try:
-        compiled = compiler.compile_grammar(request["grammar"])
+        compiled = compiler.compile_grammar(grammar)
     except (RuntimeError, ValueError) as error:
-        return {"message": str(error)}
+        return {"message": str(error)}, b""
     except MemoryError:
-        return {}
+        return {}, b""
     if not _is_quick(compiled):
-        return {}
-    return {"compiled": compiled.serialize_json() if request["is_returned"] else ""}
-
-
-@lru_cache(maxsize=2)
-def _compiler(tokens: str) -> Any:
-    info = xgrammar.TokenizerInfo.deserialize_json(tokens)
-    return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        return {}, b""
+    content = compiled.serialize_json().encode() if is_returned else b""
+    return {"compiled": len(content)}, content
 
 
 def _is_quick(compiled: Any) -> bool:

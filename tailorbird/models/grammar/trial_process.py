@@ -14,31 +14,44 @@ class Stopped(Exception):
     """The process was ended: the grammar takes too much time or memory."""
 
 
+class Unsupported(ValueError):
+    """xgrammar cannot compile the grammar; the message is its own."""
+
+
 class TrialProcess:
     """One child process, which is started for the first grammar and again after its end.
 
-    Calls block and take turns.
+    Calls block and take turns. Waiting and reading let other threads run.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._tokens = b""  # that the process has
 
-    def reply(self, *, tokens: str, grammar: str, is_returned: bool) -> dict[str, str]:
-        """Return the reply of the program. Raises Stopped."""
-        request = {"tokens": tokens, "grammar": grammar, "is_returned": is_returned}
+    def compiled(self, *, tokens: bytes, grammar: str, is_returned: bool) -> str:
+        """Return the serialized grammar, or an empty text if it need not be returned.
+
+        Raises Stopped also if its tokens are slow to find, and Unsupported.
+        """
         with self._lock:
-            line = self._exchange(json.dumps(request))
-            if not line and self._end() == 0:  # it has ended because it was idle
-                line = self._exchange(json.dumps(request))
-            if not line:
+            reply = self._exchange(tokens, grammar=grammar, is_returned=is_returned)
+            if reply is None and self._end() == 0:  # it has ended because it was idle
+                reply = self._exchange(tokens, grammar=grammar, is_returned=is_returned)
+            if reply is None:
                 self._end()
                 raise Stopped
-        reply: dict[str, str] = json.loads(line)
-        return reply
+        header, content = reply
+        if "message" in header:
+            raise Unsupported(header["message"])
+        if "compiled" not in header:
+            raise Stopped
+        return content.decode()
 
-    def _exchange(self, request: str) -> str:
-        """Return the line of the reply, or an empty text if the process has ended."""
+    def _exchange(
+        self, tokens: bytes, *, grammar: str, is_returned: bool
+    ) -> tuple[dict[str, Any], bytes] | None:
+        """Return the reply of the program, or None if the process has ended before its end."""
         if self._process is None:
             # By its path, because a package of the driver's folder need not be importable there.
             self._process = subprocess.Popen(
@@ -46,16 +59,25 @@ class TrialProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                text=True,
             )
+            self._tokens = b""
         streams: Any = self._process
+        new_tokens = b"" if tokens == self._tokens else tokens
+        text = grammar.encode()
+        request = {"tokens": len(new_tokens), "grammar": len(text), "is_returned": is_returned}
         try:
-            streams.stdin.write(request + "\n")
+            streams.stdin.write(json.dumps(request).encode() + b"\n" + new_tokens + text)
             streams.stdin.flush()
         except BrokenPipeError:
-            return ""
-        line: str = streams.stdout.readline()
-        return line
+            return None
+        self._tokens = tokens
+        line = streams.stdout.readline()
+        if not line.endswith(b"\n"):
+            return None
+        header: dict[str, Any] = json.loads(line)
+        size = header.get("compiled", 0)
+        content = streams.stdout.read(size)
+        return (header, content) if len(content) == size else None
 
     def _end(self) -> int | None:
         """Wait for the end of the process, and return its exit code."""
