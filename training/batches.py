@@ -4,46 +4,19 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
+from training.batch import Batch
 from training.dataset import ahead, rank_rows, steps
-
-if TYPE_CHECKING:
-    from training.task import TaskRuntime  # which imports this module
+from training.task import TaskRuntime
 
 STEPS_AHEAD = 2  # steps that are collated while another one runs
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Collated rows: the inputs of the model, and what its outputs are compared with."""
-
-    inputs: tuple[Tensor | int | None, ...]
-    targets: Tensor
-    num_tokens: int  # computed tokens, including padding
-
-    def pinned(self) -> "Batch":
-        """Return the batch in page-locked memory, from which a GPU copies while it computes."""
-        inputs = tuple(
-            value.pin_memory() if isinstance(value, Tensor) else value for value in self.inputs
-        )
-        return Batch(inputs, self.targets.pin_memory(), self.num_tokens)
-
-    def to(self, device: Any) -> "Batch":
-        """Return the batch on a device. A pinned batch is copied without waiting."""
-        inputs = tuple(
-            value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for value in self.inputs
-        )
-        return Batch(inputs, self.targets.to(device, non_blocking=True), self.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -61,7 +34,7 @@ class StepBatches:
 
 @contextmanager
 def collated_steps(
-    runtime: "TaskRuntime", config: TrainingConfig, *, epoch: int, start: int
+    runtime: TaskRuntime, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[Iterator[StepBatches]]:
     """Yield an iterator over the steps of an epoch from step `start`, which a thread collates
     ahead."""
@@ -81,7 +54,7 @@ def _collate_step(
     batch: NDArray[np.int64],
     config: TrainingConfig,
     *,
-    runtime: "TaskRuntime",
+    runtime: TaskRuntime,
 ) -> StepBatches:
     rank = dist.get_rank()
     num_ranks = dist.get_world_size()

@@ -32,7 +32,7 @@ from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
-from training.batches import Batch
+from training.batch import Batch
 from training.dataset import TrainingDataset, sampled_rows
 from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import fp32_values, full_shapes

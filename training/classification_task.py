@@ -27,7 +27,7 @@ from tailorbird.models.pretrained import load_encoder, share_weights
 from tailorbird.models.shape import GPU_ROWS
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.storage.node_cache import local_copy
-from training.batches import Batch
+from training.batch import Batch
 from training.dataset import TrainingDataset
 from training.engine.deepspeed_private import full_shapes
 from training.engine.memory_estimate import VALIDATION_TOKENS

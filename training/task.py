@@ -18,7 +18,7 @@ from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import share_weights
-from training.batches import Batch
+from training.batch import Batch
 from training.dataset import TrainingDataset
 
 if TYPE_CHECKING:

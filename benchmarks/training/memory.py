@@ -45,7 +45,7 @@ from tailorbird.models.shape import ModelShape
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
 from tests.tracked_memory import TrackedMemory
-from training.batches import Batch as TrainingBatch
+from training.batch import Batch as TrainingBatch
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.memory_estimate import (

@@ -21,12 +21,12 @@ def versions_on_same_base(
     ):
         return []
     base = (version.base_model, version.dtype, version.code)
-    found = []
+    sharing = []
     for uri in version_uris(task_uri):
         # A version that is damaged or has a newer format must not prevent serving.
         with suppress(ValueError):
             other = read_version(uri)
             shares_base = other.shares_base and (other.base_model, other.dtype, other.code) == base
             if shares_base and other.digest != version.digest:
-                found.append(other)
-    return sorted(found, key=lambda other: other.created_at)[-limit:]
+                sharing.append(other)
+    return sorted(sharing, key=lambda other: other.created_at)[-limit:]

@@ -28,7 +28,7 @@ from tests.integration.machines import wait
 from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
-from training.batches import Batch
+from training.batch import Batch
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from tuning.experiment_tracking import MLFLOW_URI, PACKAGES
 from tuning.futility import Target

@@ -13,7 +13,8 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
 from tests.unit.training.small import config_of, reports_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
-from training.batches import Batch, collated_steps, micro_batches
+from training.batch import Batch
+from training.batches import collated_steps, micro_batches
 from training.chat_task import ChatRuntime
 from training.classification_task import ClassifierRuntime, validation_batches
 from training.dataset import rank_rows

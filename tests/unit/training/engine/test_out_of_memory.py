@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.unit.training.small import config_of, small_runtime
-from training.batches import Batch
+from training.batch import Batch
 from training.classification_task import ClassifierRuntime
 from training.engine.out_of_memory import out_of_memory_reported
 from training.errors import OutOfMemory
