@@ -6,7 +6,21 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tailorbird.config.base import ConfigSection
-from tailorbird.config.training import TrainingConfig
+
+TUNABLE = (
+    "batch_size",
+    "class_weights",
+    "epochs",
+    "gradient_accumulation_steps",
+    "label_smoothing",
+    "learning_rate",
+    "lora_dropout",
+    "lora_r",
+    "method",
+    "pooling",
+    "weight_decay",
+)
+"""Fields of the section `training` that affect the score, and can differ between trials."""
 
 
 class Distribution(ConfigSection):
@@ -71,28 +85,7 @@ class TuningConfig(ConfigSection):
     @field_validator("space")
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
-        fixed = {
-            "num_workers",
-            "cpus_per_worker",
-            "gpus_per_worker",
-            "zero_stage",
-            "num_seeds",
-            "seed",
-            "max_failures",
-        }
-        fixed |= {
-            "with_retrieved",
-            "attention",
-            "attention_dropout",
-            "batch_tokens",
-            "zero_hpz_partition_size",
-            "offload",
-            "deepspeed",
-            "start_timeout_s",
-            "checkpoint_interval_s",
-        }
-        allowed = sorted(set(TrainingConfig.model_fields) - fixed)
         for name in space:
-            if name not in allowed:
-                raise ValueError(f"{name!r} cannot be tuned; allowed: {', '.join(allowed)}")
+            if name not in TUNABLE:
+                raise ValueError(f"{name!r} cannot be tuned; allowed: {', '.join(TUNABLE)}")
         return space
