@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -299,12 +298,13 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
 def _read_bytes(metadata: Any, columns: Sequence[str]) -> int:
     """Return the uncompressed size of the columns, including nested columns, in all row groups."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = list(chain.from_iterable(group.columns for group in groups))
-    return sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] in columns
-    )
+    size = 0
+    for group in groups:
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if chunk.path_in_schema.split(".")[0] in columns:
+                size += chunk.total_uncompressed_size
+    return size
 
 
 def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:

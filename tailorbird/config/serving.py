@@ -11,6 +11,7 @@ from tailorbird.config.vllm_options import VLLM_OPTIONS
 DEPLOY_TIMEOUT_S = 1800.0
 ANSWER_TIMEOUT_S = 60.0
 MAX_EXAMPLE_CHARS = 500
+MIN_AVERAGED_REQUESTS = 1024  # so that long requests fit a short queue
 MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
 
@@ -77,8 +78,8 @@ class ServingConfig(ConfigSection):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum number of waiting requests of a replica, with 4 texts and 256 tokens each on average,
-    of which a client holds at most what is left for others."""
+    """Maximum number of waiting requests of a replica, of which a client holds at most what is left
+    for others. Their texts and tokens are limited too: 4 and 256 each on average."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit
     of the model's evaluation."""
@@ -203,13 +204,13 @@ class ServingConfig(ConfigSection):
     @property
     def max_queued_texts(self) -> int:
         """Maximum number of texts in the requests of a replica."""
-        return 4 * self.max_queued_requests
+        return 4 * max(self.max_queued_requests, MIN_AVERAGED_REQUESTS)
 
     @property
     def max_queued_tokens(self) -> int:
         """Maximum number of tokens in the requests of a replica. Texts count up to the model's
         length, and chat requests with the limit of their answer."""
-        return 256 * self.max_queued_requests
+        return 256 * max(self.max_queued_requests, MIN_AVERAGED_REQUESTS)
 
     def max_requests(self, task: str) -> int:
         """Return the maximum number of requests in a replica: those answered at the same time, and
