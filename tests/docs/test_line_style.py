@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = ("cluster", "serving", "tailorbird", "training", "tuning")
 CHARACTERS_PER_LINE = 41.5
 PER_10_000_TOKENS = {
-    "paired assignments": 0.9,
+    "paired assignments": 0.7,
     "conditional expressions": 13.2,
-    "nested comprehensions": 0.9,
+    "nested comprehensions": 0.6,
 }
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
