@@ -3,7 +3,7 @@ both."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -345,18 +345,25 @@ def fit_with_embeddings(data: HeadData, *, embeddings: HeadData, alone: Fit) -> 
     The head's weights are those of the given embeddings.
     """
 
-    def fit_weighted(weight: float) -> Fit:
-        factor = np.float32(weight)
-        weighted = replace(
-            data,
-            train=(factor * embeddings.train[0], *data.train),
-            features=(factor * embeddings.features[0], *data.features),
-        )
-        fit = refit(weighted, alone)
-        weights = (factor * fit.weights[0], fit.weights[1])
-        return replace(fit, weights=weights, embedding_weight=weight)
+    def fits() -> Iterator[Fit]:
+        """Yield a fit for each weight of the embeddings, which starts at the logits of the one
+        before."""
+        fit = alone
+        for weight in EMBEDDING_WEIGHTS:
+            factor = np.float32(weight)
+            weighted = replace(
+                data,
+                train=(factor * embeddings.train[0], *data.train),
+                features=(factor * embeddings.features[0], *data.features),
+            )
+            if fit is not alone:
+                fit = replace(fit, weights=(fit.weights[0] / factor, fit.weights[1]))
+            fit = refit(weighted, fit)
+            weights = (factor * fit.weights[0], fit.weights[1])
+            fit = replace(fit, weights=weights, embedding_weight=weight)
+            yield fit
 
-    return data.held_out.with_offsets(best_of(map(fit_weighted, EMBEDDING_WEIGHTS)))
+    return data.held_out.with_offsets(best_of(fits()))
 
 
 def mix_fits(probe: Fit, *, bag: Fit, held_out: HeldOut) -> Fit:
