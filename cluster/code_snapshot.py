@@ -14,9 +14,8 @@ from tailorbird.storage.paths import TaskPaths
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
-MAX_UNPACKED_BYTES = (
-    64 << 20
-)  # limit for an unpacked code zip; the project's code has less than 2 MB
+# limit for an unpacked code zip; the project's code has less than 2 MB
+MAX_UNPACKED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,8 @@ class ServedTask:
     """True if every baseline is served alongside the champion. Otherwise one is only served if it
     needs no further language model, which would double the memory."""
     request: Callable[[Conversation], dict[str, JsonValue]]  # fields of a request with these turns
-    actor_engines: frozenset[str] = (
-        frozenset()
-    )  # engines that run in separate actors, which use the replica's GPU
+    # engines that run in separate actors, which use the replica's GPU
+    actor_engines: frozenset[str] = frozenset()
 
 
 SERVED_TASKS: dict[str, ServedTask] = {

@@ -50,9 +50,8 @@ def join_group(group: Group, *, store: Path) -> Iterator[None]:
     os.environ.setdefault(
         "NCCL_GRAPH_MIXING_SUPPORT", "0"
     )  # as transformers recommends for its CUDA graphs
-    gpu = (
-        torch.device("cuda", 0) if torch.cuda.is_available() else None
-    )  # Ray shows each rank one GPU
+    # Ray shows each rank one GPU
+    gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
     if gpu is not None:
         torch.cuda.set_device(gpu)
     distributed.init_process_group(

@@ -35,9 +35,8 @@ from tailorbird.storage.paths import TaskPaths
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
-PART_BYTES = (
-    64 << 20
-)  # maximum uncompressed size of a part's columns; parts with long rows have fewer rows
+# maximum uncompressed size of a part's columns; parts with long rows have fewer rows
+PART_BYTES = 64 << 20
 ENDPOINT_PART_ROWS = 1 << 8  # about a minute of requests, after which the progress is reported
 # first and last file of an output
 CLAIM = "batch.json"

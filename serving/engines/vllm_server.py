@@ -22,9 +22,8 @@ from serving.engines.language_model import Likelihood
 
 VLLM_VERSION = "0.29"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # possible values of vLLM's `max_lora_rank`
-CACHE_BYTES = (
-    1 << 30
-)  # size of the KV cache without a GPU, instead of a share of the machine's memory
+# size of the KV cache without a GPU, instead of a share of the machine's memory
+CACHE_BYTES = 1 << 30
 STREAM_INTERVAL_S = 0.02  # tokens that are generated within this time are streamed together
 HEALTH_CHECK_S = 1.0  # time between two health checks of the server
 LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to be installed

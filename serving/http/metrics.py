@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 EXPORT_S = 5.0
 """Export interval. A call of Ray's metrics API takes about 10 microseconds, so a thread exports
 sums instead."""
-MAX_OBSERVATIONS = (
-    1 << 17
-)  # bound on observations between two exports; a replica answers fewer requests
+# bound on observations between two exports; a replica answers fewer requests
+MAX_OBSERVATIONS = 1 << 17
 CLIENT_CLOSED_REQUEST = 499
 """Status (nginx's) of a request whose client disconnected before the end of the response."""
 UNKNOWN_ROUTE = "other"  # route label of unknown paths: clients must not be able to create labels

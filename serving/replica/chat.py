@@ -325,9 +325,8 @@ class _Loader:
         if self._config.engine == "vllm" and version.spec.uses_base:
             self._pool = self._pool or VllmPool(self._config)
             return self._pool.load(version)
-        on_cpu = (
-            self._config.engine == "vllm"
-        )  # the GPUs of the replica belong to the engine's actors
+        # the GPUs of the replica belong to the engine's actors
+        on_cpu = self._config.engine == "vllm"
         loaded = load_version(version, device="cpu" if on_cpu else None)
         assert isinstance(loaded, LoadedChat)
         if loaded.model is None:

@@ -17,12 +17,10 @@ from serving.request_log.write_ahead_log import WriteAheadLog, encode_row, read_
 from tailorbird.storage import write_bytes
 
 FLUSH_S = 10.0
-MAX_BYTES = (
-    1 << 30
-)  # maximum size of one replica's rows on the disk, which other processes of the node also need
-FILE_BYTES = (
-    16 << 20
-)  # size from which rows are written to the next file; a file is read into memory
+# maximum size of one replica's rows on the disk, which other processes of the node also need
+MAX_BYTES = 1 << 30
+# size from which rows are written to the next file; a file is read into memory
+FILE_BYTES = 16 << 20
 # time to write the remaining rows; Serve stops a replica a few seconds after its last response
 CLOSE_S = 4.0
 

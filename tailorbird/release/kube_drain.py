@@ -46,9 +46,8 @@ def require_drainable(
 
 def _message(budget: Document, *, serving: ServingConfig, pods: int, least: int) -> str:
     wanted = max(serving.min_replicas, least + 1)
-    per_pod = (
-        math.ceil(wanted / least) - 1
-    )  # the largest number for which more than `least` pods have a replica
+    # the largest number for which more than `least` pods have a replica
+    per_pod = math.ceil(wanted / least) - 1
     spread = f"serving.max_replicas_per_node={per_pod}"
     if serving.engine == "vllm":
         spread = f"use worker pods with room for at most {per_pod} of them"

@@ -88,9 +88,8 @@ def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False
                     f"{url} does not answer ({fault}); check that this machine can reach Serve"
                 ) from None
             continue
-        is_loading = (
-            response.status_code == 404 and "model_not_found" in response.text
-        )  # a replica has not loaded it yet
+        # a replica has not loaded it yet
+        is_loading = response.status_code == 404 and "model_not_found" in response.text
         if response.status_code not in BUSY and not is_loading:
             break
         if (

@@ -1,6 +1,8 @@
-"""Lines of product code that say two things: counted for every 10,000 tokens, and never more than today.
+"""Lines of product code that say two things: counted for every 10,000 tokens, and never more than
+today.
 
-Lower a bound when the code has fewer. Tokens are those of Python's tokenizer without layout, comments and docstrings.
+Lower a bound when the code has fewer. Tokens are those of Python's tokenizer without layout,
+comments and docstrings.
 """
 
 import ast

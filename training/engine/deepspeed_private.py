@@ -92,9 +92,8 @@ def parameter_partitioner(
     """
     deepspeed = import_deepspeed()
     init_distributed(timeout_s=timeout_s)  # as `deepspeed.initialize` does
-    group = (
-        deepspeed.utils.groups._get_zero_param_intra_parallel_group()
-    )  # of an earlier training of this process
+    # of an earlier training of this process
+    group = deepspeed.utils.groups._get_zero_param_intra_parallel_group()
     init = deepspeed.zero.Init(
         module=nn.Module(), config_dict_or_path=config, zero_param_parallel_group=group
     )

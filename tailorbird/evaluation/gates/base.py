@@ -84,9 +84,8 @@ def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: 
         return replace(bound, state=State.PASSES)
     if low > limit:
         return replace(bound, state=State.FAILS)
-    half = (
-        high - estimate if estimate <= limit else estimate - low
-    )  # the side that contains the limit
+    # the side that contains the limit
+    half = high - estimate if estimate <= limit else estimate - low
     return replace(bound, rows_needed=rows_needed(n, half=half, distance=abs(estimate - limit)))
 
 

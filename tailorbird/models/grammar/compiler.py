@@ -148,9 +148,8 @@ class GrammarCompiler:
         return sum(grammar.num_bytes for grammar in self._grammars.values())
 
 
-_COMPILERS: WeakKeyDictionary[Any, GrammarCompiler] = (
-    WeakKeyDictionary()
-)  # by language model, for `grammar_for`
+# by language model, for `grammar_for`
+_COMPILERS: WeakKeyDictionary[Any, GrammarCompiler] = WeakKeyDictionary()
 
 
 def grammar_for(

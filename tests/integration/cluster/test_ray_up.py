@@ -9,9 +9,8 @@ import pytest
 
 from tests.integration.cluster.ray_up_nodes import ADDRESSES, NUM_REQUESTS, ROOT, SEPARATE
 
-pytestmark = (
-    pytest.mark.long
-)  # next to the stacks of other tests, a node would not start within Ray's limit of 30 s
+# next to the stacks of other tests, a node would not start within Ray's limit of 30 s
+pytestmark = pytest.mark.long
 
 
 def test_the_haproxy_of_each_node_sends_requests_to_replicas_of_the_other_and_none_to_the_fallback_proxy() -> (

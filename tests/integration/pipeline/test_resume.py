@@ -77,9 +77,8 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(
     assert storage.exists(f"{result.run}/evidence.json")
     assert result.verdict.n == 400
     assert len({event.trial for event in recorder.of_kind(EpochEvent)}) == 1
-    number = (
-        result.evidence.test_access.number
-    )  # other tasks of the registry use these test rows too
+    # other tasks of the registry use these test rows too
+    number = result.evidence.test_access.number
     recorder = ProgressRecorder()
     with connect():
         renewed = run_pipeline(

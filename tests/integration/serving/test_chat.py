@@ -169,9 +169,8 @@ def test_an_invalid_http_request_is_a_json_error(service: Service) -> None:
 
 
 def test_requests_beyond_the_queue_get_429_with_retry_after(service: Service) -> None:
-    client = (
-        service.client
-    )  # one for all threads, because creating a client takes longer than an answer
+    # one for all threads, because creating a client takes longer than an answer
+    client = service.client
 
     def ask(number: int) -> openai.RateLimitError | None:
         messages: Any = [{"role": "user", "content": f"abc {number}"}]

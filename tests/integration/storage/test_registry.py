@@ -280,9 +280,8 @@ def test_a_champion_that_was_changed_after_its_promotion_is_rejected(
     )
     assert champion_version(champion) == versions[0]
     manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
-    manifest["head.safetensors"]["sha256"] = (
-        "0" * 64
-    )  # a forger changes both the file and the manifest
+    # a forger changes both the file and the manifest
+    manifest["head.safetensors"]["sha256"] = "0" * 64
     storage.write_json(f"{versions[0].uri}/manifest.json", manifest)
     with pytest.raises(
         RegistryError, match=r"was changed: its manifest has the digest .*, but its name has"

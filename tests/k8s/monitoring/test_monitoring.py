@@ -39,8 +39,8 @@ def table(page: Path, heading: str) -> list[list[str]]:
 
 
 def documented_alerts() -> dict[str, str]:
-    """Return the condition of each alert of docs/operations.md. The command itself prints the state of
-    a challenger."""
+    """Return the condition of each alert of docs/operations.md. The command itself prints the state
+    of a challenger."""
     headings = ("Alerts of a service or a run", "When `watch` raises an alarm")
     rows = [row for heading in headings for row in table(queries.OPERATIONS, heading)]
     return {row[0]: row[1] for row in rows if row[0] != "challenger"}

@@ -214,9 +214,8 @@ def test_at_most_one_in_twenty_sweeps_with_similar_trials_is_ended_wrongly(
     deviations: float,
 ) -> None:
     sweeps = np.random.default_rng(0).normal(0.6, 0.03, size=(1000, 8))
-    to_beat = (
-        0.6 + deviations * 0.03 + 0.03
-    )  # each optimistic score is 0.03 above the measured score
+    # each optimistic score is 0.03 above the measured score
+    to_beat = 0.6 + deviations * 0.03 + 0.03
     wrong = sum(ended_wrongly(finished(*ends), to_beat=to_beat, num_rows=1000) for ends in sweeps)
     assert wrong / len(sweeps) <= 0.05
 

@@ -126,9 +126,8 @@ def test_an_interrupted_cell_sends_no_further_requests(tmp_path: Path) -> None:
             server, tmp_path, *range(50), limits=RequestLimits(max_concurrency=1, retry=RETRY)
         )
 
-    loop = (
-        asyncio.new_event_loop()
-    )  # unlike `asyncio.run`, it leaves the handler of the interruption as it is
+    # unlike `asyncio.run`, it leaves the handler of the interruption as it is
+    loop = asyncio.new_event_loop()
     with endpoint_server(interrupts_at_2) as server:
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(cell(server))

@@ -33,9 +33,8 @@ def test_without_keys_a_deploy_that_other_machines_can_reach_is_refused(
     monkeypatch: pytest.MonkeyPatch, url: str, listens: str | None, public: bool
 ) -> None:
     monkeypatch.setenv("TAILORBIRD_SERVE_URL", url)
-    options = (
-        HttpOptions(host=listens) if listens else HttpOptions()
-    )  # Serve does not return its default
+    # Serve does not return its default
+    options = HttpOptions(host=listens) if listens else HttpOptions()
     instance = ServeInstance(http_options=None if listens is None else options)
     if not public:
         require_private_or_keys(instance)

@@ -155,9 +155,8 @@ def test_a_first_part_with_a_language_model_answers_completely_before_the_decisi
     assert (answer.text, answer.answered_by, answer.logprobs) == ("one two", "first", None)
     answers = answers_of(hybrid_of(unsure, second), "x", streaming=streaming)
     assert (answers[-1].text, answers[-1].answered_by) == ("three four", "second")
-    threshold = (
-        math.exp(-3.0) - 1e-9
-    )  # the confidence is the exponential of the mean log-probability
+    # the confidence is the exponential of the mean log-probability
+    threshold = math.exp(-3.0) - 1e-9
     assert (
         answers_of(hybrid_of(unsure, second, threshold=threshold), "x")[-1].answered_by == "first"
     )
