@@ -7,7 +7,7 @@ give the level of the test: see `share_of_alpha`.
 The ledger has three parts. The hashes of a test set are stored once, however often it is used. The
 order contains 16 bytes for each access of any task: its id and that of its test set. `Ledger`
 contains the entries of a task. An access counts once it is in the order. Hashes have no key:
-whoever can read the ledger can check whether a text is in it.
+everyone who can read the ledger can check whether a text is in it.
 """
 
 import hashlib
