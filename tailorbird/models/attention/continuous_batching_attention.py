@@ -1,12 +1,19 @@
 """Attention for continuous batching on CPU, which computes each request only over its own keys."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from tailorbird.models.attention.transformers_private import request_bounds, sdpa_attention_forward
+from tailorbird.models.attention.transformers_private import (
+    Bounds,
+    request_bounds,
+    sdpa_attention_forward,
+)
 
 MAX_TOGETHER = 8
 """Number of requests up to which masked attention over all keys takes no longer. Measured on one
@@ -51,7 +58,51 @@ def _attention(
     result = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]))
     queries, keys = map(pairwise, bounds)
     for (begin, end), (first, last) in zip(queries, keys, strict=True):
-        states = query[:, :, begin:end], key[:, :, first:last], value[:, :, first:last]
-        mask = attention_mask[:, :, begin:end, first:last]
-        result[:, begin:end], _ = sdpa_attention_forward(module, *states, mask, **options)
+        if end - begin > 1:
+            states = query[:, :, begin:end], key[:, :, first:last], value[:, :, first:last]
+            mask = attention_mask[:, :, begin:end, first:last]
+            result[:, begin:end], _ = sdpa_attention_forward(module, *states, mask, **options)
+
+    # One call for several requests: a call for each takes 1.25 times as long with 16 on two cores.
+    for rows, indices, padding in _decoding_groups(bounds):
+        mask = attention_mask[0, 0].index_select(0, rows).gather(1, indices)
+        mask = mask.masked_fill_(padding, -torch.inf)[:, None, None]
+        decoding = query[0].index_select(1, rows).transpose(0, 1).unsqueeze(2)
+        states = decoding, _gather(key, indices), _gather(value, indices)
+        answers, _ = sdpa_attention_forward(module, *states, mask, **options)
+        result[0, rows] = answers[:, 0]
     return result, None
+
+
+def _gather(states: Tensor, indices: Tensor) -> Tensor:
+    """Return the states at the indices of each request: [1, K, KV, D], [R, L] -> [R, K, L, D]."""
+    gathered = states[0].transpose(0, 1).index_select(0, indices.flatten())
+    return gathered.view(*indices.shape, *gathered.shape[1:]).transpose(1, 2)
+
+
+@lru_cache(maxsize=4)  # all layers of a pass have the same bounds
+def _decoding_groups(bounds: tuple[Bounds, Bounds]) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+    """Group the requests that decode one token, so that no request of a group has more than twice
+    as many keys as another.
+
+    Return for each group its query rows [R], key indices [R, L], and padding mask [R, L].
+    """
+    queries, keys = map(pairwise, bounds)
+    requests: list[tuple[int, int, int]] = []
+    for (begin, end), (first, last) in zip(queries, keys, strict=True):
+        if end - begin == 1:
+            requests.append((last - first, begin, first))
+
+    groups: list[list[tuple[int, int, int]]] = []
+    for request in sorted(requests):
+        if not groups or request[0] > 2 * groups[-1][0][0]:
+            groups.append([])
+        groups[-1].append(request)
+    return [_padded(group) for group in groups]
+
+
+def _padded(requests: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    lengths, rows, starts = torch.tensor(requests).unbind(dim=1)
+    steps = torch.arange(int(lengths.max()))
+    padding = steps >= lengths[:, None]
+    return rows, starts[:, None] + steps.masked_fill(padding, 0), padding
