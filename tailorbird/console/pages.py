@@ -41,7 +41,7 @@ class Frame:
     def link(self, *segments: str) -> str:
         """Return the address of a page relative to this one; without segments, that of the first
         page."""
-        path = "/".join(quote(segment, safe="") for segment in ("console", *segments))
+        path = "/".join(quote(segment) for segment in ("console", *segments))
         return "../" * self.depth + path
 
     def ago(self, time: datetime) -> str:

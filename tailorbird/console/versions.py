@@ -77,7 +77,8 @@ def read_history(reader: Reader, paths: TaskPaths) -> list[Change]:
     entries = [entry for entry in reader.entries(paths.history) if entry.name.endswith(".json")]
     records = reader.map(lambda entry: reader.read_entry(entry, HistoryEntry), entries)
     changes = [_change(record.root) for record in records if record is not None]
-    return sorted(changes, key=lambda change: change.at, reverse=True)
+    # `serve` adds the result of the parity gate to a champion, which writes a second record of it
+    return sorted(dict.fromkeys(changes), key=lambda change: change.at, reverse=True)
 
 
 def _change(record: Champion | ReevaluationRecord) -> Change:
