@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import escape
 
-from tailorbird.config.metrics import METRICS
-from tailorbird.evaluation.verdict.formatting import interval_name, outcome_basis, p_text, points
 from tailorbird.interface.answer import Answer
 from tailorbird.pages import charts
 from tailorbird.pages.environment import environment
 
 if TYPE_CHECKING:
     from tailorbird.evaluation.report.evidence import Evidence
-    from tailorbird.evaluation.report.version_comparison import VersionComparison
 
 REPORT_HEIGHT = 640
-COMPARISON_HEIGHT = 420
 MAX_HEIGHT = 480
 # of a table
 HEAD_HEIGHT = 140
@@ -35,28 +31,6 @@ def report_html(evidence: "Evidence") -> str:
 
     return framed(
         to_html(evidence), title=f"Report of the run {evidence.run}", height=REPORT_HEIGHT
-    )
-
-
-def comparison_html(result: "VersionComparison") -> str:
-    """Return both scores of a comparison, and the gain with its interval, in a frame."""
-    from tailorbird.evaluation.report.charts import gain
-
-    comparison = result.comparison
-    page = (
-        _templates()
-        .get_template("comparison.html")
-        .render(
-            result=result,
-            comparison=comparison,
-            metric=METRICS[result.metric].title,
-            basis=outcome_basis(result.metric),
-            gain=gain(comparison.gain, comparison.interval, minimum=0.0),
-            lines=result.lines(),
-        )
-    )
-    return framed(
-        page, title=f"Comparison of {result.first} and {result.second}", height=COMPARISON_HEIGHT
     )
 
 
@@ -98,6 +72,4 @@ def framed(page: str, *, title: str, height: int) -> str:
 
 @cache
 def _templates() -> Environment:
-    templates = environment(Path(__file__).parent / "templates")
-    templates.filters |= {"points": points, "interval_name": interval_name, "p_text": p_text}
-    return templates
+    return environment(Path(__file__).parent / "templates")

@@ -246,21 +246,6 @@ def axis_strip(axis: Axis) -> Chart:
     return Chart(tuple(axis.across(1)), 22, label="axis", kind="ends")
 
 
-def parts_bar(parts: Sequence[tuple[str, int, str]]) -> Chart:
-    """Return a bar divided by the number of each (name, number, CSS class)."""
-    axis = Axis(0.0, sum(number for _, number, _ in parts))
-    marks: list[Mark] = []
-    titles = []
-    before = 0
-    for name, number, kind in parts:
-        title = f"{name}: {number:,}"
-        box = Box(x=axis.at(before), y=2, width=axis.at(number), height=24, kind=kind, title=title)
-        marks.append(box)
-        titles.append(title)
-        before += number
-    return Chart(tuple(marks), 28, ", ".join(titles))
-
-
 def sparkline(values: Sequence[float | None], *, limit: float, label: str) -> Chart:
     """Return a line through the values that are known, with a dashed line at `limit`."""
     largest = limit

@@ -25,7 +25,7 @@ def class_metric_effect(
     Tibshirani, An Introduction to the Bootstrap (1993), chapter 11.
     """
     is_different = np.array(
-        [ours != theirs for ours, theirs in zip(candidate.outputs, other.outputs, strict=True)]
+        [first != second for first, second in zip(candidate.outputs, other.outputs, strict=True)]
     )
     return document_effect(
         jackknife_values(candidate, metric=metric) - jackknife_values(other, metric=metric),

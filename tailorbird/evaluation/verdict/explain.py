@@ -114,14 +114,14 @@ def headroom_text(headroom: Headroom, *, metric: str, minimum_gain: float) -> st
 
 
 def _compared(verdict: Verdict) -> str:
-    others = [
+    contenders = [
         _score_of(verdict, model)
         for model in verdict.models
         if model.role not in (INCUMBENT, CANDIDATE, HYBRID)
     ]
     names = [_model(verdict, role) for role in (INCUMBENT, CANDIDATE, HYBRID) if verdict.has(role)]
     kind = "without fine-tuning " if verdict.candidate is not None else ""
-    further = f", and {kind}{listed(others)}" if others else ""
+    further = f", and {kind}{listed(contenders)}" if contenders else ""
     return f"compared on the same {verdict.n:,} test rows: {'; '.join(names)}{further}"
 
 
@@ -140,15 +140,7 @@ def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     if not relation.dominates:
         pair = f"{named(relation.first)} does not dominate {named(relation.second)}"
         return f"{pair}: {relation.gain_text()}; {_why_not(verdict, relation, anchor=anchor)}"
-    dominated = _dominance(verdict, relation)
-    num_others = len(verdict.required) - 1
-    if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
-        return dominated
-    if num_others == 1:
-        rest = "the other model"
-    else:
-        rest = f"each of the {num_others} other models"
-    return f"{dominated}; it dominates {rest} too, by more"
+    return _dominance(verdict, relation)
 
 
 def _dominance(verdict: Verdict, relation: Relation, *, level: str = "") -> str:
@@ -347,10 +339,8 @@ def what_would_change(verdict: Verdict) -> str:
         )
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
-        if len(verdict.blocked_by) == len(verdict.required):
-            also = ""
-        else:
-            also = "also "
+        is_blocked_by_all = len(verdict.blocked_by) == len(verdict.required)
+        also = "" if is_blocked_by_all else "also "
         return f"a candidate that {also}dominates {blocking} would be chosen; {chosen}"
     return chosen
 

@@ -124,17 +124,12 @@ def compare_models(
     else:
         on_all = {}
 
-    entries = []
     tested = []
     for role, model in models.items():
         gates: tuple[Gate, ...] = ()
         if role != INCUMBENT:
             cost = costs.pair(role, INCUMBENT, alpha=protocol.alpha)
             gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, cost=cost)
-        passes = gates_pass(gates, regulated=protocol.regulated)
-        entries.append(
-            Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates))
-        )
         metrics = (protocol.metric, METRICS[protocol.metric].second)
         tested.append(
             TestedModel(
@@ -146,11 +141,21 @@ def compare_models(
                 else None,
                 is_fine_tuned=role in fine_tuned,
                 may_replace=role in replacing,
-                passes=passes,
+                passes=gates_pass(gates, regulated=protocol.regulated),
                 gates=gates,
             )
         )
 
+    entries = [
+        Entry(
+            model.role,
+            is_fine_tuned=model.is_fine_tuned,
+            may_replace=model.may_replace,
+            passes=model.passes,
+            fails=has_failed(model.gates),
+        )
+        for model in tested
+    ]
     tables = {role: model.clean for role, model in models.items()}
     if inputs.anchor is not None and inputs.anchor.predictions is not None:
         tables[ANCHOR] = inputs.anchor.predictions
@@ -208,12 +213,12 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
 def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:
     if decision.selected == INCUMBENT:
         return False
-    relations_of_selected = [
+    selected_relations = [
         relation
         for key, relation in compared.known.items()
         if key[:2] == (decision.selected, INCUMBENT)
     ]
-    return not any(relation.is_better for relation in relations_of_selected)
+    return not any(relation.is_better for relation in selected_relations)
 
 
 def _tested_hybrid(inputs: VerdictInputs) -> TestedHybrid:
