@@ -38,14 +38,13 @@ def answers_html(answers: Sequence[Answer]) -> str:
     """Return the first `MAX_ROWS` answers of a version as a table in a frame, with confidences as
     bars from 0 to 1."""
     shown = answers[:MAX_ROWS]
-    bars = [
-        None
-        if answer.confidence is None
-        else charts.share_bar(
-            answer.confidence, interval=None, label=f"confidence {answer.confidence:.2f}"
-        )
-        for answer in shown
-    ]
+    bars = []
+    for answer in shown:
+        bar = None
+        if answer.confidence is not None:
+            label = f"confidence {answer.confidence:.2f}"
+            bar = charts.share_bar(answer.confidence, interval=None, label=label)
+        bars.append(bar)
     parts = any(answer.answered_by for answer in shown)
     page = (
         _templates()

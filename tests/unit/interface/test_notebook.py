@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.interface.answer import Answer
-from tailorbird.interface.answers import Answers
+from tailorbird.interface.answer import Answer, Answers
 from tailorbird.interface.notebook import BASE, framed, report_html
 from tests.browser import OpenPage
 from tests.unit.evaluation.report.test_html import Page, evidence_for

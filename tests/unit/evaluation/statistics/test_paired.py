@@ -110,14 +110,6 @@ def test_swapping_the_models_changes_only_the_sign_of_the_effect(
     assert mcnemar_midp(swapped(counts)) == mcnemar_midp(counts)
 
 
-def test_arrays_of_tables_give_the_same_results_as_single_tables() -> None:
-    tables = np.random.default_rng(0).integers(0, 300, size=(200, 4))
-    lows, highs = newcombe_limits(tables)
-    p_values = midp_values(tables[:, 1], only_other=tables[:, 2])
-    for table, low, high, p_value in zip(tables.tolist(), lows, highs, p_values, strict=True):
-        counts = PairedCounts(*table)
-        assert newcombe_paired_interval(counts) == (low, high)
-        assert mcnemar_midp(counts) == p_value
 
 
 def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
