@@ -14,5 +14,3 @@ def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
     )
     assert label in to_html(evidence)
     assert f"{100 * bound.estimate:.2f}, interval" not in to_html(evidence)
-
-

@@ -110,8 +110,6 @@ def test_swapping_the_models_changes_only_the_sign_of_the_effect(
     assert mcnemar_midp(swapped(counts)) == mcnemar_midp(counts)
 
 
-
-
 def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
     for n, discordance in [(300, 0.2), (2151, 0.15), (5000, 0.05)]:
         half = discordance / 2

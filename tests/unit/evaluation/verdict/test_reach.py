@@ -370,8 +370,6 @@ def test_a_verdict_needs_rows_sentences_and_a_selected_model_that_was_compared()
         verdict.relation("candidate", "hybrid")
 
 
-
-
 def test_without_a_candidate_the_verdict_is_stay_with_the_headroom_and_without_power() -> None:
     inputs = without_candidate(
         inputs_of_right(incumbent=right(1990), candidate=right(1990), probe=right(1980))
