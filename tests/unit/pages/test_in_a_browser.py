@@ -153,9 +153,6 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "console, tasks during a run": partial(
         console_page, None, lambda paths: add_progress(paths, RUN, minutes_ago=1)
     ),
-    "console, versions": partial(
-        console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)
-    ),
     "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
     "console, run with a cost that is not known": partial(
         console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=PARTLY_PRICED)
