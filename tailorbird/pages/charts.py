@@ -216,12 +216,10 @@ def placed(marks: Iterable[PlotMark], *, x: Axis, y: Axis) -> list[Mark]:
     return drawn
 
 
-def plot(
-    marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str, kind: str = "plot medium"
-) -> Chart:
+def plot(marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str) -> Chart:
     """Return a chart with two axes of marks whose positions are values of the axes."""
     drawn = (*y.up(), *x.across(y.length), *placed(marks, x=x, y=y))
-    return Chart(drawn, y.length, label, kind=kind)
+    return Chart(drawn, y.length, label, kind="plot medium")
 
 
 def share_bar(
