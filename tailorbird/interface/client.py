@@ -63,7 +63,7 @@ class Piece:
     """A part of a streamed answer."""
 
     text: str
-    """The text that follows the former pieces."""
+    """The text that follows the previous pieces."""
     answer: Answer | None = None
     """The whole answer, in the last piece only."""
 

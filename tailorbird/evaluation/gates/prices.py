@@ -47,7 +47,7 @@ class CostTerms(CostConfig):
     """Prices of 1,000 input and 1,000 output tokens; None if they are not stated."""
 
     @classmethod
-    def of_recipe(cls, evaluation: EvaluationConfig, *, serving: ServingConfig) -> Self | None:
+    def from_recipe(cls, evaluation: EvaluationConfig, *, serving: ServingConfig) -> Self | None:
         """Return the terms of a recipe; None if it has no `evaluation.cost`."""
         if evaluation.cost is None:
             return None

@@ -207,16 +207,20 @@ def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoin
     evaluation = EvaluationConfig(
         cost=CostConfig(**VOLUME, price_per_cpu_hour=0.36), endpoint=endpoint
     )
-    of_recipe = CostTerms.of_recipe(evaluation, serving=serving)
-    assert of_recipe is not None
-    assert (of_recipe.min_replicas, of_recipe.cpus_per_replica, of_recipe.gpus_per_replica) == (
+    from_recipe = CostTerms.from_recipe(evaluation, serving=serving)
+    assert from_recipe is not None
+    assert (
+        from_recipe.min_replicas,
+        from_recipe.cpus_per_replica,
+        from_recipe.gpus_per_replica,
+    ) == (
         2,
         4,
         0.5,
     )
-    assert of_recipe.endpoint == ENDPOINT
-    assert of_recipe.token_prices == (0.001, 0.004)
-    assert CostTerms.of_recipe(EvaluationConfig(), serving=serving) is None
+    assert from_recipe.endpoint == ENDPOINT
+    assert from_recipe.token_prices == (0.001, 0.004)
+    assert CostTerms.from_recipe(EvaluationConfig(), serving=serving) is None
 
 
 def test_without_prices_the_ratio_is_that_of_the_seconds_of_the_device_that_serves() -> None:

@@ -9,7 +9,6 @@ from sklearn.metrics import f1_score
 
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.class_metrics import class_metric_effect, jackknife_values
-from tailorbird.evaluation.statistics.effect import Effect
 from tailorbird.evaluation.statistics.scoring import score_of
 
 letters = st.sampled_from("abcd")
@@ -36,16 +35,6 @@ def answers(
         for share in accuracies
     )
     return first, second
-
-
-def effect_of(rows: list[tuple[str, str, str]], *, alpha: float = 0.05) -> Effect:
-    labels, ours, theirs = (np.array(column) for column in zip(*rows, strict=True))
-    return class_metric_effect(
-        predictions(ours, labels=labels),
-        other=predictions(theirs, labels=labels),
-        metric="macro_f1",
-        alpha=alpha,
-    )
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
