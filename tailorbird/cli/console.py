@@ -20,7 +20,7 @@ def console(
         bool, typer.Option("--open", help="Open the console in the default browser.")
     ] = False,
 ) -> None:
-    """Show all tasks of a registry in a browser: champions, runs, versions, the watch and jobs.
+    """Show all tasks of a registry in a browser: champions, runs, the watch and jobs.
 
     The server reads the registry and writes nothing. It runs until Ctrl-C.
 

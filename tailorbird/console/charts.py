@@ -17,7 +17,6 @@ from tailorbird.pages.charts import (
     course,
     horizontal,
     plot,
-    share_bar,
     sparkline,
     vertical,
 )
@@ -51,13 +50,6 @@ def score_interval(score: float | None, num_rows: int | None) -> tuple[float, fl
     if score is None or not num_rows:
         return None
     return wilson_interval(round(score * num_rows), n=num_rows)
-
-
-def done_bar(done: int, total: int) -> Chart:
-    """Return the share that is done as a bar."""
-    return share_bar(
-        done / max(total, 1), interval=None, label=f"{done:,} of {total:,}", chosen=True
-    )
 
 
 def traffic(reports: Sequence[Report]) -> Chart:

@@ -13,12 +13,12 @@ from jinja2 import Environment
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.console import charts
+from tailorbird.console.history import Change
 from tailorbird.console.reader import ListPage
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunState
 from tailorbird.console.task_summaries import TaskSummary
 from tailorbird.console.times import parse_time, relative_text
-from tailorbird.console.versions import Change, Version
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
 from tailorbird.evaluation.report.figures import FILTERS, FORMS, TONES
@@ -41,7 +41,7 @@ class Frame:
     def link(self, *segments: str) -> str:
         """Return the address of a page relative to this one; without segments, that of the first
         page."""
-        path = "/".join(quote(segment, safe="") for segment in ("console", *segments))
+        path = "/".join(quote(segment) for segment in ("console", *segments))
         return "../" * self.depth + path
 
     def ago(self, time: datetime) -> str:
@@ -77,11 +77,6 @@ def task_page(frame: Frame, task: TaskSummary, details: TaskDetails) -> str:
         details=details,
         stat_names=names,
     )
-
-
-def versions_page(frame: Frame, task: TaskSummary, versions: ListPage[Version]) -> str:
-    """Return the page of a task's versions."""
-    return _render("versions.html", frame, task=task, page=versions)
 
 
 def run_page(frame: Frame, task: str, run: Run) -> str:

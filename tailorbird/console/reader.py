@@ -62,8 +62,8 @@ class Reader:
         return self.read_fixed(entry.uri, model, tag=entry.tag)
 
     def read_fixed(self, uri: str, model: type[M], *, tag: str = "") -> M | None:
-        """Return a record whose content with this tag never changes, such as the config of a
-        version, without a look at S3. A sentence about a problem has no content of the record."""
+        """Return a record whose content with this tag never changes, such as the evidence of a
+        champion, without a look at S3. A sentence about a problem has no content of the record."""
         try:
             record: M = self.cache.record(uri, model, tag)
         except ValidationError as error:

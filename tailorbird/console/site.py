@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tailorbird.console import pages
+from tailorbird.console.history import read_history
 from tailorbird.console.pages import Frame, TaskDetails
 from tailorbird.console.reader import Cache, Reader
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import RunState, read_looks, read_run, read_runs
 from tailorbird.console.task_summaries import read_task, read_tasks, task_names
-from tailorbird.console.versions import read_history, read_versions
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.storage.paths import TaskPaths
 
@@ -63,20 +63,17 @@ def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) 
     if not segments:
         tasks = read_tasks(reader, site.registry, names=names, now=frame.now)
         return pages.tasks_page(frame, tasks)
-    if segments[0] not in names:
+    task = next((name for name in names if f"{'/'.join(segments)}/".startswith(f"{name}/")), None)
+    if task is None:
         return None
-    paths = TaskPaths(f"{site.registry}/{segments[0]}")
-    match segments[1:]:
+    paths = TaskPaths(f"{site.registry}/{task}")
+    match segments[task.count("/") + 1 :]:
         case []:
-            return _task_page(reader, frame, paths, page=1)
+            return _task_page(reader, frame, paths, task=task, page=1)
         case ["page", number] if number.isdecimal():
-            return _task_page(reader, frame, paths, page=int(number))
-        case ["versions"]:
-            return _versions_page(reader, frame, paths, page=1)
-        case ["versions", "page", number] if number.isdecimal():
-            return _versions_page(reader, frame, paths, page=int(number))
+            return _task_page(reader, frame, paths, task=task, page=int(number))
         case ["runs", name]:
-            return _run_page(reader, frame, paths, name=name)
+            return _run_page(reader, frame, paths, task=task, name=name)
         case ["runs", name, "report"]:
             run = read_run(reader, paths, name, now=frame.now)
             if run and run.evidence:
@@ -84,13 +81,7 @@ def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) 
     return None
 
 
-def _versions_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> str:
-    task = read_task(reader, paths, now=frame.now)
-    versions = read_versions(reader, paths, champion=task.champion, page=page)
-    return pages.versions_page(frame, task, versions)
-
-
-def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> str:
+def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, task: str, page: int) -> str:
     logs = sorted(reader.entries(paths.logs), key=lambda entry: entry.name, reverse=True)
     details = TaskDetails(
         runs=read_runs(reader, paths, page=page, now=frame.now),
@@ -99,7 +90,7 @@ def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> 
         jobs=_read_jobs(reader, paths),
         logs=logs[:MAX_LISTED],
     )
-    return pages.task_page(frame, read_task(reader, paths, now=frame.now), details)
+    return pages.task_page(frame, read_task(reader, paths, name=task, now=frame.now), details)
 
 
 def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
@@ -110,7 +101,9 @@ def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
     return [job for job in jobs if job is not None]
 
 
-def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, *, name: str) -> str | None:
+def _run_page(
+    reader: Reader, frame: Frame, paths: TaskPaths, *, task: str, name: str
+) -> str | None:
     run = read_run(reader, paths, name, now=frame.now)
     if run is None and not reader.problems:
         return None
@@ -118,4 +111,4 @@ def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, *, name: str) -> s
         return pages.error_page(
             frame, title=f"Run {name}", text="The records of this run cannot be read."
         )
-    return pages.run_page(frame, paths.name, run)
+    return pages.run_page(frame, task, run)

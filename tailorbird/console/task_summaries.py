@@ -94,13 +94,20 @@ class TaskSummary:
 
 
 def task_names(reader: Reader, registry: str) -> list[str]:
-    """Return the names of the tasks of a registry. Names that begin with `_` hold data that all
-    tasks share."""
-    return [
-        entry.name
-        for entry in reader.entries(registry)
-        if entry.is_folder and not entry.name.startswith("_")
-    ]
+    """Return the names of the tasks of a registry, and `<folder>/<name>` of those in a registry
+    that is a folder of it, such as the demo's."""
+    names = []
+    folders = [entry.name for entry in reader.entries(registry) if entry.is_folder]
+    contents = reader.map(lambda folder: reader.entries(f"{registry}/{folder}"), folders)
+    for folder, content in zip(folders, contents, strict=True):
+        inner = [entry.name for entry in content if entry.is_folder]
+        if folder.startswith("_"):
+            continue  # data that all tasks share
+        if any(name.startswith("_") for name in inner):
+            names += [f"{folder}/{name}" for name in inner if not name.startswith("_")]
+        else:
+            names.append(folder)
+    return names
 
 
 def read_tasks(
@@ -109,13 +116,13 @@ def read_tasks(
     """Return the tasks, those that need attention first, then by name."""
     order = ("attention", "unknown", "healthy")
     tasks = reader.map(
-        lambda name: read_task(reader, TaskPaths(f"{registry}/{name}"), now=now), names
+        lambda name: read_task(reader, TaskPaths(f"{registry}/{name}"), name=name, now=now), names
     )
     return sorted(tasks, key=lambda task: (order.index(task.health.state), task.name))
 
 
-def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary:
-    """Return the summary of a task."""
+def read_task(reader: Reader, paths: TaskPaths, *, name: str, now: datetime) -> TaskSummary:
+    """Return the summary of a task; `name` is its name in the console."""
     stored = {entry.uri: entry for entry in reader.entries(paths.task_uri)}
 
     def read(uri: str, model: type[M]) -> M | None:
@@ -134,7 +141,7 @@ def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary
     if champion is not None:
         reports = read_reports(reader, reader.entries(paths.monitoring), champion=champion)
     return TaskSummary(
-        name=paths.name,
+        name=name,
         champion=champion,
         evidence=evidence,
         watch=watch,

@@ -10,8 +10,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
 import httpx2
 
-from tailorbird.interface.answer import Answer, Input, last_text
-from tailorbird.interface.answers import Answers
+from tailorbird.interface.answer import Answer, Answers, Input, last_text
 from tailorbird.interface.responses import (
     Classified,
     Completion,
@@ -64,7 +63,7 @@ class Piece:
     """A part of a streamed answer."""
 
     text: str
-    """The text that follows the former pieces."""
+    """The text that follows the previous pieces."""
     answer: Answer | None = None
     """The whole answer, in the last piece only."""
 

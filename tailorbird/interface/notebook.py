@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import escape
 
-from tailorbird.config.metrics import METRICS
-from tailorbird.evaluation.verdict.formatting import interval_name, outcome_basis, p_text, points
 from tailorbird.interface.answer import Answer
 from tailorbird.pages import charts
 from tailorbird.pages.environment import environment
 
 if TYPE_CHECKING:
     from tailorbird.evaluation.report.evidence import Evidence
-    from tailorbird.evaluation.report.version_comparison import VersionComparison
 
 REPORT_HEIGHT = 640
-COMPARISON_HEIGHT = 420
 MAX_HEIGHT = 480
 # of a table
 HEAD_HEIGHT = 140
@@ -38,40 +34,17 @@ def report_html(evidence: "Evidence") -> str:
     )
 
 
-def comparison_html(result: "VersionComparison") -> str:
-    """Return both scores of a comparison, and the gain with its interval, in a frame."""
-    from tailorbird.evaluation.report.charts import gain
-
-    comparison = result.comparison
-    page = (
-        _templates()
-        .get_template("comparison.html")
-        .render(
-            result=result,
-            comparison=comparison,
-            metric=METRICS[result.metric].title,
-            basis=outcome_basis(result.metric),
-            gain=gain(comparison.gain, comparison.interval, minimum=0.0),
-            lines=result.lines(),
-        )
-    )
-    return framed(
-        page, title=f"Comparison of {result.first} and {result.second}", height=COMPARISON_HEIGHT
-    )
-
-
 def answers_html(answers: Sequence[Answer]) -> str:
     """Return the first `MAX_ROWS` answers of a version as a table in a frame, with confidences as
     bars from 0 to 1."""
     shown = answers[:MAX_ROWS]
-    bars = [
-        None
-        if answer.confidence is None
-        else charts.share_bar(
-            answer.confidence, interval=None, label=f"confidence {answer.confidence:.2f}"
-        )
-        for answer in shown
-    ]
+    bars = []
+    for answer in shown:
+        bar = None
+        if answer.confidence is not None:
+            label = f"confidence {answer.confidence:.2f}"
+            bar = charts.share_bar(answer.confidence, interval=None, label=label)
+        bars.append(bar)
     parts = any(answer.answered_by for answer in shown)
     page = (
         _templates()
@@ -98,6 +71,4 @@ def framed(page: str, *, title: str, height: int) -> str:
 
 @cache
 def _templates() -> Environment:
-    templates = environment(Path(__file__).parent / "templates")
-    templates.filters |= {"points": points, "interval_name": interval_name, "p_text": p_text}
-    return templates
+    return environment(Path(__file__).parent / "templates")

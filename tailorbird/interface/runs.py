@@ -89,11 +89,6 @@ class Comparison:
     def __repr__(self) -> str:
         return "\n".join(self.result.lines())
 
-    def _repr_html_(self) -> str:
-        from tailorbird.interface.notebook import comparison_html
-
-        return comparison_html(self.result)
-
 
 def run(
     recipe: Recipe | Mapping[str, object] | str | Path,

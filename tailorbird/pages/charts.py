@@ -216,12 +216,10 @@ def placed(marks: Iterable[PlotMark], *, x: Axis, y: Axis) -> list[Mark]:
     return drawn
 
 
-def plot(
-    marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str, kind: str = "plot medium"
-) -> Chart:
+def plot(marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str) -> Chart:
     """Return a chart with two axes of marks whose positions are values of the axes."""
     drawn = (*y.up(), *x.across(y.length), *placed(marks, x=x, y=y))
-    return Chart(drawn, y.length, label, kind=kind)
+    return Chart(drawn, y.length, label, kind="plot medium")
 
 
 def share_bar(
@@ -244,21 +242,6 @@ def share_bar(
 def axis_strip(axis: Axis) -> Chart:
     """Return an axis with its values, to be drawn below strips with the same axis."""
     return Chart(tuple(axis.across(1)), 22, label="axis", kind="ends")
-
-
-def parts_bar(parts: Sequence[tuple[str, int, str]]) -> Chart:
-    """Return a bar divided by the number of each (name, number, CSS class)."""
-    axis = Axis(0.0, sum(number for _, number, _ in parts))
-    marks: list[Mark] = []
-    titles = []
-    before = 0
-    for name, number, kind in parts:
-        title = f"{name}: {number:,}"
-        box = Box(x=axis.at(before), y=2, width=axis.at(number), height=24, kind=kind, title=title)
-        marks.append(box)
-        titles.append(title)
-        before += number
-    return Chart(tuple(marks), 28, ", ".join(titles))
 
 
 def sparkline(values: Sequence[float | None], *, limit: float, label: str) -> Chart:

@@ -33,10 +33,11 @@ def counterfactual_gate(
     positions = _aligned(candidate, incumbent)
     flips = [_flips(tables, positions=positions) for tables in (candidate, incumbent)]
     rows, row_of = np.unique(positions, return_inverse=True)
-    ours, theirs = (
+    candidate_changes, incumbent_changes = (
         np.bincount(row_of, weights=flipped, minlength=len(rows)).clip(max=1) for flipped in flips
     )
-    effect = mean_change(ours, theirs, alpha=alpha, clusters=_shared_clusters(candidate[0], rows))
+    clusters = _shared_clusters(candidate[0], rows)
+    effect = mean_change(candidate_changes, incumbent_changes, alpha=alpha, clusters=clusters)
     bound = no_loss(
         limits.max_increase,
         what="difference in the share of predictions that change with a name, sex or age "
@@ -66,13 +67,13 @@ def robustness_gate(
     rows.
     """
     positions = _aligned(candidate, incumbent)
-    ours, theirs = (
+    candidate_changes, incumbent_changes = (
         clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent)
     )
     clusters = _shared_clusters(candidate[0], positions)
     if len(positions) < 2 or (clusters is not None and len(set(clusters)) < 2):
         return gate("robustness", (), note="a single row or document has no interval")
-    effect = mean_change(ours, theirs, alpha=alpha, clusters=clusters)
+    effect = mean_change(candidate_changes, incumbent_changes, alpha=alpha, clusters=clusters)
     bound = no_loss(
         limits.max_extra_drop,
         what="difference in the score lost to typing errors, case and white space (candidate "
@@ -80,8 +81,8 @@ def robustness_gate(
         loss=Estimate(effect.gain, effect.interval, len(set(positions.tolist())), alpha),
     )
     note = (
-        f"the candidate loses {100 * ours.mean():.2f} points, the incumbent "
-        f"{100 * theirs.mean():.2f}"
+        f"the candidate loses {100 * candidate_changes.mean():.2f} points, the incumbent "
+        f"{100 * incumbent_changes.mean():.2f}"
     )
     return gate("robustness", (bound,), note=note)
 

@@ -47,7 +47,7 @@ class CostTerms(CostConfig):
     """Prices of 1,000 input and 1,000 output tokens; None if they are not stated."""
 
     @classmethod
-    def of_recipe(cls, evaluation: EvaluationConfig, *, serving: ServingConfig) -> Self | None:
+    def from_recipe(cls, evaluation: EvaluationConfig, *, serving: ServingConfig) -> Self | None:
         """Return the terms of a recipe; None if it has no `evaluation.cost`."""
         if evaluation.cost is None:
             return None
@@ -172,11 +172,11 @@ class YearlyNet:
         """Return the net at a gain: its value - cost of training + saving in serving."""
         return self.value_of_one * gain - self.training + self.saving
 
-    def interval(self, gain: float, *, of_gain: Interval) -> Interval:
+    def interval(self, gain: float, *, gain_interval: Interval) -> Interval:
         """Return the interval from those of the gain and of the saving, by square-and-add (they are
         independent)."""
         low, high = (
-            math.hypot(self.value_of_one * (end - gain), self.half_saving) for end in of_gain
+            math.hypot(self.value_of_one * (end - gain), self.half_saving) for end in gain_interval
         )
         return self.at(gain) - low, self.at(gain) + high
 
@@ -221,32 +221,32 @@ def compare_costs(
             _ratio(np.array(first.device_s), np.array(second.device_s), alpha=alpha)
         )
 
-    ours = yearly_cost(first, terms=terms, training=training)
-    theirs = yearly_cost(second, terms=terms)
-    missing = (*ours.missing, *theirs.missing)
+    first_cost = yearly_cost(first, terms=terms, training=training)
+    second_cost = yearly_cost(second, terms=terms)
+    missing = (*first_cost.missing, *second_cost.missing)
     if missing:
         ratio = None
     else:
-        ratio = _ratio(ours.serving, theirs.serving, alpha=alpha)
-    if missing or ours.missing_for_training:
+        ratio = _ratio(first_cost.serving, second_cost.serving, alpha=alpha)
+    if missing or first_cost.missing_for_training:
         return CostComparison(
-            ratio, missing=tuple(dict.fromkeys((*missing, *ours.missing_for_training)))
+            ratio, missing=tuple(dict.fromkeys((*missing, *first_cost.missing_for_training)))
         )
-    saving, half = mean_interval(theirs.serving - ours.serving, alpha=alpha)
+    saving, half = mean_interval(second_cost.serving - first_cost.serving, alpha=alpha)
     value = terms.value_of_correct * terms.requests_per_year
-    return CostComparison(ratio, YearlyNet(value, ours.training, saving, half))
+    return CostComparison(ratio, YearlyNet(value, first_cost.training, saving, half))
 
 
-def _ratio(ours: FloatArray, theirs: FloatArray, *, alpha: float) -> Ratio | None:
+def _ratio(first_cost: FloatArray, second_cost: FloatArray, *, alpha: float) -> Ratio | None:
     """Return the ratio of costs by round [K]; None if every price that applies to a model is 0.
 
     The estimate is the geometric mean over the rounds. The interval is Student's t on the
     logarithms of the ratios per round, because the load of the machine in a round affects both
     models.
     """
-    if not ours.all() or not theirs.all():
+    if not first_cost.all() or not second_cost.all():
         return None
-    mean, half = mean_interval(np.log(ours / theirs), alpha=alpha)
+    mean, half = mean_interval(np.log(first_cost / second_cost), alpha=alpha)
     estimate, low, high = np.exp([mean, mean - half, mean + half])
     return float(estimate), float(low), float(high)
 
@@ -323,7 +323,7 @@ def cost_gate(main: Comparison, *, cost: CostComparison) -> Gate:
     n = main.counts.n
     if net is None:
         return Gate("cost", State.NOT_ASSESSABLE, (), "; ".join(cost.missing))
-    low, high = net.interval(main.gain, of_gain=main.interval)
+    low, high = net.interval(main.gain, gain_interval=main.interval)
     state = State.NOT_ASSESSABLE
     if low > 0:
         state = State.PASSES

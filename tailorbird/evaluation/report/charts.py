@@ -1,14 +1,12 @@
 """Charts of the report and the console, except the first; the pages print the plotted numbers next
 to each chart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.report.evidence import (
     BASELINE,
-    CurveRecord,
-    ReliabilityBin,
     TrialRecord,
 )
 from tailorbird.evaluation.verdict.types import Verdict
@@ -16,7 +14,6 @@ from tailorbird.pages.charts import (
     Axis,
     Chart,
     Dot,
-    Line,
     PlotMark,
     Text,
     around,
@@ -24,14 +21,10 @@ from tailorbird.pages.charts import (
     course,
     horizontal,
     interval_marks,
-    joined,
-    parts_bar,
     plot,
     vertical,
 )
 from tailorbird.registry.run_progress import ContenderProgress
-
-OUTCOME_CLASSES = ("right", "won", "lost", "wrong")
 
 
 def signed_points(share: float) -> str:
@@ -60,8 +53,7 @@ def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
 
 
 def outcome_counts(verdict: Verdict) -> dict[str, int]:
-    """Return the number of test rows by which of the two models is right, in the order of
-    `OUTCOME_CLASSES`.
+    """Return the number of test rows by which of the two models is right.
 
     A model is right if its output equals the label, for any metric; pages add
     `formatting.outcome_basis`.
@@ -79,15 +71,6 @@ def outcome_counts(verdict: Verdict) -> dict[str, int]:
         "only the incumbent right": lost,
         "both wrong": verdict.n - both - won - lost,
     }
-
-
-def outcomes(counts: Mapping[str, int]) -> Chart:
-    """Return a bar of the test rows, divided by which of the two models is right; `counts` are in
-    this order."""
-    parts = []
-    for (name, number), kind in zip(counts.items(), OUTCOME_CLASSES, strict=True):
-        parts.append((name, number, f"part {kind}"))
-    return parts_bar(parts)
 
 
 def factor_of(gate: Gate) -> float:
@@ -170,45 +153,3 @@ def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
     y = around(scores, length=220.0, name="validation score")
     label = f"learning curves of {len(trained)} trainings; see the table"
     return plot(marks, x=x, y=y, label=label)
-
-
-def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
-    """Return a reliability diagram: accuracy against mean confidence per bin, one line per model.
-
-    `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the
-    rows of the bin.
-    """
-    marks: list[PlotMark] = [Line(x1=0, y1=0, x2=1, y2=1, kind="guide")]
-    for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
-        tone = "chosen" if role == "candidate" else "incumbent"
-        most = max((row.n for row in rows), default=1)
-        dots = []
-        for row in rows:
-            radius = round(2.5 + 4 * (row.n / most) ** 0.5, 1)
-            dots.append(Dot(row.confidence, row.accuracy, radius, kind=f"dot {tone}"))
-        marks += [*joined(dots, kind=f"path {tone}"), *dots]
-    x = Axis(0.0, 1.0, name="confidence", num_ticks=5)
-    y = Axis(0.0, 1.0, 260.0, name="accuracy", num_ticks=5)
-    label = "accuracy against confidence; see the table of bins"
-    return plot(marks, x=x, y=y, label=label, kind="plot square")
-
-
-def curve(record: CurveRecord) -> Chart:
-    """Return the measured scores by training rows, and the prediction for twice the rows with its
-    interval."""
-    double = 2 * record.sizes[-1]
-    dots = []
-    for rows, score in zip(record.sizes, record.scores, strict=True):
-        dots.append(Dot(rows, score, radius=4.5, kind="dot chosen"))
-    predicted = Dot(double, record.at_double, radius=5, kind="dot incumbent")
-    low, high = record.interval
-    marks: list[PlotMark] = [
-        *joined(dots),
-        *joined([dots[-1], predicted], kind="path predicted"),
-        vertical(double, low, high, kind="whisker"),
-        *dots,
-        predicted,
-    ]
-    x = Axis(0.0, 1.05 * double, name="training rows", form="{:,.0f}".format)
-    y = around([*record.scores, record.at_double, low, high], length=220.0, name="validation score")
-    return plot(marks, x=x, y=y, label="validation score against training rows; see the table")

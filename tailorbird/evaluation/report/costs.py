@@ -1,4 +1,4 @@
-"""The measured costs and the cost of each contender for a year, in sentences and in Markdown."""
+"""The measured costs and the cost of each contender for a year, in sentences."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -8,7 +8,6 @@ from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.verdict.explain import cost_text
 from tailorbird.evaluation.verdict.formatting import counted, money, named
 
-PARTS = ("replicas", "tokens", "training")
 UNKNOWN = "not assessable"
 
 
@@ -52,32 +51,6 @@ def _volume(terms: CostTerms) -> str:
         f"{terms.requests_per_month:,.0f} requests a month, with the training paid over "
         f"{terms.horizon_months:g} months"
     )
-
-
-def cost_lines(evidence: Evidence) -> list[str]:
-    """Return the heading and the table of the contenders' costs in Markdown; empty without
-    prices."""
-    costs = evidence.verdict.costs
-    terms = evidence.protocol.cost
-    if not costs or terms is None:
-        return []
-    rows = []
-    for cost in costs:
-        cells = [cost.role, UNKNOWN, *("" for _ in PARTS)]
-        if cost.total is not None and cost.interval is not None:
-            low, high = cost.interval
-            cells[1:] = [f"{money(cost.total)} ({money(low)} to {money(high)})"]
-            cells += [money(getattr(cost, part)) for part in PARTS]
-        rows.append(f"| {' | '.join(cells)} |")
-    head = (
-        f"| contender | total (interval) | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}\n"
-    )
-    return [
-        "## Cost of a year",
-        f"At {terms_sentence(terms)}.",
-        head + "\n".join(rows),
-        "The cost of replicas is that of the hours for which they are paid, busy or idle.",
-    ]
 
 
 def costs_by_digest(evidence: Evidence) -> dict[str, str]:

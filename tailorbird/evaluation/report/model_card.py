@@ -7,9 +7,7 @@ import yaml
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.gates.suites import loss_name
-from tailorbird.evaluation.report.console import optional, score_cells
-from tailorbird.evaluation.report.costs import cost_lines
+from tailorbird.evaluation.report.console import score_cells
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.sentences import details
 from tailorbird.evaluation.verdict.explain import gate_sentences, known_rows
@@ -71,10 +69,8 @@ def to_model_card(
         sentence(f"{known_rows(evidence.test_access)} (alpha {verdict.alpha:.2g})"),
         _table(("model", "validation", "interval", "test"), model_rows),
         _bullets(details(evidence, role=role).values()),
-        *cost_lines(evidence),
         "## Groups",
         _groups(verdict, role=role),
-        *_suites(evidence, role=role),
         "## Limits",
         _limits(evidence, role=role),
         "## Out-of-scope use",
@@ -228,26 +224,6 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         compared = "Change from this version to the candidate"
     table = _table(("group", "points (interval)", "rows", "state"), rows)
     return f"{compared}, in {METRICS[verdict.metric].title}. {sentence(gate.note)}\n\n{table}"
-
-
-def _suites(evidence: Evidence, *, role: str) -> list[str]:
-    """Return the section with the scores on the regression suites; empty if the recipe has none."""
-    if not evidence.suites:
-        return []
-    roles = [name for name in ("incumbent", role) if name in evidence.suites[0].scores]
-    roles = list(dict.fromkeys(roles))
-    detectable = {}
-    gate = _gates(evidence.verdict, role=role).get("suites")
-    if gate is not None:
-        detectable = {bound.what: bound.detects for bound in gate.bounds}
-    rows = []
-    for score in evidence.suites:
-        if score.group is None:
-            cells = [optional(score.scores[name], "{:.3f}") for name in roles]
-            loss = optional(detectable.get(loss_name(score.suite)), "{:.1%}")
-            rows.append([score.suite, *cells, f"{score.n:,}", loss])
-    head = ("suite", *roles, "rows", "loss found in 80% of tests")
-    return ["## Suites", "Mean scores on the regression suites.", _table(head, rows)]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

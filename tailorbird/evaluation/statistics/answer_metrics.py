@@ -27,6 +27,6 @@ def per_row(
     or of `config`."""
     score = scorer(metric, config=config)
     return np.array(
-        [score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)],
+        [score(output, reference) for output, reference in zip(outputs, references, strict=True)],
         dtype=np.float64,
     )

@@ -25,7 +25,7 @@ def class_metric_effect(
     Tibshirani, An Introduction to the Bootstrap (1993), chapter 11.
     """
     is_different = np.array(
-        [ours != theirs for ours, theirs in zip(candidate.outputs, other.outputs, strict=True)]
+        [first != second for first, second in zip(candidate.outputs, other.outputs, strict=True)]
     )
     return document_effect(
         jackknife_values(candidate, metric=metric) - jackknife_values(other, metric=metric),
@@ -59,11 +59,13 @@ def jackknife_scores(metric: str, *, labels: Sequence[Any], outputs: Sequence[An
     right = np.bincount(truth[is_right], minlength=num_classes + 1)
     by_class = class_score(right, support, answered)
 
-    of_label = class_score(right[truth] - is_right, support[truth] - 1, answered[truth] - is_right)
-    of_output = class_score(right[answers], support[answers], answered[answers] - 1)
-    change_of_output = np.where(is_right, 0.0, of_output - by_class[answers])
+    label_scores = class_score(
+        right[truth] - is_right, support[truth] - 1, answered[truth] - is_right
+    )
+    output_scores = class_score(right[answers], support[answers], answered[answers] - 1)
+    change_of_output = np.where(is_right, 0.0, output_scores - by_class[answers])
     num_left = np.maximum(num_classes - (support[truth] == 1), 1)
-    without = (by_class.sum() - by_class[truth] + of_label + change_of_output) / num_left
+    without = (by_class.sum() - by_class[truth] + label_scores + change_of_output) / num_left
     score = by_class.sum() / num_classes
     lost = (len(truth) - 1) * (score - without)
     return np.asarray(score + lost - lost.mean(), dtype=np.float64)

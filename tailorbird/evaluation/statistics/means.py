@@ -24,13 +24,13 @@ def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha
     The interval is that of `likelihood_interval`, the p value that of 10,000 sign flips. Raises
     ValueError for scores that are not finite or not paired, and for fewer than two rows.
     """
-    ours = np.asarray(candidate_scores, dtype=np.float64)
-    theirs = np.asarray(other_scores, dtype=np.float64)
-    if ours.ndim != 1 or ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all():
+    first = np.asarray(candidate_scores, dtype=np.float64)
+    second = np.asarray(other_scores, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not np.isfinite([first, second]).all():
         raise ValueError(
-            f"scores have shapes {ours.shape} and {theirs.shape}; give two finite scores per row"
+            f"scores have shapes {first.shape} and {second.shape}; give two finite scores per row"
         )
-    differences = ours - theirs
+    differences = first - second
     n = len(differences)
     if n < 2:
         raise ValueError(f"{n} rows given; an interval needs at least 2 rows")

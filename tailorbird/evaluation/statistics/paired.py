@@ -117,13 +117,13 @@ def _wilson_limits(
 
 def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
     """Return the counts from the two models' 0/1 scores [N] on the same rows."""
-    ours = candidate == 1
-    theirs = other == 1
+    is_first_right = candidate == 1
+    is_second_right = other == 1
     return PairedCounts(
-        both_right=int(np.sum(ours & theirs)),
-        only_candidate_right=int(np.sum(ours & ~theirs)),
-        only_other_right=int(np.sum(~ours & theirs)),
-        neither_right=int(np.sum(~ours & ~theirs)),
+        both_right=int(np.sum(is_first_right & is_second_right)),
+        only_candidate_right=int(np.sum(is_first_right & ~is_second_right)),
+        only_other_right=int(np.sum(~is_first_right & is_second_right)),
+        neither_right=int(np.sum(~is_first_right & ~is_second_right)),
     )
 
 
@@ -137,10 +137,10 @@ def mcnemar_midp(counts: PairedCounts) -> float:
 
 def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArray:
     """Return `mcnemar_midp` of arrays of discordant counts, elementwise."""
-    ours = np.asarray(only_candidate, dtype=np.int64)
-    theirs = np.asarray(only_other, dtype=np.int64)
-    fewer = np.minimum(ours, theirs)
-    discordant = ours + theirs
+    only_first = np.asarray(only_candidate, dtype=np.int64)
+    only_second = np.asarray(only_other, dtype=np.int64)
+    fewer = np.minimum(only_first, only_second)
+    discordant = only_first + only_second
     # 2 P(X <= k) - P(X = k) = P(X <= k) + P(X <= k - 1), X binomial with p = 1/2.
     at_most = bdtr(fewer.astype(np.float64), discordant, 0.5)
     less = np.where(
@@ -168,17 +168,17 @@ def newcombe_limits(
 ) -> tuple[FloatArray, FloatArray]:
     """Return both limits [...] of `newcombe_paired_interval` for tables [..., 4] with cells as in
     `PairedCounts`."""
-    both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
-    n = both + ours + theirs + neither
-    right = both + ours
-    other_right = both + theirs
+    both, only_first, only_second, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
+    n = both + only_first + only_second + neither
+    right = both + only_first
+    other_right = both + only_second
     low, high = _wilson_limits(right, n=n, alpha=alpha)
     other_low, other_high = _wilson_limits(other_right, n=n, alpha=alpha)
-    numerator = both * neither - ours * theirs
+    numerator = both * neither - only_first * only_second
     numerator = np.where(numerator > 0, np.maximum(numerator - n / 2, 0.0), numerator)
     variance = right * (n - right) * other_right * (n - other_right)
     phi = np.where(variance > 0, numerator / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
-    gain = (ours - theirs) / n
+    gain = (only_first - only_second) / n
     below = _square_and_add(right / n - low, other_high - other_right / n, phi)
     above = _square_and_add(high - right / n, other_right / n - other_low, phi)
     return np.maximum(gain - below, -1.0), np.minimum(gain + above, 1.0)
@@ -229,7 +229,7 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
 
 
 def mean_change(
-    ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None
+    first: FloatArray, second: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None
 ) -> Effect:
     """Return the change of the mean of two models' per-row scores [N].
 
@@ -238,12 +238,12 @@ def mean_change(
     the change. A single row has the interval (-1, 1) and p = 1.
     """
     if clusters is not None:
-        documents = documents_of(clusters, num_rows=len(ours))
-        return document_effect(ours - theirs, documents=documents, alpha=alpha)
-    if len(ours) < 2:
-        return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
+        documents = documents_of(clusters, num_rows=len(first))
+        return document_effect(first - second, documents=documents, alpha=alpha)
+    if len(first) < 2:
+        return Effect(float(np.mean(first - second)), (-1.0, 1.0), 1.0, 1.0)
     return with_unseen(
-        mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha
+        mean_effect(first, other_scores=second, alpha=alpha), num_units=len(first), alpha=alpha
     )
 
 

@@ -26,17 +26,19 @@ def token_f1(answer: str, reference: str) -> float:
     Rajpurkar et al., SQuAD (2016). Unlike SQuAD, articles are kept, because the metric is for any
     language.
     """
-    ours = words(answer)
-    theirs = words(reference)
-    return _f1(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
+    answer_words = words(answer)
+    reference_words = words(reference)
+    num_common = (Counter(answer_words) & Counter(reference_words)).total()
+    return _f1(num_common, len(answer_words), len(reference_words))
 
 
 def rouge_l(answer: str, reference: str) -> float:
     """Return the harmonic mean of precision and recall of the longest common word subsequence. Lin,
     ROUGE (2004)."""
-    ours = words(answer)
-    theirs = words(reference)
-    return _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
+    answer_words = words(answer)
+    reference_words = words(reference)
+    num_common = _common_subsequence(answer_words, reference_words)
+    return _f1(num_common, len(answer_words), len(reference_words))
 
 
 TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
@@ -58,15 +60,15 @@ def _f1(common: int, num_ours: int, num_theirs: int) -> float:
     return 2 * common / (num_ours + num_theirs)
 
 
-def _common_subsequence(ours: Sequence[str], theirs: Sequence[str]) -> int:
+def _common_subsequence(answer_words: Sequence[str], reference_words: Sequence[str]) -> int:
     """Return the length of the longest common subsequence (Hyyrö, Bit-parallel LCS-length,
     2004)."""
     positions: dict[str, int] = {}
-    for position, word in enumerate(ours):
+    for position, word in enumerate(answer_words):
         positions[word] = positions.get(word, 0) | 1 << position
-    every = (1 << len(ours)) - 1
+    every = (1 << len(answer_words)) - 1
     left = every
-    for word in theirs:
+    for word in reference_words:
         matches = left & positions.get(word, 0)
         left = (left + matches | left - matches) & every
-    return len(ours) - left.bit_count()
+    return len(answer_words) - left.bit_count()

@@ -64,8 +64,8 @@ def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) 
 
     hybrid = by_role.get(HYBRID, candidate)
     if hybrid.is_fine_tuned and hybrid.passes and hybrid is not candidate:
-        others = [*blocking, CANDIDATE] if candidate.passes else blocking
-        if all(relate(HYBRID, role, 1).dominates for role in others):
+        required = [*blocking, CANDIDATE] if candidate.passes else blocking
+        if all(relate(HYBRID, role, 1).dominates for role in required):
             return Decision(Outcome.HYBRID, HYBRID, blocked_by)
 
     if candidate.passes and not blocked_by:

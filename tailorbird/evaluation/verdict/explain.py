@@ -114,14 +114,14 @@ def headroom_text(headroom: Headroom, *, metric: str, minimum_gain: float) -> st
 
 
 def _compared(verdict: Verdict) -> str:
-    others = [
+    contenders = [
         _score_of(verdict, model)
         for model in verdict.models
         if model.role not in (INCUMBENT, CANDIDATE, HYBRID)
     ]
     names = [_model(verdict, role) for role in (INCUMBENT, CANDIDATE, HYBRID) if verdict.has(role)]
     kind = "without fine-tuning " if verdict.candidate is not None else ""
-    further = f", and {kind}{listed(others)}" if others else ""
+    further = f", and {kind}{listed(contenders)}" if contenders else ""
     return f"compared on the same {verdict.n:,} test rows: {'; '.join(names)}{further}"
 
 
@@ -140,15 +140,7 @@ def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
     if not relation.dominates:
         pair = f"{named(relation.first)} does not dominate {named(relation.second)}"
         return f"{pair}: {relation.gain_text()}; {_why_not(verdict, relation, anchor=anchor)}"
-    dominated = _dominance(verdict, relation)
-    num_others = len(verdict.required) - 1
-    if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
-        return dominated
-    if num_others == 1:
-        rest = "the other model"
-    else:
-        rest = f"each of the {num_others} other models"
-    return f"{dominated}; it dominates {rest} too, by more"
+    return _dominance(verdict, relation)
 
 
 def _dominance(verdict: Verdict, relation: Relation, *, level: str = "") -> str:
@@ -347,10 +339,8 @@ def what_would_change(verdict: Verdict) -> str:
         )
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
-        if len(verdict.blocked_by) == len(verdict.required):
-            also = ""
-        else:
-            also = "also "
+        is_blocked_by_all = len(verdict.blocked_by) == len(verdict.required)
+        also = "" if is_blocked_by_all else "also "
         return f"a candidate that {also}dominates {blocking} would be chosen; {chosen}"
     return chosen
 
@@ -366,13 +356,13 @@ def _what_would_start_a_training(verdict: Verdict) -> str:
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
     """Return a sentence for each bound that fails; `owner` begins the sentences (`the
     hybrid's`)."""
-    faults: list[str] = []
+    sentences = []
     for gate in gates:
         for bound in gate.bounds:
             if bound.state is State.FAILS:
                 text = _bound_text(bound, is_money=gate.name == "cost")
-                faults.append(f"{owner} {gate.name} gate fails: {text})")
-    return tuple(faults)
+                sentences.append(f"{owner} {gate.name} gate fails: {text}")
+    return tuple(sentences)
 
 
 def open_gates(
@@ -388,30 +378,18 @@ def open_gates(
         if gate.state is not State.NOT_ASSESSABLE:
             continue
         unproven = [bound for bound in gate.bounds if bound.state is State.NOT_ASSESSABLE]
-        if regulated:
-            rule = ", but a regulated recipe requires it to pass"
-        else:
-            rule = ""
+        rule = ", but a regulated recipe requires it to pass" if regulated else ""
         if gate.name == "groups" and unproven:
-            names = [
-                f"{bound.what.removeprefix('change for ')} ({bound.n:,} of "
-                f"{rows_text(bound.rows_needed)} needed)"
-                for bound in unproven
-            ]
+            names = []
+            for bound in unproven:
+                group = bound.what.removeprefix("change for ")
+                names.append(f"{group} ({bound.n:,} of {rows_text(bound.rows_needed)} needed)")
             sentences.append(
                 f"{owner} groups gate does not rule out a loss in {listed(names)}{rule}"
             )
             continue
-        details = [
-            _bound_text(bound, is_money=gate.name == "cost")
-            + (
-                ")"
-                if bound.rows_needed is None
-                else f"; about {bound.rows_needed:,} rows are needed)"
-            )
-            for bound in unproven
-        ]
-        detail = ", ".join(details) or gate.note
+        bounds = [_bound_text(bound, is_money=gate.name == "cost") for bound in unproven]
+        detail = ", ".join(bounds) or gate.note
         sentences.append(
             f"{owner} {gate.name} gate cannot be assessed on these rows{rule}: {detail}"
         )
@@ -419,21 +397,20 @@ def open_gates(
 
 
 def _bound_text(bound: Bound, *, is_money: bool) -> str:
-    """Return the estimate with its interval, limit and rows in a parenthesis that the caller
-    closes."""
+    """Return the estimate with its interval, limit and rows."""
     amounts = (bound.estimate, *bound.interval, bound.limit)
-    estimate, low, high, limit = (
-        money(share) if is_money else f"{100 * share:.2f}" for share in amounts
-    )
-    unit = "" if is_money else " points"
-    if bound.detects is None:
-        detects = ""
+    if is_money:
+        estimate, low, high, limit = map(money, amounts)
+        unit = ""
     else:
-        detects = f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
-    return (
-        f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = "
-        f"{bound.n:,}{detects}"
-    )
+        estimate, low, high, limit = (f"{100 * share:.2f}" for share in amounts)
+        unit = " points"
+    facts = f"interval {low} to {high}, limit {limit}, n = {bound.n:,}"
+    if bound.detects is not None:
+        facts += f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
+    if bound.rows_needed is not None:
+        facts += f"; about {bound.rows_needed:,} rows are needed"
+    return f"the {bound.what} is {estimate}{unit} ({facts})"
 
 
 def why_no_hybrid(config: HybridConfig, *, has_candidate: bool) -> str:

@@ -9,14 +9,13 @@ documents, and normal for other metrics, with the jackknife values of means over
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.metrics import METRICS, row_metric
-from tailorbird.evaluation.gates.prices import CostComparison
 from tailorbird.evaluation.hybrid import FrozenHybrid, routed_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.class_metrics import jackknife_values
@@ -44,7 +43,7 @@ FloatArray = NDArray[np.float64]
 NUM_TESTS = 400
 SEED = 1998
 CHOSEN = (Outcome.FINE_TUNE, Outcome.HYBRID)
-LEAST_KEPT = 1e-6
+LEAST_REST = 1e-6
 GATES = "gates"
 
 
@@ -79,9 +78,8 @@ def power_of(inputs: PowerInputs) -> Power:
     at_expected, limits = expected.outcomes(num_rows)
     at_minimum, _ = by_gain[protocol.minimum_gain].outcomes(num_rows)
     rows_needed = None
-    if any(
-        entry.is_fine_tuned and entry.passes for entry in entries
-    ):  # otherwise, more rows do not help
+    # if the gates of every fine-tuned model fail, more rows do not help
+    if any(entry.is_fine_tuned and entry.passes for entry in entries):
         rows_needed = _rows_needed(
             expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER
         )
@@ -191,12 +189,12 @@ class _Resampled:
     """The gains of one pair of models in B resamples, with what their intervals need."""
 
     gains: FloatArray  # [B]
-    cells: (
-        NDArray[np.int64] | None
-    )  # [B, 4] of `PairedCounts`; None if intervals come from the standard errors
-    errors: FloatArray  # [B]
-    freedom: FloatArray  # [B] degrees of freedom; inf for the normal distribution
     num_units: FloatArray  # [B]
+    cells: NDArray[np.int64] | None = None
+    """[B, 4] of `PairedCounts`; None if intervals come from the standard errors."""
+    errors: FloatArray | float = 0.0
+    freedom: FloatArray | float = np.inf
+    """Degrees of freedom; inf for the normal distribution."""
 
     def ends(self, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the lower and upper ends [B] of the intervals, and the lower ends in tests of
@@ -249,35 +247,42 @@ class SimulatedTests:
             .multinomial(num_units, shares, size=NUM_TESTS)
             .astype(np.float64)
         )
-        pairs: dict[tuple[str, str], _Resampled] = {}
-        ends: dict[tuple[str, str, int], tuple[FloatArray, FloatArray, FloatArray]] = {}
-        costs: dict[tuple[str, str], CostComparison] = {}
-        priced: dict[tuple[str, str], FloatArray] = {}
         inputs = self._inputs
         alpha = inputs.costs.alpha
+        cost_of = cache(inputs.costs.pair)
+
+        @cache
+        def resampled(first: str, second: str) -> _Resampled:
+            return self._resample((first, second), weights)
+
+        @cache
+        def priced_gains(first: str, second: str) -> FloatArray:
+            return self._priced_gains((first, second), weights)
+
+        @cache
+        def ends(first: str, second: str, share: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+            return resampled(first, second).ends(alpha / share)
 
         def relate_in(test: int, first: str, second: str, share: int) -> Relation:
             pair = (first, second)
-            if pair not in pairs:
-                pairs[pair] = self._resample(pair, weights)
-                priced[pair] = self._priced_gains(pair, weights)
-                costs[pair] = inputs.costs.pair(first, second)
-            if (first, second, share) not in ends:
-                ends[first, second, share] = pairs[pair].ends(alpha / share)
-            low, high, lowest = (float(values[test]) for values in ends[first, second, share])
-            value = float(priced[pair][test])
+            low, high, lowest = (float(values[test]) for values in ends(first, second, share))
+            priced = float(priced_gains(first, second)[test])
             gain = Gain(
-                float(pairs[pair].gains[test]),
-                (low, high),
-                lowest,
-                alpha / share,
-                (value, (value, value)),
+                gain=float(resampled(first, second).gains[test]),
+                interval=(low, high),
+                lowest=lowest,
+                level=alpha / share,
+                priced=(priced, (priced, priced)),
             )
             is_anchored = not inputs.is_anchor_missing
             if ANCHOR in inputs.tables and ANCHOR not in pair:
                 is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior
             return relation_of(
-                pair, gain, cost=costs[pair], protocol=inputs.protocol, is_anchored=is_anchored
+                pair,
+                gain,
+                cost=cost_of(first, second),
+                protocol=inputs.protocol,
+                is_anchored=is_anchored,
             )
 
         num_chosen = 0
@@ -301,32 +306,24 @@ class SimulatedTests:
 
     def _resample(self, pair: tuple[str, str], weights: FloatArray) -> _Resampled:
         metric = self._inputs.protocol.metric
-        ours = self._scores[pair[0], metric]
-        theirs = self._scores[pair[1], metric]
-        differences = ours - theirs
+        first = self._scores[pair[0], metric]
+        second = self._scores[pair[1], metric]
+        differences = first - second
         if self._is_clustered:
             return _clustered(self._documents, differences, weights)
         totals = weights.sum(axis=1)
         gains = weights @ differences / totals
         if self._is_counted:
-            kinds = np.stack(
-                [
-                    ours * theirs,
-                    ours * (1 - theirs),
-                    (1 - ours) * theirs,
-                    (1 - ours) * (1 - theirs),
-                ],
-                axis=1,
-            )
+            first_wrong = 1 - first
+            second_wrong = 1 - second
+            right = (first * second, first * second_wrong, first_wrong * second)
+            kinds = np.stack([*right, first_wrong * second_wrong], axis=1)
             cells = np.rint(weights @ kinds).astype(np.int64)
-            gains = (
-                cells[:, 1] - cells[:, 2]
-            ) / totals  # exact, so that comparisons with limits are
-            return _Resampled(
-                gains, cells, np.zeros(len(gains)), np.full(len(gains), np.inf), totals
-            )
+            # exact, so that comparisons with limits are
+            gains = (cells[:, 1] - cells[:, 2]) / totals
+            return _Resampled(gains, num_units=totals, cells=cells)
         variances = np.maximum(weights @ differences**2 / totals - gains**2, 0.0) / totals
-        return _Resampled(gains, None, np.sqrt(variances), np.full(len(gains), np.inf), totals)
+        return _Resampled(gains, num_units=totals, errors=np.sqrt(variances))
 
 
 def _clustered(documents: Documents, differences: FloatArray, weights: FloatArray) -> _Resampled:
@@ -339,17 +336,17 @@ def _clustered(documents: Documents, differences: FloatArray, weights: FloatArra
     num_rows = weights @ sizes
     gains = weights @ sums / num_rows
     shares = sizes / num_rows.mean()
-    kept = np.maximum(1 - shares, LEAST_KEPT)  # a document may be larger than a small test
-    squares = weights @ (sums**2 / kept) - 2 * gains * (weights @ (sums * sizes / kept))
-    squares += gains**2 * (weights @ (sizes**2 / kept))
+    rest = np.maximum(1 - shares, LEAST_REST)  # a document may be larger than a small test
+    squares = weights @ (sums**2 / rest) - 2 * gains * (weights @ (sums * sizes / rest))
+    squares += gains**2 * (weights @ (sizes**2 / rest))
     errors = np.sqrt(np.maximum(squares, 0.0)) / num_rows
-    across = shares**2 / kept
+    across = shares**2 / rest
     inverse = weights @ shares**2 + (weights @ across) ** 2 - weights @ across**2
     freedom = 1 / inverse
     num_units = weights.sum(axis=1)
     is_unknown = (num_units < LEAST_DOCUMENTS) | (documents.num == 1)
     errors = np.where(is_unknown, np.inf, errors)
-    return _Resampled(gains, None, errors, freedom, freedom + 1)
+    return _Resampled(gains, num_units=freedom + 1, errors=errors, freedom=freedom)
 
 
 def _scores(table: Predictions, *, metric: str) -> FloatArray:

@@ -77,7 +77,7 @@ def build_protocol(
         regulated=config.regulated,
         gates=config.gates,
         suites=dict(suites or {}),
-        cost=CostTerms.of_recipe(config, serving=serving),
+        cost=CostTerms.from_recipe(config, serving=serving),
         hybrid=config.hybrid,
         valid_days=config.valid_days,
     )

@@ -65,13 +65,18 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     inputs = without_trained_rows(inputs)
     compared = compare_models(inputs, on_all_rows=on_all_rows, protocol=protocol)
     decision = decide(compared.entries, compared.relate, protocol=protocol)
+    frozen_hybrid = None
+    tested_hybrid = None
+    if HYBRID in compared.tables:
+        frozen_hybrid = inputs.hybrid
+        tested_hybrid = _tested_hybrid(inputs)
     power = None
     if CANDIDATE in compared.tables:
         power_inputs = PowerInputs(
             compared.tables,
             compared.entries,
             compared.costs,
-            hybrid=inputs.hybrid if HYBRID in compared.tables else None,
+            hybrid=frozen_hybrid,
             is_anchor_missing=inputs.anchor is not None and inputs.anchor.predictions is None,
         )
         power = power_of(power_inputs)
@@ -94,7 +99,7 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         replaces_for_cost=_replaces_for_cost(compared, decision),
         power=power,
         headroom=inputs.headroom,
-        hybrid=_tested_hybrid(inputs) if HYBRID in compared.tables else None,
+        hybrid=tested_hybrid,
         costs=compared.costs.contenders([model.role for model in compared.tested]),
         cost_unit=cost_unit(inputs.costs, terms=protocol.cost),
         num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
@@ -112,45 +117,51 @@ def compare_models(
     alpha = protocol.alpha * inputs.look.alpha_share
     models = _with_hybrid(inputs, protocol=protocol)
     has_fine_tuned_hybrid = inputs.hybrid is not None and CANDIDATE in inputs.hybrid.parts
-    fine_tuned = {CANDIDATE, HYBRID} if has_fine_tuned_hybrid else {CANDIDATE}
+    fine_tuned = {CANDIDATE}
+    replacing = {*inputs.replacing}
+    if has_fine_tuned_hybrid:
+        fine_tuned.add(HYBRID)
+    else:
+        replacing.add(HYBRID)
     training = dict.fromkeys(fine_tuned, inputs.training)
     costs = CostTable(inputs.costs, training, protocol, alpha)
-    if has_fine_tuned_hybrid:
-        replacing = {*inputs.replacing}
-    else:
-        replacing = {*inputs.replacing, HYBRID}
+    on_all = {}
     if on_all_rows is not inputs:
         on_all = _with_hybrid(on_all_rows, protocol=protocol)
-    else:
-        on_all = {}
 
-    entries = []
     tested = []
     for role, model in models.items():
         gates: tuple[Gate, ...] = ()
         if role != INCUMBENT:
             cost = costs.pair(role, INCUMBENT, alpha=protocol.alpha)
             gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, cost=cost)
-        passes = gates_pass(gates, regulated=protocol.regulated)
-        entries.append(
-            Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates))
-        )
+        score_on_all = None
+        if role in on_all:
+            score_on_all = score_table(protocol.metric, on_all[role].clean)
         metrics = (protocol.metric, METRICS[protocol.metric].second)
         tested.append(
             TestedModel(
                 role=role,
                 kind=model.clean.model,
                 scores={metric: score_table(metric, model.clean) for metric in metrics},
-                score_on_all=score_table(protocol.metric, on_all[role].clean)
-                if role in on_all
-                else None,
+                score_on_all=score_on_all,
                 is_fine_tuned=role in fine_tuned,
                 may_replace=role in replacing,
-                passes=passes,
+                passes=gates_pass(gates, regulated=protocol.regulated),
                 gates=gates,
             )
         )
 
+    entries = [
+        Entry(
+            model.role,
+            is_fine_tuned=model.is_fine_tuned,
+            may_replace=model.may_replace,
+            passes=model.passes,
+            fails=has_failed(model.gates),
+        )
+        for model in tested
+    ]
     tables = {role: model.clean for role, model in models.items()}
     if inputs.anchor is not None and inputs.anchor.predictions is not None:
         tables[ANCHOR] = inputs.anchor.predictions
@@ -208,12 +219,12 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
 def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:
     if decision.selected == INCUMBENT:
         return False
-    relations_of_selected = [
+    selected_relations = [
         relation
         for key, relation in compared.known.items()
         if key[:2] == (decision.selected, INCUMBENT)
     ]
-    return not any(relation.is_better for relation in relations_of_selected)
+    return not any(relation.is_better for relation in selected_relations)
 
 
 def _tested_hybrid(inputs: VerdictInputs) -> TestedHybrid:

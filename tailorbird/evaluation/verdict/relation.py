@@ -93,10 +93,15 @@ def relation_of(
     Where the recipe names prices and the value of a correct answer, a model with a negative net is
     neither proven better nor cheaper. Unknown costs are "not cheaper".
     """
-    priced, of_priced = gain.priced
-    net = None if cost.net is None else cost.net.at(priced)
+    priced, priced_interval = gain.priced
+    net = None
+    net_interval = None
+    can_pay = True
+    if cost.net is not None:
+        net = cost.net.at(priced)
+        net_interval = cost.net.interval(priced, gain_interval=priced_interval)
+        can_pay = cost.net.at(priced_interval[1]) > 0
     pays = net is None or net > 0
-    can_pay = cost.net is None or cost.net.at(of_priced[1]) > 0
     is_above = gain.interval[0] > 0 and gain.gain >= protocol.minimum_gain
     has_lower_cost = (
         protocol.cost is not None and cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
@@ -119,7 +124,7 @@ def relation_of(
         is_anchored=is_anchored,
         cost_ratio=cost.ratio,
         net=net,
-        net_interval=None if cost.net is None else cost.net.interval(priced, of_gain=of_priced),
+        net_interval=net_interval,
     )
 
 

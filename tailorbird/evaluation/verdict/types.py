@@ -146,11 +146,11 @@ class Verdict(VerdictPart):
         model could replace the incumbent.
         """
         if self.candidate is None:
-            of_selected = [
-                relation for relation in self.required if relation.first == self.selected
-            ]
+            selected = [relation for relation in self.required if relation.first == self.selected]
             return max(
-                of_selected or self.required, key=lambda relation: relation.gain, default=None
+                selected or self.required,
+                key=lambda relation: relation.gain,
+                default=None,
             )
         failing = [relation for relation in self.required if not relation.dominates]
         ruled_out = [relation for relation in failing if relation.is_out_of_reach]

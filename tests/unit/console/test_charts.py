@@ -1,17 +1,7 @@
 """Charts of the console with extreme values."""
 
-import pytest
-
-from tailorbird.console.charts import evidence_course, power_of_ten
+from tailorbird.console.charts import evidence_course
 from tailorbird.registry.watch_record import ChallengerPoint, ChallengerRecord
-
-
-@pytest.mark.parametrize(
-    ("exponent", "text"),
-    [(0.0, "1"), (-2.0, "0.01"), (0.5, "3.16"), (309.0, "1e+309"), (-400.0, "1e-400")],
-)
-def test_a_power_of_ten_is_shown_beyond_the_range_of_a_float(exponent: float, text: str) -> None:
-    assert power_of_ten(exponent) == text
 
 
 def test_evidence_beyond_the_range_of_a_float_has_a_chart() -> None:

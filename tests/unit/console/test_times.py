@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tailorbird.console.times import parse_time, relative_text
+from tailorbird.console.times import relative_text
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
@@ -25,13 +25,3 @@ def test_a_time_is_relative_to_now_in_its_largest_whole_unit(
     before: timedelta, expected: str
 ) -> None:
     assert relative_text(NOW - before, now=NOW) == expected
-
-
-def test_a_stored_time_is_read_in_utc_with_or_without_its_zone() -> None:
-    for text in (
-        "2026-11-28T12:00:00",
-        "2026-11-28T12:00:00+00:00",
-        "2026-11-28T13:00:00+01:00",
-        "2026-11-28T12:00Z",
-    ):
-        assert parse_time(text) == NOW

@@ -7,21 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
 from serving.http.api_keys import new_key
 from serving.http.asgi import ASGIApp
-from serving.replica.chat import Chat
 from tailorbird import Client
-from tailorbird.config.serving import ServingConfig
 from tailorbird.interface.answer import Answer
 from tailorbird.interface.client import API_KEY_VARIABLE
 from tailorbird.interface.responses import ServiceError
 from tests.endpoint_server import Reply, endpoint_server, refusal, stream
 from tests.unit.serving.batch_jobs.test_scoring import version
-from tests.unit.serving.pages import replicas
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 from tests.unit.serving.replica.loads import config
 from tests.unit.serving.replica.test_charges import new_chat
@@ -108,21 +104,6 @@ def test_the_key_is_read_from_the_environment_and_is_in_no_representation(
     assert key[0] not in str(invalid.value)
 
 
-def test_a_limit_of_the_key_states_when_to_retry(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    limited, stored = new_key("app", options=["texts=1"])
-    (tmp_path / "keys").write_text(stored.to_line())
-    service = new_classifier(monkeypatch, api_keys=(tmp_path / "keys").as_uri())
-    asyncio.run(service.reconfigure(config("one")))
-    client = connect(service.__serve_build_asgi_app__(), api_key=limited)
-    client.classify(["x", "y"])
-    with pytest.raises(ServiceError, match="is limited to 1 texts a minute") as refused:
-        client.classify("x")
-    assert refused.value.type == "rate_limited"
-    assert refused.value.retry_after_s is not None
-
-
 def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(
     connect: Connect, key: tuple[str, str]
 ) -> None:
@@ -154,33 +135,6 @@ def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(
     with pytest.raises(ServiceError, match="max_tokens") as refused:
         list(client.stream("x", max_tokens=10**6))
     assert refused.value.status == 400
-
-
-def test_attributes_of_a_conversation_are_logged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
-    task_uri = (tmp_path / "task").as_uri()
-    champion = replicas.register_nearest(
-        task_uri, tmp_path / "nearest", base=replicas.save_chat_base(tmp_path / "base")
-    )
-    replica = replicas.replica_of(Chat, task_uri, request_log=(tmp_path / "log").as_uri())
-    with (
-        replicas.served(replica, replicas.user_config(champion, verdict="")) as url,
-        Client(url) as client,
-    ):
-        client.chat("x", attributes={"language": "de"})
-        list(client.stream("x", attributes={"language": "fr", "branch": "Lyon"}))
-        client.chat("x")
-        with pytest.raises(ServiceError, match="attributes: must be an object") as refused:
-            client.chat("x", attributes={"language": 1})  # type: ignore[dict-item]
-        assert refused.value.status == 400
-    rows = pq.read_table(tmp_path / "log" / "answers").sort_by("at").to_pylist()
-    assert [row["attributes"] for row in rows] == [
-        '{"language": "de"}',
-        '{"branch": "Lyon", "language": "fr"}',
-        None,
-    ]
 
 
 def test_a_failure_within_a_stream_is_raised_after_its_pieces(
@@ -293,12 +247,6 @@ def test_a_key_that_is_not_printable_is_refused_without_its_text() -> None:
     with pytest.raises(ValueError, match="is not a key") as refused:
         Client(URL, api_key="sécret")
     assert "cret" not in str(refused.value)
-
-
-@pytest.mark.parametrize("url", ["http://[::1]:8000", "HTTPS://host/prefix/", "http://host:65535"])
-def test_a_valid_address_is_kept(url: str) -> None:
-    with Client(url) as client:
-        assert client.url == url.rstrip("/")
 
 
 def test_a_closed_client_is_an_error(connect: Connect, classifier: ASGIApp) -> None:

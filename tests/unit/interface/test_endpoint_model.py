@@ -67,17 +67,6 @@ def test_a_classifier_sends_each_text_once_and_an_answer_without_a_class_is_empt
             model.predict([[{"role": "user", "content": "one"}]])
 
 
-def test_the_limit_of_the_version_holds(base: Path, tmp_path: Path) -> None:
-    first = registered(base, tmp_path)
-    with endpoint_server(lambda *_: completion(label_answer(first.classes[0]))) as server:
-        version = classifier_of(
-            server, first, tmp_path, price_input=0.0, price_output=1.0, max_spend=0.001
-        )
-        with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 0\.001"):
-            tailorbird.load(version.uri).predict("one")
-        assert server.bodies == []
-
-
 def test_without_the_key_a_version_is_not_loaded(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

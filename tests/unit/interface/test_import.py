@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import tailorbird
-from tailorbird.interface import client, model, runs
 
 ROOT = Path(__file__).parents[3]
 LOADED = "import sys, {modules}; print(sorted({{name.partition('.')[0] for name in sys.modules}}))"
@@ -33,35 +32,6 @@ def test_no_module_of_the_interface_imports_torch_or_ray() -> None:
         f"tailorbird.interface.{name}" for name in ("runs", "model", "client", "notebook")
     )
     assert not top_level_packages(modules) & {"torch", "ray", "transformers", "sklearn", "scipy"}
-
-
-def test_each_name_is_that_of_its_module_and_has_a_type_in_the_stub() -> None:
-    expected = {
-        "run": runs.run,
-        "compare": runs.compare,
-        "load": model.load,
-        "Client": client.Client,
-    }
-    assert {name: getattr(tailorbird, name) for name in expected} == expected
-    assert expected.keys() <= set(dir(tailorbird))
-    stub = ast.parse((ROOT / "tailorbird" / "__init__.pyi").read_text(encoding="utf-8"))
-    imported = {
-        alias.name: f"{node.module}"
-        for node in stub.body
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tailorbird")
-        for alias in node.names
-    }
-    assert imported == {name: value.__module__ for name, value in expected.items()}
-    defined = {
-        *(
-            node.target.id
-            for node in stub.body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        ),
-        *(node.name for node in stub.body if isinstance(node, ast.FunctionDef)),
-    }
-    own = {name for name in defined if hasattr(tailorbird, name)}
-    assert own == defined == {"__version__", "PACKAGES", "PROJECT_ROOT", "resource_folder"}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.interface.answer import Answer
-from tailorbird.interface.answers import Answers
-from tailorbird.interface.notebook import BASE, MAX_HEIGHT, MAX_ROWS, framed, report_html
+from tailorbird.interface.answer import Answer, Answers
+from tailorbird.interface.notebook import BASE, framed, report_html
 from tests.browser import OpenPage
 from tests.unit.evaluation.report.test_html import Page, evidence_for
 
@@ -39,20 +38,6 @@ def test_answers_are_a_table_in_which_texts_are_escaped() -> None:
     assert "answered by" not in page
     Page(page)
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
-
-
-def test_the_part_of_a_hybrid_is_shown() -> None:
-    page = page_in(Answers([replace(ANSWER, answered_by="second", fallback=True)])._repr_html_())
-    assert "<td>second<small>fallback</small></td>" in page
-
-
-def test_a_long_table_is_cut_and_states_the_number_of_answers() -> None:
-    frame = Answers([ANSWER] * 1_234)._repr_html_()
-    page = page_in(frame)
-    assert page.count("<tr><td>") == MAX_ROWS
-    assert f"The first {MAX_ROWS} of 1,234 answers." in page
-    assert f"height: {MAX_HEIGHT}px" in frame
-    assert "<tr><td>" not in page_in(Answers()._repr_html_())
 
 
 @pytest.mark.parametrize("text", ['"><script>', "a & b", "<p>it's</p>"])

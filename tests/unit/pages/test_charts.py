@@ -10,7 +10,6 @@ from tailorbird.pages.charts import (
     Text,
     around,
     axis_strip,
-    parts_bar,
     share_bar,
     sparkline,
 )
@@ -37,14 +36,6 @@ def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> Non
     assert [scale.at(value) for value in (-1, 0, 1, 3)] == [0, 0, 150, 300]
     assert scale.down(0.5) == 225
     assert around([3.0, 3.0]).at(3.0) == 50
-
-
-def test_the_parts_of_a_bar_fill_its_width() -> None:
-    boxes = parts_bar([("a", 1, "x"), ("b", 3, "y")]).marks
-    assert [(box.x, box.width) for box in boxes if not isinstance(box, Line | Dot | Text)] == [
-        (0, 25),
-        (25, 75),
-    ]
 
 
 def test_an_axis_has_its_values_where_strips_of_the_same_scale_have_them() -> None:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import tailorbird
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.evidence import PairedExample
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.interface.answers import Answers
+from tailorbird.interface.answer import Answers
 from tailorbird.monitoring.recommendation import recommend
 from tailorbird.monitoring.render import render_page
 from tailorbird.monitoring.report import Report
@@ -39,7 +38,6 @@ from tests.unit.evaluation.report.test_first_screen import (
     PARTLY_PRICED,
 )
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
-from tests.unit.evaluation.report.test_version_comparison import stored
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
@@ -61,11 +59,6 @@ def report_page(outcome: str, _folder: Path) -> str:
 
 def answers_page(_folder: Path) -> str:
     return page_in(Answers([ANSWER, replace(ANSWER, confidence=None)])._repr_html_())
-
-
-def comparison_page(folder: Path) -> str:
-    uris = stored(folder, SIMULATIONS["HYBRID"])
-    return page_in(tailorbird.compare(uris["candidate"], uris["incumbent"])._repr_html_())
 
 
 def watch_page(*reports: Report, expires: str | None = None) -> str:
@@ -139,7 +132,6 @@ PAGES: dict[str, Callable[[Path], str]] = {
         evidence_for("FINE_TUNE").model_copy(update={"examples": EXAMPLES, "endpoint": ENDPOINT})
     ),
     "answers in a notebook": answers_page,
-    "comparison in a notebook": comparison_page,
     "watch without answers": lambda _: watch_page(),
     "watch without alarms": lambda _: watch_page(report(day="2026-03-07"), report()),
     "watch with alarms": lambda _: watch_page(
@@ -160,9 +152,6 @@ PAGES: dict[str, Callable[[Path], str]] = {
     ),
     "console, tasks during a run": partial(
         console_page, None, lambda paths: add_progress(paths, RUN, minutes_ago=1)
-    ),
-    "console, versions": partial(
-        console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)
     ),
     "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
     "console, run with a cost that is not known": partial(

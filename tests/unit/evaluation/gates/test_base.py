@@ -24,11 +24,6 @@ def test_the_rows_needed_shrink_the_interval_to_the_distance_from_the_limit() ->
     assert open_bound(0.06).rows_needed == 2000 * 4**2
 
 
-@pytest.mark.parametrize("estimate", [0.05, 0.0504])
-def test_an_estimate_close_to_the_limit_has_no_number_of_rows(estimate: float) -> None:
-    assert open_bound(estimate).rows_needed is None
-
-
 @pytest.mark.parametrize(
     ("estimate", "low", "high", "state"),
     [

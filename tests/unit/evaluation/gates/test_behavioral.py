@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import CounterfactualGateConfig, RobustnessGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
@@ -57,16 +55,6 @@ def test_a_candidate_without_flips_passes_and_a_candidate_with_many_flips_fails(
     assert "sex 60 and 0 of 600" in gate.note
 
 
-def test_a_candidate_with_as_many_flips_as_the_incumbent_passes() -> None:
-    flipping = both("a" * 6000, "b" * 60 + "a" * 5940)
-    assert flips(flipping, flipping).state is State.PASSES
-
-
-def test_a_changed_prediction_is_a_flip_even_if_the_clean_prediction_is_wrong() -> None:
-    gate = flips(both("bbb", "bab"), both("aaa", "aaa"))
-    assert gate.bounds[0].estimate == pytest.approx(1 / 3)
-
-
 def test_a_row_with_several_changed_texts_counts_once() -> None:
     gate = flips(both("aa", "bbaa", ("age", "sex")), both("aa", "aaab", ("age", "sex")))
     assert gate.bounds[0].n == 2
@@ -113,18 +101,6 @@ def test_the_candidates_drop_is_compared_with_the_incumbents() -> None:
     assert drops(STEADY, fragile).bounds[0].estimate == pytest.approx(-0.1)
 
 
-def test_a_low_clean_score_is_not_a_drop() -> None:
-    assert drops(both("b" * 600, "b" * 600), STEADY).bounds[0].estimate == 0
-
-
-def test_few_rows_without_a_drop_are_not_assessable() -> None:
-    few = both("a" * 50, "a" * 50)
-    assert drops(few, few).state is State.NOT_ASSESSABLE
-    assert drops(few, few).bounds[0].rows_needed is not None
-    single = both("a", "a")
-    assert (drops(single, single).state, drops(single, single).bounds) == (State.NOT_ASSESSABLE, ())
-
-
 @pytest.mark.parametrize("evaluate", [flips, drops])
 def test_tables_with_different_rows_are_refused(evaluate: object) -> None:
     assert callable(evaluate)
@@ -143,18 +119,3 @@ def test_tables_with_different_rows_are_refused(evaluate: object) -> None:
         evaluate((pair[0], table([], [])), pair)
     with pytest.raises(VerdictRefused):
         evaluate(pair, (pair[0], table([], [])))
-
-
-@settings(max_examples=15)
-@given(st.lists(st.text("ab", min_size=4, max_size=4), min_size=1, max_size=30))
-def test_interval_and_estimate_determine_the_state(rows: list[str]) -> None:
-    candidate, incumbent = (
-        both("".join(row[at] for row in rows), "".join(row[at + 1] for row in rows))
-        for at in (0, 2)
-    )
-    for gate in (flips(candidate, incumbent), drops(candidate, incumbent)):
-        for bound in gate.bounds:
-            low, high = bound.interval
-            assert low <= bound.estimate <= high
-            assert (bound.state is State.PASSES) == (high <= bound.limit)
-            assert (bound.state is State.FAILS) == (low > 0 and bound.estimate >= bound.limit)

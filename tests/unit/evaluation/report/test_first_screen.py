@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections import Counter
-from itertools import pairwise
 
 import pytest
 
@@ -68,17 +66,6 @@ def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -
     assert band.width == pytest.approx(per_point * evidence.verdict.minimum_gain, abs=0.05)
 
 
-def test_each_dot_is_at_its_score() -> None:
-    evidence = evidence_for("FINE_TUNE")
-    marks = charts.contenders(evidence).marks
-    dots = [mark.x for mark in marks if isinstance(mark, Dot)]
-    scores = [model.score for model in evidence.verdict.models]
-    assert len(dots) == len(scores) > 2
-    per_score = (dots[1] - dots[0]) / (scores[1] - scores[0])
-    for dot, score in zip(dots, scores, strict=True):
-        assert dot == pytest.approx(dots[0] + per_score * (score - scores[0]), abs=0.05)
-
-
 def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     evidence = evidence_of(PARTLY_PRICED)
     costs = {cost.role: cost.total for cost in evidence.verdict.costs}
@@ -111,20 +98,6 @@ def test_the_report_says_whether_a_hybrid_was_tested_and_how_to_test_one(
     assert line in Page(to_html(evidence_for(outcome))).text
 
 
-@pytest.mark.parametrize(
-    ("hybrid", "why"),
-    [
-        ({"by": "cascade"}, "on validation, none scores as high as the best single model."),
-        ({"by": "group", "column": "sex"}, "on validation one model would answer every row"),
-    ],
-)
-def test_the_report_says_why_a_hybrid_of_the_recipe_was_not_tested(
-    hybrid: dict[str, str], why: str
-) -> None:
-    evidence = evidence_of(Simulation(num_rows=300, evaluation={"hybrid": hybrid}))
-    assert f"No hybrid of two models was tested: {why}" in Page(to_html(evidence)).text
-
-
 def test_every_value_links_to_its_exact_value_and_every_section_is_in_the_contents() -> None:
     evidence = evidence_for()
     page = Page(to_html(evidence))
@@ -139,21 +112,3 @@ def test_every_value_links_to_its_exact_value_and_every_section_is_in_the_conten
     sections = {attrs["id"] for tag, attrs in page.tags if tag == "section" and "id" in attrs}
     assert {"gain", "gates", "relations", "costs", "values"} <= sections
     assert sections <= {str(attrs.get("href"))[1:] for tag, attrs in page.tags if tag == "a"}
-
-
-def test_every_table_has_a_caption_and_headings_do_not_skip_a_level() -> None:
-    tags = Page(to_html(evidence_for("HYBRID"))).tags
-    names = [tag for tag, _ in tags]
-    assert names.count("table") == names.count("caption") > 5
-    levels = [int(tag[1]) for tag in names if re.fullmatch(r"h[1-6]", tag)]
-    assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert all("aria-label" in attrs for tag, attrs in tags if tag == "svg")
-
-
-@pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_ids_are_unique(outcome: str) -> None:
-    ids = Counter(
-        attrs["id"] for _, attrs in Page(to_html(evidence_for(outcome))).tags if "id" in attrs
-    )
-    assert [name for name, number in ids.items() if number > 1] == []

@@ -10,20 +10,15 @@ import pytest
 
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
-from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
-from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
-    AverageRecord,
     CurveRecord,
     Evidence,
-    SeedRecord,
 )
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
-from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, evidence_of, on_cpu
 
@@ -214,15 +209,6 @@ def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome:
         assert needed in source
 
 
-def test_optional_sections_are_omitted() -> None:
-    full, minimal = (Page(to_html(evidence_for(outcome))).text for outcome in ("FINE_TUNE", "STAY"))
-    for title in ("Learning curve", "Measured resources"):
-        assert title in full
-        assert title not in minimal
-    assert "routing rule" in Page(to_html(evidence_for("HYBRID"))).text
-    assert "routing rule" not in full
-
-
 def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
     page = Page(to_html(evidence_for("INSUFFICIENT_EVIDENCE"))).text
     alpha = evidence_for("INSUFFICIENT_EVIDENCE").verdict.alpha
@@ -232,29 +218,10 @@ def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
     assert "different rows; alpha 0.05" in Page(to_html(evidence_for())).text
 
 
-def test_the_page_states_the_requester_the_expiry_and_the_documentation_duties() -> None:
-    evidence = evidence_for()
-    text = Page(to_html(evidence)).text
-    for expected in (
-        evidence.requested_by,
-        evidence.expires_at,
-        "Annex IV 2(g)",
-        "Annex IV 3",
-        "MEASURE 2",
-    ):
-        assert expected in text
-
-
 def test_the_fields_of_the_documentation_duties_exist_in_the_evidence() -> None:
     fields = [field for duty in load_duties()["duties"] for field in duty["fields"]]
     for field in fields:
         assert value_at(evidence_for(), field) is not None, field
-
-
-def test_the_page_names_the_metric_of_the_scores() -> None:
-    text = Page(to_html(evidence_of(Simulation(evaluation={"metric": "macro_f1"})))).text
-    assert "Validation: macro-F1. Bars" in text
-    assert "Validation: accuracy with Wilson's interval. Bars" in Page(to_html(evidence_for())).text
 
 
 def test_the_number_of_rows_on_which_both_models_are_right_is_printed() -> None:
@@ -315,57 +282,6 @@ def test_everything_in_the_evidence_is_escaped() -> None:
     assert attack in Page(source).text
 
 
-def changed(outcome: str = "FINE_TUNE", **changes: object) -> Evidence:
-    return evidence_for(outcome).model_copy(update=changes)
-
-
-def test_fewer_than_three_seeds_have_no_spread() -> None:
-    assert "spread not assessed" in to_html(changed(sweep=(), seeds=(SeedRecord(0, 0.7),)))
-    assert "0.736 to 0.744, averaged weights 0.742" in to_html(evidence_for())
-
-
-def test_the_score_of_the_averaged_weights_is_reported_if_they_were_evaluated() -> None:
-    chosen = changed(averaged=AverageRecord(0.744, chosen=True))
-    assert "averaged weights 0.744 (selected as the candidate)" in to_html(chosen)
-    assert "averaged weights" not in to_html(changed(averaged=None))
-
-
-def test_the_report_states_the_weight_of_the_mix_or_that_no_mix_is_better() -> None:
-    assert (
-        "mix: none; no mix of the fine-tuned encoder and the bag of words (9 weights) scores above"
-        in to_html(evidence_for())
-    )
-    mixed = changed(mix=MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748))
-    expected = (
-        "0.3 x fine-tuned encoder + 0.7 x bag of words (best of 9 weights on validation): 0.774; "
-        "encoder alone 0.748"
-    )
-    assert expected in to_html(mixed)
-    assert any(expected in line for line in verdict_lines(mixed))
-    assert "mix: " not in to_html(changed(mix=None))
-
-
-def test_report_card_and_console_describe_streamed_training_rows() -> None:
-    data = evidence_for().data
-    report = replace(data.report, num_train=10_000_000, num_in_memory=500_000)
-    evidence = changed(data=replace(data, report=report))
-    sentence = (
-        "raining rows were streamed: the candidate was trained on all 10,000,000 rows, the "
-        "baselines on a random sample of 500,000 rows"
-    )
-    assert sentence in to_html(evidence)
-    assert sentence in to_model_card(evidence, role="candidate")
-    assert sentence in "\n".join(verdict_lines(evidence))
-    assert "were streamed" not in to_html(evidence_for())
-
-
-def test_the_page_states_why_the_sweep_ended_early() -> None:
-    assert "ended early" not in to_html(evidence_for())
-    page = to_html(changed(sweep_ended="0.900 is out of reach"))
-    assert ("sweep_ended", "0.900 is out of reach") in Page(page).figures
-    assert "The sweep ended early: 0.900 is out of reach." in Page(page).text
-
-
 def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
@@ -402,47 +318,6 @@ def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
     assert cost_sentence(evidence_for("STAY")) is None
 
 
-def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
-    endpoint = Endpoint(
-        url="https://host/v1", model="m", api_key="env://KEY", reported_model="m-2026-01-01"
-    )
-    page = Page(to_html(evidence_for().model_copy(update={"endpoint": endpoint})))
-    for field, value in {
-        "url": "https://host/v1",
-        "model": "m",
-        "reported_model": "m-2026-01-01",
-    }.items():
-        assert (f"endpoint.{field}", value) in page.figures
-
-
-def test_the_page_states_the_test_rows_that_an_endpoint_refused_or_answered_in_part() -> None:
-    role = "incumbent: second part"
-    counts = {role: AnswerCounts(rows=1000, refused=7, truncated=5, empty=2)}
-    page = Page(to_html(evidence_for().model_copy(update={"endpoint_answers": counts})))
-    for field, value in {"rows": "1000", "refused": "7", "truncated": "5", "empty": "2"}.items():
-        assert (f"endpoint_answers.{role}.{field}", value) in page.figures
-
-
-def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> None:
-    evidence = evidence_for()
-    page, card = Page(to_html(evidence)), to_model_card(evidence)
-    assert (
-        "Cost of a year at 10,000 requests a month, with the training paid over 12 months, at "
-        "least 0 replicas" in page.text
-    )
-    paths = {path for path, _ in page.figures}
-    for index, cost in enumerate(evidence.verdict.costs):
-        at = f"verdict.costs.{index}"
-        parts = ("total", "interval.0", "interval.1", "replicas", "tokens", "training")
-        assert {f"{at}.{part}" for part in parts} <= paths
-        assert (
-            f"| {cost.role} | {cost.total:,.2f} (" in card
-            or f"| {cost.role} | {cost.total:.2g} (" in card
-        )
-    assert "## Cost of a year" in card
-    assert "## Cost of" not in to_model_card(evidence_for("STAY"))
-
-
 def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
     costs = costs_by_digest(evidence_for())
     assert set(costs) == {version.digest for version in evidence_for().versions.values()} - {
@@ -467,7 +342,6 @@ def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
         "evaluation.cost.price_per_cpu_hour is not set",
     ) in page.figures
     assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
-    assert "| incumbent | not assessable |  |  |  |" in card
     assert "The costs of the candidate and of the incumbent cannot be compared" in card
 
 

@@ -9,10 +9,6 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tailorbird.config.model_uri import ModelUri
-from tailorbird.config.task_rules import TASKS
-from tailorbird.evaluation.mix_weight import MixRecord
-from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -45,38 +41,6 @@ def test_the_hub_metadata_contains_every_score_of_the_version(
     assert data.datasets == ["s3://lake/icd10/train"]
     assert data.metrics == ["accuracy", "f1", *(["ece"] if role == "candidate" else [])]
     assert data.license is None
-
-
-def test_card_and_report_have_the_offsets_of_a_classifier() -> None:
-    evidence = evidence_for()
-    offsets = {f"class {number}": 0.1 * number for number in range(1, 8)}
-    versions = evidence.versions | {
-        "candidate": replace(evidence.versions["candidate"], offsets=offsets)
-    }
-    changed = evidence.model_copy(update={"versions": versions})
-    sentence = (
-        "decides: class 7 +0.70, class 6 +0.60, class 5 +0.50, class 4 +0.40, class 3 +0.30, and "
-        "2 smaller ones"
-    )
-    for text in (
-        to_model_card(changed, role="candidate"),
-        to_html(changed),
-        "".join(verdict_lines(changed)),
-    ):
-        assert sentence in text
-    assert "offsets of the" not in to_model_card(changed, role="incumbent")
-
-
-def test_an_endpoint_has_no_base_model() -> None:
-    evidence = evidence_for()
-    versions = evidence.versions | {
-        "incumbent": replace(evidence.versions["incumbent"], kind="endpoint_few_shot")
-    }
-    changed = evidence.model_copy(update={"versions": versions})
-    card = to_model_card(changed, role="incumbent")
-    assert "prompt for an external endpoint, without weights, kind `endpoint_few_shot`" in card
-    assert "base_model:" not in card
-    assert "contains training rows as text" in card
 
 
 def test_the_card_of_a_hybrid_has_its_score_and_the_uris_of_its_parts(tmp_path: Path) -> None:
@@ -138,19 +102,6 @@ def test_the_card_of_a_model_that_differs_from_the_evaluated_one_has_no_scores_f
     assert card.index("Its bag of words is missing.") < card.index("## Scores")
 
 
-def test_a_mixed_model_is_described_with_its_weight() -> None:
-    evidence = evidence_for()
-    mixed = replace(evidence.versions["candidate"], kind="full_bag")
-    record = MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748)
-    changes = {"versions": dict(evidence.versions) | {"candidate": mixed}, "mix": record}
-    card = to_model_card(evidence.model_copy(update=changes), role="candidate")
-    assert "encoder and TF-IDF of n-grams, each with a linear head, kind `full_bag`" in card
-    assert (
-        "- mix: 0.3 x fine-tuned encoder + 0.7 x bag of words (best of 9 weights on validation): "
-        "0.774" in card
-    )
-
-
 def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
     card = to_model_card(evidence_for("HYBRID"), role="candidate")
     for expected in (
@@ -167,32 +118,3 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
     assert "140 of 150 different test rows are known from earlier tests (alpha 0." in later
     assert "that were not used to train or select a model before" in card
     assert "that were not used to train or select a model before" not in later
-
-
-def test_the_card_of_a_model_without_fine_tuning_has_its_score_and_its_gates() -> None:
-    evidence = evidence_of(
-        Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6})
-    )
-    card = to_model_card(evidence, role="bag_of_words")
-    assert "It is a model without fine-tuning of run" in card
-    assert f"- accuracy: {evidence.verdict.model('bag_of_words').score:.4f}" in card
-    assert "- Bag_of_words passes " in card
-    gain = evidence.verdict.relation("bag_of_words", "incumbent").gain_text()
-    assert "97.5% interval" in gain
-    assert f"The gain of bag_of_words over the incumbent is uncertain: {gain}." in card
-    assert "The incumbent is replaced, because bag_of_words is proven better" in card
-
-
-@pytest.mark.parametrize(
-    ("task", "entry"),
-    [
-        ("classification", {"text": "Fear of flying"}),
-        ("chat", {"messages": [{"role": "user", "content": "Fear of flying"}]}),
-    ],
-)
-def test_the_examples_of_the_recipe_are_the_widget_of_the_card(
-    task: Any, entry: dict[str, Any]
-) -> None:
-    assert TASKS[task].hub_example("Fear of flying") == entry
-    evidence = evidence_of(Simulation(serving={"examples": ["Fear of flying"]}))
-    assert ModelCard(to_model_card(evidence)).data["widget"] == [{"text": "Fear of flying"}]

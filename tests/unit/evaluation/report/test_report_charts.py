@@ -1,13 +1,8 @@
 """Tests of the charts of the report."""
 
-import re
-
-from tailorbird.evaluation.report import charts
-from tailorbird.evaluation.report.evidence import BASELINE, TrialRecord
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.pages.charts import Dot, Line, Text
-from tests.unit.evaluation.report.test_html import ON_GPU, Page, evidence_for
-from tests.unit.evaluation.simulated import Simulation, evidence_of
+from tests.unit.evaluation.report.test_html import ON_GPU
+from tests.unit.evaluation.simulated import evidence_of
 
 
 def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
@@ -19,46 +14,3 @@ def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
     )
     assert label in to_html(evidence)
     assert f"{100 * bound.estimate:.2f}, interval" not in to_html(evidence)
-
-
-def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> None:
-    trials = [
-        TrialRecord("probe", "probe", {}, 0, 0.75, 0.0, BASELINE),
-        TrialRecord("1af31", "full", {}, 1, 0.6, 1.0, "stopped", scores=(0.6,)),
-        TrialRecord("17b62", "full", {}, 3, 0.9, 1.0, "completed", scores=(0.7, 0.8, 0.9)),
-    ]
-    chart = charts.learning_curves(charts.contenders_of(trials))
-    assert chart is not None
-    dots = [
-        (mark.title.partition(":")[0], mark.kind) for mark in chart.marks if isinstance(mark, Dot)
-    ]
-    assert dots == [("trial 1af31", "dot incumbent"), *[("trial 17b62", "dot chosen")] * 3]
-    lines = [mark.kind for mark in chart.marks if isinstance(mark, Line)]
-    assert (lines.count("path chosen"), lines.count("guide")) == (2, 1)
-    assert {"1", "2", "3"} <= {mark.text for mark in chart.marks if isinstance(mark, Text)}
-    assert charts.learning_curves(charts.contenders_of(trials[:1])) is None
-
-
-def test_each_chart_links_to_the_fields_that_it_plots() -> None:
-    source = to_html(evidence_for("FINE_TUNE"))
-    figures = re.findall("<figure>.*?</figure>", source, flags=re.DOTALL)
-    assert len(figures) >= 6
-    for figure in figures:
-        assert 'Fields: <a href="#evidence.' in figure
-
-
-def test_outcomes_of_a_metric_that_is_not_exact_match_are_titled_by_exact_match() -> None:
-    evidence = evidence_of(Simulation(chat=True, num_rows=300))
-    page = Page(to_html(evidence))
-    assert "Paired outcomes by exact match" in page.text
-    assert (
-        "The verdict compares the token F1 instead, in which other answers can score too."
-        in page.text
-    )
-    assert "Test rows by which model is right, by exact match" in page.text
-    assert "by exact match" not in Page(to_html(evidence_for("FINE_TUNE"))).text
-    counts = charts.outcome_counts(evidence.verdict)
-    right = counts["both right"] + counts["only the candidate right"]
-    assert right == round(
-        evidence.verdict.model("candidate").scores["exact_match"] * evidence.verdict.n
-    )

@@ -62,16 +62,6 @@ def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reache
         assert (low > 0) == (wealth >= np.log(2 / 0.05))
 
 
-def test_more_rows_and_a_larger_alpha_narrow_the_interval() -> None:
-    few, many = (sample(losses=20 * size, ties=60 * size, wins=40 * size) for size in (1, 20))
-    widths = [
-        np.ptp(confidence_sequence(rows, alpha=alpha))
-        for rows, alpha in ((few, 0.05), (few, 0.2), (many, 0.2))
-    ]
-    assert widths == sorted(widths, reverse=True)
-    assert widths[-1] < 0.1
-
-
 def test_samples_without_information_have_the_whole_range() -> None:
     assert confidence_sequence(np.empty(0), alpha=0.05) == (-1.0, 1.0)
     low, high = confidence_sequence(np.zeros(100), alpha=0.05)

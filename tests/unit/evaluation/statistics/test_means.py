@@ -9,7 +9,6 @@ from scipy import stats
 
 from tailorbird.evaluation.statistics import means
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
-from tailorbird.registry.test_set_ledger import share_of_alpha
 
 
 @pytest.fixture
@@ -101,16 +100,3 @@ def test_equal_means_are_significant_at_most_at_alpha() -> None:
 def test_invalid_scores_are_refused(ours: list[float], theirs: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mean_effect(np.array(ours), other_scores=np.array(theirs), alpha=0.05)
-
-
-@pytest.mark.parametrize("access_number", [1, 8, 9, 24])
-def test_a_large_gain_is_proven_at_any_access(access_number: int) -> None:
-    """The level of the 24th access, divided by a family of three, is below the resolution of 10,000
-    sign flips."""
-    level = 0.05 * share_of_alpha(np.array([access_number])) / 3
-    generator = np.random.default_rng(13)
-    effect = mean_effect(
-        generator.normal(0.6, 0.1, 600), other_scores=generator.normal(0.4, 0.1, 600), alpha=level
-    )
-    assert effect.p_value < level / 3
-    assert effect.interval[0] > 0.1

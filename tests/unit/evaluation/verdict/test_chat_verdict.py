@@ -9,12 +9,10 @@ import pytest
 from tailorbird.config.evaluation import CostConfig, SubgroupGateConfig
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.predictions import Predictions, VerdictRefused
+from tailorbird.evaluation.predictions import VerdictRefused
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import scores_of, to_model_card
-from tailorbird.evaluation.statistics.documents import document_effect, documents_of
-from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
@@ -95,34 +93,6 @@ def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(
     assert any(sentence.startswith(expected) for sentence in verdict.sentences)
 
 
-def test_interval_and_p_value_come_from_the_effect_over_documents() -> None:
-    tables = tables_of(BETTER)
-    candidate, incumbent = tables["candidate"], tables["incumbent"]
-    expected = document_effect(
-        candidate.measures["token_f1"] - incumbent.measures["token_f1"],
-        documents=documents_of(candidate.clusters, num_rows=len(candidate)),
-        alpha=0.05,
-    )
-    comparison = compare(candidate, other=incumbent, metric="token_f1", alpha=0.05)
-    assert comparison.gain == expected.gain
-    assert (comparison.interval, comparison.p_value) == (expected.interval, expected.p_value)
-    assert comparison.candidate_score == pytest.approx(candidate.measures["token_f1"].mean())
-    independent = compare(
-        replace(candidate, clusters=None), other=incumbent, metric="token_f1", alpha=0.05
-    )
-    assert independent.interval != comparison.interval
-
-
-def test_equal_models_do_not_lead_to_fine_tune() -> None:
-    assert verdict_of(EQUAL).outcome is not Outcome.FINE_TUNE
-
-
-def test_the_interval_of_identical_answers_is_not_a_single_point() -> None:
-    table = tables_of(EQUAL)["incumbent"]
-    relation = compare(table, other=table, metric="token_f1", alpha=0.05)
-    assert relation.interval[0] < 0 < relation.interval[1]
-
-
 @pytest.mark.parametrize("in_documents", [False, True])
 @pytest.mark.parametrize("num_units", [300, 900])
 def test_a_cheaper_candidate_needs_the_rows_or_documents_that_exclude_an_unseen_loss(
@@ -146,27 +116,6 @@ def test_a_cheaper_candidate_needs_the_rows_or_documents_that_exclude_an_unseen_
         replace(inputs_of(*tables), costs=costs, training=TrainingUsage()), protocol=protocol
     )
     assert (decision.outcome is Outcome.FINE_TUNE) is (num_units == 900)
-
-
-def test_groups_of_a_chat_task_are_compared_by_its_metric() -> None:
-    tables = tables_of(replace(BETTER, by_group={"female": 0.1}))
-    gate = groups_gate(
-        tables["candidate"],
-        incumbent=tables["incumbent"],
-        limits=SubgroupGateConfig(),
-        alpha=0.05,
-        metric="token_f1",
-    )
-    states = {bound.what: str(bound.state) for bound in gate.bounds}
-    assert states["change for sex = female"] == "fails"
-    assert states["change for sex = male"] == "passes"
-    members = np.array(tables["candidate"].groups["sex"]) == "female"
-    change = (tables["candidate"].measures["token_f1"] - tables["incumbent"].measures["token_f1"])[
-        members
-    ]
-    assert next(b for b in gate.bounds if "female" in b.what).estimate == pytest.approx(
-        change.mean()
-    )
 
 
 def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
@@ -217,15 +166,6 @@ def test_rows_without_scores_in_the_metric_are_refused() -> None:
     tables["candidate"] = replace(tables["candidate"], measures={})
     with pytest.raises(VerdictRefused, match="no scores for 'token_f1'"):
         reach_verdict(inputs_of_tables(EQUAL, tables), protocol=protocol_of(EQUAL))
-
-
-def test_chat_predictions_survive_an_arrow_round_trip() -> None:
-    table = tables_of(BETTER)["candidate"]
-    again = Predictions.from_table(table.to_table())
-    assert again.clusters == table.clusters
-    assert set(again.measures) == {"token_f1", "rouge_l", "log_likelihood"}
-    for name, values in table.measures.items():
-        np.testing.assert_array_equal(again.measures[name], values)
 
 
 def test_report_card_and_console_describe_a_chat_task() -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
 from tailorbird.evaluation.gates.prices import ContenderCost
-from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.evaluation.verdict.reach import compare_models
 from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.simulated import (
@@ -70,11 +69,6 @@ def test_a_missing_price_is_named_and_no_number_is_known() -> None:
     assert (cost.total, cost.interval, cost.tokens) == (None, None, None)
 
 
-def test_replicas_that_always_run_cost_the_same_for_each_model() -> None:
-    costs = costs_of(replace(PRICED, serving={"min_replicas": 1}))
-    assert {cost.replicas for cost in costs.values()} == {730 * 12 * 3.6}
-
-
 def test_without_prices_or_measurements_there_are_no_totals() -> None:
     assert costs_of(replace(PRICED, evaluation={})) == {}
     assert costs_of(replace(PRICED, costs=None)) == {}
@@ -91,10 +85,3 @@ def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs
     cost = costs_of(hybrid)["hybrid"]
     assert cost.training == pytest.approx(1.8)
     assert 4.0 < (cost.replicas or 0) < 5.0  # each part answers a share of the rows
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"), [(1234.5, "1,234.50"), (0.0, "0.00"), (-0.004, "-0.004"), (0.01, "0.01")]
-)
-def test_a_small_amount_is_not_shown_as_0(amount: float, text: str) -> None:
-    assert money(amount) == text

@@ -279,7 +279,6 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
             "The candidate's calibration gate fails: the debiased ECE is 23.93 points",
         ),
         ("hybrid", "use the hybrid of nearest and the candidate (80.0%)"),
-        ("hybrid", "it dominates the other model too, by more"),
         (
             "second look",
             "900 of 2,151 different test rows are known from earlier tests, so alpha is 0.025 "

@@ -1,6 +1,5 @@
 """Tests of the claimed power: how often such tests choose a fine-tuned model."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -177,13 +176,3 @@ def test_random_rows_are_changed_until_the_score_is_the_target(metric: str, targ
         changed.scores
         == np.array([a == b for a, b in zip(changed.labels, changed.outputs, strict=True)])
     ).all()
-
-
-def test_three_thousand_rows_of_five_models_take_a_second() -> None:
-    kinds = {"bag_of_words": 0.73, "centroid": 0.72, "probe_bag": 0.74}
-    rows = correlated(np.random.default_rng(1), 3000, incumbent=0.74, candidate=0.77, **kinds)
-    inputs, protocol = inputs_of_right(**rows), protocol_for(3000)
-    start = time.process_time()
-    powers = power_of(inputs, protocol)
-    assert time.process_time() - start < 2.0  # with the rest of the verdict; 0.5 on an idle core
-    assert powers.rows_needed is not None

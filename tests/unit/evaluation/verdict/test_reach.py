@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.verdict import power
 from tailorbird.evaluation.verdict.decide import Outcome
-from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import Anchor
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
@@ -263,12 +262,6 @@ def test_an_equal_hybrid_that_costs_more_than_the_incumbent_is_not_chosen() -> N
     assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
 
 
-def test_a_cascade_that_loses_where_its_cheap_part_answers_is_not_chosen() -> None:
-    verdict = reach_verdict(cascade(cheap=CHEAP & (ROW % 100 != 4)), protocol=CASCADE)
-    assert verdict.relation("hybrid", "incumbent").lowest <= -0.01
-    assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
-
-
 @pytest.mark.parametrize(
     ("size", "selected", "lowest"), [(2, "hybrid", -0.0054), (8, "incumbent", -0.0184)]
 )
@@ -356,10 +349,6 @@ def test_a_candidate_equal_to_a_baseline_that_beats_the_champion_is_seldom_chose
     assert chosen <= 7
 
 
-def test_equal_inputs_give_equal_verdicts() -> None:
-    assert verdict_of(200, 30, 25, 45).model_dump() == verdict_of(200, 30, 25, 45).model_dump()
-
-
 def test_a_gain_of_exactly_the_minimum_is_enough() -> None:
     for n, minimum in [(2150, 0.02), (3000, 0.01), (700, 0.03), (10_000, 0.07)]:
         tables = models(n - round(n * minimum) - 10, round(n * minimum), 0, 10)
@@ -379,35 +368,6 @@ def test_a_verdict_needs_rows_sentences_and_a_selected_model_that_was_compared()
             Verdict.model_validate(dict(verdict) | change)
     with pytest.raises(KeyError, match="candidate was not compared with hybrid"):
         verdict.relation("candidate", "hybrid")
-
-
-def test_an_invalid_record_is_refused() -> None:
-    record = verdict_of(1300, 290, 120, 441).model_dump(mode="json")
-    for change in ({"surprise": 1}, {"outcome": "PERHAPS"}, {"alpha": float("nan")}):
-        with pytest.raises(ValueError, match=f"for Verdict\n{next(iter(change))}"):
-            Verdict.model_validate(record | change)
-    record["models"][1]["gates"] = [
-        {"name": "cost", "state": "passes", "bounds": [], "note": "", "surprise": 1}
-    ]
-    with pytest.raises(ValueError, match=r"models\.1\.gates\.0\.surprise"):
-        Verdict.model_validate(record)
-    del record["models"], record["n"]
-    with pytest.raises(ValueError, match=r"\nn\n  Field required"):
-        Verdict.model_validate(record)
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0.0316, "+3.16"),
-        (-0.01, "-1.00"),
-        (0.0, "+0.00"),
-        (0.00001, "+0.001"),
-        (-0.00002, "-0.002"),
-    ],
-)
-def test_points_never_shows_a_difference_as_0(share: float, text: str) -> None:
-    assert points(share) == text
 
 
 def test_without_a_candidate_the_verdict_is_stay_with_the_headroom_and_without_power() -> None:
@@ -451,24 +411,6 @@ def test_without_a_candidate_a_better_model_or_a_cheaper_one_with_prices_replace
     ):
         verdict = reach_verdict(inputs, protocol=protocol)
         assert (verdict.outcome, verdict.selected) == (Outcome.STAY, selected or "incumbent")
-
-
-def test_without_a_candidate_a_hybrid_of_two_models_can_serve() -> None:
-    verdict = reach_verdict(without_candidate(cascade()), protocol=CASCADE)
-    assert (verdict.outcome, verdict.selected, verdict.replaces_for_cost) == (
-        Outcome.STAY,
-        "hybrid",
-        True,
-    )
-    assert verdict.hybrid is not None
-
-
-def test_an_incumbent_can_be_the_only_model() -> None:
-    inputs = measured(without_candidate(inputs_of_right(incumbent=right(1990), candidate=right(0))))
-    verdict = reach_verdict(inputs, protocol=PROTOCOL)
-    assert (verdict.outcome, verdict.selected, verdict.closest) == (Outcome.STAY, "incumbent", None)
-    assert verdict.numbers() == "STAY: no other model could replace the incumbent (n = 2,000)"
-    assert len(verdict.sentences) == 4
 
 
 def test_a_cheaper_model_is_compared_with_the_selected_one() -> None:

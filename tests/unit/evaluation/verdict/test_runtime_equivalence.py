@@ -46,24 +46,19 @@ def test_a_cheaper_engine_with_the_same_answers_is_accepted() -> None:
     assert result.reasons[0].startswith(
         "the exported model uses 0.50 times the evaluated engine's CPU-seconds per row"
     )
-    assert result.reasons[1].endswith("points, above the limit of -1.00")
+    assert result.reasons[1].endswith("points (it must start above -1.00)")
 
 
 def test_an_engine_that_is_not_proven_to_be_cheaper_is_not_accepted() -> None:
     result = equivalence_of(1500, 0, 0, 500, costs=EQUALLY_EXPENSIVE)
     assert not result.accepted
-    assert result.reasons[0].endswith("which is not proven to be below 0.9")
+    assert "it must end below 0.9" in result.reasons[0]
 
 
 def test_an_engine_that_may_lose_more_than_a_point_is_not_accepted() -> None:
     result = equivalence_of(1480, 10, 25, 485)
     assert not result.accepted
-    assert result.reasons[1].endswith("points, not above the limit of -1.00")
-
-
-def test_few_rows_cannot_rule_out_a_loss() -> None:
-    assert not equivalence_of(150, 0, 0, 50).accepted
-    assert equivalence_of(450, 0, 0, 150).accepted
+    assert result.reasons[1].endswith("points (it must start above -1.00)")
 
 
 def test_few_documents_cannot_rule_out_rare_losses_whether_outputs_differ_or_not() -> None:
@@ -71,7 +66,7 @@ def test_few_documents_cannot_rule_out_rare_losses_whether_outputs_differ_or_not
     result = equivalence_of_tables(evaluated, exported)
     assert result.interval[0] > -0.01
     assert not result.accepted
-    assert result.reasons[1].endswith("starts at -6.05 points, not above the limit of -1.00")
+    assert "starts at -6.05 points" in result.reasons[1]
     assert not equivalence_of_tables(evaluated, evaluated).accepted
     assert equivalence_of_tables(*models_in_documents(500, size=4)).accepted
 
@@ -87,11 +82,6 @@ def test_a_failed_gate_or_an_open_gate_in_a_regulated_recipe_prevents_acceptance
     result = equivalence_of(1500, 2, 3, 495, gates=near, regulated=True)
     assert not result.accepted
     assert any("cannot be assessed on these rows" in reason for reason in result.reasons)
-
-
-def test_a_result_survives_a_json_round_trip() -> None:
-    result = equivalence_of(1500, 2, 3, 495)
-    assert Equivalence.model_validate_json(result.model_dump_json()) == result
 
 
 def test_changed_rows_and_a_missing_cost_measurement_are_refused() -> None:

@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.html import to_html
-from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.report.model_scores import suite_scores
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tests.unit.evaluation.simulated import (
     Simulation,
-    evidence_of,
     inputs_of_tables,
     protocol_of,
     tables_of,
@@ -47,28 +43,6 @@ def test_a_better_candidate_that_forgets_is_stopped_by_the_suites_gate() -> None
     kept = reach_verdict(inputs_of_tables(KEEPS, tables_of(KEEPS)), protocol=protocol_of(KEEPS))
     assert kept.outcome is Outcome.FINE_TUNE
     assert next(gate for gate in kept.gates if gate.name == "suites").state is State.PASSES
-
-
-def test_the_scores_by_group_are_in_report_card_and_console() -> None:
-    evidence = evidence_of(FORGETS)
-    assert [(score.suite, score.group, score.n) for score in evidence.suites] == [
-        (suite, group, n)
-        for suite in ("general", "refusals")
-        for group, n in ((None, 100), ("a", 50), ("b", 50))
-    ]
-    assert evidence.suites[0].scores == pytest.approx(
-        {"candidate": 0.2, "incumbent": 0.7, "few_shot": 0.7}
-    )
-    page = to_html(evidence)
-    assert 'id="suites"' in page
-    assert 'data-from="suites.1.group"' in page
-    card = to_model_card(evidence)
-    assert "| general | 0.700 | 0.200 | 100 |" in card
-    assert "The candidate's suites gate fails: " in card
-    assert any("suites gate fails" in line for line in verdict_lines(evidence))
-    without = evidence_of(replace(FORGETS, suites={}))
-    assert "## Suites" not in to_model_card(without)
-    assert 'id="suites"' not in to_html(without)
 
 
 def test_a_model_that_cannot_answer_a_row_has_no_score() -> None:

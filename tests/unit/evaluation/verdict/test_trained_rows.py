@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.html import to_html
-from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.verdict.inputs import TrainedRows, without_trained_rows
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tests.unit.evaluation.simulated import (
     Simulation,
-    evidence_of,
     inputs_of_tables,
     protocol_of,
     tables_of,
@@ -86,15 +83,3 @@ def test_models_that_were_trained_on_all_rows_cannot_be_compared() -> None:
         VerdictRefused, match="were trained on all test rows; add test rows that are new to them"
     ):
         reach_verdict(inputs, protocol=protocol_of(SIMULATION))
-
-
-def test_report_and_card_have_the_scores_with_and_without_the_rows() -> None:
-    evidence = evidence_of(SIMULATION)
-    incumbent = evidence.verdict.incumbent
-    assert evidence.verdict.n == 1199
-    assert incumbent.score_on_all == tables_of(SIMULATION)["incumbent"].scores.mean()
-    assert sum(row.n for row in evidence.reliability["incumbent"]) == 1199
-    on_all = evidence.verdict.model("candidate").score_on_all
-    assert f"accuracy on all 1,800 test rows: {on_all:.4f}" in to_model_card(evidence)
-    assert 'data-from="verdict.models.0.score_on_all"' in to_html(evidence)
-    assert "score_on_all" not in to_html(evidence_of(Simulation()))
