@@ -73,8 +73,12 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
             raise VersionRefusedError(
                 f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
             )
-        matches = status.digest == digest
-        in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())
+        if status.digest == digest:
+            in_a_row += 1
+            answered.add(status.replica)
+        else:
+            in_a_row = 0
+            answered.clear()
         if in_a_row >= num_answers and running_replicas(name) <= answered:
             return
         if 0 < in_a_row < num_answers:
@@ -83,7 +87,7 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
         details = serve_client.serve_applications().get(name)
         if failure.is_final(details):
             raise DeployError(f"{name} could not be deployed: {serve_client.status_of(details)}")
-        line = progress_line(name, details)
+        line = " ".join(f"{name}: {serve_client.status_of(details)}".split())
         if line != reported:
             progress.note(line)
             reported = line
@@ -113,27 +117,6 @@ class _Failure:
         if self._since is None:
             self._since = time.monotonic()
         return time.monotonic() - self._since > FAILED_HOLDS_S
-
-
-def progress_line(name: str, details: ApplicationDetails | None) -> str:
-    """Return one line with the status of each deployment, the states of its replicas, and Serve's
-    messages."""
-    if details is None:
-        return f"{name}: not known to Serve yet"
-    parts = [f"{name}: {details.status}"]
-    for deployment, status in details.deployments.items():
-        states = [replica.state for replica in status.replicas]
-        others = {
-            state: states.count(state) for state in dict.fromkeys(states) if state != "RUNNING"
-        }
-        counts = [f"{states.count('RUNNING')} of {status.target_num_replicas} replicas running"]
-        counts += [f"{count} {state.lower()}" for state, count in others.items()]
-        parts.append(f"{deployment} {status.status}, {', '.join(counts)}")
-        if status.message:
-            parts.append(" ".join(serve_client.end_of(status.message).split()))
-    if details.message:
-        parts.append(" ".join(serve_client.end_of(details.message).split()))
-    return "; ".join(parts)
 
 
 def require_declared(application: ServeApplication) -> None:

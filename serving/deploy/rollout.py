@@ -229,7 +229,7 @@ def _apply(
     former = declared.get(application.name)
     if former is None or former.runtime_env != application.runtime_env:
         require_unchanged(str(application.code))
-    with recorded_change(application, former=former):
+    with recorded_change(application, previous=former):
         return _put_until_served(application, former=former, progress=progress)
 
 
@@ -288,7 +288,7 @@ def undeploy(name: str) -> None:
         return
     others = serve_client.declared_in(before)
     former = others.pop(name, None)
-    with recorded_change(None, former=former):
+    with recorded_change(None, previous=former):
         serve_client.put_applications(list(others.values()))
     deadline = time.monotonic() + REMOVAL_TIMEOUT_S
     while name in serve_client.serve_applications():

@@ -312,10 +312,10 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     rollout.undeploy("t")
     assert [event.what for event in serve.events] == [
         "t: served, with the champion full-1",
-        "t: serving.max_replicas unset -> 3",
-        "t: serving.max_replicas 3 -> unset; challenger unset -> full-2 (canary 0.1, shadow 0)",
-        "t: challenger full-2 (canary 0.1, shadow 0) -> full-2 (canary 0.5, shadow 0)",
-        "t: champion full-1 -> full-2; challenger full-2 (canary 0.5, shadow 0) -> unset",
+        "t: changed serving.max_replicas; the champion is full-1",
+        "t: changed challenger, serving.max_replicas; the champion is full-1",
+        "t: changed challenger; the champion is full-1",
+        "t: changed champion, challenger; the champion is full-2",
         "t: removed from service",
     ]
     assert set(registries) == {"s3://models"}
@@ -335,10 +335,9 @@ def test_a_failed_deploy_is_recorded_twice(monkeypatch: pytest.MonkeyPatch) -> N
     serve.after_put = [lambda: serve.declare(other)]
     with pytest.raises(OverwrittenError):
         switch("t")
-    assert [event.what.partition(": another")[0] for event in serve.events] == [
-        "t: champion full-1 -> full-2",
-        "failed: t: champion full-1 -> full-2",
-    ]
+    whats = [event.what for event in serve.events]
+    assert whats[0] == "t: changed champion; the champion is full-2"
+    assert whats[1].startswith(f"failed: {whats[0]}: ")
 
 
 def test_nothing_is_deployed_if_the_security_log_cannot_be_written(

@@ -74,8 +74,8 @@ def new_classifier(
     return Classifier(task_uri, ServingConfig(**fields).model_dump_json())
 
 
-async def answer(classifier: Classifier, body: dict[str, Any], *, route: str = "_classify") -> Any:
-    status, content = await getattr(classifier, route)(json.dumps(body).encode(), "r")
+async def answer(classifier: Classifier, body: dict[str, Any]) -> Any:
+    status, content = await classifier._classify(json.dumps(body).encode(), "r")
     assert status == 200
     return json.loads(content)
 
@@ -151,20 +151,6 @@ def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_m
     ]
 
 
-def test_a_comparison_has_both_answers_and_one_pass_for_one_version(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def scenario() -> None:
-        classifier = new_classifier(monkeypatch)
-        await classifier.reconfigure(config("one", others={"baseline": ref("probe")}))
-        answers = await answer(classifier, {"input": "x"}, route="_compare")
-        assert (answers["champion"]["version"], answers["baseline"]["version"]) == ("one", "probe")
-        same = new_classifier(monkeypatch)
-        await same.reconfigure(config("one", others={"baseline": ref("one")}))
-        answers = await answer(same, {"input": "x"}, route="_compare")
-        assert answers["champion"] == answers["baseline"]
-
-    asyncio.run(scenario())
 
 
 def test_redaction_does_not_block_other_requests(
