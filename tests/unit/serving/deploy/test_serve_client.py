@@ -39,9 +39,7 @@ def test_without_keys_a_deploy_that_other_machines_can_reach_is_refused(
     if not public:
         require_private_or_keys(instance)
         return
-    with pytest.raises(
-        DeployError, match=r"serving\.api_keys is not set\. Make a key with `tailorbird key NAME`"
-    ):
+    with pytest.raises(DeployError):
         require_private_or_keys(instance)
 
 

