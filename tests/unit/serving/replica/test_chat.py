@@ -186,7 +186,7 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
         "champion": {"uri": "u", "digest": "d"},
         "challenger": {"uri": "v", "digest": "c", "shadow": 1.0},
     }
-    versions._config = ReplicaConfig.model_validate(config)
+    versions.config = ReplicaConfig.model_validate(config)
     message = {"role": "user", "content": "abc"}
     body = json.dumps({"messages": [message], "attributes": {"language": "en"}}).encode()
 
@@ -220,7 +220,7 @@ def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> N
         "champion": {"uri": "u", "digest": "d"},
         "challenger": {"uri": "v", "digest": "c", "canary": 1.0},
     }
-    versions._config = ReplicaConfig.model_validate(config)
+    versions.config = ReplicaConfig.model_validate(config)
 
     def answer(**fields: Any) -> Any:
         body = {"messages": [{"role": "user", "content": "abc"}]} | fields
