@@ -102,12 +102,12 @@ def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(
     assert clock.notes == [starting, f"{starting}; {SLOW}"]
 
 
-def test_a_failed_deploy_ends_at_once_with_serves_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_deploy_ends_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = details("DEPLOY_FAILED", deployment_message="ModuleNotFoundError: no module named 'x'")
     clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"]), 30: failed})
     with pytest.raises(DeployError):
         clock.wait()
-    assert clock.now < 32
+    assert clock.now < 40
 
 
 def test_an_unhealthy_application_fails_unless_serve_repairs_it(

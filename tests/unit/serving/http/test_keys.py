@@ -119,13 +119,13 @@ def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(
 ) -> None:
     lines = {name: key.to_line() for name, key in KEYS.items()}
     file = parse_keys(content.format(**lines).encode(), source="keys")
-    keys = keys_in_force(file, former=list(KEYS.values()))
+    keys = keys_in_force(file, previous=list(KEYS.values()))
     assert sorted(key.sha256 for key in keys) == [KEYS[name].sha256 for name in in_force.split()]
 
 
 def test_a_file_in_another_encoding_leaves_all_keys_in_force() -> None:
     file = parse_keys(KEYS["a1"].to_line().encode("utf-16"), source="keys")
-    assert keys_in_force(file, former=[KEYS["a1"]]) == (KEYS["a1"],)
+    assert keys_in_force(file, previous=[KEYS["a1"]]) == (KEYS["a1"],)
 
 
 LOCAL = "127.0.0.1:8000"
