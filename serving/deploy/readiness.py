@@ -65,12 +65,12 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
     answered = set[str | None]()
     while time.monotonic() < deadline:
         status = replica_status(base_url)
-        if status.config != wanted:  # the replica still has a former configuration
+        if status.config != wanted:  # the replica still has a previous configuration
             status = UNREACHABLE
         if status.refused == digest:
             reason = status.reason
             raise VersionRefusedError(
-                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
+                f"{name}: the previous version still serves, the new one cannot be loaded: {reason}"
             )
         if status.digest == digest:
             in_a_row += 1

@@ -27,7 +27,7 @@ class DeployError(ValueError):
 
 
 class VersionRefusedError(DeployError):
-    """A version that could not be loaded. The former version still serves."""
+    """A version that could not be loaded. The previous version still serves."""
 
 
 class OverwrittenError(DeployError):

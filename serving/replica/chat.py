@@ -65,8 +65,7 @@ class Chat:
         return self._replica.asgi_app(routes, page="chat")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `Replica.reconfigure`). The former version finishes the answers
-        that it started."""
+        """Load a configuration. The previous version finishes the answers that it has started."""
         await self._replica.reconfigure(user_config)
 
     async def check_health(self) -> None:

@@ -61,8 +61,7 @@ class Classifier:
         return self._replica.asgi_app(routes, page="classify")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `Replica.reconfigure`). The former engine answers the requests
-        in its queue."""
+        """Load a configuration. The previous engine answers the requests in its queue."""
         await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
