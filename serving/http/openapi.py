@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.http import chat_schemas, schemas
-from serving.http.asgi import HTML, ID, JSON, REST, Route
+from serving.http.asgi import HTML, ID, JSON, Route
 from tailorbird.config.serving import MAX_TEXT_BYTES, ServingConfig
 
 REF = "#/components/schemas/{model}"
@@ -48,7 +48,7 @@ class Operation:
     summary: str
     response: (
         type[BaseModel] | None
-    )  # type of the response with `status`; None for pages and the OpenAPI document
+    )  # type of the response with `status`; None for the OpenAPI document
     request: type[BaseModel] | None = None
     example: Mapping[str, object] | None = None  # body of an example request
     status: int = 200
@@ -93,17 +93,13 @@ OPERATIONS: Mapping[str, Operation] = {
     "/healthz": Operation("Liveness probe", schemas.Health),
     "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness),
     "/openapi.json": Operation("Return this OpenAPI document", None),
-    "/docs": Operation("Return this document as an HTML page", None),
-    "/": Operation("Return an HTML page for trying the model", None),
-    "/page.js": Operation("Return the script of this page", None),
-    "/console": Operation("Return the first page of the console, as HTML", None),
-    "/console/_live.js": Operation("Return the script that updates pages of the console", None),
-    f"/console/{REST}": Operation("Return the page of the console at this path, as HTML", None),
 }
 
 
 def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
-    """Return the OpenAPI document of the routes. Each route must be in `OPERATIONS`."""
+    """Return the OpenAPI document of the routes, without pages and their scripts. Each other route
+    must be in `OPERATIONS`."""
+    routes = {path: route for path, route in routes.items() if route.content_type == JSON}
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"OPERATIONS lacks {missing}"
     components: Schema = {
@@ -129,7 +125,7 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         },
         "servers": [{"url": ".", "description": "The server of this document"}],
         "paths": {
-            path.replace(REST, ID): {route.method.lower(): _operation(path, route, config=config)}
+            path: {route.method.lower(): _operation(path, route, config=config)}
             for path, route in routes.items()
         },
         "components": components,
@@ -143,24 +139,20 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
 def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     operation = OPERATIONS[path]
     documented: Schema = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", path.replace(REST, ID)).strip("_") or "page",
+        "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_"),
         "summary": operation.summary,
         "responses": {
-            str(operation.status): _response(operation, content_type=route.content_type),
+            str(operation.status): _response(operation),
             "default": {"$ref": "#/components/responses/Error"},
         },
     }
-    if ID in path or REST in path:
-        if ID in path:
-            text = "The `id` of the batch job."
-        else:
-            text = "Path of a page, as in the links of the first page."
+    if ID in path:
         documented["parameters"] = [
             {
                 "name": "id",
                 "in": "path",
                 "required": True,
-                "description": text,
+                "description": "The `id` of the batch job.",
                 "schema": {"type": "string"},
             }
         ]
@@ -178,11 +170,9 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     return documented
 
 
-def _response(operation: Operation, *, content_type: str) -> Schema:
-    schema = {"type": "object" if content_type == JSON else "string"}
-    content: Schema = {
-        content_type: {"schema": _ref(operation.response) if operation.response else schema}
-    }
+def _response(operation: Operation) -> Schema:
+    schema = _ref(operation.response) if operation.response else {"type": "object"}
+    content: Schema = {JSON: {"schema": schema}}
     if operation.events is not None:
         data = {
             "type": "string",

@@ -49,22 +49,14 @@ def is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_documented_paths_are_exactly_the_routes(service: type) -> None:
+def test_the_documented_paths_are_routes_with_their_method(service: type) -> None:
     document, app = _document(service), application(service, CONFIG)
-    *_, body = request(app, "GET", "/nowhere")
-    assert ", ".join(sorted(document["paths"])) == re.sub(
-        ".*the routes are ", "", json.loads(body)["error"]["message"]
-    )
+    ids = set()
     for path, item in document["paths"].items():
         status, headers, _ = request(app, "DELETE", path)
         assert (status, headers[b"allow"].decode().lower()) == (405, *item)
-        assert len(
-            {
-                operation["operationId"]
-                for item in document["paths"].values()
-                for operation in item.values()
-            }
-        ) == len(document["paths"])
+        ids |= {operation["operationId"] for operation in item.values()}
+    assert len(ids) == len(document["paths"])
 
 
 def test_an_undocumented_route_fails_an_assertion() -> None:
@@ -131,7 +123,7 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     }
     assert {path for path, operation in operations.items() if "security" in operation} == {
         "/v1/classify", "/v1/models", "/v1/feedback",
-        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel", "/console", "/console/{id}",
+        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel",
     }  # fmt: skip
     assert operations["/v1/classify"]["description"] == "The key needs the scope `answer`."
     assert (
