@@ -66,15 +66,16 @@ class Classifier:
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         context = self._replica.begin("classify", request_id)
-        request = self._parse(body)
+        request = parse_request(
+            body, max_texts=self._config.max_texts, max_text_bytes=MAX_TEXT_BYTES
+        )
+        require_loggable_subject(request.subject, log=self._replica.log)
         engine, context = self._replica.assign(
             context, model=request.model, subject=request.subject
         )
         answer = await self._answer(request, engine=engine, context=context)
-        unit = context.unit
-        versions = self._replica.versions
         if context.arm == "champion":
-            shadow = versions.shadow_for(unit)
+            shadow = self._replica.versions.shadow_for(context.unit)
         else:
             shadow = None
         if shadow is not None:
@@ -83,12 +84,6 @@ class Classifier:
             )
             self._shadows.add(run, num_bytes=len(body), caller=context.caller)
         return 200, answer
-
-    def _parse(self, body: bytes) -> ClassifyRequest:
-        config = self._config
-        request = parse_request(body, max_texts=config.max_texts, max_text_bytes=MAX_TEXT_BYTES)
-        require_loggable_subject(request.subject, log=self._replica.log)
-        return request
 
     async def _answer(
         self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext
