@@ -10,6 +10,7 @@ from serving.http.asgi import ASGIApp
 from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
+from serving.replica.config import ReplicaConfig, VersionRef
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import ShadowRunner
 from tailorbird.config.serving import ServingConfig
@@ -21,6 +22,7 @@ def deployment(service: type, config: ServingConfig, engine: Any = None) -> Any:
     versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
     if engine is not None:
         versions.engines = {"champion": engine}
+        versions.config = ReplicaConfig(champion=VersionRef(uri="s3://version", digest="d"))
     made: Any = object.__new__(service)
     made._config = config
     task = "chat" if service is Chat else "classification"
