@@ -251,7 +251,12 @@ def test_the_fields_of_a_chat_request_have_openais_defaults_and_names() -> None:
 
 
 def test_a_message_from_openai_and_fields_without_effect_are_accepted() -> None:
-    answer = {"role": "assistant", "content": "F40.243", "refusal": None, "annotations": []}
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "F40.243",
+        "refusal": None,
+        "annotations": [],
+    }
     turns = [{"role": "system", "content": "Code."}, USER, answer | {"tool_calls": None}, TURN]
     roles = [role for role, _ in chat(messages=turns).conversation]
     assert roles == ["system", "user", "assistant", "user"]
